@@ -143,31 +143,31 @@ def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most:
     return walk.digest == info.digest
 
 
+@dataclass
 class _Listing:
-    """The manifest that is being written, and the walk that leads there."""
+    """The manifest that is being written, and the walk that leads there; for its settings see `ListingOptions`."""
 
-    def __init__(
-        self,
-        store: Store,
-        archive: Archive,
-        plan: BlockPlan,
-        *,
-        each: Each = in_turn,
-        progress: raw_listing.Progress | None = None,
-        limit: int | None = None,
-        digest: Digest = identity_digest,
-        portions: Portions = Portions(),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store, self._archive, self._plan, self._each = store, archive, plan, each
-        self._digest, self._portions, self._clock, self._began = digest, portions, clock, clock()
-        self._earlier = manifest.manifests(store)
-        self.last = manifest.read_complete(store, self._earlier[-1]) if self._earlier else None
+    store: Store
+    archive: Archive
+    plan: BlockPlan
+    each: Each = in_turn
+    progress: raw_listing.Progress | None = None
+    limit: int | None = None
+    digest: Digest = identity_digest
+    portions: Portions = Portions()
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._earlier = manifest.manifests(self.store)
+        self.last = manifest.read_complete(self.store, self._earlier[-1]) if self._earlier else None
         self.number = self._earlier[-1] + 1 if self._earlier else 0
-        store.clear(manifest.folder_of(self.number))
+        self.store.clear(manifest.folder_of(self.number))
         self._scratch = f"{manifest.folder_of(self.number)}/listing"
-        lister = raw_listing.SectionLister(store, self._scratch, archive.selection, archive.fetcher, digest, portions.raw_rows)
-        self.walk = Walk(lister, archive, each, limit, progress)
+        lister = raw_listing.SectionLister(
+            self.store, self._scratch, self.archive.selection, self.archive.fetcher, self.digest, self.portions.raw_rows
+        )
+        self.walk = Walk(lister, self.archive, self.each, self.limit, self.progress)
 
     def portion(self) -> manifest.ManifestInfo | None:
         """List on until there is a manifest's worth of new members, or nothing is left; None where nothing was new."""
@@ -183,20 +183,20 @@ class _Listing:
 
     def written(self, *, is_portion: bool = False) -> manifest.ManifestInfo | None:
         """The manifest of what the walk found; None where nothing is new. `is_portion`: earlier manifests are parts of the same listing."""
-        walk, store, number, last = self.walk, self._store, self.number, self.last
+        walk, store, number, last = self.walk, self.store, self.number, self.last
         goes_on = is_portion and bool(walk.unlisted)
         if not walk.listed and not goes_on:
-            raise self._archive.empty(walk.found, walk.opened)
-        files, each = walk.files, self._each
+            raise self.archive.empty(walk.found, walk.opened)
+        files, each = walk.files, self.each
         joined = manifest.joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files))
         input_type = manifest.settled(joined)
         known, guard = manifest.listed_so_far(store)
-        if max(walk.kept, known) <= self._portions.few:
+        if max(walk.kept, known) <= self.portions.few:
             each = in_turn
         chosen, vanished = dedup.choose_new(
-            store, number, self._earlier, files, self._digest, self._portions.id_rows, are_all=not is_portion, known=known
+            store, number, self._earlier, files, self.digest, self.portions.id_rows, are_all=not is_portion, known=known
         )  # fmt: skip
-        runs = cut_blocks.runs_of(chosen, self._portions.run_rows)
+        runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
         if last is not None and not runs and (is_portion or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))):
             walk.next_portion()
             if goes_on:
@@ -204,17 +204,17 @@ class _Listing:
             store.clear(manifest.folder_of(number))
             manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard)))
             return None
-        blocks = _cut(store, number, self._plan, runs, input_type, each)
+        blocks = _cut(store, number, self.plan, runs, input_type, each)
         noted = _noted(walk, guard)
         info = manifest.ManifestInfo(
             manifest=number,
             members=int(blocks["members"].to_numpy().sum()),
             size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
             blocks=len(blocks),
-            batch_slots=self._plan.batch_slots,
+            batch_slots=self.plan.batch_slots,
             listed=walk.listed,
             vanished=len(vanished),
-            listing_s=round(self._clock() - self._began, 3),
+            listing_s=round(self.clock() - self._began, 3),
             goes_on=goes_on,
             earlier=known,
             **noted | ({"digest": ""} if goes_on else {}),
