@@ -3,8 +3,17 @@
 import numpy as np
 
 from ray_app.evaluation.compare import compare
-from ray_app.evaluation.compare.accuracy import ImageGroups, labelled_changes
-from ray_app.evaluation.compare.changes import QUANTILES, STATUSES, distribution_of, flagged_of, flips_of, shift_of, statuses_of
+from ray_app.evaluation.compare.changes import (
+    QUANTILES,
+    STATUSES,
+    ImageTruth,
+    distribution_of,
+    flagged_of,
+    flips_of,
+    labelled_changes,
+    shift_of,
+    statuses_of,
+)  # fmt: skip
 from ray_app.evaluation.compare.compare import concluded
 
 N = 2_400
@@ -21,7 +30,8 @@ def example_comparison(*, shift=0.3, shared=True, n=N):
     statuses = np.zeros(n, np.int8)
     later = np.where(draw.random(n) < 0.004, STATUSES.index("corrupt_image"), statuses).astype(np.int8)
     groups = [("real", "real:camera"), *(("fake", name) for name in GENERATORS)]
-    truth = ImageGroups("truth.csv", np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32), groups)
+    whose = np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32)
+    truth = ImageTruth("truth.csv", whose, groups, np.array([name for _, name in groups], object)[whose])
     none = np.empty(0)
     systems = [
         {

@@ -1,16 +1,11 @@
-"""Changes from run A to run B: verdicts (`flips_of`), statuses, scores (`shift_of`, `distribution_of`).
+"""Two runs side by side (`ComparedRun`, `pair`), and what changed from A to B: statuses, verdicts, scores and, by labels, their accuracy.
 
-Differences are B less A, in log-odds.
-
-Which rows of two runs are of the same image (`pair`), and single columns of a run as arrays (`RunColumns`).
-
-A run is read a column at a time, so that memory holds keys, places and two columns, however many detectors there are: about 60 bytes a row
-of either run.
+Differences are B less A, in log-odds or shares; figures are plain JSON. A run is read once, into about 30 bytes a row and 4 for each
+detector.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,200 +14,138 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError, Status
+from ray_app.evaluation.interval_sample import Meaning
+from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, drift, intervals, significance
+from ray_app.metrics import arrays, clusters, detection_intervals, drift, intervals, significance
+from ray_app.reports.evaluation.system_model import IntervalFacts
 from ray_app.runs import RunDirectory, reader, summary
 
 By = Literal["image_id", "sha256"]
-
 Places = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int8]
+Bools = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[Any]
+VERDICTS = ("fake", "abstain", "real")
+FAKE, REAL = VERDICTS.index("fake"), VERDICTS.index("real")
+STATUSES = tuple(status.value for status in Status)
+EXAMPLES = 12
+MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_COLUMNS = ["image_id", "sha256", "status", "verdict", "score", "scores"]
+AUC_SAMPLE = 200_000  # images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then below 0.001
 
 
-@dataclass(frozen=True)
-class RunColumns:
-    """The current rows of a run, in their order, column by column."""
+class ComparedRun(NamedTuple):
+    """A run and its current rows in their order: `image_id`, `sha256` (its first 64 bits, null of a file that was never read), `verdict`
+    and `status` (places among VERDICTS and STATUSES, -1 = none), and a column of scores for ENSEMBLE and each detector, null for none.
+    """
 
     run: RunDirectory
-    detectors: Sequence[str]
-    columns: frozenset[str]
-    counted: list[int] = field(default_factory=list, compare=False)
+    described: Mapping[str, Any]
+    rows: pa.Table
 
     @classmethod
-    def open(cls, url: str) -> "RunColumns":
-        """Those of the run at a URL or path. Raises ConfigError where there is none."""
+    def open(cls, url: str) -> "ComparedRun":
+        """That at a URL or path. Raises ConfigError where there is none."""
         run = RunDirectory.open(url)
         if not run.exists():
             raise run.missing()
-        first = next(reader.current_tables(run), None)
-        return cls(run, run.describe()["detectors"], frozenset(() if first is None else first.column_names))
+        described = run.describe()
+        pieces = [_compact(table, described["detectors"]) for table in reader.current_tables(run, _COLUMNS)]
+        return cls(run, described, pa.concat_tables(pieces) if pieces else _compact(None, described["detectors"]))
 
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns, a bounded table at a time; those that the run does not have are left out.
+    @property
+    def detectors(self) -> list[str]:
+        """Their names, in the order of the run."""
+        return list(self.described["detectors"])
 
-        Raises ConfigError where there are not as many rows as the time before: places would be those of others.
-        """
-        wanted = [one for one in dict.fromkeys(["image_id", *columns]) if one.partition(".")[0] in self.columns]
-        rows = 0
-        for table in reader.current_tables(self.run, wanted):
-            rows += len(table)
-            yield table
-        self.check_count(rows)
-
-    def check_count(self, rows: int) -> None:
-        """Raises ConfigError where there are not as many rows as the time before."""
-        self.counted.append(rows)
-        if rows != self.counted[0]:
-            raise ConfigError(f"{self.run.store.url}: the run changed while it was read", hint="compare it when nothing scores into it")
-
-    def keys(self, by: By) -> tuple[Places, npt.NDArray[np.bool_]]:
-        """Per row 64 bits that name its image, int64 (n,), and whether it has such a name: one that was never read has no hash."""
-        words, known = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
-        for table in self.tables([by]):
-            words.append(table["image_id"].to_numpy() if by == "image_id" else _first_words(table["sha256"]))
-            known.append(np.asarray(pc.is_valid(table[by])))
-        return np.concatenate(words), np.concatenate(known)
-
-    def scores(self, system: str) -> npt.NDArray[Any]:
-        """Log-odds of the ensemble, float64 (n,), or of a detector, float32 (n,); NaN where there is none."""
-        pieces = [np.empty(0, np.float64 if system == ENSEMBLE else np.float32)]
-        for table in self.tables(["score" if system == ENSEMBLE else f"scores.{system}"]):
-            column = table["score"] if system == ENSEMBLE else pc.struct_field(table["scores"], [system])
-            pieces.append(column.to_numpy())
-        return np.concatenate(pieces)
-
-    def codes(self, column: str, words: Sequence[str]) -> Codes:
-        """Per row the place of its word among `words`, int8 (n,); -1 for none and for others."""
-        known, pieces = pa.array(words), [np.empty(0, np.int8)]
-        for table in self.tables([column]):
-            found = pc.index_in(table[column].cast(pa.string()), known)
-            pieces.append(pc.fill_null(found, -1).to_numpy().astype(np.int8))
-        return np.concatenate(pieces)
-
-    def rows_at(self, places: Places, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows at some places, in the order of `places`."""
-        found: dict[int, dict[str, Any]] = {}
-        start = 0
-        for table in self.tables(columns):
-            here = places[(places >= start) & (places < start + len(table))]
-            rows = table.take(pa.array(here - start)).to_pylist()
-            found.update(zip(here.tolist(), rows, strict=True))
-            start += len(table)
-        return [found[place] for place in places.tolist()]
+    def column(self, name: str) -> Numbers:
+        """A column of the rows, (n,); NaN for a score that there is not."""
+        return np.asarray(self.rows[name].to_numpy())
 
 
 class Pairing(NamedTuple):
-    """Of each image in both runs, the place of its row in either, (m,) each, in the order of their keys: a random order, but a fixed one.
-
-    `doubled_*`: rows that were left out since an earlier one has the same key; `unnamed_*`: since they have none.
+    """Of each image in both runs the place of its row in A and in B, (m,) each, in the order of their keys, a random order, but a fixed
+    one; and `counts`, as plain JSON. Rows of either run = both + only + doubled (left out since an earlier row has the same key);
+    `unnamed`: rows that have no key; `why`: why images are matched by another key than their ids.
     """
 
-    by: By
-    why: str | None
-    rows_a: int
-    rows_b: int
-    places_a: Places
-    places_b: Places
-    doubled_a: int = 0
-    doubled_b: int = 0
-    unnamed_a: int = 0
-    unnamed_b: int = 0
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """As plain JSON; rows of either run = both + only + doubled."""
-        both = len(self.places_a)
-        return {
-            "by": self.by,
-            "why": self.why,
-            "a": self.rows_a,
-            "b": self.rows_b,
-            "both": both,
-            "only_a": self.rows_a - both - self.doubled_a,
-            "only_b": self.rows_b - both - self.doubled_b,
-            **{name: getattr(self, name) for name in ("doubled_a", "doubled_b", "unnamed_a", "unnamed_b")},
-        }
+    places: tuple[Places, Places]
+    counts: Mapping[str, Any]
 
 
-def pair(a: RunColumns, b: RunColumns, by: By | None = None) -> Pairing:
-    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`, for the reason `why`."""
+class ImageTruth(NamedTuple):
+    """Of images, (m,) each: the place of its group among `groups` (label, generator), -1 = not labelled; and whose it is (`names`): the
+    generator of a fake; of a real image its source where it has one, else its generator. `name`: of the labels.
+    """
+
+    name: str
+    codes: npt.NDArray[np.int32]
+    groups: Sequence[tuple[str, str]]
+    names: npt.NDArray[np.object_]
+
+
+def pair(a: ComparedRun, b: ComparedRun, by: By | None = None) -> Pairing:
+    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`."""
     if by is not None and by not in get_args(By):
         raise ConfigError(f"--by {by}: not a key of images", hint=f"one of {', '.join(get_args(By))}")
-    first = _joined(a, b, by or "image_id", None)
-    if by or len(first.places_a) or not first.rows_a or not first.rows_b:
+    first = _paired(a, b, by or "image_id")
+    if by or first.counts["both"] or not len(a.rows) or not len(b.rows):
         return first
-    second = _joined(a, b, "sha256", "the runs share no image_id, so images are matched by their bytes")
-    return second if len(second.places_a) else first._replace(why="the runs share neither an image_id nor the bytes of an image")
+    second = _paired(a, b, "sha256")
+    if second.counts["both"]:
+        why = "the runs share no image_id, so images are matched by their bytes"
+        return second._replace(counts={**second.counts, "why": why})
+    return first._replace(counts={**first.counts, "why": "the runs share neither an image_id nor the bytes of an image"})
 
 
-def _joined(a: RunColumns, b: RunColumns, by: By, why: str | None) -> Pairing:
-    (keys_a, rows_a, total_a, known_a), (keys_b, rows_b, total_b, known_b) = _distinct(a, by), _distinct(b, by)
-    if not len(keys_a) or not len(keys_b):
-        places_a = places_b = np.empty(0, np.int64)
-    else:
-        places = np.minimum(np.searchsorted(keys_b, keys_a), len(keys_b) - 1)
-        same = keys_b[places] == keys_a
-        places_a, places_b = rows_a[same], rows_b[places[same]]
-    doubled_a, doubled_b = known_a - len(keys_a), known_b - len(keys_b)
-    return Pairing(by, why, total_a, total_b, places_a, places_b, doubled_a, doubled_b, total_a - known_a, total_b - known_b)
+def truth_of(run: ComparedRun, labels: LabelledRows, places: Places) -> ImageTruth | None:
+    """The truth about the rows at some places of a run; None where none of them is labelled.
 
-
-def _distinct(run: RunColumns, by: By) -> tuple[Places, Places, int, int]:
-    """Distinct keys in order, the place of the first row of each, how many rows there are, and how many have a key."""
-    keys, known = run.keys(by)
-    if known.all():
-        return *np.unique(keys, return_index=True), len(keys), len(keys)
-    places = np.flatnonzero(known)
-    keys, first = np.unique(keys[places], return_index=True)
-    return keys, places[first], len(known), len(places)
-
-
-def _first_words(digests: pa.ChunkedArray) -> Places:
-    """The first 64 bits of hexadecimal digests, 0 for none. Among 10⁷ files two share them by chance once in 400,000 runs."""
-    texts = pc.fill_null(pc.utf8_slice_codeunits(digests, 0, 16), "0" * 16)
-    return np.frombuffer(bytes.fromhex("".join(texts.to_pylist())), ">i8").astype(np.int64)
-
-
-VERDICTS = ("fake", "abstain", "real")
-STATUSES = tuple(status.value for status in Status)
-EXAMPLES = 12
-FAKE = VERDICTS.index("fake")
-Scores = npt.NDArray[np.float64]
-Numbers = npt.NDArray[Any]
-MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+    Raises ConfigError where the run has other rows than when it was opened.
+    """
+    pieces = list(labels.join(run.run, ()).tables(["label", "generator", "source"], every=True))
+    if sum(map(len, pieces)) != len(run.rows):
+        raise ConfigError(f"{run.run.store.url}: the run changed while it was read", hint="compare it when nothing scores into it")
+    if not len(places):
+        return None
+    rows = pa.concat_tables(pieces).take(pa.array(places)).combine_chunks()
+    words = pc.binary_join_element_wise(rows["label"], rows["generator"], "\0").combine_chunks().dictionary_encode()
+    if words.null_count == len(words):
+        return None
+    groups = [(label, generator) for label, _, generator in (word.partition("\0") for word in words.dictionary.to_pylist())]
+    names = pc.if_else(pc.equal(rows["label"], "real"), pc.coalesce(rows["source"], rows["generator"]), rows["generator"])
+    return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, np.asarray(names.to_numpy(), object))
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
-    """Verdicts of the same images, (m,) each, as plain JSON: `matrix[a][b]`, the share that `flipped`, and McNemar's test of `flagged`."""
+    """Verdicts of the same images, (m,) each: `matrix[a][b]`, the share that `flipped`, and McNemar's test of `flagged`."""
     there = (a >= 0) & (b >= 0)
     n = int(there.sum())
-    table = _table(a[there], b[there], len(VERDICTS))
-    flipped = n - int(np.trace(table))
-    only_a, only_b = int(table[FAKE].sum() - table[FAKE, FAKE]), int(table[:, FAKE].sum() - table[FAKE, FAKE])
-    tested = significance.mcnemar_of(only_a, only_b, n)
-    why = "no image has a verdict in both runs"
+    table = _crossed(a[there], b[there], len(VERDICTS))
+    flipped, both = n - int(np.trace(table)), int(table[FAKE, FAKE])
+    flagged_a, flagged_b = int(table[FAKE].sum()), int(table[:, FAKE].sum())
+    counts = {"flipped": flipped, "flagged_both": both, "flagged_a": flagged_a, "flagged_b": flagged_b}
     return {
         "n": n,
         "matrix": {word: dict(zip(VERDICTS, row, strict=True)) for word, row in zip(VERDICTS, table.tolist(), strict=True)},
         "flips": flipped,
-        "flipped": intervals.proportion(flipped, n, why).row(),
-        "flagged_both": intervals.proportion(int(table[FAKE, FAKE]), n, why).row(),
-        "flagged_a": intervals.proportion(int(table[FAKE].sum()), n, why).row(),
-        "flagged_b": intervals.proportion(int(table[:, FAKE].sum()), n, why).row(),
-        **tested.row(),
+        **{name: intervals.proportion(count, n, "no image has a verdict in both runs").row() for name, count in counts.items()},
+        **significance.mcnemar_of(flagged_a - both, flagged_b - both, n).row(),
     }
 
 
 def statuses_of(a: Codes, b: Codes) -> dict[str, Any]:
     """Statuses of the same images, (m,) each: how many changed, and from what to what, the most frequent first."""
     changed = a != b
-    table = _table(a[changed], b[changed], len(STATUSES) + 1)
-    pairs = [(_status(x), _status(y), int(table[x, y])) for x, y in np.argwhere(table).tolist()]
+    table = _crossed(a[changed], b[changed], len(STATUSES) + 1)
+    words = (*STATUSES, "another")
+    pairs = [[words[x], words[y], int(table[x, y])] for x, y in np.argwhere(table).tolist()]
     return {
         "n": len(a),
         "changed": intervals.proportion(int(changed.sum()), len(a), "no image is in both runs").row(),
-        "pairs": [list(one) for one in sorted(pairs, key=lambda one: (-one[2], one[0], one[1]))],
+        "pairs": sorted(pairs, key=lambda one: (-one[2], one[0], one[1])),
     }
 
 
@@ -221,45 +154,46 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
 
     The interval is Agresti and Caffo's (2000); p is of the pooled z test, or Fisher's where fewer than five flags are to be expected.
     """
+    from scipy.stats import fisher_exact
+
     n, m = int((a >= 0).sum()), int((b >= 0).sum())
     x, y = int((a == FAKE).sum()), int((b == FAKE).sum())
     why = "the run has no verdict"
     shares = {"a": intervals.proportion(x, n, why).row(), "b": intervals.proportion(y, m, why).row()}
     if not n or not m:
         return shares | {"difference": arrays.undefined("a run has no verdict").row(), "p": None}
-    p, q = (x + 1) / (n + 2), (y + 1) / (m + 2)
+    p, q, pooled = (x + 1) / (n + 2), (y + 1) / (m + 2), (x + y) / (n + m)
     half = intervals.Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     interval = (max(-1.0, q - p - half), min(1.0, q - p + half))
-    return shares | {
-        "difference": arrays.MetricEstimate(y / m - x / n, interval, "agresti-caffo", n + m).row(),
-        "p": _two_shares(x, n, y, m),
-    }
+    if min(pooled, 1 - pooled) * min(n, m) < 5:
+        chance = float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
+    else:
+        chance = math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
+    return shares | {"difference": arrays.MetricEstimate(y / m - x / n, interval, "agresti-caffo", n + m).row(), "p": chance}
 
 
-def examples_of(runs: tuple[RunColumns, RunColumns], pairing: Pairing, verdicts: Sequence[Codes], scores: Sequence[Scores]) -> list[Any]:
+def examples_of(a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: Sequence[Numbers]) -> list[dict[str, Any]]:
     """The images whose verdict changed and whose score moved farthest, at most EXAMPLES; then those whose score alone moved.
 
-    `verdicts` and `scores`: of the paired images, (m,) each, of a and of b.
+    `ids`, and `verdicts` and `scores` in a and in b: of the paired images, (m,) each.
     """
     moved = np.nan_to_num(np.abs(scores[1] - scores[0]), nan=-1.0)
     flipped = (verdicts[0] != verdicts[1]) & (verdicts[0] >= 0) & (verdicts[1] >= 0)
     candidates = np.flatnonzero(flipped if flipped.any() else moved > 0)
     chosen = candidates[np.argsort(-moved[candidates], kind="stable")[:EXAMPLES]]
-    rows = runs[0].rows_at(pairing.places_a[chosen], ["image_id", "uri", "member"])
+    wanted = pa.array(ids[chosen])
+    tables = reader.current_tables(a.run, ["image_id", "uri", "member"]) if len(chosen) else ()
+    rows = {row["image_id"]: row for table in tables for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()}
     return [
-        {
-            **row,
-            "verdict_a": _verdict(verdicts[0][place]),
-            "verdict_b": _verdict(verdicts[1][place]),
-            "score_a": _finite(scores[0][place]),
-            "score_b": _finite(scores[1][place]),
-        }
-        for place, row in zip(chosen.tolist(), rows, strict=True)
+        rows[image_id]
+        | {f"verdict_{side}": VERDICTS[one[place]] if one[place] >= 0 else None for side, one in zip("ab", verdicts, strict=True)}
+        | {f"score_{side}": float(one[place]) if np.isfinite(one[place]) else None for side, one in zip("ab", scores, strict=True)}
+        for place, image_id in zip(chosen.tolist(), wanted.to_pylist(), strict=True)
     ]
 
 
 def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
-    """Scores of the same images, (m,) each, NaN for none, as plain JSON.
+    """Scores of the same images, (m,) each, NaN for none.
 
     `mean` with the interval and `p` of Student's paired t; `moved`: the share of images whose score changed by more than MOVED;
     `equal`: how many scores are equal to the last bit.
@@ -267,20 +201,18 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     there = np.isfinite(a) & np.isfinite(b)
     change = b[there].astype(np.float64) - a[there]
     n, why = len(change), "no image has a score in both runs"
-    found: dict[str, Any] = {"n": n, "equal": int((change == 0).sum()), "gained": int((np.isnan(a) & ~np.isnan(b)).sum())}
-    found["lost"] = int((np.isnan(b) & ~np.isnan(a)).sum())
-    moved = intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).row()
-    if not n:
-        return found | {"mean": arrays.undefined(why).row(), "p": None, "moved": moved, "sd": None, "largest": None, "quantiles": []}
-    mean, p = _mean(change)
-    return found | {
-        "mean": mean.row(),
-        "p": p,
-        "moved": moved,
-        "sd": float(change.std()),
-        "largest": float(np.abs(change).max()),
-        "quantiles": np.quantile(change, QUANTILES).tolist(),
+    found = {
+        "n": n,
+        "equal": int((change == 0).sum()),
+        "gained": int((np.isnan(a) & ~np.isnan(b)).sum()),
+        "lost": int((np.isnan(b) & ~np.isnan(a)).sum()),
+        "moved": intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).row(),
     }
+    if not n:
+        return found | {"mean": arrays.undefined(why).row(), "p": None, "sd": None, "largest": None, "quantiles": []}
+    mean, p = _mean(change)
+    figures = {"sd": float(change.std()), "largest": float(np.abs(change).max()), "quantiles": np.quantile(change, QUANTILES).tolist()}
+    return found | {"mean": mean.row(), "p": p} | figures
 
 
 def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
@@ -288,41 +220,97 @@ def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
 
     Histograms have the edges of a run's summary; scores beyond are counted in the outermost bins.
     """
-    first, second = (arrays.ScoreHistogram.of(one[np.isfinite(one)]) for one in (a, b))
+    known = [one[np.isfinite(one)] for one in (a, b)]
+    first, second = (arrays.ScoreHistogram.of(one) for one in known)
     moved = drift.drift_of(first, second)
+    clipped = [np.clip(one, summary.EDGES[0], summary.EDGES[-1]) for one in known]
+    bins = {side: np.histogram(one, summary.EDGES)[0].tolist() for side, one in zip("ab", clipped, strict=True)}
     return {
         "n_a": first.n,
         "n_b": second.n,
         "quantiles_a": drift.quantiles_of(first, QUANTILES) if first.n else [],
         "quantiles_b": drift.quantiles_of(second, QUANTILES) if second.n else [],
-        "histogram": {"edges": summary.EDGES.tolist(), "a": _bins(first), "b": _bins(second)},
+        "histogram": {"edges": summary.EDGES.tolist(), **bins},
         "drift": moved.row() if moved else None,
     }
 
 
-def _two_shares(x: int, n: int, y: int, m: int) -> float:
-    pooled = (x + y) / (n + m)
-    if min(pooled, 1 - pooled) * min(n, m) < 5:
-        from scipy.stats import fisher_exact
+def labelled_changes(
+    truth: ImageTruth,
+    systems: Sequence[str],
+    scores: Callable[[str], tuple[Numbers, Numbers]],
+    verdicts: tuple[Codes, Codes],
+    meaning: Meaning = "generators",
+) -> dict[str, Any]:
+    """AUCs, right and wrong, and both rates of every generator; `p_holm` is not in it yet.
 
-        return float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
-    return math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
+    Tests of both are by generator and source where labels name them, or, where `meaning` is "images", DeLong's and McNemar's; those of a
+    generator are McNemar's, of its images. `intervals` says of what the former and their intervals speak.
+    `scores`: of a system's name the scores of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
+    verdict, an abstention being wrong; a detector is right with its score's sign. An image counts where both runs have a score.
+    """
+    fake = np.array([label == "fake" for label, _ in truth.groups] + [False])[truth.codes]
+    known = truth.codes >= 0
+    by_system, generators = [], []
+    for name in systems:
+        a, b = scores(name)
+        there = known & np.isfinite(a) & np.isfinite(b)
+        right_a, right_b = (
+            (verdict == np.where(fake, FAKE, REAL) if name == ENSEMBLE else (one > 0) == fake)[there]
+            for one, verdict in zip((a, b), verdicts, strict=True)
+        )
+        whose = truth.names[there] if meaning == "generators" else None
+        tested = significance.mcnemar(right_a, right_b, fake[there], whose)
+        both = _both_rates((right_a, right_b), fake[there], whose)
+        by_system.append({"name": name, "auc": _auc(a[there], b[there], fake[there], whose), "right": {**tested.row(), **both}})
+        generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right_a, right_b)]
+    counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
+    spoken = IntervalFacts(fakes="images", reals="images")
+    if meaning == "generators":
+        fakes, reals = (len(set(truth.names[known & mine].tolist())) for mine in (fake, ~fake))
+        few = clusters.FEWEST_CLUSTERS
+        spoken = IntervalFacts(
+            fakes="generators" if fakes >= few else "images", reals="sources" if reals >= few else "images", generators=fakes, sources=reals
+        )
+    return {"name": truth.name, **counts, "intervals": spoken.written(), "systems": by_system, "generators": generators}
 
 
-def _table(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
+def _compact(table: pa.Table | None, detectors: Sequence[str]) -> pa.Table:
+    """The columns of `ComparedRun.rows` of result rows; None: no row."""
+    kinds = {"image_id": pa.int64(), "sha256": pa.int64(), "verdict": pa.int8(), "status": pa.int8(), ENSEMBLE: pa.float64()}
+    schema = pa.schema(kinds | dict.fromkeys(detectors, pa.float32()))
+    if table is None:
+        return schema.empty_table()
+    scores = table["scores"].combine_chunks()
+    there = {field.name for field in scores.type}
+    columns = {"image_id": table["image_id"], ENSEMBLE: table["score"]}
+    # Among 10⁷ files two share 64 bits of a digest by chance once in 400,000 runs.
+    digests = pc.fill_null(pc.utf8_slice_codeunits(table["sha256"], 0, 16), "0" * 16)
+    words = np.frombuffer(bytes.fromhex("".join(digests.to_pylist())), ">i8").astype(np.int64)
+    columns["sha256"] = pa.array(words, mask=np.asarray(pc.is_null(table["sha256"])))
+    for name, known in (("verdict", VERDICTS), ("status", STATUSES)):
+        columns[name] = pc.fill_null(pc.index_in(table[name].cast(pa.string()), pa.array(known)), -1).cast(pa.int8())
+    columns |= {name: pc.struct_field(scores, name) if name in there else pa.nulls(len(table), pa.float32()) for name in detectors}
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _paired(a: ComparedRun, b: ComparedRun, by: By) -> Pairing:
+    keys, rows, doubled, unnamed = [], [], {}, {}
+    for side, run in zip("ab", (a, b), strict=True):
+        known = np.flatnonzero(run.rows[by].is_valid())
+        distinct, first = np.unique(run.rows[by].drop_null().to_numpy(), return_index=True)
+        keys.append(distinct)
+        rows.append(known[first])
+        doubled[f"doubled_{side}"], unnamed[f"unnamed_{side}"] = len(known) - len(distinct), len(run.rows) - len(known)
+    _, first_a, first_b = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    totals, both = {"a": len(a.rows), "b": len(b.rows)}, len(first_a)
+    only = {f"only_{side}": total - both - doubled[f"doubled_{side}"] for side, total in totals.items()}
+    return Pairing((rows[0][first_a], rows[1][first_b]), {"by": by, "why": None, **totals, "both": both, **only, **doubled, **unnamed})
+
+
+def _crossed(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
+    """How many images have each pair of codes (size, size); -1 counts as the last one."""
     return np.bincount((a % size).astype(np.int64) * size + b % size, minlength=size * size).reshape(size, size)
-
-
-def _status(code: int) -> str:
-    return STATUSES[code] if code < len(STATUSES) else "another"
-
-
-def _verdict(code: int) -> str | None:
-    return VERDICTS[code] if code >= 0 else None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.MetricEstimate, float | None]:
@@ -340,7 +328,47 @@ def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.MetricEstimate, float
     return arrays.MetricEstimate(mean, (float(low), float(high)), "student", n), float(tested.pvalue)
 
 
-def _bins(scores: arrays.ScoreHistogram) -> list[int]:
-    clipped = np.clip(scores.values, summary.EDGES[0], summary.EDGES[-1])
-    counts: list[int] = np.histogram(clipped, summary.EDGES, weights=scores.counts)[0].astype(np.int64).tolist()
-    return counts
+def _both_rates(right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any]:
+    """The shares judged correctly in a and in b, with intervals of the same meaning as the test's."""
+    found = _rates(*right)
+    for side, judged in zip("ab", right if names is not None else (), strict=names is not None):
+        shares, is_clustered = [], False
+        for mine in (fake, ~fake):
+            if names is not None and (some := int(mine.sum())):
+                sample = clusters.ClassSample.of(judged[mine].astype(np.float64), names[mine])
+                is_clustered |= bool(sample.clusters)
+                ends = detection_intervals.rate_ends(int(judged[mine].sum()), some, sample, judged[mine])
+                shares.append((some / len(fake), float(judged[mine].mean()), ends))
+        if is_clustered:
+            found[side] |= {"interval": list(detection_intervals.mixed_rate_ends(shares)), "method": clusters.CLUSTER_JACKKNIFE}
+    return found
+
+
+def _auc(a: Numbers, b: Numbers, fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any] | None:
+    """The AUCs of scores of a and b, (k,) each, and the test of their difference; None without images."""
+    marks, of = fake[:AUC_SAMPLE], [one[:AUC_SAMPLE].astype(np.float64) for one in (a, b)]
+    whose, n = None if names is None else names[:AUC_SAMPLE], len(marks)
+    if not n:
+        return None
+    is_binary = n > 2 and max(len(np.unique(one)) for one in of) <= 2
+    tested = None if is_binary else significance.delong(of[0], of[1], marks, whose)
+    if tested is not None and tested.difference.value is not None:
+        figures = [detection_intervals.auc_by_cluster(one, marks, whose).row() for one in of]
+        return {**tested.row(), "a": figures[0], "b": figures[1]}
+    why = "binary replies have no ranking" if tested is None else tested.difference.why or ""
+    nothing = arrays.undefined(why, n)
+    return {**significance.Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
+
+
+def _by_generator(truth: ImageTruth, codes: npt.NDArray[np.int32], a: Bools, b: Bools) -> Iterator[dict[str, Any]]:
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
+    for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
+        if len(places):
+            tested = significance.mcnemar(a[places], b[places])
+            yield {"generator": generator, "label": label, **tested.row(), **_rates(a[places], b[places])}
+
+
+def _rates(a: Bools, b: Bools) -> dict[str, Any]:
+    why = "no labelled image has a score in both runs"
+    return {side: intervals.proportion(int(one.sum()), len(one), why).row() for side, one in (("a", a), ("b", b))}

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.evaluation.compare import accuracy, changes
+from ray_app.evaluation.compare import changes
 from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import own_labels, read_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.significance import holm
 from ray_app.reports import format as wording
+from ray_app.runs import current_tables
 from ray_app.runs.directory import as_known_to, differing_keys
 
 ALPHA = 0.01  # after Holm's correction over all tests of a comparison
@@ -55,36 +56,63 @@ def compare(
     `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
     other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
     """
-    a, b = changes.RunColumns.open(run_a), changes.RunColumns.open(run_b)
-    pairing = changes.pair(a, b, by)
+    a, b = changes.ComparedRun.open(run_a), changes.ComparedRun.open(run_b)
+    pairing, runs = changes.pair(a, b, by), (a, b)
+
+    def paired(name: str) -> tuple[changes.Numbers, changes.Numbers]:
+        return a.column(name)[pairing.places[0]], b.column(name)[pairing.places[1]]
+
+    verdicts, systems = paired("verdict"), _systems(a, b)
+    truth = _truth(runs, pairing, labels)
+    schema = min(one.described["schema"] for one in runs)
+    settings = differing_keys(*(as_known_to(schema, one.described["identity"]) for one in runs))
     document = {
         "schema": SCHEMA,
         "version": __version__,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": {"a": _described(a), "b": _described(b)},
-        "rows": pairing.counts,
-        "identity": _identity(a, b),
+        "runs": {side: _described(one) for side, one in zip("ab", runs, strict=True)},
+        "rows": dict(pairing.counts),
+        "identity": [{"key": key, "a": left, "b": right} for key, left, right in settings],
         "only_detectors": {
             "a": [name for name in a.detectors if name not in b.detectors],
             "b": [name for name in b.detectors if name not in a.detectors],
         },
-        **_decisions(a, b, pairing),
-        "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
+        "statuses": changes.statuses_of(*paired("status")),
+        "verdicts": changes.flips_of(*verdicts),
+        "flagged": changes.flagged_of(a.column("verdict"), b.column("verdict")),
+        "examples": changes.examples_of(a, a.column("image_id")[pairing.places[0]], verdicts, paired(ENSEMBLE)),
+        "systems": [
+            {
+                "name": name,
+                "shift": changes.shift_of(*paired(name)),
+                "distribution": changes.distribution_of(a.column(name), b.column(name)),
+            }
+            for name in systems
+        ],
         "quantiles": list(changes.QUANTILES),
-        "labelled": _labelled(a, b, pairing, labels, intervals),
+        "labelled": None if truth is None else changes.labelled_changes(truth, systems, paired, verdicts, intervals),
         "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
     }
     return concluded(document)
 
 
 def concluded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`."""
-    _correct(document)
+    """A document with its tests corrected, and with what follows from them: `equal`, `findings` and `headline`.
+
+    Holm's correction is over all tests of the whole, and over those of generators apart: they are many, and test something else.
+    """
+    tests = list(_tests(document))
+    _correct(tests)
+    for test in tests:
+        if "of" in test:
+            test["of"][f"{test['which']}_p_holm"] = test["p_holm"]
+    if document["labelled"]:
+        _correct(document["labelled"]["generators"])
     complete = dict(document) | {"equal": _equal(document), "findings": findings(document)}
     return complete | {"headline": headline(complete)}
 
 
-def correct(tests: Sequence[dict[str, Any]]) -> None:
+def _correct(tests: Sequence[dict[str, Any]]) -> None:
     """Set `p_holm` beside the `p` of each test, corrected for all of them."""
     for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = corrected
@@ -205,84 +233,31 @@ def _called(system: str) -> str:
     return "the ensemble" if system == ENSEMBLE else wording.visible(system)
 
 
-def _described(run: changes.RunColumns) -> dict[str, Any]:
-    description = run.run.describe()
-    facts = {name: description.get(name) for name in ("created_at", "detectors")}
-    ensemble = (description.get("ensemble") or {}).get("name")
+def _described(run: changes.ComparedRun) -> dict[str, Any]:
+    facts = {name: run.described.get(name) for name in ("created_at", "detectors")}
+    ensemble = (run.described.get("ensemble") or {}).get("name")
     return {"url": run.run.store.url, **facts, "ensemble": ensemble, "finished": run.run.store.exists("summary.json")}
 
 
-def _identity(a: changes.RunColumns, b: changes.RunColumns) -> list[dict[str, str]]:
-    """What the runs were made with that is not the same; what one of them is too old to have noted is left out."""
-    described = [run.run.describe() for run in (a, b)]
-    schema = min(one["schema"] for one in described)
-    known = [as_known_to(schema, one["identity"]) for one in described]
-    return [{"key": key, "a": left, "b": right} for key, left, right in differing_keys(*known)]
-
-
-def _decisions(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing) -> dict[str, Any]:
-    verdicts = [run.codes("verdict", changes.VERDICTS) for run in (a, b)]
-    scores = [run.scores(ENSEMBLE)[places] for run, places in zip((a, b), (pairing.places_a, pairing.places_b), strict=True)]
-    paired = (verdicts[0][pairing.places_a], verdicts[1][pairing.places_b])
-    statuses = [run.codes("status", changes.STATUSES) for run in (a, b)]
-    return {
-        "statuses": changes.statuses_of(statuses[0][pairing.places_a], statuses[1][pairing.places_b]),
-        "verdicts": changes.flips_of(*paired),
-        "flagged": changes.flagged_of(*verdicts),
-        "examples": changes.examples_of((a, b), pairing, paired, scores),
-    }
-
-
-def _system(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, name: str) -> dict[str, Any]:
-    first, second = a.scores(name), b.scores(name)
-    shift = changes.shift_of(first[pairing.places_a], second[pairing.places_b])
-    return {"shift": shift, "distribution": changes.distribution_of(first, second)}
-
-
-def _labelled(
-    a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None, meaning: Meaning
-) -> dict[str, Any] | None:
-    truth = _truth(a, b, pairing, labels)
-    if truth is None or not (truth.codes >= 0).any():
-        return None
-
-    def scores(name: str) -> tuple[changes.Numbers, changes.Numbers]:
-        return a.scores(name)[pairing.places_a], b.scores(name)[pairing.places_b]
-
-    verdicts = (a.codes("verdict", changes.VERDICTS)[pairing.places_a], b.codes("verdict", changes.VERDICTS)[pairing.places_b])
-    return accuracy.labelled_changes(truth, _systems(a, b), scores, verdicts, meaning)
-
-
-def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
+def _systems(a: changes.ComparedRun, b: changes.ComparedRun) -> list[str]:
     """The ensemble and the detectors of both runs, but one that is all that both ensembles consist of."""
     shared = [name for name in a.detectors if name in b.detectors]
-    alone = [len((run.run.describe().get("ensemble") or {}).get("members", ())) == len(run.detectors) == 1 for run in (a, b)]
+    alone = [len((run.described.get("ensemble") or {}).get("members", ())) == len(run.detectors) == 1 for run in (a, b)]
     return [ENSEMBLE, *([] if all(alone) else shared)]
 
 
-def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> accuracy.ImageGroups | None:
+def _truth(runs: Sequence[changes.ComparedRun], pairing: changes.Pairing, labels: str | None) -> changes.ImageTruth | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
         with read_labels(open_labels(labels)) as read:
-            return accuracy.truth_of(a, read).at(pairing.places_a)
-    for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
-        if "input" in run.columns:
+            return changes.truth_of(runs[0], read, pairing.places[0])
+    for run, places in zip(runs, pairing.places, strict=True):
+        first = next(current_tables(run.run, ["image_id", "input"]), None)
+        if first is not None and "input" in first.column_names:
             with own_labels(run.run.store.url) as own:
-                truth = accuracy.truth_of(run, own).at(places)
-            if (truth.codes >= 0).any():
-                return truth
+                if (truth := changes.truth_of(run, own, places)) is not None:
+                    return truth
     return None
-
-
-def _correct(document: Mapping[str, Any]) -> None:
-    """Holm's correction over all tests of the whole, and over those of generators apart: they are many, and test something else."""
-    tests = list(_tests(document))
-    correct(tests)
-    for test in tests:
-        if "of" in test:
-            test["of"][f"{test['which']}_p_holm"] = test["p_holm"]
-    if document["labelled"]:
-        correct(document["labelled"]["generators"])
 
 
 def _tests(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

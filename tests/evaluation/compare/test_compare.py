@@ -5,8 +5,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.errors import ConfigError, Status
-from ray_app.evaluation.compare.changes import RunColumns
+from ray_app.evaluation.compare.changes import ComparedRun, truth_of
 from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare
+from ray_app.evaluation.join import own_labels
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
@@ -195,10 +196,7 @@ def test_labels_tell_which_is_better(first, other_run, scores):
 def test_no_run_and_a_run_that_grows_meanwhile_are_refused(tmp_path, photos, scores, first):
     with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
         compare(first, str(tmp_path))
-    run = RunColumns.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos))
-    keys, _ = run.keys("image_id")
-    table = next(run.run.tables(0))
-    run.run.write_part(0, 1_000, table.slice(0, 3))
-    assert len(keys) == 20
-    with pytest.raises(ConfigError, match="changed while it was read"):
-        run.scores("ensemble")
+    run = ComparedRun.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos, labels=LABELS[:20]))
+    run.run.write_part(0, 1_000, next(run.run.tables(0)).slice(0, 3))
+    with own_labels(run.run.store.url) as labels, pytest.raises(ConfigError, match="changed while it was read"):
+        truth_of(run, labels, np.arange(20))
