@@ -6,11 +6,10 @@ one colour (their verdict is `abstain` whatever they score), images without a la
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -35,8 +34,6 @@ ROWS = ("image_id", "uri", "member", "status", "sha256", "format", "width", "hei
 """What is read of a run, so far as it has it."""
 TRUTH = ("label", "generator", *(f"{who}_{name}" for who in ("label", "own") for name in ("source", "group", "part", "phash")))
 """What labels, or the run's own columns, may say. `group` is taken for `source` where that is not told."""
-_NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
-_KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,6 @@ class CalibrationData:
     the ensemble's order · `generator`, `source` (what is not independent: one scene, photographer, article), `phash` (16 hex digits) and
     `part` (fit, calibrate, choose, where the user divides the images): None where it is not known · `format` as in the run · `width`,
     `height` int (n,), px · `quality` float (n,), of JPEGs, 1 … 100; NaN where there is none.
-
-    Raises ValueError where a column has another length.
     """
 
     image_id: NDArray[np.int64]
@@ -63,11 +58,6 @@ class CalibrationData:
     width: NDArray[np.int64]
     height: NDArray[np.int64]
     quality: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        for name, column in self._columns():
-            if len(column) != len(self.image_id):
-                raise ValueError(f"{name} has {len(column):,} rows, and there are {len(self.image_id):,} images")
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -92,102 +82,12 @@ class CalibrationData:
                 taken[one.name] = column[chosen] if isinstance(column, np.ndarray) else [column[place] for place in chosen]
         return CalibrationData(**taken)
 
-    def _columns(self) -> list[tuple[str, Any]]:
-        plain = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("image_id", "scores")]
-        return plain + [(f"scores of {name}", scores) for name, scores in self.scores.items()]
-
-
-@dataclass
-class CalibrationTally:
-    """Labelled rows (`joined`), and those of them that are left out: `statuses` (other than ok), `unscored`, `outside`, `blank`."""
-
-    joined: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    unscored: int = 0
-    outside: int = 0
-    blank: int = 0
-    decoders: set[str] = field(default_factory=set)
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Of the labelled rows, how many cannot be used, by reason."""
-        others = {"no score of every detector": self.unscored, "outside a valid range": self.outside, "one colour, or nearly": self.blank}
-        return {reason: count for reason, count in {**dict(sorted(self.statuses.items())), **others}.items() if count}
-
-
-@dataclass
-class CalibrationCollector:
-    """Collects what is usable: rows that are labelled, have a score of each detector in `names`, lie in the range of every card, and show
-    anything.
-    """
-
-    names: Sequence[str]
-    cards: Mapping[str, DetectorCard]
-    tally: CalibrationTally = field(default_factory=CalibrationTally)
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _KEPT})
-    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
-
-    def add(self, rows: pa.Table) -> None:
-        """Labelled rows with `ROWS` and `TRUTH`."""
-        scores, usable = self._usable(rows)
-        places = np.flatnonzero(usable)
-        self.scores.append(scores[places])
-        kept = rows.take(pa.array(places))
-        self.tally.decoders |= set(pc.unique(kept["decoder"]).to_pylist()) - {None}
-        self._keep(kept)
-
-    def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """The scores (n, detectors) of rows, and which rows have all of them and could get a verdict for them."""
-        status = rows["status"]
-        is_ok = np.asarray(pc.equal(status, "ok"))
-        self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
-        struct = rows["scores"].combine_chunks()
-        columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), np.nan), np.float32) for name in self.names]
-        scores = np.stack(columns, axis=1)
-        has_all = is_ok & np.isfinite(scores).all(axis=1)
-        inside, blank = ~self._outside(rows), _blank(rows)
-        self.tally.unscored += int((is_ok & ~has_all & inside & ~blank).sum())
-        self.tally.outside += int((is_ok & ~inside).sum())
-        self.tally.blank += int((is_ok & inside & blank).sum())
-        return scores, has_all & inside & ~blank
-
-    def _outside(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
-        sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
-        distinct, places = np.unique(sizes, axis=0, return_inverse=True)
-        ranges = [card.valid_range for card in self.cards.values()]
-        doubts = [width > 0 and any(one.doubt(width, height) for one in ranges) for width, height in distinct.tolist()]
-        outside: npt.NDArray[np.bool_] = np.array(doubts, np.bool_)[places.reshape(-1)]
-        for card in self.cards.values():
-            outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
-        return outside
-
-    def _keep(self, rows: pa.Table) -> None:
-        kept = self.columns
-        kept["fake"].append(np.asarray(pc.equal(rows["label"], "fake")))
-        kept["image_id"].append(rows["image_id"].to_numpy())
-        kept["generator"].extend(None if name in ("unknown", "real") else name for name in rows["generator"].to_pylist())
-        for name in ("sha256", "format"):
-            kept[name].extend(rows[name].to_pylist())
-        for name in ("width", "height"):
-            kept[name].append(_whole(rows[name]))
-        kept["quality"].append(numbers(rows["quality"]))
-        told = {name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own"))) for name in ("source", "group", "part", "phash")}
-        kept["source"].extend(pc.coalesce(told["source"], told["group"]).to_pylist())
-        kept["part"].extend(told["part"].to_pylist())
-        kept["phash"].extend(pc.coalesce(told["phash"], rows["phash"]).to_pylist())
-
-    def labelled(self) -> CalibrationData:
-        """All that was kept."""
-        columns: dict[str, Any] = dict(self.columns)
-        for name, kind in _NUMBERS.items():
-            columns[name] = np.concatenate([np.empty(0, kind), *self.columns[name]])
-        scores = np.concatenate([np.empty((0, len(self.names)), np.float32), *self.scores])
-        return CalibrationData(scores={name: scores[:, place].copy() for place, name in enumerate(self.names)}, **columns)
-
 
 @dataclass(frozen=True)
 class LabelledRun:
-    """A labelled run, read. `members`: as the run's ensemble names them, and `names`: as the run does; `before`: what decided until now."""
+    """A labelled run, read. `members`: as the run's ensemble names them, and `names`: as the run does; `before`: what decided until now;
+    `joined`: labelled rows, of which some are `left_out`, by reason; `decoders` of the images.
+    """
 
     url: str
     labels: str
@@ -197,7 +97,9 @@ class LabelledRun:
     calibrations: Mapping[str, Calibration | None]
     labelled: CalibrationData
     identity: Mapping[str, Any]
-    tally: CalibrationTally
+    joined: int
+    left_out: Mapping[str, int]
+    decoders: frozenset[str]
     told: tuple[str, ...]
 
 
@@ -216,35 +118,76 @@ def read_labelled(
     members, names = _members(systems, described["detectors"], detectors, run.store.url)
     cards = _cards(members, names)
     _check_cards(cards, described["identity"].get("detectors", {}))
-    reader = CalibrationCollector(names, cards)
     with read_labels(open_labels(labels), key=key, split=split) if labels else own_labels(run.store.url, split) as found:
         found.join(run, ROWS)
         remarks = check_joined(found, run)
-        reader.tally.joined = found.joined
-        for table in found.tables([*ROWS, *TRUTH]):
-            reader.add(table)
-    remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in reader.tally.left_out.items()]
+        rows = pa.concat_tables(found.tables([*ROWS, *TRUTH]))
+    usable, left_out = _usable(rows, names, cards)
+    remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in left_out.items()]
     if not run.store.exists("summary.json"):
         remarks.append(f"{run.store.url} is not finished: only what is scored so far is used.")
     before = systems.ensemble if systems.ensemble and names == systems.members else ensemble_of([one.detector for one in members])
     calibrations = {name: systems.calibrations.get(name) for name in names}
-    labelled = reader.labelled()
-    if not len(labelled):
+    rows = rows.filter(pa.array(usable))
+    if not len(rows):
         raise ConfigError(f"{run.store.url}: no labelled image has a score of every detector", hint=" ".join(remarks) or None)
+    labelled = _labelled(rows, names)
     _check_labels(labelled, found.name)
-    return LabelledRun(run.store.url, found.name, members, names, before, calibrations, labelled, described["identity"], reader.tally,
-                   tuple(remarks))  # fmt: skip
+    return LabelledRun(
+        url=run.store.url, labels=found.name, members=members, names=names, before=before, calibrations=calibrations, labelled=labelled,
+        identity=described["identity"], joined=found.joined, left_out=left_out,
+        decoders=frozenset(pc.unique(rows["decoder"]).drop_null().to_pylist()), told=tuple(remarks),
+    )  # fmt: skip
 
 
-def _whole(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def _usable(rows: pa.Table, names: Sequence[str], cards: Mapping[str, DetectorCard]) -> tuple[Bools, dict[str, int]]:
+    """Which labelled rows have a score of each detector, lie in the range of every card, and show anything; how many others, by reason."""
+    is_ok = np.asarray(pc.equal(rows["status"], "ok"))
+    statuses = Counter(rows["status"].filter(pa.array(~is_ok)).to_pylist())
+    has_all = np.isfinite([_scores(rows, name) for name in names]).all(axis=0)
+    blank = np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
+    sizes = np.stack([_whole(rows["width"]), _whole(rows["height"])], axis=1)
+    distinct, places = np.unique(sizes, axis=0, return_inverse=True)
+    ranges = [card.valid_range for card in cards.values()]
+    doubts = [width > 0 and any(one.doubt(width, height) for one in ranges) for width, height in distinct.tolist()]
+    outside: Bools = np.array(doubts, np.bool_)[places.reshape(-1)]
+    for card in cards.values():
+        outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
+    others = {
+        "no score of every detector": int((is_ok & ~has_all & ~outside & ~blank).sum()),
+        "outside a valid range": int((is_ok & outside).sum()),
+        "one colour, or nearly": int((is_ok & ~outside & blank).sum()),
+    }
+    left_out = {reason: count for reason, count in {**dict(sorted(statuses.items())), **others}.items() if count}
+    return is_ok & has_all & ~outside & ~blank, left_out
+
+
+def _labelled(rows: pa.Table, names: Sequence[str]) -> CalibrationData:
+    """Usable rows with `ROWS` and `TRUTH`, in columns."""
+    told = {name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own"))) for name in ("source", "group", "part", "phash")}
+    return CalibrationData(
+        image_id=rows["image_id"].to_numpy(),
+        sha256=rows["sha256"].to_pylist(),
+        fake=np.asarray(pc.equal(rows["label"], "fake")),
+        scores={name: _scores(rows, name) for name in names},
+        generator=[None if name in ("unknown", "real") else name for name in rows["generator"].to_pylist()],
+        source=pc.coalesce(told["source"], told["group"]).to_pylist(),
+        phash=pc.coalesce(told["phash"], rows["phash"]).to_pylist(),
+        part=told["part"].to_pylist(),
+        format=rows["format"].to_pylist(),
+        width=_whole(rows["width"]),
+        height=_whole(rows["height"]),
+        quality=numbers(rows["quality"]),
+    )
+
+
+def _scores(rows: pa.Table, name: str) -> NDArray[np.float32]:
+    """A detector's own scores (n,), NaN for none."""
+    return np.asarray(pc.fill_null(pc.struct_field(rows["scores"], name), np.nan), np.float32)
+
+
+def _whole(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(pc.fill_null(column, 0)).astype(np.int64)
-
-
-def _blank(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are of images that show nothing."""
-    if "flags" not in rows.column_names:
-        return np.zeros(len(rows), np.bool_)
-    return np.array([is_blank(flags) for flags in rows["flags"].to_pylist()], np.bool_)
 
 
 def _members(

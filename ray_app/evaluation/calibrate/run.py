@@ -231,7 +231,7 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
         options=config.model_dump(mode="json", exclude={"run", "out", "labels"}),
         detectors=list(reading.names),
         rule=card.rule,
-        images=CalibrationImages(used=len(labelled), labelled=reading.tally.joined, left_out=reading.tally.left_out),
+        images=CalibrationImages(used=len(labelled), labelled=reading.joined, left_out=reading.left_out),
         told=list(reading.told),
         parts=[LabelledPart(**part.model_dump()) for part in population.parts],  # anew, so that what they leave open is written too
         generators=list(population.generators),
@@ -300,7 +300,7 @@ def _settings(reading: data.LabelledRun) -> Settings | None:
     if precision is None:
         return None
     kept = {name: precision[name] for name in reading.names if name in precision}
-    return Settings(precision=kept, resize=reading.identity.get("resize", "exact"), decoders=tuple(sorted(reading.tally.decoders)))
+    return Settings(precision=kept, resize=reading.identity.get("resize", "exact"), decoders=tuple(sorted(reading.decoders)))
 
 
 def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.CalibrateConfig, moved: int) -> list[str]:

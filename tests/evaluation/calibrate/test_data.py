@@ -34,7 +34,7 @@ def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
     assert {name: column.tolist() for name, column in read.scores.items()} == {name: one.tolist() for name, one in images.scores.items()}
     assert found.names == ("coarse", "fine")
     assert [member.detector for member in found.members] == ["coarse", "fine"]
-    assert found.tally.decoders == {"a decoder"}
+    assert found.decoders == {"a decoder"}
     assert found.told == ()
 
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
     found = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled))
     gone = [0, 3, 4, 7, 8, 9, 40]
     assert found.labelled.image_id.tolist() == [number for number in range(50) if number not in gone]
-    assert found.tally.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
+    assert found.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
     assert found.told[0] == "1 row without a label, left out; for example 0."
     assert "2 labelled images are left out: corrupt_image." in found.told
     only = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled), detectors=("coarse",))
@@ -86,7 +86,7 @@ def test_images_that_the_card_does_not_speak_for_are_left_out(tmp_path, monkeypa
     images = drawn(20, 20)
     images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})
     found = read_labelled(run_of(tmp_path / "run", images, **columns), labels_of(tmp_path / "labels.csv", images))
-    assert found.tally.left_out == {reason: 2}
+    assert found.left_out == {reason: 2}
     assert found.labelled.image_id.tolist() == [number for number in range(40) if number not in (2, 35)]
 
 
