@@ -5,7 +5,7 @@ Sample and digest are the same in whatever order the rows come: the rows whose i
 """
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ _IMAGES = """
     WHEN megapixels <= 4 THEN 3 WHEN megapixels > 4 THEN 4 ELSE 5 END AS band
     FROM (SELECT *, coalesce(format, 'unknown') AS form, width::DOUBLE * height / 1e6 AS megapixels FROM joined JOIN groups USING (code))"""
 _CELLS = """
-    CREATE TABLE cells AS SELECT row_number() OVER (ORDER BY code, form, band) - 1 AS cell, *
+    CREATE TABLE cells AS SELECT (row_number() OVER (ORDER BY code, form, band) - 1)::INTEGER AS cell, *
     FROM (SELECT DISTINCT code, form, band, kind, generator FROM images)"""
 _IN_CELLS = "images JOIN cells USING (code, form, band)"
 
@@ -113,13 +113,13 @@ def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) ->
 def _histograms(database: Database, cells: Sequence[FileCell], column: str) -> Histograms:
     """The scores of one column in each cell that has any."""
     score = quoted(column)
-    found = database.table(
-        f"SELECT cell, {score} AS score, count(*) AS n FROM {_IN_CELLS} WHERE {score} IS NOT NULL GROUP BY ALL ORDER BY ALL"
-    )
-    cell, starts = np.unique(found["cell"].to_numpy(), return_index=True)
-    values, counts = found["score"].to_numpy().astype(np.float64), found["n"].to_numpy()
-    pieces = zip(np.split(values, starts[1:]), np.split(counts, starts[1:]), strict=True)
-    return {cells[place]: ScoreHistogram(*piece) for place, piece in zip(cell.tolist(), pieces, strict=False)}
+    pieces: dict[FileCell, list[ScoreHistogram]] = defaultdict(list)
+    # Sorted on disk where there are many: a hash table of as many groups as there are scores would not fit into the database's memory.
+    for table in database.tables(f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL ORDER BY cell, score"):
+        places, starts = np.unique(table["cell"].to_numpy(), return_index=True)
+        for place, some in zip(places.tolist(), np.split(table["score"].to_numpy(), starts[1:]), strict=True):
+            pieces[cells[place]].append(ScoreHistogram.of(some))
+    return {cell: ScoreHistogram.merged(some) for cell, some in pieces.items()}
 
 
 def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:

@@ -32,7 +32,8 @@ OWN, VIEWS = "input", "views"
 _TRUTH = ("label", "generator", "kind")
 _OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
 _SAID = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
-_MEMORY, _THREADS = "512MB", 2
+_MEMORY, _THREADS = "768MB", 2
+_GROUPED_AT_ONCE = 4_000_000  # labels whose keys are counted together: that many fit into the memory
 _ROWS = 65_536
 
 
@@ -208,8 +209,12 @@ class LabelledRows:
 
     def _once(self) -> None:
         """Raises ConfigError for an image with two labels that differ; of equal ones the first stays."""
-        twice = "SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels GROUP BY key HAVING count(*) > 1"
-        [(doubled, differing)] = self.database.rows(f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})")
+        parts, doubled, differing = self.rows // _GROUPED_AT_ONCE + 1, 0, None
+        for part in range(parts):
+            twice = f"SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels WHERE hash(key) % {parts} = {part}"
+            twice += " GROUP BY key HAVING count(*) > 1"
+            [(more, key)] = self.database.rows(f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})")
+            doubled, differing = doubled + int(more), key if differing is None else differing
         if differing is not None:
             rows = self.database.table("SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing).to_pylist()
             pair = rows[0], next(row for row in rows if row["code"] != rows[0]["code"])
@@ -218,7 +223,7 @@ class LabelledRows:
             raise ConfigError(
                 f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(said)}", hint="keep one of the two rows"
             )
-        self.doubled = int(doubled)
+        self.doubled = doubled
         if self.doubled:
             self.database.rows("DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place")
 

@@ -63,12 +63,16 @@ def test_a_join_is_that_of_a_dictionary(tmp_path, key, kind):
     assert labels.other == shown
 
 
-def test_contradictions_are_named(tmp_path):
+@pytest.mark.parametrize("at_once", [1, 4_000_000])
+def test_contradictions_are_named(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("ray_app.evaluation.join._GROUPED_AT_ONCE", at_once)
     rows = [{"uri": "/a.jpg", "label": 1}, {"uri": "/b.jpg", "label": 0}, {"uri": "/a.jpg", "label": 0}]
     with pytest.raises(ConfigError, match=r"/a\.jpg is labelled twice: row 1 says fake of unknown, row 3 says real of real"):
         labels_of(tmp_path, rows)
     with pytest.raises(ConfigError, match="labelled twice"):
         labels_of(tmp_path, [{"uri": "/a.jpg", "label": 1, "generator": name} for name in ("x", "y")])
+    with labels_of(tmp_path, [*rows[:2], *rows[:2], rows[0]]) as labels:
+        assert (labels.rows, labels.doubled, labels.distinct) == (5, 3, 2)
 
 
 @pytest.mark.parametrize(
