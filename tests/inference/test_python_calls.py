@@ -212,7 +212,8 @@ def test_what_cannot_be_scored_is_a_row_with_what_one_finds_it_by(ensemble, fold
         assert (row.verdict, row.score, row.probability, row.scores) == (None, None, None, {DETECTOR: None})
     assert repr(rows[1]) == "Result(source=1, status='empty_file', detail='no image was given here: it is missing (None)')"
     assert "give it alone, as score(FOLDER)" in rows[7].detail
-    assert ensemble.score("no-such-picture.jpg").status is Status.SOURCE_MISSING
+    paths = {"no-such-picture.jpg": Status.SOURCE_MISSING, "a\0b.jpg": Status.SOURCE_MISSING, "/dev/zero": Status.SOURCE_DENIED}
+    assert {path: ensemble.score([path])[0].status for path in paths} == paths
     assert ensemble.score(data).source is None
 
 
