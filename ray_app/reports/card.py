@@ -11,7 +11,6 @@ from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, ValidRange, Weights
 from ray_app.detectors.card_sections import FACTS, FormulaScore, Fragility, GoldenScore, TrainingData
 from ray_app.reports import format as wording
-from ray_app.reports.html import settings
 from ray_app.reports.text import paragraph, table
 
 # Billions of multiply-adds per image, or per megapixel where images keep their size, below which a detector is of that class.
@@ -349,6 +348,8 @@ def _golden(card: DetectorCard, width: int) -> list[str]:
 
 
 def _variants(card: DetectorCard, width: int) -> list[str]:
+    from ray_app.reports.html import settings  # Jinja is not needed to list detectors
+
     lines = []
     for name, change in card.variants.items():
         lines.append(f"{card.name}:{name} differs in")

@@ -174,7 +174,7 @@ def histogram(
     `zones`: the scores below which nothing was found and above which is fake. Bars take the verdicts' colours, and change them at these
     scores; the band between is shaded. The smallest count is tall enough to be seen.
     """
-    top = max(counts)
+    top = max([*counts, 1])
     x, y = number_axis("", edges[0], edges[-1], 5 if compact else 9), _count_axis(top, 3 if compact else 4)
     axes, tips = _axes(290 if compact else 520, 140 if compact else 250, x, y, compact=compact)
     if zones and zones[0] < zones[1]:
@@ -289,7 +289,6 @@ def _svg(axes: "Axes", tips: Sequence[str], ident: str, title: str, description:
     drawn = ElementTree.fromstring(written.getvalue())  # noqa: S314  what matplotlib wrote
     shapes = {one.get("id"): one.get("d") for one in drawn.iter(f"{_SVG}path") if one.get("id")}
     body = "\n".join(_parts(drawn, shapes, tips, ""))
-    body = re.sub(r"#0000([0-9a-f]{2})", lambda colour: f"var(--{_COLOURS[int(colour[1], 16) - 1]})", body)
     names = Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>').format(ident, visible(title), visible(description))
     return Markup('<svg class="chart" viewBox="{0}" role="img" aria-labelledby="{1}-title {1}-desc">{2}\n{3}</svg>').format(
         drawn.get("viewBox"),
@@ -302,15 +301,13 @@ def _svg(axes: "Axes", tips: Sequence[str], ident: str, title: str, description:
 def _parts(parent: ElementTree.Element, shapes: Mapping[str | None, str | None], tips: Sequence[str], tip: str) -> Iterator[str]:
     """The paths and texts of a drawing in their order, without groups and ids. `tip`: the tooltip of all in `parent`."""
     for one in parent:
-        kind, style = one.tag.removeprefix(_SVG), re.sub(r"font-[a-z]+: [^;]*; ?", "", one.get("style", ""))
+        kind, name = one.tag.removeprefix(_SVG), one.get("id", "")
+        style = re.sub(r"font-[a-z]+: [^;]*; ?", "", one.get("style", ""))
+        style = re.sub(r"#0000([0-9a-f]{2})", lambda colour: f"var(--{_COLOURS[int(colour[1], 16) - 1]})", style)
         if kind == "g":
-            name = one.get("id", "")
-            yield from _parts(
-                one, shapes, tips, f"<title>{escape(visible(tips[int(name[3:])]))}</title>" if name.startswith("tip") else tip
-            )
-        elif kind == "text":
-            words = one.text or ""
-            words = escape(visible(tips[int(words[3:])] if words.startswith("tip") else words))
+            inner = f"<title>{_words(name, tips)}</title>" if name.startswith("tip") else tip
+            yield from _parts(one, shapes, tips, inner)
+        elif kind == "text" and (words := _words(one.text or "", tips)):
             yield f'<text x="{one.get("x")}" y="{one.get("y")}" style="{style}">{words}</text>'
         elif kind in ("path", "use"):
             place = f' transform="translate({one.get("x")} {one.get("y")})"' if kind == "use" else ""
@@ -343,6 +340,11 @@ def _tip(tips: list[str], words: str) -> str:
     """What stands for `words` while matplotlib draws, which knows few scripts: the id of a shape with this tooltip, or a text."""
     tips.append(words)
     return f"tip{len(tips) - 1}"
+
+
+def _words(text: str, tips: Sequence[str]) -> Markup:
+    """What a text of the drawing says, or what it stands for (_tip)."""
+    return escape(visible(tips[int(text[3:])] if text.startswith("tip") else text))
 
 
 def _bent(points: Sequence[Point], x: Axis, y: Axis) -> tuple[Floats, Floats]:

@@ -65,7 +65,7 @@ def test_a_bar_across_a_threshold_changes_colour_there_and_one_image_among_milli
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
+@pytest.mark.parametrize("text", [*hostile.NAMES.values(), "tip99 #0000ff #000000"], ids=[*hostile.NAMES, "like our own marks"])
 def test_a_hostile_text_stays_text(text):
     named = {"ident": "i", "title": text, "description": text}
     spot = [Spot((0.5, 0.5), text)]
