@@ -7,7 +7,6 @@ their form alone tells fakes from reals.
 import csv
 import io
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,13 @@ from ray_app.evaluation.protocols import IdentificationRules, Protocol, referenc
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics import arrays, shortcut
 from ray_app.reports.evaluation import model, system_model
+from ray_app.reports.format import no_formula
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
 Line = tuple[str, str, str, str, system_model.FigureFacts]
 """System, view, scope, name and figure."""
-_FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
 FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
 MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
@@ -72,7 +71,7 @@ def metrics_csv(document: model.EvaluationDocument) -> str:
     for system, view, scope, name, figure in _figures(document):
         low, high = figure.ends or (None, None)
         facts = [figure.value, low, high, figure.method or None, figure.n, figure.why or None]
-        writer.writerow([_tame(value) for value in (system, view, scope, name, *facts)])
+        writer.writerow([no_formula(value) if isinstance(value, str) else value for value in (system, view, scope, name, *facts)])
     return stream.getvalue()
 
 
@@ -211,10 +210,6 @@ def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, sy
                 yield from _among(value, f"{path}{key}.")
 
 
-def _tame(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
 def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
     """Of equal ones the first by name, in whatever order they came."""
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
@@ -331,7 +326,7 @@ def _with_unseen(
     members = [one for one in found.systems.all if one.name in found.systems.members]
     clean, overlaps = unseen.unseen_sample(sample, found.systems.all, members) if len(sample) else (sample, {})
     how = {"meaning": config.intervals, "wanted": config.bootstrap != 0, "seed": config.seed}
-    told = []
+    completed = []
     for one, whole in zip(found.systems.all, systems, strict=True):
         facts: dict[str, Any] = {
             "standing": standing.standing_of(one, members, described),
@@ -340,8 +335,8 @@ def _with_unseen(
         if one.name in overlaps:
             sampled = len(sample) < found.cells.joined
             facts["unseen"] = unseen.unseen_of(one, whole, clean, overlaps[one.name], how, sampled=sampled)
-        told.append(system_model.SystemFacts(**whole.given() | facts))
-    return clean, told
+        completed.append(system_model.SystemFacts(**whole.given() | facts))
+    return clean, completed
 
 
 def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:

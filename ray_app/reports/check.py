@@ -18,7 +18,6 @@ from ray_app.reports import format as wording
 from ray_app.reports.text import declared_words, verdict_table
 
 _LONGEST, _MOST, _FEW = 100, 20, 10
-_AS_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run (OWASP, CSV injection)
 
 Row = Mapping[str, Any]
 
@@ -149,7 +148,7 @@ def _cell(value: Any) -> str:
     if value is None or isinstance(value, int | float):
         return "" if value is None else repr(value)
     text = wording.visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return f"'{text}" if text.lstrip().startswith(_AS_FORMULA) else text
+    return wording.no_formula(text)
 
 
 def _csv_line(cells: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Numbers, names and figures as text, the same on the page and on the terminal: `visible`, `duration`, `size`, `figure`, `written`, …."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -24,6 +25,7 @@ UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score
 NONE = "–"
 _MOST_SETTINGS, _LONGEST_SETTING = 6, 80
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_FORMULA = re.compile(r"\s*[=+\-@\t\r\n＝＋－＠]")
 _MARKS = frozenset({"Mn", "Me"})
 _MOST_MARKS = 4  # on one letter; more is no script but a way to paint over the neighbours
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -142,6 +144,11 @@ def visible(text: str) -> str:
         marks = marks + 1 if category in _MARKS else 0
         shown.append(_escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character)
     return "".join(shown)
+
+
+def no_formula(text: str) -> str:
+    """A cell's text with a ' before it where a spreadsheet would run it (OWASP, CSV injection)."""
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def columns(text: str) -> int:
