@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -153,7 +154,7 @@ def check_conservation(run: directory.RunDirectory, *, each: archives.Each = arc
     ]
     total = sum(info.members for info in infos)
     stretches = _stretches(run, infos)
-    for _ in (archives.in_turn if total <= _FEW else each)(_Comparer(run), stretches):
+    for _ in (archives.in_turn if total <= _FEW else each)(partial(_compare, run), stretches):
         pass
     return total - infos[-1].vanished if infos else 0
 
@@ -220,48 +221,21 @@ def _gap(
     return _lost(run, number, f"{missing} of {members} files have no row")
 
 
-@dataclass(frozen=True)
-class _Comparer:
-    """Compares the ids of a stretch of blocks with those of its rows. Picklable, as tasks need it."""
-
-    run: directory.RunDirectory
-
-    def __call__(self, stretch: _Stretch) -> None:
-        lists = list(self._blocks(stretch))
-        members = sum(blocks.members for blocks in lists)
-        expected = _Ids(ids for blocks in lists for ids in archives.read_ids(self.run.store, blocks))
-        number, at = stretch.first[0], 0
-        for path in stretch.files:
-            for table in self.run.rows_in(path, ["image_id"]):
-                ids = table["image_id"].to_numpy()
-                if not np.array_equal(expected.take(len(ids)), ids):
-                    raise _lost(self.run, number, f"from row {at} of {stretch} on, the rows are not those of the files")
-                at += len(ids)
-        if at < members:
-            raise _lost(self.run, number, f"{members - at} of {members} files of {stretch} have no row")
-
-    def _blocks(self, stretch: _Stretch) -> Iterator[archives.BlockList]:
-        """The blocks of a stretch, manifest by manifest."""
-        for number in range(stretch.first[0], stretch.last[0] + 1):
-            blocks = archives.read_blocks(self.run.store, number)
-            first = stretch.first[1] if number == stretch.first[0] else 0
-            yield blocks[first : stretch.last[1] + 1 if number == stretch.last[0] else len(blocks)]
-
-
-class _Ids:
-    """A stream of ids, taken in other portions."""
-
-    def __init__(self, ids: Iterator[archives.Ids]) -> None:
-        self._ids, self._waiting = ids, np.empty(0, np.int64)
-
-    def take(self, count: int) -> archives.Ids:
-        """The next `count`, or as many as there are."""
-        parts = [self._waiting]
-        while sum(len(part) for part in parts) < count and (more := next(self._ids, None)) is not None:
-            parts.append(more)
-        joined = np.concatenate(parts)
-        self._waiting = joined[count:]
-        return joined[:count]
+def _compare(run: directory.RunDirectory, stretch: _Stretch) -> None:
+    """Compare the ids of a stretch of blocks, which fill one published file or so many parts, with those of its rows."""
+    parts = [np.empty(0, np.int64)]
+    for number in range(stretch.first[0], stretch.last[0] + 1):
+        blocks = archives.read_blocks(run.store, number)
+        first = stretch.first[1] if number == stretch.first[0] else 0
+        parts += archives.read_ids(run.store, blocks[first : stretch.last[1] + 1 if number == stretch.last[0] else len(blocks)])
+    expected, number, at = np.concatenate(parts), stretch.first[0], 0
+    for path in stretch.files:
+        for table in run.rows_in(path, ["image_id"]):
+            if not np.array_equal(expected[at : at + len(table)], table["image_id"].to_numpy()):
+                raise _lost(run, number, f"from row {at} of {stretch} on, the rows are not those of the files")
+            at += len(table)
+    if at < len(expected):
+        raise _lost(run, number, f"{len(expected) - at} of {len(expected)} files of {stretch} have no row")
 
 
 def _lost(run: directory.RunDirectory, manifest: int, what: str) -> ClusterError:

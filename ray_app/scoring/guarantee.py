@@ -8,7 +8,6 @@ is large enough for the archive.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,14 +37,6 @@ _STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many 
 _DRAWS, _SURE = 40, 38  # drawn archives, and in how many of them a shift that is called seen is noticed
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An archive beside a card's population: `facts` for the summary, `unlike` why all verdicts abstain (None: they stand)."""
-
-    facts: document.GuaranteeSummary | None = None
-    unlike: str | None = None
-
-
 def settle_guarantee(
     run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None, *, each: Each = in_turn
 ) -> document.GuaranteeSummary | None:
@@ -57,15 +48,16 @@ def settle_guarantee(
     """
     described = run.describe()
     rows = rows or settled_state.NewRows.all_of(run)
-    found = compare(run, spec, rows)
-    if found.unlike or described.get("unlike") or described.get("deciding"):
+    facts = compare(run, spec, rows)
+    unlike = facts.unlike if facts else None
+    if unlike or described.get("unlike") or described.get("deciding"):
         run.store.delete(directory.SETTLED)
         rows.count_anew()
         run.write_json("run.json", described | {"deciding": directory.SCORE_DECIDES})
-        for _ in each(partial(_rewrite, run, spec, found.unlike), run.published()):
+        for _ in each(partial(_rewrite, run, spec, unlike), run.published()):
             pass
-        run.write_json("run.json", noted(described, found.unlike))
-    return found.facts
+        run.write_json("run.json", noted(described, unlike))
+    return facts
 
 
 def noted(described: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
@@ -74,14 +66,15 @@ def noted(described: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
     return kept | ({"unlike": unlike} if unlike else {})
 
 
-def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None) -> Comparison:
-    """Stream the current rows of a run and compare them with its card's population; settings and decoders too. Changes nothing.
+def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None) -> document.GuaranteeSummary | None:
+    """Stream the current rows of a run and compare them with its card's population; settings and decoders too. None where the card
+    promises nothing and has no population; its `unlike`: why all verdicts are to abstain. Changes nothing.
 
     `rows`: as in `settle_guarantee`.
     """
     card, identity = spec.ensemble, run.describe()["identity"]
     if card.guarantee is None and card.population is None:
-        return Comparison()
+        return None
     tally, decoders, images, flagged = _counted(rows or settled_state.NewRows.all_of(run), spec)
     scored = departures(card.settings, identity["precision"], identity["resize"])
     unknown = other_decoders(card.settings, decoders)
@@ -92,7 +85,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | 
     noticed = [_named(shift) for shift in shifts if shift.noticed]
     why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *guarantee_departures(scored, unknown)]
     is_enough = any(shift.tells for shift in shifts)
-    facts = document.GuaranteeSummary(
+    return document.GuaranteeSummary(
         holds=False if why else True if is_enough else None,
         why="; ".join(why) if why else None if is_enough else _why_unknown(card, images),
         unlike=unlike,
@@ -106,7 +99,6 @@ def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | 
         decoders=unknown,
         settings=scored,
     )
-    return Comparison(facts, unlike)
 
 
 def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[document.ShiftSummary]:
@@ -178,7 +170,7 @@ def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str
 
 def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
     """Result rows whose verdicts, real or fake, abstain since the whole archive is unlike the calibration's images (`unlike`, see
-    `Comparison`); others keep theirs.
+    `GuaranteeSummary`); others keep theirs.
     """
     rows = with_reasons(rows)
     verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]

@@ -79,10 +79,10 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         run.rewrite_all(lambda rows: decided(rows, spec))
         rows = settled_state.NewRows.all_of(run)
         found = compare(run, spec, rows)
-        if unlike := found.unlike:
+        if (unlike := found.unlike if found else None) is not None:
             run.rewrite_all(lambda rows: unlike_rows(rows, unlike))
         run.write_json("run.json", noted(changed, unlike))
-        summary = _summary(run, spec, found.facts, rows)
+        summary = _summary(run, spec, found, rows)
         if was_settled:
             settled_state.settle(run, rows.found)  # no row came or went
         return summary

@@ -72,7 +72,7 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
 def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(tmp_path, card):
     run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
     rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
-    assert compare(run, spec, rows).facts.images == N
+    assert compare(run, spec, rows).images == N
     settled_state.settle(run, rows.found)
     more_rows(run, card, 3, 30, decoder="another")
     rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
