@@ -20,6 +20,7 @@ from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import listing_log
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.forecast.prediction import Passes, backbones_of, predicted
+from ray_app.scoring.forecast.probe import Probe
 from ray_app.scoring.forecast.rates import ClusterDescription, planned_for
 from ray_app.scoring.forecast.survey import Survey, members_to_score, standing, survey
 from ray_app.scoring.passes import plan_passes
@@ -63,7 +64,9 @@ def forecast(
     blocks = blocks or _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     # Rows go to a store that bills requests: where the run is, or, as long as neither is known, where the source is.
     is_store = session.is_billed(config.out) if config.out else bool(found.billed)
-    prediction = predicted(config, passes, fetcher, found, (cpus, gpus), blocks=blocks, listing_s=listing.seconds, remote_out=is_store)
+    prediction, probed = predicted(
+        config, passes, fetcher, found, (cpus, gpus), blocks=blocks, listing_s=listing.seconds, remote_out=is_store
+    )
     memory = memory_of(config, plan, layout, nodes, node_bytes)
     content: dict[str, Any] = {
         "members": found.members,
@@ -82,8 +85,8 @@ def forecast(
         "memory": plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
         "blocks": blocks,
         "listing": listing,
-        **prediction.facts,
-        **_work(spec, prediction.near, prediction.share_described),
+        **prediction,
+        **_work(spec, probed),
     }
     lists_anew = before is None or before.state != "unfinished"
     bill = _bill(config, spec, found, content, passes=len(passes), lists=found.lists * lists_anew, is_store=is_store)
@@ -118,7 +121,7 @@ def _bill(
     }
 
 
-def _work(spec: ScoringSpec, near: float | None, share_described: float | None) -> dict[str, Any]:
+def _work(spec: ScoringSpec, probed: Probe | None) -> dict[str, Any]:
     """Detectors, what they share, and what else was asked for; shares of the images are those that a probe found."""
     card, views = spec.ensemble, spec.stability
     return {
@@ -127,8 +130,8 @@ def _work(spec: ScoringSpec, near: float | None, share_described: float | None) 
         "detectors": list(spec.cards),
         "guarantee": _promised(spec),
         "views": [view.name for view in spec.views] or None,
-        "stability": views and plan_model.PlannedStability(views=views.count, margin=views.margin, share=near),
-        "profile": _profile(spec, share_described),
+        "stability": views and plan_model.PlannedStability(views=views.count, margin=views.margin, share=probed and probed.near),
+        "profile": _profile(spec, probed and probed.share_described),
         "features": {name: facts["width"] for name, facts in spec.features.items()} or None,
         "tensors": _tensors(spec),
         "backbones": backbones_of(spec),

@@ -24,17 +24,6 @@ Passes = Sequence[tuple[ScoringSpec, ScoringLayout]]
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """`facts`: by key that part of a plan. `near`: the share of the probed images near a threshold; `share_described`: of those that are to
-    be described; both None where no probe says it.
-    """
-
-    facts: dict[str, Any]
-    near: float | None = None
-    share_described: float | None = None
-
-
-@dataclass(frozen=True)
 class PassForecast:
     """One pass: what it scores with, its processes, and what a probe said of it."""
 
@@ -55,14 +44,15 @@ def predicted(
     blocks: int,
     listing_s: float,
     remote_out: bool,
-) -> Predicted:
-    """Stages, the slowest, the rate, on a `machine` of so many cores and GPUs. All of it None where nothing was drawn, but for the passes.
+) -> tuple[dict[str, Any], Probe | None]:
+    """Stages, the slowest of them, rate and hours by the keys of a plan, on a `machine` of so many cores and GPUs; and the probe of the
+    slowest pass. All but the passes is None where nothing was drawn.
 
     Every pass is probed with the same sample, one after another, as a run has them in memory.
     """
     if not found.sample:
         nothing_to_do = None if found.members else _time(None, "nothing to do", 0, 0.0, listing_s, passes=0)
-        return Predicted({"passes": _pass_facts(passes, ()), "probe": None, "stages": (), "bottleneck": None, "forecast": nothing_to_do})
+        return {"passes": _pass_facts(passes, ()), "probe": None, "stages": (), "bottleneck": None, "forecast": nothing_to_do}, None
     made = []
     for spec, layout in passes:
         probe, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
@@ -90,7 +80,7 @@ def predicted(
         "forecast": _time(rate, slowest.pace.scored_by, found.members, mean_bytes, listing_s, passes=len(made)),
         **_costs(config, made, rate),
     }
-    return Predicted(facts, probed.near, probed.share_described)
+    return facts, probed
 
 
 def _pass_facts(passes: Passes, found: Sequence[PassForecast]) -> list[plan_model.PlannedPass] | None:
