@@ -34,7 +34,7 @@ _DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"
 Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
 STRICTNESS: tuple[Terms, ...] = ("permissive", "restricted", "non-commercial", "research-only", "none-stated")
 # The first that is found decides; what none of them knows is `restricted`: terms of its own, to be read.
-_TOLD_BY: tuple[tuple[Terms, str], ...] = (
+_TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
     ("none-stated", r"^\s*(none|unknown)?\s*$|\b(none|not|no licen[cs]e) (stated|known|published|given)\b"),
     ("research-only", r"\bresearch\b|\bacademic\b"),
     ("non-commercial", r"\bNC\b|\bnon-?commercial\b"),
@@ -202,7 +202,7 @@ class _Part(NamedTuple):
 
 def terms_of(licence: str) -> Terms:
     """The terms that a licence's name implies: `CC BY-NC 4.0` is non-commercial, an unknown name restricted, an empty one none-stated."""
-    return next((terms for terms, words in _TOLD_BY if re.search(words, licence, re.IGNORECASE)), "restricted")
+    return next((terms for terms, words in _TERMS_BY_NAME if re.search(words, licence, re.IGNORECASE)), "restricted")
 
 
 def inherited(recipe: config.Recipe, card: DetectorCard) -> Inherited:

@@ -1,9 +1,8 @@
-"""A network's weights as files that its own library loads unchanged: `write_weights`, timm by path or folder, transformers by folder.
+"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path or folder, transformers by folder), and
+as an ONNX file (`export_onnx`; `onnx_parity` compares onnxruntime's logits with torch's).
 
-A detector's network as an ONNX file: `export_onnx`; `onnx_parity` compares onnxruntime's logits with torch's.
-
-The file takes prepared and normalised pixels `pixels` (N, 3, height, width) float32, N free, and gives `logits` (N, 1 or 2). What a card
-says besides (resize, constants, which logit is fake) is in the file's metadata, so that it can be used without the card.
+The ONNX file takes prepared and normalised pixels `pixels` (N, 3, height, width) float32, N free, and gives `logits` (N, 1 or 2). What a
+card says besides (resize, constants, which logit is fake) is in its metadata, so that it can be used without the card.
 """
 
 import json
@@ -28,11 +27,13 @@ from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import ConfigError, DetectorError, describe_error
 
-ONNX = "model.onnx"
+WEIGHTS, CONFIG, PROCESSOR, ONNX = "model.safetensors", "config.json", "preprocessor_config.json", "model.onnx"
 OPSET = 20
 TOLERANCE = 1e-4  # of a logit, fp32 on a CPU
 
 _FREE_SIDE = 256  # pixels, for the example where a card keeps sizes
+_MEGAPIXEL = (1000, 1000)
+_PIL_FILTER = {"bilinear": 2, "bicubic": 3}
 
 
 def export_onnx(network: nn.Module, card: DetectorCard, path: Path) -> None:
@@ -102,22 +103,19 @@ def _refuse(card: DetectorCard) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep back what the exporter says of operators of packages that are not there."""
-    logger = logging.getLogger("torch.onnx")
+    """Keep back what exporters say of operators of packages that are not there, and bars for the one file that is written in one go."""
+    logger, shown = logging.getLogger("torch.onnx"), transformers.utils.logging.is_progress_bar_enabled()
     level = logger.level
     logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-
-
-WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
-
-_PIL_FILTER = {"bilinear": 2, "bicubic": 3}
-_MEGAPIXEL = (1000, 1000)
+        if shown:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
@@ -220,7 +218,7 @@ def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
     labels = labels_of(card.output)
     network.config.id2label = dict(enumerate(labels))
     network.config.label2id = {label: index for index, label in enumerate(labels)}
-    with _without_progress():
+    with _quietly():
         network.save_pretrained(folder)
     processor: Mapping[str, Any] | None = processor_config(card.preprocessing)
     if processor is not None:
@@ -229,15 +227,3 @@ def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    """One file is written in one go: a bar says nothing."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -11,7 +11,6 @@ from ray_app.training.run_directory import (
     HistoryWriter,
     delete_history_from,
     event_bytes,
-    first_step_of,
     read_history,
     write_events,
 )
@@ -24,33 +23,22 @@ def write(out, first, last, *, rank=0, folder=HISTORY, take=0):
     return notes.write(first)
 
 
-def test_what_is_done_again_stands_once(tmp_path):
+def test_what_is_done_again_stands_once_and_ranks_write_files_of_their_own(tmp_path):
     out = Store.open(str(tmp_path))
     for first in (0, 10, 20):
         write(out, first, first + 10)
-    delete_history_from(out, 10)
-    for first in (10, 15):
-        write(out, first, first + 5, take=1)
-    assert [(line["step"], line["take"]) for line in read_history(out, HISTORY)] == [(step, int(step >= 10)) for step in range(20)]
-
-
-def test_ranks_write_files_of_their_own(tmp_path):
-    out = Store.open(str(tmp_path))
-    write(out, 0, 2, rank=1, folder=SAMPLES)
-    write(out, 0, 2, rank=0, folder=SAMPLES)
-    write(out, 2, 2, folder=SAMPLES)  # nothing noted is no file
-    assert out.names(SAMPLES) == ["00000000-0000.jsonl", "00000000-0001.jsonl"]
-    assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def test_curves_are_forgotten_with_the_notes_and_foreign_files_stay(tmp_path):
-    out = Store.open(str(tmp_path))
-    for first in (0, 10):
         write_events(out, first, [{"step": first, "loss": 0.5}])
     out.write("tensorboard/readme.txt", b"mine")
     delete_history_from(out, 10)
     assert out.names("tensorboard") == ["events.out.tfevents.00000000.train", "readme.txt"]
-    assert first_step_of("readme.txt") == -1
+    for first in (10, 15):
+        write(out, first, first + 5, take=1)
+    assert [(line["step"], line["take"]) for line in read_history(out, HISTORY)] == [(step, int(step >= 10)) for step in range(20)]
+    for rank in (1, 0):
+        write(out, 0, 2, rank=rank, folder=SAMPLES)
+    write(out, 2, 2, folder=SAMPLES)  # nothing noted is no file
+    assert out.names(SAMPLES) == ["00000000-0000.jsonl", "00000000-0001.jsonl"]
+    assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_tensorboard_reads_the_numbers():
