@@ -78,7 +78,10 @@ def compute_embeddings(job: TrainingJob, wanted: Wanted, *, make: MakeDetector =
     `make` is called in every process, and must be a module's function. Raises DetectorError where the detector has no embedding,
     TouchstoneError where more images cannot be read than `faults.max_bad_fraction` allows.
     """
-    blocks = _blocks(job, wanted)
+    blocks = []
+    for split, chosen in wanted.items():
+        rows, size = np.arange(len(job.rows(split))) if chosen is None else chosen, job.config.loop.batch
+        blocks += [_Block(split, first, rows[first : first + size]) for first in range(0, len(rows), size)]
     there = {split: set(job.out.names(f"{FOLDER}/{split}")) for split in wanted}
     missing = [block for block in blocks if Path(_file(block.split, block.first)).name not in there[block.split]]
     if missing:
@@ -191,15 +194,6 @@ class _Block(NamedTuple):
     split: str
     first: int
     rows: Integers
-
-
-def _blocks(job: TrainingJob, wanted: Wanted) -> list[_Block]:
-    blocks = []
-    for split, chosen in wanted.items():
-        rows = np.arange(len(job.rows(split))) if chosen is None else chosen
-        size = job.config.loop.batch
-        blocks += [_Block(split, first, rows[first : first + size]) for first in range(0, len(rows), size)]
-    return blocks
 
 
 def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:

@@ -8,8 +8,7 @@ import io
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,19 +134,11 @@ def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 
 def write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
     """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
-    _write_lines(out, "metrics.jsonl", iter(history))
-    _write_lines(out, "unreadable.jsonl", run_directory.read_history(out, run_directory.UNREADABLE))
+    for name, lines in (("metrics", history), ("unreadable", run_directory.read_history(out, run_directory.UNREADABLE))):
+        out.write(f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
     if figures:
         run_directory.write_events(out, 0, figures, prefix="validation")
-
-
-def _write_lines(out: Store, name: str, lines: Iterator[Mapping[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        path = Path(folder) / name
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        out.write_file(name, path)
 
 
 def push(folder: str | Path, target: str) -> str:
