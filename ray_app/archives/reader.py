@@ -36,7 +36,7 @@ class MemberReader:
     ) -> None:
         self._fetcher, self._max_bytes, self._depth_bytes, self._budget = fetcher, max_bytes, depth_bytes, budget
         self._readers: dict[str, Reader] = {}
-        self._turn: node_budget.Turn | None = None
+        self._give_back: Callable[[], None] | None = None  # the turn of the last large member
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
         """Every member in order with its bytes, or the reason why there are none; one that was refused when it was listed is not read."""
@@ -46,8 +46,8 @@ class MemberReader:
 
     def let_go(self) -> None:
         """Give back the turn of the last member that was read: it is decoded, and its file is not held any more."""
-        if self._turn is not None:
-            self._turn.give_back()
+        if self._give_back is not None:
+            self._give_back()
 
     def _arriving(self, members: Iterable[ManifestMember]) -> Generator[bytes | InputError]:
         for (size, container), run in groupby(members, key=self._source_of):
@@ -85,8 +85,8 @@ class MemberReader:
         """One member, in its turn; what is unpacked is held twice for a moment."""
         with ExitStack() as stack:
             if self._budget is not None:
-                self._turn = stack.enter_context(self._budget.turn())
-                self._turn.take(min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes))
+                needed = min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes)
+                self._give_back = stack.enter_context(self._budget.turn(needed))
             if member.place is None:
                 yield from self._fetcher.prefetch([member], depth_bytes=self._depth_bytes, max_bytes=self._max_bytes)
             else:

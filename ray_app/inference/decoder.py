@@ -185,7 +185,7 @@ class CarefulDecoder:
                 reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
             with clock("wait"):
-                turn.enter_context(self._budget.turn()).take(needed)
+                turn.enter_context(self._budget.turn(needed))
             turn.callback(core.set_block_size, core.get_block_size())
             core.set_block_size(_BLOCK_BYTES)
 

@@ -10,8 +10,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ray_app.errors import ConfigError
@@ -50,16 +50,15 @@ class NodeBudget:
         self.waited_s = 0.0
 
     @contextmanager
-    def turn(self) -> Iterator["Turn"]:
-        """A turn that holds nothing yet; what it took is given back when the block ends."""
-        turn = Turn(self)
-        try:
-            yield turn
-        finally:
-            turn.give_back()
+    def turn(self, size_bytes: int) -> Iterator[Callable[[], None]]:
+        """Wait until so many bytes (`total_bytes` at most) are free, and have them for the block; what is yielded gives them back early."""
+        with ExitStack() as held:
+            for seat in self._seats(size_bytes):
+                held.callback(os.close, seat)
+            yield held.close
 
-    def seats(self, size_bytes: int) -> list[int]:
-        """Take enough seats for so many bytes (`total_bytes` at most), waiting for them; the descriptors that hold them."""
+    def _seats(self, size_bytes: int) -> list[int]:
+        """Enough seats for so many bytes, as the descriptors that hold them."""
         assert size_bytes <= self.total_bytes, "more than there is"
         began, taken = time.monotonic(), list[int]()
         wanted, folder = math.ceil(size_bytes / SEAT_BYTES), self._folder or _own_folder()
@@ -72,7 +71,8 @@ class NodeBudget:
                     return taken
                 time.sleep(_LOOK_EVERY_S)
         except BaseException:
-            _close(taken)
+            for seat in taken:
+                os.close(seat)
             raise
         finally:
             os.close(door)
@@ -93,24 +93,6 @@ class NodeBudget:
         return taken
 
 
-class Turn:
-    """What one thread has of a `NodeBudget`."""
-
-    def __init__(self, budget: NodeBudget) -> None:
-        self._budget = budget
-        self._seats: list[int] = []
-
-    def take(self, size_bytes: int) -> None:
-        """Wait until so many bytes are free, of no more than there are in all. Once in a turn."""
-        assert not self._seats, "a turn takes seats once"
-        self._seats = self._budget.seats(size_bytes)
-
-    def give_back(self) -> None:
-        """Let others have it."""
-        taken, self._seats = self._seats, []
-        _close(taken)
-
-
 def _own_folder() -> Path:
     """A folder of this user's on the node's own disk. Raises ConfigError where another user made one of that name."""
     folder = Path(tempfile.gettempdir()) / f"touchstone-{os.getuid()}"
@@ -123,8 +105,3 @@ def _own_folder() -> Path:
 
 def _opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -42,18 +42,21 @@ def seats(tmp_path):
 
 def is_free(budget: NodeBudget) -> bool:
     """Whether nobody has a seat."""
-    with budget.turn() as turn:
-        waiting = threading.Thread(target=turn.take, args=(budget.total_bytes,), daemon=True)
-        waiting.start()
-        waiting.join(60)
-        return not waiting.is_alive()
+
+    def take():
+        with budget.turn(budget.total_bytes):
+            pass
+
+    waiting = threading.Thread(target=take, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    return not waiting.is_alive()
 
 
 def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_never_waits(budget, monkeypatch):
     clock, batches = StageClock(), []
     decoder = BatchDecoder(SPEC, clock, budget=budget)
-    with budget.turn() as others:
-        others.take(budget.total_bytes)
+    with budget.turn(budget.total_bytes):
         assert decoder.decode([(1, factory.jpeg())]).outcomes[0].status is Status.OK
         monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
         waiting = threading.Thread(target=lambda: batches.append(decoder.decode([(1, factory.jpeg()), (2, factory.png())])))
@@ -88,9 +91,8 @@ from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
 budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
 decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
-with budget.turn() as others:
-    others.take(budget.total_bytes)
-    threading.Timer(1.0, others.give_back).start()
+with budget.turn(budget.total_bytes) as give_back:
+    threading.Timer(1.0, give_back).start()
     print(decoder.decode([(7, factory.jpeg())]).outcomes[0].status)
 decoder.close()
 """

@@ -18,8 +18,7 @@ import sys
 from pathlib import Path
 from ray_app.storage.node_budget import *
 budget = NodeBudget("test", int(sys.argv[2]) * SEAT_BYTES, Path(sys.argv[1]))
-with budget.turn() as turn:
-    turn.take(int(sys.argv[3]) * SEAT_BYTES)
+with budget.turn(int(sys.argv[3]) * SEAT_BYTES):
     print("has it", flush=True)
     sys.stdin.read()
 """
@@ -63,8 +62,8 @@ def test_who_is_killed_has_nothing(tmp_path):
         assert has_it(dying)
         assert free(tmp_path, 4) == 0
         dying.kill()
-        with NodeBudget("test", 4 * SEAT_BYTES, tmp_path).turn() as turn:
-            turn.take(4 * SEAT_BYTES)
+        with NodeBudget("test", 4 * SEAT_BYTES, tmp_path).turn(4 * SEAT_BYTES):
+            pass
 
 
 def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_path, monkeypatch):
@@ -83,5 +82,5 @@ def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_pa
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(node_budget.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="belongs to another user"), NodeBudget("test", SEAT_BYTES).turn() as turn:
-        turn.take(1)
+    with pytest.raises(ConfigError, match="belongs to another user"), NodeBudget("test", SEAT_BYTES).turn(1):
+        pass
