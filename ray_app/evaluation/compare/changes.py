@@ -116,7 +116,9 @@ def truth_of(run: ComparedRun, labels: LabelledRows, places: Places) -> ImageTru
         return None
     groups = [(label, generator) for label, _, generator in (word.partition("\0") for word in words.dictionary.to_pylist())]
     names = pc.if_else(pc.equal(rows["label"], "real"), pc.coalesce(rows["source"], rows["generator"]), rows["generator"])
-    return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, np.asarray(names.to_numpy(), object))
+    coded = names.combine_chunks().dictionary_encode()  # one text for all images of a name
+    whose = np.array([*coded.dictionary.to_pylist(), None], object)[np.asarray(coded.indices.fill_null(-1))]
+    return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, whose)
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:

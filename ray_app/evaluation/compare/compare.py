@@ -53,8 +53,8 @@ def compare(
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
     `intervals`: of what figures by labels and their tests speak: further generators and sources where labels name three or more, or
     further images of these only.
-    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
-    other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
+    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Each run is in memory as compact
+    columns (`changes.ComparedRun`). Raises ConfigError where there is no run or a label is wrong.
     """
     a, b = changes.ComparedRun.open(run_a), changes.ComparedRun.open(run_b)
     pairing, runs = changes.pair(a, b, by), (a, b)
