@@ -23,23 +23,10 @@ from ray_app.storage import Store, strip_secrets
 
 # A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without secrets in `final_url`.
 OUTCOME = pa.schema(
-    [
-        ("id", pa.string()),
-        ("url", pa.string()),
-        ("status", pa.string()),
-        ("detail", pa.string()),
-        ("place", pa.string()),
-        ("sha256", pa.string()),
-        ("format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("size_bytes", pa.int64()),
-        ("http_status", pa.int32()),
-        ("requests", pa.int32()),
-        ("final_url", pa.string()),
-        ("ended_at", pa.timestamp("us", "UTC")),
-    ]
-)
+    [("id", pa.string()), ("url", pa.string()), ("status", pa.string()), ("detail", pa.string()), ("place", pa.string()),
+     ("sha256", pa.string()), ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("size_bytes", pa.int64()),
+     ("http_status", pa.int32()), ("requests", pa.int32()), ("final_url", pa.string()), ("ended_at", pa.timestamp("us", "UTC"))]
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -56,8 +43,7 @@ class Task:
     """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that name, perhaps of a killed session.
 
     After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests, `tries`
-    those of `url` that failed.
-    `before`: when the row of an earlier session ended, which this one's is to replace.
+    those of `url` that failed. `before`: when the row of an earlier session ended, which this one's is to replace.
     """
 
     id: str
@@ -94,19 +80,9 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNO
 # Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own downloader, `<id>.<subtype>`
 # (specs/localization.md §5.1), with ids kept whole where they have dots, and the ending corrected where the bytes say another format.
 _SUBTYPES = {
-    "JPEG": ("jpeg", "jpg"),
-    "PNG": ("png", "apng"),
-    "WEBP": ("webp",),
-    "GIF": ("gif",),
-    "BMP": ("bmp",),
-    "TIFF": ("tiff", "tif"),
-    "AVIF": ("avif",),
-    "HEIC": ("heic", "heif"),
-    "JPEG2000": ("jp2", "jpx"),
-    "JXL": ("jxl",),
-    "PNM": ("pnm",),
-    "RAW": ("raw",),
-}
+    "JPEG": ("jpeg", "jpg"), "PNG": ("png", "apng"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",), "TIFF": ("tiff", "tif"),
+    "AVIF": ("avif",), "HEIC": ("heic", "heif"), "JPEG2000": ("jp2", "jpx"), "JXL": ("jxl",), "PNM": ("pnm",), "RAW": ("raw",),
+}  # fmt: skip
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
 
 

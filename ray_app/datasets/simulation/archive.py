@@ -51,7 +51,7 @@ SPLITS: dict[SplitName, Split] = {
 _SHOWN = Split(
     ("strokes", "pebbles", "hills", "foliage", "flower"), ("rangefinder", "mirrorless", "camcorder"), ("bicubic", "transposed5", "sinc")
 )
-_BASES = ("hills", "leaves", "foliage", "pebbles")
+_BASES = ("hills", "leaves", "clouds", "pebbles")
 _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
 
 

@@ -36,19 +36,9 @@ def repaint(name: str, pixels: Pixels, rng: Rng, *, stages: int | None = None, w
     return np.asarray(painted.round().byte().permute(1, 2, 0).numpy())
 
 
-def nearest(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Repeat every sample 2×2, then a smoothing convolution."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="nearest"), _mix(rng, 3, (-0.9, -0.3)))
-
-
-def bilinear(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Bilinear ×2, then a convolution that may sharpen."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="bilinear"), _mix(rng, 3, (-0.5, 0.8)))
-
-
-def bicubic(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """Bicubic ×2, then a convolution that may sharpen."""
-    return _conv(functional.interpolate(image, scale_factor=2, mode="bicubic"), _mix(rng, 5, (-0.5, 0.5)))
+def _interpolated(mode: str, size: int, sharp: tuple[float, float]) -> Upsample:
+    """×2 by PyTorch's interpolation, then a convolution that smooths or sharpens."""
+    return lambda image, rng: _conv(functional.interpolate(image, scale_factor=2, mode=mode), _mix(rng, size, sharp))
 
 
 def shuffle(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -103,13 +93,13 @@ def _grain(lost: torch.Tensor, rng: Rng) -> torch.Tensor:
 
 DECODERS: dict[str, Upsample] = {
     # seen in training
-    "nearest": nearest,
-    "bilinear": bilinear,
+    "nearest": _interpolated("nearest", 3, (-0.9, -0.3)),
+    "bilinear": _interpolated("bilinear", 3, (-0.5, 0.8)),
     "transposed4": _transposed(4, 0.08),
     "transposed3": _transposed(3, 0.05),
     "shuffle": shuffle,
     # held out
-    "bicubic": bicubic,
+    "bicubic": _interpolated("bicubic", 5, (-0.5, 0.5)),
     "transposed5": _transposed(5, 0.06),
     "sinc": zero_stuffed,
 }
