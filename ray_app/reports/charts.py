@@ -259,7 +259,7 @@ def _axes(width: int, height: int, x: Axis, y: Axis, *, compact: bool = False) -
     """An empty plane in a figure of `width` × `height` pixels, with its ticks and grid, and the texts that _svg puts in."""
     from matplotlib.figure import Figure
 
-    left, right, bottom, top = (44, 8, 20, 10) if compact else (50, 18, 38 if x.title else 22, 24)
+    left, right, bottom, top = (44, 18, 20, 10) if compact else (50, 18, 38 if x.title else 22, 24)
     figure = Figure(figsize=(width / 72, height / 72))
     figure.patch.set_visible(False)
     axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height))
