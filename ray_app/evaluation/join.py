@@ -32,7 +32,7 @@ OWN, VIEWS = "input", "views"
 _TRUTH = ("label", "generator", "kind")
 _OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
 _SAID = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
-_MEMORY, _THREADS = "768MB", 2
+_MEMORY, _THREADS = "512MB", 2
 _GROUPED_AT_ONCE = 4_000_000  # labels whose keys are counted together: that many fit into the memory
 _ROWS = 65_536
 
