@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,11 @@ def imported_by(source: Path) -> set[str]:
             parts = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
             found |= parts or {node.module}
     return found & NAMES - {name_of(source)}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {name_of(source) for source in MODULES}
+    TopologicalSorter({name_of(source): imported_by(source) & modules for source in MODULES}).prepare()
 
 
 def test_a_file_holds_one_capability():

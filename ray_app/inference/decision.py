@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
 from ray_app.inference.spec import ScoringSpec
-
-if TYPE_CHECKING:
-    from ray_app.inference.decoder import StageClock
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
@@ -228,7 +225,7 @@ def judge(
     spec: ScoringSpec,
     outcomes: Sequence[batch.DecodeResult],
     outputs: DetectorOutputs,
-    clock: "StageClock | None" = None,
+    clock: batch.StageClock | None = None,
     *,
     names: bool = True,
 ) -> BlockResult:
