@@ -116,7 +116,7 @@ class ServeConfig(Frozen):
     def _jobs_are_gone(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "jobs" in given:
             raise ConfigError(
-                "jobs: removed in 0.18", hint="remove it; submit runs with Ray's own job API: ray job submit -- touchstone score …"
+                "jobs: removed in 0.19", hint="remove it; submit runs with Ray's own job API: ray job submit -- touchstone score …"
             )
         return given
 
