@@ -1,10 +1,9 @@
 """What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also of perturbed views.
 
-`LazyImages` and `LateDecoder` make or decode large images only when a detector reads them. `StageClock` counts the seconds of each stage.
+`LazyImages` and `LateDecoder` make or decode large images only when a detector reads them.
 """
 
 import logging
-import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,35 +205,3 @@ class LateDecoder:
 def is_large(image: DecodedImage) -> bool:
     """Whether an image that is decoded has its turn on its node by its size alone, and is not kept beyond it."""
     return Demand(image.pixels.width * image.pixels.height, 0).is_large
-
-
-STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
-
-
-class StageClock:
-    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._within = 0.0  # seconds of the stages inside the one that is at work
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside the block for one stage."""
-        start, outside, self._within = time.perf_counter(), self._within, 0.0
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] += spent - self._within
-            self._within = outside + spent
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what another worker measured for the same block."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] += spent
-
-    def take(self) -> dict[str, float]:
-        """The seconds since the last call, and start again from zero."""
-        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
-        return taken

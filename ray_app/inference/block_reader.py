@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_app.errors import InputError, Status
-from ray_app.inference.batch import Batch, DecodeResult, StageClock
-from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, file_bytes
+from ray_app.inference.batch import Batch, DecodeResult
+from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, StageClock, file_bytes
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget

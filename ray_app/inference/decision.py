@@ -7,8 +7,8 @@ field of `detectors.detector.BatchPrediction` is kept under its name.
 
 import functools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,7 +225,7 @@ def judge(
     spec: ScoringSpec,
     outcomes: Sequence[batch.DecodeResult],
     outputs: DetectorOutputs,
-    clock: batch.StageClock | None = None,
+    clock: Callable[[str], AbstractContextManager[None]] | None = None,
     *,
     names: bool = True,
 ) -> BlockResult:

@@ -1,10 +1,12 @@
 """Encoded images → batches of uint8 tensors, every image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child.
+`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child. `StageClock`
+counts the seconds of each stage, from here to the last.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -35,7 +37,6 @@ from ray_app.inference.batch import (
     PreparedViews,
     Ragged,
     Size,
-    StageClock,
     is_large,
     perturbed,
 )
@@ -58,6 +59,38 @@ BUDGET = "pixels"  # the name of what large images share on a node
 # JPEG and what is decoded from that again.
 _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
 _BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
+
+
+STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
+
+
+class StageClock:
+    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._within = 0.0  # seconds of the stages inside the one that is at work
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside the block for one stage."""
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] += spent - self._within
+            self._within = outside + spent
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what another worker measured for the same block."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, and start again from zero."""
+        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return taken
 
 
 # Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crash marker it leaves

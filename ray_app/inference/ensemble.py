@@ -23,7 +23,8 @@ from ray_app.errors import ConfigError, InputError, Status, StorageError, descri
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
-from ray_app.inference.batch import Batch, DecodeResult, File, StageClock
+from ray_app.inference.batch import Batch, DecodeResult, File
+from ray_app.inference.decoder import StageClock
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
 from ray_app.storage import Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
 from ray_app.storage.http import WEB

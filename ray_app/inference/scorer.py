@@ -32,7 +32,6 @@ from ray_app.inference.batch import (
     PerturbedBatch,
     Pixels,
     Size,
-    StageClock,
     joined,
 )
 from ray_app.inference.decision import (
@@ -46,6 +45,7 @@ from ray_app.inference.decision import (
     OutputKey,
     rows_to_describe,
 )
+from ray_app.inference.decoder import StageClock
 from ray_app.inference.spec import ScoringSpec
 
 DescriberInputs = Sequence[Pixels | None]  # per member what the describer would look at; None where it has no tensor, or reads embeddings

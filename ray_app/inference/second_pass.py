@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ray_app.inference import decision, stability
-from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
+from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels
 from ray_app.inference.decision import SCORES, STABILITY, DetectorOutputs, OutputKey
-from ray_app.inference.decoder import BatchDecoder
+from ray_app.inference.decoder import BatchDecoder, StageClock
 from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
 
