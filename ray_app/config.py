@@ -201,7 +201,7 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrid
         raise ConfigError("\n".join(lines)) from None
 
 
-def going_on(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
+def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
     """A config with what its user did not write, in whatever section, as it was `begun` with: plain JSON of the same model.
 
     Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.

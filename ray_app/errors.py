@@ -215,7 +215,7 @@ def one_line(text: str) -> str:
 
 def is_want_of_memory(error: BaseException) -> bool:
     """Whether a process, or its GPU, had too little memory, whichever library says so."""
-    # torch's own class is told by its name, since a decoder has no torch; on a CPU torch raises a bare RuntimeError.
+    # torch's own class is known by its name, since a decoder has no torch; on a CPU torch raises a bare RuntimeError.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
 
 

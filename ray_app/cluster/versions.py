@@ -50,7 +50,7 @@ def require_nodes(address: str) -> None:
 
     Nodes that come later are asked by the workers that start on them (`require_same`).
     """
-    own, found = NodeVersions(*_asking()()), _found()
+    own, found = NodeVersions(*_version_probe()()), _found()
     for kind, here, versions in zip(("Ray", "Python", "Touchstone"), own, zip(*(node for _, node in found), strict=True), strict=False):
         others = [(place, version) for (place, _), version in zip(found, versions, strict=True) if version != here]
         if not others:
@@ -76,7 +76,7 @@ def _found() -> list[tuple[str, NodeVersions]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    ask = ray.remote(num_cpus=0, max_retries=0)(_asking())
+    ask = ray.remote(num_cpus=0, max_retries=0)(_version_probe())
     asked = {
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node["NodeManagerAddress"]
         for node in nodes
@@ -91,7 +91,7 @@ def _found() -> list[tuple[str, NodeVersions]]:
     return found
 
 
-def _asking() -> Callable[[], tuple[str, str, str | None]]:
+def _version_probe() -> Callable[[], tuple[str, str, str | None]]:
     """What a node is asked. A function inside of one is sent as code, so that it runs where there is no Touchstone, or another one."""
 
     def versions() -> tuple[str, str, str | None]:

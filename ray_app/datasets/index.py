@@ -166,7 +166,7 @@ def write_index(
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
         written = archives.build.write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
-        reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
+        reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.counted())
         hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
         raise ConfigError(f"no labelled image: {reasons}", hint=hint)
     info = IndexInfo(
@@ -177,8 +177,8 @@ def write_index(
         digest=tally.digest.hexdigest(),
         counts=tally.by_stratum(),
         published=_compared(layout.published, tally.subsets),
-        left_out=tally.left_out.told(),
-        unreadable=tally.unreadable.told(),
+        left_out=tally.left_out.counted(),
+        unreadable=tally.unreadable.counted(),
         repeated=listed.listed - listed.members,
     )
     store.write("index.json", json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())

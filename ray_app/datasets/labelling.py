@@ -47,7 +47,7 @@ class SkippedMembers:
         for why, count in other.counts.items():
             self.add(why, other.examples[why], count)
 
-    def told(self) -> list[dict[str, object]]:
+    def counted(self) -> list[dict[str, object]]:
         """As JSON, the most frequent first."""
         return [{"why": why, "files": count, "example": self.examples[why]} for why, count in self.counts.most_common()]
 

@@ -76,22 +76,22 @@ def metrics_csv(document: model.EvaluationDocument) -> str:
 
 
 def document_of(
-    found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None
+    found: Evaluation, warnings: Sequence[str] = (), progress: Callable[[str], object] = lambda _: None
 ) -> model.EvaluationDocument:
-    """The document. `warnings`: of the join. `telling` gets messages on progress."""
+    """The document. `warnings`: of the join. `progress`: called with what is being done."""
     protocol, config = found.protocol, found.config
     described = found.run.describe()
-    telling("figures")
+    progress("figures")
     sample = found.cells.sample
-    asked = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
-    systems = _systems(found, asked)
+    intervals = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
+    systems = _systems(found, intervals)
     binary = {one.name: one.output == "binary" for one in systems}
     clean, systems = _with_unseen(found, sample, systems)
-    telling("masks and texts")
+    progress("masks and texts")
     rules = protocol.localization if protocol else None
     localized = localization_of_run(found.run, found.labels.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
     localization = localized.section if localized else None
-    telling("tests and tables")
+    progress("tests and tables")
     identification, prompts, groups = _named(found, systems)
     return model.EvaluationDocument(
         schema=model.EVALUATION_SCHEMA,
@@ -103,10 +103,10 @@ def document_of(
         labels=_labels(found, warnings),
         protocol=protocol.facts() if protocol else None,
         data=data_of(found.cells, seed=config.seed),
-        intervals=asked.facts,
+        intervals=intervals.facts,
         systems=tuple(systems),
         reference=tuple(reference_of(protocol)),
-        table=table_of(protocol, systems, localization, of_images=asked.facts.of_images),
+        table=table_of(protocol, systems, localization, of_images=intervals.facts.of_images),
         paired=tuple(system_section.paired_tests(sample, found.systems.all, binary, config.intervals)),
         **(
             {"paired_unseen": tuple(system_section.paired_tests(clean, found.systems.all, binary, config.intervals))}

@@ -220,7 +220,7 @@ class BatchDecoder:
         self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
         self._scored = self._wanted[: len(spec.scored_preprocessings)]
 
-    def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
+    def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 

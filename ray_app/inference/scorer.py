@@ -214,8 +214,8 @@ class EnsembleScorer:
         self._columns = dict.fromkeys(_columns_of(spec, self._detectors.values()))
         self._views = (CLEAN, *(view.name for view in spec.views))
 
-    def asking(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
-        """The same detectors in memory, those of them that `spec` asks (see `ScoringSpec.asking`), in its views and batches."""
+    def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
+        """The same detectors in memory, those of them that `spec` asks (see `ScoringSpec.limited_to`), in its views and batches."""
         return EnsembleScorer(spec, clock, loaded=self._loaded)
 
     @property

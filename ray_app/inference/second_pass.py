@@ -34,7 +34,7 @@ class SecondPass:
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
         plain = replace(spec, slots=min(spec.slots, SLOTS), perceptual_hash=False, provenance=None)
         self._clock, self._slots, self._looked = StageClock(), plain.slots, 0
-        self._scorer, self._decoder = scorer.asking(plain, self._clock), decoder.asking(plain, self._clock)
+        self._scorer, self._decoder = scorer.for_spec(plain, self._clock), decoder.for_spec(plain, self._clock)
         self._spent_ms = 0.0
 
     def at(self, files: Sequence[tuple[int, File]]) -> DetectorOutputs:
@@ -78,8 +78,8 @@ class CascadeScorer:
         self._describing = describing
         late = [name for name in spec.late if name in scorer.names]
         self._scorer = scorer
-        self._first = scorer.asking(spec.early, clock)
-        self._late = SecondPass(spec.asking(late), scorer, decoder) if late else None
+        self._first = scorer.for_spec(spec.early, clock)
+        self._late = SecondPass(spec.limited_to(late), scorer, decoder) if late else None
         self._keeps = self._late is not None or recompressing is not None
 
     @property
@@ -169,8 +169,8 @@ class StabilityScorer:
         assert spec.stability is not None
         self._spec, self._clock, self._margin = spec, clock, spec.stability.margin
         seen = replace(spec, features={}, identifier=None, describer=None)
-        self._first = SecondPass(seen.asking(spec.first, spec.stability.views), scorer, decoder)
-        self._late = SecondPass(seen.asking(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
+        self._first = SecondPass(seen.limited_to(spec.first, spec.stability.views), scorer, decoder)
+        self._late = SecondPass(seen.limited_to(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
 
     @property
     def counts(self) -> Mapping[str, int]:

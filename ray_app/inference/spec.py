@@ -129,9 +129,9 @@ class ScoringSpec:
     @cached_property
     def early(self) -> "ScoringSpec":
         """What is made of every image: this spec, asking none but the first detectors, and the describer."""
-        return replace(self.asking(self.first, self.views), describer=self.describer) if self.late else self
+        return replace(self.limited_to(self.first, self.views), describer=self.describer) if self.late else self
 
-    def asking(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
+    def limited_to(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
         """Some of the detectors, in other views, no describer: how images are prepared and read. To decide, the whole spec is needed."""
         return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views, describer=None)
 
@@ -323,25 +323,27 @@ class ResourceEstimate:
     twice while it loads, a batch of images in every view, and the process of its own that each detector of another package has besides.
     `tensor_bytes`: one image between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept.
     `pool_gmac`: billions of multiply-adds per image (of a megapixel where sizes are kept) in each of the spec's `all_pools`, over all
-    passes; what no card states is nothing. Detectors of a cascade that look again count with `share_going_on`, the share of images that is
-    expected to go on, the describer with `share_described`. `worst_gmac`: the sum for the largest image that every detector takes.
+    passes; what no card states is nothing. Detectors of a cascade's second stage count with `second_stage_share`, the share of images that
+    is expected there, the describer with `share_described`. `worst_gmac`: the sum for the largest image that every detector takes.
     """
 
     process_bytes: int
     tensor_bytes: int
     pool_gmac: tuple[float, ...]
     worst_gmac: float
-    share_going_on: float
+    second_stage_share: float
     share_described: float
 
     @classmethod
     def of(cls, spec: ScoringSpec) -> "ResourceEstimate":
         """By the cards of a spec."""
-        going_on, described = _share_going_on(spec), _share_described(spec)
-        return cls(_process_bytes(spec), _tensor_bytes(spec), _pool_gmac(spec, going_on, described), _worst_gmac(spec), going_on, described)
+        second_stage, described = _second_stage_share(spec), _share_described(spec)
+        return cls(
+            _process_bytes(spec), _tensor_bytes(spec), _pool_gmac(spec, second_stage, described), _worst_gmac(spec), second_stage, described
+        )
 
 
-def _share_going_on(spec: ScoringSpec) -> float:
+def _second_stage_share(spec: ScoringSpec) -> float:
     cascade = spec.ensemble.cascade
     if cascade is None:
         return 1.0
@@ -394,8 +396,8 @@ def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
     return sum(3 * one.shape[0] * one.shape[1] for one in preprocessings if one.shape is not None)
 
 
-def _pool_gmac(spec: ScoringSpec, going_on: float, described: float) -> tuple[float, ...]:
-    shares = dict.fromkeys(spec.late, going_on)
+def _pool_gmac(spec: ScoringSpec, second_stage: float, described: float) -> tuple[float, ...]:
+    shares = dict.fromkeys(spec.late, second_stage)
     sizes = {name: shares.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
     sizes = counted_once(sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares))
     words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0

@@ -71,12 +71,12 @@ class PassPlan:
     def specs(self, names: Collection[str] | None = None) -> list[ScoringSpec]:
         """What each pass scores with, in their order: the whole where there is only one."""
         groups = self.groups(names)
-        return [self.spec if len(group) == len(self.spec.cards) else self.spec.asking(group, self.spec.views) for group in groups]
+        return [self.spec if len(group) == len(self.spec.cards) else self.spec.limited_to(group, self.spec.views) for group in groups]
 
 
 def pass_bytes(spec: ScoringSpec, names: Collection[str]) -> int:
     """What these detectors take at most in one process; of those with processes of their own, in one for each, which run side by side."""
-    some = spec.asking(names, spec.views)
+    some = spec.limited_to(names, spec.views)
     return ResourceEstimate.of(some).process_bytes + (len(some.pools) - 1) * PROCESS_BYTES
 
 

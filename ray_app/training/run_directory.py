@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app import __version__
-from ray_app.config import going_on
+from ray_app.config import as_begun
 from ray_app.errors import IdentityError
 from ray_app.runs.directory import differences, differing_keys, refuse_others
 from ray_app.storage import Store, strip_secrets
@@ -108,7 +108,7 @@ def config_as_begun(config: TrainConfig, out: Store) -> TrainConfig:
     claim = read_claim(out)
     if claim is None:
         return config
-    begun = going_on(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    begun = as_begun(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
     if kept := differing_keys(recipe_of(config), recipe_of(begun)):
         message = "; ".join(f"{key} {was} (today {now})" for key, now, was in kept)
         print(f"train  as it was begun: {message}; a new --out begins with those of today", file=sys.stderr, flush=True)

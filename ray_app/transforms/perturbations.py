@@ -1,6 +1,6 @@
 """Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and lists.
 
-What a list names and this machine cannot do is told by `absent_views`, with the reason.
+`absent_views`: what a list names and this machine cannot do, with the reason.
 """
 
 import hashlib

@@ -35,7 +35,7 @@ def told(monkeypatch, *nodes):
 
 
 def test_equal_nodes_and_none_at_all_are_taken(monkeypatch):
-    for nodes in ([], [("a", OWN), ("b", NodeVersions(*versions._asking()()))]):
+    for nodes in ([], [("a", OWN), ("b", NodeVersions(*versions._version_probe()()))]):
         monkeypatch.setattr(versions, "_found", lambda nodes=nodes: nodes)
         versions.require_nodes("head:6379")
 

@@ -78,7 +78,7 @@ class LoadedPipeline:
     ) -> list[GeneratedImage]:
         """A picture for each request of one size, in their order; an inpainting pipeline takes as many `pictures`.
 
-        Raises whatever the pipeline raises; what it says of memory is told by `is_want_of_memory`.
+        Raises whatever the pipeline raises; `is_want_of_memory` says whether it lacked memory.
         """
         import torch
 

@@ -171,7 +171,7 @@ class KeptSection:
                                    hint="please report this: it is a bug")  # fmt: skip
             if stays:
                 name = member.uri if member.member is None else f"{member.uri}/{member.member}"
-                # Listings of one run may tell of a column in types of their own, which is nobody's to change any more.
+                # Listings of one run may have a column in different types, which cannot be changed any more.
                 yield name, ListedWithColumns(member.uri, member.member, member.occurrence, member.version, member.size_bytes,
                                       {**member.input, writer.EXPECTED: sha256}, member.place, member.refused)  # fmt: skip
 

@@ -34,7 +34,7 @@ from ray_app.archives import (
 )
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
-from ray_app.config import going_on
+from ray_app.config import as_begun
 from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, work_through
 from ray_app.datajobs.shards.config import FilterConfig, Form, PackConfig
 from ray_app.datajobs.shards.writer import EXPECTED, UNPACKED, Shard, WriteShard
@@ -73,7 +73,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """
     store = Store.open(config.out)
     if (begun := claimed_by(store, _CLAIM)) is not None:
-        config = going_on(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{_CLAIM}")
+        config = as_begun(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{_CLAIM}")
     archive = open_source(
         config.source,
         config.include,

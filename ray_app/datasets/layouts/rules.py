@@ -135,7 +135,7 @@ class PublishedLayout(Frozen):
 
     @field_validator("source")
     @classmethod
-    def _told(cls, source: str) -> str:
+    def _stated(cls, source: str) -> str:
         if len(source) < 10:
             raise ValueError("say where the layout is described")
         return source

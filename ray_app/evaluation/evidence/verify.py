@@ -443,5 +443,5 @@ def _check_prompt(recorded: Mapping[str, Any], spec: ScoringSpec, card: Describe
 
 def _embedding(spec: ScoringSpec, detector: str, facts: Mapping[str, Any], data: bytes) -> Any:
     """(1, d) float32 of the image, by one detector."""
-    alone = replace(spec.asking([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
+    alone = replace(spec.limited_to([detector]), identifier=None, describer=None, features={detector: facts}, stability=None)
     return _outputs(alone, data).of(EMBEDDINGS)[detector]

@@ -85,7 +85,7 @@ def probe_members(
             if scoring is not None:
                 scoring.score(batch)
         estimate = ResourceEstimate.of(spec)
-        probe.share = estimate.share_going_on
+        probe.share = estimate.second_stage_share
         probe.share_described = estimate.share_described if spec.describer else None
         score = scoring.seconds_per_image() if scoring is not None else _estimated_s(spec, probe.seconds["decode"] / probe.members)
         probe.times = scoring.times() if scoring is not None else {}
@@ -180,9 +180,9 @@ class _Scoring:
         self._clocks = [StageClock() for _ in spec.pools]
         self._scorers = scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
         self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
-        self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
+        self._first = [scorer.for_spec(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
-        self._again = [SecondPass(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
+        self._again = [SecondPass(spec.limited_to(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
         has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
         self._views_clock = StageClock()
         self._views = StabilityScorer(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
@@ -294,12 +294,12 @@ def _estimated_s(spec: ScoringSpec, decode_s: float) -> tuple[float | None, ...]
     A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on in a cascade.
     """
     seconds: list[float | None] = []
-    going_on = ResourceEstimate.of(spec).share_going_on
+    second_stage = ResourceEstimate.of(spec).second_stage_share
     for pool in spec.pools:
-        share = {name: going_on if name in spec.late else 1.0 for name in pool}
+        share = {name: second_stage if name in spec.late else 1.0 for name in pool}
         cards = [spec.cards[name] for name in pool]
         native = {card.preprocessing for card in cards if card.preprocessing.shape is None and card.name in spec.first}
-        again = going_on if set(pool) & set(spec.late) else 0.0
+        again = second_stage if set(pool) & set(spec.late) else 0.0
         runs = {
             (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name], share[name]): card.size
             for name, card in zip(pool, cards, strict=True)
