@@ -8,7 +8,7 @@ from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_SHARE, TENSOR_BYTES, p
 
 
 def cost(*, tensor_bytes=0, pool_gmac=(0.0,), process_bytes=0):
-    return ResourceEstimate(process_bytes, tensor_bytes, pool_gmac, worst_gmac=0.0, share_going_on=1.0, share_described=1.0)
+    return ResourceEstimate(process_bytes, tensor_bytes, pool_gmac, worst_gmac=0.0, second_stage_share=1.0, share_described=1.0)
 
 
 TENSOR = cost(tensor_bytes=384 * 384 * 3)
