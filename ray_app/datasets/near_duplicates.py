@@ -39,32 +39,37 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
     """
     missing = {name: [texts(table, name).null_count for table in splits.values()] for name in ("sha256", "phash")}
     sizes = [len(table) for table in splits.values()]
-    hashes = np.unique(np.concatenate([_hashes(coded(table, "phash")[1]) for table in splits.values()]))
-    pairs = near_pairs(hashes)
+    alike = _alike(list(splits.values()))
+    numbered = combinations(enumerate(splits), 2)
     return {
         "checked": {name: all(count < size for count, size in zip(counts, sizes, strict=True)) for name, counts in missing.items()},
         "unhashed": {name: sum(counts) for name, counts in missing.items()},
-        "pairs": {f"{held} in {other}": _shared(splits[held], splits[other], hashes, pairs) for other, held in combinations(splits, 2)},
+        "pairs": {
+            f"{held} in {other}": _shared(splits[held], splits[other], alike[number][place]) for (place, other), (number, held) in numbered
+        },
     }
 
 
-def _shared(held: pa.Table, other: pa.Table, hashes: Hashes, pairs: Pairs) -> dict[str, Any]:
+def _shared(held: pa.Table, other: pa.Table, is_alike: npt.NDArray[np.bool_]) -> dict[str, Any]:
     found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
     for name in ("sha256", "group"):
         found[name] = pc.is_in(texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True).to_numpy()
-    found["phash"] = _alike(held, other, hashes, pairs)
+    found["phash"] = is_alike
     examples = held["uri"].filter(pa.array(found["sha256"] | found["phash"])).slice(0, _EXAMPLES).to_pylist()
     return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {"examples": examples}
 
 
-def _alike(held: pa.Table, other: pa.Table, hashes: Hashes, pairs: Pairs) -> npt.NDArray[np.bool_]:
-    """(N,) whether the hash of a held row is one of the other table's, or near one. `pairs`: places in the sorted `hashes` of both."""
-    codes, names = coded(held, "phash")
-    is_there = np.isin(hashes, _hashes(coded(other, "phash")[1]))
-    is_like = is_there.copy()
-    for one, two in (pairs.T, pairs.T[::-1]):
-        is_like[one[is_there[two]]] = True
-    return np.append(is_like[np.searchsorted(hashes, _hashes(names))], False)[codes]  # a row without a hash, -1, is like none
+def _alike(tables: Sequence[pa.Table]) -> list[npt.NDArray[np.bool_]]:
+    """Per table (tables, N): whether a row's perceptual hash is one of each table's, or near one; a row without a hash is like none."""
+    rows = [(codes, _hashes(names)) for codes, names in (coded(table, "phash") for table in tables)]
+    hashes = np.unique(np.concatenate([own for _, own in rows]))
+    is_of = np.stack([np.isin(hashes, own) for _, own in rows])
+    is_near = is_of.copy()
+    for pairs in _near(hashes, NEAR_BITS):
+        for one, two in (pairs.T, pairs.T[::-1]):
+            np.logical_or.at(is_near, (slice(None), one), is_of[:, two])
+    unhashed = np.zeros((len(tables), 1), np.bool_)
+    return [np.hstack([is_near[:, np.searchsorted(hashes, own)], unhashed])[:, codes] for codes, own in rows]
 
 
 def _hashes(texts: Sequence[str]) -> Hashes:
@@ -157,9 +162,20 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
     seconds, unless great numbers of them differ in few bits. k hashes that are all near have k² / 2 pairs; once there are more than
     `_MOST`, those that connect the same hashes stand for all, fewer than n.
     """
+    found, count = [_no_pairs()], 0
+    for some in _near(hashes, bits):
+        found.append(some)
+        count += len(some)
+        if count > _MOST:
+            found, count = [_connecting(np.concatenate(found), len(hashes))], 0
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _near(hashes: Hashes, bits: int) -> Iterator[Pairs]:
+    """All pairs of `near_pairs`, some at a time, in no order."""
     edges = np.linspace(0, 64, _PARTS + 1).astype(int)
     parts = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
-    found, count = [_no_pairs()], 0
     for chosen in combinations(range(_PARTS), _AGREE):
         keys = hashes & np.bitwise_or.reduce([parts[number] for number in chosen])
         # A pair that agrees in more parts than these is found by the first three of them.
@@ -169,12 +185,7 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
             is_near = np.bitwise_count(apart) <= bits
             for other in others:
                 is_near &= (apart & other) != 0
-            found.append(np.sort(np.stack([first[is_near], second[is_near]], axis=1), axis=1))
-            count += len(found[-1])
-            if count > _MOST:
-                found, count = [_connecting(np.concatenate(found), len(hashes))], 0
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+            yield np.sort(np.stack([first[is_near], second[is_near]], axis=1), axis=1)
 
 
 def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:

@@ -55,7 +55,9 @@ def test_every_pair_that_is_near_is_found_once(seed, at_once, monkeypatch):
     assert near_pairs(hashes[:1]).shape == near_pairs(hashes[:0]).shape == (0, 2)
 
 
-def test_rows_alike_are_those_that_comparing_all_hashes_with_all_finds():
+@pytest.mark.parametrize("most", [near_duplicates._MOST, 3])
+def test_rows_alike_are_those_that_comparing_all_hashes_with_all_finds(most, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_MOST", most)  # pairs that are kept; alike are all
     mixed = np.random.default_rng(1).permutation(hashes_with_neighbours(9))
     hashes, others = mixed[::2], mixed[1::2]
     expected = (np.bitwise_count(hashes[:, None] ^ others[None, :]) <= NEAR_BITS).any(axis=1)
