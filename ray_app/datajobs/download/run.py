@@ -22,7 +22,7 @@ from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
 from ray_app.datajobs.download.http import Host
 from ray_app.datajobs.download.records import Records, State
 from ray_app.datajobs.parts import OK
-from ray_app.errors import ClusterError, resumable
+from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.reports import format as wording
 from ray_app.storage import Lease, canonical, strip_secrets
 from ray_app.streams.feed import in_pool
@@ -31,7 +31,7 @@ from ray_app.streams.feed import in_pool
 _FEW = 20_000
 _CPUS = 0.5  # of a process: it waits most of the time; its decoders are the work
 _STALL_S = 900.0
-_MOST_DEATHS = 3
+_MOST_DEATHS = 3  # one after another, none of which left half of the urls done
 _PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow host holds up few others
 _UNIT_URLS, _UNIT_S = 1000, 60.0
 _WIDTH = 11
@@ -103,9 +103,11 @@ def _fetch(records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Se
             try:
                 (_fetch_on_ray if wants_ray(records.config, len(tasks)) else _fetch_here)(records, columns, tasks, watch)
                 tasks = ()
+            except StorageError:
+                raise  # it is a ClusterError, but no process was lost: the same urls would meet the same disk or store
             except ClusterError:
-                there, deaths = records.read(), deaths + 1
-                again = unfinished(tasks, there)
+                again = unfinished(tasks, records.read())
+                deaths = deaths + 1 if 2 * len(again) > len(tasks) else 0  # long jobs lose many machines, and get on
                 if deaths > _MOST_DEATHS or len(again) == len(tasks):
                     raise
                 progress.say(f"a worker died; {len(again):,} urls are asked again")
