@@ -157,9 +157,12 @@ def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]], step: int) 
         batches = [image[None] for image in images]
     else:
         batches = [np.stack([*images, *[np.zeros_like(images[0])] * (step - len(images))])]
-    found = [detector.read(detector.normalise(torch.from_numpy(batch))).embeddings for batch in batches]
-    vectors: Vectors = np.concatenate([one.float().cpu().numpy() for one in found if one is not None])
-    return vectors[: len(images)]
+    found = []
+    for batch in batches:
+        vectors = detector.read(detector.normalise(torch.from_numpy(batch))).embeddings
+        assert vectors is not None, "keep_embeddings was called"
+        found.append(vectors.float().cpu().numpy())
+    return np.concatenate(found)[: len(images)]
 
 
 class Embedder(Stage):

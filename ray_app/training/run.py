@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -38,7 +38,7 @@ from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
 from ray_app.training.loader import measure_real, plain_loader
 from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
-from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun, read_claim
+from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
 from ray_app.transforms.policy import RealStatistics, load_statistics, save_statistics
 
 SPLITS = "splits.json"
@@ -79,13 +79,14 @@ def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]
     ]
 
 
-def _check(config: TrainConfig, card: DetectorCard, out: Store) -> None:
-    """Refuse what would fail later: licences, weights on this machine, and the beginning of each source. Raises as `train`."""
+def _check(config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[str, Any] | None) -> None:
+    """Refuse what would fail later: licences, weights on this machine, and the beginning of each source, unless the claim of a training
+    that was `begun` has its data. Raises as `train`.
+    """
     for started in initial_cards(config, card):
         licences.require_accepted(started, config.accept_licences)
         resolve_weights(started)
-    claim = read_claim(out)
-    if claim is not None and "data" in claim["identity"]:
+    if begun is not None and "data" in begun["identity"]:
         return
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
@@ -205,16 +206,16 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     config = config_as_begun(config, out)
     begun = check_claim(out, config)
     was_there = begun is not None and out.exists(METRICS)
-    facts = json.loads(out.read(METRICS)) if was_there else _trained(config, out, is_new=begun is None)
+    facts = json.loads(out.read(METRICS)) if was_there else _trained(config, out, begun)
     if config.export.push is not None:
         facts["pushed"] = push(out.url, config.export.push)
     return Trained(facts, was_there)
 
 
-def _trained(config: TrainConfig, out: Store, *, is_new: bool) -> dict[str, Any]:
+def _trained(config: TrainConfig, out: Store, begun: Mapping[str, Any] | None) -> dict[str, Any]:
     """Claim the directory, train and finish; returns the content of `metrics.json`."""
     card = networks.training_card(config)
-    _check(config, card, out)
+    _check(config, card, out, begun)
     with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         claim = claim_recipe(out, config)
         try:
@@ -227,7 +228,7 @@ def _trained(config: TrainConfig, out: Store, *, is_new: bool) -> dict[str, Any]
                 layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
                 return _by_method(make_job(config, card, out, layout, prepared), findings, claim)
         except ConfigError:
-            if is_new and not checkpoints.kept(out):
+            if begun is None and not checkpoints.kept(out):
                 out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
             raise
 

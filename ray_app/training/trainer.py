@@ -111,7 +111,7 @@ def _in_thread(call: Callable[[], Any]) -> "futures.Future[None]":
         try:
             call()
             over.set_result(None)
-        except Exception as error:
+        except BaseException as error:  # whoever waits has to learn of any end
             over.set_exception(error)
 
     threading.Thread(target=run, name="fit", daemon=True).start()

@@ -58,7 +58,7 @@ class SplitEvaluation:
 def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
     """What Ray Train calls for a checkpoint that was reported with `validation`: the figures that may choose the best one.
 
-    `given["job"]` refers to the `Job`.
+    `given["job"]` refers to the `TrainingJob`.
     """
     import ray
 
