@@ -67,7 +67,8 @@ def _alike(tables: Sequence[pa.Table]) -> list[npt.NDArray[np.bool_]]:
     is_near = is_of.copy()
     for pairs in _near(hashes, NEAR_BITS):
         for one, two in (pairs.T, pairs.T[::-1]):
-            np.logical_or.at(is_near, (slice(None), one), is_of[:, two])
+            for near, own in zip(is_near, is_of, strict=True):
+                np.logical_or.at(near, one, own[two])
     unhashed = np.zeros((len(tables), 1), np.bool_)
     return [np.hstack([is_near[:, np.searchsorted(hashes, own)], unhashed])[:, codes] for codes, own in rows]
 
