@@ -273,7 +273,7 @@ class BatchDecoder:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = LateDecoder(batch.encoded, self._opened_again, keeps=bool(batch.views)), len(batch.encoded)
+        images, count = LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
@@ -356,9 +356,6 @@ class BatchDecoder:
         """As `CarefulDecoder.opened`, counted."""
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
-
-    def _opened_again(self, data: File) -> AbstractContextManager[DecodedImage]:
-        return self._opened(0, data)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a

@@ -240,7 +240,7 @@ class IsolatedDecoders:
             self._free.put(child)
         # A thread per child: a task that runs finds a free child, and what waits, waits in the executor.
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-decoder")
-        self._large = threading.Lock()
+        self._large = threading.RLock()  # a child that dies over a manifest is asked again within its turn
         self._is_closed = False
 
     def start(self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact") -> None:

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from ray_app.errors import ConfigError, InputError, Status, describe_error
 from ray_app.inference.batch import File
 from ray_app.inference.decoder_pool import PreparedFile
-from ray_app.storage import strip_secrets, urls
+from ray_app.storage import Fetcher, strip_secrets
 
 ACCEPTED = (
     "a path or URL (str or pathlib.Path), a folder or a glob of files, the bytes of a file, a file opened with 'rb', a PIL image, "
@@ -249,10 +248,10 @@ def loaded_image(image: Image.Image) -> Image.Image:
     return image
 
 
-def loaded_picture(given: Given) -> File:
-    """What `ImageSource.picture` holds, read again. Raises OSError, InputError."""
+def loaded_picture(given: Given, max_bytes: int) -> File:
+    """What `ImageSource.picture` holds, read again. Raises InputError."""
     if isinstance(given, str):
-        return Path(urls.local_path(given) if "://" in given else given).read_bytes()
+        return Fetcher().fetch(given, "", max_bytes)
     if isinstance(given, Image.Image):
         return given
     return bytes(given) if isinstance(given, bytes | bytearray | memoryview) else image_of_array(given)

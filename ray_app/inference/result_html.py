@@ -55,7 +55,7 @@ def thumbnail(picture: Any, side: int) -> bytes | None:
     """JPEG bytes, no side above `side` pixels, without metadata; None where it cannot be read any more."""
     limits = BatchLimits()
     try:
-        found = image_inputs.loaded_picture(picture)
+        found = image_inputs.loaded_picture(picture, limits.max_bytes)
         pixels = decode_image(found, limits).pixels if isinstance(found, bytes) else colour.to_rgb(found, set(), 8)
     except (InputError, OSError, ValueError):
         return None

@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import hashlib
 import io
@@ -228,3 +229,16 @@ def test_a_size_that_no_image_has_is_no_fact(name):
     assert error.detail.startswith("the header declares ")
     assert (error.facts.width, error.facts.height) == (None, None)
     assert decode_image(factory.endless_apng(), LIMITS).facts.frames is None
+
+
+def test_a_file_that_is_refused_is_let_go_without_a_garbage_collection():
+    data = factory.encoded(factory.photo(64, 48, 1), "JPEG")[:600]
+    gc.disable()
+    try:
+        before = sys.getrefcount(data)
+        for _ in range(3):
+            with contextlib.suppress(ImageRefused):
+                decode_image(data, LIMITS)
+        assert sys.getrefcount(data) == before
+    finally:
+        gc.enable()

@@ -1,8 +1,10 @@
 """Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever the manifest's reader does."""
 
 import json
+import queue
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,9 @@ import pytest
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
-from ray_app.images import ImageLimits
+from ray_app.images import ImageLimits, limits
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images.factory import jpeg
@@ -74,10 +76,12 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 
 
 class Broken(DecoderProcess):
+    first = BROKEN
+
     def _command(self):
-        _, *flags, _, memory, wall, limits, library = super()._command()
-        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child; decoder_child.main(sys.argv[1:])"
-        return [sys.executable, *flags, "-c", script, memory, wall, limits, library]
+        _, *flags, _, memory, wall, intake, library = super()._command()
+        script = f"import sys; {self.first}; from ray_app.inference import decoder_child; decoder_child.main(sys.argv[1:])"
+        return [sys.executable, *flags, "-c", script, memory, wall, intake, library]
 
 
 @pytest.mark.parametrize(("child", "state"), [(DecoderProcess, "trusted"), (Broken, "unreadable")])
@@ -90,3 +94,15 @@ def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
         assert answer.provenance.c2pa.state == state
         assert running.prepare(jpeg(), wanted).provenance is None
         assert running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance is None
+
+
+def test_a_large_image_whose_manifest_kills_its_reader_is_asked_again_within_its_turn(monkeypatch):
+    monkeypatch.setattr(limits, "SMALL_BYTES", 0)
+    monkeypatch.setattr(Broken, "first", f"{BROKEN}; from ray_app.images import limits; limits.SMALL_BYTES = 0")
+    monkeypatch.setattr(decoder_pool, "DecoderProcess", Broken)
+    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), resize="exact", provenance=SPEC.provenance)
+    pool = decoder_pool.IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=60.0)
+    answers = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(pool.prepare_now(signed(), wanted)), daemon=True).start()
+    assert answers.get(timeout=120).provenance.c2pa.state == "unreadable"
+    pool.close()

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import ray_app
-from ray_app.inference import result_html
+from ray_app.errors import InputError, Status
+from ray_app.inference import image_inputs, result_html
 from tests.images.factory import encoded, photo
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202egpj.exe"
@@ -61,3 +62,12 @@ def test_no_picture_where_there_is_none_any_more_or_of_a_stream(ensemble, tmp_pa
     files = [encoded(photo(160, 120, seed=seed), "PNG") for seed in range(3)]
     assert [len(pictures(one._repr_html_())) for one in ensemble.score(files)] == [1, 1, 1]
     assert [one.picture for one in ensemble.score(data for data in files)] == [None] * 3
+
+
+def test_a_file_that_grew_beyond_the_limit_is_not_read_again(ensemble, tmp_path):
+    (tmp_path / "a.png").write_bytes(data := encoded(photo(160, 120), "PNG"))
+    picture = ensemble.score(tmp_path / "a.png").picture
+    assert image_inputs.loaded_picture(picture, len(data)) == data
+    with pytest.raises(InputError) as refused:
+        image_inputs.loaded_picture(picture, len(data) - 1)
+    assert refused.value.status == Status.IMAGE_TOO_LARGE
