@@ -102,7 +102,7 @@ def plan(
     "--retry",
     "rescore",
     metavar="STATUS,…",
-    callback=lambda context, option, text: tuple(word.strip() for word in text.split(",")) if text else (),
+    callback=lambda context, option, text: tuple(word.strip() for word in text.split(",")) if text is not None else (),
     help="Score only the rows with one of these statuses again.",
 )
 @click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical files scored before.")

@@ -54,7 +54,7 @@ def list_prefix(place: str) -> Iterator[ObjectInfo]:
     for info in RangeReader(_below(bucket, key)):
         empty = False
         yield info
-    if empty and key and (found := _object(bucket, key, _patient())) is not None:
+    if empty and key and (found := _patient()(lambda left: s3.found(bucket, key, timeout_s=left))) is not None:
         yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
 
 
@@ -214,7 +214,7 @@ def _whole(place: str, call: s3.Call) -> KeyRange | None:
     bucket, key = urls.bucket_and_key(place)
     keys = _below(bucket, key)
     first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if not first.get("Contents") and urls.has_magic(place) and _object(bucket, key, call) is None:
+    if not first.get("Contents") and urls.has_magic(place) and call(lambda left: s3.found(bucket, key, timeout_s=left)) is None:
         base, pattern = urls.split_at_magic(place)
         keys = replace(_below(*urls.bucket_and_key(base)), pattern=pattern)
         first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
@@ -223,17 +223,6 @@ def _whole(place: str, call: s3.Call) -> KeyRange | None:
 
 def _below(bucket: str, key: str) -> KeyRange:
     return KeyRange(bucket, f"{key}/" if key else "")
-
-
-def _object(bucket: str, key: str, call: s3.Call) -> dict[str, Any] | None:
-    """Size and ETag of an object; None where there is none of that key."""
-    try:
-        found: dict[str, Any] = call(lambda left: s3.head(bucket, key, timeout_s=left))
-        return found
-    except Exception as error:
-        if errors.is_missing(error):
-            return None
-        raise
 
 
 def _folders(keys: KeyRange, call: s3.Call) -> list[str]:

@@ -22,6 +22,8 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         if urls.scheme_of(url) == "s3":
             return s3.filesystem(), "/".join(urls.bucket_and_key(url)).rstrip("/")
+        if urls.scheme_of(url) == "file":
+            return fsspec.filesystem("file"), urls.canonical(url)  # as it is: fsspec would read `::` in it as a chain of URLs
         fs, path = fsspec.core.url_to_fs(urls.canonical(url), **options)
     except ImportError as error:
         extra = _EXTRA.get(urls.scheme_of(url))

@@ -1,5 +1,5 @@
 """S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone needs them: `get` and `get_range` of one
-version, `head`, `exists`, `delete_some`, `page`, `pages`.
+version, `head`, `found`, `delete_some`, `page`, `pages`.
 
 They go through the client of s3fs (credentials, AWS_ENDPOINT_URL, one event loop per process). The retries of both are switched off:
 retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
@@ -157,15 +157,14 @@ def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
     return _ask(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
 
 
-def exists(bucket: str, key: str, *, timeout_s: float) -> bool:
-    """Whether there is an object of that key. Raises where there is no such bucket."""
+def found(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
+    """An object's size and ETag; None where there is none of that key. Raises where there is no such bucket."""
     try:
-        head(bucket, key, timeout_s=timeout_s)
+        return head(bucket, key, timeout_s=timeout_s)
     except Exception as error:
         if errors.is_missing(error):
-            return False
+            return None
         raise
-    return True
 
 
 def delete_some(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:

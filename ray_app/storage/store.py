@@ -374,7 +374,7 @@ class _S3Objects(Files):
 
     def exists(self, path: str, left: float) -> bool:
         bucket, key = urls.bucket_and_key(path)
-        return s3.exists(bucket, key, timeout_s=left)
+        return s3.found(bucket, key, timeout_s=left) is not None
 
     def entries(self, folder: str, left: float) -> list[Entry]:
         bucket, key = urls.bucket_and_key(folder)

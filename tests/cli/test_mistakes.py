@@ -83,6 +83,7 @@ MISTAKES = [
     ("score x --out run --set batch_slot=8", 2, "batch_slot: unknown key", "did you mean 'batch_slots'?"),
     ("score pictures --out run --ensemble tinny", 2, "tinny: there is no such file, and no ensemble", "did you mean 'tiny'?"),
     ("results RUN --status corrupt", 2, "'corrupt' is not one of", "'corrupt_image'"),
+    ("score pictures --out run --retry=", 2, "not a status of", "source_timeout"),
     ("score pictures --out run --retry late", 2, "--retry late: not a status of", "source_timeout"),
     ("evaluate RUN --labels labels.csv --out e", 2, "labels.csv: labels need the column `label`", "it has none of them"),
     ("check pictures --detector unifd", 4, "unifd: no weights", "touchstone detectors fetch unifd"),

@@ -243,3 +243,10 @@ def test_secrets_do_not_show(tmp_path):
 def test_a_place_that_cannot_be_opened(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")
+
+
+def test_a_folder_with_two_colons_is_read_where_it_is_written(tmp_path):
+    store = Store.open(str(tmp_path / "run::1"))
+    store.write("parts/a", b"here")
+    fs, path = store.filesystem_and_path("parts/a")
+    assert fs.cat_file(path) == b"here"
