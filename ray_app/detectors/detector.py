@@ -33,14 +33,18 @@ BACKBONE = "backbone"  # the submodule that several detectors may share
 def build_network(card: DetectorCard) -> nn.Module:
     """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a Prediction. No network access.
 
-    Each module has one function `build(card)`. Its last linear layer is taken for the head (see `precision`). Raises DetectorError, also
-    for whatever a family's constructor or its library says against the card's arguments.
+    Each module has one function `build(card)`, and may say in `ARGUMENTS` which `architecture.arguments` there are. Its last linear layer
+    is taken for the head (see `precision`). Raises DetectorError, also for whatever a family's constructor or its library says against
+    the card's arguments.
     """
+    module = _module(card)
     try:
-        network: nn.Module = _module(card).build(card)
+        network: nn.Module = module.build(card)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         named = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
-        raise DetectorError(f"{card.name}: {named}", hint="check architecture.name and architecture.arguments in the card") from error
+        known = getattr(module, "ARGUMENTS", None)
+        hint = f"architecture.arguments may hold: {known}" if known else "check architecture.name and architecture.arguments in the card"
+        raise DetectorError(f"{card.name}: {named}", hint=hint) from error
     return network.eval().requires_grad_(False)
 
 

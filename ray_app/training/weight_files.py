@@ -147,7 +147,7 @@ def size_of(card: DetectorCard) -> Size | None:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             network = build_network(card)
             network(torch.empty(1, 3, height, width))
-    except (RuntimeError, NotImplementedError):
+    except (DetectorError, RuntimeError):
         return None
     gmac = float(f"{counter.get_total_flops() / 2e9:.4g}")
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -127,6 +127,9 @@ def _sized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) ->
     return (sized - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
 
 
+ARGUMENTS = "layers, channels, depths, dims"
+
+
 def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `aide` describes, without weights: (N, 3, H, W) → (N, 2) logits. Raises DetectorError."""
     return Aide(**card.architecture.arguments)

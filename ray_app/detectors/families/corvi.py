@@ -91,6 +91,9 @@ def _whole(pixels: int, stride: int) -> int:
     return -(-pixels // stride) * stride
 
 
+ARGUMENTS = "layers, channels, tile"
+
+
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `corvi` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     tile = card.architecture.arguments.get("tile")

@@ -104,6 +104,9 @@ class FerretNet(nn.Module):
         return logits
 
 
+ARGUMENTS = "dim, depths, window"
+
+
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `ferretnet` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     window = card.architecture.arguments.get("window", 3)

@@ -60,14 +60,10 @@ class Dialogue(Frozen):
             raise ValueError("it needs {image} and {question}, once each")
         return self
 
-    def prompt(self, image: str) -> str:
-        """The whole text up to where the model speaks, with `image` in the image's place."""
-        return self.template.replace("{image}", image).replace("{question}", self.question)
-
     def expanded_prompt(self, image_tokens: int) -> str:
-        """The prompt with the image token repeated for each feature of the image, in its brackets."""
+        """The whole text up to where the model speaks, with the image token repeated for each feature of the image, in its brackets."""
         before, token, after = self.image
-        return self.prompt(f"{before}{token * image_tokens}{after}")
+        return self.template.replace("{image}", f"{before}{token * image_tokens}{after}").replace("{question}", self.question)
 
 
 class DialogueTokens(NamedTuple):

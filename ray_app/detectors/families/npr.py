@@ -86,6 +86,9 @@ class Npr(nn.Module):
         return features
 
 
+ARGUMENTS = "tile"
+
+
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     tile = card.architecture.arguments.get("tile", STRIDE)

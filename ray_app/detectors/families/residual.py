@@ -104,6 +104,9 @@ class ResidualNet(nn.Module):
         return folded.eval()
 
 
+ARGUMENTS = "widths, norms"
+
+
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     return ResidualNet(**card.architecture.arguments)
