@@ -24,6 +24,7 @@ TRAINING_SCHEMA = 1
 _MOST_VALIDATIONS = 200
 _HARDEST = 3
 _LONGEST_NAME = 60
+_MOST_GENERATORS = 60
 
 
 class GeneratorFigures(Section):
@@ -215,10 +216,15 @@ class TrainingFacts(Section):
         return [name for name in self._chosen_first() if self.validated(name)]
 
     @property
-    def shown_validations(self) -> list[int]:
-        """Steps of all validations; of very many the last, and the one that was chosen."""
-        steps = sorted({step for name in FIGURES for step, _ in self.validated(name)})
-        return [step for step in steps if step == self.best_step or step in steps[-_MOST_VALIDATIONS:]]
+    def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
+        """The figures of all validations, by step; of very many those of the last, and of the one that was chosen."""
+        found: dict[int, dict[str, float]] = {}
+        for name in FIGURES:
+            for step, value in self.validated(name):
+                found.setdefault(step, {})[name] = value
+        steps = sorted(found)
+        kept = {self.best_step, *steps[-_MOST_VALIDATIONS:]}
+        return [(step, found[step]) for step in steps if step in kept]
 
     def _chosen_first(self) -> list[str]:
         return sorted(FIGURES, key=lambda name: name != self.metric)
@@ -227,10 +233,6 @@ class TrainingFacts(Section):
     def span(self) -> tuple[int, int]:
         """The steps that a chart shows: all of the training, though it ended early or is still going on."""
         return 0, max([self.steps, 1, *(point.step for point in self.history), *(step for step, _ in self.validated("loss"))])
-
-    def validation_at(self, step: int, name: str) -> float | None:
-        """A figure at the validation of a step."""
-        return dict(self.validated(name)).get(step)
 
     def validated(self, name: str) -> list[tuple[int, float]]:
         """One figure at every validation, by step; left out where it was not measured."""
@@ -257,6 +259,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         paces=[(caption, chart) for caption, chart in paces if chart],
         validation_charts=_validation_charts(training),
         axis_start=charts.axis_start,
+        most_generators=_MOST_GENERATORS,
         departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
         recipe=settings(training.recipe),
         environment=settings(training.environment),

@@ -1,6 +1,6 @@
 """One image's record, from a run's files (`make_evidence`): its decision, by what, under which guarantee, and the hashes of all that.
 
-    {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`verify.signed`), "record": {
+    {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`signature.signed`), "record": {
         image       image_id, uri, member, occurrence; `sha256` of its file
         decision    score, probability, calibrated, verdict, reason, thresholds, …; `rederived`: the cards below give the same
         detectors   per detector: score, calibration in words, calibrated score, precision, weights, card, …

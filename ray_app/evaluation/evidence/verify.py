@@ -115,8 +115,7 @@ def verify_evidence(
         grounds = _grounds(record, device)
         again = records.sections(grounds)
         differing = list(_differing(record, again))
-        noted = ({**card.scoring_facts, "weights": None} for card in grounds.spec.cards.values())
-        noted_here = dict(zip(grounds.spec.cards, noted, strict=True))
+        noted_here = {name: {**card.scoring_facts, "weights": None} for name, card in grounds.spec.cards.items()}
         of_cards = records.differences(noted_here, record["run"]["identity"]["detectors"], "run.identity.detectors")
         _refuse_keys([path for path, ours, _ in (*differing, *of_cards) if ours is MISSING], record)
         checks = [*_check_hashes(record, grounds), *_check_sections(record, again, differing), *_check_decision(record, grounds)]
@@ -407,14 +406,16 @@ def _check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) ->
         return
     try:
         identifier, describer = profile_cards(spec.ensemble, spec.cards)
+        named = {"identifier": identifier, "describer": describer}
+        facts = {kind: card.facts() for kind, card in named.items() if card is not None}  # hashes weights, which may be missing
     except TouchstoneError as error:
         yield EvidenceCheck("profile", "not checked", f"its cards are not on this machine: {error.message}")
         return
     is_same = {}
-    for kind, card in (("identifier", identifier), ("describer", describer)):
+    for kind, found in facts.items():
         recorded = section["cards"].get(kind) or {}  # it may have more than the card, such as a describer's precision
-        is_same[kind] = card is not None and all(recorded.get(name) == fact for name, fact in card.facts().items())
-        if card is not None and not is_same[kind]:
+        is_same[kind] = all(recorded.get(name) == fact for name, fact in found.items())
+        if not is_same[kind]:
             yield EvidenceCheck(kind, "not checked", "the card here is another than the run's")
     if identifier is not None and is_same["identifier"] and section["generator"]:
         yield _check_generator(section["generator"], spec, identifier, data)
