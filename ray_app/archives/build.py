@@ -241,7 +241,9 @@ def _cut(
     store: Store, number: int, plan: BlockPlan, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
 ) -> pa.Table:
     """Write the manifest's parts; returns its blocks."""
-    ends = list(each(partial(cut_blocks.block_ends, store, plan), runs))
+    measure = partial(cut_blocks.block_ends, store, plan)
+    measured = iter(each(measure, [run for run in runs if cut_blocks.reads_rows(plan, run)]))
+    ends = [next(measured) if cut_blocks.reads_rows(plan, run) else measure(run) for run in runs]
     firsts = accumulate((len(one) for one in ends), initial=0)
     tables = each(partial(cut_blocks.cut_run, store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
     return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -62,13 +62,17 @@ def runs_of(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
     return [*runs, Run(len(runs), tuple(waiting))] if waiting else runs
 
 
+def reads_rows(plan: members.BlockPlan, run: Run) -> bool:
+    """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
+    return run.has_groups or _may_be_heavy(plan, run)
+
+
 def block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
-    """Where the blocks of a run end, by its rows, which are read only where groups matter or a block may hold too many bytes."""
+    """Where the blocks of a run end, by its rows, which are read only where that must be."""
     sizes = members.block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
     starts = _group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
     most = plan.max_block_bytes
-    may_be_heavy = most is not None and run.largest_bytes * plan.largest_block > most
-    held = _bytes_before(run.tables(store, ["size_bytes"])) if may_be_heavy else None
+    held = _bytes_before(run.tables(store, ["size_bytes"])) if _may_be_heavy(plan, run) else None
     ends: list[int] = []
     at, rows = 0, run.rows
     while at < rows:
@@ -81,6 +85,10 @@ def block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
         at = min(at + size, rows)
         ends.append(at)
     return np.array(ends, np.int64)
+
+
+def _may_be_heavy(plan: members.BlockPlan, run: Run) -> bool:
+    return plan.max_block_bytes is not None and run.largest_bytes * plan.largest_block > plan.max_block_bytes
 
 
 def cut_run(store: Store, number: int, input_type: pa.StructType | None, item: tuple[Run, members.Ids, int]) -> pa.Table:

@@ -212,7 +212,7 @@ class PartTable:
                 yield file.read_row_group(group, columns=columns)
 
     def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
-        """Merge the parts of a finished manifest into files of 64 to 256 MiB, each published before its parts go.
+        """Merge the parts of a finished manifest into files of 64 to 128 MiB, each published before its parts go.
 
         Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
         `each` runs what is not little.

@@ -139,7 +139,7 @@ def _read_note(run: RunDirectory) -> _Note:
         content = run.read_json(NOTE)
     except FileNotFoundError:
         return _Note()
-    return _Note(content["url"]) if "stretches" in content else _Note(**content)  # up to 0.17, commits had other identifiers
+    return _Note(content["url"]) if "stretches" in content else _Note(**content)  # up to 0.18, commits had other identifiers
 
 
 def _write_note(run: RunDirectory, note: _Note) -> None:

@@ -95,11 +95,11 @@ class ScoreConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _jpeg_decoder_is_gone(cls, given: Any) -> Any:
-        """A config that a run of before 0.18 kept says `libjpeg`, which is what there is."""
+        """A config that a run of before 0.19 kept says `libjpeg`, which is what there is."""
         if not isinstance(given, Mapping) or "jpeg_decoder" not in given:
             return given
         if given["jpeg_decoder"] != "libjpeg":
-            raise ConfigError("jpeg_decoder: removed in 0.18", hint="remove it: every JPEG is decoded by libjpeg, on a core")
+            raise ConfigError("jpeg_decoder: removed in 0.19", hint="remove it: every JPEG is decoded by libjpeg, on a core")
         return {key: value for key, value in given.items() if key != "jpeg_decoder"}
 
     @field_validator("limits", mode="before")

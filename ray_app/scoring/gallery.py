@@ -153,7 +153,6 @@ def _pictured(
     images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], pictured: SmallPictures
 ) -> "Iterator[gallery.GalleryTile]":
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
-
     read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="gallery") as threads:
         at_work: deque[tuple[dict[str, Any], Future[tuple[bytes, str]] | str]] = deque()

@@ -6,7 +6,7 @@ Its pictures are made anew, so that no metadata of the originals survives.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_app import __version__
 from ray_app.archives import manifests, read_complete
@@ -19,9 +19,6 @@ from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import LinkedFolders
-
-if TYPE_CHECKING:
-    pass
 
 _COUNTS = "counts"  # the tally of a run's rows that is the counted part of its summary
 

@@ -146,6 +146,7 @@ def rescore_run(
     The new directory belongs to a `score` command with these detectors on the same source. Interrupted, the same command goes on.
     Raises ConfigError where the run is unfinished or keeps no embedding that suits a head, IdentityError where `out` is another's.
     """
+    start = time.monotonic()
     if bool(detectors) == (ensemble is not None):
         raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="give one of the two")
     source = RunDirectory.open(url)
@@ -179,6 +180,7 @@ def rescore_run(
         references=None if ensemble is None else references_beside(ensemble, card),
         settings={"rescored": source.store.url, "detectors": [head.card.name for head in heads]},
         unguarded=unguarded,
+        start=start,
     )
 
 
@@ -192,13 +194,15 @@ def _made_of(
     references: bytes | None,
     settings: dict[str, Any],
     unguarded: bool,
+    start: float,
 ) -> dict[str, Any]:
     """The run at `out` that `block` makes of the rows of `source`, one block in memory, from wherever an earlier command stopped; its
     summary. Its reports have pictures where those of `source` have some.
 
-    `block`: the new run, the session's number, and a block with its rows in `source` → the report of the committed part.
+    `block`: the new run, the session's number, and a block with its rows in `source` → the report of the committed part. `start`: when the
+    command began, by the monotonic clock.
     """
-    start, run = time.monotonic(), RunDirectory.open(out)
+    run = RunDirectory.open(out)
     with Lease(run.store, unguarded=unguarded) as lease:
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, references)
@@ -322,6 +326,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     the run is unfinished or keeps no embeddings that suit the identifier, IdentityError where `out` is another's, DetectorError where
     weights are missing.
     """
+    start = time.monotonic()
     source = RunDirectory.open(url)
     described = source.describe_settled()
     spec = _spec(described, identifier)
@@ -355,6 +360,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         references=source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None,
         settings={"renamed": source.store.url, "identifier": card.name},
         unguarded=unguarded,
+        start=start,
     )
 
 

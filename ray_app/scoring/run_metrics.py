@@ -55,8 +55,8 @@ class _Pool(NamedTuple):
 class RunMeter:
     """Reads what the committed blocks of a pass add up to, once a second or less.
 
-    `name`: the run's, as its label. `blocks`: how many are to be committed. `exported`: whether to count as Ray metrics, too, which
-    needs a Ray that this process has joined. `clock` and `cpu` give seconds, of the world and of this process.
+    `name`: the run's, as its label. `tally`: of the pass. `blocks`: how many are to be committed. `exported`: whether to count as Ray
+    metrics, too, which needs a Ray that this process has joined. `clock` and `cpu` give seconds, of the world and of this process.
     """
 
     def __init__(
