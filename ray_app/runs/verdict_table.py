@@ -13,9 +13,10 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -150,14 +151,24 @@ def _merged(run: RunDirectory, url: str, session: int) -> Iterator[int]:
     """Merge what is not in the table as it is in the run, some rows at a time; yields for each how many were new or changed."""
     described = _with_id(run)
     table: Any = _made(url)
-    app = f"touchstone/{described['table']['run_id']}"
-    before, place, verdicts = _read_note(run), strip_secrets(canonical(url)), _verdicts(described)
-    is_same = before.url == place and before.verdicts == verdicts and not _retried_after(run, before.session)
-    is_there = is_same and (table.transaction_version(app) or 0) >= before.commits
+    run_id, verdicts, place = described["table"]["run_id"], _verdicts(described), strip_secrets(canonical(url))
+    app, before = f"touchstone/{run_id}", _read_note(run)
+    is_there = (
+        (before.url, before.verdicts) == (place, verdicts)
+        and not _retried_after(run, before.session)
+        and (table.transaction_version(app) or 0) >= before.commits
+    )
     note = _Note(place, before.done if is_there else 0, before.commits, verdicts, session)
-    of_run = {"run_id": described["table"]["run_id"], "run": run.store.url, "ensemble": str(described["ensemble"].get("name", "")),
-              "fingerprint": fingerprint(described["identity"])}  # fmt: skip
-    nights, end = _Nights(run), 0
+    of_run = dict(zip(_OF_RUN, (run_id, run.store.url, str(described["ensemble"].get("name", "")), fingerprint(described["identity"])),
+                      strict=True))  # fmt: skip
+
+    @cache
+    def began(attempt: int) -> date | None:
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+            return datetime.fromisoformat(run.read_json(f"sessions/{attempt:05d}.json")["started_at"]).astimezone(UTC).date()
+        return None
+
+    end = 0
     for manifest in manifests(run.store):
         sizes = np.fromiter((ref.members for ref in read_blocks(run.store, manifest)), np.int64)
         start, end = end, end + int(sizes.sum())
@@ -168,7 +179,7 @@ def _merged(run: RunDirectory, url: str, session: int) -> Iterator[int]:
             rows.take(note.done - start)
         for first in range(max(note.done, start), end, COMMIT_ROWS):
             last = min(first + COMMIT_ROWS, end)
-            some = _table_rows(rows.take(last - first), blocks[first - start : last - start], manifest, of_run, nights)
+            some = _table_rows(rows.take(last - first), blocks[first - start : last - start], manifest, of_run, began)
             with _translated(url):
                 changed = _merge(table, some, app)
             note = replace(note, done=last, commits=table.transaction_version(app) or 0)
@@ -201,37 +212,28 @@ def _merge(table: Any, rows: pa.Table, app: str) -> int:
     raise AssertionError("the last try returns or raises")
 
 
-class _Nights:
-    """The date (UTC) on which the session that scored a row began, by the row's `attempt`: a night has one date, past midnight too."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-        self._dates: dict[int, date | None] = {}
-
-    def of(self, rows: pa.Table) -> pa.Array:
-        """Those of rows; where the run has no such session, the date on which the row was scored."""
-        days = rows["scored_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy() // (24 * 3600 * 10**6)
-        pairs, places = np.unique(np.stack([rows["attempt"].to_numpy(), days]), axis=1, return_inverse=True)
-        dates = [self._began(int(attempt)) or datetime.fromtimestamp(int(day) * 24 * 3600, UTC).date() for attempt, day in pairs.T]
-        return pa.array(dates, pa.date32()).take(pa.array(places.ravel()))
-
-    def _began(self, attempt: int) -> date | None:
-        if attempt not in self._dates:
-            self._dates[attempt] = None
-            with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
-                began = self._run.read_json(f"sessions/{attempt:05d}.json")["started_at"]
-                self._dates[attempt] = datetime.fromisoformat(began).astimezone(UTC).date()
-        return self._dates[attempt]
+def _nights(rows: pa.Table, began: Callable[[int], date | None]) -> pa.ChunkedArray:
+    """For each row the date (UTC) on which the session that scored it began, by its `attempt`: a night has one date, past midnight too.
+    Where the run has no such session, the date on which the row was scored.
+    """
+    nights = rows["scored_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.date32())
+    for attempt in pc.unique(rows["attempt"]).to_pylist():
+        if (night := began(attempt)) is not None:
+            nights = pc.if_else(pc.equal(rows["attempt"], attempt), pa.scalar(night, pa.date32()), nights)
+    return nights
 
 
-def _table_rows(rows: pa.Table, blocks: npt.NDArray[np.int32], manifest: int, of_run: Mapping[str, str], nights: _Nights) -> pa.Table:
+def _table_rows(
+    rows: pa.Table, blocks: npt.NDArray[np.int32], manifest: int, of_run: Mapping[str, str], began: Callable[[int], date | None]
+) -> pa.Table:
     """Result rows in `TABLE_SCHEMA`; `blocks` (n,): the block of each. What a run has no column for is null."""
     rows, count = with_reasons(rows), len(rows)
+    scores = [None if one is None else list(one.items()) for one in rows["scores"].to_pylist()]
     columns = {
-        "night": nights.of(rows),
+        "night": _nights(rows, began),
         "manifest": pa.array(np.full(count, manifest, np.int32)),
         "block": pa.array(blocks),
-        "scores": _score_map(rows["scores"].combine_chunks()),
+        "scores": pa.array(scores, TABLE_SCHEMA.field("scores").type),
         **{name: pa.array([value] * count, pa.string()) for name, value in of_run.items()},
     }
     if "input" in rows.column_names:
@@ -242,19 +244,6 @@ def _table_rows(rows: pa.Table, blocks: npt.NDArray[np.int32], manifest: int, of
             there = field.name in rows.column_names
             columns[field.name] = rows[field.name].cast(field.type) if there else pa.nulls(count, field.type)
     return pa.table([columns[name] for name in TABLE_SCHEMA.names], schema=TABLE_SCHEMA)
-
-
-def _score_map(scores: pa.StructArray) -> pa.MapArray:
-    """A struct of scores as a map by the detectors' names; null where a row has none, a null value where one detector gave none."""
-    names = [field.name for field in scores.type]
-    there = np.asarray(scores.is_valid())
-    values = np.stack(
-        [np.asarray(pc.fill_null(pc.struct_field(scores, [place]), np.nan), np.float32) for place in range(len(names))], axis=1
-    )
-    said = values[there].ravel()
-    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names)), int(there.sum()))))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(there) * len(names)]).astype(np.int32), mask=np.append(~there, False))
-    return pa.MapArray.from_arrays(offsets, keys, pa.array(said, pa.float32(), mask=~np.isfinite(said)))
 
 
 @contextlib.contextmanager

@@ -63,6 +63,11 @@ class Listing:
     tasks: ListingTasks = field(default_factory=ListingTasks)
 
     @property
+    def state(self) -> str:
+        """`begun`: nothing is listed yet; `unfinished`: blocks are pending; `finished`."""
+        return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
+
+    @property
     def members(self) -> int:
         """How many members all manifests have together."""
         return self.settled_members + self.blocks.members

@@ -3,39 +3,55 @@
 Starts no cluster and writes nothing: cores and GPUs are those described or stated in the config, else this machine's.
 """
 
+import gc
 import math
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
 from ray_app.cluster.config import RAY_SHARE
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
 from ray_app.reports import plan_model
+from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import listing_log
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.forecast.prediction import Passes, backbones_of, predicted
-from ray_app.scoring.forecast.probe import Probe
-from ray_app.scoring.forecast.rates import ClusterDescription, planned_for
-from ray_app.scoring.forecast.survey import Survey, members_to_score, standing, survey
+from ray_app.scoring.forecast.probe import Probe, probe_members
+from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, Forecast, forecast_rates, planned_for
+from ray_app.scoring.forecast.survey import Survey, members_to_score, progress_of, standing, survey
+from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.passes import plan_passes
 from ray_app.scoring.run import check_detectors, layout_for, memory_of, widest_layout
 from ray_app.storage import node_budget, strip_secrets
 
+STARTING_S = 15.0  # for Ray to start its processes and these to load detectors; machines that an autoscaler brings take minutes more
+WRITE_S = {True: 0.1, False: 0.01}  # to commit a block: a PUT and its answer, or a local file; not measured, since nothing is written
 # Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
 FEW = 12
 GETS_PER_BLOCK = 3  # its members, and its rows when they are compacted
 
 
+@dataclass(frozen=True)
+class PassForecast:
+    """One pass over the files: what it scores with, its processes, and what a probe says of it."""
+
+    spec: ScoringSpec
+    layout: ScoringLayout
+    probe: Probe
+    rates: Forecast
+
+
 def forecast(
     config: ScoreConfig, *, probe: int = 64, cluster: ClusterDescription | None = None, price_per_hour: float | None = None
 ) -> plan_model.Plan:
-    """The plan. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe).
+    """The plan. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe), the same in every pass.
 
     Weights are fetched. Raises ConfigError for an empty source or unknown card, IdentityError where `config.out` is another command's
     run, DetectorError for weights that are missing.
@@ -50,13 +66,14 @@ def forecast(
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     nodes, node_bytes, memory_bytes = _memory_there(cluster, cpus)
     spec = resolved.spec(gpus)
-    plan = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
-    passes: Passes = [(one, layout_for(config, one, cpus, gpus, memory_bytes)) for one in plan.specs()]
+    groups = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
+    passes = [(one, layout_for(config, one, cpus, gpus, memory_bytes)) for one in groups.specs()]
     layout = widest_layout([one for _, one in passes])
+    memory = memory_of(config, groups, layout, nodes, node_bytes)
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(resolved, spec), time.monotonic()
-    items = members_to_score(config, before, fetcher)
-    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=listing_log(config))
+    members = members_to_score(resolved, before, fetcher)
+    found = survey(members, sample=probe, max_bytes=spec.limits.max_bytes, progress=listing_log(config))
     listing = plan_model.PlannedListing(
         seconds=round(time.monotonic() - began, 2), gets=fetcher.counts["requests"], bytes_read=fetcher.bytes_read
     )
@@ -64,41 +81,160 @@ def forecast(
     blocks = blocks or _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     # Rows go to a store that bills requests: where the run is, or, as long as neither is known, where the source is.
     is_store = session.is_billed(config.out) if config.out else bool(found.billed)
-    prediction, probed = predicted(
-        config, passes, fetcher, found, (cpus, gpus), blocks=blocks, listing_s=listing.seconds, remote_out=is_store
-    )
-    memory = memory_of(config, plan, layout, nodes, node_bytes)
-    content: dict[str, Any] = {
-        "members": found.members,
-        "size_bytes": found.size_bytes,
-        "unknown_sizes": found.unsized,
-        "kinds": found.kinds,
-        "refused_in_listing": dict(found.refused),
-        "run": None if before is None else before.facts(blocks, found.members),
-        "table": config.table and strip_secrets(config.table),
-        "cluster": _cluster(config, cluster, cpus, gpus),
-        "kind": layout.kind,
-        "layout": layout.described,
-        "block_members": layout.block_members,
-        "workers": layout.workers,
-        "process_bytes": memory.process_bytes,
-        "memory": plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
-        "blocks": blocks,
-        "listing": listing,
+    made = list[PassForecast]()
+    for one, processes in passes if found.sample else ():
+        probed = probe_members(one, processes, fetcher, found.sample, write_s=WRITE_S[is_store] * blocks / found.members)
+        rates = forecast_rates(processes.limited_to(blocks), probed.pace, one.all_pools, cpus=cpus, gpus=gpus, gmac=_gmac(one))
+        made.append(PassForecast(one, processes, probed, rates))
+        if len(passes) > 1:
+            gc.collect()  # the detectors of one are gone before those of the next are loaded
+    slowest = min(made, key=lambda one: one.rates.images_per_s, default=None)
+    mean_bytes = slowest.probe.mean_bytes if slowest is not None and found.unsized else found.mean_bytes
+    prediction = _predicted(config, made, slowest, blocks, found.members, mean_bytes, listing.seconds)
+    bill = _bill(config, spec, found, len(passes), blocks, listing, mean_bytes, prediction["forecast"], is_store=is_store,
+                 lists=found.lists * (before is None or before.state != "unfinished"))  # fmt: skip
+    return plan_model.Plan(
+        members=found.members,
+        size_bytes=found.size_bytes,
+        unknown_sizes=found.unsized,
+        kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
+        refused_in_listing=dict(found.refused),
+        run=None if before is None else progress_of(config.out or "", before, blocks, found.members),
+        table=config.table and strip_secrets(config.table),
+        cluster=_cluster(config, cluster, cpus, gpus),
+        kind=layout.kind,
+        layout=layout.described,
+        block_members=layout.block_members,
+        workers=layout.workers,
+        process_bytes=memory.process_bytes,
+        memory=plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits)),
+        blocks=blocks,
+        listing=listing,
+        passes=_pass_facts(passes, made) if len(passes) > 1 else None,
         **prediction,
-        **_work(spec, probed),
+        **_work(spec, slowest.probe if slowest else None),
+        **bill,
+    )
+
+
+# What is predicted: stages, the slowest of them, rate and hours, and what each detector takes.
+def _predicted(
+    config: ScoreConfig,
+    made: Sequence[PassForecast],
+    slowest: PassForecast | None,
+    blocks: int,
+    members: int,
+    mean_bytes: float,
+    listing_s: float,
+) -> dict[str, Any]:
+    """By the keys of a plan what the probes of all passes say. Without any, rate and hours are known only where there is nothing to do."""
+    if slowest is None:
+        nothing_to_do = None if members else _time(None, "nothing to do", 0, 0.0, listing_s, passes=0)
+        return {"probe": None, "stages": (), "bottleneck": None, "forecast": nothing_to_do}
+    probed, rates, layout = slowest.probe, slowest.rates, slowest.layout
+    bottleneck, workers = rates.bottleneck, layout.limited_to(blocks).workers
+    if workers < layout.workers:
+        cut = f"{blocks} block{'s' * (blocks > 1)}"
+        advice = f"so few files make {cut}, for {workers} of {layout.workers} processes: a smaller cluster is as fast"
+        bottleneck = bottleneck.model_copy(update={"advice": advice})
+    rate = rates.images_per_s if len(made) == 1 else session.one_after_another([one.rates.images_per_s for one in made]) or 0.0
+    refused = probed.members - probed.statuses[Status.OK]
+    share = measured_rate(refused / probed.members, probed.members)
+    return {
+        "slowest_pass": 1 + made.index(slowest) if len(made) > 1 else None,
+        "probe": plan_model.ProbeResult(
+            members=probed.members,
+            scored=probed.scored,
+            score_basis=probed.pace.scored_by,
+            device=slowest.spec.device,
+            statuses=dict(probed.statuses.most_common()),
+            refused=refused,
+            refused_share=plan_model.RefusedShare(value=share.value, low=share.low, high=share.high),
+            examples=probed.examples,
+            bytes_per_member=round(probed.mean_bytes),
+        ),
+        "cascade": _cascade(config, slowest) if slowest.spec.late else None,
+        "stages": rates.stages,
+        "bottleneck": bottleneck,
+        "forecast": _time(rate, probed.pace.scored_by, members, mean_bytes, listing_s, passes=len(made)),
+        **_costs(config, made, rate),
     }
-    lists_anew = before is None or before.state != "unfinished"
-    bill = _bill(config, spec, found, content, passes=len(passes), lists=found.lists * lists_anew, is_store=is_store)
-    return plan_model.Plan.model_validate(content | bill)
+
+
+def _time(
+    images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float, *, passes: int
+) -> plan_model.PlannedTime:
+    """`hours`: starting, listing, then all members at the rate of the slowest stage, in every pass. Machines that have yet to come are not
+    in it.
+    """
+    starting_s = STARTING_S * max(passes, 1)
+    return plan_model.PlannedTime(
+        images_per_s=images_per_s,
+        hours=(starting_s + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
+        bytes_per_s=None if images_per_s is None else round(images_per_s * passes * mean_bytes),
+        starting_s=starting_s,
+        listing_s=listing_s,
+        basis=basis,
+        assumed_gmac_per_s=GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
+    )
+
+
+def _costs(config: ScoreConfig, passes: Sequence[PassForecast], rate: float) -> dict[str, Any]:
+    """What each detector takes of the time of an image, and what a million images take, by the price of the machines."""
+    spent = {name: seconds for one in passes for name, seconds in one.probe.spent_s.items()}
+    read = sum(one.probe.pace.on_core for one in passes)
+    known = [seconds for seconds in spent.values() if seconds is not None]
+    total = read + sum(known) + sum(one.probe.pace.write for one in passes)
+    is_known = len(known) == len(spent) and total > 0
+    hours = 1e6 / rate / 3600 if rate and math.isfinite(rate) and is_known else None
+    cost = None if hours is None or not config.prices.per_hour else hours * config.prices.per_hour
+    costs = {
+        name: plan_model.PlannedDetector(
+            ms_per_image=_ms(one.probe.alone_s[name]),
+            spent_ms=_ms(seconds),
+            share=seconds / total if is_known and seconds is not None else None,
+            cost_per_million=cost * seconds / total if cost is not None and seconds is not None else None,
+            basis=one.probe.pace.scored_by,
+        )
+        for one in passes
+        for name, seconds in one.probe.spent_s.items()
+    }
+    million = plan_model.PlannedMillion(hours=hours, cost=cost, share_read=read / total if is_known else None, passes=len(passes))
+    return {"costs": costs, "million": million}
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 4)
+
+
+def _cascade(config: ScoreConfig, one: PassForecast) -> plan_model.PlannedCascade:
+    """The share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
+    probed = one.probe
+    million = config.prices.per_hour * 1e6 / one.rates.images_per_s / 3600
+    spent_s = {"first": probed.pace.on_core + probed.first_s, "second": probed.second_s}
+    return plan_model.PlannedCascade(
+        first=list(one.spec.first),
+        second=list(one.spec.late),
+        share=probed.share,
+        seconds_per_image=spent_s if probed.scored else None,
+        cost_per_million={look: million * seconds / sum(spent_s.values()) for look, seconds in spent_s.items()} if probed.scored else None,
+    )
 
 
 def _bill(
-    config: ScoreConfig, spec: ScoringSpec, found: Survey, content: dict[str, Any], *, passes: int, lists: int, is_store: bool
+    config: ScoreConfig,
+    spec: ScoringSpec,
+    found: Survey,
+    passes: int,
+    blocks: int,
+    listing: plan_model.PlannedListing,
+    mean_bytes: float,
+    time_s: plan_model.PlannedTime | None,
+    *,
+    lists: int,
+    is_store: bool,
 ) -> dict[str, Any]:
-    """Requests, bytes, and what they and the hours cost; the machines' part is not known without a probe. `content`: of the plan so far."""
-    blocks, listing, probe, time_s = (content[key] for key in ("blocks", "listing", "probe", "forecast"))
-    mean_bytes = probe.bytes_per_member if probe and found.unsized else found.mean_bytes
+    """Requests, bytes, and what they and the hours cost; the machines' part is not known without a probe."""
     per_block = 1 + bool(spec.localizers) + len(spec.features)
     gets = passes * found.gets + listing.gets + is_store * blocks * (GETS_PER_BLOCK + (passes - 1) * (passes + 2) // 2)
     puts = is_store * (blocks * (per_block + passes - 1) + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW)
@@ -111,7 +247,7 @@ def _bill(
     needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))
     shares = [limit / much for limit, much in needed if limit is not None and much]
     return {
-        "requests": {"list": lists, "get": gets, "put": puts},
+        "requests": plan_model.PlannedRequests(list=lists, get=gets, put=puts),
         "bytes_read": expected,
         "prices": config.prices.model_dump(mode="json"),
         "cost": plan_model.PlannedCost(**{**cost.given(), **unknown, "per_1000_members": each}),
@@ -121,47 +257,40 @@ def _bill(
     }
 
 
+# What does the work, and what for.
 def _work(spec: ScoringSpec, probed: Probe | None) -> dict[str, Any]:
     """Detectors, what they share, and what else was asked for; shares of the images are those that a probe found."""
-    card, views = spec.ensemble, spec.stability
+    card, views, promise, profile = spec.ensemble, spec.stability, spec.ensemble.guarantee, None
+    if card.profile is not None:
+        described = {"describe": card.profile.describe, "share": probed.share_described if probed else None} if spec.describer else {}
+        who = {"identifier": spec.identifier and spec.identifier.name, "describer": spec.describer and spec.describer.name}
+        profile = plan_model.PlannedProfile.model_validate(who | described)
     return {
         "ensemble": card.name,
         "rule": card.rule,
         "detectors": list(spec.cards),
-        "guarantee": _promised(spec),
+        "guarantee": promise
+        and plan_model.PlannedGuarantee(
+            target_fpr=promise.target_fpr,
+            confidence=promise.confidence,
+            population=card.population.what if card.population else None,
+            otherwise=departures(card.settings, spec.precision, spec.resize),
+        ),
         "views": [view.name for view in spec.views] or None,
         "stability": views and plan_model.PlannedStability(views=views.count, margin=views.margin, share=probed.near if probed else None),
-        "profile": _profile(spec, probed.share_described if probed else None),
+        "profile": profile,
         "features": {name: facts["width"] for name, facts in spec.features.items()} or None,
         "tensors": _tensors(spec),
-        "backbones": backbones_of(spec),
+        "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.all_pools],
-        "gmac_per_image": round(sum(ResourceEstimate.of(spec).pool_gmac), 3),
+        "gmac_per_image": _gmac(spec, 3),
     }
 
 
-def _profile(spec: ScoringSpec, share: float | None) -> plan_model.PlannedProfile | None:
-    """Who names generators and who predicts prompts, of which share of the images."""
-    profile = spec.ensemble.profile
-    if profile is None:
-        return None
-    identifier = spec.identifier.name if spec.identifier else None
-    if spec.describer is None:
-        return plan_model.PlannedProfile(identifier=identifier, describer=None)
-    return plan_model.PlannedProfile(identifier=identifier, describer=spec.describer.name, describe=profile.describe, share=share)
-
-
-def _promised(spec: ScoringSpec) -> plan_model.PlannedGuarantee | None:
-    """What the ensemble's card guarantees, and why it would not hold whatever the archive is like; None where it promises nothing."""
-    card, promise = spec.ensemble, spec.ensemble.guarantee
-    if promise is None:
-        return None
-    return plan_model.PlannedGuarantee(
-        target_fpr=promise.target_fpr,
-        confidence=promise.confidence,
-        population=card.population.what if card.population else None,
-        otherwise=departures(card.settings, spec.precision, spec.resize),
-    )
+def _gmac(spec: ScoringSpec, digits: int | None = None) -> float:
+    """Billions of multiply-adds for one image."""
+    gmac = sum(ResourceEstimate.of(spec).pool_gmac)
+    return gmac if digits is None else round(gmac, digits)
 
 
 def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
@@ -175,6 +304,32 @@ def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
             detectors=[name for name, its in users if its == preprocessing],
         )
         for preprocessing in spec.preprocessings
+    ]
+
+
+def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
+    """Each named backbone with the groups of detectors for which it runs once per image."""
+    groups: dict[str, dict[object, list[str]]] = {}
+    for name, card in spec.cards.items():
+        if card.backbone is not None:
+            groups.setdefault(card.backbone.name, {}).setdefault((card.preprocessing, spec.precision[name]), []).append(name)
+    return [plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values())) for name, users in groups.items()]
+
+
+def _pass_facts(passes: Sequence[tuple[ScoringSpec, ScoringLayout]], made: Sequence[PassForecast]) -> list[plan_model.PlannedPass]:
+    rates: list[float | None] = [round(one.rates.images_per_s, 3) for one in made]
+    return [
+        plan_model.PlannedPass(
+            detectors=list(spec.cards),
+            kind=layout.kind,
+            layout=layout.described,
+            workers=layout.workers,
+            process_bytes=ResourceEstimate.of(spec).process_bytes,
+            gmac_per_image=_gmac(spec, 3),
+            backbones=_backbones(spec),
+            images_per_s=rate,
+        )
+        for (spec, layout), rate in zip(passes, rates or [None] * len(passes), strict=True)
     ]
 
 

@@ -6,16 +6,17 @@ A cluster on paper, for `touchstone plan`: machines, their number and price. `lo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.reports.format import measured
-from ray_app.reports.plan_model import PlannedStage
+from ray_app.reports.plan_model import PlannedBottleneck, PlannedStage
 from ray_app.scoring.config import Prices, ScoreConfig, TrafficPrices
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 
@@ -124,32 +125,36 @@ class ImagePace:
     A describer that `describes_apart`, in processes of its own, is the last number of `score` instead.
     """
 
-    fetch: float
-    fetch_cpu: float
-    decode: float
-    prepare: float
-    score: tuple[float | None, ...]
-    write: float
+    fetch: float = 0.0
+    fetch_cpu: float = 0.0
+    decode: float = 0.0
+    prepare: float = 0.0
+    score: tuple[float | None, ...] = ()
+    write: float = 0.0
     scored_by: str = MEASURED
     identify: float | None = None
     describe: float | None = None
     describes_apart: bool = False
 
     @property
-    def profile(self) -> dict[str, float]:
-        """The stages of a profile that share processes with others."""
-        return {name: spent for name, spent in (("identify", self.identify), ("describe", self.describe)) if spent is not None}
+    def on_core(self) -> float:
+        """What fetching, decoding and preparing keep a core from other work."""
+        return self.fetch_cpu + self.decode + self.prepare
+
+    def slowed(self, by: float) -> "ImagePace":
+        """Where so many processes share a core."""
+        score = tuple(None if seconds is None else seconds * by for seconds in self.score)
+        describe = None if self.describe is None else self.describe * by
+        busy = {name: getattr(self, name) * by for name in ("fetch_cpu", "decode", "prepare")}
+        return replace(self, score=score, describe=describe, **busy)
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """`images_per_s` is that of the whole; `bottleneck` is the stage that sets it, `busy` the share of time that the scorers work."""
+class Forecast(NamedTuple):
+    """`images_per_s` is that of the whole; `bottleneck`: the stage that sets it, what would raise it, how long the scorers work."""
 
-    stages: tuple[PlannedStage, ...]
+    stages: Sequence[PlannedStage]
     images_per_s: float
-    bottleneck: PlannedStage
-    advice: str
-    busy: float | None
+    bottleneck: PlannedBottleneck
 
 
 def forecast_rates(
@@ -162,67 +167,60 @@ def forecast_rates(
 
 
 def _fused(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gmac: float) -> Forecast:
-    workers = layout.workers
-    at_once = min(workers, cpus)  # more processes than cores share them
-    score = sum(seconds or 0.0 for seconds in pace.score)
-    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": score, **pace.profile, "write": pace.write}
-    busy_s = pace.fetch_cpu + sum(spent.values()) - pace.fetch
-    stages = tuple(
-        _stage(name, seconds, at_once, workers, _basis(name, pace), sum(pools, ()) if name == "score" else ())
+    at_once = min(layout.workers, cpus)  # more processes than cores share them
+    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": sum(seconds or 0.0 for seconds in pace.score)}
+    spent |= {name: seconds for name, seconds in (("identify", pace.identify), ("describe", pace.describe)) if seconds is not None}
+    spent["write"] = pace.write
+    bases = {
+        "score": UNKNOWN if None in pace.score else pace.scored_by,
+        "describe": MEASURED if pace.describe else UNKNOWN,
+        "write": ESTIMATED,
+    }
+    stages = [
+        _stage(name, seconds, at_once, layout.workers, bases.get(name, MEASURED), sum(pools, ()) if name == "score" else ())
         for name, seconds in spent.items()
-    )
+    ]
+    busy_s = pace.fetch_cpu + sum(spent.values()) - pace.fetch
     rate = at_once / max(pace.fetch, busy_s, 1e-9)
     # Reading runs ahead of the rest: it is in the way only where it is slower than all of it.
     slowest = "fetch" if pace.fetch >= busy_s else max((name for name in spent if name != "fetch"), key=lambda name: spent[name])
     advice = _FUSED_ADVICE[slowest].format(cpus=cpus, twice=2 * cpus, each=measured(rate / at_once))
-    if slowest == "score" and (with_gpu := _rate_with_gpu(pace, cpus, gmac)) > 1.5 * rate:
+    with_gpu = min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.on_core, 1e-9)) if gmac else 0.0
+    if slowest == "score" and with_gpu > 1.5 * rate:
         advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
-    return Forecast(stages, rate, next(stage for stage in stages if stage.stage == slowest), advice, None)
-
-
-def _rate_with_gpu(pace: ImagePace, cpus: int, gmac: float) -> float:
-    if not gmac:
-        return 0.0
-    return min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.fetch_cpu + pace.decode + pace.prepare, 1e-9))
+    return Forecast(stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=None))
 
 
 def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gpus: int) -> Forecast:
-    on_gpus = layout.scorer_gpus > 0
-    decoders, scorers = layout.decoders, layout.scorers
-    if not on_gpus and decoders + sum(scorers) > cpus:
-        pace = _slowed(pace, (decoders + sum(scorers)) / cpus)
+    decoders, committers = layout.decoders, layout.committers
+    if not layout.scorer_gpus and layout.workers > cpus:
+        pace = pace.slowed(layout.workers / cpus)
     decoding = [
         _stage(name, seconds, decoders, decoders, MEASURED)
         for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
     ]
     scoring, scored = _scoring(layout, pace, pools)
-    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.committers, layout.committers, MEASURED)]
-    writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
-    stages = (*decoding, *scoring, *naming, writing)
-    on_cores = pace.fetch_cpu + pace.decode + pace.prepare
-    decoded = decoders / max(pace.fetch, on_cores, 1e-9)
-    named = layout.committers / max(pace.identify or 0.0, 1e-9)
-    written = layout.committers / max(pace.write, 1e-9)
+    naming = [] if pace.identify is None else [_stage("identify", pace.identify, committers, committers, MEASURED)]
+    stages = [*decoding, *scoring, *naming, _stage("write", pace.write, committers, committers, ESTIMATED)]
+    decoded = decoders / max(pace.fetch, pace.on_core, 1e-9)
+    named, written = committers / max(pace.identify or 0.0, 1e-9), committers / max(pace.write, 1e-9)
     rate = min(decoded, scored, named, written)
-    busy = None if math.isinf(scored) else rate / scored
+    few = f"the {committers} committers, one for each scorer, are too few" if committers > 1 else (
+        "the one committer, beside one scorer, is too few")  # fmt: skip
     if rate == named:
-        return Forecast(stages, rate, naming[0], f"{_few_committers(layout)} to name generators: more scorers bring more", busy)
-    if rate == written:
-        why = f"{_few_committers(layout)} to write"
-        return Forecast(stages, rate, writing, f"{why}: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}", busy)
-    if rate == scored:
-        slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
-        fewer = f"{_FEWER_WORDS}; or " if slowest.stage == "describe" else ""
-        return Forecast(stages, rate, slowest, fewer + _scoring_advice(layout, scored, decoded, gpus), busy)
-    if pace.fetch >= on_cores:
-        return Forecast(stages, rate, decoding[0], "run nearer to the bucket, or give more cores: each reads ahead for itself", busy)
-    slowest = max(decoding[1:], key=lambda stage: stage.seconds_per_image or 0.0)
-    return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
-
-
-def _few_committers(layout: ScoringLayout) -> str:
-    count = layout.committers
-    return f"the {count} committers, one for each scorer, are too few" if count > 1 else "the one committer, beside one scorer, is too few"
+        slowest, advice = "identify", f"{few} to name generators: more scorers bring more"
+    elif rate == written:
+        slowest, advice = "write", f"{few} to write: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}"
+    elif rate == scored:
+        slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s).stage
+        advice = f"{_FEWER_WORDS}; or " * (slowest == "describe") + _scoring_advice(layout, scored, decoded, gpus)
+    elif pace.fetch >= pace.on_core:
+        slowest, advice = "fetch", "run nearer to the bucket, or give more cores: each reads ahead for itself"
+    else:
+        slowest = "decode" if pace.decode >= pace.prepare else "prepare"
+        advice = _decoding_advice(layout, slowest, scored, decoded, cpus, gpus)
+    busy = None if math.isinf(scored) else rate / scored
+    return Forecast(stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=busy))
 
 
 def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[PlannedStage], float]:
@@ -267,21 +265,3 @@ def _stage(name: str, seconds: float | None, at_once: float, processes: int, bas
     """What a stage does at most on its processes: alone if they share it with others. None where its pace is not known."""
     rate = None if not seconds else at_once / seconds
     return PlannedStage(stage=name, seconds_per_image=seconds, images_per_s=rate, processes=processes, basis=basis, detectors=detectors)
-
-
-def _basis(stage: str, pace: ImagePace) -> str:
-    if stage == "write":
-        return ESTIMATED
-    if stage == "describe" and not pace.describe:
-        return UNKNOWN
-    if stage != "score":
-        return MEASURED
-    return UNKNOWN if None in pace.score else pace.scored_by
-
-
-def _slowed(pace: ImagePace, by: float) -> ImagePace:
-    score = tuple(None if seconds is None else seconds * by for seconds in pace.score)
-    describe = None if pace.describe is None else pace.describe * by
-    busy = (pace.fetch_cpu, pace.decode, pace.prepare)
-    fetch_cpu, decode, prepare = (seconds * by for seconds in busy)
-    return replace(pace, fetch_cpu=fetch_cpu, decode=decode, prepare=prepare, score=score, describe=describe)

@@ -12,15 +12,14 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ray_app.archives import BlockList, ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
+from ray_app.archives import ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
 from ray_app.archives.containers import COMPRESSED, base
 from ray_app.archives.members import Ids
 from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
-from ray_app.scoring.backlog import archive_of, work_of
-from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.backlog import Listing, archive_of, work_of
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
 
@@ -126,55 +125,44 @@ class _Cursor:
         return 1
 
 
-@dataclass(frozen=True)
-class RunProgress:
-    """A run that was begun before: the blocks that have rows, and those that have none.
+def standing(resolved: identity.Resolved, spec: ScoringSpec) -> Listing | None:
+    """All blocks of the run that a command goes on with, and those that have no rows; None where none was begun.
 
-    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing never ended, lists its source.
+    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing never ended, lists its source. Raises
+    IdentityError when another command made it.
     """
-
-    run: RunDirectory
-    blocks: BlockList
-    pending: BlockList
-
-    @property
-    def state(self) -> str:
-        """`begun`: nothing is listed yet; `unfinished`: blocks are pending; `finished`."""
-        return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
-
-    def facts(self, blocks_left: int, members_left: int) -> PlannedRun:
-        """The same for a plan."""
-        return PlannedRun(
-            url=self.run.store.url,
-            state=self.state,
-            blocks_done=len(self.blocks) - len(self.pending),
-            members_done=self.blocks.members - self.pending.members,
-            blocks_left=blocks_left,
-            members_left=members_left,
-        )
-
-
-def standing(resolved: identity.Resolved, spec: ScoringSpec) -> RunProgress | None:
-    """How far the run is that a command goes on with; None where none was begun. Raises IdentityError when another command made it."""
     if resolved.begun is None:
         return None
     run = resolved.begun.run
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    work = work_of(run, whole=True)
-    return RunProgress(run, work.blocks, work.pending)
+    return work_of(run, whole=True)
 
 
-def members_to_score(config: ScoreConfig, before: RunProgress | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
+def progress_of(url: str, before: Listing, blocks_left: int, members_left: int) -> PlannedRun:
+    """How far that run is, for a plan."""
+    return PlannedRun(
+        url=RunDirectory.open(url).store.url,
+        state=before.state,
+        blocks_done=len(before.blocks) - len(before.pending),
+        members_done=before.blocks.members - before.pending.members,
+        blocks_left=blocks_left,
+        members_left=members_left,
+    )
+
+
+def members_to_score(resolved: identity.Resolved, before: Listing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
     """The members that the same command would score: all, those of pending blocks, or what is new or changed since the run ended.
 
     Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
     """
-    if before is not None and len(before.pending):
-        return chain.from_iterable(member_rows(read_block(before.run.store, ref)) for ref in before.pending)
+    config = resolved.config
     listed = islice(archive_of(config, fetcher), config.limit)
-    if before is None or before.state != "finished":
+    if before is None or resolved.begun is None or before.state == "begun":
         return listed
-    return _unknown(listed, np.sort(np.concatenate(list(read_ids(before.run.store, before.blocks)))))
+    store = resolved.begun.run.store
+    if before.state == "unfinished":
+        return chain.from_iterable(member_rows(read_block(store, ref)) for ref in before.pending)
+    return _unknown(listed, np.sort(np.concatenate(list(read_ids(store, before.blocks)))))
 
 
 def _unknown(listed: Iterator[ListedMember], known: Ids) -> Iterator[ListedMember]:

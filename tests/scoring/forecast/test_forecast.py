@@ -14,8 +14,7 @@ from ray_app.errors import IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.forecast.prediction import STARTING_S
+from ray_app.scoring.forecast.forecast import STARTING_S, forecast
 from ray_app.scoring.forecast.rates import load_cluster
 from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.run import layout_for

@@ -38,12 +38,13 @@ def test_a_gpu_that_waits_for_decoding_is_told_how_many_cores_it_wants():
     found = rates(SPLIT, pace(write=0.002, score=(0.005,)), cpus=5, gpus=1)
     assert found.images_per_s == pytest.approx(4 / 0.08)
     assert found.bottleneck.stage == "decode"
-    assert found.busy == pytest.approx(50 / 200)
-    assert "raise cores from 5 to 17 to keep the GPU busy" in found.advice
+    assert found.bottleneck.scorers_busy == pytest.approx(50 / 200)
+    assert "raise cores from 5 to 17 to keep the GPU busy" in found.bottleneck.advice
 
 
 def test_the_slowest_pool_sets_the_pace():
     layout = ScoringLayout("split", (1, 1), 4, 256, scorer_cpus=0.1, scorer_gpus=0.5)
     found = rates(layout, pace(write=0.002, score=(0.01, 0.1)), cpus=6, gpus=1, pools=(("small",), ("large", "other")))
     assert found.images_per_s == pytest.approx(0.5 / 0.1)
-    assert found.bottleneck.detectors == ("large", "other")
+    slowest = min(found.stages, key=lambda stage: stage.images_per_s)
+    assert (slowest.stage, slowest.detectors) == (found.bottleneck.stage, ("large", "other"))
