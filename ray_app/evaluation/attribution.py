@@ -174,9 +174,9 @@ def groups_section(
             total=one.total,
             generators=tuple(sorted(one.generators)),
             n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
-            detection={system.name: system_model.facts_of(_detection(_mine(one, system))) for system in systems},
-            identification=system_model.facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
-            prompts=system_model.facts_of(prompts.of(one.generators)) if prompts else None,
+            detection={system.name: _detection(_mine(one, system)) for system in systems},
+            identification=group_identification(answers, one.generators, top_k) if answers else None,
+            prompts=prompts.of(one.generators) if prompts else None,
         )
         for one in grouping.all
     ]
@@ -185,7 +185,7 @@ def groups_section(
 
 def group_identification(
     answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]
-) -> Mapping[str, arrays.MetricEstimate]:
+) -> Mapping[str, arrays.FigureFacts]:
     """Figures of the fakes of some generators, by their names in the labels: of generators, of families, and how often it abstained."""
     names = answers.names
     keys = {names.label(name) for name in generators}
@@ -228,7 +228,7 @@ class _Level:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
         return found
 
-    def _among(self, k: int) -> arrays.MetricEstimate:
+    def _among(self, k: int) -> arrays.FigureFacts:
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         return intervals.proportion(
             sum(n for one, n in known if one.place is not None and one.place < k), sum(n for _, n in known), _NO_KNOWN
@@ -238,7 +238,7 @@ class _Level:
         """Whether the identifier could have named the truth."""
         return self.known is None or one.generator in self.known
 
-    def abstained(self) -> dict[str, arrays.MetricEstimate]:
+    def abstained(self) -> dict[str, arrays.FigureFacts]:
         """Of known and of unknown ones."""
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
@@ -253,7 +253,7 @@ def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
         **arrays.figure_rows(figures),
         "pairs": [[shown(truth), None if said is None else shown(said), n] for truth, said, n in found.pairs],
         "classes": [
-            {name: value.row() if isinstance(value, arrays.MetricEstimate) else value for name, value in row.items()}
+            {name: value.row() if isinstance(value, arrays.FigureFacts) else value for name, value in row.items()}
             | {"name": shown(row["name"])}
             for row in found.classes
         ],
@@ -269,12 +269,12 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     return found
 
 
-def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> arrays.MetricEstimate:
+def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> arrays.FigureFacts:
     asked = [(one, n) for one, n in counts if one.asked]
     return intervals.proportion(sum(n for one, n in asked if one.said is None), sum(n for _, n in asked), why)
 
 
-def _auroc(answers: AttributionAnswers, names: Names) -> arrays.MetricEstimate:
+def _auroc(answers: AttributionAnswers, names: Names) -> arrays.FigureFacts:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
         return attribution.open_set_auroc([], names.classes, None)
@@ -284,7 +284,7 @@ def _auroc(answers: AttributionAnswers, names: Names) -> arrays.MetricEstimate:
     )
 
 
-def _reals_named(answers: AttributionAnswers) -> arrays.MetricEstimate:
+def _reals_named(answers: AttributionAnswers) -> arrays.FigureFacts:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
     return intervals.proportion(sum(n for one, n in reals if one.said not in (None, REAL)), sum(n for _, n in reals), "no real image")
@@ -328,12 +328,12 @@ def _mine(group: Grouped, system: system_model.SystemFacts) -> list[system_model
     return [one for one in system.generators if one.label == "fake" and one.name in group.generators]
 
 
-def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, arrays.MetricEstimate]:
+def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, arrays.FigureFacts]:
     """Fakes found at the threshold, and the AUC against all real images, which is the mean over their images."""
     there = [one for one in generators if one.n]
     if not there:
         return dict.fromkeys(("tpr", "auc"), arrays.undefined(_NONE))
     n = sum(one.n for one in there)
     missing = next((one.auc.why for one in there if one.auc.value is None), None)
-    auc = arrays.undefined(missing, n) if missing else arrays.MetricEstimate(sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
-    return {"tpr": protocols.correct_share(there), "auc": auc}
+    mean = arrays.FigureFacts(value=sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
+    return {"tpr": protocols.correct_share(there), "auc": arrays.undefined(missing, n) if missing else mean}

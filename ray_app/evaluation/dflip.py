@@ -128,12 +128,12 @@ def _ours(name: str | None, names: Names) -> str | None:
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
 
-def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> arrays.MetricEstimate:
+def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> arrays.FigureFacts:
     right = sum(n for (truth, said), n in pairs.items() if truth == said)
     return intervals.proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
-def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.MetricEstimate:
+def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.FigureFacts:
     from sklearn.metrics import f1_score
 
     if not pairs:
@@ -141,7 +141,7 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.MetricEstim
     truth, said = [one for one, _ in pairs], [other or "" for _, other in pairs]
     classes = sorted({*truth, *said} - {""})
     value = f1_score(truth, said, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
-    return arrays.MetricEstimate(float(value), n=sum(pairs.values()))
+    return arrays.FigureFacts(value=float(value), n=sum(pairs.values()))
 
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:

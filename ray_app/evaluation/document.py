@@ -27,14 +27,15 @@ from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
 from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, releases_of, table_of
 from ray_app.evaluation.systems import Systems
-from ray_app.metrics import arrays, shortcut
+from ray_app.metrics import shortcut
+from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.reports.format import no_formula
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
-Line = tuple[str, str, str, str, system_model.FigureFacts]
+Line = tuple[str, str, str, str, FigureFacts]
 """System, view, scope, name and figure."""
 FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
@@ -182,7 +183,7 @@ def _of_masks(systems: Iterable[model.LocalizationSystem]) -> Iterator[Line]:
             yield one.name, "", scope, name, figure
 
 
-def _of_system(system: system_model.SystemFacts) -> Iterator[tuple[str, str, Mapping[str, system_model.FigureFacts]]]:
+def _of_system(system: system_model.SystemFacts) -> Iterator[tuple[str, str, Mapping[str, FigureFacts]]]:
     """View, scope and figures of every part of a system's entry."""
     yield "", "all", system.figures
     yield "", "decided", system.decided or {}
@@ -198,14 +199,14 @@ def _of_system(system: system_model.SystemFacts) -> Iterator[tuple[str, str, Map
         yield view.name, "all", view.figures
 
 
-def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, system_model.FigureFacts]]:
+def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, FigureFacts]]:
     """All figures of an open section, wherever they stand, with the way to them; what stands in a list goes by its name."""
     for key, value in section.items():
         if isinstance(value, list):
             value = {one["name"]: one for one in value if isinstance(one, Mapping) and "name" in one}
         if isinstance(value, Mapping):
             if {"value", "why"} <= value.keys():
-                yield path + key, system_model.FigureFacts.model_validate(value)
+                yield path + key, FigureFacts.model_validate(value)
             else:
                 yield from _among(value, f"{path}{key}.")
 
@@ -225,28 +226,25 @@ def _shortcut(
         *_of_shares("format", formats),
         *_of_shares("size", sizes),
     ]
-    if confounded and auc.interval is not None:
+    if confounded and auc.ends:
         warnings.append(
-            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f} (95 % interval {auc.interval[0]:.3f} to "
-            f"{auc.interval[1]:.3f}): the figures may say how well a detector "
+            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f} (95 % interval {auc.ends[0]:.3f} to "
+            f"{auc.ends[1]:.3f}): the figures may say how well a detector "
             "reads files. Compare within one format and size, or take a protocol that gives both classes the same history."
         )
     why = auc.why or "the AUC of a small classifier on metadata alone; where its interval lies above 0.5, the headline counts as confounded"
     ratio = n_fake / n_real if n_real else None
-    figure = system_model.FigureFacts.of(auc)
-    return model.ShortcutFacts(
-        auc=figure, confounded=confounded, features=tuple(used), why=why, class_ratio=ratio, warnings=tuple(warnings)
-    )
+    return model.ShortcutFacts(auc=auc, confounded=confounded, features=tuple(used), why=why, class_ratio=ratio, warnings=tuple(warnings))
 
 
-def _metadata_auc(sample: pa.Table, seed: int) -> tuple[arrays.MetricEstimate, list[str]]:
+def _metadata_auc(sample: pa.Table, seed: int) -> tuple[FigureFacts, list[str]]:
     if not len(sample):
-        return arrays.undefined("no image is labelled"), []
+        return undefined("no image is labelled"), []
     rows = sample.filter(pc.is_valid(sample["width"]))
     fakes = np.asarray(rows["kind"]) != "real"
     features = {name: _feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)}
     if not features:
-        return arrays.undefined("no image could be read", len(rows)), []
+        return undefined("no image could be read", len(rows)), []
     return shortcut.shortcut_auc(features, fakes, seed=seed), sorted(features)
 
 

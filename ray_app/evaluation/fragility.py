@@ -10,8 +10,9 @@ import yaml
 
 from ray_app.detectors.card_sections import Fragility, FragilityFigure
 from ray_app.errors import ConfigError
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.reports.evaluation.system_model import FigureFacts, SystemFacts
+from ray_app.reports.evaluation.system_model import SystemFacts
 
 _DIGITS = 4
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from ray_app.evaluation.systems import System
 from ray_app.metrics import clusters, detection, detection_intervals
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram
 from ray_app.reports.evaluation.system_model import IntervalFacts
 
 MOST = 20_000  # rows that they are worked out from; of more, so many stand for all
 MOST_OF_VIEW = 5_000  # images of a view above which only shares and AUCs have intervals: there are many views
 Meaning = Literal["generators", "images"]
-Figures = Mapping[str, MetricEstimate]
+Figures = Mapping[str, FigureFacts]
 Names = npt.NDArray[np.object_]
 _SHARES = {
     "coverage": (("fake", "real"), None),
@@ -64,7 +64,7 @@ class Intervals:
         kinds: Sequence[str],
         *,
         images: bool = False,
-    ) -> dict[str, MetricEstimate]:
+    ) -> dict[str, FigureFacts]:
         """Figures of fakes of some kinds and of all real images, whose scores are `by_class`. `images`: of further images in any case."""
         if self._sample is None:
             return dict(figures)
@@ -78,14 +78,14 @@ class Intervals:
             )
         return self._given(figures, system, classes)
 
-    def of_view(self, figures: Figures, system: System, by_class: tuple[ScoreHistogram, ScoreHistogram]) -> dict[str, MetricEstimate]:
+    def of_view(self, figures: Figures, system: System, by_class: tuple[ScoreHistogram, ScoreHistogram]) -> dict[str, FigureFacts]:
         """The same of a view, of further images, where it is of few."""
         if not self._wanted or sum(one.n for one in by_class) > MOST_OF_VIEW:
             return dict(figures)
         samples = [clusters.ClassSample.of(np.repeat(one.values, one.counts)) for one in by_class]
         return self._given(figures, system, [detection_intervals.ScoredClass(*one) for one in zip(by_class, samples, strict=True)])
 
-    def of_averages(self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: MetricEstimate | None) -> dict[str, MetricEstimate]:
+    def of_averages(self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: FigureFacts | None) -> dict[str, FigureFacts]:
         """Means over generators, (images found, images) of each; `tpr`: of all images together, where the system has it."""
         drawn = self.facts.fakes == "generators"
         ends = detection_intervals.mean_rate_ends([one for one in rates if one[1]], drawn=drawn) if self._wanted else None
@@ -93,11 +93,11 @@ class Intervals:
         method = clusters.CLUSTER_JACKKNIFE if drawn else detection_intervals.JACKKNIFE
         if ends is not None and found["tpr_mean"].value is not None:
             found["tpr_mean"] = detection_intervals.with_ends(found["tpr_mean"], ends, method)
-        if drawn and tpr is not None and tpr.interval is not None and found["tpr_weighted"].value is not None:
-            found["tpr_weighted"] = detection_intervals.with_ends(found["tpr_weighted"], tpr.interval, tpr.method or method)
+        if drawn and tpr is not None and tpr.ends and found["tpr_weighted"].value is not None:
+            found["tpr_weighted"] = detection_intervals.with_ends(found["tpr_weighted"], tpr.ends, tpr.method or method)
         return found
 
-    def of_verdicts(self, figures: Figures, counts: detection.VerdictCounts) -> dict[str, MetricEstimate]:
+    def of_verdicts(self, figures: Figures, counts: detection.VerdictCounts) -> dict[str, FigureFacts]:
         """Figures of verdicts with abstentions, from the verdicts of the sample."""
         if self._sample is None:
             return dict(figures)
@@ -111,7 +111,7 @@ class Intervals:
             if name in _SHARES:
                 ends, clustered = _of_both(list(parts.values()), *_SHARES[name], even=name.startswith("balanced"))
                 method = clusters.CLUSTER_JACKKNIFE if clustered else detection_intervals.MOVER
-                bare = figure.interval is None or clustered
+                bare = not figure.ends or clustered
             else:
                 part = parts["fake" if name.startswith("tpr") else "real"]
                 ends = part.ends((part.label,), ("fake", "real") if name.endswith("decided") else None)
@@ -119,7 +119,7 @@ class Intervals:
             found[name] = detection_intervals.with_ends(figure, ends, method) if bare else figure
         return found
 
-    def _given(self, figures: Figures, system: System, classes: Sequence[detection_intervals.ScoredClass]) -> dict[str, MetricEstimate]:
+    def _given(self, figures: Figures, system: System, classes: Sequence[detection_intervals.ScoredClass]) -> dict[str, FigureFacts]:
         how: dict[str, Any] = {name: getattr(system, name) for name in ("threshold", "strict", "calibration")}
         return detection_intervals.with_intervals(figures, classes[0], classes[1], seed=self._seed, **how)
 

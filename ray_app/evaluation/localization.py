@@ -29,6 +29,7 @@ from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports.evaluation.model import (
     ImdlBencoFacts,
     LocalizationFacts,
@@ -39,7 +40,6 @@ from ray_app.reports.evaluation.model import (
     OverlayFacts,
 )
 from ray_app.reports.evaluation.model import MaskFailures as UnreadableMasks
-from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
 from ray_app.runs import RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
 
@@ -323,8 +323,8 @@ class _Headline:
     def figures(self, rows: arrays.Floats) -> dict[str, FigureFacts]:
         """Those of rows of `kinds`."""
         if self._rules.policy == "plain":
-            return facts_of(localization.localization_of(rows, empty=self._empty))
-        return facts_of(localization.imdlbenco_of(rows))
+            return localization.localization_of(rows, empty=self._empty)
+        return localization.imdlbenco_of(rows)
 
     def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> MaskRow:
         """The entry of some rows."""
@@ -417,10 +417,10 @@ class _Gathered:
         """As IMDLBenCo and OpenSDI measure: clean masks at the network's size and at ½."""
         half: Size = "half" if any(group.system == system and group.size == "half" for group in self._rows) else "network"
         every, edits = self._table(system, half), self._table(system, half, _EDITS)
-        modes: dict[str, Any] = {mode: facts_of(localization.imdlbenco_of(every, mode=mode)) for mode in _MODES}
+        modes: dict[str, Any] = {mode: localization.imdlbenco_of(every, mode=mode) for mode in _MODES}
         return {
             "imdlbenco": ImdlBencoFacts(counts=MaskCounts(**localization.counts_of(every)), modes=modes),
-            "opensdi": OpenSdiFacts(counts=MaskCounts(**localization.counts_of(edits)), figures=facts_of(localization.imdlbenco_of(edits))),
+            "opensdi": OpenSdiFacts(counts=MaskCounts(**localization.counts_of(edits)), figures=localization.imdlbenco_of(edits)),
         }
 
     def _table(

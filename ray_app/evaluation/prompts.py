@@ -62,7 +62,7 @@ class Similar:
         """How many of those images could not be read."""
         return len(self.text) - len(self.places)
 
-    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, arrays.MetricEstimate]:
+    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, arrays.FigureFacts]:
         """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
 
         `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
@@ -154,7 +154,7 @@ class Prompts:
             "notes": list(NOTES),
         }
 
-    def of(self, generators: Collection[str]) -> Mapping[str, arrays.MetricEstimate]:
+    def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
         said, truth = (list(compress(texts, mine.tolist())) for texts in (self.said, self.truth))

@@ -17,11 +17,11 @@ from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import combined_overlap, is_named
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.metrics.intervals import proportion
 from ray_app.reports.evaluation.model import LocalizationFacts, MaskRow, ProtocolFacts, ReferenceFacts, TableFacts, TableRow
 from ray_app.reports.evaluation.model import TableFooter as FooterFacts
-from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts, facts_of
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 
 RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
@@ -34,6 +34,7 @@ Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
 _NONE_SCORED = "none of these images was scored"
 _ONE_CLASS = "needs scored images of both classes"
+_NOT_COMPUTED = undefined("was not computed")
 FIELD = "release_date"
 COLUMNS = (FIELD, "generator", "label")
 
@@ -183,23 +184,23 @@ class Protocol(Frozen):
         return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
-def f1_by_source(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+def f1_by_source(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
 
     It means nothing: a source of real images alone has an F1 of 0 however well it is classified, and one of fakes 2 · TPR / (1 + TPR).
     """
     parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
     n = sum(weight for weight, _ in parts)
-    return MetricEstimate(sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
+    return FigureFacts(value=sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
 
 
-def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
     right, n = correct_counts(generators)
     return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
 
 
-CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], MetricEstimate]] = {
+CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], FigureFacts]] = {
     "f1_by_source": f1_by_source,
     "accuracy_missing_wrong": missing_is_wrong,
 }
@@ -211,23 +212,23 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
     return load_yaml(find_config("evaluate", name_or_path), Protocol)
 
 
-def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
+def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
     """The mean of the two shares judged correctly. What others print as the ROC AUC of hard decisions is the same number."""
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
-    return MetricEstimate((tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
+    return FigureFacts(value=(tpr.value + tnr.value) / 2, n=tpr.n + tnr.n)
 
 
-def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
+def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
     """The F1 of the fake class if there were as many real images as fakes, by the shares judged correctly of both."""
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
-    return MetricEstimate(2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
+    return FigureFacts(value=2 * tpr.value / (1 + tpr.value + 1 - tnr.value), n=tpr.n + tnr.n)
 
 
-def correct_share(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
+def correct_share(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     """The share judged correctly of all these generators' images."""
     right, n = correct_counts(generators)
     return proportion(right, n, _NONE_SCORED)
@@ -239,7 +240,7 @@ def correct_counts(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
     return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
 
 
-def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> MetricEstimate:
+def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> FigureFacts:
     """sidbench's accuracy at its oracle threshold: the best over `points` probabilities from 0 to 1, chosen on the test data itself.
 
     Too good by construction. Scores are log-odds; fake is a probability above the threshold.
@@ -250,7 +251,7 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     with np.errstate(divide="ignore"):
         grid = np.linspace(0, 1, points)
         thresholds = np.log(grid) - np.log1p(-grid)
-    return MetricEstimate(max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
+    return FigureFacts(value=max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
 
 
 def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
@@ -327,11 +328,9 @@ def table_of(
     return TableFacts(
         rows=tuple(_head(line, systems) for line in lines),
         columns=tuple(system.name for system in systems),
-        cells={name: facts_of(column) for name, column in cells.items()},
+        cells={name: column for name, column in cells.items()},
         footers=tuple(
-            FooterFacts(
-                name=one.name, cells={system.name: FigureFacts.of(_footer(one, system, lines, cells, of_images)) for system in systems}
-            )
+            FooterFacts(name=one.name, cells={system.name: _footer(one, system, lines, cells, of_images) for system in systems})
             for one in rules.footers
         ),
     )
@@ -381,7 +380,7 @@ def _head(line: _Line, systems: Sequence[SystemFacts]) -> TableRow:
     return TableRow(name=line.row.name, label=line.row.label, n=max(counts, default=0), seen=known)
 
 
-def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow]]) -> MetricEstimate:
+def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow]]) -> FigureFacts:
     mine, figure = line.of(system), line.row.figure
     mine = [one for one in mine if one.n] or mine
     if line.row.why is not None:
@@ -396,21 +395,21 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
         return (balanced if figure == "balanced_accuracy" else f1_even)(fakes, reals)
     if figure.startswith("pixel_"):
         names = {one.name for one in mine}
-        drawn = [_figure(one.figures.get(figure)) for one in masks.get(system.name, []) if one.name in names]
+        drawn = [one.figures.get(figure, _NOT_COMPUTED) for one in masks.get(system.name, []) if one.name in names]
         return _pooled(drawn, [one.n for one in drawn]) if drawn else undefined("this detector draws no masks, or they were not measured")
-    found = [_figure(one.figures.get(figure)) for one in mine]
+    found = [one.figures.get(figure, _NOT_COMPUTED) for one in mine]
     # The others are not linear in the fakes.
     return _pooled(found, [one.n for one in mine]) if len(found) == 1 or figure == "auc" else undefined(_NOT_OF_SEVERAL)
 
 
-def _pooled(found: Sequence[MetricEstimate], images: Sequence[int]) -> MetricEstimate:
+def _pooled(found: Sequence[FigureFacts], images: Sequence[int]) -> FigureFacts:
     """Of several generators together, each by its images: exact for means of images, and for AUCs against the same real ones."""
     if len(found) == 1:
         return found[0]
     if missing := [one.why for one in found if one.value is None]:
-        return undefined(missing[0] or "")
+        return undefined(missing[0])
     n = sum(images)
-    return MetricEstimate(sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n, n=n)
+    return FigureFacts(value=sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n, n=n)
 
 
 def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mapping[str, Sequence[MaskRow]]:
@@ -420,8 +419,8 @@ def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mappin
 
 
 def _footer(
-    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, MetricEstimate]], of_images: bool
-) -> MetricEstimate:
+    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, FigureFacts]], of_images: bool
+) -> FigureFacts:
     way, _, figure = footer.figure.partition(":")
     if figure:
         usual = [line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None]
@@ -433,20 +432,20 @@ def _footer(
         return _reported(way.split(".")[1:], system.report)
     if way in CONVENTIONS:
         return CONVENTIONS[way](system.generators)
-    found = _figure({**system.figures, **system.averages}.get(way))
-    return found if of_images or found.value is None else MetricEstimate(found.value, n=found.n)
+    found = {**system.figures, **system.averages}.get(way, _NOT_COMPUTED)
+    return found if of_images or found.value is None else FigureFacts(value=found.value, n=found.n)
 
 
-def _mean(found: Sequence[MetricEstimate], weights: Sequence[int], n: int) -> MetricEstimate:
+def _mean(found: Sequence[FigureFacts], weights: Sequence[int], n: int) -> FigureFacts:
     """Over rows; not defined where one of them is not."""
     if not found:
         return undefined("no row has that figure")
     if missing := [one.why for one in found if one.value is None]:
         return undefined(f"{len(missing)} of {len(found)} rows have no figure: {missing[0]}", n)
-    return MetricEstimate(sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True)) / sum(weights), n=n)
+    return FigureFacts(value=sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True)) / sum(weights), n=n)
 
 
-def _reported(path: Sequence[str], report: Mapping[str, Any]) -> MetricEstimate:
+def _reported(path: Sequence[str], report: Mapping[str, Any]) -> FigureFacts:
     """A number of the classification report; shares of known counts with their interval."""
     group, key = (path[0], path[1]) if len(path) == 2 else ("", path[0])
     section = report.get(group, report) if group else report
@@ -454,12 +453,7 @@ def _reported(path: Sequence[str], report: Mapping[str, Any]) -> MetricEstimate:
     if value is None:
         return undefined("the report has no such number")
     n = round(section["support"] if group else report["weighted avg"]["support"])
-    return proportion(round(value * n), n, "") if key in ("recall", "accuracy") and n else MetricEstimate(float(value), n=n)
-
-
-def _figure(found: FigureFacts | None) -> MetricEstimate:
-    """A figure of the document; undefined where it is not there."""
-    return (found or FigureFacts()).figure
+    return proportion(round(value * n), n, "") if key in ("recall", "accuracy") and n else FigureFacts(value=float(value), n=n)
 
 
 def _year(generator: GeneratorFacts) -> str | None:

@@ -21,7 +21,7 @@ from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
 from ray_app.evaluation.unseen import worst_of
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
@@ -61,10 +61,10 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         n_real=scores.reals.n,
         n_fake=scores.fakes.n,
         unscored=cells.joined - scores.reals.n - scores.fakes.n,
-        figures=system_model.facts_of(figures),
-        decided=system_model.facts_of(_decided(cells, asked)) if system.decides else None,
-        averages=system_model.facts_of(_averages(scores, groups, asked, figures["tpr"])),
-        kinds={kind: system_model.facts_of(_of_kind(kind, scores, asked, figures, by_kind)) for kind in _FAKES},
+        figures=figures,
+        decided=_decided(cells, asked) if system.decides else None,
+        averages=_averages(scores, groups, asked, figures["tpr"]),
+        kinds={kind: _of_kind(kind, scores, asked, figures, by_kind) for kind in _FAKES},
         kinds_intervals=by_kind,
         generators=tuple(generators),
         roc=tuple(operating_points.curve_points(scores.fakes, scores.reals)) if curves else (),
@@ -108,9 +108,7 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
         tests.append((one.name, other.name, test))
     corrected = significance.holm([test.p for _, _, test in tests])
     return [
-        model.PairedFacts(
-            a=a, b=b, test=test.test, n=test.n, difference=system_model.FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p
-        )
+        model.PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=test.difference, p=test.p, why=test.why, p_holm=p)
         for (a, b, test), p in zip(tests, corrected, strict=True)
     ]
 
@@ -134,12 +132,12 @@ class _Scores:
         """Those of some groups together."""
         return ScoreHistogram.merged(scores for group, scores in self.by_group.items() if chosen(group))
 
-    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
+    def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, FigureFacts]:
         """All figures of detection of two histograms."""
         own = {name: getattr(self.system, name) for name in ("threshold", "strict", "calibration")}
         return detection.detection_of(fakes, reals, continuous=not self.binary, **own)
 
-    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
+    def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
         """The area under the ROC curve."""
         return undefined(detection.NO_RANKING, fakes.n + reals.n) if self.binary else detection.auc_figure(fakes, reals)
 
@@ -166,8 +164,8 @@ def _is_of(kind: str, group: EvaluationGroup) -> bool:
 
 
 def _of_kind(
-    kind: str, scores: _Scores, asked: SystemOptions, figures: dict[str, MetricEstimate], by_kind: system_model.IntervalFacts
-) -> dict[str, MetricEstimate]:
+    kind: str, scores: _Scores, asked: SystemOptions, figures: dict[str, FigureFacts], by_kind: system_model.IntervalFacts
+) -> dict[str, FigureFacts]:
     """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others.
 
     Their intervals are of what `by_kind` says, the same for both.
@@ -182,12 +180,12 @@ def _of_kind(
     return asked.intervals.of(own, scores.system, (fakes, scores.reals), (kind,), images=by_kind.fakes == "images")
 
 
-def _decided(cells: accumulate.Cells, asked: SystemOptions) -> dict[str, MetricEstimate]:
+def _decided(cells: accumulate.Cells, asked: SystemOptions) -> dict[str, FigureFacts]:
     counts = _verdicts(cells)
     return asked.intervals.of_verdicts(detection.abstaining(counts), counts)
 
 
-def _averages(scores: _Scores, groups: Iterable[EvaluationGroup], asked: SystemOptions, tpr: MetricEstimate) -> dict[str, MetricEstimate]:
+def _averages(scores: _Scores, groups: Iterable[EvaluationGroup], asked: SystemOptions, tpr: FigureFacts) -> dict[str, FigureFacts]:
     rates: dict[str, tuple[int, int]] = {}
     for group in groups:
         if group.kind != "real":
@@ -202,7 +200,7 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
     ways = {"average_precision": _average_precision, "oracle_accuracy": protocols.oracle_accuracy}
-    extras = {name: system_model.FigureFacts.of(_ranked(scores, pair, way)) for name, way in ways.items() if name in asked.extras}
+    extras = {name: _ranked(scores, pair, way) for name, way in ways.items() if name in asked.extras}
     return system_model.GeneratorFacts(
         name=group.generator,
         label=group.label,
@@ -211,19 +209,19 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
         released=asked.released(group.generator) if group.kind != "real" else None,
         n=n,
         unscored=labelled - n,
-        rate=system_model.FigureFacts.of(intervals.proportion(hits, n, "none of these images was scored")),
-        auc=system_model.FigureFacts.of(scores.auc(*pair)),
+        rate=intervals.proportion(hits, n, "none of these images was scored"),
+        auc=scores.auc(*pair),
         **extras,
     )
 
 
-def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
-    return MetricEstimate(operating_points.average_precision(fakes, reals), n=fakes.n + reals.n)
+def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
+    return FigureFacts(value=operating_points.average_precision(fakes, reals), n=fakes.n + reals.n)
 
 
 def _ranked(
-    scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], MetricEstimate]
-) -> MetricEstimate:
+    scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], FigureFacts]
+) -> FigureFacts:
     if scores.binary:
         return undefined(detection.NO_RANKING)
     return figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)
@@ -251,11 +249,9 @@ def _histogram(scores: _Scores) -> system_model.ClassHistogram:
 
 def _risk(scores: _Scores) -> system_model.RiskCoverage:
     if scores.binary:
-        return system_model.RiskCoverage(
-            points=(), aurc=system_model.FigureFacts.of(undefined("binary replies say nothing of how sure they are"))
-        )
+        return system_model.RiskCoverage(points=(), aurc=undefined("binary replies say nothing of how sure they are"))
     found = detection.risk_coverage(scores.fakes, scores.reals, scores.system.threshold, strict=scores.system.strict)
-    return system_model.RiskCoverage(points=found["points"], aurc=system_model.FigureFacts.of(found["aurc"]))
+    return system_model.RiskCoverage(points=found["points"], aurc=found["aurc"])
 
 
 def _strata(scores: _Scores) -> list[system_model.FormatStratum]:
@@ -269,10 +265,8 @@ def _strata(scores: _Scores) -> list[system_model.FormatStratum]:
     ):
         fakes, reals = ScoreHistogram.merged(classes["fake"]), ScoreHistogram.merged(classes["real"])
         counts = operating_points.Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
-        auc = system_model.FigureFacts.of(scores.auc(fakes, reals))
-        accuracy = system_model.FigureFacts.of(operating_points.rates_at(counts)["balanced_accuracy"])
-        numbers = {"n_real": reals.n, "n_fake": fakes.n}
-        strata.append(system_model.FormatStratum(format=form, size=size, **numbers, auc=auc, balanced_accuracy=accuracy))
+        figures = {"auc": scores.auc(fakes, reals), "balanced_accuracy": operating_points.rates_at(counts)["balanced_accuracy"]}
+        strata.append(system_model.FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, **figures))
     return strata
 
 
@@ -284,8 +278,8 @@ def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> li
             ScoreHistogram.merged(one for cell, one in by_cell.items() if cell.group.label == label) for label in ("fake", "real")
         )
         figures = asked.intervals.of_view(scores.figures(fakes, reals), scores.system, (fakes, reals))
-        kind, given = kinds.get(view, "degradation"), system_model.facts_of(figures)
-        views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=given))
+        kind = kinds.get(view, "degradation")
+        views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=figures))
     absent = asked.identity.get("perturb_absent", {}) if views else {}
     return views + [system_model.ViewFacts(name=name, **facts) for name, facts in absent.items()]
 

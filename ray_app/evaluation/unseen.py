@@ -108,7 +108,7 @@ def unseen_of(
     makers = {name for (label, name), seen in zip(overlap.groups, overlap.seen.tolist(), strict=True) if label == "fake" and not seen}
     makers -= {name for label, name in counted if label == "fake"}
     worst = worst_of(one for one in whole.generators if one.name in makers)
-    return system_model.UnseenFacts(figures=system_model.facts_of(found), intervals=intervals.facts, worst=worst, **facts)
+    return system_model.UnseenFacts(figures=found, intervals=intervals.facts, worst=worst, **facts)
 
 
 def _seen(card: DetectorCard, label: str, maker: str, source: str | None) -> Seen:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics import detection, intervals
-from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Counts, FigureFacts, Floats, ScoreHistogram, undefined
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -31,7 +31,7 @@ class Attribution:
     recall and F1. `pairs`: (true, predicted, n) of wrong answers, most frequent first, at most 50.
     """
 
-    figures: dict[str, MetricEstimate]
+    figures: dict[str, FigureFacts]
     classes: list[dict[str, Any]]
     pairs: list[tuple[str, str | None, int]]
 
@@ -90,7 +90,7 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, 
     return Attribution(figures, counts.classes(), wrong[:_MOST_PAIRS])
 
 
-def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> MetricEstimate:
+def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> FigureFacts:
     """The AUC of confidence (n,) for images of known names against those of unknown ones, with DeLong's interval."""
     if known is None:
         return undefined(_NO_LIST)
@@ -118,7 +118,7 @@ class _Confusion:
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
-    def averages(self) -> dict[str, MetricEstimate]:
+    def averages(self) -> dict[str, FigureFacts]:
         """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed seed; a resample's over its own names."""
         n = int(self._n.sum())
         if not n:
@@ -135,7 +135,7 @@ class _Confusion:
         for name, hits, n, predicted, own in zip(self._places, self.hits, self.support, self.predicted, f1, strict=True):
             precision = intervals.proportion(int(hits), int(predicted), "never predicted")
             recall = intervals.proportion(int(hits), int(n), "no image")
-            figures = {"precision": precision, "recall": recall, "f1": MetricEstimate(float(own), n=int(n))}
+            figures = {"precision": precision, "recall": recall, "f1": FigureFacts(value=float(own), n=int(n))}
             rows.append({"name": name, "n": int(n), "predicted": int(predicted)} | figures)
         return sorted(rows, key=lambda row: (-row["n"], row["name"]))
 

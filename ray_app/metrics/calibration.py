@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ray_app.detectors.card import Calibration, Platt
 from ray_app.ensembles import calibrate
 from ray_app.metrics import clusters, intervals, operating_points
-from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
 FEWEST_IN_BIN = 20  # of a reliability diagram: the interval of a share of fewer says next to nothing
@@ -60,17 +60,17 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     return float(np.abs(expected - n_fake).sum() / len(chances))
 
 
-def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
+def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> FigureFacts:
     """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
     return _mean_loss(losses, fakes, reals, calibration)
 
 
-def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
+def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> FigureFacts:
     """The mean square of what chance and truth, 0 or 1, are apart (Brier 1950)."""
     return _mean_loss(squares, fakes, reals, calibration)
 
 
-def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15) -> MetricEstimate:
+def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15) -> FigureFacts:
     """The expected calibration error (Guo et al. 2017, bins of equal width) less the part of it that comes from the bins' being finite.
 
     The plain one is above 0 even of perfect chances, the more so the fewer images. The correction is that of Kumar, Liang and Ma (2019)
@@ -91,7 +91,7 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
     share = n_fake / in_bin
     gap = np.abs(expected / in_bin - share)
     redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / in_bin))
-    return MetricEstimate(max(0.0, float(in_bin @ (2 * gap - redrawn)) / n), n=n)
+    return FigureFacts(value=max(0.0, float(in_bin @ (2 * gap - redrawn)) / n), n=n)
 
 
 def losses(scores: Floats, is_fake: bool, calibration: Calibration | None = None) -> Floats:
@@ -230,12 +230,12 @@ def _mean_loss(
     fakes: ScoreHistogram,
     reals: ScoreHistogram,
     calibration: Calibration | None,
-) -> MetricEstimate:
+) -> FigureFacts:
     n = fakes.n + reals.n
     total = sum(
         float(loss(one.values, is_fake, calibration) @ (one.counts / n)) for one, is_fake in ((fakes, True), (reals, False)) if one.n
     )
-    return MetricEstimate(total, n=n) if n else undefined("there are no images")
+    return FigureFacts(value=total, n=n) if n else undefined("there are no images")
 
 
 def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:

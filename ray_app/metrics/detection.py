@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import operating_points
-from ray_app.metrics.arrays import Bools, Counts, Floats, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.arrays import Bools, Counts, FigureFacts, Floats, ScoreHistogram, checked, undefined
 from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss
 from ray_app.metrics.intervals import DELONG, auc_of, proportion, proportion_interval
 
@@ -57,7 +57,7 @@ def detection_of(
     strict: bool = True,
     continuous: bool = True,
     calibration: Calibration | None = None,
-) -> dict[str, MetricEstimate]:
+) -> dict[str, FigureFacts]:
     """All figures of detection from the scores (log-odds of fake) of either class; `_01`, `_1`, `_10` in names: at 0.1 %, 1 % and 10 %.
 
     Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
@@ -101,20 +101,20 @@ def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence
     return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
 
 
-def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
+def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
     """The AUC with DeLong's interval; not defined with one class."""
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
         return undefined(operating_points.ONE_CLASS, n)
     auc = auc_of(fakes, reals)
-    return MetricEstimate(auc.value, (auc.low, auc.high), DELONG, n)
+    return FigureFacts(value=auc.value, interval=(auc.low, auc.high), method=DELONG, n=n)
 
 
-def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
+def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, FigureFacts]:
     n, both = fakes.n + reals.n, fakes.n and reals.n
     return {
         "auc": auc_figure(fakes, reals),
-        "average_precision": MetricEstimate(operating_points.average_precision(fakes, reals), n=n)
+        "average_precision": FigureFacts(value=operating_points.average_precision(fakes, reals), n=n)
         if both
         else undefined(operating_points.ONE_CLASS, n),
         "eer": operating_points.equal_error_rate(fakes, reals),
@@ -173,7 +173,7 @@ _PIECE = 2**18  # confidences that are looked at together, so that memory stays 
 def risk_coverage(
     fakes: ScoreHistogram, reals: ScoreHistogram, threshold: float = 0.0, *, strict: bool = True, most: int = 128
 ) -> dict[str, Any]:
-    """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman and El-Yaniv 2017), a MetricEstimate.
+    """`points`: [coverage, risk], no more than `most`; `aurc`: the area under that curve (Geifman and El-Yaniv 2017), a FigureFacts.
 
     Confidence is how far a score lies from the threshold, above which, or unless `strict` at which, it says fake. Coverage is the share
     of images at least so sure, risk the share of those that are classified wrong; equally sure images come in together. The area is the
@@ -199,7 +199,7 @@ def risk_coverage(
             area += float(side.counts[start : start + _PIECE] @ (errors / covered))
     covered, errors = surer(operating_points.thinned(right, wrong, most))
     points = np.stack([covered / n, errors / covered], axis=1).tolist()
-    return {"points": points, "aurc": MetricEstimate(area / n, n=n)}
+    return {"points": points, "aurc": FigureFacts(value=area / n, n=n)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class VerdictCounts:
     real_unscored: int = 0
 
 
-def abstaining(counts: VerdictCounts) -> dict[str, MetricEstimate]:
+def abstaining(counts: VerdictCounts) -> dict[str, FigureFacts]:
     """How many images are decided and how well, and the same with abstentions and unscored images counted wrong (`_strict`).
 
     `coverage` is the share of all images, unscored ones among them, whose verdict is fake or real.
@@ -226,7 +226,7 @@ def abstaining(counts: VerdictCounts) -> dict[str, MetricEstimate]:
     reals = reals_decided + counts.real_abstain + counts.real_unscored
     right, decided, n = counts.fake_fake + counts.real_real, fakes_decided + reals_decided, fakes + reals
     balanced = (
-        MetricEstimate((counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
+        FigureFacts(value=(counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
         if fakes and reals
         else undefined(operating_points.ONE_CLASS, n)
     )

@@ -6,7 +6,7 @@ Rates come first; what is computed from both has its interval from theirs (MOVER
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import calibration as chances
 from ray_app.metrics import clusters, detection, intervals, operating_points
-from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram
+from ray_app.metrics.arrays import FigureFacts, Floats, ScoreHistogram
 
 Ends = tuple[float, float]
 Bools = npt.NDArray[np.bool_]
@@ -25,7 +25,7 @@ _FEW_FOR_AP = 30  # fakes below which what each brings into the average precisio
 _FEW_FOR_EER = 50  # images of a class below which the equal error rate moves in steps
 _FEW = 200  # images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and Student's stands for it
 _AT_FPR = {"tpr_at_fpr_5": 20, "tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
-Figures = Mapping[str, MetricEstimate]
+Figures = Mapping[str, FigureFacts]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ScoredClass:
 def with_intervals(
     figures: Figures, fakes: ScoredClass, reals: ScoredClass, *, threshold: float = 0.0, strict: bool = True,
     calibration: Calibration | None = None, seed: int = 0,
-) -> dict[str, MetricEstimate]:  # fmt: skip
+) -> dict[str, FigureFacts]:  # fmt: skip
     """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had keeps none.
 
     Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters, or small. Figures
@@ -76,11 +76,11 @@ def with_intervals(
     return dict(figures) | {name: with_ends(figures[name], *one) for name, one in found.items() if _has(figures, name)}
 
 
-def with_ends(figure: MetricEstimate, ends: Ends | None, how: str) -> MetricEstimate:
+def with_ends(figure: FigureFacts, ends: Ends | None, how: str) -> FigureFacts:
     """The figure with its interval, by the method `how`; or without, for the reason `how`."""
     if ends is None:
-        return replace(figure, interval=None, method=None, why=how)
-    return replace(figure, interval=_around(figure, ends), method=how)
+        return figure.model_copy(update={"interval": (), "method": "", "why": how})
+    return figure.with_interval(_around(figure, ends), how)
 
 
 def _rates(
@@ -95,7 +95,7 @@ def _rates(
     point, share = (at.fake_fake / at.n_fake, at.real_real / at.n_real), at.n_fake / at.n
     shares = intervals.proportion_interval(at.n_fake, at.n)
     for name, (of_rates, by_share) in _OF_RATES.items():
-        if _has(figures, name) and (clusters.CLUSTER_JACKKNIFE in ways or figures[name].interval is None):
+        if _has(figures, name) and (clusters.CLUSTER_JACKKNIFE in ways or not figures[name].ends):
             value = of_rates(share, *point)
             moved = [of_rates(one, *point) - value for one in shares] if by_share else [0.0]
             low, high = mover(partial(of_rates, share), point, ends)
@@ -103,7 +103,7 @@ def _rates(
     return found
 
 
-def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None) -> MetricEstimate:
+def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None) -> FigureFacts:
     """The AUC of scores (n,) with its interval: of further generators and sources, by `names` (n,), or, without, DeLong's."""
     own, others = (ScoreHistogram.of(scores[mine]) for mine in (fakes, ~fakes))
     auc = detection.auc_figure(own, others)
@@ -111,7 +111,7 @@ def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] 
                for histogram, mine in ((own, fakes), (others, ~fakes))]  # fmt: skip
     if auc.value is None or not any(one.sample.clusters for one in classes):
         return auc
-    return replace(auc, interval=_auc_ends(auc, *classes), method=clusters.CLUSTER_JACKKNIFE)
+    return auc.model_copy(update={"interval": _auc_ends(auc, *classes) or (), "method": clusters.CLUSTER_JACKKNIFE})
 
 
 def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> Ends:
@@ -159,16 +159,15 @@ def mixed_rate_ends(parts: Sequence[tuple[float, float, Ends]]) -> Ends:
     return max(0.0, value - low), min(1.0, value + high)
 
 
-def _of_one_class(figures: Figures, fakes: ScoredClass, reals: ScoredClass, threshold: float, strict: bool) -> dict[str, MetricEstimate]:
+def _of_one_class(figures: Figures, fakes: ScoredClass, reals: ScoredClass, threshold: float, strict: bool) -> dict[str, FigureFacts]:
     """The rate of the class that there is, which is the accuracy, too."""
-    found = {}
+    found: dict[str, FigureFacts] = {}
     for name, one in (("tpr", fakes), ("tnr", reals)):
         figure = figures[name]
         if one.sample.clusters and figure.value is not None:
             flagged = one.sample.scores > threshold if strict else one.sample.scores >= threshold
             ends = one.rate_ends(round(figure.value * figure.n), flagged if name == "tpr" else ~flagged)
-            found[name] = replace(figure, interval=ends, method=clusters.CLUSTER_JACKKNIFE)
-            found["accuracy"] = replace(figures["accuracy"], interval=ends, method=clusters.CLUSTER_JACKKNIFE)
+            found |= {key: figures[key].with_interval(ends, clusters.CLUSTER_JACKKNIFE) for key in (name, "accuracy")}
     return found
 
 
@@ -227,7 +226,7 @@ def _independent(one: ScoredClass, flagged: Bools) -> float:
     return float(max(sample.clusters, min(one.scores.n, size) * (intervals.Z95 / float(stdtrit(spread.freedom, 0.975))) ** 2))
 
 
-def _auc_ends(auc: MetricEstimate, fakes: ScoredClass, reals: ScoredClass) -> Ends | None:
+def _auc_ends(auc: FigureFacts, fakes: ScoredClass, reals: ScoredClass) -> Ends | None:
     if auc.value is None:
         return None
     below, upto = reals.scores.below_and_up_to(fakes.sample.scores)
@@ -260,7 +259,7 @@ def _of_share(slope: float, share: float, n: int) -> clusters.Spread:
 
 
 def _left_out(
-    figure: MetricEstimate,
+    figure: FigureFacts,
     of_counts: Callable[[float, Floats, Floats], float],
     fakes: clusters.ClassSample,
     reals: clusters.ClassSample,
@@ -317,9 +316,7 @@ def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
     return min(1 - found[1], flagged[0]), max(1 - found[0], flagged[1])
 
 
-def _ece_ends(
-    ece: MetricEstimate, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None, seed: int
-) -> Ends:
+def _ece_ends(ece: FigureFacts, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None, seed: int) -> Ends:
     """Of the calibration error by the triangle inequality: it is off by no more than the bins' errors are in sum.
 
     Their sum's 95 % point is drawn from a normal distribution of the bins, whose variances are no less than those of a share that has one
@@ -338,7 +335,7 @@ def _has(figures: Figures, name: str) -> bool:
     return name in figures and figures[name].value is not None
 
 
-def _around(figure: MetricEstimate, ends: Ends) -> Ends:
+def _around(figure: FigureFacts, ends: Ends) -> Ends:
     """The ends, with the figure between them."""
     value = figure.value or 0.0
     return min(value, ends[0]), max(value, ends[1])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.metrics.arrays import Counts, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Counts, FigureFacts, ScoreHistogram, undefined
 
 Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 CLOPPER_PEARSON, DELONG = "clopper-pearson", "delong"
@@ -48,9 +48,11 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
     return Auc(auc, inverse_logit(middle - half), inverse_logit(middle + half))
 
 
-def proportion(successes: int, n: int, why: str) -> MetricEstimate:
+def proportion(successes: int, n: int, why: str) -> FigureFacts:
     """A share of n images with its Clopper–Pearson interval; of none it is not defined, and `why` says so."""
-    return MetricEstimate(successes / n, proportion_interval(successes, n), CLOPPER_PEARSON, n) if n else undefined(why)
+    if not n:
+        return undefined(why)
+    return FigureFacts(value=successes / n, interval=proportion_interval(successes, n), method=CLOPPER_PEARSON, n=n)
 
 
 def proportion_interval(successes: float, n: float, tail: float = 0.025) -> tuple[float, float]:
@@ -74,7 +76,7 @@ def share_interval(share: float, n: int) -> tuple[float, float]:
     return proportion_interval(math.floor(share * n), n)[0], proportion_interval(math.ceil(share * n), n)[1]
 
 
-def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)) -> MetricEstimate:
+def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)) -> FigureFacts:
     """The mean of values (n,), each image counting once; NaN stands for an image without a value, and `n` counts the others.
 
     The 95 % interval is Student's, cut at `bounds`, outside which no value can lie. A single image and images that are all alike say
@@ -90,12 +92,12 @@ def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0
     mean = float(numbers.mean())
     spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
     if spread == 0:
-        return MetricEstimate(mean, n=n)
+        return FigureFacts(value=mean, n=n)
     half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
-    return MetricEstimate(mean, (max(bounds[0], mean - half), min(bounds[1], mean + half)), STUDENT, n)
+    return FigureFacts(value=mean, interval=(max(bounds[0], mean - half), min(bounds[1], mean + half)), method=STUDENT, n=n)
 
 
-def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> MetricEstimate:
+def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> FigureFacts:
     """The mean of values (n,) by the mean of other values (n,) of the same images, bootstrapped over images.
 
     Not defined of no image (`why` says so), and where the mean below is not above 0. Raises ValueError for lengths that differ.
@@ -112,12 +114,12 @@ def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> MetricEstimate:
     return resampled(above / below, [float(one[0] / one[1]) for one in drawn if one[1] > 0], n)
 
 
-def resampled(value: float, drawn: Sequence[float], n: int) -> MetricEstimate:
+def resampled(value: float, drawn: Sequence[float], n: int) -> FigureFacts:
     """A figure of n images with the percentile interval of its bootstrap replicates; none where they are all alike, or there are none."""
     if not len(drawn) or min(drawn) == max(drawn):
-        return MetricEstimate(value, n=n)
+        return FigureFacts(value=value, n=n)
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-    return MetricEstimate(value, (low, high), BOOTSTRAP, n)
+    return FigureFacts(value=value, interval=(low, high), method=BOOTSTRAP, n=n)
 
 
 def _spread_of_reals(fakes: ScoreHistogram, below: Counts, upto: Counts, n: int, mean: float) -> float:

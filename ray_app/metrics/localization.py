@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_app.metrics.arrays import Counts, Floats, MetricEstimate
+from ray_app.metrics.arrays import Counts, FigureFacts, Floats
 from ray_app.metrics.intervals import mean_figure
 
 THRESHOLD = 0.5  # strictly above it a pixel counts as altered
@@ -79,7 +79,7 @@ def pixel_figures(masks: Iterable[NDArray[Any]], truths: Iterable[NDArray[Any]])
 Rows = Sequence[MaskFigures] | Floats
 
 
-def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricEstimate]:
+def localization_of(rows: Rows, *, empty: Empty) -> dict[str, FigureFacts]:
     """The means over images of pixel F1, IoU, AUC and accuracy, under one policy for images of which nothing is altered (`EMPTY`).
 
     An AUC needs altered and intact pixels: images without it are left out under every policy, and the figure's `n` says how many stayed.
@@ -92,7 +92,7 @@ def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricEstimate]:
     return _means(f1[counts], iou[counts], auc[counts], ((pixels - altered - marked + 2 * hits) / pixels)[counts], images=len(hits))
 
 
-def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricEstimate]:
+def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, FigureFacts]:
     """The same as IMDLBenCo computes them at threshold ½: 1e-8 in the denominators, and every image counts.
 
     An image of which nothing is altered has F1 = IoU = AUC = 0. `reverse` turns the mask round: F1 and accuracy the marked pixels,
@@ -197,7 +197,7 @@ def _imdlbenco(rows: Rows, *, turned: bool) -> tuple[Floats, Floats, Floats, Flo
     return f1, iou, np.where(altered == 0, 0.0, auc), (pixels - altered - marked + 2 * hits) / pixels
 
 
-def _means(f1: Floats, iou: Floats, auc: Floats, accuracy: Floats, *, images: int = 0) -> dict[str, MetricEstimate]:
+def _means(f1: Floats, iou: Floats, auc: Floats, accuracy: Floats, *, images: int = 0) -> dict[str, FigureFacts]:
     """The mean of each over images; `images`: how many there were before a policy left some out."""
     why = "no image of which something is altered" if images else "no image with a mask and a truth"
     no_auc = "no image with both altered and intact pixels" if images or len(auc) else why

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import FigureFacts, Floats, ScoreHistogram, undefined
 from ray_app.metrics.intervals import CLOPPER_PEARSON, proportion, proportion_interval
 
 NO_FAKES, NO_REALS, ONE_CLASS = "there are no fakes", "there are no reals", "it needs real and fake images"
@@ -47,7 +47,7 @@ class Confusion:
         return self.n_fake + self.n_real
 
 
-def rates_at(counts: Confusion) -> dict[str, MetricEstimate]:
+def rates_at(counts: Confusion) -> dict[str, FigureFacts]:
     """TPR, TNR, balanced accuracy, accuracy, F1 and precision of fake, by name."""
     rates = {
         "tpr": proportion(counts.fake_fake, counts.n_fake, NO_FAKES),
@@ -59,13 +59,13 @@ def rates_at(counts: Confusion) -> dict[str, MetricEstimate]:
     }
     if counts.n_fake and counts.n_real:
         tpr, tnr = counts.fake_fake / counts.n_fake, counts.real_real / counts.n_real
-        rates["balanced_accuracy"] = MetricEstimate((tpr + tnr) / 2, n=counts.n)
-        rates["f1"] = MetricEstimate(2 * counts.fake_fake / (counts.n_fake + counts.fake_fake + counts.real_fake), n=counts.n)
+        rates["balanced_accuracy"] = FigureFacts(value=(tpr + tnr) / 2, n=counts.n)
+        rates["f1"] = FigureFacts(value=2 * counts.fake_fake / (counts.n_fake + counts.fake_fake + counts.real_fake), n=counts.n)
         rates["precision"] = proportion(counts.fake_fake, counts.fake_fake + counts.real_fake, _NOTHING_FLAGGED)
     return rates
 
 
-def precision_at_prior(counts: Confusion, prior: float) -> MetricEstimate:
+def precision_at_prior(counts: Confusion, prior: float) -> FigureFacts:
     """What share of flagged images would be fake where a share `prior` of all images is: π·TPR / (π·TPR + (1 − π)·FPR).
 
     The interval is from the Clopper–Pearson limits of both rates, each at 97.5 %, so that they hold together with 95 % or more: without a
@@ -79,7 +79,7 @@ def precision_at_prior(counts: Confusion, prior: float) -> MetricEstimate:
     fewest_alarms, most_alarms = proportion_interval(counts.real_fake, counts.n_real, _EACH_OF_TWO)
     value = _precision(counts.fake_fake / counts.n_fake, counts.real_fake / counts.n_real, prior)
     ends = _precision(fewest_found, most_alarms, prior), _precision(most_found, fewest_alarms, prior)
-    return MetricEstimate(value, ends, CLOPPER_PEARSON, counts.n)
+    return FigureFacts(value=value, interval=ends, method=CLOPPER_PEARSON, n=counts.n)
 
 
 def found_at_fpr(fakes: ScoreHistogram, reals: ScoreHistogram, one_in: int) -> int:
@@ -90,7 +90,7 @@ def found_at_fpr(fakes: ScoreHistogram, reals: ScoreHistogram, one_in: int) -> i
     return fakes.above(float(reals.ranked(reals.n - 1 - reals.n // one_in)))
 
 
-def tpr_at_fpr(fakes: ScoreHistogram, reals: ScoreHistogram, one_in: int) -> MetricEstimate:
+def tpr_at_fpr(fakes: ScoreHistogram, reals: ScoreHistogram, one_in: int) -> FigureFacts:
     """TPR where no more than one real in `one_in` is flagged (`found_at_fpr`).
 
     Not defined with fewer than `one_in` reals: a threshold above all n of them lets through 1 / (n + 1) of further ones on average, which
@@ -102,10 +102,10 @@ def tpr_at_fpr(fakes: ScoreHistogram, reals: ScoreHistogram, one_in: int) -> Met
         return undefined(ONE_CLASS, n)
     if reals.n < one_in:
         return undefined(f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {reals.n:,}", n)
-    return MetricEstimate(found_at_fpr(fakes, reals, one_in) / fakes.n, n=n)
+    return FigureFacts(value=found_at_fpr(fakes, reals, one_in) / fakes.n, n=n)
 
 
-def equal_error_rate(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
+def equal_error_rate(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
     """The rate at which FPR and FNR are equal, on the ROC curve whose points, one for each distinct score, are joined by straight lines.
 
     Exact: FPR − FNR falls from point to point, so the line on which it passes zero is found by bisection.
@@ -119,7 +119,7 @@ def equal_error_rate(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEsti
     alarms, missed = reals.at_or_above(before) / reals.n, 1 - fakes.at_or_above(before) / fakes.n
     next_alarms, next_missed = (0.0, 1.0) if after is None else (reals.at_or_above(after) / reals.n, 1 - fakes.at_or_above(after) / fakes.n)
     way = (alarms - missed) / (alarms - missed + next_missed - next_alarms)
-    return MetricEstimate(alarms + way * (next_alarms - alarms), n=n)
+    return FigureFacts(value=alarms + way * (next_alarms - alarms), n=n)
 
 
 def equal_error_threshold(fakes: ScoreHistogram, reals: ScoreHistogram) -> float:
@@ -131,14 +131,14 @@ def equal_error_threshold(fakes: ScoreHistogram, reals: ScoreHistogram) -> float
     return max(float(one.values[end - 1]) for one, end in zip((fakes, reals), beyond, strict=True) if end)
 
 
-def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricEstimate]:
+def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, FigureFacts]:
     """Over generators, each with the fakes found and the fakes there are: `tpr_mean` counts every generator alike, `tpr_weighted` images.
 
     OpenFake v1 prints the first and v2 the second, both as "Average TPR" (specs/detectors.md §11). One without an image is left out.
     """
     there = [(hits, n) for hits, n in rates.values() if n]
     total = sum(n for _, n in there)
-    mean = MetricEstimate(sum(hits / n for hits, n in there) / len(there), n=total) if there else undefined(NO_FAKES)
+    mean = FigureFacts(value=sum(hits / n for hits, n in there) / len(there), n=total) if there else undefined(NO_FAKES)
     return {"tpr_mean": mean, "tpr_weighted": proportion(sum(hits for hits, _ in there), total, NO_FAKES)}
 
 

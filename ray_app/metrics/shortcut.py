@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics import intervals
-from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
 
 FOLDS = 5
 LITTLE = 0.6
@@ -24,7 +24,7 @@ _MOST_CATEGORIES = 64
 _DEPENDENCE = 1 + FOLDS / (FOLDS - 1)
 
 
-def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, *, seed: int = 0) -> MetricEstimate:
+def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, *, seed: int = 0) -> FigureFacts:
     """How well metadata alone predict fakes: the AUC of scores out of fold, of boosted trees of depth 3, with its 95 % interval.
 
     features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). The interval is DeLong's with Nadeau
@@ -41,20 +41,20 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, *, seed: i
         return undefined("all files are alike in their metadata", len(fake))
     scores = _out_of_fold(np.column_stack([column for column, _ in varying]), [is_text for _, is_text in varying], fake, seed)
     auc, interval = _cross_validated(scores, fake)
-    return MetricEstimate(auc, interval, CROSS_VALIDATED, len(fake))
+    return FigureFacts(value=auc, interval=interval, method=CROSS_VALIDATED, n=len(fake))
 
 
-def confounded(auc: MetricEstimate) -> bool:
+def confounded(auc: FigureFacts) -> bool:
     """Whether metadata alone are shown to tell the classes apart: the interval of `shortcut_auc` lies above one half."""
-    return auc.interval is not None and auc.interval[0] > 0.5
+    return auc.ends is not None and auc.ends[0] > 0.5
 
 
-def harmless(auc: MetricEstimate) -> bool:
+def harmless(auc: FigureFacts) -> bool:
     """Whether a shortcut is ruled out: the interval reaches down to one half, and no higher than LITTLE."""
-    return auc.interval is not None and not confounded(auc) and auc.interval[1] <= LITTLE
+    return auc.ends is not None and not confounded(auc) and auc.ends[1] <= LITTLE
 
 
-def finding(auc: MetricEstimate) -> str:
+def finding(auc: FigureFacts) -> str:
     """What the interval supports, as the end of a sentence."""
     if confounded(auc):
         return "a shortcut, since the interval lies above 0.5"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics import clusters
-from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, checked, undefined
+from ray_app.metrics.arrays import Bools, FigureFacts, Floats, checked, undefined
 from ray_app.metrics.intervals import Z95
 
 PairedTest = Literal["delong", "mcnemar", "clustered delong", "clustered mcnemar"]
@@ -27,7 +27,7 @@ class Paired:
 
     test: PairedTest
     n: int
-    difference: MetricEstimate
+    difference: FigureFacts
     p: float | None
     why: str | None = None
 
@@ -57,7 +57,7 @@ def delong(scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike, names: Na
     if variance <= 0:
         return _unvaried("delong", difference, n)
     half = Z95 * math.sqrt(variance)
-    figure = MetricEstimate(difference, (max(-1.0, difference - half), min(1.0, difference + half)), "delong", n)
+    figure = FigureFacts(value=difference, interval=(max(-1.0, difference - half), min(1.0, difference + half)), method="delong", n=n)
     return Paired("delong", n, figure, math.erfc(abs(difference) / math.sqrt(2 * variance)))
 
 
@@ -99,7 +99,8 @@ def mcnemar_of(only_a: int, only_b: int, n: int) -> Paired:
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     middle, half = share_b - share_a, Z95 * math.sqrt((share_a + share_b - (share_b - share_a) ** 2) / (n + 2))
     interval = (max(-1.0, middle - half), min(1.0, middle + half))
-    return Paired("mcnemar", n, MetricEstimate((only_b - only_a) / n, interval, "bonett-price", n), mid_p(only_a, only_a + only_b))
+    figure = FigureFacts(value=(only_b - only_a) / n, interval=interval, method="bonett-price", n=n)
+    return Paired("mcnemar", n, figure, mid_p(only_a, only_a + only_b))
 
 
 def mid_p(successes: int, n: int) -> float:
@@ -153,11 +154,11 @@ def _clustered(test: PairedTest, difference: float, spreads: list[clusters.Sprea
     ends = clusters.ends_of(difference, spreads, "plain")
     if ends is None:
         return _unvaried(test, difference, n)
-    figure = MetricEstimate(difference, (max(-1.0, ends[0]), min(1.0, ends[1])), clusters.CLUSTER_JACKKNIFE, n)
+    figure = FigureFacts(value=difference, interval=(max(-1.0, ends[0]), min(1.0, ends[1])), method=clusters.CLUSTER_JACKKNIFE, n=n)
     return Paired(test, n, figure, clusters.probability_of(difference, spreads))
 
 
 def _unvaried(test: PairedTest, difference: float, n: int) -> Paired:
     """Of systems of which nothing varies: equal ones, or none that a test is defined for."""
     even = difference == 0
-    return Paired(test, n, MetricEstimate(difference, n=n), 1.0 if even else None, None if even else "the AUCs do not vary")
+    return Paired(test, n, FigureFacts(value=difference, n=n), 1.0 if even else None, None if even else "the AUCs do not vary")

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, undefined
+from ray_app.metrics.arrays import Counts, FigureFacts, Floats, undefined
 
 METHOD = "stratified mid-p"
 DRAWS = 20_000
@@ -40,7 +40,7 @@ class LabelledStratum:
         return self.fakes + self.reals
 
 
-def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, MetricEstimate]:
+def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, FigureFacts]:
     """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged;
     `false_positive_rate`: the share of reals that is flagged.
 
@@ -59,7 +59,7 @@ def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, se
         point = float(value)
         low, high = min(float(ends[name][0]), point), max(float(ends[name][1]), point)
         why = _missing(name, strata) or _vague(name, low, high)
-        figures[name] = undefined(why, n) if why else MetricEstimate(point, (low, high), METHOD, n)
+        figures[name] = undefined(why, n) if why else FigureFacts(value=point, interval=(low, high), method=METHOD, n=n)
     return figures
 
 
@@ -80,7 +80,7 @@ def unsure_bounds(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed
                 "false_positive_rate": (flags_hit, flags_err)}  # fmt: skip
     found = {}
     for name, (least, most) in extremes.items():
-        low, high = figures[least][name].interval, figures[most][name].interval
+        low, high = figures[least][name].ends, figures[most][name].ends
         if low and high:
             found[name] = (low[0], high[1])
     return found

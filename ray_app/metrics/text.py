@@ -19,7 +19,7 @@ _EXTRA = "needs {}: pip install 'touchstone-forensics[evaluate]'"
 _WORD = re.compile(r"[^\W_]+")
 
 
-def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEstimate:
+def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> arrays.FigureFacts:
     """BLEU-4 of the corpus, 0 … 1 (Papineni et al. 2002; sacrebleu: tokens 13a, lower case, smoothing `exp`), bootstrapped over images."""
     if find_spec("sacrebleu") is None:
         return arrays.undefined(_EXTRA.format("sacrebleu"))
@@ -41,7 +41,7 @@ def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEstima
     return intervals.resampled(score(counts.sum(axis=0)), drawn, n)
 
 
-def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEstimate:
+def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> arrays.FigureFacts:
     """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
     if find_spec("rouge_score") is None:
         return arrays.undefined(_EXTRA.format("rouge-score"))
@@ -53,12 +53,12 @@ def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEsti
     )
 
 
-def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEstimate:
+def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> arrays.FigureFacts:
     """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
     return intervals.mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
 
 
-def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> arrays.MetricEstimate:
+def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> arrays.FigureFacts:
     """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
 
     Tags are compared word by word, without case and punctuation; two texts without tags are alike.

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from ray_app.attribution import cards, generators
 from ray_app.config import OptionalKey, Section
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports.card import labelled, preprocessing_lines
-from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
 from ray_app.reports.format import counted, in_words, stated, visible
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import paragraph

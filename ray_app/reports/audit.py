@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports import text
-from ray_app.reports.evaluation.system_model import FigureFacts
 from ray_app.reports.html import jpeg_uri, render, script_hash
 
 _WORDS = {

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
 from ray_app.ensembles import Guarantee, LabelledPart, Thresholds
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports import text
-from ray_app.reports.evaluation.system_model import FigureFacts
 
 CALIBRATION_SCHEMA = 1
 

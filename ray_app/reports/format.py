@@ -11,7 +11,7 @@ from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
 from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 
 if TYPE_CHECKING:
-    from ray_app.reports.evaluation.system_model import FigureFacts
+    from ray_app.metrics.arrays import FigureFacts
     from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
 C2PA_WORDS = {

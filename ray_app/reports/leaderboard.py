@@ -7,10 +7,10 @@ Systems stand in one list only where they were measured on the same data by the 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports import text
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
 from ray_app.reports.html import render, script_hash
 from ray_app.reports.leaderboard_model import ALPHA, COLUMNS, Leaderboard, LeaderboardEntry, boards_of
 

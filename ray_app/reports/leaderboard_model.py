@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ray_app.metrics import significance
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
-from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts, ViewFacts
 
 COLUMNS = ("auc", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece")
 ALPHA = 0.05

@@ -14,9 +14,9 @@ from pydantic import Field
 from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.system_model import FigureFacts
 from ray_app.reports.format import in_words, named
 from ray_app.reports.html import render, settings
 

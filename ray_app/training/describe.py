@@ -207,7 +207,7 @@ def _inherited(recipe: Recipe) -> str:
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
-    """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.arrays.MetricEstimate` by name."""
+    """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.arrays.FigureFacts` by name."""
     content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
     rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
     published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **content} for name, row in rows]

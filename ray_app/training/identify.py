@@ -1,7 +1,7 @@
 """An identifier of generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
 
 The same command computes no embedding again; `metrics.json` comes last. `make_identifier`: embeddings with class names → head, threshold,
-card and figures. Figures (`measured`) are rows of `metrics.arrays.MetricEstimate`: of known generators with and without abstaining, of
+card and figures. Figures (`measured`) are rows of `metrics.arrays.FigureFacts`: of known generators with and without abstaining, of
 unknown ones, of reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
@@ -203,11 +203,11 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.MetricEstimate:
+def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.FigureFacts:
     return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
-def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.MetricEstimate]:
+def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.FigureFacts]:
     if len(set(predicted.families)) == len(predicted.classes):
         return {name: arrays.undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
     family = dict(zip(predicted.classes, predicted.families, strict=True))
@@ -215,12 +215,12 @@ def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: np
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
 
-def _calibration_error(probability: Floats, right: npt.NDArray[np.bool_]) -> arrays.MetricEstimate:
+def _calibration_error(probability: Floats, right: npt.NDArray[np.bool_]) -> arrays.FigureFacts:
     """How far the probability of the best name is from how often it is right, on average (Guo et al. 2017)."""
     if not len(right):
         return arrays.undefined(_NONE_KNOWN)
     chances = np.clip(probability.astype(np.float64), 0, 1)
-    return arrays.MetricEstimate(calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right))
+    return arrays.FigureFacts(value=calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right))
 
 
 def _unknown_row(name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np.bool_]) -> dict[str, Any]:

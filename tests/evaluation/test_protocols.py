@@ -15,8 +15,8 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
 from ray_app.evaluation.protocols import CONVENTIONS
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram
+from ray_app.reports.evaluation.system_model import GeneratorFacts
 from tests.metrics.drawn import DETECTION
 
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)

@@ -97,6 +97,6 @@ def test_none_where_none_are_wanted_or_can_be_had(monkeypatch):
     assert unwanted.facts.of_images
     assert unwanted.of_view(figures, SYSTEM, by_class(scores)) == figures
     wanted = Intervals("images", sample_of(scores))
-    assert wanted.of_view(figures, SYSTEM, by_class(scores))["f1"].interval is not None
+    assert wanted.of_view(figures, SYSTEM, by_class(scores))["f1"].ends
     monkeypatch.setattr(interval_sample, "MOST_OF_VIEW", 100)
     assert wanted.of_view(figures, SYSTEM, by_class(scores)) == figures

@@ -11,10 +11,10 @@ from ray_app.detectors import load_card
 from ray_app.evaluation.system_section import paired_tests
 from ray_app.evaluation.systems import System
 from ray_app.evaluation.unseen import overlap_of, unseen_of, unseen_sample
-from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram
 from ray_app.metrics.detection import detection_of
 from ray_app.metrics.intervals import auc_of
-from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts, facts_of
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 
 PHOTO, OTHER = load_card("touchstone-photo"), load_card("npr")
 HOW = {"meaning": "generators", "wanted": True, "seed": 0}
@@ -44,7 +44,7 @@ def whole(one, table):
     figures = detection_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
     rate = FigureFacts(value=0.1, n=30)
     makers = tuple(GeneratorFacts(name=name, label="fake", n=30, rate=rate) for name in dict.fromkeys(table["generator"].to_pylist()))
-    return SystemFacts(name=one.name, n_real=90, n_fake=90, figures=facts_of(figures), generators=makers)
+    return SystemFacts(name=one.name, n_real=90, n_fake=90, figures=figures, generators=makers)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from scipy import stats
 from scipy.stats import binomtest
 
 from ray_app.metrics import proportion_interval
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.metrics.intervals import auc_of, mean_figure, ratio_figure
 from tests.metrics.drawn import auc_interval
 
@@ -56,7 +56,7 @@ def test_the_interval_of_a_mean_is_student_s_and_ends_where_values_do():
     assert (found.n, found.method) == (12, "student")
     assert mean_figure([0.0, 0.0, 1.0], "none").interval == (0.0, 1.0)
     assert mean_figure([-1.0, 1.0], "none", bounds=(-1, 1)).interval == (-1, 1)
-    assert mean_figure([0.7] * 3, "none").interval is None, "values all alike say nothing of the spread"
+    assert mean_figure([0.7] * 3, "none").ends is None, "values all alike say nothing of the spread"
 
 
 def test_a_ratio_is_that_of_the_means():
@@ -65,6 +65,6 @@ def test_a_ratio_is_that_of_the_means():
     found = ratio_figure(over, under, "none")
     assert found.value == pytest.approx(over.mean() / under.mean(), abs=1e-12)
     assert found.interval[0] < found.value < found.interval[1]
-    assert ratio_figure([1.0], [2.0], "none") == MetricEstimate(0.5, n=1)
+    assert ratio_figure([1.0], [2.0], "none") == FigureFacts(value=0.5, n=1)
     assert ratio_figure([1.0], [0.0], "none") == undefined("what it is divided by is 0 on average", 1)
     assert ratio_figure([], [], "none") == undefined("none")

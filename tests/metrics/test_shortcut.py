@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ray_app.metrics import shortcut
-from ray_app.metrics.arrays import MetricEstimate
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.shortcut import confounded, finding, harmless, shortcut_auc
 
 N = 600
@@ -62,7 +62,7 @@ def test_why_there_is_no_figure(fakes):
     ],
 )
 def test_words_say_what_the_interval_supports_and_no_more(low, high, words):
-    auc = MetricEstimate((low + high) / 2, (low, high), "x", 100)
+    auc = FigureFacts(value=(low + high) / 2, interval=(low, high), method="x", n=100)
     assert finding(auc) == words
     assert confounded(auc) == ("a shortcut" in words and "whether" not in words)
     assert harmless(auc) == words.startswith("no shortcut")

@@ -34,7 +34,7 @@ def test_bleu_is_sacrebleu_s_of_the_corpus():
 def test_bleu_of_one_short_text_is_sacrebleu_s(one, other):
     found = bleu4([one], [other])
     assert found.value == pytest.approx(BLEU(lowercase=True).corpus_score([one], [[other]]).score / 100, abs=1e-9)
-    assert found.interval is None
+    assert found.ends is None
 
 
 def test_rouge_l_is_rouge_score_s_mean():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ray_app.metrics.arrays import MetricEstimate, undefined
+from ray_app.metrics.arrays import FigureFacts, undefined
 from ray_app.metrics.intervals import proportion
 from tests.reports.training_example import picture
 
@@ -75,7 +75,7 @@ def _share(right: int, n: int) -> dict[str, Any]:
 def _mean(values: Any) -> dict[str, Any]:
     half = 1.96 * float(np.std(values)) / len(values) ** 0.5
     middle = float(np.mean(values))
-    return MetricEstimate(middle, (middle - half, middle + half), "bootstrap", len(values)).row()
+    return FigureFacts(value=middle, interval=(middle - half, middle + half), method="bootstrap", n=len(values)).row()
 
 
 def overlay(seed: int) -> bytes:

@@ -37,7 +37,7 @@ def missed(setting, seeds, *, effects=None, images=False):
         fakes, reals = setting.classes(np.random.default_rng([seed, 22]), effects, images=images)
         figures = detection_of(fakes.scores, reals.scores)
         for name, figure in with_intervals(figures, fakes, reals, seed=seed).items():
-            if figure.interval is not None and truth[name] is not None:
+            if figure.ends and truth[name] is not None:
                 low, high = figure.interval
                 found.setdefault(name, []).append(not low - 1e-12 <= truth[name] <= high + 1e-12)
     return {name: np.array(wrong) for name, wrong in found.items()}

@@ -100,7 +100,7 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     ]  # fmt: skip
     figures = survey_sampling.archive_figures(answers.strata, seed=seed)
     widest = survey_sampling.unsure_bounds(answers.strata, seed=seed) if answers.unsure else {}
-    ends = {name: one.interval for name, one in figures.items() if one.interval} | widest
+    ends = {name: one.ends for name, one in figures.items() if one.ends} | widest
     flagged_reals = _flagged_reals(audit, ends.get("precision"))
     promise = _promise(audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals)
     return {

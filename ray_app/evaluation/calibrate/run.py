@@ -39,7 +39,7 @@ from ray_app.evaluation.calibrate.division import CHOOSE, PARTS, Division, descr
 from ray_app.evaluation.calibrate.fit_card import Assembled, CalibratedCard, fit_card, with_thresholds
 from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import detection, intervals, operating_points
-from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
 from ray_app.reports.calibration import (
     CALIBRATION_SCHEMA,
@@ -53,7 +53,6 @@ from ray_app.reports.calibration import (
     QualityBand,
     SelfCheck,
 )
-from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
 from ray_app.reports.format import counted, stated
 from ray_app.scoring.guarantee import shifts_of
 
@@ -107,7 +106,7 @@ def generators_left_out(
                 figures = _of_generator(with_thresholds(fit_card(rest, members, config), rest, config), labelled.take(its))
         except ConfigError as error:
             figures = dict.fromkeys(("found", "auc", "log_loss", "ece"), undefined(f"without it: {error.message}", n))
-        found.append(LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **facts_of(figures)))
+        found.append(LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **figures))
     return found
 
 
@@ -127,7 +126,7 @@ def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[Qua
             rates[key] = intervals.proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
         figures = rates | _chances(chances[among], fake[among])
         n_real, n_fake = int((among & ~fake).sum()), int((among & fake).sum())
-        found.append(QualityBand(quality=names[band], n_real=n_real, n_fake=n_fake, **facts_of(figures)))
+        found.append(QualityBand(quality=names[band], n_real=n_real, n_fake=n_fake, **figures))
     return found
 
 
@@ -159,7 +158,7 @@ def of_cascade(assembled: Assembled, division: Division, config: files.Calibrate
     )
 
 
-def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, MetricEstimate]:
+def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, FigureFacts]:
     """Figures of one generator's images against the reals that thresholds were chosen on."""
     scores, reals = assembled.fitted.scores(its), assembled.reals
     found = int((scores >= assembled.card.thresholds.fake_above).sum())
@@ -172,11 +171,11 @@ def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, 
 
 
 def _system(name: str, calibration: str, before: Floats, after: Floats, fake: Bools) -> CalibratedSystem:
-    was, now = (Chances(**facts_of(_chances(scores, fake))) for scores in (before, after))
+    was, now = (Chances(**_chances(scores, fake)) for scores in (before, after))
     return CalibratedSystem(name=name, calibration=calibration, before=was, after=now)
 
 
-def _chances(scores: Floats, fake: Bools) -> dict[str, MetricEstimate]:
+def _chances(scores: Floats, fake: Bools) -> dict[str, FigureFacts]:
     known = np.isfinite(scores)
     fakes, reals = ScoreHistogram.of(scores[known & fake]), ScoreHistogram.of(scores[known & ~fake])
     loss = log_loss(fakes, reals) if fakes.n and reals.n else undefined(operating_points.ONE_CLASS, fakes.n + reals.n)
@@ -285,12 +284,12 @@ def self_check(card: EnsembleCard, division: Division, properties: Properties) -
         reals = some & division.reals
         rate = intervals.proportion(int(flagged[reals].sum()), int(reals.sum()), operating_points.NO_REALS)
         promised = card.guarantee.target_fpr if card.guarantee else 1.0
-        is_broken = rate.interval is not None and rate.interval[0] > promised
+        is_broken = rate.ends is not None and rate.ends[0] > promised
         odd = [f"{stated(rate.value or 0.0)} of its reals are called fake, more than promised"] if is_broken else []
         odd += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
         why = "Sources or generators differ, and an archive's may too."
         finding = f"Self-check, {name} taken as an archive: {', and '.join(odd)}. {why}" if odd else None
-        found.append(SelfCheck(name=name, false_positives=FigureFacts.of(rate), unlike=unlike, finding=finding))
+        found.append(SelfCheck(name=name, false_positives=rate, unlike=unlike, finding=finding))
     return found
 
 

@@ -183,7 +183,8 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
         chance = float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
     else:
         chance = math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
-    return shares | {"difference": arrays.MetricEstimate(y / m - x / n, interval, "agresti-caffo", n + m).row(), "p": chance}
+    difference = arrays.FigureFacts(value=y / m - x / n, interval=interval, method="agresti-caffo", n=n + m)
+    return shares | {"difference": difference.row(), "p": chance}
 
 
 def examples_of(a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: Sequence[Numbers]) -> list[dict[str, Any]]:
@@ -331,19 +332,19 @@ def _crossed(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
     return np.bincount((a % size).astype(np.int64) * size + b % size, minlength=size * size).reshape(size, size)
 
 
-def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.MetricEstimate, float | None]:
+def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.FigureFacts, float | None]:
     """The mean with its interval, and the two-sided p of its being 0."""
     from scipy.stats import ttest_1samp
 
     n, mean = len(change), float(change.mean())
     if n < 2:
-        return arrays.MetricEstimate(mean, n=n), None
+        return arrays.FigureFacts(value=mean, n=n), None
     if float(change.std(ddof=1)) / math.sqrt(n) <= abs(mean) * 1e-12:
         # All changed alike: their signs are the test, and there is no error to make an interval of.
-        return arrays.MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
+        return arrays.FigureFacts(value=mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
     tested = ttest_1samp(change, 0.0)
     low, high = tested.confidence_interval()
-    return arrays.MetricEstimate(mean, (float(low), float(high)), "student", n), float(tested.pvalue)
+    return arrays.FigureFacts(value=mean, interval=(float(low), float(high)), method="student", n=n), float(tested.pvalue)
 
 
 def _both_rates(right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.sentences import short
-from ray_app.reports.evaluation.system_model import FigureFacts, Points, SystemFacts
+from ray_app.reports.evaluation.system_model import Points, SystemFacts
 from ray_app.reports.format import in_words, named, written
 
 _FLAGS, _FINDS = "real images flagged", "fakes found"

@@ -12,13 +12,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics import shortcut
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.system_model import (
     NO_COUNTS,
     NO_FIGURES,
-    NOT_MEASURED,
     Counts,
-    FigureFacts,
     Figures,
     IntervalFacts,
     OptionalFigures,
@@ -85,7 +84,7 @@ class ShortcutFacts(Section):
     @property
     def finding(self) -> str:
         """What the AUC's interval supports, as the end of a sentence."""
-        return shortcut.finding(self.auc.figure)
+        return shortcut.finding(self.auc)
 
 
 class DataFacts(Section):

@@ -5,13 +5,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import curve_groups, risk_groups, robustness_groups, system_charts
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures
 from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table
 from ray_app.reports.evaluation.sentences import answers, headline, interval_in_words, short, warnings
-from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 from ray_app.reports.format import in_words, rounded_share, three_digit_ends, three_digits
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import table

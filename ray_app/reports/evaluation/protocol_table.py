@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, ReferenceFacts, TableRow
-from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
 from ray_app.reports.format import three_digit_ends, three_digits
 from ray_app.reports.text import GAP, table
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray_app.metrics import intervals
+from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
-from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 from ray_app.reports.format import counted, in_words, named, p_value, percent, plain, rounded_area, rounded_share, span, written
 
 _LONGEST_NAME = 60

@@ -1,4 +1,4 @@
-"""One system of an evaluation's document, a detector or the ensemble (`SystemFacts`), and a figure in it (`FigureFacts`).
+"""One system of an evaluation's document, a detector or the ensemble (`SystemFacts`).
 
 Fields stand in the order of the file. `evaluation` fills them: figures (system_section), weights and cost (standing).
 """
@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_serializer
+from pydantic import BeforeValidator
 
 from ray_app.config import OptionalKey, Section
-from ray_app.metrics.arrays import MetricEstimate, undefined
+from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 
 NO_COUNTS: Mapping[str, int] = {}
 NOT_SAID = "the evaluation does not say which weights were loaded; evaluate again with this version"
@@ -55,66 +55,6 @@ class CostFacts(Section):
     of: int = 1
     pictures: int = 0
     why: str = ""
-
-
-class FigureFacts(Section):
-    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none of either. `n`: images that it is of."""
-
-    value: float | None = None
-    interval: tuple[float, ...] = ()
-    method: str = ""
-    n: int = 0
-    why: str = ""
-
-    @classmethod
-    def of(cls, figure: MetricEstimate) -> "FigureFacts":
-        """A figure as a document holds it."""
-        return cls(value=figure.value, interval=figure.interval or (), method=figure.method or "", n=figure.n, why=figure.why or "")
-
-    @property
-    def figure(self) -> MetricEstimate:
-        """The figure; undefined where it has neither a value nor a reason."""
-        if self.value is None:
-            return undefined(self.why or "was not computed", self.n)
-        return MetricEstimate(self.value, self.ends, self.method or None, self.n, None if self.ends else self.why or None)
-
-    @model_serializer
-    def _row(self) -> dict[str, Any]:
-        """All five keys, null for what there is none of."""
-        interval = list(self.interval) or None
-        return {"value": self.value, "interval": interval, "method": self.method or None, "n": self.n, "why": self.why or None}
-
-    @property
-    def number(self) -> float | None:
-        """The value, where it is a number."""
-        return self.value if self.value is not None and math.isfinite(self.value) else None
-
-    @property
-    def bare(self) -> "FigureFacts":
-        """The same without its interval, for where that would be of something else than its neighbours'."""
-        return self.model_copy(update={"interval": (), "method": ""})
-
-    @property
-    def least(self) -> float | None:
-        """The lower end of its interval, else the value."""
-        return self.ends[0] if self.ends else self.number
-
-    @property
-    def complement(self) -> "FigureFacts":
-        """The share of the others."""
-        if self.number is None:
-            return self
-        ends = (1 - self.ends[1], 1 - self.ends[0]) if self.ends else ()
-        return self.model_copy(update={"value": 1 - self.number, "interval": ends})
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The ends of its interval, where it has one."""
-        usable = self.number is not None and len(self.interval) == 2 and all(map(math.isfinite, self.interval))
-        return (self.interval[0], self.interval[1]) if usable else None
-
-
-NOT_MEASURED = FigureFacts(why="not measured")
 
 
 class IntervalFacts(Section):
@@ -378,8 +318,3 @@ def numbers(value: Any) -> Any:
 
 
 Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]
-
-
-def facts_of(figures: Mapping[str, MetricEstimate]) -> dict[str, FigureFacts]:
-    """Figures by name as a document holds them."""
-    return {name: FigureFacts.of(figure) for name, figure in figures.items()}
