@@ -170,11 +170,6 @@ class _Findings:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         self.width, self.height = width, height
 
-    def facts(self) -> ImageFileFacts:
-        """The facts as they stand."""
-        return ImageFileFacts(self.sha256, self.format, self.width, self.height, self.mode, self.frames, self.orientation, self.icc,
-                              tuple(sorted(self.flags)), self.decoder, self.quality)  # fmt: skip
-
 
 def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
@@ -186,13 +181,21 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     """
     _quieten_pillow()
     found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
+    refusal = None
     try:
         pixels = _decode(data, limits, found, admit)
         if not has_content(pixels):
             found.flags.add("no_content")
-    except InputError as refusal:  # kept under another name, it would hold this frame, and so the file, until a garbage collection
-        raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
-    return DecodedImage(pixels, found.facts())
+    except InputError as error:
+        refusal = error
+    facts = ImageFileFacts(found.sha256, found.format, found.width, found.height, found.mode, found.frames, found.orientation, found.icc,
+                           tuple(sorted(found.flags)), found.decoder, found.quality)  # fmt: skip
+    if refusal is None:
+        return DecodedImage(pixels, facts)
+    try:
+        raise ImageRefused.because(refusal, facts) from refusal.__cause__
+    finally:
+        del refusal  # its traceback holds this frame, and so the file, which would stay until a garbage collection
 
 
 def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) -> Image.Image:

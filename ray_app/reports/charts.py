@@ -154,8 +154,8 @@ def plane(
             across, up = (float(axis.at(value)) for axis, value in zip((x, y), spot.at, strict=True))
             if spot.ends:
                 axes.plot([across, across], y.at(spot.ends), linewidth=1.25, **drawn)
-            outline: dict[str, Any] = {"edgecolors": _colour("paper"), "linewidths": 1.25, "zorder": 3, "gid": _tip(tips, spot.words)}
-            axes.scatter([across], [up], s=60, marker=_MARKERS[style], **outline, **drawn)
+            marked: dict[str, Any] = {"marker": _MARKERS[style], "markersize": 60**0.5, "markeredgecolor": _colour("paper")}
+            axes.plot([across], [up], linestyle="none", markeredgewidth=1.25, zorder=3, gid=_tip(tips, spot.words), **marked, **drawn)
     return _svg(axes, tips, ident, title, description)
 
 
@@ -251,7 +251,7 @@ def line_chart(
         if step == chosen or len(finite) <= _MOST_DOTS:
             size, kind, words = (90, "gold", ", chosen") if step == chosen else (20, "strong", "")
             tip = _tip(tips, f"step {step:,.0f}{words}: {plain(value)}")
-            axes.scatter(x.at([step]), y.at([value]), s=size, color=_colour(kind), zorder=3, clip_on=False, gid=tip)
+            axes.plot(x.at([step]), y.at([value]), "o", markersize=size**0.5, color=_colour(kind), zorder=3, clip_on=False, gid=tip)
     return _svg(axes, tips, ident, title, description)
 
 
@@ -274,8 +274,10 @@ def _axes(width: int, height: int, x: Axis, y: Axis, *, compact: bool = False) -
     for side in ("left", "bottom", "top", "right"):
         axes.spines[side].set(visible=side == "bottom" or (side == "left" and bool(x.title)), color=_colour("muted"))
     tips = list[str]()
-    axes.set_xlabel(_tip(tips, x.title), loc="right", color=_colour("muted"))
-    axes.set_title(_tip(tips, y.title), loc="left", x=-left / (width - left - right), color=_colour("muted"))
+    # At fixed places: to find free ones, matplotlib would measure every label of the ticks.
+    axes.set_xlabel(_tip(tips, x.title), ha="right", color=_colour("muted"))
+    axes.xaxis.set_label_coords(1, (18 - bottom) / (height - top - bottom))
+    axes.set_title(_tip(tips, y.title), loc="left", x=-left / (width - left - right), y=1, color=_colour("muted"))
     return axes, tips
 
 
