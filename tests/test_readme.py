@@ -1,8 +1,7 @@
-"""The README's own lines, from top to bottom: in an empty folder; and, slowly, on a fresh machine, which they set up."""
+"""The README's own lines, in an empty folder (`make test-readme`); test_fresh_machine.py has them set up a machine, too."""
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from ray_app import __version__
-from tests.wheel import OFFLINE
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PORT = 8000
-WITHOUT_CUDA = "--torch-backend cpu"
-# Where a checkout and what it installs are known, and what is this process's own.
-OURS = ("PYTHON", "PYTEST_", "VIRTUAL_ENV", "TOUCHSTONE_", "RAY_", "MAKE")
 
 
 def blocks():
@@ -77,7 +72,7 @@ def check(told, folder):
     assert len(verdicts) > 10
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_lines_run_in_an_empty_folder(tmp_path):
     """All but the set-up of a checkout and an environment: this one's is taken."""
@@ -89,37 +84,6 @@ def test_the_lines_run_in_an_empty_folder(tmp_path):
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "RAY_A"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     check(run(script([("console", "\n".join(demo)), *others]), tmp_path, ours | {"PATH": path}), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_fresh_machine_is_set_up_by_the_lines_alone(tmp_path):
-    """A checkout of what is committed, an empty home, no `.venv`, none of our variables. Of the default tests a few run."""
-    checkout, home = tmp_path / "touchstone", tmp_path / "home"
-    home.mkdir()
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
-    bin_of_tests = str(Path(sys.executable).parent)
-    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != bin_of_tests)
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {"HOME": str(home), "PATH": path}
-    (_, made), (_, installed), *others = blocks()
-    told = run(script([("console", made)]), checkout, theirs | {"PYTEST_ADDOPTS": "-k errors"})
-    assert re.search(r"\b[1-9]\d* passed\b", told)
-    for number, line in enumerate(installed.splitlines()):
-        entered = f"python3 -m venv ../env{number} && source ../env{number}/bin/activate\n{line}\n"
-        if WITHOUT_CUDA in line and not answers(entered, checkout, theirs):
-            continue  # the package index of the packages without CUDA is not reached from here
-        listed = run(f"set -e\n{entered}touchstone --version; pip list 2> /dev/null", checkout, theirs)
-        assert f"touchstone, version {__version__}\n" in listed
-        assert ("nvidia-" in listed) == (WITHOUT_CUDA not in line)
-    told += run(f"source ../env1/bin/activate\n{script(others)}", checkout, theirs)
-    check(told, checkout)
-    shutil.rmtree(checkout / ".venv")
-
-
-def answers(lines, folder, environment):
-    """Whether the package index of these lines is there."""
-    done = subprocess.run(["bash", "-ec", lines], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    return not any(sign in done.stderr for sign in OFFLINE)
 
 
 def test_it_is_short_and_whole():

@@ -318,9 +318,10 @@ def _parts(parent: ElementTree.Element, shapes: Mapping[str | None, str | None],
 
 
 def _bar(axes: "Axes", left: float, right: float, height: float, kind: str, tip: str) -> None:
-    axes.bar(
-        left, height, right - left, align="edge", color=_colour(kind), edgecolor=_colour("paper"), linewidth=0.8, clip_on=False, gid=tip
-    )
+    from matplotlib.patches import Rectangle
+
+    outlined: dict[str, Any] = {"facecolor": _colour(kind), "edgecolor": _colour("paper"), "linewidth": 0.8}
+    axes.add_patch(Rectangle((left, 0), right - left, height, clip_on=False, gid=tip, **outlined))
 
 
 def _names_of_zones(axes: "Axes", x: Axis, zones: tuple[float, float]) -> None:
