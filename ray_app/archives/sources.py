@@ -7,9 +7,14 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 `inventory::s3://b/…/manifest.json` an S3 inventory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
@@ -27,6 +32,8 @@ from ray_app.storage import (
     matcher_below,
     strip_secrets,
 )
+
+_RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
 
 
 class SourceSection(Protocol):
@@ -97,8 +104,8 @@ def _test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool
 class Archive:
     """All members of some sources, as patterns let them pass: files first, then what is in containers, each in order.
 
-    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, one part after the
-    other; `sections` can be listed side by side. Iterating raises ConfigError when no file is left, StorageError when a
+    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, in one order; `sections`
+    can be listed by many processes. Iterating raises ConfigError when no file is left, StorageError when a
     source is out of reach. `allow_private`: see `fetcher_of`.
     """
 
@@ -141,7 +148,7 @@ class Archive:
     def __iter__(self) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
-        for (_, item), passes in self.selection.chosen(item for section in self.sections() for item in section.found(self.fetcher)):
+        for (_, item), passes in self.selection.chosen(_in_order(self.sections(), self.fetcher)):
             if isinstance(item, Container):
                 containers += [item] * passes
                 found += not passes
@@ -181,6 +188,52 @@ class Archive:
 
 
 open_source = Archive  # as a verb
+
+
+def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[object_prefix.Found]:
+    """All that sections hold, one section after the other; threads read some ranges of keys ahead of their turn."""
+    waiting, reading, ended = iter(sections), deque[Iterator[object_prefix.Found]](), threading.Event()
+    try:
+        while True:
+            while len(reading) < _RANGES_AT_ONCE and (section := next(waiting, None)) is not None:
+                is_range = isinstance(section, object_prefix.PrefixRange)
+                reading.append(_read_ahead(section, fetcher, ended) if is_range else section.found(fetcher))
+            if not reading:
+                return
+            yield from reading.popleft()
+    finally:
+        ended.set()
+
+
+def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event) -> Iterator[object_prefix.Found]:
+    """What a section holds, and raises, read by a thread of its own until `ended`, no further ahead than memory is meant for."""
+    chunks: queue.Queue[list[object_prefix.Found] | Exception] = queue.Queue(_AHEAD)
+
+    def put(chunk: list[object_prefix.Found] | Exception) -> None:
+        is_put = False
+        while not (is_put or ended.is_set()):
+            with contextlib.suppress(queue.Full):
+                chunks.put(chunk, timeout=0.2)
+                is_put = True
+
+    def read() -> None:
+        try:
+            found = section.found(fetcher)
+            while not ended.is_set() and (chunk := list(islice(found, _CHUNK))):
+                put(chunk)
+            put([])
+        except Exception as error:
+            put(error)
+
+    threading.Thread(target=read, name="list", daemon=True).start()
+
+    def items() -> Iterator[object_prefix.Found]:
+        while chunk := chunks.get():
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield from chunk
+
+    return items()
 
 
 def places_of(sources: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 import io
 import pickle
+from threading import Barrier, Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,6 +93,43 @@ def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
     assert [(item.uri, item.input["key"]) for item in archive] == [
         (f"s3://large/laion/{key[:5]}/{key}.jpg", key) for key in ("000001", "000011")
     ]
+
+
+def test_ranges_of_a_large_prefix_are_read_side_by_side_and_come_in_order(s3, monkeypatch):
+    s3.bucket("wide")
+    keys = [f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)]
+    for key in keys:
+        s3.client().put_object(Bucket="wide", Key=key, Body=b"x")
+    page, together = requests.page, Barrier(4)
+
+    def of_five(bucket, prefix, *, limit=1000, after=None, above=None, **more):
+        if above in ("a/", "b/", "c/", "d/") and after is None:
+            together.wait(20)  # the first request of each range waits for those of the others
+        return page(bucket, prefix, limit=min(limit, 5), after=after, above=above, **more)
+
+    monkeypatch.setattr(requests, "page", of_five)
+    assert [item.uri for item in open_source(["s3://wide"])] == sorted(f"s3://wide/{key}" for key in keys)
+
+
+def test_what_a_range_raises_comes_in_its_turn_and_who_leaves_early_waits_for_no_range(s3, monkeypatch):
+    s3.bucket("torn")
+    for key in (f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)):
+        s3.client().put_object(Bucket="torn", Key=key, Body=b"x")
+    page, left = requests.page, Event()
+
+    def torn(bucket, prefix, *, limit=1000, above=None, **more):
+        if above == "c/":
+            raise PermissionError("no more of it")
+        if above == "d/":
+            left.wait(20)
+        return page(bucket, prefix, limit=min(limit, 5), above=above, **more)
+
+    monkeypatch.setattr(requests, "page", torn)
+    listed = []
+    with pytest.raises(StorageError, match="cannot list"):
+        listed.extend(item.uri for item in open_source(["s3://torn"]))
+    left.set()  # only now may the last range answer
+    assert listed == sorted(f"s3://torn/{folder}/{number}.jpg" for folder in "ab" for number in range(12))
 
 
 def test_a_name_that_announces_nothing(tmp_path):
