@@ -14,16 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    Discriminator,
-    Field,
-    PrivateAttr,
-    SerializerFunctionWrapHandler,
-    Tag,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
@@ -37,6 +28,11 @@ HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
+
+
+def _is_unsaid(value: object) -> bool:
+    """Whether a key that older records do not have is left out of what is written, so that identities stay what they were."""
+    return not value
 
 
 class Architecture(Frozen):
@@ -70,13 +66,7 @@ class Weights(Frozen):
     prefix: str = ""
     config: FileName | None = None
     obtain: str | None = None
-    fitted: bool = False
-
-    @model_serializer(mode="wrap")
-    def _as_runs_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `fitted` where it is false: identities of trainings by 0.11 and before do not name it."""
-        named: dict[str, Any] = usual(self)
-        return named if self.fitted else {name: value for name, value in named.items() if name != "fitted"}
+    fitted: bool = Field(default=False, exclude_if=_is_unsaid)  # as identities of trainings by 0.11 and before
 
     @field_validator("uri")
     @classmethod
@@ -173,13 +163,7 @@ class Isotonic(Frozen):
     """
 
     knots: tuple[tuple[float, float], ...] = Field(min_length=2)
-    beyond: float = Field(default=0.0, ge=0)
-
-    @model_serializer(mode="wrap")
-    def _as_runs_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `beyond` where it is 0: cards and identities of runs by 0.10 and before do not name it."""
-        named: dict[str, Any] = usual(self)
-        return named if self.beyond else {name: value for name, value in named.items() if name != "beyond"}
+    beyond: float = Field(default=0.0, ge=0, exclude_if=_is_unsaid)  # as cards and identities of runs by 0.10 and before
 
     @model_validator(mode="after")
     def _rising(self) -> "Isotonic":
@@ -272,14 +256,14 @@ class DetectorCard(Frozen):
     masks: bool = False
     replies: bool = False
     own_pool: bool = False
-    process: ForeignSettings | None = None
+    process: ForeignSettings | None = Field(default=None, exclude_if=_is_unsaid)
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None
     size: Size | None = None
     valid_range: ValidRange = ValidRange()
-    fragility: Fragility = Fragility()
-    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    fragility: Fragility = Field(default=Fragility(), exclude_if=lambda said: said == Fragility())
+    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_is_unsaid)
     demonstration: bool = False
     licence: str
     terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "permissive"
@@ -293,14 +277,6 @@ class DetectorCard(Frozen):
     variants: Mapping[str, Mapping[str, Any]] = {}
 
     _folder: Path = PrivateAttr(default=Path())
-
-    @model_serializer(mode="wrap")
-    def _as_records_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `fragility`, `blind_to` and `process` where a card says nothing of them: records of 0.11 and before do not name them."""
-        named: dict[str, Any] = usual(self)
-        said = (("fragility", self.fragility != Fragility()), ("blind_to", self.blind_to), ("process", self.process))
-        unsaid = [name for name, one in said if not one]
-        return {name: value for name, value in named.items() if name not in unsaid}
 
     @field_validator("family")
     @classmethod

@@ -7,6 +7,7 @@ One from outside this tree is found by its entry point in the group `touchstone.
 """
 
 import importlib
+import inspect
 import platform
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -33,16 +34,17 @@ BACKBONE = "backbone"  # the submodule that several detectors may share
 def build_network(card: DetectorCard) -> nn.Module:
     """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a Prediction. No network access.
 
-    Each module has one function `build(card)`, and may say in `ARGUMENTS` which `architecture.arguments` there are. Its last linear layer
-    is taken for the head (see `precision`). Raises DetectorError, also for whatever a family's constructor or its library says against
-    the card's arguments.
+    Its last linear layer is taken for the head (see `precision`). A module with `build(card)` may say in `ARGUMENTS` which
+    `architecture.arguments` there are. Raises DetectorError, also for whatever a family's constructor or its library says against the
+    card's arguments.
     """
     module = _module(card)
+    kind = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
     try:
-        network: nn.Module = module.build(card)
+        network: nn.Module = module.build(card) if kind is None else kind(**card.architecture.arguments)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         named = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
-        known = getattr(module, "ARGUMENTS", None)
+        known = getattr(module, "ARGUMENTS", None) if kind is None else ", ".join(inspect.signature(kind).parameters) or "none"
         hint = f"architecture.arguments may hold: {known}" if known else "check architecture.name and architecture.arguments in the card"
         raise DetectorError(f"{card.name}: {named}", hint=hint) from error
     return network.eval().requires_grad_(False)
@@ -87,7 +89,7 @@ def own_keys(card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.
 
 def _module(card: DetectorCard) -> ModuleType:
     if card.family in FAMILIES:
-        return importlib.import_module(FAMILIES[card.family])
+        return importlib.import_module(FAMILIES[card.family].partition(":")[0])
     point = next(iter(entry_points(group=ENTRY_POINTS, name=card.family)), None)
     if point is None:
         raise DetectorError(f"{card.name}: no package on {platform.node()} has the family {card.family!r}",

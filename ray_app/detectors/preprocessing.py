@@ -4,12 +4,12 @@ PIL images and uint8 arrays; torch is imported only when an image is resized by 
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
@@ -38,7 +38,7 @@ class Resize(Frozen):
 
     mode: Literal["none", "squash", "short_side", "thumbnail"] = "none"
     size: int | None = Field(default=None, ge=1)
-    thumbnail_first: int | None = Field(default=None, ge=1)
+    thumbnail_first: int | None = Field(default=None, ge=1, exclude_if=lambda size: size is None)  # as runs before the key existed
 
     @model_validator(mode="after")
     def _sized(self) -> "Resize":
@@ -47,12 +47,6 @@ class Resize(Frozen):
         if self.thumbnail_first and self.mode not in ("squash", "short_side"):
             raise ValueError(f"thumbnail_first goes before squash or short_side, not {self.mode}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs that were made before the key existed keep their identity.
-        data: dict[str, Any] = serialise(self)
-        return data if self.thumbnail_first else {key: value for key, value in data.items() if key != "thumbnail_first"}
 
 
 class Preprocessing(Frozen):
@@ -71,7 +65,7 @@ class Preprocessing(Frozen):
     resampler: Literal["pillow", "torch", "opencv"] = "pillow"
     center_crop: int | None = Field(default=None, ge=1)
     pad: Literal["black", "mirror", "corner"] = "black"
-    crop_rounding: Literal["even", "down"] = "even"
+    crop_rounding: Literal["even", "down"] = Field(default="even", exclude_if=lambda way: way == "even")  # as runs by 0.15 and before
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -84,12 +78,6 @@ class Preprocessing(Frozen):
         if self.pad == "corner" and (self.resize.mode != "thumbnail" or (self.center_crop or 0) < (self.resize.size or 0)):
             raise ValueError("pad: corner goes with a thumbnail that is no larger than center_crop")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_runs_know_it(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `crop_rounding` where it is torchvision's: identities of runs by 0.15 and before do not name it."""
-        data: dict[str, Any] = serialise(self)
-        return data if self.crop_rounding != "even" else {key: value for key, value in data.items() if key != "crop_rounding"}
 
     @property
     def shape(self) -> tuple[int, int] | None:

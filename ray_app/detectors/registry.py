@@ -1,27 +1,29 @@
-"""The families of networks: the module of each, with `build(card)`, which is imported when a card needs it (`FAMILIES`)."""
+"""The families of networks (`FAMILIES`): the module of each, imported when a card needs it, and the network's class where the card's
+`architecture.arguments` are all that it is built from; else the module has `build(card)`.
+"""
 
 # Others register by an entry point of the group below.
 FAMILIES = {
     "timm-classifier": "ray_app.detectors.families.timm",
     "transformers-classifier": "ray_app.detectors.families.transformers",
-    "residual": "ray_app.detectors.families.residual",
+    "residual": "ray_app.detectors.families.residual:ResidualNet",
     "clip-linear": "ray_app.detectors.families.clip",
     "frozen-linear": "ray_app.detectors.families.frozen",
-    "corvi": "ray_app.detectors.families.corvi",
-    "npr": "ray_app.detectors.families.npr",
+    "corvi": "ray_app.detectors.families.corvi:Corvi",
+    "npr": "ray_app.detectors.families.npr:Npr",
     "ladeda": "ray_app.detectors.families.ladeda",
-    "ferretnet": "ray_app.detectors.families.ferretnet",
-    "wavelet": "ray_app.detectors.families.wavelet",
+    "ferretnet": "ray_app.detectors.families.ferretnet:FerretNet",
+    "wavelet": "ray_app.detectors.families.wavelet:Wavelet",
     "embedding": "ray_app.detectors.families.timm",
-    "aide": "ray_app.detectors.families.aide",
-    "frequency": "ray_app.detectors.families.frequency",
+    "aide": "ray_app.detectors.families.aide:Aide",
+    "frequency": "ray_app.detectors.families.frequency:FreqNet",
     "rine": "ray_app.detectors.families.rine",
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
     "b-free": "ray_app.detectors.families.b_free",
-    "fatformer": "ray_app.detectors.families.fatformer",
-    "maskclip": "ray_app.detectors.families.maskclip",
+    "fatformer": "ray_app.detectors.families.fatformer:FatFormer",
+    "maskclip": "ray_app.detectors.families.maskclip:MaskClip",
     "iml-vit": "ray_app.detectors.families.iml_vit",
-    "trufor": "ray_app.detectors.families.trufor",
+    "trufor": "ray_app.detectors.families.trufor:TruFor",
     "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
     "detectzoo": "ray_app.detectors.families.foreign",

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from ray_app.child_process import is_running, own_process
 from ray_app.config import Frozen
@@ -68,6 +68,7 @@ class ImageLimits(Frozen):
     max_whole_pixels: int | None = Field(
         default=None,
         gt=0,
+        exclude_if=lambda pixels: pixels is None,  # endpoints, and runs that were made before the key existed, keep their identity
         description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP); null = max_pixels.",
     )
     max_side: int = Field(
@@ -86,12 +87,6 @@ class ImageLimits(Frozen):
         gt=0,
         description="Text, EXIF, XMP and colour profile held beside the pixels: far above what cameras and generators write, below a bomb.",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_set(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Endpoints, and runs that were made before the key existed, keep their identity.
-        data: dict[str, Any] = serialise(self)
-        return data if self.max_whole_pixels else {key: value for key, value in data.items() if key != "max_whole_pixels"}
 
     def check_bytes(self, size_bytes: int) -> None:
         """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was observed."""
@@ -143,6 +138,7 @@ class BatchLimits(ImageLimits):
     max_whole_pixels: int | None = Field(
         default=120_000_000,
         gt=0,
+        exclude_if=lambda pixels: pixels is None,
         description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP): a 102 MP camera's "
         "pictures, an A3 page at 600 dpi; null = max_pixels.",
     )

@@ -6,21 +6,16 @@ convolutions are taken. Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LP
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ray_app.detectors.card import Weights
+from ray_app.detectors.card import DetectorCard, Weights
 from ray_app.detectors.detector import BACKBONE
 from ray_app.detectors.families.kl_autoencoder import KlAutoencoder, modern_names
 from ray_app.detectors.weights import read_state_dict
 from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
-
 
 VGG = "vgg16-397923af.pth"
 CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}  # of VGG-16's `features`, to the end of the second layer of LPIPS
@@ -97,7 +92,7 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Map
     return modern_names(state) if isinstance(network, KlAutoencoder) else state
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `aeroblade` describes, without weights. Raises DetectorError."""
     if card.backbone is None:
         raise DetectorError(f"{card.name}: aeroblade needs an autoencoder", hint=f"name one as `{BACKBONE}`")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.resnet import bottleneck_stages
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -125,11 +124,3 @@ def _sized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) ->
     """At 256 × 256 px and normalised: (N, 3, H, W) → (N, 3, 256, 256)."""
     sized = functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
     return (sized - pixels.new_tensor(mean).view(3, 1, 1)) / pixels.new_tensor(std).view(3, 1, 1)
-
-
-ARGUMENTS = "layers, channels, depths, dims"
-
-
-def build(card: DetectorCard) -> nn.Module:
-    """The network that a card of family `aide` describes, without weights: (N, 3, H, W) → (N, 2) logits. Raises DetectorError."""
-    return Aide(**card.architecture.arguments)

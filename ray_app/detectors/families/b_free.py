@@ -5,14 +5,13 @@ here the crops are cut out of the pixels at whole patches and embedded after, wh
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.card import DetectorCard
 
 
 class FiveCrops(nn.Module):
@@ -50,7 +49,7 @@ class FiveCrops(nn.Module):
         return pixels.repeat(1, 1, *times)[..., : self.side, : self.side]
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network of a card: `architecture.name` is timm's, `arguments` go to `timm.create_model`. Raises DetectorError."""
     network = timm.create_model(card.architecture.name, pretrained=False, num_classes=card.output.logits, **card.architecture.arguments)
     return FiveCrops(network)

@@ -254,13 +254,12 @@ def built_tower(arguments: Mapping[str, Any], name: str, where: str) -> VisionTo
         raise DetectorError(f"{name}: no CLIP tower is built from the arguments of {where}: {error}") from error
 
 
-def linear_head(card: DetectorCard, tower: VisionTower, own: Mapping[str, Any]) -> FrozenLinear:
-    """A card's linear head on a tower; `own` are `feature` and `normalise`. Raises DetectorError."""
-    if own.get("feature") not in tower.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
-        raise DetectorError(f"{card.name}: architecture.arguments are `feature` (class-token or projected) and `normalise` (true or false)")
-    return FrozenLinear(
-        tower, feature=own["feature"], normalise=own["normalise"], width=tower.widths[own["feature"]], logits=card.output.logits
-    )
+def linear_head(card: DetectorCard, backbone: Any, own: Mapping[str, Any]) -> FrozenLinear:
+    """A card's linear head on a backbone with `widths`, numbers per feature; `own`: `feature`, `normalise`. Raises DetectorError."""
+    if own.get("feature") not in backbone.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
+        features = " or ".join(backbone.widths)
+        raise DetectorError(f"{card.name}: architecture.arguments are `feature` ({features}) and `normalise` (true or false)")
+    return FrozenLinear(backbone, width=backbone.widths[own["feature"]], **own, logits=card.output.logits)
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -6,16 +6,14 @@ added up when it is read. What runs is the tower of `families.clip`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families import clip
 from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 _FIRST = "embeddings.class_embedding"  # the name by which the tower in a file is found
 _HEADS = ("model.fc.", "fc.", "head.")
@@ -36,7 +34,7 @@ _IN_A_BLOCK = {
 }
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network of a card: `tower` are the arguments of `clip.VisionTower`, beside `feature` and `normalise`. Raises DetectorError."""
     own: dict[str, Any] = dict(card.architecture.arguments)
     arguments = own.pop("tower", None)

@@ -5,18 +5,13 @@ Under torchvision's key names. Sources: Corvi et al., ICASSP 2023 (arXiv 2211.00
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ray_app.detectors.families.residual import Tiling, feature_map, mean_features
+from ray_app.detectors.families.residual import Tiling, feature_map, mean_features, require_tile
 from ray_app.detectors.families.resnet import bottleneck_stages
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 _HALVING = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2.0")
 
@@ -38,6 +33,8 @@ class Corvi(nn.Module):
         self, layers: Sequence[int] = (3, 4, 6, 3), channels: Sequence[int] = (64, 128, 256, 512), *, tile: int | None = None
     ) -> None:
         super().__init__()
+        if tile is not None:
+            require_tile(tile, STRIDE)
         self.conv1, self.bn1 = nn.Conv2d(3, 64, kernel_size=7, stride=1, padding=3, bias=False), nn.BatchNorm2d(64)
         self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=1, padding=1)
         for name, stage in bottleneck_stages(layers, channels):
@@ -89,14 +86,3 @@ def receptive_radius(layers: Sequence[int]) -> int:
 
 def _whole(pixels: int, stride: int) -> int:
     return -(-pixels // stride) * stride
-
-
-ARGUMENTS = "layers, channels, tile"
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `corvi` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    tile = card.architecture.arguments.get("tile")
-    if tile is not None and (not isinstance(tile, int) or tile < STRIDE):
-        raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
-    return Corvi(**card.architecture.arguments)

@@ -6,16 +6,13 @@ once more under other names, and the wavelet's filters; see `published_keys`.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors.families import clip
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 # Where the text of a class ends: start, eight learned words, "real" or "fake", the full stop, end. The embedded words are in the file.
 END = 11
@@ -160,11 +157,6 @@ def _refined(part: Any, tokens: torch.Tensor) -> torch.Tensor:
     tokens = part.norm1(tokens)
     refined: torch.Tensor = part.norm2(tokens + part.linear2(functional.relu(part.linear1(tokens))))
     return refined
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `fatformer` describes, without weights. Raises DetectorError."""
-    return FatFormer(**card.architecture.arguments)
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,16 +3,9 @@
 Written from the paper, with the published file's key names. Source: Liang et al., NeurIPS 2025 (arXiv 2509.20890).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as functional
 from torch import nn
-
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 
 def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
@@ -84,6 +77,8 @@ class FerretNet(nn.Module):
 
     def __init__(self, *, dim: int = 32, depths: tuple[int, ...] = (2, 2), window: int = 3) -> None:
         super().__init__()
+        if not isinstance(window, int) or window < 3 or window % 2 == 0:
+            raise ValueError(f"window: an odd number of pixels, at least 3, not {window!r}")
         self.window = window
         self.cbr1 = nn.Sequential(nn.Conv2d(3, dim // 2, 3, 1, 1, bias=False), nn.BatchNorm2d(dim // 2), nn.ReLU(inplace=True))
         self.cbr2 = nn.Sequential(nn.Conv2d(dim // 2, dim, 3, 2, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(inplace=True))
@@ -102,14 +97,3 @@ class FerretNet(nn.Module):
             residual = median_residual(pixels, self.window)
         logits: torch.Tensor = self.logit(self.feature(self.cbr2(self.cbr1(residual))).mean(dim=(-2, -1)))
         return logits
-
-
-ARGUMENTS = "dim, depths, window"
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `ferretnet` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    window = card.architecture.arguments.get("window", 3)
-    if not isinstance(window, int) or window < 3 or window % 2 == 0:
-        raise DetectorError(f"{card.name}: architecture.arguments: window: an odd number of pixels, at least 3, not {window!r}")
-    return FerretNet(**card.architecture.arguments)

@@ -6,17 +6,15 @@ What such a "network" is given are pixels, not numbers around zero: its card has
 import math
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
+from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.foreign.process import ForeignProcess, read_identity
 from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 PIXEL_STD = 1 / 255
 
@@ -29,7 +27,7 @@ class ForeignNetwork(nn.Module):
 
     reads_its_own_weights = True
 
-    def __init__(self, card: "DetectorCard") -> None:
+    def __init__(self, card: DetectorCard) -> None:
         super().__init__()
         self._card = card
         self._identity: dict[str, Any] | None = None
@@ -63,7 +61,7 @@ class ForeignNetwork(nn.Module):
         return self
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The detector that a card of family `detectzoo` or `callable` describes, not started. Raises DetectorError."""
     if card.process is None:
         raise DetectorError(f"{card.name}: `process` is missing", hint=f"touchstone detectors add {card.family}:… writes such a card")

@@ -3,17 +3,11 @@
 Under the authors' key names. Source: Tan et al., AAAI 2024 (arXiv 2403.07240).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as functional
 from torch import nn
 
 from ray_app.detectors.families.resnet import bottleneck_stages
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 _SPACE, _CHANNELS = (-2, -1), (1,)
 
@@ -88,10 +82,3 @@ class FreqNet(nn.Module):
         if number < 3:
             features = high_pass(features, _CHANNELS)
         return spectrum_convolved(features, self.get_submodule(f"realconv{number}"), self.get_submodule(f"imagconv{number}"))
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `frequency` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    if card.architecture.arguments:
-        raise DetectorError(f"{card.name}: architecture.arguments: FreqNet takes none, not {', '.join(card.architecture.arguments)}")
-    return FreqNet()

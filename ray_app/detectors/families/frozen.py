@@ -14,7 +14,7 @@ from torch import nn
 
 from ray_app.detectors.card import Backbone, DetectorCard
 from ray_app.detectors.detector import BACKBONE
-from ray_app.detectors.families.clip import FrozenLinear
+from ray_app.detectors.families.clip import linear_head
 from ray_app.detectors.families.efficientnet_lite import EfficientNetLite
 from ray_app.errors import DetectorError
 
@@ -114,12 +114,7 @@ def build(card: DetectorCard) -> nn.Module:
     """The network of a card: its backbone by `build_backbone`, its own arguments are `feature` and `normalise`. Raises DetectorError."""
     if card.backbone is None:
         raise DetectorError(f"{card.name}: a card of family {card.family} names a backbone", hint="backbone: perception-encoder-l14")
-    own: dict[str, Any] = dict(card.architecture.arguments)
-    backbone = build_backbone(card.backbone)
-    if own.get("feature") not in backbone.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
-        features = " or ".join(backbone.widths)
-        raise DetectorError(f"{card.name}: architecture.arguments are `feature` ({features}) and `normalise` (true or false)")
-    return FrozenLinear(backbone, width=backbone.widths[own["feature"]], **own, logits=card.output.logits)
+    return linear_head(card, build_backbone(card.backbone), card.architecture.arguments)
 
 
 def build_backbone(backbone: Backbone) -> LibraryBackbone:

@@ -4,18 +4,15 @@ Under the authors' key names. Sources: Ma et al. 2023 (arXiv 2307.14863); specs/
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families import mae
 from ray_app.detectors.families.maskclip import ChannelNorm
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 
 class NormedConv(nn.Conv2d):
@@ -65,21 +62,9 @@ class PredictHead(nn.Module):
         self.linear_predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Join and decide.
-
-        Published as a 1 × 1 convolution over the enlarged maps side by side. It is linear and bilinear weights sum to one, so each map goes
-        through its part at its own size, and no map of five times the channels is ever held.
-        """
-        weight, bias = self.linear_fuse.parameters()
-        fused = bias[:, None, None]
-        for features, part in zip(maps, weight.chunk(len(maps), dim=1), strict=True):
-            joined = functional.conv2d(features, part)
-            fused = fused + functional.interpolate(joined, size=maps[0].shape[2:], mode="bilinear", align_corners=False)
-        features = self.dropout(self.norm(fused))
-        with torch.autocast(features.device.type, enabled=False):
-            # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
-            kernel, offset = (parameter.float() for parameter in self.linear_predict.parameters())
-            return functional.conv2d(features.float(), kernel, offset)
+        """Join and decide."""
+        features = self.dropout(self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:])))
+        return mae.predicted_in_fp32(self.linear_predict, features)
 
 
 class ImlVit(nn.Module):
@@ -129,7 +114,7 @@ def _up_to_last(there: torch.Tensor) -> torch.Tensor:
     return there.flip(1).cumsum(1).flip(1) > 0
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `iml-vit` describes, without weights. Raises DetectorError."""
     constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
     return ImlVit(**card.architecture.arguments, black=tuple(-mean / std for mean, std in constants))

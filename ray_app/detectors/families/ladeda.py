@@ -4,17 +4,15 @@ LaDeDa9 is a ResNet-50 with most 3 × 3 convolutions shrunk to 1 × 1, Tiny-LaDe
 specs/detectors.md §8.
 """
 
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.npr import Residual, residual_of
 from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 
 class PatchBottleneck(nn.Module):
@@ -135,7 +133,7 @@ _NETWORKS: dict[str, type[PatchNetwork]] = {"ladeda9": LaDeDa9, "tiny-ladeda": T
 ARGUMENTS = "residual, layers (ladeda9), width"
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `ladeda` names, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     name = card.architecture.name
     if name not in _NETWORKS:

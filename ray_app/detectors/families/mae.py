@@ -1,11 +1,12 @@
 """The masked autoencoder's image encoder (`MaeVit`, ViT-B/16), with windows and relative positions as a dense backbone;
-`headwise_attention` for CPUs.
+`headwise_attention` for CPUs; `fused_maps` and `predicted_in_fp32` of decoders that say where.
 
 Keys are those of the published MAE encoder; the tables of relative positions come on top. Constants: He et al. 2021 (arXiv 2111.06377), Li
 et al. 2022 (arXiv 2112.01526, decomposed positions), specs/localization.md §1.1 (4) with golden/maskclip.md §6.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +119,28 @@ class WindowAttention(nn.Module):
             packed = padded
         cut = packed.view(count, rows, self.side, columns, self.side, channels).transpose(2, 3)
         return cut.reshape(-1, self.side**2, channels), (count, rows, columns, self.side, self.side)
+
+
+def fused_maps(maps: Iterable[torch.Tensor], convolution: nn.Conv2d, size: Sequence[int]) -> torch.Tensor:
+    """A 1 × 1 convolution over maps (N, C, ·, ·) that were enlarged to `size` and laid side by side: (N, width, *size).
+
+    It is linear and bilinear weights sum to one, so each map goes through its part of the convolution first, at its own size: what is
+    enlarged has fewer channels, and no map of all channels is ever held.
+    """
+    maps = list(maps)
+    weight, bias = convolution.parameters()
+    fused = bias[:, None, None]
+    for features, part in zip(maps, weight.chunk(len(maps), dim=1), strict=True):
+        narrow = functional.conv2d(features, part)
+        fused = fused + functional.interpolate(narrow, size=size, mode="bilinear", align_corners=False)
+    return fused
+
+
+def predicted_in_fp32(convolution: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
+    """A last 1 × 1 convolution to one number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit."""
+    with torch.autocast(features.device.type, enabled=False):
+        weight, bias = (parameter.float() for parameter in convolution.parameters())
+        return functional.conv2d(features.float(), weight, bias)
 
 
 def headwise_attention(

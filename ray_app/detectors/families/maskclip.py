@@ -8,7 +8,7 @@ answer added everywhere. Constants: specs/localization.md §1.1 to §1.6, correc
 import math
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,10 +18,6 @@ from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families import clip, mae
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
-
 
 EPS = 1e-6
 HEADS = 8
@@ -79,26 +75,9 @@ class MaskDecoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Decode; see the class for shapes."""
-        fused = self.fuse(tokens)
+        fused = mae.fused_maps((stage(tokens) for stage in self.stages), self.linear_fuse, [4 * side for side in tokens.shape[2:]])
         features = self.dropout(self.norm(fused + self.answer(fused, text)[:, :, None, None]))
-        with torch.autocast(features.device.type, enabled=False):
-            # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
-            weight, bias = (parameter.float() for parameter in self.predict.parameters())
-            return functional.conv2d(features.float(), weight, bias)
-
-    def fuse(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The pyramid joined at four times the tokens' resolution: (N, width, 4G, 4G).
-
-        Published as a 1 × 1 convolution over the four enlarged scales side by side. It is linear and bilinear weights sum to one, so
-        each scale goes through its part of the convolution first, at its own size, and what is enlarged has a quarter of the channels.
-        """
-        size = [4 * side for side in tokens.shape[2:]]
-        weight, bias = self.linear_fuse.parameters()
-        fused = bias[:, None, None]
-        for stage, part in zip(self.stages, weight.chunk(len(self.stages), dim=1), strict=True):
-            scale = functional.conv2d(stage(tokens), part)
-            fused = fused + functional.interpolate(scale, size=size, mode="bilinear", align_corners=False)
-        return fused
+        return mae.predicted_in_fp32(self.predict, features)
 
     def answer(self, fused: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """What the text finds in the whole map, by cross-attention with one query: (N, width)."""
@@ -282,11 +261,6 @@ class ClassTokenLayer(nn.Module):
         """Attend; see the class."""
         normed: torch.Tensor = self.dropout(self.layer_norm(tokens + self.multihead_attn(tokens)))
         return normed
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `maskclip` describes, without weights. Raises DetectorError."""
-    return MaskClip(**card.architecture.arguments)
 
 
 class Losses(NamedTuple):

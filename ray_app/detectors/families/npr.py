@@ -4,19 +4,13 @@ upsampling use it).
 Under the authors' key names. Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b, §9a.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as functional
-from torch import nn
 
-from ray_app.detectors.families.residual import Tiling, mean_features
-from ray_app.detectors.families.resnet import bottleneck_stages
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
-
+from ray_app.detectors.families.residual import Tiling, mean_features, require_tile
+from ray_app.detectors.families.resnet import HalfResNet
 
 Residual = Literal["npr", "raw", "x_grad", "y_grad", "left_diag", "right_diag"]
 
@@ -30,8 +24,6 @@ _GRADIENTS = {
 
 # A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
 STRIDE, HALO = 8, 48
-
-_BODY = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
@@ -54,7 +46,7 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
         return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
 
 
-class Npr(nn.Module):
+class Npr(HalfResNet):
     """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px leaves nothing to
@@ -63,12 +55,8 @@ class Npr(nn.Module):
     """
 
     def __init__(self, *, tile: int = 1536) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
-        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
-        for name, stage in bottleneck_stages((3, 4), (64, 128)):
-            self.add_module(name, stage)
-        self.fc1 = nn.Linear(512, 1)
+        super().__init__(logits=1)
+        require_tile(tile, STRIDE)
         self.tiling = Tiling(tile, STRIDE, HALO)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -76,22 +64,8 @@ class Npr(nn.Module):
         height, width = (side // 2 * 2 for side in pixels.shape[-2:])
         if not height or not width:
             return pixels.new_full((len(pixels), 1), torch.nan)
-        logits: torch.Tensor = self.fc1(mean_features(self._features, pixels[..., :height, :width], self.tiling))
+        logits: torch.Tensor = self.fc1(mean_features(self._map, pixels[..., :height, :width], self.tiling))
         return logits
 
-    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.conv1(upsampling_residual(pixels) * (2 / 3))
-        for name in _BODY:
-            features = self.get_submodule(name)(features)
-        return features
-
-
-ARGUMENTS = "tile"
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `npr` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    tile = card.architecture.arguments.get("tile", STRIDE)
-    if not isinstance(tile, int) or tile < STRIDE:
-        raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
-    return Npr(**card.architecture.arguments)
+    def _map(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.features(upsampling_residual(pixels) * (2 / 3))

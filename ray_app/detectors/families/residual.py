@@ -5,16 +5,12 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import nn
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
-
 
 CLIP = 12.0  # grey levels: edges saturate, sensor noise and the traces of upsampling do not
 
@@ -104,14 +100,6 @@ class ResidualNet(nn.Module):
         return folded.eval()
 
 
-ARGUMENTS = "widths, norms"
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    return ResidualNet(**card.architecture.arguments)
-
-
 class Tiling(NamedTuple):
     """How to cut. `size`: pixels of a tile's side without its halo. `stride`: pixels per feature cell.
 
@@ -121,6 +109,12 @@ class Tiling(NamedTuple):
     size: int
     stride: int
     halo: int
+
+
+def require_tile(size: object, stride: int) -> None:
+    """Raises ValueError where a card's argument `tile` is no side of a tile."""
+    if not isinstance(size, int) or size < stride:
+        raise ValueError(f"tile: a whole number of pixels, at least {stride}, not {size!r}")
 
 
 class ImageTile(NamedTuple):

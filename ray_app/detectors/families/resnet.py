@@ -1,4 +1,5 @@
-"""The body of a ResNet of bottlenecks in plain torch (`bottleneck_stages`), under torchvision's names of tensors.
+"""The body of a ResNet of bottlenecks in plain torch (`bottleneck_stages`), under torchvision's names of tensors; `HalfResNet`: the first
+half of a ResNet-50.
 
 timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al., CVPR 2016 (arXiv 1512.03385), the stride
 on the 3 × 3 convolution.
@@ -45,3 +46,22 @@ def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int 
         first = BottleneckBlock(given, width, stride=2 if stage else 1)
         given = 4 * width
         yield f"layer{stage + 1}", nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1)))
+
+
+class HalfResNet(nn.Module):
+    """A 3 × 3 stem, ResNet-50's layer1 and layer2 (`features`), and a linear layer of `logits` numbers (`fc1`) for their mean."""
+
+    def __init__(self, logits: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        for name, stage in bottleneck_stages((3, 4), (64, 128)):
+            self.add_module(name, stage)
+        self.fc1 = nn.Linear(512, logits)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) → (N, 512, ⌈H/8⌉, ⌈W/8⌉)."""
+        features = pixels
+        for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2"):
+            features = self.get_submodule(name)(features)
+        return features

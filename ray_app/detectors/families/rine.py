@@ -5,15 +5,12 @@ CLIP runs once for this network and for all others that read the same one.
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families import clip
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
 
 
 class Rine(nn.Module):
@@ -44,7 +41,7 @@ def _layers(widths: list[int]) -> list[nn.Module]:
     return [layer for inner, outer in pairwise(widths) for layer in (nn.Linear(inner, outer), nn.ReLU(), nn.Dropout())]
 
 
-def build(card: "DetectorCard") -> nn.Module:
+def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `rine` describes, without weights. Raises DetectorError."""
     tower = clip.backbone_tower(card)
     return Rine(tower, **card.architecture.arguments)

@@ -6,19 +6,16 @@ of Xie et al. 2021, SegFormer (arXiv 2105.15203); Noiseprint++'s network: Zhang 
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors.detector import Prediction
+from ray_app.detectors.families.mae import fused_maps
 from ray_app.detectors.families.segformer import MixStage
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
-
 
 NOISE_LAYERS = 17  # 3 × 3 convolutions: a pixel's fingerprint depends on 17 pixels to every side
 BAND = 512  # rows of the image whose fingerprint is made at once: 64 channels of a whole photo would take gigabytes
@@ -156,20 +153,15 @@ class MlpDecoder(nn.Module):
         self.linear_pred = nn.Conv2d(width, classes, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Decode.
-
-        Published as a 1 × 1 convolution over the enlarged maps side by side, the smallest first. It is linear and bilinear weights sum to
-        one, so each map goes through its part at its own size.
-        """
-        weight, bias = self.linear_fuse[0].parameters()
-        fused = bias[:, None, None]
-        for number, part in zip((4, 3, 2, 1), weight.chunk(4, dim=1), strict=True):
-            features = maps[number - 1]
-            projected = self.get_submodule(f"linear_c{number}.proj")(features.flatten(2).transpose(1, 2))
-            joined = functional.conv2d(torch.unflatten(projected.transpose(1, 2), 2, features.shape[2:]), part)
-            fused = fused + functional.interpolate(joined, size=maps[0].shape[2:], mode="bilinear", align_corners=False)
-        decoded: torch.Tensor = self.linear_pred(self.linear_fuse[2](self.linear_fuse[1](fused)))
+        """Decode; the smallest map is fused first."""
+        convolution, norm, relu = self.linear_fuse
+        fused = fused_maps(map(self._projected, (4, 3, 2, 1), reversed(maps)), cast(nn.Conv2d, convolution), maps[0].shape[2:])
+        decoded: torch.Tensor = self.linear_pred(relu(norm(fused)))
         return decoded
+
+    def _projected(self, number: int, features: torch.Tensor) -> torch.Tensor:
+        projected = self.get_submodule(f"linear_c{number}.proj")(features.flatten(2).transpose(1, 2))
+        return torch.unflatten(projected.transpose(1, 2), 2, features.shape[2:])
 
 
 class TruFor(nn.Module):
@@ -229,8 +221,3 @@ def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -
     weights = log_weights.exp()
     least, most = -(log_weights - values).logsumexp(-1), (log_weights + values).logsumexp(-1)
     return torch.stack([least, most, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1)
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `trufor` describes, without weights. Raises DetectorError."""
-    return TruFor(**card.architecture.arguments)

@@ -3,21 +3,12 @@
 Under the authors' key names. Source: Li et al., KDD 2025 (arXiv 2408.06741).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as functional
-from torch import nn
 
-from ray_app.detectors.families.resnet import bottleneck_stages
-from ray_app.errors import DetectorError
-
-if TYPE_CHECKING:
-    from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.families.resnet import HalfResNet
 
 _BORDER = 2  # of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three where the side is odd
-
-_BODY = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
 
 def diagonal_detail(pixels: torch.Tensor) -> torch.Tensor:
@@ -39,34 +30,19 @@ def _mirrored(side: int, device: torch.device) -> torch.Tensor:
     return torch.where(at < side, at, 2 * side - 1 - at)
 
 
-class Wavelet(nn.Module):
+class Wavelet(HalfResNet):
     """Diagonal detail brought back to the image's size, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, two logits: real, fake.
 
     Input: (N, 3, H, W) of any size, colours from 0 to 1. Output: (N, 2).
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
-        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
-        for name, stage in bottleneck_stages((3, 4), (64, 128)):
-            self.add_module(name, stage)
-        self.fc1 = nn.Linear(512, 2)
+        super().__init__(logits=2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
         # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
         with torch.autocast(pixels.device.type, enabled=False):
             detail = functional.interpolate(diagonal_detail(pixels), pixels.shape[-2:], mode="bilinear", antialias=True)
-        features: torch.Tensor = self.conv1(detail)
-        for name in _BODY:
-            features = self.get_submodule(name)(features)
-        logits: torch.Tensor = self.fc1(features.mean(dim=(-2, -1)))
+        logits: torch.Tensor = self.fc1(self.features(detail).mean(dim=(-2, -1)))
         return logits
-
-
-def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `wavelet` describes, without weights: (N, 3, H, W) → (N, 2) logits. Raises DetectorError."""
-    if card.architecture.arguments:
-        raise DetectorError(f"{card.name}: architecture.arguments: family wavelet takes none, not {', '.join(card.architecture.arguments)}")
-    return Wavelet()

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ray_app.detectors.card import load_card
-from ray_app.detectors.families.residual import ResidualNet, Tiling, build, feature_map, mean_features, tiles
+from ray_app.detectors.detector import build_network
+from ray_app.detectors.families.residual import ResidualNet, Tiling, feature_map, mean_features, tiles
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def card():
 
 @pytest.fixture(scope="module")
 def net(card):
-    net = build(card)
+    net = build_network(card)
     net.load_state_dict(load_file(card.folder / card.weights.uri))
     return net.eval()
 
@@ -46,7 +47,7 @@ def test_any_size_gives_one_finite_logit_per_image(net, size):
 
 def test_bfloat16_keeps_scores(net):
     images = torch.nn.functional.avg_pool2d(_grey_levels((6, 3, 258, 258)), 3, 1).round()
-    low = build(load_card("touchstone-tiny"))
+    low = build_network(load_card("touchstone-tiny"))
     low.load_state_dict(net.state_dict())
     low = low.eval().to(torch.bfloat16).to(memory_format=torch.channels_last)
     low.head.float()
