@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ray_app.datasets.sampling import SampleOrder
-    from ray_app.transforms.policy import RealStatistics
+    from ray_app.transforms.policies.openfake import RealStatistics
 
 
 LOADER_CPUS = 0.25

@@ -39,7 +39,7 @@ from ray_app.training.loader import measure_real, plain_loader
 from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
 from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
-from ray_app.transforms.policy import RealStatistics, load_statistics, save_statistics
+from ray_app.transforms.policies.openfake import RealStatistics, load_statistics, save_statistics
 
 SPLITS = "splits.json"
 STATISTICS = "real_statistics.npz"

@@ -8,13 +8,12 @@ for OpenCV, torchvision or scipy, the function says so.
 import io
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter, features
 
-from ray_app.transforms.policy import ImageSample
 from ray_app.transforms.resampling import resized_rows_first
 
 Taps = npt.NDArray[np.float64]
@@ -194,6 +193,18 @@ def with_gamma(image: Image.Image, gamma: float) -> Image.Image:
 def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
     """Pillow's unsharp mask, without a threshold."""
     return image.filter(ImageFilter.UnsharpMask(radius=radius, percent=percent, threshold=0))
+
+
+class ImageSample(NamedTuple):
+    """`image` RGB; `mask` of mode L and the same size, 255 where it was altered, or None; `label` 1 = fake.
+
+    `finished`: the policy gave the image its final geometry; otherwise it goes through the card's preprocessing.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None
+    label: int
+    finished: bool = False
 
 
 # What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so

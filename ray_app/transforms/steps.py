@@ -4,7 +4,9 @@ What a step cannot do to an image (a codec's longest side) it leaves undone.
 """
 
 import math
+from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -24,13 +26,17 @@ class Step(Frozen):
     """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides, is there still."""
 
     keeps_place: ClassVar[bool] = True
+    function: ClassVar[Callable[..., Image.Image]]
 
     def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
         """The image after the step; the given one is left as it is."""
         return self._apply(image, rng)
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        raise NotImplementedError
+        """Calls the step's `function` with its fields by name, and with `rng` if it draws. Steps that do more override this."""
+        function = type(self).function
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "op"}
+        return function(image, **given, **({"rng": rng} if "rng" in signature(function).parameters else {}))
 
     def located(self) -> Self:
         """The step with what it needs found on this machine. Raises LookupError, in words, where that is missing."""
@@ -57,16 +63,15 @@ class Jpeg(Step):
 class Webp(Step):
     """Through lossy WebP."""
 
+    function = ops.webp
     op: Literal["webp"]
     quality: Quality
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.webp(image, self.quality)
 
 
 class Avif(Step):
     """Through AVIF."""
 
+    function = ops.avif
     op: Literal["avif"]
     quality: Quality
 
@@ -75,9 +80,6 @@ class Avif(Step):
         if not ops.has_avif():
             raise ValueError("this Pillow was built without AVIF")
         return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.avif(image, self.quality)
 
 
 class ResizeStep(Step):
@@ -163,103 +165,86 @@ class Crop(Step):
     """The middle, with `share` of both sides."""
 
     keeps_place: ClassVar[bool] = False
+    function = ops.centre_crop
     op: Literal["crop"]
     share: float = Field(gt=0, le=1)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.centre_crop(image, self.share)
 
 
 class RandomSquare(Step):
     """A drawn square: its side from `share` of the short side to all of it, within `low` and `high`; the whole short side below `low`."""
 
     keeps_place: ClassVar[bool] = False
+    function = ops.random_square
     op: Literal["random-square"]
     low: Side = 1
     high: Side = 65535
     share: float = Field(gt=0, le=1)
 
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.random_square(image, self.low, self.high, self.share, rng)
-
 
 class Gamma(Step):
     """Every value of 0–1 to the power of `gamma`."""
 
+    function = ops.with_gamma
     op: Literal["gamma"]
     gamma: float = Field(gt=0, le=8)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.with_gamma(image, self.gamma)
 
 
 class Sharpen(Step):
     """An unsharp mask of `percent` at `radius` pixels."""
 
+    function = ops.sharpened
     op: Literal["sharpen"]
     percent: int = Field(ge=1, le=500)
     radius: float = Field(default=1.0, gt=0, le=16)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.sharpened(image, self.percent, self.radius)
 
 
 class Alter(Step):
     """One drawn region of `share` of the area filled with texture from elsewhere in the picture; see `transforms.edits`."""
 
+    function = edits.altered
     op: Literal["alter"]
     share: float = Field(gt=0, lt=1)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return edits.altered(image, self.share, rng)
 
 
 class Denoise(Step):
     """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
 
+    function = photography.denoised
     op: Literal["denoise"]
     sigma: float = Field(gt=0, le=255)
     window: int = Field(default=5, ge=3, le=31)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.denoised(image, self.sigma, self.window)
 
 
 class MergeExposures(Step):
     """The picture merged with itself `stops` darker and brighter, each where it is well exposed."""
 
+    function = photography.merged_exposures
     op: Literal["merge-exposures"]
     stops: float = Field(gt=0, le=4)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.merged_exposures(image, self.stops)
 
 
 class ShowOnScreen(Step):
     """A screenshot of `screen` (width, height; turned as the image is) with the image between grey bars."""
 
     keeps_place: ClassVar[bool] = False
+    function = photography.on_a_screen
     op: Literal["show"]
     screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.on_a_screen(image, self.screen, rng)
 
 
 class Tilt(Step):
     """Seen slightly from aside: corners drawn within `most` of the sides."""
 
     keeps_place: ClassVar[bool] = False
+    function = photography.tilted
     op: Literal["tilt"]
     most: float = Field(gt=0, le=0.2)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.tilted(image, self.most, rng)
 
 
 class Levels(Step):
     """The range 0–255 becomes `black` to `white`."""
 
+    function = photography.with_levels
     op: Literal["levels"]
     black: int = Field(default=0, ge=0, le=254)
     white: int = Field(default=255, ge=1, le=255)
@@ -269,9 +254,6 @@ class Levels(Step):
         if self.black >= self.white:
             raise ValueError(f"{self.black} to {self.white} is no range")
         return self
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.with_levels(image, self.black, self.white)
 
 
 class _OfStrength(Step):
@@ -314,12 +296,10 @@ class RandomCrop(_OfStrength):
 class Halftone(Step):
     """As printed: dots of ink on cells of `cell` pixels that spread by `gain`."""
 
+    function = photography.halftoned
     op: Literal["halftone"]
     cell: float = Field(ge=2, le=16)
     gain: float = Field(default=0.15, ge=0, le=1)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return photography.halftoned(image, self.cell, self.gain)
 
 
 class _ByNetwork(Step):

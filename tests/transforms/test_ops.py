@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as torchvision
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ray_app.transforms import ops
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms.ops import ImageSample
 from tests.detectors.fill import pattern_image
 from tests.detectors.small_maskclip import ellipse
 from tests.images.factory import photo

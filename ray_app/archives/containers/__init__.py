@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from ray_app.archives.containers import parquet, tar
 from ray_app.archives.containers import zip as zips
 from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, Unopened
-from ray_app.archives.containers.tar import CompressedTar, StreamCodec
+from ray_app.archives.containers.tar import Codec, CompressedTar
 
-_CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
-COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
+_CODECS: Mapping[str, Codec] = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
+COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, codec) for kind, codec in _CODECS.items()}
 CONTAINERS: Mapping[str, ContainerFormat] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
 
 _SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}

@@ -63,10 +63,6 @@ class Container:
         """The container as a member: what stands in the manifest where it cannot be opened, or ends early."""
         return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=why)
 
-    def as_file(self, why: RefusedMember) -> ListedMember:
-        """The file as a member: what its name announces as a container, and is none."""
-        return ListedMember(self.uri, None, 0, self.version, self.size_bytes, refused=why)
-
 
 class Unopened(ListedMember):
     """A container whose members could not be listed, in their place: patterns on names cannot leave it out."""

@@ -8,7 +8,7 @@ with uris is a list, whose rows are files of their own, if the user named it as 
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -234,12 +234,7 @@ def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     return bytes(data.to_pybytes())
 
 
-__all__ = ["index", "reader", "index_uris", "rows_by", "read_referenced"]
-
-
-def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
-    """Reads cells row group by row group; see `ContainerFormat.reader`."""
-    return ParquetReader(fetcher, max_bytes)
+reader = ParquetReader
 
 
 def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[T]]) -> Iterator[T | ListedMember]:
@@ -286,7 +281,8 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
         reason = (
             f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
         )
-        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{reason}"))
+        why = RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{reason}")
+        yield ListedMember(container.uri, None, 0, container.version, container.size_bytes, refused=why)  # a file like others
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
@@ -298,7 +294,7 @@ def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember
 
 def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[ListedMember]:
     bomb = _bomb(container, file)
-    for row, (group, values, has_image) in enumerate(_Table.of(container, file, image).rows()):
+    for row, (group, values, has_image) in enumerate(_Table(container, file, image).rows()):
         if row == container.limits.max_members:
             yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
             return
@@ -309,14 +305,14 @@ def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[
 
 
 def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[ListedMember]:
-    yield from ListEntries(container.uri, column).members(values for _, values, _ in _Table.of(container, file, None).rows())
+    yield from ListEntries(container.uri, column).members(values for _, values, _ in _Table(container, file, None).rows())
 
 
 def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
     is_keyed = column in schema.names and is_text(schema.field(column).type) and not any(holds_files(field.type) for field in schema)
     if is_keyed and file.metadata.num_rows * len(schema) <= most:
-        yield from (values for _, values, _ in _Table.of(container, file, None).rows() if values[column] is not None)
+        yield from (values for _, values, _ in _Table(container, file, None).rows() if values[column] is not None)
 
 
 def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
@@ -327,40 +323,23 @@ def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
     return None
 
 
-class _Budget:
-    """What the cells of one file may unpack to: a text that stands in it once may be in all its rows."""
+class _Table:
+    """Which columns of one file are read for `input`, which are only referred to, and which of both images and those have a path."""
 
-    def __init__(self, container: Container) -> None:
-        self._size, self._ratio = container.size_bytes, container.limits.max_ratio
-        self._taken = 0
+    def __init__(self, container: Container, file: pq.ParquetFile, image: str | None) -> None:
+        self.uri, self.file, self.image = container.uri, file, image
+        binary = {field.name: field.type for field in file.schema_arrow if field.name == image or has_binary(field.type)}
+        self.read = tuple(name for name in file.schema_arrow.names if name not in binary)
+        self.referred = tuple(name for name in binary if name != image)
+        self.with_path = tuple(name for name, kind in binary.items() if _has_path(kind))
+        self._size, self._ratio, self._taken = container.size_bytes, container.limits.max_ratio, 0
 
-    def take(self, size: int) -> None:
-        """Raises InputError once it is too much."""
+    def _take(self, size: int) -> None:
+        """Count what cells unpack to: a text that stands in the file once may be in all its rows. Raises InputError once it is too much."""
         self._taken += size
         if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
             reason = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._ratio, observed=self._taken / max(1, self._size))
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Which columns of one file are read for `input`, which are only referred to, and which of both images and those have a path."""
-
-    uri: str
-    file: pq.ParquetFile
-    image: str | None
-    read: tuple[str, ...]
-    referred: tuple[str, ...]
-    with_path: tuple[str, ...]
-    budget: _Budget
-
-    @classmethod
-    def of(cls, container: Container, file: pq.ParquetFile, image: str | None) -> "_Table":
-        binary = {field.name: field.type for field in file.schema_arrow if field.name == image or has_binary(field.type)}
-        read = tuple(name for name in file.schema_arrow.names if name not in binary)
-        referred = tuple(name for name in binary if name != image)
-        with_path = tuple(name for name, kind in binary.items() if _has_path(kind))
-        return cls(container.uri, file, image, read, referred, with_path, _Budget(container))
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any], bool]]:
         """Every row in order: its row group, its `input`, and False where its image is known to be null without reading it."""
@@ -393,7 +372,7 @@ class _Table:
             nulls = {name: batch.column(name).is_null().to_pylist() for name in self.with_path}
             sizes = {name: cell_bytes(column) for name, column in columns.items()}
             long = _long(sizes)
-            self.budget.take(sum(int(size[~long[name]].sum()) for name, size in sizes.items()))
+            self._take(sum(int(size[~long[name]].sum()) for name, size in sizes.items()))
             columns = {name: without(column, long[name]) for name, column in columns.items()}
             rows = input_rows(columns, features) if columns else [{} for _ in range(batch.num_rows)]
             for row, values in enumerate(rows):

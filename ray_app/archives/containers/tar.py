@@ -12,12 +12,12 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, TypeAlias
 
 from ray_app.archives.containers.base import Container, ContainerEntry, WindowReader, as_text, members_of, sidecar_column, size_of
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, ranged
 from ray_app.storage.errors import too_large
 
 BLOCK = tarfile.BLOCKSIZE
@@ -49,9 +49,7 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     return members_of(container, _entries(container, fetcher))
 
 
-def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request."""
-    return WindowReader(fetcher, max_bytes)
+reader = WindowReader  # runs of neighbouring members with one request
 
 
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
@@ -60,17 +58,7 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
     yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
 
 
-class Stream(Protocol):
-    """What headers are read from; `seek` only ever goes forward."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, fewer only at the end."""
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-
-    def seek(self, offset: int, /) -> object:
-        """Go on to a place."""
+Stream: TypeAlias = "ranged.RangedFile | Unpacked"  # what headers are read from; `seek` only ever goes forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,49 +203,22 @@ def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Ite
             yield ContainerEntry(header.name, header.stored, place, text=text)
 
 
-# The codecs share the interface of Python's own decompressors. None gives more than it is asked for, whatever a stream claims; what a
-# decoder may hold itself is bounded for xz and zstd.
-class Decompressor(Protocol):
-    """Unpacks one stream; after its end it is of no more use."""
-
-    @property
-    def eof(self) -> bool:
-        """Whether the stream has ended, its checksum holding."""
-
-    @property
-    def needs_input(self) -> bool:
-        """Whether nothing more comes without further packed bytes."""
-
-    @property
-    def unused_data(self) -> bytes:
-        """What lies behind the end."""
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """Up to `max_length` bytes, once `data` has joined what is waiting."""
+# The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). None gives more than it is asked for, whatever a
+# stream claims; what a decoder may hold itself is bounded for xz and zstd.
+Codec = Literal["gzip", "bzip2", "xz", "zstd"]
 
 
-@dataclass(frozen=True)
-class StreamCodec:
-    """One codec, under the name that messages about a damaged stream use."""
+def _decompressor(codec: Codec) -> Any:
+    """For one stream; after its end it is of no more use. Raises InputError where what it needs is not installed."""
+    if codec == "zstd":
+        return _zstd().ZstdDecompressor()  # refuses windows of more than 128 MiB
+    return _Gzip() if codec == "gzip" else bz2.BZ2Decompressor() if codec == "bzip2" else lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
-    name: str
 
-    def start(self) -> Decompressor:
-        """For one stream. Raises InputError where what it needs is not installed."""
-        if self.name == "gzip":
-            return _Gzip()
-        if self.name == "bzip2":
-            return bz2.BZ2Decompressor()
-        if self.name == "xz":
-            return lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
-        decompressor: Decompressor = _zstd().ZstdDecompressor()  # refuses windows of more than 128 MiB
-        return decompressor
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What it raises for a stream that is none."""
-        own = {"gzip": (zlib.error,), "bzip2": (OSError, ValueError), "xz": (lzma.LZMAError,)}
-        return own[self.name] if self.name in own else (_zstd().ZstdError,)
+def _errors_of(codec: Codec) -> tuple[type[Exception], ...]:
+    """What a decompressor raises for a stream that is none."""
+    own = {"gzip": (zlib.error,), "bzip2": (OSError, ValueError), "xz": (lzma.LZMAError,)}
+    return own[codec] if codec in own else (_zstd().ZstdError,)
 
 
 class _Gzip:
@@ -298,7 +259,7 @@ class CompressedTar:
     """A `ContainerFormat`: tar in the streams of one codec."""
 
     kind: str
-    codec: StreamCodec
+    codec: Codec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
         """Every member; the whole stream is unpacked once, up to `max_ratio`."""
@@ -316,10 +277,10 @@ class Unpacked:
     """
 
     def __init__(
-        self, codec: StreamCodec, fetcher: Fetcher, uri: str, version: str, size_bytes: int = -1, max_ratio: float | None = None
+        self, codec: Codec, fetcher: Fetcher, uri: str, version: str, size_bytes: int = -1, max_ratio: float | None = None
     ) -> None:
         self._codec = codec
-        self._stream = codec.start()
+        self._stream = _decompressor(codec)
         self._packed = fetcher.open(uri, version, size_bytes)
         self._waiting = b""
         self._place = 0
@@ -347,8 +308,8 @@ class Unpacked:
     def _some(self, size: int) -> bytes:
         try:
             data = self._inflated(size)
-        except self._codec.errors as error:
-            reason = f"not a readable {self._codec.name} stream after {self._place} unpacked bytes: {error}"
+        except _errors_of(self._codec) as error:
+            reason = f"not a readable {self._codec} stream after {self._place} unpacked bytes: {error}"
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
         self._place += len(data)
         packed = max(1, self._packed.tell() - len(self._waiting))
@@ -366,13 +327,13 @@ class Unpacked:
                 self._pass_zeros()
                 if not self._waiting:
                     return b""
-                self._stream = self._codec.start()
+                self._stream = _decompressor(self._codec)
             if self._stream.needs_input:
                 self._waiting = self._waiting or self._packed.read(_PIECE)
                 if not self._waiting:
                     self.cut = True
                     return b""
-            data = self._stream.decompress(self._waiting, size)
+            data: bytes = self._stream.decompress(self._waiting, size)
             self._waiting = self._stream.unused_data if self._stream.eof else b""
             if data:
                 return data
@@ -386,7 +347,7 @@ class Unpacked:
 class TarStreamReader:
     """Keeps one stream open: members in the order of the archive are had by unpacking it once."""
 
-    def __init__(self, fetcher: Fetcher, max_bytes: int, codec: StreamCodec) -> None:
+    def __init__(self, fetcher: Fetcher, max_bytes: int, codec: Codec) -> None:
         self._fetcher, self._max_bytes, self._codec = fetcher, max_bytes, codec
         self._open: tuple[str, str, Unpacked] | None = None
 
@@ -414,7 +375,7 @@ class TarStreamReader:
         stream.seek(offset)
         data = stream.read(length)
         if len(data) < length and stream.cut:
-            raise InputError(Status.TRUNCATED_IMAGE, f"the {self._codec.name} stream ends after {stream.tell()} unpacked bytes")
+            raise InputError(Status.TRUNCATED_IMAGE, f"the {self._codec} stream ends after {stream.tell()} unpacked bytes")
         if len(data) < length:
             raise SourceError(Status.SOURCE_CHANGED, "the archive ends before the file that was listed")
         return data
@@ -430,4 +391,4 @@ def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar)
         return  # as the last member says
     stream.seek(stream.tell() + _TAIL)  # raises where the checksum does not hold
     if stream.cut:
-        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec.name} stream ends before its checksum: files may be damaged")
+        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec} stream ends before its checksum: files may be damaged")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
 from ray_app.transforms import ops
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms.ops import ImageSample
 
 Rng = np.random.Generator
 

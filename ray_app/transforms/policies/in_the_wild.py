@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms import ops, policy
+from ray_app.transforms import ops
 
 Rng = np.random.Generator
 
@@ -49,7 +49,7 @@ class InTheWild(Frozen):
             raise ValueError(f"quality: {self.quality[0]} to {self.quality[1]} is no range of qualities")
         return self
 
-    def __call__(self, sample: policy.ImageSample, rng: Rng, /) -> policy.ImageSample:
+    def __call__(self, sample: ops.ImageSample, rng: Rng, /) -> ops.ImageSample:
         """Changed as drawn from `rng`."""
         sample = self._whole(sample, rng) if self.crop is None else self._part(sample, self.crop, rng)
         if rng.random() < self.screens:
@@ -67,7 +67,7 @@ class InTheWild(Frozen):
             sample = ops.random_crop(sample, self.crop, rng)._replace(finished=True)
         return ops.mirrored(sample) if rng.random() < 0.5 else sample
 
-    def _part(self, sample: policy.ImageSample, crop: int, rng: Rng) -> policy.ImageSample:
+    def _part(self, sample: ops.ImageSample, crop: int, rng: Rng) -> ops.ImageSample:
         """A square that is somewhat larger than the crop, so that the crop will lie anywhere on the codec's grid."""
         short = min(sample.image.size)
         if rng.random() < self.resized:
@@ -75,7 +75,7 @@ class InTheWild(Frozen):
             sample = ops.with_short_side(sample, max(crop, wanted), _drawn_filter(rng), rng)
         return ops.random_crop(sample, max(crop, min(crop + _MARGIN, *sample.image.size)), rng)
 
-    def _whole(self, sample: policy.ImageSample, rng: Rng) -> policy.ImageSample:
+    def _whole(self, sample: ops.ImageSample, rng: Rng) -> ops.ImageSample:
         low, high = self.short_side
         if rng.random() < self.parts:
             sides = [min(n, max(low, int(n * rng.uniform(0.5, 1)))) for n in sample.image.size]
@@ -90,7 +90,7 @@ def _drawn_filter(rng: Rng) -> ops.Resampling:
     return _FILTERS[int(rng.integers(len(_FILTERS)))]
 
 
-def _on_screen(sample: policy.ImageSample, rng: Rng) -> policy.ImageSample:
+def _on_screen(sample: ops.ImageSample, rng: Rng) -> ops.ImageSample:
     """The image between level bars, as an application shows it; the frame has the image's size, the image gets the rest of it."""
     width, height = sample.image.size
     size = max(1, round(width * rng.uniform(0.7, 0.95))), max(1, round(height * rng.uniform(0.7, 0.95)))

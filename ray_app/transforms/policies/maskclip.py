@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_app.config import Frozen
-from ray_app.transforms import ops, policy
+from ray_app.transforms import ops
 
 # One draw of a width from 3 to 7, even ones rounded up.
 _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
@@ -20,7 +20,7 @@ _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
 class MaskClipPolicy(Frozen):
     """The reference's policy, which has no arguments; the result goes through the card's squash to 512."""
 
-    def __call__(self, sample: policy.ImageSample, rng: np.random.Generator, /) -> policy.ImageSample:
+    def __call__(self, sample: ops.ImageSample, rng: np.random.Generator, /) -> ops.ImageSample:
         """Changed as drawn from `rng`."""
         sample = _scaled(sample, rng.uniform(0.8, 1.2))
         if rng.random() < 0.5:
@@ -38,7 +38,7 @@ class MaskClipPolicy(Frozen):
         return sample
 
 
-def _scaled(sample: policy.ImageSample, factor: float) -> policy.ImageSample:
+def _scaled(sample: ops.ImageSample, factor: float) -> ops.ImageSample:
     # 3 seconds to import, so not before it is used.
     import torch
     from torchvision.transforms.v2 import InterpolationMode

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ray_app.transforms.ops import jpeg
-from ray_app.transforms.policies.cnndetection import CnnDetection
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms.ops import ImageSample, jpeg
+from ray_app.transforms.policies.simple import CnnDetection
 from tests.transforms.given import by_pixels, rng, share_near, textured
 
 DRAWS = 1200

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.transforms.ops import jpeg
+from ray_app.transforms.ops import ImageSample, jpeg
 from ray_app.transforms.policies.community_forensics import OPERATIONS, CommunityForensicsPolicy
-from ray_app.transforms.policy import ImageSample
 from tests.transforms.given import by_pixels, rng, share_near, textured
 
 DRAWS = 3000

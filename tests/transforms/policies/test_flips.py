@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from ray_app.transforms.policies.flips import Flips
+from ray_app.transforms.policies.simple import Flips
 from tests.transforms.given import rng, share_near, textured
 
 SQUARE = textured(32, 32)

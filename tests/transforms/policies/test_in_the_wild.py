@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import ConfigError
-from ray_app.transforms.ops import jpeg
+from ray_app.transforms.ops import ImageSample, jpeg
 from ray_app.transforms.policies import in_the_wild
 from ray_app.transforms.policies.in_the_wild import InTheWild
-from ray_app.transforms.policy import Augmentation, ImageSample, make_policy
+from ray_app.transforms.policy import Augmentation, make_policy
 from tests.transforms.given import marked, rng, seen_and_told, share_near, textured
 
 NEVER = {"resized": 0, "saved": 0, "saved_twice": 0, "screens": 0}

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from ray_app.detectors.preprocessing import Preprocessing, Resize
-from ray_app.transforms.ops import edge_map
+from ray_app.transforms.ops import ImageSample, edge_map
 from ray_app.transforms.policies.maskclip import MaskClipPolicy, _lit, _scaled
-from ray_app.transforms.policy import ImageSample
 from tests.images.factory import photo
 from tests.transforms.given import marked, rng, share_near
 

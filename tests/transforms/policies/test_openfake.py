@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import ConfigError
-from ray_app.transforms.ops import avif, has_avif, jpeg, webp
-from ray_app.transforms.policies.openfake import RealMatching, SocialMedia, compressed
-from ray_app.transforms.policy import Augmentation, ImageSample, RealStatistics, make_policy
+from ray_app.transforms.ops import ImageSample, avif, has_avif, jpeg, webp
+from ray_app.transforms.policies.openfake import RealMatching, RealStatistics, SocialMedia, compressed
+from ray_app.transforms.policy import Augmentation, make_policy
 from tests.transforms.given import by_pixels, marked, rng, share_near, textured
 
 DRAWS = 800

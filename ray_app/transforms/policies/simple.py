@@ -1,4 +1,8 @@
-"""CNNDetection's policy (Wang et al. 2020), which UniversalFakeDetect took over: blur, JPEG, crop. specs/detectors.md §10, §9b."""
+"""Policies of a few steps: `none`; `flips`, which leaves every pixel's value alone, for detectors that live on traces of single pixels
+(touchstone-tiny); CNNDetection's (Wang et al. 2020), which UniversalFakeDetect took over: blur, JPEG, crop.
+
+Sources: specs/detectors.md §10, §9b.
+"""
 
 from typing import Self
 
@@ -7,7 +11,36 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms import ops, policy
+from ray_app.transforms import ops
+
+
+class Unchanged(Frozen):
+    """The policy `none`: every image as it was decoded."""
+
+    def __call__(self, sample: ops.ImageSample, rng: np.random.Generator, /) -> ops.ImageSample:
+        """The same sample; draws nothing."""
+        return sample
+
+
+class Flips(Frozen):
+    """Random crop, then one of the eight ways in which a square can lie. No resampling and no codec.
+
+    With `crop` the result is final; without, it keeps its size and goes through the card's preprocessing.
+    """
+
+    crop: int | None = Field(default=None, ge=1, description="side of the square, in pixels; smaller images are mirrored out to it")
+    turns: bool = Field(default=True, description="none to three quarter turns")
+    mirror: bool = Field(default=True, description="left and right change places in half of the images")
+
+    def __call__(self, sample: ops.ImageSample, rng: np.random.Generator, /) -> ops.ImageSample:
+        """Changed as drawn from `rng`."""
+        if self.crop is not None:
+            sample = ops.random_crop(sample, self.crop, rng)._replace(finished=True)
+        if self.turns:
+            sample = ops.quarter_turned(sample, int(rng.integers(4)))
+        if self.mirror and rng.random() < 0.5:
+            sample = ops.mirrored(sample)
+        return sample
 
 
 class CnnDetection(Frozen):
@@ -28,7 +61,7 @@ class CnnDetection(Frozen):
             raise ValueError(f"short_side {self.short_side} has no room for a crop of {self.crop}")
         return self
 
-    def __call__(self, sample: policy.ImageSample, rng: np.random.Generator, /) -> policy.ImageSample:
+    def __call__(self, sample: ops.ImageSample, rng: np.random.Generator, /) -> ops.ImageSample:
         """Changed as drawn from `rng`."""
         sample = ops.with_short_side(sample, self.short_side or self.crop * 256 // 224, ops.Resampling.BILINEAR, rng)
         image = sample.image
