@@ -40,7 +40,7 @@ from ray_app.inference.batch import (
     is_large,
     perturbed,
 )
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
@@ -228,9 +228,9 @@ class BatchDecoder:
         """End the child process and remove the crumb."""
         self.careful.close()
 
-    def decode(self, fetched: Iterable[tuple[int, File | PreparedFile | InputError]]) -> Batch:
+    def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
-        its bytes are let go before the next is asked for. A `PreparedFile` is taken as it is, where the spec has no views.
+        its bytes are let go before the next is asked for. A `PreparedImage` is taken as it is, where the spec has no views.
         """
         ids, outcomes, kept = [], [], []
         sizes: list[Size | None] = []
@@ -238,7 +238,7 @@ class BatchDecoder:
         file: File | None
         prepared: list[PreparedViews | None] = []
         for image_id, data in fetched:
-            if isinstance(data, PreparedFile):
+            if isinstance(data, PreparedImage):
                 (outcome, tensors, image), file = _prepared_elsewhere(data), data.data
             else:
                 (outcome, tensors, image), file = self._one(image_id, data), None if isinstance(data, InputError) else data
@@ -427,10 +427,10 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
 
 
-def _prepared_elsewhere(file: PreparedFile) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+def _prepared_elsewhere(image: PreparedImage) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
     """As `BatchDecoder._one`."""
-    provenance = None if file.image.provenance is None else file.image.provenance.row()
-    return DecodeResult(Status.OK, None, file.image.facts, provenance=provenance), PreparedViews(list(file.image.pixels), []), None
+    provenance = None if image.provenance is None else image.provenance.row()
+    return DecodeResult(Status.OK, None, image.facts, provenance=provenance), PreparedViews(list(image.pixels), []), None
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -49,25 +49,17 @@ _PIXELS = DecodeRequest()
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image, ready for detectors.
+    """One image that a child process has decoded, ready for detectors.
 
     `pixels`: per preprocessing asked for, (height, width, 3) uint8, writable; None where it keeps sizes. `provenance`: what the file
-    says of its origin (see `images.provenance`), None if nothing or not asked. `seconds`: decoding and preparing, in the child.
+    says of its origin (see `images.provenance`), None if nothing or not asked. `seconds`: decoding and preparing, in the child. `data`: the
+    file, where it may be decoded once more.
     """
 
     facts: ImageFileFacts
     pixels: tuple[batch.Pixels | None, ...]
     provenance: Provenance | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class PreparedFile:
-    """A file that a child process has decoded: `image`, with pixels for every preprocessing of a spec, in its order; and `data`, its bytes,
-    where somebody may decode it once more.
-    """
-
-    image: PreparedImage
     data: bytes | None = None
 
 

@@ -25,7 +25,7 @@ from ray_app.images.limits import worst_bytes
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.storage import Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
 from ray_app.storage.http import WEB
 
@@ -35,7 +35,7 @@ _MOST_BATCHES = 8  # that are scored before their results are handed out: a GPU 
 _TEXTS = ("status", "verdict", "predicted_generator", "predicted_prompt")
 _AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16  # of files on other machines that are read before they are wanted
 
-Arriving = Iterator[tuple[int, File | PreparedFile | InputError]]  # numbers are for decoders that know images by one: 0
+Arriving = Iterator[tuple[int, File | PreparedImage | InputError]]  # numbers are for decoders that know images by one: 0
 Sources = list[tuple[str | int | None, Any]]  # the name of each image, and what it can be drawn from
 
 
@@ -127,7 +127,7 @@ class Ensemble:
         return result.Results(stream, tuple(self.spec.cards), given.total)
 
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
-        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early` in a child process (`PreparedFile`),
+        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early` in a child process (`PreparedImage`),
         and why there is nothing of it (InputError). One result each, in order.
         """
         return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
@@ -277,9 +277,9 @@ class ImageInputs:
                     return self._listed(place)
         return image_inputs.ImageSource(name, data, data)
 
-    def read(self, given: Any) -> File | PreparedFile | InputError:
+    def read(self, given: Any) -> File | PreparedImage | InputError:
         """The encoded bytes or the pixels, or why there are none."""
-        if isinstance(given, bytes | PreparedFile | InputError):
+        if isinstance(given, bytes | PreparedImage | InputError):
             return given
         try:
             if isinstance(given, str):

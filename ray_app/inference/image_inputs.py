@@ -12,7 +12,7 @@ from PIL import Image
 
 from ray_app.errors import ConfigError, InputError, Status, describe_error
 from ray_app.inference.batch import File
-from ray_app.inference.decoder_pool import PreparedFile
+from ray_app.inference.decoder_pool import PreparedImage
 from ray_app.storage import Fetcher, strip_secrets
 
 ACCEPTED = (
@@ -24,7 +24,7 @@ _CHANNELS = (1, 3, 4)
 # What Pillow raises where a file behind an image is gone, or is none.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 
-Given = Any  # one of `ACCEPTED` that is one image; for callers of this package also PreparedFile or InputError
+Given = Any  # one of `ACCEPTED` that is one image; for callers of this package also PreparedImage or InputError
 
 
 class UnknownInputError(ConfigError, TypeError):
@@ -92,7 +92,7 @@ def one_image(given: Any, place: int | None, *, keeps: bool) -> ImageSource | No
         return ImageSource(place, given, picture)
     if isinstance(given, Image.Image):
         return ImageSource(getattr(given, "filename", "") or place, given, picture)
-    if isinstance(given, PreparedFile | InputError):
+    if isinstance(given, PreparedImage | InputError):
         return ImageSource(place, given)
     if isinstance(given, Mapping):
         return _of_dict(given, place, keeps=keeps)

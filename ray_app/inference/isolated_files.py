@@ -13,7 +13,7 @@ from ray_app.images.provenance import Provenance, ProvenancePolicy
 from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder import WALL_LIMIT_S
 from ray_app.inference.decoder_child import DecodeRequest
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.inference.small_pictures import square
 from ray_app.inference.spec import ScoringSpec
 
@@ -23,18 +23,22 @@ _MOST_PROCESSES = 4
 
 
 class ReadFile(NamedTuple):
-    """One file: what to score, or why there is nothing; what it says of its origin; and, where these are made, its small picture, a square
-    (side, side, 3) of the whole picture.
+    """One file: what to score, or why there is nothing; and, where these are made, its small picture, a square (side, side, 3) of the whole
+    picture.
     """
 
-    given: PreparedFile | InputError
-    provenance: Provenance | None = None
+    given: PreparedImage | InputError
     picture: Pixels | None = None
 
     @property
     def facts(self) -> ImageFileFacts | None:
         """What is known of the file."""
-        return self.given.image.facts if isinstance(self.given, PreparedFile) else getattr(self.given, "facts", None)
+        return getattr(self.given, "facts", None)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What the file says of its origin."""
+        return self.given.provenance if isinstance(self.given, PreparedImage) else None
 
 
 class IsolatedFiles:
@@ -102,5 +106,5 @@ class IsolatedFiles:
         except InputError as refused:
             return ReadFile(refused)
         count = len(image.pixels) - self._extra
-        prepared = replace(image, pixels=image.pixels[:count])
-        return ReadFile(PreparedFile(prepared, data if self._keeps_files else None), image.provenance, *image.pixels[count:])
+        prepared = replace(image, pixels=image.pixels[:count], data=data if self._keeps_files else None)
+        return ReadFile(prepared, *image.pixels[count:])

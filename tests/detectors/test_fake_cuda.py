@@ -15,7 +15,7 @@ DISTINCT = {
     if not card.replies
 }.values()
 WHOLE = {"siglip2-open-deepfake"}  # the small one takes small images
-# Devices are mixed by the code of a family, for images of one size or as they come: one network of each in every run, the slow test has all.
+# A family's code may mix devices, for images of one size or as they come: one network of each in every run; the slow test has all.
 QUICK = {(CARDS[name].family, CARDS[name].preprocessing.shape is None): name for name in DISTINCT}.values()
 
 
