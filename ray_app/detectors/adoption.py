@@ -46,7 +46,7 @@ class Adoption(NamedTuple):
 
 def known_cards(more: Iterable[DetectorCard] = ()) -> list[DetectorCard]:
     """Every shipped card with its variants, whose files may differ, and further ones."""
-    return [card for base in [*list_cards(), *more] for card in (base, *_variants(base))]
+    return [card for base in [*list_cards(), *more] for card in (base, *(variants_of(base) if ":" not in base.name else ()))]
 
 
 def adopt(places: Iterable[Path], cards: Sequence[DetectorCard], cache_dir: Path | None = None) -> Adoption:
@@ -94,10 +94,6 @@ def adopt_as(name: str, file: Path, cards: Sequence[DetectorCard], cache_dir: Pa
     verify.fits(card, part, file)
     kept = _kept(file, file_sha256(file), part, cache / weights.cached_name(part), Path(part.weights.uri).name)
     return Adoption([kept], [], _lacking(cards, {part.name}, cache))
-
-
-def _variants(card: DetectorCard) -> Iterator[DetectorCard]:
-    return variants_of(card) if card.variants and ":" not in card.name else iter(())
 
 
 def _stated(cards: Iterable[DetectorCard]) -> Mapping[str, list[tuple[WeightSet, str, str]]]:

@@ -50,6 +50,15 @@ def build_network(card: DetectorCard) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def bare_network(card: DetectorCard) -> nn.Module:
+    """The card's network without values, or with random ones where a family from outside needs some while it is built."""
+    try:
+        with torch.device("meta"):
+            return build_network(card)
+    except DetectorError:
+        return build_network(card)
+
+
 def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> nn.Module:
     """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
 

@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
-from torch import nn
 from torch.nn import functional
 
 from ray_app.config import named_configs, read_mapping, validate
 from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
-from ray_app.detectors.detector import Detector, Prediction, build_network, fake_index, load_backbone, log_odds, own_keys
+from ray_app.detectors.detector import Detector, Prediction, bare_network, build_network, fake_index, load_backbone, log_odds, own_keys
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
@@ -46,7 +45,7 @@ class LinearHead:
     """
 
     def __init__(self, card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
-        network = _skeleton(card)
+        network = bare_network(card)
         name, layer = head_of(card.name, network)
         own = weight_files.parts_of(card)[0]
         path = weight_files.resolve_part(own, cache_dir, offline)
@@ -97,7 +96,7 @@ def embedding_facts(
 
 def _width(card: DetectorCard) -> int:
     """Numbers per image, of a network that was tried without values. Raises DetectorError where its head takes no single vector."""
-    network = _skeleton(card)
+    network = bare_network(card)
     _, head = head_of(card.name, network)
     if head.out_features != card.output.logits:
         raise no_embedding(card.name)
@@ -112,18 +111,13 @@ def _width(card: DetectorCard) -> int:
     return head.in_features
 
 
-def _skeleton(card: DetectorCard) -> nn.Module:
-    with torch.device("meta"):
-        return build_network(card)
-
-
 def _body_sha256(card: DetectorCard, cache_dir: Path | None, offline: bool | None) -> str:
     own, *shared = weight_files.parts_of(card)
     path = weight_files.resolve_part(own, cache_dir, offline)
     digests = [weight_files.digest_of(part, weight_files.resolve_part(part, cache_dir, offline)) for part in shared]
     if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
         digests.append(rest)
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return weight_files.digest_of_all(digests)
 
 
 @functools.cache
@@ -133,7 +127,7 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
     `described`: the card as JSON. `file_digest` stands for the content of the file, which is read once per process.
     """
     card = DetectorCard.model_validate_json(described)
-    network = _skeleton(card)
+    network = bare_network(card)
     name, _ = head_of(card.name, network)
     state = own_keys(card, weight_files.read_state_dict(path, card.weights), network)
     body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from PIL import Image
+
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.card_sections import FormulaScore, GoldenScore, formula_image
 from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256
@@ -39,7 +41,9 @@ def verify_detector(card: DetectorCard, images: Path | None = None, cache_dir: P
     that holds the images of published scores under any name. Nothing is downloaded but from the mirror. Raises DetectorError where no
     network can be built of the card.
     """
-    network, sound = _skeleton(card), True
+    from ray_app.detectors.detector import bare_network
+
+    network, sound = bare_network(card), True
     for part in parts_of(card):
         for check in _check_part(card, part, network, cache_dir):
             sound = sound and check.outcome != "failed" and (check.name, check.outcome) != ("present", "skipped")
@@ -52,24 +56,6 @@ def verify_detector(card: DetectorCard, images: Path | None = None, cache_dir: P
         check, detector = _load(card, cache_dir)
         yield check
     yield from _check_golden(card, detector, images)
-
-
-def fits(card: DetectorCard, part: WeightSet, path: Path) -> str:
-    """Read a part's file and compare every key and shape with the card's network; says what was found to fit. Raises DetectorError."""
-    return _compare_keys(card, part, path, _skeleton(card))
-
-
-def _skeleton(card: DetectorCard) -> "nn.Module":
-    """The card's network, without values where it can be built so."""
-    import torch
-
-    from ray_app.detectors.detector import build_network
-
-    try:
-        with torch.device("meta"):
-            return build_network(card)
-    except DetectorError:  # a family from outside may need its values while it is built
-        return build_network(card)
 
 
 def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module", cache_dir: Path | None) -> Iterator[DetectorCheck]:
@@ -91,7 +77,7 @@ def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module", cache
         yield DetectorCheck("keys", "skipped", "not read: a file is not the one that the card means", part.name)
         return
     try:
-        yield DetectorCheck("keys", "ok", _compare_keys(card, part, path, network), part.name)
+        yield DetectorCheck("keys", "ok", fits(card, part, path, network), part.name)
     except DetectorError as error:
         yield DetectorCheck("keys", "failed", error.message, part.name)
 
@@ -105,10 +91,12 @@ def _check_file(part: WeightSet, path: Path, stated: str | None, unverified: str
     return DetectorCheck("sha256", "ok", f"{path} {digest}", part.name)
 
 
-def _compare_keys(card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module") -> str:
-    from ray_app.detectors.detector import BACKBONE, own_keys
+def fits(card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | None" = None) -> str:
+    """Read a part's file and compare every key and shape with the card's network; says what was found to fit. Raises DetectorError."""
+    from ray_app.detectors.detector import BACKBONE, bare_network, own_keys
     from ray_app.detectors.weights import require_fit
 
+    network = bare_network(card) if network is None else network
     if getattr(network, "reads_its_own_weights", False):
         return "not compared: another engine reads these weights"
     state, where = read_state_dict(path, part.weights), f"{part.owner}: {path}"
@@ -163,21 +151,21 @@ def _check_golden(card: DetectorCard, detector: "Detector | None", images: Path 
 
 
 def _replay(detector: "Detector", golden: FormulaScore) -> DetectorCheck:
-    from PIL import Image
-
-    pixels = detector.prepare(Image.fromarray(formula_image(golden.width, golden.height)))
-    score = float(detector.score(pixels[None])[0])
+    score = _score(detector, Image.fromarray(formula_image(golden.width, golden.height)))
     near = abs(score - golden.logit) <= golden.tolerance
     told = f"formula {golden.width} × {golden.height}: log-odds {score:.6f}, the card says {golden.logit:g} within {golden.tolerance:g}"
     return DetectorCheck("golden", "ok" if near else "failed", told)
 
 
+def _score(detector: "Detector", image: Image.Image) -> float:
+    return float(detector.score(detector.prepare(image)[None])[0])
+
+
 def _compare(detector: "Detector", golden: GoldenScore, path: Path) -> DetectorCheck:
     try:
-        pixels = detector.prepare(decode_image(path.read_bytes(), ImageLimits()).pixels)
+        score = _score(detector, decode_image(path.read_bytes(), ImageLimits()).pixels)
     except InputError as error:
         return DetectorCheck("golden", "failed", f"{path}: {error.message}")
-    score = float(detector.score(pixels[None])[0])
     probability = (1 + math.tanh(score / 2)) / 2  # the sigmoid, without overflow
     near = abs(probability - golden.probability) <= golden.tolerance
     message = f"{golden.name}: P(fake) {probability:.4f}, published {golden.probability:.4f}, tolerance {golden.tolerance:g}"

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import urllib.request
@@ -131,8 +132,7 @@ def _put(filesystem: Any, file: Path, path: str) -> None:
 
 def weights_digest(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> str:
     """One SHA-256 for all that a detector's weights hold: the file's own where there is one file. Raises DetectorError."""
-    digests = [digest_of(part, resolve_part(part, cache_dir, offline)) for part in parts_of(card)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return digest_of_all([digest_of(part, resolve_part(part, cache_dir, offline)) for part in parts_of(card)])
 
 
 def stated_digest(card: DetectorCard) -> str | None:
@@ -142,7 +142,12 @@ def stated_digest(card: DetectorCard) -> str | None:
         if weights.sha256 is None or None in weights.beside.values():
             return None
         digests.append(_joined(weights.sha256, weights.beside))
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return digest_of_all(digests)
+
+
+def digest_of_all(lines: Sequence[str]) -> str:
+    """One SHA-256 for several, each a line; the digest itself where it is alone."""
+    return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def with_kept_weights(card: DetectorCard, digest: str, mirrors: Sequence[str]) -> DetectorCard | None:
@@ -172,9 +177,8 @@ def digest_of(part: WeightSet, path: Path) -> str:
 
 
 def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
-    """One digest for a file and those beside it; its own where it is alone."""
-    lines = [f"{name} {stated}" for name, stated in sorted(beside.items())]
-    return hashlib.sha256("\n".join([digest, *lines]).encode()).hexdigest() if lines else digest
+    """One digest for a file and those beside it."""
+    return digest_of_all([digest, *(f"{name} {stated}" for name, stated in sorted(beside.items()))])
 
 
 def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
@@ -268,22 +272,19 @@ def _fetch(part: WeightSet, cache: Path, offline: bool) -> Path:
 def _from_hub(part: WeightSet, cache: Path, offline: bool) -> Path:
     place = HUB_URI.fullmatch(part.weights.uri)
     assert place is not None
-    folder, _, file = place["file"].rpartition("/")
-    for name in part.weights.beside:
-        _hub_file(part, place["repo"], place["revision"], folder, name, cache, offline)
-    path = _hub_file(part, place["repo"], place["revision"], folder, file, cache, offline)
-    if part.weights.config is not None and not offline:
-        _hub_file(part, place["repo"], place["revision"], folder, part.weights.config, cache, offline)
+    file = place["file"].rpartition("/")[2]
+    config = [] if part.weights.config is None or offline else [part.weights.config]
+    *_, path = (_hub_file(part, place, name, cache, offline) for name in (*part.weights.beside, *config, file))
     return path
 
 
-def _hub_file(part: WeightSet, repo: str, revision: str, folder: str, file: str, cache: Path, offline: bool) -> Path:
+def _hub_file(part: WeightSet, place: re.Match[str], file: str, cache: Path, offline: bool) -> Path:
     import huggingface_hub
 
-    hub_cache = None if cache == default_cache() else cache / "hub"
+    folder, hub_cache = place["file"].rpartition("/")[0], None if cache == default_cache() else cache / "hub"
     try:
         fetch = functools.partial(
-            huggingface_hub.hf_hub_download, repo, file, subfolder=folder or None, revision=revision, cache_dir=hub_cache
+            huggingface_hub.hf_hub_download, place["repo"], file, subfolder=folder or None, revision=place["revision"], cache_dir=hub_cache
         )
         try:
             path = fetch(local_files_only=True)
