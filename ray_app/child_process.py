@@ -4,17 +4,21 @@
 
 import fcntl
 import heapq
+import io
 import itertools
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, TypeVar
+
+T = TypeVar("T")
 
 LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
 _PIPE_BYTES = 2**20  # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64 KiB
@@ -73,6 +77,32 @@ class ChildProcess:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         with ChildDeadline(child, limit_s):
             return child.stdout.read(len(ready)) == ready
+
+    def _ask(
+        self, parts: Iterable[bytes | memoryview], limit_s: float, read: "Callable[[io.BufferedReader, ChildDeadline], T]"
+    ) -> "tuple[T | None, ChildDeadline]":
+        """Send a request; what `read` makes of the answer, None where the child ended first, and the deadline that both had.
+
+        `read` raises ValueError for what is no answer: the child is closed, as it is where anything interrupts the exchange.
+        """
+        child, answer = self._child, None
+        assert child is not None
+        assert child.stdin is not None
+        assert isinstance(child.stdout, io.BufferedReader)
+        with ChildDeadline(child, limit_s) as deadline:
+            try:
+                for part in parts:
+                    child.stdin.write(part)
+                child.stdin.flush()
+                answer = read(child.stdout, deadline)
+            except (BrokenPipeError, struct.error):
+                pass
+            except ValueError:
+                self.close()
+            except BaseException:
+                self.close()  # in the middle of an exchange: the next answer would be this one's rest
+                raise
+        return answer, deadline
 
     def _epitaph(self, child: subprocess.Popen[bytes] | None) -> str:
         """How a child ended whose answers did, in words; it is closed."""

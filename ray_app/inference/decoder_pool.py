@@ -9,8 +9,6 @@ import contextlib
 import io
 import os
 import queue
-import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -128,10 +126,10 @@ class DecoderProcess(ChildProcess):
         """
         self.start(wanted)
         child = self._child
-        assert child is not None
+        text = _request_text(wanted)
+        request = (REQUEST.pack(WANTED_SIZE.size + len(text) + len(data)), WANTED_SIZE.pack(len(text)), text, data)
         try:
-            with ChildDeadline(child, self._wall_limit_s) as deadline:
-                answer = self._ask(child, data, wanted, partial(self._admitted, child, deadline, admit))
+            answer, deadline = self._ask(request, self._wall_limit_s, partial(self._answer, data, wanted, admit))
         except _NotAdmitted as not_admitted:
             raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
         if deadline.has_passed:
@@ -145,9 +143,10 @@ class DecoderProcess(ChildProcess):
             raise ImageRefused(facts=report.facts, **dict(report.refused))
         return report, pixels
 
-    def _admitted(self, child: subprocess.Popen[bytes], deadline: "ChildDeadline", admit: Admit, demand: Demand) -> None:
+    def _admitted(self, admit: Admit, demand: Demand, deadline: ChildDeadline) -> None:
         """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
-        assert child.stdin is not None
+        assert self._child is not None
+        assert self._child.stdin is not None
         if demand.pixels > self._limits.max_pixels:
             raise ValueError("beyond the limits")
         deadline.stop()
@@ -158,51 +157,40 @@ class DecoderProcess(ChildProcess):
         except InputError as reason:
             raise _NotAdmitted(reason) from None
         deadline.start(self._wall_limit_s * demand.patience)
-        child.stdin.write(READY)
-        child.stdin.flush()
+        self._child.stdin.write(READY)
+        self._child.stdin.flush()
 
-    def _ask(self, child: subprocess.Popen[bytes], data: bytes, wanted: DecodeRequest, admitted: Admit) -> tuple[Report, bytearray] | None:
-        """The answer; None if the child died before it was complete, or if it is no answer to this. Raises what `admitted` raises."""
-        requests, answers = child.stdin, child.stdout
-        assert requests is not None
-        assert isinstance(answers, io.BufferedReader)
-        try:
-            text = _request_text(wanted)
-            for part in (REQUEST.pack(WANTED_SIZE.size + len(text) + len(data)), WANTED_SIZE.pack(len(text)), text, data):
-                requests.write(part)
-            requests.flush()
+    def _answer(
+        self, data: bytes, wanted: DecodeRequest, admit: Admit, answers: io.BufferedReader, deadline: ChildDeadline
+    ) -> tuple[Report, bytearray] | None:
+        """The answer; None if the child died before it was complete. Raises ValueError if it is no answer to this."""
+        report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
+        if report_size == 0:
+            self._admitted(admit, Demand(*DEMAND.unpack(answers.read(DEMAND.size))), deadline)
             report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
-            if report_size == 0:
-                admitted(Demand(*DEMAND.unpack(answers.read(DEMAND.size))))
-                report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
-            if report_size > MOST_REPORT_BYTES:
-                raise ValueError("too many words")
-            text = answers.read(report_size)
-            if len(text) < report_size:
-                return None
-            report = self._believed(text, data)
-            expected = 0 if report.refused is not None else _pixel_bytes(wanted, report.facts)
-            if pixels_size != expected:
-                raise ValueError("other pixels than the report's")
-            pixels = bytearray(expected)
-            return (report, pixels) if answers.readinto(pixels) == expected else None
-        except (BrokenPipeError, struct.error):
+        if report_size > MOST_REPORT_BYTES:
+            raise ValueError("too many words")
+        text = answers.read(report_size)
+        if len(text) < report_size:
             return None
-        except (ValueError, InputError):
-            self.close()
-            return None
-        except BaseException:
-            self.close()  # interrupted in the middle of an exchange: the next answer would be this one's rest
-            raise
+        report = self._believed(text, data)
+        expected = 0 if report.refused is not None else _pixel_bytes(wanted, report.facts)
+        if pixels_size != expected:
+            raise ValueError("other pixels than the report's")
+        pixels = bytearray(expected)
+        return (report, pixels) if answers.readinto(pixels) == expected else None
 
     def _believed(self, text: bytes, data: bytes) -> Report:
-        """A report that can be one about this file. Raises ValueError or InputError."""
+        """A report that can be one about this file. Raises ValueError."""
         report = Report.model_validate_json(text)
         facts, known = report.facts, inspect_bytes(data)
         if (facts.sha256, facts.format) != (known.sha256, known.format) or facts.flags != tuple(sorted(FLAG_MEANING.keys() & facts.flags)):
             raise ValueError("facts of another file")
         if report.refused is None:
-            self._limits.check_size(*_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format)  # the preview in it
+            try:
+                self._limits.check_size(*_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format)  # the preview in it
+            except InputError as beyond:
+                raise ValueError(str(beyond)) from None
         return report
 
 

@@ -11,6 +11,7 @@ _TOWER = {"tower": {"quick_gelu": True, **TOWER}}
 NARROW = {
     "aide": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "corvi2023": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "drct-convnext-b": {"width": 32, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
     "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
@@ -39,4 +40,5 @@ def small(name):
         return small_frozen(card)
     if card.family in NARROW_BACKBONES:
         return with_tower(card, **NARROW_BACKBONES[card.family])
-    return with_arguments(card, NARROW[name]) if name in NARROW else card
+    base = name.partition(":")[0]
+    return with_arguments(card, NARROW[base]) if base in NARROW else card

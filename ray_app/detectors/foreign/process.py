@@ -8,7 +8,6 @@ import functools
 import json
 import math
 import os
-import struct
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.child_process import ChildDeadline, ChildProcess
+from ray_app.child_process import ChildProcess
 from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.card_sections import ForeignSettings
@@ -70,7 +69,7 @@ class ForeignProcess(ChildProcess):
         with self._lock, tempfile.TemporaryFile() as words:
             self._start(words)
             wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline()}
-            answer = self._ask(wanted, (), 0, self._settings.start_limit_s)
+            answer = self._asked(wanted, (), 0, self._settings.start_limit_s)
             if isinstance(answer, str):
                 raise DetectorError(f"{self._card.name}: its process {answer}{_last_of(words)}", hint=self._how_to_see())
             said = answer[0]
@@ -103,7 +102,7 @@ class ForeignProcess(ChildProcess):
             self.open()
         limit_s = self._settings.limit_s
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        answer = self._ask({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], len(images), limit_s)
+        answer = self._asked({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], len(images), limit_s)
         if isinstance(answer, str):
             return f"its process {answer}"
         said, numbers = answer
@@ -128,29 +127,14 @@ class ForeignProcess(ChildProcess):
             end = self._epitaph(self._child)
             raise DetectorError(f"{self._card.name}: {settings.python} {end}{_last_of(words)}", hint=self._how_to_see())
 
-    def _ask(
+    def _asked(
         self, wanted: Mapping[str, Any], blobs: Sequence[bytes | memoryview], count: int, limit_s: float
     ) -> tuple[dict[str, Any], list[float]] | str:
         """What the child says and its numbers, one per image; or, in words, how it ended."""
-        running = self._child
-        assert running is not None
-        assert running.stdin is not None
-        assert running.stdout is not None
-        text, answer = json.dumps({**wanted, "limit_s": limit_s}).encode(), None
+        running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
         length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
-        try:
-            with ChildDeadline(running, limit_s) as deadline:
-                for part in (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs):
-                    running.stdin.write(part)
-                running.stdin.flush()
-                answer = _believed(running.stdout, count)
-        except (BrokenPipeError, struct.error):
-            pass
-        except ValueError:
-            self.close()
-        except BaseException:
-            self.close()  # interrupted in the middle: the next answer would be this one's rest
-            raise
+        request = (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs)
+        answer, deadline = self._ask(request, limit_s, lambda answers, _: _believed(answers, count))
         if deadline.has_passed:
             self.close()
             return f"took longer than {limit_s:g} s"
@@ -166,7 +150,7 @@ def require_startable(card: DetectorCard) -> None:
     """Whether the card's interpreter runs here and has the package; loads neither it nor weights. Raises DetectorError with a hint."""
     with ForeignProcess(card, None) as process, tempfile.TemporaryFile() as words:
         process._start(words)
-        answer = process._ask({**_named(card), "probe": True}, (), 0, _READY_S)
+        answer = process._asked({**_named(card), "probe": True}, (), 0, _READY_S)
         if isinstance(answer, str):
             raise DetectorError(f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see())
         if "error" in answer[0]:
