@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ray_app.detectors.families.resnet import bottleneck_stages
+from ray_app.detectors.families.resnet import ResNetBody
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -60,25 +60,16 @@ def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.movedim(1, -1)[images, rows[..., :, None], across[..., None, :]].movedim(-1, 2)
 
 
-class NoiseNet(nn.Module):
+class NoiseNet(ResNetBody):
     """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`). `fc` stands in files, and nothing reads it."""
 
     def __init__(self, layers: Sequence[int], channels: Sequence[int]) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(30, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64)
-        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
-        self.stages = tuple(dict(bottleneck_stages(layers, channels)).items())
-        for name, stage in self.stages:
-            self.add_module(name, stage)
+        super().__init__(layers, channels, given=30)
         self.fc = nn.Linear(4 * channels[-1], 1000)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """The features' mean; see the class for shapes."""
-        features = self.maxpool(self.act1(self.bn1(self.conv1(maps))))
-        for name, _ in self.stages:
-            features = self.get_submodule(name)(features)
-        mean: torch.Tensor = features.mean(dim=(-2, -1))
-        return mean
+        return self.features(maps).mean(dim=(-2, -1))
 
 
 class Aide(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from ray_app.detectors.families.residual import Tiling, feature_map, mean_features, require_tile
-from ray_app.detectors.families.resnet import bottleneck_stages
+from ray_app.detectors.families.resnet import ResNetBody
 
 _HALVING = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2.0")
 
@@ -21,7 +21,7 @@ STRIDE = 8  # layer2, layer3 and layer4 halve the map
 TILE = {"cpu": 320, "cuda": 1536}
 
 
-class Corvi(nn.Module):
+class Corvi(ResNetBody):
     """ResNet with stride 1 in `conv1` and `maxpool`; the mean of its features; one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised. Output: (N, 1), log-odds of fake. Images larger than a tile go through in
@@ -32,32 +32,23 @@ class Corvi(nn.Module):
     def __init__(
         self, layers: Sequence[int] = (3, 4, 6, 3), channels: Sequence[int] = (64, 128, 256, 512), *, tile: int | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(layers, channels, stride=1)
         if tile is not None:
             require_tile(tile, STRIDE)
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, kernel_size=7, stride=1, padding=3, bias=False), nn.BatchNorm2d(64)
-        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=1, padding=1)
-        for name, stage in bottleneck_stages(layers, channels):
-            self.add_module(name, stage)
         self.fc = nn.Linear(4 * channels[-1], 1)
         self.tile, self.layers = tile, tuple(layers)
 
-    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) → (N, channels, ⌈H/8⌉, ⌈W/8⌉)."""
         # layer1's maps are as large as the image and 256 deep, but see only 7 px around: up to the block that halves them they are made
         # in tiles of their own, of which even a window's halo makes more than one.
         halo = _whole(receptive_radius((self.layers[0], 1)), 2)
         rest = [*(f"layer2.{block}" for block in range(1, self.layers[1])), "layer3", "layer4"]
-        return self._through(rest, feature_map(partial(self._through, _HALVING), pixels, Tiling(self._tile(pixels), 2, halo)))
-
-    def _through(self, names: Sequence[str], features: torch.Tensor) -> torch.Tensor:
-        for name in names:
-            features = self.get_submodule(name)(features)
-        return features
+        return self.through(rest, feature_map(partial(self.through, _HALVING), pixels, Tiling(self._tile(pixels), 2, halo)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
-        logits: torch.Tensor = self.fc(mean_features(self.forward_features, pixels, self._tiling(pixels)))
+        logits: torch.Tensor = self.fc(mean_features(self.features, pixels, self._tiling(pixels)))
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -65,7 +56,7 @@ class Corvi(nn.Module):
         return feature_map(self._logits, pixels, self._tiling(pixels))
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(self.forward_features(pixels).float(), self.fc.weight[:, :, None, None], self.fc.bias)
+        return functional.conv2d(self.features(pixels).float(), self.fc.weight[:, :, None, None], self.fc.bias)
 
     def _tiling(self, pixels: torch.Tensor) -> Tiling:
         return Tiling(self._tile(pixels), STRIDE, _whole(receptive_radius(self.layers), STRIDE))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ray_app.detectors.families.resnet import bottleneck_stages
+from ray_app.detectors.families.resnet import HALF, bottleneck_stages
 
 _SPACE, _CHANNELS = (-2, -1), (1,)
 
@@ -64,7 +64,7 @@ class FreqNet(nn.Module):
             self.add_module(f"realconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
             self.add_module(f"imagconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        for name, stage in bottleneck_stages((3, 4), (64, 128)):
+        for name, stage in bottleneck_stages(*HALF):
             self.add_module(name, stage)
         self.fc1 = nn.Linear(512, 1)
 

@@ -12,30 +12,8 @@ from torch import nn
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.npr import Residual, residual_of
+from ray_app.detectors.families.resnet import BottleneckBlock
 from ray_app.errors import DetectorError
-
-
-class PatchBottleneck(nn.Module):
-    """1 × 1, `kernel` × `kernel` without padding, 1 × 1; the shortcut loses the lines at the bottom and right that the middle one ate."""
-
-    def __init__(self, channels: int, width: int, *, kernel: int, stride: int, widen: bool) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, kernel, stride=stride, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        shortcut = (nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width))
-        self.downsample = nn.Sequential(*shortcut) if widen else None
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, channels, H, W) → (N, 4 × width, fewer rows, fewer columns)."""
-        shortcut = features if self.downsample is None else self.downsample(features)
-        features = self.relu(self.bn1(self.conv1(features)))
-        features = self.relu(self.bn2(self.conv2(features)))
-        features = self.bn3(self.conv3(features))
-        features += shortcut[..., : features.shape[-2], : features.shape[-1]]
-        result: torch.Tensor = self.relu(features)
-        return result
 
 
 class PatchNetwork(nn.Module):
@@ -74,9 +52,9 @@ class LaDeDa9(PatchNetwork):
         channels = width
         for stage, blocks in enumerate(layers):
             planes, kernel, stride = width * 2**stage, 3 if stage < 2 else 1, 2 if stage < 3 else 1
-            first = PatchBottleneck(channels, planes, kernel=kernel, stride=stride, widen=True)
+            first = BottleneckBlock(channels, planes, stride, kernel=kernel, padding=0)
             channels = 4 * planes
-            rest = (PatchBottleneck(channels, planes, kernel=1, stride=1, widen=False) for _ in range(blocks - 1))
+            rest = (BottleneckBlock(channels, planes, kernel=1, padding=0) for _ in range(blocks - 1))
             self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
         self.stages = tuple(f"layer{stage + 1}" for stage in range(len(layers)))
         self.fc = nn.Linear(channels, 1)

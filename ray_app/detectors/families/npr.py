@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as functional
+from torch import nn
 
 from ray_app.detectors.families.residual import Tiling, mean_features, require_tile
-from ray_app.detectors.families.resnet import HalfResNet
+from ray_app.detectors.families.resnet import HALF, ResNetBody
 
 Residual = Literal["npr", "raw", "x_grad", "y_grad", "left_diag", "right_diag"]
 
@@ -46,7 +47,7 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
         return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
 
 
-class Npr(HalfResNet):
+class Npr(ResNetBody):
     """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px leaves nothing to
@@ -55,8 +56,9 @@ class Npr(HalfResNet):
     """
 
     def __init__(self, *, tile: int = 1536) -> None:
-        super().__init__(logits=1)
+        super().__init__(*HALF, kernel=3)
         require_tile(tile, STRIDE)
+        self.fc1 = nn.Linear(512, 1)
         self.tiling = Tiling(tile, STRIDE, HALO)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

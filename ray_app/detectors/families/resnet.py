@@ -1,5 +1,4 @@
-"""The body of a ResNet of bottlenecks in plain torch (`bottleneck_stages`), under torchvision's names of tensors; `HalfResNet`: the first
-half of a ResNet-50.
+"""A ResNet of bottlenecks in plain torch, under torchvision's names of tensors: its body (`ResNetBody`), its stages, its blocks.
 
 timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al., CVPR 2016 (arXiv 1512.03385), the stride
 on the 3 × 3 convolution.
@@ -12,13 +11,16 @@ from torch import nn
 
 
 class BottleneckBlock(nn.Module):
-    """1 × 1, 3 × 3 with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+    """1 × 1, `kernel` × `kernel` with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉).
 
-    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+    Without `padding` the map is smaller, and the shortcut loses as many lines at the bottom and right.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1, *, kernel: int = 3, padding: int = 1) -> None:
         super().__init__()
         out = 4 * width
         self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, kernel, stride, padding=padding, bias=False), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
         self.act = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
@@ -31,7 +33,7 @@ class BottleneckBlock(nn.Module):
         features = self.act(self.bn1(self.conv1(features)))
         features = self.act(self.bn2(self.conv2(features)))
         features = self.bn3(self.conv3(features))
-        features += shortcut
+        features += shortcut[..., : features.shape[-2], : features.shape[-1]]
         result: torch.Tensor = self.act(features)
         return result
 
@@ -48,20 +50,37 @@ def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int 
         yield f"layer{stage + 1}", nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1)))
 
 
-class HalfResNet(nn.Module):
-    """A 3 × 3 stem, ResNet-50's layer1 and layer2 (`features`), and a linear layer of `logits` numbers (`fc1`) for their mean."""
+class ResNetBody(nn.Module):
+    """A stem of 64 channels and stages (see `bottleneck_stages`), by default those of a ResNet-50.
 
-    def __init__(self, logits: int) -> None:
+    `stride`: of the stem's convolution (`kernel` × `kernel` px, of `given` maps) and of its pooling.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        channels: Sequence[int] = (64, 128, 256, 512),
+        *,
+        given: int = 3,
+        kernel: int = 7,
+        stride: int = 2,
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
-        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
-        for name, stage in bottleneck_stages((3, 4), (64, 128)):
+        self.conv1, self.bn1 = nn.Conv2d(given, 64, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(64)
+        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride, padding=1)
+        for name, stage in bottleneck_stages(layers, channels):
             self.add_module(name, stage)
-        self.fc1 = nn.Linear(512, logits)
+        self.parts = ("conv1", "bn1", "act1", "maxpool", *(f"layer{stage + 1}" for stage in range(len(layers))))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) → (N, 512, ⌈H/8⌉, ⌈W/8⌉)."""
-        features = pixels
-        for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2"):
+        """(N, given, H, W) → (N, 4 × the last of `channels`, rows, columns)."""
+        return self.through(self.parts, pixels)
+
+    def through(self, parts: Sequence[str], features: torch.Tensor) -> torch.Tensor:
+        """What some parts of it, one after another, make of features."""
+        for name in parts:
             features = self.get_submodule(name)(features)
         return features
+
+
+HALF = ((3, 4), (64, 128))  # the first half of a ResNet-50: `layers` and `channels`

@@ -5,8 +5,9 @@ Under the authors' key names. Source: Li et al., KDD 2025 (arXiv 2408.06741).
 
 import torch
 import torch.nn.functional as functional
+from torch import nn
 
-from ray_app.detectors.families.resnet import HalfResNet
+from ray_app.detectors.families.resnet import HALF, ResNetBody
 
 _BORDER = 2  # of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three where the side is odd
 
@@ -30,14 +31,15 @@ def _mirrored(side: int, device: torch.device) -> torch.Tensor:
     return torch.where(at < side, at, 2 * side - 1 - at)
 
 
-class Wavelet(HalfResNet):
+class Wavelet(ResNetBody):
     """Diagonal detail brought back to the image's size, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, two logits: real, fake.
 
     Input: (N, 3, H, W) of any size, colours from 0 to 1. Output: (N, 2).
     """
 
     def __init__(self) -> None:
-        super().__init__(logits=2)
+        super().__init__(*HALF, kernel=3)
+        self.fc1 = nn.Linear(512, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
