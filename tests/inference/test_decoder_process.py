@@ -158,7 +158,7 @@ def test_a_child_that_cannot_start_is_the_systems_fault(monkeypatch):
         decoder.decode(factory.jpeg())
     assert caught.value.hint
     assert not isinstance(caught.value, ImageRefused)
-    monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
+    monkeypatch.setattr("ray_app.child_process.subprocess.Popen", no_process)
     with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
         DecoderProcess(LIMITS).decode(factory.jpeg())
 
