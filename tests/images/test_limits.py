@@ -66,7 +66,7 @@ MODES = {
     "gif": ("P", "GIF", {}),
     "bmp": ("RGB", "BMP", {}),
     "avif": ("RGB", "AVIF", {"speed": 10}),
-    "heic": ("RGB", "HEIF", {}),
+    "heic": ("RGB", "HEIF", {"enc_params": {"preset": "ultrafast"}}),
     "jpeg2000": ("RGB", "JPEG2000", {"quality_mode": "rates", "quality_layers": [30]}),
     "jxl": ("RGB", "JXL", {"distance": 1, "effort": 2}),
     "jxl_16_alpha": ("RGBA;16", "JXL", {"lossless": True, "effort": 1}),
