@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_app import __version__
-from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
+from ray_app.cli import options
+from ray_app.cli.options import ENSEMBLE
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
@@ -32,11 +33,9 @@ _TILE, _ALONE = (320, 40_000), (960, 150_000)  # of a picture among others, and 
 @click.command()
 @click.argument("images", nargs=-1, metavar="IMAGE…")
 @click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
-@click.option(
-    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
-)
+@options.detectors_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
-@licence_option
+@options.licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
 @click.option("--html", metavar="FILE", help="Also write a page to FILE (.html): a report on one picture, or a tile for each.")

@@ -2,13 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import accepted_by, as_json, configured, overrides
+from ray_app.cli import options
 
 if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
@@ -16,14 +16,9 @@ if TYPE_CHECKING:
 _MOST_LINES = 40
 
 
-def _print(document: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], Iterable[str]], as_json: bool) -> None:
-    """A finished job's document: as JSON, or in lines for people."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(document)))
-
-
 @click.command("filter")
 @click.argument("run", metavar="RUN")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+@options.out_option
 @click.option(
     "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
 )
@@ -33,10 +28,10 @@ def _print(document: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], Ite
     type=click.Choice(["fake", "abstain", "failed"]),
     help="Which verdicts are dropped; repeatable.  [default: fake]",
 )
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
-@click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
-@overrides
-@as_json
+@options.shard_option
+@options.retry_shards_option
+@options.overrides
+@options.as_json
 def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Write the archive again without the flagged files.
 
@@ -51,23 +46,23 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
     from ray_app.datajobs.shards.filter import filter_run
     from ray_app.datajobs.shards.run import filter_lines
 
-    summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
-    _print(summary, filter_lines, as_json)
+    summary = filter_run(options.configured("filter", None, FilterConfig, given, assignments), retry=retry)
+    options.echo_document(summary, filter_lines(summary), as_json)
     return 0
 
 
 @click.command()
 @click.argument("source", nargs=-1)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+@options.out_option
 @click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
+@options.shard_option
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
+@options.include_option
+@options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many files.")
-@click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
-@overrides
-@as_json
+@options.retry_shards_option
+@options.overrides
+@options.as_json
 def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Pack many small files into shards, bytes untouched.
 
@@ -81,8 +76,8 @@ def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_
     from ray_app.datajobs.shards import PackConfig
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
 
-    summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
-    _print(summary, pack_lines, as_json)
+    summary = pack_archive(options.configured("pack", config_file, PackConfig, given, assignments), retry=retry)
+    options.echo_document(summary, pack_lines(summary), as_json)
     return 0
 
 
@@ -97,7 +92,7 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 
 @click.command()
 @click.argument("meta", required=False)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+@options.out_option
 @click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
 @click.option("--save_dir", metavar="DIR", help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.")
 @click.option("--form", type=click.Choice(["files", "parquet", "webdataset"]), help="Files named after ids, or shards.  [default: files]")
@@ -108,8 +103,8 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 @click.option("--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones.")
 @click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Fetch again the urls that ended with these statuses.")
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a collection.")
-@overrides
-@as_json
+@options.overrides
+@options.as_json
 def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Fetch images that a list names by url, restartably.
 
@@ -126,11 +121,11 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     from ray_app.datajobs.download.run import collect as run_collect
     from ray_app.datajobs.download.run import collect_lines
 
-    config = configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
+    config = options.configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
     if not (config.politeness.contact or config.politeness.user_agent):
         click.echo("no --contact: the owners of the hosts cannot reach you, and may refuse you for that", err=True)
     summary = run_collect(config, retry=retry)
-    _print(summary, collect_lines, as_json)
+    options.echo_document(summary, collect_lines(summary), as_json)
     return 0
 
 
@@ -151,12 +146,12 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
         return ()
     from ray_app.datajobs.generate.config import accept
 
-    return accepted_by(accept, names)
+    return options.accepted_by(accept, names)
 
 
 @click.command()
 @click.argument("config_file", metavar="CONFIG")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+@options.out_option
 @click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet or an index; for inpainting a table of images.")
 @click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")
 @click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
@@ -166,8 +161,8 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 @click.option("--retry", is_flag=True, help="Make again the blocks in which images failed.")
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
               help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
-@overrides
-@as_json
+@options.overrides
+@options.as_json
 def generate(config_file: str, like: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Make labelled images with a diffusion pipeline.
 
@@ -184,7 +179,7 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     if like is not None:
         assignments = (f"like.source={json.dumps(like)}", *assignments)
     finished = generate_images(_config(config_file, given, assignments), retry=retry)
-    _print(finished.summary, generate_lines, as_json)
+    options.echo_document(finished.summary, generate_lines(finished.summary), as_json)
     return finished.exit_code
 
 
@@ -194,7 +189,9 @@ def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> 
     from ray_app.datajobs.generate import GenerateConfig
 
     is_card = "diffusers_class" in read_mapping(find_config("generate", named))
-    return configured("generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments)
+    return options.configured(
+        "generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments
+    )
 
 
 def _comma_separated(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -231,7 +228,7 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]")
 @click.option("--check", is_flag=True, help="Only report what the splits of INDEX share; exit code 2 if they share anything.")
-@as_json
+@options.as_json
 def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     """Divide an index into train, validation and test.
 
@@ -252,12 +249,12 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
 
     if check:
         found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
-        _print(found, lambda found: map(visible, _checked(found)), as_json)
+        options.echo_document(found, map(visible, _checked(found)), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone data split INDEX --out DIR")
-    document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
-    _print(document, lambda document: map(visible, _split_lines(document, given["out"])), as_json)
+    document = split_index(options.configured("split", None, SplitConfig, {"at": at, **given}, ()))
+    options.echo_document(document, map(visible, _split_lines(document, given["out"])), as_json)
     return ExitCode.DONE
 
 
@@ -314,15 +311,15 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 @click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
 @click.option("--layout", metavar="NAME", help="How the source states its labels; see below.  [default: columns]")
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
+@options.include_option
+@options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
 @click.option(
     "--hash", "hashes", metavar="sha256,phash", callback=_comma_separated, help="Compute these, to find leakage: reads every image."
 )
 @click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones.")
-@overrides
-@as_json
+@options.overrides
+@options.as_json
 def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """List images with their labels, for training and evaluation.
 
@@ -345,11 +342,11 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     from ray_app.errors import ConfigError
     from ray_app.storage import Store
 
-    source = configured("index", None, DatasetSource, given, assignments)
+    source = options.configured("index", None, DatasetSource, given, assignments)
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
     info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
-    _print(asdict(info), lambda _: _index_lines(info), as_json)
+    options.echo_document(asdict(info), _index_lines(info), as_json)
     if complete and not info.agrees:
         message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
         raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import DETECTOR, as_json, licence_option, shown
+from ray_app.cli import options
+from ray_app.cli.options import DETECTOR
 from ray_app.errors import DetectorError, ExitCode
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
 @mirror_option
-@licence_option
-@as_json
+@options.licence_option
+@options.as_json
 def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
     """Fetch published weights, and check their SHA-256.
 
@@ -169,7 +170,7 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
     help="FILE is the weights of this detector or backbone, whose card states no SHA-256; or the name of a new card.",
 )
 @_foreign_options
-@as_json
+@options.as_json
 def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None, as_json: bool, **given: Any) -> int:
     """Take in weights, or a detector of another package.
 
@@ -203,10 +204,7 @@ def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None
         done = adoption.adopt_as(part, files[0], cards)
     else:
         done = adoption.adopt(files, cards)
-    if as_json:
-        click.echo(json.dumps(_adoption_facts(done), indent=2))
-    else:
-        click.echo("\n".join(_adoption_lines(done)))
+    options.echo_document(_adoption_facts(done), _adoption_lines(done), as_json)
     if not done.adopted:
         raise DetectorError(
             "no file here is one that a detector's card names",
@@ -278,7 +276,7 @@ def _report(failed: Sequence[DetectorError]) -> int:
 
 
 @click.command("list")
-@as_json
+@options.as_json
 def list_detectors(as_json: bool) -> int:
     """List shipped detectors and those that you added.
 
@@ -298,10 +296,7 @@ def list_detectors(as_json: bool) -> int:
 
     added = [load_card(path) for name, path in added_configs("detectors").items() if name not in named_configs("detectors")]
     entries = [_entry(card) for card in [*list_cards(), *added]]
-    if as_json:
-        click.echo(json.dumps([entry.facts() for entry in entries], indent=2, ensure_ascii=False))
-    else:
-        click.echo(zoo_table(entries, _columns()))
+    options.echo_document([entry.facts() for entry in entries], [zoo_table(entries, _columns())], as_json)
     return 0
 
 
@@ -317,7 +312,7 @@ def _entry(card: "DetectorCard") -> "ZooEntry":
 @click.command("show")
 @click.argument("name", type=DETECTOR, metavar="NAME|PATH")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the card as YAML, as a card of your own could begin.")
-@as_json
+@options.as_json
 def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     """Show the card of one detector as a page.
 
@@ -329,33 +324,28 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
     """
     from ray_app.attribution.cards import profile_card
-    from ray_app.detectors import licences, load_card, weights
-    from ray_app.reports.card import Here, card_page
+    from ray_app.detectors import load_card
 
-    if (profile := profile_card(name)) is not None:
-        _show_profile_card(profile, as_yaml=as_yaml, as_json=as_json)
+    card = profile_card(name) or load_card(name)
+    if as_yaml and not as_json:
+        click.echo(options.shown(card), nl=False)
         return 0
-    card = load_card(name)
-    if as_json:
-        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
-    elif as_yaml:
-        click.echo(shown(card), nl=False)
-    else:
-        here = Here(licences.is_accepted(card), {part.weights.uri: weights.located(part) for part in weights.parts_of(card)})
-        click.echo(card_page(card, here, min(_columns(), _WIDEST_PAGE)))
+    options.echo_document(card.model_dump(mode="json"), [_page(card, min(_columns(), _WIDEST_PAGE))], as_json)
     return 0
 
 
-def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool, as_json: bool) -> None:
-    from ray_app.detectors import weights
+def _page(card: "DetectorCard | IdentifierCard | DescriberCard", width: int) -> str:
+    from ray_app.detectors import DetectorCard, licences, weights
     from ray_app.reports.attribution import profile_page
+    from ray_app.reports.card import Here, card_page
 
-    if as_json:
-        click.echo(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
-    elif as_yaml:
-        click.echo(shown(card), nl=False)
-    else:
-        click.echo(profile_page(card, {part.weights.uri: weights.located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
+    parts = weights.parts_of(card) if isinstance(card, DetectorCard) else card.parts
+    files = {part.weights.uri: weights.located(part) for part in parts}
+    return (
+        card_page(card, Here(licences.is_accepted(card), files), width)
+        if isinstance(card, DetectorCard)
+        else profile_page(card, files, width)
+    )
 
 
 def _columns() -> int:
@@ -367,8 +357,8 @@ def _columns() -> int:
 @click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Holds the images of the published scores, under any name.")  # fmt: skip
 @mirror_option
-@licence_option
-@as_json
+@options.licence_option
+@options.as_json
 def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
     """Check that a detector here is the published one.
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
+from ray_app.cli import options
+from ray_app.cli.options import DETECTOR, ENSEMBLE
 
 
 @click.command()
@@ -42,7 +43,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
     metavar="NAME|PATH",
     help="Load this detector too, for requests that name it; it has no part in verdicts. Repeatable.",
 )
-@licence_option
+@options.licence_option
 @click.option(
     "--set",
     "assignments",

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import click
 
-from ray_app.cli.options import DETECTOR, ENSEMBLE, PROTOCOL, as_json, configured, licence_option, local_folder, overrides
+from ray_app.cli import options
+from ray_app.cli.options import ENSEMBLE, PROTOCOL
 
 _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb")
 
@@ -27,28 +28,25 @@ _OF_WHAT = click.option(
 @click.option("--out", metavar="DIR", help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.")
 @click.option("--protocol", type=PROTOCOL, metavar="NAME|PATH", help="Evaluate as a paper did; its published figures stand beside ours.")
 @click.option("--layout", metavar="NAME", help="How the source states its labels; touchstone data index --help lists the layouts.")
+@options.key_option
+@options.split_option
 @click.option(
-    "--key",
-    type=click.Choice(["image_id", "sha256", "uri"]),
-    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+    "--ensemble",
+    type=ENSEMBLE,
+    metavar="NAME|PATH",
+    help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]",
 )
-@click.option("--split", metavar="NAME", help="Only labels of this split.")
-@click.option(
-    "--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]"
-)
-@click.option(
-    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
-)
+@options.detectors_option
 @click.option("--perturb", multiple=True, metavar="NAME", help="Score perturbed images too: a list by name, or jpeg:75; repeatable.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
+@options.include_option
+@options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
 @_OF_WHAT
 @click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
-@licence_option
-@overrides
-@as_json
+@options.licence_option
+@options.overrides
+@options.as_json
 def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, fragility: str | None, **given: Any) -> int:
     """Measure how well detectors tell fake images from real ones.
 
@@ -72,12 +70,12 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
 
     scoring = {name: given.pop(name) for name in _OF_SCORING} | {"accept_licences": accepted}
     scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
-    config = configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments)
+    config = options.configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments)
     evaluated = run_evaluation(config)
     document = evaluated.document
     if fragility is not None:
-        (local_folder(Path(fragility).parent) / Path(fragility).name).write_text(fragility_yaml(document), encoding="utf-8")
-    click.echo(json.dumps(document.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
+        (options.local_folder(Path(fragility).parent) / Path(fragility).name).write_text(fragility_yaml(document), encoding="utf-8")
+    options.echo_document(document.written(), evaluation_lines(document), as_json)
     click.echo(f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)", err=as_json)
     return evaluated.exit_code
 
@@ -93,7 +91,7 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
 )
 @_OF_WHAT
 @click.option("--out", metavar="DIR", help="Local folder for comparison.html and comparison.json.")
-@as_json
+@options.as_json
 def compare(
     run_a: str,
     run_b: str,
@@ -116,7 +114,7 @@ def compare(
     from ray_app.evaluation.compare.compare import compare as compare_runs
     from ray_app.reports.compare import comparison_lines, render_comparison
 
-    folder: Path | None = local_folder(out) if out else None
+    folder: Path | None = options.local_folder(out) if out else None
     document = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     click.echo(text if as_json else "\n".join(comparison_lines(document)))
@@ -130,7 +128,7 @@ def compare(
 @click.command()
 @click.argument("evaluations", metavar="RUN…", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE.html", help="Where the page goes; any fsspec URL.")
-@as_json
+@options.as_json
 def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
     """Rank systems that were measured on the same images.
 
@@ -160,8 +158,7 @@ def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
         raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
     Store.open(folder or slash or ".").write(name, page.encode())
     width = shutil.get_terminal_size((120, 24)).columns
-    lines = [json.dumps(leaderboard_document(documents), indent=1, ensure_ascii=False)] if as_json else leaderboard_lines(documents, width)
-    click.echo("\n".join(lines))
+    options.echo_document(leaderboard_document(documents), leaderboard_lines(documents, width), as_json)
     click.echo(f"page: {strip_secrets(out)}", err=as_json)
     return 0
 

@@ -1,10 +1,8 @@
 """Commands on the images of a run: `gallery`, `masks`."""
 
-import json
-
 import click
 
-from ray_app.cli.options import as_json, local_folder
+from ray_app.cli import options
 
 
 @click.command()
@@ -14,7 +12,7 @@ from ray_app.cli.options import as_json, local_folder
 @click.option("--generator", metavar="NAME", help="Only images attributed to this generator or family; `unknown`: to none that is known.")
 @click.option("--most", type=click.IntRange(min=1), metavar="N", help="Only the N highest scores of these.")
 @click.option("--per-page", type=click.IntRange(1, 1000), default=60, show_default=True, help="Images on one page.")
-@as_json
+@options.as_json
 def gallery(run: str, out: str, verdict: str | None, generator: str | None, most: int | None, per_page: int, as_json: bool) -> int:
     """Write the images of a run as pages to browse.
 
@@ -32,10 +30,9 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     from ray_app.scoring.gallery import make_gallery
 
     made = make_gallery(run, out, RowFilter(verdict, generator=generator), most, per_page=per_page, quiet=as_json)
-    if as_json:
-        click.echo(json.dumps(made, indent=2, ensure_ascii=False))
-        return 0
-    click.echo(f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html")
+    options.echo_document(
+        made, [f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html"], as_json
+    )
     return 0
 
 
@@ -62,7 +59,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     from ray_app.reports.format import counted
     from ray_app.runs import RunDirectory, current_masks, mask_image
 
-    folder = local_folder(out)
+    folder = options.local_folder(out)
     written = 0
     for row in current_masks(RunDirectory.open(run), vanished=vanished):
         image, area = mask_image(row, stretched=not native)

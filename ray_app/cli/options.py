@@ -1,6 +1,7 @@
 """Options that several commands share, and how they meet a config file: defaults < file < options < --set."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -35,15 +36,36 @@ class ShippedName(click.ParamType[str]):
 
 
 DETECTOR, ENSEMBLE, RECIPE, PROTOCOL = map(ShippedName, ("detectors", "ensembles", "train", "evaluate"))
+
+# Options that several commands have, word for word.
+out_option = click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+detectors_option = click.option(
+    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
+)
+include_option = click.option(
+    "--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable."
+)
+exclude_option = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
+shard_option = click.option(
+    "--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]"
+)
+retry_shards_option = click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
+key_option = click.option(
+    "--key",
+    type=click.Choice(["image_id", "sha256", "uri"]),
+    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+)
+split_option = click.option("--split", metavar="NAME", help="Only labels of this split.")
+run_labels_option = click.option(
+    "--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]"
+)
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
     click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
-    click.option(
-        "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
-    ),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable."),
+    detectors_option,
+    include_option,
+    exclude_option,
     click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files."),
     click.option(
         "--perturb",
@@ -60,10 +82,13 @@ _WHAT_IS_SCORED = (
 )
 
 
-def overrides(command: Command) -> Command:
-    """`--set a.b=value`, repeatable; the value is YAML."""
-    text = "Set any key of the config, for example cluster.workers=2; `touchstone config show` lists those of a run. Repeatable."
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(command)
+overrides = click.option(  # the value is YAML
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any key of the config, for example cluster.workers=2; `touchstone config show` lists those of a run. Repeatable.",
+)
 
 
 def what_is_scored(command: Command) -> Command:
@@ -73,22 +98,17 @@ def what_is_scored(command: Command) -> Command:
     return command
 
 
-def as_json(command: Command) -> Command:
-    """`--json`, for machines."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+unguarded_option = click.option(
+    "--unguarded",
+    is_flag=True,
+    help="Go on although the run's store has no conditional writes; then nothing stops two commands from writing at once.",
+)
 
 
-def unguarded_option(command: Command) -> Command:
-    """`--unguarded`, for commands on runs, which have no config."""
-    text = "Go on although the run's store has no conditional writes; then nothing stops two commands from writing at once."
-    return click.option("--unguarded", is_flag=True, help=text)(command)
-
-
-def licence_option(command: Command) -> Command:
-    """`--accept-licence NAME`, repeatable, as `accepted`: names of detectors or licences, which are also remembered for later commands."""
-    text = "Accept the licence of this detector (or a licence by its id) and remember that; repeatable."
-    option = click.option("--accept-licence", "accepted", multiple=True, metavar="NAME", callback=_accept, help=text)
-    return option(command)
+def echo_document(document: Any, lines: Iterable[str], as_json: bool) -> None:
+    """Print a command's result: as JSON, or in lines for people."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,6 +117,16 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
     from ray_app.detectors.licences import accept_licence
 
     return accepted_by(accept_licence, names)
+
+
+licence_option = click.option(  # as `accepted`: names of detectors or licences
+    "--accept-licence",
+    "accepted",
+    multiple=True,
+    metavar="NAME",
+    callback=_accept,
+    help="Accept the licence of this detector (or a licence by its id) and remember that; repeatable.",
+)
 
 
 def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import as_json
+from ray_app.cli import options
 from ray_app.errors import ConfigError, Status
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
               help="As many fakes as can be listed with at most this share of real images among them on average; "
               "needs an ensemble card that touchstone detectors calibrate wrote.")  # fmt: skip
 @click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
-@as_json
+@options.as_json
 def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: str | None, **given: Any) -> int:
     """List the verdicts of a run, as a table or a file.
 

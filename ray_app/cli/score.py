@@ -1,14 +1,14 @@
 """Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`, `rescore`."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ray_app.cli import options
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
-from ray_app.cli.options import DETECTOR, ENSEMBLE, as_json, configured, licence_option, overrides, unguarded_option, what_is_scored
+from ray_app.cli.options import DETECTOR, ENSEMBLE
 from ray_app.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def demo(out: str | None, images: int | None, photos: str | None, archive_only: 
 
 
 @click.command()
-@what_is_scored
+@options.what_is_scored
 @click.option("--out", metavar="DIR", help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.")
 @click.option("--table", metavar="URL", help="The Delta table that the rows would be appended to.")
 @click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
@@ -51,9 +51,9 @@ def demo(out: str | None, images: int | None, photos: str | None, archive_only: 
 @click.option(
     "--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Files to score on one core, to measure the rates."
 )
-@licence_option
-@overrides
-@as_json
+@options.licence_option
+@options.overrides
+@options.as_json
 def plan(
     source: tuple[str, ...],
     config_file: str | None,
@@ -80,15 +80,15 @@ def plan(
     from ray_app.scoring.forecast.forecast import forecast
     from ray_app.scoring.forecast.rates import load_cluster
 
-    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    settings = options.configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     described = load_cluster(cluster) if cluster else None
     made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
-    click.echo(json.dumps(made.written(), indent=2) if as_json else "\n".join(plan_lines(made)))
+    options.echo_document(made.written(), plan_lines(made), as_json)
     return 0
 
 
 @click.command()
-@what_is_scored
+@options.what_is_scored
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there.")
 @click.option("--table", metavar="URL", help="Also append the rows to this Delta table once they are final; a path or s3://.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after this many hours; the same command resumes.")
@@ -113,9 +113,9 @@ def plan(
     help="Score images near a threshold again in K recompressed copies; if one of them changes the verdict, it becomes abstain.",
 )
 @endpoint_options
-@licence_option
-@overrides
-@as_json
+@options.licence_option
+@options.overrides
+@options.as_json
 def score(
     source: tuple[str, ...],
     config_file: str | None,
@@ -147,9 +147,9 @@ def score(
     from ray_app.scoring.run import score_archive
 
     arrow.leave_pandas_out()
-    settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    settings = options.configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     finished = score_archive(settings)
-    click.echo(json.dumps(finished.summary, indent=2) if as_json else "\n".join(summary_lines(finished.summary)))
+    options.echo_document(finished.summary, summary_lines(finished.summary), as_json)
     return finished.exit_code
 
 
@@ -177,7 +177,7 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
 @click.argument("run", metavar="RUN")
 @click.option("--ensemble", type=ENSEMBLE, required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
 @click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
-@unguarded_option
+@options.unguarded_option
 def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> int:
     """Apply other rules or thresholds to the stored scores.
 
@@ -206,9 +206,9 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
 @click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
 @click.option("--identifier", metavar="PATH", help="Instead: an identifier that names the generators anew; scores and verdicts stay.")
 @click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command resumes there.")
-@unguarded_option
-@licence_option
-@as_json
+@options.unguarded_option
+@options.licence_option
+@options.as_json
 def rescore(
     run: str,
     detectors: tuple[str, ...],
@@ -233,7 +233,7 @@ def rescore(
     touchstone runs rescore run --identifier runs/identify/identifier.yaml --out named-run
     """
     from ray_app.reports import summary_lines
-    from ray_app.scoring.rescore import rescore_run
+    from ray_app.scoring.rescore import name_run, rescore_run
 
     if identifier is not None:
         if detectors or ensemble:
@@ -241,11 +241,8 @@ def rescore(
                 "--identifier leaves scores as they are, so it takes no --detector and no --ensemble",
                 hint="leave them out, or rescore twice",
             )
-        from ray_app.scoring.rescore import name_run
-
         summary = name_run(run, out, identifier, unguarded=unguarded)
-        click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
-        return 0
-    summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
-    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join(summary_lines(summary)))
+    else:
+        summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
+    options.echo_document(summary, summary_lines(summary), as_json)
     return 0

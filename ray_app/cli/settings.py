@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, overrides, shown
+from ray_app.cli import options
 from ray_app.errors import ConfigError
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -20,10 +20,7 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
         from ray_app.reports.text import table
 
         entries = [{"name": name, "title": _title(path), "file": str(path)} for name, path in named_configs(kind).items()]
-        if as_json:
-            click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
-        else:
-            click.echo("\n".join(table(["name", "what it is"], [[one["name"], one["title"]] for one in entries])))
+        options.echo_document(entries, table(["name", "what it is"], [[one["name"], one["title"]] for one in entries]), as_json)
         return 0
 
     def show_shipped(name: str, as_json: bool) -> int:
@@ -40,8 +37,8 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
     list_shipped.__doc__ = f"List the {group} that are shipped, by name.\n\n\b\ntouchstone {group} list\n"
     show_shipped.__doc__ = f"Show one of the {group}: its YAML file.\n\n\b\ntouchstone {group} show {example}\n"
     return (
-        click.command("list")(as_json(list_shipped)),
-        click.command("show")(click.argument("name", metavar="NAME|PATH")(as_json(show_shipped))),
+        click.command("list")(options.as_json(list_shipped)),
+        click.command("show")(click.argument("name", metavar="NAME|PATH")(options.as_json(show_shipped))),
     )
 
 
@@ -59,8 +56,8 @@ PROTOCOLS = _catalogue("evaluate", "protocol", "openfake-v1")
 
 @click.command("show")
 @click.argument("file", required=False, metavar="[NAME|FILE]")
-@overrides
-@as_json
+@options.overrides
+@options.as_json
 def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
     """Print every setting of a scoring run with its value.
 
@@ -71,8 +68,8 @@ def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -
     """
     from ray_app.scoring import ScoreConfig
 
-    settings = configured("score", file, ScoreConfig, {}, assignments)
-    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else shown(settings), nl=as_json)
+    settings = options.configured("score", file, ScoreConfig, {}, assignments)
+    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else options.shown(settings), nl=as_json)
     return 0
 
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from ray_app.cli.options import RECIPE, as_json, configured, licence_option, overrides
+from ray_app.cli import options
+from ray_app.cli.options import RECIPE
 from ray_app.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="DIR", help="Where card, weights, figures and report go; any fsspec URL. The same command resumes there.")
 @click.option("--dry-run", is_flag=True, help="Show steps, memory and data counts, and train nothing.")
 @click.option("--push", metavar="URL", help="Also put card and weights there: any fsspec URL, or hf://ORGANISATION/NAME.")
-@licence_option
-@overrides
-@as_json
+@options.licence_option
+@options.overrides
+@options.as_json
 def train(
     config_file: str,
     dry_run: bool,
@@ -59,9 +60,9 @@ def train(
 
     if push is not None:
         assignments = (*assignments, f"export.push={json.dumps(push)}")
-    config = configured("train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments)
+    config = options.configured("train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments)
     trained = run_training(config, dry_run=dry_run)
-    click.echo(json.dumps(trained.facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(trained.facts, dry_run)))
+    options.echo_document(trained.facts, _lines(trained.facts, dry_run), as_json)
     return 0
 
 
@@ -130,7 +131,7 @@ class Gathered(NamedTuple):
 )
 @click.option("--name", help="Name of the new detector; CARD's name and the classifier's otherwise.")
 @click.option("--device", default="cpu", show_default=True, help="Where the backbone runs: cpu, cuda, cuda:0.")
-@licence_option
+@options.licence_option
 def fit(
     card: str,
     index: str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, local_folder
+from ray_app.cli import options
 from ray_app.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -22,14 +22,10 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]")
+@options.run_labels_option
 @click.option("--out", metavar="CARD.yaml", required=True, help="Where the card goes; its reference scores and report go beside it.")
-@click.option(
-    "--key",
-    type=click.Choice(["image_id", "sha256", "uri"]),
-    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
-)
-@click.option("--split", metavar="NAME", help="Only labels of this split.")
+@options.key_option
+@options.split_option
 @click.option(
     "--detector", "detectors", multiple=True, metavar="NAME", help="Only these of the run's detectors, in this order; repeatable."
 )
@@ -48,7 +44,7 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
 @click.option("--share-sources", is_flag=True, help="Let the parts share sources: promise for archives of these very sources.")
 @click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
-@as_json
+@options.as_json
 def calibrate(as_json: bool, **given: Any) -> int:
     """Calibrate detectors on labels, with a bound on false positives.
 
@@ -68,27 +64,23 @@ def calibrate(as_json: bool, **given: Any) -> int:
     from ray_app.evaluation.calibrate.run import calibrate_run
     from ray_app.reports.calibration import calibration_lines
 
-    report = calibrate_run(configured("calibrate", None, CalibrateConfig, given, ()))
-    click.echo(json.dumps(report.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(calibration_lines(report)))
+    report = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
+    options.echo_document(report.written(), calibration_lines(report), as_json)
     return 0
 
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]")
+@options.run_labels_option
 @click.option("--size", type=click.IntRange(min=1), help="Detectors at most.  [default: 5]")
 @click.option("--by", type=click.Choice(_AIMS), help="The figure that is to grow.  [default: auc]")
 @click.option("--per-cost", is_flag=True, help="Write the card of what gives the most per cost instead of the most.")
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help="Choose among these of the run's detectors; repeatable.")
-@click.option(
-    "--key",
-    type=click.Choice(["image_id", "sha256", "uri"]),
-    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
-)
-@click.option("--split", metavar="NAME", help="Only labels of this split.")
+@options.key_option
+@options.split_option
 @click.option("--out", metavar="CARD.yaml", help="Where the ensemble's card goes; touchstone score --ensemble takes it.")
 @click.option("--seed", type=int, help="Seed by which groups are dealt to folds.  [default: 0]")
-@as_json
+@options.as_json
 def suggest(as_json: bool, **given: Any) -> int:
     """Suggest which of a run's detectors to combine.
 
@@ -104,11 +96,9 @@ def suggest(as_json: bool, **given: Any) -> int:
     """
     from ray_app.evaluation.suggestion import SuggestConfig, suggest_ensemble, suggestion_lines
 
-    config = configured("suggest", None, SuggestConfig, given, ())
+    config = options.configured("suggest", None, SuggestConfig, given, ())
     report = suggest_ensemble(config)
-    width = shutil.get_terminal_size((120, 24)).columns
-    text = json.dumps(report.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(suggestion_lines(report, width))
-    click.echo(text)
+    options.echo_document(report.written(), suggestion_lines(report, shutil.get_terminal_size((120, 24)).columns), as_json)
     if config.out:
         click.echo(f"card: {config.out} (touchstone score SOURCE --ensemble {config.out} --out RUN)", err=as_json)
     return 0
@@ -124,7 +114,7 @@ def suggest(as_json: bool, **given: Any) -> int:
 @click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed draws other images.")
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
-@as_json
+@options.as_json
 def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
     """Estimate from a labelled sample how right a run is.
 
@@ -144,26 +134,25 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
         raise click.UsageError("--flagged belongs to --draw: --labels reads from the sample how it was drawn")
     if draw is not None and draw < _LEAST_DRAWN and not flagged:
         raise click.UsageError(f"--draw: at least {_LEAST_DRAWN} images, or 10 with --flagged")
-    folder = local_folder(out)
+    folder = options.local_folder(out)
     if draw is not None:
         from ray_app.evaluation.audit.sample import PAGE, SAMPLE, draw_sample
 
         drawn = draw_sample(run, draw, folder, only_flagged=flagged, seed=seed, pictures=thumbnails)
-        if as_json:
-            click.echo(json.dumps(drawn.facts, indent=2, ensure_ascii=False))
-            return 0
         asked = [one for one in drawn.strata if one.drawn]
         among = f"{sum(one.size for one in asked):,} images flagged as fake" if flagged else f"{drawn.scored:,} images"
-        click.echo(f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}")
-        click.echo(f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}")
-        click.echo(f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', 'labels.csv', '--out', out])}")
+        lines = [
+            f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}",
+            f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}",
+            f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', 'labels.csv', '--out', out])}",
+        ]
+        options.echo_document(drawn.facts, lines, as_json)
         return 0
     from ray_app.evaluation.audit.estimate import estimate
     from ray_app.reports.audit import audit_lines
 
     document = estimate(run, str(labels), folder)
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    click.echo(text if as_json else "\n".join(audit_lines(document, shutil.get_terminal_size((120, 24)).columns)))
+    options.echo_document(document, audit_lines(document, shutil.get_terminal_size((120, 24)).columns), as_json)
     return 0
 
 
@@ -177,8 +166,8 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 @click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
 @click.option("--picture/--no-picture", default=True, help="The image itself in evidence.html, read from the archive.  [default: with it]")
 @click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
-@licence_option
-@as_json
+@options.licence_option
+@options.as_json
 def evidence(
     run: str | None,
     image: str | None,
@@ -232,7 +221,7 @@ def _make(run: str, image: str, out: str, key: Path | None, picture: bool, as_js
     from ray_app.evaluation.evidence.signature import signed
     from ray_app.reports.evidence import evidence_lines, render_evidence
 
-    folder = local_folder(out)
+    folder = options.local_folder(out)
     found = make_evidence(run, image)
     found = found if key is None else signed(found, key)
     text = record_text(found)

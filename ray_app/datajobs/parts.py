@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import wraps
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -49,6 +50,16 @@ def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tup
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(names), _READERS):  # no more of them in memory
             yield from pool.map(read, names[start : start + _READERS])
+
+
+def labelled(lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]]) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function from a summary to lines for people, of one that gives (label, text); "" goes on with what the line before says."""
+
+    @wraps(lines)
+    def in_lines(summary: Mapping[str, Any]) -> list[str]:
+        return [f"{label:11}{text}".rstrip() for label, text in lines(summary)]
+
+    return in_lines
 
 
 def work_through(

@@ -10,7 +10,6 @@ listing/…      what the source lists, while the index is made
 
 import difflib
 import hashlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ import pyarrow.compute as pc
 
 from ray_app import archives
 from ray_app.archives import Each, in_turn
+from ray_app.config import validate
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels
@@ -35,6 +35,9 @@ from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
+
+if TYPE_CHECKING:
+    from ray_app.datasets.simulation.archive import SimulatedSet
 
 # Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
 Progress = Callable[[str, int], object]
@@ -121,7 +124,7 @@ def build_index(
 def check_source(source: DatasetSource, store: Store) -> None:
     """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is written. Raises as `index_source`."""
     if source.at == (SIMULATED,):
-        _check_simulated(source, store)
+        _simulated_set(source, store)
     elif not _indexes(source):
         archive, _ = _archive(source, store)
         archive.check()
@@ -307,22 +310,22 @@ def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple
     """The offline set, made here; the same arguments give the same files."""
     from ray_app.datasets.simulation.archive import LABELS, build_labelled_set  # it loads torch
 
-    _check_simulated(source, store)
-    folder = build_labelled_set(
-        Path(canonical(store.url)) / "simulated", progress=lambda files: progress("made", files), **source.arguments
-    )
+    plan, place = _simulated_set(source, store), Path(canonical(store.url)) / "simulated"
+    folder = build_labelled_set(place, plan, progress=lambda files: progress("made", files))
     return archives.Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
 
 
-def _check_simulated(source: DatasetSource, store: Store) -> None:
-    from ray_app.datasets.simulation.archive import build_labelled_set
+def _simulated_set(source: DatasetSource, store: Store) -> "SimulatedSet":
+    """What a source's arguments ask of the offline set. Raises ConfigError, also where `store` is not on this machine."""
+    from ray_app.datasets.simulation.archive import SimulatedSet
 
     if urls.scheme_of(store.url) != "file":
         raise ConfigError(f"{store.url}: the simulated set is made in a local folder", hint="give a local --out")
     try:
-        inspect.signature(build_labelled_set).bind(Path(), **source.arguments)
-    except TypeError as error:
-        raise ConfigError(f"{SIMULATED} {error}", hint="such as --set 'arguments.pairs={train: 200, test: 50}'") from None
+        return validate(source.arguments, SimulatedSet, where=SIMULATED)
+    except ConfigError as error:
+        error.hint = error.hint or "such as --set 'arguments.pairs={train: 200, test: 50}'"
+        raise
 
 
 def _indexes(source: DatasetSource) -> Sequence[str]:

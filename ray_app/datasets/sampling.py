@@ -6,7 +6,6 @@ An epoch is every row once (`Everything`), strata in given shares (`Mixture`), o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -85,17 +84,6 @@ class SampleOrder:
         return rows[part], positions[part]
 
 
-class Epochs(Protocol):
-    """An endless sequence of epochs of equal length; picklable and without state."""
-
-    @property
-    def length(self) -> int:
-        """Rows of one epoch."""
-
-    def epoch(self, number: int) -> Places:
-        """(length,) the rows of an epoch, in order."""
-
-
 @dataclass(frozen=True)
 class Shuffle:
     """`window` null: every order is as likely. Otherwise runs of `run` neighbours are shuffled, and then what lies within `window`."""
@@ -131,20 +119,21 @@ class Shuffle:
         return order
 
 
+@dataclass(frozen=True)
 class Everything:
-    """Every row once an epoch."""
+    """Every row once an epoch, of `length` rows."""
 
-    def __init__(self, count: int, shuffle: Shuffle) -> None:
-        self.length, self._shuffle = count, shuffle
+    length: int
+    shuffle: Shuffle
 
     def epoch(self, number: int) -> Places:
         """(length,) all rows, shuffled anew."""
-        return self._shuffle.once(self.length, number)
+        return self.shuffle.once(self.length, number)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """`strata`: the rows of each; `shares`: of the epoch, in the same order, together 1. See `Epochs` for `length` and `epoch`.
+    """`strata`: the rows of each; `shares`: of the epoch, in the same order, together 1. `length`: rows of an epoch.
 
     Each stratum walks through its own endless sequence of permutations, so that all its rows come equally often, and takes up in an epoch
     where it stopped in the one before. How many it gives to an epoch is its share rounded up or down, in turns: a share of less than one
@@ -264,7 +253,8 @@ def _rank(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _epochs(rows: pa.Table, sampling: config.Sampling, seed: int) -> Epochs:
+def _epochs(rows: pa.Table, sampling: config.Sampling, seed: int) -> Everything | Mixture | Twins:
+    """An endless sequence of epochs of equal length, picklable and without state."""
     shuffle = Shuffle(seed, sampling.window, sampling.run)
     if sampling.classes != "natural" or sampling.generators != 1:
         if sampling.twins:

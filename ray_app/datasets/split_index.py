@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from ray_app.archives import iter_blocks, read_block
 from ray_app.config import Frozen
 from ray_app.datasets import index, labels, near_duplicates
-from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, SplitRequest, chosen_generators, divide, held_rows, strata_of
+from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, chosen_generators, divide, held_rows, strata_of
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
 
@@ -75,8 +75,8 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = near_duplicates.connected_groups(binding, len(rows))
-    wanted = SplitRequest(config.shares, held_out, config.even, config.seed)
-    places = divide(rows, groups, count, wanted, _pins(rows, config))
+    pins = _pins(rows, config)
+    places = divide(rows, groups, count, pins, shares=config.shares, held_out=held_out, even=config.even, seed=config.seed)
     _refuse_empty(places, config)
     document = {
         "schema": SCHEMA,

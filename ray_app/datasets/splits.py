@@ -1,6 +1,6 @@
 """Labelled images → training, validation and test, divided by group and by generator, never by row. Reads no image.
 
-`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone data split` (`SplitRequest`).
+`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone data split`.
 
 A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Its place follows from its
 name alone, so that images added later move none of an unchanged group.
@@ -85,30 +85,30 @@ def require_sources(data: config.Data) -> None:
             raise ConfigError(f"data.{name}: no source is given", hint="validation: {groups: 0.1} holds out a tenth of all groups")
 
 
-@dataclass(frozen=True)
-class SplitRequest:
-    """`shares`: of train, validation and test, together 1. `held_out`: generators whose fakes are in test alone. `even`: every label and
-    generator is divided evenly, as far as groups allow; then added images may move others.
-    """
-
-    shares: tuple[float, float, float]
-    held_out: tuple[str, ...] = ()
-    even: bool = False
-    seed: int = 0
-
-
-def divide(rows: pa.Table, groups: near_duplicates.Codes, count: int, wanted: SplitRequest, pins: Places) -> Places:
+def divide(
+    rows: pa.Table,
+    groups: near_duplicates.Codes,
+    count: int,
+    pins: Places,
+    *,
+    shares: Sequence[float],
+    held_out: Sequence[str] = (),
+    even: bool = False,
+    seed: int = 0,
+) -> Places:
     """(N,) the place of every row among SPLITS. `pins` (N,): rows that stay where they are, FREE = the others.
+
+    `shares`: of train, validation and test, together 1. `held_out`: generators whose fakes are in test alone. `even`: every label and
+    generator is divided evenly, as far as groups allow; then added images may move others.
 
     A group with pinned rows goes where the first of them are, train before validation before test: what was learnt from is measured on
     never again. A group whose fakes are all by held-out generators is in test; their other fakes are there or aside.
     """
-    is_held = held_rows(rows, wanted.held_out)
+    is_held = held_rows(rows, held_out)
     is_fake = fakes(rows)
-    numbers = group_numbers(rows, groups, count, wanted.seed)
-    bounds = np.cumsum(wanted.shares)[:2]
-    numbers = _evened(rows, groups, numbers) if wanted.even else numbers
-    places = np.searchsorted(bounds, numbers, side="right").astype(np.int8)
+    numbers = group_numbers(rows, groups, count, seed)
+    numbers = _evened(rows, groups, numbers) if even else numbers
+    places = np.searchsorted(np.cumsum(shares)[:2], numbers, side="right").astype(np.int8)
     places[_only(groups, is_held, is_fake, count)] = TEST
     pinned = np.full(count, ASIDE, np.int8)
     np.minimum.at(pinned, groups[pins >= 0], pins[pins >= 0])

@@ -29,7 +29,7 @@ from ray_app.serving import attribution, engine
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.release import groups_of, plan_release
-from ray_app.serving.replica import LocalGroup, ReleaseOffer, ScoreRequest, ScoreResponse
+from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, ScoreResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -128,7 +128,7 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
 class _Reconfigured:
     """A replica with some `groups` of all that are `needed`. `user_config` may change RELOADABLE keys of the config without a restart."""
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, LocalGroup], needed: Collection[str]) -> None:
+    def __init__(self, config: ServeConfig, groups: Mapping[str, DetectorGroup], needed: Collection[str]) -> None:
         self._config, self._local, self._needed = config, groups, set(needed)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -157,30 +157,18 @@ class _Reconfigured:
     async def check_health(self) -> None:
         """Serve replaces a replica whose detectors raise on everything: a device may have failed under them. Raises DetectorError."""
         for group in self._local.values():
-            group.check_health()
+            group.require_scores()
 
 
-class DetectorDeployment(_Reconfigured):
+class DetectorDeployment(_Reconfigured, DetectorGroup):
     """One group of detectors out of all `groups`, called by ingress replicas."""
 
     def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
         from ray_app.serving.ray_metrics import RayMeter
 
         _log_beside_serve()
-        self._group = LocalGroup(name, RayMeter())
-        super().__init__(config, {name: self._group}, groups)
-
-    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
-        """What the group says of one image, scored together with others that come at the same time."""
-        return await self._group.score(request)
-
-    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
-        """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
-        return await self._group.profile(request)
-
-    async def describe(self) -> "Release":
-        """What it serves."""
-        return await self._group.describe()
+        DetectorGroup.__init__(self, name, RayMeter())
+        _Reconfigured.__init__(self, config, {name: self}, groups)
 
 
 class Ingress:
@@ -205,12 +193,12 @@ class FusedIngress(_Reconfigured, Ingress):
 
     def __init__(self, config: ServeConfig, groups: Collection[str]) -> None:
         Ingress.__init__(self, config, {})
-        self._groups = local = {name: LocalGroup(name, self._meter) for name in groups}
+        self._groups = local = {name: DetectorGroup(name, self._meter) for name in groups}
         _Reconfigured.__init__(self, config, local, groups)
 
 
 class RemoteGroup:
-    """A deployment of `Detectors`, called through Serve."""
+    """A `DetectorDeployment`, called through Serve."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

@@ -1,5 +1,4 @@
-"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`); `LocalGroup`
-lets images of several requests share its batches.
+"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`).
 
 A group answers for its own detectors, as one release of ensembles has them. For another release it offers its own instead, and the
 ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two releases.
@@ -87,20 +86,30 @@ class _Loaded:
 
 
 class DetectorGroup:
-    """The detectors of one pool on one device. `score` may be called while `load` replaces them."""
+    """The detectors of one pool on one device. Images of several requests share a batch, and networks run in a thread of their own.
 
-    def __init__(self, name: str) -> None:
+    Nothing is asked before something is loaded; requests may come while `load` replaces it.
+    """
+
+    def __init__(self, name: str, meter: Meter) -> None:
         self.name = name
         self._loaded: _Loaded | None = None
         self._silent = 0
+        self._scoring: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] = Batcher(self.score_batch, noted=partial(meter.batch, name))
+        self._profiling: Batcher[attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer] = Batcher(self.profile_batch)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is something to ask."""
+        return self._loaded is not None
 
     @property
     def generation(self) -> release.Release:
         """What it answers for."""
         return self._ready.generation
 
-    def load(self, config: ServeConfig) -> release.Release:
-        """Load what `config` requests and score a golden image; only then does it replace what was loaded before.
+    def load(self, config: ServeConfig) -> None:
+        """Load what `config` requests and score a golden image; only then does it replace what was loaded before. Blocks for seconds.
 
         Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
         """
@@ -114,56 +123,8 @@ class DetectorGroup:
         loaded = _Loaded(generation, scorer, decoder, clock, group_preprocessings(generation.spec, self.name), profilers)
         _score_golden(loaded, pool)
         self._loaded = loaded
-        return generation
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse | ReleaseOffer]:
-        """One answer per request, in order; those for the same detectors go through the networks together, at most `slots` at once."""
-        loaded = self._ready
-        answers: list[ScoreResponse | ReleaseOffer] = [ReleaseOffer(loaded.generation)] * len(requests)
-        for places in _batches(requests, loaded.generation.groups[self.name], loaded.generation.spec.slots):
-            for place, reply in zip(places, _score(loaded, [requests[place] for place in places]), strict=True):
-                answers[place] = reply
-                self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
-        return answers
-
-    def profile(self, requests: Sequence[attribution.ProfileRequest]) -> list[attribution.ProfileResponse | ReleaseOffer]:
-        """One answer per request, in order: generators and words, by the profiles of the ensembles that are requested."""
-        loaded = self._ready
-        ours = loaded.generation.groups[self.name]
-        found = iter(loaded.profilers.say([request for request in requests if request.group == ours]))
-        return [next(found) if request.group == ours else ReleaseOffer(loaded.generation) for request in requests]
-
-    def check_health(self) -> None:
-        """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
-        if self._silent >= MOST_SILENT:
-            raise DetectorError(f"{self.name}: no score for {self._silent} images in a row", hint="the replica's log has the first error")
-
-    @property
-    def _ready(self) -> _Loaded:
-        if self._loaded is None:
-            raise DetectorError(f"{self.name}: nothing is loaded yet")
-        return self._loaded
-
-
-class LocalGroup:
-    """Images of several requests share a batch; networks run in a thread of their own. Nothing is asked before something is loaded."""
-
-    def __init__(self, name: str, meter: Meter) -> None:
-        self._group = DetectorGroup(name)
-        self._scoring: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] = Batcher(self._group.score, noted=partial(meter.batch, name))
-        self._profiling: Batcher[attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
-        self.is_loaded = False
-
-    def load(self, config: ServeConfig) -> release.Release:
-        """Load what `config` requests; requests are answered by what was loaded before until then. Blocks for seconds.
-
-        Raises ConfigError and DetectorError, and then nothing changed.
-        """
-        release = self._group.load(config)
-        self._scoring.slots, self._scoring.wait_s = release.spec.slots, config.batching.wait_ms / 1000
-        self._profiling.slots = release.spec.slots
-        self.is_loaded = True
-        return release
+        self._scoring.slots = self._profiling.slots = generation.spec.slots
+        self._scoring.wait_s = config.batching.wait_ms / 1000
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What the group says of one image, scored together with others that come at the same time."""
@@ -175,11 +136,35 @@ class LocalGroup:
 
     async def describe(self) -> release.Release:
         """What it serves."""
-        return self._group.generation
+        return self.generation
 
-    def check_health(self) -> None:
-        """Raises DetectorError where its detectors gave no score for many images in a row: a device may have failed under them."""
-        self._group.check_health()
+    def score_batch(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse | ReleaseOffer]:
+        """One answer per request, in order; those for the same detectors go through the networks together, at most `slots` at once."""
+        loaded = self._ready
+        answers: list[ScoreResponse | ReleaseOffer] = [ReleaseOffer(loaded.generation)] * len(requests)
+        for places in _batches(requests, loaded.generation.groups[self.name], loaded.generation.spec.slots):
+            for place, reply in zip(places, _score(loaded, [requests[place] for place in places]), strict=True):
+                answers[place] = reply
+                self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
+        return answers
+
+    def profile_batch(self, requests: Sequence[attribution.ProfileRequest]) -> list[attribution.ProfileResponse | ReleaseOffer]:
+        """One answer per request, in order: generators and words, by the profiles of the ensembles that are requested."""
+        loaded = self._ready
+        ours = loaded.generation.groups[self.name]
+        found = iter(loaded.profilers.say([request for request in requests if request.group == ours]))
+        return [next(found) if request.group == ours else ReleaseOffer(loaded.generation) for request in requests]
+
+    def require_scores(self) -> None:
+        """Raises DetectorError after 20 images without any score, one after another: then it is not the images but, perhaps, a device."""
+        if self._silent >= MOST_SILENT:
+            raise DetectorError(f"{self.name}: no score for {self._silent} images in a row", hint="the replica's log has the first error")
+
+    @property
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            raise DetectorError(f"{self.name}: nothing is loaded yet")
+        return self._loaded
 
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:

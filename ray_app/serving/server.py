@@ -27,7 +27,7 @@ from ray_app.serving import address, engine, metrics, release
 from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.connections import LimitedProtocol, connection_limits
-from ray_app.serving.replica import LocalGroup
+from ray_app.serving.replica import DetectorGroup
 
 SHUTDOWN_MARGIN_S = 10  # requests at work when it ends have `deadline_s` and this
 KEEP_ALIVE_S = 90  # longer than a front proxy keeps idle connections, so that the proxy closes them
@@ -82,7 +82,7 @@ def application(config: ServeConfig) -> FastAPI:
     meter = metrics.Meter()
     with ThreadPoolExecutor(1) as beside:
         starting = beside.submit(engine.started_decoders, config)  # their imports run beside torch's
-        groups = {name: LocalGroup(name, meter) for name in release.groups_of(release.plan_release(config)[0])}
+        groups = {name: DetectorGroup(name, meter) for name in release.groups_of(release.plan_release(config)[0])}
         try:
             for group in groups.values():
                 group.load(config)

@@ -187,17 +187,11 @@ def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
 
 
 class Inherited(NamedTuple):
-    """The card's licence, its terms, and which parts it is from."""
+    """A licence, its terms, and what it is of: for a card, from which parts it was inherited."""
 
     licence: str
     terms: Terms
     note: str
-
-
-class _Part(NamedTuple):
-    what: str
-    licence: str
-    terms: Terms
 
 
 def terms_of(licence: str) -> Terms:
@@ -212,8 +206,8 @@ def inherited(recipe: config.Recipe, card: DetectorCard) -> Inherited:
     the note that says so. `export.licence` in the recipe replaces the name and, by it, the terms.
     """
     parts = _parts(recipe, card)
-    strictest = max(parts, key=lambda part: STRICTNESS.index(part.terms), default=_Part("nothing", "not stated", "permissive"))
-    message = "; ".join(f"{part.what}: {part.licence}" for part in parts)
+    strictest = max(parts, key=lambda part: STRICTNESS.index(part.terms), default=Inherited("not stated", "permissive", "nothing"))
+    message = "; ".join(f"{part.note}: {part.licence}" for part in parts)
     if recipe.data.licence is None:
         message = "; ".join(filter(None, (message, "the training data's licence is not stated")))
     if recipe.export.licence is not None:
@@ -222,21 +216,17 @@ def inherited(recipe: config.Recipe, card: DetectorCard) -> Inherited:
     return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {message}" if len(parts) > 1 else message)
 
 
-def _parts(recipe: config.Recipe, card: DetectorCard) -> list[_Part]:
+def _parts(recipe: config.Recipe, card: DetectorCard) -> list[Inherited]:
     parts = []
-    if recipe.initial.start == "card":
-        parts.append(_Part(f"initial weights, {card.name}", card.licence, card.terms))
-    elif recipe.initial.start == "pretrained":
-        stated = recipe.initial.licence
-        parts.append(
-            _Part(f"initial weights, of {card.name}", card.licence, card.terms)
-            if stated is None
-            else _Part("initial weights", stated, terms_of(stated))
-        )
+    start, stated = recipe.initial.start, recipe.initial.licence
+    if start == "pretrained" and stated is not None:
+        parts.append(Inherited(stated, terms_of(stated), "initial weights"))
+    elif start != "random":
+        parts.append(Inherited(card.licence, card.terms, f"initial weights, {'of ' if start == 'pretrained' else ''}{card.name}"))
     if card.backbone is not None:
-        parts.append(_Part(f"backbone, {card.backbone.name}", card.backbone.licence, terms_of(card.backbone.licence)))
+        parts.append(Inherited(card.backbone.licence, terms_of(card.backbone.licence), f"backbone, {card.backbone.name}"))
     if recipe.data.licence is not None:
-        parts.append(_Part("training data", recipe.data.licence, terms_of(recipe.data.licence)))
+        parts.append(Inherited(recipe.data.licence, terms_of(recipe.data.licence), "training data"))
     return parts
 
 

@@ -68,11 +68,6 @@ def check(capsys, monkeypatch):
     return run
 
 
-def in_a_process(*arguments, stdin=b""):
-    command = [sys.executable, "-m", "ray_app.cli.main", "check", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=200, check=True).stdout.decode()
-
-
 def rows_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
@@ -121,7 +116,9 @@ def test_one_thread_gives_the_bits_of_a_run_s_worker(photos):
     """A worker of a run has one thread; so has this command unless somebody says otherwise."""
     code = f"from ray_app import load_ensemble; print(repr(load_ensemble('default').score([{str(photos / 'a.jpg')!r}])[0].score))"
     alone = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
-    assert rows_of(in_a_process(photos / "a.jpg", "--json"))[0]["score"] == float(alone.stdout)
+    command = [sys.executable, "-m", "ray_app.cli.main", "check", str(photos / "a.jpg"), "--json"]
+    checked = subprocess.run(command, capture_output=True, timeout=200, check=True).stdout.decode()
+    assert rows_of(checked)[0]["score"] == float(alone.stdout)
 
 
 def test_a_picture_that_kills_the_decoder_is_a_row_among_others(photos, tmp_path, check, monkeypatch):
@@ -136,9 +133,11 @@ def test_a_picture_that_kills_the_decoder_is_a_row_among_others(photos, tmp_path
     assert [found[name]["status"] for name in ("a.jpg", "b.png")] == ["ok", "ok"]
 
 
-def test_stdin_is_one_picture(photos):
-    [row] = rows_of(in_a_process("-", "--ensemble", "tiny", "--json", stdin=(photos / "a.jpg").read_bytes()))
-    assert (row["uri"], row["status"]) == ("-", "ok")
+def test_stdin_is_one_picture(photos, check, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((photos / "a.jpg").read_bytes())))
+    code, text = check("-", "--ensemble", "tiny", "--json")
+    [row] = rows_of(text)
+    assert (code, row["uri"], row["status"]) == (0, "-", "ok")
 
 
 def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):

@@ -169,7 +169,9 @@ def test_names_that_are_not_utf_8(folder, tmp_path, capsys, off_ray):
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """S3's answer to a key that it does not know."""
+    """S3's answer to a key that it does not know, on a connection that stays open, as S3's do."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         body = b"<Error><Code>InvalidAccessKeyId</Code><Message>The AWS Access Key Id you provided does not exist.</Message></Error>"
@@ -189,8 +191,9 @@ def test_a_bucket_with_wrong_keys(monkeypatch, capsys):
     with HttpServer(_Refusing) as server:
         for name, value in {**keys, "AWS_ENDPOINT_URL": server.url, "AWS_CONFIG_FILE": os.devnull}.items():
             monkeypatch.setenv(name, value)
-        assert main(["score", "s3://photos/2024", "--ensemble", "tiny", "--out", "run"]) == 5
+        code = main(["score", "s3://photos/2024", "--ensemble", "tiny", "--out", "run"])
     said = capsys.readouterr().err
+    assert code == 5, said
     assert "cannot list s3://photos/2024: The AWS Access Key Id you provided does not exist." in said
     assert "bucket 'photos' needs s3:ListBucket" in said
     assert "secret-of-mine" not in said

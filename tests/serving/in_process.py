@@ -9,7 +9,7 @@ from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
 from ray_app.serving.metrics import Meter
 from ray_app.serving.release import groups_of, plan_release
-from ray_app.serving.replica import LocalGroup
+from ray_app.serving.replica import DetectorGroup
 from tests.serving.http.live import serving
 
 
@@ -44,7 +44,7 @@ class Troubled:
 
 def loaded_group(name, config, meter=None):
     """A group in this process, as the server without Ray has it."""
-    group = LocalGroup(name, meter or Meter())
+    group = DetectorGroup(name, meter or Meter())
     group.load(config)
     return group
 

@@ -84,14 +84,14 @@ def make_app(mood: Mood) -> FastAPI:
         request: Request, ensemble_name: str = Query("default", alias="ensemble"), masks: bool = False
     ) -> schemas.ImageAnswer | schemas.ImageAnswers:
         admitted(request)
-        upload = await read_images(request, max_files=LIMITS.max_files, max_file_bytes=LIMITS.max_file_bytes)
-        mood.requests.append((request.url.query, len(upload.images)))
+        images = await read_images(request, max_files=LIMITS.max_files, max_file_bytes=LIMITS.max_file_bytes)
+        mood.requests.append((request.url.query, len(images)))
         if mood.held is not None:
             await asyncio.to_thread(mood.held.wait, 20)
         if mood.busy:
             mood.busy -= 1
             raise Refusal("overloaded", headers={"Retry-After": "1"})
-        answers = [_answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in upload.images]
+        answers = [_answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in images]
         if len(answers) > 1:
             return schemas.ImageAnswers(results=answers)
         if answers[0].status != "ok":

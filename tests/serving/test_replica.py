@@ -10,6 +10,7 @@ from ray_app.detectors import load_card
 from ray_app.errors import DetectorError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.serving import ServeConfig
+from ray_app.serving.metrics import Meter
 from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest
 from tests.images.factory import encoded, photo
 from tests.serving.test_release import stricter
@@ -17,7 +18,7 @@ from tests.serving.test_release import stricter
 
 @pytest.fixture(scope="module")
 def group():
-    made = DetectorGroup("detectors")
+    made = DetectorGroup("detectors", Meter())
     made.load(ServeConfig(ensembles=("tiny",)))
     return made
 
@@ -36,8 +37,8 @@ def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
     files = photos(7)
     expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("tiny").score(files)]
     asks = [ask(data, group.generation.groups["detectors"]) for data in files]
-    together = [reply.scores["touchstone-tiny"] for reply in group.score(asks)]
-    alone = [group.score([one])[0].scores["touchstone-tiny"] for one in asks]
+    together = [reply.scores["touchstone-tiny"] for reply in group.score_batch(asks)]
+    alone = [group.score_batch([one])[0].scores["touchstone-tiny"] for one in asks]
     assert together == pytest.approx(expected, abs=1e-5)
     assert alone == pytest.approx(expected, abs=1e-5)
 
@@ -45,14 +46,14 @@ def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
 def test_another_generation_is_offered_instead(group):
     files = photos(3)
     mine = group.generation.groups["detectors"]
-    answers = group.score([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
+    answers = group.score_batch([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
     assert isinstance(answers[1], ReleaseOffer)
     assert answers[1].generation is group.generation
     assert [answers[place].generation for place in (0, 2)] == [group.generation.id] * 2
 
 
 def test_a_load_that_fails_changes_nothing(tmp_path):
-    made = DetectorGroup("detectors")
+    made = DetectorGroup("detectors", Meter())
     made.load(ServeConfig(ensembles=("tiny",)))
     before = made.generation.id
     with pytest.raises(DetectorError):
@@ -67,13 +68,13 @@ def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
     mine = group.generation.groups["detectors"]
     asks = [ask(data, mine) for data in files]
     spoilt = replace(asks[1], pixels=(np.zeros((256, 256), np.uint8),))
-    good = [reply.scores["touchstone-tiny"] for reply in group.score([asks[0], asks[2]])]
-    replies = group.score([asks[0], spoilt, asks[2]])
+    good = [reply.scores["touchstone-tiny"] for reply in group.score_batch([asks[0], asks[2]])]
+    replies = group.score_batch([asks[0], spoilt, asks[2]])
     assert np.isnan(replies[1].scores["touchstone-tiny"])
     assert [replies[place].scores["touchstone-tiny"] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
-    group.check_health()
-    group.score([spoilt] * 20)
+    group.require_scores()
+    group.score_batch([spoilt] * 20)
     with pytest.raises(DetectorError, match="20 images in a row"):
-        group.check_health()
-    group.score(asks)
-    group.check_health()
+        group.require_scores()
+    group.score_batch(asks)
+    group.require_scores()

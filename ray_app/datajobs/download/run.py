@@ -21,7 +21,7 @@ from ray_app.datajobs.download.config import MEANING, PASSING, CollectConfig
 from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
 from ray_app.datajobs.download.http import Host
 from ray_app.datajobs.download.records import Records, State
-from ray_app.datajobs.parts import OK
+from ray_app.datajobs.parts import OK, labelled
 from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.reports import format as wording
 from ray_app.storage import Lease, canonical, strip_secrets
@@ -34,7 +34,6 @@ _STALL_S = 900.0
 _MOST_DEATHS = 3  # one after another, none of which left half of the urls done
 _PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow host holds up few others
 _UNIT_URLS, _UNIT_S = 1000, 60.0
-_WIDTH = 11
 
 
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
@@ -234,12 +233,9 @@ def _summary(records: Records, listed: url_table.UrlTable) -> dict[str, Any]:
     }
 
 
-def collect_lines(summary: Mapping[str, Any]) -> list[str]:
+@labelled
+def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is there, what is not and why, and last the command to go on with."""
-    return [f"{label:{_WIDTH}}{text}" for label, text in _summary_lines(summary)]
-
-
-def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
     where = "/".join(part for part in (out, summary["folder"]) if part)
     images = wording.counted(summary["urls"], "image")

@@ -26,7 +26,7 @@ from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import files, pipelines, requests
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
-from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, work_through
+from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
 from ray_app.errors import MEANING, ClusterError, ConfigError, ExitCode, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by
@@ -37,7 +37,6 @@ from ray_app.streams.feed import in_pool
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
 _RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
-_WIDTH = 11
 _MEANING = {
     BLANKED: "the pipeline's safety checker put black in its place; no file was kept",
     FAILED: "the pipeline raised on it",
@@ -204,12 +203,9 @@ def _own_gpus(config: GenerateConfig) -> int:
     return int(torch.cuda.device_count())
 
 
-def generate_lines(summary: Mapping[str, Any]) -> list[str]:
+@labelled
+def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was made, what was not and where that is listed, and the commands that take it."""
-    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _summary_lines(summary)]
-
-
-def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out = wording.visible(summary["out"])
     names = ", ".join(summary["generators"])
     yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")

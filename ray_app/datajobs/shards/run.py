@@ -35,7 +35,7 @@ from ray_app.archives import (
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import as_begun
-from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, work_through
+from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
 from ray_app.datajobs.shards.config import FilterConfig, Form, PackConfig
 from ray_app.datajobs.shards.writer import EXPECTED, UNPACKED, Shard, WriteShard
 from ray_app.datasets.labelling import ProgressLog
@@ -59,7 +59,6 @@ _UNKNOWN_BYTES = 256 * 1024
 _MOST_MEMBERS = 65_536
 # What another attempt may give; what has changed since it was listed stays changed.
 FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT))
-_WIDTH = 11
 _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 _DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
 
@@ -208,25 +207,20 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
             "unpacked": unpacked, "statuses": dict(statuses.most_common()), "formats": dict(formats.most_common())}  # fmt: skip
 
 
-def pack_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What was packed, what was not and where that is listed, and how to read the shards."""
-    return [f"{label:{_WIDTH}}{text}" for label, text in _packed(summary)]
-
-
-def filter_lines(summary: Mapping[str, Any]) -> list[str]:
+@labelled
+def filter_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What went and why that is known, what stayed and where it is."""
     drop = " or ".join(_DROPPED[word] for word in summary["drop"])
     out = wording.visible(summary["out"])
-    lines = [
-        ("removed", f"{summary['removed']:,} of {wording.counted(summary['current'], 'file')}: {drop}; reasons in {out}/removed.csv"),
-        ("kept", f"{summary['kept']:,}" + (f", listed in {out}/kept.parquet and kept.csv" if summary["form"] == "list" else "")),
-        *(_packed(summary) if summary["form"] != "list" else []),
-        ("", "nothing was deleted: the removal list is for you to act on"),
-    ]
-    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in lines]
+    yield "removed", f"{summary['removed']:,} of {wording.counted(summary['current'], 'file')}: {drop}; reasons in {out}/removed.csv"
+    yield "kept", f"{summary['kept']:,}" + (f", listed in {out}/kept.parquet and kept.csv" if summary["form"] == "list" else "")
+    if summary["form"] != "list":
+        yield from _packed(summary)
+    yield "", "nothing was deleted: the removal list is for you to act on"
 
 
 def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was packed, what was not and where that is listed, and how to read the shards."""
     out = wording.visible(summary["out"])
     shards = wording.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
     members = wording.counted(summary["members"], "file")
@@ -248,3 +242,6 @@ def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         count = summary["shards"]
         last = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
         yield "read", f"webdataset.WebDataset({f'{out}/data/train-{last}-of-{count:05}.tar'!r}, shardshuffle=False)"
+
+
+pack_lines = labelled(_packed)

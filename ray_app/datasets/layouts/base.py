@@ -1,6 +1,7 @@
 """What every layout offers (`DatasetLayout`), the two that are of no one data set (`Folders`, `LabelColumns`), and what layouts read with.
 
 `LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders`: labels in the names of folders.
+`ListedLayout`: what layouts share whose labels are in a file beside the images.
 `read_json`, `read_csv`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
 """
 
@@ -12,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
+
+from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers import kind_of
@@ -67,6 +70,31 @@ class DatasetLayout(Frozen):
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Which of the published numbers the member counts to."""
         return labels.split or "all"
+
+
+class ListedLayout(DatasetLayout):
+    """A file lists the images and what they are; the images are the source, and what is not listed is left out.
+
+    `root`: the folder that the file's paths are below (null = its own).
+    """
+
+    root: str | None = None
+    _listed: dict[str, Labels] = PrivateAttr(default_factory=dict)
+
+    @property
+    def example(self) -> str | None:
+        """The first of the file."""
+        return next(iter(self._listed), None)
+
+    def labels(self, item: ListedMember) -> Labels | None:
+        """By the image's place."""
+        return self._listed.get(place_of(item))
+
+    def _enter(self, file: str, path: str, labels: Labels) -> None:
+        """Record what `file` says of the image at `path`. Raises ConfigError where it says something else of it, too."""
+        place = place_below(root_of(self.root, file), path)
+        if self._listed.setdefault(place, labels) != labels:
+            raise ConfigError(f"{shown(file)}: {place} is there twice, as [{self._listed[place]}] and as [{labels}]")
 
 
 class Folders(DatasetLayout):
@@ -289,12 +317,6 @@ def place_below(root: str, path: str) -> str:
 def root_of(root: str | None, file: str) -> str:
     """The folder that a file's paths are below: the one its user names, else its own; spelt as the uris of an archive are."""
     return shown(file).rpartition("/")[0] if root is None else shown(root)
-
-
-def entered(found: dict[str, Any], place: str, value: Any, file: str) -> None:
-    """Record a file's entry for an image. Raises ConfigError where it has another entry for the same image."""
-    if found.setdefault(place, value) != value:
-        raise ConfigError(f"{shown(file)}: {place} is there twice, as [{found[place]}] and as [{value}]")
 
 
 def _is_row(item: ListedMember) -> bool:

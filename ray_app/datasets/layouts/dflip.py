@@ -29,16 +29,14 @@ _PUBLISHED_SHARDS = {"fake": 768_586}
 _SHARDS = base.Folders(split_folder=-1)
 
 
-class Dflip(base.DatasetLayout):
-    """`file`: the JSON; the images are the source. Images that it does not list are left out. Null: the shards of version 2.
+class Dflip(base.ListedLayout):
+    """`file`: the JSON; null: the shards of version 2, which need none.
 
-    Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
+    Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root`.
     """
 
     file: str | None = None
     generator: str | None = None
-    root: str | None = None
-    _records: dict[str, Labels] = PrivateAttr(default_factory=dict)
     _has_ids: bool = PrivateAttr(default=False)
 
     def model_post_init(self, context: object) -> None:
@@ -49,7 +47,7 @@ class Dflip(base.DatasetLayout):
         if isinstance(content, dict):
             self._read_v1(content, file)
         elif isinstance(content, list):
-            self._read_v2(content, file)
+            self._read_v2(content, self.file)
         else:
             raise ConfigError(f"{file}: neither id → record (version 1) nor a list of records (version 2)")
 
@@ -58,12 +56,7 @@ class Dflip(base.DatasetLayout):
         """Version 1: as many as the file lists. Version 2: what its authors' code counts, of the shards what the hub's card states."""
         if self.file is None:
             return _PUBLISHED_SHARDS
-        return {"all": len(self._records)} if self._has_ids else _PUBLISHED_V2
-
-    @property
-    def example(self) -> str | None:
-        """The first of the file."""
-        return next(iter(self._records), None)
+        return {"all": len(self._listed)} if self._has_ids else _PUBLISHED_V2
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Version 1 looks for the name up to its first dot, version 2 for the path. Raises ConfigError for a shard in the wrong folders."""
@@ -72,7 +65,7 @@ class Dflip(base.DatasetLayout):
             return None
         if self.file is None:
             return _labels_in_shard(item)
-        return self._records.get(_id(place) if self._has_ids else place)
+        return self._listed.get(_id(place) if self._has_ids else place)
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Version 2 is counted by labels."""
@@ -88,21 +81,18 @@ class Dflip(base.DatasetLayout):
         for name, record in content.items():
             if not isinstance(record, dict):
                 raise ConfigError(f"{file}: '{name}' has no record but {record!r}")
-            if _id(name) in self._records:
+            if _id(name) in self._listed:
                 raise ConfigError(f"{file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
             prompt = base.text(record, "Prompt") or base.text(record, "p")
             model = base.text(record, "Model") or base.text(record, "Model hash") or "sdft"
-            self._records[_id(name)] = Labels(
-                "fake", self.generator or FAMILIES_V1[family] or model, None, prompt, None, prompt_group(prompt)
-            )
+            made_by = self.generator or FAMILIES_V1[family] or model
+            self._listed[_id(name)] = Labels("fake", made_by, None, prompt, None, prompt_group(prompt))
 
     def _read_v2(self, content: list[Any], file: str) -> None:
-        root = base.root_of(self.root, file)
         for number, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
-                raise ConfigError(f"{file}: record {number} has no image_path")
-            where = f"{file}: record {number} ({record['image_path']})"
-            base.entered(self._records, base.place_below(root, record["image_path"]), _labels_v2(record, where), file)
+                raise ConfigError(f"{base.shown(file)}: record {number} has no image_path")
+            self._enter(file, record["image_path"], _labels_v2(record, f"{base.shown(file)}: record {number} ({record['image_path']})"))
 
 
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:

@@ -7,48 +7,37 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels
-from ray_app.datasets.layouts.base import DatasetLayout, entered, is_no_image, place_below, place_of, read_json, root_of, shown
+from ray_app.datasets.layouts.base import DatasetLayout, ListedLayout, is_no_image, place_below, place_of, read_json, root_of, shown
 from ray_app.errors import ConfigError
 
 _SHOWN = 5
 
 
-class ImdlbencoJson(DatasetLayout):
-    """`file`: a list of [image, mask], the mask "Negative" for a real; the images are the source, and what is not listed is left out.
+class ImdlbencoJson(ListedLayout):
+    """`file`: a list of [image, mask], the mask "Negative" for a real, both below `root`.
 
-    Paths are below `root` (null = the JSON's folder). `generator` names what altered the fakes; null = the JSON's own name.
+    `generator` names what altered the fakes; null = the JSON's own name.
     """
 
     file: str
-    root: str | None = None
     generator: str | None = None
-    _masks: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
         entries, root, file = read_json(self.file), root_of(self.root, self.file), shown(self.file)
+        name = file.rpartition("/")[2].partition(".")[0]
         for entry in entries if isinstance(entries, list) else [entries]:
             if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) and one for one in entry)):
                 raise ConfigError(f"{file}: {str(entry)[:100]} is not [image, mask]", hint='a list of such pairs; "Negative" is no mask')
             image, mask = entry
-            entered(self._masks, place_below(root, image), None if mask == "Negative" else place_below(root, mask), file)
+            is_real = mask == "Negative"
+            self._enter(self.file, image, Labels("real", f"real:{name}") if is_real else
+                        Labels("fake", self.generator or name, place_below(root, mask)))  # fmt: skip
 
     @property
     def published(self) -> Mapping[str, int]:
         """As many as the file lists."""
-        return {"all": len(self._masks)}
-
-    @property
-    def example(self) -> str | None:
-        """The first of the file."""
-        return next(iter(self._masks), None)
-
-    def labels(self, item: ListedMember) -> Labels | None:
-        """By the image's place."""
-        if (place := place_of(item)) not in self._masks:
-            return None
-        name, mask = _stem(shown(self.file)), self._masks[place]
-        return Labels("real", f"real:{name}") if mask is None else Labels("fake", self.generator or name, mask)
+        return {"all": len(self._listed)}
 
 
 class ImdlbencoFolder(DatasetLayout):
@@ -74,7 +63,9 @@ class ImdlbencoFolder(DatasetLayout):
             if item.place is not None:
                 raise ConfigError(f"{item.uri}: masks inside an archive cannot be referred to", hint="unpack it")
             stem = name.rpartition(".")[0].removesuffix(self.mask_suffix if kind == "Gt" else "")
-            entered(images if kind == "Tp" else masks, f"{parent}/{stem}", place_of(item), f"{parent}/{kind}")
+            place = (images if kind == "Tp" else masks).setdefault(f"{parent}/{stem}", place_of(item))
+            if place != place_of(item):
+                raise ConfigError(f"{parent}/{kind}: {parent}/{stem} is there twice, as [{place}] and as [{place_of(item)}]")
         if not images:
             raise ConfigError("no image lies in a folder Tp", hint="the source holds folders Tp (images) and Gt (masks), side by side")
         if alone := sorted(images.keys() ^ masks.keys()):
@@ -91,7 +82,3 @@ class ImdlbencoFolder(DatasetLayout):
         """Images in Tp, as they were paired."""
         mask = self._masks.get(place_of(item))
         return None if mask is None else Labels("fake", self.generator, mask)
-
-
-def _stem(place: str) -> str:
-    return place.rpartition("/")[2].partition(".")[0]

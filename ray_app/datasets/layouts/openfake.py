@@ -6,8 +6,6 @@ Source: specs/detectors.md §1b, §1c, §12.
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import PrivateAttr
-
 from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
 from ray_app.datasets.layouts import base
@@ -49,45 +47,35 @@ class OpenFake(base.DatasetLayout):
         return f"{base.config_of(item.uri) or 'default'}/{labels.split}"
 
 
-class OpenFakeCsv(base.DatasetLayout):
+class OpenFakeCsv(base.ListedLayout):
     """Label files: `filename,typ` (version 1; typ is the folder below the root, `real` or a generator), or version 2's split files
     `file_name,prompt,label,model,type,release_date`.
 
-    `file`: the CSV, beside images that are the source; its paths are below `root` (null = the CSV's own folder). Null where the CSV itself
-    is the source (of version 1 with columns.uri: filename). `split`: what its rows are for. Images that are not in the file are left out.
+    `file`: the CSV; null where the CSV itself is the source (of version 1 with columns.uri: filename). `split`: what its rows are for.
     """
 
     file: str | None = None
-    root: str | None = None
     split: str | None = None
-    _rows: dict[str, Labels] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
         if self.file is None:
             return
-        root, file = base.root_of(self.root, self.file), base.shown(self.file)
         for line, row in base.read_csv(self.file):
-            path = row.get("file_name") or row.get("filename")
+            path, where = row.get("file_name") or row.get("filename"), f"{base.shown(self.file)}, line {line}"
             if not path:
-                raise ConfigError(f"{file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
+                raise ConfigError(f"{where}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            base.entered(self._rows, base.place_below(root, folder + path), self._labels_of_row(row, path, f"{file}, line {line}"), file)
+            self._enter(self.file, folder + path, self._labels_of_row(row, path, where))
 
     @property
     def published(self) -> Mapping[str, int]:
         """As many as the file has rows."""
-        return {self.split or "all": len(self._rows)} if self.file else {}
-
-    @property
-    def example(self) -> str | None:
-        """The first of the file."""
-        return next(iter(self._rows), None)
+        return {self.split or "all": len(self._listed)} if self.file else {}
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError as OpenFake."""
-        place = base.place_of(item)
-        return self._rows.get(place) if self.file is not None else self._labels_of_row(item.input, place, base.where(item))
+        return super().labels(item) if self.file else self._labels_of_row(item.input, base.place_of(item), base.where(item))
 
     def _labels_of_row(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
         if "typ" not in row and "label" not in row:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, field_validator
 
 from ray_app.archives import ListedMember
 from ray_app.config import Frozen
@@ -57,15 +57,14 @@ class PathRules(base.DatasetLayout):
         )
 
 
-class TableRules(base.DatasetLayout):
+class TableRules(base.ListedLayout):
     """`file`: a CSV beside the images, whose column `name` has their names and `label` what they are, by `words` where those are no labels.
 
-    Images are below `root` (null = the CSV's folder) and there below `folder`. Rows with one of the `unknown` words are left out, and so is
-    what is not listed. `generator` and `split` are columns, where there are any; `generators` names all fakes.
+    Images are below `root`, there below `folder`. Rows with one of the `unknown` words are left out. `generator` and `split` are columns,
+    where there are any; `generators` names all fakes.
     """
 
     file: str
-    root: str | None = None
     folder: str = ""
     name: str
     label: str
@@ -74,11 +73,9 @@ class TableRules(base.DatasetLayout):
     generator: str | None = None
     generators: str = "unknown"
     split: str | None = None
-    _found: dict[str, Labels] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
-        root = base.root_of(self.root, self.file)
         for number, row in base.read_csv(self.file):
             where = f"{base.shown(self.file)}, line {number}"
             if missing := [name for name in (self.name, self.label, self.generator, self.split) if name is not None and name not in row]:
@@ -89,24 +86,8 @@ class TableRules(base.DatasetLayout):
             label = self.words.get(word) or parse_label(word, where)
             made = (base.text(row, self.generator) if self.generator else None) or self.generators
             split = base.text(row, self.split) if self.split else None
-            labels = Labels(label, "real" if label == "real" else made, split=split)
-            base.entered(
-                self._found, base.place_below(root, "/".join(part for part in (self.folder, row[self.name]) if part)), labels, self.file
-            )
-
-    @property
-    def published(self) -> Mapping[str, int]:
-        """Nothing: the file may be a part."""
-        return {}
-
-    @property
-    def example(self) -> str | None:
-        """The first of the file."""
-        return next(iter(self._found), None)
-
-    def labels(self, item: ListedMember) -> Labels | None:
-        """By the image's place."""
-        return self._found.get(base.place_of(item))
+            path = "/".join(part for part in (self.folder, row[self.name]) if part)
+            self._enter(self.file, path, Labels(label, "real" if label == "real" else made, split=split))
 
 
 class WordColumns(base.LabelColumns):

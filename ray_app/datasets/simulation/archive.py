@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, validate
+from ray_app.config import Frozen
 from ray_app.datasets.simulation import camera, scenes
 from ray_app.datasets.simulation.decoders import repaint
 from ray_app.errors import ConfigError
@@ -189,7 +189,8 @@ _FILE_PX = {"train": 168, "validation": 256, "test": 256}
 class SimulatedSet(Frozen):
     """What decides the pictures. `pairs` of each split; a pair becomes `histories` times two files, real and fake (1 where not named).
 
-    `picture_px`: side of the picture before its history; `file_px`: side of the file.
+    `picture_px`: side of the picture before its history; `file_px`: side of the file. `processes` make it, null = one per core, and change
+    nothing in it.
     """
 
     pairs: PerSplit = Field(min_length=1)
@@ -197,6 +198,7 @@ class SimulatedSet(Frozen):
     picture_px: PerSplit = Field(default={})
     file_px: PerSplit = Field(default={})
     seed: int = Field(default=20, ge=0)
+    processes: int | None = Field(default=None, ge=1, exclude=True)
 
     @model_validator(mode="after")
     def _files_fit(self) -> "SimulatedSet":
@@ -211,26 +213,13 @@ class SimulatedSet(Frozen):
         return self.picture_px.get(split, _PICTURE_PX[split]), self.file_px.get(split, _FILE_PX[split])
 
 
-def build_labelled_set(
-    folder: Path,
-    *,
-    pairs: Mapping[str, int],
-    histories: Mapping[str, int] | None = None,
-    picture_px: Mapping[str, int] | None = None,
-    file_px: Mapping[str, int] | None = None,
-    seed: int = 20,
-    processes: int | None = None,
-    progress: Callable[[int], object] = lambda files: None,
-) -> Path:
+def build_labelled_set(folder: Path, plan: SimulatedSet, progress: Callable[[int], object] = lambda files: None) -> Path:
     """Write the set below `folder` and return it: image files, and `labels.csv` last (path, label, generator, split, group, prompt).
 
-    The arguments are those of `SimulatedSet`; `processes` (None = one per core) make it and change nothing in it; `progress` is called with
-    how many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene. The files of a group are of one
-    pair: a real one followed by its fake twin after the same history. A finished set is left as it is, an unfinished one is made again.
-    Raises ConfigError for wrong arguments, and where the folder holds a set of others.
+    `progress` is called with how many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene. The
+    files of a group are of one pair: a real one followed by its fake twin after the same history. A finished set is left as it is, an
+    unfinished one is made again. Raises ConfigError where the folder holds a set of other arguments.
     """
-    given = {"histories": histories or {}, "picture_px": picture_px or {}, "file_px": file_px or {}, "seed": seed}
-    plan = validate({"pairs": pairs, **given}, SimulatedSet, where="simulated set")
     store, wanted = Store.open(str(folder)), plan.model_dump(mode="json")
     if not store.exists(_ARGUMENTS):
         store.write(_ARGUMENTS, json.dumps(wanted, indent=1).encode())
@@ -241,7 +230,7 @@ def build_labelled_set(
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]
         rows: list[Row] = [COLUMNS]
         spawn = multiprocessing.get_context("spawn")
-        workers = processes or len(os.sched_getaffinity(0))
+        workers = plan.processes or len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             # The processes that start here inherit what is blocked: a terminal sends Ctrl-C to all, and this one answers it.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

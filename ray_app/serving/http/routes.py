@@ -71,13 +71,13 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
 
         One image gives one object, and a refused one an error status. Several give `results`, each with a status of its own.
         """
-        upload = await uploads.read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
+        images = await uploads.read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
         request_id = request.state.request_id
         options: dict[str, Any] = {"ensemble": ensemble, "beside": detectors, "masks": masks, "request_id": request_id}
-        if len(upload.images) == 1:
-            name, data = upload.images[0]
+        if len(images) == 1:
+            name, data = images[0]
             return await scorer.score(data, name=name, **options)
-        return schemas.ImageAnswers(results=await engine.gather_or_cancel(_one(name, data, options) for name, data in upload.images))
+        return schemas.ImageAnswers(results=await engine.gather_or_cancel(_one(name, data, options) for name, data in images))
 
     async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
         try:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import unicodedata
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
@@ -23,18 +22,13 @@ _MAX_NAME = 255
 _PAUSE_BYTES = 2**18
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What a request brought: images as (name or None, bytes) in the order sent, and the small text fields of a form."""
-
-    images: list[tuple[str | None, bytes]]
-    fields: dict[str, str] = field(default_factory=dict)
+Images = list[tuple[str | None, bytes]]  # with the names that they were sent with, in the order sent
 
 
-async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Upload:
+async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
     """Reads a raw body (any content type) as one image without a name, or a `multipart/form-data` body's parts named `file`.
 
-    Nothing is written to disk. A form may have besides 10 text fields of 1 KiB each.
+    Nothing is written to disk. A form may have besides 10 text fields of 1 KiB each, which are passed over.
 
     Raises Refusal: `too_many_files`, `file_too_large` (both as soon as it shows), `malformed_request`; InputError if a raw body is empty.
     """
@@ -51,7 +45,7 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
             raise _too_large(max_file_bytes, len(data))
     if not data:
         raise InputError(Status.EMPTY_FILE, "the request has no body")
-    return Upload([(None, bytes(data))])
+    return [(None, bytes(data))]
 
 
 def label(name: str) -> str | None:
@@ -69,7 +63,8 @@ class _Form:
         if not boundary:
             raise Refusal("malformed_request", "the multipart content type has no boundary")
         self.boundary, self.max_files, self.max_file_bytes = boundary, max_files, max_file_bytes
-        self.upload = Upload([])
+        self.images: Images = []
+        self.fields = set[str]()
         self.ended = False
         self.delimiters = 0
         self._header = self._value = self._disposition = b""
@@ -77,7 +72,7 @@ class _Form:
         self._name: str | None = None
         self._data = bytearray()
 
-    async def read(self, chunks: AsyncIterator[bytes]) -> Upload:
+    async def read(self, chunks: AsyncIterator[bytes]) -> Images:
         try:
             parser = MultipartParser(
                 self.boundary,
@@ -108,9 +103,9 @@ class _Form:
             raise Refusal("malformed_request", "the multipart body cannot be read") from error
         if not self.ended:
             raise Refusal("malformed_request", "the multipart body ends before its last boundary")
-        if not self.upload.images:
+        if not self.images:
             raise Refusal("malformed_request", "the form has no part named `file`")
-        return self.upload
+        return self.images
 
     def _judge_delimiters(self, chunk: bytes) -> None:
         """The parser takes a false end of a part, and the padding of a boundary, by the byte: 64 MB of them would be 20 s of one core."""
@@ -141,13 +136,13 @@ class _Form:
         self._field = _text(options[b"name"])
         self._is_file = self._field == "file"
         self._name = label(_text(options.get(b"filename", b"")))
-        if self._is_file and len(self.upload.images) == self.max_files:
+        if self._is_file and len(self.images) == self.max_files:
             raise Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
         if not self._is_file and b"filename" in options:
             raise Refusal("malformed_request", "files have to be in parts named `file`")
-        if not self._is_file and len(self.upload.fields) == _MAX_FIELDS:
+        if not self._is_file and len(self.fields) == _MAX_FIELDS:
             raise Refusal("too_many_files", "the form has more parts than allowed", limit=_MAX_FIELDS, observed=_MAX_FIELDS + 1)
-        if not self._is_file and (self._field in self.upload.fields or len(self._field) > _MAX_NAME):
+        if not self._is_file and (self._field in self.fields or len(self._field) > _MAX_NAME):
             raise Refusal("malformed_request", "a field of the form comes twice, or its name is too long")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -159,9 +154,9 @@ class _Form:
 
     def _part_ends(self) -> None:
         if self._is_file:
-            self.upload.images.append((self._name, bytes(self._data)))
+            self.images.append((self._name, bytes(self._data)))
         else:
-            self.upload.fields[self._field] = _text(bytes(self._data))
+            self.fields.add(self._field)
 
     def _end(self) -> None:
         self.ended = True

@@ -14,7 +14,7 @@ def test_arguments_are_checked(name):
 def test_a_missing_argument_is_told_how_to_give():
     with pytest.raises(ConfigError, match="file: missing") as raised:
         make_layout("imdlbenco-json", {})
-    assert raised.value.hint == "its arguments: file, root, generator; as in --set arguments.KEY=VALUE"
+    assert raised.value.hint == "its arguments: root, file, generator; as in --set arguments.KEY=VALUE"
 
 
 def test_a_layout_that_there_is_not():

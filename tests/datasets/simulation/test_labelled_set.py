@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ray_app.config import validate
 from ray_app.datasets.simulation import archive
-from ray_app.datasets.simulation.archive import LABELS, SPLITS, build_labelled_set
+from ray_app.datasets.simulation.archive import LABELS, SPLITS, SimulatedSet, build_labelled_set
 from ray_app.errors import ConfigError
 
 ARGUMENTS = {
@@ -20,6 +21,7 @@ ARGUMENTS = {
     "file_px": {"train": 72, "test": 80},
     "seed": 5,
 }
+PLAN = SimulatedSet(**ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def built(tmp_path_factory) -> Path:
     """Built in this process; `test_an_unfinished_set_…` has processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-        return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS)
+        return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +78,16 @@ def test_an_unfinished_set_is_made_again_to_the_same_bytes_by_any_number_of_proc
     (begun / "train/train-000010-0-real.png").write_bytes(b"cut short")
     name = next(path.name for path in (built / "train").glob("train-000010-0-real.*"))
     (begun / "train/train-000010-0-real.png").rename(begun / "train" / name)
-    build_labelled_set(begun, **ARGUMENTS, processes=1, progress=told.append)
+    build_labelled_set(begun, PLAN.model_copy(update={"processes": 1}), told.append)
     assert _contents(begun) == _contents(built)
     assert sum(told) == 2 * (11 * 2 + 2)
 
 
 def test_a_finished_set_is_left_as_it_is_and_one_of_other_arguments_is_not_written_over(built):
     before = {path: path.stat().st_mtime_ns for path in built.rglob("*")}
-    assert build_labelled_set(built, **ARGUMENTS) == built
+    assert build_labelled_set(built, PLAN) == built
     with pytest.raises(ConfigError, match=r"other arguments: seed 5, not 6"):
-        build_labelled_set(built, **ARGUMENTS | {"seed": 6})
+        build_labelled_set(built, PLAN.model_copy(update={"seed": 6}))
     assert {path: path.stat().st_mtime_ns for path in built.rglob("*")} == before
 
 
@@ -97,21 +99,20 @@ def test_a_finished_set_is_left_as_it_is_and_one_of_other_arguments_is_not_writt
         ({"picture_px": {"train": 64}}, "files of 72 px cannot be cut from pictures of 64 px"),
     ],
 )
-def test_wrong_arguments_are_named(wrong, said, tmp_path):
+def test_wrong_arguments_are_named(wrong, said):
     with pytest.raises(ConfigError, match=said):
-        build_labelled_set(tmp_path / "set", **ARGUMENTS | wrong)
-    assert not (tmp_path / "set").exists()
+        validate(ARGUMENTS | wrong, SimulatedSet, where="simulated::")
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_without_a_word_of_its_processes(tmp_path):
     """A terminal sends the signal to all of them."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom ray_app.datasets.simulation.archive import build_labelled_set\n"
+        "import sys\nfrom pathlib import Path\nfrom ray_app.datasets.simulation.archive import SimulatedSet, build_labelled_set\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
-        "        build_labelled_set(Path(sys.argv[1]), pairs={'train': 900}, picture_px={'train': 96}, file_px={'train': 64},\n"
-        "                           processes=2, progress=lambda files: print('some', flush=True))\n"
+        "        plan = SimulatedSet(pairs={'train': 900}, picture_px={'train': 96}, file_px={'train': 64}, processes=2)\n"
+        "        build_labelled_set(Path(sys.argv[1]), plan, lambda files: print('some', flush=True))\n"
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )

@@ -26,8 +26,8 @@ def make_app(config: ServeConfig, **how) -> FastAPI:
     @app.post("/v1/score")
     async def score(request: Request, size: int = 0) -> dict:
         limits = config.limits
-        upload = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
-        return {"sizes": [len(data) for _, data in upload.images], "names": [name for name, _ in upload.images], "fields": upload.fields}
+        images = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
+        return {"sizes": [len(data) for _, data in images], "names": [name for name, _ in images]}
 
     @app.post("/v1/score-url")
     async def score_url(question: Question) -> str:

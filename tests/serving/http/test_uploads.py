@@ -29,13 +29,12 @@ def test_files_keep_order_names_and_bytes(client):
     ).json()
     assert answer["sizes"] == [300, 0, 70_000, 1]
     assert answer["names"] == ["300.png", "0.png", None, "1.png"]
-    assert answer["fields"] == {"ensemble": "default", "masks": "größer"}
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/x-www-form-urlencoded", "", "multipart/mixed"])
 def test_a_raw_body_is_one_image_whatever_its_type(client, kind):
     answer = client.post("/v1/score", content=bytes(1000), headers={"Content-Type": kind}).json()
-    assert (answer["sizes"], answer["names"], answer["fields"]) == ([1000], [None], {})
+    assert (answer["sizes"], answer["names"]) == ([1000], [None])
 
 
 def test_bytes_that_look_like_boundaries_stay_bytes(client):
