@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def check(
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
-    read = _Reader(spec.limits.max_bytes)
+    read = partial(_read, spec.limits.max_bytes)
     size = PictureSize(*(_ALONE if len(names) == 1 else _TILE))
     with IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0) as files:
         found = _rows(names, files, spec, accepted, rows, pictures, size)
@@ -222,56 +223,46 @@ def _below(folder: str) -> list[str]:
     return sorted(found + closed)
 
 
-class _Reader:
-    """The bytes of what was asked for, by name. URLs of the web as the endpoint reads them: https alone, public addresses alone."""
+def _read(max_bytes: int, name: str) -> bytes:
+    """The bytes of an image by its name; web URLs as the endpoint reads them: https and public addresses alone. Raises InputError."""
+    from ray_app.storage import Fetcher
+    from ray_app.storage.urls import local_uri, scheme_of
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-
-    def __call__(self, name: str) -> bytes:
-        """Raises InputError."""
-        from ray_app.storage.urls import local_uri, scheme_of
-
-        if name == STDIN:
-            return self._stdin()
-        if scheme_of(name) in ("http", "https"):
-            return self._web(name)
-        from ray_app.storage import Fetcher
-
-        if scheme_of(name) != "file":
-            return Fetcher(signed=[name]).fetch(name, "", self._max_bytes)
-        self._require_file(name)
-        return Fetcher().fetch(local_uri(os.path.abspath(name)), "", self._max_bytes)
-
-    def _require_file(self, name: str) -> None:
-        """A pipe would be waited for, and a folder behind a link is none of those that were named."""
-        try:
-            os.stat(name)
-        except FileNotFoundError:
-            raise SourceError(Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file") from None
-        except OSError as error:
-            raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
-        if os.path.isdir(name):
-            raise SourceError(
-                Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed"
-            )
-        if not os.path.isfile(name):
-            raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
-
-    def _stdin(self) -> bytes:
-        data = sys.stdin.buffer.read(self._max_bytes + 1)
-        if len(data) > self._max_bytes:
-            raise InputError(Status.IMAGE_TOO_LARGE, f"over max_bytes ({self._max_bytes})", limit=self._max_bytes, observed=len(data))
+    if name == STDIN:
+        data = sys.stdin.buffer.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise InputError(Status.IMAGE_TOO_LARGE, f"over max_bytes ({max_bytes})", limit=max_bytes, observed=len(data))
         return data
+    if scheme_of(name) in ("http", "https"):
+        return _from_web(name, max_bytes)
+    if scheme_of(name) != "file":
+        return Fetcher(signed=[name]).fetch(name, "", max_bytes)
+    _require_file(name)
+    return Fetcher().fetch(local_uri(os.path.abspath(name)), "", max_bytes)
 
-    def _web(self, url: str) -> bytes:
-        import asyncio
 
-        from ray_app.serving.config import UrlFetching
-        from ray_app.serving.http.errors import Refusal
-        from ray_app.serving.url_fetch import GuardedFetcher
+def _require_file(name: str) -> None:
+    """A pipe would be waited for, and a folder behind a link is none of those that were named."""
+    try:
+        os.stat(name)
+    except FileNotFoundError:
+        raise SourceError(Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file") from None
+    except OSError as error:
+        raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
+    if os.path.isdir(name):
+        raise SourceError(Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed")
+    if not os.path.isfile(name):
+        raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
 
-        try:
-            return asyncio.run(GuardedFetcher(UrlFetching(), self._max_bytes).fetch(url))
-        except Refusal as refused:
-            raise SourceError(Status.SOURCE_DENIED, f"not fetched: {refused.message}") from None
+
+def _from_web(url: str, max_bytes: int) -> bytes:
+    import asyncio
+
+    from ray_app.serving.config import UrlFetching
+    from ray_app.serving.http.errors import Refusal
+    from ray_app.serving.url_fetch import GuardedFetcher
+
+    try:
+        return asyncio.run(GuardedFetcher(UrlFetching(), max_bytes).fetch(url))
+    except Refusal as refused:
+        raise SourceError(Status.SOURCE_DENIED, f"not fetched: {refused.message}") from None

@@ -156,13 +156,12 @@ def score_at_endpoint(
         answers = endpoint.score(files, ensemble, detectors=detectors)
         requested = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
         demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == requested)
-        (_print_lines if as_json else _print_table)(answers, demonstration)
+        if not as_json:
+            _print_table(answers, demonstration)
+            return 0
+        for answer in answers:
+            click.echo(json.dumps(_row(answer), ensure_ascii=False))
     return 0
-
-
-def _print_lines(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:
-    for answer in answers:
-        click.echo(json.dumps(_row(answer), ensure_ascii=False))
 
 
 def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> None:

@@ -47,6 +47,7 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
     touchstone results run --fdr 0.05
     """
     from ray_app.runs import RunDirectory, arrow
+    from ray_app.runs.selection import RowFilter, selected_tables
 
     if fdr is not None:
         if out or any(given.values()):
@@ -58,18 +59,13 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
     opened = RunDirectory.open(run)
     in_table = not (as_json or out)
     most = (limit or _SHOWN) + 1 if in_table else limit  # one more tells that there are more
-    tables = _selected(opened, most, **given)
+    order, vanished = given.pop("order"), given.pop("vanished")
+    tables = selected_tables(opened, RowFilter(**given), order=order, limit=most, vanished=vanished)
     if out:
         return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
         click.echo(line, err=True)
     return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
-
-
-def _selected(run: "RunDirectory", limit: int | None, *, order: str | None, vanished: bool, **conditions: Any) -> "Iterator[pa.Table]":
-    from ray_app.runs.selection import RowFilter, selected_tables
-
-    return selected_tables(run, RowFilter(**conditions), order=order, limit=limit, vanished=vanished)
 
 
 def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, total: int | None = None) -> int:

@@ -84,7 +84,6 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
     return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
 
 
-_LABELS = {"real": 0, "0": 0, "fake": 1, "1": 1}
 _MAX_LABELS_BYTES = 2**30
 
 
@@ -238,11 +237,11 @@ def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
 
 
 def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries", column: str) -> LabelledImage:
+    from ray_app.datasets.labels import parse_label
+
     if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
         raise ConfigError(f"{place}: row {number}: `uri` and `label` are needed, found {row!r}")
-    label = _LABELS.get(str(row["label"]).strip().lower())
-    if label is None:
-        raise ConfigError(f"{place}: row {number}: label {row['label']!r}", hint="real, fake, 0 or 1")
+    label = int(parse_label(row["label"], f"{place}: row {number}") == "fake")
     [item] = entries.members([{"uri": str(row["uri"])}])
     if item.refused is not None:
         raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")

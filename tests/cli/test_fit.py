@@ -126,7 +126,7 @@ def test_labels_in_every_format(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"uri": "a.png", "label": "genuine"}], "row 1: label 'genuine'"),
+        ([{"uri": "a.png", "label": "genuine"}], "row 1: 'genuine' is no label"),
         ([{"uri": "a.png", "label": "real", "group": "x"}, {"uri": "b.png", "label": "real", "group": ""}], "some rows have a group"),
     ],
 )

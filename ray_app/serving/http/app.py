@@ -128,7 +128,7 @@ def is_request_id(given: str) -> bool:
     return _ID.fullmatch(given) is not None
 
 
-class Envelope:
+class Envelope(errors.Layer):
     """The outermost layer: gives a request its id, its answer the headers that all answers have, and counts both, also what guards refuse.
 
     The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
@@ -138,13 +138,11 @@ class Envelope:
     """
 
     def __init__(self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool) -> None:
-        self.app, self.page, self.meter, self.echo = app, page, meter, echo
+        super().__init__(app)
+        self.page, self.meter, self.echo = page, meter, echo
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its id, and its answer with the headers."""
         given, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
         request_id = given if is_request_id(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id

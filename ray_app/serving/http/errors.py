@@ -124,14 +124,26 @@ async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send, *
     await response(scope, receive, send)
 
 
-class FaultMiddleware:
-    """Answers 500 to whatever nobody caught, logs it with the request's id, and says nothing of it to the client."""
+class Layer:
+    """What stands around an application and handles its HTTP requests; all else passes through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request."""
+        raise NotImplementedError
+
+
+class FaultMiddleware(Layer):
+    """Answers 500 to whatever nobody caught, logs it with the request's id, and says nothing of it to the client."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and see how that ends."""
         begun = False
 
         async def watched(message: Message) -> None:
@@ -144,7 +156,7 @@ class FaultMiddleware:
         except ClientDisconnect:
             return
         except Exception as error:
-            if scope["type"] != "http" or begun:
+            if begun:
                 raise
             refusal = as_refusal(error)
             if refusal.code == "internal_error":

@@ -12,25 +12,23 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.serving.http.auth import Paths
-from ray_app.serving.http.errors import Refusal, has_body, refuse
+from ray_app.serving.http.errors import Layer, Refusal, has_body, refuse
 
 _BUDGET_RETRY_S = 5
 
 
-class Deadline:
+class Deadline(Layer):
     """Cuts a request, body included, after so many seconds: its handler is cancelled and the client gets 504.
 
     Once an answer has begun it may take its time. A client that leaves cancels its handler too.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
-        self.app, self.seconds = app, seconds
+        super().__init__(app)
+        self.seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on for so long."""
         began = time.monotonic()
         limit = asyncio.timeout(self.seconds)
         exchange = _Exchange(limit, receive, send)
@@ -91,7 +89,7 @@ class _Exchange:
             self._watch.cancel()
 
 
-class RateLimit:
+class RateLimit(Layer):
     """429 to an owner (a token; without tokens everybody together) with more than `per_minute` requests in the last 60 seconds, with the
     seconds after which the next one is let in. Refused requests do not count.
     """
@@ -101,21 +99,20 @@ class RateLimit:
         from limits.aio.storage import MemoryStorage
         from limits.aio.strategies import MovingWindowRateLimiter
 
-        self.app, self.per_minute, self.uncounted = app, per_minute, uncounted
+        super().__init__(app)
+        self.per_minute, self.uncounted = per_minute, uncounted
         self.item, self.limiter = RateLimitItemPerMinute(per_minute), MovingWindowRateLimiter(MemoryStorage())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] == "http" and not self.uncounted.has(scope["path"]):
-            owner = scope.get("state", {}).get("owner", "anonymous")
-            if not await self.limiter.hit(self.item, owner):
-                opens = (await self.limiter.get_window_stats(self.item, owner)).reset_time
-                wait_s = max(1, math.floor(opens - time.time()) + 1)  # at the very second it is still refused
-                await refuse(
-                    Refusal("too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait_s)}), scope, receive, send
-                )
-                return
-        await self.app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        owner = scope.get("state", {}).get("owner", "anonymous")
+        if self.uncounted.has(scope["path"]) or await self.limiter.hit(self.item, owner):
+            await self.app(scope, receive, send)
+            return
+        opens = (await self.limiter.get_window_stats(self.item, owner)).reset_time
+        wait_s = max(1, math.floor(opens - time.time()) + 1)  # at the very second it is still refused
+        refusal = Refusal("too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait_s)})
+        await refuse(refusal, scope, receive, send)
 
 
 _ENOUGH = 4  # answers, before a pace is believed
@@ -166,7 +163,7 @@ class ServicePace:
         return self._busy_s * kept + spent_s, self._answers * kept + answers
 
 
-class Admission:
+class Admission(Layer):
     """Bounds the requests at work, the bytes of one body and of all bodies together. Who is refused is answered without reading further.
 
     At work is a request whose body has come: at most `max_requests` (503). One that still sends takes no place, but no more than twice as
@@ -191,17 +188,15 @@ class Admission:
         uncounted: Paths,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.app, self.max_requests, self.longest_wait_s = app, max_requests, longest_wait_s
+        super().__init__(app)
+        self.max_requests, self.longest_wait_s = max_requests, longest_wait_s
         self.body_bytes, self.max_in_flight = sorted(body_bytes.items(), key=lambda item: -len(item[0])), max_in_flight
         self.queued, self.uncounted = queued, uncounted
         self.pace = ServicePace(longest_wait_s, clock)
         self.at_work = self.sending = self.bytes_in_flight = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it at whatever point it turns out to cost too much."""
         visit = _Visit(self, scope, receive, send)
         try:
             visit.arrive()
