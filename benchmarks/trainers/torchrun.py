@@ -34,7 +34,7 @@ class Steps:
     """A torch dataset whose items are whole batches; what a batch needs is opened in the process that loads it."""
 
     def __init__(self, config: Any, rows: Any, order: Any, rank: int, world: int, steps: int) -> None:
-        self._given, self._rank, self._world, self._steps = (config, rows, order), rank, world, steps
+        self._given, self._order, self._rank, self._world, self._steps = (config, rows), order, rank, world, steps
         self._loader: Any = None
 
     def __len__(self) -> int:
@@ -44,19 +44,19 @@ class Steps:
         import torch
 
         if self._loader is None:
-            self._loader = _step_loader(*self._given)
-        batch = self._loader.load(step, self._rank, self._world)
+            self._loader = _loader(*self._given)
+        batch = self._loader.load_steps(self._order, [step], self._rank, self._world)
         return {name: torch.from_numpy(values) if values.dtype.kind in "biuf" else values for name, values in batch.items()}
 
 
-def _step_loader(config: Any, rows: Any, order: Any) -> Any:
-    from ray_app.training.loader import BatchLoader, StepLoader
+def _loader(config: Any, rows: Any) -> Any:
+    from ray_app.training.loader import BatchLoader
     from ray_app.training.networks import training_card
     from ray_app.transforms.policy import make_policy
 
     preprocessing = training_card(config).preprocessing
     policy = make_policy(config.augmentation, side=preprocessing.shape[0])
-    return StepLoader(BatchLoader(rows, preprocessing, policy=policy, seed=config.loop.seed, limits=config.limits), order)
+    return BatchLoader(rows, preprocessing, policy=policy, seed=config.loop.seed, limits=config.limits)
 
 
 def _batches(dataset: Steps, loaders: int, pin: bool) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized: `BatchLoader`, `StepLoader`.
+"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized: `BatchLoader`.
 
 What is in a batch follows from the rows, their positions and the seed alone, whichever process makes it, in whatever order.
 """
@@ -94,6 +94,15 @@ class BatchLoader:
             batch |= {name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")}
         return batch
 
+    def load_steps(self, order: sampling.SampleOrder, steps: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
+        """What one of `world` workers sees in these steps of an order of the same rows, one after another in one batch.
+
+        What lies together in a container is then read together. See `load` and `SampleOrder.share`.
+        """
+        shares = [order.share(step, rank, world) for step in steps]
+        rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+        return self.load(rows, positions)
+
     def made(
         self, rows: Sequence[int] | sampling.Positions, positions: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
@@ -187,23 +196,6 @@ def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> 
         limits=config.limits,
         fetcher=Fetcher(guard=job.guard),
     )
-
-
-class StepLoader:
-    """The steps of a training as batches: an order and a loader of the same rows."""
-
-    def __init__(self, loader: BatchLoader, order: sampling.SampleOrder) -> None:
-        self._loader, self._order = loader, order
-
-    def load(self, step: int, rank: int, world: int) -> Batch:
-        """The part of a step that one of `world` workers sees; see `BatchLoader.load` and `SampleOrder.share`."""
-        return self._loader.load(*self._order.share(step, rank, world))
-
-    def load_several(self, steps: Sequence[int], rank: int, world: int) -> Batch:
-        """The same of several steps, one after another in one batch: what lies together in a container is then read together."""
-        shares = [self._order.share(step, rank, world) for step in steps]
-        rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
-        return self._loader.load(rows, positions)
 
 
 def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:

@@ -23,6 +23,8 @@ from ray_app.training.job import TrainingJob
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
+    from ray_app.training.loader import BatchLoader
+
 Batch = dict[str, npt.NDArray[Any]]
 Loaded = list[tuple[int, Batch]]  # steps with what they are of
 
@@ -38,14 +40,12 @@ class Loader(Stage):
 
     def start(self, *given: Any) -> None:
         """`given`: the job, rank and number of workers."""
-        from ray_app.training.loader import StepLoader
-
         job, self._rank, self._world = given
-        self._loader = StepLoader(training_loader(job), job.order())
+        self._loader, self._order = training_loader(job), job.order()
 
     def work(self, message: range) -> Loaded:
-        """The steps of a run, each with its arrays, as `StepLoader.load` gives them."""
-        batch = self._loader.load_several(message, self._rank, self._world)
+        """The steps of a run, each with its arrays, as `BatchLoader.load` gives them."""
+        batch = self._loader.load_steps(self._order, message, self._rank, self._world)
         size = len(batch["label"]) // len(message)
         return [
             (step, {name: values[number * size : (number + 1) * size] for name, values in batch.items()})
@@ -53,7 +53,7 @@ class Loader(Stage):
         ]
 
 
-def training_loader(job: TrainingJob) -> Any:
+def training_loader(job: TrainingJob) -> "BatchLoader":
     """What reads rows of the training split as the recipe's policy changes them."""
     from ray_app.training.loader import plain_loader
     from ray_app.transforms.policy import make_policy

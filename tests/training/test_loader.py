@@ -14,7 +14,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import ConfigError, StorageError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
-from ray_app.training.loader import BatchLoader, StepLoader, measure_real
+from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.transforms.ops import ImageSample
 from ray_app.transforms.policies.openfake import sharpness
 from tests.datasets.tables import labelled
@@ -250,12 +250,13 @@ def test_masks_in_tables(tmp_path, is_beside):
 
 def test_steps_are_the_same_for_any_number_of_workers_and_one_by_one(tmp_path):
     table = labelled(rows_in(tmp_path))
-    make = lambda: StepLoader(BatchLoader(table, SMALL, policy=Noise(), seed=1), SampleOrder(table, Sampling(), 1, 8))  # noqa: E731
-    whole = [make().load(step, 0, 1) for step in range(4)]
+    order = SampleOrder(table, Sampling(), 1, 8)
+    make = lambda: BatchLoader(table, SMALL, policy=Noise(), seed=1)  # noqa: E731
+    whole = [make().load_steps(order, [step]) for step in range(4)]
     for step, batch in enumerate(whole):
-        shares = [make().load(step, rank, 2) for rank in range(2)]
+        shares = [make().load_steps(order, [step], rank, 2) for rank in range(2)]
         assert_same(batch, {name: np.concatenate([share[name] for share in shares]) for name in batch})
-    several = make().load_several([3, 1, 2], 0, 1)
+    several = make().load_steps(order, [3, 1, 2])
     assert_same(several, {name: np.concatenate([whole[step][name] for step in (3, 1, 2)]) for name in several})
 
 

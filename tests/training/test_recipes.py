@@ -22,7 +22,7 @@ from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.learner import rate_at
-from ray_app.training.loader import BatchLoader, StepLoader, measure_real
+from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.training.networks import deployable, network_for, training_card
 from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
@@ -136,10 +136,10 @@ def test_a_few_steps_on_tiny_widths(name, rows):
     )
     policy = make_policy(recipe.augmentation, side=card.preprocessing.shape[0], statistics=statistics)
     loader = BatchLoader(table, card.preprocessing, policy=policy, seed=recipe.loop.seed, masks=masks)
-    steps = StepLoader(loader, SampleOrder(table, recipe.sampling, recipe.loop.seed, recipe.loop.batch))
+    order = SampleOrder(table, recipe.sampling, recipe.loop.seed, recipe.loop.batch)
     learner = DetectorLearner(recipe, card, device="cpu", total_steps=STEPS)
     before = {key: value.detach().clone() for key, value in learner.network.named_parameters()}
-    figures = [learner.step(steps.load(step, 0, 1)) for step in range(MADE)]
+    figures = [learner.step(loader.load_steps(order, [step])) for step in range(MADE)]
     assert [one.step for one in figures] == list(range(MADE))
     assert all(math.isfinite(one.loss) and one.gradient_norm > 0 and one.unusable == 0 for one in figures)
     assert figures[3].rate == rate_at(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
