@@ -175,12 +175,13 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
     """
     from ray_app.datajobs.generate.run import generate_images, generate_lines
+    from ray_app.errors import ExitCode
 
     if like is not None:
         assignments = (f"like.source={json.dumps(like)}", *assignments)
-    finished = generate_images(_config(config_file, given, assignments), retry=retry)
-    options.echo_document(finished.summary, generate_lines(finished.summary), as_json)
-    return finished.exit_code
+    summary = generate_images(_config(config_file, given, assignments), retry=retry)
+    options.echo_document(summary, generate_lines(summary), as_json)
+    return ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD
 
 
 def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> Any:

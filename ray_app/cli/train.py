@@ -3,10 +3,8 @@
 `touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card.
 """
 
-import csv
 import hashlib
 import json
-import posixpath
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,9 +80,6 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
     from ray_app.reports.training import training_lines
 
     return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
-
-
-_MAX_LABELS_BYTES = 2**30
 
 
 GROUPINGS = ("group", "family", "source")  # columns that may say what belongs together; the first that a labels file has
@@ -214,18 +209,11 @@ def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
     """
     from ray_app.archives.tabular import read_table
     from ray_app.archives.uri_list_rows import ListEntries
-    from ray_app.storage import Fetcher, canonical, strip_secrets
+    from ray_app.storage import canonical, strip_secrets
 
-    try:
-        data = Fetcher(signed=[place]).fetch(place, "", _MAX_LABELS_BYTES)
-        suffix = posixpath.splitext(urlsplit(place).path)[1].lower()
-        table = read_table(data, suffix, str)
-    except InputError as error:
-        raise ConfigError(f"{place}: {error.detail}") from None
-    except (ValueError, OSError, csv.Error) as error:
-        raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
+    table, _ = read_table(place, str)
     if table is None:
-        raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
+        raise ConfigError(f"{place}: labels are a .csv, .tsv, .jsonl or .parquet file")
     column = folds or next((name for name in GROUPINGS if name in table.column_names), GROUPINGS[0])
     if folds is not None and folds not in table.column_names:
         raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=f"columns: {', '.join(table.column_names)}")

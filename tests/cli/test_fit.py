@@ -141,8 +141,8 @@ def test_labels_that_are_not_understood_are_told_by_row(tmp_path, rows, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("mine.txt", b"a real", "a .csv, .jsonl or .parquet file"),
-        ("mine.parquet", b"PAR1", "cannot be read as labels"),
+        ("mine.txt", b"a real", "a .csv, .tsv, .jsonl or .parquet file"),
+        ("mine.parquet", b"PAR1", "cannot be read as a table"),
         ("absent.csv", None, r"absent\.csv"),
     ],
 )

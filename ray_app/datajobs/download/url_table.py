@@ -19,10 +19,9 @@ from ray_app.archives.tabular import read_table, text_table
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.dflip import FAMILIES_V1
-from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets
+from ray_app.errors import ConfigError
+from ray_app.storage import canonical, strip_secrets
 
-_MOST_BYTES = 2**32  # held in memory; the largest that is published has 195 MB
 _IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
 # What our own tables call so; a list's column of that name stands beside as meta_NAME.
 _OURS = frozenset(
@@ -56,20 +55,15 @@ def read_list(config: CollectConfig) -> UrlTable:
 
 
 def _read(config: CollectConfig, where: str) -> pa.Table:
-    name = where.partition("?")[0].lower()
-    try:
-        data = Fetcher(signed=[config.meta]).fetch(where, "", _MOST_BYTES)
-    except InputError as error:
-        raise ConfigError(f"{where}: {error.detail}") from None
-    try:
-        if name.endswith(".json"):
-            return _dflip(data, where, config.generator)
-        table = read_table(data, "." + name.rpartition(".")[2], _text)
-    except (pa.ArrowException, ValueError) as error:
-        raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}", hint="a list has one header, and one row per url") from None
+    table, data = read_table(config.meta, _text)
     if table is not None:
         return table
-    raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
+    if not where.partition("?")[0].lower().endswith(".json"):
+        raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
+    try:
+        return _dflip(data, where, config.generator)
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())[:300]}") from None
 
 
 def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:

@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-
 from ray_app import archives
 from ray_app.archives.members import ListedWithColumns
+from ray_app.archives.tabular import read_table
 from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
 from ray_app.datajobs.generate.files import FileStyle, as_member
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
-from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, Store, canonical, strip_secrets
+from ray_app.errors import ConfigError
+from ray_app.storage import Store, canonical, strip_secrets
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_MOST_BYTES = 2**31
 
 FoundRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
 
@@ -181,17 +179,12 @@ def _prompt(
 
 def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     """Rows of a text file or a table, without images."""
-    shown = strip_secrets(canonical(place))
-    try:
-        data = Fetcher(signed=archives.places_of([place])).fetch(shown, "", _MOST_BYTES)
-        table = archives.tabular.read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
-    except InputError as error:
-        raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
-    except (pa.ArrowException, ValueError) as error:
-        message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
-        raise ConfigError(message, hint="a table has one header and columns of one type") from error
+    table, data = read_table(*archives.places_of([place]), str, hint="--prompts names a file or an index")
     if table is None:
-        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
+        try:
+            lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{strip_secrets(place)}: {error}", hint="prompts are a text file in UTF-8, or a table") from None
         yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
         return
     if columns.prompt not in table.column_names:

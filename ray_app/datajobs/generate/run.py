@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from ray_app.datajobs.generate import files, pipelines, requests
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
-from ray_app.errors import MEANING, ClusterError, ConfigError, ExitCode, Status, resumable
+from ray_app.errors import MEANING, ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by
 from ray_app.runs.table_files import write_tables
@@ -43,16 +42,9 @@ _MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class GenerationResult:
-    """How a job ended: `exit_code` is DONE, or TOO_MANY_BAD where not one image was made; `summary` is the content of `summary.json`."""
-
-    exit_code: ExitCode
-    summary: dict[str, Any]
-
-
-def generate_images(config: GenerateConfig, *, retry: bool = False) -> GenerationResult:
-    """Make what `config` describes in `config.out`, from wherever an earlier session of the same command stopped.
+def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
+    """Make what `config` describes in `config.out`, from wherever an earlier session of the same command stopped; returns the content of
+    `summary.json`, in which `made` may be 0.
 
     With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
     StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
@@ -87,7 +79,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
         summary |= {"like": measured.facts() if measured else None, "task": card.task,
                     "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
-    return GenerationResult(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
+    return summary
 
 
 def card_of(config: GenerateConfig) -> PipelineCard:

@@ -42,7 +42,7 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     assert 8 <= len(committed) < 64
     assert len(before) > len(committed)  # some of the block that was under way
 
-    summary = generate_images(config).summary
+    summary = generate_images(config)
     rows = pq.read_table(out / "generated.parquet").to_pylist()
     assert sorted(row["index"] for row in rows) == list(range(64))
     assert len({row["latents_sha256"] for row in rows}) == len({row["seed"] for row in rows}) == 64

@@ -41,7 +41,7 @@ def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
         Image.effect_noise((80, 60), 50).convert("RGB").save(reals / f"{number}.jpg", quality=70 + number, subsampling=number % 2)
     config = job(sd3, prompts, tmp_path / "out", per_prompt=2, like={"source": str(reals)}, steps=1)
     done = generate_images(config)
-    assert (done.summary["made"], done.summary["noises"], done.summary["like"]["files"]) == (10, 10, 4)
+    assert (done["made"], done["noises"], done["like"]["files"]) == (10, 10, 4)
     made = rows(tmp_path / "out")
     assert sorted(row["index"] for row in made) == list(range(10))
     assert len({row["seed"] for row in made}) == 10
@@ -65,7 +65,7 @@ def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
     assert len({one["group"] for one in inputs}) == 5
 
     # The same command has nothing to do; another one is refused.
-    assert generate_images(config).summary["session"]["blocks"] == 0
+    assert generate_images(config)["session"]["blocks"] == 0
     with pytest.raises(IdentityError, match="seed"):
         generate_images(config.model_copy(update={"seed": 1}))
     write_prompts(prompts, 6)
@@ -77,7 +77,7 @@ def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, t
     (reals.parent / "4.jpg").write_bytes((reals.parent / "4.jpg").read_bytes()[:200])
     config = job(inpainting, reals, tmp_path / "out", columns={"id": "file_name"})
     done = generate_images(config)
-    assert done.summary["made"] == 5
+    assert done["made"] == 5
     [bad] = rows(tmp_path / "out", "failed")
     assert bad["real_uri"].endswith("4.jpg")
     assert bad["status"] in ("truncated_image", "corrupt_image")
@@ -103,24 +103,26 @@ def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, t
     assert {one["mask_uri"] for one in inputs} == {str(tmp_path / "out" / row["mask"]) for row in made}
 
 
-def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path):
+def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path, capsys):
     config = job(checked, reals, tmp_path / "out", limit=2, columns={"id": "file_name"})
     done = generate_images(config)
-    assert done.exit_code == 3
-    assert done.summary["statuses"] == {"blanked": 2}
+    assert done["made"] == 0
+    assert done["statuses"] == {"blanked": 2}
     failed = rows(tmp_path / "out", "failed")
     assert all(row["blanked"] and row["uri"] is None and row["latents_sha256"] for row in failed)
     assert not (tmp_path / "out/images").exists()
-    assert generate_images(config, retry=True).summary["session"]["blocks"] == 0
+    (tmp_path / "job.yaml").write_text(config.model_dump_json(exclude_unset=True))
+    assert main(["data", "generate", str(tmp_path / "job.yaml"), "--retry", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["session"]["blocks"] == 0
 
 
 def test_what_the_pipeline_refuses_is_a_row_and_retried_when_asked(sd3, tmp_path):
     card = write_card(tmp_path, "wrong", "StableDiffusion3Pipeline", sd3.parent / "model", arguments={"max_sequence_length": 4096})
     config = job(card, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out")
-    assert generate_images(config).summary["statuses"] == {"pipeline_failed": 2}
+    assert generate_images(config)["statuses"] == {"pipeline_failed": 2}
     assert "max_sequence_length" in rows(tmp_path / "out", "failed")[0]["detail"]
-    assert generate_images(config).summary["session"]["blocks"] == 0
-    assert generate_images(config, retry=True).summary["session"]["blocks"] > 0
+    assert generate_images(config)["session"]["blocks"] == 0
+    assert generate_images(config, retry=True)["session"]["blocks"] > 0
 
 
 class _Small(LoadedPipeline):
