@@ -179,7 +179,7 @@ def _prompt(
 
 def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     """Rows of a text file or a table, without images."""
-    table, data = read_table(*archives.places_of([place]), str, hint="--prompts names a file or an index")
+    table, data = read_table(archives.places_of([place])[0], str, hint="--prompts names a file or an index")
     if table is None:
         try:
             lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
