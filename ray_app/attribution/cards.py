@@ -97,7 +97,7 @@ class IdentifierCard(_Card):
 
     @property
     def class_families(self) -> tuple[str, ...]:
-        """The family of each class, its own name where nobody knows one."""
+        """The family of each class, its own name where none is known."""
         return tuple(self.families.get(name) or family_of(name) or name for name in self.classes)
 
     def facts(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Family(Frozen):
 
 
 class GeneratorEntry(Frozen):
-    """One generator. `open`: its weights can be had; where that is not stated, nobody has checked."""
+    """One generator. `open`: its weights can be had; null where nobody checked."""
 
     family: str
     title: str
@@ -100,7 +100,7 @@ def family_title(family: str) -> str:
 
 
 def matches(wanted: str, name: str | None, family: str | None) -> bool:
-    """Whether a word that somebody typed, in any spelling, means this generator or its family."""
+    """Whether a word that a user typed, in any spelling, means this generator or its family."""
     if name is None:
         return False
     entry = find_generator(wanted)

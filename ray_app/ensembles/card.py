@@ -34,7 +34,7 @@ class EnsembleMember(Frozen):
 class Thresholds(Frozen):
     """Ensemble scores (log-odds of fake) at which verdicts begin; in between lies the abstain band.
 
-    The rates say what was measured when the thresholds were chosen; null means that nobody measured.
+    The rates say what was measured when the thresholds were chosen; null means not measured.
     """
 
     real_below: float = 0.0
@@ -68,7 +68,7 @@ class OutlierGate(Frozen):
     """When `gated-mean` leaves a member out of the mean for an image: its log-odds lie too far from the median of all members'.
 
     By the modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median > `deviations` × the median of all
-    distances, where that is at least `floor`, so that members who nearly agree put nobody out. At least half always stay.
+    distances, where that is at least `floor`, so that no member is left out where they nearly agree. At least half always stay.
     """
 
     deviations: float = Field(default=3.5, ge=1, description="Iglewicz and Hoaglin's own is 3.5")
@@ -136,7 +136,7 @@ class Settings(Frozen):
 
 
 class EnsembleProfile(Frozen):
-    """What is said of an image beside its verdict: by whose head which generator made it, and by what model from which words.
+    """What is predicted of an image beside its verdict: by which head which generator made it, and by what model from which words.
 
     `identifier` and `describer` are cards, by name or path. The identifier names every image that has an embedding. `describe`: the
     describer, which is dear, says something of what is `flagged` (its verdict is `fake`), or of `all`.

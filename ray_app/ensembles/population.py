@@ -67,7 +67,7 @@ class Feature(Frozen):
 
 
 class Seen(Frozen):
-    """Which images the calibration saw at all, of whatever class; null = nobody noted it. Both ends were seen."""
+    """Which images the calibration saw at all, of whatever class; null = not noted. Both ends were seen."""
 
     formats: tuple[str, ...] = ()
     short_side_px: tuple[int, int] | None = None
@@ -110,7 +110,7 @@ class PopulationTally:
         self.counts = {name: np.zeros(len(feature.real), np.int64) for name, feature in self._features.items()}
 
     def add(self, properties: Properties) -> None:
-        """Count some images; a property that nobody gives is not counted of them."""
+        """Count some images; a property that is not given is not counted of them."""
         for name, feature in self._features.items():
             if name in properties:
                 self.counts[name] += feature.counted(properties[name])
@@ -128,7 +128,7 @@ def properties_of(
     """The properties of some images (n,), by the names of a population's features. What an image lacks is NaN, a format None.
 
     `score`: the ensemble's as its card makes it; `scores`: raw, per detector. Of a cascade's later members they are NaN where these do not
-    look. `quality`: of JPEGs; None where nobody read it.
+    look. `quality`: of JPEGs; None where it was not read.
     """
     wide, high = np.asarray(width, np.float64), np.asarray(height, np.float64)
     found: dict[str, Values] = {"score": np.asarray(score, np.float64)}

@@ -1,27 +1,27 @@
 """What an evaluation counts of labelled rows (`count_rows`): every score in the cell of its image's truth, format and size; a sample of the
 rows; the most confident mistakes; and the digest of the labelled images (`digest_of`).
 
-Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept. Pictures of rows: `thumbnails_of`.
+Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept. Pictures of rows: `pictures_of`.
 """
 
 import base64
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from PIL import Image
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of
+from ray_app.archives import MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quoted
 from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, Systems
-from ray_app.images import ImageLimits, decode_image
+from ray_app.images import decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.model import MistakeFacts
@@ -190,16 +190,18 @@ def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wan
 
 def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
     """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
+    return {image_id: thumbnail(pixels, side) for image_id, pixels in decoded_images(run, ids)}
+
+
+def decoded_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
+    """The images of these ids that can still be read, each with its id, in the order in which they lie in the archive."""
     limits = run.limits()
     reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
-    return thumbnails_of(reader, members_of(run, ids).values(), limits, side=side)
-
-
-def thumbnails_of(reader: MemberReader, members: Iterable[ManifestMember], limits: ImageLimits, *, side: int = SIDE_PX) -> dict[int, bytes]:
-    """JPEG bytes by image id of members that can be read, no side above `side` pixels."""
-    pictures = {}
-    for member, data in reader.read(list(members)):
-        with suppress(InputError):
-            if not isinstance(data, InputError):
-                pictures[member.image_id] = thumbnail(decode_image(data, limits).pixels, side)
-    return pictures
+    in_place = sorted(members_of(run, set(ids)).values(), key=lambda member: (member.uri, member.block, member.slot))
+    for member, data in reader.read(in_place):
+        if not isinstance(data, InputError):
+            try:
+                image = decode_image(data, limits)
+            except InputError:
+                continue
+            yield member.image_id, image.pixels

@@ -35,13 +35,13 @@ _NONE = "no image of these generators"
 
 
 class AttributionAnswer(NamedTuple):
-    """Of one image. `generator`, `said`: keys of names, None = none was named. `asked`: whether there was an answer at all, be it
+    """Of one image. `generator`, `predicted`: keys of names, None = none was named. `asked`: whether there was an answer at all, be it
     "none of the known". `place`, `family_place`: of the truth in the ranking, 0 = first; None = not there.
     """
 
     label: str
     generator: str
-    said: str | None
+    predicted: str | None
     asked: bool
     place: int | None
     family_place: int | None
@@ -76,11 +76,11 @@ class AttributionAnswers:
 
     def _answer(self, row: dict[str, Any]) -> AttributionAnswer:
         names = self.names
-        truth, said = names.label(row["generator"]), names.said(dflip.name_in(row["predicted_generator"]))
-        ranking = [names.said(name) for name in row["ranking"].split(_BETWEEN)] if row["ranking"] else []
+        truth, predicted = names.label(row["generator"]), names.predicted(dflip.name_in(row["predicted_generator"]))
+        ranking = [names.predicted(name) for name in row["ranking"].split(_BETWEEN)] if row["ranking"] else []
         families = list(dict.fromkeys(names.family(name) for name in ranking if name))
-        asked = bool(said or ranking or row["sure"])
-        return AttributionAnswer(row["label"], truth, said, asked, _place(truth, ranking), _place(names.family(truth), families))
+        asked = bool(predicted or ranking or row["sure"])
+        return AttributionAnswer(row["label"], truth, predicted, asked, _place(truth, ranking), _place(names.family(truth), families))
 
     def _keep(self, table: pa.Table, confidence: Floats) -> None:
         kept = np.isfinite(confidence) & np.asarray(pc.equal(table["label"].cast(pa.string()), "fake"))
@@ -206,7 +206,7 @@ def _plain(answers: AttributionAnswers, rules: protocols.IdentificationRules) ->
         **single,
         "families": _section(_Level(families, answers, names.class_families), rules.top_k, str),
         "known": None if names.classes is None else sorted(str(names.shown(key)) for key in names.classes),
-        "without_prediction": sum(n for one, n in fakes.items() if one.said is None),
+        "without_prediction": sum(n for one, n in fakes.items() if one.predicted is None),
         "not_asked": sum(n for one, n in fakes.items() if not one.asked),
         "notes": list(_notes(answers)),
     }
@@ -222,7 +222,7 @@ class _Level:
         """The figures of `metrics.attribution`, names as keys."""
         pairs: Counter[tuple[str, str | None]] = Counter()
         for one, n in self._counts.items():
-            pairs[one.generator, one.said] += n
+            pairs[one.generator, one.predicted] += n
         found = attribution.attribution_of_pairs(pairs, known=self.known, top_k=top_k)
         if self._answers.ranked:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
@@ -251,7 +251,7 @@ def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
     figures = {name: figure for name, figure in found.figures.items() if name != "open_set_auroc"} | level.abstained()
     return {
         **arrays.figure_rows(figures),
-        "pairs": [[shown(truth), None if said is None else shown(said), n] for truth, said, n in found.pairs],
+        "pairs": [[shown(truth), None if predicted is None else shown(predicted), n] for truth, predicted, n in found.pairs],
         "classes": [
             {name: value.row() if isinstance(value, arrays.FigureFacts) else value for name, value in row.items()}
             | {"name": shown(row["name"])}
@@ -264,14 +264,14 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     """The same answers with families for generators."""
     found: Counter[AttributionAnswer] = Counter()
     for one, n in counts.items():
-        said = None if one.said is None else names.family(one.said)
-        found[one._replace(generator=names.family(one.generator), said=said, place=one.family_place)] += n
+        predicted = None if one.predicted is None else names.family(one.predicted)
+        found[one._replace(generator=names.family(one.generator), predicted=predicted, place=one.family_place)] += n
     return found
 
 
 def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> arrays.FigureFacts:
     asked = [(one, n) for one, n in counts if one.asked]
-    return intervals.proportion(sum(n for one, n in asked if one.said is None), sum(n for _, n in asked), why)
+    return intervals.proportion(sum(n for one, n in asked if one.predicted is None), sum(n for _, n in asked), why)
 
 
 def _auroc(answers: AttributionAnswers, names: Names) -> arrays.FigureFacts:
@@ -287,7 +287,7 @@ def _auroc(answers: AttributionAnswers, names: Names) -> arrays.FigureFacts:
 def _reals_named(answers: AttributionAnswers) -> arrays.FigureFacts:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
-    return intervals.proportion(sum(n for one, n in reals if one.said not in (None, REAL)), sum(n for _, n in reals), "no real image")
+    return intervals.proportion(sum(n for one, n in reals if one.predicted not in (None, REAL)), sum(n for _, n in reals), "no real image")
 
 
 def _notes(answers: AttributionAnswers) -> Iterable[str]:

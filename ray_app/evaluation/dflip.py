@@ -108,7 +108,8 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
             pairs[truth, named_in(answer, known)] += n
             plain[_ours(truth, names) or truth, _ours(name_in(answer), names)] += n
     wrong = sorted(
-        ((truth, said, n) for (truth, said), n in pairs.items() if truth != said), key=lambda one: (-one[2], one[0], one[1] or "")
+        ((truth, predicted, n) for (truth, predicted), n in pairs.items() if truth != predicted),
+        key=lambda one: (-one[2], one[0], one[1] or ""),
     )
     by_index = attribution.attribution_of_pairs(plain).figures
     return {
@@ -124,12 +125,12 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
 
 def _ours(name: str | None, names: Names) -> str | None:
     """A class as the index has it: their families for its own, a fine-tuned model by its name in any spelling."""
-    key = names.said(name)
+    key = names.predicted(name)
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
 
 def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> arrays.FigureFacts:
-    right = sum(n for (truth, said), n in pairs.items() if truth == said)
+    right = sum(n for (truth, predicted), n in pairs.items() if truth == predicted)
     return intervals.proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
@@ -138,9 +139,9 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.FigureFacts
 
     if not pairs:
         return arrays.undefined(_NO_IMAGE)
-    truth, said = [one for one, _ in pairs], [other or "" for _, other in pairs]
-    classes = sorted({*truth, *said} - {""})
-    value = f1_score(truth, said, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
+    truth, predicted = [one for one, _ in pairs], [other or "" for _, other in pairs]
+    classes = sorted({*truth, *predicted} - {""})
+    value = f1_score(truth, predicted, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
     return arrays.FigureFacts(value=float(value), n=sum(pairs.values()))
 
 

@@ -20,13 +20,13 @@ class Names:
     def __init__(self, classes: Sequence[str] = (), families: Mapping[str, str] | None = None) -> None:
         self._keys: dict[str, str] = {}
         self._labels: dict[str, str] = {}
-        self._said: dict[str, str] = {}
+        self._predicted: dict[str, str] = {}
         self._families: dict[str, str] = {}
         listed = generator_index().families
         self._by_family = bool(classes) and all(name in listed or name == REAL for name in classes)
         entry = families or {}
         self._families = {self._key(name): entry.get(name) or self.family(name) for name in classes}
-        self._said = {self._key(name): name for name in classes}
+        self._predicted = {self._key(name): name for name in classes}
         self.classes = frozenset(self._families) - {REAL} if classes else None
         """The keys that could be named, None where nobody knows."""
         self.class_families = frozenset(self._families[key] for key in self.classes) if self.classes is not None else None
@@ -37,17 +37,17 @@ class Names:
         self._labels.setdefault(key, name.strip())
         return key
 
-    def said(self, name: str | None) -> str | None:
+    def predicted(self, name: str | None) -> str | None:
         """The key of a predicted name; None of none, and of blanks."""
         if name is None or not name.strip():
             return None
         key = self._key(name)
-        self._said.setdefault(key, name.strip())
+        self._predicted.setdefault(key, name.strip())
         return key
 
     def shown(self, key: str | None) -> str | None:
         """The shown spelling of a key: how labels spell it, else how it was predicted."""
-        return None if key is None else self._labels.get(key) or self._said.get(key) or key
+        return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
         """The family of a key or name: the identifier's, the index's, or itself where none is known."""

@@ -4,12 +4,13 @@ They are worked out from a sample of the labelled rows, each with whose it is: t
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_app.evaluation.labels import FAKE_KINDS
 from ray_app.evaluation.systems import System
 from ray_app.metrics import clusters, detection, detection_intervals
 from ray_app.metrics.arrays import FigureFacts, ScoreHistogram
@@ -36,17 +37,12 @@ class Intervals:
         self._sample = sample.slice(0, MOST) if self._wanted and sample is not None else None
         self._kinds = np.asarray(self._sample["kind"].to_pylist(), object) if self._sample is not None else np.empty(0, object)
         self._names = names_of(self._sample) if self._sample is not None and meaning == "generators" else None
-        self.facts = self.facts_of(("whole", "local"))
+        self.facts = self.facts_of(FAKE_KINDS)
 
     def facts_of(self, kinds: Collection[str]) -> IntervalFacts:
         """What intervals of figures of these fakes and all real images are of."""
-        counts = {}
-        for key, mine in (("generators", tuple(kinds)), ("sources", ("real",))):
-            names = set() if self._names is None else set(self._names[np.isin(self._kinds, mine)].tolist())
-            counts[key] = len(names)
-        drawn = {key: count >= clusters.FEWEST_CLUSTERS for key, count in counts.items()}
-        fakes = "generators" if drawn["generators"] else "images"
-        return IntervalFacts(fakes=fakes, reals="sources" if drawn["sources"] else "images", **counts)
+        names = [() if self._names is None else self._names[np.isin(self._kinds, mine)] for mine in (tuple(kinds), ("real",))]
+        return IntervalFacts.of_names(*names)
 
     def alike(self, kinds: Sequence[str]) -> IntervalFacts:
         """What the intervals of figures of each of these kinds of fakes apart are of, the same for all: images where one kind is of few."""
@@ -120,8 +116,7 @@ class Intervals:
         return found
 
     def _given(self, figures: Figures, system: System, classes: Sequence[detection_intervals.ScoredClass]) -> dict[str, FigureFacts]:
-        how: dict[str, Any] = {name: getattr(system, name) for name in ("threshold", "strict", "calibration")}
-        return detection_intervals.with_intervals(figures, classes[0], classes[1], seed=self._seed, **how)
+        return detection_intervals.with_intervals(figures, classes[0], classes[1], seed=self._seed, **system.cut)
 
 
 class _Verdicts:
@@ -130,30 +125,32 @@ class _Verdicts:
     def __init__(self, verdicts: Names, names: Names | None, label: str, counts: detection.VerdictCounts, seed: int) -> None:
         self.label = label
         self._verdicts = verdicts
-        self._counts = {said: getattr(counts, f"{label}_{said}") for said in ("fake", "real", "abstain", "unscored")}
+        self._counts = {verdict: getattr(counts, f"{label}_{verdict}") for verdict in ("fake", "real", "abstain", "unscored")}
         self.sample = clusters.ClassSample.of(np.zeros(len(verdicts)), names, seed=seed)
 
     def n(self, of: Collection[str] | None) -> int:
         """How many images have one of these verdicts; None = all."""
-        return sum(count for said, count in self._counts.items() if of is None or said in of)
+        return sum(count for verdict, count in self._counts.items() if of is None or verdict in of)
 
-    def ends(self, said: Collection[str], of: Collection[str] | None) -> tuple[float, float]:
+    def ends(self, verdicts: Collection[str], of: Collection[str] | None) -> tuple[float, float]:
         """The interval of the share that has one of some verdicts, of those that have one of others."""
         among = np.ones(len(self._verdicts), np.bool_) if of is None else np.isin(self._verdicts, list(of))
         some = self.sample._replace(scores=self.sample.scores[among], codes=self.sample.codes[among], n=max(1, int(among.sum())))
         if some.clusters:
             distinct, codes = np.unique(some.codes, return_inverse=True)
             some = some._replace(codes=codes, clusters=len(distinct) if len(distinct) >= clusters.FEWEST_CLUSTERS else 0)
-        return detection_intervals.rate_ends(self.n(said), self.n(of), some, np.isin(self._verdicts[among], list(said)))
+        return detection_intervals.rate_ends(self.n(verdicts), self.n(of), some, np.isin(self._verdicts[among], list(verdicts)))
 
 
-def _of_both(parts: Sequence[_Verdicts], said: Sequence[str], of: Sequence[str] | None, *, even: bool) -> tuple[tuple[float, float], bool]:
+def _of_both(
+    parts: Sequence[_Verdicts], verdicts: Sequence[str], of: Sequence[str] | None, *, even: bool
+) -> tuple[tuple[float, float], bool]:
     """The interval of a share of both classes together, or of the mean of its two shares; and whether any is in clusters."""
     shares = []
     there = [part for part in parts if part.n(of)]
     total = sum(part.n(of) for part in there)
     for part in there:
-        words = (part.label,) if said == ("right",) else said
+        words = (part.label,) if verdicts == ("right",) else verdicts
         weight = 1 / len(there) if even else part.n(of) / total
         shares.append((weight, part.n(words) / part.n(of), part.ends(words, of)))
     return detection_intervals.mixed_rate_ends(shares), any(part.sample.clusters for part in there)

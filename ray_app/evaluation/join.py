@@ -31,7 +31,7 @@ OWN, VIEWS = "input", "views"
 """The key of labels that stand in the run's own column `input`."""
 _TRUTH = ("label", "generator", "kind")
 _OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
-_SAID = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
+_IN_WORDS = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
 _MEMORY, _THREADS = "512MB", 2
 _GROUPED_AT_ONCE = 4_000_000  # labels whose keys are counted together: that many fit into the memory
 _ROWS = 65_536
@@ -219,9 +219,12 @@ class LabelledRows:
             rows = self.database.table("SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing).to_pylist()
             pair = rows[0], next(row for row in rows if row["code"] != rows[0]["code"])
             groups = [self._coder.groups[row["code"]] for row in pair]
-            said = [f"row {row['place'] + 1} says {_SAID[one.kind]} of {one.generator}" for row, one in zip(pair, groups, strict=True)]
+            rows_in_words = [
+                f"row {row['place'] + 1} says {_IN_WORDS[one.kind]} of {one.generator}" for row, one in zip(pair, groups, strict=True)
+            ]
             raise ConfigError(
-                f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(said)}", hint="keep one of the two rows"
+                f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(rows_in_words)}",
+                hint="keep one of the two rows",
             )
         self.doubled = doubled
         if self.doubled:

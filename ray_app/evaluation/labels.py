@@ -204,6 +204,8 @@ def _ending(place: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
 
+FAKE_KINDS = ("whole", "local")
+"""Of a group: generated as a whole, or edited inside a photograph."""
 MOST_GROUPS = 5_000
 _BETWEEN = "\x1f"
 _KINDS = {

@@ -4,7 +4,7 @@ CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0)
 embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -15,16 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import MemberReader, guard_of
 from ray_app.attribution.prompts import normalised_prompt
-from ray_app.errors import ConfigError, InputError
+from ray_app.errors import ConfigError
+from ray_app.evaluation.accumulate import decoded_images
 from ray_app.evaluation.join import Tables
-from ray_app.images import decode_image
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import members_of
-from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,11 +45,11 @@ _TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rou
 @dataclass(frozen=True)
 class Similar:
     """Numbers of n pairs of texts and their images; `why`: the reason where there are none. `text` (m,): cosines of the first m ≤ 2,000
-    pairs; `said`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    pairs; `predicted`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
     """
 
     text: Floats
-    said: Floats
+    predicted: Floats
     truth: Floats
     places: npt.NDArray[np.int64]
     why: str | None = None
@@ -70,13 +67,13 @@ class Similar:
         if self.why is not None:
             return dict.fromkeys(FIGURES, arrays.undefined(self.why))
         texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
-        text, said, truth = self.text[texts], self.said[read], self.truth[read]
+        text, predicted, truth = self.text[texts], self.predicted[read], self.truth[read]
         why = "no image can be read any more" if len(text) else _NO_PAIR
         return {
             "clip_text": intervals.mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
-            "clip_score": intervals.mean_figure(said, why, bounds=(0, 2.5)),
+            "clip_score": intervals.mean_figure(predicted, why, bounds=(0, 2.5)),
             "clip_score_truth": intervals.mean_figure(truth, why, bounds=(0, 2.5)),
-            "clip_score_ratio": intervals.ratio_figure(said, truth, why),
+            "clip_score_ratio": intervals.ratio_figure(predicted, truth, why),
         }
 
 
@@ -137,7 +134,7 @@ class PromptClip:
 class Prompts:
     """Pairs of texts, of the images with both, in the order of their ids. `counts`: images with either."""
 
-    said: list[str]
+    predicted: list[str]
     truth: list[str]
     makers: list[str]
     similar: Similar
@@ -145,11 +142,11 @@ class Prompts:
 
     def section(self) -> dict[str, Any]:
         """All figures as JSON."""
-        figures = {name: figure(self.said, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
+        figures = {name: figure(self.predicted, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
         return {
             **arrays.figure_rows(figures),
             **self.counts,
-            "compared": len(self.said),
+            "compared": len(self.predicted),
             "images_unread": self.similar.unread,
             "notes": list(NOTES),
         }
@@ -157,8 +154,8 @@ class Prompts:
     def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
-        said, truth = (list(compress(texts, mine.tolist())) for texts in (self.said, self.truth))
-        return {name: figure(said, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
+        predicted, truth = (list(compress(texts, mine.tolist())) for texts in (self.predicted, self.truth))
+        return {name: figure(predicted, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
 
 
 def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None) -> Prompts | None:
@@ -170,13 +167,13 @@ def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None) ->
     rows, counts = _prompts(tables)
     if not counts["with_prediction"] or not counts["with_prompt"]:
         return None
-    said = [normalised_prompt(row["predicted_prompt"]) for row in rows]
+    predicted = [normalised_prompt(row["predicted_prompt"]) for row in rows]
     truth = [normalised_prompt(row["prompt"]) for row in rows]
-    similar = similar_of(run, [row["image_id"] for row in rows], said, truth, clip=clip)
-    return Prompts(said, truth, [row["generator"] for row in rows], similar, counts)
+    similar = similar_of(run, [row["image_id"] for row in rows], predicted, truth, clip=clip)
+    return Prompts(predicted, truth, [row["generator"] for row in rows], similar, counts)
 
 
-def similar_of(run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None) -> Similar:
+def similar_of(run: RunDirectory, image_ids: Sequence[int], predicted: Sequence[str], truth: Sequence[str], *, clip: str | None) -> Similar:
     """How alike predicted and true prompts of images are, of the first 2,000 at most.
 
     Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
@@ -184,19 +181,20 @@ def similar_of(run: RunDirectory, image_ids: Sequence[int], said: Sequence[str],
     if clip is None:
         return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
     model = PromptClip(clip)
-    ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
-    texts = model.texts([*said, *truth])
-    ours, theirs = texts[: len(said)], texts[len(said) :]
+    ids, predicted, truth = image_ids[:MOST_IMAGES], predicted[:MOST_IMAGES], truth[:MOST_IMAGES]
+    texts = model.texts([*predicted, *truth])
+    ours, theirs = texts[: len(predicted)], texts[len(predicted) :]
     seen, places = _seen(run, ids, model)
-    of_said, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
-    return Similar((ours * theirs).sum(axis=1), of_said, of_truth, places)
+    of_predicted, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
+    return Similar((ours * theirs).sum(axis=1), of_predicted, of_truth, places)
 
 
 def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
     embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
-    for place, picture in _pictures(run, image_ids):
-        places.append(place)
+    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    for image_id, picture in decoded_images(run, image_ids):
+        places.append(place_of[image_id])
         batch.append(picture)
         if len(batch) == _BATCH:
             embedded.append(model.images(batch))
@@ -209,19 +207,6 @@ def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tup
 def _read(kind: Any, folder: str, **options: Any) -> Any:
     """One part of a published model, from the folder alone; networks come ready for inference."""
     return kind.from_pretrained(folder, local_files_only=True, **options)
-
-
-def _pictures(run: RunDirectory, image_ids: Sequence[int]) -> "Iterator[tuple[int, Image.Image]]":
-    limits, members = run.limits(), members_of(run, set(image_ids))
-    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
-    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
-    in_place = sorted(members.values(), key=lambda member: (member.uri, member.block, member.slot))
-    for member, data in reader.read(in_place):
-        if not isinstance(data, InputError):
-            try:
-                yield place_of[member.image_id], decode_image(data, limits).pixels
-            except InputError:
-                continue
 
 
 def _directions(found: Any) -> Floats:

@@ -28,7 +28,9 @@ from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, strip_secrets, urls
 
-INDEX = "index"
+INDEX, RUN = "index", "run"
+_LOOKED_AT = 1000  # members of a source, for labels of its own, before any is scored
+MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by tasks
 
 
 def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory | None, out: Store) -> LabelledRows | None:
@@ -37,7 +39,7 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     A layout, the config's or else the protocol's, labels the source of the run (or the config's own) into `out`/index, which is used
     again by the same evaluation. Raises ConfigError as labels and layouts do.
     """
-    split = config.split or (protocol.split if protocol else None)
+    split = _split_of(config, protocol)
     if config.labels:
         return read_labels(open_labels(config.labels), key=config.key, split=split)
     layout = config.layout or (protocol.layout if protocol else None)
@@ -91,6 +93,10 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     return remarks
 
 
+def _split_of(config: EvaluateConfig, protocol: protocols.Protocol | None) -> str | None:
+    return config.split or (protocol.split if protocol else None)
+
+
 def _of_config(config: EvaluateConfig) -> dict[str, Any]:
     score = config.score
     return {"at": config.at, "include": score.include, "exclude": score.exclude, "limit": score.limit, "columns": score.columns,
@@ -111,11 +117,6 @@ def _hint(key: str) -> str:
     others = ", ".join(name for name in KEYS if name != key)
     whole = "uris are joined whole, relative ones being relative to the labels file, and are not guessed from their ends; "
     return f"{whole if key == 'uri' else ''}--key joins by {others} instead, where the labels have it"
-
-
-RUN = "run"
-_LOOKED_AT = 1000  # members of a source, for labels of its own, before any is scored
-MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by tasks
 
 
 @dataclass(frozen=True)
@@ -151,22 +152,20 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         from ray_app.scoring.run import check_scoring
 
         check_scoring(_scoring(config, out))
-    split = config.split or (protocol.split if protocol else None)
     with contextlib.ExitStack() as stack:
         labels = labels_for(config, protocol, run, out)
         if labels is not None:
             stack.enter_context(labels)
         if run is None:
             run, code = _scored(config, out, own_labels=labels is None)
-        if labels is None:
-            labels = stack.enter_context(own_labels(run.store.url, split))
-        return Evaluated(_documented(config, protocol, run, labels, out), code)
+        labels = labels or stack.enter_context(own_labels(run.store.url, _split_of(config, protocol)))
+        document = measure(config, protocol, run, labels)
+    write_document(document, out)
+    return Evaluated(document, code)
 
 
-def _documented(
-    config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory, labels: LabelledRows, out: Store
-) -> EvaluationDocument:
-    """Join, count, and write the document."""
+def measure(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory, labels: LabelledRows) -> EvaluationDocument:
+    """Join labels with a run, count scores and compute the document's figures; nothing is written."""
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _print_progress("counting scores")
     columns = [*accumulate.COLUMNS, *([OWN] if protocol and "years" in protocol.automatic else [])]
@@ -176,9 +175,7 @@ def _documented(
     for warning in warnings:
         _print_progress(warning)
     cells = accumulate.count_rows(labels, systems, most=config.sample)
-    document = document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _print_progress)
-    write_document(document, out)
-    return document
+    return document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _print_progress)
 
 
 def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ray_app.config import Frozen, Section
-from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors import DetectorCard
 from ray_app.ensembles import EnsembleCard, EnsembleMember, load_ensemble_card
-from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import files, thresholds
 from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
 from ray_app.evaluation.calibrate.division import groups_of
 from ray_app.evaluation.standing import measured_ms, working_session
+from ray_app.evaluation.systems import readable_card
 from ray_app.evaluation.unseen import overlap_of
 from ray_app.metrics import calibration, operating_points
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
@@ -143,7 +144,7 @@ def suggest_ensemble(config: SuggestConfig) -> SuggestionReport:
     labelled = read.labelled
     folds, folds_are = _folds(labelled, config.seed)
     images = LabelledScores(labelled.raw, labelled.fake, folds)
-    cards = [_card(member.detector) for member in read.members]
+    cards = [readable_card(member.detector) for member in read.members]
     costs = _costs(read, cards)
     try:
         best, copies = suggest(read.names, images, costs, size=config.size, by=config.by)
@@ -155,7 +156,7 @@ def suggest_ensemble(config: SuggestConfig) -> SuggestionReport:
         n_real=int((~labelled.fake).sum()), n_fake=int(labelled.fake.sum()), candidates=read.names, folds=int(folds.max()) + 1,
         folds_are=folds_are, best=tuple(best), cheapest=tuple(cheapest),
         copies=tuple((copies_of_cheapest if config.per_cost else copies).items()),
-        remarks=(*read.told, *_remarks(labelled, read.names, cards, costs.unit)), card=str(path or ""),
+        remarks=(*read.remarks, *_remarks(labelled, read.names, cards, costs.unit)), card=str(path or ""),
     )  # fmt: skip
     if path is not None:
         _write(path, read, images, report, cheapest if config.per_cost else best)
@@ -296,25 +297,18 @@ def _copies(images: LabelledScores) -> Bools:
 
 
 def _folds(labelled: CalibrationData, seed: int) -> tuple[Codes, str]:
-    """The folds, and what they are, in a sentence. A class without groups is divided image by image, and it is said."""
+    """The folds, and what they are, in a sentence. A class without groups is divided image by image, which the sentence names."""
     sources = {one for one, fake in zip(labelled.source, labelled.fake.tolist(), strict=True) if not fake}
     generators = {one for one, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True) if fake}
     whole = {"sources": len(sources) >= _FEWEST and None not in sources, "generators": len(generators) >= _FEWEST}
     groups = groups_of(labelled, share_generators=not whole["generators"], share_sources=not whole["sources"])
     folds = folds_of(groups, labelled.fake, seed=seed)
-    said = []
+    parts = []
     for kind, names, word in (("sources", sources, "real images"), ("generators", generators, "fakes")):
         held = f"whole {kind} ({len(names - {None}):,})" if whole[kind] else f"single images, since labels name too few {kind}"
-        said.append(f"folds of {word} are of {held}")
+        parts.append(f"folds of {word} are of {held}")
     rest = "" if all(whole.values()) else " Images of one name on both sides flatter every figure."
-    return folds, f"{int(folds.max()) + 1} folds: {'; '.join(said)}.{rest}"
-
-
-def _card(name: str) -> DetectorCard | None:
-    try:
-        return load_card(name)
-    except TouchstoneError:
-        return None
+    return folds, f"{int(folds.max()) + 1} folds: {'; '.join(parts)}.{rest}"
 
 
 def _costs(read: LabelledRun, cards: Sequence[DetectorCard | None]) -> DetectorCosts:

@@ -7,17 +7,15 @@ Intervals of its figures as a whole are of one meaning (ray_app.evaluation.inter
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
-from ray_app.evaluation.labels import EvaluationGroup
+from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
 from ray_app.evaluation.unseen import worst_of
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
@@ -25,7 +23,6 @@ from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
-_FAKES = ("whole", "local")
 NO_OTHERS = "there are no images of the other class"
 
 
@@ -46,9 +43,9 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
-    figures = asked.intervals.of(scores.figures(scores.fakes, scores.reals), system, (scores.fakes, scores.reals), _FAKES)
-    kinds = [kind for kind in _FAKES if scores.of(partial(_is_of, kind)).n]
-    by_kind = asked.intervals.alike(kinds)
+    figures = asked.intervals.of(scores.figures(scores.fakes, scores.reals), system, (scores.fakes, scores.reals), FAKE_KINDS)
+    scored = {group.kind for group, one in scores.by_group.items() if one.n}
+    by_kind = asked.intervals.alike([kind for kind in FAKE_KINDS if kind in scored])
     labelled: Counter[EvaluationGroup] = Counter()  # rows of each group, with a score or without
     for (cell, _, _), count in cells.rows.items():
         labelled[cell.group] += count
@@ -64,7 +61,7 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         figures=figures,
         decided=_decided(cells, asked) if system.decides else None,
         averages=_averages(scores, groups, asked, figures["tpr"]),
-        kinds={kind: _of_kind(kind, scores, asked, figures, by_kind) for kind in _FAKES},
+        kinds={kind: _of_kind(kind, scores, asked, figures, by_kind) for kind in FAKE_KINDS},
         kinds_intervals=by_kind,
         generators=tuple(generators),
         roc=tuple(operating_points.curve_points(scores.fakes, scores.reals)) if curves else (),
@@ -100,11 +97,11 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
         if not both.any():
             continue
         first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
-        whose = None if names is None else names[both]
+        clusters = None if names is None else names[both]
         if binary[one.name] or binary[other.name]:
-            test = significance.mcnemar(_right(first, truth, one), _right(second, truth, other), truth, whose)
+            test = significance.mcnemar(one.says_fake(first) == truth, other.says_fake(second) == truth, truth, clusters)
         else:
-            test = significance.delong(first, second, truth, whose)
+            test = significance.delong(first, second, truth, clusters)
         tests.append((one.name, other.name, test))
     corrected = significance.holm([test.p for _, _, test in tests])
     return [
@@ -134,8 +131,7 @@ class _Scores:
 
     def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, FigureFacts]:
         """All figures of detection of two histograms."""
-        own = {name: getattr(self.system, name) for name in ("threshold", "strict", "calibration")}
-        return detection.detection_of(fakes, reals, continuous=not self.binary, **own)
+        return detection.detection_of(fakes, reals, continuous=not self.binary, **self.system.cut)
 
     def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
         """The area under the ROC curve."""
@@ -157,10 +153,6 @@ def _scores(system: System, cells: accumulate.Cells, groups: Iterable[Evaluation
     values = np.unique(np.concatenate([np.empty(0), *[one.values[:3] for one in merged.values()]]))
     replies = all(len(one.values) <= 2 for one in merged.values()) and bool(len(values)) and bool(np.isin(values, (-1.0, 1.0)).all())
     return _Scores(system, by_cell, merged, system.binary or replies)
-
-
-def _is_of(kind: str, group: EvaluationGroup) -> bool:
-    return group.kind == kind
 
 
 def _of_kind(
@@ -233,7 +225,7 @@ def _seen(system: System, generator: str, asked: SystemOptions) -> str:
 
 
 def _verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
-    counts = dict.fromkeys((f"{label}_{said}" for label in ("fake", "real") for said in ("fake", "real", "abstain", "unscored")), 0)
+    counts = dict.fromkeys((f"{label}_{verdict}" for label in ("fake", "real") for verdict in ("fake", "real", "abstain", "unscored")), 0)
     for (cell, _, verdict), count in cells.rows.items():
         counts[f"{cell.group.label}_{verdict or 'unscored'}"] += count
     return detection.VerdictCounts(**counts)
@@ -282,7 +274,3 @@ def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> li
         views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=figures))
     absent = asked.identity.get("perturb_absent", {}) if views else {}
     return views + [system_model.ViewFacts(name=name, **facts) for name, facts in absent.items()]
-
-
-def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:
-    return np.asarray(system.says_fake(scores) == fakes)

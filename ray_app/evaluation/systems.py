@@ -51,6 +51,11 @@ class System:
         """Whether its scores are those that the ensemble made of its detectors'."""
         return self.kind == ENSEMBLE
 
+    @property
+    def cut(self) -> dict[str, Any]:
+        """Threshold, strictness and calibration, as `detection_of` and `with_intervals` take them."""
+        return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
+
     def says_fake(self, scores: Column) -> npt.NDArray[np.bool_]:
         """Whether each score (n,) is on the fake side of the threshold; NaN is not."""
         return scores > self.threshold if self.strict else scores >= self.threshold
@@ -187,15 +192,16 @@ def _cards(ensemble: EnsembleCard | None, names: list[str]) -> dict[str, tuple[s
     """By what the ensemble calls its members, the run's own name of each, and its card where that can still be read."""
     found: dict[str, tuple[str, DetectorCard | None]] = {}
     for place, member in enumerate(ensemble.members if ensemble else ()):
-        card = _card(member.detector)
+        card = readable_card(member.detector)
         called = [name for name in (card.name if card else None, member.detector, *names[place : place + 1]) if name in names]
         known = called[0] if called else member.detector
         found[member.detector] = (str(known), card if card and card.name == known else None)
     missing = set(names) - {known for known, _ in found.values()}
-    return found | {name: (name, _card(name)) for name in missing}
+    return found | {name: (name, readable_card(name)) for name in missing}
 
 
-def _card(name: str) -> DetectorCard | None:
+def readable_card(name: str) -> DetectorCard | None:
+    """A detector's card; None where it cannot be read any more, as in a run that another machine made."""
     try:
         return load_card(name)
     except TouchstoneError:

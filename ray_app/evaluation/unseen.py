@@ -1,6 +1,6 @@
 """Figures on what a system was not trained on (`unseen_of`), and the scores of that alone (`unseen_sample`), by which pairs are tested.
 
-An image counts as seen where a card of the system lists its generator, or the source that its label names. What a card does not tell stays,
+An image counts as seen where a card of the system lists its generator, or the source that its label names. What no card lists stays,
 and is counted as unknown. Rows are those of the evaluation's sample (`accumulate.Cells.sample`).
 """
 
@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from ray_app.detectors import DetectorCard
 from ray_app.evaluation import interval_sample
+from ray_app.evaluation.labels import FAKE_KINDS
 from ray_app.evaluation.systems import Seen, System, combined_overlap, is_named, training_overlap
 from ray_app.metrics import detection
 from ray_app.metrics.arrays import Bools, ScoreHistogram
 from ray_app.reports.evaluation import system_model
 
 FIGURES = ("auc", "tpr_at_fpr_5", "tpr_at_fpr_1", "balanced_accuracy", "tpr", "tnr", "ece")
-_FAKES = ("whole", "local")
 _FEW = 20  # images of a generator under which it is called the worst only where no other has more
 _REAL = "real"
 
@@ -29,7 +29,7 @@ _REAL = "real"
 class SampleOverlap:
     """Rows (n,) of a sample against one system's training: whether each was `seen`, and the group that it belongs to (label, name).
 
-    `unknown`: groups of which no card tells.
+    `unknown`: groups that no card lists.
     """
 
     seen: Bools
@@ -49,7 +49,7 @@ def overlap_of(cards: Sequence[DetectorCard | None], sample: pa.Table) -> Sample
     """The rows of a sample against cards that all take part in a score; None: one that cannot be read.
 
     A fake was seen where its generator or its source was; a real image where its source was, or its group's name. Where labels name no
-    source, that of a real image is unknown unless no card has real images' sources to tell.
+    source, that of a real image is unknown unless no card lists sources of real images.
     """
     makers = sample["generator"].to_pylist()
     labels = ["real" if kind == _REAL else "fake" for kind in sample["kind"].to_pylist()]
@@ -101,10 +101,9 @@ def unseen_of(
     if not fakes.n or not reals.n:
         missing = " and ".join(word for word, one in (("fakes", fakes), ("real images", reals)) if not one.n)
         return system_model.UnseenFacts(why=f"all {missing} here are of generators or sources that it was trained on", **facts)
-    own = {name: getattr(system, name) for name in ("threshold", "strict", "calibration")}
-    found = detection.detection_of(fakes, reals, continuous=whole.output == "continuous", **own)
+    found = detection.detection_of(fakes, reals, continuous=whole.output == "continuous", **system.cut)
     intervals = interval_sample.Intervals(how["meaning"], rest, wanted=how["wanted"], seed=how["seed"])
-    found = intervals.of({name: found[name] for name in FIGURES}, system, (fakes, reals), _FAKES)
+    found = intervals.of({name: found[name] for name in FIGURES}, system, (fakes, reals), FAKE_KINDS)
     makers = {name for (label, name), seen in zip(overlap.groups, overlap.seen.tolist(), strict=True) if label == "fake" and not seen}
     makers -= {name for label, name in counted if label == "fake"}
     worst = worst_of(one for one in whole.generators if one.name in makers)

@@ -1,7 +1,7 @@
 """95 % intervals of all figures of detection by one meaning (`with_intervals`): images, generators and sources are drawn anew.
 
 Rates come first; what is computed from both has its interval from theirs (MOVER: Zou and Donner 2008). A class in clusters
-(`ClassSample.clusters`) is one of which further generators, or sources, are spoken of; any other is one of further images.
+(`ClassSample.clusters`) has intervals of further generators, or sources; any other has them of further images.
 """
 
 import math

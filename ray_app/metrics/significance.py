@@ -37,7 +37,9 @@ class Paired:
 
 
 def delong(scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike, names: Names | None = None) -> Paired:
-    """Whether two AUCs on the same images differ: scores (n,) of a and b, whether each image is fake, and whose it is (n,). O(n log n).
+    """Whether two AUCs on the same images differ. O(n log n).
+
+    Scores (n,) of a and b; `fakes`, `names` (n,): whether each image is fake, and the generator or source by which images are clustered.
 
     DeLong, DeLong and Clarke-Pearson (1988) by mid-ranks (Sun and Xu 2014); ties count half. The interval is the normal one, cut at −1
     and 1. A class with fewer than `clusters.FEWEST_CLUSTERS` names is one of independent images; where one has more, the test is the
@@ -64,8 +66,8 @@ def delong(scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike, names: Na
 def mcnemar(right_a: ArrayLike, right_b: ArrayLike, fakes: ArrayLike | None = None, names: Names | None = None) -> Paired:
     """Whether two systems are right on different shares of the same images: bool (n,) each.
 
-    `fakes` and `names` (n,): whether each image is fake and whose it is, as in `delong`; without clusters this is `mcnemar_of`. The share
-    of fakes is taken as it is. Raises ValueError for lengths that differ.
+    `fakes` and `names` (n,): as in `delong`; without clusters this is `mcnemar_of`. The share of fakes is taken as it is.
+    Raises ValueError for lengths that differ.
     """
     first, second = np.asarray(right_a, dtype=np.bool_), np.asarray(right_b, dtype=np.bool_)
     if first.shape != second.shape or first.ndim != 1:

@@ -40,7 +40,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         statuses=document["statuses"]["pairs"][:_MOST_STATUSES],
         verdicts=VERDICTS,
         better=_better(document["labelled"]),
-        spoken=_spoken(document["labelled"]),
+        interval_words=_interval_words(document["labelled"]),
         generators=_generators(document["labelled"]),
         most_generators=_MOST_GENERATORS,
         measured=measured,
@@ -71,8 +71,8 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
     else:
         cells = [[row[0], *row[3:]] for row in (_drift(document, system) for system in document["systems"])]
         lines += text.table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
-    if spoken := _spoken(document["labelled"]):
-        lines.append(f"by labels: {spoken}")
+    if words := _interval_words(document["labelled"]):
+        lines.append(f"by labels: {words}")
     for row in _better(document["labelled"]):
         unit = "" if row["what"] == "AUC" else " points"
         change = f"{row['a']} in A, {row['b']} in B ({row['difference']}{unit}, p {row['p']})"
@@ -178,7 +178,7 @@ def _outline(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[flo
     return [(edges[0], 0.0), *steps, (edges[-1], 0.0)]
 
 
-def _spoken(labelled: Mapping[str, Any] | None) -> str:
+def _interval_words(labelled: Mapping[str, Any] | None) -> str:
     """What the intervals and tests of figures by labels are of; empty in a document that does not say."""
     return IntervalFacts.model_validate((labelled or {}).get("intervals") or {}).words
 

@@ -50,7 +50,7 @@ def render_leaderboard(evaluations: Evaluations) -> str:
     boards = boards_of(evaluations)
     details = [(board, cell_tables(board), published_rows(board)) for board in boards]
     return render("leaderboard.html", boards=details, columns=COLUMNS, headline=_headline(boards), count=len(evaluations),
-                  alpha=ALPHA, script_hash=script_hash(_SCRIPT))  # fmt: skip
+                  alpha=ALPHA, longest_name=_LONGEST_NAME, script_hash=script_hash(_SCRIPT))  # fmt: skip
 
 
 def cell_tables(board: Leaderboard) -> list[CellTable]:

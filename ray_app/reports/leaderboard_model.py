@@ -67,7 +67,7 @@ class LeaderboardEntry:
         return "" if self.figure("auc").ends else NO_AUC
 
     def figure(self, key: str) -> FigureFacts:
-        """A figure of images that it was not trained on, or, where the document tells no such, of all."""
+        """A figure of images that it was not trained on, or, where the document has none of those, of all."""
         unseen = self.system.unseen
         if unseen is None:
             return self.system.figure(key)
@@ -184,8 +184,8 @@ def _same(facts: EvaluationDocument) -> str:
     first = facts.systems[0].generators if facts.systems else ()
     counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
     data = [facts.data.digest] if facts.data.digest else [facts.labels.name, facts.data.n, counted]
-    spoken = [facts.intervals.fakes, facts.intervals.reals] if facts.intervals.words else None
-    return json.dumps([data, facts.protocol.name if facts.protocol else None, spoken])
+    intervals = [facts.intervals.fakes, facts.intervals.reals] if facts.intervals.words else None
+    return json.dumps([data, facts.protocol.name if facts.protocol else None, intervals])
 
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
@@ -230,10 +230,10 @@ def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence
     lists = {tuple(sorted(view.name for view in one.system.views)) for one in entries}
     if len(lists) > 1:
         yield "Not all systems met the same perturbations, so their worst ones do not compare."
-    told = [one.system.unseen for one in entries if one.system.unseen is not None]
-    if any(one.left_out for one in told):
+    unseen = [one.system.unseen for one in entries if one.system.unseen is not None]
+    if any(one.left_out for one in unseen):
         yield "Systems that were trained on some of these images are measured on the others: compare their columns with this in mind."
-    if told and not any(one.names_sources for one in told):
+    if unseen and not any(one.names_sources for one in unseen):
         yield "Labels name no sources, so nobody knows whether real images here were in anyone's training."
 
 

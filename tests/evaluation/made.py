@@ -8,6 +8,11 @@ import pyarrow as pa
 
 from benchmarks.evaluation import struct_of, write_run
 from ray_app.ensembles import sigmoid
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.protocols import load_protocol
+from ray_app.evaluation.run import labels_for, measure
+from ray_app.runs import RunDirectory
+from ray_app.storage import Store
 
 MAKERS = ("flux", "sd-3", "real", "real:camera", "inpainter")
 
@@ -73,3 +78,12 @@ def made_run(folder, columns, places=(), **more):
     """A finished run of such rows, in a file for each piece."""
     fields = {"views": columns["views"].type} if "views" in columns else {}
     return write_run(folder, cut(columns, places), ("a", "b"), **more, **fields)
+
+
+def measured(folder, run=None, **settings):
+    """The document of a run, by default `folder`/run, as plain JSON; its files and charts are not made."""
+    config = EvaluateConfig(at=(run or str(folder / "run"),), thumbnails=False, **{"bootstrap": 0, **settings})
+    protocol = load_protocol(config.protocol) if config.protocol else None
+    opened = RunDirectory.open(config.at[0])
+    with labels_for(config, protocol, opened, Store.open(str(folder))) as labels:
+        return measure(config, protocol, opened, labels).written()

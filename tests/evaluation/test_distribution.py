@@ -7,10 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
 from ray_app.evaluation.attribution import KNOWN, NEW_FAMILY, NEW_VERSION
-from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.run import evaluate
 from ray_app.metrics.text import token_f1
-from tests.evaluation.made import cut
+from tests.evaluation.made import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]
 MAKERS = ["stable-diffusion", "midjourney-6", "midjourney-7", "imagen", "real:coco"]
@@ -55,14 +53,9 @@ def case(tmp_path_factory):
     return folder, rows, makers, score
 
 
-def evaluated(folder, out="out", **settings):
-    config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / out), thumbnails=False, bootstrap=0, **settings)
-    return evaluate(config).document.written()
-
-
 @pytest.fixture(scope="module")
 def document(case):
-    return evaluated(case[0])
+    return measured(case[0])
 
 
 def test_an_identifier_s_classes_tell_the_groups(case, document):
@@ -108,7 +101,7 @@ def test_prompts_of_a_group_are_those_of_its_images(case, document):
 
 def test_dflip_s_first_version_has_groups_of_its_own(case):
     folder, _, makers, score = case
-    found = evaluated(folder, "v1", protocol="dflip-v1")
+    found = measured(folder, protocol="dflip-v1")
     groups = {one["name"]: (one["distribution"], one["n"]) for one in found["groups"]["groups"]}
     assert found["groups"]["by"] == "protocol"
     assert groups["mj"] == ("in", np.isin(makers, MAKERS[1:3]).sum())

@@ -32,6 +32,6 @@ def test_families_are_the_identifier_s_then_the_index_s_then_their_own():
 
 def test_an_identifier_of_families_names_families():
     names = Names(["sd_1.5", "pony", "real"])
-    assert names.label("sd-1.4") == names.label("sd_1.5/DreamShaper") == names.said("sd_1.5")
+    assert names.label("sd-1.4") == names.label("sd_1.5/DreamShaper") == names.predicted("sd_1.5")
     assert names.label("sdxl") != names.label("sd-1.4")
     assert names.classes == names.class_families == {"sd_1.5", "pony"}

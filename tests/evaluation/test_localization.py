@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
-from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.localization import localization_of_run, nearest
 from ray_app.evaluation.protocols import LocalizationRules
-from ray_app.evaluation.run import evaluate
 from ray_app.metrics.localization import LOCALIZATION
 from ray_app.runs import current_rows
+from tests.evaluation.made import measured
 from tests.evaluation.masked_run import Picture, joined, masked_run, png, write_archive
 from tests.images.factory import encoded, photo
 from tests.storage.faulty_server import FaultyServer
@@ -248,6 +247,5 @@ def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_pat
             rows.append(f"{row['uri']},{picture.label},{picture.generator},{name if picture.mask_uri else ''}")
             server.objects[f"/{name}"] = Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
         server.objects["/labels.csv"] = "\n".join(rows).encode()
-        config = EvaluateConfig(at=(run.store.url,), labels=f"{server.url}/labels.csv", key="uri", out=str(tmp_path), bootstrap=0)
-        section = evaluate(config).document.written()["localization"]
+        section = measured(tmp_path, run.store.url, labels=f"{server.url}/labels.csv", key="uri")["localization"]
     assert (section["images"], section["unreadable"]) == (8, [])

@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from tests.evaluation.made import labelled, made_run, random_rows
+from tests.evaluation.made import labelled, made_run, measured, random_rows
 from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import write_files
 
@@ -161,7 +161,7 @@ def test_one_class_alone(tmp_path):
     columns, truths, _ = random_rows(60)
     made_run(tmp_path / "run", columns)
     fakes = [truth | {"label": "fake", "generator": "flux"} for truth in truths]
-    document = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
+    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
     figures = by_name(document, "a")["figures"]
     assert figures["tpr"]["value"] is not None
     assert all(figures[name]["value"] is None and figures[name]["why"] for name in ("auc", "tnr", "balanced_accuracy", "f1"))
@@ -170,7 +170,7 @@ def test_one_class_alone(tmp_path):
 def test_nothing_was_scored(tmp_path):
     columns, truths, _ = random_rows(30, failing=1.0)
     made_run(tmp_path / "run", columns)
-    document = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths)), bootstrap=50)
+    document = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)), bootstrap=50)
     assert all(row["value"] is None for row in by_name(document, "ensemble")["figures"].values())
     assert by_name(document, "ensemble")["decided"]["coverage"]["value"] == 0
     assert document["mistakes"] == []
@@ -181,7 +181,7 @@ def test_classes_that_differ_are_warned_of(tmp_path):
     fakes = np.array([truth["label"] == "fake" for truth in truths])
     columns["format"] = np.where(fakes, "PNG", "JPEG").tolist()
     made_run(tmp_path / "run", columns)
-    shortcut = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"]["shortcut"]
+    shortcut = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"]["shortcut"]
     assert shortcut["confounded"]
     assert shortcut["auc"]["value"] == 1.0
     assert "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes." in shortcut["warnings"]
@@ -193,7 +193,7 @@ def test_no_label_is_of_the_run(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("uri,label\n" + "".join(f"{number:06d}.jpg,{number % 2}\n" for number in range(20)))
     with pytest.raises(ConfigError, match=r"none of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg") as caught:
-        evaluated(tmp_path, labels=str(path))
+        measured(tmp_path, labels=str(path))
     assert "not guessed" in caught.value.hint
 
 
@@ -203,7 +203,7 @@ def test_some_labels_are_of_no_row(tmp_path, capsys):
     (tmp_path / "run" / "summary.json").unlink()
     path = labelled(tmp_path, columns, truths, range(35, 40))
     path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
-    told = evaluated(tmp_path, labels=str(path))["labels"]
+    told = measured(tmp_path, labels=str(path))["labels"]
     assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
     assert "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
     assert "is not finished" in told["warnings"][0]
@@ -234,11 +234,11 @@ def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
     made_run(tmp_path / "run", columns)
     truths = [truth | {"source": f"camera-{row % 6}" if truth["label"] == "real" else None} for row, truth in enumerate(truths)]
     labels = str(labelled(tmp_path, columns, truths))
-    document = evaluated(tmp_path, labels=labels, bootstrap=None)
+    document = measured(tmp_path, labels=labels, bootstrap=None)
     assert document["intervals"] == {"fakes": "generators", "reals": "sources", "generators": 3, "sources": 6}
     figures = by_name(document, "a")["figures"]
     assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("cluster jackknife", "cluster jackknife")
-    same = evaluated(tmp_path, labels=labels, bootstrap=None, intervals="images")
+    same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
     assert same["intervals"]["fakes"] == "images"
     assert by_name(same, "a")["figures"]["tnr"]["method"] == "clopper-pearson"
     values = [{name: one["value"] for name, one in by_name(each, "a")["figures"].items()} for each in (document, same)]

@@ -11,7 +11,7 @@ from benchmarks.evaluation import write_run
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from tests.evaluation.made import cut, random_rows
+from tests.evaluation.made import cut, measured, random_rows
 
 RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
 
@@ -55,9 +55,7 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
                "generator": truth["generator"], "release_date": later.get(truth["generator"])}
               for number, truth in enumerate(truths)]  # fmt: skip
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
-    config = EvaluateConfig(at=(str(folder / "run"),), labels=str(tmp_path / "labels.jsonl"), out=str(tmp_path / "out"),
-                            protocol=str(folder / "rules.yaml"), thumbnails=False, bootstrap=0)  # fmt: skip
-    table = evaluate(config).document.written()["table"]
+    table = measured(folder, labels=str(tmp_path / "labels.jsonl"), protocol=str(folder / "rules.yaml"))["table"]
     assert [row["name"] for row in table["rows"]] == ["real", "real:camera", "released 2024", "released 2026", "flux", "inpainter", "sd-3"]
     assert table["cells"]["b"]["released 2026"] == before["cells"]["b"]["sd-3"]
 

@@ -292,7 +292,7 @@ def _guarantee(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _tested(table: pa.Table, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Whether the card speaks for each row, (n,)."""
+    """Whether the card is valid for each row, (n,)."""
     reasons = with_reasons(table)["verdict_reason"]
     known = np.asarray(pc.or_(pc.is_null(reasons), pc.is_in(reasons, _STILL_TESTED)))
     decided = np.asarray(pc.fill_null(pc.is_in(table["verdict"].cast(pa.string()), pa.array(["fake", "real"])), False))

@@ -85,7 +85,7 @@ class AuditStratum:
 @dataclass(frozen=True)
 class RunVerdicts:
     """The images of a run that have a verdict, in its order, (n,) each: their `ids`, the places of their verdicts among VERDICTS (`codes`),
-    and `scores`, NaN for none. `unscored`: how many others there are, by status.
+    and `scores`, NaN for none that is a number. `unscored`: how many others there are, by status.
     """
 
     ids: npt.NDArray[np.int64]
@@ -103,7 +103,9 @@ class RunVerdicts:
             unscored.update(table["status"].cast(pa.string()).filter(pc.is_null(codes)).to_pylist())
             pieces.append(pa.table([table["image_id"], codes, table["score"]], schema=_VERDICTS).filter(pc.is_valid(codes)))
         rows = pa.concat_tables(pieces)
-        return cls(rows["image_id"].to_numpy(), rows["code"].to_numpy(), reader.numbers(rows["score"]), dict(unscored.most_common()))
+        scores = reader.numbers(rows["score"])
+        scores = np.where(np.isfinite(scores), scores, np.nan)
+        return cls(rows["image_id"].to_numpy(), rows["code"].to_numpy(), scores, dict(unscored.most_common()))
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Audit:
 
     @property
     def scored(self) -> int:
-        """Images that the audit speaks for."""
+        """Images of the strata: all that have a verdict."""
         return sum(one.size for one in self.strata)
 
 
@@ -206,7 +208,7 @@ def strata_of(verdicts: RunVerdicts, number: int) -> list[AuditStratum]:
     cuts = next(cuts for least, cuts in _CUTS.items() if number >= least)
     found = []
     for code, verdict in enumerate(VERDICTS):
-        scores = np.sort(verdicts.scores[(verdicts.codes == code) & np.isfinite(verdicts.scores)])
+        scores = np.sort(verdicts.scores[(verdicts.codes == code) & ~np.isnan(verdicts.scores)])
         ends = [None, *_cuts(scores, cuts.get(verdict, ())), None]
         bounded = [AuditStratum(verdict, 0, low, high) for low, high in pairwise(ends)]
         found += [replace(one, size=size) for one in bounded if (size := int(one.spans(scores).sum()))]

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ray_app.detectors import DetectorCard, load_card
+from ray_app.detectors import DetectorCard
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
-from ray_app.errors import ConfigError, TouchstoneError
-from ray_app.evaluation.join import own_labels, read_labels
+from ray_app.errors import ConfigError
+from ray_app.evaluation.join import OWN, own_labels, read_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.run import check_joined
-from ray_app.evaluation.systems import Systems, systems_of
+from ray_app.evaluation.systems import Systems, readable_card, systems_of
 from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools
 from ray_app.runs import RunDirectory
@@ -29,11 +29,11 @@ from ray_app.runs.reader import numbers
 from ray_app.runs.rows import bounded_facts
 
 Places = NDArray[np.int64]
-ROWS = ("image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags",
-        "phash", "decoder", "scores", "input")  # fmt: skip
+ROWS = ("image_id", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags", "phash", "decoder",
+        "scores")  # fmt: skip
 """What is read of a run, so far as it has it."""
 TRUTH = ("label", "generator", *(f"{who}_{name}" for who in ("label", "own") for name in ("source", "group", "part", "phash")))
-"""What labels, or the run's own columns, may say. `group` is taken for `source` where that is not told."""
+"""What labels, or the run's own columns, may say. `group` is taken for `source` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class LabelledRun:
     joined: int
     left_out: Mapping[str, int]
     decoders: frozenset[str]
-    told: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def read_labelled(
@@ -119,7 +119,7 @@ def read_labelled(
     cards = _cards(members, names)
     _check_cards(cards, described["identity"].get("detectors", {}))
     with read_labels(open_labels(labels), key=key, split=split) if labels else own_labels(run.store.url, split) as found:
-        found.join(run, ROWS)
+        found.join(run, [*ROWS, OWN])
         remarks = check_joined(found, run)
         rows = pa.concat_tables(found.tables([*ROWS, *TRUTH]))
     usable, left_out = _usable(rows, names, cards)
@@ -136,7 +136,7 @@ def read_labelled(
     return LabelledRun(
         url=run.store.url, labels=found.name, members=members, names=names, before=before, calibrations=calibrations, labelled=labelled,
         identity=described["identity"], joined=found.joined, left_out=left_out,
-        decoders=frozenset(pc.unique(rows["decoder"]).drop_null().to_pylist()), told=tuple(remarks),
+        decoders=frozenset(pc.unique(rows["decoder"]).drop_null().to_pylist()), remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -164,16 +164,16 @@ def _usable(rows: pa.Table, names: Sequence[str], cards: Mapping[str, DetectorCa
 
 def _labelled(rows: pa.Table, names: Sequence[str]) -> CalibrationData:
     """Usable rows with `ROWS` and `TRUTH`, in columns."""
-    told = {name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own"))) for name in ("source", "group", "part", "phash")}
+    known = {name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own"))) for name in ("source", "group", "part", "phash")}
     return CalibrationData(
         image_id=rows["image_id"].to_numpy(),
         sha256=rows["sha256"].to_pylist(),
         fake=np.asarray(pc.equal(rows["label"], "fake")),
         scores={name: _scores(rows, name) for name in names},
         generator=[None if name in ("unknown", "real") else name for name in rows["generator"].to_pylist()],
-        source=pc.coalesce(told["source"], told["group"]).to_pylist(),
-        phash=pc.coalesce(told["phash"], rows["phash"]).to_pylist(),
-        part=told["part"].to_pylist(),
+        source=pc.coalesce(known["source"], known["group"]).to_pylist(),
+        phash=pc.coalesce(known["phash"], rows["phash"]).to_pylist(),
+        part=known["part"].to_pylist(),
         format=rows["format"].to_pylist(),
         width=_whole(rows["width"]),
         height=_whole(rows["height"]),
@@ -210,14 +210,9 @@ def _members(
 
 
 def _cards(members: Sequence[EnsembleMember], names: Sequence[str]) -> dict[str, DetectorCard]:
-    """The cards of those detectors whose cards can be read here."""
-    found = {}
-    for member, name in zip(members, names, strict=True):
-        try:
-            found[name] = load_card(member.detector)
-        except TouchstoneError:
-            continue  # a run of another machine is calibrated all the same; its sizes are not checked
-    return found
+    """The cards of those detectors whose cards can be read here: of the others, sizes are not checked."""
+    found = {name: readable_card(member.detector) for name, member in zip(names, members, strict=True)}
+    return {name: card for name, card in found.items() if card is not None}
 
 
 def _check_cards(cards: Mapping[str, DetectorCard], noted: Mapping[str, Any]) -> None:

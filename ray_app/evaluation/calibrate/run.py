@@ -231,7 +231,7 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
         detectors=list(reading.names),
         rule=card.rule,
         images=CalibrationImages(used=len(labelled), labelled=reading.joined, left_out=reading.left_out),
-        told=list(reading.told),
+        told=list(reading.remarks),
         parts=[LabelledPart(**part.model_dump()) for part in population.parts],  # anew, so that what they leave open is written too
         generators=list(population.generators),
         prevalence=population.prevalence,
@@ -263,7 +263,7 @@ def _properties(reading: data.LabelledRun, assembled: Assembled) -> Properties:
 
 
 def _population(reading: data.LabelledRun, assembled: Assembled, division: Division, properties: Properties) -> Population:
-    """The images that the card speaks for: all labelled ones, since a part has but some of the sources and generators."""
+    """The images that the card is valid for: all labelled ones, since a part has but some of the sources and generators."""
     labelled, fitted = reading.labelled, assembled.fitted
     n_fake = int(labelled.fake.sum())
     what = f"{len(labelled) - n_fake:,} real and {n_fake:,} fake images of {reading.url}, labelled by {reading.labels}"

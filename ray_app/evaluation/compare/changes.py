@@ -89,8 +89,8 @@ class Pairing(NamedTuple):
 
 
 class ImageTruth(NamedTuple):
-    """Of images, (m,) each: the place of its group among `groups` (label, generator), -1 = not labelled; and whose it is (`names`): the
-    generator of a fake; of a real image its source where it has one, else its generator. `name`: of the labels.
+    """Of images, (m,) each: the place of its group among `groups` (label, generator), -1 = not labelled; and `names`, by which images are
+    clustered: the generator of a fake; of a real image its source where it has one, else its generator. `name`: of the labels.
     """
 
     name: str
@@ -129,8 +129,8 @@ def truth_of(run: ComparedRun, labels: LabelledRows, places: Places) -> ImageTru
     groups = [(label, generator) for label, _, generator in (word.partition("\0") for word in words.dictionary.to_pylist())]
     names = pc.if_else(pc.equal(rows["label"], "real"), pc.coalesce(rows["source"], rows["generator"]), rows["generator"])
     coded = names.combine_chunks().dictionary_encode()  # one text for all images of a name
-    whose = np.array([*coded.dictionary.to_pylist(), None], object)[np.asarray(coded.indices.fill_null(-1))]
-    return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, whose)
+    owners = np.array([*coded.dictionary.to_pylist(), None], object)[np.asarray(coded.indices.fill_null(-1))]
+    return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, owners)
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def labelled_changes(
     """AUCs, right and wrong, and both rates of every generator; `p_holm` is not in it yet.
 
     Tests of both are by generator and source where labels name them, or, where `meaning` is "images", DeLong's and McNemar's; those of a
-    generator are McNemar's, of its images. `intervals` says of what the former and their intervals speak.
+    generator are McNemar's, of its images. `intervals`: of what the former and their intervals are.
     `scores`: of a system's name the scores of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
     verdict, an abstention being wrong; a detector is right with its score's sign. An image counts where both runs have a score.
     """
@@ -274,20 +274,16 @@ def labelled_changes(
             (verdict == np.where(fake, FAKE, REAL) if name == ENSEMBLE else (one > 0) == fake)[there]
             for one, verdict in zip((a, b), verdicts, strict=True)
         )
-        whose = truth.names[there] if meaning == "generators" else None
-        tested = significance.mcnemar(right_a, right_b, fake[there], whose)
-        both = _both_rates((right_a, right_b), fake[there], whose)
-        by_system.append({"name": name, "auc": _auc(a[there], b[there], fake[there], whose), "right": {**tested.row(), **both}})
+        owners = truth.names[there] if meaning == "generators" else None
+        tested = significance.mcnemar(right_a, right_b, fake[there], owners)
+        both = _both_rates((right_a, right_b), fake[there], owners)
+        by_system.append({"name": name, "auc": _auc(a[there], b[there], fake[there], owners), "right": {**tested.row(), **both}})
         generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right_a, right_b)]
     counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
-    spoken = IntervalFacts(fakes="images", reals="images")
+    drawn = IntervalFacts(fakes="images", reals="images")
     if meaning == "generators":
-        fakes, reals = (len(set(truth.names[known & mine].tolist())) for mine in (fake, ~fake))
-        few = clusters.FEWEST_CLUSTERS
-        spoken = IntervalFacts(
-            fakes="generators" if fakes >= few else "images", reals="sources" if reals >= few else "images", generators=fakes, sources=reals
-        )
-    return {"name": truth.name, **counts, "intervals": spoken.written(), "systems": by_system, "generators": generators}
+        drawn = IntervalFacts.of_names(*(truth.names[known & mine] for mine in (fake, ~fake)))
+    return {"name": truth.name, **counts, "intervals": drawn.written(), "systems": by_system, "generators": generators}
 
 
 def _compact(table: pa.Table | None, detectors: Sequence[str]) -> pa.Table:
@@ -366,13 +362,13 @@ def _both_rates(right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.objec
 def _auc(a: Numbers, b: Numbers, fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any] | None:
     """The AUCs of scores of a and b, (k,) each, and the test of their difference; None without images."""
     marks, of = fake[:AUC_SAMPLE], [one[:AUC_SAMPLE].astype(np.float64) for one in (a, b)]
-    whose, n = None if names is None else names[:AUC_SAMPLE], len(marks)
+    owners, n = None if names is None else names[:AUC_SAMPLE], len(marks)
     if not n:
         return None
     is_binary = n > 2 and max(len(np.unique(one)) for one in of) <= 2
-    tested = None if is_binary else significance.delong(of[0], of[1], marks, whose)
+    tested = None if is_binary else significance.delong(of[0], of[1], marks, owners)
     if tested is not None and tested.difference.value is not None:
-        figures = [detection_intervals.auc_by_cluster(one, marks, whose).row() for one in of]
+        figures = [detection_intervals.auc_by_cluster(one, marks, owners).row() for one in of]
         return {**tested.row(), "a": figures[0], "b": figures[1]}
     why = "binary replies have no ranking" if tested is None else tested.difference.why or ""
     nothing = arrays.undefined(why, n)

@@ -41,7 +41,7 @@ RULE = (
     "Figures by labels are tested for what their table says; everything else holds for these images."
 )
 _MOST_IN_HEADLINE = 2
-_FEW_SHARED = 0.5  # of the images of the smaller run: where fewer are in both, that is said first
+_FEW_SHARED = 0.5  # of the images of the smaller run: where fewer are in both, the headline begins with that
 SCHEMA = 1
 
 
@@ -51,7 +51,7 @@ def compare(
     """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
 
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
-    `intervals`: of what figures by labels and their tests speak: further generators and sources where labels name three or more, or
+    `intervals`: of what figures by labels and their tests are: further generators and sources where labels name three or more, or
     further images of these only.
     `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Each run is in memory as compact
     columns (`changes.ComparedRun`). Raises ConfigError where there is no run or a label is wrong.

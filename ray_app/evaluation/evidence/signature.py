@@ -22,7 +22,7 @@ class EvidenceCheck(NamedTuple):
 
     name: str
     outcome: CheckOutcome
-    told: str
+    told: str  # the name that `--verify --json` prints
 
 
 def signed(document: Mapping[str, Any], key: Path) -> dict[str, Any]:

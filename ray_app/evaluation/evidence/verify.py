@@ -19,7 +19,7 @@ from ray_app import __version__
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.config import validate
-from ray_app.detectors import DetectorCard, licences, load_card, weights, weights_digest
+from ray_app.detectors import DetectorCard, licences, weights, weights_digest
 from ray_app.detectors.card import default_slots, placed_like
 from ray_app.detectors.card_sections import MEASURED
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts
@@ -27,6 +27,7 @@ from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError, 
 from ray_app.evaluation.evidence import record as records
 from ray_app.evaluation.evidence.record import MISSING, PROFILE, RECORD_SECTIONS, SENTENCES, Grounds, digest
 from ray_app.evaluation.evidence.signature import EvidenceCheck, check_signature
+from ray_app.evaluation.systems import readable_card
 from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, ScoringSpec, StageClock
 from ray_app.inference.decision import EMBEDDINGS
 from ray_app.inference.spec import profile_cards
@@ -230,10 +231,7 @@ def _grounds(record: Mapping[str, Any], device: str) -> Grounds:
 
 def _own_card(named: str) -> DetectorCard | None:
     """This machine's card of that name; none for a URL, which a record must not make anybody fetch."""
-    try:
-        return None if "://" in named else load_card(named)
-    except TouchstoneError:
-        return None
+    return None if "://" in named else readable_card(named)
 
 
 def _restored(card: Mapping[str, Any], named: str) -> DetectorCard:

@@ -158,7 +158,7 @@ class PairedFacts(Section):
 
     @property
     def by_cluster(self) -> bool:
-        """Whether it speaks of further generators or sources."""
+        """Whether it is a test of further generators or sources."""
         return self.test.startswith("clustered")
 
 

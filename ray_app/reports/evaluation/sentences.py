@@ -131,14 +131,14 @@ def _between(figure: FigureFacts) -> str:
 
 def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
     """What to say where an interval is so wide that its figure says nothing of further images, or of further generators and sources."""
-    spoken = facts.intervals
+    drawn = facts.intervals
     measured = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
                 ("share of real images flagged", system.flagged, True))  # fmt: skip
     for what, figure, is_of_reals in measured:
         if figure.ends is None or figure.ends[1] - figure.ends[0] <= _WIDEST:
             continue
-        if not spoken.of_images and not (is_of_reals and spoken.reals != "sources"):
-            groups = spoken.sources if is_of_reals else spoken.generators
+        if not drawn.of_images and not (is_of_reals and drawn.reals != "sources"):
+            groups = drawn.sources if is_of_reals else drawn.generators
             few = f"{counted(groups, 'source')} of real images" if is_of_reals else counted(groups, "generator")
             bare = system.model_copy(update={"figures": {key: found.bare for key, found in system.figures.items()}})
             are = f"{few} {_are(groups)} too few to say how it does on others"

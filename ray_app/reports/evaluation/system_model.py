@@ -4,13 +4,14 @@ Fields stand in the order of the file. `evaluation` fills them: figures (system_
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.metrics.clusters import FEWEST_CLUSTERS
 
 NO_COUNTS: Mapping[str, int] = {}
 NOT_SAID = "the evaluation does not say which weights were loaded; evaluate again with this version"
@@ -68,6 +69,13 @@ class IntervalFacts(Section):
     generators: int = 0
     sources: int = 0
 
+    @classmethod
+    def of_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalFacts":
+        """Whose the fakes are, and the real images, one name an image: intervals are of further ones where enough are named."""
+        counts = {"generators": len(set(generators)), "sources": len(set(sources))}
+        fakes, reals = (word if n >= FEWEST_CLUSTERS else "images" for word, n in counts.items())
+        return cls(fakes=fakes, reals=reals, **counts)
+
     @property
     def of_images(self) -> bool:
         """Whether they are of further images of the same generators and sources alone."""
@@ -87,7 +95,7 @@ class IntervalFacts(Section):
 
     @property
     def _few(self) -> str:
-        """What few names do not tell."""
+        """A sentence where too few names are known."""
         few = [words for number, drawn, words in ((self.generators, self.fakes == "generators", "generators"),
                (self.sources, self.reals == "sources", "sources")) if number > 1 and not drawn]  # fmt: skip
         return f" Fewer than three {' and '.join(few)} say nothing of further ones." if few else ""

@@ -35,7 +35,7 @@ def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
     assert found.names == ("coarse", "fine")
     assert [member.detector for member in found.members] == ["coarse", "fine"]
     assert found.decoders == {"a decoder"}
-    assert found.told == ()
+    assert found.remarks == ()
 
 
 def test_a_detector_s_own_scores_are_read_where_the_ensemble_of_it_alone_has_others(tmp_path):
@@ -60,8 +60,8 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
     gone = [0, 3, 4, 7, 8, 9, 40]
     assert found.labelled.image_id.tolist() == [number for number in range(50) if number not in gone]
     assert found.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
-    assert found.told[0] == "1 row without a label, left out; for example 0."
-    assert "2 labelled images are left out: corrupt_image." in found.told
+    assert found.remarks[0] == "1 row without a label, left out; for example 0."
+    assert "2 labelled images are left out: corrupt_image." in found.remarks
     only = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled), detectors=("coarse",))
     assert len(only.labelled) == 46, "a detector that is left out is missed by nobody"
     assert only.labelled.detectors == ("coarse",)
@@ -81,7 +81,7 @@ def test_images_that_the_card_does_not_speak_for_are_left_out(tmp_path, monkeypa
     """Smaller than a detector takes, compressed more than its card bears, or showing nothing."""
     bounds = Fragility.model_validate({"abstains": {"jpeg_quality": {"below": 60}}})
     monkeypatch.setattr(
-        "ray_app.evaluation.calibrate.data.load_card", lambda name: load_card(name).model_copy(update={"fragility": bounds})
+        "ray_app.evaluation.calibrate.data.readable_card", lambda name: load_card(name).model_copy(update={"fragility": bounds})
     )
     images = drawn(20, 20)
     images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})

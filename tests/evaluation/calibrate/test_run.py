@@ -81,19 +81,15 @@ def test_the_card_says_of_what_it_speaks(images, card):
     assert "Near-duplicates are not known" in card.notes
 
 
-def test_the_same_command_writes_the_same_files(place, card):
-    assert calibrate(place, place / "again" / "mine.yaml") == 0
+def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prints(place, card, capsys):
+    assert calibrate(place, place / "again" / "mine.yaml", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
     for name in ("mine.yaml", "mine.reals.parquet"):
         assert (place / "again" / name).read_bytes() == (place / name).read_bytes()
     assert calibrate(place, place / "other" / "mine.yaml", "--seed", "1") == 0
     assert load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
-
-
-def test_the_report_lies_beside_the_card_and_is_what_json_prints(place, capsys):
-    assert calibrate(place, place / "told.yaml", "--json") == 0
-    printed = json.loads(capsys.readouterr().out)
-    kept = json.loads((place / "told.report.json").read_text())
-    assert printed == kept | {"report": str(place / "told.report.json")}
+    kept = json.loads((place / "again" / "mine.report.json").read_text())
+    assert printed == kept | {"report": str(place / "again" / "mine.report.json")}
     assert kept["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
     assert kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
     assert len(kept["generators_left_out"]) == 6

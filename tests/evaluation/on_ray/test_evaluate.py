@@ -15,7 +15,7 @@ from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate, labels_for
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Store
-from tests.evaluation.made import labelled, made_run, random_rows
+from tests.evaluation.made import labelled, made_run, measured, random_rows
 from tests.scoring.stages import without_ray
 
 
@@ -99,8 +99,7 @@ def test_tasks_gather_the_same(ray_cluster, tmp_path):
     columns, truths, _ = random_rows(200, views=("jpeg-50",))
     made_run(tmp_path / "run", columns, [33, 150])
     labels = str(labelled(tmp_path, columns, truths, but={5}))
-    config = EvaluateConfig(at=(str(tmp_path / "run"),), labels=labels, out=str(tmp_path / "out"), bootstrap=0)
-    here, there = (evaluate(config.model_copy(update={"tasks": tasks})).document.written() for tasks in (False, True))
+    here, there = (measured(tmp_path, labels=labels, tasks=tasks) for tasks in (False, True))
     for one in (here, there):
         del one["made_at"]
     assert there == here
