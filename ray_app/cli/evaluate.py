@@ -63,7 +63,7 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     touchstone evaluate run --labels labels.parquet --out figures --json | jq .systems[0].figures.auc
     """
     from ray_app.evaluation.config import EvaluateConfig
-    from ray_app.evaluation.fragility import fragility_yaml
+    from ray_app.evaluation.document import fragility_yaml
     from ray_app.evaluation.run import evaluate as run_evaluation
     from ray_app.reports.evaluation.page import evaluation_lines
     from ray_app.storage import strip_secrets

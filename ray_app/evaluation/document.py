@@ -1,7 +1,7 @@
 """The document of an evaluation (`document_of`) and its files, each written at once (`write_document`).
 
-The files: `metrics.json`, `metrics.csv` and `report.html`. `data_of` is the section on the images: how many, of what form, and whether
-their form alone tells fakes from reals.
+The files: `metrics.json`, `metrics.csv` and `report.html`; `fragility_yaml` is for detectors' cards. `data_of` is the section on the
+images: how many, of what form, and whether their form alone tells fakes from reals.
 """
 
 import csv
@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from ray_app import __version__
+from ray_app.detectors.card_sections import Fragility, FragilityFigure
+from ray_app.errors import ConfigError
 from ray_app.evaluation import accumulate, attribution, interval_sample, standing, system_section, unseen
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.generator_names import names_of
@@ -40,6 +43,7 @@ Line = tuple[str, str, str, str, FigureFacts]
 FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
 MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
+_DIGITS = 4  # of figures in a card
 OpenSection = Mapping[str, Any]
 
 
@@ -354,3 +358,53 @@ def _labels(found: Evaluation, warnings: Sequence[str]) -> model.LabelFacts:
     facts: dict[str, Any] = {name: getattr(labels, name) for name in ("key", "rows", "doubled", "other_split", "joined")}
     facts |= {"name": strip_secrets(labels.name), "rows_without_label": labels.others, "without_row": labels.unused}
     return model.LabelFacts(**facts, warnings=tuple(warnings))
+
+
+def fragility_yaml(document: model.EvaluationDocument) -> str:
+    """What perturbations leave of each detector of the evaluated run, as the section `fragility` of its card: YAML, by the detector's name.
+
+    A person puts it into the card; bounds beyond which verdicts abstain (`abstains`) are theirs to draw from it.
+    Raises ConfigError where the run has no perturbation.
+    """
+    detectors = [one for one in document.systems if one.name in document.run.detectors]
+    perturbed = document.run.identity.get("perturb", {})
+    if not any(one.views for one in detectors):
+        raise ConfigError("--fragility: this run has no perturbed images", hint="evaluate a source with --perturb standard, or jpeg:75")
+    sections = {}
+    for one in detectors:
+        measured = tuple(_fragility_rows(document, one, perturbed))
+        sections[one.name] = {"fragility": Fragility(measured=measured).model_dump(mode="json", exclude_none=True, exclude_defaults=True)}
+    head = (
+        "# Put a detector's `fragility` into its card. Under `abstains` beside `measured` a card says where a verdict means nothing, for\n"
+        "# example {jpeg_quality: {below: 50}, graphics: {above: 0.55, what: a drawing or a screenshot}}.\n"
+    )
+    return head + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=140)
+
+
+def _fragility_rows(
+    document: model.EvaluationDocument, system: system_model.SystemFacts, perturbed: Mapping[str, Any]
+) -> Iterator[FragilityFigure]:
+    source = f"touchstone evaluate {document.version}, {document.title}, {document.made_at[:10]}"
+    given: dict[str, Any] = {"threshold": _rounded(system.threshold), "source": source}
+    yield FragilityFigure(**_measured(system.figures), n_real=system.n_real, n_fake=system.n_fake, **given)
+    for view in system.views:
+        steps = _in_words(perturbed.get(view.name, ()))
+        yield FragilityFigure(
+            perturbation=view.name, steps=steps, **_measured(view.figures), n_real=view.n_real, n_fake=view.n_fake, **given
+        )
+
+
+def _measured(figures: Mapping[str, FigureFacts]) -> dict[str, Any]:
+    auc, tpr, tnr = (figures[name].number if name in figures else None for name in ("auc", "tpr", "tnr"))
+    return {"auc": _rounded(auc), "fpr": None if tnr is None else _rounded(1 - tnr), "tpr": _rounded(tpr)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)
+
+
+def _in_words(steps: Sequence[Mapping[str, Any]]) -> str | None:
+    """The steps of a perturbation with their strengths: `resize scale 0.5 filter lanczos, then jpeg quality 75`."""
+    words = [" ".join(str(part) for key, value in step.items() if value is not None for part in ((value,) if key == "op" else (key, value)))
+             for step in steps]  # fmt: skip
+    return ", then ".join(words) or None

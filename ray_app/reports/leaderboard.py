@@ -1,23 +1,290 @@
 """Many evaluations (`metrics.json`) → one HTML page of systems side by side (`render_leaderboard`), the same in lines
 (`leaderboard_lines`), and as plain JSON (`leaderboard_document`).
 
-Systems stand in one list only where they were measured on the same data by the same rules: figures of different data do not rank.
+Systems stand in one list (`boards_of`) only where they were measured on the same data by the same rules: figures of different data do not
+rank. A system's rank is 1 more than the number of systems that are significantly better on images that neither of the two was trained on,
+so that systems which no test tells apart share one. It is the lower end of a confidence set of ranks, whose upper end counts those that
+are significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic Studies 91).
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from ray_app.metrics import significance
 from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
+from ray_app.reports import charts, text
 from ray_app.reports import format as wording
-from ray_app.reports import text
-from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
+from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts, ViewFacts
 from ray_app.reports.html import render, script_hash
-from ray_app.reports.leaderboard_model import ALPHA, COLUMNS, Leaderboard, LeaderboardEntry, boards_of
 
 Evaluations = Sequence[tuple[str, Mapping[str, Any]]]
 _LONGEST_NAME = 60
 _MOST_ROWS = 200  # of one table of details
 _SCRIPT = "leaderboard.js"
+COLUMNS = ("auc", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece")
+ALPHA = 0.05
+WEIGHTS, TRAINED, NO_AUC = (
+    "Not ranked: demonstrations, and weights that are not the published ones",
+    "Not ranked: trained on all of it",
+    "Not ranked: no AUC with an interval",
+)
+
+
+class Weakness(NamedTuple):
+    """Where a system is worst: at what, the figure there, and among how many."""
+
+    name: str
+    key: str
+    figure: FigureFacts
+    among: int
+
+
+NO_WEAKNESS = Weakness("", "auc", NOT_MEASURED, 0)
+
+
+@dataclass(frozen=True)
+class LeaderboardEntry:
+    """One system of one evaluation. `evaluation`: its place among the documents of its list; `group`: why it is not ranked.
+
+    `rank`, `last`: the places that no test rules out; 0 where it is not ranked. `trained_on`: of `generators` of fakes, those it saw.
+    """
+
+    system: SystemFacts
+    evaluation: int
+    worst_generator: Weakness
+    worst_view: Weakness
+    worst_chain: Weakness
+    trained_on: int
+    not_known: int
+    generators: int
+    rank: int = 0
+    last: int = 0
+
+    @property
+    def group(self) -> str:
+        """Why it is not ranked; empty where it is."""
+        if not self.system.standing.weights.ranks:
+            return WEIGHTS
+        if self.system.unseen is not None and self.system.unseen.why:
+            return TRAINED
+        return "" if self.figure("auc").ends else NO_AUC
+
+    def figure(self, key: str) -> FigureFacts:
+        """A figure of images that it was not trained on, or, where the document has none of those, of all."""
+        unseen = self.system.unseen
+        if unseen is None:
+            return self.system.figure(key)
+        return unseen.figures.get(key, FigureFacts(why=unseen.why or "not measured"))
+
+    @property
+    def figures(self) -> list[tuple[str, FigureFacts]]:
+        """Those of COLUMNS; no calibration error where nothing claims to be a chance."""
+        found = {key: self.figure(key) for key in COLUMNS}
+        if not self.system.calibrated:
+            found["ece"] = FigureFacts(why="not calibrated")
+        return list(found.items())
+
+    @property
+    def abstains(self) -> FigureFacts:
+        """The share of images on which its verdict is neither; without a value for a system that gives no verdicts of its own."""
+        covered = (self.system.decided or {}).get("coverage")
+        return covered.complement if covered and covered.number is not None else FigureFacts(why="gives no verdicts of its own here")
+
+    @property
+    def seen(self) -> str:
+        """What is known of its training, in words."""
+        if not self.generators:
+            return ""
+        if self.trained_on:
+            return f"trained on {self.trained_on} of {wording.counted(self.generators, 'generator')}"
+        if self.not_known:
+            of = "any of them" if self.not_known == self.generators else f"{self.not_known} of {self.generators}"
+            return f"not known whether trained on {of}"
+        return "trained on none of them"
+
+    @property
+    def left_out(self) -> str:
+        """How many images its figures leave out for its training; empty where none."""
+        counts = self.system.unseen.left_out_counts if self.system.unseen is not None else {}
+        if not any(counts.values()):
+            return ""
+        return f"{counts['real']:,} real and {counts['fake']:,} fake images that it was trained on are left out"
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """One list. `ranked`: by rank, then AUC; `others`: by why they are not ranked. `warnings`: of the data; `intervals`: what they are of.
+
+    `documents`: the evaluations that it is of, with where each lies.
+    """
+
+    title: str
+    rules: str
+    n_real: int
+    n_fake: int
+    generators: int
+    ranked: tuple[LeaderboardEntry, ...]
+    others: tuple[tuple[str, tuple[LeaderboardEntry, ...]], ...]
+    warnings: tuple[str, ...]
+    documents: tuple[tuple[str, EvaluationDocument], ...]
+    intervals: str = ""
+
+    @property
+    def entries(self) -> list[LeaderboardEntry]:
+        """All of them, in the order of the page."""
+        return [*self.ranked, *(one for _, some in self.others for one in some)]
+
+    @cached_property
+    def bar_start(self) -> float:
+        """Where the scale of its AUCs begins."""
+        found = [one.figure("auc") for one in self.entries]
+        return charts.axis_start([one.least for one in found if one.least is not None])
+
+
+def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:
+    """The lists of some evaluations, each with where it lies; those of the most images first.
+
+    Raises pydantic's ValidationError for a document of another shape.
+    """
+    groups: dict[str, list[tuple[str, EvaluationDocument]]] = {}
+    for url, document in evaluations:
+        facts = EvaluationDocument.model_validate(document)
+        groups.setdefault(_same(facts), []).append((url, facts))
+    boards = [_board(group) for group in groups.values()]
+    return sorted(boards, key=lambda one: -(one.n_real + one.n_fake))
+
+
+def ranked(entries: Sequence[LeaderboardEntry], tests: Sequence[Sequence[PairedFacts]]) -> list[LeaderboardEntry]:
+    """Entries with their ranks, in their order. `tests`: by evaluation, of pairs of its systems on images unseen by both.
+
+    Of systems of one evaluation one is better where their test is significant at ALPHA after Holm's correction over all of these tests.
+    Two of different evaluations have no test on the same images: one is better where its interval lies above the other's.
+    """
+    pairs = {(place, one.a, one.b): one for place, some in enumerate(tests) for one in some}
+    names = {(one.evaluation, one.system.name): at for at, one in enumerate(entries)}
+    among = {(names[place, a], names[place, b]): test for (place, a, b), test in pairs.items()
+             if (place, a) in names and (place, b) in names}  # fmt: skip
+    corrected = dict(zip(among, significance.holm([one.p for one in among.values()]), strict=True))
+    better: set[tuple[int, int]] = set()
+    for (a, b), p in corrected.items():
+        difference = among[a, b].difference.number
+        if p is not None and p < ALPHA and difference:
+            better.add((b, a) if difference > 0 else (a, b))
+    for a, one in enumerate(entries):
+        for b, other in enumerate(entries):
+            first, second = one.figure("auc").ends, other.figure("auc").ends
+            if one.evaluation != other.evaluation and first and second and first[0] > second[1]:
+                better.add((a, b))
+    above = [sum(second == at for _, second in better) for at in range(len(entries))]
+    below = [sum(first == at for first, _ in better) for at in range(len(entries))]
+    return [replace(one, rank=1 + above[at], last=len(entries) - below[at]) for at, one in enumerate(entries)]
+
+
+def _same(facts: EvaluationDocument) -> str:
+    """What evaluations share that may stand in one list: the data, by its digest or else by its labels and counts; the rules; and what
+    intervals are of.
+    """
+    first = facts.systems[0].generators if facts.systems else ()
+    counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
+    data = [facts.data.digest] if facts.data.digest else [facts.labels.name, facts.data.n, counted]
+    intervals = [facts.intervals.fakes, facts.intervals.reals] if facts.intervals.words else None
+    return json.dumps([data, facts.protocol.name if facts.protocol else None, intervals])
+
+
+def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
+    first = group[0][1]
+    entries = [_entry(place, system) for place, (_, facts) in enumerate(group) for system in _systems(facts)]
+    tests = [facts.paired_unseen or facts.paired for _, facts in group]
+    placed = ranked([one for one in entries if not one.group], tests)
+    kept = {reason: sorted((one for one in entries if one.group == reason), key=_merit) for reason in (NO_AUC, TRAINED, WEIGHTS)}
+    fakes = {one.name for _, facts in group for system in facts.systems for one in system.generators if one.label == "fake"}
+    return Leaderboard(
+        title=first.protocol.title if first.protocol and first.protocol.title else first.title or first.labels.name or "no name",
+        rules=f"rules of {first.protocol.name}" if first.protocol else "no protocol",
+        n_real=first.data.n_real,
+        n_fake=first.data.n_fake,
+        generators=len(fakes),
+        ranked=tuple(sorted(placed, key=lambda one: (one.rank, *_merit(one)))),
+        others=tuple((reason, tuple(some)) for reason, some in kept.items() if some),
+        warnings=tuple(dict.fromkeys(_warnings(group, entries))),
+        documents=tuple(group),
+        intervals=first.intervals.words,
+    )
+
+
+def _systems(facts: EvaluationDocument) -> list[SystemFacts]:
+    """All but a detector that is all that the ensemble consists of, which documents of 0.10 and before list beside it."""
+    alone = len(facts.run.detectors) == 1 and any(one.kind == "ensemble" for one in facts.systems)
+    return [one for one in facts.systems if not alone or one.kind == "ensemble"]
+
+
+def _merit(entry: LeaderboardEntry) -> tuple[float, float, str]:
+    """Sorts the greatest AUC first, those without one by balanced accuracy."""
+    auc, balanced = (entry.figure(key).number for key in ("auc", "balanced_accuracy"))
+    return 1.0 if auc is None else -auc, 1.0 if balanced is None else -balanced, entry.system.called
+
+
+def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
+    for _, facts in group:
+        shortcut = facts.data.shortcut
+        if shortcut.confounded:
+            auc = wording.written("auc", shortcut.auc.number)
+            yield f"Facts of the files alone tell fake from real here (AUC {auc}), so figures may be of files and not of images."
+    lists = {tuple(sorted(view.name for view in one.system.views)) for one in entries}
+    if len(lists) > 1:
+        yield "Not all systems met the same perturbations, so their worst ones do not compare."
+    unseen = [one.system.unseen for one in entries if one.system.unseen is not None]
+    if any(one.left_out for one in unseen):
+        yield "Systems that were trained on some of these images are measured on the others: compare their columns with this in mind."
+    if unseen and not any(one.names_sources for one in unseen):
+        yield "Labels name no sources, so nobody knows whether real images here were in anyone's training."
+
+
+def _entry(place: int, system: SystemFacts) -> LeaderboardEntry:
+    fakes: dict[str, set[str]] = {}  # what is known of each of the fakes' generators, whole and edited images together
+    for one in system.generators:
+        if one.label == "fake":
+            fakes.setdefault(one.name, set()).add(one.seen)
+    kinds = {kind: [one for one in system.views if one.kind == kind] for kind in ("degradation", "chain")}
+    return LeaderboardEntry(
+        system=system,
+        evaluation=place,
+        worst_generator=_worst_generator(system, fakes),
+        worst_view=_worst_view(system, kinds["degradation"]),
+        worst_chain=_worst_view(system, kinds["chain"]),
+        trained_on=sum("in-training" in words for words in fakes.values()),
+        not_known=sum("in-training" not in words and "unknown" in words for words in fakes.values()),
+        generators=len(fakes),
+    )
+
+
+def _worst_generator(system: SystemFacts, fakes: Mapping[str, set[str]]) -> Weakness:
+    """Of the generators that it was not trained on."""
+    among = sum("in-training" not in words for words in fakes.values())
+    worst = system.worst if system.unseen is None else system.unseen.worst
+    if worst and worst.generator:
+        return Weakness(worst.generator, "tpr", worst.rate, among)
+    hardest: list[GeneratorFacts] = [
+        one for one in system.hardest() if one.rate.number is not None and "in-training" not in fakes[one.name]
+    ]
+    return Weakness(hardest[0].name, "tpr", hardest[0].rate, among) if hardest else NO_WEAKNESS
+
+
+def _worst_view(system: SystemFacts, views: Sequence[ViewFacts]) -> Weakness:
+    """The perturbation that leaves the least AUC, or for binary replies the least balanced accuracy."""
+    key = "auc" if system.output == "continuous" else "balanced_accuracy"
+    known: list[tuple[float, str, ViewFacts]] = []
+    for view in views:
+        number = view.figures.get(key, NOT_MEASURED).number
+        known += [] if number is None else [(number, view.name, view)]
+    if not known:
+        return NO_WEAKNESS._replace(key=key, among=len(views))
+    _, name, view = min(known, key=lambda one: one[:2])
+    return Weakness(name, key, view.figures[key], len(views))
 
 
 class CellTable(NamedTuple):
@@ -119,13 +386,13 @@ def leaderboard_document(evaluations: Evaluations) -> list[dict[str, Any]]:
             "n_fake": board.n_fake,
             "intervals": board.intervals,
             "warnings": list(board.warnings),
-            "systems": [_entry(entry, *board.documents[entry.evaluation]) for entry in board.entries],
+            "systems": [_row_of(entry, *board.documents[entry.evaluation]) for entry in board.entries],
         }
         for board in boards_of(evaluations)
     ]
 
 
-def _entry(entry: LeaderboardEntry, url: str, document: EvaluationDocument) -> dict[str, Any]:
+def _row_of(entry: LeaderboardEntry, url: str, document: EvaluationDocument) -> dict[str, Any]:
     system = entry.system
     weak = {"worst_generator": entry.worst_generator, "worst_degradation": entry.worst_view, "worst_chain": entry.worst_chain}
     return {

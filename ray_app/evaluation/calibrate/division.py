@@ -23,7 +23,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData, Places
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.metrics.arrays import Bools
-from ray_app.metrics.effective_size import FEWEST_GROUPS, EffectiveSize
+from ray_app.metrics.clusters import FEWEST_GROUPS, EffectiveSize
 
 UNNAMED = "a generator that is not told"
 Name = Literal["fit", "calibrate", "choose"]

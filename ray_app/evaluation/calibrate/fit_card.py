@@ -28,7 +28,7 @@ from ray_app.evaluation.calibrate.thresholds import (
     seen_at,
 )
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
-from ray_app.metrics.effective_size import effective_size
+from ray_app.metrics.clusters import effective_size
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import Places
 from ray_app.metrics import calibration, intervals
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
-from ray_app.metrics.effective_size import EffectiveSize
+from ray_app.metrics.clusters import EffectiveSize
 
 Method = Literal["platt", "isotonic", "temperature"]
 MOST_KNOTS = 200
