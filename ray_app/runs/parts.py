@@ -133,6 +133,13 @@ class PartTable:
         sizes = self.store.sizes(f"parts/{manifest:05d}")
         return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
 
+    def part_spans(self, manifest: int, covered: Container[int], most: int) -> Iterator[tuple[Published, tuple[str, ...]]]:
+        """Of a manifest the parts that no published file covers: consecutive blocks, at most so many together, and their files."""
+        for stretch in consecutive(manifest, self._part_sizes(manifest), covered):
+            for start in range(0, len(stretch.sizes), most):
+                blocks = range(stretch.first + start, stretch.first + min(start + most, len(stretch.sizes)))
+                yield Published(manifest, blocks[0], blocks[-1]), tuple(self.part_path(manifest, block) for block in blocks)
+
     def part_folders(self) -> list[int]:
         """Manifests that may have blocks with a part of their own: of those that are published, none has on a store without folders."""
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())

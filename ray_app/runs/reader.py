@@ -7,7 +7,6 @@ import io
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app import archives
 from ray_app.errors import ClusterError
-from ray_app.runs import directory, parts, score_files
+from ray_app.runs import directory, score_files
 
 
 def current_tables(run: directory.RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -137,6 +136,7 @@ def _of_view(masks: pa.Table, view: str | None) -> pa.Table:
     return masks.filter(is_one).drop_columns(["view"])
 
 
+_Stretch = tuple[score_files.Published, tuple[str, ...]]  # consecutive blocks, and the files that have their rows
 _FEW = 100_000  # members that are compared at once rather than by tasks
 _PARTS_AT_ONCE = 1000
 
@@ -159,19 +159,6 @@ def check_conservation(run: directory.RunDirectory, *, each: archives.Each = arc
     return total - infos[-1].vanished if infos else 0
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Consecutive blocks, from `first` to `last`, and the files that have their rows."""
-
-    first: score_files.Place
-    last: score_files.Place
-    files: tuple[str, ...]
-
-    def __str__(self) -> str:
-        until = "" if self.first[0] == self.last[0] else f" of manifest {self.last[0]}"
-        return f"blocks {self.first[1]} to {self.last[1]}{until}"
-
-
 def _stretches(run: directory.RunDirectory, infos: Sequence[archives.ManifestInfo]) -> list[_Stretch]:
     """All blocks of some manifests in a row: each published file, and parts between them, some at a time.
 
@@ -179,24 +166,19 @@ def _stretches(run: directory.RunDirectory, infos: Sequence[archives.ManifestInf
     """
     counts = {info.manifest: info.blocks for info in infos}
     files = [file for file in run.published() if not counts.keys().isdisjoint(file.manifests())]
-    found = [_Stretch(file.start, file.end, (file.path,)) for file in files]
-    for number in run.part_folders() if counts else ():
-        covered = {block for file in files for block in file.blocks_of(number, counts.get(number, 0))}
-        own = run.parts(number) if number in counts else []
-        for stretch in parts.consecutive(number, dict.fromkeys(own, 0), covered):
-            for start in range(0, len(stretch.sizes), _PARTS_AT_ONCE):
-                blocks = range(stretch.first + start, stretch.first + min(start + _PARTS_AT_ONCE, len(stretch.sizes)))
-                paths = tuple(run.part_path(number, block) for block in blocks)
-                found.append(_Stretch((number, blocks[0]), (number, blocks[-1]), paths))
-    found.sort(key=lambda one: one.first)
+    found: list[_Stretch] = [(file, (file.path,)) for file in files]
+    for number in counts.keys() & set(run.part_folders() if counts else ()):
+        covered = {block for file in files for block in file.blocks_of(number, counts[number])}
+        found += run.part_spans(number, covered, _PARTS_AT_ONCE)
+    found.sort(key=lambda one: one[0].start)
     at = _existing((infos[0].manifest, 0), counts) if infos else None
-    for one in found:
-        if one.first != at:
-            number, block = one.first
-            if at is not None and one.first > at:
-                raise _gap(run, at, one.first, infos)
+    for blocks, _ in found:
+        if blocks.start != at:
+            number, block = blocks.start
+            if at is not None and blocks.start > at:
+                raise _gap(run, at, blocks.start, infos)
             raise _lost(run, number, f"block {block} has rows twice")
-        at = _existing((one.last[0], one.last[1] + 1), counts)
+        at = _existing((blocks.end[0], blocks.end[1] + 1), counts)
     if at is not None:
         raise _gap(run, at, None, infos)
     return found
@@ -223,19 +205,21 @@ def _gap(
 
 def _compare(run: directory.RunDirectory, stretch: _Stretch) -> None:
     """Compare the ids of a stretch of blocks, which fill one published file or so many parts, with those of its rows."""
-    parts = [np.empty(0, np.int64)]
-    for number in range(stretch.first[0], stretch.last[0] + 1):
-        blocks = archives.read_blocks(run.store, number)
-        first = stretch.first[1] if number == stretch.first[0] else 0
-        parts += archives.read_ids(run.store, blocks[first : stretch.last[1] + 1 if number == stretch.last[0] else len(blocks)])
-    expected, number, at = np.concatenate(parts), stretch.first[0], 0
-    for path in stretch.files:
+    (number, first), (until, last) = stretch[0].start, stretch[0].end
+    named = f"blocks {first} to {last}" + ("" if number == until else f" of manifest {until}")
+    ids = [np.empty(0, np.int64)]
+    for manifest in stretch[0].manifests():
+        blocks = archives.read_blocks(run.store, manifest)
+        some = stretch[0].blocks_of(manifest, len(blocks))
+        ids += archives.read_ids(run.store, blocks[some.start : some.stop])
+    expected, at = np.concatenate(ids), 0
+    for path in stretch[1]:
         for table in run.rows_in(path, ["image_id"]):
             if not np.array_equal(expected[at : at + len(table)], table["image_id"].to_numpy()):
-                raise _lost(run, number, f"from row {at} of {stretch} on, the rows are not those of the files")
+                raise _lost(run, number, f"from row {at} of {named} on, the rows are not those of the files")
             at += len(table)
     if at < len(expected):
-        raise _lost(run, number, f"{len(expected) - at} of {len(expected)} files of {stretch} have no row")
+        raise _lost(run, number, f"{len(expected) - at} of {len(expected)} files of {named} have no row")
 
 
 def _lost(run: directory.RunDirectory, manifest: int, what: str) -> ClusterError:

@@ -9,8 +9,7 @@ together for as long as the run does.
 """
 
 import fcntl
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,55 +30,37 @@ COPIED = ("phash", "scores", "replies")
 PARTS_PER_FILE = 4096
 
 
-@dataclass(frozen=True)
-class Span:
-    """Consecutive blocks, in one published file or as parts of their own."""
-
-    blocks: score_files.Published
-    is_published: bool
-
-    @property
-    def path(self) -> str:
-        """Where its index lies, relative to the run."""
-        return f"reuse/{self.blocks.name.removesuffix('.parquet')}.arrow"
-
-    def tables(self, run: directory.RunDirectory, columns: list[str] | None) -> Iterator[pa.Table]:
-        """Its rows."""
-        if self.is_published:
-            yield from run.rows_in(self.blocks.path, columns)
-        else:
-            for block in range(self.blocks.first, self.blocks.last + 1):
-                yield from run.rows_in(run.part_path(self.blocks.manifest, block), columns)
+def _path(blocks: score_files.Published) -> str:
+    """Where the index of some blocks lies, relative to the run."""
+    return f"reuse/{blocks.name.removesuffix('.parquet')}.arrow"
 
 
-def _indexed(run: directory.RunDirectory) -> list[Span]:
-    """The indexes that are there, in the order of their blocks."""
+def _indexed(run: directory.RunDirectory) -> list[score_files.Published]:
+    """The blocks of the indexes that are there, in their order."""
     stems = (name.removesuffix(".arrow") for name in run.store.names("reuse") if name.endswith(".arrow"))
-    return [Span(blocks, blocks.is_merged) for blocks in score_files.named(f"{stem}.parquet" for stem in stems)]
+    return score_files.named(f"{stem}.parquet" for stem in stems)
 
 
 def build_index(run: directory.RunDirectory, spec: ScoringSpec, each: Each = in_turn) -> int:
     """Index every block that is done and not indexed yet, one task per file; returns how many files that took."""
-    spans = list(_unindexed(run))
-    count = sum(1 for _ in each(partial(_index, run, spec), spans))
-    wholes = [span.blocks for span in spans if span.blocks.is_merged]
+    missing = list(_unindexed(run))
+    count = sum(1 for _ in each(partial(_index, run, spec), missing))
+    wholes = [blocks for blocks, _ in missing if blocks.is_merged]
     if wholes:
-        replaced = [one.path for one in _indexed(run) if any(one.blocks != whole and whole.contains(one.blocks) for whole in wholes)]
-        run.store.delete_all(replaced)
+        run.store.delete_all([_path(one) for one in _indexed(run) if any(one != whole and whole.contains(one) for whole in wholes)])
     return count
 
 
 def forget_index(run: directory.RunDirectory, file: score_files.Published) -> None:
     """Remove what is known of a published file, since some of its members have scores now that had none."""
-    known = (one for one in _indexed(run) if one.blocks.start <= file.end and one.blocks.end >= file.start)
-    run.store.delete_all([one.path for one in known])
+    run.store.delete_all([_path(one) for one in _indexed(run) if one.start <= file.end and one.end >= file.start])
 
 
 class ScoreIndex:
     """The index of a run, as one process uses it. `cache`: a folder on the node's own disk, for runs that lie elsewhere."""
 
     def __init__(self, run: directory.RunDirectory, cache: Path) -> None:
-        self._files = [_File(_local(run, one.path.rpartition("/")[2], cache)) for one in _indexed(run)]
+        self._files = [_File(_local(run, _path(one), cache)) for one in _indexed(run)]
 
     def find(self, sha256: str) -> DecodeResult | None:
         """The outcome of such bytes, with what detectors said of them; None where they are not known."""
@@ -112,34 +93,32 @@ def _outcome(row: dict[str, Any]) -> DecodeResult:
     return DecodeResult(Status.OK, None, known, phash=row.get("phash"), said=said, provenance=row.get("provenance"))
 
 
-def _unindexed(run: directory.RunDirectory) -> Iterator[Span]:
-    """A merged file wants an index of its own, so that there are as few of those as of files."""
-    known = [one.blocks for one in _indexed(run)]
+def _unindexed(run: directory.RunDirectory) -> Iterator[tuple[score_files.Published, tuple[str, ...]]]:
+    """Blocks that have no index, with the files of their rows. A merged file wants one of its own, so that there are as few as of files."""
+    known = _indexed(run)
+
+    def unknown(manifest: int, blocks: Iterable[int]) -> list[int]:
+        return [block for block in blocks if not any(one.holds(manifest, block) for one in known)]
+
     for file in run.published():
         has_own = any(one.start == file.start and one.end == file.end for one in known)
-        if not has_own and (file.is_merged or not all(_is_in(known, file.manifest, block) for block in range(file.first, file.last + 1))):
+        if not has_own and (file.is_merged or unknown(file.manifest, range(file.first, file.last + 1))):
             known.append(file)
-            yield Span(file, True)
+            yield file, (file.path,)
     for manifest in run.part_folders():
-        parts = np.array([block for block in run.parts(manifest) if not _is_in(known, manifest, block)], np.int64)
-        for group in np.split(parts, np.flatnonzero(np.diff(parts) > 1) + 1):
-            for start in range(0, len(group), PARTS_PER_FILE):
-                some = group[start : start + PARTS_PER_FILE].tolist()
-                yield Span(score_files.Published(manifest, some[0], some[-1]), False)
+        parts = run.parts(manifest)
+        yield from run.part_spans(manifest, set(parts).difference(unknown(manifest, parts)), PARTS_PER_FILE)
 
 
-def _is_in(files: list[score_files.Published], manifest: int, block: int) -> bool:
-    return any(file.holds(manifest, block) for file in files)
-
-
-def _index(run: directory.RunDirectory, spec: ScoringSpec, span: Span) -> None:
-    tables = [_usable(table, spec) for table in span.tables(run, None)]
+def _index(run: directory.RunDirectory, spec: ScoringSpec, missing: tuple[score_files.Published, tuple[str, ...]]) -> None:
+    blocks, paths = missing
+    tables = [_usable(table, spec) for path in paths for table in run.rows_in(path)]
     rows = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"key": pa.array([], pa.uint64())})
     rows = rows.sort_by("key").combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=max(1, len(rows)))
-    run.store.write(span.path, sink.getvalue().to_pybytes())
+    run.store.write(_path(blocks), sink.getvalue().to_pybytes())
 
 
 def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
@@ -158,17 +137,18 @@ def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
     return pa.table(columns)
 
 
-def _local(run: directory.RunDirectory, name: str, cache: Path) -> str:
+def _local(run: directory.RunDirectory, path: str, cache: Path) -> str:
     """A path of this machine with the file's bytes; fetched by the first process of the node that asks, awaited by the others."""
-    filesystem, path = run.store.filesystem_and_path(f"reuse/{name}")
+    filesystem, full = run.store.filesystem_and_path(path)
     if isinstance(filesystem, LocalFileSystem):
-        return path
+        return full
     cache.mkdir(parents=True, exist_ok=True)
+    name = path.rpartition("/")[2]
     copy = cache / name
     with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
             aside = cache / f"{name}.part"
-            aside.write_bytes(run.store.read(f"reuse/{name}"))
+            aside.write_bytes(run.store.read(path))
             aside.replace(copy)
     return str(copy)

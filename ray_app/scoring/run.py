@@ -28,7 +28,7 @@ from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
-from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
+from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import identity, references, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
@@ -156,7 +156,7 @@ class ScoringRun:
         self.layout, self.passes = layout, passes
         self.session.planned(layout, memory_of(self.config, passes, layout, *ray_cluster.working_nodes(self.config.cluster.labels)))
         plan = layout.block_plan(self.spec.slots)
-        finish_begun(self.directory, self.session, self.score)
+        finish_retry(self.directory, self.session, self.score)
         if self.config.rescore:
             retry_members(self.config, self.directory, self.session, plan, self.score)
         else:
@@ -367,11 +367,17 @@ class ScoringRun:
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
 
 
-def finish_begun(run: RunDirectory, session: ScoringSession, score: ScoreBlocks) -> None:
-    """Finish the retry that an earlier session began, if there is one."""
+def finish_retry(run: RunDirectory, session: ScoringSession, score: ScoreBlocks) -> None:
+    """Score and merge the retry that was begun, just now or by an earlier session, if there is one."""
     retry = begun_retry(run)
-    if retry is not None:
-        _finish_retry(run, retry, session, score)
+    if retry is None:
+        return
+    print(f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    session.retrying(retry.number, retry.statuses, retry.members)
+    pending = retry.pending()
+    if pending:
+        score(retry.directory, Listing([0], retry.blocks(), pending))
+    merge_retry(run, retry)
 
 
 def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSession, plan: BlockPlan, score: ScoreBlocks) -> None:
@@ -392,17 +398,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
         print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
     elif retry is None:
         print(f"no file has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
-    if retry is not None:
-        _finish_retry(run, retry, session, score)
-
-
-def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, score: ScoreBlocks) -> None:
-    print(f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}", file=sys.stderr)
-    session.retrying(retry.number, retry.statuses, retry.members)
-    pending = retry.pending()
-    if pending:
-        score(retry.directory, Listing([0], retry.blocks(), pending))
-    merge_retry(run, retry)
+    finish_retry(run, session, score)
 
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:

@@ -78,27 +78,37 @@ def files_below(store, folder="manifest"):
 
 
 class Dying(Store):
-    """A store whose process dies before its n-th change."""
+    """A store whose process dies at a change of anything: so many more happen, and one further where it dies only `after` that one."""
 
-    def __init__(self, url, lives):
+    def __init__(self, url, lives, *, after=False):
         super().__init__(url)
-        self.lives = lives
+        self.lives, self.after = [lives], after  # a list, which the stores below share
 
     def __reduce__(self):
         return (_same, (_remembered(self),))  # the same store, so that all lives are counted
 
+    def below(self, folder):
+        found = Dying(f"{self.url}/{folder}", 0, after=self.after)
+        found.lives = self.lives
+        return found
+
     def write(self, path, data):
-        self._live()
-        super().write(path, data)
+        return self._change(super().write, path, data)
+
+    def create(self, path, data):
+        return self._change(super().create, path, data)
 
     def delete(self, path):
-        self._live()
-        super().delete(path)
+        return self._change(super().delete, path)
 
-    def _live(self):
-        self.lives -= 1
-        if self.lives < 0:
+    def _change(self, change, *given):
+        self.lives[0] -= 1
+        if self.lives[0] < -self.after:
             raise KeyboardInterrupt
+        done = change(*given)
+        if self.lives[0] < 0:
+            raise KeyboardInterrupt
+        return done
 
 
 _dying: list[Dying] = []

@@ -11,40 +11,10 @@ from hypothesis import strategies as st
 from ray_app.archives import manifests, read_blocks
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.storage import Store
-from tests.archives.given import SWEEPS
+from tests.archives.given import SWEEPS, Dying
 from tests.runs.small_run import new_run, relist, score_blocks, write_files
 
 NAMES = [f"{index:02d}.jpg" for index in range(30)]
-
-
-class Killed(BaseException):
-    """What SIGKILL leaves: no handler runs, the next write never happens."""
-
-
-class MortalStore(Store):
-    """Dies at its n-th change of anything, before or after it has happened."""
-
-    def __init__(self, url, moment, after):
-        super().__init__(url)
-        self.left, self.after = moment, after
-
-    def _changes(self, change, *given):
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise Killed
-        done = change(*given)
-        if self.left == 0:
-            raise Killed
-        return done
-
-    def write(self, path, data):
-        return self._changes(super().write, path, data)
-
-    def create(self, path, data):
-        return self._changes(super().create, path, data)
-
-    def delete(self, path):
-        return self._changes(super().delete, path)
 
 
 def session(store, folder, attempt, order):
@@ -89,8 +59,8 @@ def test_killed_between_any_two_writes_and_resumed_is_one_run(archive, examples)
     def check(deaths):
         with tempfile.TemporaryDirectory(prefix="killed-") as out:
             for attempt, (moment, after, order) in enumerate(deaths, 1):
-                with suppress(Killed):
-                    session(MortalStore(out, moment, after), folder, attempt, order)
+                with suppress(KeyboardInterrupt):
+                    session(Dying(out, moment - 1, after=after), folder, attempt, order)
             session(Store.open(out), folder, len(deaths) + 1, 0)
             assert rows(out) == expected
 

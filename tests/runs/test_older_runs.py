@@ -15,30 +15,23 @@ from tests.scoring.made_run import made_run
 NAMES = [f"{number:03}.jpg" for number in range(40)]
 
 
-def of_schema_3(tmp_path, **options):
-    run = begun(tmp_path, NAMES, **options)
+def test_an_interrupted_one_goes_on_is_published_and_a_retry_merges_rows_of_today_into_it(tmp_path):
+    def fails(name):
+        return Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None
+
+    run = begun(tmp_path, NAMES, blocks={0, 1}, fails=fails)
     for block in run.parts(0):
         [rows] = run.rows_in(run.part_path(0, block))
         run.write_part(0, block, rows.drop_columns(["quality", "verdict_detail"]))
     run.write_json("run.json", run.describe() | {"schema": 3})
-    return run
-
-
-def test_an_interrupted_one_goes_on_and_is_published(tmp_path):
-    run = of_schema_3(tmp_path, blocks={0, 1})
     described = run.describe()
     run.claim(described["identity"], described["detectors"], described["ensemble"])
-    score_blocks(run, 0, blocks=set(range(20)) - {0, 1})
+    score_blocks(run, 0, blocks=set(range(20)) - {0, 1}, fails=fails)
     run.publish(0)
     check_conservation(run)
     assert sorted(rows_of(run)) == NAMES
     assert {"quality" in table.column_names for table in current_tables(run)} == {False, True}
     assert all("score" in table.column_names for table in current_tables(run, ["image_id", "score", "quality"]))
-
-
-def test_a_retry_merges_rows_of_today_into_it(tmp_path):
-    run = of_schema_3(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
-    run.publish(0)
     retried(run, 2, Status.SOURCE_TIMEOUT)
     rows = rows_of(run)
     assert {row["status"] for row in rows.values()} == {"ok"}

@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.errors import Status
 from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, current_masks, merge_retry
-from ray_app.storage import Store
+from tests.archives.given import Dying
 from tests.runs.small_run import PLAN, begun, in_small_files, new_run, relist, retried, rows_of, score_blocks, write_files
 
 NAMES = [f"{number:03}.jpg" for number in range(40)]
@@ -65,32 +65,11 @@ def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_ar
     assert run.store.folders("retries") == []
 
 
-class Interrupting(Store):
-    """A store that dies after so many writes and deletions."""
-
-    left = 0
-
-    def _count(self):
-        if not Interrupting.left:
-            raise KeyboardInterrupt
-        Interrupting.left -= 1
-
-    def write(self, path, data):
-        self._count()
-        super().write(path, data)
-
-    def delete(self, path):
-        self._count()
-        super().delete(path)
-
-    def below(self, folder):
-        return Interrupting(f"{self.url}/{folder}")
-
-
 def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
     """Every prefix of the retry's writes, each continued to the next interruption, then to its end."""
     before = rows_of(run)
-    dying = RunDirectory(Interrupting(run.store.url))
+    store = Dying(run.store.url, 0)
+    dying = RunDirectory(store)
 
     def command(attempt):
         retry = begun_retry(dying) or begin_retry(dying, attempt, [TIMEOUT.value, MISSING.value], PLAN)
@@ -100,7 +79,7 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
 
     interruptions = 0
     for attempt in range(2, 200):
-        Interrupting.left = attempt
+        store.lives[0] = attempt
         try:
             command(attempt)
         except KeyboardInterrupt:

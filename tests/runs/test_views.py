@@ -33,30 +33,23 @@ def assert_views_follow_scores(run, *, without=()):
         assert row["views"] == {"jpeg-75": {NAME: clean + 1}, "crop:0.5": {NAME: clean + 2}}
 
 
-def test_views_are_kept_when_parts_are_merged(run):
+def test_views_and_masks_are_kept_when_parts_are_merged_and_a_retry_brings_its_own(run):
     assert_views_follow_scores(run, without=LATE)
+    good = [row["image_id"] for row in current_rows(run) if row["status"] == "ok"]
+    assert [mask["image_id"] for mask in current_masks(run)] == good
+    assert all(list(mask) == MASK_SCHEMA.names for mask in current_masks(run))
+    assert all(table.schema.equals(VIEWED_MASK_SCHEMA) for table in run.masks(0))
     run.publish(0)
     assert run.published()
     assert_views_follow_scores(run, without=LATE)
     (table,) = current_tables(run, ["image_id", "views"])
     assert table.schema.field("views").type == pa.struct([(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS])
-
-
-def test_a_retry_brings_views_and_masks_of_its_own(run):
-    run.publish(0)
     retried(run, 2, Status.SOURCE_TIMEOUT, masks=True, views=VIEWS)
     assert_views_follow_scores(run)
     ids = sorted(row["image_id"] for row in current_rows(run))
     for view in (None, "jpeg-75"):
         assert sorted(mask["image_id"] for mask in current_masks(run, view=view)) == ids
     assert not list(current_masks(run, view="crop:0.5"))
-
-
-def test_readers_of_masks_see_clean_ones(run):
-    good = [row["image_id"] for row in current_rows(run) if row["status"] == "ok"]
-    assert [mask["image_id"] for mask in current_masks(run)] == good
-    assert all(list(mask) == MASK_SCHEMA.names for mask in current_masks(run))
-    assert all(table.schema.equals(VIEWED_MASK_SCHEMA) for table in run.masks(0))
 
 
 def test_without_views_nothing_is_added(tmp_path):

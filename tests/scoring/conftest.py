@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ray_app.datasets.simulation.archive import build_sample_archive, write_photographs
 from ray_app.runs import RunDirectory, current_rows
@@ -78,6 +79,13 @@ def rows_of(out, **options):
     by_uri = {row["uri"]: row for row in rows}
     assert len(by_uri) == len(rows)
     return by_uri
+
+
+def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
+    """The path of an ensemble's card with these members, named as its file; `facts`: what else stands in it."""
+    members = [{"detector": str(detector)} for detector in detectors]
+    path.write_text(yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts}))
+    return path
 
 
 def comparable(row):

@@ -12,7 +12,7 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.rescore import decide_run
-from tests.scoring.conftest import rows_of, score_here, score_into
+from tests.scoring.conftest import rows_of, score_here, score_into, write_ensemble
 
 
 def write_cards(folder, cheap_px, slow_px, **changes):
@@ -23,12 +23,6 @@ def write_cards(folder, cheap_px, slow_px, **changes):
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
     return paths
-
-
-def write_ensemble(path, cards, **facts):
-    members = [{"detector": str(card)} for card in cards]
-    path.write_text(yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts}))
-    return path
 
 
 SAID = ("status", "sha256", "width", "verdict", "verdict_reason", "verdict_detail", "second_look", "calibrated")

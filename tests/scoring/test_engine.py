@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from ray_app.scoring.stages import ScoringJob
 
 FUSED = ScoringLayout("fused", (2,), 0, 64, worker_cpus=0.4)
 SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1)
+FEW = replace(SPLIT, decoders=1)
 
 
 class Quiet:
@@ -37,7 +39,7 @@ def counted(*given, **stages):
     return Counter(report.ref.block for report in scored(*given, **stages))
 
 
-@pytest.mark.parametrize("layout", [FUSED, SPLIT], ids=["fused", "split"])
+@pytest.mark.parametrize("layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"])
 def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_these_are_done(ray_cluster, tmp_path, layout):
     def arriving():
         yield from costless.blocks(20, 40)
@@ -52,14 +54,15 @@ def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_th
 
 def test_a_stop_hands_back_what_is_not_begun(ray_cluster, tmp_path):
     quiet, blocks = Quiet(), costless.blocks(500, 40)
-    reports = scored(blocks, FUSED, tmp_path, quiet=quiet, sleep_s=0.05)
+    one = replace(FUSED, scorers=(1,))
+    reports = scored(blocks, one, tmp_path, quiet=quiet, sleep_s=0.05)
     next(reports)
     quiet.reason = "enough"
     reported = []
     with pytest.raises(KeyboardInterrupt, match="enough"):
         reported.extend(reports)
     assert len(reported) < 100
-    assert next(blocks).block - len(reported) < 4 * FUSED.most_open
+    assert next(blocks).block - len(reported) < 4 * one.most_open
 
 
 class LastScorer(costless.CostlessScorer):

@@ -31,7 +31,8 @@ def photos(tmp_path):
         (folder / f"{number}.jpg").write_bytes(factory.encoded(factory.photo(160, 120, number), "JPEG"))
     (folder / "bug.jpg").write_bytes(factory.jpeg() + MARK)
     (folder / "flat.png").write_bytes(factory.encoded(factory.flat(128, 160, 120), "PNG"))
-    (folder / "torn.png").write_bytes(factory.top_bit_png())
+    for name, data in (("torn.png", factory.top_bit_png()), ("bomb.png", factory.bomb_png()), ("empty.png", b""), ("notes.txt", b"text")):
+        (folder / name).write_bytes(data)
     return folder
 
 
@@ -60,7 +61,8 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     rows = {uri.rpartition("/")[2]: row for uri, row in rows.items()}
     assert len(rows) == summary["session"]["rows"] == len(list(photos.iterdir()))
     failed = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
-    assert failed == {"bug.jpg": "decoder_crashed", "torn.png": "corrupt_image"}
+    assert failed == {"bug.jpg": "decoder_crashed", "torn.png": "corrupt_image", "bomb.png": "image_too_large", "empty.png": "empty_file",
+                      "notes.txt": "unsupported_format"}  # fmt: skip
     assert rows["bug.jpg"]["detail"].startswith("Touchstone's own code failed: ")
     assert rows["bug.jpg"]["sha256"] is not None
     assert (rows["flat.png"]["verdict"], rows["flat.png"]["verdict_reason"]) == ("abstain", "no_content")
@@ -69,7 +71,7 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert "Traceback (most recent call last):" in told
 
     assert summary["own_failures"] == 1
-    assert bad_fraction(summary) == pytest.approx(2 / len(rows))
+    assert bad_fraction(summary) == pytest.approx(4 / len(rows)), "a text is no bad image"
     said = "1 row failed in Touchstone's own code; please report it"
     assert any(said in line for line in summary_lines(summary))
     assert said in html.unescape(render_run_report(summary))

@@ -17,7 +17,7 @@ from ray_app.scoring.rescore import decide_run
 from ray_app.serving import ServeConfig
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
-from tests.scoring.conftest import rows_of, score_here
+from tests.scoring.conftest import rows_of, score_here, write_ensemble
 from tests.serving.in_process import local_scorer
 
 BOUNDS = {"jpeg_quality": {"below": 60}, "graphics": {"above": 0.55, "what": "a drawing or a screenshot"}}
@@ -48,8 +48,7 @@ def place(tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tiny | said))
         for card, cut in ((name, 0.0), (f"{name}-high", 50.0)):
             thresholds = {"real_below": cut, "fake_above": cut}
-            ensemble = {"name": card, "title": card, "members": [{"detector": f"{name}.yaml"}], "thresholds": thresholds}
-            (folder / f"ensemble-{card}.yaml").write_text(yaml.safe_dump(ensemble))
+            write_ensemble(folder / f"ensemble-{card}.yaml", [f"{name}.yaml"], thresholds=thresholds)
     return folder
 
 

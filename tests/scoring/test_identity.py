@@ -5,9 +5,9 @@
 
 import numpy as np
 import pytest
-import yaml
 
 from benchmarks.seeded import seeded_card, write_card
+from ray_app.detectors import load_card
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError, IdentityError
 from ray_app.images import ImageLimits
@@ -20,7 +20,7 @@ from ray_app.scoring.identity import check_reuse, identity_of, kept_embeddings_o
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES
-from tests.scoring.conftest import comparable, rows_of, score_here
+from tests.scoring.conftest import comparable, rows_of, score_here, write_ensemble
 from tests.scoring.eight import small_cards
 
 
@@ -36,10 +36,9 @@ def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
     both = make_spec(ensemble_of([cards["unifd"], cards["maskclip"]]), limits=ImageLimits(), precision="fp32")
     with pytest.raises(DetectorError, match="no embedding"):
         kept_embeddings_of(both, ["maskclip"])
-    card = {"name": "two", "title": "a cascade", "rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]},
-            "members": [{"detector": "touchstone-tiny"}, {"detector": cards["unifd"]}]}  # fmt: skip
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(card))
-    spec = make_spec(load_ensemble_card(tmp_path / "two.yaml"), limits=ImageLimits(), precision="fp32")
+    cascade = {"rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]}}
+    two = write_ensemble(tmp_path / "two.yaml", ("touchstone-tiny", cards["unifd"]), **cascade)
+    spec = make_spec(load_ensemble_card(two), limits=ImageLimits(), precision="fp32")
     assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
     for name in ("unifd", "openai-clip-vit-l14"):
         with pytest.raises(ConfigError, match="sees only images that go on"):
@@ -49,9 +48,7 @@ def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
 def written(folder, threshold, margin=0.0):
     """The path of a card that abstains within `margin` of a threshold."""
     thresholds = {"real_below": threshold - margin, "fake_above": threshold + margin}
-    path = folder / f"at{threshold:.4f}.yaml"
-    path.write_text(yaml.safe_dump({"name": "tiny", "title": "T", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}))
-    return str(path)
+    return str(write_ensemble(folder / f"at{threshold:.4f}.yaml", name="tiny", thresholds=thresholds))
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +117,23 @@ def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_p
         score_archive(config)
 
 
-def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_with_no_reuse():
+def test_stability_is_part_of_the_identity_only_where_it_is_asked_for():
     plain = ScoreConfig(ensemble="tiny")
     usual = identity_of(plain, resolve(plain).spec(gpus=0))
     asked = ScoreConfig(ensemble="tiny", stability=2)
     assert "stability" not in usual
     assert identity_of(asked, resolve(asked).spec(gpus=0)) == usual | {"stability": Stability(2, 2.0).facts()}
-    with pytest.raises(ConfigError, match="not of their views"):
-        check_reuse(ScoreConfig(reuse="sha256", stability=2), [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"perturb": ("jpeg:75",)}, "not of perturbed ones"),
+        ({"stability": 2}, "not of their views"),
+        ({"features": ("unifd",)}, "scores, not embeddings"),
+        ({}, "maskclip would leave repeated files without one"),
+    ],
+)
+def test_reuse_copies_scores_and_nothing_else(settings, why):
+    with pytest.raises(ConfigError, match=why):
+        check_reuse(ScoreConfig(reuse="sha256", **settings), [load_card("touchstone-tiny"), load_card("maskclip")])

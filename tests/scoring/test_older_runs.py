@@ -3,9 +3,9 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 
 import pytest
-import yaml
 
 from ray_app.errors import ConfigError, ExitCode, IdentityError
 from ray_app.images import ImageLimits
@@ -15,7 +15,7 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import rows_of, write_ensemble
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
 from tests.scoring.stages import without_ray
 
@@ -123,27 +123,60 @@ def scored(out, **given):
         return score_archive(ScoreConfig(source=(SOURCE,), out=out, thumbnails=False, **given))
 
 
-def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3):
+# Runs of an older default go on with it under another one, and say so.
+SAID = (
+    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
+    "the default is touchstone-new today; a new --out would begin with that"
+)
+KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
+
+
+@pytest.fixture
+def another_default(other_configs):
+    """The default is a detector of another name; without it, whatever is shipped."""
+    card = shutil.copy(other_configs / "detectors" / "touchstone-tiny.yaml", other_configs / "detectors" / "touchstone-new.yaml")
+    change(card, name="touchstone-new", title="Another one", demonstration=False)
+    return change(other_configs / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
+
+
+def said(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
+
+
+def test_a_half_done_run_goes_on_with_the_limits_and_the_former_default_that_it_was_begun_with(half, another_default, s3, capsys):
+    url = f"s3://{BUCKET}/half"
     parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
     assert len(parts) == 4
     s3.clear_log()
-    summary = scored(f"s3://{BUCKET}/half").summary
+    finished = scored(url)
+    summary = finished.summary
+    assert finished.exit_code is ExitCode.DONE
     assert not [request for request in s3.requests() if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts]
-    run = RunDirectory.open(f"s3://{BUCKET}/half")
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "the default up to Touchstone" in line] == [SAID]
+    [others] = [line for line in told if line.startswith("settings stay as the run was begun: ")]
+    assert "limits.max_pixels" in others
+    assert "ensemble" not in others
+    run = RunDirectory.open(url)
     assert check_conservation(run) == PICTURES
-    rows = rows_of(run.store.url)
-    assert {row["attempt"]: sum(one["attempt"] == row["attempt"] for one in rows.values()) for row in rows.values()} == {1: 16, 2: 16}
+    rows = rows_of(url)
+    assert Counter(row["attempt"] for row in rows.values()) == {1: 16, 2: 16}
     put_run(s3.client(), "finished")
     whole = rows_of(f"s3://{BUCKET}/finished")
     assert {uri: row["verdict"] for uri, row in rows.items()} == {uri: row["verdict"] for uri, row in whole.items()}
     for uri, row in rows.items():
+        assert list(row["scores"]) == ["touchstone-tiny"]
         assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-4), "that one was scored by another CPU"
     assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
-    assert of_any_cpu(summary["session"]["kept"]) == RAISED
-    said = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
-    assert "limits.max_pixels 50000000 (today 250000000)" in said[0]
-    assert "new --out" in said[1]
+    assert of_any_cpu(summary["session"]["kept"]) == RAISED | {"ensemble": (KEPT["run"], KEPT["today"])}
+    lines = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
+    assert "limits.max_pixels 50000000 (today 250000000)" in lines[0]
+    assert "new --out" in lines[1]
     assert "limits.max_pixels 50000000 (today 250000000)" in run.store.read("report.html").decode()
+    finished = scored(url, ensemble="default")
+    assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
+    assert scored(url, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
+    assert said(capsys) == [SAID]
 
 
 def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
@@ -189,45 +222,6 @@ def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
                      "ensemble"}  # fmt: skip
 
 
-# Runs of an older default go on with it under another one, and say so.
-SAID = (
-    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
-    "the default is touchstone-new today; a new --out would begin with that"
-)
-KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
-
-
-@pytest.fixture
-def another_default(other_configs):
-    """The default is a detector of another name; without it, whatever is shipped."""
-    card = shutil.copy(other_configs / "detectors" / "touchstone-tiny.yaml", other_configs / "detectors" / "touchstone-new.yaml")
-    change(card, name="touchstone-new", title="Another one", demonstration=False)
-    return change(other_configs / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
-
-
-def said(capsys):
-    return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
-
-
-def test_a_half_done_run_goes_on_with_a_former_default_and_says_so_in_one_line(half, another_default, capsys):
-    half = f"s3://{BUCKET}/half"
-    finished = scored(half)
-    assert finished.exit_code is ExitCode.DONE
-    told = capsys.readouterr().err.splitlines()
-    assert [line for line in told if "the default up to Touchstone" in line] == [SAID]
-    [others] = [line for line in told if line.startswith("settings stay as the run was begun: ")]
-    assert "limits.max_pixels" in others
-    assert "ensemble" not in others
-    assert KEPT in finished.summary["session"]["kept"]
-    rows = rows_of(half)
-    assert len(rows) == PICTURES
-    assert {tuple(row["scores"]) for row in rows.values()} == {("touchstone-tiny",)}
-    finished = scored(half, ensemble="default")
-    assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
-    assert scored(half, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
-    assert said(capsys) == [SAID]
-
-
 def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over_it_stays(
     photographs, s3, another_default, tmp_path, capsys
 ):
@@ -243,10 +237,7 @@ def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over
     with pytest.raises(ConfigError, match="no scores of touchstone-new"):
         decide_run(finished, "default")
 
-    thresholds = {"real_below": -9, "fake_above": 9}
-    mine = {"name": "mine", "title": "Mine", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
-    decide_run(finished, str(tmp_path / "mine.yaml"))
+    decide_run(finished, str(write_ensemble(tmp_path / "mine.yaml", thresholds={"real_below": -9, "fake_above": 9})))
     assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
     assert said(capsys) == []
 

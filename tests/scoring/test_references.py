@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
@@ -16,6 +15,7 @@ from ray_app.scoring.references import REFERENCES, references_of
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
+from tests.scoring.conftest import write_ensemble
 
 
 def write_card(folder, scores, threshold=1.0):
@@ -24,10 +24,7 @@ def write_card(folder, scores, threshold=1.0):
     pq.write_table(pa.table({"score": pa.array(np.sort(scores), pa.float64())}), path)
     guarantee = {"target_fpr": 0.01, "n_real": len(scores), "false_positives": 0, "upper_bound": 0.009, "references": path.name,
                  "references_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
-    card = {"name": folder.name, "title": "Calibrated", "members": [{"detector": "touchstone-tiny"}], "guarantee": guarantee,
-            "thresholds": {"real_below": 0.0, "fake_above": threshold}}  # fmt: skip
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
-    return str(folder / "card.yaml")
+    return str(write_ensemble(folder / "card.yaml", guarantee=guarantee, thresholds={"real_below": 0.0, "fake_above": threshold}))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, kept_features
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import check_reuse
 from ray_app.scoring.rescore import rescore_run
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import comparable, rows_of, score_here
@@ -120,16 +119,12 @@ def test_what_cannot_be_is_said_before_anything_starts(photos, kept, rescored, h
         rescore_run(str(kept), str(tmp_path / "run"), [heads["stranger"]])
     with pytest.raises(ConfigError, match=r"touchstone-tiny: its head does not fit"):
         rescore_run(str(kept), str(tmp_path / "run"), ["touchstone-tiny"])
-    with pytest.raises(ConfigError, match="name the heads by --detector"):
-        rescore_run(str(kept), str(tmp_path / "run"), [])
     with pytest.raises(ConfigError, match="kept no embeddings") as refused:
         rescore_run(str(rescored[0]), str(tmp_path / "run"), [heads["new-head"]])
     assert "--features" in refused.value.hint
     config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",))
     with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
         score_archive(config)
-    with pytest.raises(ConfigError, match="--reuse copies scores, not embeddings"):
-        check_reuse(config.model_copy(update={"reuse": "sha256"}), [])
     with pytest.raises(IdentityError, match="features"):
         score_archive(ScoreConfig(source=(photos,), out=str(kept), detectors=(heads["unifd"], "touchstone-tiny"), features=(), **SETTINGS))
     assert not (tmp_path / "run").exists()

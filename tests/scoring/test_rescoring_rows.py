@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
 from ray_app.scoring.rescore import rescore_run
 from tests.runs.small_run import NAME, PLAN, SPEC
-from tests.scoring.conftest import comparable
+from tests.scoring.conftest import comparable, write_ensemble
 from tests.scoring.kept_run import facts_of, kept_run, vectors_of
 
 CARD = SPEC.cards[NAME]
@@ -108,9 +108,8 @@ def test_no_run_one_that_is_not_finished_and_the_run_s_own_directory_are_refused
 
 
 def test_an_ensemble_card_decides_by_its_own_thresholds(run, tmp_path, capsys):
-    card = {"name": "mine", "title": "one head", "members": [{"detector": NAME}], "thresholds": {"real_below": -1e6, "fake_above": 1e6}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
-    command = ["rescore", run.store.url, "--ensemble", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "new"), "--json"]
+    card = write_ensemble(tmp_path / "mine.yaml", [NAME], thresholds={"real_below": -1e6, "fake_above": 1e6})
+    command = ["rescore", run.store.url, "--ensemble", str(card), "--out", str(tmp_path / "new"), "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["verdicts"] == {"real": 0, "fake": 0, "abstain": 29}
     assert main([*command[:2], "--out", str(tmp_path / "other")]) == 2
@@ -118,11 +117,9 @@ def test_an_ensemble_card_decides_by_its_own_thresholds(run, tmp_path, capsys):
 
 
 def test_a_card_that_was_calibrated_otherwise_is_refused_in_words_that_help_here(run, tmp_path):
-    card = {"name": "mine", "title": "one head", "members": [{"detector": NAME}],
-            "settings": {"precision": {NAME: "bf16"}, "resize": "exact"}}  # fmt: skip
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
+    card = write_ensemble(tmp_path / "mine.yaml", [NAME], settings={"precision": {NAME: "bf16"}, "resize": "exact"})
     with pytest.raises(ConfigError, match=f"of mine does not hold for embeddings made with {NAME} in fp32") as refused:
-        rescore_run(run.store.url, str(tmp_path / "new"), [], str(tmp_path / "mine.yaml"))
+        rescore_run(run.store.url, str(tmp_path / "new"), [], str(card))
     assert "waive" not in refused.value.hint
     assert not (tmp_path / "new").exists()
 

@@ -6,13 +6,11 @@ import time
 
 import pytest
 
-from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import begin_retry, begun_retry
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import check_reuse
 from ray_app.scoring.rescore import decide_run
-from ray_app.scoring.run import finish_begun, retry_members, score_archive
+from ray_app.scoring.run import finish_retry, retry_members, score_archive
 from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
 from tests.scoring.conftest import comparable
@@ -47,7 +45,7 @@ def test_a_retry_that_was_begun_is_finished_by_the_next_command_and_is_a_line_of
     with pytest.raises(ConfigError, match="a retry is not finished"):
         decide_run(late.store.url, "tiny")
     before, session = rows_of(late), ScoringSession(late, {}, time.monotonic())
-    finish_begun(late, session, scorer(2))
+    finish_retry(late, session, scorer(2))
     assert begun_retry(late) is None
     assert late.store.folders("retries") == []
     after = rows_of(late)
@@ -66,14 +64,12 @@ def test_nothing_to_retry_is_said_and_an_unfinished_run_is_finished_first(late, 
         retry_members(ScoreConfig(rescore=("source_timeout",)), late, session, PLAN, scorer(2))
 
 
-def test_what_cannot_be_retried_or_reused_is_said_before_a_cluster_starts(tmp_path):
+def test_what_cannot_be_retried_is_said_before_a_cluster_starts(tmp_path):
     for words in (("ok",), ("sourcetimeout",)):
         with pytest.raises(ValueError, match=r"these are: empty_file, .*detector_failed"):
             ScoreConfig(rescore=words)
     with pytest.raises(ConfigError, match=r"there is no run in .* to retry"):
         score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)))
-    with pytest.raises(ConfigError, match="maskclip would leave repeated files without one"):
-        check_reuse(ScoreConfig(reuse="sha256"), [load_card("touchstone-tiny"), load_card("maskclip")])
 
 
 def break_file(path):
@@ -132,13 +128,11 @@ def test_reused_rows_are_as_if_scored(score, tmp_path):
     photos.mkdir()
     for index in range(6):
         save_photo(photos / f"{index}.jpg", index)
-    shutil.copy(photos / "0.jpg", photos / "0-again.jpg")
-    _, plain = score(photos, out=tmp_path / "plain")
-    score(photos, out=tmp_path / "reusing", reuse="sha256")
+    _, first = score(photos, reuse="sha256")
     for index in range(6):
         shutil.copy(photos / f"{index}.jpg", photos / f"{index}-later.jpg")
-    finished, later = score(photos, out=tmp_path / "reusing", reuse="sha256")
+    finished, later = score(photos, reuse="sha256")
     assert [finished.summary["session"][name] for name in ("rows", "reused", "decoded")] == [6, 6, 0]
-    assert len(later) == len(plain) + 6
+    assert len(later) == 12
     for uri, row in later.items():
-        assert comparable(row) | {"reused": False} == comparable(plain[uri.replace("-later", "")])
+        assert comparable(row) | {"reused": False} == comparable(first[uri.replace("-later", "")])

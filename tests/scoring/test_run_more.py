@@ -15,8 +15,7 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.rescore import decide_run
 from ray_app.storage import Lease, Store
-from tests.images.factory import bomb_png, top_bit_png
-from tests.scoring.conftest import comparable, files_below, rows_of, score_here
+from tests.scoring.conftest import comparable, files_below, rows_of, score_here, write_ensemble
 
 
 def save_photo(path, seed, size=(320, 240)):
@@ -75,30 +74,9 @@ def test_workers_on_ray_read_and_write_a_bucket_and_leave_the_same_rows(scored, 
         assert comparable(row) == by_sha[row["sha256"]]
 
 
-def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_path):
-    folder = tmp_path / "mixed"
-    folder.mkdir()
-    for index in range(5):
-        save_photo(folder / f"good-{index}.jpg", index)
-    whole = (folder / "good-0.jpg").read_bytes()
-    (folder / "corrupt.jpg").write_bytes(whole[:20] + bytes(range(256)) * 8 + whole[-2:])
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no image")
-    (folder / "bomb.png").write_bytes(bomb_png())
-    (folder / "top-bit.png").write_bytes(top_bit_png())
-    finished, rows = score(folder)
-    statuses = {os.path.basename(uri): row["status"] for uri, row in rows.items()}
-    assert statuses == {
-        **{f"good-{index}.jpg": "ok" for index in range(5)},
-        "corrupt.jpg": "corrupt_image", "truncated.jpg": "truncated_image", "empty.png": "empty_file",
-        "notes.txt": "unsupported_format", "bomb.png": "image_too_large", "top-bit.png": "corrupt_image",
-    }  # fmt: skip
-    assert finished.exit_code is ExitCode.DONE
-    again, _ = score(folder, max_bad_fraction=0.3)
-    assert again.exit_code is ExitCode.TOO_MANY_BAD
-    again, _ = score(folder, max_bad_fraction=0.5)
-    assert again.exit_code is ExitCode.DONE
+def test_more_bad_files_than_are_allowed_are_an_exit_code_of_their_own(score, sample_archive, copied):
+    for most, code in ((0.0, ExitCode.TOO_MANY_BAD), (0.9, ExitCode.DONE)):
+        assert score(sample_archive, out=copied, max_bad_fraction=most)[0].exit_code is code
 
 
 SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
@@ -152,9 +130,8 @@ def test_other_settings_on_the_same_directory_are_refused_other_workers_are_not_
 
 def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive, copied, tmp_path):
     before = rows_of(copied)
-    strict = tmp_path / "strict.yaml"
-    strict.write_text("name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n")
-    summary = decide_run(str(copied), str(strict))
+    strict = str(write_ensemble(tmp_path / "strict.yaml", thresholds={"real_below": -1000, "fake_above": 1000}))
+    summary = decide_run(str(copied), strict)
     after = rows_of(copied)
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
     assert summary["run"] == str(copied), "where the run is now, not where it was scored"
@@ -164,7 +141,7 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
         score(sample_archive, out=copied, ensemble="tiny")
-    for named in (str(strict), None):
+    for named in (strict, None):
         finished, _ = score(sample_archive, out=copied, ensemble=named)
         assert finished.summary["session"]["rows"] == 0
         assert finished.summary["ensemble"]["name"] == "strict"

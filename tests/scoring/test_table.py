@@ -10,9 +10,7 @@ from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.rescore import decide_run
 from tests.images.factory import photo
-from tests.scoring.conftest import score_here
-
-STRICT = "name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n"
+from tests.scoring.conftest import score_here, write_ensemble
 
 
 @pytest.fixture
@@ -53,9 +51,9 @@ def test_a_table_follows_its_run_through_nights_retries_and_decisions(photos, tm
     [bad] = {row["status"] for row in current_rows(RunDirectory.open(str(run)))} - {"ok"}
     assert night(rescore=(bad,), table=str(table)) == {"url": str(table), "rows": 7, "appended": 2, "current": True}
     assert_is_as_run(table, run)
-    (tmp_path / "strict.yaml").write_text(STRICT)
-    assert decide_run(str(run), str(tmp_path / "strict.yaml"))["session"]["table"]["current"] is False
-    assert night(ensemble=str(tmp_path / "strict.yaml"), table=str(table)) == {"url": str(table), "rows": 7, "appended": 7, "current": True}
+    strict = str(write_ensemble(tmp_path / "strict.yaml", thresholds={"real_below": -1000, "fake_above": 1000}))
+    assert decide_run(str(run), strict)["session"]["table"]["current"] is False
+    assert night(ensemble=strict, table=str(table)) == {"url": str(table), "rows": 7, "appended": 7, "current": True}
     assert_is_as_run(table, run)
     # What readers are told to do for the rows of files that are still there (docs/tables.md).
     verdicts = DeltaTable(str(table)).to_pyarrow_dataset()  # noqa: F841 - DuckDB finds it by its name

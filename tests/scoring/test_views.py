@@ -15,7 +15,7 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.identity import check_reuse, identity_of, resolve
+from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import load_perturbations
 from tests.scoring.conftest import comparable, score_here
@@ -111,8 +111,6 @@ def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only
 
 
 def test_what_cannot_be_perturbed_is_refused_before_anything_starts(photos, tmp_path):
-    with pytest.raises(ConfigError, match="not of perturbed ones"):
-        check_reuse(ScoreConfig(reuse="sha256", perturb=("jpeg:75",)), [])
     with pytest.raises(ConfigError, match="no such perturbation"):
         score_archive(ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",)))
     assert not (tmp_path / "run" / "run.json").exists()

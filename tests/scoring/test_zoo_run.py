@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 from ray_app.archives import iter_blocks, read_block
@@ -14,7 +13,7 @@ from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from ray_app.scoring.rescore import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import rows_of, write_ensemble
 
 GOOD = 5
 
@@ -70,10 +69,7 @@ def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, photos, t
         if row["scores"]["tiny-internvl"] is None:
             assert (row["verdict"], row["verdict_reason"]) == ("abstain", "no_score")
             assert f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})" in row["verdict_detail"]
-    ensemble = tmp_path / "other.yaml"
-    ensemble.write_text(yaml.safe_dump({"name": "other", "title": "Another rule", "rule": "max",
-                                        "members": [{"detector": str(card)}, {"detector": "touchstone-tiny"}]}))  # fmt: skip
-    decide_run(str(tmp_path / "run"), str(ensemble))
+    decide_run(str(tmp_path / "run"), str(write_ensemble(tmp_path / "other.yaml", (card, "touchstone-tiny"), rule="max")))
     for uri, row in rows_of(tmp_path / "run").items():
         assert row["verdict_detail"] == rows[uri]["verdict_detail"] or row["scores"]["tiny-internvl"] is not None
         assert row.get("replies") == rows[uri].get("replies")
