@@ -1,7 +1,7 @@
 """Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
 
 `Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), and `Watch` runs it beside the main thread and notices a
-standstill. `Attempts` counts the workers that died while they worked on one block.
+standstill.
 """
 
 import contextlib
@@ -10,13 +10,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType, TracebackType
 
-from ray_app.archives import BlockRef
-from ray_app.child_process import is_running, own_process
-from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.errors import ClusterError
 
 SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
 LIMIT_GRACE_S = 60.0
@@ -164,54 +160,3 @@ class Watch:
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",
             )
-
-
-MOST_DEATHS = 3
-WORKER_LOGS_HINT = "the same command resumes; worker logs are in the Ray session folder"
-OUT_OF_MEMORY_HINT = (
-    "fewer processes per machine need less: --set cluster.workers=… resumes; "
-    "so do smaller batches, --set batch_slots=…, but they need a new --out, since they belong to the run's identity"
-)
-
-
-class Attempts:
-    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the process that makes them.
-
-    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
-    the files of processes that are gone are the deaths.
-    """
-
-    def __init__(self, folder: Path, stage: str) -> None:
-        self._folder, self._stage = folder / "attempts", stage
-        pid, started = own_process()
-        self._own_note = f"{pid}-{started}"
-
-    @contextmanager
-    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises ClusterError, before anything is tried, when it
-        has killed `MOST_DEATHS` processes, and when memory is not enough.
-        """
-        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
-        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
-        place.mkdir(parents=True, exist_ok=True)
-        if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
-            raise ClusterError(
-                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out", hint=OUT_OF_MEMORY_HINT
-            )
-        note = place / self._own_note
-        note.touch()
-        try:
-            yield
-        except Exception as error:
-            if is_want_of_memory(error):
-                raise ClusterError(f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT) from error
-            raise
-        finally:
-            note.unlink(missing_ok=True)
-            with suppress(OSError):  # it stays while it holds notes of the dead
-                place.rmdir()
-
-
-def _is_of_dead_process(note: Path) -> bool:
-    pid, _, started = note.name.partition("-")
-    return not is_running(int(pid), started)

@@ -21,7 +21,6 @@ from ray_app import __version__
 from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.cluster import versions
 from ray_app.cluster.ray_cluster import own_node
-from ray_app.cluster.shutdown import Attempts
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
@@ -32,7 +31,7 @@ from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlo
 from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.feed import FeedLog
-from ray_app.streams.stage import Stage
+from ray_app.streams.stage import Attempts, Stage
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import Describing

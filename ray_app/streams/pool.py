@@ -31,9 +31,8 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from ray_app.cluster.ray_cluster import is_private, on_own_node
-from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
-from ray_app.streams.stage import IN_FLIGHT, Stage, StageFailure, packed, unpacked
+from ray_app.streams.stage import IN_FLIGHT, OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, Stage, StageFailure, packed, unpacked
 
 # Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
 LOOK_EVERY_S = 0.02

@@ -1,4 +1,5 @@
 """One stage of a stream: a class that takes a message and gives one, in a process of its own (`Stage`); and how messages travel (`packed`).
+`Attempts` counts the processes that died while they worked on one block of images.
 
 A Ray block is one row: `message`, a pickle; `buffers`, the arrays that it refers to, one after another; `bounds`, where each of them lies.
 So tensors are copied once, into the block, and read where Ray has them, in its object store.
@@ -6,18 +7,28 @@ So tensors are copied once, into the block, and read where Ray has them, in its 
 
 import pickle
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT
+from ray_app.archives import BlockRef
+from ray_app.child_process import is_running, own_process
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.runs import arrow
 
 IN_FLIGHT = 2  # messages that a process has: one that it works on, and one that travels meanwhile
 _ALIGNMENT = 64  # of a buffer in its block, as NumPy and torch like it
+MOST_DEATHS = 3
+WORKER_LOGS_HINT = "the same command resumes; worker logs are in the Ray session folder"
+OUT_OF_MEMORY_HINT = (
+    "fewer processes per machine need less: --set cluster.workers=… resumes; "
+    "so do smaller batches, --set batch_slots=…, but they need a new --out, since they belong to the run's identity"
+)
 
 
 @dataclass(frozen=True)
@@ -100,3 +111,46 @@ def translated(error: Exception, stage: str) -> TouchstoneError:
     return TouchstoneError(
         f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug in Touchstone; what is committed is kept"
     )
+
+
+class Attempts:
+    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the process that makes them.
+
+    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
+    the files of processes that are gone are the deaths.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._folder, self._stage = folder / "attempts", stage
+        pid, started = own_process()
+        self._own_note = f"{pid}-{started}"
+
+    @contextmanager
+    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
+        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises ClusterError, before anything is tried, when it
+        has killed `MOST_DEATHS` processes, and when memory is not enough.
+        """
+        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
+        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
+        place.mkdir(parents=True, exist_ok=True)
+        if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
+            raise ClusterError(
+                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out", hint=OUT_OF_MEMORY_HINT
+            )
+        note = place / self._own_note
+        note.touch()
+        try:
+            yield
+        except Exception as error:
+            if is_want_of_memory(error):
+                raise ClusterError(f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT) from error
+            raise
+        finally:
+            note.unlink(missing_ok=True)
+            with suppress(OSError):  # it stays while it holds notes of the dead
+                place.rmdir()
+
+
+def _is_of_dead_process(note: Path) -> bool:
+    pid, _, started = note.name.partition("-")
+    return not is_running(int(pid), started)

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from ray_app.archives import BlockRef
-from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
+from ray_app.streams.stage import MOST_DEATHS, Attempts
 from tests.scoring.conftest import files_below
 
 SMALL = {"block_members": 2, "batch_slots": 2}

@@ -91,8 +91,10 @@ def forecast(
     slowest = min(made, key=lambda one: one.rates.images_per_s, default=None)
     mean_bytes = slowest.probe.mean_bytes if slowest is not None and found.unsized else found.mean_bytes
     prediction = _predicted(config, made, slowest, blocks, found.members, mean_bytes, listing.seconds)
-    bill = _bill(config, spec, found, len(passes), blocks, listing, mean_bytes, prediction["forecast"], is_store=is_store,
-                 lists=found.lists * (before is None or before.state != "unfinished"))  # fmt: skip
+    lists = found.lists * (before is None or before.state != "unfinished")
+    requests = _requests(spec, found, listing, len(passes), blocks, lists=lists, is_store=is_store)
+    expected = len(passes) * found.expected_bytes(mean_bytes) + listing.bytes_read
+    bill = _bill(config, requests, expected if found.billed else 0, found.members, prediction["forecast"])
     return plan_model.Plan(
         members=found.members,
         size_bytes=found.size_bytes,
@@ -113,6 +115,9 @@ def forecast(
         passes=_pass_facts(passes, made) if len(passes) > 1 else None,
         **prediction,
         **_work(spec, slowest.probe if slowest else None),
+        requests=requests,
+        bytes_read=expected,
+        prices=config.prices.model_dump(mode="json"),
         **bill,
     )
 
@@ -221,39 +226,31 @@ def _cascade(config: ScoreConfig, one: PassForecast) -> plan_model.PlannedCascad
     )
 
 
-def _bill(
-    config: ScoreConfig,
-    spec: ScoringSpec,
-    found: Survey,
-    passes: int,
-    blocks: int,
-    listing: plan_model.PlannedListing,
-    mean_bytes: float,
-    time_s: plan_model.PlannedTime | None,
-    *,
-    lists: int,
-    is_store: bool,
-) -> dict[str, Any]:
-    """Requests, bytes, and what they and the hours cost; the machines' part is not known without a probe."""
+def _requests(
+    spec: ScoringSpec, found: Survey, listing: plan_model.PlannedListing, passes: int, blocks: int, *, lists: int, is_store: bool
+) -> plan_model.PlannedRequests:
+    """Requests that a store bills: for the source, and where `is_store` for the rows of each block and what each pass finds of it."""
     per_block = 1 + bool(spec.localizers) + len(spec.features)
     gets = passes * found.gets + listing.gets + is_store * blocks * (GETS_PER_BLOCK + (passes - 1) * (passes + 2) // 2)
     puts = is_store * (blocks * (per_block + passes - 1) + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW)
-    expected = passes * found.expected_bytes(mean_bytes) + listing.bytes_read
+    return plan_model.PlannedRequests(list=lists, get=gets, put=puts)
+
+
+def _bill(
+    config: ScoreConfig, requests: plan_model.PlannedRequests, billed_bytes: int, members: int, time_s: plan_model.PlannedTime | None
+) -> dict[str, Any]:
+    """What requests, bytes and hours cost, and how far the run's limits let it come; the machines' part is not known without a probe."""
     hours = time_s.hours if time_s else None
-    counts = {session.GETS: gets, session.PUTS: puts, session.LISTS: lists, session.BYTES: expected * bool(found.billed)}
+    counts = {session.GETS: requests.gets, session.PUTS: requests.puts, session.LISTS: requests.lists, session.BYTES: billed_bytes}
     cost = session.spent(config.prices, hours or 0.0, counts)
     unknown = {"compute": None, "compute_share": None} if hours is None else {}
-    each = cost.total / found.members * 1000 if found.members and hours is not None else None
+    each = cost.total / members * 1000 if members and hours is not None else None
     needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))
     shares = [limit / much for limit, much in needed if limit is not None and much]
+    share = None if hours is None else min([1.0, *shares])
     return {
-        "requests": plan_model.PlannedRequests(list=lists, get=gets, put=puts),
-        "bytes_read": expected,
-        "prices": config.prices.model_dump(mode="json"),
         "cost": plan_model.PlannedCost(**{**cost.given(), **unknown, "per_1000_members": each}),
-        "stops": plan_model.PlannedStops(
-            max_hours=config.max_hours, max_cost=config.max_cost, share=min([1.0, *shares]) if hours is not None else None
-        ),
+        "stops": plan_model.PlannedStops(max_hours=config.max_hours, max_cost=config.max_cost, share=share),
     }
 
 
@@ -283,14 +280,13 @@ def _work(spec: ScoringSpec, probed: Probe | None) -> dict[str, Any]:
         "tensors": _tensors(spec),
         "backbones": _backbones(spec),
         "pools": [list(pool) for pool in spec.all_pools],
-        "gmac_per_image": _gmac(spec, 3),
+        "gmac_per_image": round(_gmac(spec), 3),
     }
 
 
-def _gmac(spec: ScoringSpec, digits: int | None = None) -> float:
+def _gmac(spec: ScoringSpec) -> float:
     """Billions of multiply-adds for one image."""
-    gmac = sum(ResourceEstimate.of(spec).pool_gmac)
-    return gmac if digits is None else round(gmac, digits)
+    return sum(ResourceEstimate.of(spec).pool_gmac)
 
 
 def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
@@ -325,7 +321,7 @@ def _pass_facts(passes: Sequence[tuple[ScoringSpec, ScoringLayout]], made: Seque
             layout=layout.described,
             workers=layout.workers,
             process_bytes=ResourceEstimate.of(spec).process_bytes,
-            gmac_per_image=_gmac(spec, 3),
+            gmac_per_image=round(_gmac(spec), 3),
             backbones=_backbones(spec),
             images_per_s=rate,
         )
