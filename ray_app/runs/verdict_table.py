@@ -149,7 +149,10 @@ def _write_note(run: RunDirectory, note: _Note) -> None:
 
 def _merged(run: RunDirectory, url: str, session: int) -> Iterator[int]:
     """Merge what is not in the table as it is in the run, some rows at a time; yields for each how many were new or changed."""
-    described = _with_id(run)
+    described = run.describe()
+    if "table" not in described:  # an id of its own, by which a table knows the run wherever it lies
+        described |= {"table": {"run_id": uuid.uuid4().hex}}
+        run.write_json("run.json", described)
     table: Any = _made(url)
     run_id, verdicts, place = described["table"]["run_id"], _verdicts(described), strip_secrets(canonical(url))
     app, before = f"touchstone/{run_id}", _read_note(run)
@@ -314,15 +317,6 @@ def _opened(url: str) -> Any:
             hint="name another place, where the table is then made",
         )
     return table
-
-
-def _with_id(run: RunDirectory) -> dict[str, Any]:
-    """The description of a run, with an id of its own by which a table knows it wherever the run lies; made at the first time."""
-    described = run.describe()
-    if "table" not in described:
-        described |= {"table": {"run_id": uuid.uuid4().hex}}
-        run.write_json("run.json", described)
-    return described
 
 
 def _verdicts(described: Mapping[str, Any]) -> str:

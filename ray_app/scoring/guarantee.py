@@ -1,5 +1,7 @@
 """Whether a card's guarantee covers an archive: its rows against the images that the card was calibrated on. `settle_guarantee`, `compare`.
 
+The scores of known reals that it rests on lie beside the card (`references_beside`) and with its runs (`references_of`).
+
 Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
 
 What such a comparison would not have noticed (`unseen_shift`): a population's fakes may be any share of an archive, so reals of a new kind
@@ -7,6 +9,7 @@ that score as fakes do look like more fakes, however many images there are; only
 is large enough for the archive.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,10 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ray_app.archives import Each, in_turn
+from ray_app.config import find_config
 from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
-from ray_app.errors import Reason
+from ray_app.errors import ConfigError, Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.arrays import Counts, Floats
@@ -27,11 +32,11 @@ from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
-from ray_app.scoring.references import REFERENCES, references_of
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
 _TALLY = "guarantee"  # the tally of what a comparison counts
+REFERENCES, REFERENCES_COLUMN = "references.parquet", "score"
 _MOST_NAMED = 3
 _STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many steps are tried
 _DRAWS, _SURE = 40, 38  # drawn archives, and in how many of them a shift that is called seen is noticed
@@ -275,3 +280,71 @@ def _why_unknown(card: EnsembleCard, images: int) -> str:
     if card.population is None or not card.population.features:
         return "the card does not say what its images were like"
     return f"{images:,} images with a score are too few to compare"
+
+
+def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
+    """The file beside an ensemble's card that its guarantee names; None where it names none.
+
+    Raises ConfigError where the file is not there, or is not the one that the card was written with.
+    """
+    guarantee = card.guarantee
+    if guarantee is None or guarantee.references is None:
+        return None
+    path = find_config("ensembles", ensemble).parent / guarantee.references
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{ensemble}: the references of its guarantee, {path}: {error.strerror}",
+            hint="keep the file that `touchstone detectors calibrate` wrote beside its card",
+        ) from None
+    _check_references(data, guarantee.references_sha256, str(path))
+    return data
+
+
+def keep_references(run: RunDirectory, data: bytes | None) -> None:
+    """Keep with a run the references that its own card promises by; where that card names none, what another one left goes."""
+    promise = _promise(run)
+    if not promise.get("references"):
+        run.store.delete(REFERENCES)
+    elif data is not None and promise.get("references_sha256") in (None, _digest(data)):
+        run.store.write(REFERENCES, data)
+
+
+def references_of(run: RunDirectory) -> References:
+    """The references that a run keeps, worth what its card says. Raises ConfigError where it has none, or other ones than its card's."""
+    promise = _promise(run)
+    try:
+        data = run.store.read(REFERENCES) if promise.get("references") else None
+    except FileNotFoundError:
+        data = None
+    if data is None:
+        raise ConfigError(
+            f"{run.store.url}: no scores of known reals to compare with; the run's ensemble has none",
+            hint="`touchstone detectors calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
+            "`touchstone runs decide RUN --ensemble CARD.yaml` applies it to the scores of this run",
+        )
+    _check_references(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
+    scores = pq.ParquetFile(pa.BufferReader(data)).read([REFERENCES_COLUMN])[REFERENCES_COLUMN].to_numpy()
+    return References.of(scores, promise.get("effective"))
+
+
+def _promise(run: RunDirectory) -> Mapping[str, Any]:
+    """The guarantee of the card that a run was decided by; nothing where it has none."""
+    return (run.describe().get("ensemble") or {}).get("guarantee") or {}
+
+
+def _check_references(data: bytes, sha256: str | None, where: str) -> None:
+    """Raises ConfigError for bytes that are no references, or not those of the card."""
+    if sha256 not in (None, _digest(data)):
+        raise ConfigError(f"{where}: not the references that the card was written with: sha256 {_digest(data)}, not {sha256}")
+    try:
+        found = pq.read_schema(pa.BufferReader(data))
+    except pa.ArrowException as error:
+        raise ConfigError(f"{where}: not a Parquet file of references: {error}") from None
+    if REFERENCES_COLUMN not in found.names or not pa.types.is_floating(found.field(REFERENCES_COLUMN).type):
+        raise ConfigError(f"{where}: not a Parquet file of references: it has no numbers in a column `{REFERENCES_COLUMN}`")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

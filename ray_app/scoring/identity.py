@@ -26,8 +26,7 @@ from ray_app.inference.spec import Precision
 from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, directory, document, reader, rows, schema, settled_state
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.guarantee import WAIVED
-from ray_app.scoring.references import references_beside
+from ray_app.scoring.guarantee import WAIVED, references_beside
 from ray_app.transforms import perturbations
 
 Digest = Callable[[DetectorCard], str | None]

@@ -31,10 +31,8 @@ from ray_app.inference.spec import departures
 from ray_app.runs import RunDirectory, artifacts, block_tables, directory, document, reader, schema, settled_state, verdict_table
 from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
-from ray_app.scoring import messages, report
-from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
+from ray_app.scoring import guarantee, messages, report
 from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity, stability_in
-from ray_app.scoring.references import REFERENCES, keep_references, references_beside
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 
@@ -68,20 +66,20 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
         _check_settings(url, card, identity, waive_guarantee)
         _check_profile(url, spec, identity)
-        references = references_beside(ensemble, card)
+        references = guarantee.references_beside(ensemble, card)
         facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
         changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
         run.write_json("run.json", changed | {"deciding": True})
-        keep_references(run, references)
+        guarantee.keep_references(run, references)
         was_settled = settled_state.read_settled(run, manifests(run.store)) is not None
         run.store.delete(directory.SETTLED)
         run.remove_replaced()
-        run.rewrite_all(lambda rows: decided(rows, spec))
+        run.rewrite_all(lambda rows: guarantee.decided(rows, spec))
         rows = settled_state.NewRows.all_of(run)
-        found = compare(run, spec, rows)
+        found = guarantee.compare(run, spec, rows)
         if (unlike := found.unlike if found else None) is not None:
-            run.rewrite_all(lambda rows: unlike_rows(rows, unlike))
-        run.write_json("run.json", noted(changed, unlike))
+            run.rewrite_all(lambda rows: guarantee.unlike_rows(rows, unlike))
+        run.write_json("run.json", guarantee.noted(changed, unlike))
         summary = _summary(run, spec, found, rows)
         if was_settled:
             settled_state.settle(run, rows.found)  # no row came or went
@@ -110,17 +108,17 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
 
 
 def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
-    kept = {key: value for key, value in identity.items() if key != WAIVED}
-    return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
+    kept = {key: value for key, value in identity.items() if key != guarantee.WAIVED}
+    return kept | ({guarantee.WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
 
 
 def _summary(
-    run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None, rows: settled_state.NewRows
+    run: RunDirectory, spec: ScoringSpec, promised: document.GuaranteeSummary | None, rows: settled_state.NewRows
 ) -> dict[str, Any]:
     before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", schema.SECOND_LOOK)}
     if table := verdict_table.noted_table(run):  # which has the verdicts of before
         before["session"] = {**before.get("session", {}), "table": table.written()}
-    summary = document.RunSummary.model_validate(before | report.counted(run, spec, guarantee, rows) | {"run": run.store.url}).written()
+    summary = document.RunSummary.model_validate(before | report.counted(run, spec, promised, rows) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
     report.write_report(run, thumbnails=False)  # which would fetch images
     return summary
@@ -177,7 +175,7 @@ def rescore_run(
         spec,
         {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec),
         score,
-        references=None if ensemble is None else references_beside(ensemble, card),
+        references=None if ensemble is None else guarantee.references_beside(ensemble, card),
         settings={"rescored": source.store.url, "detectors": [head.card.name for head in heads]},
         unguarded=unguarded,
         start=start,
@@ -205,7 +203,7 @@ def _made_of(
     run = RunDirectory.open(out)
     with Lease(run.store, unguarded=unguarded) as lease:
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
-        keep_references(run, references)
+        guarantee.keep_references(run, references)
         session = ScoringSession(run, settings, start, noted=lease.facts())
         for ref, rows in missing_blocks(source, run):
             session.committed(block(run, session.number, ref, rows))
@@ -214,7 +212,7 @@ def _made_of(
         reader.check_conservation(run)
         new = settled_state.NewRows.all_of(run)
         thumbnails = source.read_json("summary.json").get("thumbnails", True)
-        summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, new), new, thumbnails=thumbnails)
+        summary = report.write_summary(run, spec, session, guarantee.settle_guarantee(run, spec, new), new, thumbnails=thumbnails)
         settled_state.settle(run, new.found)
         report.write_report(run, thumbnails=False)  # which would fetch images
         session.log("finished")
@@ -236,12 +234,7 @@ def _heads(
 ) -> tuple[ScoringSpec, list[_Head]]:
     from ray_app.detectors.linear_head import LinearHead
 
-    kept = artifacts.kept_features(source)
-    if not kept:
-        raise ConfigError(
-            f"{source.store.url}: this run kept no embeddings",
-            hint="`touchstone score … --features NAME` keeps them, and has to read the images again",
-        )
+    kept = _features_of(source, "NAME")
     cards = [load_card(member.detector) for member in ensemble.members]
     for card in cards:
         licences.require_accepted(card, accepted)
@@ -357,7 +350,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         # The run's own, which also says how its words were found, with another identifier.
         identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}},
         name,
-        references=source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None,
+        references=source.store.read(guarantee.REFERENCES) if source.store.exists(guarantee.REFERENCES) else None,
         settings={"renamed": source.store.url, "identifier": card.name},
         unguarded=unguarded,
         start=start,
@@ -399,12 +392,7 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
 
 def _kept(source: RunDirectory, card: IdentifierCard) -> str:
     """The detector whose kept embeddings are those that an identifier was fitted on. Raises ConfigError that says what differs."""
-    kept = artifacts.kept_features(source)
-    if not kept:
-        raise ConfigError(
-            f"{source.store.url}: this run kept no embeddings",
-            hint=f"`touchstone score … --features {card.detector}` keeps them; images are read once more",
-        )
+    kept = _features_of(source, card.detector)
     wanted = {key: json.loads(json.dumps(value)) for key, value in card.embedding.items() if key != "precision"}
     differing = {name: [key for key, value in wanted.items() if one.get(key) != value] for name, one in kept.items()}
     for name, keys in differing.items():
@@ -415,6 +403,17 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
         f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} did not keep those: {message}",
         hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
     )
+
+
+def _features_of(source: RunDirectory, detector: str) -> dict[str, dict[str, Any]]:
+    """What decides the embeddings that a run kept, by detector. Raises ConfigError where it kept none, with how those of one are kept."""
+    kept = artifacts.kept_features(source)
+    if not kept:
+        raise ConfigError(
+            f"{source.store.url}: this run kept no embeddings",
+            hint=f"`touchstone score … --features {detector}` keeps them, and has to read the images again",
+        )
+    return kept
 
 
 def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:

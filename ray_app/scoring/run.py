@@ -29,10 +29,9 @@ from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
-from ray_app.scoring import identity, references, stages
+from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
@@ -85,7 +84,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
                 layout = widest_layout([layout_for(resolved.config, one, cpus, gpus, memory_bytes) for one in plan.specs()])
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-                references.keep_references(directory, resolved.references())
+                guarantee.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
@@ -166,9 +165,9 @@ class ScoringRun:
             elif was_complete and not listing.is_new:
                 return self.renewed()
         self.publish()
-        guarantee = self.verify()
+        promised = self.verify()
         self.append()
-        return self.summarize(guarantee)
+        return self.summarize(promised)
 
     def list(self, plan: BlockPlan) -> Listing:
         """The work there is: an unfinished run's blocks, else those of its source, listed anew; a listing that was begun goes on meanwhile.
@@ -186,7 +185,7 @@ class ScoringRun:
                     first = next(portions, None)
                 except ConfigError:
                     if not manifests(directory.store):
-                        directory.store.delete(references.REFERENCES)
+                        directory.store.delete(guarantee.REFERENCES)
                         directory.give_up()
                     raise
                 goes_on = first is not None and first.goes_on
@@ -272,7 +271,7 @@ class ScoringRun:
         settled = settled_state.read_settled(self.directory, manifests(self.directory.store))
         check_conservation(self.directory, each=ray_cluster.on_ray, after=settled.manifest if settled else -1)
         self.rows = settled_state.NewRows.since(self.directory, settled)
-        return settle_guarantee(self.directory, self.spec, self.rows, each=ray_cluster.on_ray)
+        return guarantee.settle_guarantee(self.directory, self.spec, self.rows, each=ray_cluster.on_ray)
 
     def append(self) -> None:
         """Make the rows in the table those of the run, where one is named; else the summary says what a former one has."""
@@ -281,9 +280,9 @@ class ScoringRun:
         if table is not None:
             self.session.note(table=table)
 
-    def summarize(self, guarantee: document.GuaranteeSummary | None) -> ScoringResult:
+    def summarize(self, promised: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, note what is settled by that, merge small files, and report."""
-        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows, thumbnails=self.config.thumbnails)
+        summary = write_summary(self.directory, self.spec, self.session, promised, self.rows, thumbnails=self.config.thumbnails)
         settled_state.settle(self.directory, self.rows.found)
         small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=ray_cluster.on_ray)
         return self._reported(summary)

@@ -25,7 +25,7 @@ from ray_app.metrics import arrays, intervals, survey_sampling
 from ray_app.reports.format import counted, percent, stated
 from ray_app.runs import RunDirectory, current_tables, reader
 from ray_app.runs.rows import with_reasons
-from ray_app.scoring.references import references_of
+from ray_app.scoring.guarantee import references_of
 
 UNSURE = "unsure"
 RESULT = "result.json"

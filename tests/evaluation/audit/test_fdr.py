@@ -11,7 +11,7 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.estimate import discover
 from ray_app.metrics.survey_sampling import References, discoveries
-from ray_app.scoring.references import REFERENCES, keep_references, references_of
+from ray_app.scoring.guarantee import REFERENCES, keep_references, references_of
 from tests.evaluation.audit.made import archive, run_of, truth_of
 
 REALS = np.random.default_rng(9).normal(-2.5, 1.6, 3000)  # as the reals of `archive` score
