@@ -146,9 +146,12 @@ class Archive:
         return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
 
     def __iter__(self) -> Iterator[members.ListedMember]:
+        return self._members(_in_order(self.sections(), self.fetcher))
+
+    def _members(self, listed: Iterator[object_prefix.Found]) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
-        for (_, item), passes in self.selection.chosen(_in_order(self.sections(), self.fetcher)):
+        for (_, item), passes in self.selection.chosen(listed):
             if isinstance(item, Container):
                 containers += [item] * passes
                 found += not passes
@@ -170,7 +173,7 @@ class Archive:
         if len(self._sources) > 1:
             for source in self._sources:
                 next((True for section in source(self.fetcher) for _ in section.found(self.fetcher)), None)
-        next(iter(self))
+        next(self._members(item for section in self.sections() for item in section.found(self.fetcher)))  # nothing is read ahead
 
     def empty(self, found: int, opened: int) -> ConfigError:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
