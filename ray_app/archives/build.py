@@ -31,7 +31,7 @@ from ray_app.storage import Guard, Store
 
 def input_type_of(store: Store) -> pa.StructType | None:
     """The source's own columns, of whatever listing; None where it has none."""
-    firsts = (next(manifest.iter_blocks(store, number), None) for number in manifest.manifests(store))
+    firsts = (next(iter(manifest.read_blocks(store, number)), None) for number in manifest.manifests(store))
     return manifest.joined_inputs((manifest.input_type(reader.read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
 
 

@@ -275,11 +275,6 @@ def read_blocks(store: Store, number: int) -> BlockList:
     return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
 
 
-def iter_blocks(store: Store, number: int) -> Iterator[BlockRef]:
-    """The same, one by one."""
-    return iter(read_blocks(store, number))
-
-
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
     """The ids of consecutive blocks, block by block in their order; each file is read once."""
     opened, file = None, ""

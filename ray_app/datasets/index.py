@@ -165,7 +165,7 @@ def write_index(
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
-    tally, refs = _Tally(partial(progress, "labelled")), list(archives.iter_blocks(listing, 0))
+    tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
         written = archives.build.write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
@@ -194,7 +194,7 @@ def read_index(place: str) -> pa.Table:
     store = Store.open(place)
     if not is_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(archives.read_block(store, ref) for ref in archives.iter_blocks(store, 0))
+    return pa.concat_tables(archives.read_block(store, ref) for ref in archives.read_blocks(store, 0))
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -233,7 +233,7 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
 
 def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
     start = 0
-    for ref in archives.iter_blocks(given, 0):
+    for ref in archives.read_blocks(given, 0):
         rows = archives.read_block(given, ref)
         inputs = rows["input"].combine_chunks()
         columns = [inputs.field(name) if name != "split" else splits.slice(start, len(rows)).cast(pa.string()) for name in INPUT.names]
@@ -275,7 +275,7 @@ class _Tally:
 
 
 def _members(listing: Store) -> Iterator[archives.ListedMember]:
-    for ref in archives.iter_blocks(listing, 0):
+    for ref in archives.read_blocks(listing, 0):
         yield from map(as_listed, archives.member_rows(archives.read_block(listing, ref)))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.config import Frozen
 from ray_app.datasets import index, labels, near_duplicates
 from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, chosen_generators, divide, held_rows, strata_of
@@ -164,7 +164,7 @@ def _read(store: Store) -> pa.Table:
         raise ConfigError(
             f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR"
         )
-    return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in iter_blocks(store, 0))
+    return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in read_blocks(store, 0))
 
 
 def _pins(rows: pa.Table, config: SplitConfig) -> Places:
@@ -230,7 +230,7 @@ def _with_names(store: Store, leaks: list[dict[str, Any]]) -> list[dict[str, Any
     wanted = {row for leak in leaks for pair in leak["rows"] for row in pair}
     names: dict[int, str] = {}
     start = 0
-    for ref in iter_blocks(store, 0) if wanted else ():
+    for ref in read_blocks(store, 0) if wanted else ():
         mine = sorted(row for row in wanted if start <= row < start + ref.members)
         if mine:
             block = read_block(store, ref).take(pa.array([row - start for row in mine]))

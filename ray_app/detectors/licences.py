@@ -28,14 +28,6 @@ TERMS_IN_WORDS: Mapping[str, str] = {
 _SECTION = re.compile(rf"^{KEY}[ \t]*:.*(?:\n|\Z)(?:[ \t]+\S.*(?:\n|\Z)|[ \t]*\n(?=[ \t]))*", re.MULTILINE)
 
 
-def accepted_licences() -> set[str]:
-    """The names that the config file remembers as accepted: of detectors and of licences. Raises ConfigError for a damaged file.
-
-    A name says nothing of the licence's text: ask `is_accepted`, which asks again where a card's licence changed.
-    """
-    return set(_remembered())
-
-
 class Licensed(Protocol):
     """A card of something that is used under terms: a detector, a generating pipeline."""
 
@@ -65,7 +57,7 @@ def is_accepted(card: Licensed, accepted: Collection[str] = ()) -> bool:
     now = {base_name(given).casefold() for given in accepted}
     if name in now or (shared and licence in now):
         return True
-    then = {known.casefold(): text.casefold() for known, text in _remembered().items()}
+    then = {known.casefold(): text.casefold() for known, text in accepted_licences().items()}
     return then.get(name) == licence or (shared and then.get(licence) == licence)
 
 
@@ -74,7 +66,7 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
     if is_accepted(card, accepted):
         return
     name = base_name(card.name)
-    before = _remembered().get(name)
+    before = accepted_licences().get(name)
     changed = f"; what you accepted was {before}" if before and before.casefold() != card.licence.casefold() else ""
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}{changed}); weights {card.weights.uri}",
@@ -104,7 +96,7 @@ def accept_licence(name: str) -> Acceptance:
 def remember_licence(name: str, licence: str) -> Acceptance:
     """Remember that `licence` is accepted under a name, of whatever kind of card it is. Raises ConfigError: the file is damaged."""
     path = config_file()
-    if path is None or _remembered().get(name) == licence:
+    if path is None or accepted_licences().get(name) == licence:
         return Acceptance(name, licence, path)
     try:
         data = read_mapping(path) if path.exists() else {}
@@ -140,8 +132,12 @@ def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:
     return sorted({card.licence for card in cards if card.terms not in ("permissive", "none-stated")})
 
 
-def _remembered() -> dict[str, str]:
-    """Name → the licence that was accepted under it. A file that is not there or must not be read remembers nothing."""
+def accepted_licences() -> dict[str, str]:
+    """What the config file remembers: name, of a detector or a licence → the licence that was accepted under it.
+
+    A name says nothing of the licence's text: ask `is_accepted`, which asks again where a card's licence changed. A file that is not there
+    or must not be read remembers nothing. Raises ConfigError for a damaged one.
+    """
     path = config_file()
     try:
         if path is None or not path.is_file():

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import guard_of, iter_blocks, read_block, tabular
+from ray_app.archives import guard_of, read_block, read_blocks, tabular
 from ray_app.datasets import index, labels
 from ray_app.datasets.labels import names_a_real, parse_label, real_of
 from ray_app.datasets.masks import may_lead
@@ -78,7 +78,7 @@ class LabelsOfIndex(_Place):
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of all rows, a block at a time."""
         store = Store.open(self.place)
-        for ref in iter_blocks(store, 0):
+        for ref in read_blocks(store, 0):
             rows = read_block(store, ref)
             inputs = rows["input"].combine_chunks()
             yield pa.table({name: inputs.field(name) if name in labels.INPUT.names else rows[name] for name in columns})

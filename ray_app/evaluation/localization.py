@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of, iter_blocks, manifests, member_rows, read_block
+from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, member_rows, read_block, read_blocks
 from ray_app.datasets.masks import MaskReader
 from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
@@ -166,7 +166,7 @@ def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage
     """
     for manifest in manifests(run.store):
         with_masks = {int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")}
-        for ref in iter_blocks(run.store, manifest):
+        for ref in read_blocks(run.store, manifest):
             if ref.block in with_masks and len(masks := run.block_masks(manifest, ref.block)):
                 members = {member.image_id: member for member in member_rows(read_block(run.store, ref))}
                 yield from _of_block(masks, members, truths)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ray_app.archives import Archive, ListedMember, iter_blocks, member_rows, read_block
+from ray_app.archives import Archive, ListedMember, member_rows, read_block, read_blocks
 from ray_app.archives.members import identity_digest
 from ray_app.errors import SourceError, Status
 from ray_app.storage import Fetcher, Store
@@ -66,7 +66,7 @@ def backwards(function, items):
 
 
 def all_members(store, number=0):
-    return [member for ref in iter_blocks(store, number) for member in member_rows(read_block(store, ref))]
+    return [member for ref in read_blocks(store, number) for member in member_rows(read_block(store, ref))]
 
 
 def files_below(store, folder="manifest"):

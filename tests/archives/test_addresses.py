@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import BlockPlan, MemberReader, fetcher_of, guard_of, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives import BlockPlan, MemberReader, fetcher_of, guard_of, list_members, member_rows, open_source, read_block, read_blocks
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, RetryPolicy, Store, list_objects, ssrf
 from tests.archives.containers import hazards
@@ -60,7 +60,7 @@ def archive_read(sources, **settings):
     fetcher = fetcher_of(sources, RetryPolicy(attempts=1), **settings)
     store = Store.open(f"memory://{uuid.uuid4().hex}")
     list_members(store, open_source(sources, fetcher=fetcher), BlockPlan(batch_slots=4, max_block_members=64))
-    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
+    members = [member for ref in read_blocks(store, 0) for member in member_rows(read_block(store, ref))]
     return list(MemberReader(fetcher, max_bytes=10**6).read(members))
 
 

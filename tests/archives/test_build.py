@@ -14,11 +14,11 @@ from ray_app.archives import (
     MemberLocation,
     Portions,
     dedup,
-    iter_blocks,
     list_members,
     open_source,
     raw_listing,
     read_block,
+    read_blocks,
     read_vanished,
 )
 from ray_app.archives.members import first_word, identity_digest
@@ -80,7 +80,7 @@ def assert_partition(sections, plan, portions, limit, bits, group):
     plain = [first_word(digest(member(number), 0)) for number in wanted]
     holders = {number: m.image_id for number, m in reversed(list(zip(plain, members, strict=True)))}
     assert all(number == image_id for number, image_id in holders.items()), "the first to have an id keeps it"
-    refs = list(iter_blocks(store, 0))
+    refs = read_blocks(store, 0)
     assert [ref.block for ref in refs] == list(range(len(refs)))
     for ref in refs:
         rows = read_block(store, ref)
@@ -182,7 +182,7 @@ class TestInput:
         store = fresh_store()
         list_tiny(store, Given(first, second, plain))
         wanted = pa.struct([("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())])
-        assert {read_block(store, ref).schema.field("input").type for ref in iter_blocks(store, 0)} == {wanted}
+        assert {read_block(store, ref).schema.field("input").type for ref in read_blocks(store, 0)} == {wanted}
         members = {m.uri: m.input for m in all_members(store)}
         assert members[listed(3).uri] == {"label": 3.0, "note": None, "generator": None}
         assert members[listed(33).uri] == {"label": 33.5, "note": None, "generator": "sd"}

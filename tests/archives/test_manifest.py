@@ -16,7 +16,6 @@ from ray_app.archives import (
     RefusedMember,
     block_sizes,
     image_id,
-    iter_blocks,
     list_members,
     manifests,
     member_rows,
@@ -94,7 +93,7 @@ class TestBuilding:
         items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
         plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
         list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))
-        held = [[member.size_bytes for member in member_rows(read_block(store, ref))] for ref in iter_blocks(store, 0)]
+        held = [[member.size_bytes for member in member_rows(read_block(store, ref))] for ref in read_blocks(store, 0)]
         assert list(itertools.chain(*held)) == sizes
         assert all(sum(block) <= 1000 or block == [2000] or len(block) == 1 for block in held)
         assert [400] not in held or runs > 1
@@ -213,7 +212,7 @@ def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(t
         listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n" for n, size in enumerate(sizes)))
         store = Store.open(str(folder))
         list_members(store, open_source([str(listing)]), PLAN)
-        rows = [row for ref in iter_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
+        rows = [row for ref in read_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
         known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
         assert [row["size_bytes"] for row in rows] == known
         assert read_blocks(store, 0).size_bytes == max(0, sum(known))

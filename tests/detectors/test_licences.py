@@ -41,7 +41,7 @@ def test_other_terms_are_refused_in_one_line_with_the_command(terms, words):
 def test_an_accepted_detector_is_remembered(config):
     assert accept_licence(NON_COMMERCIAL).file == config
     require_accepted(load_card(NON_COMMERCIAL))
-    assert accepted_licences() == {NON_COMMERCIAL}
+    assert accepted_licences().keys() == {NON_COMMERCIAL}
     assert is_accepted(card_with(name=f"{NON_COMMERCIAL}:small")), "its variants come with it"
     entry = yaml.safe_load(config.read_text())["accepted_licences"][NON_COMMERCIAL]
     assert entry["licence"] == "CC-BY-NC-4.0"
@@ -56,7 +56,7 @@ def test_a_licence_covers_every_detector_under_it():
     assert is_accepted(load_card(NON_COMMERCIAL))
     assert is_accepted(card_with(name="another"))
     assert not is_accepted(card_with(name="another", licence="CC-BY-NC-SA-4.0"))
-    assert accepted_licences() == {"CC-BY-NC-4.0"}
+    assert accepted_licences().keys() == {"CC-BY-NC-4.0"}
 
 
 def test_no_licence_is_not_a_licence_to_share():
@@ -120,7 +120,7 @@ def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(tm
     # A file where the folder should be stops even root.
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))
-    assert accepted_licences() == set()
+    assert accepted_licences() == {}
     accepted = accept_licence(NON_COMMERCIAL)
     assert (accepted.name, accepted.file) == (NON_COMMERCIAL, None)
     assert is_accepted(load_card(NON_COMMERCIAL), [accepted.name])
@@ -133,4 +133,4 @@ def test_where_the_file_lies(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config_file() == tmp_path / ".config" / "touchstone" / "config.yaml"
-    assert accepted_licences() == set()
+    assert accepted_licences() == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
@@ -55,7 +55,7 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
     run = new_run(folder / "run")
     relist(run, source or folder / "archive")
     publish_vanished(run)
-    for ref in iter_blocks(run.store, 0):
+    for ref in read_blocks(run.store, 0):
         members = read_block(run.store, ref)
         mine = [pictures[name_of(row)] for row in members.to_pylist()]
         outcomes = [DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size)) for picture in mine]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -73,7 +73,7 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
     """Commit blocks: a member has the status that `fails` says of its file's name, or a score made of its bytes; in the views, one, two …
     more than that.
     """
-    for ref in iter_blocks(run.store, number):
+    for ref in read_blocks(run.store, number):
         if blocks is not None and ref.block not in blocks:
             continue
         members = read_block(run.store, ref)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
 from ray_app.runs import begin_retry, block_features, feature_rows, kept_features, merge_retry, vectors_of, write_features
 from tests.runs.small_run import PLAN, begun, score_blocks
@@ -20,7 +20,7 @@ def vectors_for(ids, attempt):
 
 
 def keep(run, ids_of_late, attempt):
-    for ref in iter_blocks(run.store, 0):
+    for ref in read_blocks(run.store, 0):
         ids = read_block(run.store, ref)["image_id"].to_numpy()
         vectors = vectors_for(ids, attempt)
         vectors[np.isin(ids, ids_of_late)] = np.nan
@@ -32,7 +32,7 @@ def run(tmp_path):
     """A published run that kept what it could read: two members timed out."""
     run = begun(tmp_path, NAMES, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None)
     late = [
-        row["image_id"] for ref in iter_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)
+        row["image_id"] for ref in read_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)
     ]
     keep(run, late, attempt=1)
     run.publish(0)
@@ -40,7 +40,7 @@ def run(tmp_path):
 
 
 def read_back(run):
-    for ref in iter_blocks(run.store, 0):
+    for ref in read_blocks(run.store, 0):
         ids = read_block(run.store, ref)["image_id"].to_numpy()
         yield ids, vectors_of(block_features(run, 0, ref.block, NAME), ids, 3)
 

@@ -7,7 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import iter_blocks
+from ray_app.archives import read_blocks
 from ray_app.errors import ClusterError
 from ray_app.runs import RunDirectory, check_conservation, current_tables, parts
 from tests.archives.given import Dying, backwards
@@ -46,7 +46,7 @@ def ids_of(run):
 
 def test_a_small_run_becomes_one_file(run):
     before = ids_of(run)
-    last = len(list(iter_blocks(run.store, 0))) - 1
+    last = len(read_blocks(run.store, 0)) - 1
     assert run.publish(0) == [f"scores/00000-00000000-{last:08d}.parquet"]
     assert run.parts(0) == []
     assert ids_of(run) == before

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.attribution.captions import Caption
 from ray_app.errors import ClusterError, Status
 from ray_app.images import ImageFileFacts
@@ -30,7 +30,7 @@ FEATURES = {NAME: {"width": 3}}
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
     run = begun(tmp_path_factory.mktemp("rows"), NAMES)
-    return pa.concat_tables([read_block(run.store, ref) for ref in iter_blocks(run.store, 0)])
+    return pa.concat_tables([read_block(run.store, ref) for ref in read_blocks(run.store, 0)])
 
 
 @pytest.fixture

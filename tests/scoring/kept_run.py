@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
@@ -33,7 +33,7 @@ def kept_run(folder, spec, detector, files, broken=()):
     write_files(archive, [name for name in files if not (archive / name).exists()])  # ids are of a file's time too
     relist(run, archive)
     number, facts = max(map(int, run.store.folders("manifest"))), facts_of(spec, detector)
-    for ref in iter_blocks(run.store, number):
+    for ref in read_blocks(run.store, number):
         members = read_block(run.store, ref)
         ids = members["image_id"].to_numpy()
         vectors = vectors_of(ids, facts["width"])

@@ -6,7 +6,7 @@ from glob import glob
 
 import numpy as np
 
-from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
 from ray_app.ensembles import properties_of
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -62,7 +62,7 @@ def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
     list_members(run.store, open_source(sorted(glob(f"{run.store.url}-files-*.csv"))), PLAN)
     formats, side, quality, scores = drawn(seed, count, **options)
     number, start = max(int(name) for name in run.store.folders("manifest")), 0
-    for ref in iter_blocks(run.store, number):
+    for ref in read_blocks(run.store, number):
         members = read_block(run.store, ref)
         places = range(start, start + len(members))
         start += len(members)

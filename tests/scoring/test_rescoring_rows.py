@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_blocks
+from ray_app.archives import read_blocks
 from ray_app.cli.main import main
 from ray_app.detectors import resolve_weights
 from ray_app.detectors.linear_head import LinearHead
@@ -135,7 +135,7 @@ def written(tmp_path, **changes):
 
 def test_a_head_of_full_precision_takes_no_rounded_embeddings(run, tmp_path):
     for number in (0, 1):
-        for ref in iter_blocks(run.store, number):
+        for ref in read_blocks(run.store, number):
             rows = run.beside(f"features/{NAME}", number, ref.block)
             ids, width = rows["image_id"].to_numpy(), FACTS["width"]
             vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.archives import iter_blocks, read_block
+from ray_app.archives import read_block, read_blocks
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import MASK_SCHEMA, RunDirectory
@@ -30,7 +30,7 @@ def test_eight_detectors_share_a_decode_and_a_backbone_and_every_good_row_has_sc
     session, out = finished.summary["session"], tmp_path / "run"
     run = RunDirectory.open(str(out))
     assert session["decoded"] == len(rows) == GOOD + 1
-    batches = sum(-(-len(read_block(run.store, ref)) // 4) for ref in iter_blocks(run.store, 0))
+    batches = sum(-(-len(read_block(run.store, ref)) // 4) for ref in read_blocks(run.store, 0))
     shared, alone = (session["backbones"][name] for name in ("openai-clip-vit-l14", "commonpool-clip-vit-l14"))
     assert 0 < shared["runs"] <= batches
     assert shared == {"asked": 2 * shared["runs"], "runs": shared["runs"]}

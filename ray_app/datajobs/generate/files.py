@@ -107,7 +107,7 @@ def members_of(place: str, fetcher: Fetcher) -> Iterator[archives.ManifestMember
     store = Store.open(place)
     for number in archives.manifests(store):
         if archives.read_complete(store, number):
-            for ref in archives.iter_blocks(store, number):
+            for ref in archives.read_blocks(store, number):
                 yield from archives.member_rows(archives.read_block(store, ref))
 
 

@@ -208,7 +208,7 @@ def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
 def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
     """Rows of an index; with `images`, its real ones and their images."""
     store = Store.open(place)
-    for ref in archives.iter_blocks(store, 0):
+    for ref in archives.read_blocks(store, 0):
         for member in archives.member_rows(archives.read_block(store, ref)):
             if not images or member.input.get("label") == "real":
                 yield {**member.input, "id": str(member.image_id)}, member if images else None

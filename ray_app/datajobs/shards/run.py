@@ -25,11 +25,11 @@ from ray_app.archives import (
     Each,
     fetcher_of,
     in_turn,
-    iter_blocks,
     list_members,
     name_of,
     open_source,
     read_block,
+    read_blocks,
     read_complete,
 )
 from ray_app.cluster.progress import Progress
@@ -162,7 +162,7 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     """The shards of the listing in `store`, the same for every session: as many whole blocks as `shard_bytes` hold, one at least."""
     runs: list[list[BlockRef]] = []
     size = members = 0
-    for ref in iter_blocks(store, 0) if read_complete(store, 0) else ():
+    for ref in read_blocks(store, 0) if read_complete(store, 0) else ():
         expected = ref.size_bytes or ref.members * _UNKNOWN_BYTES
         if not runs or size + expected > shard_bytes or members + ref.members > _MOST_MEMBERS:
             runs.append([])
@@ -174,7 +174,7 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
 
 def _input_type(store: Store) -> pa.StructType | None:
     """The source's own columns, as the listing typed them; None where it has none."""
-    schema = read_block(store, next(iter(iter_blocks(store, 0)))).schema
+    schema = read_block(store, next(iter(read_blocks(store, 0)))).schema
     fields = list(schema.field("input").type) if "input" in schema.names else []
     return pa.struct([field for field in fields if field.name != EXPECTED]) or None
 

@@ -4,7 +4,6 @@ A crash, a hang, an exception or a wrong answer costs the images that it met, on
 No torch here: the driver of a run asks `require_startable` before anything is listed.
 """
 
-import functools
 import json
 import math
 import os
@@ -35,6 +34,7 @@ _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM
          "TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy",
          "no_proxy")  # fmt: skip
 _KEPT_GROUPS = ("CUDA_", "NVIDIA_")
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 class OpenedDetector(NamedTuple):
@@ -235,11 +235,6 @@ def _last_of(words: IO[bytes]) -> str:
     return f": {lines[-1][:_MOST_SAID]}" if lines else ""
 
 
-@functools.cache
-def _offline_variables() -> dict[str, str]:
-    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-
-
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_GROUPS)}
-    return kept | (_offline_variables() if weights.is_offline() else {})
+    return kept | (_OFFLINE if weights.is_offline() else {})

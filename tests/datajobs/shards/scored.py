@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from ray_app.archives import BlockPlan, MemberReader, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives import BlockPlan, MemberReader, list_members, member_rows, open_source, read_block, read_blocks
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -30,7 +30,7 @@ def scored_run(folder, source, score_of):
 def finish(run, manifest, score_of, attempt=1):
     """Score the blocks of a manifest and end the run."""
     reader = MemberReader(Fetcher(), max_bytes=2**20)
-    for ref in iter_blocks(run.store, manifest):
+    for ref in read_blocks(run.store, manifest):
         table = read_block(run.store, ref)
         outcomes, values = [], []
         for member, data in reader.read(member_rows(table)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_app.archives import BlockPlan, iter_blocks, list_members, open_source, read_block
+from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
 from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decision_facts
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -42,7 +42,7 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, setti
     run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([f"list::{folder}/list.csv"]), PLAN)
     place_of = {f"{where}/{name}": place for place, name in enumerate(names)}
-    for ref in iter_blocks(run.store, 0):
+    for ref in read_blocks(run.store, 0):
         members = read_block(run.store, ref)
         places = [place_of[uri] for uri in members["uri"].to_pylist()]
         outcomes = [_outcome(names[place], fails or {}) for place in places]

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives import BlockPlan, list_members, member_rows, open_source, read_block, read_blocks
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
@@ -42,7 +42,7 @@ def score_here(card, photos, out, *, summary=None, stability=None):
     list_members(run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8))
     clock = StageClock()
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
-    for ref in iter_blocks(run.store, 0):
+    for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = _viewed(scorer.score(_noted(reader.read(member_rows(members)), outcomes)), stability)
         run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
