@@ -39,6 +39,7 @@ from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.compilation import Compiler, compile_checked, with_cuda_graphs
 from ray_app.detectors.detector import Detector, build_network, fake_index, load_network, log_odds
 from ray_app.detectors.precision import TOLERANCE, ResolvedPrecision, beyond_tolerance, resolve_precision
+from ray_app.detectors.weights import resolved
 from ray_app.errors import DetectorError, describe_error
 from ray_app.inference.device_batches import DeviceMeter, batch_sizes, measured_batches, paying_batch
 from ray_app.training.config import Initial, TrainConfig
@@ -253,7 +254,7 @@ def _network(card: DetectorCard, device: str) -> tuple[nn.Module, str]:
         network.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in filled.items()})
         return network, "formula"
     try:
-        return load_network(card, offline=True), "own"
+        return load_network(card, resolved(card, offline=True)), "own"
     except DetectorError:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -49,13 +49,13 @@ def known_cards(more: Iterable[DetectorCard] = ()) -> list[DetectorCard]:
     return [card for base in [*list_cards(), *more] for card in (base, *(variants_of(base) if ":" not in base.name else ()))]
 
 
-def adopt(places: Iterable[Path], cards: Sequence[DetectorCard], cache_dir: Path | None = None) -> Adoption:
+def adopt(places: Iterable[Path], cards: Sequence[DetectorCard]) -> Adoption:
     """Bring what is recognised among files and folders (with all below) to the cache, where `resolve_part` finds it.
 
     Hashed are files that were named, and those of folders that may be weights (`may_be_weights`). A checkpoint's own configuration, where
     a card names one and it lies beside the weights, goes with them. Raises DetectorError for a file that cannot be read or kept.
     """
-    cache = cache_dir or weights.default_cache()
+    cache = weights.default_cache()
     stated = _stated(cards)
     names = {name for files in stated.values() for _, _, name in files}
     adopted: list[Adopted] = []
@@ -70,15 +70,14 @@ def adopt(places: Iterable[Path], cards: Sequence[DetectorCard], cache_dir: Path
             raise DetectorError(
                 f"{file}: {error.strerror or error}", hint=f"the cache is {cache}; $TOUCHSTONE_CACHE names another"
             ) from None
-    return Adoption(adopted, unknown, _lacking(cards, {one.part for one in adopted}, cache))
+    return Adoption(adopted, unknown, _lacking(cards, {one.part for one in adopted}))
 
 
-def adopt_as(name: str, file: Path, cards: Sequence[DetectorCard], cache_dir: Path | None = None) -> Adoption:
+def adopt_as(name: str, file: Path, cards: Sequence[DetectorCard]) -> Adoption:
     """Bring a file to the cache as the weights of a detector or backbone whose card states no SHA-256, if every key and shape fits.
 
     Raises DetectorError: no card has such a part, it states a hash, it is of several files, or the file does not fit.
     """
-    cache = cache_dir or weights.default_cache()
     found = [(card, part) for card in cards for part in weights.parts_of(card) if part.name == name]
     unverified = sorted({part.name for card in cards for part in weights.parts_of(card) if part.weights.sha256 is None})
     if not found:
@@ -92,8 +91,8 @@ def adopt_as(name: str, file: Path, cards: Sequence[DetectorCard], cache_dir: Pa
     if part.weights.beside:
         raise DetectorError(f"--as {name}: it consists of several files: {', '.join(part.weights.beside)}", hint=part.weights.obtain)
     verify.fits(card, part, file)
-    kept = _kept(file, file_sha256(file), part, cache / weights.cached_name(part), Path(part.weights.uri).name)
-    return Adoption([kept], [], _lacking(cards, {part.name}, cache))
+    kept = _kept(file, file_sha256(file), part, weights.cached_path(part), Path(part.weights.uri).name)
+    return Adoption([kept], [], _lacking(cards, {part.name}))
 
 
 def _stated(cards: Iterable[DetectorCard]) -> Mapping[str, list[tuple[WeightSet, str, str]]]:
@@ -128,16 +127,16 @@ def _kept(file: Path, digest: str, part: WeightSet, target: Path, name: str) -> 
     return Adopted(file, digest, part.name, name, target, how)
 
 
-def _lacking(cards: Iterable[DetectorCard], gained: set[str], cache: Path) -> dict[str, list[str]]:
+def _lacking(cards: Iterable[DetectorCard], gained: set[str]) -> dict[str, list[str]]:
     """Of each detector that has one of these parts: those of its parts that are not here, with the files where some are."""
     found: dict[str, list[str]] = {}
     for card in cards:
         parts = weights.parts_of(card)
         if gained & {part.name for part in parts}:
-            found.setdefault(card.name, [_absent(part, cache) for part in parts if weights.located(part, cache) is None])
+            found.setdefault(card.name, [_absent(part) for part in parts if weights.located(part) is None])
     return found
 
 
-def _absent(part: WeightSet, cache: Path) -> str:
-    incomplete = weights.missing_beside(part, cache)
+def _absent(part: WeightSet) -> str:
+    incomplete = weights.missing_beside(part)
     return f"{part.name} ({', '.join(incomplete[1])})" if incomplete else part.name

@@ -9,7 +9,7 @@ One from outside this tree is found by its entry point in the group `touchstone.
 import importlib
 import inspect
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -59,19 +59,18 @@ def bare_network(card: DetectorCard) -> nn.Module:
         return build_network(card)
 
 
-def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> nn.Module:
+def load_network(card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Path]] = ()) -> nn.Module:
     """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
 
     The submodule `backbone` comes from the backbone's own file where the card names one. A family may also have
     `published_keys(state, network)`, where the file's names need not be the network's; a network may have `attach(folder)`, for what
-    lies beside its weights, and `reads_its_own_weights`, where another engine loads them.
+    lies beside its weights, and `reads_its_own_weights`, where another engine loads them. `files`: where the weights are (see
+    `weights.resolved`), which finds them if left out.
     """
     network = build_network(card)
-    own, *shared = weights.parts_of(card)
-    for part in shared:
-        path = weights.resolve_part(part, cache_dir, offline)
-        load_backbone(card, network, path, part)
-    path = weights.resolve_part(own, cache_dir, offline)
+    (own, path), *shared = files or weights.resolved(card)
+    for part, file in shared:
+        load_backbone(card, network, file, part)
     if not getattr(network, "reads_its_own_weights", False):
         state = own_keys(card, weights.read_state_dict(path, own.weights), network)
         weights.load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
@@ -287,7 +286,6 @@ def load_detector(
     precision: Precision = "auto",
     resize: ResizeMode = "exact",
     slots: int | None = None,
-    cache_dir: Path | None = None,
     offline: bool | None = None,
     compiled: bool = False,
 ) -> Detector:
@@ -302,12 +300,12 @@ def load_detector(
         keep_freed_memory()
     if compiled and kind != "cuda":
         raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
-    path = weights.resolve_weights(card, cache_dir, offline)
-    fake = fake_index(card, weights.checkpoint_config(card, path))
+    files = weights.resolved(card, offline)
+    fake = fake_index(card, weights.checkpoint_config(card, files[0][1]))
     return Detector(
-        card, load_network(card, cache_dir, offline), fake=fake, device=device,
+        card, load_network(card, files), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
-        weights_sha256=weights.weights_digest(card, cache_dir, offline), compiled=compiled,
+        weights_sha256=weights.digest_of_all([weights.digest_of(*one) for one in files]), compiled=compiled,
     )  # fmt: skip
 
 

@@ -44,11 +44,11 @@ class LinearHead:
     Raises DetectorError where the card's network has no such head, or its weights are missing or do not fit.
     """
 
-    def __init__(self, card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
+    def __init__(self, card: DetectorCard) -> None:
         network = bare_network(card)
         name, layer = head_of(card.name, network)
         own = weight_files.parts_of(card)[0]
-        path = weight_files.resolve_part(own, cache_dir, offline)
+        path = weight_files.resolve_part(own)
         state = own_keys(card, weight_files.read_state_dict(path, own.weights), network)
         wanted = {key: getattr(layer, key).shape for key in ("weight", "bias") if getattr(layer, key) is not None}
         found = {key: state[f"{name}.{key}"] for key in wanted if f"{name}.{key}" in state}
@@ -66,14 +66,7 @@ class LinearHead:
         return scores
 
 
-def embedding_facts(
-    card: DetectorCard,
-    *,
-    precision: ResolvedPrecision,
-    resize: ResizeMode,
-    cache_dir: Path | None = None,
-    offline: bool | None = None,
-) -> dict[str, Any]:
+def embedding_facts(card: DetectorCard, *, precision: ResolvedPrecision, resize: ResizeMode) -> dict[str, Any]:
     """All that decides an embedding beside the image, as plain JSON; cards for which it is equal have equal embeddings.
 
     `sha256`: of the weights before the head: the backbone's file, where the card names one. `width`: numbers per image.
@@ -85,7 +78,7 @@ def embedding_facts(
         architecture.pop("name")  # of the classifier that the head was fitted as
     return {
         "backbone": card.backbone.name if card.backbone else None,
-        "sha256": _body_sha256(card, cache_dir, offline),
+        "sha256": _body_sha256(card),
         "architecture": architecture,
         "preprocessing": card.preprocessing.model_dump(mode="json"),
         "precision": precision,
@@ -111,10 +104,9 @@ def _width(card: DetectorCard) -> int:
     return head.in_features
 
 
-def _body_sha256(card: DetectorCard, cache_dir: Path | None, offline: bool | None) -> str:
-    own, *shared = weight_files.parts_of(card)
-    path = weight_files.resolve_part(own, cache_dir, offline)
-    digests = [weight_files.digest_of(part, weight_files.resolve_part(part, cache_dir, offline)) for part in shared]
+def _body_sha256(card: DetectorCard) -> str:
+    (_, path), *shared = weight_files.resolved(card)
+    digests = [weight_files.digest_of(*one) for one in shared]
     if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
         digests.append(rest)
     return weight_files.digest_of_all(digests)
@@ -169,8 +161,6 @@ class FeatureReader:
         *,
         device: str = "cpu",
         precision: Precision = "auto",
-        cache_dir: Path | None = None,
-        offline: bool | None = None,
     ) -> None:
         if card.family not in HEADS or card.backbone is None:
             raise ConfigError(
@@ -179,7 +169,7 @@ class FeatureReader:
             )
         network = build_network(card)
         _, part = weight_files.parts_of(card)
-        path = weight_files.resolve_part(part, cache_dir, offline)
+        path = weight_files.resolve_part(part)
         load_backbone(card, network, path, part)
         digest, resolved = weight_files.digest_of(part, path), resolve_precision(precision, device, card.precision)
         self.slots = default_slots(device)
@@ -313,7 +303,7 @@ def install_head(base: DetectorCard, weights: Path) -> Path:
     """
     if not base.weights.fitted:
         raise DetectorError(f"{base.name} has a head of its own, which is not replaced")
-    place = weight_files.default_cache() / weight_files.cached_name(weight_files.parts_of(base)[0])
+    place = weight_files.cached_path(weight_files.parts_of(base)[0])
     _put(place, weights.read_bytes())
     return place
 

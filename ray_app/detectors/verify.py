@@ -34,7 +34,7 @@ class DetectorCheck(NamedTuple):
     part: str = ""
 
 
-def verify_detector(card: DetectorCard, images: Path | None = None, cache_dir: Path | None = None) -> Iterator[DetectorCheck]:
+def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[DetectorCheck]:
     """Check each part on its own (present, SHA-256 of every file, keys and shapes), then counts, loading and golden scores.
 
     A part that is missing or wrong keeps no other one from being checked; what needs all of them is skipped then. `images`: a folder
@@ -45,7 +45,7 @@ def verify_detector(card: DetectorCard, images: Path | None = None, cache_dir: P
 
     network, sound = bare_network(card), True
     for part in parts_of(card):
-        for check in _check_part(card, part, network, cache_dir):
+        for check in _check_part(card, part, network):
             sound = sound and check.outcome != "failed" and (check.name, check.outcome) != ("present", "skipped")
             yield check
     yield from _check_counts(card, network)
@@ -53,19 +53,19 @@ def verify_detector(card: DetectorCard, images: Path | None = None, cache_dir: P
     if not sound:
         yield DetectorCheck("loads", "skipped", "a part is missing, or not the one that the card means")
     else:
-        check, detector = _load(card, cache_dir)
+        check, detector = _load(card)
         yield check
     yield from _check_golden(card, detector, images)
 
 
-def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module", cache_dir: Path | None) -> Iterator[DetectorCheck]:
+def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module") -> Iterator[DetectorCheck]:
     try:
-        path = located(part, cache_dir) or resolve_part(part, cache_dir, offline=True)
+        path = located(part) or resolve_part(part, offline=True)
     except DetectorError as error:
         if part.weights.fitted:
             yield DetectorCheck("present", "skipped", f"no head is fitted yet: {error.hint}", part.name)
             return
-        incomplete = missing_beside(part, cache_dir)
+        incomplete = missing_beside(part)
         told = f"{incomplete[0]} is here, but not beside it: {', '.join(incomplete[1])}" if incomplete else error.message
         yield DetectorCheck("present", "failed", f"{told}; {error.hint}", part.name)
         return
@@ -109,12 +109,12 @@ def fits(card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | 
     return f"all {len(state)} keys and shapes of the file fit the network, and none is missing"
 
 
-def _load(card: DetectorCard, cache_dir: Path | None) -> "tuple[DetectorCheck, Detector | None]":
+def _load(card: DetectorCard) -> "tuple[DetectorCheck, Detector | None]":
     from ray_app.detectors import load_detector
 
     try:
         # Golden scores are those of single images in full precision; where there are none, memory counts more.
-        detector = load_detector(card, precision="fp32" if card.golden else "auto", slots=1, cache_dir=cache_dir, offline=True)
+        detector = load_detector(card, precision="fp32" if card.golden else "auto", slots=1, offline=True)
     except DetectorError as error:
         return DetectorCheck("loads", "failed", error.message), None
     return DetectorCheck("loads", "ok", f"all parts together, in {detector.precision}"), detector

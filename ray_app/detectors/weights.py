@@ -58,7 +58,7 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
 
 
-def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
+def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
     """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
 
     Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names (any fsspec URL; filled by
@@ -66,32 +66,33 @@ def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: 
     Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
     Raises DetectorError, always one: missing, unreachable, or not the file that the card means.
     """
-    own, *_ = [resolve_part(part, cache_dir, offline) for part in parts_of(card)]
+    (_, own), *_ = resolved(card, offline)
     return own
 
 
-def resolve_part(part: WeightSet, cache_dir: Path | None = None, offline: bool | None = None) -> Path:
+def resolved(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
+    """The same for every part of a card (see `parts_of`), each with its own file."""
+    return [(part, resolve_part(part, offline)) for part in parts_of(card)]
+
+
+def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
     """The same for one part; the files that must lie beside it do so."""
-    cache = cache_dir or default_cache()
-    if offline is None:
-        offline = is_offline()
-    found = _local(part, cache)
+    found = _local(part)
     if found is None and (mirror := os.environ.get(MIRROR_VARIABLE)):
-        found = _copy(part, _mirrored(part, mirror), cache / cached_name(part), required=False) or _from_folder(part, mirror, cache)
+        found = _copy(part, _mirrored(part, mirror), cached_path(part), required=False) or _from_folder(part, mirror)
     if found is None:
-        found = _fetch(part, cache, offline)
+        found = _fetch(part, is_offline() if offline is None else offline)
     digest_of(part, found)
     return found
 
 
-def located(part: WeightSet, cache_dir: Path | None = None) -> Path | None:
+def located(part: WeightSet) -> Path | None:
     """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not hashed, nothing fetched, no mirror."""
-    cache = cache_dir or default_cache()
-    found = _local(part, cache)
+    found = _local(part)
     if found is not None or not part.weights.uri.startswith("hf://"):
         return found
     try:
-        return _from_hub(part, cache, offline=True)
+        return _from_hub(part, offline=True)
     except DetectorError:
         return None
 
@@ -130,9 +131,9 @@ def _put(filesystem: Any, file: Path, path: str) -> None:
         filesystem.put_file(str(file), path)
 
 
-def weights_digest(card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> str:
+def weights_digest(card: DetectorCard) -> str:
     """One SHA-256 for all that a detector's weights hold: the file's own where there is one file. Raises DetectorError."""
-    return digest_of_all([digest_of(part, resolve_part(part, cache_dir, offline)) for part in parts_of(card)])
+    return digest_of_all([digest_of(*one) for one in resolved(card)])
 
 
 def stated_digest(card: DetectorCard) -> str | None:
@@ -159,7 +160,7 @@ def with_kept_weights(card: DetectorCard, digest: str, mirrors: Sequence[str]) -
     if others or own.weights.beside:
         return None
     part = replace(own, weights=own.weights.model_copy(update={"sha256": digest, "unverified": None}))
-    kept = default_cache() / cached_name(part)
+    kept = cached_path(part)
     if not kept.is_file() and not any(_copy(part, _mirrored(part, mirror), kept, required=False) for mirror in mirrors):
         return None
     return card.model_copy(update={"weights": part.weights.model_copy(update={"uri": str(kept)})})
@@ -206,27 +207,32 @@ def cached_name(part: WeightSet) -> str:
     return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
 
 
-def missing_beside(part: WeightSet, cache_dir: Path | None = None) -> tuple[Path, list[str]] | None:
+def cached_path(part: WeightSet) -> Path:
+    """Where a part's file lies in this machine's cache, if it does."""
+    return default_cache() / cached_name(part)
+
+
+def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
     """A part's own file where it lies without something that belongs beside it, and what; None where there is no such file."""
-    for path in _candidates(part, cache_dir or default_cache()):
+    for path in _candidates(part):
         if path.is_file() and (absent := [name for name in part.weights.beside if not (path.parent / name).is_file()]):
             return path, absent
     return None
 
 
-def _local(part: WeightSet, cache: Path) -> Path | None:
+def _local(part: WeightSet) -> Path | None:
     needed = part.weights.beside
-    whole = (path for path in _candidates(part, cache) if path.is_file() and all((path.parent / name).is_file() for name in needed))
+    whole = (path for path in _candidates(part) if path.is_file() and all((path.parent / name).is_file() for name in needed))
     return next(whole, None)
 
 
-def _candidates(part: WeightSet, cache: Path) -> list[Path]:
-    candidates = [cache / cached_name(part)]
+def _candidates(part: WeightSet) -> list[Path]:
+    candidates = [cached_path(part)]
     place = urlsplit(part.weights.uri)
     if place.scheme in ("", "file"):
         # A card travels to workers by value: on another machine the shipped weights lie beside that machine's own cards.
         name = Path(place.path)
-        candidates = [part.folder / name, config_root() / "detectors" / name, cache / name, *candidates]
+        candidates = [part.folder / name, config_root() / "detectors" / name, default_cache() / name, *candidates]
     return candidates
 
 
@@ -238,7 +244,7 @@ def stated_files(part: WeightSet) -> dict[str, tuple[str, str]]:
     return files if part.weights.sha256 is None else files | {part.weights.sha256: (at, _file_name(part))}
 
 
-def _from_folder(part: WeightSet, mirror: str, cache: Path) -> Path | None:
+def _from_folder(part: WeightSet, mirror: str) -> Path | None:
     """A part from a mirror that is a folder of this machine, whatever its files are called there; None where one is not there."""
     place, files = urlsplit(mirror), stated_files(part)
     if place.scheme not in ("", "file") or part.weights.sha256 is None or None in part.weights.beside.values():
@@ -248,43 +254,45 @@ def _from_folder(part: WeightSet, mirror: str, cache: Path) -> Path | None:
     if found.keys() != files.keys():
         return None
     for digest, (name, _) in files.items():
-        keep_file(found[digest], cache / name)
-    return cache / cached_name(part)
+        keep_file(found[digest], default_cache() / name)
+    return cached_path(part)
 
 
-def _fetch(part: WeightSet, cache: Path, offline: bool) -> Path:
+def _fetch(part: WeightSet, offline: bool) -> Path:
     uri = part.weights.uri
     scheme = urlsplit(uri).scheme
     if scheme == "hf":
-        return _from_hub(part, cache, offline)
+        return _from_hub(part, offline)
     if scheme in ("", "file"):
         needed = ", ".join([_file_name(part), *part.weights.beside])
         raise _missing(
-            part, f"there is no such file beside the card, nor in {cache}" + f" (needed together: {needed})" * bool(part.weights.beside)
+            part,
+            f"there is no such file beside the card, nor in {default_cache()}"
+            + f" (needed together: {needed})" * bool(part.weights.beside),
         )
     if offline:
         raise _missing(part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache")
-    fetched = _copy(part, uri, cache / cached_name(part), required=True)
+    fetched = _copy(part, uri, cached_path(part), required=True)
     assert fetched is not None
     return fetched
 
 
-def _from_hub(part: WeightSet, cache: Path, offline: bool) -> Path:
+def _from_hub(part: WeightSet, offline: bool) -> Path:
     place = HUB_URI.fullmatch(part.weights.uri)
     assert place is not None
     file = place["file"].rpartition("/")[2]
     config = [] if part.weights.config is None or offline else [part.weights.config]
-    *_, path = (_hub_file(part, place, name, cache, offline) for name in (*part.weights.beside, *config, file))
+    *_, path = (_hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file))
     return path
 
 
-def _hub_file(part: WeightSet, place: re.Match[str], file: str, cache: Path, offline: bool) -> Path:
+def _hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool) -> Path:
     import huggingface_hub
 
-    folder, hub_cache = place["file"].rpartition("/")[0], None if cache == default_cache() else cache / "hub"
+    folder = place["file"].rpartition("/")[0]
     try:
         fetch = functools.partial(
-            huggingface_hub.hf_hub_download, place["repo"], file, subfolder=folder or None, revision=place["revision"], cache_dir=hub_cache
+            huggingface_hub.hf_hub_download, place["repo"], file, subfolder=folder or None, revision=place["revision"]
         )
         try:
             path = fetch(local_files_only=True)

@@ -144,13 +144,13 @@ def test_a_shipped_backbone_is_named_and_another_is_described(tmp_path):
     assert written.backbone.weights.uri == str(tmp_path / "clip.safetensors")
 
 
-def test_only_linear_heads_on_a_backbone_that_is_here_are_fitted(tmp_path):
+def test_only_linear_heads_on_a_backbone_that_is_here_are_fitted(tmp_path, own_cache):
     with pytest.raises(ConfigError, match="clip-linear"):
         FeatureReader(load_card("touchstone-tiny"))
     base, _ = small_card(tmp_path)
     (tmp_path / "clip.safetensors").unlink()
     with pytest.raises(DetectorError, match=r"small-tower.*clip\.safetensors"):
-        FeatureReader(base, cache_dir=tmp_path / "cache")
+        FeatureReader(base)
 
 
 def test_features_are_kept_by_image_backbone_and_preprocessing(tmp_path):

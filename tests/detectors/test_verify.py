@@ -75,16 +75,16 @@ def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
 
-def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path):
+def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path, own_cache):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
-    checks = list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
+    checks = list(verify_detector(load_card(path)))
     assert (checks[0].name, checks[0].outcome) == ("present", "failed")
     assert "checkable: no weights: checkable.safetensors" in checks[0].told
     assert "touchstone detectors fetch checkable" in checks[0].told
 
 
-def test_each_part_is_checked_on_its_own(tmp_path):
+def test_each_part_is_checked_on_its_own(tmp_path, own_cache):
     """A wrong head keeps nobody from looking at the backbone, and the other way round."""
     _, path = small_card(tmp_path)
     sound = {(check.part, check.name): check.outcome for check in verify_detector(load_card(path))}
@@ -95,13 +95,13 @@ def test_each_part_is_checked_on_its_own(tmp_path):
     assert "fc.bias" in found["small-clip", "keys"].told
     assert found["small-tower", "keys"].outcome == "ok"
     (tmp_path / "clip.safetensors").unlink()
-    found = {(check.part, check.name): check for check in verify_detector(load_card(path), cache_dir=tmp_path / "cache")}
+    found = {(check.part, check.name): check for check in verify_detector(load_card(path))}
     assert found["small-tower", "present"].outcome == "failed"
     assert found["small-clip", "keys"].outcome == "failed"
     assert found["", "loads"].outcome == "skipped"
 
 
-def test_a_file_that_belongs_beside_is_named(tmp_path):
+def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
     path = write_checkable(tmp_path)
     beside = tmp_path / "tokens.json"
     beside.write_text("{}")
@@ -110,7 +110,7 @@ def test_a_file_that_belongs_beside_is_named(tmp_path):
     card = card.model_copy(update={"weights": weights})
     assert [check.told for check in verify_detector(card) if check.name == "sha256"][1].startswith(str(beside))
     beside.unlink()
-    check = next(verify_detector(card, cache_dir=tmp_path / "cache"))
+    check = next(verify_detector(card))
     assert (check.name, check.outcome) == ("present", "failed")
     assert "checkable.safetensors is here, but not beside it: tokens.json" in check.told
 

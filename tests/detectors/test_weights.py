@@ -121,9 +121,10 @@ def hub_cache(cache, card, config=None):
         (snapshot / "config.json").write_text(json.dumps(config))
 
 
-def test_hub_weights_come_from_the_hubs_own_cache(small_card, tmp_path):
-    hub_cache(tmp_path / "hubbed", small_card)
-    path = resolve_weights(at(small_card, HUB), cache_dir=tmp_path / "hubbed", offline=True)
+def test_hub_weights_come_from_the_hubs_own_cache(small_card, tmp_path, monkeypatch):
+    hub_cache(tmp_path, small_card)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = resolve_weights(at(small_card, HUB), offline=True)
     assert path.read_bytes() == file_of(small_card).read_bytes()
 
 
