@@ -1,7 +1,6 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,8 +13,9 @@ from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
 
 CARDS = {name: load_card(name) for name in named_configs("detectors")}
-NO_CACHE = Path("/nonexistent")  # whatever this machine's user has fetched
-WITHOUT_WEIGHTS = [name for name, card in CARDS.items() if not all(located(part, NO_CACHE) for part in parts_of(card))]
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TOUCHSTONE_CACHE", "/nonexistent")  # whatever this machine's user has fetched
+    WITHOUT_WEIGHTS = [name for name, card in CARDS.items() if not all(map(located, parts_of(card)))]
 TO_ACCEPT = [name for name, card in CARDS.items() if card.terms != "permissive"]
 NON_COMMERCIAL = "openfake-swinv2-small"
 
