@@ -11,7 +11,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -55,13 +55,16 @@ class _File:
 class EndpointClient:
     """Asks one endpoint, with as few requests as its limits allow. `timeout_s`: without a sign of life in one attempt.
 
+    A busy endpoint (429, 503) is tried again when it says; a broken one (500, 502, 504, no connection) after a growing, random pause.
+    `patience.deadline_s` bounds one request with all its attempts.
+
     Refusals of the endpoint to work at all are errors: ConfigError (no such endpoint, token or ensemble), ClusterError (out of reach).
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0, *, patience: RetryPolicy = PATIENCE) -> None:
         headers = {"Authorization": f"Bearer {_checked(token)}"} if token else {}
         self._http = httpx.Client(base_url=_base(url), headers=headers, timeout=timeout_s, follow_redirects=False)
-        self._http_client = RetryingClient(self._http, patience)
+        self._url, self._patience = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
         self._described: Ensembles | None = None
 
     def __enter__(self) -> "EndpointClient":
@@ -77,11 +80,11 @@ class EndpointClient:
     def describe(self) -> Ensembles:
         """What can be requested there, and within which limits; fetched once."""
         if self._described is None:
-            response = self._http_client.ask("GET", "v1/ensembles")
+            response = self._ask("GET", "v1/ensembles")
             try:
                 self._described = Ensembles.model_validate_json(response.content)
             except ValueError:
-                text = f"{self._http_client.url}: what answers there is not a Touchstone endpoint ({response.status_code})"
+                text = f"{self._url}: what answers there is not a Touchstone endpoint ({response.status_code})"
                 raise ConfigError(text, hint=NOT_AN_ENDPOINT) from None
         return self._described
 
@@ -102,7 +105,7 @@ class EndpointClient:
     def _refuse_unserved(self, what: str, requested: Iterable[str], served: Sequence[str]) -> None:
         for name in requested:
             if name not in served:
-                text = f"{self._http_client.url}: no {what} {name!r} is served there"
+                text = f"{self._url}: no {what} {name!r} is served there"
                 raise ConfigError(text, hint=f"it serves: {', '.join(served) or 'none'}")
 
     def _score(self, images: Iterable[Source], query: Query) -> Iterator[Result]:
@@ -132,7 +135,7 @@ class EndpointClient:
             return
         parts = [("file", (file.sent_name, file.data, "application/octet-stream")) for file in files]
         apart = BETTER_APART if len(files) > 1 else ()
-        response = self._http_client.ask("POST", "v1/score", settled=apart, params=query, files=parts)
+        response = self._ask("POST", "v1/score", settled=apart, params=query, files=parts)
         if response.status_code == 200:
             yield from self._results(files, response)
         elif len(files) > 1:
@@ -148,9 +151,69 @@ class EndpointClient:
             results: list[Result] = body.get("results", [body])
             answers = [{**answer, "name": file.given} for file, answer in zip(files, results, strict=True)]
         except (ValueError, TypeError, AttributeError):
-            text = f"{self._http_client.url}: the answer to {len(files)} files cannot be understood"
+            text = f"{self._url}: the answer to {len(files)} files cannot be understood"
             raise ClusterError(text, hint="check whether a proxy between here and the endpoint changes answers") from None
         yield from answers
+
+    def _ask(self, method: str, path: str, *, settled: Collection[int] = (), **request: Any) -> httpx.Response:
+        """The response; a status in `settled` is handed on at once, 500 and 504 once the attempts are used up.
+
+        Raises ConfigError where this endpoint does not let us ask, ClusterError where it is out of reach or stays busy.
+        """
+        deadline = time.monotonic() + self._patience.deadline_s
+        pauses = self._patience.pauses(random.random)
+        while True:
+            response, trouble = self._attempt(method, path, request)
+            if response is not None and (response.status_code in settled or response.status_code not in BUSY | BROKEN):
+                return self._allowed(response)
+            pause = self._pause(response, pauses)
+            if pause is None or time.monotonic() + pause > deadline:
+                if response is not None and response.status_code in (500, 504):
+                    return response
+                raise self._final_error(response, trouble, pause)
+            time.sleep(pause)
+
+    def _attempt(self, method: str, path: str, request: dict[str, Any]) -> tuple[httpx.Response | None, str]:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.RequestError as error:
+            return None, "nothing listens there" if "refused" in str(error).lower() else describe_error(error)
+        return response, f"answered {response.status_code}"
+
+    def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
+        """Seconds until the next attempt; None = there is none."""
+        if response is None or response.status_code not in BUSY:
+            return next(pauses, None)
+        wait_s = retry_after(response.headers.get("Retry-After"))
+        if wait_s is None:
+            return random.random() * self._patience.cap_s
+        # Everybody got the same second: a random part on top, so that not all come back at once.
+        return wait_s + random.random() * min(max(wait_s, self._patience.base_s), 1.0)
+
+    def _allowed(self, response: httpx.Response) -> httpx.Response:
+        status = response.status_code
+        if status in NOT_ALLOWED:
+            raise ConfigError(f"{self._url}: {_message(response) or 'not allowed'} ({status})", hint=NOT_ALLOWED[status])
+        if response.is_redirect:
+            raise ConfigError(
+                f"{self._url}: it redirects to another address ({status})",
+                hint="use the address that it leads to; a token is never sent on",
+            )
+        if status in (404, 405):
+            raise ConfigError(f"{self._url}: there is no Touchstone endpoint at this address ({status})", hint=NOT_AN_ENDPOINT)
+        return response
+
+    def _final_error(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
+        if response is None:
+            text = f"{self._url}: the endpoint cannot be reached: {trouble}"
+            return ClusterError(text, hint="is this its URL, and does it run? `touchstone serve` starts one on this machine")
+        if response.status_code in BUSY:
+            when = f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
+            hint = "try later, send less at once, or give the endpoint more replicas"
+            return ClusterError(f"{self._url}: {_message(response) or 'too busy'} ({response.status_code}); {when}", hint=hint)
+        return ClusterError(
+            f"{self._url}: {trouble}, {self._patience.attempts} times", hint="check that the endpoint runs behind its proxy"
+        )
 
 
 def _read(image: Source, limits: EndpointLimits) -> _File:
@@ -203,80 +266,6 @@ def _checked(token: str) -> str:
             "the token has characters that a token cannot have", hint="it is one line of letters, digits and signs, without spaces"
         )
     return token
-
-
-class RetryingClient:
-    """Requests from one endpoint. A busy one (429, 503) is tried again when it says; a broken one (500, 502, 504, no connection) after a
-    growing, random pause. `policy.deadline_s` bounds one request with all its attempts.
-    """
-
-    def __init__(
-        self,
-        http: httpx.Client,
-        policy: RetryPolicy = PATIENCE,
-        *,
-        sleep: Callable[[float], object] = time.sleep,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        self.url = strip_secrets(str(http.base_url)).rstrip("/")
-        self._http, self._policy, self._sleep, self._chance = http, policy, sleep, chance
-
-    def ask(self, method: str, path: str, *, settled: Collection[int] = (), **request: Any) -> httpx.Response:
-        """The response; a status in `settled` is handed on at once, 500 and 504 once the attempts are used up.
-
-        Raises ConfigError where this endpoint does not let us ask, ClusterError where it is out of reach or stays busy.
-        """
-        deadline = time.monotonic() + self._policy.deadline_s
-        pauses = self._policy.pauses(self._chance)
-        while True:
-            response, trouble = self._attempt(method, path, request)
-            if response is not None and (response.status_code in settled or response.status_code not in BUSY | BROKEN):
-                return self._allowed(response)
-            pause = self._pause(response, pauses)
-            if pause is None or time.monotonic() + pause > deadline:
-                if response is not None and response.status_code in (500, 504):
-                    return response
-                raise self._final_error(response, trouble, pause)
-            self._sleep(pause)
-
-    def _attempt(self, method: str, path: str, request: dict[str, Any]) -> tuple[httpx.Response | None, str]:
-        try:
-            response = self._http.request(method, path, **request)
-        except httpx.RequestError as error:
-            return None, "nothing listens there" if "refused" in str(error).lower() else describe_error(error)
-        return response, f"answered {response.status_code}"
-
-    def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
-        """Seconds until the next attempt; None = there is none."""
-        if response is None or response.status_code not in BUSY:
-            return next(pauses, None)
-        wait_s = retry_after(response.headers.get("Retry-After"))
-        if wait_s is None:
-            return self._chance() * self._policy.cap_s
-        # Everybody got the same second: a random part on top, so that not all come back at once.
-        return wait_s + self._chance() * min(max(wait_s, self._policy.base_s), 1.0)
-
-    def _allowed(self, response: httpx.Response) -> httpx.Response:
-        status = response.status_code
-        if status in NOT_ALLOWED:
-            raise ConfigError(f"{self.url}: {_message(response) or 'not allowed'} ({status})", hint=NOT_ALLOWED[status])
-        if response.is_redirect:
-            raise ConfigError(
-                f"{self.url}: it redirects to another address ({status})", hint="use the address that it leads to; a token is never sent on"
-            )
-        if status in (404, 405):
-            raise ConfigError(f"{self.url}: there is no Touchstone endpoint at this address ({status})", hint=NOT_AN_ENDPOINT)
-        return response
-
-    def _final_error(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
-        if response is None:
-            text = f"{self.url}: the endpoint cannot be reached: {trouble}"
-            return ClusterError(text, hint="is this its URL, and does it run? `touchstone serve` starts one on this machine")
-        if response.status_code in BUSY:
-            when = f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
-            hint = "try later, send less at once, or give the endpoint more replicas"
-            return ClusterError(f"{self.url}: {_message(response) or 'too busy'} ({response.status_code}); {when}", hint=hint)
-        return ClusterError(f"{self.url}: {trouble}, {self._policy.attempts} times", hint="check that the endpoint runs behind its proxy")
 
 
 def retry_after(header: str | None) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.inference import batch, decoder_pool
+from ray_app.inference.decision import EMBEDDINGS
 from ray_app.serving import attribution, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
@@ -321,7 +322,7 @@ async def _profile_requests(
 ) -> dict[str, attribution.ProfileRequest]:
     """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
-    vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
+    vectors = {name: rows[0] for name, rows in responses.outputs_of(replies).of(EMBEDDINGS).items()}
     requests = {name: attribution.ProfileRequest(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
     if spec.identifier is not None:
         group = attribution.group_of_card(spec.identifier, pools)

@@ -6,10 +6,9 @@ ingress follows: so an update needs no order among replicas, and no answer mixes
 
 import io
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ from PIL import Image
 from ray_app.detectors import Preprocessing
 from ray_app.errors import DetectorError, Status
 from ray_app.images import ImageFileFacts
-from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
+from ray_app.inference import Batch, BatchDecoder, DecodeResult, DetectorOutputs, ScoringSpec, StageClock
 from ray_app.inference.batch import Pixels, Ragged
-from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES
+from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
 from ray_app.serving import attribution, release
 from ray_app.serving.batcher import Batcher
 from ray_app.serving.config import ServeConfig
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
 
 MOST_SILENT = 20
+_SENT = (SCORES, MASKS, REPLIES, EMBEDDINGS)  # why a detector failed is nothing for clients
 _log = logging.getLogger(__name__)
 
 
@@ -49,18 +49,15 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class ScoreResponse:
-    """What the detectors of a group say of one image; NaN = no score. `score_s`: seconds of the batch that it was scored in.
-    `embeddings` (d,): of the detectors that a profile reads.
+    """What the detectors of a group say of one image: `outputs` of one row, a score of NaN = none, with embeddings of the detectors that a
+    profile reads. `score_s`: seconds of the batch that it was scored in.
 
     `generation` is the one that the group serves by now: another than the asker's where an update left these detectors as they were.
     """
 
     generation: str
-    scores: Mapping[str, float]
-    masks: Mapping[str, Pixels | None]
-    replies: Mapping[str, str | None]
+    outputs: DetectorOutputs
     score_s: float
-    embeddings: Mapping[str, attribution.Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class DetectorGroup:
         for places in _batches(requests, loaded.generation.groups[self.name], loaded.generation.spec.slots):
             for place, reply in zip(places, _score(loaded, [requests[place] for place in places]), strict=True):
                 answers[place] = reply
-                self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
+                self._silent = 0 if any(np.isfinite(score[0]) for score in reply.outputs.scores.values()) else self._silent + 1
         return answers
 
     def profile_batch(self, requests: Sequence[attribution.ProfileRequest]) -> list[attribution.ProfileResponse | ReleaseOffer]:
@@ -193,24 +190,16 @@ def _score(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> list[ScoreRespo
         if len(requests) > 1:
             return [reply for request in requests for reply in _score(loaded, [request])]
         _log.exception("a detector of %s failed on the image with sha256 %s", ", ".join(requests[0].detectors), requests[0].facts.sha256)
-        return [ScoreResponse(loaded.generation.id, dict.fromkeys(requests[0].detectors, math.nan), {}, {}, 0.0)]
+        nothing = dict.fromkeys(requests[0].detectors, np.array([np.nan], np.float32))
+        return [ScoreResponse(loaded.generation.id, DetectorOutputs.clean(scores=nothing), 0.0)]
 
 
 def _score_together(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
     batch = _batch(loaded, requests)
-    outputs = loaded.scorer.score([loaded.decoder.complete(batch)], only=requests[0].detectors)
+    found = loaded.scorer.score([loaded.decoder.complete(batch)], only=requests[0].detectors)
+    outputs = DetectorOutputs.clean(**{kind: found.of(kind) for kind in _SENT})
     seconds = loaded.clock.take().get("score", 0.0)
-    return [
-        ScoreResponse(
-            loaded.generation.id,
-            {name: float(column[row]) for name, column in outputs.scores.items()},
-            {name: column[row] for name, column in outputs.of(MASKS).items()},
-            {name: column[row] for name, column in outputs.of(REPLIES).items()},
-            seconds,
-            {name: vectors[row] for name, vectors in outputs.of(EMBEDDINGS).items()},
-        )
-        for row in range(len(requests))
-    ]
+    return [ScoreResponse(loaded.generation.id, outputs.rows(slice(row, row + 1)), seconds) for row in range(len(requests))]
 
 
 def _batch(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> Batch:

@@ -60,10 +60,10 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     best, value = best_checkpoint(job)
     verdicts: dict[str, validate.SplitEvaluation] = validate.on_checkpoint(job, best.name, validate.evaluate_splits)
     for split, verdict in verdicts.items():
-        rows = job.rows(split).take(pa.array(verdict.rows))
+        rows = job.rows(split).take(pa.array(verdict.judged.rows))
         labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
-        job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.scores)}))
-    calibration, why_not = calibrated(verdicts["validation"])
+        job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.judged.scores)}))
+    calibration, why_not = calibrated(verdicts["validation"].judged)
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
     facts = TrainingFacts(
         schema=TRAINING_SCHEMA,
@@ -106,10 +106,10 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     return content
 
 
-def calibrated(verdict: validate.SplitEvaluation) -> tuple[Calibration | None, str | None]:
+def calibrated(judged: validate.Judged) -> tuple[Calibration | None, str | None]:
     """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
     try:
-        return fit_platt(verdict.scores, verdict.labels), None
+        return fit_platt(judged.scores, judged.labels), None
     except ValueError as error:
         return None, str(error)
 

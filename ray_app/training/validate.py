@@ -45,11 +45,9 @@ NOT_SAVED = "0" * 64  # stands for the digest of weights that are in no file yet
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """One split as the chosen network judges it: `rows` with their `labels` and `scores`, figures, and the worst mistakes as pictures."""
+    """One split as the chosen network judges it, with figures, the worst mistakes as pictures, and the name of the device."""
 
-    rows: Rows
-    labels: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float64]
+    judged: "Judged"
     figures: dict[str, Any]
     mistakes: list[dict[str, Any]]
     device: str
@@ -92,7 +90,7 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
         if split in job.shared:
             judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
             figures, device = figures_of(job, split, judged), run_directory.device_name(job.layout.judging_device)
-            found[split] = SplitEvaluation(judged.rows, judged.labels, judged.scores, figures, _mistakes(job, split, judged), device)
+            found[split] = SplitEvaluation(judged, figures, _mistakes(job, split, judged), device)
     return found
 
 

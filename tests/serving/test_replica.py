@@ -37,8 +37,8 @@ def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
     files = photos(7)
     expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("tiny").score(files)]
     asks = [ask(data, group.generation.groups["detectors"]) for data in files]
-    together = [reply.scores["touchstone-tiny"] for reply in group.score_batch(asks)]
-    alone = [group.score_batch([one])[0].scores["touchstone-tiny"] for one in asks]
+    together = [reply.outputs.scores["touchstone-tiny"][0] for reply in group.score_batch(asks)]
+    alone = [group.score_batch([one])[0].outputs.scores["touchstone-tiny"][0] for one in asks]
     assert together == pytest.approx(expected, abs=1e-5)
     assert alone == pytest.approx(expected, abs=1e-5)
 
@@ -68,10 +68,10 @@ def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
     mine = group.generation.groups["detectors"]
     asks = [ask(data, mine) for data in files]
     spoilt = replace(asks[1], pixels=(np.zeros((256, 256), np.uint8),))
-    good = [reply.scores["touchstone-tiny"] for reply in group.score_batch([asks[0], asks[2]])]
+    good = [reply.outputs.scores["touchstone-tiny"][0] for reply in group.score_batch([asks[0], asks[2]])]
     replies = group.score_batch([asks[0], spoilt, asks[2]])
-    assert np.isnan(replies[1].scores["touchstone-tiny"])
-    assert [replies[place].scores["touchstone-tiny"] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
+    assert np.isnan(replies[1].outputs.scores["touchstone-tiny"])
+    assert [replies[place].outputs.scores["touchstone-tiny"][0] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
     group.require_scores()
     group.score_batch([spoilt] * 20)
     with pytest.raises(DetectorError, match="20 images in a row"):

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Collection, Sequence
+from functools import reduce
 from typing import cast
 
 import numpy as np
@@ -25,14 +26,7 @@ NOT_REQUESTED = "not used: the image needed no second look"
 
 def outputs_of(replies: Sequence[replica.ScoreResponse]) -> DetectorOutputs:
     """The outputs of all groups for one image: one row."""
-    together = DetectorOutputs()
-    for reply in replies:
-        together = together.joined(DetectorOutputs.clean(
-            scores={name: np.array([score], np.float32) for name, score in reply.scores.items()},
-            masks={name: [mask] for name, mask in reply.masks.items()},
-            replies={name: [text] for name, text in reply.replies.items()},
-        ))  # fmt: skip
-    return together
+    return reduce(DetectorOutputs.joined, (reply.outputs for reply in replies))
 
 
 def scored_answer(
@@ -54,7 +48,7 @@ def scored_answer(
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
     spec = generation.ensembles[ensemble]
-    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs))
+    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs), names=False)
     outcome, decisions = judged.outcomes[0], judged.decisions
     if outcome.status is not Status.OK:
         raise InputError(outcome.status, outcome.detail or "")
