@@ -15,7 +15,8 @@ import sys
 import threading
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -178,20 +179,19 @@ class ListingServer:
         self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
-    def in_thread(self) -> str:
-        """Serve from a thread of this process until that ends; returns the URL."""
-        ready, port = threading.Event(), 0
-
-        def run() -> None:
-            nonlocal port
-            loop = asyncio.new_event_loop()
-            port = loop.run_until_complete(self.begin())
-            ready.set()
-            loop.run_forever()
-
-        threading.Thread(target=run, name="listing server", daemon=True).start()
-        ready.wait()
-        return f"http://127.0.0.1:{port}"
+    @contextmanager
+    def in_thread(self) -> Iterator[str]:
+        """Serve from a thread of this process inside the block; gives the URL."""
+        loop = asyncio.new_event_loop()
+        port = loop.run_until_complete(self.begin())
+        thread = threading.Thread(target=loop.run_forever, name="listing server", daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            loop.call_soon_threadsafe(self._server.close)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
 
 
 def _after_all(prefix: str) -> bytes:

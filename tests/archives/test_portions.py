@@ -31,7 +31,8 @@ _roots = itertools.count()
 @pytest.fixture(scope="module")
 def running():
     server = ListingServer(GivenKeys(KEYS), page=10)
-    return server, server.in_thread()
+    with server.in_thread() as url:
+        yield server, url
 
 
 @pytest.fixture

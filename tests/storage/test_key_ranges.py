@@ -21,7 +21,8 @@ MARKS = [f"p/{mark}" for mark in ("a", "a ", "a!", "aa", "a/b", "ü", "\ue000", 
 def running():
     server = ListingServer(GivenKeys([]), page=10)
     server.asked = []
-    return server, server.in_thread()
+    with server.in_thread() as url:
+        yield server, url
 
 
 @pytest.fixture
