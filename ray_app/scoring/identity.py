@@ -211,10 +211,10 @@ def ensemble_on(described: Mapping[str, Any], name: str) -> EnsembleCard:
 
     Raises ConfigError.
     """
-    said = former_default(described) if name == DEFAULT else None
-    if said is None:
+    message = former_default(described) if name == DEFAULT else None
+    if message is None:
         return load_ensemble_card(name)
-    print(said, file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
     return validate(described["ensemble"], EnsembleCard, where="run.json")
 
 
@@ -426,8 +426,8 @@ def stability_facts(
 ) -> document.StabilitySummary | None:
     """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
-    `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
-    would have been asked, of which no view is there: `touchstone runs decide` moved the threshold to them.
+    `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that
+    their views would have been scored, and were not: `touchstone runs decide` moved the threshold to them.
     """
     requested = stability_in(run.describe()["identity"])
     if requested is None:

@@ -73,7 +73,7 @@ class RunMeter:
         self._labels, self._tally, self._blocks, self._layout = {"run": name}, tally, blocks, layout
         self._clock, self._cpu = clock, cpu
         self._is_listing = False
-        self._told: dict[tuple[str, str], float] = {}
+        self._exported: dict[tuple[str, str], float] = {}
         self._recent: deque[tuple[float, float, int, dict[str, float]]] = deque()  # when, seconds of this process, images, by stage
         self._lock = threading.Lock()  # the progress line is drawn by two threads
         self._metrics = _metrics() if exported else None
@@ -100,9 +100,9 @@ class RunMeter:
         totals: dict[tuple[str, str], float] = {("run_images", ""): images, ("run_bytes", ""): size, ("run_bad", ""): bad}
         totals |= {("run_stage_seconds", stage): seconds for stage, seconds in by_stage.items()}
         for (name, stage), total in totals.items():
-            if (more := total - self._told.get((name, stage), 0)) > 0:
+            if (more := total - self._exported.get((name, stage), 0)) > 0:
                 self._metrics[name].inc(more, self._labels | ({"stage": stage} if stage else {}))
-        self._told = totals
+        self._exported = totals
         self._metrics["run_blocks_behind"].set(0 if is_over else self._blocks - blocks, self._labels)
 
     def bound(self) -> str:

@@ -186,12 +186,12 @@ class Feed(Generic[T]):
             return not is_over
 
     def _order(self) -> None:
-        said: tuple[bool, frozenset[str]] = (False, frozenset())
+        given: tuple[bool, frozenset[str]] = (False, frozenset())
         while not self._ends.wait(_LOOK_EVERY_S):
             self._limit = self._most()
-            if (orders := (self._halted(), self._avoided())) != said:
+            if (orders := (self._halted(), self._avoided())) != given:
                 self.log.order(*orders)
-                said = orders
+                given = orders
             if not self._open:
                 self._waits()
 

@@ -68,7 +68,7 @@ class ItemSource(Datasource):
         self._items = items
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Nobody knows: it may be growing."""
+        """Not known: the source may be growing."""
         return None
 
     def get_read_tasks(
@@ -81,7 +81,7 @@ class ItemSource(Datasource):
 
 class WholeCluster(ClusterAutoscaler):
     """Gives an execution all that there is, and requests no nodes: the processes of its pools that have no place yet do that, all at once,
-    and no longer than their driver lives. Ray Data's own would ask for a little more now and then, in the place of whatever others asked.
+    and no longer than their driver lives. Ray Data's own would request a little more now and then, and so replace the requests of others.
     """
 
     def try_trigger_scaling(self) -> None:
@@ -96,8 +96,8 @@ class WholeCluster(ClusterAutoscaler):
         return found
 
 
-class Nobody:
-    """In the place of an actor that nobody asks."""
+class StubActor:
+    """In the place of an actor whose answers are not needed."""
 
     def __getattr__(self, method: str) -> Self:
         if method.startswith("__"):
@@ -110,11 +110,11 @@ class Nobody:
 
 
 def _unless_private(actor: Callable[[], Any]) -> Callable[[], Any]:
-    """An actor of Ray Data's, or nobody on a Ray of our own: it has one node, and no dashboard to show statistics."""
-    return lambda: Nobody() if is_private() else actor()
+    """An actor of Ray Data's, or a stub on a Ray of our own, which has one node and no dashboard to show statistics."""
+    return lambda: StubActor() if is_private() else actor()
 
 
-class Unhurried(ExecutionCallback):
+class PacedScheduler(ExecutionCallback):
     """Keeps Ray Data's scheduler, a thread of the driver, from taking a whole core while the pools are ahead of it."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def dataset(
     context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
-    context.custom_execution_callback_classes = [Unhurried]
+    context.custom_execution_callback_classes = [PacedScheduler]
     context.execution_no_progress_timeout_s = stall_s or -1
     context.execution_options.preserve_order = ordered
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)

@@ -26,7 +26,7 @@ from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
 FOOTER_READS = 2  # before the first row group of a Parquet file
 KEYS_PER_LIST = 1000  # that one LIST request answers with
 FILES = "files"
-_TELL_EVERY = 4096
+_REPORT_EVERY = 4096
 Item = ListedMember | ManifestMember
 _BATCH = 8192
 
@@ -71,7 +71,7 @@ def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Call
     found, cursor, draw = Survey(), _Cursor(), random.Random(0)
     for item in items:
         found.members += 1
-        if progress is not None and found.members % _TELL_EVERY == 0:
+        if progress is not None and found.members % _REPORT_EVERY == 0:
             progress(found.members)
         if len(found.sample) < sample:
             found.sample.append(item)
