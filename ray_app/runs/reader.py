@@ -205,15 +205,16 @@ def _gap(
 
 def _compare(run: directory.RunDirectory, stretch: _Stretch) -> None:
     """Compare the ids of a stretch of blocks, which fill one published file or so many parts, with those of its rows."""
-    (number, first), (until, last) = stretch[0].start, stretch[0].end
+    span, paths = stretch
+    (number, first), (until, last) = span.start, span.end
     named = f"blocks {first} to {last}" + ("" if number == until else f" of manifest {until}")
     ids = [np.empty(0, np.int64)]
-    for manifest in stretch[0].manifests():
+    for manifest in span.manifests():
         blocks = archives.read_blocks(run.store, manifest)
-        some = stretch[0].blocks_of(manifest, len(blocks))
+        some = span.blocks_of(manifest, len(blocks))
         ids += archives.read_ids(run.store, blocks[some.start : some.stop])
     expected, at = np.concatenate(ids), 0
-    for path in stretch[1]:
+    for path in paths:
         for table in run.rows_in(path, ["image_id"]):
             if not np.array_equal(expected[at : at + len(table)], table["image_id"].to_numpy()):
                 raise _lost(run, number, f"from row {at} of {named} on, the rows are not those of the files")
