@@ -192,7 +192,7 @@ def write_index(
 def read_index(place: str) -> pa.Table:
     """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
     store = Store.open(place)
-    if not is_index(store) or read_info(store) is None:
+    if not has_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
     return pa.concat_tables(archives.read_block(store, ref) for ref in archives.read_blocks(store, 0))
 
@@ -212,7 +212,12 @@ def read_info(store: Store) -> IndexInfo | None:
     return IndexInfo(**fields)
 
 
-def is_index(store: Store) -> bool:
+def is_index(place: str) -> bool:
+    """Whether a source is an index: what a web server has, and KIND::PLACE, are never taken for one."""
+    return "::" not in place and urls.scheme_of(place) not in ("http", "https") and has_index(Store.open(place))
+
+
+def has_index(store: Store) -> bool:
     """Whether there is a whole index, and not just something called index.json."""
     return store.exists("index.json") and archives.read_complete(store, 0) is not None
 
@@ -330,7 +335,7 @@ def _simulated_set(source: DatasetSource, store: Store) -> "SimulatedSet":
 
 def _indexes(source: DatasetSource) -> Sequence[str]:
     """The places of a source, if all are indexes, none if none is. Raises ConfigError for some, and for keys that an index has settled."""
-    found = [place for place in source.at if _is_index(place)]
+    found = [place for place in source.at if is_index(place)]
     if found and len(found) < len(source.at):
         raise ConfigError(f"{', '.join(found)}: an index, but not {', '.join(set(source.at) - set(found))}", hint="make two sources of it")
     settled = [key for key in ("arguments", "include", "exclude", "limit") if getattr(source, key)]
@@ -341,10 +346,6 @@ def _indexes(source: DatasetSource) -> Sequence[str]:
         if info is not None and (missing := set(source.hashes) - set(info.hashes)):
             raise ConfigError(f"{place}: an index without {', '.join(sorted(missing))}", hint="touchstone data index … --hash sha256,phash")
     return found
-
-
-def _is_index(place: str) -> bool:
-    return "::" not in place and urls.scheme_of(place) not in ("http", "https") and is_index(Store.open(place))
 
 
 def _identity(source: DatasetSource) -> dict[str, Any]:

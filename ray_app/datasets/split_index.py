@@ -160,7 +160,7 @@ def _learning(name: str) -> int:
 
 def _read(store: Store) -> pa.Table:
     """`image_id` and `input` of all rows."""
-    if not index.is_index(store) or index.read_info(store) is None:
+    if not index.has_index(store) or index.read_info(store) is None:
         raise ConfigError(
             f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR"
         )

@@ -164,7 +164,7 @@ def open_labels(place: str) -> LabelTables:
     """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
     if _ending(place) in ENDINGS:
         return LabelFile(place)
-    if "::" not in place and urls.scheme_of(place) not in ("http", "https") and index.is_index(Store.open(place)):
+    if index.is_index(place):
         return LabelsOfIndex(place)
     raise ConfigError(
         f"{strip_secrets(place)}: neither a file of labels nor an index",

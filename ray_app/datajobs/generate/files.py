@@ -95,8 +95,7 @@ def fetcher_for(place: str, retry: RetryPolicy, *, allow_private: bool) -> Fetch
 
 def has_manifest(place: str) -> bool:
     """Whether it is a run or an index."""
-    store = Store.open(place) if "::" not in place else None
-    return store is not None and (RunDirectory(store).exists() or is_index(store))
+    return "::" not in place and (RunDirectory(Store.open(place)).exists() or is_index(place))
 
 
 def members_of(place: str, fetcher: Fetcher) -> Iterator[archives.ManifestMember]:

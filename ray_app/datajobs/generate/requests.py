@@ -145,7 +145,7 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
             "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
         )
     shown = strip_secrets(config.prompts)
-    is_indexed = "::" not in config.prompts and is_index(Store.open(config.prompts))
+    is_indexed = is_index(config.prompts)
     if is_indexed:
         rows: Iterator[FoundRow] = _indexed(config.prompts, images=images)
     else:
