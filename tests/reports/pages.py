@@ -175,6 +175,7 @@ HOSTILE_PAGES = {
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
 }
+HOSTILE_PAGES = {report: cache(rendered) for report, rendered in HOSTILE_PAGES.items()}  # several tests look at each
 
 
 def _identifier_plan(text):

@@ -49,7 +49,7 @@ def test_mistakes_are_shown_with_their_thumbnails_and_only_as_jpeg():
         {"jpeg": picture(1), "label": "fake", "generator": "flux", "score": -2.5, "name": "a.png"},
         {"jpeg": b"<svg onload=alert(1)>", "label": "real", "generator": "real:scan", "score": 1.25, "name": "b.png"},
     ]
-    page = PageReader(render_training_report(example_facts(mistakes=mistakes)))
+    page = PageReader(render_training_report(example_facts(mistakes=mistakes, history=[], validations=[], test=None)))
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
     assert "Fakes that it takes for real −2.50 flux a.png Real images that it takes for fake +1.25 real:scan b.png" in page.text
