@@ -16,8 +16,7 @@ import pyarrow as pa
 from ray_app.archives import BlockRef
 from ray_app.inference.batch import Batch
 from ray_app.scoring import engine
-from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
-from ray_app.scoring.stages import BlockStage
+from ray_app.scoring.stages import BlockReport, BlockStage, BlockWork, HandedBack, OpenBlock
 
 ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))  # what the engine reads of a spec
 BUSY_US, WAITED_US = "busy_us", "waited_us"

@@ -21,8 +21,16 @@ from typing import Any
 from ray_app.archives import BlockRef
 from ray_app.cluster.shutdown import Stopper, Watch
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
-from ray_app.scoring.messages import BlockReport, HandedBack
-from ray_app.scoring.stages import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
+from ray_app.scoring.stages import (
+    BlockCommitter,
+    BlockDecoder,
+    BlockDescriber,
+    BlockReport,
+    BlockScorer,
+    HandedBack,
+    ScoringJob,
+    TensorScorer,
+)
 from ray_app.streams.feed import Feed
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage

@@ -31,7 +31,7 @@ from ray_app.inference.spec import departures
 from ray_app.runs import RunDirectory, artifacts, block_tables, directory, document, reader, schema, settled_state, verdict_table
 from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
-from ray_app.scoring import guarantee, messages, report
+from ray_app.scoring import guarantee, report, stages
 from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity, stability_in
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
@@ -155,7 +155,7 @@ def rescore_run(
     clock = StageClock()
     describing = scorer.Describing(spec, clock) if spec.describer else None
 
-    def score(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> messages.BlockReport:
+    def score(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> stages.BlockReport:
         with clock("score"):
             columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
             outcomes = [_outcome(row) for row in rows.select(columns).to_pylist()]
@@ -167,7 +167,7 @@ def rescore_run(
             tables = block_tables(members, judge(spec, outcomes, outputs, clock), attempt=attempt, scored_at=datetime.now(UTC),
                                   perceptual_hash=hashed, measured=spec.measured)  # fmt: skip
             run.write_part(ref.manifest, ref.block, tables.rows)
-        return messages.BlockReport(ref, tables.bad, messages.BlockWork(clock.take()), tables.failures)
+        return stages.BlockReport(ref, tables.bad, stages.BlockWork(clock.take()), tables.failures)
 
     return _made_of(
         source,
@@ -187,7 +187,7 @@ def _made_of(
     out: str,
     spec: ScoringSpec,
     identity: dict[str, Any],
-    block: Callable[[RunDirectory, int, BlockRef, pa.Table], messages.BlockReport],
+    block: Callable[[RunDirectory, int, BlockRef, pa.Table], stages.BlockReport],
     *,
     references: bytes | None,
     settings: dict[str, Any],
@@ -328,7 +328,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     kept, beside = _kept(source, card), ["masks", *map(artifacts.folder_of, artifacts.kept_features(source))]
     decision.require_embeddings(spec)
 
-    def name(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> messages.BlockReport:
+    def name(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> stages.BlockReport:
         began = time.perf_counter()
         vectors = artifacts.vectors_of(
             artifacts.block_features(source, ref.manifest, ref.block, kept), rows["image_id"].to_numpy(), card.embedding["width"]
@@ -340,7 +340,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
                 run.write_beside(folder, ref.manifest, ref.block, found)
         run.write_part(ref.manifest, ref.block, named)
         seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
-        return messages.BlockReport(ref, 0, messages.BlockWork(seconds))
+        return stages.BlockReport(ref, 0, stages.BlockWork(seconds))
 
     identity = described["identity"]
     return _made_of(

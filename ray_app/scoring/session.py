@@ -18,7 +18,7 @@ from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.messages import BlockReport
+from ray_app.scoring.stages import BlockReport
 from ray_app.storage.urls import scheme_of
 
 GB = 1e9  # as networks are billed

@@ -1,4 +1,5 @@
-"""The stages of scoring, each a class that takes one message about a block and gives the next.
+"""The stages of scoring, each a class that takes one message about a block and gives the next: `BlockRef` → `OpenBlock` → … →
+`BlockReport`, and `HandedBack` for what is not begun.
 
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
 processes of its own → `BlockCommitter`. Committing a block ends both.
@@ -11,11 +12,13 @@ import resource
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from ray_app import __version__
 from ray_app.archives import BlockRef, member_rows, read_block
@@ -24,18 +27,84 @@ from ray_app.cluster.ray_cluster import own_node
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, decision, judge, reuse
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
+from ray_app.inference.batch import Batch
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.runs import RunDirectory, block_tables, score_index, write_features
-from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
 from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.feed import FeedLog
-from ray_app.streams.stage import Attempts, Stage
+from ray_app.streams.stage import Attempts, Ended, Stage
 
 if TYPE_CHECKING:
-    from ray_app.inference.scorer import Describing
+    from ray_app.inference.batch import File
+    from ray_app.inference.scorer import DescriberInputs, Describing
     from ray_app.inference.second_pass import CascadeScorer
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """What a block took so far: seconds by stage, what was counted, and the most memory of a process.
+
+    `emulating`: names of nodes whose processor has no bf16 and emulates the run's.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0
+    emulating: frozenset[str] = frozenset()
+
+    def joined(self, other: "BlockWork") -> "BlockWork":
+        """Both, one after the other."""
+        counts = Counter(self.counts)
+        counts.update(other.counts)  # a sum of counters would forget what was counted and is none, such as second looks
+        seconds = Counter(self.seconds)
+        seconds.update(other.seconds)
+        return BlockWork(seconds, counts, max(self.peak_bytes, other.peak_bytes), self.emulating | other.emulating)
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """A block under way: its members, one row each, and what is known of them, in their order.
+
+    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes` and `outputs`, once the first detectors
+    have scored. `files`: (image id, file) of the members that later pools decode again, None of others. `seen`: what the describer may look
+    at of each member, once the batches travel no further.
+    """
+
+    ref: BlockRef
+    members: pa.Table
+    work: BlockWork = field(default_factory=BlockWork)
+    batches: Sequence[Batch] = ()
+    outcomes: Sequence[DecodeResult] = ()
+    outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
+    files: "Sequence[tuple[int, File] | None]" = ()
+    seen: "DescriberInputs" = ()
+
+    def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenBlock":
+        """The same block with what one more stage did and found."""
+        return replace(self, work=self.work.joined(work), outcomes=outcomes, outputs=self.outputs.joined(outputs))
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
+
+    `is_partial`: instead of a part, what this pass found is kept, since detectors of another pass have yet to score it.
+    """
+
+    ref: BlockRef
+    bad: int
+    work: BlockWork
+    failures: Sequence[Mapping[str, Any]] = ()
+    is_partial: bool = False
+
+
+@dataclass(frozen=True)
+class HandedBack(Ended):
+    """A block that is not begun: the run is to stop, or the node will be taken away."""
+
+    ref: BlockRef
 
 
 @dataclass(frozen=True)

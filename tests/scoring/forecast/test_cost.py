@@ -10,8 +10,8 @@ from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.forecast.rates import ClusterDescription, Nodes, load_cluster, planned_for
-from ray_app.scoring.messages import BlockReport, BlockWork
 from ray_app.scoring.session import ScoringSession, require_prices, spent
+from ray_app.scoring.stages import BlockReport, BlockWork
 
 
 def test_every_line_of_the_bill_is_amount_times_price():
