@@ -1,13 +1,14 @@
 """A run on processors of both kinds: its scores are those of its own precision, and a node that has to emulate that is named."""
 
 import platform
+import subprocess
+import sys
 
 import pytest
 
-from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
-from tests.scoring.conftest import rows_of, score_here, score_into
+from tests.groups import ROOT
+from tests.scoring.conftest import rows_of, score_here
 
 OTHER = {"bf16": "fp32", "fp32": "bf16"}
 SLOW = f"{platform.node()} is slow: its processor has no bf16"
@@ -52,11 +53,24 @@ def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(sample_archive,
     assert capsys.readouterr().err.count(SLOW) == (driver == "bf16")
 
 
+_ON_A_RAY_OF_ITS_OWN = """
+import os, sys
+from pathlib import Path
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
+from tests.scoring.conftest import score_into
+
+with cluster(ClusterConfig(cpus=2), variables=lambda folder: {CPU_PRECISION_VARIABLE: "fp32"}):
+    os.environ[CPU_PRECISION_VARIABLE] = "bf16"
+    score_into(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_node_of_ray_without_bf16(sample_archive, expected, tmp_path, monkeypatch, capsys):
-    with cluster(ClusterConfig(cpus=2), variables=lambda folder: {CPU_PRECISION_VARIABLE: "fp32"}):
-        monkeypatch.setenv(CPU_PRECISION_VARIABLE, "bf16")
-        score_into(tmp_path / "run", sample_archive)
+def test_a_node_of_ray_without_bf16(sample_archive, expected, tmp_path):
+    command = [sys.executable, "-c", _ON_A_RAY_OF_ITS_OWN, tmp_path / "run", sample_archive]
+    scored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert scores_of(rows_of(tmp_path / "run")) == expected["bf16"]
-    assert capsys.readouterr().err.count(SLOW) == 1
+    assert scored.stderr.count(SLOW) == 1
