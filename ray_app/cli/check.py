@@ -16,7 +16,6 @@ import click
 
 from ray_app import __version__
 from ray_app.cli import options
-from ray_app.cli.options import ENSEMBLE
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _TILE, _ALONE = (320, 40_000), (960, 150_000)  # of a picture among others, and 
 
 @click.command()
 @click.argument("images", nargs=-1, metavar="IMAGE…")
-@click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
+@options.ensemble_option
 @options.detectors_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 @options.licence_option
@@ -158,8 +157,7 @@ def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence
         return
     for row in rows:
         if form == "json":
-            line = json.dumps(row, ensure_ascii=False)
-            click.echo(line if line.isprintable() else json.dumps(row))  # escapes for what would move a terminal's text
+            click.echo(options.json_text(row))
 
 
 def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:

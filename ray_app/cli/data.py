@@ -314,7 +314,7 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
 @options.include_option
 @options.exclude_option
-@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
+@options.limit_option
 @click.option(
     "--hash", "hashes", metavar="sha256,phash", callback=_comma_separated, help="Compute these, to find leakage: reads every image."
 )

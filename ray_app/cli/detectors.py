@@ -330,22 +330,22 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     if as_yaml and not as_json:
         click.echo(options.shown(card), nl=False)
         return 0
-    options.echo_document(card.model_dump(mode="json"), [_page(card, min(_columns(), _WIDEST_PAGE))], as_json)
+    options.echo_document(card.model_dump(mode="json"), _page(card, min(_columns(), _WIDEST_PAGE)), as_json)
     return 0
 
 
-def _page(card: "DetectorCard | IdentifierCard | DescriberCard", width: int) -> str:
+def _page(card: "DetectorCard | IdentifierCard | DescriberCard", width: int) -> "Iterator[str]":
+    """The card for people. Weights and accepted licences are looked for on this machine once the page is read, which JSON does not do."""
     from ray_app.detectors import DetectorCard, licences, weights
     from ray_app.reports.attribution import profile_page
     from ray_app.reports.card import Here, card_page
 
     parts = weights.parts_of(card) if isinstance(card, DetectorCard) else card.parts
     files = {part.weights.uri: weights.located(part) for part in parts}
-    return (
-        card_page(card, Here(licences.is_accepted(card), files), width)
-        if isinstance(card, DetectorCard)
-        else profile_page(card, files, width)
-    )
+    if isinstance(card, DetectorCard):
+        yield card_page(card, Here(licences.is_accepted(card), files), width)
+    else:
+        yield profile_page(card, files, width)
 
 
 def _columns() -> int:

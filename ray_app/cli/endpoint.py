@@ -3,7 +3,6 @@
 `touchstone serve`: the endpoint on this machine, until interrupted.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -160,7 +159,7 @@ def score_at_endpoint(
             _print_table(answers, demonstration)
             return 0
         for answer in answers:
-            click.echo(json.dumps(_row(answer), ensure_ascii=False))
+            click.echo(options.json_text(_row(answer)))
     return 0
 
 

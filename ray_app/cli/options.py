@@ -39,6 +39,8 @@ DETECTOR, ENSEMBLE, RECIPE, PROTOCOL = map(ShippedName, ("detectors", "ensembles
 
 # Options that several commands have, word for word.
 out_option = click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
+ensemble_option = click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
 detectors_option = click.option(
     "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
 )
@@ -62,11 +64,11 @@ run_labels_option = click.option(
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
-    click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
+    ensemble_option,
     detectors_option,
     include_option,
     exclude_option,
-    click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files."),
+    limit_option,
     click.option(
         "--perturb",
         multiple=True,
@@ -108,7 +110,13 @@ unguarded_option = click.option(
 
 def echo_document(document: Any, lines: Iterable[str], as_json: bool) -> None:
     """Print a command's result: as JSON, or in lines for people."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    click.echo(json_text(document, indent=2) if as_json else "\n".join(lines))
+
+
+def json_text(document: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON as `json.dumps` has it; with an escape for all that is not ASCII where something in it would move a terminal's text."""
+    text = json.dumps(document, indent=indent, default=default, ensure_ascii=False)
+    return text if text.replace("\n", "").isprintable() else json.dumps(document, indent=indent, default=default)
 
 
 def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, 
     if as_json:
         for row in islice(rows, limit):
             found = json.loads(row.get("provenance") or "null")
-            click.echo(json.dumps({**row, "provenance": found}, default=str, ensure_ascii=False))
+            click.echo(options.json_text({**row, "provenance": found}, default=str))
         return 0
     shown = list(islice(rows, limit or _SHOWN))
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))

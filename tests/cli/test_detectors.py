@@ -70,6 +70,14 @@ def test_show_is_a_page_json_or_yaml(name, tmp_path, capsys):
     assert load_card(again).model_dump() == CARDS[name].model_dump()
 
 
+def test_the_json_of_a_card_asks_nothing_of_this_machine(home, capsys):
+    home.mkdir()
+    (home / "config.yaml").write_text("accepted_licences: [damaged]\n")
+    assert main(["detectors", "show", NON_COMMERCIAL]) == 2
+    assert main(["detectors", "show", NON_COMMERCIAL, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == NON_COMMERCIAL
+
+
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_without_network_and_weights_one_clear_line(name, capsys):
     assert main(["detectors", "fetch", name, *(["--accept-licence", name] if name in TO_ACCEPT else [])]) == 4

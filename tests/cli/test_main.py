@@ -8,6 +8,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
+from ray_app.cli import options
 from ray_app.cli.main import main, touchstone
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
@@ -34,6 +35,19 @@ def test_every_command_explains_itself(path, command, capsys):
     assert command.help
     assert capsys.readouterr().out.startswith(f"Usage: touchstone {' '.join(path)}")
     assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("a\u202e.jpg", "\\u202e"), ("a\x9b31m.jpg", "\\u009b31m"), ("a\udcff.jpg", "\\udcff"), ("größe.jpg", "größe")],
+    ids=["reordered", "a terminal's control", "no text", "letters"],
+)
+def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
+    options.echo_document({"files": [{"uri": name}]}, (), True)
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert written in shown
+    assert json.loads(shown) == {"files": [{"uri": name}]}
 
 
 OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "leaderboard"), "data": ("split",)}
