@@ -145,7 +145,7 @@ def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
     from pydantic import ValidationError
 
     from ray_app.errors import ConfigError
-    from ray_app.reports.leaderboard import leaderboard_document, leaderboard_lines, render_leaderboard
+    from ray_app.reports.leaderboard import boards_of, leaderboard_document, leaderboard_lines, render_leaderboard
     from ray_app.storage import Store, strip_secrets
 
     documents = [(strip_secrets(place), _document(place)) for place in dict.fromkeys(evaluations)]
@@ -153,12 +153,12 @@ def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
     if not name.endswith((".html", ".htm")):
         raise ConfigError(f"--out {out}: not the name of an HTML file", hint="for example --out leaderboard.html")
     try:
-        page = render_leaderboard(documents)
+        boards = boards_of(documents)
     except ValidationError as error:
         raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
-    Store.open(folder or slash or ".").write(name, page.encode())
+    Store.open(folder or slash or ".").write(name, render_leaderboard(boards).encode())
     width = shutil.get_terminal_size((120, 24)).columns
-    options.echo_document(leaderboard_document(documents), leaderboard_lines(documents, width), as_json)
+    options.echo_document(leaderboard_document(boards), leaderboard_lines(boards, width), as_json)
     click.echo(f"page: {strip_secrets(out)}", err=as_json)
     return 0
 

@@ -145,7 +145,7 @@ class Leaderboard:
         return charts.axis_start([one.least for one in found if one.least is not None])
 
 
-def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:
+def boards_of(evaluations: Evaluations) -> list[Leaderboard]:
     """The lists of some evaluations, each with where it lies; those of the most images first.
 
     Raises pydantic's ValidationError for a document of another shape.
@@ -310,13 +310,13 @@ class PublishedRow(NamedTuple):
     mark: str
 
 
-def render_leaderboard(evaluations: Evaluations) -> str:
+def render_leaderboard(boards: Sequence[Leaderboard]) -> str:
     """One self-contained page that loads nothing and runs its own script alone, which sorts. Every text in the documents is taken for
     hostile.
     """
-    boards = boards_of(evaluations)
     details = [(board, cell_tables(board), published_rows(board)) for board in boards]
-    return render("leaderboard.html", boards=details, columns=COLUMNS, headline=_headline(boards), count=len(evaluations),
+    count = sum(len(board.documents) for board in boards)
+    return render("leaderboard.html", boards=details, columns=COLUMNS, headline=_headline(boards), count=count,
                   alpha=ALPHA, longest_name=_LONGEST_NAME, script_hash=script_hash(_SCRIPT))  # fmt: skip
 
 
@@ -357,10 +357,10 @@ def published_rows(board: Leaderboard) -> list[PublishedRow]:
     return sorted(dict.fromkeys(found), key=lambda one: not one.system)[:_MOST_ROWS]
 
 
-def leaderboard_lines(evaluations: Evaluations, width: int) -> list[str]:
+def leaderboard_lines(boards: Sequence[Leaderboard], width: int) -> list[str]:
     """The same for the terminal, in at most `width` columns but for words that are longer."""
     lines: list[str] = []
-    for board in boards_of(evaluations):
+    for board in boards:
         counts = f"{board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}"
         lines += ["", *text.paragraph(wording.visible(f"{board.title}: {counts}, {board.rules}"), width)]
         lines += text.paragraph(board.intervals, width) if board.intervals else []
@@ -376,7 +376,7 @@ def leaderboard_lines(evaluations: Evaluations, width: int) -> list[str]:
     return lines[1:]
 
 
-def leaderboard_document(evaluations: Evaluations) -> list[dict[str, Any]]:
+def leaderboard_document(boards: Sequence[Leaderboard]) -> list[dict[str, Any]]:
     """The lists as plain JSON: of every system its rank, figures with intervals, training, weights, cost and commands."""
     return [
         {
@@ -388,7 +388,7 @@ def leaderboard_document(evaluations: Evaluations) -> list[dict[str, Any]]:
             "warnings": list(board.warnings),
             "systems": [_row_of(entry, *board.documents[entry.evaluation]) for entry in board.entries],
         }
-        for board in boards_of(evaluations)
+        for board in boards
     ]
 
 

@@ -9,7 +9,7 @@ from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
-from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
+from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
 from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
@@ -80,7 +80,7 @@ RENDERERS = {
     "run": lambda summary: render_run_report(summary, thumbnails={row["image_id"]: thumbnail() for row in summary.get("top") or ()}),
     "training": render_training_report,
     "evaluation": render_evaluation,
-    "leaderboard": render_leaderboard,
+    "leaderboard": lambda evaluations: render_leaderboard(boards_of(evaluations)),
     "comparison": render_comparison,
     "evidence": render_evidence,
     "identifier": render_identifier_report,
@@ -169,7 +169,7 @@ HOSTILE_PAGES = {
     "run": lambda text: render_run_report(hostile_run(text), thumbnails={1001: b"<svg>"}),
     "training": lambda text: render_training_report(hostile_training(text)),
     "evaluation": lambda text: render_evaluation(hostile_evaluation(text)),
-    "leaderboard": lambda text: render_leaderboard(hostile_board(text)),
+    "leaderboard": lambda text: render_leaderboard(boards_of(hostile_board(text))),
     "comparison": lambda text: render_comparison(hostile_comparison(text)),
     "evidence": lambda text: render_evidence(hostile_evidence(text)),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
@@ -190,7 +190,7 @@ HOSTILE_LINES = {
     "run": lambda text: summary_lines(hostile_run(text)),
     "training": lambda text: training_lines(hostile_training(text) | {"metric": "auc"}),
     "evaluation": lambda text: evaluation_lines(hostile_evaluation(text)),
-    "leaderboard": lambda text: leaderboard_lines(hostile_board(text), 100),
+    "leaderboard": lambda text: leaderboard_lines(boards_of(hostile_board(text)), 100),
     "comparison": lambda text: comparison_lines(hostile_comparison(text)),
     "evidence": lambda text: [*evidence_lines(hostile_evidence(text)), check_line(text, "differs", text)],
     "identifier": lambda text: [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(_identifier_plan(text))],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.reports.leaderboard import leaderboard_document, render_leaderboard
+from ray_app.reports.leaderboard import boards_of, leaderboard_document, render_leaderboard
 from tests.reports.evaluation_example import example_document
 from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of
@@ -38,7 +38,7 @@ def evaluation(*systems, digest=None, protocol=None, labels="labels.csv", confou
 
 def board_of(*documents):
     """The one list that these evaluations make."""
-    [board] = leaderboard_document([(f"s3://lab/{place}", document) for place, document in enumerate(documents)])
+    [board] = leaderboard_document(boards_of([(f"s3://lab/{place}", document) for place, document in enumerate(documents)]))
     return board
 
 
@@ -51,7 +51,7 @@ def not_ranked(board):
 
 
 def text_of(*systems, **more):
-    return PageReader(render_leaderboard([("x", evaluation(*systems, **more))])).text
+    return PageReader(render_leaderboard(boards_of([("x", evaluation(*systems, **more))]))).text
 
 
 def test_a_rank_is_one_more_than_the_number_of_systems_that_are_significantly_better():
@@ -144,7 +144,7 @@ def test_the_worst_generator_degradation_and_chain_stand_apart_from_attacks():
     ],
 )
 def test_figures_of_other_data_or_rules_stand_in_another_list(other, lists):
-    assert len(leaderboard_document([("x", evaluation(system("a"), digest="d1")), ("y", other)])) == lists
+    assert len(leaderboard_document(boards_of([("x", evaluation(system("a"), digest="d1")), ("y", other)]))) == lists
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_the_page_shows_every_system_once_with_its_interval():
 
 def test_a_page_of_nothing():
     assert "No evaluation was given." in PageReader(page_of("leaderboard", "empty")).text
-    assert "1 system on 1 set of data." in PageReader(render_leaderboard([("x", {"systems": [{}]})])).text
+    assert "1 system on 1 set of data." in PageReader(render_leaderboard(boards_of([("x", {"systems": [{}]})]))).text
