@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from itertools import pairwise
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
-from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.config import Frozen, OptionalKey, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
@@ -28,11 +29,6 @@ HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
-
-
-def _is_unsaid(value: object) -> bool:
-    """Whether a key that older records do not have is left out of what is written, so that identities stay what they were."""
-    return not value
 
 
 class Architecture(Frozen):
@@ -66,7 +62,7 @@ class Weights(Frozen):
     prefix: str = ""
     config: FileName | None = None
     obtain: str | None = None
-    fitted: bool = Field(default=False, exclude_if=_is_unsaid)  # as identities of trainings by 0.11 and before
+    fitted: bool = Field(default=False, exclude_if=not_)  # as identities of trainings by 0.11 and before
 
     @field_validator("uri")
     @classmethod
@@ -163,7 +159,7 @@ class Isotonic(Frozen):
     """
 
     knots: tuple[tuple[float, float], ...] = Field(min_length=2)
-    beyond: float = Field(default=0.0, ge=0, exclude_if=_is_unsaid)  # as cards and identities of runs by 0.10 and before
+    beyond: float = Field(default=0.0, ge=0, exclude_if=not_)  # as cards and identities of runs by 0.10 and before
 
     @model_validator(mode="after")
     def _rising(self) -> "Isotonic":
@@ -256,14 +252,14 @@ class DetectorCard(Frozen):
     masks: bool = False
     replies: bool = False
     own_pool: bool = False
-    process: ForeignSettings | None = Field(default=None, exclude_if=_is_unsaid)
+    process: OptionalKey[ForeignSettings] = None
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None
     size: Size | None = None
     valid_range: ValidRange = ValidRange()
     fragility: Fragility = Field(default=Fragility(), exclude_if=lambda said: said == Fragility())
-    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_is_unsaid)
+    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=not_)
     demonstration: bool = False
     licence: str
     terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "permissive"

@@ -5,6 +5,7 @@ its process (`ForeignSettings`). Without torch.
 
 import glob
 from collections.abc import Iterable, Mapping, Sequence
+from operator import not_
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -158,7 +159,7 @@ class TrainingData(Frozen):
     licence: str
     source: str | None = None
     generators: tuple[str, ...] = ()
-    sources: tuple[str, ...] = Field(default=(), exclude_if=lambda named: not named)
+    sources: tuple[str, ...] = Field(default=(), exclude_if=not_)
     complete: bool = False
 
 

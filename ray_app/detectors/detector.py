@@ -34,18 +34,19 @@ BACKBONE = "backbone"  # the submodule that several detectors may share
 def build_network(card: DetectorCard) -> nn.Module:
     """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a Prediction. No network access.
 
-    Its last linear layer is taken for the head (see `precision`). A module with `build(card)` may say in `ARGUMENTS` which
-    `architecture.arguments` there are. Raises DetectorError, also for whatever a family's constructor or its library says against the
-    card's arguments.
+    Its last linear layer is taken for the head (see `precision`). Raises DetectorError, also for whatever a family's constructor or its
+    library, as it is imported, too, says against the card's arguments.
     """
-    module = _module(card)
-    kind = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
+    kind: Any = None
     try:
+        module = _module(card)
+        kind = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
         network: nn.Module = module.build(card) if kind is None else kind(**card.architecture.arguments)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         named = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
-        known = getattr(module, "ARGUMENTS", None) if kind is None else ", ".join(inspect.signature(kind).parameters) or "none"
-        hint = f"architecture.arguments may hold: {known}" if known else "check architecture.name and architecture.arguments in the card"
+        hint = "check architecture.name and architecture.arguments in the card"
+        if kind is not None:
+            hint = f"architecture.arguments may hold: {', '.join(inspect.signature(kind).parameters) or 'none'}"
         raise DetectorError(f"{card.name}: {named}", hint=hint) from error
     return network.eval().requires_grad_(False)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen
+from ray_app.config import Frozen, OptionalKey
 from ray_app.errors import InputError, Status
 from ray_app.transforms.resampling import resized_rows_first
 
@@ -38,7 +38,7 @@ class Resize(Frozen):
 
     mode: Literal["none", "squash", "short_side", "thumbnail"] = "none"
     size: int | None = Field(default=None, ge=1)
-    thumbnail_first: int | None = Field(default=None, ge=1, exclude_if=lambda size: size is None)  # as runs before the key existed
+    thumbnail_first: OptionalKey[int] = Field(default=None, ge=1)  # as runs before the key existed
 
     @model_validator(mode="after")
     def _sized(self) -> "Resize":

@@ -108,9 +108,6 @@ class TinyLaDeDa(PatchNetwork):
 _NETWORKS: dict[str, type[PatchNetwork]] = {"ladeda9": LaDeDa9, "tiny-ladeda": TinyLaDeDa}
 
 
-ARGUMENTS = "residual, layers (ladeda9), width"
-
-
 def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `ladeda` names, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
     name = card.architecture.name

@@ -127,12 +127,13 @@ def fused_maps(maps: Iterable[torch.Tensor], convolution: nn.Conv2d, size: Seque
     It is linear and bilinear weights sum to one, so each map goes through its part of the convolution first, at its own size: what is
     enlarged has fewer channels, and no map of all channels is ever held.
     """
-    maps = list(maps)
     weight, bias = convolution.parameters()
-    fused = bias[:, None, None]
-    for features, part in zip(maps, weight.chunk(len(maps), dim=1), strict=True):
-        narrow = functional.conv2d(features, part)
-        fused = fused + functional.interpolate(narrow, size=size, mode="bilinear", align_corners=False)
+    fused, first = bias[:, None, None], 0
+    for features in maps:  # each is let go before the next is made
+        last = first + features.shape[1]
+        narrow = functional.conv2d(features, weight[:, first:last])
+        fused, first = fused + functional.interpolate(narrow, size=size, mode="bilinear", align_corners=False), last
+    assert first == weight.shape[1]
     return fused
 
 
