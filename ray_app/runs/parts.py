@@ -9,7 +9,7 @@ and remaining parts together hold every row once.
 
 import io
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,9 +133,9 @@ class PartTable:
         sizes = self.store.sizes(f"parts/{manifest:05d}")
         return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
 
-    def part_spans(self, manifest: int, covered: Container[int], most: int) -> Iterator[tuple[Published, tuple[str, ...]]]:
-        """Of a manifest the parts that no published file covers: consecutive blocks, at most so many together, and their files."""
-        for stretch in consecutive(manifest, self._part_sizes(manifest), covered):
+    def part_spans(self, manifest: int, parts: Iterable[int], most: int) -> Iterator[tuple[Published, tuple[str, ...]]]:
+        """Of some blocks with a part of their own those that are consecutive, at most so many together, and their files."""
+        for stretch in consecutive(manifest, dict.fromkeys(parts, 0), ()):
             for start in range(0, len(stretch.sizes), most):
                 blocks = range(stretch.first + start, stretch.first + min(start + most, len(stretch.sizes)))
                 yield Published(manifest, blocks[0], blocks[-1]), tuple(self.part_path(manifest, block) for block in blocks)

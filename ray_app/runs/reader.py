@@ -169,7 +169,7 @@ def _stretches(run: directory.RunDirectory, infos: Sequence[archives.ManifestInf
     found: list[_Stretch] = [(file, (file.path,)) for file in files]
     for number in counts.keys() & set(run.part_folders() if counts else ()):
         covered = {block for file in files for block in file.blocks_of(number, counts[number])}
-        found += run.part_spans(number, covered, _PARTS_AT_ONCE)
+        found += run.part_spans(number, (block for block in run.parts(number) if block not in covered), _PARTS_AT_ONCE)
     found.sort(key=lambda one: one[0].start)
     at = _existing((infos[0].manifest, 0), counts) if infos else None
     for blocks, _ in found:

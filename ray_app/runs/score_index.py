@@ -106,8 +106,7 @@ def _unindexed(run: directory.RunDirectory) -> Iterator[tuple[score_files.Publis
             known.append(file)
             yield file, (file.path,)
     for manifest in run.part_folders():
-        parts = run.parts(manifest)
-        yield from run.part_spans(manifest, set(parts).difference(unknown(manifest, parts)), PARTS_PER_FILE)
+        yield from run.part_spans(manifest, unknown(manifest, run.parts(manifest)), PARTS_PER_FILE)
 
 
 def _index(run: directory.RunDirectory, spec: ScoringSpec, missing: tuple[score_files.Published, tuple[str, ...]]) -> None:

@@ -231,12 +231,11 @@ def _table_rows(
 ) -> pa.Table:
     """Result rows in `TABLE_SCHEMA`; `blocks` (n,): the block of each. What a run has no column for is null."""
     rows, count = with_reasons(rows), len(rows)
-    scores = [None if one is None else list(one.items()) for one in rows["scores"].to_pylist()]
     columns = {
         "night": _nights(rows, began),
         "manifest": pa.array(np.full(count, manifest, np.int32)),
         "block": pa.array(blocks),
-        "scores": pa.array(scores, TABLE_SCHEMA.field("scores").type),
+        "scores": _score_map(rows["scores"].combine_chunks()),
         **{name: pa.array([value] * count, pa.string()) for name, value in of_run.items()},
     }
     if "input" in rows.column_names:
@@ -247,6 +246,18 @@ def _table_rows(
             there = field.name in rows.column_names
             columns[field.name] = rows[field.name].cast(field.type) if there else pa.nulls(count, field.type)
     return pa.table([columns[name] for name in TABLE_SCHEMA.names], schema=TABLE_SCHEMA)
+
+
+def _score_map(scores: pa.StructArray) -> pa.MapArray:
+    """A struct of scores as a map by the detectors' names; null where a row has none, a null value where one detector gave none."""
+    names = [field.name for field in scores.type]
+    there = np.asarray(scores.is_valid())
+    values = np.stack(
+        [np.asarray(pc.fill_null(pc.struct_field(scores, [place]), np.nan), np.float32) for place in range(len(names))], axis=1
+    )[there].ravel()
+    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names)), int(there.sum()))))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(there) * len(names)]).astype(np.int32), mask=np.append(~there, False))
+    return pa.MapArray.from_arrays(offsets, keys, pa.array(values, pa.float32(), mask=~np.isfinite(values)))
 
 
 @contextlib.contextmanager
