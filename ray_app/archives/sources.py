@@ -148,6 +148,10 @@ class Archive:
     def __iter__(self) -> Iterator[members.ListedMember]:
         return self._members(_in_order(self.sections(), self.fetcher))
 
+    def beginning(self) -> Iterator[members.ListedMember]:
+        """The same with nothing read ahead of it, for those who want the first few."""
+        return self._members(item for section in self.sections() for item in section.found(self.fetcher))
+
     def _members(self, listed: Iterator[object_prefix.Found]) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
@@ -173,7 +177,7 @@ class Archive:
         if len(self._sources) > 1:
             for source in self._sources:
                 next((True for section in source(self.fetcher) for _ in section.found(self.fetcher)), None)
-        next(self._members(item for section in self.sections() for item in section.found(self.fetcher)))  # nothing is read ahead
+        next(self.beginning())
 
     def empty(self, found: int, opened: int) -> ConfigError:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""

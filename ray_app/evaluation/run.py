@@ -217,7 +217,7 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
     from ray_app.scoring.run import score_archive
 
     run, score = RunDirectory(out.below(RUN)), _scoring(config, out)
-    if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):
+    if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score).beginning(), _LOOKED_AT)):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
             hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",

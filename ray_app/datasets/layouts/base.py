@@ -90,11 +90,10 @@ class ListedLayout(DatasetLayout):
         """By the image's place."""
         return self._listed.get(place_of(item))
 
-    def _enter(self, file: str, path: str, labels: Labels) -> None:
-        """Record what `file` says of the image at `path`. Raises ConfigError where it says something else of it, too."""
-        place = place_below(root_of(self.root, file), path)
+    def _enter(self, place: str, labels: Labels, file: str) -> None:
+        """Record what a file, `file` in words, says of the image at a place. Raises ConfigError where it says something else of it, too."""
         if self._listed.setdefault(place, labels) != labels:
-            raise ConfigError(f"{shown(file)}: {place} is there twice, as [{self._listed[place]}] and as [{labels}]")
+            raise ConfigError(f"{file}: {place} is there twice, as [{self._listed[place]}] and as [{labels}]")
 
 
 class Folders(DatasetLayout):

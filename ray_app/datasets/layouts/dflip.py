@@ -47,7 +47,7 @@ class Dflip(base.ListedLayout):
         if isinstance(content, dict):
             self._read_v1(content, file)
         elif isinstance(content, list):
-            self._read_v2(content, self.file)
+            self._read_v2(content, base.root_of(self.root, self.file), file)
         else:
             raise ConfigError(f"{file}: neither id → record (version 1) nor a list of records (version 2)")
 
@@ -88,11 +88,12 @@ class Dflip(base.ListedLayout):
             made_by = self.generator or FAMILIES_V1[family] or model
             self._listed[_id(name)] = Labels("fake", made_by, None, prompt, None, prompt_group(prompt))
 
-    def _read_v2(self, content: list[Any], file: str) -> None:
+    def _read_v2(self, content: list[Any], root: str, file: str) -> None:
         for number, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
-                raise ConfigError(f"{base.shown(file)}: record {number} has no image_path")
-            self._enter(file, record["image_path"], _labels_v2(record, f"{base.shown(file)}: record {number} ({record['image_path']})"))
+                raise ConfigError(f"{file}: record {number} has no image_path")
+            labels = _labels_v2(record, f"{file}: record {number} ({record['image_path']})")
+            self._enter(base.place_below(root, record["image_path"]), labels, file)
 
 
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:

@@ -30,9 +30,8 @@ class ImdlbencoJson(ListedLayout):
             if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) and one for one in entry)):
                 raise ConfigError(f"{file}: {str(entry)[:100]} is not [image, mask]", hint='a list of such pairs; "Negative" is no mask')
             image, mask = entry
-            is_real = mask == "Negative"
-            self._enter(self.file, image, Labels("real", f"real:{name}") if is_real else
-                        Labels("fake", self.generator or name, place_below(root, mask)))  # fmt: skip
+            altered = Labels("fake", self.generator or name, place_below(root, mask))
+            self._enter(place_below(root, image), Labels("real", f"real:{name}") if mask == "Negative" else altered, file)
 
     @property
     def published(self) -> Mapping[str, int]:

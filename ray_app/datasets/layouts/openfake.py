@@ -61,12 +61,13 @@ class OpenFakeCsv(base.ListedLayout):
         """Reads the file."""
         if self.file is None:
             return
+        root, file = base.root_of(self.root, self.file), base.shown(self.file)
         for line, row in base.read_csv(self.file):
-            path, where = row.get("file_name") or row.get("filename"), f"{base.shown(self.file)}, line {line}"
+            path, where = row.get("file_name") or row.get("filename"), f"{file}, line {line}"
             if not path:
                 raise ConfigError(f"{where}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            self._enter(self.file, folder + path, self._labels_of_row(row, path, where))
+            self._enter(base.place_below(root, folder + path), self._labels_of_row(row, path, where), file)
 
     @property
     def published(self) -> Mapping[str, int]:

@@ -76,8 +76,9 @@ class TableRules(base.ListedLayout):
 
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
+        root, file = base.root_of(self.root, self.file), base.shown(self.file)
         for number, row in base.read_csv(self.file):
-            where = f"{base.shown(self.file)}, line {number}"
+            where = f"{file}, line {number}"
             if missing := [name for name in (self.name, self.label, self.generator, self.split) if name is not None and name not in row]:
                 raise ConfigError(f"{where}: no column '{missing[0]}'", hint=f"its columns: {', '.join(row)}")
             word = row[self.label].strip()
@@ -87,7 +88,7 @@ class TableRules(base.ListedLayout):
             made = (base.text(row, self.generator) if self.generator else None) or self.generators
             split = base.text(row, self.split) if self.split else None
             path = "/".join(part for part in (self.folder, row[self.name]) if part)
-            self._enter(self.file, path, Labels(label, "real" if label == "real" else made, split=split))
+            self._enter(base.place_below(root, path), Labels(label, "real" if label == "real" else made, split=split), file)
 
 
 class WordColumns(base.LabelColumns):

@@ -138,10 +138,10 @@ def standing(resolved: identity.Resolved, spec: ScoringSpec) -> Listing | None:
     return work_of(run, whole=True)
 
 
-def progress_of(url: str, before: Listing, blocks_left: int, members_left: int) -> PlannedRun:
+def progress_of(run: RunDirectory, before: Listing, blocks_left: int, members_left: int) -> PlannedRun:
     """How far that run is, for a plan."""
     return PlannedRun(
-        url=RunDirectory.open(url).store.url,
+        url=run.store.url,
         state=before.state,
         blocks_done=len(before.blocks) - len(before.pending),
         members_done=before.blocks.members - before.pending.members,
@@ -156,7 +156,8 @@ def members_to_score(resolved: identity.Resolved, before: Listing | None, fetche
     Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
     """
     config = resolved.config
-    listed = islice(archive_of(config, fetcher), config.limit)
+    archive = archive_of(config, fetcher)
+    listed = iter(archive) if config.limit is None else islice(archive.beginning(), config.limit)
     if before is None or resolved.begun is None or before.state == "begun":
         return listed
     store = resolved.begun.run.store
