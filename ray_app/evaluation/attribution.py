@@ -334,6 +334,6 @@ def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, a
     if not there:
         return dict.fromkeys(("tpr", "auc"), arrays.undefined(_NONE))
     n = sum(one.n for one in there)
-    missing = next((one.auc.why for one in there if one.auc.value is None), None)
+    missing = [one.auc.why for one in there if one.auc.value is None]
     mean = arrays.FigureFacts(value=sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
-    return {"tpr": protocols.correct_share(there), "auc": arrays.undefined(missing, n) if missing else mean}
+    return {"tpr": protocols.correct_share(there), "auc": arrays.undefined(missing[0], n) if missing else mean}

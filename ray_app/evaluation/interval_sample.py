@@ -81,15 +81,15 @@ class Intervals:
         samples = [clusters.ClassSample.of(np.repeat(one.values, one.counts)) for one in by_class]
         return self._given(figures, system, [detection_intervals.ScoredClass(*one) for one in zip(by_class, samples, strict=True)])
 
-    def of_averages(self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: FigureFacts | None) -> dict[str, FigureFacts]:
-        """Means over generators, (images found, images) of each; `tpr`: of all images together, where the system has it."""
+    def of_averages(self, figures: Figures, rates: Sequence[tuple[int, int]], tpr: FigureFacts) -> dict[str, FigureFacts]:
+        """Means over generators, (images found, images) of each; `tpr`: of all images together."""
         drawn = self.facts.fakes == "generators"
         ends = detection_intervals.mean_rate_ends([one for one in rates if one[1]], drawn=drawn) if self._wanted else None
         found = dict(figures)
         method = clusters.CLUSTER_JACKKNIFE if drawn else detection_intervals.JACKKNIFE
         if ends is not None and found["tpr_mean"].value is not None:
             found["tpr_mean"] = detection_intervals.with_ends(found["tpr_mean"], ends, method)
-        if drawn and tpr is not None and tpr.ends and found["tpr_weighted"].value is not None:
+        if drawn and tpr.ends and found["tpr_weighted"].value is not None:
             found["tpr_weighted"] = detection_intervals.with_ends(found["tpr_weighted"], tpr.ends, tpr.method or method)
         return found
 

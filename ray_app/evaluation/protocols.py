@@ -328,7 +328,7 @@ def table_of(
     return TableFacts(
         rows=tuple(_head(line, systems) for line in lines),
         columns=tuple(system.name for system in systems),
-        cells={name: column for name, column in cells.items()},
+        cells=cells,
         footers=tuple(
             FooterFacts(name=one.name, cells={system.name: _footer(one, system, lines, cells, of_images) for system in systems})
             for one in rules.footers

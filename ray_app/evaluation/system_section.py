@@ -242,8 +242,8 @@ def _histogram(scores: _Scores) -> system_model.ClassHistogram:
 def _risk(scores: _Scores) -> system_model.RiskCoverage:
     if scores.binary:
         return system_model.RiskCoverage(points=(), aurc=undefined("binary replies say nothing of how sure they are"))
-    found = detection.risk_coverage(scores.fakes, scores.reals, scores.system.threshold, strict=scores.system.strict)
-    return system_model.RiskCoverage(points=found["points"], aurc=found["aurc"])
+    system = scores.system
+    return system_model.RiskCoverage(**detection.risk_coverage(scores.fakes, scores.reals, system.threshold, strict=system.strict))
 
 
 def _strata(scores: _Scores) -> list[system_model.FormatStratum]:

@@ -111,7 +111,7 @@ def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] 
                for histogram, mine in ((own, fakes), (others, ~fakes))]  # fmt: skip
     if auc.value is None or not any(one.sample.clusters for one in classes):
         return auc
-    return auc.model_copy(update={"interval": _auc_ends(auc, *classes) or (), "method": clusters.CLUSTER_JACKKNIFE})
+    return with_ends(auc, _auc_ends(auc, *classes), clusters.CLUSTER_JACKKNIFE)
 
 
 def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> Ends:

@@ -404,20 +404,23 @@ def _check_profile(record: Mapping[str, Any], spec: ScoringSpec, data: bytes) ->
         return
     try:
         identifier, describer = profile_cards(spec.ensemble, spec.cards)
-        named = {"identifier": identifier, "describer": describer}
-        facts = {kind: card.facts() for kind, card in named.items() if card is not None}  # hashes weights, which may be missing
     except TouchstoneError as error:
         yield EvidenceCheck("profile", "not checked", f"its cards are not on this machine: {error.message}")
         return
     is_same = {}
-    for kind, found in facts.items():
+    for kind, card in (("identifier", identifier), ("describer", describer)):
         recorded = section["cards"].get(kind) or {}  # it may have more than the card, such as a describer's precision
-        is_same[kind] = all(recorded.get(name) == fact for name, fact in found.items())
+        try:
+            facts = {} if card is None else card.facts()  # hashes weights
+        except TouchstoneError as error:
+            yield EvidenceCheck(kind, "not checked", f"its weights are not on this machine: {error.message}")
+            continue
+        is_same[kind] = all(recorded.get(name) == fact for name, fact in facts.items())
         if not is_same[kind]:
             yield EvidenceCheck(kind, "not checked", "the card here is another than the run's")
-    if identifier is not None and is_same["identifier"] and section["generator"]:
+    if identifier is not None and is_same.get("identifier") and section["generator"]:
         yield _check_generator(section["generator"], spec, identifier, data)
-    if describer is not None and is_same["describer"] and section["prompt"]:
+    if describer is not None and is_same.get("describer") and section["prompt"]:
         yield _check_prompt(section["prompt"], spec, describer, data)
 
 

@@ -101,7 +101,7 @@ def forecast(
         unknown_sizes=found.unsized,
         kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
         refused_in_listing=dict(found.refused),
-        run=None if before is None else progress_of(config.out or "", before, blocks, found.members),
+        run=progress_of(resolved.begun.run, before, blocks, found.members) if resolved.begun and before else None,
         table=config.table and strip_secrets(config.table),
         cluster=_cluster(config, cluster, cpus, gpus),
         kind=layout.kind,
