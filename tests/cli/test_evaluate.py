@@ -33,8 +33,9 @@ def test_labels_of_a_file(runs, tmp_path, capsys):
     rows = [(row["image_id"], "fake" if place % 2 else "real") for place, row in enumerate(current_rows(RunDirectory.open(runs[0])))]
     with open(tmp_path / "truth.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image_id", "label"), *rows])
-    assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv")]) == 0
+    assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv"), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
+    assert f"report: {tmp_path / 'out' / 'comparison.html'}" in said
     assert "ensemble: AUC 0." in said
     assert "changed: scores of the ensemble rose by 0.30 log-odds on average" in said
     assert f"images: {N} in both runs, 0 only in A, 0 only in B (matched by image_id)" in said

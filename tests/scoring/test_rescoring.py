@@ -119,6 +119,8 @@ def test_what_cannot_be_is_said_before_anything_starts(photos, kept, rescored, h
         rescore_run(str(kept), str(tmp_path / "run"), [heads["stranger"]])
     with pytest.raises(ConfigError, match=r"touchstone-tiny: its head does not fit"):
         rescore_run(str(kept), str(tmp_path / "run"), ["touchstone-tiny"])
+    with pytest.raises(ConfigError, match="name the heads by --detector"):
+        rescore_run(str(kept), str(tmp_path / "run"), [])
     with pytest.raises(ConfigError, match="kept no embeddings") as refused:
         rescore_run(str(rescored[0]), str(tmp_path / "run"), [heads["new-head"]])
     assert "--features" in refused.value.hint

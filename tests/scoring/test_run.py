@@ -128,11 +128,13 @@ def test_reused_rows_are_as_if_scored(score, tmp_path):
     photos.mkdir()
     for index in range(6):
         save_photo(photos / f"{index}.jpg", index)
-    _, first = score(photos, reuse="sha256")
+    shutil.copy(photos / "0.jpg", photos / "0-again.jpg")
+    _, plain = score(photos, out=tmp_path / "plain")
+    score(photos, out=tmp_path / "reusing", reuse="sha256")
     for index in range(6):
         shutil.copy(photos / f"{index}.jpg", photos / f"{index}-later.jpg")
-    finished, later = score(photos, reuse="sha256")
+    finished, later = score(photos, out=tmp_path / "reusing", reuse="sha256")
     assert [finished.summary["session"][name] for name in ("rows", "reused", "decoded")] == [6, 6, 0]
-    assert len(later) == 12
+    assert len(later) == len(plain) + 6
     for uri, row in later.items():
-        assert comparable(row) | {"reused": False} == comparable(first[uri.replace("-later", "")])
+        assert comparable(row) | {"reused": False} == comparable(plain[uri.replace("-later", "")])

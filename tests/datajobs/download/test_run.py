@@ -14,7 +14,7 @@ from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
 from ray_app.datajobs.download.records import Records
 from ray_app.datajobs.download.run import HostSchedule, collect, unfinished
 from ray_app.datajobs.download.sink import Task
-from ray_app.errors import RESUMABLE, ClusterError, IdentityError
+from ray_app.errors import RESUMABLE, ClusterError, IdentityError, StorageError
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from tests.datajobs.download.conftest import config, write_list
 from tests.datajobs.download.wild_server import picture
@@ -267,6 +267,38 @@ def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_e
     if form == "parquet":
         found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         assert len(found) == len(set(found)) == 18
+
+
+def test_a_store_that_fails_is_no_worker_s_death(web, tmp_path, monkeypatch):
+    """A part is committed, so that a death would be forgiven; the same urls would meet the same disk."""
+    settings = config(write_list(tmp_path, rows_for(web, ["good"], times=24)), tmp_path / "out")
+    real, units = Downloader.__call__, []
+
+    def fails(self, unit):
+        units.append(unit)
+        real(self, replace(unit, tasks=unit.tasks[:10]))
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(Downloader, "__call__", fails)
+    with pytest.raises(StorageError, match="the disk is full"):
+        collect(settings)
+    assert len(units) == 1
+
+
+def test_deaths_that_each_leave_most_of_the_work_done_end_nothing(web, tmp_path, monkeypatch):
+    settings = config(write_list(tmp_path, rows_for(web, ["good"], times=64)), tmp_path / "out")
+    real, units = Downloader.__call__, []
+
+    def dies(self, unit):
+        units.append(len(unit.tasks))
+        fetched = real(self, replace(unit, tasks=unit.tasks[: len(unit.tasks) // 2 + 1]))
+        if len(unit.tasks) > 1:
+            raise ClusterError("the pipeline failed: the actor died")
+        return fetched
+
+    monkeypatch.setattr(Downloader, "__call__", dies)
+    assert collect(settings)["statuses"] == {"ok": 64}
+    assert units == [64, 31, 15, 7, 3, 1]
 
 
 def test_what_a_unit_has_no_time_for_is_handed_back_and_no_request_is_made_twice(web, tmp_path):

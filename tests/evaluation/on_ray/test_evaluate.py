@@ -1,6 +1,8 @@
 """A source is scored and evaluated by one command; and tasks gather what this process gathers."""
 
+import contextlib
 import csv
+import io
 import json
 
 import pytest
@@ -25,8 +27,9 @@ def done(tmp_path_factory):
     archive = build_sample_archive(folder / "archive", files=12)
     words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out")]
     words += ["--ensemble", "tiny", "--perturb", "jpeg:50", "--fragility", str(folder / "fragility.yaml")]
-    with without_ray():
+    with without_ray(), contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(words) == 0
+    assert "ROC AUC" in printed.getvalue()
     return archive, folder / "out", words
 
 
