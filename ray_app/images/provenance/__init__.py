@@ -8,6 +8,7 @@ Nothing is fetched, no name of a person or place is read, no pixel is decoded. A
     generator            {tool, version, prompt, negative_prompt, steps, sampler, seed, model, model_hash, models, nodes}
     digital_source_type  ["trainedAlgorithmicMedia"]               XMP, in IPTC's codes
     c2pa                 {state, claim_generator, signer, ai_generated, source_types, remote, problems}
+    watermark            {of, bits, length, chance}                a mark in the pixels
     ai_declared          true where generator parameters, digital_source_type, or a C2PA manifest that is not invalid say so
 """
 
@@ -17,7 +18,7 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.images.provenance.reader import ProvenanceConfig, ProvenancePolicy, ProvenanceReader, has_manifest
-    from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance
+    from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance, Watermark
 else:
     __getattr__ = on_first_use(__name__)
 
@@ -26,6 +27,7 @@ __all__ = [
     "Camera",
     "Generator",
     "ContentCredentials",
+    "Watermark",
     "ProvenanceReader",
     "ProvenanceConfig",
     "ProvenancePolicy",

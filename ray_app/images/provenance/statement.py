@@ -1,5 +1,5 @@
-"""Provenance as data: `Provenance` and its parts (`Camera`, `Generator`, `ContentCredentials`), and the raw `MetadataBlocks` that they come
-from.
+"""Provenance as data: `Provenance` and its parts (`Camera`, `Generator`, `ContentCredentials`, `Watermark`), and the raw `MetadataBlocks`
+that all but the watermark come from.
 
 Values hold no more than they may: short lines, few of them, nothing invisible.
 """
@@ -85,6 +85,15 @@ class ContentCredentials(Frozen):
     problems: Lines = Field(default=(), description="C2PA validation codes, or why it was not read")
 
 
+class Watermark(Frozen):
+    """A mark in the pixels by which a program that makes pictures names itself: whose it is, and how well it was read."""
+
+    of: Line = Field(examples=["Stable Diffusion XL reference code"])
+    bits: int = Field(ge=0, description="how many of its bits were read as they should be")
+    length: int = Field(ge=1, description="how many bits it has")
+    chance: float = Field(ge=0, le=1, description="that a picture without it matches so well")
+
+
 class Provenance(Frozen):
     """What a file says of its own origin; at least one thing of these."""
 
@@ -93,6 +102,7 @@ class Provenance(Frozen):
     generator: Generator | None = None
     digital_source_type: Lines = Field(default=(), examples=[["trainedAlgorithmicMedia"]])
     c2pa: ContentCredentials | None = None
+    watermark: Watermark | None = None
     ai_declared: bool = Field(description="whether the file says of itself that a model made it, or part of it")
 
     @classmethod
