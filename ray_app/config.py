@@ -72,6 +72,7 @@ def _nullable(model: type[BaseModel]) -> frozenset[str]:
 
 
 Model = TypeVar("Model", bound=BaseModel)
+CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 
 
 def config_root() -> Path:
@@ -79,6 +80,11 @@ def config_root() -> Path:
     package = Path(__file__).resolve().parent
     shipped = package / "_configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def cache_folder(kind: str) -> Path:
+    """Where this user's copies of one kind of file lie, fetched or made: in $TOUCHSTONE_CACHE, else in ~/.cache/touchstone."""
+    return Path(os.environ.get(CACHE_VARIABLE) or os.path.expanduser("~/.cache/touchstone")) / kind
 
 
 def named_configs(kind: str) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import os
 import resource
 import secrets
 import signal
+import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.s3_server import S3Server
 
 # Every Ray of a test obeys this run alone: those that tests start by hand inherit it, those of the product make a secret of their own.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+# No test reads the weights or trust lists that whoever runs them has fetched.
+os.environ["TOUCHSTONE_CACHE"] = os.path.join(tempfile.gettempdir(), "touchstone-tests-fetch-nothing")
 
 # One thread per process of tests: small tensors gain nothing from a second one, and on a busy machine threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -42,7 +42,8 @@ _GROUPS = {
     "ensembles": ("List and show the ensembles that are shipped, and suggest one.", (*settings.ENSEMBLES, trust.suggest)),
     "recipes": ("List and show the recipes of touchstone train.", settings.RECIPES),
     "protocols": ("List and show the protocols of touchstone evaluate.", settings.PROTOCOLS),
-    "config": ("Show settings, and set up completion in your shell.", (settings.show_config, settings.completion)),
+    "config": ("Show settings, fetch trust lists, and set up completion in your shell.",
+               (settings.show_config, settings.trust_lists, settings.completion)),
 }  # fmt: skip
 # The names of before 0.15. Those that scripts rely on from outside stay for good; the others go with 1.0.
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ray_app.cli import options
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, ExitCode
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -71,6 +71,72 @@ def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -
     settings = options.configured("score", file, ScoreConfig, {}, assignments)
     click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else options.shown(settings), nl=as_json)
     return 0
+
+
+@click.group("trust")
+def trust_lists() -> None:
+    """Fetch and show the lists of whose Content Credentials (C2PA) are trusted."""
+
+
+@trust_lists.command("update")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="NAME=URL|PATH",
+    help="Where one list is, for a mirror or a machine without network: official, time-stamps, interim, interim-signers; repeatable.",
+)
+@options.as_json
+def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
+    """Fetch the official C2PA trust list and the older interim one.
+
+    They go to this user's cache, and from then on `check`, `score` and `serve` trust the signers on them, unless a config names its own
+    (`provenance.trust_list`). A list that cannot be fetched stays as it was. Exit code 5 where one could not be fetched.
+
+    \b
+    touchstone config trust update
+    touchstone config trust update --address official=https://mirror.example.org/C2PA-TRUST-LIST.pem
+    """
+    from ray_app.detectors.weights import is_offline
+    from ray_app.images.provenance import trust_lists
+    from ray_app.images.provenance.trust_lists import ADDRESSES
+
+    own = dict(pair.partition("=")[::2] for pair in addresses)
+    if unknown := [name for name, address in own.items() if name not in ADDRESSES or not address]:
+        raise click.UsageError(f"--address {unknown[0]}: NAME=URL with one of {', '.join(ADDRESSES)}")
+    failed = 0
+    for name, file, failure in trust_lists.update_cache(ADDRESSES | own, offline=is_offline()):
+        failed += failure is not None
+        if failure is not None:
+            kept = "nothing is there yet" if file is None else f"the one of {file.fetched_at[:10]} stays in use"
+            click.echo(f"{name}: {failure}; {kept}", err=True)
+    _show_trust(as_json)
+    return ExitCode.CLUSTER if failed else ExitCode.DONE
+
+
+@trust_lists.command("show")
+@options.as_json
+def show_trust(as_json: bool) -> int:
+    """Show the trust lists that are in use: address, date, SHA-256.
+
+    \b
+    touchstone config trust show
+    """
+    _show_trust(as_json)
+    return ExitCode.DONE
+
+
+def _show_trust(as_json: bool) -> None:
+    from ray_app.config import cache_folder
+    from ray_app.images.provenance.trust_lists import UPDATE, cached_files
+
+    files = cached_files()
+    lines = [
+        f"{name}: {one.certificates} certificates, {one.fetched_at[:10]}, sha256 {one.sha256}, from {one.address}"
+        for name, one in files.items()
+    ]
+    lines += [f"in {cache_folder('trust')}; used where no config names another list"] if files else [f"no trust list here: {UPDATE}"]
+    options.echo_document({name: one.model_dump() for name, one in files.items()}, lines, as_json)
 
 
 @click.command()

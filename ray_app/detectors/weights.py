@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ray_app.config import config_root
+from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
 from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
 from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256, keep_file, may_be_weights
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 
-CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
 _OFFLINE_VARIABLES = ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE")
 _CHUNK_BYTES = 2**22
@@ -196,7 +195,7 @@ def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
 
 def default_cache() -> Path:
     """$TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "touchstone" / "weights")
+    return Path(os.environ.get(CACHE_VARIABLE) or cache_folder("weights"))
 
 
 def cached_name(part: WeightSet) -> str:

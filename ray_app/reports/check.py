@@ -8,11 +8,13 @@ Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `v
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ray_app.detectors.card import blind_to
+from ray_app.images.provenance.statement import standing
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
 from ray_app.reports.text import declared_words, verdict_table
@@ -163,9 +165,16 @@ def _counts(rows: Sequence[Row]) -> list[tuple[str, int]]:
     return [*found, ("not scored", sum(row["status"] != "ok" for row in rows))]
 
 
+def _signers(rows: Sequence[Row]) -> Counter[str]:
+    """Where the signers of sound manifests stand, in words."""
+    found = [(row.get("provenance") or {}).get("c2pa") or {} for row in rows]
+    return Counter(words for one in found if (words := standing(one.get("state", ""), one.get("trust_lists", ()))))
+
+
 def _limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
     if not any(row["status"] == "ok" for row in rows):
         return []
     said = [wording.DEMONSTRATION] if facts.demonstration else []
     said += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
+    said += [f"C2PA: {wording.counted(number, 'signer')} {where}" for where, number in _signers(rows).items()]
     return said if all(row["calibrated"] for row in rows if row["status"] == "ok") else [*said, wording.UNCALIBRATED]

@@ -24,6 +24,7 @@ _PROVENANCE = {
     "checkpoint": "model of the generator",
     "digital_source_type": "digital source type (IPTC)",
     "c2pa": "C2PA manifest",
+    "signed_by": "signed by",
 }
 
 
@@ -134,8 +135,8 @@ def provenance_rows(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What a file says of its own origin, as name and value."""
     if not said:
         return []
-    lines = Provenance.model_validate(said).lines()
-    rows = [(_PROVENANCE.get(name, name), words) for name, words in lines.items()]
-    if state := (said.get("c2pa") or {}).get("state"):
-        rows.append(("signature", wording.C2PA_WORDS.get(state, state)))
+    stated = Provenance.model_validate(said)
+    rows = [(_PROVENANCE.get(name, name), words) for name, words in stated.lines().items()]
+    if stated.c2pa is not None:
+        rows.append(("signature", wording.C2PA_WORDS[stated.c2pa.state]))
     return [*rows, ("declares itself generated", "yes" if said.get("ai_declared") else "no")]

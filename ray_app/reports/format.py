@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
 C2PA_WORDS = {
-    "trusted": "unchanged since it was signed, by a signer on the trust list",
-    "intact": "unchanged since it was signed, by a signer who is not on the trust list",
+    "trusted": "unchanged since it was signed, by a signer on a trust list",
+    "intact": "unchanged since it was signed, by a signer unknown here",
     "invalid": "the picture or the manifest was changed after it was signed",
     "unreadable": "could not be checked, or lies elsewhere and was not fetched",
 }

@@ -204,12 +204,13 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
 
 def _declaration_lines(run: "RunSummary") -> list[str]:
     said = run.provenance
+    signers = [f"C2PA: {wording.counted(number, 'signer')} {where}" for where, number in said.signers.items()]
     if not said.declaring:
-        return []
+        return signers
     parts = [f"{number:,} {words}" for word, words in wording.VERDICT_WORDS.items() if (number := said.declared.get(word, 0))]
     parts += [f"{number:,} without a verdict"] if (number := said.declared.get("none", 0)) else []
     who = "1 file declares itself" if said.declaring == 1 else f"{said.declaring:,} files declare themselves"
-    return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}"]
+    return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}", *signers]
 
 
 def _speed_lines(run: "RunSummary") -> list[str]:

@@ -228,12 +228,15 @@ class Bottleneck(Section):
 
 
 class Declarations(Section):
-    """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others."""
+    """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others; per state of a
+    manifest; and of sound ones by where their signer stands: on which list, not on which, or there was none.
+    """
 
     stated: int = 0
     declared: Mapping[str, int] = {}
     undeclared: Mapping[str, int] = {}
     c2pa: Mapping[str, int] = {}
+    signers: Mapping[str, int] = {}
 
     @property
     def declaring(self) -> int:

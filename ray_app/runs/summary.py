@@ -3,6 +3,7 @@
 Each table is counted by itself, and counts of consecutive rows are added (`joined`). `bottleneck` names the stage that limits a run.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from ray_app.config import Section
 from ray_app.errors import Status
 from ray_app.images import NAMED_LIMIT
+from ray_app.images.provenance.statement import standing
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs import document, schema
 from ray_app.runs.rows import with_reasons
@@ -187,7 +189,7 @@ def _highest(table: pa.Table) -> list[document.TopRow]:
 
 def declarations(table: pa.Table) -> document.Declarations:
     """What files state of their own origin, by the columns `provenance` and `verdict`: `stated`: rows with any statement; `declared` and
-    `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest.
+    `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest; `signers`: rows with a sound one by where its signer stands.
 
     No JSON is parsed: a row's is this package's own (`Provenance.row`), and every quote inside a value is escaped, so that what stands
     between bare quotes is a key or a closed word, and `ai_declared` comes last.
@@ -196,11 +198,17 @@ def declarations(table: pa.Table) -> document.Declarations:
     declared = pc.fill_null(pc.ends_with(said, '"ai_declared":true}'), False)
     verdicts = pc.fill_null(table["verdict"].cast(pa.string()), NO_VERDICT)
     states = {state: pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0 for state in C2PA_STATES}
+    # As a JSON object of two fields: state, and lists where any were asked.
+    signed = pc.struct_field(
+        pc.extract_regex(said, r'"c2pa":(?P<signed>\{"state":"(?:trusted|intact)"(?:,"trust_lists":\[[^\]]*\])?)'), "signed"
+    )
+    signed = pc.binary_join_element_wise(signed, "}", "")
     return document.Declarations(
         stated=len(said) - said.null_count,
         declared=_counted(verdicts.filter(declared)),
         undeclared=_counted(verdicts.filter(pc.invert(declared))),
         c2pa={state: count for state, count in states.items() if count},
+        signers={standing(**json.loads(found)): count for found, count in _counted(signed).items()},
     )
 
 

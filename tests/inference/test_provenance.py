@@ -16,6 +16,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, limits
 from ray_app.images.provenance import ProvenancePolicy
+from ray_app.images.provenance.trust_lists import own_list
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
@@ -27,7 +28,10 @@ from tests.inference.batches import rows_of
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 SPEC = make_spec(
-    load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy(trust_list=authority().root)
+    load_ensemble_card("tiny"),
+    limits=ImageLimits(),
+    precision="fp32",
+    provenance=ProvenancePolicy(trust_lists=(own_list(authority().root),)),
 )
 # The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
 BROKEN = (

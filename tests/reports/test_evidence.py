@@ -32,7 +32,7 @@ def test_the_page_says_what_was_decided_and_on_which_grounds():
         ("shifted", "The guarantee does not hold here. images differ in jpeg_quality (PSI 0.15).", "promised"),
         ("stable", "Stability: the image recompressed and resized View Score Verdict 1 +2.00 fake", "plain"),
         ("unscored", "not scored, truncated_image.", "plain"),
-        ("said", "unchanged since it was signed, by a signer who is not on the trust list", "plain"),
+        ("said", "unchanged since it was signed, by a signer unknown here", "plain"),
     ],
 )
 def test_what_is_special_about_an_image_is_told_there_alone(kind, words, elsewhere):

@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from ray_app.images.provenance import ContentCredentials, Generator, Provenance
+from ray_app.images.provenance.statement import NO_TRUST_LIST
 from ray_app.reports import summary_lines
 from ray_app.reports.run import render_run_report
 from ray_app.runs.summary import declarations
@@ -27,8 +28,24 @@ def test_declarations_are_counted_per_verdict():
         "declared": {"fake": 1, "real": 1, "none": 1},
         "undeclared": {"fake": 1, "real": 1, "abstain": 1, "none": 1},
         "c2pa": {"trusted": 1, "invalid": 1},
+        "signers": {"on the trust list": 1},  # of an earlier row, which names no list
     }
-    assert counted([]) == {"stated": 0, "declared": {}, "undeclared": {}, "c2pa": {}}
+    assert counted([]) == {"stated": 0, "declared": {}, "undeclared": {}, "c2pa": {}, "signers": {}}
+
+
+def test_signers_are_counted_by_the_lists_that_were_asked():
+    a, b = "C2PA trust list of 2026-11-26 (sha256 75cacc98b79e)", "interim trust list of 2026-11-26 (sha256 e0ab688a23a0+2f4ba19707a4)"
+    asked = [("trusted", (b,)), ("intact", (a, b)), ("intact", ()), ("trusted", (b,)), ("invalid", ())]
+    said = [
+        Provenance.of(c2pa=ContentCredentials(state=state, trust_lists=lists, ai_generated=False, signer=HOSTILE)).row()
+        for state, lists in asked
+    ]
+    signers = {f"on the {b}": 2, f"not on the {a}, nor on the {b}": 1, NO_TRUST_LIST: 1}
+    found = counted([(row, "real") for row in said])
+    assert found["signers"] == signers
+    summary = {"members": 5, "statuses": {"ok": 5}, "verdicts": {"real": 5}, "provenance": found}
+    assert f"C2PA: 2 signers on the {b}" in summary_lines(summary)
+    assert "touchstone config trust update" in render_run_report(summary)
 
 
 def test_the_end_of_a_run_and_its_report_tell_them():

@@ -3,23 +3,19 @@
 The certificates are read once and travel as text.
 """
 
-from pathlib import Path
-
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.errors import ConfigError
 from ray_app.images.provenance import c2pa, containers, generators, metadata, statement
-
-_PEM = "-----BEGIN CERTIFICATE-----"
+from ray_app.images.provenance.trust_lists import TrustList, cached_lists, own_list
 
 _NO_CAMERA = statement.Camera()
 
 
 class ProvenancePolicy(Frozen):
-    """What a reader of provenance needs: the certificates (PEM text) whose C2PA signatures are trusted; None = none is."""
+    """What a reader of provenance needs: the lists whose C2PA signers are trusted, the first that has one counts; without any, none is."""
 
-    trust_list: str | None = None
+    trust_lists: tuple[TrustList, ...] = ()
 
 
 class ProvenanceConfig(Frozen):
@@ -27,36 +23,25 @@ class ProvenanceConfig(Frozen):
 
     read: bool = Field(default=True, description="camera, generator parameters, IPTC source type, C2PA manifest")
     trust_list: str | None = Field(
-        default=None, description="PEM file of certificates, or their text, whose C2PA signatures count as trusted"
+        default=None,
+        description="PEM file of certificates, or their text, whose C2PA signatures count as trusted; `none` = no list; "
+        "null = the lists that `touchstone config trust update` fetched",
     )
 
     def policy(self) -> ProvenancePolicy | None:
-        """The policy that this asks for; None = do not read. Raises ConfigError where the trust list holds no certificates."""
+        """The policy that this asks for; None = do not read. Raises ConfigError where a trust list holds no certificates."""
         if not self.read:
             return None
-        return ProvenancePolicy(trust_list=None if self.trust_list is None else _certificates(self.trust_list))
-
-
-def _certificates(named: str) -> str:
-    import ssl  # only where there is a list: decoder processes have none to check
-
-    hint = "a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
-    try:
-        text = named if _PEM in named else Path(named).read_text(encoding="utf-8")
-        # One bad certificate would make every manifest unreadable: better reported before a run than in each of its rows.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
-    except OSError as error:
-        raise ConfigError(f"provenance.trust_list: {error.strerror or error}: {named[:200]}", hint=hint) from None
-    except ValueError:
-        raise ConfigError(f"provenance.trust_list: no certificates in {named[:200]}", hint=hint) from None
-    return text
+        if self.trust_list is None:
+            return ProvenancePolicy(trust_lists=cached_lists())
+        return ProvenancePolicy(trust_lists=() if self.trust_list == "none" else (own_list(self.trust_list),))
 
 
 class ProvenanceReader:
     """Reads what files say of their origin, under one policy."""
 
     def __init__(self, policy: ProvenancePolicy) -> None:
-        self._credentials = c2pa.CredentialsReader(policy.trust_list)
+        self._credentials = c2pa.CredentialsReader(policy.trust_lists)
 
     def read(
         self, data: bytes, format_name: str | None, *, native: bool = True, found: statement.MetadataBlocks | None = None

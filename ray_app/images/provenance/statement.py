@@ -4,6 +4,7 @@ that all but the watermark come from.
 Values hold no more than they may: short lines, few of them, nothing invisible.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ AI_SOURCE_TYPES = frozenset(
     {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic", "trainedAlgorithmicData"}
 )
 
+NO_TRUST_LIST = "unknown: there is no trust list here; touchstone config trust update fetches it"
 MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
 MOST_PACKETS = 2  # XMP: the packet, and its extension
 MOST_TEXTS = 32
@@ -72,11 +74,16 @@ class Generator(Frozen):
 
 
 class ContentCredentials(Frozen):
-    """A C2PA manifest. `trusted`: the signature is sound and its certificate leads to the configured trust list; `intact`: sound, by
-    somebody unknown; `invalid`: the file or the manifest was changed after it was signed; `unreadable`: not checked, problems say why.
+    """A C2PA manifest. `trusted`: the signature is sound and its certificate leads to a trust list; `intact`: sound, by somebody unknown;
+    `invalid`: the file or the manifest was changed after it was signed; `unreadable`: not checked, problems say why.
     """
 
     state: Literal["trusted", "intact", "invalid", "unreadable"]
+    trust_lists: Lines = Field(
+        default=(),
+        description="the list that the signer is on; of one unknown, those that were asked: none = there is no trust list here",
+        examples=[["C2PA trust list of 2026-11-26 (sha256 75cacc98b79e)"]],
+    )
     claim_generator: Line = None
     signer: Line = None
     ai_generated: bool = Field(description="whether it says that all or part of the picture was made by a trained model")
@@ -92,6 +99,15 @@ class Watermark(Frozen):
     bits: int = Field(ge=0, description="how many of its bits were read as they should be")
     length: int = Field(ge=1, description="how many bits it has")
     chance: float = Field(ge=0, le=1, description="that a picture without it matches so well")
+
+
+def standing(state: str, trust_lists: Sequence[str] = ()) -> str:
+    """Where the signer of a manifest stands, in words, by two fields of `ContentCredentials`; empty where the signature is not sound."""
+    if state == "trusted":
+        return f"on the {trust_lists[0]}" if trust_lists else "on the trust list"
+    if state == "intact":
+        return f"not on the {', nor on the '.join(trust_lists)}" if trust_lists else NO_TRUST_LIST
+    return ""
 
 
 class Provenance(Frozen):
@@ -132,6 +148,8 @@ class Provenance(Frozen):
         statements["digital_source_type"] = ", ".join(self.digital_source_type)
         if c2pa is not None:
             statements["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
+            if words := standing(c2pa.state, c2pa.trust_lists):
+                statements["signed_by"] = f"{c2pa.signer or 'somebody without a name'} ({words})"
         return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
 
 

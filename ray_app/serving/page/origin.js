@@ -57,16 +57,17 @@ function manifest(c2pa) {
   ];
 }
 
-function named({ state, remote }) {
+function named({ state, remote, trust_lists: [list] }) {
   if (remote) return "Kept elsewhere.";
-  return { trusted: "Trusted.", intact: "Intact, signer unknown.", invalid: "Invalid.", unreadable: "Not readable." }[state] ?? sentence(state);
+  return { trusted: list?.startsWith("interim") ? "Trusted (interim list)." : "Trusted.", intact: "Intact, signer unknown.", invalid: "Invalid.", unreadable: "Not readable." }[state] ?? sentence(state);
 }
 
-function meaning({ state, signer, remote }) {
+function meaning({ state, signer, remote, trust_lists: lists }) {
   const who = signer ? shortened(signer, 80) : "somebody without a name";
   if (remote) return "The file only names a manifest on the web. It was not fetched.";
-  if (state === "trusted") return `Unchanged since it was signed by ${who}, whose certificate leads to this endpoint’s trust list.`;
-  if (state === "intact") return `Unchanged since it was signed, but who signed is not on this endpoint’s trust list. The signer calls itself ${who}; anybody can.`;
+  if (state === "trusted") return `Unchanged since it was signed by ${who}, whose certificate leads to the ${lists[0]}.`;
+  const unknown = lists.length ? `who signed is not on the ${lists.join(", nor on the ")}` : "this endpoint has no trust list to look the signer up (touchstone config trust update)";
+  if (state === "intact") return `Unchanged since it was signed, but ${unknown}. The signer calls itself ${who}; anybody can.`;
   if (state === "invalid") return "The picture or the manifest was changed after it was signed, or the manifest belongs to another file. What it says does not count.";
   return "There is a manifest, but it could not be checked.";
 }

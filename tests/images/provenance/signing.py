@@ -17,17 +17,19 @@ MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "GIF",
 
 
 class Authority:
-    """A root, and a signer that it vouches for. `root` is PEM text: a trust list."""
+    """A root, and a signer that it vouches for, for three days that began `age_days` and one ago. PEM text: `root` is a trust list, `leaf`
+    the signer's certificate.
+    """
 
-    def __init__(self, organisation="Throwaway"):
+    def __init__(self, organisation="Throwaway", age_days=0):
         root_key, self._key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         identifier = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
-        root = _certificate(organisation, "Root", root_key.public_key(), is_root=True).add_extension(identifier, False)
-        leaf = _certificate(organisation, "Signer", self._key.public_key(), is_root=False).add_extension(
+        root = _certificate(organisation, "Root", root_key.public_key(), age_days, is_root=True).add_extension(identifier, False)
+        leaf = _certificate(organisation, "Signer", self._key.public_key(), age_days, is_root=False).add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False
         )
         self._chain = [one.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) for one in (leaf, root)]
-        self.root = self._chain[1].decode()
+        self.leaf, self.root = (one.decode() for one in self._chain)
 
     def sign(self, data, form="JPEG", manifest=None, ingredient=None, remote=None, embed=True, **options):
         """The file with a manifest; `options` are the builder's settings."""
@@ -46,8 +48,8 @@ class Authority:
         return signed.getvalue()
 
 
-def _certificate(organisation, name, key, *, is_root):
-    now = datetime.datetime.now(datetime.UTC)
+def _certificate(organisation, name, key, age_days, *, is_root):
+    now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days)
     who = x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)
     subject, issuer = (x509.Name([who, x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "Root"))
     usage = x509.KeyUsage(not is_root, False, False, False, False, is_root, is_root, False, False)

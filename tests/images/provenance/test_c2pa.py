@@ -1,13 +1,15 @@
 """C2PA manifests: intact, trusted, invalid and unreadable told apart, signed here by authorities of our own."""
 
 import socket
+from pathlib import Path
 
 import c2pa
 import pytest
 
 from ray_app.images.formats import sniff_format
-from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, trust_lists
 from ray_app.images.provenance import c2pa as credentials
+from ray_app.images.provenance.trust_lists import TrustList, certificates, own_list
 from tests.images import factory
 from tests.images.provenance.files import said
 from tests.images.provenance.signing import MIME, Authority, authority, created, signed, tampered
@@ -15,8 +17,9 @@ from tests.images.provenance.signing import MIME, Authority, authority, created,
 AI = "trainedAlgorithmicMedia"
 
 
-def c2pa_of(data, trust_list=None):
-    return ProvenanceReader(ProvenancePolicy(trust_list=trust_list)).read(data, sniff_format(data)).c2pa
+def c2pa_of(data, *trust_lists):
+    lists = tuple(one if isinstance(one, TrustList) else own_list(one) for one in trust_lists)
+    return ProvenanceReader(ProvenancePolicy(trust_lists=lists)).read(data, sniff_format(data)).c2pa
 
 
 @pytest.mark.parametrize("form", MIME)
@@ -34,6 +37,36 @@ def test_intact_trusted_and_invalid_in_every_format(form):
 def test_another_authority_does_not_make_it_trusted():
     one = c2pa_of(signed(), Authority().root)
     assert (one.state, one.problems) == ("intact", ("signingCredential.untrusted",))
+
+
+def test_the_first_list_that_a_signer_leads_to_is_named_and_of_a_stranger_all_that_were_asked():
+    one, other, data = own_list(authority().root), own_list(Authority("Other").root), signed()
+    for lists, state, told in (
+        ((), "intact", ()),
+        ((one, other), "trusted", (one.told,)),
+        ((other, one), "trusted", (one.told,)),
+        ((one.model_copy(update={"told": "first"}), one), "trusted", ("first",)),
+        ((other,), "intact", (other.told,)),
+    ):
+        found = c2pa_of(data, *lists)
+        assert (found.state, found.trust_lists) == (state, told)
+    assert c2pa_of(tampered(data), one, other).trust_lists == ()
+
+
+def test_a_list_may_name_signers_themselves_and_authorities_of_time_are_none():
+    other = Authority("Other")
+    [leaf] = certificates(authority().leaf.encode(), "leaf")
+    by_name = TrustList(told="named", anchors=other.root, signers=(trust_lists._base64_sha256(leaf),))
+    clock = TrustList(told="clock", anchors=other.root, time_stamps=authority().root)
+    both = TrustList(told="both", anchors=authority().root, time_stamps=f"{authority().root}\n{other.root}")
+    assert [c2pa_of(signed(), one).state for one in (by_name, clock, both)] == ["trusted", "intact", "trusted"]
+
+
+def test_a_signature_whose_certificate_ended_since_is_no_changed_file():
+    data = (Path(__file__).parent / "ended.jpg").read_bytes()  # signed for three seconds of 2026 by an authority that nobody knows
+    for found in (c2pa_of(data), c2pa_of(data, authority().root)):
+        assert (found.state, "signingCredential.expired" in found.problems, found.ai_generated) == ("intact", True, True)
+    assert c2pa_of(tampered(data)).state == "invalid"
 
 
 def test_a_manifest_moved_to_another_picture_is_invalid():

@@ -12,6 +12,7 @@ from PIL import Image
 from ray_app.errors import ConfigError
 from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy
 from ray_app.images.provenance.containers import locate
+from ray_app.images.provenance.trust_lists import own_list
 from tests.images import factory
 from tests.images.flips import SWEEPS
 from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment
@@ -21,7 +22,7 @@ from tests.images.provenance.signing import authority, signed
 def test_a_trust_list_is_a_file_or_its_text_and_holds_certificates(tmp_path):
     path = tmp_path / "list.pem"
     path.write_text(authority().root)
-    wanted = ProvenancePolicy(trust_list=authority().root)
+    wanted = ProvenancePolicy(trust_lists=(own_list(authority().root),))
     assert ProvenanceConfig(trust_list=str(path)).policy() == ProvenanceConfig(trust_list=authority().root).policy() == wanted
     assert ProvenanceConfig().policy() == ProvenancePolicy()
     assert ProvenanceConfig(read=False, trust_list="nowhere").policy() is None

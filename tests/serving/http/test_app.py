@@ -14,6 +14,7 @@ import ray_app
 from ray_app import __version__
 from ray_app.errors import Status
 from ray_app.images import sniff_format
+from ray_app.images.provenance.statement import NO_TRUST_LIST
 from ray_app.serving import ServeConfig
 from ray_app.serving.config import RequestLimits
 from ray_app.serving.http import schemas
@@ -118,7 +119,8 @@ def test_what_files_say_of_their_origin_stands_beside_the_same_score(asking):
         assert (said["c2pa"]["state"], said["ai_declared"]) == (state, declared)
     answer = answered(signed())
     assert [answer[key] for key in ("score", "verdict", "probability")] == [plain[key] for key in ("score", "verdict", "probability")]
-    assert answer["image"]["metadata"] == {"c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia"}
+    told = {"c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia", "signed_by": f"Throwaway ({NO_TRUST_LIST})"}
+    assert answer["image"]["metadata"] == told
     said = answered(png_with(parameters="a cat\nSteps: 20, Sampler: Euler", Software="web ui"))["image"]
     assert (said["provenance"]["generator"]["sampler"], said["metadata"]["prompt"]) == ("Euler", "a cat")
 
