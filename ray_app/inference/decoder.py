@@ -22,7 +22,7 @@ from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
-from ray_app.images.provenance import ProvenanceReader, containers
+from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.images.texture import with_texture
 from ray_app.inference.batch import (
     Batch,
@@ -299,7 +299,7 @@ class BatchDecoder:
         known = None if self._recall is None else self._known(data)
         try:
             if known is not None and known.facts is not None:
-                return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
+                return replace(known, provenance=self._provenance(image_id, data, known.facts, known=known.provenance)), None, None
             self.counts["decoded"] += not isinstance(data, InputError)
             with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
                 if self._spec.measured:
@@ -307,7 +307,7 @@ class BatchDecoder:
                         image = with_texture(image)
                 facts = image.facts
                 if self._origins is not None:
-                    provenance = self._provenance(image_id, data, facts)
+                    provenance = self._provenance(image_id, data, facts, image.pixels)
                 with self._clock("prepare"):
                     phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
                     prepared = PreparedViews([], [])
@@ -357,18 +357,20 @@ class BatchDecoder:
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
-    def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
-        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
-        member that killed a process keeps its score and loses only what that code would have found.
+    def _provenance(
+        self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image | None = None, known: str | None = None
+    ) -> str | None:
+        """What a file that decoded says of its origin; without its pixels, the watermark is what was `known`. A C2PA manifest is read by
+        native code: it gets the same crumb and watchdog, and a member that killed a process keeps its score and loses only what that
+        code would have found.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
         with self._clock("decode"):
-            found = containers.locate(data, facts.format)
-            if found == containers.NOTHING:
-                return None
+            watermark = None if known is None else Provenance.model_validate_json(known).watermark
             with self.careful.noted(image_id):
-                provenance = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
+                native = not self.careful.is_suspect(image_id)
+                provenance = self._origins.read(data, facts.format, native=native, pixels=pixels, watermark=watermark)
         return None if provenance is None else provenance.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:

@@ -77,7 +77,7 @@ class ScoreCache:
             scores = {name: decision.finite(columns[name][row]) for name in self._spec.cards}
             if is_complete(self._spec, outcome.facts.width, outcome.facts.height, scores, goes_on=row in going):
                 replies = {name: texts[row] for name, texts in texts_of.items()}
-                self._remembered[outcome.facts.sha256] = replace(outcome, said=batch.ReusedOutput(None, scores, replies), provenance=None)
+                self._remembered[outcome.facts.sha256] = replace(outcome, said=batch.ReusedOutput(None, scores, replies))
         while len(self._remembered) > MOST_REMEMBERED:
             self._remembered.popitem(last=False)
 

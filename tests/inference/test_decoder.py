@@ -78,7 +78,7 @@ def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, err
             raise error
         return NOTHING
 
-    monkeypatch.setattr("ray_app.inference.decoder.containers.locate", located)
+    monkeypatch.setattr("ray_app.images.provenance.containers.locate", located)
     batch = BatchDecoder(spec, StageClock()).decode([(slot, bad if slot == 1 else jpeg()) for slot in range(3)])
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.DECODER_CRASHED, Status.OK]
     outcome = batch.outcomes[1]

@@ -20,8 +20,10 @@ from ray_app.images.provenance.trust_lists import own_list
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
-from tests.images.factory import jpeg
+from ray_app.inference.reuse import ScoreCache
+from tests.images.factory import encoded, jpeg
 from tests.images.provenance.files import png_with
+from tests.images.provenance.marking import marked_photo
 from tests.images.provenance.signing import authority, signed
 from tests.inference.batches import rows_of
 
@@ -61,6 +63,35 @@ def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
     scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # of the first no detector gave a score
     scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores)))
     assert [row["provenance"] and json.loads(row["provenance"])["ai_declared"] for row in rows_of(scored)] == [True, None, True, None]
+
+
+@pytest.mark.parametrize("style", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_watermark_is_read_wherever_a_file_is_decoded(style):
+    marked, plain = encoded(marked_photo().convert(style), "TIFF"), encoded(marked_photo().convert(style).rotate(90), "TIFF")
+    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+    with DecoderProcess(ImageLimits(), 60.0, 2**31) as child:
+        answers = [child.prepare(file, wanted).provenance for file in (marked, plain)]
+    here = [outcome.provenance for outcome in decoded(SPEC, marked, plain).outcomes]
+    assert [answer and answer.row() for answer in answers] == here
+    assert [said is not None for said in here] == [style != "L", False]  # grey has no colour
+    blind = replace(SPEC, provenance=ProvenancePolicy(watermarks=False))
+    assert {outcome.provenance for outcome in decoded(blind, marked, plain).outcomes} == {None}
+
+
+def test_a_file_that_is_known_keeps_its_watermark():
+    file = encoded(marked_photo(), "PNG")
+    cache = ScoreCache(SPEC)
+    decoder = BatchDecoder(SPEC, StageClock(), recall=cache)
+    seen = []
+    for _ in range(2):
+        cache.begin_block()
+        outcome = decoder.decode([(0, file)]).outcomes[0]
+        cache.learn([outcome], DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, np.ones(1, np.float32))))
+        seen.append(outcome)
+    decoder.close()
+    assert [outcome.said is None for outcome in seen] == [True, False]
+    assert seen[0].provenance == seen[1].provenance
+    assert json.loads(seen[1].provenance)["watermark"]["bits"] == 48
 
 
 def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):

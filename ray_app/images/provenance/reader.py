@@ -3,19 +3,24 @@
 The certificates are read once and travel as text.
 """
 
+from PIL import Image
 from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.images.provenance import c2pa, containers, generators, metadata, statement
 from ray_app.images.provenance.trust_lists import TrustList, cached_lists, own_list
+from ray_app.images.provenance.watermark import read_watermark
 
 _NO_CAMERA = statement.Camera()
 
 
 class ProvenancePolicy(Frozen):
-    """What a reader of provenance needs: the lists whose C2PA signers are trusted, the first that has one counts; without any, none is."""
+    """What a reader of provenance needs: the lists whose C2PA signers are trusted, the first that has one counts, without any, none is; and
+    whether pixels are looked at for watermarks.
+    """
 
     trust_lists: tuple[TrustList, ...] = ()
+    watermarks: bool = True
 
 
 class ProvenanceConfig(Frozen):
@@ -27,14 +32,16 @@ class ProvenanceConfig(Frozen):
         description="PEM file of certificates, or their text, whose C2PA signatures count as trusted; `none` = no list; "
         "null = the lists that `touchstone config trust update` fetched",
     )
+    watermarks: bool = Field(default=True, description="the invisible marks of generators' reference codes, in the pixels")
 
     def policy(self) -> ProvenancePolicy | None:
         """The policy that this asks for; None = do not read. Raises ConfigError where a trust list holds no certificates."""
         if not self.read:
             return None
         if self.trust_list is None:
-            return ProvenancePolicy(trust_lists=cached_lists())
-        return ProvenancePolicy(trust_lists=() if self.trust_list == "none" else (own_list(self.trust_list),))
+            return ProvenancePolicy(trust_lists=cached_lists(), watermarks=self.watermarks)
+        lists = () if self.trust_list == "none" else (own_list(self.trust_list),)
+        return ProvenancePolicy(trust_lists=lists, watermarks=self.watermarks)
 
 
 class ProvenanceReader:
@@ -42,17 +49,26 @@ class ProvenanceReader:
 
     def __init__(self, policy: ProvenancePolicy) -> None:
         self._credentials = c2pa.CredentialsReader(policy.trust_lists)
+        self._watermarks = policy.watermarks
 
     def read(
-        self, data: bytes, format_name: str | None, *, native: bool = True, found: statement.MetadataBlocks | None = None
+        self,
+        data: bytes,
+        format_name: str | None,
+        *,
+        native: bool = True,
+        pixels: Image.Image | None = None,
+        watermark: statement.Watermark | None = None,
     ) -> statement.Provenance | None:
         """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
 
-        `found`: its metadata, where it is known already. Without `native`, a C2PA manifest is noted and not looked at: for files
-        that killed a process before.
+        Without `native`, a C2PA manifest is noted and not looked at: for files
+        that killed a process before. A watermark is read from `pixels` (RGB), or known already as `watermark`.
         """
-        found = containers.locate(data, format_name) if found is None else found
-        if found == containers.NOTHING:
+        found = containers.locate(data, format_name)
+        if self._watermarks and pixels is not None:
+            watermark = read_watermark(pixels)
+        if found == containers.NOTHING and watermark is None:
             return None
         exif = metadata.read_exif(found.exif) if found.exif else metadata.ExifStatements()
         xmp = metadata.read_xmp(found.xmp)
@@ -66,6 +82,7 @@ class ProvenanceReader:
             generator=generator,
             digital_source_type=xmp.source_types,
             c2pa=credentials,
+            watermark=watermark if self._watermarks else None,
         )
 
     def _c2pa(
