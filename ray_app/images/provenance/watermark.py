@@ -26,6 +26,7 @@ ENOUGH = 7  # blocks per bit
 STEP, BLOCK = 36, 8  # of levels; pixels
 SMALLEST, NARROWEST = 256 * 256, 64  # pixels, and of a side; the package marks no smaller picture
 SIDE, GLANCE = 1024, 192  # pixels: of the part that is read, and of the part where blocks are looked for
+RESIZED = 256  # rows of levels that are read of another size
 GRID = 0.13  # how much more the blocks of one place lie on the steps than those of the middling place
 PLACES = 4  # that are tried, of 192
 AVERAGED = 17  # blocks in a row whose mean is taken off each
@@ -95,7 +96,11 @@ def _readings(pixels: Image.Image) -> Iterator[Watermark | None]:
     yield _in_place(part.reduce(2), top // BLOCK * stride + left // BLOCK, stride, 1)
     larger = [(w, h) for w, h in SIZES if width < w <= 2 * width and abs(width * h - height * w) <= (w + h) / 2]
     for w, h in larger:
-        yield _in_place(pixels.resize((w // 2, h // 2), Image.Resampling.BOX), 0, w // BLOCK, len(larger))
+        taken = min(h // 2, RESIZED)
+        start = (h // 2 - taken) // 2 // 4 * 4
+        box = (0, start * 2 * height / h, width, (start + taken) * 2 * height / h)
+        halved = pixels.resize((w // 2, taken), Image.Resampling.BOX, box)
+        yield _in_place(halved, start // 4 * (w // BLOCK), w // BLOCK, len(larger))
     for _, carrier, place in sorted(_places(part), reverse=True)[:PLACES]:
         levels = _levels(part.crop((*place, *part.size)).reduce(2))[carrier]
         yield _anywhere(_votes(_largest(levels)[::4, ::4], carrier), carrier)
@@ -127,7 +132,8 @@ def _votes(largest: Levels, carrier: _Carrier) -> Votes:
     """Of each block, less the mean of those around it in raster order."""
     votes = _TABLES[carrier][0][largest]
     sums = np.cumsum(np.pad(votes.ravel(), (AVERAGED // 2 + 1, AVERAGED // 2), "reflect"), dtype=np.float32)
-    return votes - ((sums[AVERAGED:] - sums[:-AVERAGED]) / AVERAGED).reshape(votes.shape)
+    means: Votes = ((sums[AVERAGED:] - sums[:-AVERAGED]) / np.float32(AVERAGED)).reshape(votes.shape)
+    return votes - means
 
 
 def _in_place(halved: Image.Image, first: int, stride: int, sizes: int) -> Watermark | None:
@@ -184,7 +190,8 @@ def _ballot(votes: Votes, length: int, first: int, stride: int) -> NDArray[np.bo
         return None
     places = (first + stride * np.arange(votes.shape[0])[:, None] + np.arange(votes.shape[1])) % length
     means = np.bincount(places.ravel(), votes.ravel(), length) / np.maximum(np.bincount(places.ravel(), minlength=length), 1)
-    return means > means.mean()
+    ballot: NDArray[np.bool_] = means > means.mean()
+    return ballot
 
 
 def _match(message: _Message, ballot: NDArray[np.bool_] | None, tried: int) -> Watermark | None:
