@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray_app.detectors import DetectorCard
     from ray_app.detectors.adoption import Adoption
     from ray_app.detectors.weights import WeightSet
+    from ray_app.ensembles import EnsembleCard
     from ray_app.reports.card import ZooEntry
 
 _WIDEST_PAGE = 120
@@ -41,18 +42,20 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
 
 
 @click.command("fetch")
-@click.argument("names", type=DETECTOR, nargs=-1, metavar="NAME|PATH…")
+@click.argument("names", type=DETECTOR, nargs=-1, metavar="DETECTOR|ENSEMBLE|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
 @mirror_option
 @options.licence_option
 @options.as_json
 def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Fetch published weights, and check their SHA-256.
+    """Fetch published weights, of a detector or of all in an ensemble, and check their SHA-256.
 
-    The cache is $TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights. Prints the files.
+    Says first how much it will fetch, and whether the disk has room; what was cut off goes on where it was. The cache is $TOUCHSTONE_CACHE,
+    else ~/.cache/touchstone/weights; what comes from the Hugging Face hub lies in that hub's own. Prints the files.
 
     \b
+    touchstone detectors fetch recommended
     touchstone detectors fetch community-forensics-vits384
     touchstone detectors fetch unifd cnndetection --accept-licence cnndetection
     touchstone detectors fetch --all --to s3://bucket/weights
@@ -61,18 +64,48 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
 
     if bool(names) == everything:
         raise click.UsageError("give names of detectors, or --all" if not names else "give either names of detectors or --all, not both")
-    cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in names]
+    ensembles = {name: found for name in names if (found := _ensemble(name)) is not None}
+    wanted = [one.detector for found in ensembles.values() for one in found.members] + [name for name in names if name not in ensembles]
+    cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in dict.fromkeys(wanted)]
     for card in cards:
         licences.require_accepted(card, accepted)
     mirror = _absolute(mirror)
     fetched, failed = [], []
+    _log_sizes(cards)
     for card in cards:
         try:
             fetched.append(_fetch(card, mirror))
         except DetectorError as error:
             failed.append(error)
     _show_fetched(fetched, mirror, as_json)
+    for name, ensemble in () if failed else ensembles.items():
+        _log(f"{name}: {len(ensemble.members)} detectors are here; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}")
+        if ensemble.guarantee is None:
+            _log(f"{name}: not calibrated: no error rate is promised before touchstone detectors calibrate")
     return _report(failed)
+
+
+def _ensemble(name: str) -> "EnsembleCard | None":
+    """The ensemble that a name or path means; None for a detector."""
+    from ray_app.config import named_configs, read_mapping
+    from ray_app.ensembles import load_ensemble_card
+
+    is_one = name in named_configs("ensembles") or (Path(name).is_file() and "members" in read_mapping(Path(name)))
+    return load_ensemble_card(name) if is_one else None
+
+
+def _log_sizes(cards: Sequence["DetectorCard"]) -> None:
+    """Say how much will be fetched. Raises DetectorError where the disk has no room. Offline, or with a mirror, no hub is asked."""
+    from ray_app.detectors import MIRROR_VARIABLE, downloads, weights
+
+    if weights.is_offline() or MIRROR_VARIABLE in os.environ:
+        return
+    plan = downloads.planned(part for card in cards for part in _published(card))
+    if plan:
+        sizes = [one.size for one in plan if one.size is not None]
+        known = [f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(plan)} downloads"] * bool(sizes)
+        _log("to fetch: " + "; ".join(known + [f"{len(plan) - len(sizes)} of unknown size"] * (len(sizes) < len(plan))))
+    downloads.require_room(plan)
 
 
 def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
 _OFFLINE_VARIABLES = ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE")
 _CHUNK_BYTES = 2**22
+_HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache calls a large file
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,15 @@ def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
 
 
 def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
-    digest = file_sha256(path)
+    digest, who = file_sha256(path), "the card says"
+    path = path.resolve()  # in the hub's cache, what has to go is not the link
+    if stated is None and _HUB_SHA256.fullmatch(path.name):
+        stated, who = path.name, "the hub said"
     if stated not in (None, digest):
         kind = kind_of_file(path)
         what, first = ("", "") if kind.name in ("torch", "safetensors") else (f"; it is {kind.what}", f"{kind.hint}; or ")
         raise DetectorError(
-            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, the card says {stated}{what}",
+            f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, {who} {stated}{what}",
             hint=f"{first}delete it and run: touchstone detectors fetch {part.owner}",
         )
     return digest
@@ -281,11 +285,14 @@ def _from_hub(part: WeightSet, offline: bool) -> Path:
     assert place is not None
     file = place["file"].rpartition("/")[2]
     config = [] if part.weights.config is None or offline else [part.weights.config]
-    *_, path = (_hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file))
-    return path
+    *_, path = (hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file))
+    return Path(path)
 
 
-def _hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool) -> Path:
+def hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool, *, dry_run: bool = False) -> Any:
+    """The path of a file in the hub's cache, where it is fetched to unless it is there; in a `dry_run`, what that would take (the hub's
+    library's `DryRunFileInfo`). Raises DetectorError.
+    """
     import huggingface_hub
 
     folder = place["file"].rpartition("/")[0]
@@ -294,15 +301,18 @@ def _hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool) -
             huggingface_hub.hf_hub_download, place["repo"], file, subfolder=folder or None, revision=place["revision"]
         )
         try:
-            path = fetch(local_files_only=True)
+            return fetch(local_files_only=True, dry_run=dry_run)
         except huggingface_hub.errors.LocalEntryNotFoundError:
             if offline:
                 raise
             _reach(huggingface_hub.constants.ENDPOINT)
-            path = fetch()
+            return fetch(dry_run=dry_run)
+    except huggingface_hub.errors.RepositoryNotFoundError as error:  # also of one that is gated
+        gated = f"who accepted the terms of https://huggingface.co/{place['repo']} and is known may have it"
+        why = gated if isinstance(error, huggingface_hub.errors.GatedRepoError) else f"there is no {place['repo']}, or not for everybody"
+        raise _missing(part, f"{file}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks") from None
     except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
         raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {describe_error(error)}") from None
-    return Path(path)
 
 
 def _reach(endpoint: str) -> None:

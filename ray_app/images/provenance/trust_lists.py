@@ -93,13 +93,13 @@ def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iter
 
 
 def cached_files() -> Mapping[str, CachedFile]:
-    """The files in use by name; empty where nothing was fetched. Raises ConfigError where the cache is damaged."""
+    """The files in use by name; empty where nothing was fetched, or may not be read. Raises ConfigError for a damaged index."""
     index = cache_folder("trust") / "lists.json"
     try:
         return _Index.model_validate_json(index.read_bytes()).files
-    except FileNotFoundError:
+    except OSError:
         return {}
-    except (OSError, ValidationError) as error:
+    except ValidationError as error:
         raise _damaged(index, str(error).partition("\n")[0]) from None
 
 
