@@ -28,7 +28,10 @@ class ModelHub(HubServer):
         super().__exit__()
 
     def answer(self, path: str, query: dict, asked_range: str) -> tuple[int, dict[str, str], bytes]:
-        owner, name, verb, revision, *below = path.removeprefix("/api/models").strip("/").split("/")
+        parts = path.removeprefix("/api/models").strip("/").split("/")
+        if len(parts) < 4:  # what the library asks of the hub for itself
+            return 404, {}, b"{}"
+        owner, name, verb, revision, *below = parts
         repo, file = f"{owner}/{name}", "/".join(below)
         if repo in self.private or repo not in self.revisions:
             return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
