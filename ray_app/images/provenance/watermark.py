@@ -6,8 +6,8 @@ step of 36: a bit. Blocks repeat the message in raster order. Codes that mark fl
 diffusers took red for blue.
 
 Here each block says how near to ¾ rather than ¼ it lies; what its neighbours say is taken off, since plain coloured areas lean to one side;
-the votes for each bit are averaged and compared with their mean. The package compares with ½ and loses a quarter of untouched files.
-Also read: pictures that were resized from a size that these generators make, and crops whose blocks show.
+the votes for each bit are averaged and compared with their mean. The package compares with ½, and loses 5 to 45 % of untouched
+files, by code. Also read: pictures that were resized from a size that these generators make, and crops whose blocks show.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ SIZES = tuple(dict.fromkeys(size for width, height in _SIZES for size in ((width
 
 def read_watermark(pixels: Image.Image) -> Watermark | None:
     """Whose mark an RGB picture carries; None where none is read by a chance of at most 1e-6, every message, size, place and order tried
-    reckoned in. Takes 4 ms at most on a core for an unmarked picture of any size.
+    reckoned in. Takes about 5 ms on a core for an unmarked picture of any size, and under 100 for one that was made to take long.
     """
     if pixels.width * pixels.height < SMALLEST or min(pixels.size) < NARROWEST:
         return None
@@ -91,7 +91,8 @@ def _readings(pixels: Image.Image) -> Iterator[Watermark | None]:
     """What is read as found, then in the sizes that it may have been resized from, then at blocks that are in another place."""
     width, height = pixels.size
     left, top = (max(0, side - SIDE) // 2 // BLOCK * BLOCK for side in pixels.size)
-    part = pixels.crop((left, top, min(width, left + SIDE), min(height, top + SIDE))) if max(width, height) > SIDE else pixels
+    whole = (left, top, min(width, left + SIDE) // BLOCK * BLOCK, min(height, top + SIDE) // BLOCK * BLOCK)  # blocks
+    part = pixels if whole == (0, 0, width, height) else pixels.crop(whole)
     stride = width // BLOCK
     yield _in_place(part.reduce(2), top // BLOCK * stride + left // BLOCK, stride, 1)
     larger = [(w, h) for w, h in SIZES if width < w <= 2 * width and abs(width * h - height * w) <= (w + h) / 2]
