@@ -23,6 +23,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
+@click.option("--finding", metavar="WORDS", help="Only rows whose finding has these words, as 'says that' or 'signed by'.")
 @click.option("--status", type=click.Choice([status.value for status in Status]), metavar="STATUS", help="Only rows with this status.")
 @click.option("--generator", metavar="NAME", help="Only rows attributed to this generator or family; `unknown`: to none that is known.")
 @click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")

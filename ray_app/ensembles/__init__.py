@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         second_looks,
         sigmoid,
     )
+    from ray_app.ensembles.finding import Finding, Ground, find
     from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
 else:
     __getattr__ = on_first_use(__name__)
@@ -46,5 +47,5 @@ __all__ = [
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",
     "early_scores", "second_looks", "is_audited", "drawn_by_audit",
-    "fit_stacking",
+    "fit_stacking", "Finding", "Ground", "find",
 ]  # fmt: skip

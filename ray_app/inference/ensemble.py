@@ -22,6 +22,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
+from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
@@ -32,7 +33,7 @@ from ray_app.storage.http import WEB
 _log = logging.getLogger(__name__)
 
 _MOST_BATCHES = 8  # that are scored before their results are handed out: a GPU is waited for once for all of them
-_TEXTS = ("status", "verdict", "predicted_generator", "predicted_prompt")
+_TEXTS = ("status", "finding", "verdict", "predicted_generator", "predicted_prompt")
 _AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16  # of files on other machines that are read before they are wanted
 
 Arriving = Iterator[tuple[int, File | PreparedImage | InputError]]  # numbers are for decoders that know images by one: 0
@@ -42,8 +43,8 @@ Sources = list[tuple[str | int | None, Any]]  # the name of each image, and what
 class Ensemble:
     """Detectors loaded on one device, ready to score. `device`: `cpu`, `cuda`, `cuda:0`, or `auto`: a GPU where there is one. `batch_size`:
     images that go through the networks together; None = 4 on a CPU, 64 on a GPU. `accept_licences`: detectors, or licences, whose terms you
-    accept. `image_column`: which column of a batch has the images; None = found. `children`: what has to be decoded is decoded in these
-    processes, which others close; else in this one.
+    accept. `image_column`: which column of a batch has the images; None = found. `provenance`: how what files say of themselves is read.
+    `children`: what has to be decoded is decoded in these processes, which others close; else in this one.
 
     May be called from several threads, one at a time is scored; `twin` is for those who want more. Pickled, it is loaded anew.
     """
@@ -60,6 +61,7 @@ class Ensemble:
         image_column: str | None = None,
         accept_licences: Sequence[str] = (),
         waive_guarantee: bool = False,
+        provenance: ProvenanceConfig | None = None,
         children: IsolatedDecoders | None = None,
     ) -> None:
         if isinstance(name_or_path, spec.ScoringSpec):
@@ -69,6 +71,7 @@ class Ensemble:
             self.spec = spec.make_spec(
                 card, device=device_batches.found_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
                 slots=None if batch_size is None else _checked(batch_size), waive_guarantee=waive_guarantee,
+                provenance=(provenance or ProvenanceConfig()).policy(),
             )  # fmt: skip
         for detector in self.spec.cards.values():
             licences.require_accepted(detector, accept_licences)
@@ -161,7 +164,7 @@ class Ensemble:
 
     def __call__(self, images: Any) -> Any:
         """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and `datasets.Dataset.map(…, batched=True)`
-        pass it), its columns `status`, `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
+        pass it), its columns `status`, `finding`, `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
         `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and `prompt_likelihood`.
 
         A dict comes back with these added; of any other mapping, such as that of `datasets`, they come alone. Images are in
@@ -180,7 +183,7 @@ class Ensemble:
     def _columns(self, images: Any) -> dict[str, list[Any]]:
         results = list(self._stream(image_inputs.many(images).sources))
         columns: dict[str, list[Any]] = {"status": [one.status.value for one in results]}
-        names: tuple[str, ...] = ("verdict", "probability", "score")
+        names: tuple[str, ...] = ("finding", "verdict", "probability", "score")
         names += ("predicted_generator", "generator_probability") if self.spec.identifier else ()
         names += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
         columns |= {name: [getattr(one, name) for one in results] for name in names}
@@ -210,13 +213,14 @@ class Ensemble:
         with self._lock:
             outputs = self._scorer.score(self._batches(arriving, outcomes))
             block = decision.judge(self.spec, outcomes, outputs)
-        decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
+        decisions, masks, findings = block.decisions, block.outputs.of(decision.MASKS), block.findings
         has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
         results = []
         for row, (outcome, (source, picture)) in enumerate(zip(block.outcomes, sources, strict=False)):
             if outcome.failure is not None:
                 _log.error("image %s: this is a bug in Touchstone; please report it\n%s", source, outcome.failure)
-            origin: dict[str, Any] = {"source": source, "demonstration": self._is_demonstration}
+            finding, grounds = findings[row]
+            origin: dict[str, Any] = {"source": source, "demonstration": self._is_demonstration, "finding": finding, "grounds": grounds}
             scores: dict[str, float | None] = dict.fromkeys(block.scores)
             if outcome.status is not Status.OK:
                 nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
@@ -228,7 +232,7 @@ class Ensemble:
                 outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
                 decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
                 {name: drawn[row] for name, drawn in masks.items()} if masks else {},
-                decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+                second_look=decisions.second_look[row] if decisions.second_look else None, verdict_detail=decisions.detail[row],
                 **_profile(block, row) if has_profile else {}, **origin, picture=picture,
             ))  # fmt: skip
         return results

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_app.ensembles.finding import Ground
 from ray_app.errors import Reason, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import result_html
@@ -27,7 +28,8 @@ class Result:
 
     `source`: its path or URL (without secrets), else its place (0, 1, …) among the images of the call; None where it came alone and has no
     name. `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
-    network's own size, stretched over the whole image, 255 = surely altered. `verdict_reason`: why a verdict is `abstain`, and
+    network's own size, stretched over the whole image, 255 = surely altered. `finding`: the strongest of the `grounds` in words, of what
+    the file says of itself and the detectors see (see `ensembles.finding`). `verdict_reason`: why a verdict is `abstain`, and
     `verdict_detail` what varies in that (names, figures). `second_look`: of a cascade, why all its detectors looked
     (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a run's rows (see `runs.schema`), and
     None where the ensemble has none, or nothing was said of this image. `demonstration`: a detector that decides nothing took part.
@@ -44,6 +46,8 @@ class Result:
     scores: Mapping[str, float | None]
     facts: ImageFileFacts | None
     masks: Mapping[str, Pixels | None]
+    finding: str | None = None
+    grounds: tuple[Ground, ...] = ()
     second_look: str | None = None
     verdict_detail: str | None = None
     predicted_generator: str | None = None
@@ -65,6 +69,8 @@ class Result:
             "source": self.source,
             "status": self.status.value,
             "detail": self.detail,
+            "finding": self.finding,
+            "grounds": [ground.model_dump() for ground in self.grounds],
             "verdict": self.verdict,
             "verdict_reason": self.verdict_reason and self.verdict_reason.value,
             "verdict_detail": self.verdict_detail,
@@ -82,7 +88,12 @@ class Result:
     def __repr__(self) -> str:
         shown: dict[str, Any] = {"source": self.source, "status": self.status.value}
         if self.status is Status.OK:
-            shown |= {"verdict": self.verdict, "probability": _rounded(self.probability), "score": _rounded(self.score)}
+            shown |= {
+                "finding": self.finding,
+                "verdict": self.verdict,
+                "probability": _rounded(self.probability),
+                "score": _rounded(self.score),
+            }
         else:
             shown |= {"detail": self.detail}
         return f"Result({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -148,7 +159,7 @@ def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd
         for key, value in row.items():
             columns |= {f"score_{name}": (value or {}).get(name) for name in detectors} if key == "scores" else {key: value}
         flat.append(columns)
-    named = ("source", "status", "detail", "verdict", "verdict_reason", "probability", "calibrated", "score")
+    named = ("source", "status", "detail", "finding", "grounds", "verdict", "verdict_reason", "probability", "calibrated", "score")
     return pd.DataFrame(flat) if flat else pd.DataFrame(columns=[*named, *(f"score_{name}" for name in detectors)])
 
 

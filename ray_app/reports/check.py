@@ -1,8 +1,9 @@
 """Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its own, to keep), a table with what
 explains it (`check_lines`), and CSV (`csv_lines`).
 
-Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `verdict`, `verdict_reason`, `verdict_detail`, `probability`,
-`calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile adds.
+Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`, `verdict`, `verdict_reason`,
+`verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile
+adds.
 """
 
 import csv
@@ -17,7 +18,7 @@ from ray_app.detectors.card import blind_to
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
-from ray_app.reports.text import declared_words, verdict_table
+from ray_app.reports.text import verdict_table
 
 _LONGEST, _MOST, _FEW = 100, 20, 10
 
@@ -75,8 +76,7 @@ def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: C
     if len(rows) == 1:
         return _render_one(rows[0], pictures[0], facts, version)
     tiles = [
-        (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row), declared_words(row))
-        for row, picture in zip(rows, pictures, strict=True)
+        (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row)) for row, picture in zip(rows, pictures, strict=True)
     ]
     return render("check.html", tiles=tiles, facts=facts, counts=_counts(rows), remarks=_limits(facts, rows), version=version)
 
@@ -87,14 +87,14 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
     from ray_app.reports.html import jpeg_uri, render
 
     name = wording.shortened(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
-    verdict = wording.VERDICT_WORDS.get(row["verdict"]) or f"not scored, {row['status']}"
+    finding = row.get("finding") or f"not scored, {row['status']}"
     scores = row["scores"] if row["status"] == "ok" else {}
     return render(
         "picture.html",
         row=row,
         facts=facts,
         version=version,
-        headline=f"{name}: {verdict}.",
+        headline=f"{name}: {finding}.",
         picture=jpeg_uri(picture) if picture else None,
         why=explained(row),
         detectors=[(name, facts.detectors.get(name, ""), score) for name, score in scores.items()],
@@ -108,7 +108,7 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
 
 def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:
     """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
-    said = [(row, text) for row in rows if (text := explained(row))]
+    said = [(row, text) for row in rows if (text := "; ".join(filter(None, (explained(row), _grounds(row)))))]
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
         lines.append(f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}")
@@ -116,6 +116,13 @@ def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]
     if len(said) > _MOST:
         lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
     return lines + _limits(facts, rows)
+
+
+def _grounds(row: Row) -> str:
+    """The grounds of a finding in a line, where they are more than the detectors' verdict."""
+    grounds = row.get("grounds") or ()
+    is_plain = all(one["source"] == "detectors" for one in grounds)
+    return "" if is_plain else "; ".join(f"{one['says']} ({one['error']})" for one in grounds)
 
 
 def explained(row: Row) -> str:
@@ -138,7 +145,20 @@ def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
 
 
 COLUMNS = (
-    *("uri", "status", "detail", "verdict", "verdict_reason", "verdict_detail", "probability", "calibrated", "score", "second_look"),
+    *(
+        "uri",
+        "status",
+        "detail",
+        "finding",
+        "grounds",
+        "verdict",
+        "verdict_reason",
+        "verdict_detail",
+        "probability",
+        "calibrated",
+        "score",
+        "second_look",
+    ),
     *("predicted_generator", "generator_family", "generator_probability", "predicted_prompt", "prompt_likelihood"),
     *("format", "width", "height", "sha256", "provenance"),
 )

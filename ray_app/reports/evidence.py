@@ -54,6 +54,8 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     record = evidence["record"]
     image, decision = record["image"], record["decision"]
     lines = [_headline(record), f"file sha256: {image['sha256'] or wording.NONE}"]
+    for ground in (record.get("finding") or {}).get("grounds", ()):
+        lines.append(wording.visible(f"  {ground['says']} ({ground['error']})"))
     if decision["verdict"] is not None:
         kind = "calibrated" if decision["calibrated"] else "not calibrated"
         score, cut = wording.score(decision["score"]), wording.score(decision["thresholds"]["fake_above"])
@@ -96,9 +98,10 @@ def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _headline(record: Mapping[str, Any]) -> str:
     image, verdict = record["image"], record["decision"]["verdict"]
+    found = (record.get("finding") or {}).get("finding") or wording.VERDICT_WORDS.get(verdict)
     path = wording.file_name(image["uri"], image["member"])
     name = wording.shortened(path.rstrip("/").rpartition("/")[2] or path, 80)
-    return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
+    return f"{name}: {wording.visible(found or 'not scored, ' + image['status'])}."
 
 
 def _remarks(one: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 (`summary_lines`).
 """
 
-import json
 import shlex
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,18 +17,17 @@ _NARROWEST, _WIDE = 10, 2**31
 _SHORT_VERDICTS = {"real": "no evidence"}
 _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
-_LONGEST_GENERATOR = 32
+_LONGEST_GENERATOR, _LONGEST_FINDING = 32, 44
 _LONGEST_REASON = 72
 _LONGEST_PASS, _MOST_DETECTORS = 160, 8
 _MOST_REASONS = 5
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
-    """One line per row: file, verdict, probability, score, status; aligned and at most `width` columns wide.
+    """One line per row: file, finding, verdict, probability, score, status; aligned and at most `width` columns wide.
 
-    Rows are result rows (`uri`, `member`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes. Where a
-    file declares itself generated (`provenance`, as JSON or read from it), another column shows it; another names the generator that a
-    profile finds nearest, of rows that are not called real.
+    Rows are result rows (`uri`, `member`, `finding`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes.
+    Another column names the generator that a profile finds nearest, of rows that are not called real.
     A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
     rows = list(rows)
@@ -43,14 +41,15 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     named = [_named(row) for row in rows]
     if any(named):
         heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
-    declared = [declared_words(row) for row in rows]
-    if any(declared):
-        heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
+    right = {2, 3}
+    if any("finding" in row for row in rows):
+        found = [wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows]
+        heads, cells, right = ["finding", *heads], [[words, *line] for line, words in zip(cells, found, strict=True)], {3, 4}
     widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
     room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
     files = [wording.shortened(name[len(folder) :], room) for name in names]
     lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
-    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right={2, 3})
+    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right=right)
     if uncalibrated:
         lines.append("* the plain sigmoid of the score, not calibrated")
     return "\n".join(lines)
@@ -152,16 +151,6 @@ def _named(row: Mapping[str, Any]) -> str:
         return ""
     name = row.get("predicted_generator")
     return "unknown" if name is None else wording.shortened(str(name), _LONGEST_GENERATOR)
-
-
-def declared_words(row: Mapping[str, Any]) -> str:
-    """What a row's file says of its origin, where it declares itself generated; else empty."""
-    said = row.get("provenance") or {}
-    said = json.loads(said) if isinstance(said, str) else said
-    if not said.get("ai_declared"):
-        return ""
-    c2pa = said.get("c2pa") or {}
-    return f"AI ({c2pa['state']} C2PA)" if c2pa.get("ai_generated") and c2pa["state"] in ("trusted", "intact") else "AI"
 
 
 def _common_folder(names: Sequence[str]) -> str:

@@ -374,6 +374,7 @@ class RunCounts(Section):
     own_failures: int = 0
     examples: Mapping[str, list[Example]] = {}
     refused_by_limits: Mapping[str, int] = {}
+    findings: Mapping[str, int] = {}
     verdicts: Mapping[str, int] = {}
     verdict_reasons: Mapping[str, int] = {}
     second_look: OptionalKey[SecondLookSummary] = None

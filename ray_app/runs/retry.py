@@ -24,7 +24,7 @@ from ray_app import archives
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs import reader
 from ray_app.runs.directory import SETTLED, RunDirectory
-from ray_app.runs.rows import with_reasons
+from ray_app.runs.rows import with_findings, with_reasons
 from ray_app.runs.score_index import forget_index
 
 Hits = npt.NDArray[np.bool_]
@@ -92,7 +92,9 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = archives.cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
+    arriving = archives.cut_blocks.TableStream(
+        with_findings(with_reasons(rows)) for rows in retry.directory.tables(0)
+    )  # 0.8.0 may have begun it
     run.store.delete(SETTLED)
     for file in run.published():
         count = sum(int(reader.are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
@@ -149,7 +151,7 @@ def _blocks_with(
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
     given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
-    rows, fresh = with_input(with_reasons(rows), given), with_input(fresh, given)
+    rows, fresh = with_input(with_findings(with_reasons(rows)), given), with_input(fresh, given)
     ids, fresh_ids = rows["image_id"].to_numpy(), fresh["image_id"].to_numpy()
     order = np.argsort(fresh_ids)
     places = np.minimum(np.searchsorted(fresh_ids, ids, sorter=order), len(fresh_ids) - 1)

@@ -1,6 +1,6 @@
 """Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables of a block (`block_tables`).
 
-`with_reasons` brings rows of an older schema to today's; `stability_views` reads the scores of recompressed views back.
+`with_reasons` and `with_findings` bring rows of an older schema to today's; `stability_views` reads the scores of recompressed views back.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from ray_app.attribution.captions import Caption
 from ray_app.attribution.identifier import Identified
 from ray_app.detectors import card_sections
-from ray_app.ensembles import Decisions
+from ray_app.ensembles import Decisions, Finding, Thresholds, find
 from ray_app.errors import Status, is_of_one_image
 from ray_app.inference import BlockResult, DecodeResult, Scores
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
 from ray_app.inference.decision import STABILITY as STABLE_SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
-from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of, row_schema
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, STABILITY, reason_of, row_schema
 
 
 def stability_column(views: Sequence[Scores], kind: pa.ListType, has_score: npt.NDArray[np.bool_]) -> pa.ListArray:
@@ -124,7 +124,7 @@ def result_rows(
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
-    columns |= decided_columns(scored.decisions, has_score)
+    columns |= finding_columns(scored.findings) | decided_columns(scored.decisions, has_score)
     columns |= identified_columns(scored.identified, has_score) if scored.identified is not None else {}
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
@@ -148,6 +148,14 @@ def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, An
         "verdict": pa.array(decisions.verdict, text, mask=hidden),
         "verdict_reason": pa.array(decisions.reason, text, mask=hidden),
         DETAIL: pa.array(decisions.detail, text, mask=hidden),
+    }
+
+
+def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The columns that a finding fills."""
+    return {
+        FINDING: [one.finding for one in findings],
+        GROUNDS: [[ground.model_dump() for ground in one.grounds] for one in findings],
     }
 
 
@@ -204,6 +212,23 @@ def with_reasons(rows: pa.Table) -> pa.Table:
     details = pa.array([why and why.detail for why in doubts], pa.string()).take(before.indices)
     place = rows.schema.get_field_index("verdict_reason")
     return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
+
+
+def with_findings(rows: pa.Table, thresholds: Thresholds | None = None) -> pa.Table:
+    """Rows with the findings that follow from their statements and verdicts as they stand there, and from an ensemble's thresholds. Without
+    these, only rows from before schema 7 get some, as of detectors that nobody measured.
+    """
+    if thresholds is None and FINDING in rows.column_names:
+        return rows
+    said = rows["provenance"].to_pylist() if "provenance" in rows.column_names else [None] * len(rows)
+    given = zip(said, rows["verdict"].to_pylist(), strict=True)
+    findings = [find(text, verdict, thresholds or Thresholds()) for text, verdict in given]
+    rows = rows.drop_columns([name for name in (FINDING, GROUNDS) if name in rows.column_names])
+    place, schema = rows.schema.get_field_index("score"), _schema(())
+    for step, (name, values) in enumerate(finding_columns(findings).items()):
+        field = schema.field(name)
+        rows = rows.add_column(place + step, field, as_array(values, field, len(rows)))
+    return rows
 
 
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
@@ -293,6 +318,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
         {name: column[rows] for name, column in scored.scores.items()},
         replace(scored.decisions, **per_member),
         said and replace(said, **{name: getattr(said, name)[rows] for name in ("codes", "probability", "confidence", "ranking")}),
+        scored.thresholds,
     )
 
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from ray_app.errors import Doubt, Reason
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 DETAIL = "verdict_detail"
+FINDING, GROUNDS = "finding", "grounds"
 UNLIKE = "the archive is not like what the card was calibrated on"
 MASK_COLUMNS = ("mask_area", "mask_peak")
 SECOND_LOOK = "second_look"
@@ -51,6 +52,9 @@ COLUMN_MEANING: dict[str, str] = {
     "mask_area": "for each detector that localizes: the share of pixels that are more likely altered than not",
     "mask_peak": "for each detector that localizes: the highest probability of any pixel",
     "replies": "what each detector that answers in words replied",
+    FINDING: "in words, what the file says of itself and the detectors see: the strongest of the grounds",
+    GROUNDS: "all of them, the strongest first: the source, what it says, and its error rate; `says` begins with `against this` where a "
+    "ground speaks against the finding",
     "score": "log-odds of fake by the ensemble's rule; higher is more likely fake",
     "probability": "the score as a number from 0 to 1: a chance where `calibrated`, else the plain sigmoid",
     "calibrated": "whether the ensemble was calibrated on labelled images",
@@ -130,6 +134,8 @@ def row_schema(
         *([(STABILITY, pa.list_(scores))] if stability else []),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
+        (FINDING, words),
+        (GROUNDS, pa.list_(pa.struct([(name, text) for name in ("source", "says", "error")]))),
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),

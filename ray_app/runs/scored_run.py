@@ -13,6 +13,7 @@ from ray_app.errors import VERDICT_WORDS, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import result_html
 from ray_app.runs import directory, reader, selection
+from ray_app.runs.rows import with_findings
 from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:
@@ -76,13 +77,15 @@ class ScoredRun:
         match: str | None = None,
         min_score: float | None = None,
         max_score: float | None = None,
+        finding: str | None = None,
     ) -> Iterator["RunImage"]:
         """The images in the order of the archive, each with its row: of one verdict (`fake`, `real`, `abstain`), one `status`, of one
-        `generator` or family that the profile names, whose path fits a glob (`match`), with a score from `min_score` to `max_score`.
+        `generator` or family that the profile names, whose path fits a glob (`match`), with a score from `min_score` to `max_score`, whose
+        finding has these words (`finding`).
 
         Raises ConfigError for a word that is none of these, and for a run that has not ended.
         """
-        chosen = selection.RowFilter(verdict, status, generator, match, min_score, max_score)
+        chosen = selection.RowFilter(verdict, status, generator, match, min_score, max_score, finding)
         for word, known, what in ((verdict, VERDICT_WORDS, "verdict"), (chosen.status, [one.value for one in Status], "status")):
             if word is not None and word not in known:
                 raise ConfigError(f"'{word}' is no {what}; known are: {', '.join(known)}")
@@ -95,7 +98,7 @@ class ScoredRun:
     def _images(self, chosen: selection.RowFilter) -> Iterator["RunImage"]:
         limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
         for table, members in reader.current_members(self._run):
-            for row in chosen.of(table).to_pylist():
+            for row in chosen.of(with_findings(table)).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from ray_app.attribution import generators
 from ray_app.config import did_you_mean
 from ray_app.errors import ConfigError
 from ray_app.runs import directory, reader
+from ray_app.runs.schema import FINDING
 
 UNKNOWN = "unknown"  # what is asked for where the identifier names none of the generators that it knows
 _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
@@ -18,7 +19,9 @@ _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Conditions that all hold; None = any. `match`: a glob (* and ?) on the uri. Scores are log-odds, bounds included."""
+    """Conditions that all hold; None = any. `finding`: words that stand in it. `match`: a glob (* and ?) on the uri. Scores are log-odds,
+    bounds included.
+    """
 
     verdict: str | None = None
     status: str | None = None
@@ -26,12 +29,15 @@ class RowFilter:
     match: str | None = None
     min_score: float | None = None
     max_score: float | None = None
+    finding: str | None = None
 
     def of(self, table: pa.Table) -> pa.Table:
         """The rows of a table of current rows for which they hold."""
         for name, wanted in (("verdict", self.verdict), ("status", self.status)):
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
+        if self.finding is not None:
+            table = table.filter(pc.match_substring(table[FINDING].cast(pa.string()), self.finding, ignore_case=True))
         if self.match is not None:
             table = table.filter(pc.match_like(table["uri"].cast(pa.string()), _like(self.match)))
         if self.min_score is not None:
@@ -57,7 +63,7 @@ def selected_tables(
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)
-    found: Iterator[pa.Table] = (conditions.of(table) for table in reader.current_tables(run, vanished=vanished))
+    found: Iterator[pa.Table] = (conditions.of(_with_findings(table)) for table in reader.current_tables(run, vanished=vanished))
     if order is not None:
         found = _ordered(found, order.removeprefix("-"), order.startswith("-"), limit)
     left = limit
@@ -68,6 +74,14 @@ def selected_tables(
             yield part
         if left == 0:
             return
+
+
+def _with_findings(table: pa.Table) -> pa.Table:
+    if FINDING in table.column_names:
+        return table
+    from ray_app.runs.rows import with_findings  # only rows from before schema 7 need all that decides
+
+    return with_findings(table)
 
 
 def _ordered(tables: Iterator[pa.Table], column: str, descending: bool, limit: int | None) -> Iterator[pa.Table]:

@@ -19,7 +19,7 @@ from ray_app.images import NAMED_LIMIT
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs import document, schema
-from ray_app.runs.rows import with_reasons
+from ray_app.runs.rows import with_findings, with_reasons
 
 S = TypeVar("S", bound=Section)
 
@@ -30,6 +30,7 @@ C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
 NO_VERDICT = "none"
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
+MOST_FINDINGS = 200  # distinct ones of a run that are counted: signers may call themselves whatever they like
 _OVER_LIMITS = (Status.IMAGE_TOO_LARGE.value, Status.METADATA_TOO_LARGE.value)
 TOP = 24
 _MOST = {"top": TOP, "told": MOST_EXAMPLES}  # rows with the highest scores, by the field of a summary
@@ -45,6 +46,7 @@ COLUMNS = [
     "scores",
     "score",
     "probability",
+    schema.FINDING,
     "verdict",
     "verdict_reason",
     "provenance",
@@ -60,7 +62,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunC
     empty = document.RunCounts(
         verdicts=dict.fromkeys(("real", "fake", "abstain"), 0), histogram=document.Histogram(edges=EDGES.tolist(), counts=nothing)
     )
-    return reduce(joined, (_counts(with_reasons(table), detectors) for table in tables), joined(empty, empty))
+    return reduce(joined, (_counts(with_findings(with_reasons(table)), detectors) for table in tables), joined(empty, empty))
 
 
 def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
@@ -79,6 +81,7 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         own_failures=own,
         examples=_examples(table),
         refused_by_limits=_crossed(table),
+        findings=_counted(table[schema.FINDING]),
         verdicts=_counted(table["verdict"]),
         verdict_reasons=_counted(table["verdict_reason"]),
         second_look=None if looks is None else document.SecondLookSummary(band=looks.get("band", 0), audit=looks.get("audit", 0)),
@@ -127,7 +130,7 @@ def _added(name: str, one: Any, other: Any) -> Any:
     if isinstance(one, Mapping):
         counts = Counter(one)
         counts.update(other)
-        return dict(counts.most_common())
+        return dict(counts.most_common(MOST_FINDINGS) if name == "findings" else counts.most_common())
     return one + other if isinstance(one, int) and not isinstance(one, bool) else one or other
 
 

@@ -29,7 +29,7 @@ from ray_app.archives.cut_blocks import TableStream
 from ray_app.errors import ConfigError, StorageError, one_line
 from ray_app.runs import document
 from ray_app.runs.directory import RunDirectory, fingerprint
-from ray_app.runs.rows import with_reasons
+from ray_app.runs.rows import with_findings, with_reasons
 from ray_app.storage import Store, canonical, strip_secrets
 from ray_app.storage.table_place import PROBE_FOLDER, creates_once, table_place
 from ray_app.storage.urls import scheme_of
@@ -42,7 +42,7 @@ TABLE_SCHEMA = pa.schema(
         *KEYS,
         *((name, pa.string()) for name in ("uri", "member")),
         ("occurrence", pa.int32()),
-        *((name, pa.string()) for name in ("status", "detail", "verdict", "verdict_reason", "verdict_detail")),
+        *((name, pa.string()) for name in ("status", "detail", "finding", "verdict", "verdict_reason", "verdict_detail")),
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("calibrated", pa.bool_()),
@@ -230,7 +230,7 @@ def _table_rows(
     rows: pa.Table, blocks: npt.NDArray[np.int32], manifest: int, of_run: Mapping[str, str], began: Callable[[int], date | None]
 ) -> pa.Table:
     """Result rows in `TABLE_SCHEMA`; `blocks` (n,): the block of each. What a run has no column for is null."""
-    rows, count = with_reasons(rows), len(rows)
+    rows, count = with_findings(with_reasons(rows)), len(rows)
     columns = {
         "night": _nights(rows, began),
         "manifest": pa.array(np.full(count, manifest, np.int32)),

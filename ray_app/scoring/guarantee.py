@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import Each, in_turn
 from ray_app.config import find_config
-from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
+from ray_app.ensembles import EnsembleCard, PopulationTally, Thresholds, decide, drawn_by_audit, properties_of
 from ray_app.errors import ConfigError, Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
@@ -30,7 +30,7 @@ from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
 from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
-from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_reasons
+from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_findings, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
@@ -173,9 +173,9 @@ def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str
     )
 
 
-def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
+def unlike_rows(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table:
     """Result rows whose verdicts, real or fake, abstain since the whole archive is unlike the calibration's images (`unlike`, see
-    `GuaranteeSummary`); others keep theirs.
+    `GuaranteeSummary`); others keep theirs. `thresholds`: what decided.
     """
     rows = with_reasons(rows)
     verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
@@ -190,7 +190,7 @@ def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:
         index = rows.schema.get_field_index(name)
         column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))
         rows = rows.set_column(index, rows.schema.field(index), column)
-    return rows
+    return with_findings(rows, thresholds)
 
 
 def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
@@ -211,12 +211,13 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))
-    return rows
+    return with_findings(rows, spec.ensemble.thresholds)
 
 
 def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: score_files.Published) -> None:
     """One published file with verdicts as they are to be; it may hold any mixture of settled and unsettled ones."""
-    run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
+    thresholds = spec.ensemble.thresholds
+    run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike, thresholds))
 
 
 def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:

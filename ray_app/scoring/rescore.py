@@ -78,7 +78,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         rows = settled_state.NewRows.all_of(run)
         found = guarantee.compare(run, spec, rows)
         if (unlike := found.unlike if found else None) is not None:
-            run.rewrite_all(lambda rows: guarantee.unlike_rows(rows, unlike))
+            run.rewrite_all(lambda rows: guarantee.unlike_rows(rows, unlike, card.thresholds))
         run.write_json("run.json", guarantee.noted(changed, unlike))
         summary = _summary(run, spec, found, rows)
         if was_settled:

@@ -143,7 +143,7 @@ def test_stdin_is_one_picture(photos, check, monkeypatch):
 def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):
     lines = check(photos, "--ensemble", "tiny")[1].splitlines()
     assert lines[0] == f"in {photos}/"
-    assert lines[1].split()[:2] == ["file", "verdict"]
+    assert lines[1].split()[:2] == ["file", "finding"]
     assert [line.split()[0] for line in lines[2:6]] == ["a.jpg", "below/b.png", "below/notes.txt", "z.jpg"]
     assert any(line.endswith("text, not an image") for line in lines)
     assert any(line.startswith("Demonstration detector") for line in lines)

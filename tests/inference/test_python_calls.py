@@ -154,7 +154,7 @@ def test_a_batch_of_ray_data(ensemble, folder, expected):
     """As `map_batches` passes it: arrays by column; those of `read_images` are called `image`."""
     files = np.array([(folder / "a.png").read_bytes(), b"text"], object)
     out = ensemble({"bytes": files, "id": np.array([1, 2])})
-    assert list(out) == ["bytes", "id", "status", "verdict", "probability", "score", f"score_{DETECTOR}"]
+    assert list(out) == ["bytes", "id", "status", "finding", "verdict", "probability", "score", f"score_{DETECTOR}"]
     assert list(out["status"]) == ["ok", "unsupported_format"]
     assert list(out["verdict"])[1] is None
     assert np.isnan(out["probability"][1])
@@ -167,7 +167,7 @@ def test_map_of_datasets(ensemble, folder, expected):
     assert scored["score"][:] == [expected["a.png"], expected["below/c.png"], None]
     assert scored["status"][2] == "truncated_image"  # a file that datasets themselves would stop at
     assert scored.features["image"] == datasets.Image()
-    assert scored.column_names == ["image", "label", "status", "verdict", "probability", "score", f"score_{DETECTOR}"]
+    assert scored.column_names == ["image", "label", "status", "finding", "verdict", "probability", "score", f"score_{DETECTOR}"]
     renamed = hub(folder).rename_column("image", "scan").map(ensemble, batched=True)
     assert renamed["score"][:] == [expected["a.png"], expected["b.png"]]
 
@@ -264,7 +264,7 @@ def test_frames(ensemble, folder):
     assert frame["status"].tolist() == ["ok", "unsupported_format"]
     assert frame[f"score_{DETECTOR}"][0] == frame["score"][0] == ensemble.score(folder / "a.png").score
     assert (frame["width"][0], frame["verdict"][0]) == (160, ensemble.score(folder / "a.png").verdict)
-    assert list(ensemble.score([]).to_frame())[:4] == ["source", "status", "detail", "verdict"]
+    assert list(ensemble.score([]).to_frame())[:4] == ["source", "status", "detail", "finding"]
 
 
 def test_batch_sizes_devices_and_progress(ensemble, folder, expected, capsys):

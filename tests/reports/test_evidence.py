@@ -15,7 +15,7 @@ def test_the_page_says_what_was_decided_and_on_which_grounds():
     record = told["record"]
     hashes = [value for value in record["hashes"].values() if isinstance(value, str)]
     for said in (
-        "cat-on-a-chair.jpg: flagged as fake.",
+        "cat-on-a-chair.jpg: flagged by detectors.",
         *(*record["guarantee"]["words"], *record["limits"], *record["verify"]),
         *(told["sha256"], *hashes, "weights.sha256"),
         "Verdict fake Score +2.20",

@@ -1,6 +1,5 @@
 """What a terminal is told: the table of verdicts, and the lines at the end of a run."""
 
-import json
 import math
 
 import pytest
@@ -54,16 +53,14 @@ def test_an_uncalibrated_probability_says_so():
     assert "*" not in verdict_table(ROWS, 80)
 
 
-def test_a_file_that_declares_itself_generated_says_so():
-    said = {"ai_declared": True, "c2pa": {"state": "trusted", "ai_generated": True}}
-    broken = {"ai_declared": True, "c2pa": {"state": "invalid", "ai_generated": True}}
-    rows = [
-        row("a.jpg", 1.0, "fake") | {"provenance": one} for one in (json.dumps(said), json.dumps(broken), '{"ai_declared": false}', None)
-    ]
-    heads, *lines = verdict_table(rows, 100).splitlines()
-    assert heads.endswith("status  file says")
-    assert [line.partition(" ok")[2].strip() for line in lines] == ["AI (trusted C2PA)", "AI", "", ""]
-    assert "file says" not in verdict_table(rows[2:], 100)
+def test_the_finding_leads():
+    rows = [row("a.jpg", 1.0, "fake") | {"finding": one} for one in ("says that ComfyUI made it", None, "camera, signed by " + "x" * 90)]
+    heads, *lines = verdict_table(rows, 130).splitlines()
+    assert heads.split() == ["file", "finding", "verdict", "probability", "score", "status"]
+    assert lines[0].startswith("a.jpg  says that ComfyUI made it ")
+    assert lines[1].split()[1] == "–"
+    assert "…" in lines[2]
+    assert all(line.endswith("fake          0.7311  +1.00  ok") for line in lines)
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Query, Request
 from PIL import Image
 
 import ray_app
+from ray_app.ensembles import Thresholds, find
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
@@ -126,8 +127,10 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     } if error is None else {}  # fmt: skip
     facts = result.facts
     said = mood.provenance or (facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format))
+    finding, grounds = find(None if said is None else said.row(), verdict, Thresholds())
     return schemas.ImageAnswer(
-        name=name, status=str(result.status), error=error, verdict=verdict, verdict_reason=reason, verdict_detail=detail,
+        name=name, status=str(result.status), error=error, finding=finding, grounds=list(grounds),
+        verdict=verdict, verdict_reason=reason, verdict_detail=detail,
         probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
         sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,

@@ -14,7 +14,7 @@ from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, scor
 
 only_with_chromium()
 
-WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
+WORDS = {"fake": "Flagged by detectors", "real": "No evidence found", "abstain": "Left open"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
 
 
@@ -132,7 +132,7 @@ def test_the_keyboard_alone_is_enough(visitor):
     for _ in range(4):  # CSV, clear, and the head of the first column before the next
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.locator("thead th", has_text="Verdict").get_attribute("aria-sort") == "ascending"
+    assert page.locator("thead th", has_text="Finding").get_attribute("aria-sort") == "ascending"
     for _ in range(3):
         page.keyboard.press("Tab")
     name = page.evaluate("document.activeElement.textContent")
@@ -197,7 +197,7 @@ def test_axe_finds_nothing_in_any_state_and_scheme(visitor, mood):
     page.click("details:has(#json) summary")
     check(page, "one")
     score_many(page, [("a.jpg", encoded(1)), ("b.txt", b"words")])
-    page.click(".sort >> text=Verdict")
+    page.click(".sort >> text=Finding")
     check(page, "many")
     page.click("text=b.txt")
     check(page, "refused")

@@ -2,6 +2,7 @@
 
     {"touchstone_evidence": 1, "sha256": digest of `record`, "signature": if it was signed (`signature.signed`), "record": {
         image       image_id, uri, member, occurrence; `sha256` of its file
+        finding     the word, and the grounds that it rests on, strongest first: source, what it says, error rate
         decision    score, probability, calibrated, verdict, reason, thresholds, …; `rederived`: the cards below give the same
         detectors   per detector: score, calibration in words, calibrated score, precision, weights, card, …
         ensemble    the ensemble's card          guarantee   the card's, whether it holds in this run, both in sentences
@@ -33,13 +34,13 @@ import pyarrow.compute as pc
 from ray_app import __version__
 from ray_app.detectors import DetectorCard, card_sections, files_by_hash, load_card
 from ray_app.detectors.card import blind_to, with_run_facts
-from ray_app.ensembles import EnsembleCard, calibrate, logit, sigmoid
+from ray_app.ensembles import EnsembleCard, calibrate, find, logit, sigmoid
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec
 from ray_app.reports.format import file_name, stated
 from ray_app.runs import RunDirectory, directory, fingerprint, reader, row_schema
-from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, STABILITY, reason_of
 from ray_app.storage import canonical as canonical_uri
 from ray_app.storage import strip_secrets
 
@@ -48,7 +49,7 @@ PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probab
 PROFILE = "profile"
 # Sections that are facts, and those that are sentences, which another version of Touchstone may put otherwise.
 RECORD_SECTIONS = ("image", "decision", "detectors", "provenance", "hashes")
-SENTENCES = ("guarantee", "limits", "verify")
+SENTENCES = ("finding", "guarantee", "limits", "verify")
 DECIDED = ("score", "probability", "calibrated", "verdict", "verdict_reason", DETAIL, SECOND_LOOK)
 _IMAGE = ("image_id", "uri", "member", "occurrence", "sha256", "status", "detail", "format", "width", "height", "decoder", "quality")
 _PER_DETECTOR = ("replies", "mask_area", "mask_peak")
@@ -135,8 +136,10 @@ def make_evidence(url: str, image: str) -> dict[str, Any]:
 def sections(grounds: Grounds) -> dict[str, Any]:
     """All of a record but who made it and when, as plain JSON."""
     spec, ensemble, _, row, run, of_run = grounds
+    found = find(row.get("provenance"), row["verdict"], spec.ensemble.thresholds)
     return {
         "image": {name: row.get(name) for name in _IMAGE},
+        "finding": {FINDING: found.finding, GROUNDS: [one.model_dump() for one in found.grounds]},
         "decision": _decision(grounds),
         "detectors": {
             name: _detector(grounds, name, member.detector) for name, member in zip(spec.cards, spec.ensemble.members, strict=True)
@@ -196,7 +199,7 @@ def decide_again(spec: ScoringSpec, row: Mapping[str, Any], guarantee: Mapping[s
 
     rows = decided(_table(spec, row), spec)
     unlike = (guarantee or {}).get("unlike")
-    [again] = (unlike_rows(rows, unlike) if unlike else rows).to_pylist()
+    [again] = (unlike_rows(rows, unlike, spec.ensemble.thresholds) if unlike else rows).to_pylist()
     known = row
     if DETAIL not in row:  # a row of before schema 6, whose reason was a sentence
         why = reason_of(row["verdict_reason"])
@@ -284,7 +287,7 @@ def _table(spec: ScoringSpec, row: Mapping[str, Any]) -> pa.Table:
         stability=STABILITY in row,
     )
     kinds = {field.name: field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema}
-    left_out = ("input", "provenance", "scored_at", "views")
+    left_out = ("input", "scored_at", "views", FINDING, GROUNDS)
     return pa.table({name: pa.array([value], kinds.get(name)) for name, value in row.items() if name not in left_out})
 
 

@@ -22,7 +22,7 @@ from ray_app.config import validate
 from ray_app.detectors import DetectorCard, licences, weights, weights_digest
 from ray_app.detectors.card import default_slots, placed_like
 from ray_app.detectors.card_sections import MEASURED
-from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Ground, decision_facts
 from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError, describe_error
 from ray_app.evaluation.evidence import record as records
 from ray_app.evaluation.evidence.record import MISSING, PROFILE, RECORD_SECTIONS, SENTENCES, Grounds, digest
@@ -43,15 +43,15 @@ ROW = tuple(
         described=True, measured=MEASURED,
     ).names
 )  # fmt: skip
-_RECORD = ("made_at", "made_by", "found_by", "cards_here_depart", "image", "decision", "detectors", "ensemble", "guarantee", "profile",
-           "provenance", "limits", "row", "run", "hashes", "verify")  # fmt: skip
+_RECORD = ("made_at", "made_by", "found_by", "cards_here_depart", "image", "finding", "decision", "detectors", "ensemble", "guarantee",
+           "profile", "provenance", "limits", "row", "run", "hashes", "verify")  # fmt: skip
 _RUN = ("url", "created_at", "finished_at", "schema", "touchstone", "members", "verdicts", "identity")
 _IDENTITY = ("source", "include", "exclude", "limit", "limits", "columns", "container_limits", "perturb", "perturb_kinds", "perturb_absent",
              "stability", "features", "waive_guarantee", "detectors", "precision", "resize", "batch_slots", "jpeg_decoder", "profile",
              "decision")  # fmt: skip
 # Columns of a row by what verifies them. The others (score, verdict, …) follow from its scores.
 _PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
-_NEVER = ("detail", "phash", "provenance")
+_NEVER = ("detail", "phash", "provenance", schema.FINDING, schema.GROUNDS)
 _SEEN = ("views", schema.STABILITY, "mask_area", "mask_peak", "replies")
 _GENERATOR = ("predicted_generator", *schema.IDENTIFIED)
 _PROMPT = ("predicted_prompt", *schema.DESCRIBED)
@@ -160,7 +160,7 @@ def not_verified(document: Mapping[str, Any], checks: Sequence[EvidenceCheck], *
         (of_row(_SEEN), "views, masks and replies are not made again"),
         (of_row(predicted), of_profile),
         (
-            [] if "sentences" in agrees else ["guarantee.words", "limits", "verify"],
+            [] if "sentences" in agrees else ["finding", "guarantee.words", "limits", "verify"],
             "sentences of another version of Touchstone, or changed",
         ),
         ([f"hashes.{name}" for name in ("population", "references") if record["hashes"].get(name)], "that file is not in the record"),
@@ -200,6 +200,7 @@ def _unknown_keys(document: Mapping[str, Any]) -> Iterator[str]:
         ("record.row.", row, ROW),
         *((f"record.row.{name}.", row.get(name), named) for name in ("scores", "mask_area", "mask_peak", "replies")),
         *((f"record.row.views.{view}.", scores, named) for view, scores in _mapping(row.get("views")).items()),
+        *((f"record.row.grounds.{at}.", one, Ground.model_fields) for at, one in enumerate(row.get(schema.GROUNDS) or ())),
         *((f"record.row.stability.{at}.", scores, named) for at, scores in enumerate(row.get("stability") or ())),
         ("record.run.", run, _RUN),
         ("record.run.verdicts.", run.get("verdicts"), ("real", "fake", "abstain")),
@@ -300,7 +301,7 @@ def _check_sections(
     else:
         names = [*RECORD_SECTIONS, *([PROFILE] if PROFILE in again else []), "guarantee.card"]
         yield EvidenceCheck("sections", "agrees", f"{', '.join(names)} follow from the recorded row, run and cards")
-    if all(digest(again[name]) == digest(record[name]) for name in SENTENCES):
+    if all(digest(again[name]) == digest(record.get(name)) for name in SENTENCES):
         yield EvidenceCheck("sentences", "agrees", "as this version of Touchstone writes them")
     elif made_by == __version__:
         yield EvidenceCheck("sentences", "differs", f"{', '.join(SENTENCES)}: this version of Touchstone would not have written them so")

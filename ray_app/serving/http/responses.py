@@ -48,15 +48,19 @@ def scored_answer(
     Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
     """
     spec = generation.ensembles[ensemble]
-    judged = judge(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs), names=False)
+    said = None if provenance is None else provenance.row()
+    judged = judge(spec, [DecodeResult(Status.OK, None, facts, provenance=said)], _whole(spec, outputs), names=False)
     outcome, decisions = judged.outcomes[0], judged.decisions
     if outcome.status is not Status.OK:
         raise InputError(outcome.status, outcome.detail or "")
+    [(finding, grounds)] = judged.findings
     named = [key for key in generation.spec.cards if key in outputs.scores or key in spec.cards]
     detectors = {key: _detector_answer(generation, ensemble, key, outputs, facts, masks) for key in named}
     return schemas.ImageAnswer(
         name=name,
         status=str(outcome.status),
+        finding=finding,
+        grounds=list(grounds),
         verdict=cast(schemas.Verdict, decisions.verdict[0]),
         verdict_reason=decisions.reason[0],
         verdict_detail=decisions.detail[0],

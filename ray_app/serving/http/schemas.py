@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app import __version__
+from ray_app.ensembles.finding import Ground
 from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
@@ -127,6 +128,12 @@ class ImageAnswer(ApiModel):
     name: str | None = Field(description="the file's name as it was sent")
     status: str = Field(examples=["ok"])
     error: Error | None = None
+    finding: str | None = Field(
+        default=None, description="in words, what the file says of itself and the detectors see: that of the strongest of `grounds`"
+    )
+    grounds: list[Ground] = Field(
+        default=[], description="the strongest first; one that contradicts the finding begins with `against this`"
+    )
     verdict: Verdict | None = Field(description="`real` means: no evidence found")
     verdict_reason: Reason | None = Field(description="why the verdict is `abstain`; null for any other verdict")
     verdict_detail: str | None = Field(default=None, description="what varies in the reason: detectors, figures")

@@ -1,7 +1,7 @@
 /* Many images: one row each, sorted as asked, and the same as CSV. Knows no request. */
 
 import { element, notice } from "./elements.js";
-import { VERDICTS, notices, probability, score, shortened, tally, trouble } from "./words.js";
+import { foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
 import { headingOf } from "./verdict.js";
 
 const ORDER = ["fake", "abstain", "real", null];
@@ -10,7 +10,7 @@ const STATES = { waiting: "waiting", sent: "scoring…", cancelled: "not scored 
 /* `of` gives what to sort by; numbers come highest first. */
 const COLUMNS = [
   { key: "name", title: "Image", of: (item) => item.file.name.toLowerCase() },
-  { key: "verdict", title: "Verdict", of: (item) => ORDER.indexOf(item.answer?.verdict ?? null) },
+  { key: "verdict", title: "Finding", of: (item) => ORDER.indexOf(item.answer?.verdict ?? null) },
   { key: "probability", title: "Probability", number: true, of: (item) => -(item.answer?.probability ?? -1) },
   { key: "score", title: "Score", number: true, of: (item) => -(item.answer?.score ?? -Infinity) },
 ];
@@ -107,9 +107,9 @@ function thumbnail(item) {
 
 function rest(item) {
   const { answer } = item;
-  const words = !answer ? STATES[item.state] : answer.verdict ? VERDICTS[answer.verdict] : headingOf(answer);
+  const words = !answer ? STATES[item.state] : foundIn(answer) ?? headingOf(answer);
   return [
-    element("td", {}, element("span", { class: `verdict ${answer?.verdict ?? "none"}`, text: words })),
+    element("td", {}, element("span", { class: `verdict ${kindOf(answer)}`, text: words })),
     element("td", { class: "number", text: probability(answer?.probability) }),
     element("td", { class: "number score", text: score(answer?.score) }),
   ];
@@ -123,10 +123,10 @@ function ensembleOf(answer, ensembles) {
 export function csv(items, ensembles = []) {
   const detectors = [...new Set(items.flatMap((item) => Object.keys(item.answer?.scores ?? {})))];
   const told = items.some(({ answer }) => answer?.profile) ? [["predicted_generator", ({ generator }) => generator?.name], ["predicted_prompt", ({ prompt }) => prompt?.text]] : [];
-  const head = ["name", "status", "verdict", "reason", "reason_detail", "probability", "calibrated", "demonstration", "notice", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
+  const head = ["name", "status", "finding", "grounds", "verdict", "reason", "reason_detail", "probability", "calibrated", "demonstration", "notice", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
     "format", "width", "height", "size_bytes", "flags", "sha256", "ensemble", "fingerprint", "request_id"];
   const rows = items.map(({ file, answer, state }) => [
-    file.name, answer?.status ?? state, answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.verdict_detail, answer?.probability,
+    file.name, answer?.status ?? state, answer?.finding, answer?.grounds?.map(({ says, error }) => `${says} (${error})`).join("; "), answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.verdict_detail, answer?.probability,
     answer && String(answer.calibrated ?? false), answer && String(ensembleOf(answer, ensembles)?.demonstration ?? false), notices(answer, ensembleOf(answer, ensembles)).join(" "), answer?.score, ...detectors.map((name) => answer?.scores?.[name]), ...told.map(([, of]) => answer?.profile && of(answer.profile)),
     answer?.image?.format, answer?.image?.width, answer?.image?.height, file.size, answer?.image?.flags?.join(" "), answer?.sha256,
     answer?.ensemble?.name, answer?.ensemble?.fingerprint, answer?.request_id ?? answer?.error?.request_id,

@@ -22,20 +22,6 @@ const SOURCES = {
   screenCapture: "a screenshot",
 };
 
-/** One line beside the verdict, where the file declares itself generated. */
-export function declaration(provenance) {
-  if (!provenance?.ai_declared) return null;
-  return element("p", { class: "remark declared" }, element("strong", { text: "Beside the score:" }), ` the file itself says that a model made it, or part of it${source(provenance)}. `,
-    element("a", { href: "#origin", text: "What it says" }));
-}
-
-function source({ c2pa, generator, digital_source_type: types }) {
-  if (c2pa?.ai_generated && c2pa.state === "trusted") return ", in a manifest with a trusted signature";
-  if (c2pa?.ai_generated && c2pa.state === "intact") return ", in a signed manifest by a signer unknown here";
-  if (generator) return types.length ? ", with generator parameters and in its metadata" : ", by generator parameters";
-  return ", in its metadata";
-}
-
 /** The section on a file's origin. */
 export function originView(provenance) {
   if (!provenance) return section("origin", "Origin", null, element("p", { class: "remark", text: NOTHING }));

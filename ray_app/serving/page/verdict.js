@@ -1,14 +1,13 @@
 /* One image: the verdict in words, why, what it does not mean, the file, and what a program would get. Knows no request. */
 
 import { element, facts, notice, section } from "./elements.js";
-import { declaration, originView } from "./origin.js";
+import { originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
-import { DEMONSTRATION, NONE, UNCALIBRATED, counted, flag, json, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
+import { DEMONSTRATION, NONE, UNCALIBRATED, VERDICTS, counted, flag, foundIn, json, kindOf, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
-const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
 
 const CAVEATS = {
   fake: [
@@ -37,12 +36,12 @@ export function verdictView(item, about) {
 
 /** The heading of an answer. */
 export function headingOf(answer) {
-  return answer.verdict ? HEADINGS[answer.verdict] : trouble(answer.status, answer.error?.message)[0];
+  return foundIn(answer)?.replace(/^./u, (first) => first.toUpperCase()) ?? trouble(answer.status, answer.error?.message)[0];
 }
 
 function finding(item, ensemble, about) {
   const { answer } = item;
-  const heading = element("h2", { id: "finding", class: `verdict ${answer.verdict ?? "none"}`, text: headingOf(answer) });
+  const heading = element("h2", { id: "finding", class: `verdict ${kindOf(answer)}`, text: headingOf(answer) });
   const name = element("p", { class: "name" }, element("bdi", { text: shortened(item.file.name, 90) }));
   return element("div", { class: "finding" }, name, heading, ...(answer.verdict ? said(answer, ensemble) : refused(answer)),
     item.pasted && element("p", { class: "remark", text: "It came from the clipboard, where a picture is often saved anew. If you have the file, send that: its traces are fresher." }),
@@ -64,14 +63,20 @@ function said(answer, ensemble) {
   const calibrated = answer.calibrated ? "calibrated" : "not calibrated";
   const figure = (term, value, unit) => element("div", {}, element("dt", { text: term }), element("dd", {}, value, " ", element("small", { text: unit })));
   return [
+    grounds(answer),
     element("p", { class: "statement", text: statement(answer, ensemble) }),
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
-    scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
+    scored && element("dl", { class: "figures" }, figure("Verdict", answer.verdict, VERDICTS[answer.verdict]), figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
     scored && !answer.calibrated && element("p", { class: "remark", text: UNCALIBRATED }),
     answer.verdict === "fake" && ensemble?.guarantee && element("p", { class: "remark", text: promise(ensemble.guarantee) }),
-    declaration(answer.image?.provenance),
     ensemble?.demonstration && notice(DEMONSTRATION),
   ];
+}
+
+/** What the finding rests on, the strongest first, each with its error rate. */
+function grounds(answer) {
+  const lines = (answer.grounds ?? []).map(({ says, error }) => element("li", {}, sentence(shortened(says, 300)), " ", element("small", { text: sentence(shortened(error, 120)) })));
+  return lines.length > 0 && element("ol", { class: "grounds", "aria-label": "Grounds, the strongest first" }, ...lines);
 }
 
 /** What the ensemble's card promises of verdicts of fake, and where that ends. */

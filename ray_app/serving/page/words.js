@@ -151,6 +151,18 @@ export function sentence(text) {
   return !begun || /[.!?…]$/.test(begun) ? begun : `${begun}.`;
 }
 
+/** What an answer's finding is called; where it has none, its verdict. */
+export function foundIn({ finding, verdict }) {
+  return finding ? shortened(finding, 120) : (VERDICTS[verdict] ?? null);
+}
+
+/** The verdict in whose colour it is shown. */
+export function kindOf(answer) {
+  const said = answer?.finding;
+  if (!said) return answer?.verdict ?? "none";
+  return said === "left open" ? "abstain" : /^(camera|no evidence)/.test(said) ? "real" : "fake";
+}
+
 /** Several verdicts in one sentence. */
 export function tally(items) {
   const of = (kind) => items.filter((item) => item.answer?.verdict === kind).length;

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_app.ensembles import Thresholds
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.evaluation.evidence.record import digest, make_evidence
 from ray_app.evaluation.evidence.verify import verify_evidence
@@ -117,7 +118,7 @@ def test_a_score_that_weights_here_do_not_give_differs(told, photos):
 
 def test_a_verdict_that_the_run_withdrew_is_withdrawn_again(promised_run, photos, tmp_path):
     run, why = RunDirectory.open(str(shutil.copytree(promised_run, tmp_path / "run"))), f"{UNLIKE}: jpeg_quality (PSI 1.2)"
-    run.rewrite_all(lambda rows: unlike_rows(rows, why))
+    run.rewrite_all(lambda rows: unlike_rows(rows, why, Thresholds()))
     withdrawn = {"holds": False, "why": "images differ in jpeg_quality (PSI 1.2)", "unlike": why, "waived": False, "shifts": []}
     run.write_json("summary.json", run.read_json("summary.json") | {"guarantee": withdrawn})
     told = make_evidence(run.store.url, str(photos / "photo-3.jpg"))
