@@ -160,7 +160,8 @@ def _credentials(c2pa: ContentCredentials) -> _Said:
     is_trusted = c2pa.state == "trusted"
     by = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
     says = f"its Content Credentials, {by}, say {'that ' if speaks else ''}{claim}"
-    error = "signature sound, signer on the trust list" if is_trusted else "signature sound, but anybody can sign under this name"
+    lists = ", ".join(c2pa.trust_lists) or "trust list"
+    error = f"signature sound, signer on the {lists}" if is_trusted else "signature sound, but anybody can sign under this name"
     ground = Ground(source="credentials", says=says, error=error)
     if codes:
         part = "" if _how_much(codes) == "it" else " in part"

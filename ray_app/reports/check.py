@@ -108,21 +108,25 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
 
 def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:
     """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
-    said = [(row, text) for row in rows if (text := "; ".join(filter(None, (explained(row), _grounds(row)))))]
+    said = [(row, text) for row in rows if (text := explained(row))]
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
         lines.append(f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}")
     lines += [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
     if len(said) > _MOST:
         lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
-    return lines + _limits(facts, rows)
+    return [*lines, *_grounds(rows), *_limits(facts, rows)]
 
 
-def _grounds(row: Row) -> str:
-    """The grounds of a finding in a line, where they are more than the detectors' verdict."""
-    grounds = row.get("grounds") or ()
-    is_plain = all(one["source"] == "detectors" for one in grounds)
-    return "" if is_plain else "; ".join(f"{one['says']} ({one['error']})" for one in grounds)
+def _grounds(rows: Sequence[Row]) -> Iterator[str]:
+    """The grounds of findings that are more than the detectors' verdict; these have one error rate, which stands once."""
+    told = [row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())]
+    for row in told[:_MOST]:
+        yield f"{wording.shortened(str(row['uri']), _LONGEST)}:"
+        for one in row["grounds"]:
+            yield wording.visible(f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})"))
+    for rates in {one["error"] for row in rows for one in row.get("grounds") or () if one["source"] == "detectors"}:
+        yield f"detectors: {rates}"
 
 
 def explained(row: Row) -> str:

@@ -20,7 +20,7 @@ _LONGEST_EXAMPLE = 72
 _LONGEST_GENERATOR, _LONGEST_FINDING = 32, 44
 _LONGEST_REASON = 72
 _LONGEST_PASS, _MOST_DETECTORS = 160, 8
-_MOST_REASONS = 5
+_MOST_REASONS, _MOST_FINDINGS = 5, 8
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
@@ -182,7 +182,8 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
     counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
-    lines = [f"verdicts: {', '.join(counts)}"]
+    found = [f"{wording.shortened(words, _LONGEST_REASON)} {number:,}" for words, number in wording.largest(run.findings, _MOST_FINDINGS)]
+    lines = [*([f"findings: {', '.join(found)}"] if found else []), f"verdicts: {', '.join(counts)}"]
     reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
     if reasons:
         lines.append(

@@ -30,12 +30,14 @@ def write_photos(folder, count=6):
     return folder
 
 
-def score_here(card, photos, out, *, summary=None, stability=None):
+def score_here(card, photos, out, *, summary=None, stability=None, provenance=None):
     """Score a folder with an ensemble card; returns the run's URL. `summary`: what else its summary says.
 
     `stability`: what the run is asked for; its views then score half a log-odd more, and half a one less, in turn.
     """
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=ProvenancePolicy(), stability=stability)
+    spec = make_spec(
+        card, limits=ImageLimits(), precision="fp32", slots=4, provenance=provenance or ProvenancePolicy(), stability=stability
+    )
     run = RunDirectory.open(str(out))
     identity = identity_of(ScoreConfig(source=(str(photos),)), spec)
     run.claim(identity, list(spec.cards), card.model_dump(mode="json"))

@@ -1,0 +1,134 @@
+"""Which ground makes the finding, and what is said of the others: every ground, and every contradiction."""
+
+import pytest
+
+from ray_app.ensembles import Thresholds, find
+from ray_app.ensembles.finding import UNSIGNED, rates
+from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
+
+AI, PART, CAPTURED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "digitalCapture"
+MEASURED = Thresholds(false_positive_rate=0.02, true_positive_rate=0.218, n_real=1175, n_fake=792)
+GENERATED = {"generator": Generator(tool="ComfyUI", models=("sd_xl.safetensors",))}
+DECLARED = {"digital_source_type": (AI,)}
+MARKED = {"watermark": Watermark(of="Stable Diffusion XL reference code", bits=48, length=48, chance=3.6e-15)}
+CAMERA = {"camera": Camera(make="Nikon", model="Z 6")}
+
+
+def c2pa(state, *codes, **more):
+    return {
+        "c2pa": ContentCredentials(
+            state=state, signer="Leica", claim_generator="Cam 1", ai_generated=AI in codes, source_types=codes, **more
+        )
+    }
+
+
+def found(verdict=None, thresholds=MEASURED, **said):
+    return find(Provenance.of(**said).row() if said else None, verdict, thresholds)
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "finding"),
+    [
+        ({}, "fake", "flagged by detectors"),
+        ({}, "abstain", "left open"),
+        ({}, "real", "no evidence found"),
+        ({}, None, None),
+        (c2pa("trusted", AI), "real", "made by AI, signed by Leica"),
+        (c2pa("trusted", PART), "real", "made by AI in part, signed by Leica"),
+        (c2pa("trusted", CAPTURED, AI), "real", "made by AI, signed by Leica"),
+        (c2pa("intact", AI), "real", "made by AI, signed by Leica (valid, signer unknown)"),
+        (c2pa("trusted", CAPTURED), "real", "camera, signed by Leica"),
+        (c2pa("intact", CAPTURED), "abstain", "camera, signed by Leica (valid, signer unknown)"),
+        (c2pa("trusted"), "abstain", "left open"),
+        (c2pa("invalid", AI), "abstain", "says that Cam 1 made it"),
+        (c2pa("invalid", CAPTURED), "abstain", "left open"),
+        (c2pa("unreadable"), "real", "no evidence found"),
+        (MARKED, "real", "carries the watermark of Stable Diffusion XL reference code"),
+        (GENERATED, "abstain", "says that ComfyUI made it"),
+        (DECLARED, None, "says that a model made it"),
+        ({"digital_source_type": (PART,)}, None, "says that a model made part of it"),
+        ({"digital_source_type": (CAPTURED,)}, "real", "no evidence found"),
+        (CAMERA, "real", "no evidence found"),
+        (CAMERA, None, None),
+    ],
+)  # fmt: skip
+def test_the_finding_of_each_ground(said, verdict, finding):
+    assert found(verdict, **said).finding == finding
+
+
+# The strongest first. Of those after it each alone loses against it, in either order of what is read.
+ORDER = [
+    (c2pa("trusted", AI), "made by AI, signed by Leica"),
+    (MARKED, "carries the watermark of"),
+    (c2pa("intact", AI), "made by AI, signed by Leica (valid"),
+    (GENERATED, "says that ComfyUI"),
+    ({"verdict": "fake"}, "flagged by detectors"),
+    (c2pa("intact", CAPTURED), "camera, signed by Leica (valid"),
+    ({"verdict": "real"}, "no evidence found"),
+]
+
+
+@pytest.mark.parametrize("place", range(len(ORDER)))
+def test_a_stronger_ground_leads(place):
+    said, words = ORDER[place]
+    for weaker, _ in ORDER[place + 1 :]:
+        if weaker.keys() != said.keys():
+            assert found(**weaker, **said).finding.startswith(words)
+    broken = found("fake", **c2pa("invalid", AI))
+    assert broken.finding == "flagged by detectors"  # what was changed after it was signed is never stronger than what is sound
+    assert broken.grounds[1].says == "it was signed by Leica, then changed; its Content Credentials say that a model made it"
+    assert broken.grounds[1].error == UNSIGNED
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "finding", "against"),
+    [
+        (c2pa("trusted", CAPTURED), "fake", "camera, signed by Leica", "against this, detectors see the traces of a model"),
+        (c2pa("intact", CAPTURED), "fake", "flagged by detectors",
+         "against this, its Content Credentials, signed by Leica (valid, signer unknown), say that a camera took it"),
+        (c2pa("trusted", CAPTURED) | GENERATED, "real", "camera, signed by Leica",
+         "against this, its metadata says that ComfyUI made it, with sd_xl.safetensors"),
+        (GENERATED, "real", "says that ComfyUI made it", "against this, detectors found no evidence of a model"),
+        (MARKED, "real", "carries the watermark of Stable Diffusion XL reference code",
+         "against this, detectors found no evidence of a model"),
+        (c2pa("trusted", AI), "real", "made by AI, signed by Leica", "against this, detectors found no evidence of a model"),
+        (CAMERA, "fake", "flagged by detectors", "against this, its EXIF names a camera, Nikon Z 6"),
+        (c2pa("invalid", AI), "real", "says that Cam 1 made it", "against this, detectors found no evidence of a model"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_a_ground_and_says_so(said, verdict, finding, against):
+    told = found(verdict, **said)
+    assert told.finding == finding
+    assert against in [ground.says for ground in told.grounds[1:]]
+    assert not told.grounds[0].says.startswith("against")
+
+
+def test_what_does_not_contradict_does_not_say_so():
+    for told in (
+        found("abstain", **GENERATED),
+        found("real", **CAMERA),
+        found("fake", **GENERATED),
+        found("real", **c2pa("trusted", CAPTURED)),
+    ):
+        assert not any("against" in ground.says for ground in told.grounds)
+
+
+def test_each_ground_has_its_error_rate_and_a_claim_has_none():
+    told = found("fake", **c2pa("trusted", AI), **MARKED, **GENERATED, **DECLARED, **CAMERA)
+    assert [(ground.source, ground.error) for ground in told.grounds] == [
+        ("credentials", "signature sound, signer on the trust list"),
+        ("watermark", "by chance in 4e-15 of unmarked pictures"),
+        ("declaration", UNSIGNED),
+        ("declaration", UNSIGNED),
+        ("detectors", "flagged 2 % of 1,175 real pictures and 21.8 % of 792 generated pictures when measured"),
+        ("camera", UNSIGNED),
+    ]
+    assert rates(Thresholds()) == "not measured"
+    assert rates(Thresholds(false_positive_rate=0.0011)) == "flagged 0.11 % of real pictures when measured"
+
+
+def test_a_strangers_name_stays_short_and_a_missing_one_is_told():
+    told = found("real", generator=Generator(tool="x" * 300))
+    assert len(told.finding) < 110
+    unnamed = ContentCredentials(state="trusted", ai_generated=True, source_types=(AI,))
+    assert found("real", c2pa=unnamed).finding == "made by AI, signed by somebody without a name"
