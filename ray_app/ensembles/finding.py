@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.ensembles.card import Thresholds
-from ray_app.images.provenance.statement import AI_SOURCE_TYPES, ContentCredentials, Provenance
+from ray_app.images.provenance.statement import AI_SOURCE_TYPES, ContentCredentials, Provenance, standing
 
 Source = Literal["credentials", "watermark", "declaration", "camera", "detectors"]
 UNSIGNED = "unsigned claim"
@@ -135,38 +135,29 @@ def _declared(word: str, says: str) -> _Said:
 def _credentials(c2pa: ContentCredentials) -> _Said:
     """What Content Credentials say, and how far that can be believed."""
     codes = [code for code in c2pa.source_types if code in AI_SOURCE_TYPES]
-    is_captured = not _CAPTURED.isdisjoint(c2pa.source_types)
-    signer, speaks = _name(c2pa.signer), _AI if codes else _NOT_AI if is_captured else _NEITHER
-    claim = (
-        f"a model made {_how_much(codes)}"
-        if codes
-        else "a camera took it"
-        if is_captured
-        else "neither that a model nor that a camera made it"
-    )
+    speaks = _AI if codes else _NEITHER if _CAPTURED.isdisjoint(c2pa.source_types) else _NOT_AI
+    claim = {_AI: f"that a model made {_how_much(codes)}", _NOT_AI: "that a camera took it", _NEITHER: "neither who nor what made it"}[
+        speaks
+    ]
+    signer = _name(c2pa.signer)
     if c2pa.state == "unreadable":
         where = "lie elsewhere and were not fetched" if c2pa.remote else "could not be checked"
-        return _Said(
-            Strength.WITHOUT_WORD,
-            _NEITHER,
-            None,
-            Ground(source="credentials", says=f"its Content Credentials {where}", error="not checked"),
-        )
+        ground = Ground(source="credentials", says=f"its Content Credentials {where}", error="not checked")
+        return _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
     if c2pa.state == "invalid":
         made = f"says that {_name(c2pa.claim_generator or c2pa.signer)} made {_how_much(codes)}"
-        says = f"it was signed by {signer}, then changed; its Content Credentials say {'that ' if speaks else ''}{claim}"
+        says = f"it was signed by {signer}, then changed; its Content Credentials say {claim}"
         strength = Strength.BROKEN_AI if codes else Strength.WITHOUT_WORD
         return _Said(strength, speaks, made if codes else None, Ground(source="credentials", says=says, error=UNSIGNED))
     is_trusted = c2pa.state == "trusted"
     by = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
-    says = f"its Content Credentials, {by}, say {'that ' if speaks else ''}{claim}"
-    lists = ", ".join(c2pa.trust_lists) or "trust list"
-    error = f"signature sound, signer on the {lists}" if is_trusted else "signature sound, but anybody can sign under this name"
+    says = f"its Content Credentials, {by}, say {claim}"
+    error = f"signature sound, signer {standing(c2pa.state, c2pa.trust_lists)}"
     ground = Ground(source="credentials", says=says, error=error)
     if codes:
         part = "" if _how_much(codes) == "it" else " in part"
         return _Said(Strength.TRUSTED if is_trusted else Strength.VALID_AI, speaks, f"made by AI{part}, {by}", ground)
-    if is_captured:
+    if speaks == _NOT_AI:
         return _Said(Strength.TRUSTED if is_trusted else Strength.VALID_CAMERA, speaks, f"camera, {by}", ground)
     return _Said(Strength.WITHOUT_WORD, speaks, None, ground)
 
