@@ -54,5 +54,5 @@ def test_the_end_of_a_run_and_its_report_tell_them():
     assert wanted in summary_lines(summary | {"provenance": counted(ROWS)})
     assert not [line for line in summary_lines(summary) if "declare" in line]
     page = render_run_report(summary | {"provenance": counted(ROWS)})
-    assert "5 of 7 files say something of their origin; 3 declare that a model made them" in page
+    assert "5 of 7 files say something of their origin; 3 files say so themselves: a model made them" in page
     assert "h-origin" not in render_run_report(summary)
