@@ -82,6 +82,9 @@ def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(t
     assert compare(run, spec_of(other), rows) == compare(run, spec_of(other)), "counted for another card"
 
 
+OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
+
+
 def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
     run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
     before = {row["image_id"]: row for row in rows_of(run)}
@@ -92,9 +95,9 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     assert "deciding" not in run.describe()
     assert run.describe()["unlike"] == found.unlike
     for row in rows_of(run):
-        assert (row["verdict"], row["verdict_reason"]) == ("abstain", "unlike_archive")
+        assert (row["finding"], row["verdict"], row["verdict_reason"]) == ("left open", "abstain", "unlike_archive")
         assert f"{UNLIKE}: {row['verdict_detail']}" == found.unlike
-        kept = {name: value for name, value in row.items() if name not in ("verdict", "verdict_reason", "verdict_detail")}
+        kept = {name: value for name, value in row.items() if name not in OF_THE_VERDICT}
         assert kept == {name: before[row["image_id"]][name] for name in kept}, "scores and probabilities stay"
 
 

@@ -21,7 +21,7 @@ CARD = SPEC.cards[NAME]
 FACTS = facts_of(SPEC, NAME)
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
-OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason", "verdict_detail")
+OF_THE_DETECTOR = ("scores", "score", "probability", "finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
 
 
 @pytest.fixture
