@@ -290,9 +290,7 @@ def _from_hub(part: WeightSet, offline: bool) -> Path:
 
 
 def hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool, *, dry_run: bool = False) -> Any:
-    """The path of a file in the hub's cache, where it is fetched to unless it is there; in a `dry_run`, what that would take (the hub's
-    library's `DryRunFileInfo`). Raises DetectorError.
-    """
+    """The path of a file in the hub's cache, fetched unless it is there; in a `dry_run` its `DryRunFileInfo`. Raises DetectorError."""
     import huggingface_hub
 
     folder = place["file"].rpartition("/")[0]
