@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.images.factory import encoded
 from tests.images.provenance.files import IPTC, camera_exif, xmp
+from tests.images.provenance.marking import SDXL, marked_photo
 from tests.images.provenance.signing import Authority, authority, created, signed, tampered
 
 AI = "trainedAlgorithmicMedia"
@@ -27,6 +28,7 @@ FINDINGS = {
     "flagged.jpg": "flagged by detectors",
     "iptc.jpg": "says that a model made it",
     "left-open.jpg": "left open",
+    "marked-and-saved-again.jpg": f"carries the watermark of {SDXL.of}",
     "nothing.jpg": "no evidence found",
     "signed-by-a-stranger.jpg": "made by AI, signed by Stranger (valid, signer unknown)",
     "signed-then-changed.jpg": "says that Throwaway 1 made it",
@@ -46,6 +48,7 @@ def write_grounds(folder: Path) -> str:
         "flagged.jpg": encoded(picture(0), "JPEG", quality=92),
         "iptc.jpg": encoded(picture(6), "JPEG", quality=92, xmp=declared),
         "left-open.jpg": encoded(picture(3), "JPEG", quality=92),
+        "marked-and-saved-again.jpg": encoded(marked_photo(), "JPEG", quality=95, subsampling=0),
         "nothing.jpg": plain,
         "signed-by-a-stranger.jpg": Authority("Stranger").sign(plain),
         "signed-then-changed.jpg": tampered(signed()),
