@@ -8,22 +8,24 @@ from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
 # Functions and files at most. `strict`: whoever meets a goal takes its mark away.
 GOALS = [
     (0, 60, 12),
-    pytest.param(1, 90, 18, marks=pytest.mark.xfail(strict=True, reason="block to part: 109 functions in 23 files, goal 90 in 18")),
+    pytest.param(1, 60, 12, marks=pytest.mark.xfail(strict=True, reason="with what the file says: 84 functions in 15 files, goal 60 in 12")),
+    pytest.param(2, 90, 18, marks=pytest.mark.xfail(strict=True, reason="block to part: 131 functions in 24 files, goal 90 in 18")),
 ]
 
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory):
-    """Both ways, in fp32: in bf16 the head calls one function more."""
+    """All ways, in fp32: in bf16 the head calls one function more."""
     folder = tmp_path_factory.mktemp("way")
     picture = photograph(folder)
     with pytest.MonkeyPatch.context() as patch, Recorder().installed() as recorder:
         patch.setenv(CPU_PRECISION_VARIABLE, "fp32")
-        return [ensemble_way(recorder, picture), block_way(recorder, picture, folder)]
+        said = ensemble_way(recorder, picture, says=True)
+        return [ensemble_way(recorder, picture), said, block_way(recorder, picture, folder)]
 
 
-def test_both_ways_are_seen_whole(ways):
-    in_python, to_part = ({file.split("/")[0] for file, _ in way.functions} for way in ways)
+def test_all_ways_are_seen_whole(ways):
+    in_python, _, to_part = ({file.split("/")[0] for file, _ in way.functions} for way in ways)
     assert {"images", "inference", "detectors", "ensembles"} <= in_python & to_part
     assert {"archives", "runs", "scoring"} <= to_part - in_python
 

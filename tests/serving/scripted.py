@@ -29,6 +29,7 @@ def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
     score = None if bad else score_of(data)
     return {
         "name": name, "status": "corrupt_image" if bad else "ok", "error": error,
+        "finding": None if bad else "flagged by detectors", "grounds": [],
         "verdict": None if bad else "fake", "verdict_reason": None, "verdict_detail": None, "second_look": None, "profile": None,
         "probability": None if bad else 0.9, "calibrated": False,
         "score": score, "scores": {"tiny": score}, "detectors": {}, "sha256": hashlib.sha256(data).hexdigest(), "image": None,
