@@ -234,11 +234,12 @@ class FeatureCache:
         self._saved = len(self._features)
 
 
-def even_weights(labels: Labels, groups: Groups) -> npt.NDArray[np.float64]:
-    """(n,) weights with which each group of a class counts alike, however many images it has; they add up to n."""
+def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> npt.NDArray[np.float64]:
+    """(n,) weights that add up to n. `power`: a group of a class with m images counts as m to this power: 0 all alike, 1 as they come."""
     units = list(zip(labels.tolist(), groups, strict=True))
     sizes = Counter(units)
-    return np.array([1 / sizes[unit] for unit in units]) * len(units) / len(sizes)
+    weights = np.array([sizes[unit] ** (power - 1) for unit in units])
+    return weights * len(units) / weights.sum()
 
 
 def fit_head(

@@ -241,8 +241,11 @@ def probe(job: TrainingJob) -> None:
         raise ConfigError(f"{job.card.name}: a linear probe is for cards of the families {' and '.join(HEADS)}", hint="method: fine-tune")
     compute_embeddings(job, {"train": None}, make=frozen_detector)
     found = kept_embeddings(job.out, "train")
-    head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER)
-    folds = linear_head.cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(job.rows("train"), found.rows))
+    rows = job.rows("train")
+    generators = [name or "" for name in column_of(rows, found.rows, "generator")]
+    weights = linear_head.even_weights(found.labels, generators, job.config.sampling.generators)
+    head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER, weights=weights)
+    folds = linear_head.cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(rows, found.rows), weights=weights)
     job.out.write(finish.PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
     _keep(job, head)
 
