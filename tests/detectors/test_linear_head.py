@@ -185,6 +185,9 @@ def test_even_weights_let_a_small_group_count_as_much_as_a_large_one():
     weights = even_weights(labels, groups)
     assert weights.sum() == pytest.approx(48)
     assert [weights[part].sum() for part in (slice(20), slice(20, 24), slice(24, 44), slice(44, 48))] == pytest.approx([12] * 4)
+    assert even_weights(labels, groups, 1.0) == pytest.approx(np.ones(48))
+    by_root = even_weights(labels, groups, 0.5)
+    assert by_root[:20].sum() / by_root[20:24].sum() == pytest.approx(5**0.5)
     # In the small group fake lies the other way along the first axis; both agree on the second, weakly.
     direction = np.where(np.array(groups) == "large", 1.0, -1.0) * (labels - 0.5)
     noise = np.random.default_rng(0).normal(scale=0.1, size=(48, 2))
