@@ -238,8 +238,9 @@ def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> npt.NDAr
     """(n,) weights that add up to n. `power`: a group of a class with m images counts as m to this power: 0 all alike, 1 as they come."""
     units = list(zip(labels.tolist(), groups, strict=True))
     sizes = Counter(units)
-    weights = np.array([sizes[unit] ** (power - 1) for unit in units])
-    return weights * len(units) / weights.sum()
+    weights: npt.NDArray[np.float64] = np.array([sizes[unit] ** (power - 1) for unit in units], np.float64)
+    weights *= len(units) / weights.sum()
+    return weights
 
 
 def fit_head(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ray_app.attribution import cards, identifier
 from ray_app.attribution.captions import Caption
 from ray_app.detectors import card_sections
-from ray_app.ensembles import Decisions, Finding, decide, decision, drawn_by_audit, find, second_looks
+from ray_app.ensembles import Decisions, Finding, Thresholds, decide, decision, drawn_by_audit, find, second_looks
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
@@ -211,8 +211,7 @@ def finite(value: float | np.floating[Any]) -> float | None:
 class BlockResult:
     """Outcomes, outputs and decisions of some images, in their order; and which generators made them, where somebody was asked.
 
-    `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order. `findings`: what all that is known of
-    each image comes to; of one without a score, what its file says.
+    `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order. `thresholds`: the ensemble's.
     """
 
     outcomes: list[batch.DecodeResult]
@@ -220,7 +219,15 @@ class BlockResult:
     scores: Scores
     decisions: Decisions
     identified: identifier.Identified | None = None
-    findings: Sequence[Finding] = ()
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What all that is known of each image comes to; of one without a score, what its file says. A bug of ours is raised."""
+        verdicts = [
+            verdict if one.status is Status.OK else None for one, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
+        ]
+        return [find(one.provenance, verdict, self.thresholds) for one, verdict in zip(self.outcomes, verdicts, strict=True)]
 
 
 def judge(
@@ -264,10 +271,7 @@ def judge(
     if spec.identifier is not None and names:
         with nullcontext() if clock is None else clock("identify"):
             named = identified(spec, outputs.of(EMBEDDINGS))
-    findings: list[Finding] = []
-    for outcome, verdict in zip(checked, decisions.verdict, strict=True):
-        findings.append(find(outcome.provenance, verdict if outcome.status is Status.OK else None, spec.ensemble.thresholds))
-    return BlockResult(checked, outputs, scores, decisions, named, findings)
+    return BlockResult(checked, outputs, scores, decisions, named, spec.ensemble.thresholds)
 
 
 def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:

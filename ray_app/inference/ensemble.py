@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
-from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, ensemble_of, find, load_ensemble_card
 from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
@@ -213,13 +213,14 @@ class Ensemble:
         with self._lock:
             outputs = self._scorer.score(self._batches(arriving, outcomes))
             block = decision.judge(self.spec, outcomes, outputs)
-        decisions, masks, findings = block.decisions, block.outputs.of(decision.MASKS), block.findings
+        decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
         has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
         results = []
         for row, (outcome, (source, picture)) in enumerate(zip(block.outcomes, sources, strict=False)):
             if outcome.failure is not None:
                 _log.error("image %s: this is a bug in Touchstone; please report it\n%s", source, outcome.failure)
-            finding, grounds = findings[row]
+            verdict = decisions.verdict[row] if outcome.status is Status.OK else None
+            finding, grounds = find(outcome.provenance, verdict, block.thresholds)
             origin: dict[str, Any] = {"source": source, "demonstration": self._is_demonstration, "finding": finding, "grounds": grounds}
             scores: dict[str, float | None] = dict.fromkeys(block.scores)
             if outcome.status is not Status.OK:
@@ -229,7 +230,7 @@ class Ensemble:
             for name, column in block.scores.items():
                 scores[name] = decision.finite(column[row])
             results.append(result.Result(
-                outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
+                outcome.status, None, verdict, decisions.reason[row], decision.finite(decisions.probability[row]),
                 decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
                 {name: drawn[row] for name, drawn in masks.items()} if masks else {},
                 second_look=decisions.second_look[row] if decisions.second_look else None, verdict_detail=decisions.detail[row],

@@ -318,7 +318,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
         {name: column[rows] for name, column in scored.scores.items()},
         replace(scored.decisions, **per_member),
         said and replace(said, **{name: getattr(said, name)[rows] for name in ("codes", "probability", "confidence", "ranking")}),
-        scored.findings[rows],
+        scored.thresholds,
     )
 
 
@@ -327,5 +327,4 @@ def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResul
     outcomes = [
         DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome for row, outcome in enumerate(scored.outcomes)
     ]
-    findings = [Finding(None, ()) if row in failed else finding for row, finding in enumerate(scored.findings)]
-    return replace(scored, outcomes=outcomes, outputs=scored.outputs.without(failed), findings=findings)
+    return replace(scored, outcomes=outcomes, outputs=scored.outputs.without(failed))

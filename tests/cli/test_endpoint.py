@@ -28,9 +28,9 @@ def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
     assert main(["score", "--endpoint", endpoint.url, str(photos)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"in {photos}/"
-    assert lines[1].split() == ["file", "verdict", "probability*", "score", "status"]
+    assert lines[1].split() == ["file", "finding", "verdict", "probability*", "score", "status"]
     assert [line.split()[0] for line in lines[2:5]] == ["a.jpg", "below/b", "z.png"]
-    assert lines[2].split()[1:] == ["fake", "0.9000", f"{score_of(b'first'):+.2f}", "ok"]
+    assert lines[2].split()[1:] == ["flagged", "by", "detectors", "fake", "0.9000", f"{score_of(b'first'):+.2f}", "ok"]
     assert lines[3].endswith("corrupt_image")
     assert "Demonstration" in lines[-1]
 
