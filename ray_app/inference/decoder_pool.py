@@ -36,7 +36,7 @@ from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
-START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
+START_LIMITS_S = (10.0, 60.0)  # of the first try and the second: importing takes half a second, on a loaded machine or a cold disk longer
 MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
 
 # What a child's Python and its libraries need of our environment, and what decides which kernels they take. Tokens and keys stay here.
@@ -101,14 +101,17 @@ class DecoderProcess(ChildProcess):
         return [sys.executable, "-P", decoder_child.__file__, str(self._memory_limit_bytes), str(self._wall_limit_s), limits, library]
 
     def start(self, wanted: DecodeRequest | None = None) -> None:
-        """Have a child that is ready, with the libraries that are wanted. Raises TouchstoneError if it does not start."""
+        """Have a child that is ready, with the libraries that are wanted; one that hangs is replaced once, while images wait.
+
+        Raises TouchstoneError if it does not start.
+        """
         if wanted is not None and wanted.needs_torch and not self._has_torch:
             self._has_torch = True
             self.close()
         if self.pid is not None:
             return
         try:
-            is_ready = self._spawn(self._command(), _environment(), READY, START_LIMIT_S)
+            is_ready = any(self._spawn(self._command(), _environment(), READY, limit_s) for limit_s in START_LIMITS_S)
         except OSError as error:
             raise TouchstoneError(
                 f"the decoder process did not start: {describe_error(error)}",

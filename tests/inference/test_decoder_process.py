@@ -163,6 +163,15 @@ def test_a_child_that_cannot_start_is_the_systems_fault(monkeypatch):
         DecoderProcess(LIMITS).decode(factory.jpeg())
 
 
+def test_a_child_that_hangs_while_it_starts_is_replaced_and_costs_no_image(monkeypatch):
+    hang = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    commands = [[sys.executable, "-c", hang], DecoderProcess(LIMITS)._command()]
+    monkeypatch.setattr(DecoderProcess, "_command", lambda _: commands.pop(0))
+    monkeypatch.setattr("ray_app.inference.decoder_pool.START_LIMITS_S", (0.5, 60.0))
+    with DecoderProcess(LIMITS) as decoder:
+        assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
+
+
 @pytest.mark.parametrize("card", ["touchstone-tiny", pytest.param("siglip2-open-deepfake", marks=pytest.mark.slow)])
 def test_memory_is_bounded_with_torch_and_without(card):
     preprocessing = load_card(card).preprocessing
