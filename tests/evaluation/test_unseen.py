@@ -51,7 +51,7 @@ def whole(one, table):
 def test_the_cards_name_every_source_that_weights_were_fitted_or_chosen_on(card):
     wanted = listed("sources", "train") | listed("sources", "validation")
     assert set(load_card(card).training_data.sources) == wanted
-    assert len(wanted) == 254
+    assert len(wanted) == 421
 
 
 @pytest.mark.parametrize("card", ["touchstone-photo-permissive", "touchstone-crop-permissive"])

@@ -18,7 +18,7 @@ from tests.inference.two_detectors import write_two
 from tests.scoring.conftest import comparable, score_here
 
 GB = 10**9
-SHARING = ("touchstone-photo", "touchstone-crop-permissive")  # one backbone
+SHARING = ("touchstone-photo", "touchstone-photo-detail")  # one backbone
 
 
 def spec_of(*detectors, **options):
