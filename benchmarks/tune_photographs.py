@@ -56,13 +56,14 @@ class Views:
                 for name in views[0]:
                     np.save(folder / f"{name}.npy", np.stack([one[name] for one in views]))
             self._sources[mine[0]["label"] == "fake"].append(folder)
+        self._chances = [_chances(folders) for folders in self._sources]
 
     def pair_with_twins(self, taesd: Path) -> None:
         """Have (real crop, twin) of some pictures of every real source: `batch` with `paired` draws from them."""
         sys.path.insert(0, str(taesd))
         from taesd import TAESD
 
-        twin = TAESD(taesd / "taef2_encoder.pth", taesd / "taef2_decoder.pth").eval()
+        twin = TAESD(str(taesd / "taef2_encoder.pth"), str(taesd / "taef2_decoder.pth")).eval()
         for folder in self._sources[0]:
             crops = np.array(np.load(folder / "detail.npy", mmap_mode="r")[:TWINS])
             for crop in crops:
@@ -84,9 +85,7 @@ class Views:
                 cut = saved[top : top + CROP, left : left + CROP]
                 pixels.append(cut[:, ::-1] if is_flipped else cut)
         for label in labels[2 * pairs :]:
-            folders = self._sources[label]
-            sizes = np.sqrt([len(np.load(folder / "whole.npy", mmap_mode="r")) for folder in folders])
-            folder = folders[rng.choice(len(folders), p=sizes / sizes.sum())]
+            folder = self._sources[label][rng.choice(len(self._sources[label]), p=self._chances[label])]
             views = np.load(folder / f"{rng.choice(KINDS[kind])}.npy", mmap_mode="r")
             (top, left), view = rng.integers(SIDE - CROP + 1, size=2), views[rng.integers(len(views))]
             cut = view[top : top + CROP, left : left + CROP]
@@ -192,6 +191,11 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
         "whole-wild": WHOLE.prepare(wild),
         "detail-wild": np.asarray(part),
     }
+
+
+def _chances(folders: list[Path]) -> np.ndarray:
+    sizes = np.sqrt([len(np.load(folder / "whole.npy", mmap_mode="r")) for folder in folders])
+    return sizes / sizes.sum()
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
