@@ -25,16 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ray_app.detectors import load_card
 from ray_app.detectors.families.frozen import StageBackbone
-from ray_app.detectors.preprocessing import Preprocessing, Resize
+from ray_app.detectors.linear_head import even_weights
 from ray_app.images import ImageLimits, decode_image
 from ray_app.transforms import ops
 from ray_app.transforms.policies.in_the_wild import InTheWild
 
 SIDE, CROP = 224, 192  # of the views that are kept, and of what is cut from them at each step
 MOST = 160  # pictures of one source
-WHOLE = Preprocessing(resize=Resize(mode="short_side", size=240), center_crop=SIDE, pad="mirror")
-DETAIL = Preprocessing(center_crop=SIDE, pad="mirror")
+WHOLE, DETAIL = (load_card(name).preprocessing for name in ("touchstone-photo", "touchstone-photo-detail"))
 HALF_BATCH = 16  # wholes, and as many crops
 TWINS, PAIRED = 12, 0.25  # crops of a real source that get a twin, and the share of pairs in a batch of crops
 KINDS = {"whole": ("whole", "whole-wild", "whole-wild"), "detail": ("detail", "detail-wild", "detail-wild")}  # one is as found
@@ -45,6 +45,7 @@ class Views:
 
     def __init__(self, photos: Path, out: Path) -> None:
         self._sources: tuple[list[Path], list[Path]] = ([], [])  # real, generated
+        sizes: tuple[list[int], list[int]] = ([], [])
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
         rows = pq.read_table(photos / "index.parquet", filters=[("split", "=", "train")]).to_pylist()
         for source in sorted({row["source"] for row in rows}):
@@ -55,8 +56,10 @@ class Views:
                 folder.mkdir(parents=True)
                 for name in views[0]:
                     np.save(folder / f"{name}.npy", np.stack([one[name] for one in views]))
-            self._sources[mine[0]["label"] == "fake"].append(folder)
-        self._chances = [_chances(folders) for folders in self._sources]
+            label = mine[0]["label"] == "fake"
+            self._sources[label].append(folder)
+            sizes[label].append(len(mine))
+        self._chances = [np.sqrt(each) / np.sqrt(each).sum() for each in sizes]
 
     def pair_with_twins(self, taesd: Path) -> None:
         """Have (real crop, twin) of some pictures of every real source: `batch` with `paired` draws from them."""
@@ -92,11 +95,11 @@ class Views:
             pixels.append(cut[:, ::-1] if rng.random() < 0.5 else cut)
         return _scaled(np.stack(pixels)), torch.tensor(labels, dtype=torch.float32)
 
-    def degraded(self, kind: str, most: int = 20) -> Iterator[tuple[torch.Tensor, int]]:
-        """Per source some degraded views (N, 3, SIDE, SIDE) and their label, for the heads that come first."""
+    def degraded(self, kind: str, most: int = 20) -> Iterator[tuple[torch.Tensor, int, str]]:
+        """Per source some degraded views (N, 3, SIDE, SIDE), their label and its name, for the heads that come first."""
         for label, folders in enumerate(self._sources):
             for folder in folders:
-                yield _scaled(np.array(np.load(folder / f"{kind}-wild.npy", mmap_mode="r")[:most])), label
+                yield _scaled(np.array(np.load(folder / f"{kind}-wild.npy", mmap_mode="r")[:most])), label, folder.name
 
 
 class Pair(nn.Module):
@@ -125,14 +128,16 @@ class Pair(nn.Module):
 
     def fit_head(self, kind: str, views: Views, penalty: float = 0.1) -> None:
         """The head of a view on the network as it is: logistic regression, classes alike, sources by the root of their pictures."""
-        features, labels, weights = [], [], []
+        features, labels, sources = [], [], []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for pixels, label in views.degraded(kind):
+            for pixels, label, source in views.degraded(kind):
                 features.append(self.backbone(pixels).statistics.float())
-                labels.append(torch.full((len(pixels),), float(label)))
-                weights.append(torch.full((len(pixels),), len(pixels) ** -0.5))
-        known, label, weight = torch.cat(features), torch.cat(labels), torch.cat(weights)
-        weight = torch.where(label == 1, weight / weight[label == 1].sum(), weight / weight[label == 0].sum()) / 2
+                labels += [label] * len(pixels)
+                sources += [source] * len(pixels)
+        known, wanted = torch.cat(features), torch.tensor(labels, dtype=torch.float32)
+        weights = torch.from_numpy(even_weights(np.array(labels), sources, 0.5)).float()
+        for chosen in (wanted == 0, wanted == 1):
+            weights[chosen] *= len(weights) / 2 / weights[chosen].sum()
         mean, scale = known.mean(0), known.std(0) + 1e-3
         known, head = ((known - mean) / scale).clone(), self.heads[kind]
         nn.init.zeros_(head.weight)
@@ -141,7 +146,7 @@ class Pair(nn.Module):
 
         def loss() -> torch.Tensor:
             optimiser.zero_grad()
-            error = functional.binary_cross_entropy_with_logits(head(known)[:, 0], label, weight) * len(label)
+            error = functional.binary_cross_entropy_with_logits(head(known)[:, 0], wanted, weights)
             error = error + penalty * head.weight.square().sum()
             error.backward()
             return error
@@ -191,11 +196,6 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
         "whole-wild": WHOLE.prepare(wild),
         "detail-wild": np.asarray(part),
     }
-
-
-def _chances(folders: list[Path]) -> np.ndarray:
-    sizes = np.sqrt([len(np.load(folder / "whole.npy", mmap_mode="r")) for folder in folders])
-    return sizes / sizes.sum()
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
