@@ -86,11 +86,12 @@ class ProtocolFooter(Frozen):
 class Reference(Frozen):
     """A published column. `rows`: by names of rows and footers. `mark`: why the column is wrong or not comparable, `marks`: single cells.
 
-    `detector`: which of ours it is, if any.
+    `detector`: which of ours it is, if any. `verified`: somebody ran its weights on the real data and compared the figures.
     """
 
     column: str
     detector: str | None = None
+    verified: bool = False
     source: str
     rows: Mapping[str, Value]
     mark: str | None = None

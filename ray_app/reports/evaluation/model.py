@@ -109,7 +109,9 @@ class DataFacts(Section):
 
 
 class ReferenceFacts(Section):
-    """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same of single cells."""
+    """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same of single cells. `verified`: whether
+    somebody ran the weights of `system` on the real data and compared the figures.
+    """
 
     column: str = ""
     source: str = ""
@@ -117,6 +119,7 @@ class ReferenceFacts(Section):
     mark: str | None = None
     marks: Annotated[Mapping[str, str], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})] = {}
     system: str | None = None
+    verified: bool = False
 
 
 class TableRow(Section):

@@ -10,7 +10,7 @@ from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import curve_groups, risk_groups, robustness_groups, system_charts
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures
-from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table
+from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table, sources
 from ray_app.reports.evaluation.sentences import answers, headline, interval_in_words, short, warnings
 from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 from ray_app.reports.format import in_words, rounded_share, three_digit_ends, three_digits
@@ -69,6 +69,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         warnings=warnings(facts),
         table=parts,
         notes=notes,
+        sources=sources(facts),
         seen_signs=SEEN_SIGNS,
         curves=curve_groups(facts.systems),
         risks=risk_groups(facts.systems),
@@ -103,6 +104,7 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     if parts:
         lines += ["", "By source and generator, with 95 % intervals for further images of the same ones", *parts[0].lines()]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
+        lines += [f"published: {line}" for line in sources(facts, ours_only=True)]
         lines += [f"on the page only: {', '.join(part.summary for part in parts[1:])}"] if parts[1:] else []
     families = facts.identification.inner.get("families") if facts.identification else None
     named = [*_figures_line("Generators named", facts.identification, _KEYS), *_figures_line("Prompts predicted", facts.prompts, _PROMPTS),

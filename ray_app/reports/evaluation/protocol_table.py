@@ -1,6 +1,6 @@
-"""The protocol's table of an evaluation: our cells and published ones side by side, few columns and rows at a time."""
+"""The protocol's table of an evaluation: our cells, published ones and how far they differ, few columns and rows at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
@@ -13,8 +13,14 @@ MOST_COLUMNS = 9
 MOST_ROWS = 24
 _DAGGERS = "†‡§¶‖"
 _LONGEST_NAME, _WIDTH = 28, 120
-Column = tuple[str, ReferenceFacts | None]
-"""The name of a system of ours, or "" and where figures of it were published."""
+
+
+class Column(NamedTuple):
+    """What stands in a column: figures of `system`, of `published`, or ours less those. `system` is "" where none of ours is meant."""
+
+    system: str
+    published: ReferenceFacts | None = None
+    differs: bool = False
 
 
 class TableHead(NamedTuple):
@@ -56,7 +62,8 @@ class TablePart(NamedTuple):
         """For the terminal, in as many pieces one under the other as the columns need."""
         rows = [*self.rows, *self.footers]
         names = [wording.shortened(row.name, _LONGEST_NAME) for row in rows]
-        columns = [
+        columns = [["n", *(f"{row.n:,}" if row.n else wording.NONE for row in rows)]]
+        columns += [
             [f"{wording.shortened(head.name, _LONGEST_NAME)} {head.notes}".rstrip(), *(_in_line(row.cells[place]) for row in rows)]
             for place, head in enumerate(self.heads)
         ]
@@ -91,7 +98,7 @@ def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
     if not columns or not (facts.table.rows or facts.table.footers):
         return [], notes
     cut = min(MOST_COLUMNS, len(columns))
-    while 1 < cut < len(columns) and not columns[cut][0]:  # a system stays with its published columns
+    while 1 < cut < len(columns) and columns[cut].system and columns[cut].published:  # a system stays with its published columns
         cut -= 1
     kept, others = _hardest_first(facts)
     for some, more in ((columns[:cut], ""), (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}")):
@@ -101,13 +108,31 @@ def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
     return parts, notes
 
 
+def sources(facts: EvaluationDocument, *, ours_only: bool = False) -> list[str]:
+    """For each published column where it is from, whether somebody compared our weights on the real data with it, and what this run has.
+
+    `ours_only`: only for columns of systems in the table.
+    """
+    systems = {system.name: system for system in facts.systems}
+    lines = []
+    for one in facts.reference:
+        system = systems.get(one.system or "")
+        if system or not ours_only:
+            found = f"{wording.visible(one.column)} from {wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}"
+            has = f"; this run: {system.standing.weights.standing} weights, {wording.counted(system.n, 'image')}" if system else ""
+            lines.append(found + has)
+    return lines
+
+
 def _columns(facts: EvaluationDocument) -> list[Column]:
-    """Each system of ours with what was published of it; at the end what was published of others."""
+    """Each system of ours with what was published of it, and the difference; at the end what was published of others."""
     names = list(facts.table.columns) or [system.name for system in facts.systems if system.name in facts.table.cells]
     columns: list[Column] = []
     for name in names:
-        columns += [(name, None), *(("", one) for one in facts.reference if one.system == name)]
-    return columns + [("", one) for one in facts.reference if one.system not in names]
+        columns.append(Column(name))
+        for one in facts.reference:
+            columns += [Column(name, one), Column(name, one, differs=True)] if one.system == name else []
+    return columns + [Column("", one) for one in facts.reference if one.system not in names]
 
 
 def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
@@ -127,26 +152,39 @@ def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[Tabl
 def _part(facts: EvaluationDocument, columns: Sequence[Column], rows: Sequence[TableRow], notes: Notes, summary: str) -> TablePart:
     lines = []
     for row in rows:
-        ours = {name: _ours(facts.table.cells.get(name, {}).get(row.name), notes) for name, one in columns if one is None}
-        cells = [
-            ours[name]._replace(seen=row.seen.get(name, "unknown")) if one is None else _published(row.name, one, notes)
-            for name, one in columns
-        ]
-        lines.append(TableLine(row.name, row.label, row.n, cells))
-    footers = [
-        TableLine(
-            footer.name,
-            "",
-            0,
-            [_published(footer.name, one, notes) if one else _ours(footer.cells.get(name), notes) for name, one in columns],
-        )
-        for footer in facts.table.footers
-    ]
-    heads = [
-        TableHead(name) if one is None else TableHead(one.column, notes.sign(one.mark or "", published=True), is_ours=False)
-        for name, one in columns
-    ]
-    return TablePart(heads, lines, footers, summary)
+        figures = {name: cells.get(row.name) for name, cells in facts.table.cells.items()}
+        lines.append(TableLine(row.name, row.label, row.n, _cells(row.name, figures, columns, notes, row.seen)))
+    footers = []
+    for footer in facts.table.footers:
+        n = max((figure.n for figure in footer.cells.values()), default=0)
+        footers.append(TableLine(footer.name, "", n, _cells(footer.name, footer.cells, columns, notes)))
+    return TablePart([_head(column, notes) for column in columns], lines, footers, summary)
+
+
+def _head(column: Column, notes: Notes) -> TableHead:
+    if column.published is None or column.differs:
+        return TableHead("difference" if column.differs else column.system)
+    return TableHead(column.published.column, notes.sign(column.published.mark or "", published=True), is_ours=False)
+
+
+def _cells(
+    row: str, figures: Mapping[str, FigureFacts | None], columns: Sequence[Column], notes: Notes, seen: Mapping[str, str] | None = None
+) -> list[TableCell]:
+    """The cells of one row, whose `figures` are by system; those of ours say whether they were `seen`, where that is known of rows."""
+    ours = {name: _ours(figures.get(name), notes) for name, published, _ in columns if published is None}
+    cells = []
+    for name, published, differs in columns:
+        if published is None:
+            cells.append(ours[name] if seen is None else ours[name]._replace(seen=seen.get(name, "unknown")))
+        else:
+            cells.append(_difference(figures.get(name), published.rows.get(row)) if differs else _published(row, published, notes))
+    return cells
+
+
+def _difference(figure: FigureFacts | None, published: float | None) -> TableCell:
+    if figure is None or figure.number is None or published is None:
+        return TableCell(wording.NONE)
+    return TableCell(f"{round(figure.number - published, 3) + 0.0:+.3f}".replace("-", "−"))
 
 
 def _ours(figure: FigureFacts | None, notes: Notes) -> TableCell:

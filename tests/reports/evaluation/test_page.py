@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
+from ray_app.reports.evaluation.protocol_table import protocol_table
 from tests.reports.evaluation_example import example_document, one_class, small_document
 from tests.reports.page_reader import PageReader
 from tests.reports.pages import HOSTILE_PAGES, NO_SECTIONS, page_of
@@ -51,6 +53,39 @@ def test_what_was_published_stands_beside_ours_with_its_marks(words):
     assert '>Fusion<span class="note">‖</span>' in page
     assert "¶ Printed as ROC AUC, but it is (TPR + TNR) / 2 of hard decisions." in words
     assert "‖ It cannot come from soft-OR at threshold 0" in words
+
+
+def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it_was_verified(words):
+    """On the page and on the terminal; a column of a system that is not ours has no difference."""
+    document = example_document()
+    [mine] = [one for one in document["reference"] if one["system"] == "openfake-swinv2-small"]
+    [row] = [one for one in document["table"]["rows"] if one["name"] == "GPT Image 1"]
+    ours = document["table"]["cells"]["openfake-swinv2-small"]["GPT Image 1"]["value"]
+    [line] = [one for one in evaluation_lines(document) if one.startswith("GPT Image 1 ")][:1]
+    assert line.split()[3] == str(row["n"])
+    assert line.endswith(f"{mine['rows']['GPT Image 1']:.3f}      −{mine['rows']['GPT Image 1'] - ours:.3f}")
+    said = f"{mine['column']} from {mine['source']}; verified: no; this run: published weights, 3,320 images"
+    assert f"published: {said}" in evaluation_lines(document)
+    assert said in words
+    assert "Fusion from OpenFake's README; verified: no" in words
+    mine["verified"] = True
+    assert f"published: {said.replace('verified: no', 'verified: yes')}" in evaluation_lines(document)
+    assert PageReader(render_evaluation(document)).text.count(" difference ") == 1
+
+
+def test_what_was_published_of_a_system_is_never_on_another_part_of_the_table():
+    """Nine columns are shown at once, here ours, its own published one, the difference and six published of others."""
+    others = [{"column": f"other {place}", "rows": {"a": 0.5}} for place in range(12)]
+    cells = {"d": {"a": {"value": 0.25, "n": 4}}, "e": {"a": {"value": 0.5, "n": 4}}}
+    mine = [{"column": "published d", "system": "d", "rows": {"a": 0.5}}]
+    table = {"rows": [{"name": "a", "label": "fake", "n": 4}], "columns": ["d"], "cells": cells}
+    first, rest = protocol_table(EvaluationDocument.model_validate({"reference": [*others, *mine], "table": table}))[0]
+    assert [head.name for head in first.heads] == ["d", "published d", "difference", *(f"other {place}" for place in range(6))]
+    assert [cell.value for cell in first.rows[0].cells[:3]] == ["0.250", "0.500", "−0.250"]
+    assert [head.name for head in rest.heads] == [f"other {place}" for place in range(6, 12)]
+    table["columns"] = [*"cfghijkd"]  # the ninth column would be d's published one
+    first, rest = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
+    assert [head.name for head in rest.heads] == ["d", "published d", "difference"]
 
 
 def test_a_figure_that_is_not_defined_is_a_dash_with_its_reason(words):
