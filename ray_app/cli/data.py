@@ -331,7 +331,8 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics
              community-forensics-folders · dflip · opendeepfake-preview · imdlbenco-json · imdlbenco-folder
              paths · table · words · genimage · drct-2m · chameleon · aigcdetect · univfd
-             synthbuster · deepfake-eval-2024 · so-fake · ntire-2026
+             synthbuster · deepfake-eval-2024 · so-fake · ntire-2026 · ai-genbench
+             diffusionforensics · forensichub
     Their arguments are set by --set arguments.KEY=VALUE; a wrong one is answered with the right ones.
 
     \b

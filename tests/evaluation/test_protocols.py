@@ -110,6 +110,22 @@ def test_every_reference_cell_has_a_place_and_is_a_share(protocol):
         assert one.source
 
 
+# The folders in GenImage's archives, as GenImage_LIST of beibuwandeluori/DRCT has them.
+GENIMAGE = (
+    "imagenet_ai_0419_sdv4", "imagenet_ai_0424_sdv5", "imagenet_midjourney", "imagenet_ai_0508_adm", "imagenet_ai_0424_wukong",
+    "imagenet_glide", "imagenet_ai_0419_vqdm", "imagenet_ai_0419_biggan",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["genimage", "forensichub-genimage", "ai-genbench"])
+def test_each_published_generator_has_one_row(name):
+    rows = load_protocol(name).rows
+    names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
+    facts = [GeneratorFacts(name=one, label="fake", n=1, rate=FigureFacts(value=1.0, n=1)) for one in names]
+    assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)
+    assert [sum(row.holds(one) for one in facts) for row in rows] == ([4] * 9 if name == "ai-genbench" else [1] * 8)
+
+
 @each_protocol
 def test_its_command_reproduces_a_column_of_its_own(protocol):
     assert protocol.commands

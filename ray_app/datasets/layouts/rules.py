@@ -1,9 +1,9 @@
-"""Layouts that say in data where labels are: in paths (`PathRules`), in a table beside the images (`TableRules`), in words of a column
+"""Layouts that say in data where labels are: in paths (`PathRules`), in a list beside the images (`TableRules`), in words of a column
 (`WordColumns`). Published ones are files of `configs/layouts` (`PublishedLayout`), so that a further data set is a file and no code.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -58,7 +58,8 @@ class PathRules(base.DatasetLayout):
 
 
 class TableRules(base.ListedLayout):
-    """`file`: a CSV beside the images, whose column `name` has their names and `label` what they are, by `words` where those are no labels.
+    """`file`: a list beside the images, a CSV or a JSON list of objects. `name` is the column (or field) of their names, `label` that of what
+    they are, by `words` where those are no labels.
 
     Images are below `root`, there below `folder`. Rows with one of the `unknown` words are left out. `generator` and `split` are columns,
     where there are any; `generators` names all fakes.
@@ -77,17 +78,16 @@ class TableRules(base.ListedLayout):
     def model_post_init(self, context: object) -> None:
         """Reads the file."""
         root, file = base.root_of(self.root, self.file), base.shown(self.file)
-        for number, row in base.read_csv(self.file):
-            where = f"{file}, line {number}"
+        for where, row in _rows(self.file):
             if missing := [name for name in (self.name, self.label, self.generator, self.split) if name is not None and name not in row]:
                 raise ConfigError(f"{where}: no column '{missing[0]}'", hint=f"its columns: {', '.join(row)}")
-            word = row[self.label].strip()
+            word = str(row[self.label]).strip()
             if word in self.unknown:
                 continue
             label = self.words.get(word) or parse_label(word, where)
             made = (base.text(row, self.generator) if self.generator else None) or self.generators
             split = base.text(row, self.split) if self.split else None
-            path = "/".join(part for part in (self.folder, row[self.name]) if part)
+            path = "/".join(part for part in (self.folder, str(row[self.name])) if part)
             self._enter(base.place_below(root, path), Labels(label, "real" if label == "real" else made, split=split), file)
 
 
@@ -121,6 +121,18 @@ class PublishedLayout(Frozen):
         if len(source) < 10:
             raise ValueError("say where the layout is described")
         return source
+
+
+def _rows(place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a list, each with its place in words: a CSV's, or the objects of a JSON list. Raises ConfigError."""
+    file = base.shown(place)
+    if not file.lower().endswith(".json"):
+        yield from ((f"{file}, line {number}", row) for number, row in base.read_csv(place))
+        return
+    content = base.read_json(place)
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+        raise ConfigError(f"{file}: not a list of objects")
+    yield from ((f"{file}, object {number}", row) for number, row in enumerate(content))
 
 
 def _quoted(path: str) -> str:

@@ -7,7 +7,7 @@ from ray_app.datasets.layouts import make_layout
 from ray_app.datasets.layouts.rules import PathRule, PublishedLayout
 from ray_app.errors import ConfigError
 from tests.datasets.layouts.telling import fields, refused, row, told
-from tests.datasets.published import write_files
+from tests.datasets.published import picture, write_files, write_json
 
 # By layout: files, and of each its label, generator and split.
 TREES = {
@@ -37,6 +37,10 @@ TREES = {
         "synthbuster/raise/2.png": ("real", "real:raise", None),
         "synthbuster/stable-diffusion-1-3/3.png": ("fake", "stable-diffusion-1-3", None),
     },
+    "diffusionforensics": {
+        "images/test/imagenet/real/n03982430/1.JPEG": ("real", "real:imagenet", "test"),
+        "images/test/imagenet/adm/999/2.png": ("fake", "adm", "test"),
+    },
 }
 TABLES = {
     "ntire-2026": (
@@ -50,6 +54,12 @@ TABLES = {
         {"a.jpg": ("fake", "deepfake-eval-2024", "Test"), "b.jpg": ("real", "real", "Train")},
     ),
 }
+
+
+AI_GENBENCH = {  # DATASET_STATS.md and common_utils.py of MI-BioLab/AI-GenBench@2332e50
+    "height": "uint32", "width": "uint32", "generator": "large_string", "file_id": "large_string", "description": "large_string",
+    "positive_prompt": "large_string", "negative_prompt": "large_string", "conditioning": "large_string", "origin_dataset": "large_string",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -69,6 +79,41 @@ def test_a_table_beside_images_labels_them(tmp_path, name):
     assert fields(found, "label", "generator", "split") == labels
 
 
+def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path):
+    write_files(tmp_path, "own/train/real/a.png", "own/train/real/unlisted.png", "GenImage/ADM/b.png")
+    listed = [{"path": "train/real/a.png", "label": 0}, {"path": f"{tmp_path}/GenImage/ADM/b.png", "label": 1}]
+    file = write_json(tmp_path / "own" / "train.json", listed)
+    found = fields(told(make_layout("forensichub", {"file": str(file), "generators": "adm"}), tmp_path), "label", "generator", "split")
+    assert found == {"a.png": ("real", "real", None), "b.png": ("fake", "adm", None)}
+    for content, said in (({"path": "a.png"}, "not a list of objects"), ([{"path": "a.png"}], "no column 'label'"), (["a"], "objects")):
+        write_json(file, content)
+        with pytest.raises(ConfigError, match=said):
+            make_layout("forensichub", {"file": str(file)})
+
+
+def test_a_table_of_ai_genbench_is_read_as_its_builder_writes_it(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Image, LargeList, Value
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["real", "fake"]), "paired_real_images": LargeList(Value("large_string"))}
+                        | {name: Value(kind) for name, kind in AI_GENBENCH.items()})  # fmt: skip
+    same = {
+        "height": 16,
+        "width": 24,
+        "file_id": "",
+        "description": "",
+        "negative_prompt": "",
+        "conditioning": "",
+        "origin_dataset": "DDMD",
+    }
+    rows = [
+        {"image": picture(0), "label": 0, "generator": "", "positive_prompt": "", "paired_real_images": [], **same},
+        {"image": picture(1), "label": 1, "generator": "FLUX 1 Dev", "positive_prompt": "a cat", "paired_real_images": ["RAISE/1"], **same},
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "validation.parquet")
+    found = fields(told(make_layout("ai-genbench", {}), tmp_path), "label", "generator", "prompt")
+    assert list(found.values()) == [("real", "real", None), ("fake", "FLUX 1 Dev", "a cat")]
+
+
 def test_words_of_a_column_are_labels():
     layout = make_layout("so-fake", {})
     for word, maker, labels in [
@@ -83,7 +128,7 @@ def test_words_of_a_column_are_labels():
 
 def test_every_published_layout_is_tested_and_names_its_source():
     shipped = {name: load_yaml(path, PublishedLayout) for name, path in named_configs("layouts").items()}
-    assert set(shipped) == {*TREES, *TABLES, "so-fake"}
+    assert set(shipped) == {*TREES, *TABLES, "so-fake", "forensichub", "ai-genbench"}
     assert all(layout.name == name for name, layout in shipped.items())
 
 
