@@ -58,8 +58,8 @@ class PathRules(base.DatasetLayout):
 
 
 class TableRules(base.ListedLayout):
-    """`file`: a list beside the images, a CSV or a JSON list of objects. `name` is the column (or field) of their names, `label` that of what
-    they are, by `words` where those are no labels.
+    """`file`: a list beside the images, a CSV or a JSON list of objects. `name` is the column (or field) of their names, `label` that of
+    what they are, by `words` where those are no labels.
 
     Images are below `root`, there below `folder`. Rows with one of the `unknown` words are left out. `generator` and `split` are columns,
     where there are any; `generators` names all fakes.

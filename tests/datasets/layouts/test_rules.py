@@ -94,8 +94,8 @@ def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path)
 def test_a_table_of_ai_genbench_is_read_as_its_builder_writes_it(tmp_path):
     from datasets import ClassLabel, Dataset, Features, Image, LargeList, Value
 
-    features = Features({"image": Image(), "label": ClassLabel(names=["real", "fake"]), "paired_real_images": LargeList(Value("large_string"))}
-                        | {name: Value(kind) for name, kind in AI_GENBENCH.items()})  # fmt: skip
+    kinds = {"image": Image(), "label": ClassLabel(names=["real", "fake"]), "paired_real_images": LargeList(Value("large_string"))}
+    features = Features(kinds | {name: Value(kind) for name, kind in AI_GENBENCH.items()})
     same = {
         "height": 16,
         "width": 24,
