@@ -30,7 +30,7 @@ from ray_app.archives import Each, in_turn
 from ray_app.config import validate
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
-from ray_app.datasets.labels import INPUT, Labels
+from ray_app.datasets.labels import INPUT, Labels, texts
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
@@ -194,7 +194,7 @@ def read_index(place: str) -> pa.Table:
     store = Store.open(place)
     if not has_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(archives.read_block(store, ref) for ref in archives.read_blocks(store, 0))
+    return pa.concat_tables(_with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0))
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -240,11 +240,15 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
     start = 0
     for ref in archives.read_blocks(given, 0):
         rows = archives.read_block(given, ref)
-        inputs = rows["input"].combine_chunks()
-        columns = [inputs.field(name) if name != "split" else splits.slice(start, len(rows)).cast(pa.string()) for name in INPUT.names]
-        place, start = rows.schema.get_field_index("input"), start + len(rows)
-        rows = rows.set_column(place, pa.field("input", INPUT), pa.StructArray.from_arrays(columns, fields=list(INPUT)))
+        rows, start = _with_input(rows, split=splits.slice(start, len(rows)).cast(pa.string())), start + len(rows)
         yield LabelledBlock(rows, Counter(), SkippedMembers(), SkippedMembers())
+
+
+def _with_input(rows: pa.Table, **given: pa.Array) -> pa.Table:
+    """The rows with all fields of INPUT, null in those that an older index has not; `given`: other values of some."""
+    columns = [given[name] if name in given else texts(rows, name).combine_chunks() for name in INPUT.names]
+    inputs = pa.StructArray.from_arrays(columns, fields=list(INPUT))
+    return rows.set_column(rows.schema.get_field_index("input"), pa.field("input", INPUT), inputs)
 
 
 @dataclass

@@ -16,7 +16,7 @@ Label = Literal["real", "fake"]
 
 # The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits, both null where they were not requested.
 INPUT: pa.StructType = pa.struct(
-    [(name, pa.string()) for name in ("label", "generator", "mask_uri", "prompt", "split", "group", "sha256", "phash")]
+    [(name, pa.string()) for name in ("label", "generator", "mask_uri", "prompt", "split", "group", "sha256", "phash", "architecture")]
 )
 
 _NAMES: dict[Any, Label] = {"real": "real", "0": "real", "false": "real", "fake": "fake", "1": "fake", "true": "fake"}
@@ -29,7 +29,8 @@ class Labels:
     """The truth about one image.
 
     `generator`: who made a fake; `real` or `real:<source>` for a real. `mask_uri`: where the mask of its altered part is; a fake without
-    one is generated as a whole. `group`: images of one group (a prompt, a scene, a pair) are never divided between splits.
+    one is generated as a whole. `group`: images of one group (a prompt, a scene, a pair) are never divided between splits. `architecture`:
+    the family of a fake's generator, in the data set's own word.
     """
 
     label: Label
@@ -38,6 +39,7 @@ class Labels:
     prompt: str | None = None
     split: str | None = None
     group: str | None = None
+    architecture: str | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None)

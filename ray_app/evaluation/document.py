@@ -27,8 +27,7 @@ from ray_app.evaluation.generator_names import names_of
 from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
-from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
-from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, releases_of, table_of
+from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, table_of, traits_of
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics import shortcut
 from ray_app.metrics.arrays import FigureFacts, undefined
@@ -313,9 +312,8 @@ def _named(
 def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[system_model.SystemFacts]:
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
-    by_year = found.protocol is not None and "years" in found.protocol.automatic
-    released = releases_of(found.labels.tables(RELEASE_COLUMNS)) if by_year else {}
-    asked = system_section.SystemOptions(intervals, frozenset(figures), members, released.get, found.run.describe()["identity"])
+    traits = {name: traits_of(found.labels.tables, column) for name, column in (found.protocol.traits if found.protocol else {}).items()}
+    asked = system_section.SystemOptions(intervals, frozenset(figures), members, traits, found.run.describe()["identity"])
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 

@@ -30,7 +30,8 @@ KEYS = ("image_id", "sha256", "uri")
 OWN, VIEWS = "input", "views"
 """The key of labels that stand in the run's own column `input`."""
 _TRUTH = ("label", "generator", "kind")
-_OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
+_OF_GENERATORS = ("release_date", "architecture")
+_OF_LABELS = ("mask_uri", "prompt", *_OF_GENERATORS, "source")
 _IN_WORDS = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
 _MEMORY, _THREADS = "512MB", 2
 _GROUPED_AT_ONCE = 4_000_000  # labels whose keys are counted together: that many fit into the memory
@@ -350,7 +351,7 @@ def _expression(name: str, there: Sequence[str]) -> str:
     if name in _TRUTH:
         return f"groups.{name}"
     if name in _OF_LABELS:
-        places = [f"label_{name}", *(["own_release_date"] if name == "release_date" else [])]
+        places = [f"label_{name}", *([f"own_{name}"] if name in _OF_GENERATORS else [])]
         return f"coalesce({', '.join([*(place for place in places if place in there), 'NULL::VARCHAR'])})"
     return quoted(name) if name in there else "NULL::VARCHAR"
 

@@ -23,7 +23,7 @@ from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets, urls
 
-TEXTS = ("mask_uri", "prompt", "release_date", "source", "group", "part", "phash")
+TEXTS = ("mask_uri", "prompt", "release_date", "architecture", "source", "group", "part", "phash")
 COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "split", *TEXTS)
 """What labels may say of an image; other columns are not looked at."""
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
@@ -80,8 +80,7 @@ class LabelsOfIndex(_Place):
         store = Store.open(self.place)
         for ref in read_blocks(store, 0):
             rows = read_block(store, ref)
-            inputs = rows["input"].combine_chunks()
-            yield pa.table({name: inputs.field(name) if name in labels.INPUT.names else rows[name] for name in columns})
+            yield pa.table({name: labels.texts(rows, name) if name in labels.INPUT.names else rows[name] for name in columns})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by which rules, and what was published.
 
 The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image that
-is right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
+is right at the threshold. `traits_of`: when each generator was released, or of what architecture it is, as labels or a run's own columns
+have it.
 
 The table of a protocol (`table_of`): rows, footers, and published columns beside ours (`reference_of`).
 """
@@ -35,37 +36,40 @@ Value = Annotated[float, Field(ge=0, le=1)]
 _NONE_SCORED = "none of these images was scored"
 _ONE_CLASS = "needs scored images of both classes"
 _NOT_COMPUTED = undefined("was not computed")
-FIELD = "release_date"
-COLUMNS = (FIELD, "generator", "label")
 
 
 class ProtocolRow(Frozen):
-    """One row: images of the generators that its globs name, together. Without globs the cells stay empty, for the reason `why`.
+    """One row: images of the generators that its globs name, by their names or their architectures, together. Without globs the cells
+    stay empty, for the reason `why`.
 
-    `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits.
+    `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits. `mean`: of the figures of its
+    generators, each counting once; rows of each of them may stand beside it.
     """
 
     name: str
     generators: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
     excluding: tuple[str, ...] = ()
     label: Literal["real", "fake"] = "fake"
     kind: Literal["whole", "local"] | None = None
     figure: RowFigure = "rate"
+    mean: bool = False
     why: str | None = None
 
     @model_validator(mode="after")
     def _named_or_said(self) -> "ProtocolRow":
-        if bool(self.generators) == (self.why is not None):
-            raise ValueError("give generators, or say under `why` why they cannot be named")
+        if bool(self.generators or self.architectures) == (self.why is not None):
+            raise ValueError("give generators or architectures, or say under `why` why they cannot be named")
         return self
 
     def holds(self, generator: GeneratorFacts) -> bool:
         """Whether a generator of a document's system belongs to it."""
-        name = generator.name
+        name, family = generator.name, generator.architecture
+        named = any(is_named(name, glob) for glob in self.generators)
         return (
             generator.label == self.label
             and self.kind in (None, generator.kind)
-            and any(is_named(name, glob) for glob in self.generators)
+            and (named or (family is not None and any(is_named(family, glob) for glob in self.architectures)))
             and not any(is_named(name, glob) for glob in self.excluding)
         )
 
@@ -179,6 +183,12 @@ class Protocol(Frozen):
             raise ValueError("neither rows nor automatic")
         return self
 
+    @property
+    def traits(self) -> Mapping[str, str]:
+        """What the table must know of generators, by its name in a document the column of labels."""
+        found = {"released": "release_date"} if "years" in self.automatic else {}
+        return found | ({"architecture": "architecture"} if any(row.architectures for row in self.rows) else {})
+
     def facts(self) -> ProtocolFacts:
         """The section `protocol` of an evaluation's document."""
         kept = ("name", "title", "source", "what", "threshold", "strict", "averages", "notes", "commands")
@@ -255,17 +265,18 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     return FigureFacts(value=max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
 
 
-def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
-    """By generator of fakes the earliest `release_date` of its rows, as text that begins with the year.
+def traits_of(tables: Callable[[Sequence[str]], Iterable[pa.Table]], column: str) -> Mapping[str, str]:
+    """By generator of fakes the least text of its rows in a column, so the earliest `release_date`.
 
-    Tables have `COLUMNS`. Generators without a date are left out; so is a date that does not begin with a year.
+    Generators without one are left out; so is a date that does not begin with its year. `tables`: labelled rows with the columns asked for.
     """
     found: dict[str, str] = {}
-    for table in tables:
-        dated = pc.and_(pc.equal(table["label"], "fake"), pc.match_substring_regex(table[FIELD], r"^\d{4}"))
-        for row in table.filter(dated).group_by("generator").aggregate([(FIELD, "min")]).to_pylist():
-            date = row[f"{FIELD}_min"]
-            found[row["generator"]] = min(date, found.get(row["generator"], date))
+    for table in tables((column, "generator", "label")):
+        known = pc.match_substring_regex(table[column], r"^\d{4}" if column == "release_date" else r"\S")
+        rows = table.filter(pc.and_(pc.equal(table["label"], "fake"), known))
+        for row in rows.group_by("generator").aggregate([(column, "min")]).to_pylist():
+            least = row[f"{column}_min"]
+            found[row["generator"]] = min(least, found.get(row["generator"], least))
     return found
 
 
@@ -344,9 +355,11 @@ def reference_of(protocol: Protocol | None) -> list[ReferenceFacts]:
 
 
 def _automatic(rules: Protocol, systems: Sequence[SystemFacts]) -> list[_Line]:
-    """Rows for what is in the data, in order of release and name; generators that a row of the protocol holds already are left out."""
+    """Rows for what is in the data, in order of release and name; generators that a row of the protocol holds already, but for one of a
+    mean, are left out.
+    """
     known = {(one.label, one.name): one for system in systems for one in system.generators}
-    rest = [one for one in known.values() if not any(row.holds(one) for row in rules.rows)]
+    rest = [one for one in known.values() if not any(row.holds(one) and not row.mean for row in rules.rows)]
     rest.sort(key=lambda one: (one.released or "9", one.name))
     taken = {row.name for row in rules.rows}
     lines: list[_Line] = []
@@ -388,6 +401,10 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
         return undefined(line.row.why)
     if not mine:
         return undefined("no image of the data belongs here")
+    if line.row.mean:
+        each = line.row.model_copy(update={"mean": False})
+        found = [_cell(_Line(each, only=name), system, masks) for name in dict.fromkeys(one.name for one in mine)]
+        return _mean(found, [1] * len(found), sum(one.n for one in mine), "generators")
     if figure == "rate":
         return correct_share(mine)
     if figure in ("balanced_accuracy", "f1_even"):
@@ -424,7 +441,9 @@ def _footer(
 ) -> FigureFacts:
     way, _, figure = footer.figure.partition(":")
     if figure:
-        usual = [line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None]
+        usual = [
+            line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None and not line.row.mean
+        ]
         rows = footer.rows or [row.name for row in usual if row.figure == figure]
         images = {line.row.name: sum(one.n for one in line.of(system)) for line in lines}
         chosen = [cells[system.name][row] for row in rows]
@@ -437,12 +456,12 @@ def _footer(
     return found if of_images or found.value is None else FigureFacts(value=found.value, n=found.n)
 
 
-def _mean(found: Sequence[FigureFacts], weights: Sequence[int], n: int) -> FigureFacts:
-    """Over rows; not defined where one of them is not."""
+def _mean(found: Sequence[FigureFacts], weights: Sequence[int], n: int, of: str = "rows") -> FigureFacts:
+    """Over rows, or generators; not defined where one of them is not."""
     if not found:
         return undefined("no row has that figure")
     if missing := [one.why for one in found if one.value is None]:
-        return undefined(f"{len(missing)} of {len(found)} rows have no figure: {missing[0]}", n)
+        return undefined(f"{len(missing)} of {len(found)} {of} have no figure: {missing[0]}", n)
     return FigureFacts(value=sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True)) / sum(weights), n=n)
 
 

@@ -168,7 +168,7 @@ def measure(config: EvaluateConfig, protocol: protocols.Protocol | None, run: Ru
     """Join labels with a run, count scores and compute the document's figures; nothing is written."""
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _print_progress("counting scores")
-    columns = [*accumulate.COLUMNS, *([OWN] if protocol and "years" in protocol.automatic else [])]
+    columns = [*accumulate.COLUMNS, *([OWN] if protocol and protocol.traits else [])]
     _on_tasks(config, run, lambda each: labels.join(run, columns, systems=systems, each=each))
     unfinished = f"{run.store.url} is not finished: only what is scored so far is evaluated."
     warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, run)]

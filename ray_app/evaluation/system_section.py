@@ -29,13 +29,14 @@ NO_OTHERS = "there are no images of the other class"
 @dataclass(frozen=True)
 class SystemOptions:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble.
+    `traits`: facts about generators of fakes (`released`, `architecture`) by their names.
     `identity`: the run's, which says of what kind its views are, and which of them are not there.
     """
 
     intervals: Intervals
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
-    released: Callable[[str], str | None] = lambda _: None
+    traits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -192,13 +193,15 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
     ways = {"average_precision": _average_precision, "oracle_accuracy": protocols.oracle_accuracy}
+    traits = {name: known.get(group.generator) for name, known in asked.traits.items() if group.kind != "real"}
     extras = {name: _ranked(scores, pair, way) for name, way in ways.items() if name in asked.extras}
     return system_model.GeneratorFacts(
         name=group.generator,
         label=group.label,
         kind=group.kind,
         seen=_seen(scores.system, group.generator, asked),
-        released=asked.released(group.generator) if group.kind != "real" else None,
+        released=traits.get("released"),
+        architecture=traits.get("architecture"),
         n=n,
         unscored=labelled - n,
         rate=intervals.proportion(hits, n, "none of these images was scored"),

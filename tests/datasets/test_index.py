@@ -9,10 +9,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.archives import Archive, BlockPlan, MemberReader, member_rows, read_referenced
-from ray_app.datasets import INPUT, DatasetSource, build_index, index, index_source, make_layout, read_index, read_info, write_index
+from ray_app.archives import Archive, BlockPlan, MemberReader, member_rows, read_block, read_blocks, read_referenced
+from ray_app.datasets import (
+    INPUT,
+    DatasetSource,
+    build_index,
+    index,
+    index_source,
+    labelling,
+    make_layout,
+    read_index,
+    read_info,
+    write_index,
+)
 from ray_app.datasets.simulation import archive
 from ray_app.errors import ConfigError, IdentityError
+from ray_app.evaluation.labels import LabelsOfIndex
 from ray_app.storage import Fetcher, Store
 from tests.archives.given import backwards
 from tests.datasets.published import encoded, picture, write_files, write_json, write_parquet
@@ -55,6 +67,26 @@ def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
     ]
     assert list(info.published) == [{"subset": "test/sd3", "rows": 3, "published": 20_000, "agrees": False}]
     assert not [path for path in (tmp_path / "index/listing").rglob("*") if path.is_file()]
+
+
+def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeypatch):
+    """Read, divided, joined with a newer one, and as labels of an evaluation."""
+    older = pa.struct([one for one in INPUT if one.name != "architecture"])
+    monkeypatch.setattr(labelling, "INPUT", older)
+    monkeypatch.setattr(index, "INPUT", older)
+    source = folder_set(tmp_path / "set")
+    store, _ = indexed(tmp_path, source)
+    monkeypatch.undo()
+    assert read_block(store, read_blocks(store, 0)[0]).schema.field("input").type == older
+    newer, _ = indexed(tmp_path, source, out="newer")
+    rows = read_index(store.url)
+    assert rows.equals(read_index(newer.url))
+    assert len(index_source(DatasetSource(at=[store.url, newer.url]), Store.open(str(tmp_path / "none")))) == 2 * len(rows)
+    index.write_divided(newer, store, pa.array(["train"] * len(rows)), {})
+    assert [one["split"] for one in labels_of(read_index(newer.url))] == ["train"] * len(rows)
+    [labels] = LabelsOfIndex(store.url).tables(["image_id", "label", "architecture"])
+    assert labels["architecture"].null_count == len(rows)
+    assert labels["label"].to_pylist() == [one["label"] for one in labels_of(rows)]
 
 
 def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):

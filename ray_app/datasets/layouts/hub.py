@@ -17,7 +17,8 @@ from ray_app.errors import ConfigError
 
 
 class CommunityForensics(DatasetLayout):
-    """Columns `image_data`, `label` (0 real, 1 fake), `model_name`; in the evaluation set also `prompt`, `real_source` and others.
+    """Columns `image_data`, `label` (0 real, 1 fake), `model_name`; in the evaluation set also `prompt`, `real_source`, `architecture`
+    (LatDiff, PixDiff, GAN, Commercial, other; real) and others.
 
     Splits are the hub's: `Systematic+Manual`, `PublicEval`, `train` (Small), `CompEval`.
     """
@@ -33,7 +34,8 @@ class CommunityForensics(DatasetLayout):
         if label == "fake" and (model is None or model.lower() == "real"):
             raise contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = real_of(text(item.input, "real_source") or model) if label == "real" else str(model)
-        return Labels(label, generator, None, prompt, split_of(item.uri) or text(item.input, "split"), prompt_group(prompt))
+        split, family = split_of(item.uri) or text(item.input, "split"), text(item.input, "architecture") if label == "fake" else None
+        return Labels(label, generator, None, prompt, split, prompt_group(prompt), family)
 
 
 _NAMES: dict[int, Label] = {0: "fake", 1: "real"}

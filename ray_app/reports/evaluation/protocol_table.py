@@ -92,7 +92,7 @@ class Notes(dict[str, str]):
 
 
 def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
-    """The table in parts, what is shown at once first, and the notes under it. The hardest rows of the leading system come first."""
+    """The table in parts, what is shown at once first, and the notes under it. Rows of reals, published ones and the hardest come first."""
     notes, parts = Notes(), []
     columns = _columns(facts)
     if not columns or not (facts.table.rows or facts.table.footers):
@@ -140,10 +140,11 @@ def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[Tabl
     if len(rows) <= MOST_ROWS:
         return rows, []
     cells = facts.table.cells.get(facts.leading.name if facts.leading else "", {})
+    published = {name for one in facts.reference for name in one.rows}
 
     def ease(row: TableRow) -> tuple[bool, float]:
         number = cells.get(row.name, NOT_MEASURED).number
-        return row.label != "real", 2.0 if number is None else number
+        return row.label != "real" and row.name not in published, 2.0 if number is None else number
 
     hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
     return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]

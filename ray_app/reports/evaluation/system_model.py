@@ -111,6 +111,7 @@ class GeneratorFacts(Section):
     kind: str = ""
     seen: str = "unknown"
     released: str | None = None
+    architecture: OptionalKey[str] = None
     n: int = 0
     unscored: int = 0
     rate: FigureFacts = NOT_MEASURED

@@ -9,13 +9,13 @@ def test_community_forensics(tmp_path):
         tmp_path / "data/CompEval-00003-of-00400.parquet",
         {
             "image_name": ["1.png", "2.png"], "image_data": [b"a", b"b"], "model_name": ["dalle2", "RAISE"],
-            "prompt": ["a cat", None], "real_source": [None, "RAISE"], "label": [1, 0],
+            "prompt": ["a cat", None], "real_source": [None, "RAISE"], "label": [1, 0], "architecture": ["Commercial", "real"],
         },
     )  # fmt: skip
     found = list(told(make_layout("community-forensics", {}), shard).values())
-    assert [(one.label, one.generator, one.split, one.group, subset) for one, subset in found] == [
-        ("fake", "dalle2", "CompEval", prompt_group("A cat"), "CompEval"),
-        ("real", "real:RAISE", "CompEval", None, "CompEval"),
+    assert [(one.label, one.generator, one.split, one.group, one.architecture, subset) for one, subset in found] == [
+        ("fake", "dalle2", "CompEval", prompt_group("A cat"), "Commercial", "CompEval"),
+        ("real", "real:RAISE", "CompEval", None, None, "CompEval"),
     ]
     assert "model_name is None" in refused(make_layout("community-forensics", {}), row(label=1, model_name=None))
 

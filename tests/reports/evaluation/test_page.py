@@ -83,8 +83,13 @@ def test_what_was_published_of_a_system_is_never_on_another_part_of_the_table():
     assert [head.name for head in first.heads] == ["d", "published d", "difference", *(f"other {place}" for place in range(6))]
     assert [cell.value for cell in first.rows[0].cells[:3]] == ["0.250", "0.500", "−0.250"]
     assert [head.name for head in rest.heads] == [f"other {place}" for place in range(6, 12)]
+    # So are rows: an easy published one stands before harder ones.
+    table["rows"] = [{"name": f"hard {place}", "label": "fake"} for place in range(30)] + table["rows"]
+    kept, _ = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
+    assert "a" in [row.name for row in kept.rows]
+    assert len(kept.rows) == 24
     table["columns"] = [*"cfghijkd"]  # the ninth column would be d's published one
-    first, rest = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
+    _, _, rest, _ = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
     assert [head.name for head in rest.heads] == ["d", "published d", "difference"]
 
 
