@@ -167,8 +167,9 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     """Make labelled images with a diffusion pipeline.
 
     From prompts, or by altering parts of real images, for training and for tests. Needs touchstone-forensics[generate].
-    CONFIG is a shipped pipeline (sd-3.5, flux.1-dev, sd-1.5-inpainting, sd-2-inpainting, sdxl-inpainting), a card of your own, or the
-    YAML of a job. Every image has its own noise; DIR/generated.parquet says how each was made, and index and score take it.
+    CONFIG is a shipped pipeline (sd-1.5, sd-2.1, sdxl, sd-3, sd-3.5, flux.1-dev; sd-1.5-, sd-2-, sdxl-, sd-3- and flux.1-dev-inpainting),
+    a card of your own, or the YAML of a job. Every image has its own noise; DIR/generated.parquet says how each was made, and index and
+    score take it.
 
     \b
     touchstone data generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux

@@ -30,6 +30,26 @@ def flux(made):
 
 
 @pytest.fixture(scope="session")
+def sd(made):
+    return made("sd", "StableDiffusionPipeline", "tiny_image_to_image", {})
+
+
+@pytest.fixture(scope="session")
+def xl(made):
+    return made("xl-text", "StableDiffusionXLPipeline", "tiny_xl", {})
+
+
+@pytest.fixture(scope="session")
+def sd3_inpainting(made):
+    return made("sd3-edit", "StableDiffusion3InpaintPipeline", "tiny_sd3", INPAINTING | {"strength": 0.6}, edits=True)
+
+
+@pytest.fixture(scope="session")
+def flux_inpainting(made):
+    return made("flux-edit", "FluxInpaintPipeline", "tiny_flux", INPAINTING | {"strength": 0.6, "negative": False}, edits=True)
+
+
+@pytest.fixture(scope="session")
 def inpainting(made):
     return made("inpainting", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING)
 

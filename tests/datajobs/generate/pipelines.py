@@ -8,13 +8,16 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxInpaintPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -35,14 +38,14 @@ SIDE = 32
 _LETTERS = list(string.printable.strip())
 
 
-def tiny_sd3(folder: Path) -> Path:
-    """StableDiffusion3Pipeline, latents of 16 channels at a half of the image's size."""
+def tiny_sd3(folder: Path, *, edits: bool = False) -> Path:
+    """StableDiffusion3Pipeline, or the one that `edits`; latents of 16 channels at a half of the image's size."""
     torch.manual_seed(1)
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
         joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64, out_channels=16, pos_embed_max_size=32,
     )  # fmt: skip
-    pipeline = StableDiffusion3Pipeline(
+    pipeline = (StableDiffusion3InpaintPipeline if edits else StableDiffusion3Pipeline)(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_vae(16), text_encoder=_clip(True),
         tokenizer=_clip_tokenizer(folder), text_encoder_2=_clip(True), tokenizer_2=_clip_tokenizer(folder), text_encoder_3=_t5(),
         tokenizer_3=_t5_tokenizer(),
@@ -50,14 +53,14 @@ def tiny_sd3(folder: Path) -> Path:
     return _saved(pipeline, folder)
 
 
-def tiny_flux(folder: Path) -> Path:
-    """FluxPipeline, whose latents are packed in squares of two."""
+def tiny_flux(folder: Path, *, edits: bool = False) -> Path:
+    """FluxPipeline, or the one that `edits`; its latents are packed in squares of two."""
     torch.manual_seed(2)
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
     )  # fmt: skip
-    pipeline = FluxPipeline(
+    pipeline = (FluxInpaintPipeline if edits else FluxPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(), vae=_vae(4), text_encoder=_clip(False), tokenizer=_clip_tokenizer(folder),
         text_encoder_2=_t5(), tokenizer_2=_t5_tokenizer(), transformer=transformer,
     )  # fmt: skip
@@ -95,12 +98,22 @@ def tiny_autoencoder(folder: Path) -> Path:
 
 def tiny_xl_inpainting(folder: Path) -> Path:
     """StableDiffusionXLInpaintPipeline, whose noise is mixed with the image below a strength of 1."""
+    return _tiny_xl(StableDiffusionXLInpaintPipeline, folder, in_channels=9)
+
+
+def tiny_xl(folder: Path) -> Path:
+    """StableDiffusionXLPipeline."""
+    return _tiny_xl(StableDiffusionXLPipeline, folder, in_channels=4)
+
+
+def _tiny_xl(kind, folder: Path, in_channels: int) -> Path:
     torch.manual_seed(4)
     unet = _unet(
-        cross=64, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80,
+        cross=64, in_channels=in_channels, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
         transformer_layers_per_block=(1, 1), use_linear_projection=True, attention_head_dim=(2, 4),
     )  # fmt: skip
-    pipeline = StableDiffusionXLInpaintPipeline(
+    pipeline = kind(
         vae=_vae(4), text_encoder=_clip(False), text_encoder_2=_clip(True), tokenizer=_clip_tokenizer(folder),
         tokenizer_2=_clip_tokenizer(folder), unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_app.attribution.generators import generator_index
+from ray_app.attribution.generators import find_generator, generator_index
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.files import FileStyle
@@ -26,7 +26,7 @@ def pixels(made) -> np.ndarray:
     return np.stack([np.asarray(one.image.convert("RGB"), np.int16) for one in made])
 
 
-@pytest.mark.parametrize("card", ["sd3", "flux"])
+@pytest.mark.parametrize("card", ["sd3", "flux", "sd", "xl"])
 def test_the_same_image_whatever_it_is_batched_with(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     together = pipeline.make(orders((48, 32)), steps=2, guidance=3.5)
@@ -56,7 +56,7 @@ def test_a_prompt_of_its_own_stays_with_its_image_and_so_does_what_it_shall_not_
     assert (pixels(plain) != pixels(swapped)).any()
 
 
-@pytest.mark.parametrize("card", ["inpainting", "xl_inpainting"])
+@pytest.mark.parametrize("card", ["inpainting", "xl_inpainting", "sd3_inpainting", "flux_inpainting"])
 def test_inpainting_hashes_the_noise_and_takes_each_its_own_picture(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     mask = Image.new("L", (32, 32), 0)
@@ -87,6 +87,20 @@ def test_a_lora_is_fused_at_its_scale(flux, tmp_path):
     fused = loaded(card)._pipeline.transformer.transformer_blocks[0].attn.to_q.weight
     torch.testing.assert_close(fused, before + 0.8 * change)
     assert change.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("split", "whole", "part"),
+    [("sd15", "sd-1.5", "sd-1.5-inpainting"), ("sd2", "sd-2.1", "sd-2-inpainting"), ("sdxl", "sdxl", "sdxl-inpainting"),
+     ("sd3", "sd-3", "sd-3-inpainting"), ("flux", "flux.1-dev", "flux.1-dev-inpainting")],
+)  # fmt: skip
+def test_each_generator_of_opensdi_has_a_card_for_whole_images_and_one_for_parts(split, whole, part):
+    """The split's name is that of the generator of whole images, and both are of one family."""
+    cards = [load_pipeline_card(name) for name in (whole, part)]
+    assert [card.task for card in cards] == ["text", "inpainting"]
+    named = [find_generator(one) for one in (split, *(card.label for card in cards))]
+    assert named[0] == named[1]
+    assert len({one.family for one in named}) == 1
 
 
 @pytest.mark.parametrize("name", named_configs("generate"))
