@@ -93,6 +93,12 @@ class ManifestMember:
     refused: RefusedMember | None = None
 
 
+def as_member(item: ListedMember, slot: int = 0) -> ManifestMember:
+    """A listed file as one that can be read; `slot` is its number in the listing."""
+    listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
+    return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
+
+
 # SHA-256 of a member; with a counter above 0, another one.
 Digest = Callable[[ListedMember, int], bytes]
 

@@ -152,7 +152,7 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 @click.command()
 @click.argument("config_file", metavar="CONFIG")
 @options.out_option
-@click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet or an index; for inpainting a table of images.")
+@click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.")
 @click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")
 @click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]")

@@ -42,6 +42,7 @@ _OF_WHAT = click.option(
 @options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
 @_OF_WHAT
+@click.option("--regenerated", metavar="FOLDER", help="Images that data generate --prompts RUN made; with --set clip=FOLDER.")
 @click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
 @options.licence_option

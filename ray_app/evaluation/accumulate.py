@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ray_app.archives import MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quoted
 from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, Systems
-from ray_app.images import decode_image
+from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.model import MistakeFacts
@@ -195,13 +195,17 @@ def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -
 
 def decoded_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
     """The images of these ids that can still be read, each with its id, in the order in which they lie in the archive."""
-    limits = run.limits()
-    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     in_place = sorted(members_of(run, set(ids)).values(), key=lambda member: (member.uri, member.block, member.slot))
-    for member, data in reader.read(in_place):
+    for member, image in decoded(in_place, Fetcher(guard=guard_of(run.store)), run.limits()):
+        yield member.image_id, image
+
+
+def decoded(members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits) -> Iterator[tuple[ManifestMember, Image.Image]]:
+    """Those of the members that can be read, in their order."""
+    for member, data in MemberReader(fetcher, max_bytes=limits.max_bytes).read(members):
         if not isinstance(data, InputError):
             try:
                 image = decode_image(data, limits)
             except InputError:
                 continue
-            yield member.image_id, image.pixels
+            yield member, image.pixels

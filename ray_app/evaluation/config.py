@@ -39,6 +39,7 @@ class EvaluateConfig(Frozen):
     )
     sample: int = Field(default=MOST, ge=100, le=MOST, description="rows that intervals, paired tests and the shortcut check see")
     thumbnails: bool = Field(default=True, description="small pictures of mistakes and masks in the report, read from the source again")
-    clip: str | None = Field(default=None, description="folder of CLIP weights, for the similarity of prompts")
+    clip: str | None = Field(default=None, description="folder of CLIP weights, for the similarity of prompts and of what they give back")
+    regenerated: str | None = Field(default=None, description="images that `touchstone data generate PIPELINE --prompts RUN` made")
     seed: int = 0
     tasks: bool | None = Field(default=None, description="gather a run's files as Ray tasks; null = where it has very many")

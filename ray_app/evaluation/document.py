@@ -300,7 +300,8 @@ def _named(
     rules = (protocol.identification if protocol else None) or IdentificationRules()
     names = names_of(found.run.describe())
     answers = attribution.answers_of(found.labels.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
-    prompts = prompts_of(found.labels.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
+    folders = {"clip": found.config.clip, "regenerated": found.config.regenerated}
+    prompts = prompts_of(found.labels.tables, found.run, **folders) if predicted["predicted_prompt"] else None
     grouping = attribution.grouping_of(protocol, names, systems)
     return (
         attribution.identification_of(answers, rules=rules, missing=found.labels.unused) if answers else None,

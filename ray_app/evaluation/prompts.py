@@ -4,39 +4,41 @@ CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0)
 embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from functools import partial
+from itertools import compress, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import decoded_images
 from ray_app.evaluation.join import Tables
+from ray_app.evaluation.regenerated import regenerated_similarity
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 Floats = npt.NDArray[np.float64]
-FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio")
+Texts = Sequence[str]
+FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio", "clip_image", "clip_image_chance")
 MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every image is fetched and embedded
 _BATCH = 32
 _NO_FOLDER = "needs a folder of CLIP weights"
+_NOT_MADE = "needs images made from the predicted prompts: --regenerated"
 _NO_PAIR = "no image with both a predicted and a true prompt"
 COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
 MOST_PROMPTS = 100_000
 NOTES = (
     "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
-    "DFLIP-3K's own figures of version 1 are of images made anew from the predicted prompts; those of words do not compare with them.",
+    "DFLIP-3K's own figures of version 1 are clip_image by CLIP ViT-B/32, and LPIPS and LAION's aesthetic score, which are not computed.",
     "CIDEr-D is left out: no library that is still kept computes it.",
 )
 _TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
@@ -45,7 +47,8 @@ _TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rou
 @dataclass(frozen=True)
 class Similar:
     """Numbers of n pairs of texts and their images; `why`: the reason where there are none. `text` (m,): cosines of the first m ≤ 2,000
-    pairs; `predicted`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs.
+    pairs; `predicted`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs. `again` (m, 2): cosines
+    of images and those made anew from predicted prompts, as `regenerated_similarity` has them.
     """
 
     text: Floats
@@ -53,6 +56,7 @@ class Similar:
     truth: Floats
     places: npt.NDArray[np.int64]
     why: str | None = None
+    again: Floats | None = None
 
     @property
     def unread(self) -> int:
@@ -63,17 +67,20 @@ class Similar:
         """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
 
         `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
+        `clip_image`: mean cosine of the image and what the predicted prompt gives back; `clip_image_chance`: and what others' do.
         """
         if self.why is not None:
             return dict.fromkeys(FIGURES, arrays.undefined(self.why))
         texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
         text, predicted, truth = self.text[texts], self.predicted[read], self.truth[read]
         why = "no image can be read any more" if len(text) else _NO_PAIR
+        again = None if self.again is None else [intervals.mean_figure(one[texts], why, bounds=(-1, 1)) for one in self.again.T]
         return {
             "clip_text": intervals.mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
             "clip_score": intervals.mean_figure(predicted, why, bounds=(0, 2.5)),
             "clip_score_truth": intervals.mean_figure(truth, why, bounds=(0, 2.5)),
             "clip_score_ratio": intervals.ratio_figure(predicted, truth, why),
+            **dict(zip(FIGURES[4:], again or [arrays.undefined(_NOT_MADE)] * 2, strict=True)),
         }
 
 
@@ -114,7 +121,14 @@ class PromptClip:
             np.add.at(sums, owner, np.concatenate(embedded))
         return _unit(sums)
 
-    def images(self, images: "Sequence[Image.Image]") -> Floats:
+    def embedded(self, pictures: Iterable[tuple[int, Image.Image]], *, squash: bool = False) -> Iterator[tuple[int, Floats]]:
+        """The direction (d,) of each picture, with its key; with `squash` of the whole picture without its shape, else of its middle."""
+        rest, side = iter(pictures), self._model.config.vision_config.image_size
+        while some := list(islice(rest, _BATCH)):
+            images = [picture.resize((side, side), Image.Resampling.BICUBIC) if squash else picture for _, picture in some]
+            yield from zip([key for key, _ in some], self.images(images), strict=True)
+
+    def images(self, images: Sequence[Image.Image]) -> Floats:
         """(n, d), of length 1 each."""
         import torch
 
@@ -148,6 +162,7 @@ class Prompts:
             **self.counts,
             "compared": len(self.predicted),
             "images_unread": self.similar.unread,
+            "not_regenerated": None if self.similar.again is None else int(np.isnan(self.similar.again[:, 0]).sum()),
             "notes": list(NOTES),
         }
 
@@ -158,50 +173,43 @@ class Prompts:
         return {name: figure(predicted, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
 
 
-def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None) -> Prompts | None:
+def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, regenerated: str | None = None) -> Prompts | None:
     """None where no prompt was predicted, or no label has one.
 
     Of very many images the 100,000 of lowest id, which is a hash, stand for all. `clip`: a folder of CLIP weights as published; without it
-    the figures that need it are not defined. Raises ConfigError where the folder holds no CLIP.
+    the figures that need it are not defined. `regenerated`: a folder of images made from the run's prompts. Raises ConfigError where
+    either folder holds something else.
     """
     rows, counts = _prompts(tables)
     if not counts["with_prediction"] or not counts["with_prompt"]:
         return None
     predicted = [normalised_prompt(row["predicted_prompt"]) for row in rows]
     truth = [normalised_prompt(row["prompt"]) for row in rows]
-    similar = similar_of(run, [row["image_id"] for row in rows], predicted, truth, clip=clip)
+    similar = similar_of(run, [row["image_id"] for row in rows], predicted, truth, clip=clip, regenerated=regenerated)
     return Prompts(predicted, truth, [row["generator"] for row in rows], similar, counts)
 
 
-def similar_of(run: RunDirectory, image_ids: Sequence[int], predicted: Sequence[str], truth: Sequence[str], *, clip: str | None) -> Similar:
-    """How alike predicted and true prompts of images are, of the first 2,000 at most.
+def similar_of(
+    run: RunDirectory, image_ids: Sequence[int], predicted: Texts, truth: Texts, *, clip: str | None, regenerated: str | None = None
+) -> Similar:
+    """How alike predicted and true prompts of images are, and images and those made from predicted prompts; of the first 2,000 at most.
 
-    Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
+    Without a folder of weights nothing is defined. Raises ConfigError as `prompts_of` does.
     """
+    if clip is None and regenerated:
+        raise ConfigError("--regenerated needs a CLIP: --set clip=FOLDER", hint="DFLIP-3K has openai/clip-vit-base-patch32")
     if clip is None:
         return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
     model = PromptClip(clip)
     ids, predicted, truth = image_ids[:MOST_IMAGES], predicted[:MOST_IMAGES], truth[:MOST_IMAGES]
     texts = model.texts([*predicted, *truth])
     ours, theirs = texts[: len(predicted)], texts[len(predicted) :]
-    seen, places = _seen(run, ids, model)
+    found = dict(model.embedded(decoded_images(run, ids)))
+    places = np.array([place for place, image_id in enumerate(ids) if image_id in found], np.int64)
+    seen = np.array([found[ids[place]] for place in places]).reshape(len(places), texts.shape[1])
     of_predicted, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
-    return Similar((ours * theirs).sum(axis=1), of_predicted, of_truth, places)
-
-
-def _seen(run: RunDirectory, image_ids: Sequence[int], model: PromptClip) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Directions of the images that can be read (m, d), and the place of each among the ids (m,)."""
-    embedded, places, batch = [np.empty((0, model.texts([""]).shape[1]))], [], []
-    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
-    for image_id, picture in decoded_images(run, image_ids):
-        places.append(place_of[image_id])
-        batch.append(picture)
-        if len(batch) == _BATCH:
-            embedded.append(model.images(batch))
-            batch = []
-    if batch:
-        embedded.append(model.images(batch))
-    return np.concatenate(embedded), np.array(places, np.int64)
+    again = regenerated_similarity(run, ids, regenerated, partial(model.embedded, squash=True)) if regenerated else None
+    return Similar((ours * theirs).sum(axis=1), of_predicted, of_truth, places, again=again)
 
 
 def _read(kind: Any, folder: str, **options: Any) -> Any:

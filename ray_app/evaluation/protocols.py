@@ -211,9 +211,16 @@ def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
 
 
+def false_positive_rate(generators: Sequence[GeneratorFacts]) -> FigureFacts:
+    """The share of real images that are called fake."""
+    right, n = correct_counts([one for one in generators if one.label == "real"])
+    return proportion(n - right, n, _NONE_SCORED)
+
+
 CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], FigureFacts]] = {
     "f1_by_source": f1_by_source,
     "accuracy_missing_wrong": missing_is_wrong,
+    "false_positive_rate": false_positive_rate,
 }
 """What a footer may name beside figures, averages and means of rows: of all generators of a system."""
 

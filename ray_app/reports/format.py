@@ -131,6 +131,8 @@ MEANINGS: Mapping[str, Meaning] = {
     "clip_score": Meaning("CLIPScore", "How alike CLIP finds the image and the predicted prompt: 2.5 times their cosine, or 0.", False),
     "clip_score_truth": Meaning("CLIPScore of the true prompt", "The same of the image and the true prompt.", False),
     "clip_score_ratio": Meaning("CLIPScore by the true prompt’s", "The first by the second: 1 where both fit alike.", False),
+    "clip_image": Meaning("CLIP, image made anew", "Cosine of an image and of what its predicted prompt gives back.", False),
+    "clip_image_chance": Meaning("CLIP, image of another prompt", "The same with what other images’ prompts give back.", False),
 }
 
 

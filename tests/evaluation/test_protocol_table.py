@@ -65,6 +65,16 @@ def test_the_siglip2_report_comes_out_of_its_counts():
     recall = footer(table, "fake: recall", "siglip2-open-deepfake")
     assert recall["n"] == 10_000
     assert recall["interval"][0] < 0.9155 < recall["interval"][1]
+    flagged = footer(table, "false-positive rate", "siglip2-open-deepfake")
+    assert (flagged["value"], flagged["n"]) == (pytest.approx(266 / 9_999), 9_999)
+
+
+def test_the_port_of_community_forensics_stands_in_the_same_table():
+    [port] = [one for one in load_protocol("open-deepfake").reference if one.detector == "community-forensics-port"]
+    named = {"F1": "fake: F1"}
+    card = {named.get(one.metric, one.metric): one.value for one in load_card(port.detector).published}
+    assert port.rows == card == {"accuracy": 0.972, "fake: F1": 0.968, "ROC AUC": 0.992, "false-positive rate": 0.021}
+    assert not any(one.verified for one in load_card(port.detector).published)
 
 
 def groups(**more):

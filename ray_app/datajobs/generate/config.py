@@ -165,7 +165,8 @@ class GenerateConfig(Frozen):
 
     pipeline: str = Field(description="a card: flux.1-dev, sd-3.5, … or the path of one")
     prompts: str | None = Field(
-        default=None, description="a text file (one prompt a line), CSV, JSONL or Parquet, or an index; for inpainting a table of images"
+        default=None,
+        description="text (one prompt a line), CSV, JSONL, Parquet, an index, or what a run predicted; for inpainting a table of images",
     )
     out: str | None = Field(default=None, description="the directory to write; any fsspec URL")
     columns: PromptColumns = PromptColumns()

@@ -19,7 +19,7 @@ from ray_app.datasets.index import is_index
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, jpeg, sniff_format
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.storage import Fetcher, RetryPolicy, Store, strip_secrets
+from ray_app.storage import Fetcher, RetryPolicy, Store, strip_secrets, urls
 
 Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 _SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")  # as Pillow numbers them
@@ -95,25 +95,21 @@ def fetcher_for(place: str, retry: RetryPolicy, *, allow_private: bool) -> Fetch
 
 def has_manifest(place: str) -> bool:
     """Whether it is a run or an index."""
-    return "::" not in place and (RunDirectory(Store.open(place)).exists() or is_index(place))
+    if "::" in place or urls.scheme_of(place) in ("http", "https"):
+        return False
+    return RunDirectory(Store.open(place)).exists() or is_index(place)
 
 
 def members_of(place: str, fetcher: Fetcher) -> Iterator[archives.ManifestMember]:
     """Members of a run, an index or an archive."""
     if not has_manifest(place):
-        yield from (as_member(item, slot) for slot, item in enumerate(archives.open_source([place], fetcher=fetcher)))
+        yield from (archives.as_member(item, slot) for slot, item in enumerate(archives.open_source([place], fetcher=fetcher)))
         return
     store = Store.open(place)
     for number in archives.manifests(store):
         if archives.read_complete(store, number):
             for ref in archives.read_blocks(store, number):
                 yield from archives.member_rows(archives.read_block(store, ref))
-
-
-def as_member(item: Any, slot: int) -> archives.ManifestMember:
-    """A listed file as one that can be read; `slot` is its number in the listing."""
-    listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
-    return archives.ManifestMember(archives.image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
 
 
 def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_private: bool = False) -> FileStyles:

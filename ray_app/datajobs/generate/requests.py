@@ -17,10 +17,11 @@ from ray_app import archives
 from ray_app.archives.members import ListedWithColumns
 from ray_app.archives.tabular import read_table
 from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
-from ray_app.datajobs.generate.files import FileStyle, as_member
+from ray_app.datajobs.generate.files import FileStyle, has_manifest
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
+from ray_app.runs import RunDirectory, current_tables
 from ray_app.storage import Store, canonical, strip_secrets
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -135,7 +136,7 @@ def _word(text: str) -> int:
 
 
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
-    """The prompts of a job, in the source's order; with `images`, of rows that name an image each.
+    """The prompts of a job, in the source's order; with `images`, of rows that name an image each. Those of a run are what it predicted.
 
     A row of an index or table without a prompt is left out. Raises ConfigError: nothing given, nothing there, no such column, an id that
     stands twice; StorageError when the place is out of reach.
@@ -146,14 +147,17 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
         )
     shown = strip_secrets(config.prompts)
     is_indexed = is_index(config.prompts)
+    hint = f"they are looked for in the column '{config.columns.prompt}'"
     if is_indexed:
         rows: Iterator[FoundRow] = _indexed(config.prompts, images=images)
+    elif not images and has_manifest(config.prompts):
+        rows, hint = _predicted(config.prompts, config.columns), "a run has some where its ensemble's profile has a describer"
     else:
         rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
     found = (_prompt(number, row, member, config, is_indexed) for number, (row, member) in enumerate(rows))
     prompts = list(islice((prompt for prompt in found if prompt.text.strip()), config.limit))
     if not prompts:
-        raise ConfigError(f"{shown}: no prompt in it", hint=f"they are looked for in the column '{config.columns.prompt}'")
+        raise ConfigError(f"{shown}: no prompt in it", hint=hint)
     if twice := [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]:
         raise ConfigError(f"{shown}: the id {twice[0]!r} stands twice", hint="--set columns.id=… names another column")
     return prompts
@@ -202,7 +206,7 @@ def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
     for slot, item in enumerate(archives.open_source([place], allow_private=config.allow_private)):
         # A table that came with files leads to no others.
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
-        yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
+        yield {name: value for name, value in item.input.items() if name != hidden}, archives.as_member(item, slot)
 
 
 def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
@@ -212,6 +216,12 @@ def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
         for member in archives.member_rows(archives.read_block(store, ref)):
             if not images or member.input.get("label") == "real":
                 yield {**member.input, "id": str(member.image_id)}, member if images else None
+
+
+def _predicted(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
+    """The prompts that a run predicted, each with its image's id: from them the images are made anew."""
+    for table in current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"]):
+        yield from (({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None) for row in table.to_pylist())
 
 
 def _text(row: Mapping[str, Any], column: str) -> str | None:

@@ -20,6 +20,7 @@ from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from tests.http_server import HttpServer
+from tests.runs.small_run import begun
 from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
@@ -75,6 +76,13 @@ def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(r
     assert len(found) == 5
     assert {one.group for one in found} == {f"scene-{number}" for number in (0, 1, 3, 4, 5)}
     assert all(one.image is not None and one.image.uri.startswith(str(reals.parent)) for one in found)
+
+
+def test_a_run_without_predictions_says_where_they_come_from(tmp_path):
+    run = begun(tmp_path, ["a.png"])
+    with pytest.raises(ConfigError, match="no prompt in it") as raised:
+        read(run.store.url)
+    assert "describer" in raised.value.hint
 
 
 def test_images_may_be_listed_on_private_servers_where_that_is_allowed():

@@ -1,0 +1,128 @@
+"""Images made anew from predicted prompts against their originals: as DFLIP-3K computes it, and from a run to the document."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel
+
+from ray_app.errors import ConfigError
+from ray_app.evaluation.prompts import similar_of
+from ray_app.runs import current_rows
+from tests.evaluation.made import measured
+from tests.evaluation.small_clip import write_clip
+from tests.images.factory import photo
+from tests.runs.small_run import new_run, relist, score_blocks
+
+SIDE = 28  # of the small CLIP; the authors' has 224
+MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Five photographs and a broken file, each with a predicted prompt but the last of them."""
+    folder = tmp_path_factory.mktemp("regenerated")
+    (folder / "archive").mkdir()
+    for seed in range(5):
+        photo(60, 30 + 5 * seed, seed).save(folder / "archive" / f"{seed}.png")
+    (folder / "archive" / "broken.png").write_bytes(b"nothing")
+    found = new_run(folder / "run")
+    relist(found, folder / "archive")
+    score_blocks(found, 0)
+    for part in (folder / "run" / "parts").rglob("*.parquet"):
+        rows = pq.read_table(part)
+        words = [None if uri.endswith("4.png") else f"a red cat, {uri[-5]}" for uri in rows["uri"].to_pylist()]
+        place = rows.schema.get_field_index("predicted_prompt")
+        pq.write_table(rows.set_column(place, "predicted_prompt", pa.array(words, pa.string())), part)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ids(run):
+    """Of 0.png to 4.png and broken.png."""
+    return [row["image_id"] for row in sorted(current_rows(run), key=lambda row: row["uri"])]
+
+
+def written(folder, pictures):
+    """What `data generate` writes: a table beside `images/`; of (prompt_id, picture or bytes)."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, (prompt_id, picture) in enumerate(pictures):
+        name = f"images/{number:08}.png"
+        if isinstance(picture, bytes):
+            (folder / name).write_bytes(picture)
+        else:
+            picture.save(folder / name)
+        rows.append({"uri": name, "label": "fake", "generator": "g", "prompt": "p", "prompt_id": str(prompt_id)})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "generated.parquet")
+    return str(folder)
+
+
+def as_the_authors(model, picture):
+    """`process_image`, then their un-normalisation and CLIP's own normalisation (dflip3k/DFLIP-3K, utils/evaluate.py)."""
+    squashed = np.array(picture.convert("RGB").resize((SIDE, SIDE), resample=Image.Resampling.BICUBIC)).astype(np.uint8)
+    pixels = torch.from_numpy((squashed / 127.5 - 1).astype(np.float32)).permute(2, 0, 1)
+    plain = (pixels + 1) / 2
+    mean, deviation = (torch.tensor(one)[:, None, None] for one in (MEAN, DEVIATION))
+    found = model.get_image_features(pixel_values=((plain - mean) / deviation)[None]).pooler_output[0].detach().double()
+    return (found / found.norm()).numpy()
+
+
+def test_the_similarity_is_the_authors_and_what_is_missing_is_counted(run, ids, clip, tmp_path):
+    """Of 0 two pictures, of 1 one, of 2 one that is broken, of 3 none; the original of the last is broken; and one of a stranger."""
+    again = [photo(48, 48, seed) for seed in range(10, 14)]
+    pairs = [(ids[0], again[0]), (ids[1], again[1]), (ids[0], again[2]), (ids[2], b"nothing"), (ids[5], again[3]), (7, again[3])]
+    words = ["a red cat"] * 6
+    found = similar_of(run, ids, words, words, clip=clip, regenerated=written(tmp_path / "again", pairs))
+    model = CLIPModel.from_pretrained(clip)
+    ours = [as_the_authors(model, photo(60, 30 + 5 * seed, seed)) for seed in range(2)]
+    theirs = [as_the_authors(model, one) for one in again]
+    same = [np.mean([ours[0] @ theirs[0], ours[0] @ theirs[2]]), ours[1] @ theirs[1]]
+    other = [np.mean([ours[0] @ theirs[1], ours[0] @ theirs[3]]), np.mean([ours[1] @ theirs[place] for place in (0, 2, 3)])]
+    np.testing.assert_allclose(found.again[:2], np.stack([same, other], axis=1), atol=1e-5)
+    assert np.isnan(found.again[2:]).all()
+    figures = found.figures()
+    assert (figures["clip_image"].value, figures["clip_image"].n) == (pytest.approx(np.mean(same), abs=1e-5), 2)
+    assert figures["clip_image_chance"].value == pytest.approx(np.mean(other), abs=1e-5)
+    assert abs(np.mean(same) - np.mean(other)) > 1e-4
+    some = found.figures(np.array([False, True, True, True, True, True]))["clip_image"]
+    assert (some.value, some.n) == (pytest.approx(same[1], abs=1e-5), 1)
+    assert "--regenerated" in similar_of(run, ids, words, words, clip=clip).figures()["clip_image"].why
+
+
+def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip, tmp_path):
+    again = written(tmp_path / "again", [(1, photo(48, 48, 1))])
+    with pytest.raises(ConfigError, match="nothing was made from a prompt that this run predicted"):
+        similar_of(run, ids, ["a"] * 6, ["a"] * 6, clip=clip, regenerated=again)
+    with pytest.raises(ConfigError, match="needs a CLIP"):
+        similar_of(run, ids, ["a"] * 6, ["a"] * 6, clip=None, regenerated=again)
+
+
+def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
+    from ray_app.datajobs.generate.run import generate_images
+    from tests.datajobs.generate.cards import job, write_card
+    from tests.datajobs.generate.pipelines import tiny_sd3
+
+    card = write_card(tmp_path, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(tmp_path / "model"))
+    summary = generate_images(job(card, run.store.url, tmp_path / "again", steps=1))
+    assert summary["made"] == 5  # the image without a prediction is left out
+    truth = [{"image_id": one, "label": "fake", "generator": "sd", "prompt": "a red cat"} for one in ids]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
+    found = measured(
+        tmp_path, run.store.url, labels=str(tmp_path / "labels.jsonl"), clip=clip, regenerated=str(tmp_path / "again"), protocol="dflip-v1"
+    )
+    prompts = found["prompts"]
+    assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (5, 1, 4)  # one original is broken
+    assert prompts["clip_image"]["interval"][0] < prompts["clip_image"]["value"] < prompts["clip_image"]["interval"][1]
+    assert prompts["token_f1"]["n"] == 5
+    groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}
+    assert (groups["sd"]["n"], groups["dalle"]["value"]) == (4, None)
