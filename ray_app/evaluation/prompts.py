@@ -2,11 +2,15 @@
 
 CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is
 embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+
+Images made anew from predicted prompts (`regenerated_similarity`) are DFLIP-3K's measure: `ImageDataset` and `img_to_img_similarity` in
+utils/evaluate.py of dflip3k/DFLIP-3K at 46cd0d7 (arXiv 2401.02335). Both pictures are squashed to a square and embedded by CLIP (ViT-B/32
+there); of several pictures of one prompt their mean counts.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from ray_app import archives
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.errors import ConfigError
-from ray_app.evaluation.accumulate import decoded_images
+from ray_app.evaluation.accumulate import decoded, decoded_images
 from ray_app.evaluation.join import Tables
-from ray_app.evaluation.regenerated import regenerated_similarity
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
+from ray_app.storage import strip_secrets
 
 Floats = npt.NDArray[np.float64]
 Texts = Sequence[str]
@@ -208,8 +213,36 @@ def similar_of(
     places = np.array([place for place, image_id in enumerate(ids) if image_id in found], np.int64)
     seen = np.array([found[ids[place]] for place in places]).reshape(len(places), texts.shape[1])
     of_predicted, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
-    again = regenerated_similarity(run, ids, regenerated, partial(model.embedded, squash=True)) if regenerated else None
+    again = regenerated_similarity(run, ids, regenerated, model) if regenerated else None
     return Similar((ours * theirs).sum(axis=1), of_predicted, of_truth, places, again=again)
+
+
+def regenerated_similarity(run: RunDirectory, image_ids: Sequence[int], folder: str, model: PromptClip) -> Floats:
+    """Cosines (n, 2) of each image and what its own predicted prompt gives back, and of it and what other prompts do, which is chance.
+
+    NaN where the original cannot be read, or nothing readable was made for it. `folder`: what `touchstone data generate` made of the run.
+    Raises ConfigError where nothing in it was made for these images.
+    """
+    table = f"{folder.rstrip('/')}/generated.parquet"
+    fetcher, ids = archives.fetcher_of([table]), {str(image_id): image_id for image_id in image_ids}
+    listed = enumerate(archives.open_source([table], fetcher=fetcher))
+    made = [archives.as_member(item, slot) for slot, item in listed if str(item.input.get("prompt_id")) in ids]
+    if not made:
+        hint = "touchstone data generate PIPELINE --prompts RUN --out FOLDER makes them of the run's own predictions"
+        raise ConfigError(f"{strip_secrets(folder)}: nothing was made from a prompt that this run predicted", hint=hint)
+    of = {member.slot: ids[str(member.input["prompt_id"])] for member in made}
+    originals = dict(model.embedded(decoded_images(run, set(of.values())), squash=True))
+    sums, counts = dict[int, Any](), Counter[int]()
+    pictures = ((of[member.slot], picture) for member, picture in decoded(made, fetcher, run.limits()))
+    for image_id, row in model.embedded(pictures, squash=True):
+        sums[image_id] = sums.get(image_id, 0) + row
+        counts[image_id] += 1
+    total, found = sum(sums.values()), np.full((len(image_ids), 2), np.nan)
+    for place, image_id in enumerate(image_ids):
+        if image_id in originals and image_id in sums:
+            original, own, others = originals[image_id], sums[image_id], counts.total() - counts[image_id]
+            found[place] = original @ own / counts[image_id], original @ (total - own) / others if others else np.nan
+    return found
 
 
 def _read(kind: Any, folder: str, **options: Any) -> Any:

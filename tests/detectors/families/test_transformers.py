@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 import yaml
+from transformers import CLIPImageProcessor
 
-from benchmarks.seeded import write_weights
+from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
 from tests.detectors.conftest import filled_state
 from tests.detectors.fill import Undrawn, source
@@ -100,3 +101,18 @@ def test_either_set_of_names_gives_the_same_network(small, tmp_path):
     write_weights(tmp_path / "model.safetensors", todays)
     loaded = load_detector(card, precision="fp32").network.state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in todays.items())
+
+
+def test_the_shipped_port_scores_as_transformers_does(tmp_path):
+    """Its processor's steps, as users state them, before transformers' own network."""
+    state = ported(filled_state("community-forensics-vits384"))
+    card = card_with_weights(load_card("community-forensics-port"), write_weights(tmp_path / "model.safetensors", state))
+    with Undrawn():
+        detector = load_detector(card, precision="fp32", slots=1)
+    processor = CLIPImageProcessor(size={"shortest_edge": 440}, crop_size={"height": 384, "width": 384}, resample=3)
+    picture = source("300x400")
+    pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = float(detector.network(pixels)[0])
+    assert detector.score(detector.prepare(picture)[None])[0] == pytest.approx(expected, abs=1e-4)
+    assert abs(expected - GOLDEN) > 0.01  # the authors' preprocessing is another
