@@ -84,29 +84,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget, result = Budget(options.budget), _facts(options.device)
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         for part in options.parts:
-            measure_part(part, PARTS[part](options, Path(folder)), budget, result)
-            options.json.write_text(json.dumps(result, indent=2))  # after each part: whoever ends us has what there is
+            for _ in measure_part(part, PARTS[part](options, Path(folder)), budget, result):
+                options.json.write_text(json.dumps(result, indent=2))  # after each piece: whoever ends us has what there is
     print(table(result))
     print(f"\nwritten to {options.json}")
     return 0
 
 
-def measure_part(part: str, pieces: Iterator[Piece], budget: Budget, result: dict[str, Any]) -> None:
-    """Measure the pieces of a part one by one, while there is time; what fails, and what is left out, is noted, and the others go on."""
+def measure_part(part: str, pieces: Iterator[Piece], budget: Budget, result: dict[str, Any]) -> Iterator[str]:
+    """Measure the pieces of a part one by one, while there is time, and name each; what fails, and what is left out, is noted, and the
+    others go on.
+    """
     measured = result["parts"].setdefault(part, {})
     for name, measure in pieces:
         if budget.spent > SHARES[part] * budget.seconds:
             result["left_out"].append(f"{part}: {name}")
-            continue
-        begun = budget.spent
-        try:
-            measured[name] = measure()
-        except Exception as error:  # of whatever library: one detector that fails is a finding, and no end
-            measured[name] = {"failed": describe_error(error)}
-        measured[name]["seconds"] = round(budget.spent - begun, 2)
-        _say(f"{budget.spent:5.0f} s  {part}: {name}  {measured[name].get('failed', '')}")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        else:
+            begun = budget.spent
+            try:
+                measured[name] = measure()
+            except Exception as error:  # of whatever library: one detector that fails is a finding, and no end
+                measured[name] = {"failed": describe_error(error)}
+            measured[name]["seconds"] = round(budget.spent - begun, 2)
+            _say(f"{budget.spent:5.0f} s  {part}: {name}  {measured[name].get('failed', '')}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        yield name
 
 
 def detectors_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
@@ -177,7 +180,8 @@ def run_figures(folder: Path, device: str, images: int, detector: str = RUN_DETE
     command += ["--detector", str(path), "--set", f"device={torch.device(device).type}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUDGET_S, check=False)
     if done.returncode:
-        raise ContenderError(done.stderr[-2000:])
+        _say(done.stderr[-4000:])
+        raise ContenderError(done.stderr.strip().splitlines()[-1])
     record = read(done.stdout, out)
     rate = steady_rate(record.finished, len(record.scores))
     alone = batch_figures(load_detector(card, device=device), device, SLOTS)

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 RING_DEPTH = 2  # buffers of one size: one is being copied to the GPU while the next batch is written into the other
 NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
 MOST_MEMORY = 0.4  # of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is the smallest
-LONGEST_S = 2.0  # a batch that takes longer is not doubled: it has long been worth its launch
+LONGEST_S = 0.5  # a batch that takes longer is not doubled: it has long been worth its launch
 ROUNDS = 3  # passes that are timed, after one that is not: it loads kernels
 
 
@@ -117,8 +117,8 @@ def batch_sizes(slots: int, most: int) -> list[int]:
 
 
 def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter) -> list[MeasuredBatch]:
-    """Run batches of these sizes, ascending, until memory runs short: with an error, or beyond `MOST_MEMORY`. Raises where not even the
-    smallest fits.
+    """Run batches of these sizes, ascending, until one is too much: for memory, with an error or beyond `MOST_MEMORY`, or for a kernel that
+    indexes with 32 bits. Raises where not even the smallest runs.
     """
     measured: list[MeasuredBatch] = []
     meter.peak_share()
@@ -126,7 +126,7 @@ def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: 
         try:
             run(size)
             seconds = min(meter.seconds(lambda size=size: run(size)) for _ in range(ROUNDS))  # type: ignore[misc]
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # of which OutOfMemoryError is one
             if not measured:
                 raise
             break

@@ -58,15 +58,17 @@ def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are
 
 
 class Meter:
-    """A device on which a batch takes `fixed` + `each` × images seconds, and `share` of its memory per image."""
+    """A device on which a batch takes `fixed` + `each` × images seconds, `share` of its memory per image, and `indexed` images at most."""
 
-    def __init__(self, fixed, each, share=0.0):
-        self.fixed, self.each, self.share, self.size = fixed, each, share, 0
+    def __init__(self, fixed, each, share=0.0, indexed=10**6):
+        self.fixed, self.each, self.share, self.indexed, self.size = fixed, each, share, indexed, 0
 
     def run(self, size):
         self.size = size
         if self.share * size > 1:
             raise torch.OutOfMemoryError
+        if size > self.indexed:
+            raise RuntimeError("only supports output tensors with less than INT_MAX elements")
 
     def seconds(self, work):
         work()
@@ -79,28 +81,34 @@ class Meter:
         pass
 
 
-LARGER_IS_FASTER = Meter(1.0, 0.0)  # all sizes take the same time, so that the largest pays
+LARGER_IS_FASTER = Meter(0.1, 0.0)  # all sizes take the same time, so that the largest pays
 
 
 def measured_with(meter, slots=64, most=1024):
     return measured_batches(batch_sizes(slots, most), meter.run, meter)
 
 
-@pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.01, 256), (1.0, 1024)])
+@pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.001, 256), (0.1, 1024)])
 def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
-    assert paying_batch(measured_with(Meter(fixed, 0.001))) == expected
+    assert paying_batch(measured_with(Meter(fixed, 0.0001))) == expected
 
 
 @pytest.mark.parametrize(
     ("meter", "sizes"),
     [
-        (Meter(1.0, 0.001, share=0.004), [8, 16, 32, 64]),  # more would take too much of the memory
-        (Meter(1.0, 0.001, share=0.1), [8]),
-        (Meter(0.0, 0.05), [8, 16, 32, 64]),  # more would take too long
+        (Meter(0.1, 0.001, share=0.004), [8, 16, 32, 64]),  # more would take too much of the memory
+        (Meter(0.1, 0.001, share=0.1), [8]),
+        (Meter(0.0, 0.0125), [8, 16, 32, 64]),  # more would take too long
+        (Meter(0.1, 0.001, indexed=100), [8, 16, 32, 64]),  # as TruFor's, seen on an H100
     ],
 )
 def test_a_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
     assert [one.size for one in measured_with(meter)] == sizes
+
+
+def test_what_fails_on_the_smallest_batch_is_said():
+    with pytest.raises(RuntimeError, match="INT_MAX"):
+        measured_with(Meter(0.1, 0.001, indexed=7))
 
 
 @pytest.fixture(scope="module")
