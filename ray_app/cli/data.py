@@ -229,9 +229,10 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
     help="Divide every generator evenly; images added later may then move others, unless --after is given.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]")
+@click.option("--clip", metavar="FOLDER", help="Also hold prompts against their images, by the CLIP in this folder.")
 @click.option("--check", is_flag=True, help="Only report what the splits of INDEX share; exit code 2 if they share anything.")
 @options.as_json
-def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
+def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -> int:
     """Divide an index into train, validation and test.
 
     Images of one prompt, one scene or one picture stay together. Images are bound by group, by prompts that are
@@ -247,15 +248,17 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     """
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
     from ray_app.errors import ConfigError, ExitCode
+    from ray_app.evaluation.data_faults import faults_of_index
     from ray_app.reports.format import visible
 
     if check:
         found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
-        options.echo_document(found, map(visible, _checked(found)), as_json)
+        found["remarks"] = faults_of_index(at, clip)
+        options.echo_document(found, map(visible, [*found["remarks"], *_checked(found)]), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone data split INDEX --out DIR")
-    document = split_index(options.configured("split", None, SplitConfig, {"at": at, **given}, ()))
+    document = split_index(options.configured("split", None, SplitConfig, {"at": at, **given}, ()), lambda: faults_of_index(at, clip))
     options.echo_document(document, map(visible, _split_lines(document, given["out"])), as_json)
     return ExitCode.DONE
 
@@ -346,10 +349,13 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     from ray_app.storage import Store
 
     source = options.configured("index", None, DatasetSource, given, assignments)
-    if source.split or source.generators:
-        raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
+    if source.split or source.generators or source.leave_out_faults:
+        chosen = "split, generators and leave_out_faults are chosen by those who read an index"
+        raise ConfigError(chosen, hint="say them in the recipe's data, or touchstone evaluate --leave-out-faults")
     info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
-    options.echo_document(asdict(info), _index_lines(info), as_json)
+    faults = info.fault_lines()
+    lines = [*_index_lines(info), *(f"known fault: {line}" for line in faults)]
+    options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)
     if complete and not info.agrees:
         message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
         raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")

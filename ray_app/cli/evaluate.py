@@ -41,6 +41,7 @@ _OF_WHAT = click.option(
 @options.include_option
 @options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
+@click.option("--leave-out-faults", is_flag=True, default=None, help="Leave out images and prompts that a documented fault spoils.")
 @_OF_WHAT
 @click.option("--regenerated", metavar="FOLDER", help="Images that data generate --prompts RUN made; with --set clip=FOLDER.")
 @click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")

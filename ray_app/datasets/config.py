@@ -20,6 +20,7 @@ class DatasetSource(Frozen):
     arguments: Mapping[str, Any] = {}
     split: str | None = None
     generators: tuple[str, ...] = ()
+    leave_out_faults: bool = Field(default=False, description="leave out the images and prompts that a documented fault of the data spoils")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     columns: TableColumns = TableColumns()

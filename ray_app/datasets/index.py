@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ import pyarrow.compute as pc
 
 from ray_app import archives
 from ray_app.archives import Each, in_turn
+from ray_app.archives.build import write_selected
 from ray_app.config import validate
+from ray_app.datasets import known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
-from ray_app.datasets.labels import INPUT, Labels, texts
+from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
@@ -59,17 +61,17 @@ def silent(doing: str, members: int) -> None:
 def index_source(
     source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
 ) -> pa.Table:
-    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
+    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone, and on request without what
+    documented faults of the data spoil.
 
     `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
     ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
     """
-    if indexes := _indexes(source):
-        rows = pa.concat_tables(read_index(place) for place in indexes)
-    else:
+    indexes = _indexes(source)
+    if not indexes:
         build_index(source, store, each=each, reading=reading, progress=progress)
-        rows = read_index(store.url)
-    return _chosen(rows, source)
+    tables = (read_index(place, leave_out_faults=source.leave_out_faults) for place in indexes or [store.url])
+    return _chosen(pa.concat_tables(tables), source)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,18 @@ class IndexInfo:
     unreadable: Sequence[Mapping[str, Any]]
     repeated: int
     format: int = _FORMAT
+
+    @property
+    def faults(self) -> list[known_faults.KnownFault]:
+        """The documented faults of the data that it is of."""
+        return known_faults.faults_of({"layout": self.layout, **self.source})
+
+    def fault_lines(self, split: str | None = None, generators: Sequence[str] = (), *, left_out: bool = False) -> list[str]:
+        """A line for each of them that rows of this split (None: any), and their fakes of these generators, may have."""
+        counts = [one for one in self.counts if split in (None, one["split"])]
+        counts = [one for one in counts if one["label"] == "real" or not generators or one["generator"] in generators]
+        strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
+        return known_faults.lines_of(self.faults, strata, left_out=left_out)
 
     @property
     def agrees(self) -> bool | None:
@@ -136,6 +150,13 @@ def guard_of_source(source: DatasetSource, store: Store) -> Guard:
     return reduce(Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private))
 
 
+def faults_of_source(source: DatasetSource, store: Store) -> list[str]:
+    """A line for each documented fault that rows of a source which `index_source` indexed may have."""
+    infos = [read_info(Store.open(place)) for place in _indexes(source) or [store.url]]
+    lines = (info.fault_lines(source.split, source.generators, left_out=source.leave_out_faults) for info in infos if info)
+    return list(chain.from_iterable(lines))
+
+
 def write_index(
     store: Store,
     archive: archives.Archive,
@@ -167,7 +188,7 @@ def write_index(
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
     tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
-        written = archives.build.write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
+        written = write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
         reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.counted())
         hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
@@ -189,12 +210,15 @@ def write_index(
     return info
 
 
-def read_index(place: str) -> pa.Table:
-    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
+def read_index(place: str, *, leave_out_faults: bool = False) -> pa.Table:
+    """All rows of an index in order: the columns of a manifest, `input` being INPUT; on request without what documented faults of the data
+    spoil. Raises ConfigError where there is no index.
+    """
     store = Store.open(place)
-    if not has_index(store) or read_info(store) is None:
+    if not has_index(store) or (info := read_info(store)) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(_with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0))
+    rows = pa.concat_tables(with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0))
+    return known_faults.without_faults(rows, info.faults) if leave_out_faults else rows
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -228,7 +252,7 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
-    written = archives.build.write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, archives.guard_of(given))
+    written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, archives.guard_of(given))
     divided = replace(
         info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.by_stratum()
     )
@@ -240,15 +264,8 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
     start = 0
     for ref in archives.read_blocks(given, 0):
         rows = archives.read_block(given, ref)
-        rows, start = _with_input(rows, split=splits.slice(start, len(rows)).cast(pa.string())), start + len(rows)
+        rows, start = with_input(rows, split=splits.slice(start, len(rows)).cast(pa.string())), start + len(rows)
         yield LabelledBlock(rows, Counter(), SkippedMembers(), SkippedMembers())
-
-
-def _with_input(rows: pa.Table, **given: pa.Array) -> pa.Table:
-    """The rows with all fields of INPUT, null in those that an older index has not; `given`: other values of some."""
-    columns = [given[name] if name in given else texts(rows, name).combine_chunks() for name in INPUT.names]
-    inputs = pa.StructArray.from_arrays(columns, fields=list(INPUT))
-    return rows.set_column(rows.schema.get_field_index("input"), pa.field("input", INPUT), inputs)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReade
 from ray_app.archives.containers import kind_of
 from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts
+from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts, with_input
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
@@ -143,14 +143,8 @@ def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
     """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is of its prompt's."""
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
-    labels = rows["input"].combine_chunks()
-    columns = {name: labels.field(name) for name in labels.type.names} | {
-        "prompt": pa.array(prompts, INPUT.field("prompt").type),
-        "group": pa.array(groups, INPUT.field("group").type),
-    }
-    place = rows.schema.names.index("input")
-    inputs = pa.StructArray.from_arrays(list(columns.values()), list(columns))
-    return rows.set_column(place, "input", inputs).filter(pa.array([prompt is not None for prompt in prompts]))
+    given = with_input(rows, prompt=pa.array(prompts, pa.string()), group=pa.array(groups, pa.string()))
+    return given.filter(pa.array([prompt is not None for prompt in prompts]))
 
 
 def without_training_prompts(splits: Splits) -> Splits:

@@ -1,4 +1,6 @@
-"""The labels of an image (`Labels`, `parse_label`), their column in an index (`INPUT`), and it as arrays (`texts`, `coded`, `fakes`)."""
+"""The labels of an image (`Labels`, `parse_label`), their column in an index (`INPUT`), and it as arrays (`texts`, `coded`, `fakes`,
+`with_input`).
+"""
 
 import hashlib
 import unicodedata
@@ -88,6 +90,13 @@ def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
     return (
         pc.struct_field(rows["input"], field) if kind.get_field_index(field) >= 0 else pa.chunked_array([pa.nulls(len(rows), pa.string())])
     )
+
+
+def with_input(rows: pa.Table, **given: pa.Array) -> pa.Table:
+    """The rows with all fields of INPUT, null in those that an older index has not; `given`: other values (N,) of some."""
+    columns = [given[name] if name in given else texts(rows, name).combine_chunks() for name in INPUT.names]
+    inputs = pa.StructArray.from_arrays(columns, fields=list(INPUT))
+    return rows.set_column(rows.schema.get_field_index("input"), pa.field("input", INPUT), inputs)
 
 
 def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:

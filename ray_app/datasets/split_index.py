@@ -5,7 +5,7 @@ Memory: some hundred bytes an image, and its prompt once. Reads no image.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,9 +56,10 @@ class SplitConfig(Frozen):
         return self.train, self.validation, self.test
 
 
-def split_index(config: SplitConfig) -> dict[str, Any]:
-    """Divide an index into `out`, and return the content of split.json. Raises ConfigError (no index, a split that stays empty, `out` is
-    the index itself), IdentityError where `out` holds another index.
+def split_index(config: SplitConfig, remarks: Callable[[], Sequence[str]] = tuple) -> dict[str, Any]:
+    """Divide an index into `out`, and return the content of split.json, with further `remarks` on the images.
+
+    Raises ConfigError (no index, a split that stays empty, `out` is the index itself), IdentityError where `out` holds another index.
     """
     given, out = Store.open(config.at), Store.open(config.out)
     rows = _read(given)
@@ -89,13 +90,13 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
         **_distribution(rows, places, held_out),
         "leaks": _with_names(given, near_duplicates.leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
     }  # fmt: skip
-    document["remarks"] = remarks_on(document, even=config.even, kept=bool(config.keep))
+    document["remarks"] = [*remarks_on(document, even=config.even, kept=bool(config.keep)), *remarks()]
     document["digest"] = index.write_divided(out, given, pa.array(np.array(SPLITS)[places]), source).digest
     out.write(FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return document
 
 
-def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
+def check_splits(at: str, *, prompts: float = 0.9, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)) -> dict[str, Any]:
     """What leaks between the splits that an index has: `index`, `images` {split: n} and `leaks`. Raises ConfigError where it has fewer
     than two.
     """
@@ -111,7 +112,7 @@ def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
     if len(np.unique(splits[splits >= 0])) < 2:
         raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone data split {at} --out DIR makes them")
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
-    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=prompts), splits, named)
+    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, kinds, prompts=prompts), splits, named)
     return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _with_names(store, leaks)}
 
 

@@ -26,6 +26,7 @@ class EvaluateConfig(Frozen):
         default=None, description="how the source tells labels (touchstone data index --help); null = the protocol's"
     )
     arguments: Mapping[str, Any] = Field(default={}, description="of the layout")
+    leave_out_faults: bool = Field(default=False, description="leave out the images and prompts that a documented fault of the data spoils")
     protocol: str | None = Field(default=None, description="a shipped protocol by name, or a YAML file")
     title: str | None = None
     score: ScoreConfig = Field(default=ScoreConfig(), description="how a source is scored: detectors, ensemble, perturb, cluster, …")

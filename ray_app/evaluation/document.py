@@ -48,7 +48,7 @@ OpenSection = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run with its labels, and what a pass over both has gathered."""
+    """A run with its labels, and what a pass over both has gathered. `faults`: sentences on the data."""
 
     run: RunDirectory
     labels: LabelledRows
@@ -56,6 +56,7 @@ class Evaluation:
     cells: accumulate.Cells
     protocol: Protocol | None
     config: EvaluateConfig
+    faults: tuple[str, ...] = ()
 
 
 def write_document(document: model.EvaluationDocument, out: Store) -> None:
@@ -106,7 +107,7 @@ def document_of(
         run=_run(found.run, described),
         labels=_labels(found, warnings),
         protocol=protocol.facts() if protocol else None,
-        data=data_of(found.cells, seed=config.seed),
+        data=data_of(found.cells, found.faults, seed=config.seed),
         intervals=intervals.facts,
         systems=tuple(systems),
         reference=tuple(reference_of(protocol)),
@@ -126,7 +127,7 @@ def document_of(
     )
 
 
-def data_of(cells: accumulate.Cells, *, seed: int = 0) -> model.DataFacts:
+def data_of(cells: accumulate.Cells, faults: tuple[str, ...] = (), *, seed: int = 0) -> model.DataFacts:
     """The document's section `data`."""
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
@@ -150,6 +151,7 @@ def data_of(cells: accumulate.Cells, *, seed: int = 0) -> model.DataFacts:
             for label, counts in sizes.items()
         },
         shortcut=_shortcut(cells.sample, n_real, n_fake, formats, sizes, seed),
+        faults=faults,
     )
 
 

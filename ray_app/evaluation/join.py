@@ -114,7 +114,7 @@ class LabelledRows:
     `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`. `guard`: the web servers that may be asked
     for masks. `rows`: labels read, of which `other_split` belong to another split and `doubled` stand there again.
     `joined`: rows with a label; `others`: rows without, `other`: one of them by its key; `unused`: labels without a row, `unused_key`: the
-    first of them.
+    first of them. `faults`: sentences on the data of an index.
     """
 
     name: str
@@ -129,6 +129,7 @@ class LabelledRows:
     other: str | None = None
     unused: int = 0
     unused_key: str | None = None
+    faults: list[str] = field(default_factory=list)
     database: Database = field(default_factory=Database, repr=False)
 
     def __post_init__(self) -> None:

@@ -9,14 +9,15 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from ray_app.archives import Each
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.index import SIMULATED, build_index
+from ray_app.datasets.index import SIMULATED, build_index, read_info
 from ray_app.errors import ConfigError, ExitCode, resumable
-from ray_app.evaluation import accumulate, protocols
+from ray_app.evaluation import accumulate, data_faults, protocols
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.document import Evaluation, document_of, write_document
 from ray_app.evaluation.join import KEYS, OWN, LabelledRows, own_labels, read_labels
@@ -40,16 +41,32 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     again by the same evaluation. Raises ConfigError as labels and layouts do.
     """
     split = _split_of(config, protocol)
-    if config.labels:
-        return read_labels(open_labels(config.labels), key=config.key, split=split)
     layout = config.layout or (protocol.layout if protocol else None)
+    labels = open_labels(config.labels) if config.labels else None
+    if config.leave_out_faults and (layout is None if labels is None else not isinstance(labels, LabelsOfIndex)):
+        raise ConfigError("leave_out_faults: nothing says whose data these labels are", hint="give --layout NAME, or an index as --labels")
+    if labels is not None:
+        return (
+            _of_index(labels.place, config, split)
+            if isinstance(labels, LabelsOfIndex)
+            else read_labels(labels, key=config.key, split=split)
+        )
     if layout is None:
         return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
     source = DatasetSource(layout=layout, arguments=arguments, **(_of_config(config) if run is None else _of_run(run)))
     store = out.below(INDEX)
     build_index(source, store)
-    return read_labels(LabelsOfIndex(store.url), key="image_id", split=split)
+    return _of_index(store.url, config.model_copy(update={"key": "image_id"}), split)
+
+
+def _of_index(place: str, config: EvaluateConfig, split: str | None) -> LabelledRows:
+    info = read_info(Store.open(place))
+    assert info is not None, "it was opened, or built"
+    spoiling = tuple(info.faults) if config.leave_out_faults else ()
+    labels = read_labels(LabelsOfIndex(place, spoiling), key=config.key, split=split)
+    labels.faults = [*info.fault_lines(split, left_out=bool(spoiling)), *data_faults.shared_by_splits(place, info)]
+    return labels
 
 
 def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
@@ -175,7 +192,11 @@ def measure(config: EvaluateConfig, protocol: protocols.Protocol | None, run: Ru
     for warning in warnings:
         _print_progress(warning)
     cells = accumulate.count_rows(labels, systems, most=config.sample)
-    return document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _print_progress)
+    beside = data_faults.prompts_beside_images(
+        labels.tables(data_faults.PROMPTED.names), partial(accumulate.decoded_images, run), config.clip
+    )
+    found = Evaluation(run, labels, systems, cells, protocol, config, (*labels.faults, *beside))
+    return document_of(found, warnings, _print_progress)
 
 
 def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:

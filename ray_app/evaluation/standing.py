@@ -128,7 +128,7 @@ def evaluate_command(config: EvaluateConfig) -> str:
         if settings[name] is not None and settings[name] != usual[name]:
             words += [f"--{name}", strip_secrets(settings[name])]
     words += options_of(settings["score"], usual["score"], "score.")
-    for name in ("arguments", "title", "bootstrap", "sample", "thumbnails", "clip", "seed"):
+    for name in ("arguments", "leave_out_faults", "title", "bootstrap", "sample", "thumbnails", "clip", "seed"):
         if settings[name] != usual[name]:
             words += [word for key, one in _flat(name, settings[name], usual[name]) for word in ("--set", f"{key}={one}")]
     return shlex.join(words)

@@ -118,6 +118,7 @@ def _data_lines(findings: Mapping[str, Any]) -> list[str]:
     for pair, found in leakage["pairs"].items():
         message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
         lines.append(f"leakage   {pair}: {message or 'none found'}")
+    lines += [f"fault     {line}" for line in findings.get("known_faults", ())]
     return [*lines, "whether every image can be read is seen while training"]
 
 

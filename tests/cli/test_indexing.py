@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from ray_app.cli.data import index
 from ray_app.datasets import read_index
 from ray_app.errors import ConfigError
-from tests.datasets.published import write_files, write_json
+from tests.datasets.published import write_files, write_json, write_openfake
 
 
 def run(*words, standalone=False):
@@ -70,3 +70,15 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
     assert isinstance(said.exception, ConfigError)
     assert message in said.exception.message
     assert not (tmp_path / "index").exists()
+
+
+def test_documented_faults_of_the_data_are_told_and_left_out_by_those_who_read_it(tmp_path):
+    words = (write_openfake(tmp_path / "set"), "--layout", "openfake", "--out", tmp_path / "index")
+    said = run(*words, "--set", "arguments.version=v1")
+    [told] = [line for line in said.stdout.splitlines() if "openfake-v1-prompts" in line]
+    assert told.startswith("known fault: OpenFake, version 1, 2 rows: prompts belong to other images")
+    assert any(
+        "openfake-sana" in line for line in json.loads(run(*words, "--set", "arguments.version=v1", "--json").stdout)["known_faults"]
+    )
+    refused = run(*words, "--set", "leave_out_faults=true")
+    assert "chosen by those who read an index" in str(refused.exception)

@@ -42,6 +42,18 @@ def write_parquet(path: Path, columns: dict, images: tuple[str, ...] = ("image",
     return path
 
 
+def write_openfake(folder: Path, times: int = 1, split: str = "test") -> Path:
+    """OpenFake's version 1: fakes of two generators whose prompts are mispaired, of a sound one and of one of noise, and as many reals."""
+    makers = ["flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "sana"] * times
+    columns = {
+        "image": [picture(number) for number in range(2 * len(makers))],
+        "prompt": [f"a prompt {number}" for number in range(2 * len(makers))],
+        "label": ["fake", "real"] * len(makers),
+        "model": [word for maker in makers for word in (maker, "real")],
+    }
+    return write_parquet(folder / f"data/{split}-00000-of-00001.parquet", columns).parents[1]
+
+
 def write_shard(path: Path, **samples: dict | str) -> Path:
     """A WebDataset shard: of each key a picture and a sidecar, the fields or text given."""
     path.parent.mkdir(parents=True, exist_ok=True)

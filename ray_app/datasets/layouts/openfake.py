@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ray_app.archives import ListedMember
+from ray_app.datasets.known_faults import known_faults
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
 from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
@@ -15,8 +16,6 @@ from ray_app.errors import ConfigError
 # documented with, and no default. These are of version 2; `tampered` images are altered in part and come without masks: they are fit for
 # detection, not for training masks.
 _FAKE_WORDS = ("synthetic", "full_synthetic", "tampered")
-# Version 2 calls reals with such a number for a name `pexels`; but it numbers all images of version 1 likewise, and some fall in there.
-_PEXELS = range(1_872_218, 2_438_963)
 _PUBLISHED: dict[str, dict[str, int]] = {
     "v1-2025-05": {"default/train": 635_138, "default/test": 30_000},
     "v1": {"default/train": 1_870_684, "default/test": 59_658},
@@ -114,4 +113,5 @@ def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) ->
 
 def _is_doubtful(model: str | None, path: str) -> bool:
     stem = path.rpartition("/")[2].partition(".")[0]
-    return model is not None and model.lower() == "pexels" and stem.isdigit() and int(stem) in _PEXELS
+    first, last = known_faults()["openfake-v2-pexels"].numbers or (0, -1)
+    return model is not None and model.lower() == "pexels" and stem.isdigit() and first <= int(stem) <= last

@@ -88,7 +88,7 @@ class ShortcutFacts(Section):
 
 
 class DataFacts(Section):
-    """The images; `formats` and `sizes` by class ("real", "fake")."""
+    """The images; `formats` and `sizes` by class ("real", "fake"); `faults`: documented ones, and those that were found, in sentences."""
 
     n: int = 0
     n_real: int = 0
@@ -100,6 +100,7 @@ class DataFacts(Section):
     formats: Mapping[str, Counts] = {}
     sizes: Mapping[str, Counts] = {}
     shortcut: ShortcutFacts = ShortcutFacts()
+    faults: tuple[str, ...] = ()
 
     @staticmethod
     def most_frequent(counts: Mapping[str, Counts]) -> list[str]:

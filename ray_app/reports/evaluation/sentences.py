@@ -70,6 +70,7 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
     texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
     found += [EvaluationWarning("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
+    found += [EvaluationWarning("About the data.", wording.visible(text), False) for text in facts.data.faults]
     parts = [f"{counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
     parts += [f"{counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
     parts += [f"{counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []

@@ -1,0 +1,98 @@
+"""Faults that labelled data show by themselves, in sentences (`faults_of_index`): prompts that belong to other images
+(`prompts_beside_images`), files whose form gives their class away (`form_of_files`), pictures in several splits (`shared_by_splits`).
+"""
+
+import posixpath
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app.archives import guard_of, member_rows
+from ray_app.datasets.index import IndexInfo, read_index
+from ray_app.datasets.labels import fakes, texts
+from ray_app.datasets.split_index import check_splits
+from ray_app.evaluation.accumulate import decoded
+from ray_app.evaluation.prompts import PromptClip
+from ray_app.images import ImageLimits
+from ray_app.metrics import shortcut
+from ray_app.metrics.intervals import proportion_interval
+from ray_app.storage import Fetcher, Store
+
+PROMPTED = pa.schema([("image_id", pa.int64()), ("generator", pa.string()), ("prompt", pa.string())])
+LEAST, EACH, MOST = 10, 64, 4096  # pairs that a sentence takes; images that are looked at, of one generator and of all
+_LOWEST = f"""SELECT generator, unnest(min_by({{image_id: image_id, prompt: prompt}}, image_id, {EACH}), recursive := true) FROM prompted
+    WHERE prompt IS NOT NULL AND generator IS NOT NULL GROUP BY generator ORDER BY count(*) DESC, generator LIMIT {MOST}"""  # noqa: S608 - numbers
+_MOST_FILES = 20_000
+
+
+def prompts_beside_images(tables: Iterable[pa.Table], pictures: Callable[[Sequence[int]], Iterable[Any]], clip: str | None) -> list[str]:
+    """Of each generator whether its prompts belong to its images: how often two images are, by CLIP, more like their own prompts together
+    than like each other's. tables: PROMPTED. `pictures` gives (id, picture) of those ids that can be read; `clip`: the folder of weights.
+
+    Raises ConfigError for a folder that holds no CLIP.
+    """
+    import duckdb
+
+    batches = (batch for table in tables for batch in table.cast(PROMPTED).to_batches())
+    found_rows: Any = duckdb.from_arrow(pa.RecordBatchReader.from_batches(PROMPTED, batches)).query("prompted", _LOWEST)
+    rows = sorted(found_rows.to_arrow_table().to_pylist(), key=lambda row: (row["generator"], row["image_id"]))
+    if not rows or clip is None:
+        return ["Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."] if rows else []
+    model, found = PromptClip(clip), []
+    seen = {image_id: model.images([picture])[0] for image_id, picture in pictures([row["image_id"] for row in rows])}
+    for name in dict.fromkeys(row["generator"] for row in rows):
+        mine = [row for row in rows if row["generator"] == name and row["image_id"] in seen]
+        if len(mine) < 2 * LEAST:
+            continue
+        kept = own_kept(np.stack([seen[row["image_id"]] for row in mine]), model.texts([row["prompt"] for row in mine]))
+        if len(kept) >= LEAST:
+            low, high = proportion_interval(int(kept.sum()), len(kept))
+            verdict = "belong to its images" if low > 0.5 else "fit its images no better than chance"
+            share = f"{kept.mean():.0%} of {len(kept)} pairs are more alike as they are than swapped"
+            found.append(f"Prompts of {name} {verdict}: by CLIP {share} ({low:.0%} to {high:.0%}; chance 50 %).")
+    found += ["Prompts of the other generators, which have fewer images, were not looked at."] if len(rows) == MOST else []
+    return found
+
+
+def own_kept(images: npt.NDArray[np.float64], prompts: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Of pairs (0, 1), (2, 3) … of directions (n, d) whether their own prompts fit better than swapped ones; ties are left out."""
+    last = len(images) // 2 * 2
+    better = ((images[:last:2] - images[1:last:2]) * (prompts[:last:2] - prompts[1:last:2])).sum(axis=1)
+    return np.asarray(better[np.abs(better) > 1e-9] > 0, np.bool_)
+
+
+def faults_of_index(place: str, clip: str | None) -> list[str]:
+    """What the labelled images of an index show. Raises ConfigError as `read_index` and `prompts_beside_images`."""
+    rows, fetcher = read_index(place), Fetcher(guard=guard_of(Store.open(place)))
+    prompted = pa.table([rows["image_id"], texts(rows, "generator"), texts(rows, "prompt")], PROMPTED.names)
+
+    def pictures(ids: Sequence[int]) -> Iterable[Any]:
+        members = member_rows(rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.int64()))))
+        return ((member.image_id, picture) for member, picture in decoded(members, fetcher, ImageLimits()))
+
+    return [form_of_files(rows), *prompts_beside_images([prompted], pictures, clip)]
+
+
+def form_of_files(rows: pa.Table) -> str:
+    """Whether the endings of names and the sizes in bytes tell fakes from reals: of an index's rows, of which no image is read."""
+    rows = rows.take(pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_FILES)).astype(np.int64)))
+    sizes = rows["size_bytes"].to_numpy().astype(np.float64)
+    endings = [posixpath.splitext(name)[1].lower() for name in pc.coalesce(rows["member"], rows["uri"]).to_pylist()]
+    auc = shortcut.shortcut_auc({"ending": endings, "bytes": np.where(sizes > 0, sizes, np.nan)}, fakes(rows))
+    value = "" if auc.value is None else f", AUC {auc.value:.2f}"
+    return f"Whether endings of names and sizes in bytes tell fakes from reals: {shortcut.finding(auc)}{value}."
+
+
+def shared_by_splits(place: str, info: IndexInfo) -> list[str]:
+    """What pictures the splits of an index share, by place, bytes and looks; nothing where it has fewer than two."""
+    if len({one["split"] for one in info.counts} - {None}) < 2:
+        return []
+    if not info.hashes:
+        return ["Whether splits share pictures was not looked at: that takes hashes (touchstone data index --hash sha256,phash)."]
+    leaks = [leak for leak in check_splits(place, kinds=("image", "bytes", "looks"))["leaks"] if leak["values"]]
+    told = [f"Splits share {leak['what']}: {leak['images']:,} images ({', '.join(leak['between'])})." for leak in leaks]
+    return told or [f"Splits share no picture, by {' and '.join(info.hashes)}."]

@@ -1,0 +1,116 @@
+from fnmatch import fnmatchcase
+
+import pytest
+
+from ray_app.config import validate
+from ray_app.datasets import DatasetSource, index, index_source, read_index
+from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, without_faults
+from ray_app.datasets.layouts import layout_names
+from ray_app.errors import ConfigError
+from ray_app.storage import Store
+from tests.datasets.published import write_openfake
+from tests.datasets.tables import labelled
+
+PROMPTS = "openfake-v1-prompts"
+
+
+def of_openfake(folder):
+    return DatasetSource(at=[str(write_openfake(folder))], layout="openfake", arguments={"version": "v1"})
+
+
+def names(source):
+    return {fault.name for fault in faults_of(source)}
+
+
+def test_every_fault_is_of_layouts_that_there_are():
+    layouts = {name for fault in known_faults().values() for name in fault.layouts}
+    assert layouts <= set(layout_names())
+    assert all(not fault.numbers or fault.numbers[0] < fault.numbers[1] for fault in known_faults().values())
+
+
+def test_the_four_mispaired_generators_are_named_as_both_versions_call_them():
+    told = known_faults()[PROMPTS].generators
+    for name in ("flux.1-dev", "sd-3.5", "sdxl-realvis-v5", "stable-diffusion-1.5-dreamshaper", "sd-1.5-dreamshaper"):
+        assert any(fnmatchcase(name, glob) for glob in told)
+    assert not any(fnmatchcase(name, glob) for name in ("flux-1.1-pro", "sd-1.5", "sdxl-epic-realism") for glob in told)
+
+
+def test_a_fault_is_of_its_layout_its_version_and_its_place():
+    assert PROMPTS in names({"layout": "openfake", "at": ["/set"], "arguments": {"version": "v1-2025-05"}})
+    assert PROMPTS not in names({"layout": "openfake", "at": ["/set"], "arguments": {"version": "v2"}})
+    assert {PROMPTS, "openfake-v2-jpeg"} <= names({"layout": "openfake", "at": ["/set"], "arguments": {}})
+    assert names({"layout": "folders", "at": ["/photos"]}) == set()
+    assert "forensynths-jpeg" in names({"layout": "folders", "at": ["s3://mine/CNN_synth_testset/progan"]})
+    small = "community-forensics-small-sizes"
+    assert small in names({"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics-Small"]})
+    assert small not in names({"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics"]})
+
+
+def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
+    faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
+    strata = {
+        ("train", "fake", "sd-3.5"): 1200,
+        ("test", "fake", "flux.1-dev"): 34,
+        ("test", "fake", "sd-1.5"): 5,
+        ("test", "real", "real"): 7,
+    }
+    [line] = [line for line in lines_of(faults, strata) if PROMPTS in line]
+    assert "1,234 rows" in line
+    assert "leave_out_faults leaves these prompts out" in line
+    assert "discussions/2" in line
+    assert "prompts left out" in next(line for line in lines_of(faults, strata, left_out=True) if PROMPTS in line)
+    assert not [line for line in lines_of(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line]
+
+
+def test_a_prompt_goes_with_its_group_and_the_image_stays():
+    rows = labelled([
+        {"label": "fake", "generator": "sd-3.5", "prompt": "a dog", "group": "prompt:1"},
+        {"label": "fake", "generator": "sd-3.5", "prompt": "a dog", "group": "scene 1"},
+        {"label": "fake", "generator": "sd-1.5", "prompt": "a dog", "group": "prompt:1", "split": "test", "sha256": "ab"},
+        {"label": "real", "generator": "real", "prompt": "a dog", "group": "prompt:1"},
+        {"label": "fake", "generator": "sana-1.5"},
+    ])  # fmt: skip
+    spared = without_faults(rows, faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}}))
+    found = spared["input"].combine_chunks().to_pylist()
+    assert [(one["prompt"], one["group"]) for one in found] == [
+        (None, None),
+        (None, "scene 1"),
+        ("a dog", "prompt:1"),
+        ("a dog", "prompt:1"),
+    ]
+    assert found[2]["sha256"] == "ab"
+    assert spared["image_id"].to_pylist() == rows["image_id"].to_pylist()[:4]
+    assert spared.schema == rows.schema
+    assert without_faults(rows, ()) == rows
+
+
+def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
+    source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
+    whole = index_source(source, store)
+    assert len(whole) == 8
+    assert sum("leaves these" in line for line in index.faults_of_source(source, store)) == 2
+    sparing = source.model_copy(update={"leave_out_faults": True})
+    rows = index_source(sparing, store)
+    said = {one["generator"]: one["prompt"] for one in rows["input"].combine_chunks().to_pylist()}
+    assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
+    assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (None, None, "a prompt 4")
+    assert sum("left out" in line for line in index.faults_of_source(sparing, store)) == 2
+    assert read_index(store.url) == whole  # what is left out stays in the index
+    chosen = source.model_copy(update={"generators": ("gpt-image-1",)})
+    assert not any(PROMPTS in line for line in index.faults_of_source(chosen, store))
+
+
+def test_a_fault_without_source_or_of_an_unknown_kind_is_refused():
+    fault = {
+        "name": "x",
+        "data": "Set",
+        "layouts": ["folders"],
+        "kind": "size",
+        "what": "differ",
+        "source": "nobody knows who",
+        "looked_up": "2026-11-26",
+    }
+    assert validate(fault, KnownFault, where="here").generators == ("*",)
+    for wrong in ({"source": "me"}, {"kind": "odd"}, {"layouts": []}, {"looked_up": "yesterday"}):
+        with pytest.raises(ConfigError, match="here"):
+            validate(fault | wrong, KnownFault, where="here")

@@ -1,0 +1,136 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ray_app.datasets import DatasetSource, build_index, read_index
+from ray_app.datasets.index import read_info
+from ray_app.errors import ConfigError
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.data_faults import EACH, PROMPTED, form_of_files, own_kept, prompts_beside_images, shared_by_splits
+from ray_app.evaluation.prompts import PromptClip
+from ray_app.evaluation.run import evaluate
+from ray_app.reports.evaluation.page import evaluation_lines
+from ray_app.storage import Store
+from tests.datasets.made_index import made_index
+from tests.datasets.published import write_openfake
+from tests.datasets.tables import labelled
+from tests.evaluation.made import made_run, random_rows
+from tests.evaluation.small_clip import WORDS, write_clip
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)) for _ in range(COUNT)]
+
+
+def of_ids(pictures):
+    return lambda ids: ((one, pictures[one % COUNT]) for one in ids if one not in (2, 3))
+
+
+def prompted(maker, prompts, start=0):
+    count = len(prompts)
+    return pa.table([pa.array(range(start, start + count)), pa.array([maker] * count), pa.array(prompts, pa.string())], PROMPTED.names)
+
+
+def paired(folder, pictures):
+    """A prompt for each picture, so that no two neighbours would fit better with their prompts swapped."""
+    model = PromptClip(folder)
+    words = [f"{one} {two}" for one in WORDS for two in WORDS if one != two][:COUNT]
+    images, texts = (np.concatenate([model.images([one]) for one in pictures]), model.texts(words))
+    for first in range(0, COUNT, 2):
+        if ((images[first] - images[first + 1]) * (texts[first] - texts[first + 1])).sum() < 0:
+            words[first : first + 2] = words[first : first + 2][::-1]
+    return words
+
+
+def test_own_prompts_are_told_from_swapped_and_from_shuffled_ones():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 16))
+    assert own_kept(images, images + rng.normal(size=images.shape)).mean() > 0.95
+    shared = np.repeat(images[::2], 2, axis=0)  # pairs of equal prompts tell nothing
+    assert len(own_kept(images, shared)) == 0
+    assert 0.3 < own_kept(images, rng.permutation(images)).mean() < 0.7
+    assert own_kept(images[:5], images[:5]).tolist() == [True, True]
+
+
+def test_a_generator_whose_prompts_are_no_better_than_chance_is_named(folder, pictures):
+    words = paired(folder, pictures)
+    broken = [word for first in range(0, COUNT, 4) for word in (*words[first : first + 2], *words[first + 2 : first + 4][::-1])]
+    few = prompted("few", words[:8], 4 * COUNT)
+    tables = [prompted("sound", words), prompted("broken", broken, COUNT), few, prompted("bare", [None] * COUNT, 6 * COUNT)]
+    found = prompts_beside_images(tables, of_ids([*pictures]), folder)
+    assert [line.partition(":")[0] for line in found] == [
+        "Prompts of broken fit its images no better than chance",
+        "Prompts of sound belong to its images",
+    ]
+    assert "50% of 24 pairs" in found[0]
+
+
+def test_without_weights_it_is_said_that_nobody_looked(pictures):
+    [told] = prompts_beside_images([prompted("sd", ["a dog"] * 3)], of_ids(pictures), None)
+    assert "was not looked at" in told
+    assert prompts_beside_images([prompted("sd", [None] * 3)], of_ids(pictures), None) == []
+
+
+def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
+    asked = []
+
+    def some(ids):
+        asked.extend(ids)
+        return of_ids(pictures)(ids)
+
+    prompts_beside_images([prompted("sd", ["a dog"] * 500, start) for start in (500, 0)], some, folder)
+    assert sorted(asked) == list(range(EACH))
+
+
+@pytest.mark.parametrize(("ending", "finding"), [("jpg", "a shortcut"), ("png", "not known")])
+def test_files_that_give_their_class_away_are_told_without_reading_them(ending, finding):
+    rows = [{"label": label, "generator": label, "uri": f"/{number}/{label}.{end}"}
+            for number in range(40) for label, end in (("real", ending), ("fake", "png"))]  # fmt: skip
+    assert finding in form_of_files(labelled(rows))
+
+
+def with_hashes(folder, rows, hashes):
+    info = read_info(store := Store.open(made_index(folder, rows)))
+    return shared_by_splits(store.url, type(info)(**{**vars(info), "hashes": hashes}))
+
+
+def test_splits_that_share_pictures_are_told(tmp_path):
+    def row(split, phash, sha256):
+        return {"label": "fake", "generator": "sd", "split": split, "phash": phash, "sha256": sha256}
+
+    near = [row("train", "0f0f0f0f0f0f0f0f", "a"), row("test", "0f0f0f0f0f0f0f0e", "b")]
+    [told] = with_hashes(tmp_path / "near", near, ["sha256", "phash"])
+    assert "pictures that look alike: 2 images (test in train)" in told
+    apart = [near[0], row("test", "ff00ff00aa5500ff", "c")]
+    assert with_hashes(tmp_path / "apart", apart, ["sha256", "phash"]) == ["Splits share no picture, by sha256 and phash."]
+    assert with_hashes(tmp_path / "one", near[:1], ["sha256"]) == []
+    assert "was not looked at" in with_hashes(tmp_path / "bare", near, [])[0]
+
+
+def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request(tmp_path):
+    source, store = write_openfake(tmp_path / "set", 4), Store.open(str(tmp_path / "index"))
+    build_index(DatasetSource(at=[str(source)], layout="openfake", arguments={"version": "v1"}), store)
+    columns, _, _ = random_rows(32)
+    columns["image_id"] = read_index(store.url)["image_id"].to_numpy()
+    made_run(tmp_path / "run", columns)
+    settings = {"at": (str(tmp_path / "run"),), "out": str(tmp_path / "out"), "thumbnails": False, "bootstrap": 0}
+    for leaving_out, images in ((False, 32), (True, 28)):
+        found = evaluate(EvaluateConfig(labels=store.url, leave_out_faults=leaving_out, **settings)).document
+        [told] = [text for text in found.data.faults if "openfake-sana" in text]
+        assert (found.data.n, "images left out" in told) == (images, leaving_out)
+        assert any("whether prompts belong" in text.lower() for text in found.data.faults)
+        assert sum(line.startswith("note: About the data.") for line in evaluation_lines(found)) == len(found.data.faults)
+        assert ("leave_out_faults=true" in found.command) == leaving_out
+    (tmp_path / "labels.csv").write_text("image_id,label\n1,fake\n")
+    with pytest.raises(ConfigError, match="whose data"):
+        evaluate(EvaluateConfig(labels=str(tmp_path / "labels.csv"), leave_out_faults=True, **settings))
