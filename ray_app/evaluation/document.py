@@ -316,7 +316,8 @@ def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[sy
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     traits = {name: traits_of(found.labels.tables, column) for name, column in (found.protocol.traits if found.protocol else {}).items()}
-    asked = system_section.SystemOptions(intervals, frozenset(figures), members, traits, found.run.describe()["identity"])
+    paired = found.protocol.paired if found.protocol else {}
+    asked = system_section.SystemOptions(intervals, frozenset(figures), members, traits, paired, found.run.describe()["identity"])
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 

@@ -136,7 +136,8 @@ class Protocol(Frozen):
     `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`, at it. `perturb`: lists of
     perturbations by name. `rows` come first; then, for each of `automatic`, a row for every source of real images, every generator (by
     release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`: in and out of
-    distribution; without, they follow from the classes of the run's identifier.
+    distribution; without, they follow from the classes of the run's identifier. `paired`: by sources of real images the generators (all
+    globs) whose average precision is against these alone, as if there were as many of them as fakes.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Protocol(Frozen):
     strict: bool = True
     perturb: tuple[str, ...] = ()
     rows: tuple[ProtocolRow, ...] = ()
+    paired: Mapping[str, tuple[str, ...]] = {}
     automatic: tuple[Automatic, ...] = ()
     figures: tuple[RowFigure, ...] = ("rate",)
     footers: tuple[ProtocolFooter, ...] = ()

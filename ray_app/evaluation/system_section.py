@@ -7,6 +7,7 @@ Intervals of its figures as a whole are of one meaning (ray_app.evaluation.inter
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
-from ray_app.evaluation.systems import System, combined_overlap, training_overlap
+from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
 from ray_app.evaluation.unseen import worst_of
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
@@ -24,12 +25,13 @@ from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
 NO_OTHERS = "there are no images of the other class"
+_Way = Callable[[ScoreHistogram, ScoreHistogram], FigureFacts]
 
 
 @dataclass(frozen=True)
 class SystemOptions:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble.
-    `traits`: facts about generators of fakes (`released`, `architecture`) by their names.
+    `traits`: facts about generators of fakes (`released`, `architecture`) by their names; `paired`: as a protocol's.
     `identity`: the run's, which says of what kind its views are, and which of them are not there.
     """
 
@@ -37,6 +39,7 @@ class SystemOptions:
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     traits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    paired: Mapping[str, Sequence[str]] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -192,9 +195,14 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
-    ways = {"average_precision": _average_precision, "oracle_accuracy": protocols.oracle_accuracy}
+    sources = [source for source, globs in asked.paired.items() if any(is_named(group.generator, glob) for glob in globs)]
+    against = (mine, scores.of(lambda one: one.kind == "real" and any(is_named(one.generator, glob) for glob in sources)))
+    ways: dict[str, _Way] = {
+        "average_precision": partial(_average_precision, even=bool(sources)),
+        "oracle_accuracy": protocols.oracle_accuracy,
+    }
     traits = {name: known.get(group.generator) for name, known in asked.traits.items() if group.kind != "real"}
-    extras = {name: _ranked(scores, pair, way) for name, way in ways.items() if name in asked.extras}
+    extras = {name: _ranked(scores, against if sources else pair, way) for name, way in ways.items() if name in asked.extras}
     return system_model.GeneratorFacts(
         name=group.generator,
         label=group.label,
@@ -210,13 +218,11 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
     )
 
 
-def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:
-    return FigureFacts(value=operating_points.average_precision(fakes, reals), n=fakes.n + reals.n)
+def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram, *, even: bool) -> FigureFacts:
+    return FigureFacts(value=operating_points.average_precision(fakes, reals, even=even), n=fakes.n + reals.n)
 
 
-def _ranked(
-    scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], FigureFacts]
-) -> FigureFacts:
+def _ranked(scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: _Way) -> FigureFacts:
     if scores.binary:
         return undefined(detection.NO_RANKING)
     return figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)

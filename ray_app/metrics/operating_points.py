@@ -175,13 +175,14 @@ def precision_recall_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: 
     return [(recall, precision) for recall, precision in points.tolist()]
 
 
-def average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> float:
+def average_precision(fakes: ScoreHistogram, reals: ScoreHistogram, *, even: bool = False) -> float:
     """The share of fakes among all that score at least as high, averaged over the fakes: precision over recall, without interpolation.
 
-    There must be fakes.
+    There must be fakes. `even`: as if there were as many real images as fakes; then there must be some.
     """
     found = fakes.n - fakes.passed[:-1]
-    flagged = np.maximum(found + reals.n - reals.below(fakes.values), 1)  # a resampled histogram may end in values of no image
+    alarms = (reals.n - reals.below(fakes.values)) * (fakes.n / reals.n if even else 1)
+    flagged = np.maximum(found + alarms, 1)  # a resampled histogram may end in values of no image
     return float(fakes.counts @ (found / flagged)) / fakes.n
 
 

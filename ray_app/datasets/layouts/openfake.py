@@ -26,7 +26,8 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 class OpenFake(base.DatasetLayout):
     """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`. Images of one prompt are one group.
 
-    `version`: which published numbers it should have, since the set has changed again and again; null = none to compare with.
+    `version`: which published numbers it should have, since the set has changed again and again; null = none to compare with. What
+    names no model in the configuration `reddit` is of `reddit`, as for its authors (experiments/data/splits.py at af44d6d).
     """
 
     version: Literal["v1-2025-05", "v1", "v2"] | None = None
@@ -39,7 +40,9 @@ class OpenFake(base.DatasetLayout):
     def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError for a label that no version has, and for a fake without a model."""
         base.column(item, "label")
-        return _labels(item.input, base.place_of(item), base.split_of(item.uri) or base.text(item.input, "split"), base.where(item))
+        is_wild = base.text(item.input, "model") is None and base.config_of(item.uri) == "reddit"
+        row = {**item.input, "model": "reddit"} if is_wild else item.input
+        return _labels(row, base.place_of(item), base.split_of(item.uri) or base.text(item.input, "split"), base.where(item))
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Configuration and split, as the shard's path names them."""

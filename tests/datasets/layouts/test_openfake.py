@@ -26,6 +26,17 @@ def test_openfake_on_the_hub(tmp_path):
     assert [subset for _, subset in told(make_layout("openfake", {"version": "v2"}), v2).values()] == ["core/validation"] * 3
 
 
+def test_openfake_in_the_wild_names_no_models():
+    layout, places = (
+        make_layout("openfake", {"version": "v2"}),
+        ("/of/reddit/test-00003-of-00005.parquet", "/of/core/test-00003-of-00013.parquet"),
+    )
+    found = [layout.labels(row(places[0], label=label, model=model)).generator for label, model in
+             (("fake", None), ("fake", "reddit"), ("real", None), ("real", "reddit"))]  # fmt: skip
+    assert found == ["reddit", "reddit", "real:reddit", "real:reddit"]
+    assert "its model is None" in refused(layout, row(places[1], label="fake", model=None))
+
+
 def test_openfake_labels_of_either_version_and_no_unknown_one():
     layout = make_layout("openfake", {})
     assert [layout.labels(row(label=value, model="m")).label for value in ("full_synthetic", "Tampered", 1)] == ["fake"] * 3
