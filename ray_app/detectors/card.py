@@ -44,8 +44,9 @@ class Weights(Frozen):
     `uri`: a file beside the card, or file, s3, gs, https, or `hf://organisation/repository@revision/file` with a 40-digit revision.
     `format`: `safetensors-index` means that `uri` names the index of a checkpoint in several files. `beside`: those and further files
     that must lie in the same folder, each with its sha256 or null.
-    `unwrap`: names under which a checkpoint may hold its state dict. `select`: only keys that begin so are read, where a file holds more
-    than this network. `strip_prefixes`: dropped while every key carries one. `prefix`: then put before every key.
+    `unwrap`: names under which a checkpoint may hold its state dict; `keep`: of tensors beside that which belong to it. `select`: only
+    keys that begin so are read, where a file holds more than this network. `strip_prefixes`: dropped while every key carries one.
+    `prefix`: then put before every key.
     `config`: the checkpoint's own configuration beside it; it must not contradict the card.
     `obtain`: for weights that no program can fetch, what a person has to do. `fitted`: nobody publishes them; `touchstone detectors fit`
     makes them of labelled images.
@@ -57,6 +58,7 @@ class Weights(Frozen):
     format: Literal["safetensors", "safetensors-index", "torch"] = "safetensors"
     beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = {}
     unwrap: tuple[str, ...] = ()
+    keep: tuple[str, ...] = Field(default=(), exclude_if=not_)
     select: str = ""
     strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     prefix: str = ""

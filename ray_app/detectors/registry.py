@@ -19,6 +19,8 @@ FAMILIES = {
     "frequency": "ray_app.detectors.families.frequency:FreqNet",
     "rine": "ray_app.detectors.families.rine",
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
+    "vit-tuned": "ray_app.detectors.families.low_rank",
+    "gapl": "ray_app.detectors.families.gapl:Gapl",
     "b-free": "ray_app.detectors.families.b_free",
     "fatformer": "ray_app.detectors.families.fatformer:FatFormer",
     "maskclip": "ray_app.detectors.families.maskclip:MaskClip",

@@ -401,7 +401,7 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
 
     state: Any = _READERS[weights.format](path)
     while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
-        state = inner
+        state = {name: state[name] for name in weights.keep if name in state} | inner
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DetectorError(f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}")
     return _renamed(state, weights)

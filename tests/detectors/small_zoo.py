@@ -16,6 +16,9 @@ NARROW = {
     "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
     "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
     "effort": {"feature": "class-token", "normalise": False, "tower": {**_TOWER["tower"], "embed_dim": None}},
+    "dda": {"img_size": 336, "alpha": 1, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "gapl": {"tower": {**_TOWER["tower"], "embed_dim": None}, "prototypes": 4, "width": 16, "heads": 2, "alpha": 32},
+    "aligned-forensics": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "fatformer": {
         "adapters": 1,
         "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},

@@ -45,6 +45,9 @@ TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.mod
 GRIP = [*TRAINED, ("net", "")]
 HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 OTHERS = {
+    "aligned-forensics": GRIP,
+    "dda": [("model", ""), ("model", "module.")],
+    "gapl": [("model", ""), ("model", "module.")],
     "b-free": [("model", "")],
     "c2p-clip": [(None, ""), (None, "module.")],
     "aeroblade": [(None, "")],

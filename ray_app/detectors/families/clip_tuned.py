@@ -13,6 +13,7 @@ from torch import nn
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families import clip
+from ray_app.detectors.families.low_rank import merged
 from ray_app.errors import DetectorError
 
 _FIRST = "embeddings.class_embedding"  # the name by which the tower in a file is found
@@ -49,7 +50,7 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Map
     if root is None:
         return state
     renamed = {}
-    for key, tensor in _added_up(state).items():
+    for key, tensor in merged(state).items():
         head = next((prefix for prefix in _HEADS if key.startswith(prefix)), None)
         if head is not None:
             renamed[f"fc.{key.removeprefix(head)}"] = tensor
@@ -60,22 +61,6 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Map
         else:
             renamed[key] = tensor
     return _packed(renamed)
-
-
-def _added_up(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Effort's layers as one weight each: `weight_main` plus U diag(S) V, which the authors add up anew for every batch."""
-    added = dict(state)
-    for key in state:
-        layer, _, last = key.rpartition(".")
-        parts = [f"{layer}.{name}" for name in ("weight_main", "U_residual", "S_residual", "V_residual")]
-        if last == "weight_main" and all(part in state for part in parts):
-            main, left, values, right = (added.pop(part).double() for part in parts)
-            if left.shape[1:] != values.shape or values.shape != right.shape[:1] or (len(left), right.shape[-1]) != main.shape:
-                raise DetectorError(
-                    f"{layer}: U {tuple(left.shape)}, S {tuple(values.shape)} and V {tuple(right.shape)} make no {tuple(main.shape)}"
-                )
-            added[f"{layer}.weight"] = (main + (left * values) @ right).float()
-    return added
 
 
 def _in_the_tower(key: str) -> str | None:
