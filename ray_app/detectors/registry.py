@@ -20,7 +20,7 @@ FAMILIES = {
     "rine": "ray_app.detectors.families.rine",
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
     "vit-tuned": "ray_app.detectors.families.low_rank",
-    "gapl": "ray_app.detectors.families.gapl:Gapl",
+    "gapl": "ray_app.detectors.families.clip_tuned:Gapl",
     "b-free": "ray_app.detectors.families.b_free",
     "fatformer": "ray_app.detectors.families.fatformer:FatFormer",
     "maskclip": "ray_app.detectors.families.maskclip:MaskClip",

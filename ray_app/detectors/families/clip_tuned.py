@@ -1,8 +1,10 @@
-"""The `clip-tuned` family: a linear head on a CLIP tower that was itself trained, both in one file under the names of transformers.
+"""The `clip-tuned` family: a linear head on a CLIP tower that was itself trained, both in one file under the names of transformers; and
+the `gapl` family, whose head asks prototypes of generators.
 
 C2P-CLIP (Tan et al., AAAI 2025, arXiv 2408.09647) trained low-rank additions, which its file has merged into the weights. Effort (Yan et
 al., ICML 2025, arXiv 2411.15633) trained the smallest singular components of the attention's weights, which its file holds apart; they are
-added up when it is read. What runs is the tower of `families.clip`.
+added up when it is read, as are the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982). What runs is the tower of
+`families.clip`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families import clip
@@ -35,6 +38,28 @@ _IN_A_BLOCK = {
 }
 
 
+class Gapl(nn.Module):
+    """(N, 3, H, W), normalised → (N, 1). `tower`: the arguments of `clip.VisionTower`; `prototypes` of `width` numbers, asked by `heads`.
+
+    `alpha`: what the tower's low-rank additions in a file are scaled by.
+    """
+
+    def __init__(self, *, tower: Mapping[str, Any], prototypes: int, width: int, heads: int, alpha: float) -> None:
+        super().__init__()
+        self.backbone, self.alpha = clip.VisionTower(**tower), alpha
+        self.foren_proj = nn.Linear(self.backbone.widths["class-token"], width, bias=False)
+        self.prototype = nn.Parameter(clip.drawn(prototypes, width, std=1.0))
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.fc = nn.Linear(width, 1, bias=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch; see the class for shapes."""
+        trace = functional.normalize(self.foren_proj(self.backbone(pixels).class_token), dim=1)
+        known = self.prototype.expand(len(trace), -1, -1)
+        logits: torch.Tensor = self.fc(self.cross_attention(trace[:, None], known, known, need_weights=False)[0][:, 0])
+        return logits
+
+
 def build(card: DetectorCard) -> nn.Module:
     """The network of a card: `tower` are the arguments of `clip.VisionTower`, beside `feature` and `normalise`. Raises DetectorError."""
     own: dict[str, Any] = dict(card.architecture.arguments)
@@ -50,7 +75,7 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Map
     if root is None:
         return state
     renamed = {}
-    for key, tensor in merged(state).items():
+    for key, tensor in merged(state, getattr(network, "alpha", 0)).items():
         head = next((prefix for prefix in _HEADS if key.startswith(prefix)), None)
         if head is not None:
             renamed[f"fc.{key.removeprefix(head)}"] = tensor

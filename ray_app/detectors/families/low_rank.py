@@ -5,7 +5,6 @@ additions (LoRA, arXiv 2106.09685), as in Dual Data Alignment (Chen et al., Neur
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,13 +21,13 @@ _FORMS = (
 _OFFSET = 0.1  # patches, which DINOv2's code adds to a side that it resamples to
 
 
-def merged(state: Mapping[str, torch.Tensor], alpha: float = 1.0) -> dict[str, torch.Tensor]:
+def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """The file's layers as one weight each, which authors may add up anew for every batch; in double precision.
 
-    Factors with values between them are multiplied by these, others by alpha / rank. Raises DetectorError.
+    Factors with values between them are multiplied by these, others by alpha / rank; at 0 the latter are left. Raises DetectorError.
     """
     added = dict(state)
-    for form in _FORMS:
+    for form in (form for form in _FORMS if form[3] or alpha):
         for layer in [key.removesuffix(f".{form[0]}") for key in state if key.endswith(f".{form[0]}")]:
             parts = [f"{layer}.{name}" for name in form if name]
             if not all(part in state for part in parts):
@@ -46,6 +45,8 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float = 1.0) -> dict[str, t
 
 def build(card: DetectorCard) -> nn.Module:
     """The network of a card: `architecture.name` is timm's; `arguments` but `alpha` go to `timm.create_model`. Raises DetectorError."""
+    import timm  # of no use to the others who read low-rank parts
+
     arguments = dict(card.architecture.arguments)
     alpha = arguments.pop("alpha")
     network: nn.Module = timm.create_model(card.architecture.name, pretrained=False, num_classes=card.output.logits, **arguments)
