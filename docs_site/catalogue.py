@@ -4,6 +4,7 @@ from typing import Any
 
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.config import load_yaml, named_configs
+from ray_app.datasets.known_faults import faults_of
 from ray_app.detectors import DetectorCard, list_cards
 from ray_app.ensembles import EnsembleCard, load_ensemble_card
 from ray_app.evaluation.protocols import Protocol, load_protocol
@@ -118,6 +119,7 @@ def _recipe(recipe: TrainConfig) -> str:
 
 
 def _protocol(protocol: Protocol) -> str:
+    faults = faults_of({"layout": protocol.layout, "at": protocol.sources, "arguments": protocol.arguments})
     return _entry(
         protocol.name,
         {
@@ -128,5 +130,5 @@ def _protocol(protocol: Protocol) -> str:
             "averages": prose(" ".join(protocol.averages.split())),
             "commands": " ".join(code(one) for one in protocol.commands),
         },
-        _notes(protocol.notes),
+        _notes([*protocol.notes, *(f"A documented fault of the data: {one.what} ({one.source})." for one in faults)]),
     )

@@ -1,6 +1,7 @@
 """The configuration of a training's data: sources, splits, and how they are mixed (`Data`, `DatasetSource`, `Sampling`)."""
 
 from collections.abc import Mapping
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ class DatasetSource(Frozen):
     arguments: Mapping[str, Any] = {}
     split: str | None = None
     generators: tuple[str, ...] = ()
-    leave_out_faults: bool = Field(default=False, description="leave out the images and prompts that a documented fault of the data spoils")
+    leave_out_faults: bool = Field(default=False, exclude_if=not_, description="leave out what documented faults of the data spoil")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     columns: TableColumns = TableColumns()

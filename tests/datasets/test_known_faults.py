@@ -100,6 +100,11 @@ def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     assert not any(PROMPTS in line for line in index.faults_of_source(chosen, store))
 
 
+def test_the_key_is_in_no_recipe_that_does_not_use_it():
+    assert "leave_out_faults" not in DatasetSource(at=["x"]).model_dump(mode="json")
+    assert DatasetSource(at=["x"], leave_out_faults=True).model_dump(mode="json")["leave_out_faults"] is True
+
+
 def test_a_fault_without_source_or_of_an_unknown_kind_is_refused():
     fault = {
         "name": "x",
