@@ -190,7 +190,8 @@ class Archive:
         patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
         return ConfigError(
             f"{names}: none of {found} file{'s' * (found != 1)} passes {patterns}",
-            hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders",
+            hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders"
+            + "; to choose archives and not what is in them, write the pattern into the source" * bool(opened),
         )
 
 

@@ -65,20 +65,18 @@ def train(
 
 
 def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
-    if facts.get("method") == "identify":
-        from ray_app.reports.attribution import identifier_lines, identifier_plan_lines
+    from ray_app.reports import attribution as profiling
 
-        return identifier_plan_lines(facts) if dry_run else identifier_lines(facts)
-    if facts.get("method") == "describe":
-        from ray_app.reports.attribution import describer_lines, describer_plan_lines
-
-        return describer_plan_lines(facts) if dry_run else describer_lines(facts)
+    methods = {"identify": (profiling.identifier_plan_lines, profiling.identifier_lines),
+               "describe": (profiling.describer_plan_lines, profiling.describer_lines)}  # fmt: skip
     if dry_run:
-        from ray_app.training.plan import plan_lines
+        from ray_app.training.plan import plan_lines, source_lines
 
-        return plan_lines(facts)
+        return [*methods.get(facts.get("method", ""), (plan_lines,))[0](facts), *source_lines(facts["sources"])]
     from ray_app.reports.training import training_lines
 
+    if (lines := methods.get(facts.get("method", ""))) is not None:
+        return list(lines[1](facts))
     return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
 
 

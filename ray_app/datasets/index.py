@@ -36,7 +36,7 @@ from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
+from ray_app.storage import Guard, Store, canonical, is_pattern, strip_secrets, urls
 
 if TYPE_CHECKING:
     from ray_app.datasets.simulation.archive import SimulatedSet
@@ -67,7 +67,7 @@ def index_source(
     `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
     ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
     """
-    indexes = _indexes(source)
+    indexes = indexes_of(source)
     if not indexes:
         build_index(source, store, each=each, reading=reading, progress=progress)
     tables = (read_index(place, leave_out_faults=source.leave_out_faults) for place in indexes or [store.url])
@@ -125,7 +125,7 @@ def build_index(
         if info.source != identity:
             raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
         return info
-    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
+    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else archive_of(source, store)
     try:
         chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": identity}
         return write_index(store, archive, layout, each=each, reading=reading, progress=progress, **chosen)
@@ -139,20 +139,20 @@ def check_source(source: DatasetSource, store: Store) -> None:
     """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is written. Raises as `index_source`."""
     if source.at == (SIMULATED,):
         _simulated_set(source, store)
-    elif not _indexes(source):
-        archive, _ = _archive(source, store)
+    elif not indexes_of(source):
+        archive, _ = archive_of(source, store)
         archive.check()
 
 
 def guard_of_source(source: DatasetSource, store: Store) -> Guard:
     """Which web servers may be read for the images of a source that `index_source` indexed."""
-    stores = [Store.open(place) for place in _indexes(source)] or [store]
+    stores = [Store.open(place) for place in indexes_of(source)] or [store]
     return reduce(Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private))
 
 
 def faults_of_source(source: DatasetSource, store: Store) -> list[str]:
     """A line for each documented fault that rows of a source which `index_source` indexed may have."""
-    infos = [read_info(Store.open(place)) for place in _indexes(source) or [store.url]]
+    infos = [read_info(Store.open(place)) for place in indexes_of(source) or [store.url]]
     lines = (info.fault_lines(source.split, source.generators, left_out=source.leave_out_faults) for info in infos if info)
     return list(chain.from_iterable(lines))
 
@@ -200,7 +200,7 @@ def write_index(
         rows=written.members,
         digest=tally.digest.hexdigest(),
         counts=tally.by_stratum(),
-        published=_compared(layout.published, tally.subsets),
+        published=compared(layout.published, tally.subsets),
         left_out=tally.left_out.counted(),
         unreadable=tally.unreadable.counted(),
         repeated=listed.listed - listed.members,
@@ -237,8 +237,10 @@ def read_info(store: Store) -> IndexInfo | None:
 
 
 def is_index(place: str) -> bool:
-    """Whether a source is an index: what a web server has, and KIND::PLACE, are never taken for one."""
-    return "::" not in place and urls.scheme_of(place) not in ("http", "https") and has_index(Store.open(place))
+    """Whether a source is an index: what a web server has, KIND::PLACE and a pattern are never taken for one."""
+    return not (
+        "::" in place or urls.scheme_of(place) in ("http", "https") or (urls.scheme_of(place) != "file" and is_pattern(place))
+    ) and has_index(Store.open(place))
 
 
 def has_index(store: Store) -> bool:
@@ -318,7 +320,7 @@ def _refuse_contradictions(archive: archives.Archive, layout: DatasetLayout, lim
                 raise base.contradiction(item, f"listed more than once, as [{before}] and as [{labels}]")
 
 
-def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
+def compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
     """Each subset that is there with its published number, if it has one. What is published and not there was not requested."""
     return [
         {"subset": name, "rows": rows, "published": published.get(name), "agrees": rows == published[name] if name in published else None}
@@ -326,7 +328,8 @@ def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[di
     ]
 
 
-def _archive(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
+def archive_of(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
+    """A source's members, without what lies in `store`, and the layout that labels them. Raises ConfigError."""
     layout = make_layout(source.layout, source.arguments)
     settings: dict[str, Any] = {"skip": [store.url], "columns": source.columns, "limits": source.container_limits}
     return archives.Archive(source.at, source.include, source.exclude, allow_private=source.allow_private, **settings), layout
@@ -354,7 +357,7 @@ def _simulated_set(source: DatasetSource, store: Store) -> "SimulatedSet":
         raise
 
 
-def _indexes(source: DatasetSource) -> Sequence[str]:
+def indexes_of(source: DatasetSource) -> Sequence[str]:
     """The places of a source, if all are indexes, none if none is. Raises ConfigError for some, and for keys that an index has settled."""
     found = [place for place in source.at if is_index(place)]
     if found and len(found) < len(source.at):
@@ -383,29 +386,30 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _chosen(rows: pa.Table, source: DatasetSource) -> pa.Table:
-    """The rows of the source's split, and of them the reals and the fakes of its generators."""
+    """The rows of the source's splits and label, and of them the reals and the fakes of its generators."""
     labels = rows["input"].combine_chunks()
     kept = np.ones(len(rows), bool)
-    if source.split is not None:
-        kept = _equal(labels.field("split"), [source.split])
-        if not kept.any():
-            raise ConfigError(f"{', '.join(source.at)}: no split '{source.split}'", hint=_names_hint(labels.field("split")))
+    if source.splits:
+        require_names(source, "split", source.splits, labels.field("split"))
+        kept = _equal(labels.field("split"), source.splits)
+    if source.label is not None:
+        kept &= _equal(labels.field("label"), [source.label])
     if source.generators:
-        generators = labels.field("generator").filter(pa.array(kept))
-        there = set(generators.unique().to_pylist())
-        if missing := [name for name in source.generators if name not in there]:
-            near = ", ".join(difflib.get_close_matches(missing[0], there, 3))
-            hint = f"near it: {near}" if near else _names_hint(generators)
-            raise ConfigError(f"{', '.join(source.at)}: no generator '{missing[0]}'", hint=hint)
+        require_names(source, "generator", source.generators, labels.field("generator").filter(pa.array(kept)))
         kept &= _equal(labels.field("label"), ["real"]) | _equal(labels.field("generator"), source.generators)
     return rows.filter(pa.array(kept))
+
+
+def require_names(source: DatasetSource, what: str, wanted: Sequence[str], there: pa.Array) -> None:
+    """Raises ConfigError, with the nearest names or all, for the first split or generator that is not there."""
+    names = sorted(str(name) for name in there.unique().drop_null().to_pylist())
+    for name in wanted:
+        if name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names, 3))
+            hint = f"near it: {near}" if near else f"there are {', '.join(names[:20])}" if names else "its rows have none"
+            raise ConfigError(f"{', '.join(source.at)}: no {what} '{name}'", hint=hint)
 
 
 def _equal(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = np.asarray(pc.is_in(column, value_set=pa.array(list(values), pa.string())))
     return found
-
-
-def _names_hint(column: pa.Array) -> str:
-    names = sorted(str(name) for name in column.unique().drop_null().to_pylist())
-    return f"there are {', '.join(names[:20])}" if names else "its rows have none"

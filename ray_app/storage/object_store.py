@@ -19,6 +19,7 @@ _EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "a
 def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system and path for a URL. Raises ConfigError for a scheme that is unknown or whose package is missing."""
     options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in _EXTRA else {}
+    options |= {"endpoint": os.environ.get("HF_ENDPOINT")} if urls.scheme_of(url) == "hf" else {}
     try:
         if urls.scheme_of(url) == "s3":
             return s3.filesystem(), "/".join(urls.bucket_and_key(url)).rstrip("/")

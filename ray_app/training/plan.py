@@ -3,17 +3,19 @@
 Memory is counted and measured: parameters, gradients and optimiser state from the network's tensors, activations from one image.
 """
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from ray_app.datasets.sampling import SampleOrder
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import ResolvedPrecision, autocast
 from ray_app.inference.spec import precision_on
+from ray_app.reports.text import table
 from ray_app.training import job, networks
 from ray_app.training.config import Initial, TrainConfig
 
@@ -21,23 +23,24 @@ _MIB = 2**20
 
 
 def plan(
-    config: TrainConfig, card: DetectorCard, order: SampleOrder, steps: int, layout: job.TrainingLayout, findings: Mapping[str, Any]
+    config: TrainConfig, card: DetectorCard, rows: int, layout: job.TrainingLayout, findings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything that the dry run says, as plain JSON."""
+    """Everything that the dry run says, as plain JSON. `rows` of an epoch; `findings`: null where the images were not listed."""
+    steps = config.loop.steps or max(1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9))
     share = config.loop.batch // layout.workers
     micro = min(config.loop.micro_batch or share, share)
     return {
         "name": config.name,
         "detector": config.detector,
         "steps": steps,
-        "rows_per_epoch": order.rows_per_epoch,
-        "epochs": round(steps * config.loop.batch / order.rows_per_epoch, 3),
+        "rows_per_epoch": rows,
+        "epochs": round(steps * config.loop.batch / rows, 3),
         "batch": config.loop.batch,
         "images_per_worker_and_step": share,
         "micro_batch": micro,
         "memory": memory(config, card, micro, layout),
         "layout": asdict(layout),
-        "data": dict(findings),
+        "data": findings and dict(findings),
     }
 
 
@@ -93,7 +96,37 @@ def plan_lines(planned: Mapping[str, Any]) -> list[str]:
         f"network   {memory_of['counts']['parameters']:,} parameters, {memory_of['counts']['learning']:,} of them learn",
         "memory    " + ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in memory_of["bytes"].items()) + " per worker",
     ]
-    return [*lines, *_data_lines(planned["data"])]
+    return [*lines, *_data_lines(planned["data"])] if planned["data"] else lines
+
+
+def source_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What each source holds: files, and a table of its splits beside what is published."""
+    lines = []
+    for source in sources:
+        size = "" if source["size_bytes"] is None else f": {source['files']:,} files, {source['size_bytes'] / 1e9:,.1f} GB"
+        lines.append(f"{source['for'] + ' ':<10}{' '.join([*source['at'], *source['include']])}{size}; {source['counted']}")
+        about = "" if source["exact"] else "~"
+        published = {one["subset"]: one["published"] for one in source["published"] if one["published"] is not None}
+        rows = [
+            [
+                *(one["split"] or "–", f"{about}{one['real']:,}", f"{about}{one['fake']:,}", f"{one['rows']:,}"),
+                *(f"{published.pop(one['split']):,}" if one["split"] in published else "", "" if one["taken"] else "not taken"),
+            ]
+            for one in source["splits"]
+        ]
+        counted = {one["subset"]: one["rows"] for one in source["published"]}
+        rows += [[name, "", "", f"{counted[name]:,}", f"{count:,}", ""] for name, count in published.items()]
+        lines += ["          " + line for line in table(["split", "real", "fake", "rows", "published", ""], rows, right=range(1, 5))]
+    return [*lines, *warning_lines(sources)]
+
+
+def warning_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The splits of a training whose own sources hold one class alone."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in sources:
+        counts[one["for"]].update(real=one["real"], fake=one["fake"])
+    ones = [(name, "fake" if count["fake"] else "real") for name, count in counts.items() if not (count["real"] and count["fake"])]
+    return [f"WARNING   data.{name}: only {label} images are found; a detector needs both" for name, label in ones]
 
 
 def _workers(layout: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ray_app.archives import Each, in_turn
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resources
-from ray_app.datasets import index, labelling, sampling
+from ray_app.datasets import index, labelling, sampling, survey
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_weights, resolve_weights
@@ -90,14 +90,16 @@ def _check(config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[s
         return
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
-        for source in () if isinstance(sources, HeldOut) else sources:
+        for source in sources_of(sources):
             index.check_source(source, out)
     if config.augmentation.statistics is not None:
         load_statistics(Path(local_path(config.augmentation.statistics)))
 
 
-def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn) -> PreparedTraining:
-    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError.
+def prepare_data(
+    config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn, one_class: bool = False
+) -> PreparedTraining:
+    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError; not of one class, if that is allowed.
 
     The images that a describer learns from have prompts, and no prompt is in two splits.
     """
@@ -107,7 +109,7 @@ def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, readi
     if config.method == "describe":
         splits = labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
     else:
-        splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)
+        splits = make_splits(config.data, open_source, one_class=one_class or config.method in PROFILING)
     splits.findings["known_faults"] = list(dict.fromkeys(told))
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
@@ -122,15 +124,24 @@ def opener(out: Store, each: Each, reading: Each, guards: list[Guard], told: lis
     """
 
     def open_source(source: DatasetSource) -> pa.Table:
-        place = source.model_dump_json(exclude={"split", "generators", "allow_private", "leave_out_faults"})
-        name = hashlib.sha256(place.encode()).hexdigest()[:12]
-        store = out.below(f"data/{name}")
+        store = index_of(source, out)
         rows = index.index_source(source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"))
         told.extend(index.faults_of_source(source, store))
         guards.append(index.guard_of_source(source, store))
         return rows
 
     return open_source
+
+
+def sources_of(split: tuple[DatasetSource, ...] | HeldOut) -> tuple[DatasetSource, ...]:
+    """The sources that a split has of its own."""
+    return () if isinstance(split, HeldOut) else split
+
+
+def index_of(source: DatasetSource, out: Store) -> Store:
+    """Where a training keeps the index of a source: one for all that read the same, whatever part of it."""
+    place = source.model_dump_json(exclude={"split", "label", "generators", "allow_private", "leave_out_faults"})
+    return out.below(f"data/{hashlib.sha256(place.encode()).hexdigest()[:12]}")
 
 
 def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: TrainingLayout, prepared: PreparedTraining) -> TrainingJob:
@@ -269,25 +280,39 @@ def _fit(job: TrainingJob) -> None:
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
-    """The dry run."""
+    """The dry run. What is too large to be counted row by row is planned by what its files tell."""
     with TemporaryDirectory(prefix="touchstone-") as scratch:
-        card = networks.training_card(config)
-        prepared = prepare_data(config, Store.open(config.out or scratch))
-        if config.method == "identify":
-            from ray_app.training import identify
+        card, out = networks.training_card(config), Store.open(config.out or scratch)
+        require_sources(config.data)
+        given = [(name, source) for name in ("train", "validation", "test") for source in sources_of(getattr(config.data, name))]
+        names = [survey.matched(source, index_of(source, out)) for _, source in given]
+        sizes = sum(container.size_bytes for one in names if one is not None for container in one.containers)
+        is_small = sizes <= survey.MOST_BYTES or config.method in PROFILING
+        prepared = prepare_data(config, out, one_class=True) if is_small else None
+        sources = [
+            {"for": name, **survey.survey(source, index_of(source, out), found)} for (name, source), found in zip(given, names, strict=True)
+        ]
+        return {**_plan(config, card, prepared, sources), "sources": sources}
 
-            return identify.planned(config, card, prepared.splits)
-        if config.method == "describe":
-            from ray_app.training import describe
 
-            return describe.planned(config, card, prepared.splits, prepared.total_steps)
-        import torch
+def _plan(config: TrainConfig, card: DetectorCard, prepared: PreparedTraining | None, sources: list[dict[str, Any]]) -> dict[str, Any]:
+    if prepared is not None and config.method == "identify":
+        from ray_app.training import identify
 
-        from ray_app.training.plan import plan
+        return identify.planned(config, card, prepared.splits)
+    if prepared is not None and config.method == "describe":
+        from ray_app.training import describe
 
-        gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
-        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
-        return plan(config, card, prepared.order, prepared.total_steps, layout, prepared.splits.findings)
+        return describe.planned(config, card, prepared.splits, prepared.total_steps)
+    import torch
+
+    from ray_app.training.plan import plan
+
+    gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
+    layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
+    rows = sum(one["real"] + one["fake"] for one in sources if one["for"] == "train")
+    findings = prepared.splits.findings if prepared else None
+    return plan(config, card, prepared.order.rows_per_epoch if prepared else config.sampling.epoch_rows or rows, layout, findings)
 
 
 def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ray_app.config import load_yaml, named_configs, read_mapping, validate
-from ray_app.datasets import DatasetSource, build_index, index_source
+from ray_app.datasets import DatasetSource, index_source
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.detectors import load_card
@@ -27,7 +27,6 @@ from ray_app.training.networks import deployable, network_for, training_card
 from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
 from tests.detectors.small_frozen import seeded_frozen
-from tests.hub_server import HubServer
 from tests.training.made import picture
 from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
 
@@ -197,61 +196,6 @@ def test_what_a_recipe_begins_from_is_taken_and_what_is_fresh_is_not(name, tmp_p
         mae = torch.load(files["mae"], weights_only=True)["model"]
         assert torch.equal(state["aggregator.vit_model.blocks.3.attn.qkv.weight"], mae["blocks.3.attn.qkv.weight"])
         assert not any(value.any() for key, value in state.items() if ".rel_pos_" in key)
-
-
-PICTURE = {name: [png(picture(number, 20, 20)) for number in range(4)] for name in ("image", "image_data")}
-FORENSIC = {"image_data": PICTURE["image_data"], "label": [0, 0, 1, 1], "model_name": ["RAISE", "COCO", "biggan", "sdxl"]}
-FAKES_AND_REALS = {"image": PICTURE["image"], "prompt": list("abab"), "label": ["real", "real", "fake", "fake"]}
-OPENFAKE = FAKES_AND_REALS | {"model": ["real", "real", "sdxl", "flux"]}
-SDI_KEYS = ["partial/sd15/real/1.jpg", "entire/sd15/real/2.jpg", "partial/sd15/fake/1.jpg", "entire/sd15/fake/2.jpg"]
-OPENSDI = {"key": SDI_KEYS, "image": PICTURE["image"], "mask": [None, None, png(altered()), None], "label": [0, 0, 1, 1]}
-PREVIEW = {"image": PICTURE["image"], "label": [1, 1, 0, 0]}
-# As the hub names files: repository → shard → columns, names of its ClassLabel.
-HUB = {
-    "OwensLab/CommunityForensics": {
-        "data/Systematic+Manual-00000-of-00001.parquet": (FORENSIC, None),
-        "data/PublicEval-00000-of-00001.parquet": (FORENSIC, None),
-    },
-    "OwensLab/CommunityForensics-Eval": {"data/CompEval-00000-of-00001.parquet": (FORENSIC, None)},
-    "ComplexDataLab/OpenFake": {
-        f"{folder}/{split}-00000-of-00001.parquet": (OPENFAKE, None)
-        for folder in ("data", "core")
-        for split in ("train", "validation", "test")
-    },
-    "prithivMLmods/OpenDeepfake-Preview": {"data/train-00000-of-00001.parquet": (PREVIEW, ["Fake", "Real"])},
-    "nebula/OpenSDI_train": {"data/sd15-00000-of-00001.parquet": (OPENSDI, ["real", "fake"])},
-    "nebula/OpenSDI_test": {"data/flux-00000-of-00001.parquet": (OPENSDI, ["real", "fake"])},
-}
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """The repositories that the recipes name, each of a few images in its published form, with what else lies there."""
-    folder = tmp_path_factory.mktemp("hub")
-    environment = pytest.MonkeyPatch()
-    with HubServer() as server:
-        environment.setenv("HF_ENDPOINT", server.url)
-        for repository, shards in HUB.items():
-            files = {"README.md": b"# A set", ".gitattributes": b"*", "train_metadata.csv": b"file,label\na.jpg,real\n"}
-            for name, (columns, labels) in shards.items():
-                images = tuple(key for key in ("image", "mask") if key in columns)
-                files[name] = write_parquet(folder / repository / name, columns, images=images, labels=labels).read_bytes()
-            server.commit(repository, files)
-        yield server
-        environment.undo()
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_the_sources_of_a_recipe_are_read_as_the_hub_has_them(name, hub, tmp_path):
-    data = load_yaml(FILES[name], TrainConfig).data
-    sources = [*data.train, *as_sources(data.validation), *as_sources(data.test)]
-    for number, source in enumerate(sources):
-        build_index(source, store := Store.open(str(tmp_path / str(number))))
-        rows = index_source(DatasetSource(at=(store.url,), split=source.split), store)
-        labels = rows["input"].to_pylist()
-        shards = 2 if name == "openfake-swinv2" else 1  # configurations `default` and `core`
-        assert [one["label"] for one in labels] == ["real", "real", "fake", "fake"] * shards, source
-        assert source.split is None or {one["split"] for one in labels} == {source.split}
 
 
 def test_maskclip_learns_the_references_tensors_119_million_of_547_million_numbers():

@@ -15,18 +15,21 @@ from ray_app.datasets.layouts.base import DatasetLayout, class_label, column, co
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 
+_FOLDERS = {"systematic": "Systematic", "manual": "Manual", "commercial": "Commercial", "publicEval": "PublicEval"}
+
 
 class CommunityForensics(DatasetLayout):
-    """Columns `image_data`, `label` (0 real, 1 fake), `model_name`; in the evaluation set also `prompt`, `real_source`, `architecture`
-    (LatDiff, PixDiff, GAN, Commercial, other; real) and others.
+    """Columns `image_data`, `label` (0 real, 1 fake), `model_name`, `prompt`, `real_source`, `architecture` (LatDiff, PixDiff, GAN,
+    Commercial, other; real) and others.
 
-    Splits are the hub's: `Systematic+Manual`, `PublicEval`, `train` (Small), `CompEval`.
+    Splits are the hub's: by the folder of a shard (`Systematic`, `Manual`, `Commercial`, `PublicEval`), its name (`CompEval`), else the
+    column, which says train or test (Small). `Systematic`, `Manual` and `Commercial` are fakes alone.
     """
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Only the evaluation set is published with an exact number; the others are 2.7 million and twice 278,000."""
-        return {"CompEval": 51_836}
+        """What the cards of the full and of the evaluation set state; Small is published as twice 278,000."""
+        return {"Systematic": 1_919_493, "Manual": 774_023, "Commercial": 14_918, "PublicEval": 51_836, "CompEval": 51_836}
 
     def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError for a fake without a model's name."""
@@ -34,7 +37,9 @@ class CommunityForensics(DatasetLayout):
         if label == "fake" and (model is None or model.lower() == "real"):
             raise contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = real_of(text(item.input, "real_source") or model) if label == "real" else str(model)
-        split, family = split_of(item.uri) or text(item.input, "split"), text(item.input, "architecture") if label == "fake" else None
+        folder = item.uri.rpartition("/")[0].rpartition("/")[2]
+        split = _FOLDERS.get(folder) or split_of(item.uri) or text(item.input, "split")
+        family = text(item.input, "architecture") if label == "fake" else None
         return Labels(label, generator, None, prompt, split, prompt_group(prompt), family)
 
 
