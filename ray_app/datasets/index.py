@@ -104,7 +104,7 @@ class IndexInfo:
 
     def fault_lines(self, split: str | None = None, generators: Sequence[str] = (), *, left_out: bool = False) -> list[str]:
         """A line for each of them that rows of this split (None: any), and their fakes of these generators, may have."""
-        counts = [one for one in self.counts if split in (None, one["split"])]
+        counts = [one for one in self.counts if split is None or one["split"] in split.split("+")]
         counts = [one for one in counts if one["label"] == "real" or not generators or one["generator"] in generators]
         strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
         return known_faults.lines_of(self.faults, strata, left_out=left_out)
