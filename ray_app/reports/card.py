@@ -244,7 +244,7 @@ def _weights(weights: Weights, card: DetectorCard, here: Here) -> list[Line]:
 def _keys(weights: Weights) -> str:
     steps = []
     if weights.unwrap:
-        steps.append(f"the state dict may lie under {', '.join(weights.unwrap)}")
+        steps.append(f"the state dict may lie under {', '.join([*weights.unwrap, *(f'beside {name}' for name in weights.keep)])}")
     if weights.select:
         steps.append(f"only keys that begin with {weights.select}")
     if weights.strip_prefixes:
