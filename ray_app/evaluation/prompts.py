@@ -161,14 +161,15 @@ class Prompts:
 
     def section(self) -> dict[str, Any]:
         """All figures as JSON."""
+        missing = None if self.similar.again is None else int(np.isnan(self.similar.again[:, 0]).sum())
         figures = {name: figure(self.predicted, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
         return {
             **arrays.figure_rows(figures),
             **self.counts,
             "compared": len(self.predicted),
             "images_unread": self.similar.unread,
-            "not_regenerated": None if self.similar.again is None else int(np.isnan(self.similar.again[:, 0]).sum()),
-            "notes": list(NOTES),
+            "not_regenerated": missing,
+            "notes": [*NOTES, *([f"Of {missing:,} images the original or the picture made anew cannot be read."] if missing else [])],
         }
 
     def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:
