@@ -75,6 +75,18 @@ class Batching(Frozen):
     wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for others to share its batch")
 
 
+class ArenaConfig(Frozen):
+    """A game in which people guess against the ensemble, at /arena. Off unless it has pictures."""
+
+    at: str = Field(default="", description="an index, or a source of images: its folders `real` and `fake` are labels")
+    guesses: str | None = Field(
+        default=None, description="folder or URL where guesses are kept; null = that of `at` with `.arena` behind it"
+    )
+    limit: int = Field(default=10_000, ge=1, description="files of `at` that take part, the first ones")
+    most_guesses: int = Field(default=50_000, ge=1, description="guesses that are kept; beyond: 403")
+    requests_per_minute: int = Field(default=600, ge=1, description="to /arena/*, counted as `limits.requests_per_minute`; beyond: 429")
+
+
 class ServeConfig(Frozen):
     """One endpoint: which ensembles, on what, within which limits."""
 
@@ -110,6 +122,7 @@ class ServeConfig(Frozen):
     access: Access = Access()
     urls: UrlFetching = UrlFetching()
     page: bool = Field(default=True, description="whether / is the web page")
+    arena: ArenaConfig = ArenaConfig()
 
     @model_validator(mode="before")
     @classmethod

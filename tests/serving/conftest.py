@@ -12,7 +12,7 @@ from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
 from tests.reports.browser import chromium
 from tests.serving.http.live import serving
-from tests.serving.in_process import local_endpoint
+from tests.serving.in_process import local_endpoint, local_scorer
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
 
@@ -31,6 +31,14 @@ def local():
     """(url, app) of the whole application without Ray, with the shipped ensemble."""
     with local_endpoint() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def scorer():
+    """What answers behind an endpoint of the shipped ensemble, for applications of a test's own."""
+    running = local_scorer(ServeConfig(ensembles=("tiny",)))
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.serving import engine, metrics
+from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
 from ray_app.serving.http.limits import Admission, Deadline, RateLimit
@@ -29,7 +30,7 @@ DESCRIPTION = """Tells which images were made or altered by a generative model.
 
 A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
 fingerprint: equal fingerprints give equal scores, here and in batch runs."""
-PAGE = ("/", "/page/*")
+PAGE = ("/", "/page/*", "/arena")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
 UNCOUNTED = (*OPEN, "/metrics")
@@ -79,8 +80,10 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
     tokens = install(app, config, meter, echo_request_id=echo_request_id)
     app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
     app.include_router(routes.operation_router(scorer, meter))
+    if config.arena.at:
+        app.include_router(routes.arena_router(Arena(config.arena, scorer, config.images.max_bytes), scorer))
     if config.page:
-        app.include_router(page_router())
+        app.include_router(page_router(arena=bool(config.arena.at)))
     return app
 
 
@@ -91,6 +94,7 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
     """
     limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
     tokens = auth.BearerTokens(config.access)
+    rates = {"/*": limits.requests_per_minute, "/arena/*": config.arena.requests_per_minute if config.arena.at else None}
     # Around the guards, so that a page can read why it was refused.
     cross_origin = Middleware(
         CORSMiddleware,
@@ -113,7 +117,7 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
         *([cross_origin] if origins else []),
         Middleware(errors.FaultMiddleware),
         Middleware(auth.AccessGuard, tokens, auth.Paths(OPEN)),
-        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
+        *(Middleware(RateLimit, most, uncounted=uncounted, only=auth.Paths((below,))) for below, most in rates.items() if most),
         admission,
         Middleware(Deadline, limits.deadline_s),
     ]
@@ -133,8 +137,8 @@ class Envelope(errors.Layer):
 
     The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
     answer. Ray Serve's proxy adds the header to every answer by itself, after handing the same id in: there `echo` has to be off, or it
-    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page uses its own
-    files only.
+    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` and `/arena/` is kept; the pages
+    use their own files only.
     """
 
     def __init__(self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool) -> None:
@@ -148,7 +152,7 @@ class Envelope(errors.Layer):
         scope.setdefault("state", {})["request_id"] = request_id
         headers = _ALWAYS | {"Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY}
         headers |= {"X-Request-Id": request_id} if self.echo else {}
-        headers |= {"Cache-Control": "no-store"} if path.startswith("/v1") else {}
+        headers |= {"Cache-Control": "no-store"} if path.startswith(("/v1", "/arena/")) else {}
         started, status = time.perf_counter(), ABANDONED
 
         async def watched(message: Message) -> None:
@@ -174,8 +178,8 @@ class _Asset(NamedTuple):
     etag: str
 
 
-def page_router() -> APIRouter:
-    """Answers GET and HEAD of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal not_found.
+def page_router(*, arena: bool = False) -> APIRouter:
+    """Answers GET and HEAD of `/`, `/page/{name}` and perhaps `/arena`; an unchanged file with 304; any other name with Refusal not_found.
 
     The files are read once, here: a name is only ever looked up in that list, never made into a path.
     """
@@ -191,6 +195,12 @@ def page_router() -> APIRouter:
     @router.api_route("/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
         return _answer(request, assets["index.html"])
+
+    if arena:
+
+        @router.api_route("/arena", methods=["GET", "HEAD"])
+        async def guessing(request: Request) -> Response:
+            return _answer(request, assets["arena.html"])
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     async def asset(request: Request, name: str) -> Response:

@@ -1,14 +1,15 @@
-"""The routes that score (`scoring_router`), and those of ensembles, health and readiness (`operation_router`)."""
+"""The routes that score (`scoring_router`), of ensembles, health and readiness (`operation_router`), and of the game (`arena_router`)."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app.errors import InputError
 from ray_app.serving import engine, url_fetch
+from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas, uploads
 from ray_app.serving.metrics import Meter
@@ -145,5 +146,34 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
     async def metrics() -> Response:
         """Counters of all replicas, for Prometheus."""
         return Response(await meter.exposition(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+def arena_router(arena: Arena, scorer: engine.EndpointScorer) -> APIRouter:
+    """What the page of the arena asks for, and `/arena/labels`; no part of the versioned API."""
+    router = APIRouter(prefix="/arena", include_in_schema=False)
+
+    @router.get("/round")
+    async def drawn() -> dict[str, list[str]]:
+        return {"pictures": await asyncio.to_thread(arena.draw)}
+
+    @router.get("/pictures/{picture}")
+    async def shown(picture: str) -> Response:
+        return Response(await arena.show(picture), media_type="image/jpeg")
+
+    @router.post("/guesses/{picture}")
+    async def guessed(request: Request, picture: str, guess: Literal["real", "fake"]) -> dict[str, Any]:
+        row = await arena.guess(picture, guess, request.state.request_id)
+        return {"label": row.label, "generator": row.generator, "verdict": row.verdict, "score": row.score}
+
+    @router.get("/standings")
+    async def standings() -> dict[str, Any]:
+        ensemble = await scorer.ensemble(None)
+        return {"ensemble": ensemble.name, "rows": await asyncio.to_thread(arena.standings, ensemble.fingerprint)}
+
+    @router.get("/labels")
+    async def labels() -> Response:
+        return Response(await asyncio.to_thread(arena.labels), media_type="text/csv; charset=utf-8")
 
     return router
