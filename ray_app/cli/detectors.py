@@ -182,7 +182,7 @@ _FOREIGN_OPTIONS = (
                  help="What a callable is given: a list of uint8 arrays (height, width, 3), or of PIL images."),
     click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                  help="Seconds that it may take for one batch of images before its process is ended."),
-    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a DetectZoo detector (YAML); repeatable."),
+    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a package's detector (YAML); repeatable."),
     click.option("--licence", metavar="ID", help="Under which licence it is used, such as MIT; `own` for what is yours."),
 )  # fmt: skip
 
@@ -211,15 +211,17 @@ def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None
     searched with all that is below it; only files that may be weights are hashed. Files are linked where the file system can, else
     copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
-    detectzoo:NAME is an image detector of the package detectzoo, callable:MODULE:FUNCTION any function of a list of images (or
-    callable:NAME an entry point of the group touchstone.callables). It runs in a process of its own, by the Python that has it, which needs
-    nothing of Touchstone. It is started once; then a card is written, and --detector finds it by its name.
+    detectzoo:NAME is an image detector of the package detectzoo, imdlbenco:NAME a model of the package IMDLBenCo,
+    callable:MODULE:FUNCTION any function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It runs
+    in a process of its own, by the Python that has it, which needs nothing of Touchstone. It is started once; then a card is written, and
+    --detector finds it by its name.
 
     \b
     touchstone detectors add ~/Downloads
     touchstone detectors add clip_head.pth old-server/weights
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
     touchstone detectors add detectzoo:safe --python zoo/bin/python
+    touchstone detectors add imdlbenco:Mesorch --python benco/bin/python --option checkpoint_path=mesorch.pth
     touchstone detectors add callable:my_module:my_function --licence own
     """
     from ray_app.detectors import adoption, load_card
@@ -268,7 +270,8 @@ def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], 
             click.echo(json.dumps(facts | {"score": done.score, "failure": done.failure}, indent=2))
             continue
         click.echo(f"{card.name}: its card is {done.path}")
-        click.echo(f"{card.name}: it scored an image by formula: log-odds {done.score:.6f}" if done.score is not None else
+        mask = ", and drew a mask" * card.masks
+        click.echo(f"{card.name}: it scored an image by formula{mask}: log-odds {done.score:.6f}" if done.score is not None else
                    f"{card.name}: of an image by formula it gave no score: {done.failure}")  # fmt: skip
         accepted = licences.is_accepted(card)
         click.echo(f"{card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]})" + ("" if accepted else

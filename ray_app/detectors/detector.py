@@ -117,11 +117,12 @@ class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
 
     `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a pixel was altered, at the network's
-    own size. `replies`: one text per image, from a detector that answers in words. `failures`: per image why there is no score, in words.
+    own size, or one (h, w) uint8 each, 255 = 1. `replies`: one text per image, of a detector that answers in words. `failures`: per image
+    why there is no score, in words.
     """
 
     logits: torch.Tensor
-    masks: torch.Tensor | None = None
+    masks: torch.Tensor | Sequence[torch.Tensor | None] | None = None
     replies: tuple[str, ...] | None = None
     failures: tuple[str | None, ...] | None = None
 
@@ -129,12 +130,12 @@ class Prediction(NamedTuple):
 class BatchPrediction(NamedTuple):
     """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.decision`).
 
-    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
+    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: uint8, round(255 p), (N, H, W) or one each. `replies`: one text per image.
     `embeddings`: (N, d) float32, of a detector that keeps them. `failures`: per image why it has no score, of one that says so.
     """
 
     scores: torch.Tensor
-    masks: torch.Tensor | None = None
+    masks: torch.Tensor | Sequence[torch.Tensor | None] | None = None
     replies: tuple[str, ...] | None = None
     embeddings: torch.Tensor | None = None
     failures: tuple[str | None, ...] | None = None
@@ -226,7 +227,7 @@ class Detector:
         masks = prediction.masks
         return BatchPrediction(
             log_odds(self.card, self._fake, prediction.logits.float(), len(normalised)),
-            None if masks is None else (masks.float() * 255).round().to(torch.uint8),
+            (masks.float() * 255).round().to(torch.uint8) if isinstance(masks, torch.Tensor) else masks,
             prediction.replies,
             None if self._tap is None else self._tap.taken(prediction.logits),
             prediction.failures,

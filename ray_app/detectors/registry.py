@@ -29,6 +29,7 @@ FAMILIES = {
     "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
     "detectzoo": "ray_app.detectors.families.foreign",
+    "imdlbenco": "ray_app.detectors.families.foreign",
     "callable": "ray_app.detectors.families.foreign",
 }
 ENTRY_POINTS = "touchstone.families"

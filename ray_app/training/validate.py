@@ -257,7 +257,7 @@ def _read(detector: Detector, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArra
         part = images[start : start + detector.slots]
         filled = np.concatenate([part, np.zeros((detector.slots - len(part), *part.shape[1:]), np.uint8)])
         reading = detector.read(detector.normalise(torch.from_numpy(filled)))
-        assert reading.masks is not None, "the card says that there are masks"
+        assert isinstance(reading.masks, torch.Tensor), "the card says that there are masks"
         scores.append(reading.scores[: len(part)].cpu().numpy())
         masks.append(reading.masks[: len(part)].cpu().numpy())
     return np.concatenate(scores), np.concatenate(masks) if masks else None

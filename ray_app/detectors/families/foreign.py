@@ -1,4 +1,4 @@
-"""The families `detectzoo` and `callable`: detectors of other packages, asked in processes of their own (`foreign.process`).
+"""The families `detectzoo`, `imdlbenco` and `callable`: detectors of other packages, asked in processes of their own (`foreign.process`).
 
 What such a "network" is given are pixels, not numbers around zero: its card has mean 0 and standard deviation 1/255.
 """
@@ -17,10 +17,11 @@ from ray_app.detectors.foreign.process import ForeignProcess, read_identity
 from ray_app.errors import DetectorError
 
 PIXEL_STD = 1 / 255
+_UNLIKE = "it gives a mask of some images, and of others none"
 
 
 class ForeignNetwork(nn.Module):
-    """Pixels (N, 3, H, W), 0 to 255, → log-odds of fake (N, 1), NaN and a word of why where the detector failed on an image.
+    """Pixels (N, 3, H, W), 0 to 255, → log-odds of fake (N, 1) and masks, NaN and a word of why where the detector failed on an image.
 
     It has no parameters: `attach` reads what the detector must be, `to` starts its process for a device. Copies share that process.
     """
@@ -51,9 +52,12 @@ class ForeignNetwork(nn.Module):
             raise DetectorError(f"{self._card.name}: its process is not started", hint="move the network to a device first")
         images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         found = self._process.score(list(images))
-        scores = [math.nan if isinstance(one, str) else one for one in found]
+        found = [one if isinstance(one, str) or (one.mask is not None) == self._card.masks else _UNLIKE for one in found]
+        scores = [math.nan if isinstance(one, str) else one.score for one in found]
+        masks = [None if isinstance(one, str) or one.mask is None else torch.tensor(one.mask) for one in found]
         return Prediction(
             torch.tensor(scores, dtype=torch.float64, device=pixels.device)[:, None],
+            masks if self._card.masks else None,
             failures=tuple(one if isinstance(one, str) else None for one in found),
         )
 
@@ -62,7 +66,7 @@ class ForeignNetwork(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The detector that a card of family `detectzoo` or `callable` describes, not started. Raises DetectorError."""
+    """The detector of another package that a card describes, not started. Raises DetectorError."""
     if card.process is None:
         raise DetectorError(f"{card.name}: `process` is missing", hint=f"touchstone detectors add {card.family}:… writes such a card")
     if card.preprocessing.mean != (0.0, 0.0, 0.0) or card.preprocessing.std != (PIXEL_STD,) * 3:

@@ -1,11 +1,10 @@
 """`add_foreign`: write the card of a detector of another package, after its process has shown that it loads and scores.
 
 The card and a small file that says what the detector is go to the folder of the user's own cards, where commands find them by name. What
-is known of DetectZoo's detectors lies in configs/detectzoo.yaml.
+is known of a package's detectors lies in configs/detectzoo.yaml and configs/imdlbenco.yaml.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -20,22 +19,27 @@ from ray_app.config import CONFIG_VARIABLE, Frozen, config_file, config_root, na
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.files_by_hash import file_sha256
-from ray_app.detectors.foreign.process import ForeignProcess, OpenedDetector
+from ray_app.detectors.foreign.process import ForeignProcess, Found, OpenedDetector
 from ray_app.errors import ConfigError, DetectorError
 
 Scores = Literal["log-odds", "probability", "above-threshold"]
-FAMILIES = ("detectzoo", "callable")
+PACKAGES = {  # by family: what a card calls the package, where it is, its licence
+    "detectzoo": ("DetectZoo", "https://github.com/sadjadeb/DetectZoo", "Apache-2.0"),
+    "imdlbenco": ("IMDLBenCo", "https://github.com/scu-zjz/IMDLBenCo", "CC-BY-4.0"),
+}
+FAMILIES = (*PACKAGES, "callable")
 _SAMPLES = ((1024, 1024), (1024, 1024), (640, 480))  # the first warms up, the second is timed, the third is kept as the golden score
 _TOLERANCE = 1e-3
 _PIXEL_STD = 0.00392156862745098
 
 
 class KnownDetector(Frozen):
-    """What is known of one of DetectZoo's detectors; of one that nobody looked at, nothing is."""
+    """What is known of one of a package's detectors; of one that nobody looked at, nothing is. `options`: its usual ones."""
 
     title: str
     citation: str = "not stated"
-    source: str = "https://github.com/sadjadeb/DetectZoo"
+    source: str
+    options: Mapping[str, Any] = {}
     licence: str = "none stated"
     terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "none-stated"
     trained_on: str = "not stated"
@@ -45,10 +49,10 @@ class KnownDetector(Frozen):
 
 
 class ForeignAddition(NamedTuple):
-    """What is to be added. `target`: a registry name of DetectZoo, `module:function`, or the name of an entry point.
+    """What is to be added. `target`: a registry name of the package, `module:function`, or the name of an entry point.
 
     `python`: None = the one that runs here. `folder`: where its process runs. `scores`: what a callable gives; None = log-odds.
-    `images`: what a callable is given. `options`: keyword arguments of a DetectZoo detector.
+    `images`: what a callable is given. `options`: keyword arguments of a package's detector.
     """
 
     family: str
@@ -74,14 +78,15 @@ class AddedCard(NamedTuple):
 
 
 def is_foreign(word: str) -> bool:
-    """Whether a word names a detector of another package: `detectzoo:NAME`, `callable:MODULE:FUNCTION`."""
+    """Whether a word names a detector of another package: `detectzoo:NAME`, `imdlbenco:NAME`, `callable:MODULE:FUNCTION`."""
     return word.partition(":")[0] in FAMILIES and ":" in word and not Path(word).exists()
 
 
 def add_foreign(wanted: ForeignAddition) -> AddedCard:
     """Start the detector once, weights and all, let it score two images by formula, and write its card.
 
-    Raises ConfigError for a name that is taken or no place for cards, DetectorError with a hint where the detector cannot be had.
+    Raises ConfigError for a name that is taken or no place for cards, DetectorError with a hint where the detector cannot be had or gives
+    what is neither a score nor a mask.
     """
     wanted = wanted._replace(python=_python(wanted.python), folder=wanted.folder.resolve())
     name = wanted.name or _card_name(wanted)
@@ -90,24 +95,29 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
         raise ConfigError(f"{name}: a shipped detector has that name", hint="give another one: --as NAME")
     known = _known(wanted)
     draft = _validated(_described(name, wanted, known), str(path))
+    most = draft.valid_range.max_side_px or max(_SAMPLES[0])
+    samples = [(min(width, most), min(height, most)) for width, height in _SAMPLES]
     with ForeignProcess(draft, None) as process:
         opened, measured = process.open(), None
         found = []
-        for size in _SAMPLES:
+        for size in samples:
             found += process.score([formula_image(*size)])
-            measured = process.measured if size == _SAMPLES[1] else measured
-    if measured is None:
-        raise DetectorError(f"{name}: it scored no image by formula: {found[-1]}", hint="try it there by hand, on an image")
+            measured = process.measured if size == samples[1] else measured
+    if measured is None or process.hint:
+        raise DetectorError(f"{name}: it scored no image by formula: {found[-1]}", hint=process.hint or "try it there by hand, on an image")
     described = _described(name, wanted, known)
+    if any(isinstance(one, Found) and one.mask is not None for one in found):
+        described["masks"] = True
+        described["notes"] += ["Where it says nothing of the whole image, its score is the largest value in its mask, as log-odds."]
     identity = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text(json.dumps(opened.identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     described["weights"] = {"uri": identity.name, "sha256": file_sha256(identity), "config": identity.name}
-    described["process"] |= {"peak_bytes": measured.peak_bytes, "seconds": round(max(measured.seconds, 1e-4), 4)}
-    score = found[-1] if isinstance(found[-1], float) and math.isfinite(found[-1]) else None
+    described["process"] |= {"peak_bytes": measured[1], "seconds": round(max(measured[0], 1e-4), 4)}
+    score = found[-1].score if isinstance(found[-1], Found) else None
     if score is not None:
         said = ", ".join(f"{library} {version}" for library, version in opened.libraries.items())
-        width, height = _SAMPLES[-1]
+        width, height = samples[-1]
         described["golden"] = [{
             "image": "formula", "width": width, "height": height, "logit": score, "tolerance": _TOLERANCE * max(1, abs(score)),
             "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",
@@ -141,10 +151,11 @@ def _place() -> Path:
 
 
 def _known(wanted: ForeignAddition) -> KnownDetector:
-    if wanted.family == "detectzoo":
-        path = config_root() / "detectzoo.yaml"
-        described = read_mapping(path).get(wanted.target)
-        known = validate(described, KnownDetector, where=str(path)) if described else KnownDetector(title=f"{wanted.target} of DetectZoo")
+    if wanted.family in PACKAGES:
+        path, (package, source, _) = config_root() / f"{wanted.family}.yaml", PACKAGES[wanted.family]
+        described = read_mapping(path).get(wanted.target) or {"title": wanted.target}
+        known = validate({"source": source, **described}, KnownDetector, where=str(path))
+        known = known.model_copy(update={"title": f"{known.title} ({package})", "options": {**known.options, **wanted.options}})
     else:
         source = f"{wanted.target}, in {wanted.folder}"
         known = KnownDetector(title=f"The callable {wanted.target}", source=source, scores=wanted.scores or "log-odds")
@@ -159,25 +170,26 @@ def _terms(licence: str) -> str:
 
 
 def _described(name: str, wanted: ForeignAddition, known: KnownDetector) -> dict[str, Any]:
-    zoo = wanted.family == "detectzoo"
+    package = PACKAGES.get(wanted.family)
     whose = "Its authors' repository has no licence file, so that nothing is granted" if known.terms == "none-stated" else known.licence
     return {
         "name": name,
-        "title": f"{known.title} (DetectZoo)" if zoo else known.title,
+        "title": known.title,
         "family": wanted.family,
         "architecture": {
             "name": wanted.target,
-            "arguments": {"scores": known.scores} | ({"options": dict(wanted.options)} if zoo else {"images": wanted.images}),
+            "arguments": {"scores": known.scores} | ({"options": dict(known.options)} if package else {"images": wanted.images}),
         },
         "process": {"python": wanted.python, "folder": str(wanted.folder), "limit_s": wanted.limit_s},
         "preprocessing": {"mean": [0.0] * 3, "std": [_PIXEL_STD] * 3},
         "weights": {"uri": f"{name}.json", "unverified": "not written yet", "config": f"{name}.json"},
         "output": {"sign": 1},
+        **({"valid_range": {"max_side_px": known.options["image_size"]}} if known.options.get("if_padding") else {}),
         "precision": "fp32",
         "precision_note": "The package decides itself in which precision it computes.",
         "licence": known.licence,
         "terms": known.terms,
-        "licence_note": f"DetectZoo's code is Apache-2.0. Of the detector: {whose} ({known.source})." if zoo else
+        "licence_note": f"{package[0]}'s code is {package[2]}. Of the detector: {whose} ({known.source})." if package else
         "Whoever wrote the function decides; --licence states it when the card is written.",
         "citation": known.citation,
         "source": known.source,

@@ -1,19 +1,23 @@
-"""The process of a detector of another package: RGB pixels in, its own scores out. `foreign.process` alone starts it.
+"""The process of a detector of another package: RGB pixels in, its own scores and masks out. `foreign.process` alone starts it.
 
 It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of Touchstone is imported here, and nothing
 else of Touchstone is on its path. The frames of its messages are those of all our child processes.
 
 Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON and numbers (2 × uint64), a JSON, the
 numbers. One `READY` byte once it can serve. The first request names the detector, and the answer what it is (`identity`); each further one
-has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image. Where the detector failed, the JSON has
-`error`.
+has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image, height and width (2 × uint32) of its
+mask, 0 and 0 where there is none, and the masks, one byte per pixel, 255 = surely altered. Where the detector failed, the JSON has `error`,
+and `hint` where what it gave is of the wrong kind.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
+import inspect
 import json
+import math
 import os
 import platform
 import random
@@ -34,11 +38,16 @@ WANTED_SIZE = struct.Struct("<I")
 ANSWER = struct.Struct("<QQ")
 ENTRY_POINTS = "touchstone.callables"
 _MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
-_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow")
+FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
+MOST_SQUARE = 1024  # px: a mask has its image's size, or is the square that the whole image was resized to
+PACKAGES = {"detectzoo": "detectzoo", "imdlbenco": "IMDLBenCo"}  # by family
+_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "albumentations", "numpy", "pillow")
 _HINTS = {
     "detectzoo": "install it there: pip install detectzoo; or name by --python another Python that has it",
+    "imdlbenco": "install it there: pip install IMDLBenCo; or name by --python another Python that has it",
     "callable": "name its folder by --folder, or give by --python the Python that has it",
 }
+_BENCO = {"image_size": 512, "if_padding": False, "edge_mask_width": None, "checkpoint_path": None, "device": "cpu"}  # its test script's
 Score = Callable[[Sequence[Any]], Any]
 
 
@@ -61,7 +70,7 @@ def main() -> None:
     answers.write(READY)
     answers.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    score = None
+    score, meaning = None, ""
     while header := requests.read(REQUEST.size):
         text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
         data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
@@ -69,10 +78,10 @@ def main() -> None:
         # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, 2 * wanted["limit_s"] + 1)
         if score is None:
-            score, said = _opened(wanted)
+            (score, said), meaning = _opened(wanted), wanted["scores"]
             numbers = b""
         else:
-            said, numbers = _answer(score, wanted, data)
+            said, numbers = _answer(score, meaning, wanted, data)
         signal.setitimer(signal.ITIMER_REAL, 0)
         text = json.dumps(said).encode()
         for part in (ANSWER.pack(len(text), len(numbers)), text, numbers):
@@ -95,10 +104,8 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
         if wanted.get("probe"):
             return None, _probed(wanted)
         score, identity = _FAMILIES[wanted["family"]](wanted)
-    except UnusableError as error:
-        return None, {"error": str(error), "hint": error.hint}
     except BaseException as error:  # whatever a stranger's package raises, SystemExit too
-        return None, {"error": _described(error), "trace": traceback.format_exc()[-4000:]}
+        return None, {**_failure(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
     return score, {"identity": identity, "libraries": {name: _version(name) for name in _LIBRARIES if _version(name)}}
 
@@ -109,13 +116,13 @@ def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
     if wanted["family"] == "callable":
         sys.path.insert(0, os.getcwd())
         target = target if ":" in target else _entry_point(target)
-    name = "detectzoo" if wanted["family"] == "detectzoo" else target.partition(":")[0].partition(".")[0]
+    name = PACKAGES.get(wanted["family"], target.partition(":")[0].partition(".")[0])
     if importlib.util.find_spec(name) is None:
         raise UnusableError(f"{sys.executable} has no module {name}", _HINTS[wanted["family"]])
     return {"version": _version(name)}
 
 
-def _answer(score: Score, wanted: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def _answer(score: Score, meaning: str, wanted: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     import numpy
 
     images, at, begun = [], 0, time.perf_counter()
@@ -126,10 +133,37 @@ def _answer(score: Score, wanted: dict[str, Any], data: bytes) -> tuple[dict[str
         given = list(score(images))
         if len(given) != len(images):
             return {"error": f"it gave {len(given)} score{'s' * (len(given) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"}, b""
-        numbers = numpy.array([float("nan") if one is None else float(one) for one in given], numpy.float64)
+        found = [_found(one, images[place].shape[:2], meaning) for place, one in enumerate(given)]
     except BaseException as error:
-        return {"error": _described(error)}, b""
-    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, numbers.tobytes()
+        return _failure(error), b""
+    parts: list[Any] = [
+        numpy.array([score for score, _ in found], numpy.float64),
+        numpy.array([mask.shape for _, mask in found], numpy.uint32),
+    ]
+    parts += [mask for _, mask in found]
+    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, b"".join(part.tobytes() for part in parts)
+
+
+def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
+    """The score of an image (height, width) and its mask as uint8, empty where there is none. A mask alone is scored by its largest value,
+    as MVSSNet is by IMDLBenCo (`gmp` in its mvssnet.py), and `iml-vit` here.
+    """
+    import numpy
+
+    mask, score = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if max(getattr(mask, "shape", ()), default=1) == 1:  # a number, also as an array of one
+        return float("nan") if given is None else float(given), numpy.empty((0, 0), numpy.uint8)
+    pixels = numpy.asarray(mask.detach().cpu().float() if hasattr(mask, "detach") else mask, numpy.float32)
+    if pixels.shape != size and (pixels.shape != pixels.shape[:1] * 2 or len(pixels) > MOST_SQUARE):
+        raise UnusableError(f"its mask is {' × '.join(map(str, pixels.shape))}, its image {size[0]} × {size[1]} (height × width)",
+                            f"a mask has its image's size, or is the square, of at most {MOST_SQUARE} px, that was made of it")  # fmt: skip
+    if not (pixels.min() >= -1e-3 and pixels.max() <= 1.001):  # not where one is NaN, either
+        raise UnusableError(f"its mask has values from {pixels.min():g} to {pixels.max():g}",
+                            "a mask has of each pixel the probability that it was altered, 0 to 1")  # fmt: skip
+    pixels = pixels.clip(0, 1)
+    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)
+    alone = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
+    return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
 
 
 def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
@@ -152,7 +186,7 @@ def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
 
     def score(images: Sequence[Any]) -> Sequence[float]:
         scores = [predict(_picture(image)) for image in images]
-        return scores if not wanted["by_threshold"] else [one - detector.threshold for one in scores]
+        return scores if wanted["scores"] != "above-threshold" else [one - detector.threshold for one in scores]
 
     return score, {**identity, "files": files}
 
@@ -179,7 +213,50 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     return score, {key: value for key, value in identity.items() if value}
 
 
-_FAMILIES = {"detectzoo": _detectzoo, "callable": _callable}
+def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
+    """A model of IMDLBenCo's registry, `NAME`, or `module:NAME` where a module of one's own registers it, asked as its test script does."""
+    module, _, name = wanted["target"].rpartition(":")
+    benco, torch = _imported("IMDLBenCo", _HINTS["imdlbenco"]), _imported("torch", _HINTS["imdlbenco"])
+    identity: dict[str, Any] = {"model": name, "package": f"IMDLBenCo {_version('IMDLBenCo')}", "python": _python()}
+    if module:
+        sys.path.insert(0, os.getcwd())
+        identity["source"] = _source_digest(_imported(module, _HINTS["callable"]))
+    kind, options = benco.MODELS.module_dict.get(name), {**_BENCO, "device": wanted["device"], **wanted["options"]}
+    if kind is None:
+        raise UnusableError(f"{identity['package']} has no model {name}", f"it has {', '.join(benco.MODELS.module_dict)}")
+    if "checkpoint_path" not in wanted["options"]:
+        raise UnusableError(f"{name} needs weights", "--option checkpoint_path=FILE; null for a model that has them by itself")
+    identity["files"] = {str(value): _sha256(Path(value)) for value in options.values() if isinstance(value, str) and Path(value).is_file()}
+    device, side, pads = options["device"], options["image_size"], options["if_padding"]
+    _seed()
+    model = kind(**{key: value for key, value in options.items() if key not in _BENCO or key in inspect.signature(kind).parameters})
+    if options["checkpoint_path"]:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # its training script keeps its arguments beside the weights
+            state = torch.load(options["checkpoint_path"], map_location="cpu", weights_only=True)
+        model.load_state_dict(state.get("model", state))
+    model.to(device).eval()
+
+    kinds = (_imported("IMDLBenCo.datasets.abstract_dataset", "").AbstractDataset,)
+    of_one = type("OfOne", kinds, {"_init_dataset_path": lambda self, path: ([path], ["Negative"])})
+    post = {key.lower(): function for key, function in benco.POSTFUNCS.module_dict.items()}.get(f"{name.lower()}_post_func")
+    dataset = of_one("image", pads, not pads, (side, side), edge_width=options["edge_mask_width"], post_funcs=post)
+
+    def localize(image: Any) -> Any:
+        height, width = image.shape[:2]
+        if pads and max(height, width) > side:
+            raise ValueError(f"{width} × {height} is more than the {side} px that it is filled up to")
+        _seed()
+        dataset.img_loader = lambda path: _picture(image)
+        batch = torch.utils.data.default_collate([dataset[0]])
+        with torch.no_grad():
+            said = model(**{key: one.to(device) if hasattr(one, "to") else one for key, one in batch.items()})
+        mask = said["pred_mask"][0, 0, : height if pads else None, : width if pads else None]
+        return mask if said.get("pred_label") is None else (mask, float(said["pred_label"].reshape(-1)[0]))
+
+    return lambda images: [localize(image) for image in images], identity
+
+
+_FAMILIES = {"detectzoo": _detectzoo, "callable": _callable, "imdlbenco": _imdlbenco}
 
 
 def _entry_point(name: str) -> str:
@@ -293,9 +370,11 @@ def _be_silent() -> None:
             os.dup2(nothing.fileno(), place)
 
 
-def _described(error: BaseException) -> str:
+def _failure(error: BaseException) -> dict[str, str]:
+    if isinstance(error, UnusableError):
+        return {"error": str(error), "hint": error.hint}
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return {"error": f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__}
 
 
 if __name__ == "__main__":

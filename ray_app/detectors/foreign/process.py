@@ -26,7 +26,6 @@ from ray_app.errors import DetectorError, describe_error
 PixelArray = npt.NDArray[np.uint8]
 MOST_REPORT_BYTES = 64 * 1024
 _MOST_SAID = 300  # characters of what a detector says of its failure
-_FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
 _READY_S = 60.0  # until the bare interpreter is up
 
 # What an interpreter and its libraries need of our environment. Tokens and keys stay here, and so does our own path of modules.
@@ -44,11 +43,11 @@ class OpenedDetector(NamedTuple):
     libraries: Mapping[str, str]
 
 
-class Measured(NamedTuple):
-    """What the last batch took in the child."""
+class Found(NamedTuple):
+    """What a detector says of an image: log-odds of fake, and of one that localizes where: (h, w) uint8, 255 = surely altered."""
 
-    seconds: float
-    peak_bytes: int
+    score: float
+    mask: PixelArray | None
 
 
 class ForeignProcess(ChildProcess):
@@ -62,14 +61,15 @@ class ForeignProcess(ChildProcess):
         self._card, self._identity, self._device = card, identity, device
         self._settings = _settings_of(card)
         self._lock = threading.RLock()
-        self.measured: Measured | None = None
+        self.measured: tuple[float, int] | None = None  # seconds and peak bytes of the last batch in the child
+        self.hint: str | None = None  # what to do where the last batch had an answer of the wrong kind
 
     def open(self) -> OpenedDetector:
         """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
         with self._lock, tempfile.TemporaryFile() as words:
             self._start(words)
             wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline()}
-            answer = self._asked(wanted, (), 0, self._settings.start_limit_s)
+            answer = self._asked(wanted, (), (), self._settings.start_limit_s)
             if isinstance(answer, str):
                 raise DetectorError(f"{self._card.name}: its process {answer}{_last_of(words)}", hint=self._how_to_see())
             said = answer[0]
@@ -86,8 +86,8 @@ class ForeignProcess(ChildProcess):
                 )
             return opened
 
-    def score(self, images: Sequence[PixelArray]) -> list[float | str]:
-        """Per image (height, width, 3) uint8 RGB its log-odds of fake, or why there are none. Raises DetectorError as `open`.
+    def score(self, images: Sequence[PixelArray]) -> list[Found | str]:
+        """Per image (height, width, 3) uint8 RGB what was found, or why nothing was. Raises DetectorError as `open`.
 
         A batch that fails is asked again image by image, each in a child that is started anew where the last one is gone.
         """
@@ -97,20 +97,23 @@ class ForeignProcess(ChildProcess):
                 return [found] if len(images) == 1 else [one for image in images for one in self.score([image])]
             return found
 
-    def _scored(self, images: Sequence[PixelArray]) -> list[float | str] | str:
+    def _scored(self, images: Sequence[PixelArray]) -> list[Found | str] | str:
         if self.pid is None:
             self.open()
         limit_s = self._settings.limit_s
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        answer = self._asked({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], len(images), limit_s)
+        answer = self._asked({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], sizes, limit_s)
         if isinstance(answer, str):
             return f"its process {answer}"
-        said, numbers = answer
+        said, given = answer
         if "error" in said:
+            self.hint = said.get("hint")
             return str(said["error"])[:_MOST_SAID]
-        self.measured = Measured(float(said["seconds"]), int(said["peak_bytes"]))
-        meaning = self._card.architecture.arguments.get("scores", "log-odds")
-        return [_log_odds(number, meaning) for number in numbers]
+        self.measured = float(said["seconds"]), int(said["peak_bytes"])
+        found = [_in_log_odds(one, self._card.architecture.arguments.get("scores", "log-odds")) for one in given]
+        if any(isinstance(one, str) and math.isfinite(raw.score) for one, raw in zip(found, given, strict=True)):
+            self.hint = "say what it gives: --scores log-odds"
+        return found
 
     def _start(self, words: IO[bytes]) -> None:
         settings = self._settings
@@ -128,13 +131,13 @@ class ForeignProcess(ChildProcess):
             raise DetectorError(f"{self._card.name}: {settings.python} {end}{_last_of(words)}", hint=self._how_to_see())
 
     def _asked(
-        self, wanted: Mapping[str, Any], blobs: Sequence[bytes | memoryview], count: int, limit_s: float
-    ) -> tuple[dict[str, Any], list[float]] | str:
-        """What the child says and its numbers, one per image; or, in words, how it ended."""
+        self, wanted: Mapping[str, Any], blobs: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]], limit_s: float
+    ) -> tuple[dict[str, Any], list[Found]] | str:
+        """What the child says, and gives of images of these sizes (width, height), scores as they are; or, in words, how it ended."""
         running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
         length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
         request = (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs)
-        answer, deadline = self._ask(request, limit_s, lambda answers, _: _believed(answers, count))
+        answer, deadline = self._ask(request, limit_s, lambda answers, _: _believed(answers, sizes))
         if deadline.has_passed:
             self.close()
             return f"took longer than {limit_s:g} s"
@@ -142,7 +145,7 @@ class ForeignProcess(ChildProcess):
 
     def _how_to_see(self, last: Sequence[str] = ()) -> str:
         where = f" (in {last[-2].strip()})" if len(last) > 2 and last[-2].strip().startswith("File") else ""
-        name = "detectzoo" if self._card.family == "detectzoo" else self._card.architecture.name.partition(":")[0]
+        name = program.PACKAGES.get(self._card.family, self._card.architecture.name.partition(":")[0])
         return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
 
 
@@ -150,7 +153,7 @@ def require_startable(card: DetectorCard) -> None:
     """Whether the card's interpreter runs here and has the package; loads neither it nor weights. Raises DetectorError with a hint."""
     with ForeignProcess(card, None) as process, tempfile.TemporaryFile() as words:
         process._start(words)
-        answer = process._asked({**_named(card), "probe": True}, (), 0, _READY_S)
+        answer = process._asked({**_named(card), "probe": True}, (), (), _READY_S)
         if isinstance(answer, str):
             raise DetectorError(f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see())
         if "error" in answer[0]:
@@ -180,7 +183,7 @@ def _named(card: DetectorCard) -> dict[str, Any]:
         "target": card.architecture.name,
         "options": dict(given.get("options", {})),
         "images": given.get("images", "arrays"),
-        "by_threshold": given.get("scores") == "above-threshold",
+        "scores": given.get("scores", "log-odds"),
         "offline": True,
     }
 
@@ -193,29 +196,39 @@ def _settings_of(card: DetectorCard) -> ForeignSettings:
     return card.process
 
 
-def _believed(answers: Any, count: int) -> tuple[dict[str, Any], list[float]] | None:
-    """An answer that can be one about so many images; None where the child ended first. Raises ValueError."""
+def _believed(answers: Any, sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, Any], list[Found]] | None:
+    """An answer that can be one about images of these sizes (width, height); None where the child ended first. Raises ValueError."""
     said_bytes, number_bytes = program.ANSWER.unpack(answers.read(program.ANSWER.size))
-    if said_bytes > MOST_REPORT_BYTES or number_bytes not in (0, 8 * count):
+    most = sum(16 + max(width * height, program.MOST_SQUARE**2) for width, height in sizes)
+    if said_bytes > MOST_REPORT_BYTES or number_bytes > most:
         raise ValueError("no answer to this")
     text, numbers = answers.read(said_bytes), answers.read(number_bytes)
     if len(text) < said_bytes or len(numbers) < number_bytes:
         return None
-    said = json.loads(text)
-    if not isinstance(said, dict) or ("error" not in said and number_bytes != 8 * count):
+    said, count, at = json.loads(text), len(sizes), 16 * len(sizes)
+    if not isinstance(said, dict):
         raise ValueError("no answer to this")
-    return said, np.frombuffer(numbers, np.float64).tolist()
+    if "error" in said or not sizes:
+        return said, []
+    found, shapes = list[Found](), np.frombuffer(numbers, np.uint32, 2 * count, 8 * count).reshape(count, 2).tolist()
+    for score, (height, width) in zip(np.frombuffer(numbers, np.float64, count).tolist(), shapes, strict=True):
+        mask = np.frombuffer(numbers[at : at + height * width], np.uint8).reshape(height, width)
+        found.append(Found(score, mask if height else None))
+        at += height * width
+    if at != number_bytes:
+        raise ValueError("no answer to this")
+    return said, found
 
 
-def _log_odds(number: float, meaning: str) -> float | str:
-    if not math.isfinite(number):
-        return f"its score is {number}"
+def _in_log_odds(found: Found, meaning: str) -> Found | str:
+    if not math.isfinite(found.score):
+        return f"its score is {found.score}"
     if meaning != "probability":
-        return number
-    if not 0 <= number <= 1:
-        return f"its score is {number:g}, and its card says that it is a probability"
-    bounded = min(max(number, _FEWEST), 1 - _FEWEST)
-    return math.log(bounded) - math.log1p(-bounded)
+        return found
+    if not 0 <= found.score <= 1:
+        return f"its score is {found.score:g}, and its card says that it is a probability"
+    bounded = min(max(found.score, program.FEWEST), 1 - program.FEWEST)
+    return found._replace(score=math.log(bounded) - math.log1p(-bounded))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

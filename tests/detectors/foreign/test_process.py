@@ -42,6 +42,9 @@ def brightness(pictures):
 def two(images):
     return [2.0] * len(images)
 
+def nearly(images):
+    return [2.0 if image.shape[1] == 9 else 0.5 for image in images]
+
 def reaching(images):
     import socket
     socket.create_connection(("example.org", 80))
@@ -81,6 +84,10 @@ def opened(card):
     return ForeignProcess(card, read_identity(card, card.folder))
 
 
+def scores(process, images):
+    return [one if isinstance(one, str) else one.score for one in process.score(images)]
+
+
 def of_width(*widths):
     return [np.full((20, width, 3), 7, np.uint8) for width in widths]
 
@@ -88,7 +95,7 @@ def of_width(*widths):
 def test_each_failure_costs_the_image_that_it_met(own_place):
     card = added(own_place, "by_width")
     with opened(card) as process:
-        found = process.score(of_width(50, 101, 60, 103, 104, 105, 70))
+        found = scores(process, of_width(50, 101, 60, 103, 104, 105, 70))
         assert [one for one in found if not isinstance(one, str)] == pytest.approx([0.5, 0.6, 0.7])
         assert found[1:2] + found[3:6] == [
             "its process died of SIGSEGV",
@@ -97,20 +104,23 @@ def test_each_failure_costs_the_image_that_it_met(own_place):
             "its score is nan",
         ]
         before = process.pid
-        assert process.score(of_width(80)) == [0.8]
+        assert scores(process, of_width(80)) == [0.8]
         assert process.pid == before is not None
     with opened(card.model_copy(update={"process": card.process.model_copy(update={"limit_s": 0.5})})) as hasty:
-        assert hasty.score(of_width(102)) == ["its process took longer than 0.5 s"]
+        assert scores(hasty, of_width(102)) == ["its process took longer than 0.5 s"]
 
 
 def test_probabilities_become_log_odds_that_end_somewhere(own_place):
     card = added(own_place, "brightness", scores="probability", images="pil")
     with opened(card) as process:
-        dark, grey, white = process.score([np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)])
+        dark, grey, white = scores(process, [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)])
     assert grey == pytest.approx(math.log(0.2 / 0.8), abs=1e-6)
     assert (dark, white) == (pytest.approx(-36.74, abs=0.01), pytest.approx(36.74, abs=0.01))
-    with opened(added(own_place, "two", scores="probability", name="wrong")) as process:
-        assert process.score(of_width(9)) == ["its score is 2, and its card says that it is a probability"]
+    with opened(added(own_place, "nearly", scores="probability", name="wrong")) as process:
+        assert scores(process, of_width(9)) == ["its score is 2, and its card says that it is a probability"]
+    with pytest.raises(DetectorError, match="its score is 2, and its card says") as told:
+        added(own_place, "two", scores="probability", name="wronger")
+    assert "--scores log-odds" in told.value.hint
 
 
 def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
@@ -157,11 +167,11 @@ def test_another_interpreter_with_a_package_of_its_own(own_place):
     done = add_foreign(ForeignAddition("detectzoo", "grey", python=str(python), folder=own_place, options={"shift": 0.25}, licence="MIT"))
     assert done.opened.identity["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
     with opened(done.card) as process:
-        assert process.score([np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(math.log(0.45 / 0.55), abs=1e-6)]
+        assert scores(process, [np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(math.log(0.45 / 0.55), abs=1e-6)]
     raw = add_foreign(ForeignAddition("detectzoo", "aeroblade", python=str(python), folder=own_place))
     assert (raw.card.terms, raw.card.architecture.arguments["scores"]) == ("none-stated", "above-threshold")
     with opened(raw.card) as process:
-        assert process.score([np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(0.2 - 0.25)]
+        assert scores(process, [np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(0.2 - 0.25)]
     with pytest.raises(DetectorError, match="has no image detector nothing"):
         add_foreign(ForeignAddition("detectzoo", "nothing", python=str(python), folder=own_place))
 
