@@ -43,7 +43,7 @@ def prompts_beside_images(tables: Iterable[pa.Table], pictures: Callable[[Sequen
     if not rows or clip is None:
         return ["Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."] if rows else []
     model, found = PromptClip(clip), []
-    seen = {image_id: model.images([picture])[0] for image_id, picture in pictures([row["image_id"] for row in rows])}
+    seen = dict(model.embedded(pictures([row["image_id"] for row in rows])))
     for name in dict.fromkeys(row["generator"] for row in rows):
         mine = [row for row in rows if row["generator"] == name and row["image_id"] in seen]
         if len(mine) < 2 * LEAST:
