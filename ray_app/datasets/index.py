@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +148,6 @@ def guard_of_source(source: DatasetSource, store: Store) -> Guard:
     """Which web servers may be read for the images of a source that `index_source` indexed."""
     stores = [Store.open(place) for place in indexes_of(source)] or [store]
     return reduce(Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private))
-
-
-def faults_of_source(source: DatasetSource, store: Store) -> list[str]:
-    """A line for each documented fault that rows of a source which `index_source` indexed may have."""
-    infos = [read_info(Store.open(place)) for place in indexes_of(source) or [store.url]]
-    lines = (info.fault_lines(source.split, source.generators, left_out=source.leave_out_faults) for info in infos if info)
-    return list(chain.from_iterable(lines))
 
 
 def write_index(

@@ -65,14 +65,16 @@ def faults_of(source: Mapping[str, Any]) -> list[KnownFault]:
     return [fault for fault in there if version is None or str(version).startswith(fault.version)]
 
 
-def lines_of(faults: Iterable[KnownFault], strata: Mapping[Stratum, int], *, left_out: bool = False) -> list[str]:
-    """One line for each fault that some of these rows may have. `strata`: how many there are; `left_out`: what they spoil was left out."""
+def lines_of(faults: Iterable[KnownFault], strata: Mapping[Stratum, int] | None, *, left_out: bool = False) -> list[str]:
+    """One line for each fault that some rows may have. `strata`: how many there are, None = unknown; `left_out`: what they spoil is."""
     lines = []
     for fault in faults:
-        if rows := sum(count for stratum, count in strata.items() if fault.holds(stratum)):
+        rows = sum(count for stratum, count in (strata or {}).items() if fault.holds(stratum))
+        if rows or strata is None:
+            count = "some" if fault.numbers or strata is None else f"{rows:,}"
             option = f"{fault.leave_out}s left out" if left_out else f"leave_out_faults leaves these {fault.leave_out}s out"
-            head = f"{fault.data}, {'some' if fault.numbers else f'{rows:,}'} rows: {fault.what}; {option if fault.leave_out else ''}"
-            lines.append(f"{head.removesuffix('; ')} ({fault.name}, {fault.source.partition('; ')[0]})")
+            what = f"{fault.what}; {option}" if fault.leave_out else fault.what
+            lines.append(f"{fault.data}, {count} rows: {what} ({fault.name}, {fault.source.partition('; ')[0]})")
     return lines
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray_app.archives import Archive, Container, ListedMember
 from ray_app.archives.containers.parquet import UNREADABLE, open_parquet
 from ray_app.archives.sources import Opened
-from ray_app.datasets import index
+from ray_app.datasets import index, known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.layouts.base import DatasetLayout, split_of
 from ray_app.errors import ConfigError, SourceError, StorageError
@@ -93,8 +93,8 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
     """What a source holds, as plain JSON; `store`: where its index is, if it has one there.
 
     `files` and `size_bytes` (null for an index) · `counted`: how, in words · `exact` · `splits`: of each `rows`, `real`, `fake`, and
-    whether the source takes it · `real`, `fake`: of what it takes · `published`: rows beside their published numbers. Raises ConfigError
-    for a split that is not there, and where no row has a label.
+    whether the source takes it · `real`, `fake`: of what it takes · `published`: rows beside their published numbers · `faults`: a line for
+    each documented one. Raises ConfigError for a split that is not there, and where no row has a label.
     """
     places = (names is None and index.indexes_of(source)) or [store.url]
     infos = [info for place in places if (info := index.read_info(Store.open(place))) is not None]
@@ -102,6 +102,8 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
     for one in (count for info in infos for count in info.counts):
         rows[one["split"], one["label"]] += one["rows"]
     published: Sequence[Mapping[str, Any]] = [one for info in infos for one in info.published]
+    spared = source.leave_out_faults
+    faults = [line for info in infos for line in info.fault_lines(source.split, source.generators, left_out=spared)]
     if not infos and names is not None:
         kinds, counted, exact = _estimated(names)
         subsets = Counter[str]()
@@ -109,6 +111,7 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
             rows[kind.split, kind.label] += count
             subsets[kind.subset] += count
         published = index.compared(names.layout.published, subsets)
+        faults = known_faults.lines_of(known_faults.faults_of(source.model_dump()), None, left_out=spared)
     there = sorted({split for split, _ in rows}, key=lambda split: (split is None, split))
     index.require_names(source, "split", source.splits, pa.array(there, pa.string()))
     taken = [split for split in there if not source.splits or split in source.splits]
@@ -119,7 +122,8 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
     ]
     labels = {name: sum(rows[split, name] for split in taken) if source.label in (None, name) else 0 for name in ("real", "fake")}
     told = {"files": names and names.files, "size_bytes": names and names.size_bytes, "counted": counted, "exact": exact, "splits": splits}
-    return {"at": [strip_secrets(place) for place in source.at], "include": list(source.include), **told, **labels, "published": published}
+    return {"at": [strip_secrets(place) for place in source.at], "include": list(source.include), **told, **labels, "published": published,
+            "faults": faults}  # fmt: skip
 
 
 def _estimated(names: Matched) -> tuple[Mapping[Kind, int], str, bool]:

@@ -117,6 +117,7 @@ def source_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
         counted = {one["subset"]: one["rows"] for one in source["published"]}
         rows += [[name, "", "", f"{counted[name]:,}", f"{count:,}", ""] for name, count in published.items()]
         lines += ["          " + line for line in table(["split", "real", "fake", "rows", "published", ""], rows, right=range(1, 5))]
+        lines += [f"fault     {line}" for line in source["faults"]]
     return [*lines, *warning_lines(sources)]
 
 
@@ -151,7 +152,6 @@ def _data_lines(findings: Mapping[str, Any]) -> list[str]:
     for pair, found in leakage["pairs"].items():
         message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
         lines.append(f"leakage   {pair}: {message or 'none found'}")
-    lines += [f"fault     {line}" for line in findings.get("known_faults", ())]
     return [*lines, "whether every image can be read is seen while training"]
 
 

@@ -104,13 +104,11 @@ def prepare_data(
     The images that a describer learns from have prompts, and no prompt is in two splits.
     """
     guards: list[Guard] = []
-    told: list[str] = []
-    open_source = opener(out, each, reading, guards, told)
+    open_source = opener(out, each, reading, guards)
     if config.method == "describe":
         splits = labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
     else:
         splits = make_splits(config.data, open_source, one_class=one_class or config.method in PROFILING)
-    splits.findings["known_faults"] = list(dict.fromkeys(told))
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
@@ -118,15 +116,12 @@ def prepare_data(
     return PreparedTraining(splits, order, total, milestones(order, total, config.validation.every), reduce(Guard.joined, guards, Guard()))
 
 
-def opener(out: Store, each: Each, reading: Each, guards: list[Guard], told: list[str]) -> Callable[[DatasetSource], pa.Table]:
-    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes. Adds its guard to `guards`, and
-    to `told` a line for each documented fault that they may have.
-    """
+def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callable[[DatasetSource], pa.Table]:
+    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes. Adds its guard to `guards`."""
 
     def open_source(source: DatasetSource) -> pa.Table:
         store = index_of(source, out)
         rows = index.index_source(source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"))
-        told.extend(index.faults_of_source(source, store))
         guards.append(index.guard_of_source(source, store))
         return rows
 

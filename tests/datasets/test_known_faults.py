@@ -3,9 +3,10 @@ from fnmatch import fnmatchcase
 import pytest
 
 from ray_app.config import validate
-from ray_app.datasets import DatasetSource, index, index_source, read_index
+from ray_app.datasets import DatasetSource, index_source, read_index
 from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, without_faults
 from ray_app.datasets.layouts import layout_names
+from ray_app.datasets.survey import matched, survey
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from tests.datasets.published import write_openfake
@@ -60,6 +61,7 @@ def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
     assert "discussions/2" in line
     assert "prompts left out" in next(line for line in lines_of(faults, strata, left_out=True) if PROMPTS in line)
     assert not [line for line in lines_of(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line]
+    assert "some rows" in next(line for line in lines_of(faults, None) if PROMPTS in line)
 
 
 def test_a_prompt_goes_with_its_group_and_the_image_stays():
@@ -86,18 +88,20 @@ def test_a_prompt_goes_with_its_group_and_the_image_stays():
 
 def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
+    unseen = survey(source, store, matched(source, store))["faults"]
+    assert any(PROMPTS in line and "some rows" in line for line in unseen)  # as of a set that is too large to be indexed
     whole = index_source(source, store)
     assert len(whole) == 8
-    assert sum("leaves these" in line for line in index.faults_of_source(source, store)) == 2
+    assert sum("leaves these" in line for line in survey(source, store, None)["faults"]) == 2
     sparing = source.model_copy(update={"leave_out_faults": True})
     rows = index_source(sparing, store)
     said = {one["generator"]: one["prompt"] for one in rows["input"].combine_chunks().to_pylist()}
     assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
     assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (None, None, "a prompt 4")
-    assert sum("left out" in line for line in index.faults_of_source(sparing, store)) == 2
+    assert sum("left out" in line for line in survey(sparing, store, None)["faults"]) == 2
     assert read_index(store.url) == whole  # what is left out stays in the index
     chosen = source.model_copy(update={"generators": ("gpt-image-1",)})
-    assert not any(PROMPTS in line for line in index.faults_of_source(chosen, store))
+    assert not any(PROMPTS in line for line in survey(chosen, store, None)["faults"])
 
 
 def test_the_key_is_in_no_recipe_that_does_not_use_it():

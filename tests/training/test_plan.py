@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.errors import ConfigError
-from ray_app.training.plan import plan_lines
+from ray_app.training.plan import plan_lines, source_lines
 from ray_app.training.run import train
 from tests.datasets.published import write_openfake
 from tests.training.conftest import config
@@ -44,7 +44,7 @@ def test_documented_faults_of_the_data_are_told_and_their_images_left_out(labell
     for leaving_out in (False, True):
         data = {"train": [source | {"leave_out_faults": leaving_out}], "validation": {"groups": 0.3}}
         planned = train(config(labelled, data=data), dry_run=True).facts
-        told = [line for line in plan_lines(planned) if line.startswith("fault ")]
+        told = [line for line in source_lines(planned["sources"]) if line.startswith("fault ")]
         [sana] = [line for line in told if "openfake-sana" in line]
         assert ("8 rows" in sana, "images left out" in sana) == (True, leaving_out)
         counts[leaving_out] = sum(split["generators"].get("sana", 0) for split in planned["data"]["splits"].values())
