@@ -104,7 +104,7 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     if parts:
         lines += ["", "By source and generator, with 95 % intervals for further images of the same ones", *parts[0].lines()]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
-        lines += [f"published: {line}" for line in sources(facts, ours_only=True)]
+        lines += [f"published: {line}" for line in sources(facts)]
         lines += [f"on the page only: {', '.join(part.summary for part in parts[1:])}"] if parts[1:] else []
     families = facts.identification.inner.get("families") if facts.identification else None
     named = [*_figures_line("Generators named", facts.identification, _KEYS), *_figures_line("Prompts predicted", facts.prompts, _PROMPTS),

@@ -108,20 +108,15 @@ def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
     return parts, notes
 
 
-def sources(facts: EvaluationDocument, *, ours_only: bool = False) -> list[str]:
-    """For each published column where it is from, whether somebody compared our weights on the real data with it, and what this run has.
-
-    `ours_only`: only for columns of systems in the table.
-    """
-    systems = {system.name: system for system in facts.systems}
-    lines = []
+def sources(facts: EvaluationDocument) -> list[str]:
+    """Where published columns are from, whether somebody compared our weights on the real data with them, and what this run has."""
+    systems, columns = {system.name: system for system in facts.systems}, dict[str, list[str]]()
     for one in facts.reference:
         system = systems.get(one.system or "")
-        if system or not ours_only:
-            found = f"{wording.visible(one.column)} from {wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}"
-            has = f"; this run: {system.standing.weights.standing} weights, {wording.counted(system.n, 'image')}" if system else ""
-            lines.append(found + has)
-    return lines
+        has = f"; this run: {system.standing.weights.standing} weights, {wording.counted(system.n, 'image')}" if system else ""
+        said = f"{wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}{has}"
+        columns.setdefault(said, []).append(wording.visible(one.column))
+    return [f"{', '.join(names)} from {said}" for said, names in columns.items()]
 
 
 def _columns(facts: EvaluationDocument) -> list[Column]:

@@ -67,7 +67,9 @@ def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it
     said = f"{mine['column']} from {mine['source']}; verified: no; this run: published weights, 3,320 images"
     assert f"published: {said}" in evaluation_lines(document)
     assert said in words
-    assert "Fusion from OpenFake's README; verified: no" in words
+    assert "published: CLIP-D-10k+, Corvi2023, Fusion, InternVL from OpenFake's README; verified: no" in "\n".join(
+        evaluation_lines(document)
+    )
     mine["verified"] = True
     assert f"published: {said.replace('verified: no', 'verified: yes')}" in evaluation_lines(document)
     assert PageReader(render_evaluation(document)).text.count(" difference ") == 1
