@@ -108,6 +108,7 @@ def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip
 
 
 def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
+    from ray_app.datajobs.generate.requests import read_prompts
     from ray_app.datajobs.generate.run import generate_images
     from tests.datajobs.generate.cards import job, write_card
     from tests.datajobs.generate.pipelines import tiny_sd3
@@ -115,6 +116,8 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
     card = write_card(tmp_path, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(tmp_path / "model"))
     summary = generate_images(job(card, run.store.url, tmp_path / "again", steps=1))
     assert summary["made"] == 5  # the image without a prediction is left out
+    drawn = [int(one.id) for one in read_prompts(job(card, run.store.url, tmp_path / "few", limit=3), images=False)]
+    assert drawn == sorted(set(ids) - {ids[4]})[:3]  # those that an evaluation of many images takes
     truth = [{"image_id": one, "label": "fake", "generator": "sd", "prompt": "a red cat"} for one in ids]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
     found = measured(

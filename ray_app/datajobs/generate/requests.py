@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ray_app import archives
 from ray_app.archives.members import ListedWithColumns
 from ray_app.archives.tabular import read_table
@@ -219,9 +222,11 @@ def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
 
 
 def _predicted(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
-    """The prompts that a run predicted, each with its image's id: from them the images are made anew."""
-    for table in current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"]):
-        yield from (({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None) for row in table.to_pylist())
+    """The prompts that a run predicted, with their images' ids, the lowest first: of many images `evaluate` takes those."""
+    tables = current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"])
+    predicted = pa.concat_tables(table.filter(pc.field("predicted_prompt").is_valid()) for table in tables).sort_by("image_id")
+    for batch in predicted.to_batches():
+        yield from (({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None) for row in batch.to_pylist())
 
 
 def _text(row: Mapping[str, Any], column: str) -> str | None:
