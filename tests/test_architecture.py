@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -99,6 +100,17 @@ def test_no_small_module_has_one_neighbour_as_its_only_reader():
 def test_imports_are_a_small_part_of_the_code():
     spent = sum(node.end_lineno - node.lineno + 1 for source in SOURCES for node in outline_of(source).imports)
     assert spent / sum(lines_of(source) for source in SOURCES) <= 0.055
+
+
+def test_no_module_is_reached_through_its_package_without_being_imported():
+    """`archives.build.list` works only where `ray_app.archives.build` was imported before: packages offer names, not modules."""
+    pattern = re.compile(rf"(?<![\w.])({'|'.join(name.removeprefix('ray_app.') for name in NAMES if name.count('.') == 1)})\.(\w+)\.\w")
+    found = []
+    for source in MODULES:
+        text = source.read_text()
+        packages = {name for name, module in set(pattern.findall(text)) if f"ray_app.{name}.{module}" in NAMES}
+        found += [f"{name_of(source)}: {name}" for name in packages if re.search(rf"^from ray_app import .*\b{name}\b", text, re.MULTILINE)]
+    assert not found
 
 
 def test_no_public_class_has_a_namesake():

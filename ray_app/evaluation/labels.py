@@ -81,7 +81,8 @@ class LabelsOfIndex(_Place):
         """These columns of all rows, a block at a time."""
         store = Store.open(self.place)
         for ref in read_blocks(store, 0):
-            rows = known_faults.without_faults(read_block(store, ref), self.spoiling)
+            rows = read_block(store, ref)
+            rows = known_faults.without_faults(rows, self.spoiling) if self.spoiling else rows
             yield pa.table({name: labels.texts(rows, name) if name in labels.INPUT.names else rows[name] for name in columns})
 
 

@@ -43,14 +43,12 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     split = _split_of(config, protocol)
     layout = config.layout or (protocol.layout if protocol else None)
     labels = open_labels(config.labels) if config.labels else None
-    if config.leave_out_faults and (layout is None if labels is None else not isinstance(labels, LabelsOfIndex)):
+    if isinstance(labels, LabelsOfIndex):
+        return _of_index(labels.place, config, split)
+    if config.leave_out_faults and (labels is not None or layout is None):
         raise ConfigError("leave_out_faults: nothing says whose data these labels are", hint="give --layout NAME, or an index as --labels")
     if labels is not None:
-        return (
-            _of_index(labels.place, config, split)
-            if isinstance(labels, LabelsOfIndex)
-            else read_labels(labels, key=config.key, split=split)
-        )
+        return read_labels(labels, key=config.key, split=split)
     if layout is None:
         return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
@@ -192,9 +190,8 @@ def measure(config: EvaluateConfig, protocol: protocols.Protocol | None, run: Ru
     for warning in warnings:
         _print_progress(warning)
     cells = accumulate.count_rows(labels, systems, most=config.sample)
-    beside = data_faults.prompts_beside_images(
-        labels.tables(data_faults.PROMPTED.names), partial(accumulate.decoded_images, run), config.clip
-    )
+    prompted = labels.tables(data_faults.PROMPTED.names)
+    beside = data_faults.prompts_beside_images(prompted, partial(accumulate.decoded_images, run), config.clip)
     found = Evaluation(run, labels, systems, cells, protocol, config, (*labels.faults, *beside))
     return document_of(found, warnings, _print_progress)
 

@@ -21,6 +21,8 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from ray_app import archives
+from ray_app.archives.build import input_type_of, write_selected
+from ray_app.archives.cut_blocks import TableStream
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs import reader
 from ray_app.runs.directory import SETTLED, RunDirectory
@@ -80,7 +82,7 @@ def begin_retry(
         passed_over(sum(refused))
         return None
     directory.write_json("retry.json", {"statuses": list(statuses)})
-    info = archives.build.write_selected(directory.store, chain([first], members), plan, archives.build.input_type_of(run.store))
+    info = write_selected(directory.store, chain([first], members), plan, input_type_of(run.store))
     passed_over(sum(refused))
     return Retry(number, tuple(statuses), info.members, directory)
 
@@ -92,9 +94,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = archives.cut_blocks.TableStream(
-        with_findings(with_reasons(rows)) for rows in retry.directory.tables(0)
-    )  # 0.8.0 may have begun it
+    arriving = TableStream(with_findings(with_reasons(rows)) for rows in retry.directory.tables(0))  # 0.8.0 may have begun it
     run.store.delete(SETTLED)
     for file in run.published():
         count = sum(int(reader.are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
