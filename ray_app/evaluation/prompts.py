@@ -38,6 +38,7 @@ MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every imag
 _BATCH = 32
 _NO_FOLDER = "needs a folder of CLIP weights"
 _NOT_MADE = "needs images made from the predicted prompts: --regenerated"
+_NO_TWO = "no image that can be read beside one made anew"
 _NO_PAIR = "no image with both a predicted and a true prompt"
 COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
 MOST_PROMPTS = 100_000
@@ -79,7 +80,7 @@ class Similar:
         texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
         text, predicted, truth = self.text[texts], self.predicted[read], self.truth[read]
         why = "no image can be read any more" if len(text) else _NO_PAIR
-        again = None if self.again is None else [intervals.mean_figure(one[texts], why, bounds=(-1, 1)) for one in self.again.T]
+        again = None if self.again is None else [intervals.mean_figure(one[texts], _NO_TWO, bounds=(-1, 1)) for one in self.again.T]
         return {
             "clip_text": intervals.mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
             "clip_score": intervals.mean_figure(predicted, why, bounds=(0, 2.5)),
@@ -169,7 +170,7 @@ class Prompts:
             "compared": len(self.predicted),
             "images_unread": self.similar.unread,
             "not_regenerated": missing,
-            "notes": [*NOTES, *([f"Of {missing:,} images the original or the picture made anew cannot be read."] if missing else [])],
+            "notes": [*NOTES, *([f"{missing:,} images have none made anew, or one of both cannot be read."] if missing else [])],
         }
 
     def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:

@@ -126,7 +126,11 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
     prompts = found["prompts"]
     assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (5, 1, 4)  # one original is broken
     assert prompts["clip_image"]["interval"][0] < prompts["clip_image"]["value"] < prompts["clip_image"]["interval"][1]
-    assert prompts["notes"][-1].startswith("Of 1 images")
+    assert prompts["notes"][-1].startswith("1 images have none")
     assert prompts["token_f1"]["n"] == 5
     groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}
-    assert (groups["sd"]["n"], groups["dalle"]["value"]) == (4, None)
+    assert (groups["sd"]["n"], groups["dalle"]["value"], groups["dalle"]["why"]) == (
+        4,
+        None,
+        "no image that can be read beside one made anew",
+    )
