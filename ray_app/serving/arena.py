@@ -6,34 +6,27 @@ Its folder has a `key`, from which addresses of pictures follow, the same in all
 
 import asyncio
 import hashlib
-import hmac
 import json
-import random
 import secrets
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import groupby, islice
 from operator import attrgetter
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageOps
 
 from ray_app import archives
-from ray_app.datasets import index
-from ray_app.datasets.labelling import labels_of
+from ray_app.datasets import index, labelling
 from ray_app.datasets.layouts.base import Folders
 from ray_app.detectors.preprocessing import Preprocessing, Resize
 from ray_app.errors import ConfigError, InputError
 from ray_app.inference.small_pictures import thumbnail
-from ray_app.metrics import arrays, intervals
-from ray_app.serving.config import ArenaConfig
-from ray_app.serving.engine import EndpointScorer
+from ray_app.metrics import intervals
+from ray_app.serving import config, engine
 from ray_app.serving.http.errors import Refusal
-from ray_app.storage import Fetcher, Guard, Store
+from ray_app.storage import Fetcher, Guard, Store, canonical
 
 ROUND, SIDE_PX = 20, 1024
 _VIEW = Preprocessing(resize=Resize(mode="thumbnail", size=SIDE_PX), center_crop=SIDE_PX, pad="corner")
@@ -58,21 +51,21 @@ class Arena:
     A picture is known by 32 hex digits; of others, methods raise Refusal not_found.
     """
 
-    def __init__(self, config: ArenaConfig, scorer: EndpointScorer, max_bytes: int) -> None:
-        self._scorer, self._max_bytes, self._most = scorer, max_bytes, config.most_guesses
-        self._store = Store.open(config.guesses or f"{archives.places_of([config.at])[0].rstrip('/')}.arena")
-        members, guard = _labelled(config.at, self._store.url, config.limit)
+    def __init__(self, settings: config.ArenaConfig, scorer: engine.EndpointScorer, max_bytes: int) -> None:
+        self._scorer, self._max_bytes, self._most = scorer, max_bytes, settings.most_guesses
+        self._store = Store.open(settings.guesses or f"{canonical(archives.places_of([settings.at])[0]).rstrip('/')}.arena")
+        members, guard = _labelled(settings.at, self._store.url, settings.limit)
         self._fetcher = Fetcher(guard=guard)
         self._store.create("key", secrets.token_bytes(32))
         key = self._store.read("key")
-        self._pictures = {hmac.new(key, str(one.image_id).encode(), hashlib.sha256).hexdigest()[:32]: one for one in members}
+        self._pictures = {hashlib.blake2b(str(one.image_id).encode(), key=key, digest_size=16).hexdigest(): one for one in members}
         self._unreadable, self._kept = set[str](), dict[str, GuessRow]()
         self._said: dict[tuple[int, str], tuple[str | None, float | None, str]] = {}
 
     def draw(self) -> list[str]:
         """The pictures of a round: of those that were guessed least, at random."""
         guessed = Counter(row.image_id for row in self._rows())
-        turn = {name: (guessed[one.image_id], random.random()) for name, one in self._pictures.items()}
+        turn = {name: (guessed[one.image_id], secrets.randbits(32)) for name, one in self._pictures.items()}
         return sorted(turn.keys() - self._unreadable, key=turn.__getitem__)[:ROUND]
 
     async def show(self, name: str) -> bytes:
@@ -88,7 +81,7 @@ class Arena:
         image.getexif()[0x0112] = facts.orientation or 1
         return await asyncio.to_thread(thumbnail, ImageOps.exif_transpose(image), SIDE_PX)
 
-    async def guess(self, name: str, guess: str, request_id: str) -> GuessRow:
+    async def guess(self, name: str, guess: Literal["real", "fake"]) -> dict[str, Any]:
         """Keep a guess, then tell what the picture is. The ensemble is asked once. Raises InputError; Refusal where no more are kept."""
         picture, ensemble = self._picture(name), (await self._scorer.ensemble(None)).fingerprint
         if len(self._kept) >= self._most:
@@ -97,23 +90,22 @@ class Arena:
         if asked not in self._said:
             await asyncio.to_thread(self._rows)  # maybe by another replica
         if asked not in self._said:
-            answer = await self._scorer.score(await self._read(name), request_id=request_id)
+            answer = await self._scorer.score(await self._read(name))
             self._said[asked] = (answer.verdict, answer.score, answer.ensemble.fingerprint)
         row = GuessRow(picture.image_id, picture.input.get("label"), picture.input.get("generator"), guess, *self._said[asked])
         file = f"{secrets.token_hex(12)}.jsonl"
         await asyncio.to_thread(self._store.write, f"guesses/{file}", json.dumps(row._asdict()).encode() + b"\n")
         self._kept[file] = row
-        return row
+        return {"label": row.label, "generator": row.generator, "verdict": row.verdict, "score": row.score}
 
-    def standings(self, ensemble: str) -> list[dict[str, Any]]:
-        """How people and the ensemble with a fingerprint did on the same pictures: on all, and by generator.
-
-        Each picture counts once, for people by the share that was right; intervals are of pictures, since guesses of one are alike.
+    async def standings(self) -> dict[str, Any]:
+        """How people and the ensemble that is served did on the same pictures, on all and by generator: shares that were right, with the
+        ends of their 95 % intervals. Each picture counts once, in intervals too, since guesses of one are alike.
         """
-        told = sorted((row for row in self._rows() if row.label and row.ensemble == ensemble), key=_MAKER)
-        groups = [("all", told)] if told else []
-        groups += [(generator, list(rows)) for (_, generator), rows in groupby(told, _MAKER)]
-        return [{"generator": generator, **_standing(rows)} for generator, rows in groups]
+        served, rows = await self._scorer.ensemble(None), await asyncio.to_thread(self._rows)
+        told = sorted((row for row in rows if row.label and row.ensemble == served.fingerprint), key=_MAKER)
+        groups = [("all", told)] * bool(told) + [(generator, list(made)) for (_, generator), made in groupby(told, _MAKER)]
+        return {"ensemble": served.name, "rows": [_standing(generator, made) for generator, made in groups]}
 
     def labels(self) -> str:
         """A CSV for `touchstone runs audit`: the label of each guessed picture; where it is unknown, what most people said (`by`)."""
@@ -146,16 +138,16 @@ class Arena:
         return data
 
 
-def _by_picture(rows: Sequence[GuessRow]) -> list[list[GuessRow]]:
+def _by_picture(rows: list[GuessRow]) -> list[list[GuessRow]]:
     return [list(one) for _, one in groupby(sorted(rows, key=_PICTURE), _PICTURE)]
 
 
-def _standing(rows: Sequence[GuessRow]) -> dict[str, Any]:
+def _standing(generator: str, rows: list[GuessRow]) -> dict[str, Any]:
     pictures = _by_picture(rows)
-    n, right = len(pictures), fmean(fmean(row.guess == row.label for row in one) for one in pictures)
-    people = arrays.FigureFacts(value=right, interval=intervals.share_interval(right, n), method=intervals.CLOPPER_PEARSON, n=n)
-    machine = intervals.proportion(sum(one[-1].verdict == one[-1].label for one in pictures), n, "")
-    return {"guesses": len(rows), "people": people.row(), "ensemble": machine.row()}
+    n, right = len(pictures), sum(one[-1].verdict == one[-1].label for one in pictures)
+    share = sum(sum(row.guess == row.label for row in one) / len(one) for one in pictures) / n
+    figures = {"people": (share, *intervals.share_interval(share, n)), "ensemble": (right / n, *intervals.proportion_interval(right, n))}
+    return {"generator": generator, "pictures": n, "guesses": len(rows), **figures}
 
 
 def _labelled(at: str, own: str, limit: int) -> tuple[list[archives.ManifestMember], Guard]:
@@ -166,8 +158,8 @@ def _labelled(at: str, own: str, limit: int) -> tuple[list[archives.ManifestMemb
     for item in islice(archive, limit):
         known: dict[str, Any] | None = {}
         with suppress(ConfigError):  # in no folder with the name of a label
-            labels = labels_of(item, Folders())
-            known = asdict(labels) if labels else None
+            labels = labelling.labels_of(item, Folders())
+            known = {"label": labels.label, "generator": labels.generator} if labels else None
         if known is not None:  # else no image
             identity = (archives.image_id(item), item.uri, item.member, item.occurrence, item.version, item.size_bytes)
             members.append(archives.ManifestMember(*identity, 0, 0, known, item.place, item.refused))

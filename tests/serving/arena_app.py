@@ -43,6 +43,6 @@ def arena(scorer, folder, **settings):
 
 def play(asking, guess):
     """One round: what was told of every picture that can be seen, by its name. `guess`: of a name."""
-    names = asking.get("/arena/round").json()["pictures"]
+    names = asking.get("/arena/round").json()
     seen = [name for name in names if asking.get(f"/arena/pictures/{name}").status_code == 200]
     return {name: asking.post(f"/arena/guesses/{name}", params={"guess": guess(name)}).json() for name in seen}

@@ -81,7 +81,7 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
     app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
     app.include_router(routes.operation_router(scorer, meter))
     if config.arena.at:
-        app.include_router(routes.arena_router(Arena(config.arena, scorer, config.images.max_bytes), scorer))
+        app.include_router(routes.arena_router(Arena(config.arena, scorer, config.images.max_bytes)))
     if config.page:
         app.include_router(page_router(arena=bool(config.arena.at)))
     return app
@@ -190,17 +190,13 @@ def page_router(*, arena: bool = False) -> APIRouter:
     for name, file in listed.items():
         content = file.read_bytes()
         assets[name] = _Asset(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
-    router = APIRouter(include_in_schema=False)
+    router, pages = APIRouter(include_in_schema=False), {"/": "index.html"} | ({"/arena": "arena.html"} if arena else {})
 
-    @router.api_route("/", methods=["GET", "HEAD"])
-    async def index(request: Request) -> Response:
-        return _answer(request, assets["index.html"])
+    async def page(request: Request) -> Response:
+        return _answer(request, assets[pages[request.scope["path"]]])
 
-    if arena:
-
-        @router.api_route("/arena", methods=["GET", "HEAD"])
-        async def guessing(request: Request) -> Response:
-            return _answer(request, assets["arena.html"])
+    for path in pages:
+        router.add_api_route(path, page, methods=["GET", "HEAD"])
 
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     async def asset(request: Request, name: str) -> Response:

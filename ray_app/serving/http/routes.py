@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app.errors import InputError
@@ -150,30 +151,16 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
     return router
 
 
-def arena_router(arena: Arena, scorer: engine.EndpointScorer) -> APIRouter:
+def arena_router(arena: Arena) -> APIRouter:
     """What the page of the arena asks for, and `/arena/labels`; no part of the versioned API."""
     router = APIRouter(prefix="/arena", include_in_schema=False)
+    router.add_api_route("/round", arena.draw)
+    router.add_api_route("/guesses/{name}", arena.guess, methods=["POST"])
+    router.add_api_route("/standings", arena.standings)
+    router.add_api_route("/labels", arena.labels, response_class=PlainTextResponse)
 
-    @router.get("/round")
-    async def drawn() -> dict[str, list[str]]:
-        return {"pictures": await asyncio.to_thread(arena.draw)}
-
-    @router.get("/pictures/{picture}")
-    async def shown(picture: str) -> Response:
-        return Response(await arena.show(picture), media_type="image/jpeg")
-
-    @router.post("/guesses/{picture}")
-    async def guessed(request: Request, picture: str, guess: Literal["real", "fake"]) -> dict[str, Any]:
-        row = await arena.guess(picture, guess, request.state.request_id)
-        return {"label": row.label, "generator": row.generator, "verdict": row.verdict, "score": row.score}
-
-    @router.get("/standings")
-    async def standings() -> dict[str, Any]:
-        ensemble = await scorer.ensemble(None)
-        return {"ensemble": ensemble.name, "rows": await asyncio.to_thread(arena.standings, ensemble.fingerprint)}
-
-    @router.get("/labels")
-    async def labels() -> Response:
-        return Response(await asyncio.to_thread(arena.labels), media_type="text/csv; charset=utf-8")
+    @router.get("/pictures/{name}")
+    async def shown(name: str) -> Response:
+        return Response(await arena.show(name), media_type="image/jpeg")
 
     return router

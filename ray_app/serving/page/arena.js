@@ -4,26 +4,21 @@ import { element, focusOn, notice } from "./elements.js";
 import { Endpoint } from "./endpoint.js";
 import { DEMONSTRATION, VERDICTS, counted, score, trouble, visible } from "./words.js";
 
-const KEYS = { ArrowLeft: "real", ArrowRight: "fake", r: "real", m: "fake" };
+const KEYS = { arrowleft: "real", r: "real", arrowright: "fake", m: "fake" };
 const WAYS = [["Next picture", next], ["How people did", standings]];
-const endpoint = new Endpoint();
-const game = document.getElementById("game");
+const [endpoint, game] = [new Endpoint(), document.getElementById("game")];
 const line = (text) => element("p", { text });
-let round = { pictures: [], place: 0, right: 0, known: 0 };
-let choose = null; // takes a guess, while one is wanted
+let [round, demonstration, choose] = [null, null, null]; // `choose` takes a guess, while one is wanted
 
 game.addEventListener("keydown", (event) => {
-  if (KEYS[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat) choose?.(KEYS[event.key]);
+  const said = KEYS[event.key.toLowerCase()];
+  if (said && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat) choose?.(said);
 });
-attempt(start);
-
-async function start() {
-  if ((await endpoint.describe()).ensembles[0].demonstration) game.before(notice(DEMONSTRATION));
-  await attempt(begin);
-}
+attempt(begin);
 
 async function begin() {
-  round = { ...(await endpoint.ask("arena/round")), place: -1, right: 0, known: 0 };
+  demonstration ??= (await endpoint.describe()).ensembles[0].demonstration;
+  round = { pictures: await endpoint.ask("arena/round"), place: -1, right: 0, known: 0 };
   await next();
 }
 
@@ -45,8 +40,7 @@ async function picture() {
 
 async function tell(name, guess, image) {
   const { label, generator, verdict, score: found } = await endpoint.ask(`arena/guesses/${name}?guess=${guess}`, { method: "POST" });
-  round.known += label !== null;
-  round.right += label === guess;
+  round = { ...round, known: round.known + (label !== null), right: round.right + (label === guess) };
   const is = label === "real" ? "real" : generator === "unknown" ? "made" : `made, by ${visible(generator)}`;
   const truth = label === null ? "Nobody here knows: your guess helps to label it." : `${label === guess ? "Right" : "No"}: it is ${is}.`;
   const said = `The detectors: ${VERDICTS[verdict]}, score ${score(found)}.`;
@@ -59,14 +53,13 @@ async function standings() {
   const { ensemble, rows } = await endpoint.ask("arena/standings");
   const share = (one) => `${Math.round(100 * one)} %`;
   const cell = (text, small) => element("td", { class: "number" }, String(text), small && element("small", { text: small }));
-  const figure = ({ value, interval: [low, high] }) => cell(share(value), `${Math.round(100 * low)}–${share(high)}`);
+  const figure = ([value, low, high]) => cell(share(value), `${Math.round(100 * low)}–${share(high)}`);
   const head = ["Pictures of", "Pictures", "Guesses", "People", "Detectors"].map((text, at) => element("th", { scope: "col", class: at > 0 && "number", text }));
-  const body = rows.map(({ generator, guesses, people, ensemble: machine }) =>
-    element("tr", {}, element("th", { scope: "row", text: visible(generator) }), cell(people.n), cell(guesses), figure(people), figure(machine)));
-  const caption = element("caption", { text: "Shares of pictures that were right, with 95 % intervals; what detectors leave open is not right" });
-  const table = element("table", { class: "standings" }, caption, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  const body = rows.map((row) => element("tr", {}, element("th", { scope: "row", text: visible(row.generator) }), cell(row.pictures), cell(row.guesses), figure(row.people), figure(row.ensemble)));
+  const table = element("table", { class: "standings" }, element("caption", { text: "Shares of pictures that were right, with 95 % intervals; left open is not right" }),
+    element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
   show(element("h2", { text: `People against ${visible(ensemble)}` }), rows.length ? table : line("Nobody has guessed yet."),
-    round.known > 0 && line(`This round you were right ${round.right} of ${counted(round.known, "time")}.`), buttons(["New round", begin]));
+    round?.known > 0 && line(`This round you were right ${round.right} of ${counted(round.known, "time")}.`), buttons(["New round", begin]));
 }
 
 /** Does something; where that fails, says why, and offers it again or one of other `ways`. */
@@ -75,8 +68,9 @@ async function attempt(action, ...ways) {
   try {
     await action();
   } catch (failed) {
-    const token = failed.code === "unauthorized" && element("input", { type: "password", autocomplete: "off", "aria-label": "Access token", change: () => { endpoint.token = token.value.trim(); } });
-    show(element("p", { class: "notice", role: "alert", text: `${trouble(failed.code ?? "unreadable", failed.message)[0]}.` }), token, buttons(["Try again", () => attempt(action, ...ways)], ...ways));
+    const [again, use] = [() => attempt(action, ...ways), ({ target }) => { endpoint.token = target.value.trim(); again(); }];
+    show(element("p", { class: "notice", role: "alert", text: `${trouble(failed.code || "unreadable", failed.message)[0]}.` }),
+      failed.code === "unauthorized" && element("input", { type: "password", autocomplete: "off", "aria-label": "Access token", change: use }), buttons(["Try again", again], ...ways));
   }
 }
 
@@ -86,6 +80,6 @@ function buttons(...ways) {
 
 function show(...parts) {
   game.inert = false;
-  game.replaceChildren(element("div", { class: "turn" }, ...parts.filter(Boolean)));
+  game.replaceChildren(element("div", { class: "turn" }, ...[...parts, demonstration && notice(DEMONSTRATION)].filter(Boolean)));
   focusOn(game.querySelector("h2, input, button"));
 }
