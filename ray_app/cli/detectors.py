@@ -211,10 +211,9 @@ def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None
     searched with all that is below it; only files that may be weights are hashed. Files are linked where the file system can, else
     copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
-    detectzoo:NAME is an image detector of the package detectzoo, imdlbenco:NAME a model of the package IMDLBenCo,
-    callable:MODULE:FUNCTION any function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It runs
-    in a process of its own, by the Python that has it, which needs nothing of Touchstone. It is started once; then a card is written, and
-    --detector finds it by its name.
+    detectzoo:NAME is an image detector of the package detectzoo, imdlbenco:NAME a model of IMDLBenCo, callable:MODULE:FUNCTION any
+    function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It runs in a process of its own, by
+    the Python that has it. It is started once; then a card is written, and --detector finds it by its name.
 
     \b
     touchstone detectors add ~/Downloads

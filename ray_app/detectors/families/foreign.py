@@ -17,7 +17,6 @@ from ray_app.detectors.foreign.process import ForeignProcess, read_identity
 from ray_app.errors import DetectorError
 
 PIXEL_STD = 1 / 255
-_UNLIKE = "it gives a mask of some images, and of others none"
 
 
 class ForeignNetwork(nn.Module):
@@ -51,8 +50,8 @@ class ForeignNetwork(nn.Module):
         if self._process is None:
             raise DetectorError(f"{self._card.name}: its process is not started", hint="move the network to a device first")
         images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        found = self._process.score(list(images))
-        found = [one if isinstance(one, str) or (one.mask is not None) == self._card.masks else _UNLIKE for one in found]
+        unlike, given = "it gives a mask of some images, and of others none", self._process.score(list(images))
+        found = [one if isinstance(one, str) or (one.mask is not None) == self._card.masks else unlike for one in given]
         scores = [math.nan if isinstance(one, str) else one.score for one in found]
         masks = [None if isinstance(one, str) or one.mask is None else torch.tensor(one.mask) for one in found]
         return Prediction(

@@ -85,8 +85,7 @@ def is_foreign(word: str) -> bool:
 def add_foreign(wanted: ForeignAddition) -> AddedCard:
     """Start the detector once, weights and all, let it score two images by formula, and write its card.
 
-    Raises ConfigError for a name that is taken or no place for cards, DetectorError with a hint where the detector cannot be had or gives
-    what is neither a score nor a mask.
+    Raises ConfigError for a taken name or no place for cards, DetectorError with a hint where it cannot be had or gives no score or mask.
     """
     wanted = wanted._replace(python=_python(wanted.python), folder=wanted.folder.resolve())
     name = wanted.name or _card_name(wanted)
@@ -95,16 +94,15 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
         raise ConfigError(f"{name}: a shipped detector has that name", hint="give another one: --as NAME")
     known = _known(wanted)
     draft = _validated(_described(name, wanted, known), str(path))
-    most = draft.valid_range.max_side_px or max(_SAMPLES[0])
-    samples = [(min(width, most), min(height, most)) for width, height in _SAMPLES]
+    samples = [tuple(min(side, draft.valid_range.max_side_px or side) for side in size) for size in _SAMPLES]
     with ForeignProcess(draft, None) as process:
-        opened, measured = process.open(), None
-        found = []
+        opened, measured, found = process.open(), None, list[Found | str]()
         for size in samples:
             found += process.score([formula_image(*size)])
             measured = process.measured if size == samples[1] else measured
+    failure = next((one for one in found if isinstance(one, str)), None)
     if measured is None or process.hint:
-        raise DetectorError(f"{name}: it scored no image by formula: {found[-1]}", hint=process.hint or "try it there by hand, on an image")
+        raise DetectorError(f"{name}: it scored no image by formula: {failure}", hint=process.hint or "try it there by hand, on an image")
     described = _described(name, wanted, known)
     if any(isinstance(one, Found) and one.mask is not None for one in found):
         described["masks"] = True
@@ -124,7 +122,7 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
         }]  # fmt: skip
     _validated(described, str(path))
     path.write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
-    return AddedCard(load_card(path), path, opened, score, next((one for one in found if isinstance(one, str)), None))
+    return AddedCard(load_card(path), path, opened, score, failure)
 
 
 def _python(given: str | None) -> str:

@@ -5,9 +5,8 @@ else of Touchstone is on its path. The frames of its messages are those of all o
 
 Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON and numbers (2 × uint64), a JSON, the
 numbers. One `READY` byte once it can serve. The first request names the detector, and the answer what it is (`identity`); each further one
-has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image, height and width (2 × uint32) of its
-mask, 0 and 0 where there is none, and the masks, one byte per pixel, 255 = surely altered. Where the detector failed, the JSON has `error`,
-and `hint` where what it gave is of the wrong kind.
+has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image, height and width (2 × uint32) of each
+mask (0, 0 = none), and the masks, one byte per pixel, 255 = surely altered. Where the detector failed, the JSON has `error`, maybe `hint`.
 """
 
 from __future__ import annotations
@@ -136,18 +135,13 @@ def _answer(score: Score, meaning: str, wanted: dict[str, Any], data: bytes) -> 
         found = [_found(one, images[place].shape[:2], meaning) for place, one in enumerate(given)]
     except BaseException as error:
         return _failure(error), b""
-    parts: list[Any] = [
-        numpy.array([score for score, _ in found], numpy.float64),
-        numpy.array([mask.shape for _, mask in found], numpy.uint32),
-    ]
-    parts += [mask for _, mask in found]
+    scores, masks = numpy.array([score for score, _ in found], numpy.float64), [mask for _, mask in found]
+    parts = [scores, numpy.array([mask.shape for mask in masks], numpy.uint32), *masks]
     return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, b"".join(part.tobytes() for part in parts)
 
 
 def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
-    """The score of an image (height, width) and its mask as uint8, empty where there is none. A mask alone is scored by its largest value,
-    as MVSSNet is by IMDLBenCo (`gmp` in its mvssnet.py), and `iml-vit` here.
-    """
+    """The score of an image (height, width), of a mask alone that mask's largest value, and the mask as uint8, empty where there is none."""
     import numpy
 
     mask, score = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
@@ -161,7 +155,7 @@ def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]
         raise UnusableError(f"its mask has values from {pixels.min():g} to {pixels.max():g}",
                             "a mask has of each pixel the probability that it was altered, 0 to 1")  # fmt: skip
     pixels = pixels.clip(0, 1)
-    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)
+    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)  # so IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
     alone = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
     return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
 
@@ -235,7 +229,6 @@ def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
             state = torch.load(options["checkpoint_path"], map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("model", state))
     model.to(device).eval()
-
     kinds = (_imported("IMDLBenCo.datasets.abstract_dataset", "").AbstractDataset,)
     of_one = type("OfOne", kinds, {"_init_dataset_path": lambda self, path: ([path], ["Negative"])})
     post = {key.lower(): function for key, function in benco.POSTFUNCS.module_dict.items()}.get(f"{name.lower()}_post_func")

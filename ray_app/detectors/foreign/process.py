@@ -62,7 +62,7 @@ class ForeignProcess(ChildProcess):
         self._settings = _settings_of(card)
         self._lock = threading.RLock()
         self.measured: tuple[float, int] | None = None  # seconds and peak bytes of the last batch in the child
-        self.hint: str | None = None  # what to do where the last batch had an answer of the wrong kind
+        self.hint: str | None = None  # what to do about the last answer that was of the wrong kind
 
     def open(self) -> OpenedDetector:
         """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
@@ -107,13 +107,21 @@ class ForeignProcess(ChildProcess):
             return f"its process {answer}"
         said, given = answer
         if "error" in said:
-            self.hint = said.get("hint")
+            self.hint = said.get("hint", self.hint)
             return str(said["error"])[:_MOST_SAID]
         self.measured = float(said["seconds"]), int(said["peak_bytes"])
-        found = [_in_log_odds(one, self._card.architecture.arguments.get("scores", "log-odds")) for one in given]
-        if any(isinstance(one, str) and math.isfinite(raw.score) for one, raw in zip(found, given, strict=True)):
+        return [self._in_log_odds(one) for one in given]
+
+    def _in_log_odds(self, found: Found) -> Found | str:
+        if not math.isfinite(found.score):
+            return f"its score is {found.score}"
+        if self._card.architecture.arguments.get("scores") != "probability":
+            return found
+        if not 0 <= found.score <= 1:
             self.hint = "say what it gives: --scores log-odds"
-        return found
+            return f"its score is {found.score:g}, and its card says that it is a probability"
+        bounded = min(max(found.score, program.FEWEST), 1 - program.FEWEST)
+        return found._replace(score=math.log(bounded) - math.log1p(-bounded))
 
     def _start(self, words: IO[bytes]) -> None:
         settings = self._settings
@@ -218,17 +226,6 @@ def _believed(answers: Any, sizes: Sequence[tuple[int, int]]) -> tuple[dict[str,
     if at != number_bytes:
         raise ValueError("no answer to this")
     return said, found
-
-
-def _in_log_odds(found: Found, meaning: str) -> Found | str:
-    if not math.isfinite(found.score):
-        return f"its score is {found.score}"
-    if meaning != "probability":
-        return found
-    if not 0 <= found.score <= 1:
-        return f"its score is {found.score:g}, and its card says that it is a probability"
-    bounded = min(max(found.score, program.FEWEST), 1 - program.FEWEST)
-    return found._replace(score=math.log(bounded) - math.log1p(-bounded))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

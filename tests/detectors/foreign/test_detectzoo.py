@@ -2,10 +2,7 @@
 
 import json
 import math
-import shutil
-import site
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +12,11 @@ from PIL import Image
 from ray_app import load_detector
 from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from tests.detectors.foreign.other_python import other_python
 
 pytestmark = pytest.mark.slow
 SEEDS = Path(__file__).parent.parent / "detectzoo_seeds.py"
-# What the image detectors import; torch and what else lies here comes by a path file. pytorch-wavelets wants an old setuptools.
+# What the image detectors import. pytorch-wavelets wants an old setuptools.
 NEEDED = ("detectzoo==0.1.4", "open-clip-torch", "lpips", "pytorch-wavelets", "ftfy", "wcwidth", "setuptools<81")
 PREDICT = """
 import json, sys
@@ -32,16 +30,7 @@ print(json.dumps([detector.predict(path).score for path in sys.argv[2:]]))
 def zoo(tmp_path_factory):
     """A folder with a Python that has DetectZoo, and seeded weights in the package's own cache."""
     folder = tmp_path_factory.mktemp("zoo")
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    if not Path(uv).is_file():
-        pytest.skip("uv is not here, which makes the environment")
-    python = folder / "venv" / "bin" / "python"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder / "venv")], check=True)
-    own = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True)
-    (Path(own.stdout.strip()) / "zz_shared.pth").write_text(f"{site.getsitepackages()[0]}\n")
-    installed = subprocess.run([uv, "pip", "install", "-q", "--python", python, "--no-deps", *NEEDED], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"PyPI is out of reach: {installed.stderr.strip().splitlines()[-1]}")
+    python = other_python(folder, *NEEDED)
     subprocess.run([python, "-W", "ignore", SEEDS, "npr_deepfake", "safe", "ladeda"], cwd=folder, check=True, capture_output=True)
     return folder
 

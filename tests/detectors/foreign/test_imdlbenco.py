@@ -1,0 +1,92 @@
+"""IMDLBenCo itself, in a Python of its own: its test script and our adapter draw equal masks. Builds that environment; needs PyPI."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ray_app import load_detector
+from ray_app.detectors.card_sections import formula_image
+from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from tests.detectors.foreign.other_python import other_python
+
+pytestmark = pytest.mark.slow
+NEEDED = ("imdlbenco==0.1.45", "albumentations==1.3.0", "qudida", "opencv-python-headless", "fvcore", "iopath", "yacs", "termcolor",
+          "grad-cam", "ttach", "appdirs")  # fmt: skip
+# Seeded weights as its training script keeps them, its normalisations fitted to noise; the work is the published network's own.
+SEED = """
+import argparse, sys, torch
+from IMDLBenCo import MODELS
+name, side, options = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+torch.manual_seed(sum(name.encode()))
+model = MODELS.get(name)(**options).train()
+with torch.no_grad():
+    for _ in range(2):
+        noise, nothing = torch.randn(2, 3, side, side), torch.zeros(2, 1, side, side)
+        model(image=noise, mask=nothing, edge_mask=nothing, label=torch.zeros(2))
+    for parameter in model.parameters():
+        parameter += parameter.std(unbiased=False) * 0.2 * torch.randn_like(parameter)
+torch.save({"model": model.state_dict(), "epoch": 0, "args": argparse.Namespace(model=name)}, f"{name}.pth")
+"""
+# What its script to save masks does: files by its dataset, through its loop; beside the pictures that this writes, masks as they are.
+SAVE = """
+import json, sys, types, numpy, torch
+from IMDLBenCo import MODELS
+from IMDLBenCo.datasets import JsonDataset
+from IMDLBenCo.training_scripts.tester.tester import inference_and_save_one_epoch
+name, side, pads, options, paths = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "pad", eval(sys.argv[4]), sys.argv[5:]
+json.dump([[path, "Negative"] for path in paths], open("images.json", "w"))
+data = JsonDataset("images.json", is_padding=pads, is_resizing=not pads, output_size=(side, side), edge_width=7)
+model, raw = MODELS.get(name)(**options), []
+model.load_state_dict(torch.load(f"{name}.pth", weights_only=False)["model"])
+model.register_forward_hook(lambda model, given, output: raw.append(output["pred_mask"][0, 0].numpy()))
+wanted = types.SimpleNamespace(no_model_eval=False, if_padding=pads, if_resizing=not pads, output_dir="saved", distributed=False)
+inference_and_save_one_epoch(model, torch.utils.data.DataLoader(data, batch_size=1), torch.device("cpu"), args=wanted)
+numpy.savez("raw.npz", *raw)
+"""
+# Which need no other download: the sides of their squares, and their own arguments. PSCC_Net labels images; Mesorch does not.
+MODELS = {"Mesorch": (512, {}), "PSCC_Net": (256, {"pretrain_path": ""})}
+
+
+@pytest.fixture(scope="module")
+def benco(tmp_path_factory):
+    """A folder with a Python that has IMDLBenCo."""
+    folder = tmp_path_factory.mktemp("benco")
+    other_python(folder, *NEEDED)
+    return folder
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("name", "pads"), [("Mesorch", False), ("Mesorch", True), ("PSCC_Net", False)])
+def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, name, pads):
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in both, or the last bits differ
+    (side, options), python, paths = MODELS[name], str(benco / "venv" / "bin" / "python"), []
+    for number, (width, height) in enumerate([(301, 227), (512, 384)] + [(700, 640)] * (not pads)):
+        pixels = formula_image(width, height) // 2 + np.random.default_rng(number).integers(0, 128, (height, width, 3), np.uint8)
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(pixels).save(paths[-1])
+    for words in ([SEED, name, str(side), repr(options)], [SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths]):
+        done = subprocess.run([python, "-W", "ignore", "-c", *words], cwd=benco, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    given = {"checkpoint_path": f"{name}.pth", "image_size": side, "if_padding": pads, "edge_mask_width": 7, **options}
+    added = add_foreign(ForeignAddition("imdlbenco", name, python=python, folder=benco, options=given, licence="own", limit_s=300))
+    rows, raw = list(load_detector(added.path).score(paths)), np.load(benco / "raw.npz")
+    labels = json.loads((benco / "saved" / "pred_label_combined.json").read_text()) if name == "PSCC_Net" else {}
+    for path, row, theirs in zip(paths, rows, raw.values(), strict=True):
+        (ours,), picture = row.masks.values(), Image.open(path)
+        theirs = theirs[: picture.height, : picture.width] if pads else theirs
+        print(name, picture.size, "largest difference of", theirs.size, "pixels:", np.abs(ours - np.rint(255 * theirs)).max(), "of 255")
+        assert np.array_equal(ours, np.rint(255 * theirs))
+        assert np.ptp(ours) > 3, "masks that are flat would prove nothing"
+        saved = np.asarray(Image.open(benco / "saved" / "pred" / path.rpartition("/")[2]), np.int16)
+        if picture.width > side or pads:  # where a mask is made smaller, ours is averaged as well
+            stretched = Image.fromarray(ours).resize(picture.size, Image.Resampling.BILINEAR)
+            assert np.abs(saved - np.asarray(stretched)).max() <= 2
+        score = labels.get(path.rpartition("/")[2], float(theirs.max()))
+        assert next(iter(row.scores.values())) == pytest.approx(torch.logit(torch.tensor(score)).item(), abs=1e-4)
+    assert added.opened.identity["package"] == "IMDLBenCo 0.1.45"
