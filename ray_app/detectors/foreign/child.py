@@ -141,7 +141,7 @@ def _answer(score: Score, meaning: str, wanted: dict[str, Any], data: bytes) -> 
 
 
 def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
-    """The score of an image (height, width), of a mask alone that mask's largest value, and the mask as uint8, empty where there is none."""
+    """The score of an image (height, width), of a mask alone that mask's largest value, and the mask as uint8, empty if there is none."""
     import numpy
 
     mask, score = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
