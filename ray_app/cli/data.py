@@ -322,6 +322,7 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 @click.option(
     "--hash", "hashes", metavar="sha256,phash", callback=_comma_separated, help="Compute these, to find leakage: reads every image."
 )
+@click.option("--leave-out-faults", is_flag=True, default=None, help="Leave out images and prompts that a documented fault spoils.")
 @click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones.")
 @options.overrides
 @options.as_json
@@ -349,9 +350,8 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     from ray_app.storage import Store
 
     source = options.configured("index", None, DatasetSource, given, assignments)
-    if source.split or source.generators or source.leave_out_faults:
-        chosen = "split, generators and leave_out_faults are chosen by those who read an index"
-        raise ConfigError(chosen, hint="say them in the recipe's data, or touchstone evaluate --leave-out-faults")
+    if source.split or source.generators:
+        raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
     info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
     faults = info.fault_lines()
     lines = [*_index_lines(info), *(f"known fault: {line}" for line in faults)]

@@ -31,7 +31,7 @@ from ray_app.archives.build import write_selected
 from ray_app.config import validate
 from ray_app.datasets import known_faults
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
+from ray_app.datasets.labelling import SPOILED, Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
@@ -61,8 +61,7 @@ def silent(doing: str, members: int) -> None:
 def index_source(
     source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
 ) -> pa.Table:
-    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone, and on request without what
-    documented faults of the data spoil.
+    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
 
     `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
     ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
@@ -70,8 +69,7 @@ def index_source(
     indexes = indexes_of(source)
     if not indexes:
         build_index(source, store, each=each, reading=reading, progress=progress)
-    tables = (read_index(place, leave_out_faults=source.leave_out_faults) for place in indexes or [store.url])
-    return _chosen(pa.concat_tables(tables), source)
+    return _chosen(pa.concat_tables(map(read_index, indexes or [store.url])), source)
 
 
 @dataclass(frozen=True)
@@ -97,17 +95,14 @@ class IndexInfo:
     repeated: int
     format: int = _FORMAT
 
-    @property
-    def faults(self) -> list[known_faults.KnownFault]:
-        """The documented faults of the data that it is of."""
-        return known_faults.faults_of({"layout": self.layout, **self.source})
-
-    def fault_lines(self, split: str | None = None, generators: Sequence[str] = (), *, left_out: bool = False) -> list[str]:
-        """A line for each of them that rows of this split (None: any), and their fakes of these generators, may have."""
+    def fault_lines(self, split: str | None = None, generators: Sequence[str] = ()) -> list[str]:
+        """A line for each documented fault that rows of this split (None: any), and their fakes of these generators, may have."""
         counts = [one for one in self.counts if split is None or one["split"] in split.split("+")]
         counts = [one for one in counts if one["label"] == "real" or not generators or one["generator"] in generators]
         strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
-        return known_faults.lines_of(self.faults, strata, left_out=left_out)
+        faults = known_faults.faults_of({"layout": self.layout, **self.source})
+        spoiled = [f"left out: {one['files']:,} × {one['why']}" for one in self.left_out if one["why"] == SPOILED]
+        return known_faults.lines_of(faults, strata, left_out=self.source.get("leave_out_faults", False)) + spoiled
 
     @property
     def agrees(self) -> bool | None:
@@ -178,7 +173,8 @@ def write_index(
     layout = layout.prepared(_members(listing))
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
-    labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
+    spoiling = known_faults.faults_of(source) if source and source.get("leave_out_faults") else ()
+    labeller = Labeller(listing, layout, hashes, limits, archive.fetcher, spoiling)
     tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
         written = write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
@@ -203,15 +199,12 @@ def write_index(
     return info
 
 
-def read_index(place: str, *, leave_out_faults: bool = False) -> pa.Table:
-    """All rows of an index in order: the columns of a manifest, `input` being INPUT; on request without what documented faults of the data
-    spoil. Raises ConfigError where there is no index.
-    """
+def read_index(place: str) -> pa.Table:
+    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
     store = Store.open(place)
-    if not has_index(store) or (info := read_info(store)) is None:
+    if not has_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
-    rows = pa.concat_tables(with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0))
-    return known_faults.without_faults(rows, info.faults) if leave_out_faults else rows
+    return pa.concat_tables(with_input(archives.read_block(store, ref)) for ref in archives.read_blocks(store, 0))
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -355,7 +348,7 @@ def indexes_of(source: DatasetSource) -> Sequence[str]:
     found = [place for place in source.at if is_index(place)]
     if found and len(found) < len(source.at):
         raise ConfigError(f"{', '.join(found)}: an index, but not {', '.join(set(source.at) - set(found))}", hint="make two sources of it")
-    settled = [key for key in ("arguments", "include", "exclude", "limit") if getattr(source, key)]
+    settled = [key for key in ("arguments", "include", "exclude", "limit", "leave_out_faults") if getattr(source, key)]
     if found and settled:
         raise ConfigError(f"{', '.join(found)}: an index; {', '.join(settled)} had to be said when it was made")
     for place in found:
@@ -367,7 +360,7 @@ def indexes_of(source: DatasetSource) -> Sequence[str]:
 
 def _identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
-    keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes"}
+    keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes", "leave_out_faults"}
     at = [place if place == SIMULATED else archives.name_of(place) for place in source.at]
     arguments = {name: strip_secrets(value) if isinstance(value, str) else value for name, value in source.arguments.items()}
     return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}

@@ -1,20 +1,18 @@
 """Documented faults of published data sets (`configs/datasets/known_faults.yaml`): those of a source (`faults_of`), a line for each that
-labelled rows may have (`lines_of`), and the rows without what these spoil (`without_faults`).
+labelled rows may have (`lines_of`), and labels without what these spoil (`spared`).
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from ray_app.config import Frozen, config_root, read_mapping, validate
-from ray_app.datasets.labels import Label, texts, with_input
+from ray_app.datasets.labels import Label, Labels
 
 Stratum = tuple[str | None, str, str]
 """Split, label and generator of some rows."""
@@ -78,14 +76,9 @@ def lines_of(faults: Iterable[KnownFault], strata: Mapping[Stratum, int] | None,
     return lines
 
 
-def without_faults(rows: pa.Table, faults: Iterable[KnownFault]) -> pa.Table:
-    """The rows of an index without the images that these faults say to leave out, and without such prompts and the groups made of them."""
-    words = [pc.fill_null(texts(rows, name), "") for name in ("split", "label", "generator")]
-    strata = pc.binary_join_element_wise(*words, "\x1f").combine_chunks().dictionary_encode()
-    parts = [text.split("\x1f", 2) for text in strata.dictionary.to_pylist()]
-    drops = [{one.leave_out for one in faults if one.holds((split or None, label, maker))} for split, label, maker in parts]
-    image, prompt = (np.array([part in some for some in drops], np.bool_)[strata.indices] for part in ("image", "prompt"))
-    group = texts(rows, "group").combine_chunks()
-    spoiled = {"prompt": prompt, "group": prompt & pc.fill_null(pc.starts_with(group, "prompt:"), False).to_numpy(False)}
-    kept = {name: pc.if_else(pa.array(those), None, texts(rows, name).combine_chunks()) for name, those in spoiled.items()}
-    return with_input(rows, **kept).filter(pa.array(~image))
+def spared(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
+    """The labels without a prompt that one of these faults spoils, and without the group made of it; None where it spoils the image."""
+    spoiled = {fault.leave_out for fault in faults if fault.holds((labels.split, labels.label, labels.generator))}
+    if "prompt" in spoiled:
+        labels = replace(labels, prompt=None, group=None if (labels.group or "").startswith("prompt:") else labels.group)
+    return None if "image" in spoiled else labels

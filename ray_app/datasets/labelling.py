@@ -18,6 +18,7 @@ from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReade
 from ray_app.archives.containers import kind_of
 from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
+from ray_app.datasets.known_faults import KnownFault, spared
 from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts, with_input
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
@@ -28,6 +29,7 @@ from ray_app.storage import Fetcher, Store
 Hash = Literal["sha256", "phash"]
 
 EVERY_S = 10.0
+SPOILED = "spoiled by a documented fault of the data"
 
 
 @dataclass
@@ -64,13 +66,14 @@ class LabelledBlock:
 
 @dataclass(frozen=True)
 class Labeller:
-    """Labels the members of one block; picklable, as tasks need it."""
+    """Labels the members of one block, without what the faults `spoiling` spoil; picklable, as tasks need it."""
 
     store: Store
     layout: DatasetLayout
     hashes: Sequence[Hash]
     limits: ImageLimits
     fetcher: Fetcher
+    spoiling: Sequence[KnownFault] = ()
 
     def __call__(self, ref: BlockRef) -> LabelledBlock:
         """Raises ConfigError for a member that the layout cannot label."""
@@ -81,9 +84,10 @@ class Labeller:
         labelled: list[Labels] = []
         for place, member in enumerate(members):
             item = as_listed(member)
-            labels = labels_of(item, self.layout)
+            found = labels_of(item, self.layout)
+            labels = found and spared(found, self.spoiling)
             if labels is None:
-                left_out.add(_reason(item), place_of(item))
+                left_out.add(_reason(item) if found is None else SPOILED, place_of(item))
                 continue
             kept.append(place)
             labelled.append(labels)

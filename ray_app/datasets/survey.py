@@ -102,8 +102,7 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
     for one in (count for info in infos for count in info.counts):
         rows[one["split"], one["label"]] += one["rows"]
     published: Sequence[Mapping[str, Any]] = [one for info in infos for one in info.published]
-    spared = source.leave_out_faults
-    faults = [line for info in infos for line in info.fault_lines(source.split, source.generators, left_out=spared)]
+    faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
     if not infos and names is not None:
         kinds, counted, exact = _estimated(names)
         subsets = Counter[str]()
@@ -111,7 +110,7 @@ def survey(source: DatasetSource, store: Store, names: Matched | None) -> dict[s
             rows[kind.split, kind.label] += count
             subsets[kind.subset] += count
         published = index.compared(names.layout.published, subsets)
-        faults = known_faults.lines_of(known_faults.faults_of(source.model_dump()), None, left_out=spared)
+        faults = known_faults.lines_of(known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults)
     there = sorted({split for split, _ in rows}, key=lambda split: (split is None, split))
     index.require_names(source, "split", source.splits, pa.array(there, pa.string()))
     taken = [split for split in there if not source.splits or split in source.splits]

@@ -1,9 +1,9 @@
-"""Faults that labelled data show by themselves, in sentences (`faults_of_index`): prompts that belong to other images
-(`prompts_beside_images`), files whose form gives their class away (`form_of_files`), pictures in several splits (`shared_by_splits`).
+"""Faults that labelled data show by themselves, in sentences: prompts that belong to other images (`prompts_beside_images`), pictures in
+several splits (`shared_by_splits`), and of an index also files whose form gives their class away (`faults_of_index`).
 """
 
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,32 +29,29 @@ _LOWEST = f"""SELECT generator, unnest(min_by({{image_id: image_id, prompt: prom
 _MOST_FILES = 20_000
 
 
-def prompts_beside_images(tables: Iterable[pa.Table], pictures: Callable[[Sequence[int]], Iterable[Any]], clip: str | None) -> list[str]:
+def prompts_beside_images(tables: Iterable[pa.Table], pictures: Callable[[list[int]], Iterable[Any]], clip: str | None) -> list[str]:
     """Of each generator whether its prompts belong to its images: how often two images are, by CLIP, more like their own prompts together
     than like each other's. tables: PROMPTED. `pictures` gives (id, picture) of those ids that can be read; `clip`: the folder of weights.
 
-    Raises ConfigError for a folder that holds no CLIP.
+    Of very many generators those with the most images. Raises ConfigError for a folder that holds no CLIP.
     """
     import duckdb
 
     batches = (batch for table in tables for batch in table.cast(PROMPTED).to_batches())
-    found_rows: Any = duckdb.from_arrow(pa.RecordBatchReader.from_batches(PROMPTED, batches)).query("prompted", _LOWEST)
-    rows = sorted(found_rows.to_arrow_table().to_pylist(), key=lambda row: (row["generator"], row["image_id"]))
+    lowest: Any = duckdb.from_arrow(pa.RecordBatchReader.from_batches(PROMPTED, batches)).query("prompted", _LOWEST)
+    rows = sorted(lowest.fetchall(), key=lambda row: row[:2])
     if not rows or clip is None:
         return ["Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."] if rows else []
     model, found = PromptClip(clip), []
-    seen = dict(model.embedded(pictures([row["image_id"] for row in rows])))
-    for name in dict.fromkeys(row["generator"] for row in rows):
-        mine = [row for row in rows if row["generator"] == name and row["image_id"] in seen]
-        if len(mine) < 2 * LEAST:
-            continue
-        kept = own_kept(np.stack([seen[row["image_id"]] for row in mine]), model.texts([row["prompt"] for row in mine]))
+    seen = dict(model.embedded(pictures([image_id for _, image_id, _ in rows])))
+    for name in dict.fromkeys(name for name, _, _ in rows):
+        mine = [(seen[image_id], prompt) for maker, image_id, prompt in rows if maker == name and image_id in seen]
+        kept = own_kept(np.stack([image for image, _ in mine]), model.texts([prompt for _, prompt in mine])) if mine else np.empty(0)
         if len(kept) >= LEAST:
             low, high = proportion_interval(int(kept.sum()), len(kept))
             verdict = "belong to its images" if low > 0.5 else "fit its images no better than chance"
             share = f"{kept.mean():.0%} of {len(kept)} pairs are more alike as they are than swapped"
             found.append(f"Prompts of {name} {verdict}: by CLIP {share} ({low:.0%} to {high:.0%}; chance 50 %).")
-    found += ["Prompts of the other generators, which have fewer images, were not looked at."] if len(rows) == MOST else []
     return found
 
 
@@ -66,25 +63,24 @@ def own_kept(images: npt.NDArray[np.float64], prompts: npt.NDArray[np.float64]) 
 
 
 def faults_of_index(place: str, clip: str | None) -> list[str]:
-    """What the labelled images of an index show. Raises ConfigError as `read_index` and `prompts_beside_images`."""
-    rows, fetcher = read_index(place), Fetcher(guard=guard_of(Store.open(place)))
-    prompted = pa.table([rows["image_id"], texts(rows, "generator"), texts(rows, "prompt")], PROMPTED.names)
+    """Whether endings of names and sizes in bytes tell an index's fakes from its reals, for which no image is read; and its prompts.
 
-    def pictures(ids: Sequence[int]) -> Iterable[Any]:
+    Raises ConfigError as `read_index` and `prompts_beside_images`.
+    """
+    rows, fetcher = read_index(place), Fetcher(guard=guard_of(Store.open(place)))
+    some = rows.take(pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_FILES)).astype(np.int64)))
+    sizes = some["size_bytes"].to_numpy().astype(np.float64)
+    endings = [posixpath.splitext(name)[1].lower() for name in pc.coalesce(some["member"], some["uri"]).to_pylist()]
+    auc = shortcut.shortcut_auc({"ending": endings, "bytes": np.where(sizes > 0, sizes, np.nan)}, fakes(some))
+    value = "" if auc.value is None else f", AUC {auc.value:.2f}"
+    form = f"Whether endings of names and sizes in bytes tell fakes from reals: {shortcut.finding(auc)}{value}."
+
+    def pictures(ids: list[int]) -> Iterable[Any]:
         members = member_rows(rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.int64()))))
         return ((member.image_id, picture) for member, picture in decoded(members, fetcher, ImageLimits()))
 
-    return [form_of_files(rows), *prompts_beside_images([prompted], pictures, clip)]
-
-
-def form_of_files(rows: pa.Table) -> str:
-    """Whether the endings of names and the sizes in bytes tell fakes from reals: of an index's rows, of which no image is read."""
-    rows = rows.take(pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_FILES)).astype(np.int64)))
-    sizes = rows["size_bytes"].to_numpy().astype(np.float64)
-    endings = [posixpath.splitext(name)[1].lower() for name in pc.coalesce(rows["member"], rows["uri"]).to_pylist()]
-    auc = shortcut.shortcut_auc({"ending": endings, "bytes": np.where(sizes > 0, sizes, np.nan)}, fakes(rows))
-    value = "" if auc.value is None else f", AUC {auc.value:.2f}"
-    return f"Whether endings of names and sizes in bytes tell fakes from reals: {shortcut.finding(auc)}{value}."
+    prompted = pa.table([rows["image_id"], texts(rows, "generator"), texts(rows, "prompt")], PROMPTED.names)
+    return [form, *prompts_beside_images([prompted], pictures, clip)]
 
 
 def shared_by_splits(place: str, info: IndexInfo) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives import guard_of, read_block, read_blocks, tabular
-from ray_app.datasets import index, known_faults, labels
+from ray_app.datasets import index, labels
 from ray_app.datasets.labels import names_a_real, parse_label, real_of
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
@@ -64,9 +64,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class LabelsOfIndex(_Place):
-    """The labels of an index directory, keyed by `image_id`; without what some documented faults of its data spoil."""
-
-    spoiling: tuple[known_faults.KnownFault, ...] = ()
+    """The labels of an index directory, keyed by `image_id`."""
 
     @property
     def guard(self) -> Guard:
@@ -82,7 +80,6 @@ class LabelsOfIndex(_Place):
         store = Store.open(self.place)
         for ref in read_blocks(store, 0):
             rows = read_block(store, ref)
-            rows = known_faults.without_faults(rows, self.spoiling) if self.spoiling else rows
             yield pa.table({name: labels.texts(rows, name) if name in labels.INPUT.names else rows[name] for name in columns})
 
 

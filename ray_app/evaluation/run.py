@@ -21,7 +21,7 @@ from ray_app.evaluation import accumulate, data_faults, protocols
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.document import Evaluation, document_of, write_document
 from ray_app.evaluation.join import KEYS, OWN, LabelledRows, own_labels, read_labels
-from ray_app.evaluation.labels import LabelsOfIndex, open_labels
+from ray_app.evaluation.labels import LabelsOfIndex, LabelTables, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.format import counted
@@ -42,28 +42,23 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     """
     split = _split_of(config, protocol)
     layout = config.layout or (protocol.layout if protocol else None)
-    labels = open_labels(config.labels) if config.labels else None
-    if isinstance(labels, LabelsOfIndex):
-        return _of_index(labels.place, config, split)
-    if config.leave_out_faults and (labels is not None or layout is None):
-        raise ConfigError("leave_out_faults: nothing says whose data these labels are", hint="give --layout NAME, or an index as --labels")
-    if labels is not None:
-        return read_labels(labels, key=config.key, split=split)
+    if config.leave_out_faults and (config.labels or layout is None):
+        raise ConfigError("leave_out_faults: labels are taken as they are", hint="--layout NAME, or data index … --leave-out-faults")
+    if config.labels:
+        return _read(open_labels(config.labels), config.key, split)
     if layout is None:
         return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
-    source = DatasetSource(layout=layout, arguments=arguments, **(_of_config(config) if run is None else _of_run(run)))
+    named = {"layout": layout, "arguments": arguments, "leave_out_faults": config.leave_out_faults}
     store = out.below(INDEX)
-    build_index(source, store)
-    return _of_index(store.url, config.model_copy(update={"key": "image_id"}), split)
+    build_index(DatasetSource(**named, **(_of_config(config) if run is None else _of_run(run))), store)
+    return _read(LabelsOfIndex(store.url), "image_id", split)
 
 
-def _of_index(place: str, config: EvaluateConfig, split: str | None) -> LabelledRows:
-    info = read_info(Store.open(place))
-    assert info is not None, "it was opened, or built"
-    spoiling = tuple(info.faults) if config.leave_out_faults else ()
-    labels = read_labels(LabelsOfIndex(place, spoiling), key=config.key, split=split)
-    labels.faults = [*info.fault_lines(split, left_out=bool(spoiling)), *data_faults.shared_by_splits(place, info)]
+def _read(source: LabelTables, key: str | None, split: str | None) -> LabelledRows:
+    labels = read_labels(source, key=key, split=split)
+    if isinstance(source, LabelsOfIndex) and (info := read_info(Store.open(source.place))):
+        labels.faults = [*info.fault_lines(split), *data_faults.shared_by_splits(source.place, info)]
     return labels
 
 

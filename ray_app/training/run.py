@@ -135,7 +135,7 @@ def sources_of(split: tuple[DatasetSource, ...] | HeldOut) -> tuple[DatasetSourc
 
 def index_of(source: DatasetSource, out: Store) -> Store:
     """Where a training keeps the index of a source: one for all that read the same, whatever part of it."""
-    place = source.model_dump_json(exclude={"split", "label", "generators", "allow_private", "leave_out_faults"})
+    place = source.model_dump_json(exclude={"split", "label", "generators", "allow_private"})
     return out.below(f"data/{hashlib.sha256(place.encode()).hexdigest()[:12]}")
 
 

@@ -72,13 +72,12 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
     assert not (tmp_path / "index").exists()
 
 
-def test_documented_faults_of_the_data_are_told_and_left_out_by_those_who_read_it(tmp_path):
-    words = (write_openfake(tmp_path / "set"), "--layout", "openfake", "--out", tmp_path / "index")
-    said = run(*words, "--set", "arguments.version=v1")
+def test_documented_faults_of_the_data_are_told_and_left_out_on_request(tmp_path):
+    words = (write_openfake(tmp_path / "set"), "--layout", "openfake", "--set", "arguments.version=v1", "--out")
+    said = run(*words, tmp_path / "index")
     [told] = [line for line in said.stdout.splitlines() if "openfake-v1-prompts" in line]
     assert told.startswith("known fault: OpenFake, version 1, 2 rows: prompts belong to other images")
-    assert any(
-        "openfake-sana" in line for line in json.loads(run(*words, "--set", "arguments.version=v1", "--json").stdout)["known_faults"]
-    )
-    refused = run(*words, "--set", "leave_out_faults=true")
-    assert "chosen by those who read an index" in str(refused.exception)
+    assert any("openfake-sana" in line for line in json.loads(run(*words, tmp_path / "index", "--json").stdout)["known_faults"])
+    said = run(*words, tmp_path / "sparing", "--leave-out-faults")
+    assert said.stdout.startswith("7 labelled images")
+    assert "left out: 1 × spoiled by a documented fault of the data" in said.stdout

@@ -1,16 +1,17 @@
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
 
 from ray_app.config import validate
-from ray_app.datasets import DatasetSource, index_source, read_index
-from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, without_faults
+from ray_app.datasets import DatasetSource, index_source
+from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, spared
+from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts import layout_names
 from ray_app.datasets.survey import matched, survey
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store
 from tests.datasets.published import write_openfake
-from tests.datasets.tables import labelled
 
 PROMPTS = "openfake-v1-prompts"
 
@@ -65,41 +66,33 @@ def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
 
 
 def test_a_prompt_goes_with_its_group_and_the_image_stays():
-    rows = labelled([
-        {"label": "fake", "generator": "sd-3.5", "prompt": "a dog", "group": "prompt:1"},
-        {"label": "fake", "generator": "sd-3.5", "prompt": "a dog", "group": "scene 1"},
-        {"label": "fake", "generator": "sd-1.5", "prompt": "a dog", "group": "prompt:1", "split": "test", "sha256": "ab"},
-        {"label": "real", "generator": "real", "prompt": "a dog", "group": "prompt:1"},
-        {"label": "fake", "generator": "sana-1.5"},
-    ])  # fmt: skip
-    spared = without_faults(rows, faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}}))
-    found = spared["input"].combine_chunks().to_pylist()
-    assert [(one["prompt"], one["group"]) for one in found] == [
-        (None, None),
-        (None, "scene 1"),
-        ("a dog", "prompt:1"),
-        ("a dog", "prompt:1"),
-    ]
-    assert found[2]["sha256"] == "ab"
-    assert spared["image_id"].to_pylist() == rows["image_id"].to_pylist()[:4]
-    assert spared.schema == rows.schema
-    assert without_faults(rows, ()) == rows
+    faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
+    mispaired = Labels("fake", "sd-3.5", prompt="a dog", split="test", group="prompt:1")
+    assert spared(mispaired, faults) == Labels("fake", "sd-3.5", split="test")
+    assert spared(replace(mispaired, group="scene 1"), faults) == Labels("fake", "sd-3.5", split="test", group="scene 1")
+    for sound in (Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1"), Labels("real", "real", prompt="a dog")):
+        assert spared(sound, faults) == sound
+    assert spared(Labels("fake", "sana-1.5"), faults) is None
+    assert spared(mispaired, ()) == mispaired
 
 
 def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
     unseen = survey(source, store, matched(source, store))["faults"]
     assert any(PROMPTS in line and "some rows" in line for line in unseen)  # as of a set that is too large to be indexed
-    whole = index_source(source, store)
-    assert len(whole) == 8
+    assert len(index_source(source, store)) == 8
     assert sum("leaves these" in line for line in survey(source, store, None)["faults"]) == 2
-    sparing = source.model_copy(update={"leave_out_faults": True})
-    rows = index_source(sparing, store)
-    said = {one["generator"]: one["prompt"] for one in rows["input"].combine_chunks().to_pylist()}
+    sparing, beside = source.model_copy(update={"leave_out_faults": True}), Store.open(str(tmp_path / "beside"))
+    with pytest.raises(IdentityError, match="leave_out_faults"):
+        index_source(sparing, store)
+    said = {one["generator"]: one["prompt"] for one in index_source(sparing, beside)["input"].combine_chunks().to_pylist()}
     assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
     assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (None, None, "a prompt 4")
-    assert sum("left out" in line for line in survey(sparing, store, None)["faults"]) == 2
-    assert read_index(store.url) == whole  # what is left out stays in the index
+    told = survey(sparing, beside, None)["faults"]
+    assert any(PROMPTS in line and "2 rows" in line and "prompts left out" in line for line in told)
+    assert "left out: 1 × spoiled by a documented fault of the data" in told
+    with pytest.raises(ConfigError, match="leave_out_faults had to be said when it was made"):
+        index_source(DatasetSource(at=[store.url], leave_out_faults=True), store)
     chosen = source.model_copy(update={"generators": ("gpt-image-1",)})
     assert not any(PROMPTS in line for line in survey(chosen, store, None)["faults"])
 

@@ -7,14 +7,13 @@ from ray_app.datasets import DatasetSource, build_index, read_index
 from ray_app.datasets.index import read_info
 from ray_app.errors import ConfigError
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.data_faults import EACH, PROMPTED, form_of_files, own_kept, prompts_beside_images, shared_by_splits
+from ray_app.evaluation.data_faults import EACH, PROMPTED, faults_of_index, own_kept, prompts_beside_images, shared_by_splits
 from ray_app.evaluation.prompts import PromptClip
-from ray_app.evaluation.run import evaluate
+from ray_app.evaluation.run import evaluate, labels_for
 from ray_app.reports.evaluation.page import evaluation_lines
 from ray_app.storage import Store
 from tests.datasets.made_index import made_index
 from tests.datasets.published import write_openfake
-from tests.datasets.tables import labelled
 from tests.evaluation.made import made_run, random_rows
 from tests.evaluation.small_clip import WORDS, write_clip
 
@@ -93,10 +92,11 @@ def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
 
 
 @pytest.mark.parametrize(("ending", "finding"), [("jpg", "a shortcut"), ("png", "not known")])
-def test_files_that_give_their_class_away_are_told_without_reading_them(ending, finding):
+def test_files_that_give_their_class_away_are_told_without_reading_them(tmp_path, ending, finding):
     rows = [{"label": label, "generator": label, "uri": f"/{number}/{label}.{end}"}
             for number in range(40) for label, end in (("real", ending), ("fake", "png"))]  # fmt: skip
-    assert finding in form_of_files(labelled(rows))
+    [told] = faults_of_index(made_index(tmp_path, rows), None)
+    assert finding in told
 
 
 def with_hashes(folder, rows, hashes):
@@ -118,19 +118,23 @@ def test_splits_that_share_pictures_are_told(tmp_path):
 
 
 def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request(tmp_path):
-    source, store = write_openfake(tmp_path / "set", 4), Store.open(str(tmp_path / "index"))
-    build_index(DatasetSource(at=[str(source)], layout="openfake", arguments={"version": "v1"}), store)
+    source = {"at": [str(write_openfake(tmp_path / "set", 4))], "layout": "openfake", "arguments": {"version": "v1"}}
     columns, _, _ = random_rows(32)
-    columns["image_id"] = read_index(store.url)["image_id"].to_numpy()
-    made_run(tmp_path / "run", columns)
-    settings = {"at": (str(tmp_path / "run"),), "out": str(tmp_path / "out"), "thumbnails": False, "bootstrap": 0}
+    settings = {"at": (str(tmp_path / "run"),), "thumbnails": False, "bootstrap": 0}
     for leaving_out, images in ((False, 32), (True, 28)):
-        found = evaluate(EvaluateConfig(labels=store.url, leave_out_faults=leaving_out, **settings)).document
-        [told] = [text for text in found.data.faults if "openfake-sana" in text]
-        assert (found.data.n, "images left out" in told) == (images, leaving_out)
+        store = Store.open(str(tmp_path / f"index-{leaving_out}"))
+        build_index(DatasetSource(leave_out_faults=leaving_out, **source), store)
+        if not leaving_out:
+            made_run(tmp_path / "run", columns | {"image_id": read_index(store.url)["image_id"].to_numpy()})
+        found = evaluate(EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), **settings)).document
+        assert found.data.n == images
+        assert ("left out: 4 × spoiled by a documented fault of the data" in found.data.faults) == leaving_out
+        [told] = [text for text in found.data.faults if "openfake-v1-prompts" in text]
+        assert ("8 rows" in told, "prompts left out" in told) == (True, leaving_out)
         assert any("whether prompts belong" in text.lower() for text in found.data.faults)
         assert sum(line.startswith("note: About the data.") for line in evaluation_lines(found)) == len(found.data.faults)
-        assert ("leave_out_faults=true" in found.command) == leaving_out
-    (tmp_path / "labels.csv").write_text("image_id,label\n1,fake\n")
-    with pytest.raises(ConfigError, match="whose data"):
-        evaluate(EvaluateConfig(labels=str(tmp_path / "labels.csv"), leave_out_faults=True, **settings))
+    by_layout = {"layout": "openfake", "arguments": {"version": "v1"}, "leave_out_faults": True, "at": tuple(source["at"])}
+    with labels_for(EvaluateConfig(**by_layout), None, None, Store.open(str(tmp_path / "made"))) as labels:
+        assert (labels.rows, "left out: 4 × spoiled by a documented fault of the data" in labels.faults) == (28, True)
+    with pytest.raises(ConfigError, match="taken as they are"):
+        evaluate(EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), leave_out_faults=True, **settings))
