@@ -49,7 +49,7 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     if layout is None:
         return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
-    named = {"layout": layout, "arguments": arguments, "leave_out_faults": config.leave_out_faults}
+    named: dict[str, Any] = {"layout": layout, "arguments": arguments, "leave_out_faults": config.leave_out_faults}
     store = out.below(INDEX)
     build_index(DatasetSource(**named, **(_of_config(config) if run is None else _of_run(run))), store)
     return _read(LabelsOfIndex(store.url), "image_id", split)
