@@ -7,11 +7,12 @@ Its folder has a `key`, from which addresses of pictures follow, the same in all
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +27,12 @@ from ray_app.inference.small_pictures import thumbnail
 from ray_app.metrics import intervals
 from ray_app.serving import config, engine
 from ray_app.serving.http.errors import Refusal
-from ray_app.storage import Fetcher, Guard, Store, canonical
+from ray_app.storage import Fetcher, Guard, Store, canonical, strip_secrets
 
 ROUND, SIDE_PX = 20, 1024
 _VIEW = Preprocessing(resize=Resize(mode="thumbnail", size=SIDE_PX), center_crop=SIDE_PX, pad="corner")
+_CUT = "the arena takes the first %d files of %s; arena.limit takes more"
+_log = logging.getLogger(__name__)
 _PICTURE, _MAKER = attrgetter("image_id"), attrgetter("label", "generator")
 
 
@@ -153,9 +156,15 @@ def _standing(generator: str, rows: list[GuessRow]) -> dict[str, Any]:
 def _labelled(at: str, own: str, limit: int) -> tuple[list[archives.ManifestMember], Guard]:
     """The images of an index or another source, with `label` and `generator` as `input` where they are known, and how they are read."""
     if index.is_index(at):
-        return archives.member_rows(index.read_index(at).slice(0, limit)), archives.guard_of(Store.open(at))
+        rows = index.read_index(at)
+        if len(rows) > limit:
+            _log.warning(_CUT, limit, strip_secrets(at))
+        return archives.member_rows(rows.slice(0, limit)), archives.guard_of(Store.open(at))
     archive, members = archives.Archive([at], skip=[own]), list[archives.ManifestMember]()
-    for item in islice(archive, limit):
+    for number, item in enumerate(archive):
+        if number == limit:
+            _log.warning(_CUT, limit, strip_secrets(at))
+            break
         known: dict[str, Any] | None = {}
         with suppress(ConfigError):  # in no folder with the name of a label
             labels = labelling.labels_of(item, Folders())

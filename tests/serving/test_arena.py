@@ -46,6 +46,14 @@ def rows_of(folder):
     return [json.loads(file.read_text()) for file in files]
 
 
+@pytest.mark.parametrize(("limit", "said"), [(8, []), (3, ["the arena takes the first 3 files of"])])
+def test_files_that_take_no_part_are_said(limit, said, scorer, folder, caplog):
+    (folder / "unsorted" / "notes.txt").unlink()
+    with arena(scorer, folder, arena={"limit": limit}) as asking:
+        assert len(asking.get("/arena/round").json()) == limit
+    assert [line.partition(" /")[0] for line in caplog.messages if "arena" in line] == said
+
+
 def test_a_picture_comes_without_a_word_of_what_it_is_and_its_truth_after_the_guess(scorer, folder):
     with arena(scorer, folder) as asking:
         drawn = asking.get("/arena/round")
