@@ -19,6 +19,7 @@ from ray_app.config import CONFIG_VARIABLE, Frozen, config_file, config_root, na
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.files_by_hash import file_sha256
+from ray_app.detectors.foreign.child import BENCO
 from ray_app.detectors.foreign.process import ForeignProcess, Found, OpenedDetector
 from ray_app.errors import ConfigError, DetectorError
 
@@ -169,7 +170,7 @@ def _terms(licence: str) -> str:
 
 def _described(name: str, wanted: ForeignAddition, known: KnownDetector) -> dict[str, Any]:
     package = PACKAGES.get(wanted.family)
-    whose = "Its authors' repository has no licence file, so that nothing is granted" if known.terms == "none-stated" else known.licence
+    whose = "No licence of it is known, so that nothing is granted" if known.terms == "none-stated" else known.licence
     return {
         "name": name,
         "title": known.title,
@@ -182,7 +183,7 @@ def _described(name: str, wanted: ForeignAddition, known: KnownDetector) -> dict
         "preprocessing": {"mean": [0.0] * 3, "std": [_PIXEL_STD] * 3},
         "weights": {"uri": f"{name}.json", "unverified": "not written yet", "config": f"{name}.json"},
         "output": {"sign": 1},
-        **({"valid_range": {"max_side_px": known.options["image_size"]}} if known.options.get("if_padding") else {}),
+        **({"valid_range": {"max_side_px": {**BENCO, **known.options}["image_size"]}} if known.options.get("if_padding") else {}),
         "precision": "fp32",
         "precision_note": "The package decides itself in which precision it computes.",
         "licence": known.licence,

@@ -46,7 +46,7 @@ _HINTS = {
     "imdlbenco": "install it there: pip install IMDLBenCo; or name by --python another Python that has it",
     "callable": "name its folder by --folder, or give by --python the Python that has it",
 }
-_BENCO = {"image_size": 512, "if_padding": False, "edge_mask_width": None, "checkpoint_path": None, "device": "cpu"}  # its test script's
+BENCO = {"image_size": 512, "if_padding": False, "edge_mask_width": None, "checkpoint_path": None, "device": "cpu"}  # its test script's
 Score = Callable[[Sequence[Any]], Any]
 
 
@@ -215,7 +215,7 @@ def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     if module:
         sys.path.insert(0, os.getcwd())
         identity["source"] = _source_digest(_imported(module, _HINTS["callable"]))
-    kind, options = benco.MODELS.module_dict.get(name), {**_BENCO, "device": wanted["device"], **wanted["options"]}
+    kind, options = benco.MODELS.module_dict.get(name), {**BENCO, "device": wanted["device"], **wanted["options"]}
     if kind is None:
         raise UnusableError(f"{identity['package']} has no model {name}", f"it has {', '.join(benco.MODELS.module_dict)}")
     if "checkpoint_path" not in wanted["options"]:
@@ -223,10 +223,10 @@ def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     identity["files"] = {str(value): _sha256(Path(value)) for value in options.values() if isinstance(value, str) and Path(value).is_file()}
     device, side, pads = options["device"], options["image_size"], options["if_padding"]
     _seed()
-    model = kind(**{key: value for key, value in options.items() if key not in _BENCO or key in inspect.signature(kind).parameters})
+    model = kind(**{key: value for key, value in options.items() if key not in BENCO or key in inspect.signature(kind).parameters})
     if options["checkpoint_path"]:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # its training script keeps its arguments beside the weights
-            state = torch.load(options["checkpoint_path"], map_location="cpu", weights_only=True)
+        getattr(torch.serialization, "add_safe_globals", list)([argparse.Namespace])  # which its training script keeps beside the weights
+        state = torch.load(options["checkpoint_path"], map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("model", state))
     model.to(device).eval()
     kinds = (_imported("IMDLBenCo.datasets.abstract_dataset", "").AbstractDataset,)

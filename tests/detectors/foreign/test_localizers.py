@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign import child, process
+from ray_app.detectors.foreign import addition, child, process
 from ray_app.detectors.foreign.addition import ForeignAddition as Wanted
 from ray_app.detectors.foreign.addition import KnownDetector, add_foreign
 from ray_app.errors import DetectorError
@@ -242,4 +242,10 @@ def test_what_is_known_of_its_models_can_be_read():
 
     for name, described in read_mapping(config_root() / "imdlbenco.yaml").items():
         known = validate({"source": "here", **described}, KnownDetector, where=name)
-        assert known.options.keys() <= child._BENCO.keys()
+        assert known.options.keys() <= child.BENCO.keys()
+
+
+def test_what_is_filled_up_says_how_large_an_image_may_be():
+    for name, options, side in (("IML_ViT", {}, 1024), ("IML_ViT", {"image_size": 512}, 512), ("unknown", {"if_padding": True}, 512)):
+        wanted = Wanted("imdlbenco", name, options=options, python="python")
+        assert addition._described("one", wanted, addition._known(wanted))["valid_range"] == {"max_side_px": side}
