@@ -117,7 +117,7 @@ class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
 
     `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a pixel was altered, at the network's
-    own size, or one (h, w) uint8 each, 255 = 1. `replies`: one text per image, of a detector that has words. `failures`: why one has no score.
+    own size, or one (h, w) uint8 each, 255 = 1. `replies`: one text per image, where it has words. `failures`: why one has no score.
     """
 
     logits: torch.Tensor
