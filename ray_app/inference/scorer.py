@@ -415,9 +415,8 @@ class _BlockReadings:
                 kept = [None] * count if given is None else given[:count]
                 if kind == MASKS and given is not None:
                     area = detector.card.preprocessing.image_area
-                    kept = [
-                        one if one is None else one[area(*sizes[at] or one.shape[::-1])] for one, at in zip(kept, group.slots, strict=True)
-                    ]
+                    drawn = zip(kept, group.slots, strict=True)
+                    kept = [None if mask is None else mask[area(*sizes[slot] or mask.shape[::-1])] for mask, slot in drawn]
                 self.parts[key].append(kept)
 
     def gathered(self) -> DetectorOutputs:
