@@ -37,9 +37,11 @@ def hub_names() -> list[str]:
     return [name for name in NAMES if not facts(name)["repository"].startswith("github:")]
 
 
-def number_of_files(entry: dict) -> int:
-    """Of one kind, as published; some where nobody knows."""
-    return entry.get("made", 2) if entry["files"] == "unknown" else entry["files"]
+def names_of(entry: dict, most: int | None = None) -> list[str]:
+    """The names of files of one kind, as published, some where nobody knows; `most` of them all along."""
+    count = entry.get("made", 2) if entry["files"] == "unknown" else entry["files"]
+    wanted = min(count, most or count)
+    return [entry["name"].format(number=entry.get("first", 0) + count * place // wanted) for place in range(wanted)]
 
 
 def made_rows(entry: dict, scale: int) -> tuple[int, int]:
@@ -57,7 +59,8 @@ def publish(server: HubServer, name: str, *, scale: int = SCALE, most: int | Non
     """Put a data set there under its revision; returns its facts. `most`: files of each kind, the real number where null."""
     told, files = facts(name), {}
     for kind, entry in enumerate(told["files"]):
-        count = min(number_of_files(entry), most or 10**6)
+        names = names_of(entry, most)
+        count = len(names)
         fake, real = made_rows(entry, scale)
         labels = ["fake"] * fake + ["real"] * real
         size = -(-len(labels) // count)
@@ -66,10 +69,8 @@ def publish(server: HubServer, name: str, *, scale: int = SCALE, most: int | Non
         else:
             random.Random(kind).shuffle(labels)
             parts = [labels[part::count] for part in range(count)]
-        for number, part in enumerate(parts):
-            files[entry["name"].format(number=entry.get("first", 0) + number)] = written(
-                told, entry, part, (kind + 1) * 10**6 + number * 10**4
-            )
+        for number, (place, part) in enumerate(zip(names, parts, strict=True)):
+            files[place] = written(told, entry, part, (kind + 1) * 10**6 + number * 10**4)
     files |= {path: b"words" for path in told["beside"]}
     others = server.commits.get(server.revisions.get(told["repository"], {}).get(told["revision"], ""), {})
     server.commit(told["repository"], {**others, **files}, told["revision"])

@@ -65,19 +65,16 @@ def train(
 
 
 def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
-    from ray_app.reports import attribution as profiling
+    from ray_app.reports import attribution, training
 
-    methods = {"identify": (profiling.identifier_plan_lines, profiling.identifier_lines),
-               "describe": (profiling.describer_plan_lines, profiling.describer_lines)}  # fmt: skip
+    method = facts.get("method", "")
     if dry_run:
         from ray_app.training.plan import plan_lines, source_lines
 
-        return [*methods.get(facts.get("method", ""), (plan_lines,))[0](facts), *source_lines(facts["sources"])]
-    from ray_app.reports.training import training_lines
-
-    if (lines := methods.get(facts.get("method", ""))) is not None:
-        return list(lines[1](facts))
-    return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
+        lines = {"identify": attribution.identifier_plan_lines, "describe": attribution.describer_plan_lines}.get(method, plan_lines)
+        return [*lines(facts), *source_lines(facts["sources"])]
+    told = {"identify": attribution.identifier_lines, "describe": attribution.describer_lines}.get(method, training.training_lines)
+    return [*told(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
 
 
 GROUPINGS = ("group", "family", "source")  # columns that may say what belongs together; the first that a labels file has

@@ -13,15 +13,14 @@ from ray_app.config import Frozen
 class DatasetSource(Frozen):
     """Some labelled images: an index that `touchstone data index` wrote, or a source of members with the layout that labels them.
 
-    `split`: only rows whose own split is this, or one of several with + between them. `label`: only reals, or only fakes. `generators`:
-    only fakes of these (reals always pass); `arguments` go to the layout.
+    `split`: only rows whose own split is this, or one of several, A+B. `generators`: only fakes of these (reals always pass); `arguments`
+    go to the layout.
     """
 
     at: tuple[str, ...] = Field(min_length=1, description="an index directory, or folders, files, globs; simulated:: for the offline set")
     layout: str = Field(default="columns", description="how labels are told; see touchstone data index --help")
     arguments: Mapping[str, Any] = {}
     split: str | None = None
-    label: Literal["real", "fake"] | None = Field(default=None, exclude_if=lambda label: label is None)  # older trainings have none
     generators: tuple[str, ...] = ()
     leave_out_faults: bool = Field(default=False, exclude_if=not_, description="leave out what documented faults of the data spoil")
     include: tuple[str, ...] = ()
@@ -35,11 +34,6 @@ class DatasetSource(Frozen):
     hashes: tuple[Literal["sha256", "phash"], ...] = Field(
         default=(), description="made while indexing, to find leakage: reads every image"
     )
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The names in `split`; none where every row counts."""
-        return tuple(self.split.split("+")) if self.split else ()
 
     @model_validator(mode="before")
     @classmethod

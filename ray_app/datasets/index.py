@@ -36,7 +36,7 @@ from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.storage import Guard, Store, canonical, is_pattern, strip_secrets, urls
+from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
 
 if TYPE_CHECKING:
     from ray_app.datasets.simulation.archive import SimulatedSet
@@ -115,14 +115,14 @@ def build_index(
     source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
 ) -> IndexInfo:
     """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
-    identity = _identity(source)
+    told = identity(source)
     if (info := read_info(store)) is not None:
-        if info.source != identity:
-            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
+        if info.source != told:
+            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, told)}", hint="another --out")
         return info
     archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else archive_of(source, store)
     try:
-        chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": identity}
+        chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": told}
         return write_index(store, archive, layout, each=each, reading=reading, progress=progress, **chosen)
     except ConfigError:
         for folder in UNFINISHED:
@@ -223,10 +223,8 @@ def read_info(store: Store) -> IndexInfo | None:
 
 
 def is_index(place: str) -> bool:
-    """Whether a source is an index: what a web server has, KIND::PLACE and a pattern are never taken for one."""
-    return not (
-        "::" in place or urls.scheme_of(place) in ("http", "https") or (urls.scheme_of(place) != "file" and is_pattern(place))
-    ) and has_index(Store.open(place))
+    """Whether a source is an index: what a web server has, and KIND::PLACE, are never taken for one."""
+    return "::" not in place and urls.scheme_of(place) not in ("http", "https") and has_index(Store.open(place))
 
 
 def has_index(store: Store) -> bool:
@@ -358,7 +356,7 @@ def indexes_of(source: DatasetSource) -> Sequence[str]:
     return found
 
 
-def _identity(source: DatasetSource) -> dict[str, Any]:
+def identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
     keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes", "leave_out_faults"}
     at = [place if place == SIMULATED else archives.name_of(place) for place in source.at]
@@ -372,28 +370,25 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def _chosen(rows: pa.Table, source: DatasetSource) -> pa.Table:
-    """The rows of the source's splits and label, and of them the reals and the fakes of its generators."""
+    """The rows of the source's splits, and of them the reals and the fakes of its generators."""
     labels = rows["input"].combine_chunks()
     kept = np.ones(len(rows), bool)
-    if source.splits:
-        require_names(source, "split", source.splits, labels.field("split"))
-        kept = _equal(labels.field("split"), source.splits)
-    if source.label is not None:
-        kept &= _equal(labels.field("label"), [source.label])
+    if source.split is not None:
+        require_names(source, "split", source.split.split("+"), labels.field("split").unique().to_pylist())
+        kept = _equal(labels.field("split"), source.split.split("+"))
     if source.generators:
-        require_names(source, "generator", source.generators, labels.field("generator").filter(pa.array(kept)))
+        require_names(source, "generator", source.generators, labels.field("generator").filter(pa.array(kept)).unique().to_pylist())
         kept &= _equal(labels.field("label"), ["real"]) | _equal(labels.field("generator"), source.generators)
     return rows.filter(pa.array(kept))
 
 
-def require_names(source: DatasetSource, what: str, wanted: Sequence[str], there: pa.Array) -> None:
+def require_names(source: DatasetSource, what: str, wanted: Sequence[str], there: Iterable[str | None]) -> None:
     """Raises ConfigError, with the nearest names or all, for the first split or generator that is not there."""
-    names = sorted(str(name) for name in there.unique().drop_null().to_pylist())
-    for name in wanted:
-        if name not in names:
-            near = ", ".join(difflib.get_close_matches(name, names, 3))
-            hint = f"near it: {near}" if near else f"there are {', '.join(names[:20])}" if names else "its rows have none"
-            raise ConfigError(f"{', '.join(source.at)}: no {what} '{name}'", hint=hint)
+    names = sorted(filter(None, there))
+    for name in set(wanted) - set(names):
+        near = ", ".join(difflib.get_close_matches(name, names, 3))
+        hint = f"near it: {near}" if near else f"there are {', '.join(names[:20])}" if names else "its rows have none"
+        raise ConfigError(f"{', '.join(source.at)}: no {what} '{name}'", hint=hint)
 
 
 def _equal(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:

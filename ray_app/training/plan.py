@@ -15,17 +15,14 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import ResolvedPrecision, autocast
 from ray_app.inference.spec import precision_on
-from ray_app.reports.text import table
 from ray_app.training import job, networks
 from ray_app.training.config import Initial, TrainConfig
 
 _MIB = 2**20
 
 
-def plan(
-    config: TrainConfig, card: DetectorCard, rows: int, layout: job.TrainingLayout, findings: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Everything that the dry run says, as plain JSON. `rows` of an epoch; `findings`: null where the images were not listed."""
+def plan(config: TrainConfig, card: DetectorCard, rows: int, layout: job.TrainingLayout) -> dict[str, Any]:
+    """What the dry run says of the training itself, as plain JSON. `rows`: of an epoch."""
     steps = config.loop.steps or max(1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9))
     share = config.loop.batch // layout.workers
     micro = min(config.loop.micro_batch or share, share)
@@ -40,7 +37,6 @@ def plan(
         "micro_batch": micro,
         "memory": memory(config, card, micro, layout),
         "layout": asdict(layout),
-        "data": findings and dict(findings),
     }
 
 
@@ -100,34 +96,21 @@ def plan_lines(planned: Mapping[str, Any]) -> list[str]:
 
 
 def source_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What each source holds: files, and a table of its splits beside what is published."""
-    lines = []
+    """What each source holds: files, splits, published numbers, documented faults; and what is of one class alone."""
+    lines, counts = [], defaultdict[str, Counter[str]](Counter)
     for source in sources:
-        size = "" if source["size_bytes"] is None else f": {source['files']:,} files, {source['size_bytes'] / 1e9:,.1f} GB"
+        size = "" if source["files"] is None else f": {source['files']:,} files, {source['size_bytes'] / 1e9:,.1f} GB"
         lines.append(f"{source['for'] + ' ':<10}{' '.join([*source['at'], *source['include']])}{size}; {source['counted']}")
         about = "" if source["exact"] else "~"
-        published = {one["subset"]: one["published"] for one in source["published"] if one["published"] is not None}
-        rows = [
-            [
-                *(one["split"] or "–", f"{about}{one['real']:,}", f"{about}{one['fake']:,}", f"{one['rows']:,}"),
-                *(f"{published.pop(one['split']):,}" if one["split"] in published else "", "" if one["taken"] else "not taken"),
-            ]
-            for one in source["splits"]
-        ]
-        counted = {one["subset"]: one["rows"] for one in source["published"]}
-        rows += [[name, "", "", f"{counted[name]:,}", f"{count:,}", ""] for name, count in published.items()]
-        lines += ["          " + line for line in table(["split", "real", "fake", "rows", "published", ""], rows, right=range(1, 5))]
+        for one in source["splits"]:
+            words = f"{one['real'] + one['fake']:,} rows: {about}{one['real']:,} real, {about}{one['fake']:,} fake"
+            lines.append(f"          {one['split'] or 'no split'}  {words}{'' if one['taken'] else ', not taken'}")
+        told = [one for one in source["published"] if one["published"] is not None]
+        lines += [f"          {one['subset']}  published {one['published']:,}, found {one['rows']:,}" for one in told]
         lines += [f"fault     {line}" for line in source["faults"]]
-    return [*lines, *warning_lines(sources)]
-
-
-def warning_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The splits of a training whose own sources hold one class alone."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in sources:
-        counts[one["for"]].update(real=one["real"], fake=one["fake"])
+        counts[source["for"]].update(real=source["real"], fake=source["fake"])
     ones = [(name, "fake" if count["fake"] else "real") for name, count in counts.items() if not (count["real"] and count["fake"])]
-    return [f"WARNING   data.{name}: only {label} images are found; a detector needs both" for name, label in ones]
+    return [*lines, *(f"WARNING   data.{name}: only {label} images are found; a detector needs both" for name, label in ones)]
 
 
 def _workers(layout: Mapping[str, Any]) -> str:

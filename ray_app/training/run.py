@@ -90,16 +90,14 @@ def _check(config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[s
         return
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
-        for source in sources_of(sources):
+        for source in () if isinstance(sources, HeldOut) else sources:
             index.check_source(source, out)
     if config.augmentation.statistics is not None:
         load_statistics(Path(local_path(config.augmentation.statistics)))
 
 
-def prepare_data(
-    config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn, one_class: bool = False
-) -> PreparedTraining:
-    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError; not of one class, if that is allowed.
+def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn) -> PreparedTraining:
+    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError.
 
     The images that a describer learns from have prompts, and no prompt is in two splits.
     """
@@ -108,7 +106,7 @@ def prepare_data(
     if config.method == "describe":
         splits = labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
     else:
-        splits = make_splits(config.data, open_source, one_class=one_class or config.method in PROFILING)
+        splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
@@ -128,14 +126,9 @@ def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callab
     return open_source
 
 
-def sources_of(split: tuple[DatasetSource, ...] | HeldOut) -> tuple[DatasetSource, ...]:
-    """The sources that a split has of its own."""
-    return () if isinstance(split, HeldOut) else split
-
-
 def index_of(source: DatasetSource, out: Store) -> Store:
     """Where a training keeps the index of a source: one for all that read the same, whatever part of it."""
-    place = source.model_dump_json(exclude={"split", "label", "generators", "allow_private"})
+    place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
     return out.below(f"data/{hashlib.sha256(place.encode()).hexdigest()[:12]}")
 
 
@@ -275,39 +268,33 @@ def _fit(job: TrainingJob) -> None:
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
-    """The dry run. What is too large to be counted row by row is planned by what its files tell."""
+    """The dry run. What is too large to be counted row by row, or of one class, is planned by what its sources tell."""
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card, out = networks.training_card(config), Store.open(config.out or scratch)
         require_sources(config.data)
-        given = [(name, source) for name in ("train", "validation", "test") for source in sources_of(getattr(config.data, name))]
-        names = [survey.matched(source, index_of(source, out)) for _, source in given]
-        sizes = sum(container.size_bytes for one in names if one is not None for container in one.containers)
-        is_small = sizes <= survey.MOST_BYTES or config.method in PROFILING
-        prepared = prepare_data(config, out, one_class=True) if is_small else None
-        sources = [
-            {"for": name, **survey.survey(source, index_of(source, out), found)} for (name, source), found in zip(given, names, strict=True)
-        ]
-        return {**_plan(config, card, prepared, sources), "sources": sources}
+        splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+        given = [(name, source) for name, of in splits.items() if not isinstance(of, HeldOut) for source in of]
+        most = math.inf if config.method in PROFILING else survey.MOST_BYTES
+        sources = [{"for": name, **survey.survey(source, index_of(source, out), most)} for name, source in given]
+        real, fake = (sum(one[label] for one in sources if one["for"] == "train") for label in ("real", "fake"))
+        is_whole = all(one["indexed"] for one in sources) and (bool(real and fake) or config.method in PROFILING)
+        prepared = prepare_data(config, out) if is_whole else None
+        if prepared is not None and config.method == "identify":
+            from ray_app.training import identify
 
+            return {**identify.planned(config, card, prepared.splits), "sources": sources}
+        if prepared is not None and config.method == "describe":
+            from ray_app.training import describe
 
-def _plan(config: TrainConfig, card: DetectorCard, prepared: PreparedTraining | None, sources: list[dict[str, Any]]) -> dict[str, Any]:
-    if prepared is not None and config.method == "identify":
-        from ray_app.training import identify
+            return {**describe.planned(config, card, prepared.splits, prepared.total_steps), "sources": sources}
+        import torch
 
-        return identify.planned(config, card, prepared.splits)
-    if prepared is not None and config.method == "describe":
-        from ray_app.training import describe
+        from ray_app.training.plan import plan
 
-        return describe.planned(config, card, prepared.splits, prepared.total_steps)
-    import torch
-
-    from ray_app.training.plan import plan
-
-    gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
-    layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
-    rows = sum(one["real"] + one["fake"] for one in sources if one["for"] == "train")
-    findings = prepared.splits.findings if prepared else None
-    return plan(config, card, prepared.order.rows_per_epoch if prepared else config.sampling.epoch_rows or rows, layout, findings)
+        gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
+        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
+        rows = prepared.order.rows_per_epoch if prepared else config.sampling.epoch_rows or real + fake or 1
+        return {**plan(config, card, rows, layout), "data": prepared and prepared.splits.findings, "sources": sources}
 
 
 def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:

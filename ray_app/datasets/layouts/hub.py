@@ -37,8 +37,7 @@ class CommunityForensics(DatasetLayout):
         if label == "fake" and (model is None or model.lower() == "real"):
             raise contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = real_of(text(item.input, "real_source") or model) if label == "real" else str(model)
-        folder = item.uri.rpartition("/")[0].rpartition("/")[2]
-        split = _FOLDERS.get(folder) or split_of(item.uri) or text(item.input, "split")
+        split = _FOLDERS.get(item.uri.split("/")[-2]) or split_of(item.uri) or text(item.input, "split")
         family = text(item.input, "architecture") if label == "fake" else None
         return Labels(label, generator, None, prompt, split, prompt_group(prompt), family)
 
