@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ray_app.archives import Archive, Container, ListedMember
 from ray_app.archives.containers.parquet import UNREADABLE, open_parquet
 from ray_app.archives.sources import Opened
-from ray_app.datasets import index
+from ray_app.datasets import index, known_faults
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.datasets.labels import Labels
@@ -60,13 +60,15 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
     there = sorted({split for split, _ in rows}, key=lambda split: (split is None, split))
     index.require_names(source, "split", source.split.split("+") if source.split else (), there)
     taken = [split for split in there if source.split is None or split in source.split.split("+")]
-    faults = [info.fault_lines(source.split, source.generators) for info in infos]
+    faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
+    if is_large:  # what no sample has may be there
+        faults = known_faults.lines_of(known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults)
     told = {"at": [strip_secrets(place) for place in source.at], "include": list(source.include), "indexed": not is_large}
     told |= {"files": names and names.files, "size_bytes": names and names.size_bytes, "counted": counted, "exact": exact}
     told |= {label: sum(rows[split, label] for split in taken) for label in ("real", "fake")}
     splits = [{"split": one, "real": rows[one, "real"], "fake": rows[one, "fake"], "taken": one in taken} for one in there]
     published = [one for info in infos for one in info.published]
-    return {**told, "splits": splits, "published": published, "faults": [line for lines in faults for line in lines]}
+    return {**told, "splits": splits, "published": published, "faults": faults}
 
 
 def matched(source: DatasetSource, store: Store) -> Matched:

@@ -8,7 +8,7 @@ from ray_app.datasets import DatasetSource, index_source
 from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, spared
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts import layout_names
-from ray_app.datasets.survey import matched, survey
+from ray_app.datasets.survey import survey
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store
 from tests.datasets.published import write_openfake
@@ -78,23 +78,23 @@ def test_a_prompt_goes_with_its_group_and_the_image_stays():
 
 def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
-    unseen = survey(source, store, matched(source, store))["faults"]
+    unseen = survey(source, store, 0)["faults"]
     assert any(PROMPTS in line and "some rows" in line for line in unseen)  # as of a set that is too large to be indexed
     assert len(index_source(source, store)) == 8
-    assert sum("leaves these" in line for line in survey(source, store, None)["faults"]) == 2
+    assert sum("leaves these" in line for line in survey(source, store)["faults"]) == 2
     sparing, beside = source.model_copy(update={"leave_out_faults": True}), Store.open(str(tmp_path / "beside"))
     with pytest.raises(IdentityError, match="leave_out_faults"):
         index_source(sparing, store)
     said = {one["generator"]: one["prompt"] for one in index_source(sparing, beside)["input"].combine_chunks().to_pylist()}
     assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
     assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (None, None, "a prompt 4")
-    told = survey(sparing, beside, None)["faults"]
+    told = survey(sparing, beside)["faults"]
     assert any(PROMPTS in line and "2 rows" in line and "prompts left out" in line for line in told)
     assert "left out: 1 × spoiled by a documented fault of the data" in told
     with pytest.raises(ConfigError, match="leave_out_faults had to be said when it was made"):
         index_source(DatasetSource(at=[store.url], leave_out_faults=True), store)
     chosen = source.model_copy(update={"generators": ("gpt-image-1",)})
-    assert not any(PROMPTS in line for line in survey(chosen, store, None)["faults"])
+    assert not any(PROMPTS in line for line in survey(chosen, store)["faults"])
 
 
 def test_the_key_is_in_no_recipe_that_does_not_use_it():
