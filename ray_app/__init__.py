@@ -22,7 +22,8 @@ from ray_app import errors
 def on_first_use(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package that offers names of its modules: each is imported when it is first asked for.
 
-    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where type checkers and readers find it, too.
+    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where readers find it, too, and mypy: pyproject.toml
+    names these packages to it (`implicit_reexport`).
     """
 
     @cache

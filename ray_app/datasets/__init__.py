@@ -11,8 +11,3 @@ if TYPE_CHECKING:
     from ray_app.datasets.layouts import LAYOUTS, make_layout
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "DatasetSource", "INPUT", "LAYOUTS", "make_layout",
-    "IndexInfo", "write_index", "build_index", "read_index", "read_info", "index_source",
-]  # fmt: skip

@@ -11,10 +11,3 @@ if TYPE_CHECKING:
     from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "DetectorCard", "load_card", "list_cards", "variants_of",
-    "Preprocessing", "ResizeMode",
-    "MIRROR_VARIABLE", "resolve_weights", "publish_weights", "verify_weights", "weights_digest",
-    "Detector", "load_detector",
-]  # fmt: skip

@@ -39,13 +39,3 @@ if TYPE_CHECKING:
     from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "OutlierGate", "Guarantee",
-    "Settings", "EnsembleProfile",
-    "Population", "LabelledPart", "Feature", "Seen", "PopulationTally", "population_of", "properties_of",
-    "load_ensemble_card", "ensemble_of", "decision_facts",
-    "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",
-    "early_scores", "second_looks", "is_audited", "drawn_by_audit",
-    "fit_stacking", "Finding", "Ground", "find",
-]  # fmt: skip

@@ -11,21 +11,3 @@ if TYPE_CHECKING:
     from ray_app.images.limits import NAMED_LIMIT, Admit, BatchLimits, Breadcrumb, Demand, ImageLimits, Watchdog
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "ImageLimits",
-    "BatchLimits",
-    "NAMED_LIMIT",
-    "Admit",
-    "Demand",
-    "ImageFileFacts",
-    "DecodedImage",
-    "ImageRefused",
-    "FLAG_MEANING",
-    "decode_image",
-    "decoder_name",
-    "inspect_bytes",
-    "sniff_format",
-    "Breadcrumb",
-    "Watchdog",
-]

@@ -12,27 +12,3 @@ if TYPE_CHECKING:
     from ray_app.inference.spec import ResourceEstimate, ScoringSpec, make_spec
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "REQUESTED",
-    "DESCRIBED",
-    "LOOKED",
-    "LOOKED_MS",
-    "RUNS",
-    "STAGES",
-    "StageClock",
-    "ScoringSpec",
-    "make_spec",
-    "Batch",
-    "BatchDecoder",
-    "DecodeResult",
-    "BlockReader",
-    "BlockResult",
-    "DetectorOutputs",
-    "ResourceEstimate",
-    "Scores",
-    "judge",
-    "is_blank",
-    "range_doubts",
-    "remarks_on",
-]

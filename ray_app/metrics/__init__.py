@@ -24,12 +24,3 @@ if TYPE_CHECKING:
     from ray_app.metrics.operating_points import average_precision, averages, curve_points, precision_recall_points
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "ScoreHistogram", "detection_of", "FIGURES", "detection_figures",
-    "averages", "curve_points", "precision_recall_points", "average_precision", "risk_coverage",
-    "fit_platt", "fit_temperature", "expected_calibration_error", "log_loss", "debiased_ece", "reliability",
-    "VerdictCounts", "abstaining", "classification_report",
-    "proportion_interval",
-    "pixel_figures",
-]  # fmt: skip

@@ -10,5 +10,3 @@ if TYPE_CHECKING:
     from ray_app.reports.text import summary_lines, verdict_table
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = ["plan_lines", "render_run_report", "summary_lines", "verdict_table"]

@@ -14,33 +14,3 @@ if TYPE_CHECKING:
     from ray_app.runs.summary import bottleneck, summarise
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "RunDirectory",
-    "Retry",
-    "begin_retry",
-    "begun_retry",
-    "merge_retry",
-    "fingerprint",
-    "differences",
-    "row_schema",
-    "SCHEMA_VERSION",
-    "MASK_SCHEMA",
-    "VIEWED_MASK_SCHEMA",
-    "BlockTables",
-    "block_tables",
-    "result_rows",
-    "mask_rows",
-    "feature_rows",
-    "vectors_of",
-    "write_features",
-    "block_features",
-    "kept_features",
-    "mask_image",
-    "current_masks",
-    "current_rows",
-    "current_tables",
-    "check_conservation",
-    "summarise",
-    "bottleneck",
-]

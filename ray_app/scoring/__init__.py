@@ -8,7 +8,3 @@ if TYPE_CHECKING:
     from ray_app.scoring.config import ScoreConfig
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "ScoreConfig",
-]

@@ -14,29 +14,3 @@ if TYPE_CHECKING:
     from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "Store",
-    "Lease",
-    "UNGUARDED",
-    "Fetcher",
-    "Guard",
-    "RetryPolicy",
-    "Retrier",
-    "Gate",
-    "LinkedFolders",
-    "ObjectInfo",
-    "list_objects",
-    "noting_linked_folders",
-    "KeyRange",
-    "list_divisions",
-    "split_range",
-    "RangeReader",
-    "base_of",
-    "is_pattern",
-    "matcher",
-    "matcher_below",
-    "canonical",
-    "local_path",
-    "strip_secrets",
-]

@@ -21,15 +21,3 @@ if TYPE_CHECKING:
     from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance, Watermark
 else:
     __getattr__ = on_first_use(__name__)
-
-__all__ = [
-    "Provenance",
-    "Camera",
-    "Generator",
-    "ContentCredentials",
-    "Watermark",
-    "ProvenanceReader",
-    "ProvenanceConfig",
-    "ProvenancePolicy",
-    "has_manifest",
-]
