@@ -45,7 +45,7 @@ def holds_files(kind: pa.DataType) -> bool:
 
 def has_binary(kind: pa.DataType) -> bool:
     """Whether there are bytes anywhere in a cell."""
-    kind = _stored(kind)
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_dictionary(kind):
         return has_binary(kind.value_type)
     return (
@@ -230,7 +230,3 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether cells are single texts."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _stored(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind

@@ -5,7 +5,6 @@ settled where the manifest is made.
 """
 
 import functools
-import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,7 +70,8 @@ class UriList:
         if name not in _READERS:
             raise ConfigError(f"{self.uri}: not a list", hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt")
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
-            rows = _READERS[name](_unpacked(file, packed), self)
+            unpacked = file if packed is None else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
+            rows = _READERS[name](unpacked, self)
             first = next(rows, None)
             if first is not None:
                 entries = uri_list_rows.ListEntries(self.uri, self._uri_column(first))
@@ -112,10 +112,6 @@ def _names(uri: str) -> tuple[str, str | None]:
     packed = next((ending for ending in _PACKED if name.endswith(ending)), None)
     name = name.removesuffix(packed or "")
     return "." + name.rpartition("/")[2].rpartition(".")[2], None if packed is None else _PACKED[packed]
-
-
-def _unpacked(file: io.RawIOBase, packed: str | None) -> Any:
-    return file if packed is None else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
 
 
 def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:

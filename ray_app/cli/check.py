@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -82,7 +83,7 @@ def check(
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
     read = partial(_read, spec.limits.max_bytes)
     size = PictureSize(*(_ALONE if len(names) == 1 else _TILE))
-    with IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0) as files:
+    with closing(IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0)) as files:
         found = _rows(names, files, spec, accepted, rows, pictures, size)
         try:
             _print(found, form, list(spec.cards))

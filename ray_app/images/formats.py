@@ -297,10 +297,8 @@ class Tiff:
     def directory(self, offset: int | None = None) -> dict[int, TiffEntry]:
         """The tags of the first page, or of the directory that stands at `offset`."""
         start, end = self._span(self._first if offset is None else offset)
-        entries = {}
-        for tag, kind, number, inline in self._entry.iter_unpack(self._data[start:end]):
-            entries[tag] = TiffEntry(kind, number, inline)
-        return entries
+        found = self._entry.iter_unpack(self._data[start:end])
+        return {tag: TiffEntry(kind, number, inline) for tag, kind, number, inline in found}
 
     def count_pages(self) -> int:
         """Directories in the chain, at most MOST_PAGES; a chain that loops or breaks ends there."""

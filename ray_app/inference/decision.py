@@ -61,11 +61,7 @@ class DetectorOutputs:
 
     def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
         """The columns of one kind and view, by detector."""
-        found = {}
-        for key, column in self.columns.items():
-            if key.kind == kind and key.view == view:
-                found[key.detector] = column
-        return found
+        return {key.detector: column for key, column in self.columns.items() if key.kind == kind and key.view == view}
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
         """The columns of one kind in every view but the clean one, by the view's name and by detector."""

@@ -121,7 +121,7 @@ class CarefulDecoder:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
             self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
             pool = IsolatedDecoders(limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None)
-            self._pool = self._closing.enter_context(pool)
+            self._pool = self._closing.enter_context(closing(pool))
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
@@ -255,9 +255,7 @@ class BatchDecoder:
             del data, file
         with self._clock("prepare"):
             pixels: tuple[Pixels | Ragged, ...] = self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
-            views = []
-            for place, view in enumerate(self._spec.views if pixels else ()):
-                views.append(self._batch_view(prepared, kept, place, view))
+            views = [self._batch_view(prepared, kept, place, view) for place, view in enumerate(self._spec.views if pixels else ())]
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
             return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
 

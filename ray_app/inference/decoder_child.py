@@ -138,11 +138,9 @@ def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admi
         facts = refusal.facts if isinstance(refusal, ImageRefused) else facts
         assert facts is not None
         return Report(facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)), ()
-    provenance = (
-        None
-        if wanted.provenance is None
-        else _reader(wanted.provenance).read(data, facts.format, native=wanted.native, pixels=image.pixels)
-    )
+    provenance = None
+    if wanted.provenance is not None:
+        provenance = _reader(wanted.provenance).read(data, facts.format, native=wanted.native, pixels=image.pixels)
     pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors
     return Report(facts=facts, provenance=provenance, seconds=time.perf_counter() - started), pixels
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -200,7 +199,7 @@ class DecoderProcess(ChildProcess):
 class IsolatedDecoders:
     """So many processes, each with one image at a time; images wait for a free one in the order of asking.
 
-    Used from any thread and event loop. Use as a context manager, or `close()` it: images at work are finished first.
+    Used from any thread and event loop. `close()` it: images at work are finished first.
     `formats`: which of the sniffed formats are let in by `prepare`; None = all. `provenance`: how to read what files say of their origin;
     None = not. `memory_limit_bytes`: of each process beyond its libraries; None = what the largest image within the limits may take.
     """
@@ -281,12 +280,6 @@ class IsolatedDecoders:
         self._threads.shutdown()
         for child in self._children:
             child.close()
-
-    def __enter__(self) -> "IsolatedDecoders":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _admit(self, data: bytes) -> None:
         """Refuse what needs no decoder to be refused."""

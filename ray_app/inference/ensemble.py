@@ -137,8 +137,8 @@ class Ensemble:
 
     def twin(self) -> "Ensemble":
         """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
-        held = {id(self._decoder.careful): self._decoder.careful}
-        for network in self._networks():
+        held: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
+        for network in (detector.network for detector in self._loaded.by_name.values()):
             held |= {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         other = self._copied()
         other._lock = threading.RLock()
@@ -158,9 +158,6 @@ class Ensemble:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (partial(type(self), image_column=self._image_column, accept_licences=self._accepted), (self.spec,))
-
-    def _networks(self) -> Iterator[Any]:
-        return (detector.network for detector in self._loaded.by_name.values())
 
     def __call__(self, images: Any) -> Any:
         """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and `datasets.Dataset.map(…, batched=True)`

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from ray_app.errors import InputError
 from ray_app.images import ImageFileFacts
@@ -45,7 +45,7 @@ class IsolatedFiles:
     """Decodes files in child processes, in order. Each is read (`read`, which raises InputError) in a thread and decoded in a process.
 
     For a spec without views. `children` may also decode what has to be decoded once more. `picture_px`: the side of a small picture that is
-    made besides; 0 = none. Use as a context manager, or `close()` it.
+    made besides; 0 = none. `close()` it.
     """
 
     def __init__(
@@ -83,12 +83,6 @@ class IsolatedFiles:
         """Finish what is at work, let the rest go, and end the processes."""
         self._threads.shutdown(cancel_futures=True)
         self.children.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def _keeps_files(self) -> bool:

@@ -4,7 +4,7 @@ No metadata of a file survives, and a file that kills its decoder costs its own 
 """
 
 import io
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -28,7 +28,7 @@ class PictureSize(NamedTuple):
 
 
 class SmallPictures:
-    """Makes small pictures, from any thread. Its processes start with the first picture. Use as a context manager, or `close()` it.
+    """Makes small pictures, from any thread. Its processes start with the first picture. `close()` it.
 
     `wall_limit_s`: what one image may take to decode.
     """
@@ -48,12 +48,6 @@ class SmallPictures:
     def close(self) -> None:
         """End the processes."""
         self._children.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def square(side_px: int) -> Preprocessing:

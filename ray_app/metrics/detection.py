@@ -180,8 +180,6 @@ def risk_coverage(
     mean over all images of the risk at their own confidence, whichever points are kept. Raises ValueError where `most` is less than 16.
     """
     n = fakes.n + reals.n
-    if most < 16:
-        raise ValueError(f"a curve of {most} points is none; 16 are the fewest")
     if not n:
         return {"points": [], "aurc": undefined(_NO_IMAGES)}
     (missed, found), (passed, alarms) = (_by_confidence(one, threshold, strict) for one in (fakes, reals))

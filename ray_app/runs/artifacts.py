@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -93,13 +94,9 @@ def feature_rows(image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping
 def vectors_of(rows: pa.Table, image_ids: Ids, width: int) -> Vectors:
     """(n, width) float32 of members by their ids, in that order; NaN where the rows have none."""
     vectors = np.full((len(image_ids), width), np.nan, np.float32)
-    if len(rows):
-        kept = rows["image_id"].to_numpy()
-        order = np.argsort(kept)
-        places = np.minimum(np.searchsorted(kept, image_ids, sorter=order), len(kept) - 1)
-        is_kept = kept[order[places]] == image_ids
-        flat = rows["vector"].combine_chunks().flatten().to_numpy()
-        vectors[is_kept] = flat.reshape(-1, width)[order[places]][is_kept]
+    places = pc.fill_null(pc.index_in(pa.array(image_ids), value_set=rows["image_id"]), -1).to_numpy()
+    kept = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+    vectors[places >= 0] = kept[places[places >= 0]]
     return vectors
 
 

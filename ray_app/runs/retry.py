@@ -152,13 +152,10 @@ def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
     given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
     rows, fresh = with_input(with_findings(with_reasons(rows)), given), with_input(fresh, given)
-    ids, fresh_ids = rows["image_id"].to_numpy(), fresh["image_id"].to_numpy()
-    order = np.argsort(fresh_ids)
-    places = np.minimum(np.searchsorted(fresh_ids, ids, sorter=order), len(fresh_ids) - 1)
-    is_fresh = fresh_ids[order[places]] == ids
+    places = pc.fill_null(pc.index_in(rows["image_id"], value_set=fresh["image_id"]), -1).to_numpy()
     names = max(rows.column_names, fresh.column_names, key=len)
     both = pa.concat_tables([rows, fresh], promote_options="permissive").unify_dictionaries().select(names)
-    taken = both.take(np.where(is_fresh, len(rows) + order[places], np.arange(len(rows))))
+    taken = both.take(np.where(places >= 0, len(rows) + places, np.arange(len(rows))))
     return taken.replace_schema_metadata(rows.schema.metadata)
 
 

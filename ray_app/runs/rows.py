@@ -19,6 +19,7 @@ from ray_app.attribution.identifier import Identified
 from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, Finding, Thresholds, find
 from ray_app.errors import Status, is_of_one_image
+from ray_app.images import ImageFileFacts
 from ray_app.inference import BlockResult, DecodeResult, Scores
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
 from ray_app.inference.decision import STABILITY as STABLE_SCORES
@@ -54,21 +55,7 @@ def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[S
 
 
 _schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
-FACTS = (
-    "sha256",
-    "format",
-    "width",
-    "height",
-    "mode",
-    "frames",
-    "orientation",
-    "icc",
-    "flags",
-    "decoder",
-    "quality",
-    "texture",
-    "graphics",
-)
+FACTS = tuple(field.name for field in fields(ImageFileFacts))
 
 
 def result_rows(
@@ -185,9 +172,7 @@ def described_columns(described: Sequence[Caption | None], has_score: np.ndarray
 
 
 def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
-    children = []
-    for column in columns:
-        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
+    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
 
 
@@ -271,9 +256,7 @@ def block_tables(
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
         vectors = scored.outputs.of(EMBEDDINGS)
-        kept = {}
-        for name, facts in (features or {}).items():
-            kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
+        kept = {name: feature_rows(ids.to_numpy(), vectors[name], name, facts) for name, facts in (features or {}).items()}
         bad, failures = 0, []
         for row, outcome in enumerate(scored.outcomes):
             bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)

@@ -53,7 +53,8 @@ def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa
             if columns is not None:
                 columns.write_table(table)
             if lines is not None:
-                lines.write_table(_flattened(table, header))
+                texts = [_as_text(column, field.type) for column, field in zip(table.columns, header, strict=True)]
+                lines.write_table(pa.Table.from_arrays(texts, schema=header))
             rows += len(table)
         files.close()
         for form, path in paths.items():
@@ -65,11 +66,6 @@ def _flat(kind: pa.DataType) -> pa.DataType:
     """The type itself where a CSV has a way to say it, else text."""
     is_number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind)
     return kind if is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) else pa.string()
-
-
-def _flattened(table: pa.Table, flat: pa.Schema) -> pa.Table:
-    columns = [_as_text(column, field.type) for column, field in zip(table.columns, flat, strict=True)]
-    return pa.Table.from_arrays(columns, schema=flat)
 
 
 def _as_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -170,16 +170,13 @@ def _judged(counts: Counter[str], right: str | None) -> str:
 
 def _held_out(index: Path) -> list[dict[str, str]]:
     """Rows of an index.parquet (uri, label, split) that have a split, and another than training."""
+    hint = "index.parquet is a table with the columns uri, label and split"
     try:
         table = pq.read_table(index)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"{index}: {' '.join(str(error).split())[:200]}", hint="index.parquet is a table with the columns uri, label and split"
-        ) from None
+        raise ConfigError(f"{index}: {' '.join(str(error).split())[:200]}", hint=hint) from None
     if missing := {"uri", "label", "split"} - set(table.schema.names):
-        raise ConfigError(
-            f"{index}: no column {', '.join(sorted(missing))}", hint="index.parquet is a table with the columns uri, label and split"
-        )
+        raise ConfigError(f"{index}: no column {', '.join(sorted(missing))}", hint=hint)
     root, found = base.root_of(None, str(index)), []
     for row in table.to_pylist():
         if row["split"] not in (None, "train"):

@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def make_gallery(
     }
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
-    with SmallPictures(run.limits(), TILE) as pictured:
+    with closing(SmallPictures(run.limits(), TILE)) as pictured:
         tiles = _tiles(run, chosen, highest, pictured)
         for page in range(1, pages + 1):
             some = list(islice(tiles, per_page))

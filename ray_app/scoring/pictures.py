@@ -5,7 +5,7 @@ Reports show them: an image that is gone, may not be read, or does not decode an
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -51,7 +51,7 @@ def pictures_of(
             made.put((row["image_id"], "not looked for in its container: the run is too large for that"))
         else:
             waiting.put(member)
-    with SmallPictures(limits, size) as pictures:
+    with closing(SmallPictures(limits, size)) as pictures:
 
         def work() -> None:
             with suppress(Empty):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,7 +42,7 @@ PICTURES = {
 @pytest.fixture(scope="module")
 def shared():
     """Two children without torch; tests may kill them."""
-    with IsolatedDecoders(LIMITS, processes=2, wall_limit_s=20) as pool:
+    with closing(IsolatedDecoders(LIMITS, processes=2, wall_limit_s=20)) as pool:
         pool.start((TINY,), "exact")
         yield pool
 
@@ -50,7 +51,7 @@ def shared():
 def choosy():
     """A child for two formats and sides of 600 pixels, that also reads what files say of themselves."""
     limits = ImageLimits(max_side=600, max_aspect=200)
-    with IsolatedDecoders(limits, processes=1, formats=("JPEG", "PNG"), provenance=ProvenancePolicy()) as pool:
+    with closing(IsolatedDecoders(limits, processes=1, formats=("JPEG", "PNG"), provenance=ProvenancePolicy())) as pool:
         yield pool
 
 
@@ -66,7 +67,7 @@ def refusal(pool: IsolatedDecoders, data: bytes) -> ImageRefused:
 
 def test_the_pixels_are_those_of_the_batch_job_bit_for_bit():
     cards = MappingProxyType({name: load_card(name) for name in CARDS})
-    with IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60) as with_torch:
+    with closing(IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60)) as with_torch:
         with_torch.start(ALL, "exact")
         for picture, resize in [*((picture, "exact") for picture in PICTURES), ("large", "fast"), ("tiny", "fast")]:
             data = PICTURES[picture]()
@@ -89,7 +90,7 @@ def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_chil
         error = refusal(choosy, make())
         assert error.status == Status.UNSUPPORTED_FORMAT
         assert "JPEG, PNG" in error.detail
-    with IsolatedDecoders(ImageLimits(max_bytes=1000), processes=1) as pool:
+    with closing(IsolatedDecoders(ImageLimits(max_bytes=1000), processes=1)) as pool:
         error = refusal(pool, bytes(1001))
         assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
 
@@ -185,7 +186,7 @@ def test_close_finishes_what_is_at_work_and_turns_the_rest_away():
 def test_children_are_light_and_hold_no_secret(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
-    with IsolatedDecoders(LIMITS, processes=1) as pool:
+    with closing(IsolatedDecoders(LIMITS, processes=1)) as pool:
         prepared(pool, factory.jpeg())
         process = Path(f"/proc/{pool.pids[0]}")
         maps, environment = (process / "maps").read_text(), (process / "environ").read_bytes()

@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import threading
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -79,7 +80,7 @@ def test_what_became_of_a_file_costs_its_picture_and_neither_the_report_nor_the_
 
 
 def test_a_small_picture_keeps_its_shape_and_its_bounds_and_a_bomb_has_none():
-    with SmallPictures(BatchLimits(), PictureSize(240, 10_000)) as small:
+    with closing(SmallPictures(BatchLimits(), PictureSize(240, 10_000))) as small:
         for shape in ((1200, 900), (64, 2000), (20, 10)):
             data, digest = small.of(encoded(photo(*shape), "PNG"))
             with Image.open(io.BytesIO(data)) as picture:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import shutil
+from contextlib import closing
 
 import pytest
 import yaml
@@ -54,7 +55,7 @@ def local(scorer, meter):
 def decoders():
     """Decoder processes as an endpoint of the default config has them."""
     config = ServeConfig(ensembles=("tiny",))
-    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
+    with closing(IsolatedDecoders(config.images, processes=1, formats=config.limits.formats)) as running:
         yield running
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ class LentDecoders:
 
 @pytest.fixture(scope="session")
 def decoders():
-    with IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=20, memory_limit_bytes=None) as shared:
+    with closing(IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=20, memory_limit_bytes=None)) as shared:
         yield shared
 
 
