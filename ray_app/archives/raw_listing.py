@@ -126,7 +126,8 @@ class SectionLister:
                 found += 1
                 if passes:
                     assert isinstance(entry, members.ListedMember)
-                    settled &= entry.place is not None or _is_for_good(entry.refused)
+                    is_for_good = entry.refused is not None and not entry.refused.status.startswith("source_")
+                    settled &= entry.place is not None or is_for_good
                     yield entry
 
         count = 0
@@ -142,10 +143,6 @@ class SectionLister:
             writer.add_digest(hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest())
         rest = None if begun is None else begun.rest
         return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, rest)
-
-
-def _is_for_good(refused: members.RefusedMember | None) -> bool:
-    return refused is not None and not refused.status.startswith("source_")
 
 
 class _RawWriter:

@@ -261,8 +261,8 @@ class Breadcrumb:
         self.path.unlink(missing_ok=True)
 
     @staticmethod
-    def left_in(folder: Path, *, remove: bool = False, own: Path | None = None) -> set[int]:
-        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well. `own`: not looked at."""
+    def left_in(folder: Path, *, own: Path | None = None) -> set[int]:
+        """The ids that dead processes were decoding. `own`: a file that is not looked at."""
         left: set[int] = set()
         for path in folder.glob("*" + _SUFFIX):
             pid, start_time, _ = path.stem.split("-")
@@ -273,8 +273,6 @@ class Breadcrumb:
                 image_id, count = _NOTE.unpack(note)
                 if count % 2:
                     left.add(image_id)
-            if remove:
-                path.unlink(missing_ok=True)
         return left
 
 

@@ -231,11 +231,6 @@ class IsolatedDecoders:
         for started in [self._threads.submit(self._start_one, wanted) for _ in self._children]:
             started.result()
 
-    @property
-    def pids(self) -> list[int]:
-        """The process ids of the children that run."""
-        return [pid for child in self._children if (pid := child.pid) is not None]
-
     def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
         """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Blocks; raises ImageRefused."""
         with self._child() as child:

@@ -37,30 +37,20 @@ class Attribution:
 
 
 def attribution_of(
-    predicted: Sequence[str | None],
-    truth: Sequence[str],
-    *,
-    known: Collection[str] | None = None,
-    rankings: Sequence[Sequence[str]] | None = None,
-    confidence: ArrayLike | None = None,
-    top_k: Sequence[int] = TOP,
+    predicted: Sequence[str | None], truth: Sequence[str], *, rankings: Sequence[Sequence[str]] | None = None
 ) -> Attribution:
-    """The figures of names (n,) against the true ones (n,): those of `attribution_of_pairs`, and two more.
+    """The figures of names (n,) against the true ones (n,), all of which are known: those of `attribution_of_pairs`.
 
-    `top_k`: the share of images whose true name is among the first k of their `rankings` (best first, None where there are none); only
-    for k = 1 does the predicted name serve without. `open_set_auroc`: how well `confidence` (n,), higher = surer, tells images of `known`
-    names from others. Raises ValueError for lengths that differ and confidences that are not finite.
+    With `rankings` (best first) also, for each k of `TOP`, the share of images whose true name is among the first k; only for k = 1 does
+    the predicted name serve without. Raises ValueError for lengths that differ.
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
-    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)), known=known, top_k=top_k)
-    further = {"open_set_auroc": open_set_auroc(truth, known, confidence)}
-    if rankings is not None:
-        pairs = [(name, ranking) for name, ranking in zip(truth, rankings, strict=True) if known is None or name in known]
-        further |= {
-            f"top_{k}": intervals.proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k
-        }
-    return replace(found, figures=found.figures | further)
+    found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)))
+    if rankings is None:
+        return found
+    among = {k: sum(name in ranking[:k] for name, ranking in zip(truth, rankings, strict=True)) for k in TOP}
+    return replace(found, figures=found.figures | {f"top_{k}": intervals.proportion(n, len(truth), _NO_IMAGE) for k, n in among.items()})
 
 
 def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP) -> Attribution:

@@ -54,11 +54,6 @@ class MaskFigures(NamedTuple):
         union = self.altered + self.marked - self.hits
         return self.hits / union if union else None
 
-    @property
-    def accuracy(self) -> float:
-        """The share of pixels classified right."""
-        return (self.pixels - self.altered - self.marked + 2 * self.hits) / self.pixels
-
 
 def mask_figures(mask: NDArray[Any], truth: NDArray[Any], *, threshold: float = THRESHOLD) -> MaskFigures:
     """The figures of one mask against its truth, as `PixelLevels.of` takes them. Raises ValueError as that does."""

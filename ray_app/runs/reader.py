@@ -115,25 +115,14 @@ def current_rows(run: directory.RunDirectory, *, status: str | None = None, vani
         yield from (table if status is None else table.filter(pc.equal(table["status"].cast(pa.string()), status))).to_pylist()
 
 
-def current_masks(run: directory.RunDirectory, *, vanished: bool = False, view: str | None = None) -> Iterator[dict[str, Any]]:
-    """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`): of the clean pass, or of one `view`.
-
-    Raises ConfigError as that does.
-    """
+def current_masks(run: directory.RunDirectory, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
+    """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`), of images as they are. Raises as that."""
     ids = [table["image_id"].to_numpy() for table in current_tables(run, ["image_id"], vanished=vanished)]
     known = pa.array(np.concatenate([np.empty(0, np.int64), *ids]))
     for manifest in archives.manifests(run.store):
         for table in run.masks(manifest):
-            seen = _of_view(table, view)
-            yield from seen.filter(pc.is_in(seen["image_id"], known)).to_pylist()
-
-
-def _of_view(masks: pa.Table, view: str | None) -> pa.Table:
-    """The masks of one view (None = clean), in `MASK_SCHEMA`; runs without perturbations have clean ones alone."""
-    if "view" not in masks.column_names:
-        return masks if view is None else masks.slice(0, 0)
-    is_one = pc.is_null(masks["view"]) if view is None else pc.equal(masks["view"], view)
-    return masks.filter(is_one).drop_columns(["view"])
+            clean = table.filter(pc.is_null(table["view"])).drop_columns(["view"]) if "view" in table.column_names else table
+            yield from clean.filter(pc.is_in(clean["image_id"], known)).to_pylist()
 
 
 _Stretch = tuple[score_files.Published, tuple[str, ...]]  # consecutive blocks, and the files that have their rows

@@ -138,11 +138,6 @@ class Gate:
                 self._open = max(1.0, self._open / 2)
             self._changed.notify_all()
 
-    @property
-    def open(self) -> int:
-        """How many may be inside now."""
-        return int(self._open)
-
 
 def read_ahead(jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int) -> Iterator[T | InputError]:
     """Every job's answer in order, or the InputError that it raised, up to `depth_bytes` in flight or waiting.

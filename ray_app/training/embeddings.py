@@ -12,7 +12,6 @@ The linear probe, `probe`, fits scikit-learn's head to them; what comes out is a
 
 import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -27,7 +26,7 @@ import pyarrow as pa
 import torch
 
 from ray_app.cluster.progress import Progress
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
+from ray_app.detectors import DetectorCard, linear_head
 from ray_app.detectors.registry import HEADS
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
@@ -171,10 +170,7 @@ class Embedder(Stage):
     def start(self, *given: Any) -> None:
         """`given`: the job, and what makes the detector."""
         job, make = given
-        if job.mirror is not None:
-            os.environ[MIRROR_VARIABLE] = job.mirror
-        if job.layout.device == "cpu":
-            torch.set_num_threads(job.layout.threads)
+        job.settle_process(job.layout.device, job.layout.threads)
         self._job, self._loaders = job, dict[str, BatchLoader]()
         self._detector = make(job)
         self._detector.keep_embeddings()
@@ -252,9 +248,8 @@ def probe(job: TrainingJob) -> None:
 
 def frozen_detector(job: TrainingJob) -> "Detector":
     """The network as training would begin with it: its backbone is that of the recipe, its head need not exist."""
-    return validate.detector_for(
-        job.card, networks.network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device
-    )
+    network = networks.network_for(job.config, job.card).eval().requires_grad_(False)
+    return validate.detector_for(job.card, network, device=job.layout.device)
 
 
 def _keep(job: TrainingJob, head: linear_head.Head) -> None:

@@ -5,11 +5,12 @@ A process's CPUs are a share for Ray's books; how many threads it computes with 
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray_app.detectors import DetectorCard
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
 from ray_app.errors import ClusterError, ConfigError
 from ray_app.storage import Guard, Store
 from ray_app.training.config import TrainConfig, Workers
@@ -124,6 +125,15 @@ class TrainingJob:
     mirror: str | None = None
     board: Any = None
     guard: Guard = field(default_factory=Guard)
+
+    def settle_process(self, device: str, threads: int) -> None:
+        """In a process of its own: weights come from the mirror, and on a CPU torch computes on so many threads."""
+        import torch
+
+        if self.mirror is not None:
+            os.environ[MIRROR_VARIABLE] = self.mirror
+        if device == "cpu":
+            torch.set_num_threads(threads)
 
     def rows(self, split: str) -> "pa.Table":
         """The labelled rows of a split, read in place from the object store."""

@@ -4,7 +4,6 @@ Figures are kept by step in `validations/`: Ray's own list forgets those of chec
 """
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ray_app.detectors import MIRROR_VARIABLE, Detector
+from ray_app.detectors import Detector
 from ray_app.detectors.card import DetectorCard, default_slots
 from ray_app.detectors.precision import Precision, resolve_precision
 from ray_app.errors import TouchstoneError
@@ -127,11 +126,8 @@ def _with_folder(job: TrainingJob, name: str, function: Callable[[TrainingJob, P
 
 
 def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
-    if job.mirror is not None:
-        os.environ[MIRROR_VARIABLE] = job.mirror
     device = job.layout.judging_device
-    if device == "cpu":
-        torch.set_num_threads(threads)
+    job.settle_process(device, threads)
     detector = detector_for(job.card, load_trained(job.config, job.card, folder), device=device)
     judged = judge(detector, _loaded(job, split, rows, detector.slots))
     if not len(judged.rows):

@@ -5,7 +5,6 @@ the same steps and report the same number of times; what is decided on the way (
 while they wait for data: Ray Data gives a loader no more work once its machine is to go, so no step may come after which to save.
 """
 
-import os
 import pickle
 import tempfile
 import time
@@ -22,7 +21,6 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.training import checkpoints, ray_data, run_directory, validate
 from ray_app.training.captioner import embedding_batches, word_learner
@@ -57,10 +55,7 @@ class Rank:
     def __init__(self, job: TrainingJob) -> None:
         context = ray.train.get_context()
         self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
-        if job.mirror is not None:
-            os.environ[MIRROR_VARIABLE] = job.mirror
-        if job.layout.device == "cpu":
-            torch.set_num_threads(job.layout.threads)
+        job.settle_process(job.layout.device, job.layout.threads)
         self._checkpoint = ray.train.get_checkpoint()
         self._begun = 0 if self._checkpoint is None else checkpoints.step_of(Path(self._checkpoint.path).name)
         self._stream = self._batches()

@@ -39,6 +39,11 @@ PICTURES = {
 }
 
 
+def pids_of(pool):
+    """The process ids of the children that run."""
+    return [pid for child in pool._children if (pid := child.pid) is not None]
+
+
 @pytest.fixture(scope="module")
 def shared():
     """Two children without torch; tests may kill them."""
@@ -97,7 +102,7 @@ def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_chil
 
 def test_a_child_killed_in_the_middle_costs_one_image(shared):
     async def both() -> tuple[object, object]:
-        victim, other = (stopped(pid) for pid in shared.pids)
+        victim, other = (stopped(pid) for pid in pids_of(shared))
         asked = [asyncio.create_task(shared.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(2)]
         await asyncio.to_thread(wait_until, lambda: shared._free.empty())
         os.kill(victim, signal.SIGKILL)
@@ -110,7 +115,7 @@ def test_a_child_killed_in_the_middle_costs_one_image(shared):
     assert died.status == Status.DECODER_CRASHED
     assert "SIGKILL" in died.detail
     assert prepared(shared, factory.png()).facts.format == "PNG"
-    wait_until(lambda: len(shared.pids) == 2)
+    wait_until(lambda: len(pids_of(shared)) == 2)
 
 
 def test_many_callers_get_their_own_answers(shared):
@@ -128,7 +133,7 @@ def test_many_callers_get_their_own_answers(shared):
 
 def test_the_event_loop_goes_on_while_images_wait(shared):
     async def count() -> int:
-        pids = [stopped(pid) for pid in shared.pids]
+        pids = [stopped(pid) for pid in pids_of(shared)]
         tasks = [asyncio.create_task(shared.prepare(factory.png(), (TINY,), "exact")) for _ in range(4)]
         for _ in range(50):
             await asyncio.sleep(0)
@@ -143,7 +148,7 @@ def test_the_event_loop_goes_on_while_images_wait(shared):
 
 def test_callers_that_go_away_leave_the_protocol_sound(shared):
     async def some_leave() -> list[PreparedImage]:
-        pids = [stopped(pid) for pid in shared.pids]
+        pids = [stopped(pid) for pid in pids_of(shared)]
         leaving = [asyncio.create_task(shared.prepare(factory.jpeg(quality=50 + i), (TINY,), "exact")) for i in range(4)]
         await asyncio.to_thread(wait_until, lambda: shared._free.empty())
         for task in leaving:  # two of them in the middle of an exchange, two waiting
@@ -154,7 +159,7 @@ def test_callers_that_go_away_leave_the_protocol_sound(shared):
         files = [factory.encoded(factory.photo(seed=seed), "PNG") for seed in range(4)]
         answers = [await shared.prepare(data, (TINY,), "exact") for data in files]
         assert [answer.facts.sha256 for answer in answers] == [inspect_bytes(data).sha256 for data in files]
-        assert shared.pids == pids
+        assert pids_of(shared) == pids
         return answers
 
     assert len(asyncio.run(some_leave())) == 4
@@ -164,7 +169,7 @@ def test_close_finishes_what_is_at_work_and_turns_the_rest_away():
     async def closing() -> list[object]:
         pool = IsolatedDecoders(LIMITS, processes=1)
         pool.start()
-        pid = stopped(pool.pids[0])
+        pid = stopped(pids_of(pool)[0])
         asked = [asyncio.create_task(pool.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(3)]
         await asyncio.to_thread(wait_until, lambda: pool._free.empty())
         closing = threading.Thread(target=pool.close)
@@ -188,7 +193,7 @@ def test_children_are_light_and_hold_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
     with closing(IsolatedDecoders(LIMITS, processes=1)) as pool:
         prepared(pool, factory.jpeg())
-        process = Path(f"/proc/{pool.pids[0]}")
+        process = Path(f"/proc/{pids_of(pool)[0]}")
         maps, environment = (process / "maps").read_text(), (process / "environ").read_bytes()
     assert "_imaging" in maps
     assert not [name for name in ("torch", "pyarrow", "_raylet") if name in maps]
@@ -204,7 +209,7 @@ from ray_app.images import ImageLimits
 from ray_app.inference.decoder_pool import IsolatedDecoders
 pool = IsolatedDecoders(ImageLimits(), processes=1)
 pool.start()
-print(*pool.pids, flush=True)
+print(*(child.pid for child in pool._children), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])

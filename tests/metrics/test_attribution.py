@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score, top_k_accuracy_score
 
-from ray_app.metrics.attribution import attribution_of, open_set_auroc
+from ray_app.metrics.attribution import attribution_of, attribution_of_pairs, open_set_auroc
 
 NAMES = ["dalle", "flux", "mj", "sd", "sdxl"]
 
@@ -57,7 +57,8 @@ def test_top_k_is_scikit_learn_s():
 
 
 def test_images_of_unknown_generators_stay_out_of_accuracy():
-    found = attribution_of(["sd", "sd", None, "mj"], ["sd", "new", "new", "sd"], known={"sd", "mj"})
+    pairs = {("sd", "sd"): 1, ("new", "sd"): 1, ("new", None): 1, ("sd", "mj"): 1}
+    found = attribution_of_pairs(pairs, known={"sd", "mj"})
     assert (found.figures["accuracy"].value, found.figures["accuracy"].n) == (0.5, 2)
     assert (found.figures["unknown_named"].value, found.figures["unknown_named"].n) == (0.5, 2)
     assert [row["name"] for row in found.classes] == ["sd"]

@@ -98,7 +98,7 @@ def test_a_store_that_is_asked_too_much_is_asked_less_and_all_is_found(server, m
     before = server.throttled
     assert uris([KeyRange("bucket", "p/")]) == [f"s3://bucket/{key}" for key in NUMBERED[:200]]
     assert server.throttled > before
-    assert key_ranges._gate.open < key_ranges._gate.width
+    assert int(key_ranges._gate._open) < key_ranges._gate.width
     server.throttles = lambda number, under_way: True
     with pytest.raises(StorageError, match="cannot list s3://bucket/p/"):
         split_range(KeyRange("bucket", "p/"), 4)
