@@ -46,8 +46,9 @@ class ChildProcess:
             return
         child.kill()
         child.wait()
-        for pipe in (child.stdin, child.stdout):
-            _close(pipe)
+        for pipe in filter(None, (child.stdin, child.stdout)):
+            with suppress(BrokenPipeError):  # unsent bytes for a child that is gone
+                pipe.close()
 
     def __enter__(self) -> Self:
         return self
@@ -118,12 +119,6 @@ class ChildProcess:
             return f"ended with exit code {code}"
         known = {number.value: number.name for number in signal.Signals}
         return f"died of {known.get(-code, f'signal {-code}')}"
-
-
-def _close(pipe: IO[bytes] | None) -> None:
-    if pipe is not None:
-        with suppress(BrokenPipeError):  # unsent bytes for a child that is gone
-            pipe.close()
 
 
 class ChildDeadline:

@@ -80,7 +80,8 @@ def with_ends(figure: FigureFacts, ends: Ends | None, how: str) -> FigureFacts:
     """The figure with its interval, by the method `how`; or without, for the reason `how`."""
     if ends is None:
         return figure.model_copy(update={"interval": (), "method": "", "why": how})
-    return figure.with_interval(_around(figure, ends), how)
+    value = figure.value or 0.0
+    return figure.with_interval((min(value, ends[0]), max(value, ends[1])), how)
 
 
 def _rates(
@@ -333,9 +334,3 @@ def _ece_ends(ece: FigureFacts, fakes: ScoredClass, reals: ScoredClass, share: f
 
 def _has(figures: Figures, name: str) -> bool:
     return name in figures and figures[name].value is not None
-
-
-def _around(figure: FigureFacts, ends: Ends) -> Ends:
-    """The ends, with the figure between them."""
-    value = figure.value or 0.0
-    return min(value, ends[0]), max(value, ends[1])

@@ -72,11 +72,6 @@ class Listing:
         """How many members all manifests have together."""
         return self.settled_members + self.blocks.members
 
-    @property
-    def block_count(self) -> int:
-        """How many blocks all manifests have together."""
-        return self.settled_blocks + len(self.blocks)
-
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""

@@ -224,7 +224,7 @@ class ScoringRun:
         tally = self.session.passing(begun)
         meter = RunMeter(name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
-        listed = f"{counted(work.members, 'file')} in {counted(work.block_count, 'block')}"
+        listed = f"{counted(work.members, 'file')} in {counted(work.settled_blocks + len(work.blocks), 'block')}"
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)

@@ -20,19 +20,14 @@ _DEFAULT_REGION = "us-east-1"
 
 def table_place(url: str) -> tuple[str, dict[str, str]]:
     """deltalake's URL and options of a place. Raises ConfigError where its package is missing, or for a place of a kind not tried."""
-    require_deltalake()
+    if find_spec("deltalake") is None:
+        raise ConfigError("--table: deltalake is not installed", hint="pip install 'touchstone-forensics[delta]'")
     place, scheme = urls.canonical(url), urls.scheme_of(url)
     if scheme == "file":
         return place, {}
     if scheme != "s3":
         raise ConfigError(f"--table {urls.strip_secrets(url)}: {scheme}:// was never tried for tables", hint=_KINDS)
     return place, s3_options()
-
-
-def require_deltalake() -> None:
-    """Raises ConfigError where the library that writes Delta tables is missing."""
-    if find_spec("deltalake") is None:
-        raise ConfigError("--table: deltalake is not installed", hint="pip install 'touchstone-forensics[delta]'")
 
 
 def s3_options() -> dict[str, str]:

@@ -126,11 +126,7 @@ def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
     tests = [[None if part == "**" else re.compile(_regex(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
-
-    def may_match(folder: str) -> bool:
-        return has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
-
-    return may_match
+    return lambda folder: has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
 
 
 def _reaches_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:
