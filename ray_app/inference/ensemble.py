@@ -400,6 +400,3 @@ def _checked(batch_size: int | None) -> int:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size!r}, and must be a whole number from 1")
     return batch_size
-
-
-__all__: Sequence[str] = ["Ensemble", "load_ensemble", "load_detector"]

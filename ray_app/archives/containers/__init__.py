@@ -23,6 +23,3 @@ def kind_of(name: str) -> str | None:
     """The container format that a file's name announces, in whatever case; None for every other name."""
     name = name.lower()
     return next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending)) if name.endswith(_ALL_ENDINGS) else None
-
-
-__all__ = ["COMPRESSED", "CONTAINERS", "Container", "ContainerLimits", "ContainerFormat", "Reader", "Unopened", "kind_of"]
