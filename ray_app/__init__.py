@@ -35,6 +35,8 @@ def on_first_use(package: str) -> Callable[[str], Any]:
         return {alias.name: str(node.module) for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names}
 
     def offered(name: str) -> Any:
+        if name == "__all__":
+            return list(origins())
         if name not in origins():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(origins()[name]), name)
