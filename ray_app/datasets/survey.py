@@ -67,8 +67,7 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
     told |= {"files": names and names.files, "size_bytes": names and names.size_bytes, "counted": counted, "exact": exact}
     told |= {label: sum(rows[split, label] for split in taken) for label in ("real", "fake")}
     splits = [{"split": one, "real": rows[one, "real"], "fake": rows[one, "fake"], "taken": one in taken} for one in there]
-    published = [one for info in infos for one in info.published]
-    return {**told, "splits": splits, "published": published, "faults": faults}
+    return {**told, "splits": splits, "published": [one for info in infos for one in info.published], "faults": faults}
 
 
 def matched(source: DatasetSource, store: Store) -> Matched:

@@ -113,6 +113,24 @@ def test_the_command_ends_with_2_where_a_split_is_not_there(hub, capsys):
     assert "near it: Manual" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_published_file_is_matched_and_counted(name, tmp_path, monkeypatch):
+    """All names, one row for a thousand: the numbers of files, and of rows where nothing is sampled, are the published ones."""
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for one in published_hub.hub_names():
+            published_hub.publish(server, one)
+        for source in sources("train", name):
+            wanted, told = entries(source), survey.survey(source, Store.open(str(tmp_path)), 0)
+            assert told["files"] == sum(len(published_hub.names_of(entry)) for entry in wanted)
+            made = sum(sum(published_hub.made_rows(entry, published_hub.SCALE)) for entry in wanted)
+            assert told["real"] + told["fake"] == made
+            for one in told["published"]:
+                if one["published"] is not None and one["subset"] not in ("fake", "real"):
+                    assert one["rows"] == pytest.approx(one["published"] / published_hub.SCALE, abs=1)
+
+
 TINY = {
     "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
     "maskclip": MASKCLIP,
@@ -127,7 +145,7 @@ TINY = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_to_its_end_on_its_published_set_at_tiny_width(name, tmp_path, monkeypatch):
-    """The shipped recipe, its sources as they are, on a hub with every published name; a network of its family that begins from nothing."""
+    """The shipped recipe, its sources as they are; a network of its family that begins from nothing."""
     recipe = read_mapping(named_configs("train")[name])
     loop = {key: value for key, value in recipe["loop"].items() if key not in ("epochs", "micro_batch")}
     recipe |= {"card": TINY[name], "initial": {"start": "random"}, "loop": loop | {"batch": 8, "steps": 4}, "cluster": {"cpus": 2}}
@@ -138,7 +156,7 @@ def test_a_recipe_trains_to_its_end_on_its_published_set_at_tiny_width(name, tmp
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         for one in published_hub.hub_names():
-            published_hub.publish(server, one, scale=200 if one == "opendeepfake-preview" else 5000)
+            published_hub.publish(server, one, scale=200 if one == "opendeepfake-preview" else 5000, most=8)
         assert main(["train", str(written), "--out", str(tmp_path / "out")]) == 0
     card = load_card(str(tmp_path / "out" / "card.yaml"))
     facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
