@@ -22,12 +22,8 @@ from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Store, base_of, list_objects, strip_secrets
 
 MOST_BYTES = 64 * 2**30  # of containers: what holds less is counted row by row
-_FILES, _ROWS, _AT_ONCE, _NAMES = (
-    32,
-    64,
-    16,
-    2000,
-)  # sampled of each folder and split; of each file; read at once; compared with a wrong one
+_FILES, _ROWS, _AT_ONCE = 32, 64, 16  # sampled of each folder and split; of each file; read at once
+_NAMES = 2000  # looked through for one near to what is not there
 
 
 class Matched(NamedTuple):
