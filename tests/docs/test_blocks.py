@@ -52,8 +52,6 @@ ELSEWHERE = (
     ("docs/serving.md", "serve deploy", CLUSTER),
     ("docs/serving.md", "kubectl ", KUBERNETES),
     ("docs/serving.md", "docker ", CONTAINERS),
-    ("docs/tables.md", "import polars", "needs Polars, which is no dependency"),
-    ("docs/tables.md", "spark.", "needs Spark"),
     ("docs/training.md", "ray job ", CLUSTER),
     ("docs/trust.md", "touchstone score photos/ --detector unifd", WEIGHTS),
     ("docs/trust.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_calibrated_card.py"),

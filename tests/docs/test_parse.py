@@ -86,14 +86,10 @@ def exists(module, name):
     return name is None or any(map(Path.exists, below)) or re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is not None
 
 
-# Installed where Spark is: no package of this project's.
-ELSEWHERE = {"pyspark", "polars"}
-
-
 @pytest.mark.parametrize("block", of("python"), ids=str)
 def test_python_compiles_and_its_imports_resolve(block):
     tree = ast.parse(block.text)
-    missing = [pair for pair in imported(tree) if pair[0].partition(".")[0] not in ELSEWHERE and not exists(*pair)]
+    missing = [pair for pair in imported(tree) if not exists(*pair)]
     assert not missing, f"{block}: {missing}"
 
 

@@ -54,8 +54,6 @@ def _seen(browser, found):
     """A picture of each page that is the reader's first, and each page's weight."""
     for name, path in found.items():
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        requested = []
-        page.on("request", lambda request, requested=requested: requested.append(request.url))
         page.goto(path.as_uri())
         page.evaluate(EAGER)
         page.evaluate(DECODED)
@@ -68,8 +66,7 @@ def _seen(browser, found):
             page.click(".tile button.frame")
             keep(page, DOCS / "pages" / "enlarged.png")
             page.keyboard.press("Escape")
-        requests = len([url for url in requested if not url.startswith("data:")])
-        yield _NAMES[name], weight_of(path, page) | {"requests": requests, "paper": paper_pages(page)}
+        yield _NAMES[name], weight_of(path, page) | {"paper": paper_pages(page)}
         page.close()
 
 
@@ -84,10 +81,7 @@ def _endpoint(browser, demo):
         page.wait_for_selector("#drop-note:not(:empty)")
         score_one(page, photos[0].name, photos[0].read_bytes())
         bodies = [one.body() for one in transferred if one.request.method == "GET" and one.url.startswith("http")]
-        weight = {
-            "bytes": sum(map(len, bodies)), "gzip": None, "elements": page.evaluate("document.querySelectorAll('*').length"),
-            "picture": 0, "requests": len(transferred), "paper": paper_pages(page),
-        }  # fmt: skip
+        weight = {"bytes": sum(map(len, bodies)), "gzip": None, "picture": 0, "paper": paper_pages(page)}
         keep(page, DOCS / "page.png")
         keep(page, DOCS / "pages" / "endpoint.png")
         page.goto(f"http://127.0.0.1:{port}")
@@ -110,10 +104,10 @@ def keep(page, path: Path) -> None:
 
 
 def _table(weights) -> str:
-    lines = ["| page | HTML | with gzip | requests | elements | largest picture | A4 sheets |", "|---|---|---|---|---|---|---|"]
+    lines = ["| page | HTML | with gzip | largest picture | A4 sheets |", "|---|---|---|---|---|"]
     for name, one in weights.items():
         sizes = [f"{one[key] / 1000:,.0f} kB" if one[key] else "–" for key in ("bytes", "gzip", "picture")]
-        lines.append(f"| {name} | {sizes[0]} | {sizes[1]} | {one['requests']} | {one['elements']:,} | {sizes[2]} | {one['paper']} |")
+        lines.append(f"| {name} | {' | '.join(sizes)} | {one['paper']} |")
     return "\n".join(lines) + "\n"
 
 
