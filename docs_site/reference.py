@@ -51,7 +51,10 @@ def command_pages() -> dict[str, str]:
 
 
 def _command(command: click.Command, parent: click.Context) -> str:
+    """What a command takes; of a group, what each of its commands takes."""
     context = click.Context(command, parent=parent, info_name=command.name)
+    if isinstance(command, click.Group):
+        return "\n\n".join(_command(one, context) for one in command.commands.values())
     usage = f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
     options = [_option(one, context) for one in command.params if isinstance(one, click.Option) and not one.hidden]
     return f"## {context.command_path}\n\n{usage}\n{docstring(command.help)}\n{table(['option', 'value', 'default', 'meaning'], options)}"
