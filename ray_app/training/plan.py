@@ -95,8 +95,8 @@ def plan_lines(planned: Mapping[str, Any]) -> list[str]:
     return [*lines, *_data_lines(planned["data"])] if planned["data"] else lines
 
 
-def source_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What each source holds: files, splits, published numbers, documented faults; and what is of one class alone."""
+def source_lines(sources: Iterable[Mapping[str, Any]], *, one_class: bool = False) -> list[str]:
+    """What each source holds: files, splits, published numbers, documented faults; and what is of one class alone, where that is wrong."""
     lines, counts = [], defaultdict[str, Counter[str]](Counter)
     for source in sources:
         size = "" if source["files"] is None else f": {source['files']:,} files, {source['size_bytes'] / 1e9:,.1f} GB"
@@ -109,7 +109,7 @@ def source_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
         lines += [f"          {one['subset']}  published {one['published']:,}, found {one['rows']:,}" for one in told]
         lines += [f"fault     {line}" for line in source["faults"]]
         counts[source["for"]].update(real=source["real"], fake=source["fake"])
-    ones = [(name, "fake" if count["fake"] else "real") for name, count in counts.items() if not (count["real"] and count["fake"])]
+    ones = [(name, "fake" if count["fake"] else "real") for name, count in counts.items() if not (one_class or all(count.values()))]
     return [*lines, *(f"WARNING   data.{name}: only {label} images are found; a detector needs both" for name, label in ones)]
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 import pytest
 import yaml
 
+from ray_app.attribution.cards import load_describer, load_identifier
 from ray_app.cli.main import main
 from ray_app.config import load_yaml, named_configs, read_mapping
 from ray_app.datasets import DatasetSource, index_source, survey
@@ -15,10 +16,14 @@ from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.plan import source_lines
 from tests import published_hub
+from tests.datajobs.download.conftest import RESOLVE, wild  # noqa: F401 - the fixture
+from tests.detectors.small_clip import small_card
 from tests.hub_server import HubServer
 from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
 
-RECIPES = ("community-forensics", "maskclip", "openfake-swinv2", "openfake-swinv2-v2", "siglip2")
+NETWORKS = ("community-forensics", "maskclip", "openfake-swinv2", "openfake-swinv2-v2", "siglip2")
+HEADS = ("dflip-identify", "dflip-unifd")  # on what a frozen CLIP makes of images
+RECIPES = (*NETWORKS, *HEADS)
 PROTOCOLS = ("community-forensics", "dflip", "open-deepfake", "openfake-v1", "openfake-v2", "openfake-v2-reddit", "opensdi")
 SCALE, MOST = 10_000, 3
 
@@ -67,7 +72,7 @@ def test_what_a_dry_run_counts_is_what_was_published(kind, name, hub, tmp_path):
         fake, real = (sum(published_hub.made_rows(entry, SCALE)[place] for entry in wanted) for place in (0, 1))
         told = survey.survey(source, store, 0)
         assert told["files"] == sum(len(published_hub.names_of(entry, MOST)) for entry in wanted)
-        assert told["indexed"] == (name == "dflip"), "shards have no footers"
+        assert told["indexed"] == name.startswith("dflip"), "shards have no footers"
         about = pytest.approx((fake, real), abs=0 if told["exact"] else 5 + 0.1 * (fake + real))
         assert (told["fake"], told["real"]) == about
         counted = survey.survey(source, store)
@@ -121,8 +126,8 @@ def test_every_published_file_is_matched_and_counted(name, tmp_path, monkeypatch
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         for one in published_hub.hub_names():
             published_hub.publish(server, one)
-        for source in sources("train", name):
-            wanted, told = entries(source), survey.survey(source, Store.open(str(tmp_path)), 0)
+        for number, source in enumerate(sources("train", name)):
+            wanted, told = entries(source), survey.survey(source, Store.open(str(tmp_path / str(number))), 0)
             assert told["files"] == sum(len(published_hub.names_of(entry)) for entry in wanted)
             made = sum(sum(published_hub.made_rows(entry, published_hub.SCALE)) for entry in wanted)
             assert told["real"] + told["fake"] == made
@@ -143,7 +148,7 @@ TINY = {
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_recipe_trains_to_its_end_on_its_published_set_at_tiny_width(name, tmp_path, monkeypatch):
     """The shipped recipe, its sources as they are; a network of its family that begins from nothing."""
     recipe = read_mapping(named_configs("train")[name])
@@ -164,3 +169,69 @@ def test_a_recipe_trains_to_its_end_on_its_published_set_at_tiny_width(name, tmp
     splits = facts["data"]["splits"]
     assert all(split["real"] and split["fake"] for split in splits.values()), "both classes are learned and judged"
     assert facts["test"]["auc"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_trains_to_its_end_on_its_published_set_at_tiny_width(name, tmp_path, monkeypatch, capsys):
+    """The shipped recipe, its sources as they are, on a CLIP of 0.1 M parameters; of so few images more are held out, for the threshold."""
+    out, (_, clip) = tmp_path / "out", small_card(tmp_path, feature="projected", normalise=False)
+    recipe = read_mapping(named_configs("train")[name])
+    recipe |= {"detector": str(clip), "card": {}, "cluster": {"cpus": 2}}
+    recipe["data"] |= {"validation": {"groups": 0.3}}
+    if name == "dflip-identify":
+        recipe["identify"] |= {"abstains": 0.2, "fewest": 5}
+    written = tmp_path / "recipe.yaml"
+    written.write_text(yaml.safe_dump(recipe))
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        published_hub.publish(server, "dflip3k")
+        assert main(["train", str(written), "--dry-run"]) == 0
+        assert "WARNING" not in capsys.readouterr().out, "naming generators needs no reals"
+        assert main(["train", str(written), "--out", str(out)]) == 0
+    facts = json.loads((out / "metrics.json").read_text())
+    if name == "dflip-unifd":
+        assert load_card(str(out / "card.yaml")).training_data.licence == "CC BY-NC 4.0"
+        assert all(split["real"] and split["fake"] for split in facts["data"]["splits"].values())
+        assert facts["test"]["auc"] is not None
+    else:
+        assert set(load_identifier(out / "identifier.yaml").classes) == {"aura_flow", "sd_1.5"}
+        assert (facts["test"]["n_known"], facts["test"]["n_real"]) == (16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_prompts_of_dflip_s_first_version_train_to_their_end_at_tiny_width(wild, tmp_path, capsys):  # noqa: F811
+    """pd.json in the published form, its urls collected, one of them dead; what is collected goes into the shipped recipe as it is."""
+    columns, out, (_, clip) = published_hub.facts("dflip-3k-v1")["columns"], tmp_path / "out", small_card(tmp_path)
+    records = {}
+    for number in range(40):
+        words = (
+            wild.url("h1", f"{'gone' if number == 7 else 'good'}/{number}.x"),
+            f"a lighthouse in fog, view {number} <lora:foo:0.6>",
+            "mix_v2",
+        )
+        records[f"{number:07}"] = dict(zip(columns, words, strict=True))
+    (tmp_path / "pd.json").write_text(json.dumps(records))
+    settings = ["allow_private=true", f"resolve={json.dumps(RESOLVE)}", "retry.base_s=0.01"]
+    assert main(["data", "collect", str(tmp_path / "pd.json"), "--out", str(tmp_path / "collected"), *set_to(settings)]) == 0
+    source = f"[{{at: {tmp_path / 'collected' / 'collected.parquet'}, layout: columns}}]"
+    settings = [f"data.train={source}", "data.licence=CC BY-NC 4.0", f"detector={clip}", "cluster.cpus=2", "loop={epochs: 1, batch: 8}"]
+    settings += ["describe.vocabulary=300", "describe.architecture={config: {n_embd: 32, n_layer: 1, n_head: 2}}"]
+    assert main(["train", "prompt-prefix", "--dry-run", *set_to(settings)]) == 0
+    told = capsys.readouterr().out
+    assert "39 rows: 0 real, 39 fake" in told
+    assert "WARNING" not in told
+    assert main(["train", "prompt-prefix", "--out", str(out), *set_to(settings)]) == 0
+    facts = json.loads((out / "metrics.json").read_text())
+    assert facts["n"]["validation"] == 39 - facts["data"]["splits"]["train"]["images"] > 0
+    assert all("lighthouse in fog" in one["prompt"] and "lora" not in one["prompt"] for one in facts["examples"]["validation"])
+    assert load_describer(out / "describer.yaml").licence == "CC BY-NC 4.0"
+
+
+def set_to(settings: list[str]) -> list[str]:
+    """The words of a command line."""
+    return [word for one in settings for word in ("--set", one)]
