@@ -61,7 +61,11 @@ class DetectorOutputs:
 
     def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
         """The columns of one kind and view, by detector."""
-        return {key.detector: column for key, column in self.columns.items() if key.kind == kind and key.view == view}
+        found = {}
+        for key, column in self.columns.items():
+            if key.kind == kind and key.view == view:
+                found[key.detector] = column
+        return found
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
         """The columns of one kind in every view but the clean one, by the view's name and by detector."""

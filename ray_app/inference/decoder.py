@@ -255,7 +255,9 @@ class BatchDecoder:
             del data, file
         with self._clock("prepare"):
             pixels: tuple[Pixels | Ragged, ...] = self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
-            views = [self._batch_view(prepared, kept, place, view) for place, view in enumerate(self._spec.views if pixels else ())]
+            views = []
+            for place, view in enumerate(self._spec.views if pixels else ()):
+                views.append(self._batch_view(prepared, kept, place, view))
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
             return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
 

@@ -7,7 +7,7 @@ done by an object that a test may replace: `DeviceMeter`, and what makes buffers
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -100,6 +100,14 @@ class DeviceMeter:
             torch.cuda.synchronize(self._device)
 
 
+class MeasuredBatch(NamedTuple):
+    """A batch of so many images: images per second, and the share of the device's memory that it took."""
+
+    size: int
+    rate: float
+    memory_share: float
+
+
 def batch_sizes(slots: int, most: int) -> list[int]:
     """What is tried, ascending: a decoded batch of `slots` in whole parts, down to an eighth of it, and several of them, up to `most`."""
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
@@ -108,34 +116,35 @@ def batch_sizes(slots: int, most: int) -> list[int]:
     return parts
 
 
-def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter) -> dict[int, float]:
-    """Images per second by size, from runs of these sizes, ascending, until one is too much: for memory, with an error or beyond
-    `MOST_MEMORY`, or for a kernel that indexes with 32 bits. Raises where not even the smallest runs.
+def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter) -> list[MeasuredBatch]:
+    """Run batches of these sizes, ascending, until one is too much: for memory, with an error or beyond `MOST_MEMORY`, or for a kernel that
+    indexes with 32 bits. Raises where not even the smallest runs.
     """
-    rates: dict[int, float] = {}
+    measured: list[MeasuredBatch] = []
     meter.peak_share()
     for size in sizes:
         try:
             run(size)
             seconds = min(meter.seconds(lambda size=size: run(size)) for _ in range(ROUNDS))  # type: ignore[misc]
         except RuntimeError:  # of which OutOfMemoryError is one
-            if not rates:
+            if not measured:
                 raise
             break
-        if meter.peak_share() > MOST_MEMORY and rates:
+        share = meter.peak_share()
+        if share > MOST_MEMORY and measured:
             break
-        rates[size] = size / seconds
+        measured.append(MeasuredBatch(size, size / seconds, share))
         if seconds > LONGEST_S:
             break
     meter.forget()
-    return rates
+    return measured
 
 
-def paying_batch(measured: Mapping[int, float], pieces: Sequence[int] = ()) -> int:
+def paying_batch(measured: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
     """The smallest size whose rate is within 5 % of the best. `pieces`: how many images come together, whose last batch is filled up
     with nothing; none: as many as one likes.
     """
-    rates = {size: rate * _filled(size, pieces) for size, rate in measured.items()}
+    rates: Mapping[int, float] = {one.size: one.rate * _filled(one.size, pieces) for one in measured}
     return min(size for size, rate in rates.items() if rate >= (1 - NEAR) * max(rates.values()))
 
 

@@ -34,7 +34,9 @@ def stability_column(views: Sequence[Scores], kind: pa.ListType, has_score: npt.
     """
     viewed = has_score & np.any([np.isfinite(column) for view in views for column in view.values()], axis=0)
     columns = [np.stack([view[name] for view in views], axis=1)[viewed].ravel() for name in views[0]]
-    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    children = []
+    for column in columns:
+        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
     values = pa.StructArray.from_arrays(children, fields=list(kind.value_type))
     offsets = np.concatenate([[0], np.cumsum(viewed) * len(views)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(~viewed))
@@ -172,7 +174,9 @@ def described_columns(described: Sequence[Caption | None], has_score: np.ndarray
 
 
 def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
-    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    children = []
+    for column in columns:
+        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
 
 
@@ -256,7 +260,9 @@ def block_tables(
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
         vectors = scored.outputs.of(EMBEDDINGS)
-        kept = {name: feature_rows(ids.to_numpy(), vectors[name], name, facts) for name, facts in (features or {}).items()}
+        kept = {}
+        for name, facts in (features or {}).items():
+            kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
         bad, failures = 0, []
         for row, outcome in enumerate(scored.outcomes):
             bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)

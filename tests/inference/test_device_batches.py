@@ -103,7 +103,7 @@ def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
     ],
 )
 def test_a_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
-    assert list(measured_with(meter)) == sizes
+    assert [one.size for one in measured_with(meter)] == sizes
 
 
 def test_what_fails_on_the_smallest_batch_is_said():
