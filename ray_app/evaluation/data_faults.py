@@ -25,7 +25,7 @@ from ray_app.storage import Fetcher, Store
 PROMPTED = pa.schema([("image_id", pa.int64()), ("generator", pa.string()), ("prompt", pa.string())])
 LEAST, EACH, MOST = 10, 64, 4096  # pairs that a sentence takes; images that are looked at, of one generator and of all
 _LOWEST = f"""SELECT generator, unnest(min_by({{image_id: image_id, prompt: prompt}}, image_id, {EACH}), recursive := true) FROM prompted
-    WHERE prompt IS NOT NULL AND generator IS NOT NULL GROUP BY generator ORDER BY count(*) DESC, generator LIMIT {MOST}"""  # noqa: S608 - numbers
+    GROUP BY generator ORDER BY count(*) DESC, generator LIMIT {MOST}"""  # noqa: S608 - numbers
 _MOST_FILES = 20_000
 
 
@@ -35,13 +35,18 @@ def prompts_beside_images(tables: Iterable[pa.Table], pictures: Callable[[list[i
 
     Of very many generators those with the most images. Raises ConfigError for a folder that holds no CLIP.
     """
+    paired = pc.field("prompt").is_valid() & pc.field("generator").is_valid()
+    prompted = (table.cast(PROMPTED).filter(paired) for table in tables)
+    if clip is None:
+        told = "Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."
+        return [told] if any(map(len, prompted)) else []
     import duckdb
 
-    batches = (batch for table in tables for batch in table.cast(PROMPTED).to_batches())
+    batches = (batch for table in prompted for batch in table.to_batches())
     lowest: Any = duckdb.from_arrow(pa.RecordBatchReader.from_batches(PROMPTED, batches)).query("prompted", _LOWEST)
     rows = sorted(lowest.fetchall(), key=lambda row: row[:2])
-    if not rows or clip is None:
-        return ["Whether prompts belong to their images was not looked at: that takes CLIP's weights (clip=FOLDER)."] if rows else []
+    if not rows:
+        return []
     model, found = PromptClip(clip), []
     seen = dict(model.embedded(pictures([image_id for _, image_id, _ in rows])))
     for name in dict.fromkeys(name for name, _, _ in rows):

@@ -124,12 +124,13 @@ def evaluate_command(config: EvaluateConfig) -> str:
     """The command line that evaluates as a config says."""
     settings, usual = config.model_dump(mode="json"), EvaluateConfig().model_dump(mode="json")
     words = ["touchstone", "evaluate", *(strip_secrets(one) for one in config.at)]
-    for name in ("out", "labels", "protocol", "layout", "key", "split", "intervals"):
+    options = ("out", "labels", "protocol", "layout", "key", "split", "intervals", "regenerated")
+    for name in options:
         if settings[name] is not None and settings[name] != usual[name]:
             words += [f"--{name}", strip_secrets(settings[name])]
     words += options_of(settings["score"], usual["score"], "score.")
-    for name in ("arguments", "leave_out_faults", "title", "bootstrap", "sample", "thumbnails", "clip", "seed"):
-        if settings[name] != usual[name]:
+    for name in settings:  # what no option above says; `tasks` decides no figure
+        if name not in (*options, "at", "score", "tasks") and settings[name] != usual[name]:
             words += [word for key, one in _flat(name, settings[name], usual[name]) for word in ("--set", f"{key}={one}")]
     return shlex.join(words)
 

@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
@@ -170,6 +171,5 @@ def _labelled(at: str, own: str, limit: int) -> tuple[list[archives.ManifestMemb
             labels = labelling.labels_of(item, Folders())
             known = {"label": labels.label, "generator": labels.generator} if labels else None
         if known is not None:  # else no image
-            identity = (archives.image_id(item), item.uri, item.member, item.occurrence, item.version, item.size_bytes)
-            members.append(archives.ManifestMember(*identity, 0, 0, known, item.place, item.refused))
+            members.append(replace(archives.as_member(item), input=known))
     return members, archive.fetcher.guard

@@ -50,6 +50,15 @@ MASKCLIP = {
     },
     "preprocessing": {"resize": {"size": 64}},
 }
+# By recipe that reads a published set: a card of its family, tiny.
+TINY = {
+    "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
+    "openfake-swinv2": SWIN,
+    "openfake-swinv2-v2": SWIN,
+    "siglip2": SIGLIP,
+    "maskclip": MASKCLIP,
+}
+
 DETECTORS = {
     "vit": ("community-forensics-vits384", VIT),
     "residual": ("touchstone-tiny", RESIDUAL),

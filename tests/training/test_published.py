@@ -19,7 +19,7 @@ from tests import published_hub
 from tests.datajobs.download.conftest import RESOLVE, wild  # noqa: F401 - the fixture
 from tests.detectors.small_clip import small_card
 from tests.hub_server import HubServer
-from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
+from tests.training.small_recipes import TINY
 
 NETWORKS = ("community-forensics", "maskclip", "openfake-swinv2", "openfake-swinv2-v2", "siglip2")
 HEADS = ("dflip-identify", "dflip-unifd")  # on what a frozen CLIP makes of images
@@ -134,15 +134,6 @@ def test_every_published_file_is_matched_and_counted(name, tmp_path, monkeypatch
             for one in told["published"]:
                 if one["published"] is not None and one["subset"] not in ("fake", "real"):
                     assert one["rows"] == pytest.approx(one["published"] / published_hub.SCALE, abs=1)
-
-
-TINY = {
-    "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
-    "maskclip": MASKCLIP,
-    "openfake-swinv2": SWIN,
-    "openfake-swinv2-v2": SWIN,
-    "siglip2": SIGLIP,
-}
 
 
 @pytest.mark.slow

@@ -28,18 +28,10 @@ from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
 from tests.detectors.small_frozen import seeded_frozen
 from tests.training.made import picture
-from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
+from tests.training.small_recipes import TINY, VIT
 
 FILES = named_configs("train")
 STEPS, MADE, BATCH = 20, 6, 8  # of a small training, and those that are made
-
-TINY = {
-    "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
-    "openfake-swinv2": SWIN,
-    "openfake-swinv2-v2": SWIN,
-    "siglip2": SIGLIP,
-    "maskclip": MASKCLIP,
-}
 
 
 def altered():
