@@ -85,7 +85,8 @@ def test_the_time_of_an_image_is_a_detectors_own_only_where_it_was_measured_alon
 
 def test_the_command_of_an_evaluation_makes_the_same_settings_again():
     config = EvaluateConfig(at=("s3://key:secret@bucket/photos",), out="figures", protocol="grip", split="test", seed=3,
-                            regenerated="again", score=ScoreConfig(detectors=("unifd", "npr"), perturb=("standard",), limit=9, batch_slots=7))  # fmt: skip
+                            regenerated="again",
+                            score=ScoreConfig(detectors=("unifd", "npr"), perturb=("standard",), limit=9, batch_slots=7))  # fmt: skip
     words = shlex.split(evaluate_command(config))
     assert "secret" not in " ".join(words)
     parsed = touchstone.commands["evaluate"].make_context("evaluate", words[2:]).params
