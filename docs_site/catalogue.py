@@ -1,18 +1,21 @@
-"""What is shipped by name: detectors, ensembles, recipes, protocols (`pages`)."""
+"""What is shipped by name: detectors, ensembles, recipes, protocols, layouts, perturbations (`pages`)."""
 
 from typing import Any
 
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.config import load_yaml, named_configs
 from ray_app.datasets.known_faults import faults_of
-from ray_app.detectors import DetectorCard, list_cards
+from ray_app.datasets.layouts import LAYOUTS, DatasetLayout
+from ray_app.datasets.layouts.rules import PublishedLayout
+from ray_app.detectors import DetectorCard, list_cards, variants_of
 from ray_app.ensembles import EnsembleCard, load_ensemble_card
 from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.training.config import TrainConfig
+from ray_app.transforms.perturbations import PerturbationList
 
 
 def pages() -> dict[str, str]:
-    """Four pages, by name."""
+    """Six pages, by name."""
     return {
         "detectors": _page("Detectors", "Every detector that is shipped, as its card states it.", map(_detector, list_cards())),
         "ensembles": _page(
@@ -25,6 +28,19 @@ def pages() -> dict[str, str]:
         ),
         "protocols": _page(
             "Protocols", "Every protocol of `touchstone evaluate`.", map(_protocol, map(load_protocol, named_configs("evaluate")))
+        ),
+        "layouts": _page(
+            "Layouts of data sets",
+            "Every layout of `touchstone data index`, with its `arguments`: those of code, then published sets.",
+            [
+                *(_layout(name, kind) for name, kind in LAYOUTS.items()),
+                *(_published(load_yaml(path, PublishedLayout)) for path in named_configs("layouts").values()),
+            ],
+        ),
+        "perturbations": _page(
+            "Lists of perturbations",
+            "Every list of `--perturb`, with the names of its views.",
+            (_perturbations(load_yaml(path, PerturbationList)) for path in named_configs("perturb").values()),
         ),
     }
 
@@ -70,11 +86,17 @@ def _detector(card: DetectorCard) -> str:
             "demonstration": "yes: not for decisions about any image" if card.demonstration else "",
             "cannot see": prose(" ".join(card.blind_to)),
             "source": prose(f"{card.citation} {card.source}"),
-            "variants": ", ".join(code(f"{card.name}:{variant}") for variant in card.variants),
+            "variants": ", ".join(_variant(card, one) for one in variants_of(card)),
         },
         table(["set", "figure", "value", "images", "recomputed by us", "source"], figures) if figures else "",
         _notes(card.notes),
     )
+
+
+def _variant(card: DetectorCard, variant: DetectorCard) -> str:
+    """Its name, and which file it loads if that is another."""
+    own = variant.weights
+    return code(variant.name) + (f" ({code(own.uri)}, SHA-256 {code(own.sha256 or 'unknown')})" if own.uri != card.weights.uri else "")
 
 
 def _input(card: DetectorCard) -> str:
@@ -132,3 +154,20 @@ def _protocol(protocol: Protocol) -> str:
         },
         _notes([*protocol.notes, *(f"A documented fault of the data: {one.what} ({one.source})." for one in faults)]),
     )
+
+
+def _layout(name: str, kind: type[DatasetLayout]) -> str:
+    arguments = [f"`{key}` ({'required' if field.is_required() else f'else {field.default}'})" for key, field in kind.model_fields.items()]
+    return f"## {name}\n\n{docstring(kind.__doc__)}\n{prose('Arguments: ' + ', '.join(arguments)) if arguments else ''}\n"
+
+
+def _published(layout: PublishedLayout) -> str:
+    facts = {"title": prose(layout.title), "layout": f"[{layout.layout}](#{layout.layout})", "source": prose(layout.source)}
+    return _entry(layout.name, facts, prose(layout.note))
+
+
+def _perturbations(listed: PerturbationList) -> str:
+    views = [one.name for one in (*listed.perturbations, *listed.families)]
+    absent = [f"`{one.name}`: {one.why}" for one in listed.absent]
+    facts = {"source": prose(listed.source), "views": ", ".join(map(code, views)), "not done": prose("; ".join(absent))}
+    return _entry(listed.name, facts, prose(listed.note))

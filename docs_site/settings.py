@@ -1,4 +1,4 @@
-"""The keys of every config, from its model: `pages`."""
+"""The keys of every config and of every card, from its model: `pages`."""
 
 import re
 import types
@@ -14,16 +14,23 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from docs_site.markdown import code, prose, table
+from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datajobs.generate.config import GenerateConfig
+from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard
 from ray_app.datajobs.shards.config import FilterConfig, PackConfig
+from ray_app.datasets.layouts.rules import PublishedLayout
 from ray_app.datasets.split_index import SplitConfig
+from ray_app.detectors import DetectorCard
+from ray_app.ensembles import EnsembleCard
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.config import EvaluateConfig
+from ray_app.evaluation.protocols import Protocol
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.forecast.rates import ClusterDescription
 from ray_app.serving.config import ServeConfig
 from ray_app.training.config import TrainConfig
+from ray_app.transforms.perturbations import PerturbationList
 
 CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "score": (ScoreConfig, "touchstone score"),
@@ -37,14 +44,54 @@ CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "pack": (PackConfig, "touchstone data pack"),
     "filter": (FilterConfig, "touchstone runs filter"),
 }
-_PAGES = {model: name for name, (model, _) in CONFIGS.items()}
+# Other files that a user may write: the model, what it is, and where the shipped ones lie.
+CARDS: dict[str, tuple[type[BaseModel], str, str]] = {
+    "detector": (DetectorCard, "A detector's card", "configs/detectors"),
+    "ensemble": (EnsembleCard, "An ensemble's card", "configs/ensembles"),
+    "identifier": (IdentifierCard, "An identifier's card", "configs/identifiers"),
+    "describer": (DescriberCard, "A describer's card", "configs/describers"),
+    "pipeline": (PipelineCard, "A pipeline's card", "configs/generate"),
+    "protocol": (Protocol, "A protocol of evaluation", "configs/evaluate"),
+    "perturbations": (PerturbationList, "A list of perturbations", "configs/perturb"),
+    "layout": (PublishedLayout, "A layout of a data set", "configs/layouts"),
+    "cluster": (ClusterDescription, "A cluster, for touchstone plan", "configs/clusters"),
+}
+_PAGES = {model: f"config-{name}" for name, (model, _) in CONFIGS.items()} | {model: f"card-{name}" for name, (model, *_) in CARDS.items()}
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "at least", "max_length": "at most"}
 
 
+# Of keys that many cards have, and whose models say no more than the name.
+_PLAIN = {
+    "name": "what it is called, in commands and results",
+    "title": "what it is called, for people",
+    "family": "which code builds the network: one of `ray_app/detectors/families`, or an entry point of the group `touchstone.families`",
+    "arguments": "what it is built with, by name",
+    "licence": "an SPDX identifier, or a name",
+    "licence_note": "what the licence leaves open",
+    "citation": "whom to cite",
+    "source": "where that is published",
+    "note": "what a reader should know of it",
+    "notes": "what a reader should know, a sentence each",
+    "demonstration": "not for decisions about any image; every result says so",
+    "sha256": "of the file, in hex",
+    "n_real": "real images that this rests on",
+    "n_fake": "generated images that this rests on",
+    "seed": "what is drawn follows from it",
+}
+_READING = "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours."
+
+
 def pages() -> dict[str, str]:
-    """A page for each config, by its name."""
-    return {name: _page(model, command) for name, (model, command) in CONFIGS.items()}
+    """A page for each config and each card, by its name."""
+    made = {}
+    for name, (model, command) in CONFIGS.items():
+        told = f"The keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. {_READING}"
+        made[f"config-{name}"] = "\n\n".join([f"# Settings of {command}", told, *_parts(model, command)])
+    for name, (model, title, folder) in CARDS.items():
+        told = f"The keys of `{model.__name__}`, a YAML file; those that are shipped lie in `{folder}`. {_READING}"
+        made[f"card-{name}"] = "\n\n".join([f"# {title}", told, prose(_told(model)[0]), *_parts(model)])
+    return made
 
 
 class ConfigKey(NamedTuple):
@@ -55,13 +102,19 @@ class ConfigKey(NamedTuple):
     owner: type[BaseModel]
 
 
-def _page(model: type[BaseModel], command: str) -> str:
-    rows = [[code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))] for key in keys_of(model)]
-    return (
-        f"# Settings of {command}\n\nThe keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. "
-        "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours.\n\n"
-        f"{table(['key', 'value', 'default', 'meaning'], rows)}"
-    )
+def _parts(model: type[BaseModel], command: str = "", prefix: str = "", told: set[type] | None = None) -> Iterator[str]:
+    """A table of the keys, and below it each section under its own heading; what a section is for is told once."""
+    told = {model} if told is None else told
+    keys = [ConfigKey(prefix + (field.alias or name), field, model) for name, field in model.model_fields.items()]
+    rows = [[code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))] for key in keys]
+    yield table(["key", "value", "default", "meaning"], rows)
+    for key in keys:
+        sections = [(section, key.path + below) for section, below in _sections(key.field.annotation) if section not in _PAGES]
+        for section, path in sections:
+            yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
+            yield "" if section in told else prose(_told(section)[0])
+            told.add(section)
+            yield from _parts(section, command, f"{path}.", told)
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
@@ -82,11 +135,20 @@ def meaning_of(key: ConfigKey, command: str) -> str:
     if key.path == name and (said := _option_help(command, name)):
         return said
     for model in key.owner.__mro__:
-        stated = _words_of(model)
-        if found := re.search(rf"(?:`\w+`, )*`{name}`(?:, `\w+`)*: (.+?)\.?(?=$| (?:`\w+`, )*`\w+`: )", stated):
-            return found[1]
+        if issubclass(model, BaseModel) and name in (said := _told(model)[1]):
+            return said[name]
     sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
-    return sections[0].partition(". ")[0].rstrip(".") if sections else ""
+    if sections:
+        return re.split(r"\.(?= [A-Z`]|$)", sections[0])[0]
+    return _PLAIN.get(name, "") if key.path == name or name != "name" else ""  # a section's `name` is whose the section says
+
+
+def _told(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
+    """A model's docstring: what comes before single keys, and what is said of each (`key`: …, or `one`, `other`: …)."""
+    names = "|".join(model.model_fields) or "-"
+    lead, *rest = re.split(rf"((?:`(?:{names})`(?:, | and ))*`(?:{names})`): ", _words_of(model))
+    said = zip(rest[::2], rest[1::2], strict=True)
+    return lead.strip(), {name: text.strip().rstrip(".;") for keys, text in said for name in re.findall(r"\w+", keys) if name != "and"}
 
 
 def _words_of(model: type) -> str:
@@ -150,7 +212,7 @@ def _words(annotation: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"keys with {_words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[{_PAGES[annotation]}](config-{_PAGES[annotation]}.md)" if annotation in _PAGES else "section"
+        return f"[{_PAGES[annotation].partition('-')[2]}]({_PAGES[annotation]}.md)" if annotation in _PAGES else "section"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(code(str(one.value)) for one in annotation)
     return code(getattr(annotation, "__name__", str(annotation)))

@@ -1,8 +1,8 @@
-"""The tables of docs/formats.md, held to the code."""
+"""The table of formats in docs/formats.md, held to the code."""
 
 from pathlib import Path
 
-from ray_app.images import BatchLimits, ImageLimits
+from ray_app.images import BatchLimits
 from ray_app.images.decode import FORMATS
 from ray_app.images.limits import LARGEST
 from ray_app.serving.config import RequestLimits
@@ -17,11 +17,9 @@ def table(head: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in body]
 
 
-def stated(name: str, value: float) -> str:
+def stated(pixels: int) -> str:
     """A limit as the page writes it."""
-    if name.endswith("_bytes"):
-        return f"{value // 2**20} MiB"
-    return f"{value // 10**6} MP" if name.endswith("_pixels") else f"{value:,.0f}"
+    return f"{pixels // 10**6} MP"
 
 
 def test_every_format_stands_there_with_its_limit_and_whether_the_endpoint_takes_it():
@@ -30,14 +28,5 @@ def test_every_format_stands_there_with_its_limit_and_whether_the_endpoint_takes
     limits, endpoint = BatchLimits(), RequestLimits().formats
     for name, (_, _, _, largest, served) in rows.items():
         is_largest = name in LARGEST or name == "RAW"  # the preview in it is a JPEG
-        assert largest == stated("max_pixels", limits.max_pixels if is_largest else limits.max_whole_pixels), name
+        assert largest == stated(limits.max_pixels if is_largest else limits.max_whole_pixels), name
         assert served == ("yes" if name in endpoint else "no"), name
-
-
-def test_limits_are_those_of_batch_and_endpoint():
-    rows = table("limit")
-    assert [row[0].strip("`") for row in rows] == list(ImageLimits.model_fields)
-    for name, batch, endpoint, _ in rows:
-        name = name.strip("`")
-        other = getattr(ImageLimits(), name) or ImageLimits().max_pixels
-        assert (batch, endpoint) == (stated(name, getattr(BatchLimits(), name)), stated(name, other)), name

@@ -81,7 +81,7 @@ def serve(
     touchstone serve --ensemble fusion-clip-corvi --port 8080
     TOUCHSTONE_TOKENS=… touchstone serve --host 0.0.0.0
 
-    On a cluster: `serve deploy configs/serve/ensemble.yaml`. Tokens, limits, metrics, updates: docs/serving.md.
+    On a cluster: `serve deploy configs/serve/ensemble.yaml`. Metrics, updates: docs/serving.md; tokens, limits: docs/endpoint-limits.md.
     """
     from ray_app.config import validate
     from ray_app.serving import ServeConfig

@@ -154,7 +154,7 @@ class Lease:
                 f"{url}: this store has no conditional writes ({_SAYS if self._store.is_exclusive else _UNTRIED}): two commands that write "
                 "into one directory would not notice each other",
                 hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
-                "directory at the same time, say so by the key `unguarded` (docs/archives.md)",
+                "directory at the same time, say so by the key `unguarded` (docs/continuing.md)",
             )
         _log.warning("lease_unguarded url=%s lost=%r", url, "nothing stops two commands from writing into this directory at once")
 

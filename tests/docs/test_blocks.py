@@ -24,7 +24,7 @@ ELSEWHERE = (
     ("CONTRIBUTING.md", "make ", "is what runs these tests"),
     ("UPGRADING.md", "", "tests/test_upgrading.py"),
     ("README.md", "", "tests/test_readme.py"),
-    ("docs/index.md", "make demo", "the demo as the README runs it; tests/test_readme.py"),
+    ("docs/index.md", "pip ", "installs; tests/test_distribution.py"),
     ("docs/python.md", "", "tests of the Python API"),
     ("docs/tutorials/", "", "tests/docs/test_journeys.py"),
     ("docs/profile.md", "", "tests/test_profile_walk.py"),
@@ -45,7 +45,7 @@ ELSEWHERE = (
     ("docs/detectors.md", "touchstone score photos --detector imdlbenco", "scores with the card of the line before"),
     ("docs/detectors.md", "touchstone score photos --detector my-head", "scores with the head that the line before fits"),
     ("docs/evaluation.md", "touchstone evaluate SOURCE", WEIGHTS),
-    ("docs/evaluation.md", "touchstone evaluate PHOTOS", HOURS),
+    ("docs/perturbations.md", "touchstone evaluate PHOTOS", HOURS),
     ("docs/formats.md", "curl -s https://example.org", INTERNET),
     ("docs/heads.md", "touchstone detectors", WEIGHTS),
     ("docs/serving.md", "touchstone serve", FOREVER),
@@ -57,6 +57,8 @@ ELSEWHERE = (
     ("docs/trust.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_calibrated_card.py"),
     ("docs/trust.md", "touchstone score archive/ --ensemble mine.yaml", "needs the calibrated card of the line before"),
     ("docs/trust.md", "touchstone results archive-run --fdr", "needs the calibrated card of the lines before"),
+    ("docs/calibration.md", "touchstone score archive/ --ensemble mine.yaml", "scores with the card of the line before"),
+    ("docs/calibration.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_cascade.py"),
     ("docs/trust.md", "touchstone runs audit archive-run --draw 300", "draws more pictures than there are here; tests/cli/test_trust.py"),
 )  # fmt: skip
 # What a page leaves for its reader to name, and what that is here.
@@ -118,9 +120,10 @@ def inputs(s3, tmp_path_factory):
     for path in pictures[1:5]:
         s3.client().upload_file(str(path), "bucket", f"archive/{path.name}")
     with sample.labels.open(newline="") as source, (folder / "labels.csv").open("w", newline="") as target:
-        table = csv.DictWriter(target, ["sha256", "label", "generator"], extrasaction="ignore")
+        table = csv.DictWriter(target, ["sha256", "uri", "label", "generator"], extrasaction="ignore")
         table.writeheader()
-        table.writerows(csv.DictReader(source))
+        renamed = str(pictures[0].relative_to(folder))
+        table.writerows(row | {"uri": row["uri"].replace(renamed, "archive/photo.jpg")} for row in csv.DictReader(source))
     with pytest.MonkeyPatch.context() as here, without_ray():
         here.chdir(folder)
         assert main(["score", "archive", "--ensemble", "tiny", "--out", "run", "--table", "verdicts"]) == 0
@@ -142,4 +145,4 @@ def test_the_blocks_of_a_page_run(page, inputs, programs):
 
 def test_the_pages_that_run_are_these():
     """So that a page which comes to be left out by a wide line of the table is noticed."""
-    assert {f"docs/{name}.md" for name in ("detectors", "evaluation", "formats", "runs", "tables", "trust")} <= set(RUNNABLE)
+    assert {f"docs/{name}.md" for name in ("detectors", "evaluation", "formats", "index", "runs", "tables", "trust")} <= set(RUNNABLE)

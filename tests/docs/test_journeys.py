@@ -18,6 +18,10 @@ WRITTEN = {
 }
 
 
+def test_every_tutorial_is_one_of_them():
+    assert {path.stem for path in FOLDER.glob("*.md")} - {"index"} == set(WRITTEN)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1800)

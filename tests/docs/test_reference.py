@@ -68,7 +68,7 @@ def test_every_column_and_exit_code_has_a_meaning():
 def test_keys_are_those_that_a_config_takes():
     keys = {key.path for key in settings.keys_of(ScoreConfig)}
     assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys
-    assert settings.pages()["score"].count("\n| <code>") == len(keys)
+    assert settings.pages()["config-score"].count("\n| <code>") == len(keys)
     of_evaluation = {key.path for key in settings.keys_of(settings.CONFIGS["evaluate"][0])}
     assert "score" in of_evaluation
     assert "score.source" not in of_evaluation, "these keys have a page of their own"
@@ -80,6 +80,12 @@ def test_a_key_says_what_its_field_docstring_or_option_says():
     assert said["out"].startswith("where card, weights")
     of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
     assert of_split["seed"]
+
+
+def test_a_card_s_section_is_told_once_and_its_keys_wherever_they_stand():
+    page = settings.pages()["card-detector"]
+    assert page.count("Where the weights lie and how their keys become the network's.\n") == 1
+    assert page.count("then put before every key") == len(("backbone.weights.prefix", "weights.prefix"))
 
 
 @pytest.mark.parametrize("name", ["score", "serve", "pack", "filter"])

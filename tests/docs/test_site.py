@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from docs_site import settings
 from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
+from ray_app.datasets.layouts import layout_names
 from ray_app.detectors import list_cards
 from ray_app.errors import Reason, Status
 from ray_app.serving.http.errors import MESSAGES
@@ -18,7 +19,10 @@ from tests.docs.site import Site, every_column
 from tests.reports.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOKED_AT = ("index.html", "concepts.html", "reference/commands-config.html", "reference/statuses.html")
+LOOKED_AT = (
+    *("index.html", "concepts.html", "trust.html"),
+    *(f"reference/{name}.html" for name in ("commands-config", "card-detector", "statuses")),
+)
 
 pytestmark = pytest.mark.slow
 
@@ -66,11 +70,14 @@ def test_every_command_with_its_options_stands_in_the_reference(built):
 def test_every_key_column_status_error_and_card_stands_in_the_reference(built):
     for name, (model, _) in settings.CONFIGS.items():
         assert {key.path for key in settings.keys_of(model)} <= code_on(built, f"config-{name}")
+    for name, (model, *_) in settings.CARDS.items():
+        assert {key.path for key in settings.keys_of(model)} <= code_on(built, f"card-{name}")
     assert every_column() <= code_on(built, "columns")
     assert {*Status, *Reason} <= code_on(built, "statuses")
     assert MESSAGES.keys() <= code_on(built, "http")
     anchors = built.pages[built.folder / "reference/detectors.html"].anchors
     assert {card.name.replace(".", "") for card in list_cards()} <= anchors
+    assert set(layout_names()) <= built.pages[built.folder / "reference/layouts.html"].anchors
 
 
 def test_every_link_leads_somewhere(built):

@@ -15,7 +15,7 @@ from tests.serving.served import served
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCORE = "/v1/score"
-# Serve's own proxy has our limits of heads and connections; HAProxy has its own (docs/serving.md).
+# Serve's own proxy has our limits of heads and connections; HAProxy has its own (docs/endpoint-limits.md).
 SERVERS = {"server": ([], {}), "ray": (["--ray"], {"RAY_SERVE_ENABLE_HA_PROXY": "0"})}
 DEADLINE_S = 10
 

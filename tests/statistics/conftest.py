@@ -7,7 +7,7 @@ import pytest
 
 from tests.statistics.promises import HEAD, Simulated
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "audits.md"
 _ROW = "promise"
 
 
@@ -24,13 +24,13 @@ def simulated(record_property):
         found = Simulated(claim, setting, promised, int(wrong[said].sum()), int(said.sum()), int((~said).sum()))
         record_property(_ROW, found.row)
         assert found.holds, found.row
-        assert f"| {claim} |" in DOCS.read_text(), f"docs/trust.md lacks {found.row}"
+        assert f"| {claim} |" in DOCS.read_text(), f"docs/audits.md lacks {found.row}"
 
     return check
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Every setting by its claim; docs/trust.md has the worst of each."""
+    """Every setting by its claim; docs/audits.md has the worst of each."""
     reports = (report for some in terminalreporter.stats.values() for report in some if isinstance(report, pytest.TestReport))
     rows = sorted({row for report in reports for name, row in report.user_properties if name == _ROW})
     if rows:

@@ -102,7 +102,7 @@ def choose_threshold(
     With that confidence no more than the target share of further reals, drawn as these were and independent of each other, reach it:
     a threshold at an order statistic exceeds the target as often as a binomial of that many falls so low (Wilks 1941), whatever the
     distribution, with ties less often. Nothing else may have been fitted on these scores. `size`: what reals in groups are worth; the
-    share that is allowed is then that of so many independent ones, and the promise is as good as that number is (docs/trust.md).
+    share that is allowed is then that of so many independent ones, and the promise is as good as that number is (docs/calibration.md).
     Raises ConfigError where they are too few.
     """
     scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
