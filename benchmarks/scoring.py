@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,12 @@ COUNTS: dict[bool, dict[str, dict[str, int]]] = {
     True: {
         "decode_bound": {"limit": 400, "touchstone": 2000, "dataloader_tuned": 1600, "ray_guide": 480, "daft_guide": 1600, "": 960},
         "compute_bound": {"limit": 40, "touchstone": 160, "dataloader_tuned": 160, "ray_guide": 128, "": 160},
+        "clip_bound": {"limit": 16, "touchstone": 96, "": 64},
     },
     False: {
         "decode_bound": {"limit": 600, "touchstone": 4000, "dataloader_tuned": 3000, "ray_guide": 800, "daft_guide": 3000, "": 1600},
         "compute_bound": {"limit": 60, "touchstone": 320, "dataloader_tuned": 256, "ray_guide": 192, "": 256},
+        "clip_bound": {"limit": 32, "touchstone": 128, "": 96},
     },
 }
 
@@ -53,17 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out = _left_out(options.contenders, options.environments)
     options.contenders = [name for name in options.contenders if name not in left_out]
     counts = {
-        work: {name: _count(images, name, options.scale) for name in options.contenders} for work, images in COUNTS[options.quick].items()
+        work: {name: _count(images, name, options.scale) for name in options.contenders if work in CONTENDERS[name].works}
+        for work, images in COUNTS[options.quick].items()
+        if work in options.works
     }
+    counts = {work: of for work, of in counts.items() if of}
     with tempfile.TemporaryDirectory(
         prefix="bench-", dir="/tmp"
     ) as folder:  # short: the paths of Ray's sockets lie below it and may have 107 characters
         _say("writing photographs")
-        works = [work for work in prepare_work(Path(folder), max(max(of.values()) for of in counts.values())) if work.name in options.works]
+        works = prepare_work(Path(folder), max(max(of.values()) for of in counts.values()), list(counts))
         here = machine()
-        measured = list(_rounds(works, options.contenders, counts, options.rounds, Path(folder)))
+        measured = list(_rounds(works, counts, options.rounds, Path(folder)))
         first = _first_result_by_default(works, counts, Path(folder)) if OURS in options.contenders else None
-    expected = len(works) * len(options.contenders) * options.rounds
+    expected = sum(map(len, counts.values())) * options.rounds
     facts = {"machine": here, "versions": versions(PACKAGES), "works": DETECTORS, "quick": options.quick, "left_out": left_out}
     result = {**facts, **figures(measured, first)}
     options.json.write_text(json.dumps(result, indent=2))
@@ -80,8 +85,8 @@ def _left_out(names: Sequence[str], environments: Path) -> dict[str, str]:
     return lacking
 
 
-def _rounds(works: Sequence[Work], names: Sequence[str], counts: Any, rounds: int, folder: Path) -> Iterator[Measurement]:
-    runs = [(work, name) for work in works for name in names]
+def _rounds(works: Sequence[Work], counts: Mapping[str, Mapping[str, int]], rounds: int, folder: Path) -> Iterator[Measurement]:
+    runs = [(work, name) for work in works for name in counts[work.name]]
     for number in range(rounds):
         turn = number * len(runs) // rounds
         for work, name in runs[turn:] + runs[:turn]:

@@ -93,7 +93,7 @@ def prepare_models(folder: Path, names: Sequence[str] = tuple(MODELS.values())) 
 
     _say("writing photographs and scoring them once")
     found = {}
-    for work in prepare_work(folder, PHOTOGRAPHS):
+    for work in prepare_work(folder, PHOTOGRAPHS, tuple(MODELS)):
         name = MODELS[work.name]
         if name in names:
             work = replace(work, name=name, ensemble=work.ensemble or str(_ensemble(work, folder)))

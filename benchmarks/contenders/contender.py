@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.environments import FOLDER, Environment
 from benchmarks.work import Work
 
 
@@ -40,7 +41,7 @@ class Contender:
     """`command(work, count, out)` scores `count` images and may write below `out`; `read(stdout, out)` tells what it did.
 
     `environment` is added to a plain user's; `needs_ray` says that it starts a Ray of its own. `lacks(folder)` makes what it needs in a
-    folder for environments, and says in one line why it cannot run here, or None.
+    folder for environments, and says in one line why it cannot run here, or None. It does these `works` and no others.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
     needs_ray: bool = False
     lacks: Callable[[Path], str | None] = lambda folder: None
+    works: tuple[str, ...] = ("decode_bound", "compute_bound")
 
 
 def script(module: str, *extra: str) -> Callable[[Work, int, Path], list[str]]:
@@ -65,6 +67,20 @@ def without(*packages: str) -> Callable[[Path], str | None]:
         return f"not installed: {', '.join(missing)}" if missing else None
 
     return lacks
+
+
+class InEnvironment:
+    """The command `python -m MODULE WORK-AS-JSON COUNT OUT` in an environment of its own, which `lacks` has made or found."""
+
+    def __init__(self, environment: Environment, module: str) -> None:
+        self._environment, self._module, self._folder = environment, module, FOLDER
+
+    def lacks(self, folder: Path) -> str | None:
+        self._folder = folder
+        return self._environment.made(folder)
+
+    def command(self, work: Work, count: int, out: Path) -> list[str]:
+        return [str(self._environment.python(self._folder)), "-m", self._module, json.dumps(work.as_json()), str(count), str(out)]
 
 
 def arguments() -> tuple[Work, int, list[str]]:

@@ -5,15 +5,14 @@ scores from what Daft 0.7.26's `decode_image` gives differ by up to 0.16 × max(
 may. It runs in an environment of its own, since Daft wants an older pyarrow than ours.
 """
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.contenders.contender import Contender, Record, arguments, printed
-from benchmarks.environments import FOLDER, Environment
+from benchmarks.contenders.contender import Contender, InEnvironment, Record, arguments, printed
+from benchmarks.environments import Environment
 from benchmarks.measuring import cumulative
-from benchmarks.work import Work, cores
+from benchmarks.work import cores
 
 BATCH = 16
 ENVIRONMENT = Environment("daft", ("daft==0.7.26",))
@@ -60,24 +59,9 @@ def main() -> None:
     Record(cumulative(list(batches.items())), scores, {"imported": imported}).print()
 
 
-class _Guide:
-    """The command in the environment that `lacks` has made or found."""
-
-    def __init__(self) -> None:
-        self._folder = FOLDER
-
-    def lacks(self, folder: Path) -> str | None:
-        self._folder = folder
-        return ENVIRONMENT.made(folder)
-
-    def command(self, work: Work, count: int, out: Path) -> list[str]:
-        python = str(ENVIRONMENT.python(self._folder))
-        return [python, "-m", "benchmarks.contenders.daft_guide", json.dumps(work.as_json()), str(count)]
-
-
-_GUIDE = _Guide()
+_APART = InEnvironment(ENVIRONMENT, "benchmarks.contenders.daft_guide")
 DAFT_GUIDE = Contender(
-    "daft_guide", "Daft: download, then a class with the detector, one per core", _GUIDE.command, printed, lacks=_GUIDE.lacks
+    "daft_guide", "Daft: download, then a class with the detector, one per core", _APART.command, printed, lacks=_APART.lacks
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from benchmarks.contenders.contender import Contender, Record, arguments, printed, script, without
-from benchmarks.work import cores
+from benchmarks.work import DETECTORS, cores
 
 WARM_UP = 2  # batches: oneDNN prepares its kernels in the first
 
@@ -58,6 +58,7 @@ LIMIT = Contender(
     printed,
     environment={"OMP_NUM_THREADS": "1"},
     lacks=without("torch"),
+    works=tuple(DETECTORS),
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.contenders.contender import Contender, Record
 from benchmarks.measuring import cumulative
-from benchmarks.work import Work, cores
+from benchmarks.work import DETECTORS, Work, cores
 
 PROGRAM = Path(sys.executable).with_name("touchstone")
 BLOCKS = 12  # per core and run: enough commits between which to see the steady state
@@ -48,4 +48,4 @@ def _lacks(folder: Path) -> str | None:
     return None if PROGRAM.exists() else f"no {PROGRAM}; `make setup` installs it"
 
 
-TOUCHSTONE = Contender("touchstone", "touchstone score", command, read, needs_ray=True, lacks=_lacks)
+TOUCHSTONE = Contender("touchstone", "touchstone score", command, read, needs_ray=True, lacks=_lacks, works=tuple(DETECTORS))
