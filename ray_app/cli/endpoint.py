@@ -179,6 +179,7 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
     finally:
         if rows:
             click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
+            click.echo("\n".join({wording.visible(row["error_rates"]): None for row in rows if row.get("error_rates")}))
     if demonstration:
         click.echo(wording.DEMONSTRATION)
 

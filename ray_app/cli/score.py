@@ -13,31 +13,37 @@ from ray_app.errors import ConfigError
 
 
 @click.command()
-@click.option("--out", metavar="DIR", help="Folder for the archive and the run.  [default: a new temporary folder]")
-@click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
-@click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or an index.parquet with splits.")
+@click.argument("pictures", required=False, metavar="[FOLDER]")
+@click.option("--out", metavar="DIR", help="Folder for the run, and for the sample archive.  [default: a new temporary folder]")
+@click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80]; of FOLDER at most so many [500].")
+@click.option("--photos", metavar="FOLDER", hidden=True, help="FOLDER with labels, all of it if --images is not given.")
 @click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
-def demo(out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
-    """Score a small sample archive, and compare with the truth.
+def demo(pictures: str | None, out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
+    """Score a small sample archive, or a folder of yours.
 
-    It needs no network. The real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]' adds
-    five), the generated ones are simulated, and the ensemble is `tiny`, which was trained on such. With --photos the pictures are yours
-    and the ensemble is the default; of an index.parquet with the columns uri, label and split, it takes the rows of every split but train.
+    It needs no network. The sample's real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]'
+    adds five), the generated ones are simulated, and the ensemble is `tiny`, which was trained on such. FOLDER is scored by the default
+    ensemble. Where it has folders `real` and `fake`, or an index.parquet with the columns uri, label and split (of which the rows of every
+    split but train are taken), the verdicts are compared with the truth, as those on the sample are.
 
     \b
     touchstone demo
-    touchstone demo --photos photos --images 500
+    touchstone demo holiday/
+    touchstone demo labelled/ --images 1000
     touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
-    from ray_app.scoring.demo import run_demo, sample, written_lines
+    from ray_app.scoring import demo
 
-    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    folder, given = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve(), pictures or photos
+    if pictures and photos:
+        raise click.UsageError("--photos is the earlier way to name FOLDER: name it once.")
     if archive_only:
-        if photos is not None:
-            raise click.UsageError("--archive-only writes the sample archive; --photos brings pictures of yours.")
-        click.echo("\n".join(written_lines(sample(folder, images))))
+        if given:
+            raise click.UsageError("--archive-only writes the sample archive, and takes no pictures of yours.")
+        click.echo("\n".join(demo.written_lines(demo.sample(folder, images))))
         return 0
-    found = run_demo(folder, photos=None if photos is None else Path(photos).resolve(), images=images)
+    most = demo.MOST if pictures and images is None else images
+    found = demo.run_demo(folder, photos=Path(given).resolve() if given else None, images=most, labelled=True if photos else None)
     click.echo("\n".join(found.lines()))
     return found.finished.exit_code
 

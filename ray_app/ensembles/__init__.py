@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         second_looks,
         sigmoid,
     )
-    from ray_app.ensembles.finding import Finding, Ground, find
+    from ray_app.ensembles.finding import Finding, Ground, error_rates, find
     from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
 else:
     __getattr__ = on_first_use(__name__)

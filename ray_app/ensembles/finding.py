@@ -23,7 +23,8 @@ DETECTORS = {"fake": "flagged by detectors", "abstain": "left open", "real": "no
 # https://cv.iptc.org/newscodes/digitalsourcetype: what a camera took; and, of `AI_SOURCE_TYPES`, what a model made as a whole.
 _CAPTURED = frozenset({"digitalCapture", "computationalCapture", "compositeCapture", "negativeFilm", "positiveFilm"})
 _WHOLE = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
-_LONGEST_NAME = 80
+_LONGEST_NAME, _LONGEST_PLACE = 80, 160
+_NO_PROOF = "“no evidence found” does not say that a picture is genuine"
 _AI, _NOT_AI, _NEITHER = 1, -1, 0
 _SEEN = {
     "fake": "detectors see the traces of a model",
@@ -101,6 +102,32 @@ def rates(thresholds: Thresholds) -> str:
     return f"flagged {' and '.join(measured)} when measured" if measured else "not measured"
 
 
+def error_rates(ensemble: str, thresholds: Thresholds | None) -> str:
+    """The line beside all verdicts: how often the ensemble of that name flags real pictures and how many generated ones it finds, as its
+    card states it, or that nobody measured it.
+    """
+    cuts, name = thresholds or Thresholds(), f"The ensemble {_name(ensemble)}" if ensemble else "This ensemble"
+    rates = (cuts.false_positive_rate, cuts.true_positive_rate)
+    if rates == (None, None):
+        return (
+            f"{name} has no measured error rates, so a flag is no proof, and {_NO_PROOF}; `touchstone detectors calibrate` measures "
+            "them on labelled pictures of yours."
+        )
+    wrong, found = map(_about, rates)
+    counts = " and ".join(f"{n:,} {kind}" for n, kind in ((cuts.n_real, "real"), (cuts.n_fake, "generated")) if n)
+    of = ", ".join(filter(None, (f"{counts} ones" if counts else "", cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE))))
+    where = f" (measured on {of})" if of else ""
+    return f"{name} flags {wrong} of real pictures and finds {found} of generated ones, so {_NO_PROOF}{where}."
+
+
+def _about(rate: float | None) -> str:
+    if rate is None:
+        return "an unmeasured share"
+    percent = 100 * rate
+    said = f"{percent:.0f}" if 9.5 <= percent <= 99 else f"{percent:.1g}" if percent < 0.1 else f"{round(percent, 1):g}"
+    return f"about {said} %" if 0 < rate < 1 else f"{said} %"
+
+
 def _against(ground: Ground) -> Ground:
     return ground.model_copy(update={"says": f"against this, {ground.says}"})
 
@@ -166,8 +193,8 @@ def _how_much(codes: list[str]) -> str:
     return "part of it" if _WHOLE.isdisjoint(codes) else "it"
 
 
-def _name(name: str | None) -> str:
+def _name(name: str | None, limit: int = _LONGEST_NAME) -> str:
     """A stranger's name, short enough for a line."""
     if not name:
         return "somebody without a name"
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"

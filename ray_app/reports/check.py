@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ray_app.detectors.card import blind_to
+from ray_app.ensembles.card import Thresholds
+from ray_app.ensembles.finding import error_rates
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
@@ -45,15 +47,14 @@ ALWAYS = "It says nothing about what the image shows. A true photograph misleads
 
 class CheckFacts(NamedTuple):
     """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what it cannot see, in sentences; its
-    thresholds, its detectors' titles by name, its fingerprint ("" = not asked for), and when it was asked (ISO 8601).
+    thresholds with their rates, its detectors' titles by name, its fingerprint ("" = not asked for), and when it was asked (ISO 8601).
     """
 
     name: str
     title: str
     demonstration: bool
     blind_to: Sequence[str]
-    real_below: float
-    fake_above: float
+    thresholds: Thresholds
     detectors: Mapping[str, str]
     fingerprint: str = ""
     made_at: str = ""
@@ -61,11 +62,16 @@ class CheckFacts(NamedTuple):
     @classmethod
     def of(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
         """Those of the detectors that a spec asks, now."""
-        cards, cuts, now = spec.cards.values(), spec.ensemble.thresholds, datetime.now(UTC).isoformat(timespec="seconds")
+        cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}
         is_demonstration = any(one.demonstration for one in cards)
-        return cls(spec.ensemble.name, spec.ensemble.title, is_demonstration, blind_to(cards), cuts.real_below, cuts.fake_above,
+        return cls(spec.ensemble.name, spec.ensemble.title, is_demonstration, blind_to(cards), spec.ensemble.thresholds,
                    titles, fingerprint, now)  # fmt: skip
+
+    @property
+    def error_rates(self) -> str:
+        """The line on them that stands beside all verdicts."""
+        return error_rates(self.name, self.thresholds)
 
 
 def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
@@ -119,14 +125,12 @@ def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]
 
 
 def _grounds(rows: Sequence[Row]) -> Iterator[str]:
-    """The grounds of findings that are more than the detectors' verdict; these have one error rate, which stands once."""
+    """The grounds of findings that are more than the detectors' verdict, whose error rates stand below."""
     told = [row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())]
     for row in told[:_MOST]:
         yield f"{wording.shortened(str(row['uri']), _LONGEST)}:"
         for one in row["grounds"]:
             yield wording.visible(f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})"))
-    for rates in {one["error"] for row in rows for one in row.get("grounds") or () if one["source"] == "detectors"}:
-        yield f"detectors: {rates}"
 
 
 def explained(row: Row) -> str:
@@ -198,7 +202,7 @@ def _signers(rows: Sequence[Row]) -> Counter[str]:
 def _limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
     if not any(row["status"] == "ok" for row in rows):
         return []
-    said = [wording.DEMONSTRATION] if facts.demonstration else []
+    said = [*([wording.DEMONSTRATION] if facts.demonstration else []), wording.visible(facts.error_rates)]
     said += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
     said += [f"C2PA: {wording.counted(number, 'signer')} {where}" for where, number in _signers(rows).items()]
     return said if all(row["calibrated"] for row in rows if row["status"] == "ok") else [*said, wording.UNCALIBRATED]

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_app.attribution.generators import family_title, title_of
+from ray_app.ensembles.finding import error_rates
 from ray_app.reports import format as wording
 from ray_app.reports.html import jpeg_uri, render, script_hash
 from ray_app.reports.run import NEAREST, WORDS, beginning, generator_in_words
+from ray_app.runs.document import EnsembleSummary
 
 _CUT = 160  # characters of a prompt before it folds
 
@@ -54,10 +56,10 @@ def render_gallery_page(
     images: int,
     first: int,
     version: str = "",
-    demonstration: bool = False,
+    ensemble: EnsembleSummary,
 ) -> str:
     """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile;
-    `demonstration`: a detector of the run is one.
+    `ensemble`: what gave the verdicts, as the run's summary has it.
     """
     return render(
         "gallery.html",
@@ -69,7 +71,8 @@ def render_gallery_page(
         images=images,
         first=first,
         version=version,
-        demonstration=demonstration,
+        demonstration=ensemble.demonstration,
+        error_rates=error_rates(ensemble.name, ensemble.thresholds),
         script_hash=script_hash("gallery.js"),
         verdicts={"all", *(tile.row["verdict"] if tile.row["verdict"] in wording.VERDICT_WORDS else "none" for tile in tiles)},
         notes=(NEAREST, WORDS),

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.card import Thresholds
+from ray_app.ensembles.finding import error_rates
 from ray_app.errors import ConfigError
 from ray_app.reports import charts
 from ray_app.reports import format as wording
@@ -139,6 +140,7 @@ def render_run_report(
         detectors=_detector_charts(run),
         outside=run.scored - sum(run.histogram.ensemble),
         limits=limit_sentences(run),
+        error_rates=error_rates(run.ensemble.name, run.ensemble.thresholds),
         guarantee=guarantee_sentences(run.guarantee),
         shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
         flags=flags,

@@ -84,6 +84,7 @@ def paragraph(text: str, width: int) -> list[str]:
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in words: what became of the files, how fast, what held it up, where to read on."""
+    from ray_app.ensembles.finding import error_rates
     from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
     from ray_app.runs.document import RunSummary
 
@@ -100,6 +101,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.reused:
         lines.append(f"reused: the scores of {wording.counted(run.reused, 'file')} are those of other files with the same bytes")
     lines += _verdict_lines(run)
+    lines += [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))] if run.scored else []
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]

@@ -1,7 +1,7 @@
-"""`touchstone demo`: a small archive of pictures of which the truth is known, scored (`run_demo`), and how many verdicts were right.
+"""`touchstone demo`: a small archive, scored (`run_demo`), and where the truth is known, how many verdicts were right.
 
-Without pictures of the user's: photographs that installed packages ship, and simulated ones. With them (`--photos`): a folder with `real`
-and `fake` in it, or an index.parquet with splits, without the rows of its training split.
+Without pictures of the user's: photographs that installed packages ship, and simulated ones. With them: whatever a folder has, of unknown
+truth; or, labelled, a folder with `real` and `fake` in it, or an index.parquet with splits, without the rows of its training split.
 """
 
 import csv
@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from ray_app.datasets import DatasetSource, index_source, labels
 from ray_app.datasets.layouts import base
 from ray_app.datasets.packaged_photographs import packaged_photographs
+from ray_app.ensembles import Thresholds, error_rates
 from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
-from ray_app.reports import summary_lines, verdict_table
+from ray_app.reports.text import paragraph, verdict_table
 from ray_app.runs import RunDirectory, current_rows
+from ray_app.runs.document import RunSummary
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.run import ScoringResult, score_archive
 from ray_app.storage import Store, canonical
@@ -35,9 +37,12 @@ SENTENCE = (
     "This shows that the machinery works, not how well a detector does: for that it takes many pictures of many sources that it never saw."
 )
 _FOLDER = "photographs"
-_SHOWN = 24  # rows of the table
+_CREDITS = "CREDITS.txt"
+_SHOWN = 24  # rows of the table; of more a third of it of each verdict
+_ORDER = ("fake", "abstain", None, "real")  # verdicts of the table's rows; None: not scored
 _SEEN = ("china.jpg",)  # touchstone-tiny was trained on it
 _DEFAULT_IMAGES = 80
+MOST = 500  # files of a folder of the user's, if not told otherwise
 
 
 class Truth(NamedTuple):
@@ -49,12 +54,15 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True)
 class DemoArchive:
-    """What is scored, the truth by uri, who took the photographs, and labels for `touchstone evaluate`."""
+    """What is scored: all of it, or the `first` files; the truth by uri and labels for `touchstone evaluate`, where they are known; and the
+    file that names who took the photographs.
+    """
 
     source: str
     truth: Mapping[str, Truth]
-    credits: Sequence[str]
-    labels: Path
+    labels: Path | None = None
+    credits: Path | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,25 +74,60 @@ class DemoResult:
     archive: DemoArchive
 
     def lines(self) -> Iterator[str]:
-        """For the terminal: some rows, the run's end, and the truth."""
-        yield verdict_table(self.rows[:: max(len(self.rows) // _SHOWN, 1)], 110)
+        """For the terminal: some rows, the run's end, the truth, and what to do next."""
+        summary, archive = self.finished.summary, self.archive
+        run, ensemble = wording.visible(shlex.quote(str(summary["run"]))), summary["ensemble"]
+        shown = shown_rows(self.rows)
+        yield verdict_table(shown, 110)
+        if len(shown) < len(self.rows):
+            each = f"at most {_SHOWN // 3} of each verdict, the highest scores first"
+            yield f"{len(shown):,} of {wording.counted(len(self.rows), 'row')}: {each}"
         yield ""
-        yield from summary_lines(self.finished.summary)
-        yield ""
-        yield from ground_truth_lines(self.rows, self.archive.truth, self.finished.summary["ensemble"])
-        yield from self.archive.credits
-        run = wording.visible(shlex.quote(str(self.finished.summary["run"])))
-        yield f"figures: touchstone evaluate {run} --labels {shlex.quote(str(self.archive.labels))} --out FOLDER"
+        yield wording.headline(RunSummary.model_validate(summary))
+        if len(self.rows) == archive.first:
+            yield f"At most {archive.first:,} files were taken; --images takes more."
+        yield from paragraph(wording.visible(error_rates(ensemble["name"], Thresholds(**ensemble["thresholds"]))), 110)
+        if archive.truth:
+            yield from ground_truth_lines(self.rows, archive.truth, ensemble)
+        yield from [] if archive.credits is None else [_credited(archive.credits)]
+        yield f"report: {wording.visible(str(summary['run']))}/report.html"
+        labels, source = (wording.visible(shlex.quote(str(one))) for one in (archive.labels, archive.source))
+        evaluate, gallery = f"touchstone evaluate {run} --labels {labels} --out figures", f"touchstone runs gallery {run} --out gallery"
+        another = "touchstone check YOUR.jpg" if archive.credits else gallery if archive.labels else f"touchstone score {source} --out run"
+        yield f"next: {evaluate if archive.labels else gallery}"
+        yield f"      {another}"
 
 
-def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = None) -> DemoResult:
-    """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or choose from `photos`, and
-    score those by `default`. Raises as `score_archive`, and ConfigError for photos without labels.
+def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = None, labelled: bool | None = None) -> DemoResult:
+    """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or score those in `photos` by
+    `default`, at most `images` of them. `labelled`: whether their truth is known; None = as it looks. Raises as `score_archive`, and
+    ConfigError for photos without labels.
     """
-    archive = sample(folder, images) if photos is None else chosen(photos, folder, images)
+    if photos is None:
+        archive = sample(folder, images)
+    elif is_labelled(photos) if labelled is None else labelled:
+        archive = chosen(photos, folder, images)
+    else:
+        archive = DemoArchive(str(photos), {}, first=images)
     ensemble = "tiny" if photos is None else "default"
-    finished = score_archive(ScoreConfig(source=(archive.source,), out=str(folder / "run"), ensemble=ensemble))
+    config = ScoreConfig(source=(archive.source,), out=str(folder / "run"), ensemble=ensemble, limit=archive.first)
+    finished = score_archive(config)
     return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
+
+
+def is_labelled(photos: Path) -> bool:
+    """Whether there is an index of labels, or folders of both labels."""
+    if not photos.is_dir():
+        return photos.suffix == ".parquet"
+    found = {base.FOLDER_LABELS.get(one.name.lower()) for one in photos.iterdir() if one.is_dir()}
+    return (photos / "index.parquet").is_file() or {"real", "fake"} <= found
+
+
+def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the table: what is flagged, left open, not scored and the rest, each by score; of many the first ones of each."""
+    found = sorted(rows, key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
+    each = len(rows) if len(rows) <= _SHOWN else _SHOWN // 3
+    return [row for verdict in _ORDER for row in [one for one in found if one["verdict"] == verdict][:each]]
 
 
 def sample(folder: Path, images: int | None = None) -> DemoArchive:
@@ -112,8 +155,11 @@ def sample(folder: Path, images: int | None = None) -> DemoArchive:
             kind = PHOTOGRAPH if row["path"].startswith(f"{_FOLDER}/") else DRAWN if row["label"] == "real" else SIMULATED
             truth[canonical(str(archive / row["path"]))] = Truth(kind)
     there = [one for one, _ in photographs if (archive / _FOLDER / one.name).exists()]
-    credits = [f"photograph: {one.name} by {one.author}, {one.licence}, as {one.package} ships it" for one in there]
-    return DemoArchive(str(archive), truth, credits, labelled)
+    credits = folder / _CREDITS
+    credits.write_text(
+        "".join(f"{_FOLDER}/{one.name}: by {one.author}, {one.licence}, as {one.package} ships it\n" for one in there), "utf-8"
+    )
+    return DemoArchive(str(archive), truth, labelled, credits)
 
 
 def chosen(photos: Path, folder: Path, images: int | None) -> DemoArchive:
@@ -130,17 +176,21 @@ def chosen(photos: Path, folder: Path, images: int | None) -> DemoArchive:
         writer.writerow(["uri", "label", "generator", "source"])
         writer.writerows((row["uri"], row["label"], row["generator"], row["source"]) for row in drawn)
     kinds = {"real": REAL, "fake": MADE}
-    return DemoArchive(str(listed), {row["uri"]: Truth(kinds[row["label"]], row["source"]) for row in drawn}, (), listed)
+    return DemoArchive(str(listed), {row["uri"]: Truth(kinds[row["label"]], row["source"]) for row in drawn}, listed, first=images)
 
 
 def written_lines(archive: DemoArchive) -> Iterator[str]:
-    """What was written where, for the terminal: the archive by kinds, its labels, and who took the photographs."""
+    """What was written where, for the terminal: the archive by kinds, its labels, and where it stands who took the photographs."""
     kinds = Counter(one.kind for one in archive.truth.values())
     files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
     yield f"archive: {wording.visible(archive.source)}, {wording.counted(files, 'file')}, 3 of them broken or no picture"
     yield from (f"  {kinds[kind]:,} {kind}" for kind in (PHOTOGRAPH, DRAWN, SIMULATED))
     yield f"labels: {wording.visible(str(archive.labels))}"
-    yield from archive.credits
+    yield from [] if archive.credits is None else [_credited(archive.credits)]
+
+
+def _credited(credits: Path) -> str:
+    return f"credits: {wording.visible(str(credits))} names who took the photographs, and their licences"
 
 
 def ground_truth_lines(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Truth], ensemble: Mapping[str, Any]) -> Iterator[str]:

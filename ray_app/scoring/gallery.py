@@ -81,7 +81,7 @@ def make_gallery(
         raise ConfigError(f"{store.url} is not empty, and holds no gallery", hint="give another --out")
     highest, images = _highest(run, chosen, most)
     pages = max(math.ceil(images / per_page), 1)
-    is_demonstration = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble.demonstration
+    ensemble = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble
     facts = {
         "run": run.store.url,
         "out": store.url,
@@ -105,7 +105,7 @@ def make_gallery(
                 images=images,
                 first=(page - 1) * per_page + 1,
                 version=__version__,
-                demonstration=is_demonstration,
+                ensemble=ensemble,
             )
             store.write(gallery.page_name(page), html.encode())
             if progress is not None:

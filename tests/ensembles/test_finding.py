@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.ensembles import Thresholds, find
+from ray_app.ensembles import Thresholds, error_rates, find, load_ensemble_card
 from ray_app.ensembles.finding import UNSIGNED, rates
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
 
@@ -125,6 +125,30 @@ def test_each_ground_has_its_error_rate_and_a_claim_has_none():
     ]
     assert rates(Thresholds()) == "not measured"
     assert rates(Thresholds(false_positive_rate=0.0011)) == "flagged 0.11 % of real pictures when measured"
+
+
+def test_one_line_says_how_often_an_ensemble_errs():
+    card = load_ensemble_card("default")
+    assert error_rates(card.name, card.thresholds) == (
+        "The ensemble default flags about 1 % of real pictures and finds about 40 % of generated ones, so “no evidence found” does not say "
+        "that a picture is genuine (measured on 3,671 real and 3,004 generated ones, photographs and art of sources that it never saw)."
+    )
+    unmeasured = error_rates("own", Thresholds())
+    assert unmeasured.startswith(
+        "The ensemble own has no measured error rates, so a flag is no proof, and “no evidence found” does not say"
+    )
+    assert "touchstone detectors calibrate" in unmeasured
+    assert error_rates("", None) == unmeasured.replace("The ensemble own", "This ensemble")
+    assert "finds an unmeasured share of generated ones" in error_rates("own", Thresholds(false_positive_rate=0.01))
+    assert len(error_rates("own" * 999, Thresholds(false_positive_rate=0.01, measured_on="x" * 9999))) < 500
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.0, "0 %"), (0.00042, "about 0.04 %"), (0.025, "about 2.5 %"), (0.8375, "about 84 %"), (0.997, "about 99.7 %"), (1.0, "100 %")],
+)
+def test_rates_are_no_finer_than_they_are_known(rate, words):
+    assert f"flags {words} of real pictures" in error_rates("own", Thresholds(false_positive_rate=rate))
 
 
 def test_a_strangers_name_stays_short_and_a_missing_one_is_told():

@@ -11,6 +11,7 @@ from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
+from ray_app.runs.document import EnsembleSummary
 from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
 from tests.reports.evidence_example import KINDS as EVIDENCE
@@ -162,7 +163,9 @@ def hostile_gallery(text):
         GalleryTile(row | {"predicted_generator": None}, None, text),
         GalleryTile(row | {"verdict": text}, b"<svg>"),
     ]
-    return render_gallery_page(tiles, PageNumber(2, 3), run=text, shown="said to be of it", images=9, first=3)
+    return render_gallery_page(
+        tiles, PageNumber(2, 3), run=text, shown="said to be of it", images=9, first=3, ensemble=EnsembleSummary(name=text)
+    )
 
 
 HOSTILE_PAGES = {

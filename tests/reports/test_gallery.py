@@ -57,6 +57,7 @@ def test_pages_lead_to_their_neighbours_and_nowhere_else(gallery):
     for name, text in pages.items():
         links = re.findall(r'href="([^"]+)"', text)
         assert {link for link in links if link.endswith(".html")} == pages.keys() - {name}
+        assert text.count("has no measured error rates") == 1
         assert "default-src 'none'" in text
         assert not re.search(r"https?://|url\(|@import", text)
         assert text.count("<script") == 1

@@ -83,6 +83,7 @@ def test_false_flags_at_this_archives_size(words):
     assert said in words
     for row in ("0.1 % 32 0.6 7.4 %", "1 % 54 6.0 44.7 %", "10 % 266 60 89.9 %"):
         assert row in words
+    assert "flags about 1 % of real pictures and finds" in words
     assert "held-out scenes, decoders and cameras of the demonstration set" in words
     told = PageReader(render_run_report(example_summary(), prior=0.02)).text
     assert "If 2 % of the archive is fake, 62.0 % of the flags are right" in told
@@ -97,6 +98,7 @@ def test_thresholds_without_rates_say_so():
     bare = with_thresholds({"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None})
     assert "Not known. The thresholds carry no measured false-positive rate" in bare
     assert "would be flagged all the same" not in bare
+    assert "has no measured error rates" in bare
     assert "There are no thresholds" in with_thresholds(None)
 
 

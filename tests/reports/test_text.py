@@ -83,6 +83,7 @@ def test_the_end_of_a_run_in_words():
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",
         "the score lies between the two thresholds (38)",
+        "flags about 1 % of real pictures and finds",
         "bottleneck: score (51.8 % of the workers' time): The cores are busy",
         "not calibrated",
         "reused: the scores of 1,204 files are those of other files with the same bytes",

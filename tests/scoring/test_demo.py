@@ -34,16 +34,33 @@ def test_right_wrong_abstained_and_not_scored_are_told_apart():
     ]
 
 
+def scored(verdicts):
+    """Rows with these verdicts, in whose names stands where they belong among those of their verdict."""
+    return [{"uri": f"/{at}", "verdict": verdict, "score": None if verdict is None else float(at)} for at, verdict in enumerate(verdicts)]
+
+
+def test_the_flagged_come_first_then_what_is_open_then_errors_then_the_rest_by_score():
+    rows = scored(["real", "fake", None, "abstain", "fake", "real"])
+    assert [row["uri"] for row in demo.shown_rows(rows)] == ["/4", "/1", "/3", "/2", "/5", "/0"]
+
+
+def test_of_many_rows_some_of_each_verdict_are_shown():
+    shown = demo.shown_rows(scored(["real"] * 40 + ["fake"] * 30 + [None] * 3 + ["abstain"]))
+    assert [row["verdict"] for row in shown] == ["fake"] * 8 + ["abstain"] + [None] * 3 + ["real"] * 8
+    assert [shown[0]["uri"], shown[12]["uri"]] == ["/69", "/39"]
+
+
 def test_the_sample_has_the_photographs_beside_the_simulated_pictures(tmp_path):
     archive = demo.sample(tmp_path, 10)
     kinds = [one.kind for one in archive.truth.values()]
     assert {demo.PHOTOGRAPH, demo.DRAWN, demo.SIMULATED} == set(kinds)
-    assert kinds.count(demo.PHOTOGRAPH) == len(archive.credits) >= 1
-    assert any("flower.jpg by vultilion" in credit and "CC BY 2.0" in credit for credit in archive.credits)
-    assert not any("china.jpg" in credit for credit in archive.credits), "touchstone-tiny was trained on it"
+    credits = (tmp_path / "CREDITS.txt").read_text().splitlines()
+    assert kinds.count(demo.PHOTOGRAPH) == len(credits) >= 1
+    assert any("flower.jpg: by vultilion" in credit and "CC BY 2.0" in credit for credit in credits)
+    assert not any("china.jpg" in credit for credit in credits), "touchstone-tiny was trained on it"
     assert all((tmp_path / "archive" / uri.split("/archive/")[1]).is_file() for uri in archive.truth)
     with archive.labels.open(newline="") as stream:
-        assert [one["label"] for one in csv.DictReader(stream) if one["path"].startswith("photographs/")] == ["real"] * len(archive.credits)
+        assert [one["label"] for one in csv.DictReader(stream) if one["path"].startswith("photographs/")] == ["real"] * len(credits)
     assert demo.sample(tmp_path, 10) == archive  # a second time it is there, and labelled once
 
 
@@ -66,6 +83,15 @@ def test_folders_of_the_user_s(photos, tmp_path):
     some = demo.chosen(photos, tmp_path / "some", 3)
     assert sorted(known.kind for known in some.truth.values()) == [demo.MADE, demo.MADE, demo.REAL]
     assert some.truth.items() <= archive.truth.items()
+
+
+def test_a_folder_is_labelled_if_it_has_both_labels_or_an_index(photos, tmp_path):
+    assert demo.is_labelled(photos)
+    assert not demo.is_labelled(photos / "real")
+    assert not demo.is_labelled(photos / "real" / "somebody" / "0.png")
+    index(photos / "real", {"split": ["test"] * 4})
+    assert demo.is_labelled(photos / "real")
+    assert demo.is_labelled(photos / "real" / "index.parquet")
 
 
 def index(folder, splits):

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Query, Request
 from PIL import Image
 
 import ray_app
-from ray_app.ensembles import Thresholds, find
+from ray_app.ensembles import Thresholds, error_rates, find
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
@@ -23,6 +23,7 @@ from ray_app.serving.http.responses import facts_answer
 from ray_app.serving.http.uploads import read_images
 
 TINY = "touchstone-tiny"
+ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))
 LIMITS = schemas.EndpointLimits(
     max_body_bytes=4 * 2**20, max_files=4, max_file_bytes=2**20, max_pixels=50_000_000, deadline_s=30, formats=["JPEG", "PNG"], urls=False
 )
@@ -130,7 +131,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     finding, grounds = find(None if said is None else said.row(), verdict, Thresholds())
     return schemas.ImageAnswer(
         name=name, status=str(result.status), error=error, finding=finding, grounds=list(grounds),
-        verdict=verdict, verdict_reason=reason, verdict_detail=detail,
+        verdict=verdict, verdict_reason=reason, verdict_detail=detail, error_rates=verdict and ERROR_RATES,
         probability=result.probability,
         calibrated=mood.calibrated, score=result.score, scores=dict(result.scores) if error is None else {}, detectors=detectors,
         sha256=facts.sha256 if facts else "", image=facts_answer(facts, len(data), said) if facts else None,

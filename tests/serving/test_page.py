@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.reports.browser import only_with_chromium
-from tests.serving.page_app import TINY, shipped_ensemble
+from tests.serving.page_app import ERROR_RATES, TINY, shipped_ensemble
 from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 
 only_with_chromium()
@@ -32,6 +32,7 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     shown = page.text_content(".one")
     assert f"{expected.probability:.3f} not calibrated" in shown
     assert "Demonstration ensemble" in shown
+    assert shown.count(ERROR_RATES) == 1
     assert "What this does not mean" in shown
     sign = "−" if expected.score < 0 else "+"
     assert page.get_attribute(".bar-scale", "data-score") == f"{sign}{abs(expected.score):.2f}"
@@ -103,7 +104,7 @@ def test_many_images_go_in_requests_within_the_limits_and_come_as_a_table_and_cs
     assert [row["name"] for row in table] == [*guarded, "notes.txt", "large.jpg"]
     assert [row["status"] for row in table[-2:]] == ["unsupported_format", "file_too_large"]
     notices = page.locator(".many .notice").all_text_contents()
-    assert [text.partition(":")[0] for text in notices] == ["Demonstration ensemble", "Not calibrated"]
+    assert [text.partition(":")[0] for text in notices] == ["Demonstration ensemble", ERROR_RATES, "Not calibrated"]
     assert [row["notice"] for row in table] == [" ".join(notices)] * len(named) + [""] * 2
     for row, (_, content) in zip(table, named, strict=False):
         assert math.isclose(float(row[f"score {TINY}"]), shipped_ensemble().score([content])[0].score, rel_tol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ray_app.attribution.generators import family_title, title_of
 from ray_app.detectors.card import blind_to
-from ray_app.ensembles import is_calibrated
+from ray_app.ensembles import error_rates, is_calibrated
 from ray_app.ensembles.decision import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
@@ -65,6 +65,7 @@ def scored_answer(
         verdict_reason=decisions.reason[0],
         verdict_detail=decisions.detail[0],
         second_look=cast(schemas.SecondLook, decisions.second_look[0]) if decisions.second_look else None,
+        error_rates=error_rates(spec.ensemble.name, spec.ensemble.thresholds),
         probability=finite(decisions.probability[0]),
         calibrated=decisions.calibrated,
         score=finite(decisions.score[0]),

@@ -10,7 +10,7 @@ from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
-API_VERSION = "1.2.0"
+API_VERSION = "1.3.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 
@@ -141,6 +141,10 @@ class ImageAnswer(ApiModel):
         default=None,
         description="of a cascade: why all its detectors looked, `band` (the first were not sure) or `audit` (drawn by its bytes); "
         "null where the first ones were enough",
+    )
+    error_rates: str | None = Field(
+        default=None,
+        description="of the ensemble, in a sentence to be shown beside the verdict: what it flags of real and of generated pictures",
     )
     probability: float | None = Field(description="P(fake); the plain sigmoid of the score unless `calibrated`")
     calibrated: bool

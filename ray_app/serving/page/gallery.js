@@ -1,7 +1,7 @@
 /* Many images: one row each, sorted as asked, and the same as CSV. Knows no request. */
 
 import { element, notice } from "./elements.js";
-import { foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
+import { DEMONSTRATION, foundIn, kindOf, notices, probability, score, shortened, tally, trouble } from "./words.js";
 import { headingOf } from "./verdict.js";
 
 const ORDER = ["fake", "abstain", "real", null];
@@ -37,7 +37,7 @@ export class Gallery {
   show(items, ensembles = []) {
     this.heading.textContent = tally(items);
     const said = [...new Set(items.flatMap(({ answer }) => notices(answer, ensembleOf(answer, ensembles))))];
-    this.notices.replaceChildren(...said.map((text) => notice(text, text === said[0] && said.length > 1 ? {} : { class: "notice quiet" })));
+    this.notices.replaceChildren(...said.map((text) => notice(text, text === DEMONSTRATION ? {} : { class: "notice quiet" })));
     const kept = new Set(items);
     for (const item of this.#rows.keys()) if (!kept.has(item)) this.#drop(item);
     for (const item of items) this.#refresh(item);

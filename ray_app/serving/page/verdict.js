@@ -64,6 +64,7 @@ function said(answer, ensemble) {
   const figure = (term, value, unit) => element("div", {}, element("dt", { text: term }), element("dd", {}, value, " ", element("small", { text: unit })));
   return [
     grounds(answer),
+    answer.error_rates && element("p", { class: "remark", text: visible(answer.error_rates) }),
     element("p", { class: "statement", text: statement(answer, ensemble) }),
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
     scored && element("dl", { class: "figures" }, figure("Verdict", answer.verdict, VERDICTS[answer.verdict]), figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
@@ -73,9 +74,10 @@ function said(answer, ensemble) {
   ];
 }
 
-/** What the finding rests on, the strongest first, each with its error rate. */
+/** What the finding rests on, the strongest first, each with its error rate; that of detectors stands below. */
 function grounds(answer) {
-  const lines = (answer.grounds ?? []).map(({ says, error }) => element("li", {}, sentence(shortened(says, 300)), " ", element("small", { text: sentence(shortened(error, 120)) })));
+  const rate = ({ source, error }) => !(source === "detectors" && answer.error_rates) && element("small", { text: sentence(shortened(error, 120)) });
+  const lines = (answer.grounds ?? []).map((one) => element("li", {}, sentence(shortened(one.says, 300)), " ", rate(one)));
   return lines.length > 0 && element("ol", { class: "grounds", "aria-label": "Grounds, the strongest first" }, ...lines);
 }
 

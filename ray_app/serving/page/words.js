@@ -26,7 +26,7 @@ export const UNCALIBRATED = "Not calibrated: the plain sigmoid of the score. It 
 /** What must be known of an answer beside its verdict: a list of sentences. */
 export function notices(answer, ensemble) {
   if (!Number.isFinite(answer?.score)) return [];
-  return [ensemble?.demonstration && DEMONSTRATION, !answer.calibrated && UNCALIBRATED].filter(Boolean);
+  return [ensemble?.demonstration && DEMONSTRATION, answer.error_rates && visible(answer.error_rates), !answer.calibrated && UNCALIBRATED].filter(Boolean);
 }
 
 /* Why a verdict is `abstain`. */
