@@ -180,7 +180,7 @@ def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
     assert {Path(row["uri"]).name for row in rows_of(lines)} == {one.name for one in folder.iterdir()}
     text = page.read_text()
     assert "<script" not in text
-    assert text.count("The ensemble tiny flags about 2.5 % of real pictures") == 1
+    assert text.count("The ensemble tiny flags about 2.5") == 1
     assert not {"\x1b", "\x9b", "\u202e"} & set(text)
     tags = read(text).tags
     assert [tag for tag, attributes in tags if tag == "img" and attributes["src"].startswith("data:image/jpeg;base64,")] == ["img"] * 4
