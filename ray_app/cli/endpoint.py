@@ -179,7 +179,8 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
     finally:
         if rows:
             click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
-            click.echo("\n".join({wording.visible(row["error_rates"]): None for row in rows if row.get("error_rates")}))
+        for line in {wording.visible(row["error_rates"]) for row in rows if row.get("error_rates")}:
+            click.echo(line)
     if demonstration:
         click.echo(wording.DEMONSTRATION)
 

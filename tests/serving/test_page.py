@@ -32,7 +32,7 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     shown = page.text_content(".one")
     assert f"{expected.probability:.3f} not calibrated" in shown
     assert "Demonstration ensemble" in shown
-    assert shown.count(ERROR_RATES) == 1
+    assert page.text_content(".finding").count(ERROR_RATES) == 1
     assert "What this does not mean" in shown
     sign = "−" if expected.score < 0 else "+"
     assert page.get_attribute(".bar-scale", "data-score") == f"{sign}{abs(expected.score):.2f}"
