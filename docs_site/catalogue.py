@@ -157,7 +157,10 @@ def _protocol(protocol: Protocol) -> str:
 
 
 def _layout(name: str, kind: type[DatasetLayout]) -> str:
-    arguments = [f"`{key}` ({'required' if field.is_required() else f'else {field.default}'})" for key, field in kind.model_fields.items()]
+    arguments = [
+        f"`{key}` (required)" if field.is_required() else f"`{key}={'null' if field.default is None else field.default}`"
+        for key, field in kind.model_fields.items()
+    ]
     return f"## {name}\n\n{docstring(kind.__doc__)}\n{prose('Arguments: ' + ', '.join(arguments)) if arguments else ''}\n"
 
 

@@ -2,7 +2,7 @@
 and, of a decode in this process, the crash marker that names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
 
 `ImageLimits` are those of the endpoint, and the default; `BatchLimits` those of archives, of the command line's pictures and
-of Python. docs/formats.md shows both side by side.
+of Python. docs/formats.md says where each is listed.
 """
 
 import itertools

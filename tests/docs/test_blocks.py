@@ -24,7 +24,7 @@ ELSEWHERE = (
     ("CONTRIBUTING.md", "make ", "is what runs these tests"),
     ("UPGRADING.md", "", "tests/test_upgrading.py"),
     ("README.md", "", "tests/test_readme.py"),
-    ("docs/index.md", "pip ", "installs; tests/test_distribution.py"),
+    ("docs/index.md", "uv pip ", "installs; tests/test_distribution.py"),
     ("docs/python.md", "", "tests of the Python API"),
     ("docs/tutorials/", "", "tests/docs/test_journeys.py"),
     ("docs/profile.md", "", "tests/test_profile_walk.py"),
