@@ -79,6 +79,7 @@ _PLAIN = {
     "n_fake": "generated images that this rests on",
     "seed": "what is drawn follows from it",
 }
+_SENTENCE_ENDS = re.compile(r"(?<=[.;]) (?=[A-Z`])")
 _READING = "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours."
 
 
@@ -90,7 +91,7 @@ def pages() -> dict[str, str]:
         made[f"config-{name}"] = "\n\n".join([f"# Settings of {command}", told, *_parts(model, command)])
     for name, (model, title, folder) in CARDS.items():
         told = f"The keys of `{model.__name__}`, a YAML file; those that are shipped lie in `{folder}`. {_READING}"
-        made[f"card-{name}"] = "\n\n".join([f"# {title}", told, prose(_told(model)[0]), *_parts(model)])
+        made[f"card-{name}"] = "\n\n".join([f"# {title}", told, prose(_lead(model)), *_parts(model)])
     return made
 
 
@@ -112,7 +113,7 @@ def _parts(model: type[BaseModel], command: str = "", prefix: str = "", told: se
         sections = [(section, key.path + below) for section, below in _sections(key.field.annotation) if section not in _PAGES]
         for section, path in sections:
             yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
-            yield "" if section in told else prose(_told(section)[0])
+            yield "" if section in told else prose(_lead(section))
             told.add(section)
             yield from _parts(section, command, f"{path}.", told)
 
@@ -128,27 +129,38 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
 
 
 def meaning_of(key: ConfigKey, command: str) -> str:
-    """What the field, the option of this name, the docstring of its model (`key`: …), or of a section its own model says."""
+    """What the field, the option of this name, its model's docstring (`key`: …), of a section its own, or a sentence with the key says."""
     if key.field.description:
         return key.field.description
     name = key.path.rpartition(".")[2]
     if key.path == name and (said := _option_help(command, name)):
         return said
-    for model in key.owner.__mro__:
-        if issubclass(model, BaseModel) and name in (said := _told(model)[1]):
-            return said[name]
+    models = [model for model in key.owner.__mro__ if issubclass(model, BaseModel)]
+    if said := next((said[name] for said in map(_told, models) if name in said), None):
+        return said
     sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
     if sections:
-        return re.split(r"\.(?= [A-Z`]|$)", sections[0])[0]
+        return _SENTENCE_ENDS.split(sections[0])[0].rstrip(".")
+    if said := next((one for model in models for one in _SENTENCE_ENDS.split(_words_of(model)) if f"`{name}`" in one), None):
+        return said.rstrip(".;")
     return _PLAIN.get(name, "") if key.path == name or name != "name" else ""  # a section's `name` is whose the section says
 
 
-def _told(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """A model's docstring: what comes before single keys, and what is said of each (`key`: …, or `one`, `other`: …)."""
+def _lead(model: type[BaseModel]) -> str:
+    """What a docstring says before it comes to single keys."""
+    return re.split(rf"(?:^|(?<=[.;] )){_keys(model)}: ", _words_of(model))[0].strip()
+
+
+def _told(model: type[BaseModel]) -> dict[str, str]:
+    """What a docstring says of single keys (`key`: …, or `one`, `other`: …)."""
+    _, *rest = re.split(f"({_keys(model)}): ", _words_of(model))
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return {name: text.strip().rstrip(".;") for keys, text in pairs for name in re.findall(r"`(\w+)`", keys)}
+
+
+def _keys(model: type[BaseModel]) -> str:
     names = "|".join(model.model_fields) or "-"
-    lead, *rest = re.split(rf"((?:`(?:{names})`(?:, | and ))*`(?:{names})`): ", _words_of(model))
-    said = zip(rest[::2], rest[1::2], strict=True)
-    return lead.strip(), {name: text.strip().rstrip(".;") for keys, text in said for name in re.findall(r"\w+", keys) if name != "and"}
+    return f"(?:`(?:{names})`(?:, | and ))*`(?:{names})`"
 
 
 def _words_of(model: type) -> str:
