@@ -1,14 +1,17 @@
 """`touchstone demo`: the truth beside the verdicts, of packaged photographs and simulated pictures, and of pictures of the user's."""
 
 import csv
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, ExitCode
 from ray_app.scoring import demo
+from ray_app.scoring.run import ScoringResult
+from tests.reports.example import example_summary
 
 ENSEMBLE = {"name": "default", "members": [{"name": "a-detector"}]}
 
@@ -48,6 +51,32 @@ def test_of_many_rows_some_of_each_verdict_are_shown():
     shown = demo.shown_rows(scored(["real"] * 40 + ["fake"] * 30 + [None] * 3 + ["abstain"]))
     assert [row["verdict"] for row in shown] == ["fake"] * 8 + ["abstain"] + [None] * 3 + ["real"] * 8
     assert [shown[0]["uri"], shown[12]["uri"]] == ["/69", "/39"]
+
+
+@pytest.mark.parametrize(
+    ("known", "following"),
+    [
+        ({}, ["next: touchstone runs gallery /runs/1 --out gallery", "      touchstone score '/my pictures' --out run"]),
+        (
+            {"labels": Path("/labels.csv")},
+            ["next: touchstone evaluate /runs/1 --labels /labels.csv --out figures", "      touchstone runs gallery /runs/1 --out gallery"],
+        ),
+        (
+            {"labels": Path("/labels.csv"), "credits": Path("/CREDITS.txt")},
+            ["next: touchstone evaluate /runs/1 --labels /labels.csv --out figures", "      touchstone check YOUR.jpg"],
+        ),
+    ],
+)
+def test_it_ends_with_two_commands_and_is_no_page_of_text(known, following):
+    archive = demo.DemoArchive("/my pictures", {"/0": demo.Truth(demo.REAL)} if known else {}, **known, first=None if known else 90)
+    finished = ScoringResult(ExitCode.DONE, example_summary(run="/runs/1"))
+    told = list(demo.DemoResult(finished, scored(["real"] * 50 + ["fake"] * 40), archive).lines())
+    assert told[-2:] == following
+    assert told[-3] == "report: /runs/1/report.html"
+    assert "16 of 90 rows: at most 8 of each verdict, the highest scores first" in told
+    assert ("At most 90 files were taken; --images takes more." in told) is (not known)
+    assert (any(line.startswith("the truth") for line in told)) is bool(known)
+    assert len(told) <= 35
 
 
 def test_the_sample_has_the_photographs_beside_the_simulated_pictures(tmp_path):
