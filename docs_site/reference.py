@@ -76,8 +76,9 @@ def _option(option: click.Option, context: click.Context) -> list[str]:
     facts: dict[str, Any] = option.to_info_dict()
     value = "" if facts["is_flag"] else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
     given = option.get_default(context, call=False)
-    stated = "required" if option.required else code(_default(given))
-    return [" ".join(code(name) for name in (*option.opts, *option.secondary_opts)), code(value), stated, prose(option.help or "")]
+    said, _, otherwise = (option.help or "").partition("  [default: ")
+    stated = "required" if option.required else code(_default(given)) or prose(otherwise.rstrip("]"))
+    return [" ".join(code(name) for name in (*option.opts, *option.secondary_opts)), code(value), stated, prose(said)]
 
 
 def _default(given: Any) -> str:
