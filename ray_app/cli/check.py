@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 STDIN = "-"
 _MOST_THREADS = 4
 _SMALL = 100_000_000  # parameters; what is larger keeps a processor's memory busy alone
-_TILE, _ALONE = (320, 40_000), (960, 150_000)  # of a picture among others, and of one that has the page to itself: pixels, bytes
+# Of a picture among many, among some, and of one that has the page to itself: pixels, bytes.
+_IN_CROWD, _TILE, _ALONE = (160, 6_000), (320, 40_000), (960, 150_000)
 
 
 @click.command()
@@ -78,20 +79,21 @@ def check(
     from ray_app.inference.isolated_files import IsolatedFiles
     from ray_app.inference.small_pictures import PictureSize
     from ray_app.inference.spec import make_spec
+    from ray_app.reports.check import CROWD
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
     read = partial(_read, spec.limits.max_bytes)
-    size = PictureSize(*(_ALONE if len(names) == 1 else _TILE))
+    size = PictureSize(*(_ALONE if len(names) == 1 else _TILE if len(names) <= CROWD else _IN_CROWD))
     with closing(IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0)) as files:
         found = _rows(names, files, spec, accepted, rows, pictures, size)
         try:
             _print(found, form, list(spec.cards))
         finally:  # what came before an error is shown
             if rows and form is None:
-                _print_table(rows, spec)
+                _print_table(rows, _shown(rows, images), spec)
     if page is not None:
-        _write_page(page, rows, pictures, spec)
+        _write_page(page, rows, _shown(rows, images), pictures, spec)
     return ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
 
 
@@ -161,13 +163,25 @@ def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence
             click.echo(options.json_text(row))
 
 
-def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:
+def _shown(rows: Sequence[dict[str, Any]], images: Sequence[str]) -> list[str]:
+    """What people see of each row's place: of a local file its way from the folder that holds all that was named, else its uri."""
+    from ray_app.storage.urls import local_path, scheme_of
+
+    named = [os.path.dirname(os.path.abspath(local_path(one))) for one in images if one != STDIN and scheme_of(one) == "file"]
+    base = os.path.commonpath(named) if named else ""
+    uris = [row["uri"] for row in rows]
+    return [local_path(uri).removeprefix(base).removeprefix("/") if scheme_of(uri) == "file" else uri for uri in uris]
+
+
+def _print_table(rows: Sequence[dict[str, Any]], names: Sequence[str], spec: "ScoringSpec") -> None:
     from ray_app.reports.check import CheckFacts, check_lines
 
-    click.echo("\n".join(check_lines(rows, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
+    click.echo("\n".join(check_lines(rows, names, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
 
 
-def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], spec: "ScoringSpec") -> None:
+def _write_page(
+    page: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], pictures: Sequence[bytes | None], spec: "ScoringSpec"
+) -> None:
     from ray_app.reports.check import CheckFacts, render_check
     from ray_app.runs import fingerprint
     from ray_app.scoring.identity import scoring_identity
@@ -175,11 +189,13 @@ def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[b
     facts = CheckFacts.of(spec, fingerprint(scoring_identity(spec)))
     half = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        half.write_text(render_check(rows, pictures, facts, version=__version__), encoding="utf-8")
+        with half.open("w", encoding="utf-8") as stream:
+            stream.writelines(render_check(rows, names, pictures, facts, page, version=__version__))
         half.replace(page)
     except OSError as error:
-        half.unlink(missing_ok=True)
         raise ConfigError(f"--html {page}: {error.strerror}", hint="name a file that can be written") from None
+    finally:
+        half.unlink(missing_ok=True)
     click.echo(f"page: {page}", err=True)
 
 

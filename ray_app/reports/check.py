@@ -1,5 +1,5 @@
 """Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its own, to keep), a table with what
-explains it (`check_lines`), and CSV (`csv_lines`).
+explains it (`check_lines`), and CSV (`csv_lines`). What many files have in common is said once (`gathered`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`, `verdict`, `verdict_reason`,
 `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile
@@ -9,9 +9,11 @@ adds.
 import csv
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_app.detectors.card import blind_to
@@ -22,7 +24,9 @@ from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
 from ray_app.reports.text import verdict_table
 
+CROWD = 500  # with more pictures than that, a page has smaller ones
 _LONGEST, _MOST, _FEW = 100, 20, 10
+_FIGURES = re.compile(r"\d[\d.,]*")
 
 Row = Mapping[str, Any]
 
@@ -74,20 +78,77 @@ class CheckFacts(NamedTuple):
         return error_rates(self.name, self.thresholds)
 
 
-def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
-    """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows; of one row a report to keep."""
+class Gathered(NamedTuple):
+    """A text that some files have, but for its figures: as the first of them has it, the name of that one, and how many there are."""
+
+    text: str
+    first: str
+    count: int
+
+    @property
+    def who(self) -> str:
+        """The files in words, for the terminal."""
+        first = wording.shortened(self.first, _LONGEST)
+        return first if self.count == 1 else f"{wording.counted(self.count, 'file')}, the first {first}"
+
+
+def gathered(said: Iterable[tuple[str, str]]) -> dict[str, Gathered]:
+    """Names and their texts, by `form` of the text, the most frequent first."""
+    first, counts = dict[str, tuple[str, str]](), Counter[str]()
+    for name, text in said:
+        first.setdefault(form(text), (text, name))
+        counts[form(text)] += 1
+    return {key: Gathered(*first[key], number) for key, number in counts.most_common()}
+
+
+def form(text: str) -> str:
+    """The text without its figures: what remains is the same for all files of which the same is said."""
+    return _FIGURES.sub("0", text)
+
+
+def render_check(
+    rows: Sequence[Row], names: Sequence[str], pictures: Sequence[bytes | None], facts: CheckFacts, page: Path, *, version: str = ""
+) -> Iterator[str]:
+    """The page in pieces: a tile per row with its picture (JPEG, None = there is none), in the order of the rows; of one row a report.
+
+    `names`: what is shown of each row's place. `page`: where the page will lie, so that its links to files hold when both are moved.
+    """
     from ray_app.reports.gallery import tile_texts
-    from ray_app.reports.html import jpeg_uri, render
+    from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
 
+    beside = str(page.absolute().parent)
     if len(rows) == 1:
-        return _render_one(rows[0], pictures[0], facts, version)
-    tiles = [
-        (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row)) for row, picture in zip(rows, pictures, strict=True)
-    ]
-    return render("check.html", tiles=tiles, facts=facts, counts=_counts(rows), remarks=_limits(facts, rows), version=version)
+        return iter([_render_one({**rows[0], "uri": names[0]}, pictures[0], facts, file_link(rows[0]["uri"], None, beside), version)])
+    whys = gathered((name, text) for row, name in zip(rows, names, strict=True) if (text := explained(row)))
+    place = {key: number for number, key in enumerate(whys)}
+    tiles = (  # one at a time, so that no picture lies in memory twice
+        {
+            "row": row,
+            "name": name,
+            "link": file_link(row["uri"], None, beside),
+            "picture": jpeg_uri(picture) if picture else None,
+            "said": tile_texts(row),
+            "why": (why := explained(row)),
+            "alike": whys[form(why)].count if why else 0,
+            "place": place[form(why)] if why else "",
+        }
+        for row, name, picture in zip(rows, names, pictures, strict=True)
+    )
+    return render_in_pieces(
+        "check.html",
+        tiles=tiles,
+        count=len(rows),
+        crowd=len(rows) > CROWD,
+        facts=facts,
+        counts=_counts(rows),
+        whys=list(whys.values()),
+        remarks=_limits(facts, rows),
+        script_hash=script_hash("tiles.js"),
+        version=version,
+    )
 
 
-def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str) -> str:
+def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, link: str | None, version: str) -> str:
     from ray_app.reports import evidence, run
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import jpeg_uri, render
@@ -98,6 +159,7 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
     return render(
         "picture.html",
         row=row,
+        link=link,
         facts=facts,
         version=version,
         headline=f"{name}: {finding}.",
@@ -112,25 +174,31 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
     )
 
 
-def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:
-    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
-    said = [(row, text) for row in rows if (text := explained(row))]
+def check_lines(rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int) -> list[str]:
+    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts. `names`: as in `render_check`."""
+    rows = [{**row, "uri": name} for row, name in zip(rows, names, strict=True)]
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
         lines.append(f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}")
-    lines += [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
-    if len(said) > _MOST:
-        lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
+    whys = list(gathered((str(row["uri"]), text) for row in rows if (text := explained(row))).values())
+    lines += [f"{one.who}: {wording.shortened(one.text, 2 * _LONGEST)}" for one in whys[:_MOST]]
+    if len(whys) > _MOST:
+        lines.append(f"… and {wording.counted(len(whys) - _MOST, 'other reason')}; --json says why of each")
     return [*lines, *_grounds(rows), *_limits(facts, rows)]
 
 
 def _grounds(rows: Sequence[Row]) -> Iterator[str]:
     """The grounds of findings that are more than the detectors' verdict, whose error rates stand below."""
     told = [row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())]
-    for row in told[:_MOST]:
-        yield f"{wording.shortened(str(row['uri']), _LONGEST)}:"
-        for one in row["grounds"]:
-            yield wording.visible(f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})"))
+    found = list(gathered((str(row["uri"]), "\n".join(map(_ground, row["grounds"]))) for row in told).values())
+    for one in found[:_MOST]:
+        yield from (f"{one.who}:", *one.text.split("\n"))
+    if len(found) > _MOST:
+        yield f"… and {wording.counted(len(found) - _MOST, 'other finding')} with grounds; --json has them"
+
+
+def _ground(one: Mapping[str, Any]) -> str:
+    return wording.visible(f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})"))
 
 
 def explained(row: Row) -> str:

@@ -28,6 +28,11 @@ def render(template: str, **facts: Any) -> str:
     return _environment().get_template(template).render(**facts)
 
 
+def render_in_pieces(template: str, **facts: Any) -> Iterator[str]:
+    """As `render`, piece by piece: for a page that should not lie in memory as a whole."""
+    return _environment().get_template(template).generate(**facts)
+
+
 def script_hash(template: str) -> str:
     """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that includes it lets it run."""
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
@@ -42,8 +47,10 @@ def jpeg_uri(data: bytes | str | None) -> str | None:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else None
 
 
-def file_link(uri: str, member: str | None) -> str | None:
+def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
     """Where a browser finds a file: `file://` of a local one, `https://` of one on the web whose address is all that it takes.
+
+    From a page in the folder `beside`, the way to a local file, where a folder other than the root holds both.
 
     None inside a container, for buckets, and for addresses with a name, a password or a query: a report is passed on.
     """
@@ -53,7 +60,11 @@ def file_link(uri: str, member: str | None) -> str | None:
         if uri.startswith("https://") and _PLAIN_HOST.match(uri) and not {"?", "#"} & set(uri):
             return "https://" + quote(uri.removeprefix("https://"), safe="/:%")
         path = local_path(uri)
-        return "file://" + quote(os.fsencode(path)) if path.startswith("/") and not path.startswith("//") else None
+        if not path.startswith("/") or path.startswith("//"):
+            return None
+        if beside and os.path.commonpath([beside, path]) != "/":
+            return quote(os.fsencode(os.path.relpath(path, beside)))  # a colon is quoted, so no name becomes a scheme
+        return "file://" + quote(os.fsencode(path))
     except UnicodeEncodeError:
         return None
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ray_app import load_ensemble
+from ray_app.cli.check import _shown
 from ray_app.cli.main import main
 from ray_app.serving import url_fetch
 from ray_app.storage.ssrf import is_public_address
@@ -142,7 +143,7 @@ def test_stdin_is_one_picture(photos, check, monkeypatch):
 
 def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):
     lines = check(photos, "--ensemble", "tiny")[1].splitlines()
-    assert lines[0] == f"in {photos}/"
+    assert lines[0] == "in photos/"
     assert lines[1].split()[:2] == ["file", "finding"]
     assert [line.split()[0] for line in lines[2:6]] == ["a.jpg", "below/b.png", "below/notes.txt", "z.jpg"]
     assert any(line.endswith("text, not an image") for line in lines)
@@ -167,6 +168,22 @@ def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeyp
         assert not row["uri"].startswith(("=", "+", "-", "@"))
 
 
+@pytest.mark.parametrize(("named", "shown"), [
+    (["photos"], ["photos/a.jpg", "photos/below/b.png"]),
+    (["photos/a.jpg", "photos/below/b.png"], ["a.jpg", "below/b.png"]),
+    (["photos/below/b.png"], ["b.png"]),
+    (["-", "photos/below", "https://example.org/c.jpg"], ["-", "below/b.png", "https://example.org/c.jpg"]),
+])  # fmt: skip
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_file_is_shown_by_its_way_from_what_was_named(named, shown, absolute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = {
+        one.rpartition("/")[2]: str(tmp_path / "photos" / one.removeprefix("photos/")) for one in ("photos/a.jpg", "photos/below/b.png")
+    }
+    rows = [{"uri": place.get(one.rpartition("/")[2], one)} for one in shown]
+    assert _shown(rows, [str(tmp_path / one) if absolute and "photos" in one else one for one in named]) == shown
+
+
 def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
     folder, page = tmp_path / "x", tmp_path / "out.html"
     folder.mkdir()
@@ -179,7 +196,7 @@ def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
     assert lines.replace("\n", "").isprintable()
     assert {Path(row["uri"]).name for row in rows_of(lines)} == {one.name for one in folder.iterdir()}
     text = page.read_text()
-    assert "<script" not in text
+    assert text.count("<script") == 1
     assert text.count("The ensemble tiny flags about 2.5") == 1
     assert not {"\x1b", "\x9b", "\u202e"} & set(text)
     tags = read(text).tags

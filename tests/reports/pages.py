@@ -1,10 +1,12 @@
 """Every report: pages of examples, and pages and lines whose every name, path and sentence is a given text."""
 
 from functools import cache, partial
+from pathlib import Path
 
 from ray_app.evaluation.compare.compare import concluded
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
+from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
@@ -12,6 +14,7 @@ from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary
+from tests.reports.check_example import FACTS, check_row
 from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
 from tests.reports.evidence_example import KINDS as EVIDENCE
@@ -168,6 +171,26 @@ def hostile_gallery(text):
     )
 
 
+def hostile_check(text, render=lambda *given: "".join(render_check(*given))):
+    """Three pictures whose names, details, findings and grounds are all `text`."""
+    grounds = [{"source": text, "says": text, "error": text}] * 2
+    named = {
+        "uri": text,
+        "finding": text,
+        "format": text,
+        "predicted_generator": text,
+        "predicted_prompt": text,
+        "scores": {text: 1.0, "b": 2.0},
+    }
+    rows = [
+        check_row("", 1.0, "abstain", why=text, detail=text, grounds=grounds),
+        check_row("", 2.0, "fake"),
+        check_row("", None, None, detail=text),
+    ]
+    facts = FACTS._replace(name=text, title=text, blind_to=(text,), detectors={text: text})
+    return render([row | named for row in rows], [text] * 3, [thumbnail(), b"<svg>", None], facts, Path("/tmp/page.html"))
+
+
 HOSTILE_PAGES = {
     "run": lambda text: render_run_report(hostile_run(text), thumbnails={1001: b"<svg>"}),
     "training": lambda text: render_training_report(hostile_training(text)),
@@ -177,6 +200,7 @@ HOSTILE_PAGES = {
     "evidence": lambda text: render_evidence(hostile_evidence(text)),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
+    "check": hostile_check,
 }
 HOSTILE_PAGES = {report: cache(rendered) for report, rendered in HOSTILE_PAGES.items()}  # several tests look at each
 
@@ -196,5 +220,8 @@ HOSTILE_LINES = {
     "leaderboard": lambda text: leaderboard_lines(boards_of(hostile_board(text)), 100),
     "comparison": lambda text: comparison_lines(hostile_comparison(text)),
     "evidence": lambda text: [*evidence_lines(hostile_evidence(text)), check_line(text, "differs", text)],
+    "check": lambda text: hostile_check(
+        text, lambda rows, names, _, facts, __: "\n".join(check_lines(rows, names, facts, 100)).split("\n")
+    ),
     "identifier": lambda text: [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(_identifier_plan(text))],
 }

@@ -7,8 +7,12 @@ import re
 import pytest
 
 from ray_app.reports.audit import render_audit
+from ray_app.reports.check import render_check
 from tests.reports import hostile, pages
 from tests.reports.browser import Browser, chromium, only_with_chromium
+from tests.reports.check_example import FACTS as CHECKED
+from tests.reports.check_example import check_rows, names_of
+from tests.reports.example import thumbnail
 from tests.reports.real_pages import FITS
 from tests.reports.test_audit import FACTS, images
 
@@ -51,7 +55,7 @@ def check(browser, tmp_path):
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("report", pages.HOSTILE_PAGES)
 def test_hostile_texts_stay_inside_their_page(check, report, text):
-    check(pages.HOSTILE_PAGES[report](HOSTILE[text]), scripts=int(report in ("gallery", "leaderboard")))
+    check(pages.HOSTILE_PAGES[report](HOSTILE[text]), scripts=int(report in ("gallery", "leaderboard", "check")))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,33 @@ def test_a_leaderboard_is_sorted_by_a_click_on_a_heading(browser, check):
     assert browser.ask("document.querySelector('.ranks [aria-sort]').textContent") == "System"
     browser.ask("[...document.querySelectorAll('.ranks thead button')][1].click()")
     assert browser.ask(order).split("|") == sorted(before, key=str.lower, reverse=True)
+
+
+def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_lies(browser, tmp_path):
+    page, rows = tmp_path / "page.html", check_rows(24, f"{tmp_path}/holiday")
+    (tmp_path / "holiday" / "1").mkdir(parents=True)
+    (tmp_path / "holiday" / "1" / "1.jpg").write_bytes(thumbnail())
+    page.write_text("".join(render_check(rows, names_of(rows), [thumbnail()] * 24, CHECKED, page)), encoding="utf-8")
+    browser.show(page, width=1000)
+    tiles = browser.page.locator(".tile:visible")
+    browser.page.focus("#order")
+    browser.page.keyboard.type("score")
+    scores = tiles.evaluate_all("tiles => tiles.map(one => one.dataset.score)")
+    assert [float(one) for one in scores[:18]] == sorted((row["score"] for row in rows if row["score"] is not None), reverse=True)
+    assert scores[18:] == [""] * 6
+    browser.page.select_option("#folder", "holiday/1/")
+    browser.page.fill("#least", "0")
+    assert said(browser) == "4 of 24 on this page"
+    browser.page.focus("[name=shown]:checked")
+    browser.page.keyboard.press("ArrowDown")
+    assert set(tiles.evaluate_all("tiles => tiles.map(one => one.dataset.verdict)")) == {"fake"}
+    browser.page.focus(".tile:not([hidden]) a")
+    browser.page.keyboard.press("Shift+Tab")
+    browser.page.keyboard.press("Tab")
+    names = tiles.locator("a").evaluate_all("links => links.map(one => one.pathname)")
+    browser.page.keyboard.press("Enter")
+    browser.page.wait_for_url("**/holiday/1/*.jpg")
+    assert browser.page.url.endswith(names[0])
 
 
 def test_in_print_nothing_of_an_evaluation_is_cut_off_and_what_is_left_to_the_screen_is_named(browser, tmp_path):

@@ -1,50 +1,10 @@
-"use strict";
-// Order, choice and enlargement of a page's tiles. Loads nothing and keeps nothing.
+{% include "tiles.js" %}
+// Enlargement of the tiles that are shown.
 (() => {
   const list = document.querySelector(".tiles");
-  const tools = document.getElementById("tools");
   if (!list) return;
-  const tiles = [...list.children];
-  const order = document.getElementById("order");
-  const turned = document.getElementById("turned");
-  const said = document.getElementById("said");
   const dialog = document.getElementById("enlarged");
-  const ORDERS = {
-    archive: { of: (tile) => Number(tile.dataset.place) },
-    score: { of: (tile) => number(tile.dataset.score), falls: true },
-    name: { of: (tile) => tile.dataset.name, words: true },
-    size: { of: (tile) => number(tile.dataset.pixels), falls: true },
-    verdict: { of: (tile) => ["fake", "abstain", "real", "none"].indexOf(tile.dataset.verdict) },
-  };
   let current = null;
-
-  function number(text) {
-    return text === "" ? null : Number(text);
-  }
-
-  function arrange() {
-    const { of, falls, words } = ORDERS[order.value];
-    const sign = (falls ? -1 : 1) * (turned.getAttribute("aria-pressed") === "true" ? -1 : 1);
-    const place = (tile) => Number(tile.dataset.place);
-    const compare = (a, b) => (words ? a.localeCompare(b, "en", { numeric: true }) : a - b);
-    list.append(...[...tiles].sort((one, other) => {
-      const [a, b] = [of(one), of(other)];
-      if (a === null || b === null) return (a === null) - (b === null) || place(one) - place(other); // what has none comes last, either way
-      return sign * compare(a, b) || place(one) - place(other);
-    }));
-  }
-
-  function choose() {
-    const wanted = document.querySelector("[name=shown]:checked").value;
-    for (const tile of tiles) tile.hidden = wanted !== "all" && tile.dataset.verdict !== wanted;
-    const count = shown().length;
-    said.textContent = count === tiles.length ? `${count} on this page` : `${count} of ${tiles.length} on this page`;
-    document.getElementById("none").hidden = count > 0;
-  }
-
-  function shown() {
-    return [...list.children].filter((tile) => !tile.hidden);
-  }
 
   function enlarge(tile) {
     current = tile;
@@ -72,12 +32,6 @@
     if (next) enlarge(next);
   }
 
-  order.addEventListener("change", arrange);
-  turned.addEventListener("click", () => {
-    turned.setAttribute("aria-pressed", String(turned.getAttribute("aria-pressed") !== "true"));
-    arrange();
-  });
-  for (const one of document.querySelectorAll("[name=shown]")) one.addEventListener("change", choose);
   list.addEventListener("click", (event) => {
     const button = event.target.closest(".frame");
     if (button?.tagName === "BUTTON") enlarge(button.closest(".tile"));
@@ -101,6 +55,4 @@
     button.append(...frame.childNodes);
     frame.replaceWith(button);
   }
-  tools.hidden = false;
-  choose();
 })();

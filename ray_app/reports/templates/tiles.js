@@ -1,0 +1,65 @@
+"use strict";
+// Order and choice of a page's tiles, by those controls that the page has. Loads nothing and keeps nothing.
+const shown = (() => {
+  const list = document.querySelector(".tiles");
+  if (!list) return () => [];
+  const tiles = [...list.children];
+  const place = new Map(tiles.map((tile, index) => [tile, index]));
+  const number = (text) => (text === "" ? null : Number(text));
+  const [order, turned, folder, why, least, said, none] = ["order", "turned", "folder", "why", "least", "said", "none"].map((id) => document.getElementById(id));
+  const words = new Intl.Collator("en", { numeric: true });
+  const ORDERS = {
+    listed: { of: (tile) => place.get(tile) },
+    score: { of: (tile) => number(tile.dataset.score), falls: true },
+    folder: { of: (tile) => tile.dataset.folder, compare: words.compare },
+    name: { of: (tile) => tile.dataset.name, compare: words.compare },
+    size: { of: (tile) => number(tile.dataset.pixels), falls: true },
+    verdict: { of: (tile) => ["fake", "abstain", "real", "none"].indexOf(tile.dataset.verdict) },
+  };
+
+  function arrange() {
+    const { of, falls, compare = (a, b) => a - b } = ORDERS[order.value];
+    const sign = (falls ? -1 : 1) * (turned.getAttribute("aria-pressed") === "true" ? -1 : 1);
+    const sorted = [...tiles].sort((one, other) => {
+      const [a, b] = [of(one), of(other)];
+      if (a === null || b === null) return (a === null) - (b === null) || place.get(one) - place.get(other); // what has none comes last, either way
+      return sign * compare(a, b) || place.get(one) - place.get(other);
+    });
+    for (const tile of sorted) list.append(tile);
+  }
+
+  function choose() {
+    const verdict = document.querySelector("[name=shown]:checked").value;
+    const from = number(least?.value ?? "");
+    let count = 0;
+    for (const tile of tiles) {
+      const of = tile.dataset;
+      const isShown = (verdict === "all" || of.verdict === verdict)
+        && (!folder?.value || of.folder.startsWith(folder.value))
+        && (!why?.value || of.why === why.value)
+        && (from === null || (of.score !== "" && Number(of.score) >= from));
+      if (tile.hidden === isShown) tile.hidden = !isShown;
+      count += isShown;
+    }
+    said.textContent = `${count === tiles.length ? "" : `${count.toLocaleString("en")} of `}${tiles.length.toLocaleString("en")} on this page`;
+    none.hidden = count > 0;
+  }
+
+  if (folder) { // all folders with pictures, and those that hold them
+    const found = new Set();
+    for (const tile of tiles) for (let at = -1; (at = tile.dataset.folder.indexOf("/", at + 1)) >= 0; ) found.add(tile.dataset.folder.slice(0, at + 1));
+    folder.append(...[...found].filter((one) => !/:\/\/?$/.test(one)).sort(words.compare).slice(0, 2000).map((one) => new Option(one, one)));
+    folder.closest("label").hidden = folder.length < 3;
+  }
+  order.addEventListener("change", arrange);
+  turned.addEventListener("click", () => {
+    turned.setAttribute("aria-pressed", String(turned.getAttribute("aria-pressed") !== "true"));
+    arrange();
+  });
+  for (const one of document.querySelectorAll("[name=shown], #folder, #why")) one.addEventListener("change", choose);
+  least?.addEventListener("input", choose);
+  document.getElementById("tools").hidden = false;
+  if (order.selectedIndex) arrange(); // a browser may remember what was chosen
+  choose();
+  return () => [...list.children].filter((tile) => !tile.hidden);
+})();

@@ -1,0 +1,70 @@
+"""What `touchstone check` says of some pictures and of many: reasons once, a page in pieces, links that hold where page and files go."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from ray_app.reports.check import CROWD, check_lines, render_check
+from ray_app.reports.html import file_link
+from tests.reports.check_example import FACTS, check_row, check_rows, names_of
+from tests.reports.example import thumbnail
+from tests.reports.page_reader import PageReader
+
+
+def test_a_reason_is_said_once_with_its_count_and_others_stay_visible():
+    rows = [check_row(f"{number}.jpg", -5.0, "real") for number in range(9)]
+    rows += [check_row(f"small-{number}.jpg", 0.0, "abstain", why="out_of_range", detail=f"{number + 40} px") for number in range(4000)]
+    rows += [check_row("odd.jpg", 0.0, "abstain", why="inside_band"), check_row("cut.jpg", None, None, detail="ends after 7 bytes")]
+    lines = check_lines(rows, names_of(rows), FACTS, 100)
+    whys = [line for line in lines[1:] if ": " in line]
+    assert len(lines) < 8
+    assert "4,000 files, the first holiday/small-0.jpg: the image is outside what a detector was made for: 40 px" in whys
+    assert "holiday/odd.jpg: the score lies between the two thresholds" in whys
+    assert "holiday/cut.jpg: ends after 7 bytes" in whys
+    assert whys[0].startswith("4,011 files: ")
+
+
+def test_grounds_that_repeat_are_said_once():
+    said = [{"source": "exif", "says": "EXIF names a camera", "error": "anybody can write it"}]
+    rows = [check_row(f"{number}.jpg", -5.0, "real", grounds=said) for number in range(30)]
+    lines = check_lines(rows, names_of(rows), FACTS, 100)
+    at = lines.index("30 files, the first holiday/0.jpg:")
+    assert lines[at + 1] == "  EXIF names a camera (anybody can write it)"
+    assert sum("EXIF" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("page", "file", "link"), [
+    ("/home/me", "/home/me/holiday/a b.jpg", "holiday/a%20b.jpg"),
+    ("/home/me/pages", "/home/me/holiday/a.jpg", "../holiday/a.jpg"),
+    ("/tmp", "/home/me/a.jpg", "file:///home/me/a.jpg"),
+    ("/home", "/home/javascript:alert(1).jpg", "javascript%3Aalert%281%29.jpg"),
+    ("/home", "/home/a#b?c.jpg", "a%23b%3Fc.jpg"),
+    ("/home", "-", None),
+    ("/home", "s3://b/a.jpg", None),
+    ("/home", "https://example.org/a.jpg", "https://example.org/a.jpg"),
+    ("/home", "https://example.org/a.jpg?token=1", None),
+])  # fmt: skip
+def test_a_link_holds_where_page_and_file_are_moved_together(page, file, link):
+    assert file_link(file, None, page) == link
+
+
+def test_a_page_says_a_reason_once_and_links_each_picture_to_its_file(tmp_path):
+    rows = check_rows(12, f"{tmp_path}/holiday")
+    text = "".join(render_check(rows, names_of(rows), [thumbnail()] * 11 + [None], FACTS, tmp_path / "page.html"))
+    page = PageReader(text)
+    assert [one["href"] for one in page.attributes("a")] == [f"holiday/{number % 3}/{number}.jpg" for number in range(12)]
+    assert str(tmp_path) not in text
+    assert page.text.count("Why, as 2 others") == 6
+    assert page.text.count("The score lies between the two thresholds") == 1
+
+
+def test_pictures_of_a_page_stand_in_memory_once(tmp_path):
+    rows = check_rows(CROWD + 1)
+    pictures = [thumbnail() + bytes(20_000) for _ in rows]
+    tracemalloc.start()
+    written = sum(map(len, render_check(rows, names_of(rows), pictures, FACTS, Path("page.html"))))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written > 13_000_000
+    assert most < 6_000_000
