@@ -9,6 +9,7 @@ adds.
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def render_check(
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
 
-    beside = str(page.absolute().parent)
+    beside = os.path.dirname(os.path.abspath(page))
     if len(rows) == 1:
         return iter([_render_one({**rows[0], "uri": names[0]}, pictures[0], facts, file_link(rows[0]["uri"], None, beside), version)])
     whys = gathered((name, text) for row, name in zip(rows, names, strict=True) if (text := explained(row)))

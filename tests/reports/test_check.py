@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.reports.check import CROWD, check_lines, render_check
+from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.html import file_link
 from tests.reports.check_example import FACTS, check_row, check_rows, names_of
 from tests.reports.example import thumbnail
@@ -60,11 +60,11 @@ def test_a_page_says_a_reason_once_and_links_each_picture_to_its_file(tmp_path):
 
 
 def test_pictures_of_a_page_stand_in_memory_once(tmp_path):
-    rows = check_rows(CROWD + 1)
-    pictures = [thumbnail() + bytes(20_000) for _ in rows]
+    rows = check_rows(90)
+    pictures = [thumbnail() + bytes(200_000) for _ in rows]
     tracemalloc.start()
     written = sum(map(len, render_check(rows, names_of(rows), pictures, FACTS, Path("page.html"))))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert written > 13_000_000
-    assert most < 6_000_000
+    assert written > 24_000_000
+    assert most < 4_000_000

@@ -101,7 +101,7 @@ def test_a_leaderboard_is_sorted_by_a_click_on_a_heading(browser, check):
 def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_lies(browser, tmp_path):
     page, rows = tmp_path / "page.html", check_rows(24, f"{tmp_path}/holiday")
     (tmp_path / "holiday" / "1").mkdir(parents=True)
-    (tmp_path / "holiday" / "1" / "1.jpg").write_bytes(thumbnail())
+    (tmp_path / "holiday" / "1" / "13.jpg").write_bytes(thumbnail())  # the first of those chosen below
     page.write_text("".join(render_check(rows, names_of(rows), [thumbnail()] * 24, CHECKED, page)), encoding="utf-8")
     browser.show(page, width=1000)
     tiles = browser.page.locator(".tile:visible")
@@ -119,10 +119,8 @@ def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_l
     browser.page.focus(".tile:not([hidden]) a")
     browser.page.keyboard.press("Shift+Tab")
     browser.page.keyboard.press("Tab")
-    names = tiles.locator("a").evaluate_all("links => links.map(one => one.pathname)")
     browser.page.keyboard.press("Enter")
-    browser.page.wait_for_url("**/holiday/1/*.jpg")
-    assert browser.page.url.endswith(names[0])
+    browser.page.wait_for_url("**/holiday/1/13.jpg")
 
 
 def test_in_print_nothing_of_an_evaluation_is_cut_off_and_what_is_left_to_the_screen_is_named(browser, tmp_path):
