@@ -84,13 +84,13 @@ class Gathered(NamedTuple):
 
     text: str
     first: str
-    count: int
+    files: int
 
     @property
     def who(self) -> str:
         """The files in words, for the terminal."""
         first = wording.shortened(self.first, _LONGEST)
-        return first if self.count == 1 else f"{wording.counted(self.count, 'file')}, the first {first}"
+        return first if self.files == 1 else f"{wording.counted(self.files, 'file')}, the first {first}"
 
 
 def gathered(said: Iterable[tuple[str, str]]) -> dict[str, Gathered]:
@@ -130,7 +130,7 @@ def render_check(
             "picture": jpeg_uri(picture) if picture else None,
             "said": tile_texts(row),
             "why": (why := explained(row)),
-            "alike": whys[form(why)].count if why else 0,
+            "alike": whys[form(why)].files if why else 0,
             "place": place[form(why)] if why else "",
         }
         for row, name, picture in zip(rows, names, pictures, strict=True)
