@@ -27,18 +27,24 @@ RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package 
 RUN /opt/touchstone/bin/pip install --no-deps --constraint /constraints.txt --index-url "$TORCH_INDEX" torch torchvision
 RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
 
+RUN cd /opt/touchstone/lib/python3.11/site-packages && rm -rf torch/test torch/bin/test_* ray/jars c2pa/libs/*.rlib
+
 FROM packages AS packages-cuda
 ARG EXTRAS
 RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
+RUN cd /opt/touchstone/lib/python3.11/site-packages && rm -rf ray/jars c2pa/libs/*.rlib
 
 FROM python:3.11-slim AS base
-# wget: KubeRay's own liveness probes call it. tini: signals reach the server, and its children are waited for.
+# wget: KubeRay's own liveness probes call it. rsync, and a login shell's PATH: `ray up` works by them. tini: signals reach the server, and
+# its children are waited for. USER_ID: of whoever mounts what only its owner may read, as `ray up` does with a token.
+ARG USER_ID=10001
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends tini wget \
+ && apt-get install --yes --no-install-recommends rsync tini wget \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --create-home --shell /usr/sbin/nologin touchstone \
+ && useradd --uid "$USER_ID" --create-home --shell /usr/sbin/nologin touchstone \
+ && echo 'PATH=/opt/touchstone/bin:$PATH' > /etc/profile.d/touchstone.sh \
  && ln -s /opt/touchstone/bin/ray /opt/touchstone/bin/serve /opt/touchstone/bin/touchstone /usr/local/bin/
-ENV PATH=/opt/touchstone/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
+ENV PATH=/opt/touchstone/bin:$PATH HOME=/home/touchstone PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
 WORKDIR /home/touchstone
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
@@ -46,12 +52,11 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 ENTRYPOINT ["tini", "--"]
 # Tokens come by TOUCHSTONE_TOKENS: without them it does not start. Give it --shm-size=1g: Ray's object store lives there.
 CMD ["touchstone", "serve", "--host", "0.0.0.0"]
+USER $USER_ID
 
 FROM base AS cpu
 COPY --from=packages-cpu /opt/touchstone /opt/touchstone
-USER 10001
 
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=packages-cuda /opt/touchstone /opt/touchstone
-USER 10001

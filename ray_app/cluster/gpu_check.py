@@ -18,6 +18,19 @@ _LEAST_DRIVER = {"12": 525, "13": 580}
 _IMAGE = "name another ImageId in cluster.yaml (docs/cluster.md)"
 
 
+def torch_and_gpus() -> tuple[str, str]:
+    """In words: which torch this is, and the GPUs that it can use ("" for none). Raises what importing torch raises where it is damaged."""
+    import torch
+
+    from ray_app.detectors.precision import has_bf16
+
+    built = f"torch {torch.__version__} for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'processors alone'}"
+    if not torch.cuda.is_available():
+        return built, ""
+    one, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"
+    return built, f"{torch.cuda.device_count()} × {one.name}, {one.total_memory / 1e9:.0f} GB, {precision}, driver {_version_of(DRIVER)}"
+
+
 def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -> str | None:
     """Why torch cannot use the GPU that the bus shows, and what mends it, in one line; None where it can, or there is none."""
     if not any(_is_gpu(one) for one in pci.glob("*")):
@@ -36,13 +49,17 @@ def _reason(cuda: str | None, driver: Path, device: Path) -> str:
         return "it was built without CUDA; install it from PyPI: pip install --constraint constraints.txt --force-reinstall torch"
     if not driver.exists():
         return f"no NVIDIA driver is loaded; {_IMAGE}, one that has a driver"
-    found = re.search(r"\s(\d+)\.[\d.]+\s", driver.read_text())
-    least = _LEAST_DRIVER.get(cuda.partition(".")[0])
-    if found and least and int(found[1]) < least:
-        return f"its CUDA {cuda} needs driver {least} or later, and the driver is {found[0].strip()}; {_IMAGE}, one with a newer driver"
+    found, least = _version_of(driver), _LEAST_DRIVER.get(cuda.partition(".")[0])
+    if found and least and int(found.partition(".")[0]) < least:
+        return f"its CUDA {cuda} needs driver {least} or later, and the driver is {found}; {_IMAGE}, one with a newer driver"
     if not device.exists():
         return "the container was started without it; the host needs the NVIDIA container toolkit (`docker info` lists a runtime nvidia)"
     return "`nvidia-smi` on the host may say why"
+
+
+def _version_of(driver: Path) -> str | None:
+    found = re.search(r"\s(\d+\.[\d.]+)\s", driver.read_text()) if driver.exists() else None
+    return found and found[1]
 
 
 def _is_gpu(device: Path) -> bool:

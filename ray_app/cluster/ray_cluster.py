@@ -179,7 +179,7 @@ def cluster(
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
         if address:
-            _require_head(address)
+            require_head(address)
         try:
             if address:
                 with without_side_effects():
@@ -208,6 +208,13 @@ def named_cluster(address: str | None = None) -> str | None:
     """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
+
+
+def cores_for_ray() -> int:
+    """How many cores a Ray that starts here takes: the machine's, or what its container is given; never the process's affinity."""
+    from ray._private.utils import get_num_cpus
+
+    return max(int(get_num_cpus(override_docker_cpu_warning=True)), 1)
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
@@ -355,8 +362,8 @@ def on_own_node() -> dict[str, str]:
     return {"ray.io/node-id": own_node()}
 
 
-def _require_head(address: str) -> None:
-    """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError, after `HEAD_WAIT_S` at most.
+def require_head(address: str, wait_s: float | None = None) -> None:
+    """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError after `wait_s` (HEAD_WAIT_S).
 
     `ray.init` would wait for minutes for a head that is gone, and says nothing of a token that is another.
     """
@@ -374,7 +381,8 @@ def _require_head(address: str) -> None:
         return  # ray.init says best what is wrong with an address that is none, or that no Ray here runs for `auto` to find
     if place is None:
         return
-    until = time.monotonic() + HEAD_WAIT_S
+    wait_s = HEAD_WAIT_S if wait_s is None else wait_s
+    until = time.monotonic() + wait_s
     with create_gcs_channel(place) as channel:
         check_alive = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
         while True:
@@ -388,7 +396,7 @@ def _require_head(address: str) -> None:
             if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
                 return
             if code is not grpc.StatusCode.UNAVAILABLE or _NO_GRPC in detail or time.monotonic() > until:
-                raise _no_head(address, code, detail)
+                raise _no_head(address, code, detail, wait_s)
             time.sleep(_POLL_S)  # a head that starts again is there in a moment
         versions.require_head(address, answer.ray_version, None if is_client else _python_of(channel))
 
@@ -408,7 +416,7 @@ def _python_of(channel: Any) -> str | None:
     return version
 
 
-def _no_head(address: str, code: Any, detail: str) -> ClusterError:
+def _no_head(address: str, code: Any, detail: str, wait_s: float) -> ClusterError:
     """The error for an address where no head accepted us; `code` and `detail` are gRPC's."""
     if code.name == "UNAUTHENTICATED":
         why, hint = "its head does not accept this token", _AUTH_HINT
@@ -416,9 +424,9 @@ def _no_head(address: str, code: Any, detail: str) -> ClusterError:
         why = "what answers there is not a Ray head"
         hint = "give HOST:PORT of the head itself, usually port 6379; 8265 is its dashboard"
     elif code.name == "DEADLINE_EXCEEDED":
-        why, hint = f"no answer in {HEAD_WAIT_S:g} s", "check whether the head hangs (`ray status` there), or a firewall is in between"
+        why, hint = f"no answer in {wait_s:g} s", "check whether the head hangs (`ray status` there), or a firewall is in between"
     else:
-        why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "check that the cluster is up, and that this is its head's address"
+        why, hint = f"no head there in {wait_s:g} s ({detail})", "check that the cluster is up, and that this is its head's address"
     return _not_joined(address, why, hint)
 
 
