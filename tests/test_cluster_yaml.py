@@ -2,11 +2,13 @@
 
 import copy
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -95,6 +97,32 @@ def test_it_reads_the_same_formats_as_the_image():
     assert {"pi-heif", "pillow"} <= required
 
 
+@pytest.mark.parametrize("has_it", [True, False], ids=["an image of one's own", "Ray's image"])
+def test_a_node_installs_what_its_image_does_not_have(has_it, tmp_path):
+    (tmp_path / "touchstone").mkdir()
+    if has_it:
+        (tmp_path / "opt").mkdir()
+    pip = tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$PWD $@" > {tmp_path}/called\n')
+    pip.chmod(0o755)
+    setup = CONFIG["setup_commands"][0].replace("/opt/touchstone", str(tmp_path / "opt"))
+    subprocess.run(["bash", "-c", setup], env={"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+    assert (tmp_path / "called").exists() != has_it
+    if not has_it:
+        assert (tmp_path / "called").read_text() == f"{tmp_path}/touchstone install --quiet --constraint constraints.txt .[aws]\n"
+
+
+def test_an_image_of_one_s_own_has_what_the_launcher_calls_in_it():
+    """Ray 2.60's DockerCommandRunner: rsync into the container, a login shell of bash (Debian's), `~` as HOME of the image says."""
+    check({**CONFIG, "docker": {**CONFIG["docker"], "image": "registry.example.org/touchstone:1.2.3-cuda"}})
+    built = (PATH.parent / "Dockerfile").read_text()
+    assert re.search(r"apt-get install .*\brsync\b", built)
+    assert re.search(r"^ENV .*\bHOME=/home/touchstone\b", built, re.MULTILINE)
+    assert "> /etc/profile.d/touchstone.sh" in built  # a login shell takes PATH from there
+    assert all(place.startswith("~/") for place in CONFIG["file_mounts"])  # another home in each image
+    assert "--build-arg USER_ID=1000" in (PATH.parent / "docs" / "cluster.md").read_text()
+
+
 def test_a_stopped_job_has_time_to_commit(monkeypatch):
     """Its driver runs on the head, or on the node that `--entrypoint-num-cpus` finds."""
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
@@ -112,4 +140,4 @@ def test_every_node_starts_with_the_token_and_cannot_start_without():
     starts = [one for key in ("head_start_ray_commands", "worker_start_ray_commands") for one in CONFIG[key] if "ray start" in one]
     assert len(starts) == 2
     assert all(re.match(r"RAY_AUTH_MODE=token RAY_JOB_STOP_WAIT_TIME_S=\d+ ray start ", one) for one in starts)
-    assert CONFIG["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    assert CONFIG["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"

@@ -135,7 +135,7 @@ def refused(address, wait_s=0.2):
         patch.setattr(ray_cluster, "HEAD_WAIT_S", wait_s)
         patch.setattr(ray_cluster, "_POLL_S", 0.05)
         with pytest.raises(ClusterError) as caught:
-            ray_cluster._require_head(address)
+            ray_cluster.require_head(address)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert address in caught.value.message
     return f"{caught.value.message} | {caught.value.hint}", time.monotonic() - began
@@ -159,7 +159,7 @@ def test_one_that_comes_back_within_the_wait(head_at, monkeypatch):
     port = free_port()
     coming = threading.Timer(0.2, head_at, (Head(), port))
     coming.start()
-    ray_cluster._require_head(f"127.0.0.1:{port}")
+    ray_cluster.require_head(f"127.0.0.1:{port}")
     coming.join()
 
 
@@ -173,7 +173,7 @@ def test_what_answers_otherwise_is_no_head_and_told_at_once(head_at):
     assert took < 100
     nothing = head_at(NodeInfoGcsServiceServicer())  # every method is unimplemented, as at the port of Ray's client server
     assert "not a Ray head" in refused(nothing, wait_s=60.0)[0]
-    ray_cluster._require_head(f"ray://{nothing}")
+    ray_cluster.require_head(f"ray://{nothing}")
 
 
 def test_a_token_is_shown_and_the_head_s_own_alone_is_taken(head_at, in_child, tmp_path):
@@ -218,10 +218,10 @@ def test_another_version_of_ray_or_python(head_at, monkeypatch):
     assert f"Ray {ray.__version__}" in told
     own = platform.python_version()
     major, minor, patch = map(int, own.split("."))
-    ray_cluster._require_head(head_at(Head(python=own)))
+    ray_cluster.require_head(head_at(Head(python=own)))
     for other in (f"{major}.{minor + 1}.{patch}", f"{major}.{minor}.{patch + 1}"):
         told, _ = refused(head_at(Head(python=other)))
         assert f"it runs Python {other}, this is Python {own}" in told
         assert "use the cluster's Python here" in told
     monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
-    ray_cluster._require_head(head_at(Head(python=other)))
+    ray_cluster.require_head(head_at(Head(python=other)))

@@ -34,10 +34,16 @@ def whole(target: str) -> list[tuple[str, str]]:
     return (whole(parent) if parent in stages() else []) + stages()[target]
 
 
+def user_id(target: str) -> int:
+    """Who it runs as, unless the builder says otherwise: a number, since `runAsNonRoot` cannot judge a name."""
+    [user] = [rest for word, rest in whole(target) if word == "USER"]
+    defaults = dict(rest.split("=") for word, rest in whole(target) if word == "ARG" and "=" in rest)
+    return int(defaults[user.removeprefix("$")])
+
+
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_for_its_health(target):
-    last, user = whole(target)[-1]
-    assert (last, int(user) > 0) == ("USER", True), "a number: runAsNonRoot cannot judge a name"
+    assert user_id(target) > 0
     said = dict(whole(target))
     assert json.loads(said["ENTRYPOINT"]) == ["tini", "--"]
     assert json.loads(said["CMD"])[:2] == ["touchstone", "serve"]
@@ -72,7 +78,7 @@ def test_kubernetes_and_the_words_to_operators_use_this_image_and_this_user():
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         spec = group["template"]["spec"]
         assert spec["containers"][0]["image"] == f"touchstone:{version}-cpu"
-        assert spec["securityContext"]["runAsUser"] == int(dict(whole("cpu"))["USER"])
+        assert spec["securityContext"]["runAsUser"] == user_id("cpu")
     for file in ("Dockerfile", "docs/serving.md"):
         named = re.findall(r"touchstone:([0-9.]+)-(?:cpu|cuda)", (ROOT / file).read_text())
         assert set(named) == {version}, file
