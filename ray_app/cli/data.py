@@ -150,7 +150,7 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 
 
 @click.command()
-@click.argument("config_file", metavar="CONFIG")
+@click.argument("config_file", type=options.ShippedName("generate"), metavar="CONFIG")
 @options.out_option
 @click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.")
 @click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")

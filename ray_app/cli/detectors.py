@@ -42,7 +42,7 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
 
 
 @click.command("fetch")
-@click.argument("names", type=DETECTOR, nargs=-1, metavar="DETECTOR|ENSEMBLE|PATH…")
+@click.argument("names", type=options.ShippedName("detectors", "ensembles"), nargs=-1, metavar="DETECTOR|ENSEMBLE|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
 @mirror_option

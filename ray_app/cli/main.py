@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from ray_app import __version__
-from ray_app.cli import data, detectors, evaluate, inspect, score, settings, train, trust
+from ray_app.cli import data, detectors, evaluate, inspect, options, score, settings, train, trust
 from ray_app.cli.check import check
 from ray_app.cli.doctor import doctor
 from ray_app.cli.endpoint import serve
@@ -61,6 +61,14 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in that order."""
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name; while a shell completes, with files wherever any text may stand."""
+        command = super().get_command(ctx, cmd_name)
+        if ctx.resilient_parsing and command is not None:
+            for parameter in command.params:
+                parameter.type = options.PLACE if parameter.type is click.STRING else parameter.type
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first word. Raises UsageError that names the nearest one."""
@@ -109,7 +117,7 @@ class _Touchstone(_Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, which may be a former one."""
         if group := (UNTIL_1_0 | PERMANENT).get(cmd_name):
-            return _GROUP_COMMANDS[group].commands[cmd_name]
+            return _GROUP_COMMANDS[group].get_command(ctx, cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

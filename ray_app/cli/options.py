@@ -18,24 +18,27 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class ShippedName(click.ParamType[str]):
-    """The name of a shipped file of one kind (`detectors`, `ensembles`, `train`, …), or a path: a shell completes either."""
+    """The name of a file of these kinds (`detectors`, `ensembles`, `train`, …), shipped or added, or a path: a shell completes either."""
 
     name = "text"
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, *kinds: str) -> None:
+        self._kinds = kinds
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """The names that begin so, else files."""
         from click.shell_completion import CompletionItem
 
-        from ray_app.config import named_configs
+        names = list[str]()
+        if self._kinds:
+            from ray_app.config import added_configs, named_configs
 
-        found = [CompletionItem(name) for name in named_configs(self._kind) if name.startswith(incomplete)]
-        return found or [CompletionItem(incomplete, type="file")]
+            names = [name for kind in self._kinds for name in (*named_configs(kind), *added_configs(kind)) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in dict.fromkeys(names)] or [CompletionItem(incomplete, type="file")]
 
 
-DETECTOR, ENSEMBLE, RECIPE, PROTOCOL = map(ShippedName, ("detectors", "ensembles", "train", "evaluate"))
+PLACE = ShippedName()  # a path alone
+DETECTOR, ENSEMBLE, RECIPE, PROTOCOL, SCORE = map(ShippedName, ("detectors", "ensembles", "train", "evaluate", "score"))
 
 # Options that several commands have, word for word.
 out_option = click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
@@ -63,7 +66,9 @@ run_labels_option = click.option(
 )
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
-    click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
+    click.option(
+        "--config", "config_file", type=SCORE, metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."
+    ),
     ensemble_option,
     detectors_option,
     include_option,

@@ -38,7 +38,7 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
     show_shipped.__doc__ = f"Show one of the {group}: its YAML file.\n\n\b\ntouchstone {group} show {example}\n"
     return (
         click.command("list")(options.as_json(list_shipped)),
-        click.command("show")(click.argument("name", metavar="NAME|PATH")(options.as_json(show_shipped))),
+        click.command("show")(click.argument("name", type=options.ShippedName(kind), metavar="NAME|PATH")(options.as_json(show_shipped))),
     )
 
 
@@ -55,7 +55,7 @@ PROTOCOLS = _catalogue("evaluate", "protocol", "openfake-v1")
 
 
 @click.command("show")
-@click.argument("file", required=False, metavar="[NAME|FILE]")
+@click.argument("file", type=options.SCORE, required=False, metavar="[NAME|FILE]")
 @options.overrides
 @options.as_json
 def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
@@ -144,10 +144,10 @@ def _show_trust(as_json: bool) -> None:
 def completion(shell: str) -> int:
     """Print the completion script for your shell.
 
-    It completes commands, options, and the names of detectors, ensembles, recipes and protocols.
+    It completes commands, options, files, and the names of detectors, ensembles, configs, recipes and protocols.
 
     \b
-    eval "$(touchstone config completion bash)"      in ~/.bashrc; for zsh in ~/.zshrc
+    eval "$(touchstone config completion bash)"      in ~/.bashrc; zsh: in ~/.zshrc, after compinit
     touchstone config completion fish > ~/.config/fish/completions/touchstone.fish
     """
     from click.shell_completion import get_completion_class

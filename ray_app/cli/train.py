@@ -102,7 +102,7 @@ class Gathered(NamedTuple):
 
 
 @click.command("fit")
-@click.argument("card", metavar="CARD")
+@click.argument("card", type=options.DETECTOR, metavar="CARD")
 @click.argument("index", required=False, metavar="[INDEX]")
 @click.option("--labels", metavar="FILE", help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.")
 @click.option("--out", metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]")

@@ -99,11 +99,21 @@ def test_what_is_shipped_is_listed_and_shown(group, capsys):
         ("score --ensemble perm", "permissive"),
         ("train touchstone-t", "touchstone-tiny"),
         ("results run --status trunc", "truncated_image"),
+        ("score --config over", "overnight"),
+        ("ensembles show perm", "permissive"),
+        ("detectors fetch recom", "recommended"),
     ],
 )
 def test_words_are_completed(words, found):
     *typed, begun = words.split()
     assert found in [one.value for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)]
+
+
+@pytest.mark.parametrize("words", ["check pho", "score --out pho", "runs report pho", "report pho", "score --ensemble ./pho"])
+def test_files_are_completed_wherever_a_path_may_stand(words):
+    *typed, begun = words.split()
+    found = ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
+    assert [(one.type, one.value) for one in found] == [("file", begun)]
 
 
 def test_a_shell_is_answered():
