@@ -14,6 +14,9 @@ from tests.test_readme import ROOT, blocks, check, run, script
 from tests.wheel import OFFLINE
 
 WITHOUT_CUDA = "--torch-backend cpu"
+MOST_MEGABYTES_WITHOUT_CUDA = (
+    2_300  # README's figure, uv itself, and the bytecode of a command; `python -m benchmarks.installed` says of what
+)
 # Where a checkout and what it installs are known, and what is this process's own.
 OURS = ("PYTHON", "PYTEST_", "VIRTUAL_ENV", "TOUCHSTONE_", "RAY_", "MAKE")
 
@@ -38,9 +41,14 @@ def test_a_fresh_machine_is_set_up_by_the_lines_alone(tmp_path):
         listed = run(f"set -e\n{entered}touchstone --version; pip list 2> /dev/null", checkout, theirs)
         assert f"touchstone, version {__version__}\n" in listed
         assert ("nvidia-" in listed) == (WITHOUT_CUDA not in line)
+        assert (megabytes(tmp_path / f"env{number}") < MOST_MEGABYTES_WITHOUT_CUDA) == (WITHOUT_CUDA in line)
     told += run(f"source ../env1/bin/activate\n{script(others)}", checkout, theirs)
     check(told, checkout)
     shutil.rmtree(checkout / ".venv")
+
+
+def megabytes(folder):
+    return int(subprocess.run(["du", "-sk", folder], check=True, capture_output=True, text=True).stdout.split()[0]) / 1e3
 
 
 def answers(lines, folder, environment):

@@ -113,14 +113,19 @@ def _shared_memory() -> Diagnosis:
 
 
 def _disk() -> Diagnosis:
-    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()  # which has tried to write there
-    disk, change = shutil.disk_usage(place), "make room there, or set TMPDIR to another disk"
-    found = f"{_gb(disk.free)} free in {place}"
+    from ray_app.cluster.ray_cluster import ray_base
+
+    change = "make room there, or set TMPDIR to another disk"
+    try:
+        place = ray_base()
+        with tempfile.TemporaryFile(dir=place):
+            disk = shutil.disk_usage(place)
+    except OSError as error:
+        return Diagnosis(f"files of a run cannot be written: {error}", change, ExitCode.CLUSTER)
+    found, full = f"{_gb(disk.free)} free in {place}", f"Ray writes nothing to a disk that is {_RAY_FULL:.0%} full: {change}"
     if disk.free < _LEAST_DISK:
         return Diagnosis(found, change, ExitCode.CLUSTER)
-    return Diagnosis(
-        found, f"Ray writes nothing to a disk that is {_RAY_FULL:.0%} full: {change}" if disk.free / disk.total < 1 - _RAY_FULL else ""
-    )
+    return Diagnosis(found, full if disk.free / disk.total < 1 - _RAY_FULL else "")
 
 
 def _cache() -> Diagnosis:
@@ -219,9 +224,8 @@ def doctor(as_json: bool) -> int:
     checks = [{"name": name, "state": one.state, "found": one.found, "todo": one.todo} for name, one in found.items()]
     lines = [f"Touchstone {__version__}, Python {machine['python']}, {machine['system']}"]
     for name, one in found.items():
-        lines += textwrap.wrap(
-            f"{one.state:4}  {name:10}  {one.found}{' → ' * bool(one.todo)}{one.todo}", _WIDTH, subsequent_indent=" " * 18
-        )
+        told = f"{one.state:4}  {name:10}  {one.found}{' → ' * bool(one.todo)}{one.todo}"
+        lines += textwrap.wrap(told, _WIDTH, subsequent_indent=" " * 18, break_on_hyphens=False)
     options.echo_document({**machine, "exit_code": int(code), "checks": checks}, lines, as_json)
     return code
 

@@ -79,7 +79,7 @@ def private_folder() -> Iterator[Path]:
 
     Ray opens its own folder to everybody, so it has to lie in one that it does not know.
     """
-    base = _base()
+    base = ray_base()
     _remove_abandoned(base)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=base))
@@ -102,7 +102,8 @@ def _read_anew() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _base() -> Path:
+def ray_base() -> Path:
+    """The folder in which a Ray of this machine's own has its files; made if it is not there."""
     wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     base = Path(wanted if len(os.fsencode(wanted)) <= _LONGEST_BASE else "/tmp")  # noqa: S108 - the folder in it is ours alone
     base.mkdir(parents=True, exist_ok=True)
