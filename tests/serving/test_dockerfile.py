@@ -1,12 +1,18 @@
-"""The Dockerfile's structure: what can be told without a builder."""
+"""The Dockerfile: its structure, and those of its steps that run without a builder."""
 
 import fnmatch
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +62,63 @@ def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_f
 def test_no_host_of_a_package_index_is_written_down():
     assert re.findall(r"https?://([^/\s:\"]+)", (ROOT / "Dockerfile").read_text()) == ["127.0.0.1"]
     assert ("ARG", "TORCH_INDEX") in stages()["packages-cpu"], "without a default"
+
+
+def installs(target: str, tmp_path: Path, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """The RUN lines that install packages, by a pip that only says what it is asked for."""
+    (tmp_path / "wheels").mkdir(exist_ok=True)
+    (tmp_path / "wheels" / "touchstone.whl").touch()
+    lines = [rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" not in rest]
+    script = "set -e\n" + "\n".join(lines).replace("/opt/touchstone/bin/pip", "echo pip").replace("/wheels", str(tmp_path / "wheels"))
+    environment = {"PATH": os.environ["PATH"], **arguments}
+    return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("arguments", "asked"), [({}, "touchstone.whl"), ({"EXTRAS": "delta,zst"}, "touchstone.whl[delta,zst]")])
+def test_the_steps_install_the_wheel_with_the_extras_that_were_asked_for(arguments, asked, tmp_path):
+    for target in ("cpu", "cuda"):
+        done = installs(target, tmp_path, TORCH_INDEX="index", **arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].endswith(f"/{asked}")
+        assert ("--index-url index torch torchvision" in done.stdout) == (target == "cpu")
+
+
+def test_an_image_without_cuda_is_refused_where_no_such_torch_is_named(tmp_path):
+    done = installs("cpu", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "TORCH_INDEX" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_nothing_that_python_imports_is_taken_out_of_an_image(target):
+    [line] = [rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" in rest]
+    version, names = re.search(r"lib/(python[\d.]+)/site-packages && rm -rf (.*)", line).groups()
+    assert all(
+        rest.startswith(version.replace("python", "python:")) for word, rest in instructions() if word == "FROM" and "python:" in rest
+    )
+    found = {name: list(Path(ray.__file__).parents[1].glob(name)) for name in names.split()}
+    assert {"ray/jars", "c2pa/libs/*.rlib"} <= {name for name, files in found.items() if files}
+    inside = [file for files in found.values() for file in files for file in (file.rglob("*") if file.is_dir() else [file])]
+    assert {file.suffix for file in inside} <= {".jar", ".rlib"}
+
+
+@pytest.mark.skipif(shutil.which("wget") is None, reason="no wget")
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_question_for_its_health_tells_a_server_that_is_ill(status, healthy):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        command = json.loads(re.search(r"CMD (\[.*\])", dict(whole("cpu"))["HEALTHCHECK"])[1])
+        command[-1] = command[-1].replace("8000", str(server.server_port))
+        assert (subprocess.run(command, timeout=30).returncode == 0) == healthy
+        server.shutdown()
 
 
 def test_what_is_copied_is_there_and_reaches_the_builder():
