@@ -46,7 +46,6 @@ ELSEWHERE = (
     ("docs/detectors.md", "touchstone score photos --detector my-head", "scores with the head that the line before fits"),
     ("docs/evaluation.md", "touchstone evaluate SOURCE", WEIGHTS),
     ("docs/perturbations.md", "touchstone evaluate PHOTOS", HOURS),
-    ("docs/formats.md", "curl -s https://example.org", INTERNET),
     ("docs/heads.md", "touchstone detectors", WEIGHTS),
     ("docs/serving.md", "touchstone serve", FOREVER),
     ("docs/serving.md", "serve deploy", CLUSTER),
@@ -117,7 +116,6 @@ def inputs(s3, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     sample = build_sample_archive(folder / "archive", files=24)
     pictures = sorted((folder / "archive").rglob("*.jpg"))
-    shutil.copytree(folder / "archive", folder / "holiday")
     shutil.copytree(folder / "archive", folder / "photos")
     shutil.copy(pictures[0].rename(folder / "archive" / "photo.jpg"), folder)
     shutil.copy(pictures[1], folder / "cat.jpg")
@@ -151,5 +149,5 @@ def test_the_blocks_of_a_page_run(page, inputs, programs):
 
 def test_the_pages_that_run_are_these():
     """So that a page which comes to be left out by a wide line of the table is noticed."""
-    names = ("calibration", "concepts", "detectors", "evaluation", "formats", "index", "runs", "tables", "trust")
+    names = ("calibration", "concepts", "detectors", "evaluation", "index", "runs", "tables", "trust")
     assert {f"docs/{name}.md" for name in names} <= set(RUNNABLE)
