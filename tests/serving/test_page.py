@@ -35,6 +35,7 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
     assert page.text_content(".finding").count(ERROR_RATES) == 1
     assert "What this does not mean" in shown
     sign = "−" if expected.score < 0 else "+"
+    assert page.evaluate("getComputedStyle(document.querySelector('.band')).fill") != "rgb(0, 0, 0)"
     assert page.get_attribute(".bar-scale", "data-score") == f"{sign}{abs(expected.score):.2f}"
 
     (tmp_path / "it's a photo.jpg").write_bytes(PHOTO)
