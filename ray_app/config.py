@@ -5,6 +5,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -13,7 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ray_app.errors import ConfigError
@@ -70,6 +71,23 @@ def _nullable(model: type[BaseModel]) -> frozenset[str]:
     fields = ((field.alias or name, field.annotation) for name, field in model.model_fields.items())
     return frozenset(key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation))
 
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds_of(text: str) -> float | None:
+    """A time span such as 90, 90s, 5m, 1.5h or 1d; None for what is none."""
+    found = _DURATION.fullmatch(text.strip())
+    return None if found is None else float(found[1]) * _SECONDS[found[2]]
+
+
+def _as_seconds(given: Any) -> Any:
+    found = seconds_of(given) if isinstance(given, str) else None
+    return given if found is None else found
+
+
+Seconds = Annotated[float, BeforeValidator(_as_seconds)]  # of a config: a number, or a text such as 5m
 
 Model = TypeVar("Model", bound=BaseModel)
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"

@@ -86,13 +86,14 @@ def choose_new(
     digest: members.Digest,
     id_rows: int,
     *,
-    are_all: bool = True,
+    among: members.Ids | None = None,
     known: int = 0,
 ) -> tuple[list[ChosenMembers], members.Ids]:
     """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
 
-    `are_all`: the files tell all that is there; else none counts as gone. `known`: about how many ids earlier manifests have. Writes the
-    new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises StorageError.
+    `among`: the sorted ones that the files say all of, None = every one; no other counts as gone. `known`: about how many ids earlier
+    manifests have. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises
+    StorageError.
     """
     with _database(known + sum(file.rows for file in files)) as db:
         for table in known_ids.known_ids(store, earlier, digest):
@@ -106,8 +107,10 @@ def choose_new(
             _hash_again(db, store, files, collided, digest)
             _hold(db)
         _write_ids(db, store, number, id_rows)
-        vanished = db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy() if are_all else np.empty(0, np.int64)
-        return _chosen(db, files), vanished
+        if among is not None and not len(among):
+            return _chosen(db, files), among
+        vanished = db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
+        return _chosen(db, files), vanished if among is None else np.intersect1d(vanished, among, assume_unique=True)
 
 
 @contextlib.contextmanager

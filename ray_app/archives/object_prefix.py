@@ -22,6 +22,7 @@ from ray_app.storage import (
     RangeReader,
     base_of,
     canonical,
+    files_at,
     is_pattern,
     list_objects,
     split_range,
@@ -79,6 +80,13 @@ class ObjectPrefix:
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Every object, with its path relative to the source; a single file goes by its name."""
         return self.items(list_objects(self.url, fetcher.guard), fetcher)
+
+    def holds(self, uri: str) -> bool:
+        """Whether an object of that name would be one of it."""
+        if not is_pattern(self.url):
+            return uri.startswith(self.below) or uri == strip_secrets(canonical(self.url))
+        pattern = canonical(self.url).removeprefix(self.below)
+        return uri.startswith(self.below) and urls.full_matcher(pattern)(uri.removeprefix(self.below))
 
     @property
     def below(self) -> str:
@@ -138,6 +146,18 @@ class PrefixRange:
             return next((info for info in list_objects(place) if info.uri == place), None)
         except ConfigError:  # nothing is there
             return None
+
+
+@dataclass(frozen=True)
+class NamedObjects:
+    """Some objects of a prefix, by their uris in order: those that are there now. A sidecar table counts where it is one of them."""
+
+    prefix: ObjectPrefix
+    uris: tuple[str, ...]
+
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+        """As `ObjectPrefix.found` gives them."""
+        return self.prefix.items(files_at(self.uris), fetcher)
 
 
 class BegunRange:

@@ -8,6 +8,7 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 """
 
 import contextlib
+import copy
 import queue
 import threading
 from collections import deque
@@ -32,6 +33,7 @@ from ray_app.storage import (
     matcher_below,
     strip_secrets,
 )
+from ray_app.storage.urls import scheme_of
 
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
 
@@ -144,6 +146,25 @@ class Archive:
         """A stretch of the source of that number, an S3 prefix, as a section."""
         kind, url = _split_kind(self._urls[source])
         return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
+
+    def only(self, uris: Iterable[str]) -> "Archive":
+        """The same with no other objects than those of some uris that are there and lie in its prefixes.
+
+        Raises ConfigError where a source is no prefix of S3 and no folder of this machine.
+        """
+        places, found, named = sorted(uris), copy.copy(self), []
+        for source in self._urls:
+            kind, url = _split_kind(source)
+            is_list = kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url))
+            if is_list or scheme_of(url) not in ("s3", "file"):
+                raise ConfigError(
+                    f"{strip_secrets(source)}: events tell of objects below s3:// and of files in folders",
+                    hint="--follow 5m without --events lists any source again",
+                )
+            prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits)
+            named.append(object_prefix.NamedObjects(prefix, tuple(filter(prefix.holds, places))))
+        found._sources = [lambda _: iter(section for section in named if section.uris)]
+        return found
 
     def __iter__(self) -> Iterator[members.ListedMember]:
         return self._members(_in_order(self.sections(), self.fetcher))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from click.shell_completion import CompletionItem
@@ -149,6 +150,21 @@ def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> 
         where = f"remembered in {one.file}" if one.file else "for this command only: no config file can be written"
         click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)
     return tuple(one.name for one in accepted)
+
+
+def moment(text: str) -> "datetime":
+    """A time in UTC, as ISO writes it, or so long ago as a time span says. Raises BadParameter."""
+    from datetime import UTC, datetime, timedelta
+
+    from ray_app.config import seconds_of
+
+    try:
+        if (seconds := seconds_of(text)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=seconds)
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is neither a time such as 2026-11-26T08:30 nor a time span such as 24h") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def configured(kind: str, name_or_path: str | None, model: "type[Model]", given: Mapping[str, Any], assignments: Sequence[str]) -> "Model":

@@ -29,6 +29,8 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")
 @click.option("--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one.")
 @click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
+@click.option("--since", metavar="TIME|DURATION", callback=lambda context, option, text: None if text is None else options.moment(text),
+              help="Only rows scored since then: 15m, 24h, 7d, 2026-11-26 or 2026-11-26T08:30, in UTC.")  # fmt: skip
 @click.option("--sort", "order", metavar="COLUMN", help="Sort by this column: score has the lowest first, -score the highest.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, else all]")
 @click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")

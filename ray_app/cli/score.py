@@ -104,6 +104,12 @@ def plan(
     help="Stop when this much is spent, by --set prices.…; the same command resumes.",
 )
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
+@click.option("--follow", metavar="INTERVAL", help="Go on: list the source again every 5m, 1h or so, and score what is new or changed.")
+@click.option(
+    "--events",
+    metavar="QUEUE|-",
+    help="Also score what an SQS queue of the bucket's events names, at once, or lines of stdin (-); listed every 1d.",
+)
 @click.option(
     "--retry",
     "rescore",
@@ -142,6 +148,7 @@ def score(
     touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
     touchstone score s3://bucket/2024 --out s3://bucket/run --table s3://bucket/verdicts
     touchstone score photos/ --out run --retry source_throttled,source_timeout
+    touchstone score s3://bucket/2024 --out s3://bucket/run --follow 5m
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:

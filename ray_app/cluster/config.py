@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from ray_app.config import Frozen
+from ray_app.config import Frozen, Seconds
 from ray_app.inference.decoder import WALL_LIMIT_S
 
 RAY_SHARE = 0.7  # of a node's memory, which Ray schedules on; the rest is the object store and the system
@@ -41,6 +41,12 @@ class ClusterConfig(Frozen):
         description="seconds that running work has to be committed when a run is to stop; null = 25 s after a signal or when the "
         "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; a job that `ray job stop` ends has 3 s less than "
         "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
+    )
+    idle_s: Seconds = Field(
+        default=900,
+        ge=0,
+        description="of a source that is followed: processes end once nothing came for so long, and with them the nodes of an autoscaler; "
+        "they are started again for what comes then",
     )
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,

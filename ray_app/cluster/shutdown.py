@@ -122,6 +122,7 @@ class Watch:
     def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
         self._progressed_at = time.monotonic()
+        self._rests = False
         self._over = threading.Event()
         self._reason: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -129,6 +130,16 @@ class Watch:
     def progressed(self) -> None:
         """A block has ended."""
         self._progressed_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside, there is no block that could end."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self.progressed()
+            self._rests = False
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -155,7 +166,7 @@ class Watch:
     def _check(self) -> None:
         if self._stopper.overdue:
             raise KeyboardInterrupt(self._stopper.reason)
-        if time.monotonic() - self._progressed_at > self._stall_timeout_s:
+        if not self._rests and time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",

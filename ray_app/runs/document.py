@@ -365,8 +365,16 @@ class RunHead(Section):
     linked_folders: LinkedFoldersSummary = LinkedFoldersSummary()
 
 
+class DayCounts(Section):
+    """Of the files that were scored on one day."""
+
+    members: int = 0
+    statuses: Mapping[str, int] = {}
+    verdicts: Mapping[str, int] = {}
+
+
 class RunCounts(Section):
-    """What is counted on a run's rows."""
+    """What is counted on a run's rows; `days`: by the day (UTC) on which they were scored, where that is known."""
 
     members: int = 0
     reused: int = 0
@@ -383,6 +391,7 @@ class RunCounts(Section):
     provenance: Declarations = Declarations()
     profile: OptionalKey[ProfileSummary] = None
     histogram: Histogram = Histogram()
+    days: Mapping[str, DayCounts] = {}
     top: Sequence[TopRow] = ()
 
     @property

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +21,7 @@ _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 @dataclass(frozen=True)
 class RowFilter:
     """Conditions that all hold; None = any. `finding`: words that stand in it. `match`: a glob (* and ?) on the uri. Scores are log-odds,
-    bounds included.
+    bounds included; `since`: rows of then or later.
     """
 
     verdict: str | None = None
@@ -30,12 +31,15 @@ class RowFilter:
     min_score: float | None = None
     max_score: float | None = None
     finding: str | None = None
+    since: datetime | None = None
 
     def of(self, table: pa.Table) -> pa.Table:
         """The rows of a table of current rows for which they hold."""
         for name, wanted in (("verdict", self.verdict), ("status", self.status)):
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
+        if self.since is not None:
+            table = table.filter(pc.greater_equal(table["scored_at"], pa.scalar(self.since, table.schema.field("scored_at").type)))
         if self.finding is not None:
             table = table.filter(pc.match_substring(table[FINDING].cast(pa.string()), self.finding, ignore_case=True))
         if self.match is not None:

@@ -51,6 +51,7 @@ COLUMNS = [
     "verdict_reason",
     "provenance",
     "reused",
+    "scored_at",
     schema.SECOND_LOOK,
     *PROFILE_COLUMNS,
 ]
@@ -90,8 +91,19 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         provenance=declarations(table),
         profile=_profile(table),
         histogram=document.Histogram(edges=EDGES.tolist(), counts=histogram),
+        days=_days(table),
         top=_highest(table),
     )
+
+
+def _days(table: pa.Table) -> dict[str, document.DayCounts]:
+    """Statuses and verdicts by the day on which rows were made."""
+    days = pc.strftime(table["scored_at"], format="%Y-%m-%d")
+    parts = {day: table.filter(pc.equal(days, day)) for day in sorted(pc.unique(days).to_pylist())}
+    return {
+        day: document.DayCounts(members=len(part), statuses=_counted(part["status"]), verdicts=_counted(part["verdict"]))
+        for day, part in parts.items()
+    }
 
 
 def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
@@ -127,6 +139,9 @@ def _added(name: str, one: Any, other: Any) -> Any:
         return _generators(flagged)
     if name in _MOST:
         return sorted([*one, *other], key=lambda row: -row.score)[: _MOST[name]]
+    if name == "days":
+        nothing = document.DayCounts()
+        return {day: _added_sections(one.get(day, nothing), other.get(day, nothing)) for day in sorted({**one, **other})}
     if isinstance(one, Mapping):
         counts = Counter(one)
         counts.update(other)

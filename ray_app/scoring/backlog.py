@@ -28,11 +28,22 @@ class StoppedError(Exception):
 
 
 class ListingTasks:
-    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then beside what is (`aside`)."""
+    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then beside what is (`aside`).
+
+    `stopped`: the rest of it is not wanted; `halted`: why the command is to stop, if it is.
+    """
 
     def __init__(self) -> None:
         self._each: archives.Each = on_ray
         self.stopped = threading.Event()
+        self.halted: Callable[[], str | None] = lambda: None
+
+    def wait(self, seconds: float) -> None:
+        """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to stop."""
+        if self.stopped.wait(max(seconds, 0.0)):
+            raise StoppedError
+        if (reason := self.halted()) is not None:
+            raise KeyboardInterrupt(reason)
 
     def aside(self) -> None:
         """From now on beside other work."""
@@ -50,7 +61,8 @@ class ListingTasks:
 class Listing:
     """Blocks of every manifest that is not settled, and those among them that have no rows yet; of settled ones their numbers.
 
-    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on; `tasks`: who does it.
+    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on, None where it has paused;
+    `tasks`: who does it.
     """
 
     manifests: list[int]
@@ -59,7 +71,7 @@ class Listing:
     is_new: bool = False
     settled_blocks: int = 0
     settled_members: int = 0
-    portions: Iterator[archives.ManifestInfo] | None = None
+    portions: Iterator[archives.ManifestInfo | None] | None = None
     tasks: ListingTasks = field(default_factory=ListingTasks)
 
     @property
@@ -99,8 +111,8 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
     return progress
 
 
-def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef]:
-    """The pending blocks of `work`, and then those of each further manifest once it counts.
+def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef | None]:
+    """The pending blocks of `work`, and then those of each further manifest once it counts; None where nothing came for long.
 
     An error that ends the listing early is shown at once and raised at the end, unless the rest is not wanted (`ListingTasks.stopped`).
     """
@@ -111,6 +123,9 @@ def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunM
     yield from work.pending
     try:
         for info in work.portions or ():
+            if info is None:
+                yield None
+                continue
             blocks = archives.read_blocks(store, info.manifest)
             progress.grow(blocks.members, goes_on=info.goes_on)
             meter.grow(len(blocks), goes_on=info.goes_on)

@@ -1,17 +1,19 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.cluster.config import ClusterConfig
-from ray_app.config import Frozen, written
+from ray_app.config import Frozen, Seconds, written
 from ray_app.errors import ConfigError, Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.storage import UNGUARDED, RetryPolicy
+
+DAY_S = 86_400.0
 
 
 class TrafficPrices(Frozen):
@@ -71,6 +73,12 @@ class ScoreConfig(Frozen):
         default=None, gt=0, description="stop when this much is spent in this session, by `prices`; the same command resumes"
     )
     prices: Prices = Prices()
+    follow: Seconds | None = Field(
+        default=None, ge=1, description="go on, and list the source anew every 5m, 1h or so; null = one listing, or 1d with `events`"
+    )
+    events: str | None = Field(
+        default=None, description="what tells of new, changed and removed objects between listings: the URL of an SQS queue; - = stdin"
+    )
     rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
     reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical files scored before")
     perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
@@ -91,6 +99,17 @@ class ScoreConfig(Frozen):
     retry: RetryPolicy = RetryPolicy()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def listed_every_s(self) -> float | None:
+        """Seconds between two listings of a source that goes on; None: it is listed once."""
+        return DAY_S if self.follow is None and self.events else self.follow
+
+    @model_validator(mode="after")
+    def _follows_all(self) -> Self:
+        if self.listed_every_s is not None and (self.limit or self.rescore):
+            raise ValueError("--follow and --events score all that comes, so they take neither --limit nor --retry")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -37,7 +37,7 @@ from ray_app.streams.stage import Stage
 
 
 def score_blocks(
-    blocks: Iterable[BlockRef],
+    blocks: Iterable[BlockRef | None],
     job: ScoringJob,
     layout: Callable[[], ScoringLayout],
     *,
@@ -47,7 +47,8 @@ def score_blocks(
 ) -> Iterator[BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a second, since nodes come and go.
 
-    `blocks` are made in a thread, and may take their time; `leaves` is called when the rest is not wanted. To be iterated in the main
+    `blocks` are made in a thread, and may take their time: behind a None the processes end, until the next one is there. `leaves` is called
+    when the rest is not wanted. To be iterated in the main
     thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and
     whatever TouchstoneError a stage met; once all blocks that came are scored, what `blocks` raised.
     """
@@ -59,14 +60,19 @@ def score_blocks(
         waits=watch.progressed,  # only the listing is at work
         leaves=leaves,
     )
-    while feed.has_more():  # once more where blocks came back at the very end
+
+    def has_more() -> bool:
+        with watch.resting():
+            return feed.has_more()
+
+    while has_more():  # once more where blocks came back at the very end, or come after a pause
         with feed, closing(stream(feed.log.items, pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:
             for message in messages:
                 watch.progressed()
                 feed.ended(message.ref if isinstance(message, HandedBack) else None)
                 if isinstance(message, BlockReport):
                     yield message
-        if stopper.reason is not None and feed.has_more():
+        if stopper.reason is not None and has_more():
             raise KeyboardInterrupt(stopper.reason)
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
 from ray_app.cluster import ray_cluster
@@ -32,6 +32,7 @@ from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.follow import Arrivals
 from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
@@ -39,6 +40,7 @@ from ray_app.scoring.report import bad_fraction, renew_summary, write_report, wr
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.storage import Lease, node_budget
+from ray_app.storage.bucket_events import open_events
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
@@ -115,6 +117,8 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     resolved.require_own()
     if config.table:
         verdict_table.check_table(config.table)
+    if config.events is not None:
+        archive_of(config).only(())
     if not manifests(directory.store):
         archive_of(config).check()
 
@@ -122,7 +126,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
 def _unchanged(resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
     config = resolved.config
-    if config.rescore or not directory.exists() or not is_complete(directory):
+    if config.rescore or config.listed_every_s is not None or not directory.exists() or not is_complete(directory):
         return None
     began = time.monotonic()
     if not is_as_listed(directory.store, archive_of(config), config.limit):  # so short a check that it needs no cluster
@@ -145,6 +149,8 @@ class ScoringRun:
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
             print(f"settings stay as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+        self.start, self.spent_before = start, 0.0
+        self.arrivals: Arrivals | None = None
         facts = lease.facts() | ({"kept": noted} if noted else {})
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
@@ -158,12 +164,45 @@ class ScoringRun:
         finish_retry(self.directory, self.session, self.score)
         if self.config.rescore:
             retry_members(self.config, self.directory, self.session, plan, self.score)
+        elif self.config.listed_every_s is not None:
+            self.follow(plan, self.config.listed_every_s)
         else:
             listing = self.list(plan)
             if listing.pending or listing.portions is not None:
                 self.score(self.directory, listing)
             elif was_complete and not listing.is_new:
                 return self.renewed()
+        return self.settled()
+
+    def follow(self, plan: BlockPlan, every_s: float) -> NoReturn:
+        """Score what the source has and gets, and settle as a night does at the end of each day, which is a session of its own; once more
+        where it is stopped and everything that was listed is scored. Raises as `score`, KeyboardInterrupt for every end.
+        """
+        config, events = self.config, self.config.events
+        self.arrivals = Arrivals(
+            self.directory,
+            archive_of(config),
+            plan,
+            None if events is None else open_events(events),
+            every_s=every_s,
+            idle_s=config.cluster.idle_s,
+            together=len(self.passes.groups()) == 1,
+        )
+        while True:
+            try:
+                self.score(self.directory, self.list(plan))
+            except KeyboardInterrupt:
+                last = last_listing(self.directory.store)
+                if last is not None and not last.goes_on and not work_of(self.directory).pending:
+                    self.settled()
+                raise
+            if self.arrivals.turned():
+                self.settled()
+                self.spent_before += self.session.cost().total
+                self.session = self.session.following()
+
+    def settled(self) -> ScoringResult:
+        """The end of a night: publish the rows, prove that every member has one, count, and report."""
         self.publish()
         promised = self.verify()
         self.append()
@@ -177,7 +216,7 @@ class ScoringRun:
         start, directory = time.monotonic(), self.directory
         work, last = work_of(directory), last_listing(directory.store)
         goes_on = last is not None and last.goes_on
-        if goes_on or not work.pending:
+        if goes_on or not (work.pending or (self.arrivals and last)):
             source, progress = archive_of(self.config), listing_log(self.config)
             portions = list_portions(directory.store, source, plan, each=work.tasks, progress=progress, limit=self.config.limit)
             if not work.pending:
@@ -191,8 +230,12 @@ class ScoringRun:
                 goes_on = first is not None and first.goes_on
                 work = work if first is None else replace(work_of(directory), is_new=True, tasks=work.tasks)
             work = replace(work, portions=portions if goes_on else None)
+            if self.arrivals is not None:
+                self.arrivals.listed()
         if not goes_on:
             end_listing(directory)
+        if self.arrivals is not None:
+            work = replace(work, portions=self.arrivals.portions(work.tasks, work.portions or ()))
         self.session.listed(time.monotonic() - start)
         return work
 
@@ -228,6 +271,7 @@ class ScoringRun:
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
+        work.tasks.halted = lambda: stopper.reason
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         seconds, emulating = itertools.count(), frozenset[str]()
         patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
@@ -351,9 +395,9 @@ class ScoringRun:
                 f"{url}: another run took this directory over", hint="only one run may write there at a time; lease.json there names it"
             )
         hours, cost = self.config.max_hours, self.config.max_cost
-        if hours is not None and self.session.elapsed_s() > hours * 3600:
+        if hours is not None and time.monotonic() - self.start > hours * 3600:
             stopper.ask(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
-        if cost is not None and self.session.cost().total >= cost:
+        if cost is not None and self.spent_before + self.session.cost().total >= cost:
             stopper.ask(f"--max-cost {cost:g} is spent", LIMIT_GRACE_S)
         if second % NOTICE_EVERY == 0:
             leaving = ray_cluster.leaving_nodes()

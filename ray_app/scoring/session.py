@@ -134,6 +134,12 @@ class ScoringSession:
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
+    def following(self) -> "ScoringSession":
+        """The session after this one, laid out as it is; it begins now."""
+        later = ScoringSession(self._run, self._settings, time.monotonic(), noted=self._noted)
+        later._layout, later._memory = self._layout, self._memory
+        return later
+
     def elapsed_s(self) -> float:
         """Seconds since the command began."""
         return time.monotonic() - self._start

@@ -54,8 +54,15 @@ def list_prefix(place: str) -> Iterator[ObjectInfo]:
     for info in RangeReader(_below(bucket, key)):
         empty = False
         yield info
-    if empty and key and (found := _patient()(lambda left: s3.found(bucket, key, timeout_s=left))) is not None:
-        yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
+    if empty and key and (found := object_at(place)) is not None:
+        yield found
+
+
+def object_at(place: str) -> ObjectInfo | None:
+    """The one object of that name, as it is now; None where there is none."""
+    bucket, key = urls.bucket_and_key(place)
+    found = _patient()(lambda left: s3.found(bucket, key, timeout_s=left))
+    return None if found is None else ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
 
 
 def list_divisions(source: str) -> list[KeyRange]:

@@ -92,7 +92,8 @@ class FeedLog:
 
 
 class Feed(Generic[T]):
-    """The driver's side. `items` are made in a thread, one when there is room for it.
+    """The driver's side. `items` are made in a thread, one when there is room for it. Behind a None among them none may come for long: the
+    stream ends there, and is to be begun again for the next (`has_more`).
 
     Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is
     under way, and `leaves` when the block ends before the items do.
@@ -100,7 +101,7 @@ class Feed(Generic[T]):
 
     def __init__(
         self,
-        items: Iterable[T],
+        items: Iterable[T | None],
         *,
         most: Callable[[], int],
         halted: Callable[[], bool] = lambda: False,
@@ -148,16 +149,16 @@ class Feed(Generic[T]):
             self._changed.notify_all()
 
     def has_more(self) -> bool:
-        """Whether there are items that are not begun; to be asked outside of the block. Raises what the items raised."""
+        """Whether there are items that are not begun, once that is known; asked outside of the block. Raises what the items raised."""
         if self._is_left:
             return True
-        if not self._returned and not self._is_over:
-            self._returned.extend(self._next())
+        while not self._returned and not self._is_over:
+            self._returned.extend(item for item in self._next() if item is not None)
         if not self._returned and self._error is not None:
             raise self._error
         return bool(self._returned)
 
-    def _next(self) -> list[T]:
+    def _next(self) -> list[T] | list[T | None]:
         """The next item, those that came back first; none behind the last."""
         if self._returned:
             return [self._returned.popleft()]
@@ -171,7 +172,7 @@ class Feed(Generic[T]):
         return []
 
     def _feed(self) -> None:
-        while self._has_room() and (item := self._next()):
+        while self._has_room() and (item := self._next()) and item[0] is not None:
             with self._changed:
                 self._open += 1
             self.log.put(self._given, item[0])
