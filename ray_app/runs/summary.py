@@ -98,8 +98,8 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
 
 def _days(table: pa.Table) -> dict[str, document.DayCounts]:
     """Statuses and verdicts by the day on which rows were made."""
-    days = pc.strftime(table["scored_at"], format="%Y-%m-%d")
-    parts = {day: table.filter(pc.equal(days, day)) for day in sorted(pc.unique(days).to_pylist())}
+    days = table["scored_at"].cast(pa.date32()).cast(pa.string())
+    parts = {day: table.filter(pc.equal(days, day)) for day in sorted(pc.unique(days).drop_null().to_pylist())}
     return {
         day: document.DayCounts(members=len(part), statuses=_counted(part["status"]), verdicts=_counted(part["verdict"]))
         for day, part in parts.items()
