@@ -20,7 +20,7 @@ _LONGEST_EXAMPLE = 72
 _LONGEST_GENERATOR, _LONGEST_FINDING = 32, 44
 _LONGEST_REASON = 72
 _LONGEST_PASS, _MOST_DETECTORS = 160, 8
-_MOST_REASONS, _MOST_FINDINGS = 5, 8
+_MOST_REASONS, _MOST_FINDINGS, _MOST_DAYS = 5, 8, 3
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
@@ -186,6 +186,11 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
     found = [f"{wording.shortened(words, _LONGEST_REASON)} {number:,}" for words, number in wording.largest(run.findings, _MOST_FINDINGS)]
     lines = [*([f"findings: {', '.join(found)}"] if found else []), f"verdicts: {', '.join(counts)}"]
+    days = [
+        f"{wording.visible(day)} {wording.counted(one.members, 'file')}, {one.verdicts.get('fake', 0):,} flagged"
+        for day, one in run.days.items()
+    ]
+    lines += [f"by day: {'; '.join(days[-_MOST_DAYS:])}"] if len(days) > 1 else []
     reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
     if reasons:
         lines.append(

@@ -11,9 +11,10 @@ from datetime import UTC, date, datetime
 
 from ray_app.archives import Archive, BlockPlan, KnownUris, ManifestInfo, list_members, list_named
 from ray_app.errors import ConfigError, StorageError
+from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.backlog import ListingTasks
-from ray_app.storage.bucket_events import EventSource
+from ray_app.storage.bucket_events import Events, EventSource
 
 LOOK_EVERY_S = 1.0  # for a stop, and for the end of the day
 
@@ -43,6 +44,7 @@ class Arrivals:
         self._run, self._archive, self._plan, self._events = run, archive, plan, events
         self._every_s, self._idle_s, self._together = every_s, idle_s, together
         self._known = KnownUris(run.store)
+        self._held: Events | None = None  # until they are in a manifest
         self._due = time.monotonic()
         self._day = today()
 
@@ -87,13 +89,15 @@ class Arrivals:
         if self._events is None:
             tasks.wait(min(left_s, LOOK_EVERY_S))
             return None
-        events = self._events.receive(min(left_s, 5 * LOOK_EVERY_S))
-        if events.unreadable:
-            print(f"following: {events.unreadable} messages are not those of a bucket, and were left alone", file=sys.stderr, flush=True)
+        if self._held is None:
+            self._held = self._events.receive(min(left_s, 5 * LOOK_EVERY_S))
+            if odd := self._held.unreadable:
+                print(f"following: {counted(odd, 'message')} not of a bucket, left alone", file=sys.stderr, flush=True)
         info = None
-        if events.uris:
-            info = self._counted(list_named(self._run.store, self._archive, self._plan, events.uris, self._known, each=tasks))
-        events.done()
+        if self._held.uris:
+            info = self._counted(list_named(self._run.store, self._archive, self._plan, self._held.uris, self._known, each=tasks))
+        self._held.done()
+        self._held = None
         return info
 
     def _counted(self, info: ManifestInfo | None) -> ManifestInfo | None:

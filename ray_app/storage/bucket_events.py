@@ -6,6 +6,7 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-conte
 """
 
 import json
+import os
 import queue
 import re
 import sys
@@ -23,7 +24,7 @@ _HIDDEN_S = 1800  # a message comes again where what it names is in no manifest 
 _AT_ONCE, _POLL_S = 10, 5  # of messages, and seconds: what SQS gives with one answer, and how long it may wait for the first
 _CONNECT_S, _READ_S = 5, 20
 _REGION = re.compile(r"sqs\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.")
-_LONGEST_LINE = 2**20
+_LONGEST_LINE, _LONGEST_KEY = 2**20, 1024  # bytes
 
 
 @dataclass
@@ -54,8 +55,10 @@ def uris_in(text: str) -> list[str] | None:
         content = json.loads(content["Message"]) if isinstance(content.get("Message"), str) else content
         if content.get("Event") == "s3:TestEvent":
             return []
-        found = [record["s3"] for record in content["Records"]]
-        return [f"s3://{one['bucket']['name']}/{unquote_plus(one['object']['key'])}" for one in found]
+        found = [(one["s3"]["bucket"]["name"], unquote_plus(one["s3"]["object"]["key"])) for one in content["Records"]]
+        if any("\0" in key or len(key.encode()) > _LONGEST_KEY for _, key in found):
+            return None
+        return [f"s3://{bucket}/{key}" for bucket, key in found]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -135,7 +138,8 @@ class EventLines:
                 line = self._lines.get(timeout=0 if found.uris else max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
-            uris = uris_in(line) if line.startswith("{") else [line] if line else []
+            place = line if "://" in line else os.path.abspath(line)
+            uris = uris_in(line) if line.startswith("{") or "\0" in line else [place] if line else []
             found.unreadable += uris is None
             found.uris.update(uris or ())
         return found
