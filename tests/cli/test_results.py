@@ -40,6 +40,15 @@ def test_conditions_hold_together(plain_run, rows, capsys):  # noqa: F811
     assert {row["status"] for row in shown(capsys, plain_run, "--status", "ok")} == {"ok"}
 
 
+def test_rows_since_a_time_or_for_so_long(plain_run, rows, capsys):  # noqa: F811
+    last = max(row["scored_at"] for row in rows)
+    expected = [row["uri"] for row in rows if row["scored_at"] >= last]
+    assert [row["uri"] for row in shown(capsys, plain_run, "--since", last.isoformat())] == expected
+    assert [row["uri"] for row in shown(capsys, plain_run, "--since", last.replace(tzinfo=None).isoformat())] == expected  # UTC
+    assert len(shown(capsys, plain_run, "--since", "36500d")) == len(rows)
+    assert shown(capsys, plain_run, "--since", "2100-01-01") == []
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize("least", ["-1000", "1000"], ids=["rows", "no rows"])
 def test_rows_are_written_to_a_file_with_its_columns(plain_run, rows, ending, least, tmp_path, capsys):  # noqa: F811
@@ -60,6 +69,8 @@ def test_rows_are_written_to_a_file_with_its_columns(plain_run, rows, ending, le
         (["--sort", "flags"], "one of image_id, uri"),
         (["--out", "verdicts.xlsx"], "the name ends with neither .csv nor .parquet"),
         (["--out", "verdicts.csv", "--json"], "choose one"),
+        (["--since", "yesterday"], "neither a time such as"),
+        (["--since", "99999999d"], "neither a time such as"),
     ],
 )
 def test_what_cannot_be_is_answered_with_what_can(words, said, plain_run, capsys):  # noqa: F811

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.follow import Day, measure
 from ray_app.archives import BlockPlan, list_members, read_vanished
-from ray_app.errors import ConfigError, StorageError
+from ray_app.errors import ConfigError, ExitCode, StorageError
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig, follow
 from ray_app.scoring.backlog import ListingTasks, StoppedError, archive_of, is_complete
 from ray_app.scoring.run import check_scoring, score_archive
 from ray_app.storage import bucket_events
 from ray_app.storage.bucket_events import EventLines, open_events, uris_in
-from tests.scoring.conftest import rows_of, score_here
+from ray_app.streams.feed import Feed, FeedLog
+from tests.scoring.conftest import rows_of, score_here, wait_until
 from tests.scoring.stages import without_ray
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
@@ -238,3 +240,31 @@ def test_events_need_places_that_they_can_name(tmp_path):
     config = ScoreConfig(source=(str(tmp_path / "list.csv"),), out=str(tmp_path / "run"), events="-", ensemble="tiny")
     with pytest.raises(ConfigError, match="events tell of objects below s3://"):
         check_scoring(config)
+
+
+def test_behind_a_pause_a_stream_ends_and_begins_anew_for_the_next_item(monkeypatch):
+    given = []
+    monkeypatch.setattr(FeedLog, "put", lambda log, place, item: given.append(item))
+    monkeypatch.setattr(FeedLog, "order", lambda *_: None)
+    monkeypatch.setattr(FeedLog, "close", lambda *_: None)
+    feed = Feed(iter([None, 1, 2, None, None, 3, None]), most=lambda: 5)
+    streams = []
+    while feed.has_more():
+        with feed:
+            wait_until(lambda: given and given[-1] is None)
+        streams.append(given.copy())
+        given.clear()
+    assert streams == [[1, 2, None], [3, None]]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("events", [False, True], ids=["listed", "told"])
+def test_a_day_with_a_kill_and_a_lost_node_ends_as_one_run_over_its_end(events):
+    found = measure(Day(objects=400, changed=10, deleted=5, seconds=80, every_s=4, idle_s=10, events=events))
+    assert found["equal"]
+    assert found["proved"]
+    assert (found["exit_code"], found["commands"]) == (ExitCode.INTERRUPTED, 2)
+    assert found["arrivals"] >= 400
+    assert found["latency_s"]["median"] < 60
