@@ -72,22 +72,16 @@ def _nullable(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation))
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN, _UNITS = re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)"), {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds_of(text: str) -> float | None:
-    """A time span such as 90, 90s, 5m, 1.5h or 1d; None for what is none."""
-    found = _DURATION.fullmatch(text.strip())
-    return None if found is None else float(found[1]) * _SECONDS[found[2]]
+def seconds_of(given: Any) -> Any:
+    """The seconds of a time span such as 90, 90s, 5m, 1.5h or 1d; anything else as it is."""
+    found = _SPAN.fullmatch(given.strip()) if isinstance(given, str) else None
+    return given if found is None else float(found[1]) * _UNITS[found[2]]
 
 
-def _as_seconds(given: Any) -> Any:
-    found = seconds_of(given) if isinstance(given, str) else None
-    return given if found is None else found
-
-
-Seconds = Annotated[float, BeforeValidator(_as_seconds)]  # of a config: a number, or a text such as 5m
+Seconds = Annotated[float, BeforeValidator(seconds_of)]  # of a config: a number, or a text such as 5m
 
 Model = TypeVar("Model", bound=BaseModel)
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"

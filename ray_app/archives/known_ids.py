@@ -116,14 +116,14 @@ class KnownUris:
 
     def ids_at(self, uris: Collection[str], *, before: int) -> members.Ids:
         """The sorted ids of all members of these uris that manifests before this one have, be they there still or not."""
-        found, ids = [self._uris], [self._ids]
+        found = [(self._uris, self._ids)]
         for number in range(self._until, before):
             for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(self._store, number)):
                 content = pa.BufferReader(self._store.read(manifest.path_in(number, file)))
                 table = pq.read_table(content, columns=["uri", "image_id"])
-                found.append(_hashed(table["uri"].to_pylist()))
-                ids.append(table["image_id"].to_numpy())
-        self._uris, self._ids, self._until = np.concatenate(found), np.concatenate(ids), max(self._until, before)
+                found.append((_hashed(table["uri"].to_pylist()), table["image_id"].to_numpy()))
+        self._uris, self._ids = map(np.concatenate, zip(*found, strict=True))
+        self._until = max(self._until, before)
         return np.unique(self._ids[np.isin(self._uris, _hashed(uris))])
 
 

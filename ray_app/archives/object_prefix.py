@@ -85,8 +85,8 @@ class ObjectPrefix:
         """Whether an object of that name would be one of it."""
         if not is_pattern(self.url):
             return uri.startswith(self.below) or uri == strip_secrets(canonical(self.url))
-        pattern = canonical(self.url).removeprefix(self.below)
-        return uri.startswith(self.below) and urls.full_matcher(pattern)(uri.removeprefix(self.below))
+        path = uri.removeprefix(self.below)
+        return path != uri and urls.full_matcher(canonical(self.url).removeprefix(self.below))(path)
 
     @property
     def below(self) -> str:

@@ -148,19 +148,13 @@ class Archive:
         return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
 
     def only(self, uris: Iterable[str]) -> "Archive":
-        """The same with no other objects than those of some uris that are there and lie in its prefixes.
-
-        Raises ConfigError where a source is no prefix of S3 and no folder of this machine.
-        """
+        """The same with no other objects than those of some uris that are there. Raises ConfigError for a source that is no prefix."""
         places, found, named = sorted(uris), copy.copy(self), []
-        for source in self._urls:
-            kind, url = _split_kind(source)
+        for kind, url in map(_split_kind, self._urls):
             is_list = kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url))
             if is_list or scheme_of(url) not in ("s3", "file"):
-                raise ConfigError(
-                    f"{strip_secrets(source)}: events tell of objects below s3:// and of files in folders",
-                    hint="--follow 5m without --events lists any source again",
-                )
+                text = f"{strip_secrets(url)}: events tell of objects below s3:// and of files in folders"
+                raise ConfigError(text, hint="--follow 5m without --events lists any source again")
             prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits)
             named.append(object_prefix.NamedObjects(prefix, tuple(filter(prefix.holds, places))))
         found._sources = [lambda _: iter(section for section in named if section.uris)]

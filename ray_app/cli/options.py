@@ -158,10 +158,9 @@ def moment(text: str) -> "datetime":
 
     from ray_app.config import seconds_of
 
+    span = seconds_of(text)
     try:
-        if (seconds := seconds_of(text)) is not None:
-            return datetime.now(UTC) - timedelta(seconds=seconds)
-        found = datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text) if span == text else datetime.now(UTC) - timedelta(seconds=span)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{text!r} is neither a time such as 2026-11-26T08:30 nor a time span such as 24h") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

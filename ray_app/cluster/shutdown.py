@@ -122,24 +122,14 @@ class Watch:
     def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
         self._progressed_at = time.monotonic()
-        self._rests = False
+        self.rests = False  # until the next block ends, or `progressed` is called otherwise: there is none that could end
         self._over = threading.Event()
         self._reason: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def progressed(self) -> None:
         """A block has ended."""
-        self._progressed_at = time.monotonic()
-
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Inside, there is no block that could end."""
-        self._rests = True
-        try:
-            yield
-        finally:
-            self.progressed()
-            self._rests = False
+        self._progressed_at, self.rests = time.monotonic(), False
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -166,7 +156,7 @@ class Watch:
     def _check(self) -> None:
         if self._stopper.overdue:
             raise KeyboardInterrupt(self._stopper.reason)
-        if not self._rests and time.monotonic() - self._progressed_at > self._stall_timeout_s:
+        if not self.rests and time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",

@@ -187,7 +187,7 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     found = [f"{wording.shortened(words, _LONGEST_REASON)} {number:,}" for words, number in wording.largest(run.findings, _MOST_FINDINGS)]
     lines = [*([f"findings: {', '.join(found)}"] if found else []), f"verdicts: {', '.join(counts)}"]
     days = [
-        f"{wording.visible(day)} {wording.counted(one.members, 'file')}, {one.verdicts.get('fake', 0):,} flagged"
+        f"{wording.visible(day)} {wording.counted(one.get('files', 0), 'file')}, {one.get('fake', 0):,} flagged"
         for day, one in run.days.items()
     ]
     lines += [f"by day: {'; '.join(days[-_MOST_DAYS:])}"] if len(days) > 1 else []

@@ -365,16 +365,8 @@ class RunHead(Section):
     linked_folders: LinkedFoldersSummary = LinkedFoldersSummary()
 
 
-class DayCounts(Section):
-    """Of the files that were scored on one day."""
-
-    members: int = 0
-    statuses: Mapping[str, int] = {}
-    verdicts: Mapping[str, int] = {}
-
-
 class RunCounts(Section):
-    """What is counted on a run's rows; `days`: by the day (UTC) on which they were scored, where that is known."""
+    """What is counted on a run's rows; `days`: by the day (UTC) of their rows how many `files`, and of each status and verdict."""
 
     members: int = 0
     reused: int = 0
@@ -391,7 +383,7 @@ class RunCounts(Section):
     provenance: Declarations = Declarations()
     profile: OptionalKey[ProfileSummary] = None
     histogram: Histogram = Histogram()
-    days: Mapping[str, DayCounts] = {}
+    days: Mapping[str, Mapping[str, int]] = {}
     top: Sequence[TopRow] = ()
 
     @property

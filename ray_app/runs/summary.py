@@ -96,14 +96,14 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     )
 
 
-def _days(table: pa.Table) -> dict[str, document.DayCounts]:
+def _days(table: pa.Table) -> dict[str, dict[str, int]]:
     """Statuses and verdicts by the day on which rows were made."""
     days = table["scored_at"].cast(pa.date32()).cast(pa.string())
-    parts = {day: table.filter(pc.equal(days, day)) for day in sorted(pc.unique(days).drop_null().to_pylist())}
-    return {
-        day: document.DayCounts(members=len(part), statuses=_counted(part["status"]), verdicts=_counted(part["verdict"]))
-        for day, part in parts.items()
-    }
+    seen = pa.table([days, *(table[name].cast(pa.string()) for name in ("status", "verdict"))], names=["day", "status", "verdict"])
+    found = defaultdict[str, Counter[str]](Counter)
+    for one in seen.filter(pc.is_valid(days)).group_by(seen.column_names).aggregate([([], "count_all")]).to_pylist():
+        found[one["day"]].update({name: one["count_all"] for name in ("files", one["status"], one["verdict"]) if name})
+    return {day: dict(counts) for day, counts in sorted(found.items())}
 
 
 def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
@@ -140,8 +140,7 @@ def _added(name: str, one: Any, other: Any) -> Any:
     if name in _MOST:
         return sorted([*one, *other], key=lambda row: -row.score)[: _MOST[name]]
     if name == "days":
-        nothing = document.DayCounts()
-        return {day: _added_sections(one.get(day, nothing), other.get(day, nothing)) for day in sorted({**one, **other})}
+        return {day: dict(Counter(one.get(day, {})) + Counter(other.get(day, {}))) for day in sorted({**one, **other})}
     if isinstance(one, Mapping):
         counts = Counter(one)
         counts.update(other)

@@ -4,6 +4,7 @@ listing goes on (`arriving_blocks`).
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -40,10 +41,13 @@ class ListingTasks:
 
     def wait(self, seconds: float) -> None:
         """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to stop."""
-        if self.stopped.wait(max(seconds, 0.0)):
-            raise StoppedError
-        if (reason := self.halted()) is not None:
-            raise KeyboardInterrupt(reason)
+        ends = time.monotonic() + seconds
+        while not self.stopped.wait(min(max(ends - time.monotonic(), 0.0), 1.0)):
+            if (reason := self.halted()) is not None:
+                raise KeyboardInterrupt(reason)
+            if time.monotonic() >= ends:
+                return
+        raise StoppedError
 
     def aside(self) -> None:
         """From now on beside other work."""

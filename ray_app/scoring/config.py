@@ -13,8 +13,6 @@ from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.storage import UNGUARDED, RetryPolicy
 
-DAY_S = 86_400.0
-
 
 class TrafficPrices(Frozen):
     """What a store bills, in one currency. Defaults of requests are those of S3 Standard in us-east-1, in USD (2026); the rest is 0."""
@@ -103,11 +101,11 @@ class ScoreConfig(Frozen):
     @property
     def listed_every_s(self) -> float | None:
         """Seconds between two listings of a source that goes on; None: it is listed once."""
-        return DAY_S if self.follow is None and self.events else self.follow
+        return 86_400.0 if self.follow is None and self.events else self.follow
 
     @model_validator(mode="after")
     def _follows_all(self) -> Self:
-        if self.listed_every_s is not None and (self.limit or self.rescore):
+        if self.listed_every_s and (self.limit or self.rescore):
             raise ValueError("--follow and --events score all that comes, so they take neither --limit nor --retry")
         return self
 

@@ -62,8 +62,10 @@ def score_blocks(
     )
 
     def has_more() -> bool:
-        with watch.resting():
-            return feed.has_more()
+        watch.rests = True
+        found = feed.has_more()
+        watch.progressed()
+        return found
 
     while has_more():  # once more where blocks came back at the very end, or come after a pause
         with feed, closing(stream(feed.log.items, pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:

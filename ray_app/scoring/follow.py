@@ -1,7 +1,7 @@
 """A source that goes on (`Arrivals`): what is new in it, by listing it again and again, and by its bucket's events in between.
 
-Each listing that finds something makes a manifest, as that of a nightly command does, and its blocks join the stream of those before. The
-day's end is that of UTC: then the stream ends, and the run is settled as after a night.
+What is found makes a manifest, as that of a nightly command does, and its blocks join the stream of those before. At the end of a day, in
+UTC, the stream ends, and the run is settled as after a night.
 """
 
 import sys
@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 
-from ray_app.archives import Archive, BlockPlan, KnownUris, ManifestInfo, list_members, list_named
+from ray_app.archives import BlockPlan, KnownUris, ManifestInfo, list_members, list_named
 from ray_app.errors import ConfigError, StorageError
 from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, reader
-from ray_app.scoring.backlog import ListingTasks
-from ray_app.storage.bucket_events import Events, EventSource
+from ray_app.scoring.backlog import ListingTasks, archive_of
+from ray_app.scoring.config import ScoreConfig
+from ray_app.storage.bucket_events import BucketQueue, EventLines, Events
 
 LOOK_EVERY_S = 1.0  # for a stop, and for the end of the day
 
@@ -25,28 +26,15 @@ def today() -> date:
 
 
 class Arrivals:
-    """What comes to an archive: it is listed every `every_s` seconds, and `events` are looked at all the time.
+    """What comes to a config's source after its first listing. `at_once`: whether all detectors look at a file in one pass."""
 
-    `idle_s`: how long nothing comes before `portions` says so; `together`: whether detectors look at all that comes at once.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        archive: Archive,
-        plan: BlockPlan,
-        events: EventSource | None,
-        *,
-        every_s: float,
-        idle_s: float,
-        together: bool,
-    ) -> None:
-        self._run, self._archive, self._plan, self._events = run, archive, plan, events
-        self._every_s, self._idle_s, self._together = every_s, idle_s, together
+    def __init__(self, run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *, at_once: bool) -> None:
+        self._run, self._archive, self._plan, self._at_once = run, archive_of(config), plan, at_once
+        self._every_s, self._idle_s = config.listed_every_s or 0.0, config.cluster.idle_s
+        self._source = None if config.events is None else EventLines() if config.events == "-" else BucketQueue(config.events)
         self._known = KnownUris(run.store)
         self._held: Events | None = None  # until they are in a manifest
-        self._due = time.monotonic()
-        self._day = today()
+        self._due, self._day = time.monotonic(), today()
 
     def listed(self) -> None:
         """The source was listed just now."""
@@ -58,8 +46,8 @@ class Arrivals:
         return self._day != before
 
     def portions(self, tasks: ListingTasks, rest: Iterable[ManifestInfo | None]) -> Iterator[ManifestInfo | None]:
-        """`rest`, and then each further manifest until the end of the day, or where passes over the same files are to follow of the first;
-        None once nothing came for `idle_s`. A source or queue that is out of reach is asked again. Raises as `ListingTasks.wait`.
+        """`rest`, and then each further manifest until the day ends, or where further passes are to follow the first one; None once nothing
+        came for long. A source or queue that fails is looked at again. Raises as `ListingTasks.wait`.
         """
         yield from rest
         since: float | None = time.monotonic()
@@ -72,9 +60,10 @@ class Arrivals:
                 tasks.wait(min(self._every_s, 60 * LOOK_EVERY_S))
                 continue
             if info is not None:
+                reader.publish_vanished(self._run)
                 since = time.monotonic()
                 yield info
-                if not self._together:
+                if not self._at_once:
                     return
             elif since is not None and time.monotonic() - since >= self._idle_s:
                 since = None
@@ -82,25 +71,18 @@ class Arrivals:
 
     def _next(self, tasks: ListingTasks) -> ManifestInfo | None:
         """A manifest of what is new, if something is."""
-        left_s = self._due - time.monotonic()
+        left_s, given = self._due - time.monotonic(), (self._run.store, self._archive, self._plan)
         if left_s <= 0:
             self.listed()
-            return self._counted(list_members(self._run.store, self._archive, self._plan, each=tasks))
-        if self._events is None:
+            return list_members(*given, each=tasks)
+        if self._source is None:
             tasks.wait(min(left_s, LOOK_EVERY_S))
             return None
         if self._held is None:
-            self._held = self._events.receive(min(left_s, 5 * LOOK_EVERY_S))
+            self._held = self._source.receive(min(left_s, 5 * LOOK_EVERY_S))
             if odd := self._held.unreadable:
                 print(f"following: {counted(odd, 'message')} not of a bucket, left alone", file=sys.stderr, flush=True)
-        info = None
-        if self._held.uris:
-            info = self._counted(list_named(self._run.store, self._archive, self._plan, self._held.uris, self._known, each=tasks))
-        self._held.done()
+        info = list_named(*given, self._held.uris, self._known, each=tasks) if self._held.uris else None
+        self._source.done(self._held)
         self._held = None
-        return info
-
-    def _counted(self, info: ManifestInfo | None) -> ManifestInfo | None:
-        if info is not None:
-            reader.publish_vanished(self._run)
         return info

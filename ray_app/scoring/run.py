@@ -40,7 +40,6 @@ from ray_app.scoring.report import bad_fraction, renew_summary, write_report, wr
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.storage import Lease, node_budget
-from ray_app.storage.bucket_events import open_events
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
@@ -165,7 +164,7 @@ class ScoringRun:
         if self.config.rescore:
             retry_members(self.config, self.directory, self.session, plan, self.score)
         elif self.config.listed_every_s is not None:
-            self.follow(plan, self.config.listed_every_s)
+            self.follow(plan)
         else:
             listing = self.list(plan)
             if listing.pending or listing.portions is not None:
@@ -174,20 +173,11 @@ class ScoringRun:
                 return self.renewed()
         return self.settled()
 
-    def follow(self, plan: BlockPlan, every_s: float) -> NoReturn:
+    def follow(self, plan: BlockPlan) -> NoReturn:
         """Score what the source has and gets, and settle as a night does at the end of each day, which is a session of its own; once more
         where it is stopped and everything that was listed is scored. Raises as `score`, KeyboardInterrupt for every end.
         """
-        config, events = self.config, self.config.events
-        self.arrivals = Arrivals(
-            self.directory,
-            archive_of(config),
-            plan,
-            None if events is None else open_events(events),
-            every_s=every_s,
-            idle_s=config.cluster.idle_s,
-            together=len(self.passes.groups()) == 1,
-        )
+        self.arrivals = Arrivals(self.directory, self.config, plan, at_once=len(self.passes.groups()) == 1)
         while True:
             try:
                 self.score(self.directory, self.list(plan))

@@ -75,21 +75,17 @@ def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo
 
 def files_at(places: Sequence[str]) -> Iterator[ObjectInfo]:
     """Those of some objects (s3://) and files of this machine that are there now, as a listing has them. Raises StorageError."""
+
+    def look(place: str) -> ObjectInfo | None:
+        try:
+            if urls.scheme_of(place) == "s3":
+                return key_ranges.object_at(place)
+            return None if os.path.isdir(place) else next(_list_local(place), None)
+        except Exception as error:
+            raise errors.unreachable(error, place, "look at") from error
+
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as pool:
-        for place, found in zip(places, pool.map(_file_at, places), strict=True):
-            if isinstance(found, Exception):
-                raise errors.unreachable(found, place, "look at") from found
-            if found is not None:
-                yield found
-
-
-def _file_at(place: str) -> ObjectInfo | Exception | None:
-    try:
-        if urls.scheme_of(place) == "s3":
-            return key_ranges.object_at(place)
-        return None if os.path.isdir(place) else next(_list_local(place), None)
-    except Exception as error:
-        return error
+        yield from filter(None, pool.map(look, places))
 
 
 def is_pattern(source: str) -> bool:

@@ -19,7 +19,7 @@ from ray_app.scoring import ScoreConfig, follow
 from ray_app.scoring.backlog import ListingTasks, StoppedError, archive_of, is_complete
 from ray_app.scoring.run import check_scoring, score_archive
 from ray_app.storage import bucket_events
-from ray_app.storage.bucket_events import EventLines, open_events, uris_in
+from ray_app.storage.bucket_events import BucketQueue, EventLines, uris_in
 from ray_app.streams.feed import Feed, FeedLog
 from tests.scoring.conftest import rows_of, score_here, wait_until
 from tests.scoring.stages import without_ray
@@ -74,7 +74,7 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, qu
     with without_ray(), pytest.raises(KeyboardInterrupt):
         score_archive(ScoreConfig(source=(str(folder),), out=run.store.url, ensemble="tiny", thumbnails=False, follow="2s"))
     summary = run.read_json("summary.json")
-    assert check_conservation(run) == summary["members"] == 9 == sum(day["members"] for day in summary["days"].values())
+    assert check_conservation(run) == summary["members"] == 9 == sum(day["files"] for day in summary["days"].values())
     assert [run.read_json(f"sessions/{name}")["rows"] for name in run.store.names("sessions")] == [10, 1]
     assert is_complete(run)
     assert same(rows_of(run.store.url)) == same(score_here(tmp_path / "whole", folder)[1])
@@ -82,8 +82,8 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, qu
 
 def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, capsys):
     picture(0).save(tmp_path / "0.png")
-    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"))
-    run, archive = RunDirectory.open(config.out), archive_of(config)
+    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), follow=1, cluster={"idle_s": 5})
+    run = RunDirectory.open(config.out)
     answers = iter([StorageError("the store is gone"), ConfigError("no file there"), None])
 
     def listing(*given, **named):
@@ -92,7 +92,7 @@ def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, ca
         return list_members(*given, **named)
 
     monkeypatch.setattr(follow, "list_members", listing)
-    arrivals = follow.Arrivals(run, archive, PLAN, None, every_s=1, idle_s=5, together=True)
+    arrivals = follow.Arrivals(run, config, PLAN, at_once=True)
     tasks = ListingTasks()
     tasks.aside = None
     tasks._each = lambda function, items: map(function, items)
@@ -135,8 +135,7 @@ class Bucket:
 
     def follow(self):
         """As a command that has just listed the bucket."""
-        every_s = self.config.listed_every_s
-        self.arrivals = follow.Arrivals(self.run, self.archive, PLAN, open_events(self.queue), every_s=every_s, idle_s=900, together=True)
+        self.arrivals = follow.Arrivals(self.run, self.config, PLAN, at_once=True)
         self.arrivals.listed()
 
     def put(self, key, data):
@@ -211,14 +210,14 @@ def test_lines_of_stdin_are_events_or_uris(monkeypatch):
         events = source.receive(5)
         found |= events.uris
         unreadable += events.unreadable
-        events.done()
+        source.done(events)
     assert found == {"s3://b/one.png", "s3://b/two 2.png"}
     assert source.receive(0).uris == set()
 
 
 def test_a_queue_that_is_not_there_is_named(s3):
     with pytest.raises(StorageError, match=r"cannot read the queue .*/nowhere"):
-        open_events(f"{s3.url}/123456789012/nowhere").receive(0)
+        BucketQueue(f"{s3.url}/123456789012/nowhere").receive(0)
 
 
 @pytest.mark.parametrize(
