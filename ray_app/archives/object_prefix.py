@@ -7,6 +7,7 @@ Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
@@ -22,9 +23,9 @@ from ray_app.storage import (
     RangeReader,
     base_of,
     canonical,
-    files_at,
     is_pattern,
     list_objects,
+    object_at,
     split_range,
     strip_secrets,
     urls,
@@ -32,6 +33,7 @@ from ray_app.storage import (
 
 TABLE, _SHARD = ".parquet", ".tar"
 _BYTES_A_MEMBER = 100_000  # of a container that has not been opened yet
+_AT_ONCE = 32  # objects that are looked at by name
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
 
 Found = tuple[str, ListedMember | Container]
@@ -157,7 +159,8 @@ class NamedObjects:
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """As `ObjectPrefix.found` gives them."""
-        return self.prefix.items(files_at(self.uris), fetcher)
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as pool:
+            yield from self.prefix.items(filter(None, pool.map(object_at, self.uris)), fetcher)
 
 
 class BegunRange:

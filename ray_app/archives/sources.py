@@ -33,7 +33,6 @@ from ray_app.storage import (
     matcher_below,
     strip_secrets,
 )
-from ray_app.storage.urls import scheme_of
 
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
 
@@ -148,12 +147,11 @@ class Archive:
         return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
 
     def only(self, uris: Iterable[str]) -> "Archive":
-        """The same with no other objects than those of some uris that are there. Raises ConfigError for a source that is no prefix."""
+        """The same with no other objects than those of some uris that are there. Raises ConfigError for a source that is no S3 prefix."""
         places, found, named = sorted(uris), copy.copy(self), []
         for kind, url in map(_split_kind, self._urls):
-            is_list = kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url))
-            if is_list or scheme_of(url) not in ("s3", "file"):
-                text = f"{strip_secrets(url)}: events tell of objects below s3:// and of files in folders"
+            if kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url)) or not url.startswith("s3://"):
+                text = f"{strip_secrets(url)}: events tell of objects below s3://BUCKET/"
                 raise ConfigError(text, hint="--follow 5m without --events lists any source again")
             prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits)
             named.append(object_prefix.NamedObjects(prefix, tuple(filter(prefix.holds, places))))

@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 
-from ray_app.archives import BlockPlan, KnownUris, ManifestInfo, list_members, list_named
+from ray_app.archives import BlockPlan, KnownUris, ManifestInfo, last_listing, list_members, list_named
 from ray_app.errors import ConfigError, StorageError
-from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.backlog import ListingTasks, archive_of
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage.bucket_events import BucketQueue, EventLines, Events
+from ray_app.storage.bucket_events import BucketQueue, Event, EventLines
 
 LOOK_EVERY_S = 1.0  # for a stop, and for the end of the day
 
@@ -33,12 +32,9 @@ class Arrivals:
         self._every_s, self._idle_s = config.listed_every_s or 0.0, config.cluster.idle_s
         self._source = None if config.events is None else EventLines() if config.events == "-" else BucketQueue(config.events)
         self._known = KnownUris(run.store)
-        self._held: Events | None = None  # until they are in a manifest
-        self._due, self._day = time.monotonic(), today()
-
-    def listed(self) -> None:
-        """The source was listed just now."""
-        self._due = time.monotonic() + self._every_s
+        self._held: list[Event] = []  # until they are in a manifest
+        last, self._day = last_listing(run.store), today()
+        self._due = time.monotonic() + (self._every_s if last is None or last.goes_on else 0.0)  # in the first case it is being listed
 
     def turned(self) -> bool:
         """Whether another day has begun since this was asked last."""
@@ -73,16 +69,15 @@ class Arrivals:
         """A manifest of what is new, if something is."""
         left_s, given = self._due - time.monotonic(), (self._run.store, self._archive, self._plan)
         if left_s <= 0:
-            self.listed()
-            return list_members(*given, each=tasks)
+            info = list_members(*given, each=tasks)
+            self._due = time.monotonic() + self._every_s
+            return info
         if self._source is None:
             tasks.wait(min(left_s, LOOK_EVERY_S))
             return None
-        if self._held is None:
-            self._held = self._source.receive(min(left_s, 5 * LOOK_EVERY_S))
-            if odd := self._held.unreadable:
-                print(f"following: {counted(odd, 'message')} not of a bucket, left alone", file=sys.stderr, flush=True)
-        info = list_named(*given, self._held.uris, self._known, each=tasks) if self._held.uris else None
-        self._source.done(self._held)
-        self._held = None
+        self._held = self._held or self._source.receive(min(left_s, 5 * LOOK_EVERY_S))
+        uris = {uri for _, named in self._held for uri in named}
+        info = list_named(*given, uris, self._known, each=tasks) if uris else None
+        self._source.done([receipt for receipt, _ in self._held])
+        self._held = []
         return info

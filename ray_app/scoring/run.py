@@ -220,8 +220,6 @@ class ScoringRun:
                 goes_on = first is not None and first.goes_on
                 work = work if first is None else replace(work_of(directory), is_new=True, tasks=work.tasks)
             work = replace(work, portions=portions if goes_on else None)
-            if self.arrivals is not None:
-                self.arrivals.listed()
         if not goes_on:
             end_listing(directory)
         if self.arrivals is not None:

@@ -7,9 +7,9 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
     from ray_app.storage.http import Guard
-    from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, split_range
+    from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, object_at, split_range
     from ray_app.storage.lease import UNGUARDED, Lease
-    from ray_app.storage.listing import LinkedFolders, base_of, files_at, is_pattern, list_objects, noting_linked_folders
+    from ray_app.storage.listing import LinkedFolders, base_of, is_pattern, list_objects, noting_linked_folders
     from ray_app.storage.store import Store
     from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
 else:

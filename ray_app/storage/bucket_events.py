@@ -5,39 +5,32 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-conte
 """
 
 import json
+import logging
 import queue
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 from ray_app.errors import StorageError, describe_error
 
+Event = tuple[str, list[str]]  # what it is known by where it came from, and the uris of objects that may have changed
 MOST = 10_000  # messages that are taken at once
 _HIDDEN_S = 1800  # a message comes again where what it names is in no manifest by then
 _AT_ONCE, _POLL_S = 10, 5  # messages in one answer, and seconds that it may wait for the first
 _LONGEST_LINE, _LONGEST_KEY = 2**20, 1024  # bytes
 _REGION = re.compile(r"sqs\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.")
-
-
-@dataclass
-class Events:
-    """The uris of objects that may have changed; `receipts` of the messages that name them, and how many others there were."""
-
-    uris: set[str] = field(default_factory=set)
-    receipts: list[str] = field(default_factory=list)
-    unreadable: int = 0
+_log = logging.getLogger(__name__)
 
 
 def uris_in(text: str) -> list[str] | None:
-    """The uris that a message names: a bucket's, as it is or within SNS's, or one uri or absolute path. None where it is none of these."""
-    if text.startswith(("s3://", "/")):
-        return None if "\0" in text else [text]
+    """The uris that a message names: a bucket's, as it is or within SNS's, or one uri. None where it is neither."""
+    if text.startswith("s3://"):
+        return [text]
     try:
         content = json.loads(text)
         content = json.loads(content["Message"]) if isinstance(content.get("Message"), str) else content
@@ -60,20 +53,21 @@ class EventLines:
         while line := sys.stdin.buffer.readline(_LONGEST_LINE):
             self._lines.put(line.decode("utf-8", "replace").strip())
 
-    def receive(self, wait_s: float) -> Events:
+    def receive(self, wait_s: float) -> list[Event]:
         """The events that are there, after so many seconds at most none. Raises StorageError."""
-        found, until = Events(), time.monotonic() + wait_s
+        found, until, odd = list[Event](), time.monotonic() + wait_s + _POLL_S, 0
         for messages in self._messages(wait_s):
-            named = [(uris_in(text), receipt) for text, receipt in messages]
-            found.unreadable += sum(uris is None for uris, _ in named)
-            found.uris.update(uri for uris, _ in named for uri in uris or ())
-            found.receipts += [receipt for uris, receipt in named if uris is not None]
-            if len(found.receipts) >= MOST or time.monotonic() > until + _POLL_S:
+            named = [(receipt, uris_in(text)) for text, receipt in messages]
+            found += [(receipt, uris) for receipt, uris in named if uris is not None]
+            odd += sum(uris is None for _, uris in named)
+            if len(found) >= MOST or time.monotonic() > until:
                 break
+        if odd:
+            _log.warning("%d messages name no object of a bucket, and were left alone", odd)
         return found
 
-    def done(self, events: Events) -> None:
-        """What they name is in a manifest. Raises StorageError."""
+    def done(self, receipts: Sequence[str]) -> None:
+        """What these events name is in a manifest."""
 
     def _messages(self, wait_s: float) -> Iterator[list[tuple[str, str]]]:
         with suppress(queue.Empty):
@@ -89,11 +83,14 @@ class BucketQueue(EventLines):
     def __init__(self, url: str) -> None:
         self._url, self._client = url, None
 
-    def done(self, events: Events) -> None:
-        """Delete them."""
-        for start in range(0, len(events.receipts), _AT_ONCE):
-            some = events.receipts[start : start + _AT_ONCE]
-            self._ask("delete_message_batch", Entries=[{"Id": str(place), "ReceiptHandle": one} for place, one in enumerate(some)])
+    def done(self, receipts: Sequence[str]) -> None:
+        """Delete them; what cannot be deleted comes again, and is found to be as it was."""
+        for start in range(0, len(receipts), _AT_ONCE):
+            some = enumerate(receipts[start : start + _AT_ONCE])
+            try:
+                self._ask("delete_message_batch", Entries=[{"Id": str(place), "ReceiptHandle": one} for place, one in some])
+            except StorageError as error:
+                _log.warning("%s", error)
 
     def _messages(self, wait_s: float) -> Iterator[list[tuple[str, str]]]:
         given = {"MaxNumberOfMessages": _AT_ONCE, "VisibilityTimeout": _HIDDEN_S}

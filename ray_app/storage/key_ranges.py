@@ -59,9 +59,12 @@ def list_prefix(place: str) -> Iterator[ObjectInfo]:
 
 
 def object_at(place: str) -> ObjectInfo | None:
-    """The one object of that name, as it is now; None where there is none."""
+    """The one object of that name, as a listing of now would have it; None where there is none. Raises StorageError."""
     bucket, key = urls.bucket_and_key(place)
-    found = _patient()(lambda left: s3.found(bucket, key, timeout_s=left))
+    try:
+        found = _patient()(lambda left: s3.found(bucket, key, timeout_s=left))
+    except Exception as error:
+        raise errors.unreachable(error, place, "look at") from error
     return None if found is None else ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
 
 

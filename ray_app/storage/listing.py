@@ -7,8 +7,7 @@ nothing has that literal name. Symbolic links to files are listed, links to fold
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, fetch, http, key_ranges, object_store, urls
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.key_ranges import ObjectInfo
-
-_AT_ONCE = 32  # objects that are looked at by name
 
 
 @dataclass
@@ -71,21 +68,6 @@ def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo
         raise errors.unreachable(error, place, "list") from error
     if first is None:
         raise _nothing_at(place)
-
-
-def files_at(places: Sequence[str]) -> Iterator[ObjectInfo]:
-    """Those of some objects (s3://) and files of this machine that are there now, as a listing has them. Raises StorageError."""
-
-    def look(place: str) -> ObjectInfo | None:
-        try:
-            if urls.scheme_of(place) == "s3":
-                return key_ranges.object_at(place)
-            return None if os.path.isdir(place) else next(_list_local(place), None)
-        except Exception as error:
-            raise errors.unreachable(error, place, "look at") from error
-
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as pool:
-        yield from filter(None, pool.map(look, places))
 
 
 def is_pattern(source: str) -> bool:
