@@ -68,7 +68,11 @@ run_labels_option = click.option(
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option(
-        "--config", "config_file", type=SCORE, metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."
+        "--config",
+        "config_file",
+        type=SCORE,
+        metavar="FILE",
+        help="YAML of a scoring run, or a shipped one by name (laptop, overnight, follow).",
     ),
     ensemble_option,
     detectors_option,
