@@ -144,13 +144,13 @@ class Following:
         follow = ["--events", queue, "--follow", "1d"] if queue else ["--follow", f"{day.every_s}s"]
         self._words = ["score", SOURCE, "--out", OUT, "--ensemble", "tiny", *follow]
         self._words += ["--set", f"cluster.idle_s={day.idle_s}", "--set", f"cluster.address={address}", "--set", "thumbnails=false"]
-        self._log, self.given = log, 0
+        self.log, self.given = log, 0
         self.begin()
 
     def begin(self) -> None:
         """Give the command."""
         command = [sys.executable, "-m", "ray_app.cli.main", *self._words]
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
         self.given += 1
 
@@ -221,12 +221,9 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         waited = {number: row["scored_at"].timestamp() - bucket.put_at[number] for number, row in every.items() if number in bucket.put_at}
         found["arrivals"] = len(waited)
         found["latency_s"] = quantiles(list(waited.values()))
-        calm = [
-            one
-            for number, one in waited.items()
-            if not any(bucket.put_at[number] + one - at >= 0 and bucket.put_at[number] - at < 60 for at in moments.values())
-        ]
-        found["latency_s_undisturbed"] = quantiles(calm)
+        calm = [one for number, one in waited.items() if not any(-30 < bucket.put_at[number] - at < 60 for at in moments.values())]
+        found["latency_s_beside_kill_and_loss"] = quantiles(calm)
+        found["pauses"] = following.log.read_text().count("processes end until something does")
         words = [
             sys.executable,
             "-m",

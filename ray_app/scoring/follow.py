@@ -63,6 +63,7 @@ class Arrivals:
                     return
             elif since is not None and time.monotonic() - since >= self._idle_s:
                 since = None
+                print("following: nothing came for long; processes end until something does", file=sys.stderr, flush=True)
                 yield None
 
     def _next(self, tasks: ListingTasks) -> ManifestInfo | None:

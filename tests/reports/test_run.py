@@ -171,6 +171,19 @@ def test_counts_reasons_and_statuses_with_their_first_examples(words):
         assert said in words
 
 
+def test_the_days_of_a_run_that_is_followed():
+    days = {f"2026-10-{day:02}": {"files": 20_000 + day, "ok": 20_000, "fake": 3, "real": 19_990} for day in range(1, 32)}
+    summary = example_summary(days={**days, "2026-11-01": {"files": 2, "corrupt_image": 2}})
+    told = PageReader(render_run_report(summary)).text
+    assert "2026-10-31 20,031 3 0 31" in told
+    assert "2026-11-01 2 0 0 2" in told
+    assert "2026-10-01" not in told  # 31 days
+    assert "by day: 2026-10-30 20,030 files, 3 flagged; 2026-10-31 20,031 files, 3 flagged; 2026-11-01 2 files, 0 flagged" in summary_lines(
+        summary
+    )
+    assert "The last days" not in PageReader(render_run_report(example_summary(days={"2026-11-01": {"files": 2}}))).text
+
+
 def test_the_banners(words):
     assert "Demonstration detector : it shows that the machinery works and is not for decisions" in words
     assert "Probability not calibrated : it is the plain sigmoid of the score." in words
