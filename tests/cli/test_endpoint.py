@@ -4,7 +4,7 @@ from collections import deque
 import pytest
 
 from ray_app.cli.main import main
-from tests.serving.scripted import ScriptedEndpoint, refuse, score_of
+from tests.serving.scripted import ERROR_RATES, ScriptedEndpoint, refuse, score_of
 
 
 @pytest.fixture
@@ -33,6 +33,8 @@ def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
     assert lines[2].split()[1:] == ["flagged", "by", "detectors", "fake", "0.9000", f"{score_of(b'first'):+.2f}", "ok"]
     assert lines[3].endswith("corrupt_image")
     assert "Demonstration" in lines[-1]
+    assert lines[-2] == ERROR_RATES
+    assert lines.count(ERROR_RATES) == 1
 
 
 def test_json_lines_have_uri_and_everything_else(endpoint, photos, capsys):

@@ -12,9 +12,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ray_app.ensembles import Thresholds, error_rates
 from tests.serving.http.live import serving
 
 Scripted = Callable[[], Response] | None
+
+
+ERROR_RATES = error_rates("default", Thresholds())
 
 
 def score_of(data: bytes) -> float:
@@ -31,7 +35,7 @@ def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
         "name": name, "status": "corrupt_image" if bad else "ok", "error": error,
         "finding": None if bad else "flagged by detectors", "grounds": [],
         "verdict": None if bad else "fake", "verdict_reason": None, "verdict_detail": None, "second_look": None, "profile": None,
-        "probability": None if bad else 0.9, "calibrated": False,
+        "error_rates": None if bad else ERROR_RATES, "probability": None if bad else 0.9, "calibrated": False,
         "score": score, "scores": {"tiny": score}, "detectors": {}, "sha256": hashlib.sha256(data).hexdigest(), "image": None,
         "ensemble": {"name": "default", "fingerprint": "f"}, "timings": {"decode": 0, "wait": 0, "score": 0, "total": 0}, "request_id": "r",
     }  # fmt: skip
