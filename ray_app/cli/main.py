@@ -19,13 +19,13 @@ import click
 from ray_app import __version__
 from ray_app.cli import data, detectors, evaluate, inspect, options, score, settings, train, trust
 from ray_app.cli.check import check
-from ray_app.cli.doctor import doctor
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import results
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
-_CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare, doctor)
+_CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare,
+         settings.doctor)  # fmt: skip
 _GROUPS = {
     "runs": (
         "Work with a finished run: reports, pictures, decisions, audits.",

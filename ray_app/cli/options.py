@@ -67,13 +67,7 @@ run_labels_option = click.option(
 )
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
-    click.option(
-        "--config",
-        "config_file",
-        type=SCORE,
-        metavar="FILE",
-        help="YAML of a scoring run, or a shipped one by name (laptop, overnight, follow).",
-    ),
+    click.option("--config", "config_file", type=SCORE, metavar="FILE", help="YAML of a run, or a name (laptop, overnight, follow)."),
     ensemble_option,
     detectors_option,
     include_option,

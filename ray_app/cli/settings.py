@@ -1,13 +1,16 @@
-"""What is shipped by name, listed and shown (`touchstone ensembles`, `recipes`, `protocols`), settings, and completion in a shell."""
+"""What is shipped by name (`touchstone ensembles`, `recipes`, `protocols`), settings, completion in a shell, `touchstone doctor`."""
 
 import json
+import platform
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ray_app import __version__
 from ray_app.cli import options
-from ray_app.errors import ConfigError, ExitCode
+from ray_app.errors import ExitCode, TouchstoneError, describe_error
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -153,8 +156,39 @@ def completion(shell: str) -> int:
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
-    if kind is None:
-        raise ConfigError(f"completion for {shell} is not known to this version of click", hint="bash, zsh and fish are")
+    assert kind is not None
     root: Any = click.get_current_context().find_root().command
     click.echo(kind(root, {}, "touchstone", "_TOUCHSTONE_COMPLETE").source())
     return 0
+
+
+@click.command()
+@options.as_json
+def doctor(as_json: bool) -> int:
+    """Say what this machine has, and what to do where something is missing.
+
+    Versions, GPU, cores and precision, memory, disk, weights, trust lists, a named cluster. Nothing is started or fetched. FAIL: `check`
+    or `score` would fail, and the exit code is theirs (4 detector or weights, 5 storage or cluster). note: it can wait. Put these lines
+    into a report of a bug.
+
+    \b
+    touchstone doctor
+    """
+    from ray_app.cluster.machine import CHECKS
+
+    code, checks = ExitCode.DONE, list[dict[str, str]]()
+    lines = [f"Touchstone {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    for name, check in CHECKS.items():
+        failed = ExitCode.DONE
+        try:
+            found, todo = check()
+        except TouchstoneError as error:
+            failed, found, todo = error.exit_code, error.message, error.hint or ""
+        except Exception as error:  # a damaged installation raises anything
+            failed, found, todo = ExitCode.DETECTOR, describe_error(error), "install Touchstone anew; if it stays, report it"
+        code, state = code or failed, "FAIL" if failed else "note" if todo else "ok"
+        checks.append({"name": name, "state": state, "found": found, "todo": todo})
+        told = f"{state:4}  {name:10}  {found}{' → ' * bool(todo)}{todo}"
+        lines += textwrap.wrap(told, 100, subsequent_indent=" " * 18, break_on_hyphens=False)
+    options.echo_document({"machine": lines[0], "exit_code": int(code), "checks": checks}, lines, as_json)
+    return code

@@ -211,11 +211,11 @@ def named_cluster(address: str | None = None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def cores_for_ray() -> int:
-    """How many cores a Ray that starts here takes: the machine's, or what its container is given; never the process's affinity."""
-    from ray._private.utils import get_num_cpus
+def seen_by_ray() -> tuple[int, int, int]:
+    """What a Ray that starts here counts on: cores (whatever this process's affinity), free bytes of memory and of shared memory."""
+    from ray._private import utils
 
-    return max(int(get_num_cpus(override_docker_cpu_warning=True)), 1)
+    return max(int(utils.get_num_cpus(True)), 1), utils.estimate_available_memory(), utils.get_shared_memory_bytes()
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:

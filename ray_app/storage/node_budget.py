@@ -33,17 +33,6 @@ def node_memory() -> int:
     return min(found)
 
 
-def free_memory() -> int:
-    """Bytes of it that nobody uses, or that the kernel gives back when asked (Linux: MemAvailable, and the container's own account)."""
-    machine = Path("/proc/meminfo").read_text()
-    free = [1024 * int(machine.partition("MemAvailable:")[2].split()[0])]
-    with suppress(OSError, ValueError, IndexError):
-        taken = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        cache = int(Path("/sys/fs/cgroup/memory.stat").read_text().partition("inactive_file ")[2].split()[0])
-        free.append(node_memory() - taken + cache)
-    return min(free)
-
-
 def budget_of(memory_bytes: float) -> int:
     """What large things may take together on a node with so much memory, in whole seats."""
     return max(int(NODE_SHARE * memory_bytes) // SEAT_BYTES, 1) * SEAT_BYTES
