@@ -215,7 +215,8 @@ def seen_by_ray() -> tuple[int, int, int]:
     """What a Ray that starts here counts on: cores (whatever this process's affinity), free bytes of memory and of shared memory."""
     from ray._private import utils
 
-    return max(int(utils.get_num_cpus(True)), 1), utils.estimate_available_memory(), utils.get_shared_memory_bytes()
+    untyped: Any = utils
+    return max(int(untyped.get_num_cpus(True)), 1), untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
