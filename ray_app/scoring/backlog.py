@@ -4,7 +4,6 @@ listing goes on (`arriving_blocks`).
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -41,13 +40,10 @@ class ListingTasks:
 
     def wait(self, seconds: float) -> None:
         """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to stop."""
-        ends = time.monotonic() + seconds
-        while not self.stopped.wait(min(max(ends - time.monotonic(), 0.0), 1.0)):
-            if (reason := self.halted()) is not None:
-                raise KeyboardInterrupt(reason)
-            if time.monotonic() >= ends:
-                return
-        raise StoppedError
+        if self.stopped.wait(seconds):
+            raise StoppedError
+        if (reason := self.halted()) is not None:
+            raise KeyboardInterrupt(reason)
 
     def aside(self) -> None:
         """From now on beside other work."""
@@ -65,7 +61,7 @@ class ListingTasks:
 class Listing:
     """Blocks of every manifest that is not settled, and those among them that have no rows yet; of settled ones their numbers.
 
-    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on, None where it has paused;
+    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on; None: none yet;
     `tasks`: who does it.
     """
 
@@ -116,7 +112,7 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
 
 
 def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef | None]:
-    """The pending blocks of `work`, and then those of each further manifest once it counts; None where nothing came for long.
+    """The pending blocks of `work`, and then those of each further manifest once it counts; None where there is none yet.
 
     An error that ends the listing early is shown at once and raised at the end, unless the rest is not wanted (`ListingTasks.stopped`).
     """

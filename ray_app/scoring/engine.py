@@ -13,6 +13,7 @@ The parts are the checkpoint: a kill loses the blocks under way and nothing else
 `most_open`, so a stop has little to hand back, and what waits between the stages fits the object store.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -44,13 +45,14 @@ def score_blocks(
     stopper: Stopper,
     watch: Watch,
     leaves: Callable[[], None] = lambda: None,
+    idle_s: float = math.inf,
 ) -> Iterator[BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a second, since nodes come and go.
 
-    `blocks` are made in a thread, and may take their time: behind a None the processes end, until the next one is there. `leaves` is called
-    when the rest is not wanted. To be iterated in the main
-    thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and
-    whatever TouchstoneError a stage met; once all blocks that came are scored, what `blocks` raised.
+    `blocks` are made in a thread, and may take their time: None is one that is not there yet, and where none came for `idle_s`, the
+    processes end until one does. `leaves` is called when the rest is not wanted. To be iterated in the main thread, inside `watch`. Raises
+    KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and whatever TouchstoneError a stage
+    met; once all blocks that came are scored, what `blocks` raised.
     """
     feed = Feed(
         blocks,
@@ -59,6 +61,7 @@ def score_blocks(
         avoided=lambda: stopper.avoided,
         waits=watch.progressed,  # only the listing is at work
         leaves=leaves,
+        idle_s=idle_s,
     )
 
     def has_more() -> bool:

@@ -17,6 +17,7 @@ from ray_app.scoring.config import ScoreConfig
 from ray_app.storage.bucket_events import BucketQueue, Event, EventLines
 
 LOOK_EVERY_S = 1.0  # for a stop, and for the end of the day
+_PATIENCE = 30  # such looks, before what failed is tried again
 
 
 def today() -> date:
@@ -29,7 +30,7 @@ class Arrivals:
 
     def __init__(self, run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *, at_once: bool) -> None:
         self._run, self._archive, self._plan, self._at_once = run, archive_of(config), plan, at_once
-        self._every_s, self._idle_s = config.listed_every_s or 0.0, config.cluster.idle_s
+        self._every_s = config.listed_every_s or 0.0
         self._source = None if config.events is None else EventLines() if config.events == "-" else BucketQueue(config.events)
         self._known = KnownUris(run.store)
         self._held: list[Event] = []  # until they are in a manifest
@@ -42,29 +43,24 @@ class Arrivals:
         return self._day != before
 
     def portions(self, tasks: ListingTasks, rest: Iterable[ManifestInfo | None]) -> Iterator[ManifestInfo | None]:
-        """`rest`, and then each further manifest until the day ends, or where further passes are to follow the first one; None once nothing
-        came for long. A source or queue that fails is looked at again. Raises as `ListingTasks.wait`.
+        """`rest`, and then each further manifest until the day ends, or where further passes are to follow the first one; None where
+        there is none yet. A source or queue that fails is looked at again. Raises as `ListingTasks.wait`.
         """
         yield from rest
-        since: float | None = time.monotonic()
         while today() == self._day:
             tasks.wait(0)
             try:
                 info = self._next(tasks)
             except (ConfigError, StorageError) as error:
                 print(f"following: {error}; it is looked at again", file=sys.stderr, flush=True)
-                tasks.wait(min(self._every_s, 60 * LOOK_EVERY_S))
+                for _ in range(_PATIENCE):
+                    tasks.wait(LOOK_EVERY_S)
                 continue
             if info is not None:
                 reader.publish_vanished(self._run)
-                since = time.monotonic()
-                yield info
-                if not self._at_once:
-                    return
-            elif since is not None and time.monotonic() - since >= self._idle_s:
-                since = None
-                print("following: nothing came for long; processes end until something does", file=sys.stderr, flush=True)
-                yield None
+            yield info
+            if info is not None and not self._at_once:
+                return
 
     def _next(self, tasks: ListingTasks) -> ManifestInfo | None:
         """A manifest of what is new, if something is."""

@@ -269,9 +269,10 @@ class ScoringRun:
                 stopper.listening(),
                 Watch(patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))) as watch,
             ):
+                leaves, idle_s = work.tasks.stopped.set, cluster_config.idle_s
                 now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
                 blocks = arriving_blocks(directory.store, work, progress, meter)
-                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch, leaves=work.tasks.stopped.set):
+                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch, leaves=leaves, idle_s=idle_s):
                     for node in report.work.emulating - emulating:
                         progress.say(f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it")
                     emulating |= report.work.emulating

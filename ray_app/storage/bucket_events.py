@@ -22,22 +22,22 @@ Event = tuple[str, list[str]]  # what it is known by where it came from, and the
 MOST = 10_000  # messages that are taken at once
 _HIDDEN_S = 1800  # a message comes again where what it names is in no manifest by then
 _AT_ONCE, _POLL_S = 10, 5  # messages in one answer, and seconds that it may wait for the first
-_LONGEST_LINE, _LONGEST_KEY = 2**20, 1024  # bytes
+_LONGEST_LINE, _LONGEST_URI = 2**20, 1100  # bytes: a key has 1024
 _REGION = re.compile(r"sqs\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.")
 _log = logging.getLogger(__name__)
 
 
 def uris_in(text: str) -> list[str] | None:
     """The uris that a message names: a bucket's, as it is or within SNS's, or one uri. None where it is neither."""
-    if text.startswith("s3://"):
-        return [text]
     try:
-        content = json.loads(text)
-        content = json.loads(content["Message"]) if isinstance(content.get("Message"), str) else content
-        records = [] if content.get("Event") == "s3:TestEvent" else content["Records"]
-        found = [(one["s3"]["bucket"]["name"], unquote_plus(one["s3"]["object"]["key"])) for one in records]
-        is_sound = all("\0" not in key and len(key.encode()) <= _LONGEST_KEY for _, key in found)
-        return [f"s3://{bucket}/{key}" for bucket, key in found] if is_sound else None
+        if text.startswith("s3://"):
+            found = [text]
+        else:
+            content = json.loads(text)
+            content = json.loads(content["Message"]) if isinstance(content.get("Message"), str) else content
+            records = [] if content.get("Event") == "s3:TestEvent" else [one["s3"] for one in content["Records"]]
+            found = [f"s3://{one['bucket']['name']}/{unquote_plus(one['object']['key'])}" for one in records]
+        return found if all("\0" not in uri and len(uri.encode()) <= _LONGEST_URI for uri in found) else None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -10,7 +10,9 @@ reads every item by its place. So a generator that Ray begins anew gives the sam
 `in_pool` is an `archives.Each` for functions that read images, which runs them in a pool of processes.
 """
 
+import math
 import pickle
+import sys
 import threading
 import time
 import uuid
@@ -92,8 +94,8 @@ class FeedLog:
 
 
 class Feed(Generic[T]):
-    """The driver's side. `items` are made in a thread, one when there is room for it. Behind a None among them none may come for long: the
-    stream ends there, and is to be begun again for the next (`has_more`).
+    """The driver's side. `items` are made in a thread, one when there is room for it; a None among them: there is none yet. Where none came
+    for `idle_s`, the stream ends, to be begun again for the next one (`has_more`).
 
     Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is
     under way, and `leaves` when the block ends before the items do.
@@ -108,7 +110,9 @@ class Feed(Generic[T]):
         avoided: Callable[[], frozenset[str]] = frozenset,
         waits: Callable[[], None] = lambda: None,
         leaves: Callable[[], None] = lambda: None,
+        idle_s: float = math.inf,
     ) -> None:
+        self._idle_s = idle_s
         self._coming, self._returned = iter(items), deque[T]()
         self._most, self._halted, self._avoided, self._waits, self._leaves = most, halted, avoided, waits, leaves
         self._open, self._is_over, self._is_left = 0, False, False
@@ -172,11 +176,18 @@ class Feed(Generic[T]):
         return []
 
     def _feed(self) -> None:
-        while self._has_room() and (item := self._next()) and item[0] is not None:
+        since = time.monotonic()
+        while self._has_room() and (item := self._next()):
+            if item[0] is None:
+                if self._open or time.monotonic() - since < self._idle_s:
+                    continue
+                print(f"nothing came for {self._idle_s:g} s: processes end until something does", file=sys.stderr, flush=True)
+                break
             with self._changed:
                 self._open += 1
             self.log.put(self._given, item[0])
             self._given += 1
+            since = time.monotonic()
         self.log.put(self._given, None)
 
     def _has_room(self) -> bool:

@@ -43,7 +43,7 @@ def without_ray():
         yield
 
 
-def _score_blocks(blocks, job, layout, *, stopper, watch, leaves):
+def _score_blocks(blocks, job, layout, *, stopper, watch, leaves, idle_s):
     for report in _reports(blocks, job, layout().kind):
         watch.progressed()
         yield report
@@ -58,7 +58,7 @@ def _reports(refs, job, kind):
     split = [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
     stages = [BlockScorer(job)] if kind == "fused" else split
     try:
-        for ref in refs:
+        for ref in filter(None, refs):
             table = packed(ref)
             for stage in stages:
                 table = stage(table)

@@ -89,7 +89,7 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, qu
 
 def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, capsys):
     picture(0).save(tmp_path / "0.png")
-    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), follow=1, cluster={"idle_s": 5})
+    config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), follow=1)
     run = RunDirectory.open(config.out)
     answers = iter([StorageError("the store is gone"), ConfigError("no file there"), None])
 
@@ -107,9 +107,9 @@ def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, ca
     assert next(portions).members == 1
     assert capsys.readouterr().err.count("looked at again") == 2
     monkeypatch.setattr(follow, "list_members", list_members)
-    assert next(portions) is None  # nothing came for five seconds
+    assert next(portions) is None
     picture(1).save(tmp_path / "1.png")
-    assert next(portions).members == 1
+    assert next(filter(None, portions)).members == 1
     tasks.stopped.set()
     with pytest.raises(StoppedError):
         next(portions)
@@ -169,22 +169,22 @@ def test_events_of_a_bucket_say_what_a_listing_would(s3, tmp_path, monkeypatch, 
         patch.setattr(follow, "list_named", lambda *given, **named: 1 / 0)
         patch.setattr(bucket_events, "_HIDDEN_S", 1)
         with pytest.raises(ZeroDivisionError):
-            next(bucket.arrivals.portions(bucket.tasks, ()))
+            list(bucket.arrivals.portions(bucket.tasks, ()))
     assert sum(bucket.waiting()) == came  # none is deleted before what it names is in a manifest
     bucket.follow()  # another command, to which they come again
 
-    info = next(bucket.arrivals.portions(bucket.tasks, ()))
+    info = next(filter(None, bucket.arrivals.portions(bucket.tasks, ())))
     assert "1 messages name no object" in caplog.text
     assert sum(bucket.waiting()) == 1  # left for the queue's dead letters
     assert (info.members, info.vanished) == (2, 2)  # d and the new b; a and the old b
     bucket.put("in/a b+ü.png", b"1")  # as it was
     bucket.client.delete_object(Bucket=bucket.name, Key="in/c.png")
-    info = next(bucket.arrivals.portions(bucket.tasks, ()))
+    info = next(filter(None, bucket.arrivals.portions(bucket.tasks, ())))
     assert (info.members, info.vanished) == (0, 2)  # the old b, c
     bucket.put("beside/z.png", b"4")
     bucket.tasks.halted = lambda: "SIGTERM" if sum(bucket.waiting()) == 1 else None
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        next(bucket.arrivals.portions(bucket.tasks, ()))
+        list(bucket.arrivals.portions(bucket.tasks, ()))
 
     before = read_vanished(bucket.run.store, info.manifest).tolist()
     assert list_members(bucket.run.store, bucket.archive, PLAN) is None
@@ -245,19 +245,32 @@ def test_events_need_places_that_they_can_name(tmp_path):
         check_scoring(config)
 
 
-def test_behind_a_pause_a_stream_ends_and_begins_anew_for_the_next_item(monkeypatch):
-    given = []
+def test_where_nothing_comes_a_stream_ends_and_begins_anew_for_the_next_item(monkeypatch, capsys):
+    given, streams = [], []
     monkeypatch.setattr(FeedLog, "put", lambda log, place, item: given.append(item))
     monkeypatch.setattr(FeedLog, "order", lambda *_: None)
     monkeypatch.setattr(FeedLog, "close", lambda *_: None)
-    feed = Feed(iter([None, 1, 2, None, None, 3, None]), most=lambda: 5)
-    streams = []
+
+    def items():
+        yield from (None, 1, None, 2)
+        while not streams:
+            yield None
+        yield 3
+
+    feed = Feed(items(), most=lambda: 5, idle_s=0.0)
     while feed.has_more():
         with feed:
-            wait_until(lambda: given and given[-1] is None)
+            if not streams:
+                wait_until(lambda: 2 in given)
+                feed.ended(2)  # not begun: it is given again, whether another comes or not
+                wait_until(lambda: given.count(2) == 2)
+                feed.ended()
+                feed.ended()
+            wait_until(lambda: given[-1:] == [None])
         streams.append(given.copy())
         given.clear()
-    assert streams == [[1, 2, None], [3, None]]
+    assert streams == [[1, 2, 2, None], [3, None]]
+    assert capsys.readouterr().err.count("processes end until something does") == 1
 
 
 @pytest.mark.slow
