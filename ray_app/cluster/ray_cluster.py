@@ -21,6 +21,7 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -284,11 +285,13 @@ def _in_tasks(function: Callable[[T], R], items: Iterable[T], cpus: float, cpus_
 
     task = ray.remote(num_cpus=cpus, max_retries=3)(_called)
     shared = ray.put(function)
-    running: deque[Any] = deque([task.remote(shared, first)])
-    while running:
+    running, waiting = deque[Any](), chain([first], rest)
+    while True:
         most = at_once(cpus_each)
-        while len(running) < most and (item := next(rest, rest)) is not rest:
+        while len(running) < most and (item := next(waiting, waiting)) is not waiting:
             running.append(task.remote(shared, item))
+        if not running:
+            return
         yield _result(running.popleft())
 
 
