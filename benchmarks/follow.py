@@ -198,7 +198,7 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
 
         bucket.live([(day.killed_at * day.seconds, driver), (day.lost_at * day.seconds, node)])
         ended = time.time()
-        wait_until(lambda: rows_of(OUT).keys() == set(bucket.there.values()), 600)
+        wait_until(lambda: rows_of(OUT).keys() == set(bucket.there.values()), 2 * day.seconds + 600)
         settled_s = time.time() - ended
         code = following.stop()
         every, rows = rows_of(OUT, vanished=True), rows_of(OUT)

@@ -26,6 +26,7 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, re
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
+from ray_app.reports import summary_lines
 from ray_app.reports.format import counted, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
@@ -177,19 +178,23 @@ class ScoringRun:
         """Score what the source has and gets, and settle as a night does at the end of each day, which is a session of its own; once more
         where it is stopped and everything that was listed is scored. Raises as `score`, KeyboardInterrupt for every end.
         """
-        self.arrivals = Arrivals(self.directory, self.config, plan, at_once=len(self.passes.groups()) == 1)
+        often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})  # a few hundred images are not to be a dozen blocks
+        self.arrivals = Arrivals(self.directory, self.config, often, at_once=len(self.passes.groups()) == 1)
         while True:
             try:
                 self.score(self.directory, self.list(plan))
             except KeyboardInterrupt:
                 last = last_listing(self.directory.store)
                 if last is not None and not last.goes_on and not work_of(self.directory).pending:
-                    self.settled()
+                    self._settle_day()
                 raise
             if self.arrivals.turned():
-                self.settled()
+                self._settle_day()
                 self.spent_before += self.session.cost().total
                 self.session = self.session.following()
+
+    def _settle_day(self) -> None:
+        print(f"settled: {summary_lines(self.settled().summary)[0]}", file=sys.stderr, flush=True)
 
     def settled(self) -> ScoringResult:
         """The end of a night: publish the rows, prove that every member has one, count, and report."""

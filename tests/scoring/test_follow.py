@@ -80,6 +80,7 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, qu
     monkeypatch.setattr(follow, "today", lambda: next(days))
     with without_ray(), pytest.raises(KeyboardInterrupt):
         score_archive(ScoreConfig(source=(str(folder),), out=run.store.url, ensemble="tiny", thumbnails=False, follow="2s"))
+    assert capsys.readouterr().err.count("settled: ") == 2
     summary = run.read_json("summary.json")
     assert check_conservation(run) == summary["members"] == 9 == sum(day["files"] for day in summary["days"].values())
     assert [run.read_json(f"sessions/{name}")["rows"] for name in run.store.names("sessions")] == [10, 1]
