@@ -93,7 +93,7 @@ def environment(folder: Path) -> dict[str, str]:
     """A plain user's, with nothing about threads in it."""
     ray_folder = folder / "ray"
     ray_folder.mkdir(exist_ok=True)
-    left_out = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS")
+    left_out = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")  # what pip installs is compiled
     return {name: value for name, value in os.environ.items() if name not in left_out} | {
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -162,11 +162,13 @@ class BlockPlan(Frozen):
 
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Sizes of block 0, 1, …: about 16 members, doubled after every `blocks_per_doubling` up to the plan's limit, all whole batches.
+    """Sizes of block 0, 1, …: one batch, for an early verdict; then about 16 members, doubled after every `blocks_per_doubling` up to the
+    plan's limit, all whole batches.
 
     The last block of a list ends where the list does. A limit below one batch means one batch.
     """
     slots, limit = plan.batch_slots, plan.largest_block
+    yield slots
     size = min(limit, max(1, round(_FIRST_BLOCK_MEMBERS / slots)) * slots)
     while size < limit:
         for _ in range(plan.blocks_per_doubling):

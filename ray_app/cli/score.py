@@ -9,7 +9,9 @@ import click
 from ray_app.cli import options
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import DETECTOR, ENSEMBLE
+from ray_app.cluster import warm_workers
 from ray_app.errors import ConfigError
+from ray_app.scoring import WARM
 
 
 @click.command()
@@ -32,6 +34,8 @@ def demo(pictures: str | None, out: str | None, images: int | None, photos: str 
     touchstone demo labelled/ --images 1000
     touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
+    if not archive_only:
+        warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.scoring import demo
 
     folder, given = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve(), pictures or photos
@@ -150,6 +154,7 @@ def score(
     if endpoint or token_file:
         requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
         return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
+    warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.reports import summary_lines
     from ray_app.runs import arrow
     from ray_app.scoring import ScoreConfig

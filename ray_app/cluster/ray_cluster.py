@@ -19,15 +19,16 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
-from ray_app.cluster import versions
+from ray_app.cluster import services, versions, warm_workers
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
+from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.storage.node_budget import node_memory
 
@@ -38,39 +39,34 @@ _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 # By itself Ray starts workers at niceness 15, below its own daemons; who wants a run to yield starts it under `nice`, which they inherit.
 _NICENESS = {"RAY_worker_niceness": "0"}
 
-# For a Ray whose statistics are not read: collecting them costs 1 % of a core.
-WITHOUT_STATISTICS = {"RAY_enable_metrics_collection": "0", "REPORTER_UPDATE_INTERVAL_MS": "600000"}
-
-# The secrets of an endpoint and its clients. Workers never need them, and any task could read them there.
-SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
+# For a Ray whose statistics are not read: collecting them costs 1 % of a core. And its driver need not wait for the first workers.
+_SHORT_START = {"RAY_enable_metrics_collection": "0", "RAY_prestart_worker_first_driver": "0"}
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
 _LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HAProxy needs 83 of them below
 
 
 @contextmanager
-def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]]) -> Iterator[Path]:
+def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]], *, quick: bool = False) -> Iterator[Path]:
     """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
 
     Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every
     user (docs/security.md has what was measured).
 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
-    clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block.
+    clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block. `quick`: a short start.
     """
-    from ray._private import ray_constants
-
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_TORCH, **_NICENESS}
+    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_TORCH, **_NICENESS, **(_SHORT_START if quick else {})}
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
-    many = ray_constants.ENABLE_RAY_CLUSTER
     try:
         with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
+            from ray._private import ray_constants
+
             # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
-            ray_constants.ENABLE_RAY_CLUSTER = False
-            _read_anew()
-            yield folder / "ray"
+            with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+                _read_anew()
+                yield folder / "ray"
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = many
         _read_anew()
 
 
@@ -145,8 +141,6 @@ _NO_GRPC = "Failed parsing HTTP/2"  # gRPC's message about a server of another p
 _AUTH_HINT = "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 _MESSAGE_LETTERS = 400  # of Ray's own message
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
-# Ray scores in a thread of its own; with a heap of its own it would ignore what ray_app.detectors.precision asks for.
-WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -160,12 +154,17 @@ MOST_AT_ONCE = 256
 
 @contextmanager
 def cluster(
-    config: ClusterConfig, *, hidden: Iterable[str] = (), variables: Callable[[Path], Mapping[str, str]] = lambda folder: {}
+    config: ClusterConfig,
+    *,
+    hidden: Iterable[str] = (),
+    variables: Callable[[Path], Mapping[str, str]] = lambda folder: {},
+    warm: Sequence[str] = (),
 ) -> Iterator[None]:
     """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
 
     What it starts obeys this process alone (see `private_ray`). `variables(its folder)` are added to its environment, the names in `hidden`
-    taken out. Raises ClusterError when the address does not answer.
+    taken out. `warm`: for a short start: modules that its workers find imported; it has neither statistics nor agents then, and its
+    processes are of one core each. Raises ClusterError when the address does not answer.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -173,25 +172,32 @@ def cluster(
     if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
         if address:
+            warm_workers.end()
             require_head(address)
         try:
             if address:
+                import ray
+
                 with without_side_effects():
                     ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
             else:
-                folder = ending.enter_context(private_ray(hidden, variables))
-                with without_side_effects(), _without_services():
+                warm_workers.begin(warm)
+                ending.callback(warm_workers.end)
+                folder = ending.enter_context(private_ray(hidden, variables, quick=bool(warm)))
+                import ray
+
+                with without_side_effects(), services.without_services(agents=not warm):
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
                     ray.experimental.internal_kv._internal_kv_put(_PRIVATE, b"1")
+                if warm:
+                    ray.remote(num_cpus=0)(int).remote()  # the first worker begins now, and its mould with what needs a raylet
         except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
             why = " ".join(str(error).split())[:_MESSAGE_LETTERS]
             raise ClusterError(
@@ -322,17 +328,6 @@ def without_side_effects() -> Iterator[None]:
         os.close(nowhere)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _without_services() -> AbstractContextManager[Any]:
-    """Starting a head without what only a cluster is asked for: dashboard, autoscaler, log monitor. Each takes a core for half a second."""
-    from ray._private.node import Node
-
-    def none_at(node: Any, **given: Any) -> None:
-        node._webui_url = ""
-
-    nothing = lambda node: None  # noqa: E731
-    return mock.patch.multiple(Node, start_api_server=none_at, start_monitor=nothing, start_log_monitor=nothing)
 
 
 def leaving_nodes() -> dict[str, float]:

@@ -159,7 +159,7 @@ def _probe(plan: Plan) -> Lines:
     probe = plan.probe
     if probe is None:
         return
-    scored = "" if probe.scored in (0, probe.members) else f"; the detectors were slow, so that {probe.scored} were scored"
+    scored = "" if probe.scored in (0, probe.members) else f"; {probe.scored} of them were scored"
     yield "probe", f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}"
     low, high = (wording.percent(getattr(probe.refused_share, end)) for end in ("low", "high"))
     if not probe.refused:

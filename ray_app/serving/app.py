@@ -20,7 +20,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
+from ray_app.cluster.warm_workers import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE, cpu_precision
 from ray_app.errors import ConfigError, TouchstoneError

@@ -89,7 +89,7 @@ class TestBuilding:
 
     @pytest.mark.parametrize("runs", [1, 3])
     def test_no_block_holds_too_many_bytes_but_one_file_may(self, store, runs):
-        sizes = [10] * 20 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
+        sizes = [10] * 18 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
         items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
         plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
         list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))

@@ -23,6 +23,7 @@ from ray_app.storage import Fetcher
 T = TypeVar("T")
 
 SCORING_S = 60.0  # a probe of slow detectors scores no further; all of it is decoded
+ENOUGH_S, ENOUGH_IMAGES = 1.0, 16  # nor does any further than this, which is a rate
 READ_AHEAD = 16  # members fetched together, as a worker's threads do
 EXAMPLES = 2
 LOOKS = 16  # images of a probe that a cascade's later detectors, or a describer, look at
@@ -72,7 +73,8 @@ class Probe:
 def probe_members(
     spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, sample: Sequence[ListedMember | ManifestMember], *, write_s: float
 ) -> Probe:
-    """Fetch, decode and prepare the sample and score it, for up to a minute; GPUs that are not here are reckoned from the cards.
+    """Fetch, decode and prepare the sample and score it, for a second or, if that is few images, a minute; GPUs that are not here are
+    reckoned from the cards.
 
     `write_s`: what committing takes per image, in seconds, which is not measured.
     """
@@ -191,7 +193,7 @@ class _Scoring:
 
     def score(self, batch: Batch) -> None:
         """Score one batch, unless the time is up."""
-        if sum(_total(clock) for clock in self._all_clocks()) > SCORING_S:
+        if sum(map(_total, self._all_clocks())) > (SCORING_S if self._probe.scored < ENOUGH_IMAGES else ENOUGH_S):
             return
         if not self._probe.scored:
             self._once(batch)
