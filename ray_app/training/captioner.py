@@ -13,9 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ray_app.attribution.captioners import MODELS, PrefixNet, body_state, build_captioner, load_body
+from ray_app.attribution.captioners import (
+    IGNORED,
+    MODELS,
+    CaptionTokenizer,
+    PrefixNet,
+    body_state,
+    build_captioner,
+    load_body,
+    own_words,
+    train_words,
+    words_of_card,
+)
 from ray_app.attribution.cards import DescriberCard, load_describer
-from ray_app.attribution.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import resolve_precision
 from ray_app.detectors.preprocessing import Preprocessing
