@@ -1,5 +1,5 @@
-"""Pictures of the simulation on disk: a small mixed archive to try everything on (`build_sample_archive`), photographs to measure speed
-with (`write_photographs`), and a labelled set of camera pictures and repainted twins, in three disjoint splits (`build_labelled_set`).
+"""Pictures of the simulation on disk: a small mixed archive to try everything on (`build_sample_archive`), and a labelled set of camera
+pictures and repainted twins, in three disjoint splits (`build_labelled_set`).
 
 Twins are repainted by upsampling decoders of random weights (`DECODERS`, `repaint`): the traces of a generative model.
 A file depends on the arguments and its own number, never on the process that made it.
@@ -170,7 +170,6 @@ SPLITS: dict[SplitName, Split] = {
 _SHOWN = Split(
     ("strokes", "pebbles", "hills", "foliage", "flower"), ("rangefinder", "mirrorless", "camcorder"), ("bicubic", "transposed5", "sinc")
 )
-_BASES = ("hills", "leaves", "clouds", "pebbles")
 _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
 
 
@@ -210,7 +209,7 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     """
     assert files >= 7, "five odd files and a pair"
     rows = list(_odd_files(np.random.default_rng([seed, 1])))
-    _load_scipy()
+    load_scipy()
     torch_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads:  # how many share a sum decides its last bits
@@ -228,34 +227,8 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     return SampleArchive(folder, labels, len(rows))
 
 
-def write_photographs(
-    folder: Path, count: int, *, size: tuple[int, int] = (1024, 768), quality: int = 90, seed: int = 0, start: int = 0
-) -> list[Path]:
-    """Write `count` JPEG photographs of `size` (width, height), about 100 to 350 KB at the default size, no two alike.
-
-    A few scenes are photographed; every file is another crop of one, turned and lit in its own way. File `i` depends on
-    `seed` and `i` alone, so more can be added later with `start`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    width, height = size
-    _load_scipy()
-    with ThreadPoolExecutor() as threads:
-        bases = list(threads.map(lambda family: _base(seed, family, height + 160, width + 160), _BASES))
-    paths = []
-    for index in range(start, start + count):
-        rng = np.random.default_rng([seed, 4, index])
-        base = bases[int(rng.integers(len(bases)))]
-        top, left = int(rng.integers(161)), int(rng.integers(161))
-        crop = base[top : top + height, left : left + width][:, :: int(rng.choice([-1, 1]))]
-        curve = np.clip(255 * (np.arange(256) / 255) ** rng.uniform(0.8, 1.25), 0, 255).round().astype(np.uint8)
-        path = folder / f"photo-{index:06d}.jpg"
-        Image.fromarray(curve[crop]).save(path, "JPEG", quality=quality)
-        paths.append(path)
-    return paths
-
-
-def _load_scipy() -> None:
-    # Threads that import it at the same time for the first time may see half of it.
+def load_scipy() -> None:
+    """Before threads start: those that import it at the same time for the first time may see half of it."""
     import scipy.fft
     import scipy.ndimage  # noqa: F401
 
@@ -286,11 +259,6 @@ def _odd_files(rng: scenes.Rng) -> Iterator[tuple[str, bytes, str, str]]:
     stream = io.BytesIO()
     frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=200, loop=0)
     yield "travel/2021/moving.gif", stream.getvalue(), "real", "camera:mirrorless"
-
-
-def _base(seed: int, family: str, height: int, width: int) -> camera.Pixels:
-    rng = np.random.default_rng([seed, 3, *family.encode()])
-    return camera.CAMERAS["reflex"].shoot(scenes.render(family, rng, 2 * height, 2 * width), rng)
 
 
 PerSplit = Mapping[SplitName, Annotated[int, Field(ge=1)]]
