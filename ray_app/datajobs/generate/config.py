@@ -101,7 +101,7 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
     """Refuse a card whose terms are not permissive and were not accepted. Raises DetectorError that says how to accept them."""
-    if is_accepted(card, accepted):
+    if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",
