@@ -21,7 +21,7 @@ FAMILIES = {
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
     "vit-tuned": "ray_app.detectors.families.low_rank",
     "gapl": "ray_app.detectors.families.clip_tuned:Gapl",
-    "b-free": "ray_app.detectors.families.b_free",
+    "b-free": "ray_app.detectors.families.timm",
     "fatformer": "ray_app.detectors.families.fatformer:FatFormer",
     "maskclip": "ray_app.detectors.families.maskclip:MaskClip",
     "iml-vit": "ray_app.detectors.families.iml_vit",
