@@ -33,16 +33,8 @@ from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
+from ray_app.reports import training as reports
 from ray_app.reports.format import duration
-from ray_app.reports.training import (
-    TRAINING_SCHEMA,
-    DataFindings,
-    Figures,
-    GeneratorFigures,
-    SplitCounts,
-    TrainingFacts,
-    render_training_report,
-)
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import checkpoints, config, run_directory, validate, weight_files
 from ray_app.training.detector import load_trained
@@ -75,7 +67,7 @@ _IN_WORDS = {
 }
 
 
-def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: TrainingFacts) -> DetectorCard:
+def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: reports.TrainingFacts) -> DetectorCard:
     """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
 
     `card`: the training card (networks.training_card); `network`: the deployable network with its chosen weights; `facts`: the training's
@@ -114,7 +106,7 @@ def _as_yaml(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _card_facts(recipe: config.Recipe, card: DetectorCard, facts: TrainingFacts, weights: Weights, folder: Path) -> dict[str, Any]:
+def _card_facts(recipe: config.Recipe, card: DetectorCard, facts: reports.TrainingFacts, weights: Weights, folder: Path) -> dict[str, Any]:
     """The card's YAML: the training card's network and pixels, everything else of this training."""
     licence = inherited(recipe, card)
     own = {
@@ -158,11 +150,11 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
     return facts
 
 
-def _training_data(recipe: config.Recipe, card: DetectorCard, data: DataFindings) -> TrainingData:
+def _training_data(recipe: config.Recipe, card: DetectorCard, data: reports.DataFindings) -> TrainingData:
     """What was learned from: who made its fakes, and which sources the real images are of by which weights were fitted or chosen; also what
     a detector had seen whose weights these were at first.
     """
-    learned, chosen = (data.splits.get(name, SplitCounts()) for name in ("train", "validation"))
+    learned, chosen = (data.splits.get(name, reports.SplitCounts()) for name in ("train", "validation"))
     makers = (name for name in learned.generators if not names_a_real(name))
     names = SeenNames.of(makers, filter(names_a_real, (*learned.generators, *chosen.generators)))
     return TrainingData(
@@ -184,7 +176,7 @@ def data_name(recipe: config.Recipe) -> str:
     return recipe.data.name or places_of(recipe) or "not named"
 
 
-def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFigure, ...]:
+def _published(recipe: config.Recipe, facts: reports.TrainingFacts) -> tuple[PublishedFigure, ...]:
     """Of the test split and its generators; of validation, on which the weights were chosen, the generators only where there is no test."""
     name, source = data_name(recipe), f"touchstone train {recipe.name}"
     test = card_figures(facts.test, f"{name}, test", source) if facts.test else ()
@@ -192,7 +184,7 @@ def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFi
     return test + card_figures(facts.validation, f"{name}, validation", source, chosen, each_generator=facts.test is None)
 
 
-def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
+def _notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str]:
     chosen = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
     where = ", ".join(f"{name} {value}" for name, value in facts.environment.items() if isinstance(value, str | int | float))
     trained = f"{facts.steps:,} steps of {recipe.loop.batch} images and {duration(facts.seconds)}{chosen}"
@@ -250,7 +242,7 @@ def _parts(recipe: config.Recipe, card: DetectorCard) -> list[Inherited]:
 
 
 def card_figures(
-    figures: Figures, where: str, source: str, note: str | None = None, *, each_generator: bool = True
+    figures: reports.Figures, where: str, source: str, note: str | None = None, *, each_generator: bool = True
 ) -> tuple[PublishedFigure, ...]:
     """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
     found = list(_overall(figures, where, note))
@@ -259,14 +251,14 @@ def card_figures(
     return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
 
 
-def _overall(figures: Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _overall(figures: reports.Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
     counts = {"all": figures.n_real + figures.n_fake, "fake": figures.n_fake, "masks": figures.n}
     for key, (metric, of) in _IN_WORDS.items():
         if getattr(figures, key) is not None:
             yield _figure(where, metric, getattr(figures, key), counts[of], figures.figure(key).interval, note)
 
 
-def _of_generators(generators: Mapping[str, GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _of_generators(generators: Mapping[str, reports.GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:
     for name, own in generators.items():
         if own.auc is not None and own.label == "fake":
             yield _figure(f"{where}, {name}", "AUC against all reals", own.auc, own.n, own.auc_interval, note)
@@ -320,8 +312,8 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.judged.scores)}))
     calibration, why_not = calibrated(verdicts["validation"].judged)
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
-    facts = TrainingFacts(
-        schema=TRAINING_SCHEMA,
+    facts = reports.TrainingFacts(
+        schema=reports.TRAINING_SCHEMA,
         name=job.config.name,
         title=job.config.title,
         out=job.out.url,
@@ -334,10 +326,10 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         unreadable=sum(1 for _ in run_directory.read_history(job.out, run_directory.UNREADABLE)),
         calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
         calibration_note=why_not,
-        validation=Figures(**verdicts["validation"].figures),
-        test=Figures(**verdicts["test"].figures) if "test" in verdicts else None,
+        validation=reports.Figures(**verdicts["validation"].figures),
+        test=reports.Figures(**verdicts["test"].figures) if "test" in verdicts else None,
         validations=tuple(validate.validations(job.out)),
-        data=DataFindings(**findings),
+        data=reports.DataFindings(**findings),
         recipe=run_directory.recipe_of(job.config),
         environment={
             **claim["environment"],
@@ -355,7 +347,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     write_curves(job.out, history, facts.validations)
     mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
     content = facts.written()
-    page = render_training_report({**content, "history": thinned(history), "mistakes": mistakes})
+    page = reports.render_training_report({**content, "history": thinned(history), "mistakes": mistakes})
     job.out.write("report.html", page.encode())
     job.out.write(METRICS, json.dumps(content, indent=2, ensure_ascii=False).encode())
     return content
