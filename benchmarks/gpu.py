@@ -31,9 +31,9 @@ from torch import nn
 from benchmarks.contenders.touchstone import read
 from benchmarks.machine import machine, versions
 from benchmarks.measuring import ContenderError, steady_rate
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import PUBLISHED_PREFIX, seeded_card, write_card
 from ray_app.config import find_config, load_yaml, named_configs
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.detectors import DetectorCard, list_cards, load_card, load_detector
 from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.compilation import Compiler, compile_checked, with_cuda_graphs

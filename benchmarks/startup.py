@@ -28,9 +28,9 @@ from pathlib import Path
 
 from benchmarks.machine import machine, versions
 from benchmarks.measuring import GRACE_S, MARK, ContenderError, ProcessTree, Sampler
+from benchmarks.photographs import write_photographs
 from benchmarks.training import environment
 from benchmarks.work import QUALITY, SIZE, discard
-from ray_app.datasets.simulation.archive import write_photographs
 
 TOUCHSTONE = (sys.executable, "-m", "ray_app.cli.main")
 NETWORKS = """

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.photographs import write_photographs
 from benchmarks.work import QUALITY, SIZE
-from ray_app.datasets.simulation.archive import write_photographs
 
 PHOTOGRAPHS, JUDGED = 384, 16  # to train on, and for the one validation after the last step: both are read from the page cache
 WORKS = ("compute_bound", "input_bound")

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 
 import ray_app
+from benchmarks.photographs import write_photographs
 from benchmarks.work import QUALITY, SIZE
 from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_blocks
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.config import find_config
-from ray_app.datasets.simulation.archive import write_photographs
 
 SIZE, QUALITY = (1024, 768), 90
 DETECTORS = {

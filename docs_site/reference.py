@@ -9,11 +9,12 @@ import pyarrow as pa
 
 import ray_app
 from docs_site import catalogue, settings
+from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
 from ray_app.errors import EXIT_MEANING, MEANING, REASON_MEANING
 from ray_app.images.facts import FLAG_MEANING
-from ray_app.runs.schema import COLUMN_MEANING, row_schema
+from ray_app.runs.schema import row_schema
 from ray_app.runs.verdict_table import TABLE_SCHEMA
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import create_app

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ray_app.errors import ConfigError
@@ -27,6 +27,17 @@ class Frozen(BaseModel):
     """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class Placed(Frozen):
+    """Base of cards, which know where they were read from: what they name by relative places lies there."""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file."""
+        return self._folder
 
 
 _T = TypeVar("_T")
@@ -155,7 +166,10 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
 
 def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read `path`, apply `a.b=c` overrides (values are YAML), validate. Raises ConfigError."""
-    return validate(read_mapping(path), model, where=str(path), overrides=overrides)
+    read = validate(read_mapping(path), model, where=str(path), overrides=overrides)
+    if isinstance(read, Placed):
+        read._folder = path.resolve().parent
+    return read
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

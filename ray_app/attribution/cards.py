@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from ray_app.attribution.generators import family_of
-from ray_app.config import Frozen, find_config, load_yaml, named_configs, read_mapping
+from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs, read_mapping
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.card import PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
@@ -39,7 +39,7 @@ class OpenSet(Frozen):
     n: int = Field(ge=1)
 
 
-class _Card(Frozen):
+class _Card(Placed):
     """What both kinds of cards say."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -50,13 +50,6 @@ class _Card(Frozen):
     training_data: TrainingData
     published: tuple[PublishedFigure, ...] = ()
     notes: tuple[str, ...] = ()
-
-    _folder: Path = PrivateAttr(default=Path())
-
-    @property
-    def folder(self) -> Path:
-        """Where the card was read from; relative weights lie there."""
-        return self._folder
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
@@ -182,6 +175,4 @@ def _loaded(card_type: type[Card], kind: str, name_or_path: str | Path, made: st
         shipped = f"; {error.hint}" if named_configs(kind) else ""
         hint = f"touchstone train {made}; a path in an ensemble's card is relative to that card{shipped}"
         raise ConfigError(error.message, hint=hint) from None
-    card = load_yaml(path, card_type)
-    card._folder = path.resolve().parent
-    return card
+    return load_yaml(path, card_type)

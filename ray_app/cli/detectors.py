@@ -114,7 +114,7 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
 
     for card in list_cards():
         by_hand = [part for part in _published(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)]
-        if not licences.is_accepted(card, accepted):
+        if not licences.is_accepted(card.name, card.licence, card.terms, accepted):
             _log(f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
             _log(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
@@ -272,7 +272,7 @@ def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], 
         mask = ", and drew a mask" * card.masks
         click.echo(f"{card.name}: it scored an image by formula{mask}: log-odds {done.score:.6f}" if done.score is not None else
                    f"{card.name}: of an image by formula it gave no score: {done.failure}")  # fmt: skip
-        accepted = licences.is_accepted(card)
+        accepted = licences.is_accepted(card.name, card.licence, card.terms)
         click.echo(f"{card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]})" + ("" if accepted else
                    f"; accept it: touchstone detectors fetch {card.name} --accept-licence {card.name}"))  # fmt: skip
         if accepted:
@@ -341,7 +341,7 @@ def _entry(card: "DetectorCard") -> "ZooEntry":
     from ray_app.reports.card import ZooEntry
 
     here = all(weights.located(part) for part in weights.parts_of(card))
-    return ZooEntry(card, licences.is_accepted(card), here, tuple(map(_entry, variants_of(card))))
+    return ZooEntry(card, licences.is_accepted(card.name, card.licence, card.terms), here, tuple(map(_entry, variants_of(card))))
 
 
 @click.command("show")
@@ -378,7 +378,7 @@ def _page(card: "DetectorCard | IdentifierCard | DescriberCard", width: int) -> 
     parts = weights.parts_of(card) if isinstance(card, DetectorCard) else card.parts
     files = {part.weights.uri: weights.located(part) for part in parts}
     if isinstance(card, DetectorCard):
-        yield card_page(card, Here(licences.is_accepted(card), files), width)
+        yield card_page(card, Here(licences.is_accepted(card.name, card.licence, card.terms), files), width)
     else:
         yield profile_page(card, files, width)
 

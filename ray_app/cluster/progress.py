@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
+from ray_app.reports.format import duration
+
 LOG_EVERY_S = 60.0
 DRAW_EVERY_S = 0.2
 RECENT_S = 300.0  # the rate, and so the time that is left, follow what was done lately: nodes come and go
@@ -72,7 +74,7 @@ class Progress:
         parts = [f"{self._name}  {self._done:,}/{self._total:,}{share}"]
         rate = self._rate(now)
         if rate:
-            parts += [f"{rate:,.1f} img/s", *([] if self._goes_on else [f"ETA {_duration((self._total - self._done) / rate)}"])]
+            parts += [f"{rate:,.1f} img/s", *([] if self._goes_on else [f"ETA {duration((self._total - self._done) / rate)}"])]
         return "  ".join([*parts, f"bad {self._bad:,}"])
 
     def _remember(self, now: float) -> None:
@@ -95,9 +97,3 @@ class Progress:
             line = f"{line}  {note()}"
         self._stream.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -29,7 +29,7 @@ from ray_app import archives
 from ray_app.archives import Each, in_turn
 from ray_app.archives.build import write_selected
 from ray_app.config import validate
-from ray_app.datasets import known_faults
+from ray_app.datasets import labels
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import SPOILED, Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels, with_input
@@ -100,9 +100,9 @@ class IndexInfo:
         counts = [one for one in self.counts if split is None or one["split"] in split.split("+")]
         counts = [one for one in counts if one["label"] == "real" or not generators or one["generator"] in generators]
         strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
-        faults = known_faults.faults_of({"layout": self.layout, **self.source})
+        faults = labels.faults_of({"layout": self.layout, **self.source})
         spoiled = [f"left out: {one['files']:,} × {one['why']}" for one in self.left_out if one["why"] == SPOILED]
-        return known_faults.lines_of(faults, strata, left_out=self.source.get("leave_out_faults", False)) + spoiled
+        return labels.lines_of(faults, strata, left_out=self.source.get("leave_out_faults", False)) + spoiled
 
     @property
     def agrees(self) -> bool | None:
@@ -173,7 +173,7 @@ def write_index(
     layout = layout.prepared(_members(listing))
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
-    spoiling = known_faults.faults_of(source) if source and source.get("leave_out_faults") else ()
+    spoiling = labels.faults_of(source) if source and source.get("leave_out_faults") else ()
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher, spoiling)
     tally, refs = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:

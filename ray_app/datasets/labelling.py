@@ -18,8 +18,7 @@ from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReade
 from ray_app.archives.containers import kind_of
 from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.known_faults import KnownFault, spared
-from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts, with_input
+from ray_app.datasets.labels import INPUT, KnownFault, Labels, prompt_group, spared, texts, with_input
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ray_app.archives import Archive, Container, ListedMember
 from ray_app.archives.containers.parquet import UNREADABLE, open_parquet
 from ray_app.archives.sources import Opened
-from ray_app.datasets import index, known_faults
+from ray_app.datasets import index, labels
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.datasets.labels import Labels
@@ -58,7 +58,7 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
     taken = [split for split in there if source.split is None or split in source.split.split("+")]
     faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
     if is_large:  # what no sample has may be there
-        faults = known_faults.lines_of(known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults)
+        faults = labels.lines_of(labels.faults_of(source.model_dump()), None, left_out=source.leave_out_faults)
     told = {"at": [strip_secrets(place) for place in source.at], "include": list(source.include), "indexed": not is_large}
     told |= {"files": names and names.files, "size_bytes": names and names.size_bytes, "counted": counted, "exact": exact}
     told |= {label: sum(rows[split, label] for split in taken) for label in ("real", "fake")}

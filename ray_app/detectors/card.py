@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ray_app.config import Frozen, OptionalKey, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.config import Frozen, OptionalKey, Placed, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
@@ -85,7 +85,7 @@ class Weights(Frozen):
         return self
 
 
-class Backbone(Frozen):
+class Backbone(Placed):
     """A network whose features several detectors use: configs/backbones/NAME.yaml. Equal names with equal pixels run once."""
 
     name: FileName
@@ -95,13 +95,6 @@ class Backbone(Frozen):
     licence: str
     licence_note: str | None = None
     source: str
-
-    _folder: Path = PrivateAttr(default=Path())
-
-    @property
-    def folder(self) -> Path:
-        """Where the description was read from; relative weights lie there."""
-        return self._folder
 
 
 class Output(Frozen):
@@ -229,7 +222,7 @@ class ValidRange(Frozen):
         return None
 
 
-class DetectorCard(Frozen):
+class DetectorCard(Placed):
     """One detector: its network, its pixels, its weights, what its output means, and what is known about it.
 
     `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML a name or the whole description.
@@ -274,8 +267,6 @@ class DetectorCard(Frozen):
     notes: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = {}
 
-    _folder: Path = PrivateAttr(default=Path())
-
     @field_validator("family")
     @classmethod
     def _known_family(cls, family: str) -> str:
@@ -283,11 +274,6 @@ class DetectorCard(Frozen):
         if family not in FAMILIES and family not in outside:
             raise ValueError(f"no family of that name; there are {', '.join([*FAMILIES, *outside])}")
         return family
-
-    @property
-    def folder(self) -> Path:
-        """Where the card was read from; relative weights lie there."""
-        return self._folder
 
     @property
     def gmac(self) -> float:

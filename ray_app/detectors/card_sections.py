@@ -61,7 +61,7 @@ FACTS: Mapping[FactName, tuple[str, str]] = {
 }
 """Facts of an image that a card may bound: the field that has it in `ImageFileFacts` and the column of a row, and its name in words."""
 MEASURED: tuple[FactName, ...] = ("texture", "graphics")
-"""Those among them that are measured on pixels (see `ray_app.images.texture`), and only where a card asks."""
+"""Those among them that are measured on pixels (see `ray_app.images.facts.texture_of`), and only where a card asks."""
 Facts = Mapping[FactName, Sequence[float | None]]
 
 

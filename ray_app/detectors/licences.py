@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray_app.config import config_file, read_mapping
 from ray_app.detectors.card import DetectorCard, base_name, list_cards, load_card
@@ -28,32 +28,17 @@ TERMS_IN_WORDS: Mapping[str, str] = {
 _SECTION = re.compile(rf"^{KEY}[ \t]*:.*(?:\n|\Z)(?:[ \t]+\S.*(?:\n|\Z)|[ \t]*\n(?=[ \t]))*", re.MULTILINE)
 
 
-class Licensed(Protocol):
-    """A card of something that is used under terms: a detector, a generating pipeline."""
-
-    @property
-    def name(self) -> str:
-        """What it is accepted by."""
-
-    @property
-    def licence(self) -> str:
-        """The licence's id or title."""
-
-    @property
-    def terms(self) -> str:
-        """A key of `TERMS_IN_WORDS`."""
-
-
-def is_accepted(card: Licensed, accepted: Collection[str] = ()) -> bool:
-    """Whether the card may be used: permissive, or accepted by `accepted` (names of detectors or licences) or by the config file.
+def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[str] = ()) -> bool:
+    """Whether a card of that name may be used by its licence and `terms` (a key of `TERMS_IN_WORDS`): permissive, or accepted by `accepted`
+    (names of detectors or licences) or by the config file.
 
     What the file remembers for a detector holds for the licence that its card had then. A card with no licence has none in common with
     another one: it is accepted by its own name alone.
     """
-    if card.terms == "permissive":
+    if terms == "permissive":
         return True
-    name, licence = base_name(card.name), card.licence.casefold()
-    shared = card.terms != "none-stated"
+    name, licence = base_name(card_name), licence.casefold()
+    shared = terms != "none-stated"
     now = {base_name(given).casefold() for given in accepted}
     if name in now or (shared and licence in now):
         return True
@@ -63,7 +48,7 @@ def is_accepted(card: Licensed, accepted: Collection[str] = ()) -> bool:
 
 def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None:
     """Refuse a card whose terms were not accepted; see `is_accepted`. Raises DetectorError that says how to accept them."""
-    if is_accepted(card, accepted):
+    if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     name = base_name(card.name)
     before = accepted_licences().get(name)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, OptionalKey
 from ray_app.errors import InputError, Status
-from ray_app.transforms.resampling import resized_rows_first
+from ray_app.transforms.ops import resized_rows_first
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["exact", "fast"]

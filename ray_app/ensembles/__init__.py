@@ -6,16 +6,11 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.ensembles.card import (
-        Cascade,
         CascadeStage,
         EnsembleCard,
         EnsembleMember,
-        EnsembleProfile,
         Guarantee,
-        OutlierGate,
-        Rule,
         Settings,
-        Stacking,
         Thresholds,
         decision_facts,
         ensemble_of,
@@ -27,15 +22,12 @@ if TYPE_CHECKING:
         combine,
         decide,
         drawn_by_audit,
-        early_scores,
-        fit_stacking,
-        is_audited,
         is_calibrated,
         logit,
         second_looks,
         sigmoid,
     )
     from ray_app.ensembles.finding import Finding, Ground, error_rates, find
-    from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
+    from ray_app.ensembles.population import LabelledPart, Population, PopulationTally, population_of, properties_of
 else:
     __getattr__ = on_first_use(__name__)

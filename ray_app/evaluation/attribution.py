@@ -19,6 +19,7 @@ from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.evaluation.prompts import Prompts
 from ray_app.metrics import arrays, attribution, intervals
 from ray_app.reports.evaluation import model, system_model
+from ray_app.runs.reader import numbers
 
 COLUMNS = ("label", "generator", "verdict", "predicted_generator", "generator_ranking", "generator_confidence")
 _BETWEEN = "\x1f"  # no name holds it
@@ -62,8 +63,9 @@ class AttributionAnswers:
     def add(self, table: pa.Table) -> None:
         """Joined rows with `COLUMNS`."""
         plain = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
-        confidence = _confidences(table["generator_confidence"])
-        ranking = _rankings(table["generator_ranking"])
+        confidence = numbers(table["generator_confidence"])
+        ranking = table["generator_ranking"]  # each as one text
+        ranking = pc.binary_join(ranking, _BETWEEN) if pa.types.is_list(ranking.type) else ranking.cast(pa.string())
         self.ranked = self.ranked or ranking.null_count < len(ranking)
         sure = pa.array(np.isfinite(confidence))
         columns = pa.table(plain | {"ranking": ranking, "sure": sure})
@@ -302,19 +304,6 @@ def _notes(answers: AttributionAnswers) -> Iterable[str]:
 
 def _place(name: str, ranking: list[Any]) -> int | None:
     return ranking.index(name) if name in ranking else None
-
-
-def _rankings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of names as one text each."""
-    return pc.binary_join(column, _BETWEEN) if pa.types.is_list(column.type) else pa.chunked_array([pa.nulls(len(column), pa.string())])
-
-
-def _confidences(column: pa.ChunkedArray) -> Floats:
-    """(n,), NaN where there is none."""
-    if not pa.types.is_floating(column.type):
-        return np.full(len(column), np.nan)
-    found: Floats = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
-    return found
 
 
 def _distribution_of(names: Names, generator: str) -> str:

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,27 +32,9 @@ _PIECE = 8 << 20
 _UNREADABLE = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
-class LabelTables(Protocol):
-    """A source of labels; `tables` may be read more than once."""
-
-    @property
-    def name(self) -> str:
-        """The name in messages, without secrets."""
-
-    @property
-    def guard(self) -> Guard:
-        """The web servers that may be asked for what it names."""
-
-    def names(self) -> list[str]:
-        """Which of COLUMNS there are."""
-
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """These columns of all rows, in order, some rows at a time: `image_id` int64, `label` of any type, all others texts."""
-
-
 @dataclass(frozen=True)
 class _Place:
-    """Where labels lie: a path or an fsspec URL."""
+    """Where labels lie: a path or an fsspec URL. Tables may be read more than once."""
 
     place: str
 
@@ -68,7 +50,7 @@ class LabelsOfIndex(_Place):
 
     @property
     def guard(self) -> Guard:
-        """That of who made the index."""
+        """The web servers that may be asked for what it names: those of who made the index."""
         return guard_of(Store.open(self.place))
 
     def names(self) -> list[str]:
@@ -76,7 +58,7 @@ class LabelsOfIndex(_Place):
         return [name for name in COLUMNS if name in ("image_id", "uri", "member", *labels.INPUT.names)]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """These columns of all rows, a block at a time."""
+        """These columns of all rows, in order, a block at a time: `image_id` int64, `label` of any type, all others texts."""
         store = Store.open(self.place)
         for ref in read_blocks(store, 0):
             rows = read_block(store, ref)
@@ -89,7 +71,7 @@ class LabelFile(_Place):
 
     @property
     def guard(self) -> Guard:
-        """The server that it lies on, wherever that is."""
+        """The same: the server that it lies on, wherever that is."""
         return Guard.of([self.place])
 
     def names(self) -> list[str]:
@@ -98,7 +80,7 @@ class LabelFile(_Place):
         return [] if first is None else [name for name in COLUMNS if name in first.column_names]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """These columns of all rows, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
+        """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
         folder = posixpath.dirname(canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name)
         for table in self._tables(columns):
             typed = {name: self._typed(name, table[name].combine_chunks(), folder) for name in columns}
@@ -136,6 +118,9 @@ class LabelFile(_Place):
                     f"{self.name}: it may not say that a mask lies at {place}", hint="labels from elsewhere name no local files"
                 )
         return masks
+
+
+LabelTables = LabelFile | LabelsOfIndex
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:

@@ -30,16 +30,7 @@ from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
 from ray_app.metrics.arrays import FigureFacts
-from ray_app.reports.evaluation.model import (
-    ImdlBencoFacts,
-    LocalizationFacts,
-    LocalizationSystem,
-    MaskCounts,
-    MaskRow,
-    OpenSdiFacts,
-    OverlayFacts,
-)
-from ray_app.reports.evaluation.model import MaskFailures as UnreadableMasks
+from ray_app.reports.evaluation import model
 from ray_app.runs import RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
 
@@ -251,7 +242,7 @@ class Overlays:
             if len(kept) > MOST:
                 del kept[MOST // 2]
 
-    def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[OverlayFacts]:
+    def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[model.OverlayFacts]:
         """At most twelve, shared out among systems, the worst of each first: {image_id, uri, member, system, generator, f1, iou, picture}.
 
         `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has the reason.
@@ -264,15 +255,15 @@ class Overlays:
                 member = image.member
                 entry: dict[str, Any] = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                overlays.append(OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
+                overlays.append(model.OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
         return overlays
 
 
 class Localized(NamedTuple):
     """Two sections of the document: `section` is `localization`."""
 
-    section: LocalizationFacts
-    overlays: list[OverlayFacts]
+    section: model.LocalizationFacts
+    overlays: list[model.OverlayFacts]
 
 
 def localization_of_run(
@@ -299,7 +290,7 @@ def localization_of_run(
     truths = MaskTruths(tables(COLUMNS))
     for image, found in side_by_side(lambda image: (image, None if image is None else measurer.measure(image)), masked_images(run, truths)):
         gathered.add(image, found)
-    section = LocalizationFacts(policy=headline.row(), **gathered.counts(), systems=tuple(gathered.systems(headline)))
+    section = model.LocalizationFacts(policy=headline.row(), **gathered.counts(), systems=tuple(gathered.systems(headline)))
     return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
 
 
@@ -326,9 +317,9 @@ class _Headline:
             return localization.localization_of(rows, empty=self._empty)
         return localization.imdlbenco_of(rows)
 
-    def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> MaskRow:
+    def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> model.MaskRow:
         """The entry of some rows."""
-        return MaskRow(name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {}))
+        return model.MaskRow(name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {}))
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -387,23 +378,23 @@ class _Gathered:
 
     def counts(self) -> dict[str, Any]:
         """How many images were measured, have masks but no label, and have a truth that cannot be read, and why."""
-        reasons = [UnreadableMasks(reason=reason, n=n, example=self._examples[reason]) for reason, n in self._unreadable.most_common()]
+        reasons = [model.MaskFailures(reason=reason, n=n, example=self._examples[reason]) for reason, n in self._unreadable.most_common()]
         return {"images": self._images, "without_label": self._unlabelled, "unreadable": tuple(reasons)}
 
-    def systems(self, headline: _Headline) -> Iterator[LocalizationSystem]:
+    def systems(self, headline: _Headline) -> Iterator[model.LocalizationSystem]:
         """One entry per detector and size."""
         for system in sorted({group.system for group in self._rows}):
             for size in _SIZES[:2]:
                 yield self._system(system, size, headline)
 
-    def _system(self, system: str, size: Size, headline: _Headline) -> LocalizationSystem:
+    def _system(self, system: str, size: Size, headline: _Headline) -> model.LocalizationSystem:
         rows = self._table(system, size, headline.kinds)
         here = [group for group in self._rows if (group.system, group.size) == (system, size)]
         views = {group.view for group in here if group.view is not None and group.kind in headline.kinds}
-        return LocalizationSystem(
+        return model.LocalizationSystem(
             name=system,
             resolution=size,
-            counts=MaskCounts(**localization.counts_of(rows)),
+            counts=model.MaskCounts(**localization.counts_of(rows)),
             figures=headline.figures(rows),
             generators=tuple(
                 headline.mask_row(name, self._table(system, size, _EDITS, generator=name), kind="local")
@@ -419,8 +410,10 @@ class _Gathered:
         every, edits = self._table(system, half), self._table(system, half, _EDITS)
         modes: dict[str, Any] = {mode: localization.imdlbenco_of(every, mode=mode) for mode in _MODES}
         return {
-            "imdlbenco": ImdlBencoFacts(counts=MaskCounts(**localization.counts_of(every)), modes=modes),
-            "opensdi": OpenSdiFacts(counts=MaskCounts(**localization.counts_of(edits)), figures=localization.imdlbenco_of(edits)),
+            "imdlbenco": model.ImdlBencoFacts(counts=model.MaskCounts(**localization.counts_of(every)), modes=modes),
+            "opensdi": model.OpenSdiFacts(
+                counts=model.MaskCounts(**localization.counts_of(edits)), figures=localization.imdlbenco_of(edits)
+            ),
         }
 
     def _table(

@@ -27,7 +27,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import decoded, decoded_images
 from ray_app.evaluation.join import Tables
 from ray_app.metrics import arrays, intervals
-from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
+from ray_app.metrics.attribution import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
 from ray_app.storage import strip_secrets
 

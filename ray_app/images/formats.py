@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from ray_app.images.jpeg_xl import CODESTREAM, CONTAINER
+from ray_app.images.boxes import CODESTREAM, CONTAINER
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -27,6 +27,7 @@ _STARTS = {
     "JXL": (CODESTREAM, CONTAINER),
     "RAW": (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb"),  # of Olympus, Panasonic, Fujifilm, Minolta, Sigma
 }
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
 
 _ELSE: tuple[tuple[bytes, str], ...] = (
@@ -76,15 +77,7 @@ def sniff_format(data: bytes) -> str | None:
     if data.startswith(_TIFF_STARTS):
         return "RAW" if _is_raw_tiff(data) else "TIFF"
     # Two letters alone would make text an image: a bitmap also has a header of a known length.
-    if data.startswith(b"BM") and data[14:18] in (
-        b"\x0c\0\0\0",
-        b"\x28\0\0\0",
-        b"\x34\0\0\0",
-        b"\x38\0\0\0",
-        b"\x40\0\0\0",
-        b"\x6c\0\0\0",
-        b"\x7c\0\0\0",
-    ):
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
     return "PNM" if _PNM_START.match(data[:32]) else None
 

@@ -19,8 +19,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images.boxes import coded_items
-from ray_app.images.jpeg_xl import read_jxl_header
+from ray_app.images.boxes import coded_items, read_jxl_header
 
 BIT_DEPTH = "bit_depth"  # in an image's `info`: bits per sample in the file, as pi-heif calls it
 MOST_CHUNKS = 1000  # of a WebP before its picture; it has three

@@ -21,9 +21,8 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
-from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
+from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash, with_texture
 from ray_app.images.provenance import Provenance, ProvenanceReader
-from ray_app.images.texture import with_texture
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,

@@ -26,10 +26,9 @@ from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE 
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
-from ray_app.images.facts import ImageFileFacts, ImageRefused
+from ray_app.images.facts import ImageFileFacts, ImageRefused, with_texture
 from ray_app.images.limits import Admit, Demand, ImageLimits
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
-from ray_app.images.texture import with_texture
 
 DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
 _STATM = Path("/proc/self/statm")

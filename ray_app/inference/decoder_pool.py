@@ -252,7 +252,7 @@ class IsolatedDecoders:
     ) -> PreparedImage:
         """Decode one file and prepare it in each of several ways; the same pixels as `BatchDecoder` gives.
 
-        `measured`: the facts have also what is measured on pixels (see `ray_app.images.texture`).
+        `measured`: the facts have also what is measured on pixels (see `ray_app.images.facts.texture_of`).
 
         Raises ImageRefused: as `decode_image`, for a format that is not let in, and DECODE_TIMEOUT or DECODER_CRASHED, after which
         the next image gets a new child. A caller that is cancelled leaves nothing behind: an exchange that has begun is finished.

@@ -5,18 +5,25 @@ time are merged by run, manifest, block and image: what is not there is inserted
 and all else stays, so that a merge may be repeated. Beside the run, `table.json` says how many rows, in the order of manifests and blocks,
 are in the table as the run has them; the table's own log counts the commits of this run (Delta's transaction identifier), so that a table
 which is another one by now is noticed.
+
+deltalake reaches stores by a client of its own (Rust's object_store) that reads fewer variables than botocore and fsspec: it gets what
+those found (`table_place`). Commits of two writers at once are kept apart by conditional writes, and `creates_once` tries whether a store
+has them.
 """
 
 import contextlib
 import json
+import os
 import random
 import re
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,9 +37,7 @@ from ray_app.errors import ConfigError, StorageError, one_line
 from ray_app.runs import document
 from ray_app.runs.directory import RunDirectory, fingerprint
 from ray_app.runs.rows import with_findings, with_reasons
-from ray_app.storage import Store, canonical, strip_secrets
-from ray_app.storage.table_place import PROBE_FOLDER, creates_once, table_place
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Store, canonical, errors, strip_secrets, urls
 
 # What identifies a row; first, since Delta keeps statistics of the first columns, by which files are passed over.
 KEYS = [("night", pa.date32()), ("run_id", pa.string()), ("manifest", pa.int32()), ("block", pa.int32()), ("image_id", pa.int64())]
@@ -84,7 +89,7 @@ def check_table(url: str) -> None:
     if _is_there(url):
         _opened(url)
     store = Store.open(url)
-    if scheme_of(url) != "file" and not creates_once(store):
+    if urls.scheme_of(url) != "file" and not creates_once(store):
         raise StorageError(
             f"--table {store.url}: this store has no conditional writes (it ignores or refuses If-None-Match): of two commits to one table "
             "at once, one would be lost",
@@ -333,3 +338,53 @@ def _opened(url: str) -> Any:
 def _verdicts(described: Mapping[str, Any]) -> str:
     """What all verdicts of a run depend on, beside its scores: its identity, and why they all abstain, if they do."""
     return fingerprint({"identity": described["identity"], "unlike": described.get("unlike")})[:16]
+
+
+_KINDS = "keep the table on a disk or on s3://"
+PROBE_FOLDER = "_touchstone"  # Delta passes over folders whose name begins so
+_DEFAULT_REGION = "us-east-1"
+
+
+def table_place(url: str) -> tuple[str, dict[str, str]]:
+    """deltalake's URL and options of a place. Raises ConfigError where its package is missing, or for a place of a kind not tried."""
+    if find_spec("deltalake") is None:
+        raise ConfigError("--table: deltalake is not installed", hint="pip install 'touchstone-forensics[delta]'")
+    place, scheme = canonical(url), urls.scheme_of(url)
+    if scheme == "file":
+        return place, {}
+    if scheme != "s3":
+        raise ConfigError(f"--table {strip_secrets(url)}: {scheme}:// was never tried for tables", hint=_KINDS)
+    return place, s3_options()
+
+
+def s3_options() -> dict[str, str]:
+    """Endpoint, region and rights as `storage.s3` has them: those of botocore's own chain, which knows profiles, SSO and instances."""
+    import botocore.session
+
+    session = botocore.session.get_session()
+    region = session.get_config_variable("region") or os.environ.get("AWS_REGION") or _DEFAULT_REGION
+    options = {"AWS_REGION": str(region), "AWS_CONDITIONAL_PUT": "etag"}
+    endpoint = errors.endpoint_url()
+    if endpoint:
+        options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+    if os.environ.get("FSSPEC_S3_ANON", "").lower() == "true":
+        return options | {"AWS_SKIP_SIGNATURE": "true"}
+    found = session.get_credentials()
+    if found is None:
+        return options
+    keys = found.get_frozen_credentials()
+    options |= {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key}
+    return options | ({"AWS_SESSION_TOKEN": keys.token} if keys.token else {})
+
+
+def creates_once(store: Store) -> bool:
+    """Whether the store refuses to create a file that is there: three small requests, of which nothing is left. Raises StorageError."""
+    path = f"{PROBE_FOLDER}/probe-{secrets.token_hex(8)}"
+    try:
+        return store.create(path, b"first") and not store.create(path, b"second")
+    except StorageError as error:
+        if not errors.refuses_condition(error.__cause__):
+            raise
+        return False
+    finally:
+        store.delete(path)

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ray_app.attribution.captioners import MODELS, PrefixNet, body_state, build_captioner, load_body
+from ray_app.attribution import captioners
 from ray_app.attribution.cards import DescriberCard, load_describer
-from ray_app.attribution.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import resolve_precision
 from ray_app.detectors.preprocessing import Preprocessing
@@ -43,7 +42,7 @@ class CaptionLearner(Learner):
         self,
         recipe: Recipe,
         network: Any,
-        words: CaptionTokenizer,
+        words: captioners.CaptionTokenizer,
         targets: npt.NDArray[np.int32],
         *,
         preprocessing: Preprocessing | None,
@@ -62,8 +61,8 @@ class CaptionLearner(Learner):
     def prepared(self, batch: Batch) -> tuple[Batch, int]:
         """The share with its targets; its tokens are counted."""
         targets = self._targets[batch["row"]].astype(np.int64)
-        targets[~batch["usable"]] = IGNORED
-        return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
+        targets[~batch["usable"]] = captioners.IGNORED
+        return {**batch, "targets": targets}, max(int((targets != captioners.IGNORED).sum()), 1)
 
     def answer(self, part: Batch) -> torch.Tensor:
         """(n, L, V) logits of the tokens."""
@@ -77,27 +76,27 @@ class CaptionLearner(Learner):
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
         """Cross-entropy of the tokens, summed over the part."""
         wanted = torch.from_numpy(part["targets"]).to(self.device).flatten()
-        total = nn.functional.cross_entropy(answer.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+        total = nn.functional.cross_entropy(answer.float().flatten(0, 1), wanted, ignore_index=captioners.IGNORED, reduction="sum")
         return BatchLoss(total / count, {})
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Weights as a describer's file holds them."""
-        return body_state(self.network), self.optimiser.state_dict()
+        return captioners.body_state(self.network), self.optimiser.state_dict()
 
     def restore(self, folder: Path) -> None:
         """Every process reads its own folder."""
-        load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+        captioners.load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
         self.optimiser.load_state_dict(torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu"))
 
 
-def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
+def decoder_inputs(targets: torch.Tensor, words: captioners.CaptionTokenizer) -> torch.Tensor:
     """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
     begin = torch.full_like(targets[:, :1], words.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
-    return before.masked_fill(before == IGNORED, words.pad)
+    return before.masked_fill(before == captioners.IGNORED, words.pad)
 
 
-def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: CaptionTokenizer) -> None:
+def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: captioners.CaptionTokenizer) -> None:
     """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not learn."""
     with torch.random.fork_rng(devices=[]):
         network(blank, torch.tensor([[words.begin, words.end]], device=blank.device)).float().sum().backward()
@@ -112,7 +111,7 @@ class DescriberPlan:
 
     architecture: dict[str, Any]
     prefix: int
-    words: CaptionTokenizer
+    words: captioners.CaptionTokenizer
     start: DescriberCard | None = None
 
 
@@ -137,12 +136,16 @@ def make_plan(
             raise ConfigError(f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {wanted.tier}")
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes")
-        return DescriberPlan(dict(card.architecture), card.prefix, words_of_card(card, resolve_part(card.parts[0])), card)
-    words = train_words(prompts, wanted.vocabulary) if tokenizer is None else own_words(tokenizers.Tokenizer.from_str(tokenizer))
+        return DescriberPlan(dict(card.architecture), card.prefix, captioners.words_of_card(card, resolve_part(card.parts[0])), card)
+    words = (
+        captioners.train_words(prompts, wanted.vocabulary)
+        if tokenizer is None
+        else captioners.own_words(tokenizers.Tokenizer.from_str(tokenizer))
+    )
     return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
 
 
-def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: int | None) -> dict[str, Any]:
+def _completed(recipe: str, wanted: Describe, words: captioners.CaptionTokenizer, width: int | None) -> dict[str, Any]:
     """The recipe's architecture with what the tokenizer and the embedding decide."""
     facts: dict[str, Any] = dict(wanted.architecture)
     config = dict(facts.get("config", {}))
@@ -155,8 +158,8 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     }
     if wanted.tier == "prefix":
         return {"width": width, "config": {"n_positions": longest, **config, **decided}}
-    if (model := str(facts.get("model"))) not in MODELS:
-        raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(MODELS)}")
+    if (model := str(facts.get("model"))) not in captioners.MODELS:
+        raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(captioners.MODELS)}")
     if model == "blip":
         decided["sep_token_id"] = words.end
     at = _WORDS_AT[model]
@@ -173,12 +176,12 @@ def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int)
     """The network as training begins, on the CPU, drawn from the seed or with the weights of what it starts from."""
     with seeded(seed):
         if wanted.tier == "prefix":
-            network: Any = PrefixNet(plan.architecture["width"], plan.prefix, plan.architecture["config"])
+            network: Any = captioners.PrefixNet(plan.architecture["width"], plan.prefix, plan.architecture["config"])
         else:
-            network = build_captioner(name, plan.architecture)
+            network = captioners.build_captioner(name, plan.architecture)
     if plan.start is not None:
         path = resolve_part(plan.start.parts[0])
-        load_body(network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}")
+        captioners.load_body(network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}")
     return network.requires_grad_(True).train()
 
 

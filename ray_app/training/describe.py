@@ -19,15 +19,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
+from ray_app.attribution.captioners import HEADER
 from ray_app.attribution.captions import Caption, Describer, index_tensors
 from ray_app.attribution.cards import DescriberCard, load_describer
-from ray_app.attribution.tokenizer import HEADER
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard, files_by_hash
 from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
-from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
-from ray_app.training import checkpoints, embeddings, export, finish, run_directory, validate
+from ray_app.metrics.attribution import bleu4, rouge_l, token_f1, words_of
+from ray_app.training import checkpoints, embeddings, export, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
@@ -68,12 +68,12 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
         learning = captioning_job(job)
         fit(learning)
         predicted = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
-        finish.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
+        export.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
     facts = _metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
     published = facts["figures"]["test" if "test" in predicted else "validation"]["describer"]
     job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
-    job.out.write(finish.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+    job.out.write(export.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     return facts
 
 
@@ -272,7 +272,7 @@ def _metrics(
             "predicted_prompt": pa.array(words, pa.string()),
             "prompt_likelihood": pa.array([found.likelihood for found in one.words], pa.float32()),
         }
-        job.out.write(f"predictions/{split}.parquet", finish.rows_file(job.rows(split).take(pa.array(one.rows)), columns))
+        job.out.write(f"predictions/{split}.parquet", export.rows_file(job.rows(split).take(pa.array(one.rows)), columns))
     return {
         "schema": SCHEMA,
         "method": job.config.method,

@@ -32,7 +32,7 @@ from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
-from ray_app.training import checkpoints, finish, learner, networks, ray_data, validate
+from ray_app.training import checkpoints, export, learner, networks, ray_data, validate
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
 
@@ -242,7 +242,7 @@ def probe(job: TrainingJob) -> None:
     weights = linear_head.even_weights(found.labels, generators, job.config.sampling.generators)
     head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER, weights=weights)
     folds = linear_head.cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(rows, found.rows), weights=weights)
-    job.out.write(finish.PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
+    job.out.write(export.PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
     _keep(job, head)
 
 

@@ -1,9 +1,14 @@
 """A finished training as a detector: `export` writes a card, and weights that `score`, `serve`, timm and transformers load.
 
 `inherited` is the licence of the card, the strictest of initial weights and data, for a person to judge; `card_figures` what was measured,
-one line per figure with n and the 95 % interval.
+one line per figure with n and the 95 % interval. `finish` judges the best checkpoint once more and writes card, figures, scores and report:
+every file can be written again by the same command; `metrics.json` comes last and says that all is there. `push` copies the detector to any
+fsspec URL or to the Hugging Face hub.
 """
 
+import io
+import json
+import os
 import re
 import shutil
 import tempfile
@@ -11,6 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 from pydantic import BaseModel
@@ -19,15 +27,18 @@ from torch import nn
 from ray_app.config import find_config, read_mapping
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
-from ray_app.detectors.card import Backbone, DetectorCard, PublishedFigure, Weights, load_card
+from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
-from ray_app.errors import ConfigError, DetectorError
+from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
+from ray_app.metrics import FIGURES, fit_platt
+from ray_app.reports import training as reports
 from ray_app.reports.format import duration
-from ray_app.reports.training import DataFindings, Figures, GeneratorFigures, SplitCounts, TrainingFacts
 from ray_app.storage import Store, local_path, strip_secrets
-from ray_app.training import config, weight_files
+from ray_app.training import checkpoints, config, run_directory, validate, weight_files
+from ray_app.training.detector import load_trained
+from ray_app.training.job import TrainingJob
 
 CARD = "card.yaml"
 _DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
@@ -56,7 +67,7 @@ _IN_WORDS = {
 }
 
 
-def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: TrainingFacts) -> DetectorCard:
+def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: reports.TrainingFacts) -> DetectorCard:
     """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
 
     `card`: the training card (networks.training_card); `network`: the deployable network with its chosen weights; `facts`: the training's
@@ -95,7 +106,7 @@ def _as_yaml(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _card_facts(recipe: config.Recipe, card: DetectorCard, facts: TrainingFacts, weights: Weights, folder: Path) -> dict[str, Any]:
+def _card_facts(recipe: config.Recipe, card: DetectorCard, facts: reports.TrainingFacts, weights: Weights, folder: Path) -> dict[str, Any]:
     """The card's YAML: the training card's network and pixels, everything else of this training."""
     licence = inherited(recipe, card)
     own = {
@@ -139,11 +150,11 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
     return facts
 
 
-def _training_data(recipe: config.Recipe, card: DetectorCard, data: DataFindings) -> TrainingData:
+def _training_data(recipe: config.Recipe, card: DetectorCard, data: reports.DataFindings) -> TrainingData:
     """What was learned from: who made its fakes, and which sources the real images are of by which weights were fitted or chosen; also what
     a detector had seen whose weights these were at first.
     """
-    learned, chosen = (data.splits.get(name, SplitCounts()) for name in ("train", "validation"))
+    learned, chosen = (data.splits.get(name, reports.SplitCounts()) for name in ("train", "validation"))
     makers = (name for name in learned.generators if not names_a_real(name))
     names = SeenNames.of(makers, filter(names_a_real, (*learned.generators, *chosen.generators)))
     return TrainingData(
@@ -165,7 +176,7 @@ def data_name(recipe: config.Recipe) -> str:
     return recipe.data.name or places_of(recipe) or "not named"
 
 
-def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFigure, ...]:
+def _published(recipe: config.Recipe, facts: reports.TrainingFacts) -> tuple[PublishedFigure, ...]:
     """Of the test split and its generators; of validation, on which the weights were chosen, the generators only where there is no test."""
     name, source = data_name(recipe), f"touchstone train {recipe.name}"
     test = card_figures(facts.test, f"{name}, test", source) if facts.test else ()
@@ -173,7 +184,7 @@ def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFi
     return test + card_figures(facts.validation, f"{name}, validation", source, chosen, each_generator=facts.test is None)
 
 
-def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
+def _notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str]:
     chosen = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
     where = ", ".join(f"{name} {value}" for name, value in facts.environment.items() if isinstance(value, str | int | float))
     trained = f"{facts.steps:,} steps of {recipe.loop.batch} images and {duration(facts.seconds)}{chosen}"
@@ -231,7 +242,7 @@ def _parts(recipe: config.Recipe, card: DetectorCard) -> list[Inherited]:
 
 
 def card_figures(
-    figures: Figures, where: str, source: str, note: str | None = None, *, each_generator: bool = True
+    figures: reports.Figures, where: str, source: str, note: str | None = None, *, each_generator: bool = True
 ) -> tuple[PublishedFigure, ...]:
     """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
     found = list(_overall(figures, where, note))
@@ -240,14 +251,14 @@ def card_figures(
     return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
 
 
-def _overall(figures: Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _overall(figures: reports.Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
     counts = {"all": figures.n_real + figures.n_fake, "fake": figures.n_fake, "masks": figures.n}
     for key, (metric, of) in _IN_WORDS.items():
         if getattr(figures, key) is not None:
             yield _figure(where, metric, getattr(figures, key), counts[of], figures.figure(key).interval, note)
 
 
-def _of_generators(generators: Mapping[str, GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _of_generators(generators: Mapping[str, reports.GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:
     for name, own in generators.items():
         if own.auc is not None and own.label == "fake":
             yield _figure(f"{where}, {name}", "AUC against all reals", own.auc, own.n, own.auc_interval, note)
@@ -260,3 +271,159 @@ def _figure(where: str, metric: str, value: float, n: int | None, interval: Sequ
     message = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else None
     note = "; ".join(filter(None, (message, further))) or None
     return {"set": where, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
+
+
+METRICS = "metrics.json"
+PROBE = "probe.json"  # of a linear probe alone
+MOST_POINTS = 500  # of a curve in the report
+# What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
+_CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
+PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
+_WEIGHTS = (".safetensors", ".pth", ".pt")
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
+
+
+def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
+    """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
+    metric = job.config.validation.metric
+    best: tuple[checkpoints.CheckpointEntry, float] | None = None
+    for one in checkpoints.kept(job.out):
+        if one.step not in job.milestones and not one.metrics.get("finished"):
+            continue
+        figures: Mapping[str, Any] | None = one.metrics
+        if metric not in one.metrics:
+            figures = next((found for found in validate.validations(job.out) if found["step"] == one.step), None)
+        figures = figures or validate.on_checkpoint(job, one.name, validate.validate_folder)
+        value = figures.get(metric)
+        if value is not None and (best is None or validate.is_better(metric, value, best[1])):
+            best = one, value
+    if best is None:
+        raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
+    return best
+
+
+def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is that of `train.json`."""
+    best, value = best_checkpoint(job)
+    verdicts: dict[str, validate.SplitEvaluation] = validate.on_checkpoint(job, best.name, validate.evaluate_splits)
+    for split, verdict in verdicts.items():
+        rows = job.rows(split).take(pa.array(verdict.judged.rows))
+        labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
+        job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.judged.scores)}))
+    calibration, why_not = calibrated(verdicts["validation"].judged)
+    history = list(run_directory.read_history(job.out, run_directory.HISTORY))
+    facts = reports.TrainingFacts(
+        schema=reports.TRAINING_SCHEMA,
+        name=job.config.name,
+        title=job.config.title,
+        out=job.out.url,
+        metric=job.config.validation.metric,
+        best_step=best.step,
+        best_value=value,
+        steps=max((line["step"] + 1 for line in history), default=best.step),
+        seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
+        wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
+        unreadable=sum(1 for _ in run_directory.read_history(job.out, run_directory.UNREADABLE)),
+        calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
+        calibration_note=why_not,
+        validation=reports.Figures(**verdicts["validation"].figures),
+        test=reports.Figures(**verdicts["test"].figures) if "test" in verdicts else None,
+        validations=tuple(validate.validations(job.out)),
+        data=reports.DataFindings(**findings),
+        recipe=run_directory.recipe_of(job.config),
+        environment={
+            **claim["environment"],
+            "device": verdicts["validation"].device,
+            "workers": job.layout.workers,
+            # Going on elsewhere may change it; a head that was fitted on features has no history.
+            **({"precision": ", then ".join(dict.fromkeys(line["precision"] for line in history))} if history else {}),
+        },
+        probe=json.loads(job.out.read(PROBE)) if job.out.exists(PROBE) else None,
+    )
+    with checkpoints.fetched(job.out, best.name) as folder:
+        card = export(job.out, job.config, job.card, load_trained(job.config, job.card, folder), facts)
+    named = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
+    facts = facts.model_copy(update={"card": named})
+    write_curves(job.out, history, facts.validations)
+    mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
+    content = facts.written()
+    page = reports.render_training_report({**content, "history": thinned(history), "mistakes": mistakes})
+    job.out.write("report.html", page.encode())
+    job.out.write(METRICS, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return content
+
+
+def calibrated(judged: validate.Judged) -> tuple[Calibration | None, str | None]:
+    """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
+    try:
+        return fit_platt(judged.scores, judged.labels), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> list[dict[str, float]]:
+    """At most so many points of a curve, each the mean of the steps around it."""
+    keys = ("step", "loss", "rate", "gradient_norm", "images_per_s")
+    parts = np.array_split(np.arange(len(history)), min(most, len(history))) if history else []
+    return [
+        {"step": int(history[part[0]]["step"]), **{key: float(np.mean([history[i][key] for i in part])) for key in keys[1:]}}
+        for part in parts
+    ]
+
+
+def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
+    """A Parquet file of some labelled rows: their places (`image_id`, `uri`, `member`) and further `columns` of the same length."""
+    buffer = io.BytesIO()
+    place = {name: rows[name] for name in ("image_id", "uri", "member")}
+    pq.write_table(pa.table({**place, **columns}), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
+    """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
+    for name, lines in (("metrics", history), ("unreadable", run_directory.read_history(out, run_directory.UNREADABLE))):
+        out.write(f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
+    if figures:
+        run_directory.write_events(out, 0, figures, prefix="validation")
+
+
+def push(folder: str | Path, target: str) -> str:
+    """Copy card, weights, metrics and report from a training's folder (any fsspec URL) to `target`; returns where they are now.
+
+    `target`: any fsspec URL, where the card is written last, or hf://ORGANISATION/NAME, where all are one commit. A repository that is not
+    there is made, and is private: who pushed it decides when others see it. The hub is that of $HF_ENDPOINT, with the login that
+    huggingface_hub finds. Raises ConfigError for a folder without a card and a target that is none, StorageError where it cannot be done.
+    """
+    source = Store.open(str(folder))
+    names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]
+    if not set(names) & set(_CARDS):
+        raise ConfigError(f"{source.url}: nothing to push: no card.yaml", hint="touchstone train writes it when a training ends")
+    names.sort(key=lambda name: name in _CARDS)
+    with checkpoints.local_folder(source, names) as here:
+        if target.startswith("hf://"):
+            return _to_hub(here, names, target)
+        store = Store.open(target)
+        for name in names:
+            store.write_file(name, here / name)
+    return store.url
+
+
+def _to_hub(folder: Path, names: list[str], target: str) -> str:
+    import huggingface_hub  # a third of a second
+
+    place = _HUB.fullmatch(target)
+    if place is None:
+        raise ConfigError(f"{strip_secrets(target)}: not a repository of models on the hub", hint="hf://ORGANISATION/NAME")
+    try:
+        hub: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        hub.create_repo(place["repo"], private=True, exist_ok=True)
+        made = hub.upload_folder(
+            repo_id=place["repo"], folder_path=folder, allow_patterns=names, commit_message="Put there by touchstone train --push"
+        )
+    except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
+        raise StorageError(
+            f"cannot push to {target}: {describe_error(error)}",
+            hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
+        ) from error
+    return str(made.commit_url)

@@ -29,21 +29,9 @@ from ray_app.metrics import arrays, calibration, intervals
 from ray_app.metrics.attribution import attribution_of, open_set_auroc
 from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
-from ray_app.training import embeddings, export, finish, run_directory
+from ray_app.training import embeddings, export, run_directory
+from ray_app.training import identifier as fitting
 from ray_app.training.config import Identify, Recipe, TrainConfig
-from ray_app.training.identifier import (
-    REAL,
-    UNKNOWN,
-    ClassAssignments,
-    FittedIdentifier,
-    Floats,
-    Rows,
-    classes_of,
-    fit,
-    named,
-    threshold,
-    training_rows,
-)
 from ray_app.training.job import TrainingJob
 
 SCHEMA = 1
@@ -62,7 +50,7 @@ _NONE_KNOWN = "no image of a known generator"
 class LabelledEmbeddings:
     """Embeddings (n, d) of one split with the class names (n,) and groups (n,) of their images."""
 
-    vectors: Floats
+    vectors: fitting.Floats
     names: Sequence[str]
     groups: Sequence[str]
 
@@ -72,7 +60,7 @@ class TrainedIdentifier:
     """A written identifier: its card, what the fit found, its figures by split, and what it says of each image of a split."""
 
     card: IdentifierCard
-    fitted: FittedIdentifier
+    fitted: fitting.FittedIdentifier
     figures: dict[str, dict[str, Any]]
     predicted: dict[str, Identified]
 
@@ -97,7 +85,7 @@ def make_identifier(
     if missing := [name for name in classes if name not in set(train.names)]:
         raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
     codes = np.array([classes.index(name) for name in train.names], np.int64)
-    fitted = fit(train.vectors, codes, train.groups, config)
+    fitted = fitting.fit(train.vectors, codes, train.groups, config)
     save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, folder / WEIGHTS)
     facts = {
         "name": recipe.name,
@@ -127,7 +115,7 @@ def make_identifier(
     return TrainedIdentifier(_card(folder, facts | {"published": _published(recipe, figures)}), fitted, figures, predicted)
 
 
-def _calibration_note(fitted: FittedIdentifier, config: Identify) -> str:
+def _calibration_note(fitted: fitting.FittedIdentifier, config: Identify) -> str:
     if fitted.why_not:
         return f"Its probabilities are not calibrated: {fitted.why_not}."
     prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
@@ -143,7 +131,7 @@ def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validati
     known = np.isin(np.array(validation.names, object), facts["classes"])
     vectors = validation.vectors[known]
     confidence = identifier.confidence(vectors, identifier.logits(vectors)) if len(vectors) else np.empty(0, np.float32)
-    return undecided.model_copy(update={"threshold": threshold(confidence, config.abstains), "n": len(confidence)})
+    return undecided.model_copy(update={"threshold": fitting.threshold(confidence, config.abstains), "n": len(confidence)})
 
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
@@ -173,7 +161,7 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     """
     names, classes = np.array(truth, object), np.array(predicted.classes, object)
     known = np.isin(names, predicted.classes)
-    real = (names == REAL) & ~known
+    real = (names == fitting.REAL) & ~known
     unknown = ~known & ~real
     best, named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
     right = best == names
@@ -215,7 +203,7 @@ def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: np
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
 
-def _calibration_error(probability: Floats, right: npt.NDArray[np.bool_]) -> arrays.FigureFacts:
+def _calibration_error(probability: fitting.Floats, right: npt.NDArray[np.bool_]) -> arrays.FigureFacts:
     """How far the probability of the best name is from how often it is right, on average (Guo et al. 2017)."""
     if not len(right):
         return arrays.undefined(_NONE_KNOWN)
@@ -235,10 +223,10 @@ class IdentifierRequest:
     """
 
     tables: Mapping[str, pa.Table]
-    named: Mapping[str, ClassAssignments]
+    named: Mapping[str, fitting.ClassAssignments]
     classes: tuple[str, ...]
     left_out: dict[str, int]
-    rows: dict[str, Rows]
+    rows: dict[str, fitting.Rows]
 
 
 def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,12 +246,15 @@ def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
 
 def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
     """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured on. Raises ConfigError."""
-    section, rows = config.identify or Identify(), dict[str, ClassAssignments]()
+    section, rows = config.identify or Identify(), dict[str, fitting.ClassAssignments]()
     for split, table in tables.items():
         labels = table["input"].combine_chunks()
-        rows[split] = named(section, labels.field("label").to_pylist(), labels.field("generator").to_pylist())
-    classes, left_out = classes_of(section, rows["train"])
-    chosen = {"train": training_rows(section, rows["train"], classes, config.loop.seed), "validation": rows["validation"].of(classes)}
+        rows[split] = fitting.named(section, labels.field("label").to_pylist(), labels.field("generator").to_pylist())
+    classes, left_out = fitting.classes_of(section, rows["train"])
+    chosen = {
+        "train": fitting.training_rows(section, rows["train"], classes, config.loop.seed),
+        "validation": rows["validation"].of(classes),
+    }
     if "test" in rows:
         chosen["test"] = np.flatnonzero([name is not None for name in rows["test"].names])
     return IdentifierRequest(tables, rows, classes, left_out, chosen)
@@ -279,13 +270,13 @@ def written(
     found = {split: embeddings.kept_embeddings(out, split) for split in wanted.rows}
     labelled = {}
     for split, one in found.items():
-        names = [name or UNKNOWN for name in wanted.named[split].at(one.rows)]
+        names = [name or fitting.UNKNOWN for name in wanted.named[split].at(one.rows)]
         labelled[split] = LabelledEmbeddings(one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows))
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         made = make_identifier(Path(folder), config, card, embeddings.embedding_of(card, found["train"]), labelled, wanted.classes)
         for split, predicted in made.predicted.items():
             rows = wanted.tables[split].take(pa.array(found[split].rows))
-            out.write(f"scores/{split}.parquet", finish.rows_file(rows, _columns(labelled[split].names, predicted)))
+            out.write(f"scores/{split}.parquet", export.rows_file(rows, _columns(labelled[split].names, predicted)))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
     section, fitted, counts = config.identify or Identify(), made.fitted, Counter(labelled["train"].names)
@@ -318,7 +309,7 @@ def written(
     )
     metrics = document.written()
     out.write("report.html", render_identifier_report(document).encode())
-    out.write(finish.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
+    out.write(export.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ray_app.datasets.sampling import SampleOrder
-    from ray_app.transforms.policies.openfake import RealStatistics
+    from ray_app.transforms.policies.papers import RealStatistics
 
 
 LOADER_CPUS = 0.25

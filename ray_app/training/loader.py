@@ -22,7 +22,7 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
 from ray_app.training.job import TrainingJob
 from ray_app.transforms.ops import ImageSample, edge_map
-from ray_app.transforms.policies.openfake import RealStatistics, sharpness
+from ray_app.transforms.policies.papers import RealStatistics, sharpness
 from ray_app.transforms.policy import Policy
 
 Batch = dict[str, npt.NDArray[Any]]

@@ -33,13 +33,13 @@ from ray_app.storage import Guard, Lease, Store, local_path
 from ray_app.streams.feed import in_pool
 from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
-from ray_app.training.finish import METRICS, finish, push
+from ray_app.training.export import METRICS, finish, push
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
 from ray_app.training.loader import measure_real, plain_loader
 from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
 from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
-from ray_app.transforms.policies.openfake import RealStatistics, load_statistics, save_statistics
+from ray_app.transforms.policies.papers import RealStatistics, load_statistics, save_statistics
 
 SPLITS = "splits.json"
 STATISTICS = "real_statistics.npz"

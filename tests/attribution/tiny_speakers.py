@@ -6,9 +6,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ray_app.attribution.captioners import DialogueNet, body_state, build_captioner, build_dialogue, build_prefix
+from ray_app.attribution.captioners import HEADER, DialogueNet, body_state, build_captioner, build_dialogue, build_prefix, train_words
 from ray_app.attribution.cards import DescriberCard, load_describer
-from ray_app.attribution.tokenizer import HEADER, train_words
 
 PROMPTS = ["a red circle on the left", "a blue square above a green triangle", "an oil painting of a lighthouse", "ein grünes Häuschen ☃"]
 WORDS = train_words(PROMPTS, 290)

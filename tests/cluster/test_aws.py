@@ -16,7 +16,7 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
 
-from ray_app.datasets.simulation.archive import write_photographs
+from benchmarks.photographs import write_photographs
 from ray_app.errors import StorageError
 from tests.s3_server import S3Server
 from tests.scoring.conftest import score_here

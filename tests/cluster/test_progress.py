@@ -22,12 +22,12 @@ def test_the_rate_counts_from_the_first_result_and_without_what_was_done_before(
     progress.advance(100, 1)
     clock.now = 110.0
     progress.advance(100, 2)
-    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10 s  bad 3"
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  bad 3"
     progress = Progress(300, done=100, stream=io.StringIO(), clock=clock)
     progress.advance(50, 0)
     clock.now += 5.0
     progress.advance(50, 0)
-    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10 s  bad 0"
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  bad 0"
 
 
 def test_the_rate_is_that_of_the_last_minutes():

@@ -5,8 +5,7 @@ import pytest
 
 from ray_app.config import validate
 from ray_app.datasets import DatasetSource, index_source
-from ray_app.datasets.known_faults import KnownFault, faults_of, known_faults, lines_of, spared
-from ray_app.datasets.labels import Labels
+from ray_app.datasets.labels import KnownFault, Labels, faults_of, known_faults, lines_of, spared
 from ray_app.datasets.layouts import layout_names
 from ray_app.datasets.survey import survey
 from ray_app.errors import ConfigError, IdentityError

@@ -11,6 +11,10 @@ from ray_app.errors import ConfigError, DetectorError, ExitCode
 PERMISSIVE, NON_COMMERCIAL = "community-forensics-vits384", "openfake-swinv2-small"
 
 
+def may_be_used(card, now=()):
+    return is_accepted(card.name, card.licence, card.terms, now)
+
+
 @pytest.fixture(autouse=True)
 def config(tmp_path, monkeypatch):
     path = tmp_path / "home" / "config.yaml"
@@ -42,7 +46,7 @@ def test_an_accepted_detector_is_remembered(config):
     assert accept_licence(NON_COMMERCIAL).file == config
     require_accepted(load_card(NON_COMMERCIAL))
     assert accepted_licences().keys() == {NON_COMMERCIAL}
-    assert is_accepted(card_with(name=f"{NON_COMMERCIAL}:small")), "its variants come with it"
+    assert may_be_used(card_with(name=f"{NON_COMMERCIAL}:small")), "its variants come with it"
     entry = yaml.safe_load(config.read_text())["accepted_licences"][NON_COMMERCIAL]
     assert entry["licence"] == "CC-BY-NC-4.0"
     assert entry["accepted_at"][:2] == "20"
@@ -53,23 +57,23 @@ def test_an_accepted_detector_is_remembered(config):
 
 def test_a_licence_covers_every_detector_under_it():
     accept_licence("cc-by-nc-4.0")
-    assert is_accepted(load_card(NON_COMMERCIAL))
-    assert is_accepted(card_with(name="another"))
-    assert not is_accepted(card_with(name="another", licence="CC-BY-NC-SA-4.0"))
+    assert may_be_used(load_card(NON_COMMERCIAL))
+    assert may_be_used(card_with(name="another"))
+    assert not may_be_used(card_with(name="another", licence="CC-BY-NC-SA-4.0"))
     assert accepted_licences().keys() == {"CC-BY-NC-4.0"}
 
 
 def test_no_licence_is_not_a_licence_to_share():
     """Two authors who published none have nothing in common: each is accepted by name."""
     card = card_with(name="another", licence="none published", terms="none-stated")
-    assert not is_accepted(card, ["none published"])
-    assert is_accepted(card, ["another"]), "names for this command count without a file"
+    assert not may_be_used(card, ["none published"])
+    assert may_be_used(card, ["another"]), "names for this command count without a file"
 
 
 def test_a_changed_licence_asks_again():
     accept_licence(NON_COMMERCIAL)
     changed = card_with(licence="Yissum-Research", terms="research-only")
-    assert not is_accepted(changed)
+    assert not may_be_used(changed)
     with pytest.raises(DetectorError, match=r"Yissum-Research.*what you accepted was CC-BY-NC-4\.0"):
         require_accepted(changed)
 
@@ -123,7 +127,7 @@ def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(tm
     assert accepted_licences() == {}
     accepted = accept_licence(NON_COMMERCIAL)
     assert (accepted.name, accepted.file) == (NON_COMMERCIAL, None)
-    assert is_accepted(load_card(NON_COMMERCIAL), [accepted.name])
+    assert may_be_used(load_card(NON_COMMERCIAL), [accepted.name])
 
 
 def test_where_the_file_lies(tmp_path, monkeypatch):

@@ -7,10 +7,10 @@ import markdown as python_markdown
 import pytest
 
 from docs_site import settings
+from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, notebook_page, prose, relinked, table
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.errors import EXIT_MEANING, ExitCode
-from ray_app.runs.schema import COLUMN_MEANING
 from ray_app.scoring.config import ScoreConfig
 from ray_app.training.config import TrainConfig
 from tests.docs.site import every_column

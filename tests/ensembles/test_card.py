@@ -3,17 +3,8 @@ import pytest
 from ray_app.config import config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import (
-    Cascade,
-    EnsembleCard,
-    EnsembleMember,
-    OutlierGate,
-    Stacking,
-    Thresholds,
-    decision_facts,
-    ensemble_of,
-    load_ensemble_card,
-)
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decision_facts, ensemble_of, load_ensemble_card
+from ray_app.ensembles.card import Cascade, OutlierGate, Stacking
 
 STACKING = Stacking(mean=(0.0, 1.0), scale=(1.0, 2.0), coefficients=(0.5, 0.25), intercept=-1.0)
 

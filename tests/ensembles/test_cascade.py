@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from ray_app.detectors.card import Isotonic, Platt
-from ray_app.ensembles import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking, combine, decide, is_audited, second_looks
+from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, combine, decide, second_looks
+from ray_app.ensembles.card import Cascade, Stacking
+from ray_app.ensembles.decision import is_audited
 
 NAN = float("nan")
 CARD = EnsembleCard(

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import EnsembleCard, EnsembleMember, Stacking, Thresholds, combine, decide, sigmoid
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, combine, decide, sigmoid
+from ray_app.ensembles.card import Stacking
 from ray_app.ensembles.decision import IMAGE, SYMMETRIC
 from ray_app.errors import Reason
 

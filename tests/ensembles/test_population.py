@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
+from ray_app.ensembles import LabelledPart, Population, PopulationTally, population_of, properties_of
+from ray_app.ensembles.population import Feature, Seen
 
 N = 1000
 PART = LabelledPart(name="choose", n_real=600, n_fake=400, groups=9, sha256="0" * 64)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.ensembles import OutlierGate, Rule, fit_stacking
+from ray_app.ensembles.card import OutlierGate, Rule
 from ray_app.ensembles.decision import (
     SYMMETRIC,
+    fit_stacking,
     gated_mean,
     log_sum_exp,
     mean_probability,

@@ -12,7 +12,7 @@ from ray_app.evaluation.attribution import answers_of
 from ray_app.evaluation.attribution import identification_of as identification
 from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.prompts import prompts_of as prompts
-from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
+from ray_app.metrics.attribution import bleu4, rouge_l, tag_jaccard, token_f1
 from tests.runs.small_run import new_run
 
 

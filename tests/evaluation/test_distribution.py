@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
 from ray_app.evaluation.attribution import KNOWN, NEW_FAMILY, NEW_VERSION
-from ray_app.metrics.text import token_f1
+from ray_app.metrics.attribution import token_f1
 from tests.evaluation.made import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]

@@ -6,7 +6,8 @@ import pytest
 
 from ray_app.config import config_root
 from ray_app.detectors import load_card
-from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
+from ray_app.ensembles.card import Cascade
 from ray_app.evaluation.accumulate import COLUMNS, count_rows
 from ray_app.evaluation.join import read_labels
 from ray_app.evaluation.labels import open_labels

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_app.errors import Status
 from ray_app.images import BatchLimits, decode_image
-from ray_app.images.jpeg_xl import CONTAINER, read_jxl_header
+from ray_app.images.boxes import CONTAINER, read_jxl_header
 from tests.images import factory, heif
 from tests.images.outcomes import LIMITS, pixels, refusal
 

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from ray_app.datasets.simulation.archive import write_photographs
+from benchmarks.photographs import write_photographs
 from ray_app.images import ImageLimits, decode_image
-from ray_app.images.texture import texture_of, with_texture
+from ray_app.images.facts import texture_of, with_texture
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 

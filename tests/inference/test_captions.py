@@ -11,7 +11,8 @@ from ray_app.attribution.captioners import load_describing
 from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
+from ray_app.ensembles import Thresholds, ensemble_of
+from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
+from ray_app.ensembles import EnsembleCard, EnsembleMember
+from ray_app.ensembles.card import Cascade
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec

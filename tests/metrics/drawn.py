@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ray_app.metrics import ScoreHistogram
+from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.intervals import auc_of
 
 RNG = np.random.default_rng(7)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.metrics import ScoreHistogram
+from ray_app.metrics.arrays import ScoreHistogram
 from tests.metrics.drawn import EMPTY
 
 FEW = st.lists(st.sampled_from([-1e300, -2.5, -0.0, 0.0, 0.1, 3.0, 1e300]), max_size=40)

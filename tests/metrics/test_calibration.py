@@ -4,7 +4,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ray_app.detectors.card import Platt
-from ray_app.metrics import ScoreHistogram, debiased_ece, expected_calibration_error, fit_platt, proportion_interval, reliability
+from ray_app.metrics import fit_platt
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.calibration import debiased_ece, expected_calibration_error, reliability
+from ray_app.metrics.intervals import proportion_interval
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 
 

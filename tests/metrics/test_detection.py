@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score, roc_curve
 
-from ray_app.metrics import FIGURES, detection_figures, proportion_interval
+from ray_app.metrics import FIGURES, detection_figures
 from ray_app.metrics.detection import _NEED_BOTH
+from ray_app.metrics.intervals import proportion_interval
 from tests.metrics.drawn import auc_interval
 
 

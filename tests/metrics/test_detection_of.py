@@ -7,7 +7,8 @@ from scipy.optimize import brentq
 from sklearn import metrics as sk
 
 from ray_app.detectors.card import Platt
-from ray_app.metrics import ScoreHistogram, detection_of
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.detection import detection_of
 from tests.metrics.drawn import BOTH, DETECTION, EMPTY, histograms, joined
 
 CALIBRATION = Platt(slope=0.7, intercept=-0.4)

@@ -3,9 +3,8 @@ import pytest
 from scipy import stats
 from scipy.stats import binomtest
 
-from ray_app.metrics import proportion_interval
 from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
-from ray_app.metrics.intervals import auc_of, mean_figure, ratio_figure
+from ray_app.metrics.intervals import auc_of, mean_figure, proportion_interval, ratio_figure
 from tests.metrics.drawn import auc_interval
 
 

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from ray_app.metrics import ScoreHistogram, averages, curve_points, precision_recall_points, proportion_interval
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.operating_points import averages, curve_points, precision_recall_points
 from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
 
 

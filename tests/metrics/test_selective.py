@@ -3,7 +3,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import classification_report as their_report
 
-from ray_app.metrics import VerdictCounts, abstaining, classification_report, proportion_interval, risk_coverage
+from ray_app.metrics.detection import VerdictCounts, abstaining, classification_report, risk_coverage
+from ray_app.metrics.intervals import proportion_interval
 from tests.metrics.drawn import BOTH, histograms, joined
 
 

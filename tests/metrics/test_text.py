@@ -5,7 +5,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from ray_app.attribution.prompts import normalised_prompt
-from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, tags_of, token_f1, words_of
+from ray_app.metrics.attribution import bleu4, rouge_l, tag_jaccard, tags_of, token_f1, words_of
 
 TRUTH = [
     "oil painting of a lighthouse in thick fog, dramatic light, 4k",
@@ -78,7 +78,7 @@ def test_no_pairs_are_no_figure_and_unequal_ones_an_error(figure):
 @pytest.mark.parametrize(("figure", "package"), [(bleu4, "sacrebleu"), (rouge_l, "rouge_score")])
 def test_a_library_that_is_not_there_is_named(figure, package, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr("ray_app.metrics.text.find_spec", lambda name: None if name == package else real(name))
+    monkeypatch.setattr("ray_app.metrics.attribution.find_spec", lambda name: None if name == package else real(name))
     assert "touchstone-forensics[evaluate]" in figure(["a"], ["a"]).why
 
 

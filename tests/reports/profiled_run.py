@@ -11,7 +11,8 @@ from PIL import Image
 from ray_app.attribution.identifier import energy
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
+from ray_app.ensembles import Thresholds, ensemble_of
+from ray_app.ensembles.card import EnsembleProfile
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_app.datasets.simulation.archive import build_sample_archive, write_photographs
+from benchmarks.photographs import write_photographs
+from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive

@@ -4,7 +4,7 @@ import pytest
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray._raylet import GcsClient
 
-from ray_app.datasets.simulation.archive import write_photographs
+from benchmarks.photographs import write_photographs
 from tests.ray_head import ray_head
 from tests.scoring.conftest import rows_of, start, wait_until
 

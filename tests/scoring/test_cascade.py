@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from ray_app.detectors import load_card
-from ray_app.ensembles import is_audited, load_ensemble_card
+from ray_app.ensembles import load_ensemble_card
+from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig

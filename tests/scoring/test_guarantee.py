@@ -9,7 +9,8 @@ import yaml
 
 from ray_app.archives import manifests
 from ray_app.cluster.config import ClusterConfig
-from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
+from ray_app.ensembles import EnsembleCard, EnsembleMember
+from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec

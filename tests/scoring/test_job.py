@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
 from tests.ray_head import BIN, ray_head
 from tests.scoring.conftest import ROOT, rows_of, wait_until

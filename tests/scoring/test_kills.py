@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
 from tests.ray_head import title_of
 from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_here, start, wait_until, write_many

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from benchmarks.photographs import write_photographs
 from ray_app.attribution.cards import load_identifier
 from ray_app.attribution.identifier import Identifier
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines

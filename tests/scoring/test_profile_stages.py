@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.datasets.simulation.archive import write_photographs
+from benchmarks.photographs import write_photographs
 from tests.scoring.conftest import score_here
 from tests.scoring.profiled import BACKBONE, CLASSES, write_profile
 from tests.scoring.stages import LAYOUTS

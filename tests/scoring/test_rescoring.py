@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, kept_features
 from ray_app.scoring import ScoreConfig

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.photographs import write_photographs
 from ray_app.archives import read_block, read_blocks
 from ray_app.cli.main import main
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from ray_app.scoring.rescore import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from benchmarks.load import Load, Photograph, load
+from benchmarks.photographs import write_photographs
 from benchmarks.work import QUALITY, SIZE
 from ray_app.cli.main import main
-from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ray_app.evaluation.calibrate.thresholds import fit
-from ray_app.metrics import ScoreHistogram, debiased_ece
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.calibration import debiased_ece
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,8 +9,8 @@ import torch
 from ray_app.attribution.captioners import body_state, load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.metrics.attribution import bleu4, rouge_l, token_f1
 from ray_app.metrics.intervals import proportion_interval
-from ray_app.metrics.text import bleu4, rouge_l, token_f1
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
 from ray_app.training.describe import CARD, WEIGHTS, chance_prompts, compared, with_figures, write_card, write_index, write_network

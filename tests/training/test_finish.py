@@ -9,7 +9,7 @@ import pytest
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from ray_app.training.finish import push
+from ray_app.training.export import push
 from ray_app.training.progress import ProgressBoard, ProgressReport, TrainingProgress
 from tests.training.model_hub import ModelHub
 

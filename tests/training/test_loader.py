@@ -16,7 +16,7 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
 from ray_app.training.loader import BatchLoader, measure_real
 from ray_app.transforms.ops import ImageSample
-from ray_app.transforms.policies.openfake import sharpness
+from ray_app.transforms.policies.papers import sharpness
 from tests.datasets.tables import labelled
 
 SMALL = Preprocessing(resize={"mode": "squash", "size": 16})

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.transforms.ops import ImageSample
-from ray_app.transforms.policies.openfake import RealStatistics
+from ray_app.transforms.policies.papers import RealStatistics
 from tests.images.factory import photo
 
 MARKER, GROUND = (20, 230, 20), (90, 60, 90)

@@ -12,7 +12,7 @@ from scipy.ndimage import laplace
 
 from ray_app.errors import ConfigError
 from ray_app.transforms.ops import ImageSample
-from ray_app.transforms.policies.openfake import RealStatistics, load_statistics, save_statistics, sharpness
+from ray_app.transforms.policies.papers import RealStatistics, load_statistics, save_statistics, sharpness
 from ray_app.transforms.policy import POLICIES, Augmentation, make_policy
 from tests.images.factory import photo
 from tests.transforms.given import STATISTICS, marked, rng, seen_and_told

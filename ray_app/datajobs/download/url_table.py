@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ray_app.archives.tabular import read_table, text_table
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
-from ray_app.datasets.layouts.dflip import FAMILIES_V1
+from ray_app.datasets.layouts.published import FAMILIES_V1
 from ray_app.errors import ConfigError
 from ray_app.storage import canonical, strip_secrets
 

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from ray_app.attribution.generators import find_generator
 from ray_app.cluster.config import ClusterConfig
-from ray_app.config import Frozen, find_config, load_yaml, named_configs
+from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs
 from ray_app.detectors.licences import TERMS_IN_WORDS, Acceptance, accept_licence, is_accepted, remember_licence
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.images import ImageLimits
@@ -30,7 +30,7 @@ class PipelineLora(Frozen):
     scale: float = Field(default=0.8, description="OpenFake's scripts fuse at 0.8 (specs/detectors.md §12)")
 
 
-class PipelineCard(Frozen):
+class PipelineCard(Placed):
     """One pipeline of diffusers and the settings it is used with.
 
     `model`: a hub id, or a folder (relative ones lie beside the card). `revision` null: the commit that `main` names when a directory is
@@ -60,18 +60,11 @@ class PipelineCard(Frozen):
     arguments: dict[str, Any] = Field(default={}, description="further arguments of the pipeline's call")
     notes: tuple[str, ...] = ()
 
-    _folder: Path = PrivateAttr(default=Path())
-
     @model_validator(mode="after")
     def _fits(self) -> "PipelineCard":
         if any(side < 16 or side % 16 for size in self.sizes for side in size):
             raise ValueError("sizes are multiples of 16")
         return self
-
-    @property
-    def folder(self) -> Path:
-        """Where the card was read from; a relative model lies there."""
-        return self._folder
 
     @property
     def label(self) -> str:
@@ -93,15 +86,12 @@ class PipelineCard(Frozen):
 
 def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
     """A shipped card by name, or one from a file. Raises ConfigError."""
-    path = find_config("generate", name_or_path)
-    card = load_yaml(path, PipelineCard)
-    card._folder = path.resolve().parent
-    return card
+    return load_yaml(find_config("generate", name_or_path), PipelineCard)
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
     """Refuse a card whose terms are not permissive and were not accepted. Raises DetectorError that says how to accept them."""
-    if is_accepted(card, accepted):
+    if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",

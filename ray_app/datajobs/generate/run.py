@@ -86,9 +86,7 @@ def card_of(config: GenerateConfig) -> PipelineCard:
     """The config's card, with another model or revision where it names one. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
     chosen = {"model": config.model, "revision": config.revision}
-    changed = card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
-    changed._folder = card.folder
-    return changed
+    return card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
 
 
 def _publish(store: Store, wanted: int) -> dict[str, Any]:

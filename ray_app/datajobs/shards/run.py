@@ -18,20 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import (
-    Archive,
-    BlockPlan,
-    BlockRef,
-    Each,
-    fetcher_of,
-    in_turn,
-    list_members,
-    name_of,
-    open_source,
-    read_block,
-    read_blocks,
-    read_complete,
-)
+from ray_app import archives
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import as_begun
@@ -52,7 +39,7 @@ _CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits",
 FORMAT = 2  # of a directory; 1 had notes in the place of parts, without which a shard would be written again
 _CLAIM, _SAME = "pack.json", "source, form and decisions"
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
-_BLOCKS = BlockPlan(batch_slots=64, max_block_members=64)
+_BLOCKS = archives.BlockPlan(batch_slots=64, max_block_members=64)
 # What a member weighs whose store does not say: the mean of a web photograph, roughly.
 _UNKNOWN_BYTES = 256 * 1024
 # The members of a shard are held as names while it is written.
@@ -73,7 +60,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     store = Store.open(config.out)
     if (begun := claimed_by(store, _CLAIM)) is not None:
         config = as_begun(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{_CLAIM}")
-    archive = open_source(
+    archive = archives.open_source(
         config.source,
         config.include,
         config.exclude,
@@ -84,7 +71,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     )
     # What another command on the same directory must match: all that decides which bytes lie in which shard.
     chosen = config.model_dump(mode="json", include=set(_CHOSEN))
-    identity = {"format": FORMAT, "command": "pack", "source": [name_of(source) for source in config.source], **chosen}
+    identity = {"format": FORMAT, "command": "pack", "source": [archives.name_of(source) for source in config.source], **chosen}
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
         archive.check()  # a misspelt source must not make the directory its own
     with Lease(store, unguarded=config.unguarded) as lease:
@@ -98,7 +85,7 @@ def claim(store: Store, identity: Mapping[str, Any]) -> None:
 
 
 def write_shards(
-    archive: Archive | None,
+    archive: archives.Archive | None,
     sources: Sequence[str],
     config: PackConfig | FilterConfig,
     form: Form,
@@ -114,7 +101,7 @@ def write_shards(
     """
     start = time.monotonic()
     with resumable(KeyboardInterrupt, ClusterError):
-        if archive is not None and read_complete(store, 0) is None:
+        if archive is not None and archives.read_complete(store, 0) is None:
             with _workers(config, on_ray) as each:
                 _list(store, archive, each, limit)
         shards = plan_shards(store, form, config.shard_mb * 1e6)
@@ -126,7 +113,8 @@ def write_shards(
         done, there = set(part_names(store)), {f"data/{name}" for name in store.names("data")}
         pending = [shard for shard in shards if shard.name not in done or shard.path not in there]
         if pending:
-            fetcher, total = fetcher_of(sources, config.retry, allow_private=config.allow_private), sum(shard.members for shard in shards)
+            fetcher = archives.fetcher_of(sources, config.retry, allow_private=config.allow_private)
+            total = sum(shard.members for shard in shards)
             write = WriteShard(store, form, _input_type(store), fetcher, config.max_member_bytes)
             large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
             say = f"{total:,} files in {wording.counted(len(shards), 'shard')}, {len(pending):,} to be written"
@@ -139,9 +127,9 @@ def write_shards(
     return summary
 
 
-def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None:
+def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: int | None) -> None:
     try:
-        list_members(store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
+        archives.list_members(store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
     except ConfigError:  # nothing was listed: the directory is anybody's again
         store.clear("manifest")
         store.delete(_CLAIM)
@@ -149,10 +137,10 @@ def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None
 
 
 @contextmanager
-def _workers(config: PackConfig | FilterConfig, each: Each, *, wanted: bool = False) -> Iterator[Each]:
+def _workers(config: PackConfig | FilterConfig, each: archives.Each, *, wanted: bool = False) -> Iterator[archives.Each]:
     """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
     if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
-        yield in_turn
+        yield archives.in_turn
         return
     with cluster(config.cluster):
         yield each
@@ -160,9 +148,9 @@ def _workers(config: PackConfig | FilterConfig, each: Each, *, wanted: bool = Fa
 
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     """The shards of the listing in `store`, the same for every session: as many whole blocks as `shard_bytes` hold, one at least."""
-    runs: list[list[BlockRef]] = []
+    runs: list[list[archives.BlockRef]] = []
     size = members = 0
-    for ref in read_blocks(store, 0) if read_complete(store, 0) else ():
+    for ref in archives.read_blocks(store, 0) if archives.read_complete(store, 0) else ():
         expected = ref.size_bytes or ref.members * _UNKNOWN_BYTES
         if not runs or size + expected > shard_bytes or members + ref.members > _MOST_MEMBERS:
             runs.append([])
@@ -174,7 +162,7 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
 
 def _input_type(store: Store) -> pa.StructType | None:
     """The source's own columns, as the listing typed them; None where it has none."""
-    schema = read_block(store, next(iter(read_blocks(store, 0)))).schema
+    schema = archives.read_block(store, next(iter(archives.read_blocks(store, 0)))).schema
     fields = list(schema.field("input").type) if "input" in schema.names else []
     return pa.struct([field for field in fields if field.name != EXPECTED]) or None
 
@@ -186,7 +174,7 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
     """
     if store.exists("summary.json"):
         return dict(json.loads(store.read("summary.json")))
-    listed = read_complete(store, 0)
+    listed = archives.read_complete(store, 0)
     members = listed.members if listed else 0
     size_bytes, formats, statuses = 0, Counter[str](), Counter[str]()
 

@@ -7,27 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_app.config import load_yaml, named_configs, validate
-from ray_app.datasets.layouts import rules
+from ray_app.datasets.layouts import published, rules
 from ray_app.datasets.layouts.base import CommunityForensicsFolders, DatasetLayout, Folders, LabelColumns
-from ray_app.datasets.layouts.dflip import Dflip
-from ray_app.datasets.layouts.hub import CommunityForensics, OpenDeepfakePreview, OpenSdi
-from ray_app.datasets.layouts.imdlbenco import ImdlbencoFolder, ImdlbencoJson
-from ray_app.datasets.layouts.openfake import OpenFake, OpenFakeCsv, OpenFakeOod
 from ray_app.errors import ConfigError
 
 LAYOUTS: Mapping[str, type[DatasetLayout]] = {
     "columns": LabelColumns,
     "folders": Folders,
-    "openfake": OpenFake,
-    "openfake-csv": OpenFakeCsv,
-    "openfake-ood": OpenFakeOod,
-    "opensdi": OpenSdi,
-    "community-forensics": CommunityForensics,
+    "openfake": published.OpenFake,
+    "openfake-csv": published.OpenFakeCsv,
+    "openfake-ood": published.OpenFakeOod,
+    "opensdi": published.OpenSdi,
+    "community-forensics": published.CommunityForensics,
     "community-forensics-folders": CommunityForensicsFolders,
-    "dflip": Dflip,
-    "opendeepfake-preview": OpenDeepfakePreview,
-    "imdlbenco-json": ImdlbencoJson,
-    "imdlbenco-folder": ImdlbencoFolder,
+    "dflip": published.Dflip,
+    "opendeepfake-preview": published.OpenDeepfakePreview,
+    "imdlbenco-json": published.ImdlbencoJson,
+    "imdlbenco-folder": published.ImdlbencoFolder,
     "paths": rules.PathRules,
     "table": rules.TableRules,
     "words": rules.WordColumns,
@@ -46,8 +42,8 @@ def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
 
     Raises ConfigError for a name, an argument or a value that there is not, and for files that are not what the layout expects.
     """
-    if name in (published := named_configs("layouts")):
-        known = load_yaml(published[name], rules.PublishedLayout)
+    if name in (files := named_configs("layouts")):
+        known = load_yaml(files[name], rules.PublishedLayout)
         name, arguments = known.layout, {**known.arguments, **arguments}
     if name not in LAYOUTS:
         raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(layout_names())}")

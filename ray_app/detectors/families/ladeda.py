@@ -11,8 +11,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from ray_app.detectors.card import DetectorCard
-from ray_app.detectors.families.npr import Residual, residual_of
-from ray_app.detectors.families.resnet import BottleneckBlock
+from ray_app.detectors.families.resnet import BottleneckBlock, Residual, residual_of
 from ray_app.errors import DetectorError
 
 

@@ -317,20 +317,5 @@ def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_st
         nn.init.normal_(prompt, std=PROMPT_STD)
 
 
-def fit_relative_positions(state: Mapping[str, torch.Tensor], network: MaskClip) -> dict[str, torch.Tensor]:
-    """A checkpoint of another input size for this network: tables of relative positions interpolated linearly, all else as it is.
-
-    Only the global blocks' tables depend on the size (63 rows at 512 px). Loading stays strict: this is for those who mean it.
-    """
-    own = network.state_dict()
-    return {key: _resized(tensor, len(own[key])) if key in own and _is_table(key) else tensor for key, tensor in state.items()}
-
-
 def _is_table(key: str) -> bool:
     return key.endswith((".rel_pos_h", ".rel_pos_w"))
-
-
-def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
-    if len(table) == rows:
-        return table
-    return functional.interpolate(table.T[None], size=rows, mode="linear", align_corners=False)[0].T

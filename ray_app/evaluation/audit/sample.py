@@ -268,7 +268,8 @@ def read_audit(*folders: Path) -> Audit:
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return Audit(document, tuple(map(_stratum, document["strata"])), tuple(document["sample"]))
+        strata = [AuditStratum(**{key: value for key, value in one.items() if key != "name"}) for one in document["strata"]]
+        return Audit(document, tuple(strata), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: not what `touchstone runs audit --draw` wrote: {error}") from None
 
@@ -283,10 +284,6 @@ def changed_since(audit: Audit, run: RunDirectory) -> str | None:
     if max(manifests(run.store)) != audit.facts["listing"]:
         return "the run has a newer listing since the sample was drawn: these figures are of the archive before"
     return None
-
-
-def _stratum(row: Mapping[str, Any]) -> AuditStratum:
-    return AuditStratum(**{key: value for key, value in row.items() if key != "name"})
 
 
 def _cuts(scores: Floats, shares: Sequence[float]) -> list[float]:

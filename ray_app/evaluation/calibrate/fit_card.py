@@ -15,18 +15,8 @@ from ray_app.detectors.card import Calibration, Isotonic, Platt
 from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, decision, drawn_by_audit, logit, second_looks
 from ray_app.ensembles.card import FEWEST_GATED, Cascade, Rule
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate import data, files
+from ray_app.evaluation.calibrate import data, files, thresholds
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division, refuse_dependent
-from ray_app.evaluation.calibrate.thresholds import (
-    Band,
-    ChosenThreshold,
-    choose_band,
-    choose_threshold,
-    fit,
-    real_below,
-    reals_needed,
-    seen_at,
-)
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
 from ray_app.metrics.clusters import effective_size
 
@@ -41,7 +31,7 @@ class CalibratedCard:
     names: tuple[str, ...]
     prevalence: float
     detectors_prevalence: float
-    band: Band | None = None
+    band: thresholds.Band | None = None
 
     @property
     def calibrations(self) -> dict[str, Calibration | None]:
@@ -68,8 +58,8 @@ class Assembled:
 
     fitted: CalibratedCard
     card: EnsembleCard
-    chosen: ChosenThreshold
-    overall: ChosenThreshold
+    chosen: thresholds.ChosenThreshold
+    overall: thresholds.ChosenThreshold
     reals: Floats
 
 
@@ -79,7 +69,7 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: file
     if len(members) == 1 and rule not in ("stacked", "weighted"):
         return _fit_alone(division, members[0], rule, config)
     fitting, calibrating = division.fitting, division.calibrating
-    calibrations = {name: fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
+    calibrations = {name: thresholds.fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
     members = tuple(member.model_copy(update={"calibration": calibrations[name]}) for name, member in zip(names, members, strict=True))
     facts: dict[str, Any] = {"name": "calibrated", "title": "calibrated", "members": members, "rule": rule}
     band = None
@@ -91,9 +81,8 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: file
         facts |= _weights(fitting, members, calibrations, config.seed)
     prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
     plain = CalibratedCard(EnsembleCard(**facts), names, *prevalences, band)
-    return _at_prevalence(
-        plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), prevalence_of(division, config)
-    )
+    last = thresholds.fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble")
+    return _at_prevalence(plain, last, prevalence_of(division, config))
 
 
 def prevalence_of(division: Division, config: files.CalibrateConfig) -> float:
@@ -125,21 +114,24 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: files.Ca
     reals, fakes = ScoreHistogram.of(scores[division.reals & held_out]), scores[division.labelled.fake & held_out]
     every = np.sort(scores[division.reals])
     all_reals, size = ScoreHistogram.of(every), effective_size(scores[division.reals], division.groups[division.reals], config.fpr)
-    refuse_dependent(division, size, reals_needed(config.fpr, config.confidence), config)
-    bounds = choose_threshold(reals, config.fpr, config.confidence), choose_threshold(all_reals, config.fpr, config.confidence, size=size)
+    refuse_dependent(division, size, thresholds.reals_needed(config.fpr, config.confidence), config)
+    bounds = (
+        thresholds.choose_threshold(reals, config.fpr, config.confidence),
+        thresholds.choose_threshold(all_reals, config.fpr, config.confidence, size=size),
+    )
     fake_above = max(bound.fake_above for bound in bounds)
-    chosen = seen_at(fake_above, reals, config.confidence)
-    overall = seen_at(fake_above, all_reals, config.confidence, size=size)
+    chosen = thresholds.seen_at(fake_above, reals, config.confidence)
+    overall = thresholds.seen_at(fake_above, all_reals, config.confidence, size=size)
     found = float((fakes >= fake_above).mean()) if len(fakes) else None
-    thresholds = Thresholds(
-        real_below=real_below(fakes, config.miss, fake_above=fake_above) if len(fakes) else fake_above,
+    drawn = Thresholds(
+        real_below=thresholds.real_below(fakes, config.miss, fake_above=fake_above) if len(fakes) else fake_above,
         fake_above=fake_above,
         false_positive_rate=chosen.false_positives / chosen.n_real,
         true_positive_rate=found,
         n_real=chosen.n_real,
         n_fake=len(fakes) or None,
     )
-    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, overall, every)
+    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": drawn}), chosen, overall, every)
 
 
 def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
@@ -157,7 +149,7 @@ def shifted_calibration(calibration: Calibration, by: float) -> Calibration:
 def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: files.CalibrateConfig) -> CalibratedCard:
     """A card of one detector, whose calibrated score is the ensemble's."""
     seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
-    member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
+    member = member.model_copy(update={"calibration": thresholds.fit(seen.scores[name], seen.fake, config.method, what=name)})
     prevalence = float(seen.fake.mean())
     plain = CalibratedCard(
         EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
@@ -182,7 +174,7 @@ def _weights(
     return {"members": weighted, "bias": bias}
 
 
-def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: files.CalibrateConfig) -> tuple[Cascade, Band]:
+def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: files.CalibrateConfig) -> tuple[Cascade, thresholds.Band]:
     """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images do not influence."""
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
@@ -193,7 +185,9 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
     seen: Bools = parts != CHOOSE
     early, late = (scores[seen] for _, scores in stages)
     share = (config.share - config.audit) / (1 - config.audit)
-    band = choose_band(early, late, fake[seen], share=share, prevalence=prevalence, target=config.fpr, confidence=config.confidence)
+    band = thresholds.choose_band(
+        early, late, fake[seen], share=share, prevalence=prevalence, target=config.fpr, confidence=config.confidence
+    )
     edges, goes_on = (band.low, band.high), round(band.share + config.audit * (1 - band.share), 4)
     early_stage, late_stage = stages[0][0], stages[1][0]
     return Cascade(first=first, band=edges, audit_share=config.audit, expected_share=goes_on, early=early_stage, late=late_stage), band
@@ -203,5 +197,5 @@ def _stage(table: Floats, fitting: Bools, fake: Bools, config: files.CalibrateCo
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
     stacking = decision.fit_stacking(table[fitting], fake[fitting], config.seed)
     raw = decision.stacked(table, stacking)
-    calibration = fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
+    calibration = thresholds.fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
     return CascadeStage(rule="stacked", stacking=stacking, calibration=calibration), calibration(raw)

@@ -41,18 +41,7 @@ from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import detection, intervals, operating_points
 from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
-from ray_app.reports.calibration import (
-    CALIBRATION_SCHEMA,
-    CalibratedCascade,
-    CalibratedSystem,
-    CalibrationImages,
-    CalibrationReport,
-    Chances,
-    LeftOutGenerator,
-    LookShares,
-    QualityBand,
-    SelfCheck,
-)
+from ray_app.reports import calibration as facts
 from ray_app.reports.format import counted, stated
 from ray_app.scoring.guarantee import shifts_of
 
@@ -63,7 +52,7 @@ QUALITIES = (50, 70, 80, 90, 95)
 
 def systems_before_and_after(
     fitted: CalibratedCard, choosing: data.CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
-) -> list[CalibratedSystem]:
+) -> list[facts.CalibratedSystem]:
     """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images.
 
     An ensemble of one detector is one system, under the detector's name.
@@ -85,7 +74,7 @@ def systems_before_and_after(
 
 def generators_left_out(
     division: Division, members: Sequence[EnsembleMember], config: files.CalibrateConfig, full: Assembled
-) -> list[LeftOutGenerator]:
+) -> list[facts.LeftOutGenerator]:
     """Of each generator, the largest first, the rates and chances on its images by a card that never saw one of them.
 
     Where its images are all among those that thresholds are chosen on, that is the card itself; else all is fitted again without them.
@@ -106,11 +95,11 @@ def generators_left_out(
                 figures = _of_generator(with_thresholds(fit_card(rest, members, config), rest, config), labelled.take(its))
         except ConfigError as error:
             figures = dict.fromkeys(("found", "auc", "log_loss", "ece"), undefined(f"without it: {error.message}", n))
-        found.append(LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **figures))
+        found.append(facts.LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **figures))
     return found
 
 
-def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[QualityBand]:
+def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[facts.QualityBand]:
     """Rates at the threshold and chances, by the quality of JPEG files; files of other formats are one band."""
     scores, fake = assembled.fitted.scores(choosing), choosing.fake
     chances = scores + _between(float(fake.mean()), assembled.fitted.prevalence)
@@ -126,11 +115,11 @@ def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[Qua
             rates[key] = intervals.proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
         figures = rates | _chances(chances[among], fake[among])
         n_real, n_fake = int((among & ~fake).sum()), int((among & fake).sum())
-        found.append(QualityBand(quality=names[band], n_real=n_real, n_fake=n_fake, **figures))
+        found.append(facts.QualityBand(quality=names[band], n_real=n_real, n_fake=n_fake, **figures))
     return found
 
 
-def of_cascade(assembled: Assembled, division: Division, config: files.CalibrateConfig) -> CalibratedCascade | None:
+def of_cascade(assembled: Assembled, division: Division, config: files.CalibrateConfig) -> facts.CalibratedCascade | None:
     """How many images go on, and the share of fakes that is found so, and at as good a promise if all detectors looked at every image;
     None of other rules.
     """
@@ -146,13 +135,13 @@ def of_cascade(assembled: Assembled, division: Division, config: files.Calibrate
         scores = replace(fitted, card=every).scores(choosing)
         reals = scores[division.reals[division.parts == CHOOSE]]
         found_by_all = float((scores[fake] >= thresholds.choose_threshold(reals, config.fpr, config.confidence).fake_above).mean())
-    return CalibratedCascade(
+    return facts.CalibratedCascade(
         first=cascade.first,
         band=(band.low, band.high),
         share_allowed=config.share,
         share_bound=config.audit + (1 - config.audit) * band.upper_bound,
         prevalence=fitted.prevalence,
-        measured=LookShares(**shares, share=sum(shares.values())),
+        measured=facts.LookShares(**shares, share=sum(shares.values())),
         found=assembled.card.thresholds.true_positive_rate,
         found_by_all_on_all=found_by_all,
     )
@@ -170,9 +159,9 @@ def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, 
     }
 
 
-def _system(name: str, calibration: str, before: Floats, after: Floats, fake: Bools) -> CalibratedSystem:
-    was, now = (Chances(**_chances(scores, fake)) for scores in (before, after))
-    return CalibratedSystem(name=name, calibration=calibration, before=was, after=now)
+def _system(name: str, calibration: str, before: Floats, after: Floats, fake: Bools) -> facts.CalibratedSystem:
+    was, now = (facts.Chances(**_chances(scores, fake)) for scores in (before, after))
+    return facts.CalibratedSystem(name=name, calibration=calibration, before=was, after=now)
 
 
 def _chances(scores: Floats, fake: Bools) -> dict[str, FigureFacts]:
@@ -187,7 +176,7 @@ def _between(here: float, there: float) -> float:
     return logit(here) - logit(there) if 0 < here < 1 else 0.0
 
 
-def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
+def calibrate_run(config: files.CalibrateConfig) -> facts.CalibrationReport:
     """Calibrate a labelled run, write CARD.yaml, CARD.reals.parquet and CARD.report.json; returns the report.
 
     Raises ConfigError: no run or labels of something else, too few reals, a class or generators lacking, groups that cross the user's
@@ -222,15 +211,15 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
         "notes": " ".join(notes),
     })  # fmt: skip
     print("calibrate  measuring", file=sys.stderr, flush=True)
-    report = CalibrationReport(
-        schema=CALIBRATION_SCHEMA,
+    report = facts.CalibrationReport(
+        schema=facts.CALIBRATION_SCHEMA,
         version=__version__,
         run=reading.url,
         labels=reading.labels,
         options=config.model_dump(mode="json", exclude={"run", "out", "labels"}),
         detectors=list(reading.names),
         rule=card.rule,
-        images=CalibrationImages(used=len(labelled), labelled=reading.joined, left_out=reading.left_out),
+        images=facts.CalibrationImages(used=len(labelled), labelled=reading.joined, left_out=reading.left_out),
         told=list(reading.remarks),
         parts=[LabelledPart(**part.model_dump()) for part in population.parts],  # anew, so that what they leave open is written too
         generators=list(population.generators),
@@ -272,7 +261,7 @@ def _population(reading: data.LabelledRun, assembled: Assembled, division: Divis
                          prevalence=fitted.prevalence, generators=names)  # fmt: skip
 
 
-def self_check(card: EnsembleCard, division: Division, properties: Properties) -> list[SelfCheck]:
+def self_check(card: EnsembleCard, division: Division, properties: Properties) -> list[facts.SelfCheck]:
     """Of all labelled images and of each part: the false positives of the card, and in which properties it would be called unlike."""
     flagged: Bools = np.asarray(properties["score"], np.float64) >= card.thresholds.fake_above
     every = np.ones(len(division.labelled), np.bool_)
@@ -289,7 +278,7 @@ def self_check(card: EnsembleCard, division: Division, properties: Properties) -
         odd += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
         why = "Sources or generators differ, and an archive's may too."
         finding = f"Self-check, {name} taken as an archive: {', and '.join(odd)}. {why}" if odd else None
-        found.append(SelfCheck(name=name, false_positives=rate, unlike=unlike, finding=finding))
+        found.append(facts.SelfCheck(name=name, false_positives=rate, unlike=unlike, finding=finding))
     return found
 
 
@@ -323,7 +312,7 @@ def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.Ca
     return found
 
 
-def _findings(report: CalibrationReport) -> list[str]:
+def _findings(report: facts.CalibrationReport) -> list[str]:
     """Findings on held-out images against the card, in sentences."""
     found, ensemble, cascade = [], report.systems[0], report.cascade
     changes = (

@@ -1,1 +1,1 @@
-"""The augmentation policies of the papers, a module each, imported when a recipe names it."""
+"""The augmentation policies of recipes."""

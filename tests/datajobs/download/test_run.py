@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
-from ray_app.datajobs.download.records import Records
-from ray_app.datajobs.download.run import HostSchedule, collect, unfinished
+from ray_app.datajobs.download.run import HostSchedule, Records, collect, unfinished
 from ray_app.datajobs.download.sink import Task
 from ray_app.errors import RESUMABLE, ClusterError, IdentityError, StorageError
 from ray_app.inference.decoder_pool import IsolatedDecoders

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.datajobs.download.records import Records
+from ray_app.datajobs.download.run import Records
 from ray_app.datajobs.download.sink import Sink, Task, row_of
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store

@@ -53,7 +53,7 @@ def test_interrupted_and_run_again_gives_the_same_files(many, tmp_path, form, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "in_turn", stops)
+        patched.setattr(run.archives, "in_turn", stops)
         with pytest.raises(KeyboardInterrupt) as stopped:
             pack(many, tmp_path / "out", form=form, shard_mb=SMALL)
     assert RESUMABLE in stopped.value.__notes__
@@ -68,7 +68,7 @@ def test_interrupted_and_run_again_gives_the_same_files(many, tmp_path, form, mo
 def test_tasks_of_a_cluster_write_the_same_files(many, tmp_path, ray_cluster, monkeypatch):
     pack(many, tmp_path / "whole", shard_mb=SMALL)
     monkeypatch.setattr(run, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(run, "in_turn", None)
+    monkeypatch.setattr(run.archives, "in_turn", None)
     assert pack(many, tmp_path / "out", shard_mb=SMALL)["session"]["shards"] == 3
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_listed_and_can_be_tried_again(tmp_path, monkeypa
         gone.unlink()
         yield from map(function, items)
 
-    monkeypatch.setattr(run, "in_turn", changes)
+    monkeypatch.setattr(run.archives, "in_turn", changes)
     summary = pack(photos, tmp_path / "out", max_member_bytes=10_000)
     assert {row["uri"]: row["status"] for row in unpacked(tmp_path / "out")} == {
         str(changed): "source_changed", str(gone): "source_missing", str(photos / "large"): "image_too_large"}  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ray_app.datasets.simulation.archive import repaint
 from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncoding
-from ray_app.datasets.simulation.decoders import repaint
 from ray_app.datasets.simulation.scenes import Rng, render
 
 _SCENES = ("leaves", "clouds", "fabric", "strokes", "pebbles", "hills")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_app.datasets.simulation.archive import build_sample_archive, write_photographs
+from benchmarks.photographs import write_photographs
+from ray_app.datasets.simulation.archive import build_sample_archive
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from ray_app.datasets.simulation import camera
-from ray_app.datasets.simulation.archive import SPLITS
+from ray_app.datasets.simulation.archive import DECODERS, SPLITS, repaint
 from ray_app.datasets.simulation.camera import CAMERAS, files_of_one_history, masks
-from ray_app.datasets.simulation.decoders import DECODERS, repaint
 from ray_app.datasets.simulation.scenes import FAMILIES, render
 
 DEMOSAICS = (camera.bilinear, camera.edge_directed, camera.gradient_weighted, camera.constant_hue, camera.chroma_median)

@@ -10,7 +10,7 @@ import torch
 from benchmarks.seeded import seeded_card, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.families import aeroblade, kl_autoencoder
+from ray_app.detectors.families import aeroblade
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, pattern_image, with_tower
 
@@ -56,7 +56,7 @@ def test_what_is_over_a_multiple_of_8_is_dropped(small):
 
 def test_the_autoencoder_has_the_published_names_old_and_new():
     with torch.device("meta"):
-        network = kl_autoencoder.KlAutoencoder()
+        network = aeroblade.KlAutoencoder()
     modern = network.state_dict()
     assert modern["encoder.mid_block.attentions.0.to_out.0.weight"].shape == (512, 512)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -66,7 +66,7 @@ def test_the_autoencoder_has_the_published_names_old_and_new():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
         renamed[key] = tensor
     assert renamed.keys() != modern.keys()
-    assert kl_autoencoder.modern_names(renamed).keys() == kl_autoencoder.modern_names(modern).keys() == modern.keys()
+    assert aeroblade.modern_names(renamed).keys() == aeroblade.modern_names(modern).keys() == modern.keys()
 
 
 def test_files_in_the_published_formats_are_loaded_and_score(tmp_path):

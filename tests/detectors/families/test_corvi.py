@@ -3,7 +3,7 @@ import torch
 
 from ray_app.detectors import load_card
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.families.corvi import Corvi
+from ray_app.detectors.families.resnet import Corvi
 from ray_app.errors import DetectorError
 from tests.detectors.fill import filled, with_arguments
 

@@ -9,7 +9,7 @@ from ray_app.detectors import load_card
 from ray_app.detectors.card import with_run_facts
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ladeda import LaDeDa9, TinyLaDeDa
-from ray_app.detectors.families.npr import residual_of
+from ray_app.detectors.families.resnet import residual_of
 from tests.detectors.fill import filled
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import TINY

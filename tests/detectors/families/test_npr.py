@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ray_app.detectors.families.npr import Npr, upsampling_residual
+from ray_app.detectors.families.resnet import Npr, upsampling_residual
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from tests.detectors.fill import filled
 from tests.detectors.golden import check

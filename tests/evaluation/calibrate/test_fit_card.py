@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import EnsembleMember, decide, ensemble_of, is_audited, logit, sigmoid
+from ray_app.ensembles import EnsembleMember, decide, ensemble_of, logit, sigmoid
+from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, groups_of, split
 from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
 from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, systems_before_and_after
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
-from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.calibration import debiased_ece, log_loss
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))

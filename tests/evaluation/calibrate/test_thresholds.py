@@ -17,7 +17,8 @@ from ray_app.evaluation.calibrate.thresholds import (
     reals_needed,
     share_at,
 )
-from ray_app.metrics import ScoreHistogram, debiased_ece, fit_temperature
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.calibration import debiased_ece, fit_temperature
 from ray_app.metrics.intervals import proportion_interval
 
 

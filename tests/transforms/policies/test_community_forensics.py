@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ray_app.transforms.ops import ImageSample, jpeg
-from ray_app.transforms.policies.community_forensics import OPERATIONS, CommunityForensicsPolicy
+from ray_app.transforms.policies.papers import OPERATIONS, CommunityForensicsPolicy
 from tests.transforms.given import by_pixels, rng, share_near, textured
 
 DRAWS = 3000

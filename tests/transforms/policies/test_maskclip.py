@@ -6,7 +6,7 @@ from PIL import Image
 
 from ray_app.detectors.preprocessing import Preprocessing, Resize
 from ray_app.transforms.ops import ImageSample, edge_map
-from ray_app.transforms.policies.maskclip import MaskClipPolicy, _lit, _scaled
+from ray_app.transforms.policies.papers import MaskClipPolicy, _lit, _scaled
 from tests.images.factory import photo
 from tests.transforms.given import marked, rng, share_near
 

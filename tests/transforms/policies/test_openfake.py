@@ -6,7 +6,7 @@ from PIL import Image
 
 from ray_app.errors import ConfigError
 from ray_app.transforms.ops import ImageSample, avif, has_avif, jpeg, webp
-from ray_app.transforms.policies.openfake import RealMatching, RealStatistics, SocialMedia, compressed
+from ray_app.transforms.policies.papers import RealMatching, RealStatistics, SocialMedia, compressed
 from ray_app.transforms.policy import Augmentation, make_policy
 from tests.transforms.given import by_pixels, marked, rng, share_near, textured
 

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ray_app.transforms.ops import ImageSample, jpeg
-from ray_app.transforms.policies.simple import CnnDetection, Flips
+from ray_app.transforms.policy import CnnDetection, Flips
 from tests.transforms.given import by_pixels, rng, share_near, textured
 
 SMALL = textured(32, 32)
