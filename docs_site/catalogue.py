@@ -170,7 +170,7 @@ def _published(layout: PublishedLayout) -> str:
 
 
 def _perturbations(listed: PerturbationList) -> str:
-    views = [one.name for one in (*listed.perturbations, *listed.families)]
+    views = [*(one.name for one in listed.perturbations), *(one.name for one in listed.families)]
     absent = [f"`{one.name}`: {one.why}" for one in listed.absent]
     facts = {"source": prose(listed.source), "views": ", ".join(map(code, views)), "not done": prose("; ".join(absent))}
     return _entry(listed.name, facts, prose(listed.note))

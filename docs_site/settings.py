@@ -136,13 +136,13 @@ def meaning_of(key: ConfigKey, command: str) -> str:
     if key.path == name and (said := _option_help(command, name)):
         return said
     models = [model for model in key.owner.__mro__ if issubclass(model, BaseModel)]
-    if said := next((said[name] for said in map(_told, models) if name in said), None):
-        return said
+    if stated := next((words[name] for words in map(_told, models) if name in words), None):
+        return stated
     sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
     if sections:
         return _SENTENCE_ENDS.split(sections[0])[0].rstrip(".")
-    if said := next((one for model in models for one in _SENTENCE_ENDS.split(_words_of(model)) if f"`{name}`" in one), None):
-        return said.rstrip(".;")
+    if sentence := next((one for model in models for one in _SENTENCE_ENDS.split(_words_of(model)) if f"`{name}`" in one), None):
+        return sentence.rstrip(".;")
     return _PLAIN.get(name, "") if key.path == name or name != "name" else ""  # a section's `name` is whose the section says
 
 

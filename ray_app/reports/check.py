@@ -79,7 +79,7 @@ class CheckFacts(NamedTuple):
         return error_rates(self.name, self.thresholds)
 
 
-class Gathered(NamedTuple):
+class SharedText(NamedTuple):
     """A text that some files have, but for its figures: as the first of them has it, the name of that one, and how many there are."""
 
     text: str
@@ -93,13 +93,13 @@ class Gathered(NamedTuple):
         return first if self.files == 1 else f"{wording.counted(self.files, 'file')}, the first {first}"
 
 
-def gathered(said: Iterable[tuple[str, str]]) -> dict[str, Gathered]:
+def gathered(said: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
     """Names and their texts, by `form` of the text, the most frequent first."""
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in said:
         first.setdefault(form(text), (text, name))
         counts[form(text)] += 1
-    return {key: Gathered(*first[key], number) for key, number in counts.most_common()}
+    return {key: SharedText(*first[key], number) for key, number in counts.most_common()}
 
 
 def form(text: str) -> str:
