@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for side, checkout in checkouts.items():
             run = finished.with_name(f"finished{side.strip()}")
-            subprocess.run([*TOUCHSTONE, "score", str(archive), "--out", str(run)], env=checkout, check=True, stdout=sys.stderr)
+            subprocess.run([*TOUCHSTONE, "score", str(archive), "--out", str(run)], env=checkout, check=True, stdout=sys.stderr, cwd=folder)
         for number in range(options.rounds):
             for command, checkout in wanted if number % 2 == 0 else reversed(wanted):
                 if command.name in unknown:
