@@ -2,7 +2,7 @@
 
     python -m tests.groups faults memory     these, one after another, and a table
     python -m tests.groups all               every one
-    python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within two weeks
+    python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within sixteen days
 
 A slow test belongs to the first group that names its file, or a folder that it lies in (`group_of`). Exit code 1 where a test failed.
 """
@@ -61,6 +61,7 @@ GROUPS = {
         "reports", "serving/test_pressure.py", "serving/test_server.py", "serving/test_soak.py",
     )),
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing", ("test_strangers.py",)),
+    "journeys": Group("five whole ways of strangers from an empty folder, by the wheel and the documents' own lines", ("journeys",)),
     "readme": Group("the lines of README in an empty folder", ("test_readme.py",)),
     "pages": Group("the lines of README on a fresh machine, and of the documents, as a reader types them", (
         "docs/test_blocks.py", "test_fresh_machine.py",

@@ -90,13 +90,13 @@ def write_autoscaling(path, gcs, node_types):
 
 
 @contextmanager
-def ray_head(cpus=2, *, node_types=None, **variables):
-    """A head on free ports; `variables` are added to its environment, nodes of `node_types` are started as an autoscaler finds it right."""
+def ray_head(cpus=2, *, node_types=None, programs=BIN, environment=os.environ, **variables):
+    """A head on free ports. `variables` are added to its `environment`; an autoscaler starts nodes of `node_types` as it finds right."""
     gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = environment | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{programs}:{environment['PATH']}"}
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
         command = [
-            BIN / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
+            programs / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
             f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
         ]  # fmt: skip
@@ -109,7 +109,7 @@ def ray_head(cpus=2, *, node_types=None, **variables):
             process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
             address = f"http://127.0.0.1:{dashboard}"
             try:
-                wait_until(lambda: _answers(f"{address}/api/jobs/", process), 120)
+                wait_until(lambda: _answers(f"{address}/api/jobs/", process, environment["RAY_AUTH_TOKEN"]), 120)
                 yield Head(
                     environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address},
                     address,
@@ -121,9 +121,9 @@ def ray_head(cpus=2, *, node_types=None, **variables):
                 kill_family(process)
 
 
-def _answers(url, process):
+def _answers(url, process, token):
     assert process.poll() is None
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
         with urllib.request.urlopen(request, timeout=5):
             return True

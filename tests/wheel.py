@@ -21,10 +21,12 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,32 @@ class WheelEnvironment:
                 _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(folder))
                 wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
                 _uv("pip", "install", "--quiet", "--python", str(folder), "--constraint", str(CONSTRAINTS), wanted)
+            kept = shutil.copy(wheel, folder)
+            ready.touch()
+            _remove_unused()
+        return cls(Path(kept), folder)
+
+    @classmethod
+    def beside_our_packages(cls) -> "WheelEnvironment":
+        """Build the wheel, and install it alone: all else comes from the environment of the tests, so nothing large is fetched.
+
+        A folder that a `.pth` names is searched, but its own `.pth` are not read: the checkout, which is installed there, is not found.
+        """
+        with _alone():
+            wheel = build_wheel(PLACE / "built")
+            folder = PLACE / f"beside-{hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]}"
+            ready = folder / ".ready"
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                _uv("venv", "--quiet", "--python", sys.executable, str(folder))
+                _uv("pip", "install", "--quiet", "--python", str(folder), "--no-deps", "--compile-bytecode", str(wheel))
+                [packages] = folder.glob("lib/python*/site-packages")
+                (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+                for program in distribution("ray").entry_points.select(group="console_scripts"):  # a reader's `ray` and `serve`
+                    (folder / "bin" / program.name).write_text(
+                        f"#!{folder}/bin/python\nfrom {program.module} import {program.attr}\n\n{program.attr}()\n"
+                    )
+                    (folder / "bin" / program.name).chmod(0o755)
             kept = shutil.copy(wheel, folder)
             ready.touch()
             _remove_unused()

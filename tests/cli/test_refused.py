@@ -2,6 +2,7 @@
 
 import pytest
 import ray
+import torch
 import yaml
 from PIL import Image
 
@@ -21,6 +22,7 @@ from tests.scoring.older import unpack
 def no_ray(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ REFUSED = {
     "score a second source that is not there": ("score", "{}/photos", "{}/fotos"),
     "score a list that is not there": ("score", "{}/photos", "list::{}/list.csv"),
     "score with an unknown ensemble": ("score", "{}/photos", "--ensemble", "nobody"),
+    "score with the GPUs of a cluster, on one machine without any": ("score", "{}/photos", "--config", "overnight", "--ensemble", "tiny"),
     "retry where there is nothing": ("score", "{}/photos", "--retry", "corrupt_image"),
     "evaluate by labels that are not there": ("evaluate", "{}/photos", "--labels", "{}/none.csv"),
     "train on a second source that is not there": ("train", "{}/typo.yaml"),

@@ -1,0 +1,70 @@
+"""A detector of one's own: a recipe, a head and a card, each verified; scored with, and calibrated so that its false alarms are bounded."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ray_app.datasets.simulation.archive import write_photographs
+from ray_app.datasets.simulation.decoders import DECODERS, repaint
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+TUTORIAL, DETECTORS, TRUST = "docs/tutorials/your-own-detector.md", "docs/detectors.md", "docs/trust.md"
+REALS, FAKES = 700, 120  # a bound of 1 % takes 299 independent photographs in the part that chooses the threshold
+SMALLER = {
+    "{train: 300, validation: 80, test: 200}": "{train: 60, validation: 40, test: 40}",
+    "epochs: 6": "epochs: 4",
+    "every: 113": "every: 8",
+}
+
+
+def labelled(folder):
+    """Photographs, and some of them repainted by three decoders; `labels.csv` beside them."""
+    rows = [(path.name, "real", "") for path in write_photographs(folder, REALS, size=(256, 256))]
+    for number, (name, _, _) in enumerate(rows[:FAKES]):
+        decoder, painted = sorted(DECODERS)[number % 3], f"painted-{number}.png"
+        with Image.open(folder / name) as photograph:
+            Image.fromarray(repaint(decoder, np.asarray(photograph), np.random.default_rng(number))).save(folder / painted)
+        rows.append((painted, "fake", decoder))
+    with (folder.parent / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([("uri", "label", "generator"), *((f"{folder.name}/{name}", *rest) for name, *rest in rows)])
+
+
+def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sample):
+    engineer = with_sample
+    recipe = engineer.types(engineer.asks("touchstone recipes show --help"), "touchstone recipes show quick").stdout
+    for theirs, ours in SMALLER.items():
+        assert theirs in recipe
+        recipe = recipe.replace(theirs, ours)
+    (engineer.folder / "my-network.yaml").write_text(recipe)
+    planned = engineer.types(TUTORIAL, "touchstone train my-network.yaml --out my-network --dry-run")
+    assert "240 images: 120 real, 120 fake" in planned.stdout, planned.stdout
+    engineer.types(TUTORIAL, "touchstone train my-network.yaml --out my-network")
+    assert json.loads((engineer.folder / "my-network" / "metrics.json").read_text())["test"]["auc"] > 0.5
+
+    fitted = engineer.types(TUTORIAL, "touchstone detectors fit touchstone-photo", {"train.csv": "archive-labels.csv"})
+    assert "fitted to 45 real and 38 fake images" in fitted.stdout, fitted.stdout
+
+    card = yaml.safe_load(engineer.types(DETECTORS, "touchstone detectors show NAME --yaml", {"NAME": "touchstone-tiny"}).stdout)
+    (engineer.folder / "own.yaml").write_text(yaml.safe_dump(card | {"name": "own"}))
+    mine = ("my-network/card.yaml", "my-head/card.yaml", "own.yaml")
+    verified = engineer.types(DETECTORS, "touchstone detectors verify", {"touchstone-tiny": " ".join(mine)})
+    print(verified.stdout)
+
+    labelled(engineer.folder / "photos")
+    scored = engineer.types(
+        DETECTORS, "touchstone score photos --detector my-head/card.yaml", {"my-head": "my-network", "run-of-my-head": "run"}
+    )
+    assert f"{REALS + FAKES:,} files:" in scored.stdout or f"{REALS + FAKES} files:" in scored.stdout
+    calibrated = engineer.types(TRUST, "touchstone detectors calibrate run --labels labels.csv --out mine.yaml")
+    print(calibrated.stdout)
+    engineer.types(TRUST, "touchstone score archive/ --ensemble mine.yaml --out archive-run")
+    summary = json.loads((engineer.folder / "archive-run" / "summary.json").read_text())
+    print(summary.get("guarantee"))
+    listed = engineer.types(TRUST, "touchstone results archive-run --fdr 0.05")
+    print(listed.stdout)

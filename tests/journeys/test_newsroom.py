@@ -1,0 +1,61 @@
+"""A desk at noon: some pictures and a folder, a signed picture, the record of one for the file, and an audit of the whole folder."""
+
+import csv
+import hashlib
+
+import pytest
+
+from tests.images.provenance.signing import authority, signed
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+EVIDENCE, TRUST = "docs/evidence.md", "docs/trust.md"
+LISTS = ("official", "time-stamps", "interim", "interim-signers")
+
+
+def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(with_sample, truth):
+    desk = with_sample
+    help_of_check = desk.asks("touchstone check --help")
+    some = desk.types("README.md", "touchstone check demo-run/archive/desk/*.jpg", {"demo-run/": ""})
+    jpegs = [path for path in (desk.folder / "archive" / "desk").glob("*.jpg")]
+    assert [path.name for path in jpegs if path.name not in some.stdout] == []
+    all_of_them = desk.types("docs/index.md", "touchstone check --html", {"photos/": "archive"})
+    assert "86 files: " in all_of_them.stdout
+    page = (desk.folder / "verdicts.html").read_text()
+    assert [path for path in truth if path.rpartition("/")[2] not in page] == []
+    assert 'src="http' not in page
+
+    (desk.folder / "signed.jpg").write_bytes(signed())
+    checked = (help_of_check, "touchstone check photo.jpg", {"photo.jpg": "signed.jpg"})
+    unknown = desk.types(*checked).stdout
+    assert "touchstone config trust update" in unknown
+    (desk.folder / "list.pem").write_text(authority().root)
+    given = " --address ".join(f"{name}=list.pem" for name in LISTS)
+    address = {"official=https://mirror.example.org/C2PA-TRUST-LIST.pem": given}
+    trusted = desk.types(desk.asks("touchstone config trust update --help"), "config trust update --address", address)
+    assert trusted.stdout.count("certificates") == len(LISTS)
+    assert "made by AI, signed by" in (known := desk.types(*checked).stdout)
+    assert "signer on the C2PA trust list of" in known
+
+    desk.types("docs/index.md", "touchstone score --out", {"archive/": "archive", "tonight": "run"})
+    desk.types(EVIDENCE, "openssl genpkey")
+    picture = next(path for path in truth if path.endswith(".jpg"))
+    record = desk.types(EVIDENCE, "touchstone runs evidence run cat.jpg --sign", {"cat.jpg": f"archive/{picture}"})
+    assert hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest() in record.stdout
+    assert (desk.folder / "evidence" / "evidence.html").exists()
+    verify = (EVIDENCE, "touchstone runs evidence --verify --signer")
+    assert "nothing differs" in desk.types(*verify).stdout
+    file = desk.folder / "evidence" / "evidence.json"
+    file.write_text(file.read_text().replace('"verdict": "', '"verdict": "not ', 1))
+    assert "differs: signature, record, sections" in desk.types(*verify, code=3).stdout
+
+    drawn = desk.types(TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"})
+    with (desk.folder / "audit" / "sample.csv").open(newline="") as sample, (desk.folder / "labels.csv").open("w", newline="") as labels:
+        rows = list(csv.DictReader(sample))
+        table = csv.DictWriter(labels, [*rows[0], "label"])
+        table.writeheader()
+        print(rows[0])
+        for row in rows:
+            table.writerow(row | {"label": truth[row["uri"].partition("/archive/")[2]][0]})
+    told = desk.types(drawn, "touchstone runs audit --labels")
+    print(drawn.stdout, told.stdout)
