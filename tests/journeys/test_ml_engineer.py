@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 TUTORIAL, DETECTORS, TRUST = "docs/tutorials/your-own-detector.md", "docs/detectors.md", "docs/trust.md"
 REALS, FAKES = 700, 120  # a bound of 1 % takes 299 independent photographs in the part that chooses the threshold
 SMALLER = {
+    "name: quick": "name: my-network",
     "{train: 300, validation: 80, test: 200}": "{train: 60, validation: 40, test: 40}",
     "epochs: 6": "epochs: 4",
     "every: 113": "every: 8",
@@ -54,17 +56,20 @@ def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sa
     (engineer.folder / "own.yaml").write_text(yaml.safe_dump(card | {"name": "own"}))
     mine = ("my-network/card.yaml", "my-head/card.yaml", "own.yaml")
     verified = engineer.types(DETECTORS, "touchstone detectors verify", {"touchstone-tiny": " ".join(mine)})
-    print(verified.stdout)
+    assert re.findall(r"^(\S+) +loads +ok", verified.stdout, re.MULTILINE) == ["my-network", "my-head", "own"]
 
     labelled(engineer.folder / "photos")
     scored = engineer.types(
         DETECTORS, "touchstone score photos --detector my-head/card.yaml", {"my-head": "my-network", "run-of-my-head": "run"}
     )
     assert f"{REALS + FAKES:,} files:" in scored.stdout or f"{REALS + FAKES} files:" in scored.stdout
-    calibrated = engineer.types(TRUST, "touchstone detectors calibrate run --labels labels.csv --out mine.yaml")
-    print(calibrated.stdout)
+    engineer.types(TRUST, "touchstone detectors calibrate run --labels labels.csv --out mine.yaml")
+    promise = yaml.safe_load((engineer.folder / "mine.yaml").read_text())["guarantee"]
+    assert promise["n_real"] > 298
+    assert promise["upper_bound"] <= promise["target_fpr"] == 0.01
     engineer.types(TRUST, "touchstone score archive/ --ensemble mine.yaml --out archive-run")
     summary = json.loads((engineer.folder / "archive-run" / "summary.json").read_text())
-    print(summary.get("guarantee"))
+    assert (summary["members"], summary["guarantee"]["target_fpr"]) == (86, 0.01)
+    print(summary["guarantee"])
     listed = engineer.types(TRUST, "touchstone results archive-run --fdr 0.05")
     print(listed.stdout)
