@@ -32,6 +32,8 @@ ELSEWHERE = (
     ("docs/versioning.md", "", RELEASE),
     ("docs/cluster.md", "", AWS),
     ("docs/security.md", "", CLUSTER),
+    ("docs/continuing.md", "touchstone score s3://bucket/photos", "goes on until it is stopped; tests/scoring/test_follow.py"),
+    ("docs/continuing.md", "touchstone results s3://bucket/run", "reads the run of the lines before"),
     ("docs/kubernetes.md", "helm ", KUBERNETES),
     ("docs/kubernetes.md", "kubectl ", KUBERNETES),
     ("docs/kubernetes.md", "docker ", CONTAINERS),
