@@ -30,7 +30,7 @@ def labelled(folder):
     for number, (name, _, _) in enumerate(rows[:FAKES]):
         decoder, painted = sorted(DECODERS)[number % 3], f"painted-{number}.png"
         with Image.open(folder / name) as photograph:
-            Image.fromarray(repaint(decoder, np.asarray(photograph), np.random.default_rng(number))).save(folder / painted)
+            Image.fromarray(repaint(decoder, np.array(photograph), np.random.default_rng(number))).save(folder / painted)
         rows.append((painted, "fake", decoder))
     with (folder.parent / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -50,7 +50,7 @@ def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sa
     assert json.loads((engineer.folder / "my-network" / "metrics.json").read_text())["test"]["auc"] > 0.5
 
     fitted = engineer.types(TUTORIAL, "touchstone detectors fit touchstone-photo", {"train.csv": "archive-labels.csv"})
-    assert "fitted to 45 real and 38 fake images" in fitted.stdout, fitted.stdout
+    assert "fitted to 46 real and 37 fake images" in fitted.stdout, fitted.stdout
 
     card = yaml.safe_load(engineer.types(DETECTORS, "touchstone detectors show NAME --yaml", {"NAME": "touchstone-tiny"}).stdout)
     (engineer.folder / "own.yaml").write_text(yaml.safe_dump(card | {"name": "own"}))
@@ -69,7 +69,10 @@ def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sa
     assert promise["upper_bound"] <= promise["target_fpr"] == 0.01
     engineer.types(TRUST, "touchstone score archive/ --ensemble mine.yaml --out archive-run")
     summary = json.loads((engineer.folder / "archive-run" / "summary.json").read_text())
-    assert (summary["members"], summary["guarantee"]["target_fpr"]) == (86, 0.01)
-    print(summary["guarantee"])
+    assert (summary["members"], summary["verdicts"]["abstain"], summary["guarantee"]["holds"]) == (
+        86,
+        83,
+        False,
+    )  # larger pictures: not promised
     listed = engineer.types(TRUST, "touchstone results archive-run --fdr 0.05")
-    print(listed.stdout)
+    assert "that does not hold here: images differ in" in listed.stdout + listed.stderr
