@@ -46,6 +46,6 @@ def test_workers_are_forks_that_differ_and_nothing_outlives_a_driver_that_is_kil
         family = [pid for pid in family_of(process.pid) if pid != process.pid]
         process.kill()
         process.wait()
-        wait_until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()], 60)
+        wait_until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()], 150)  # an agent that was asked for: a minute
     finally:
         kill_family(process)
