@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ray_app.datasets.simulation.archive import write_photographs
+from benchmarks.photographs import write_photographs
 from tests.scoring.conftest import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ray_app.datasets.simulation.archive import write_photographs
-from ray_app.datasets.simulation.decoders import DECODERS, repaint
+from benchmarks.photographs import write_photographs
+from ray_app.datasets.simulation.archive import DECODERS, repaint
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
