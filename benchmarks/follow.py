@@ -223,7 +223,7 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         found["latency_s"] = quantiles(list(waited.values()))
         calm = [one for number, one in waited.items() if not any(-30 < bucket.put_at[number] - at < 60 for at in moments.values())]
         found["latency_s_beside_kill_and_loss"] = quantiles(calm)
-        found["pauses"] = following.log.read_text().count("processes end until something does")
+        found["pauses"] = following.log.read_text().count("processes end until something comes")
         words = [
             sys.executable,
             "-m",

@@ -95,7 +95,7 @@ class FeedLog:
 
 class Feed(Generic[T]):
     """The driver's side. `items` are made in a thread, one when there is room for it; a None among them: there is none yet. Where none came
-    for `idle_s`, the stream ends, to be begun again for the next one (`has_more`).
+    for `idle_s`, or some have been under way all that time, the stream ends, to be begun again for the next one (`has_more`).
 
     Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is
     under way, and `leaves` when the block ends before the items do.
@@ -176,12 +176,13 @@ class Feed(Generic[T]):
         return []
 
     def _feed(self) -> None:
-        since = time.monotonic()
+        since = rested = time.monotonic()
         while self._has_room() and (item := self._next()):
             if item[0] is None:
-                if self._open or time.monotonic() - since < self._idle_s:
+                rested = rested if self._open else time.monotonic()  # what a lost node had waits for a place until a stream ends
+                if time.monotonic() - (rested if self._open else since) < self._idle_s:
                     continue
-                print(f"nothing came for {self._idle_s:g} s: processes end until something does", file=sys.stderr, flush=True)
+                print("processes end until something comes", file=sys.stderr, flush=True)
                 break
             with self._changed:
                 self._open += 1

@@ -258,7 +258,7 @@ def test_where_nothing_comes_a_stream_ends_and_begins_anew_for_the_next_item(mon
             yield None
         yield 3
 
-    feed = Feed(items(), most=lambda: 5, idle_s=0.0)
+    feed = Feed(items(), most=lambda: 5, idle_s=1.0)
     while feed.has_more():
         with feed:
             if not streams:
@@ -271,7 +271,7 @@ def test_where_nothing_comes_a_stream_ends_and_begins_anew_for_the_next_item(mon
         streams.append(given.copy())
         given.clear()
     assert streams == [[1, 2, 2, None], [3, None]]
-    assert capsys.readouterr().err.count("processes end until something does") == 1
+    assert capsys.readouterr().err.count("processes end until something comes") == 1
 
 
 @pytest.mark.slow
