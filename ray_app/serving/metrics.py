@@ -1,4 +1,4 @@
-"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes count together, see `serving.ray_metrics`."""
+"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes count together, see `serving.app`."""
 
 import os
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
 class Meter:
     """Counts in this process or, where the variable SHARED names a folder, together with all workers that have the same. No call blocks, or
-    raises for what a client sent. On Ray: `ray_metrics.RayMeter`.
+    raises for what a client sent. On Ray: `app.RayMeter`.
     """
 
     def __init__(self) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_app.datasets.packaged_photographs import PackagedPhotograph, packaged_photographs
 from ray_app.images import ImageLimits, decode_image
+from ray_app.scoring.demo import PackagedPhotograph, packaged_photographs
 
 
 @pytest.mark.parametrize(("photograph", "file"), packaged_photographs(), ids=lambda one: getattr(one, "name", ""))

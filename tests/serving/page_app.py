@@ -20,7 +20,7 @@ from ray_app.serving.http.app import Envelope, page_router
 from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import Refusal, install_handlers
 from ray_app.serving.http.responses import facts_answer
-from ray_app.serving.http.uploads import read_images
+from ray_app.serving.http.routes import read_images
 
 TINY = "touchstone-tiny"
 ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))

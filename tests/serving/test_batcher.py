@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ray_app.serving.batcher import Batcher
+from ray_app.serving.replica import Batcher
 
 
 class Work:

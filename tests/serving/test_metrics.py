@@ -12,8 +12,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_app.scoring import run_metrics
+from ray_app.serving.app import LABELS, UNREACHABLE, _agent_page, merged
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
-from ray_app.serving.ray_metrics import LABELS, UNREACHABLE, _agent_page, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = [rule for group in yaml.safe_load((ROOT / "configs/prometheus/alerts.yaml").read_text())["groups"] for rule in group["rules"]]

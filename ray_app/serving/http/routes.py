@@ -1,20 +1,39 @@
-"""The routes that score (`scoring_router`), of ensembles, health and readiness (`operation_router`), and of the game (`arena_router`)."""
+"""The routes that score (`scoring_router`), of ensembles, health and readiness (`operation_router`), and of the game (`arena_router`).
+
+The images in a request, raw or as multipart, are read in memory only (`read_images`).
+"""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
-from ray_app.errors import InputError
+from ray_app.errors import InputError, Status
 from ray_app.serving import engine, url_fetch
 from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import errors, responses, schemas, uploads
+from ray_app.serving.http import errors, responses, schemas
+from ray_app.serving.http.errors import Refusal
 from ray_app.serving.metrics import Meter
 from ray_app.storage.ssrf import MAX_URL
+
+# It would log for every bad form what the client gets as an error.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+_MAX_FIELDS = 10
+_MAX_FIELD_BYTES = 1024
+_MAX_HEADER_BYTES = 32 * 1024
+_MAX_NAME = 255
+_PAUSE_BYTES = 2**18
+
+Images = list[tuple[str | None, bytes]]  # with the names that they were sent with, in the order sent
 
 READY_TIMEOUT_S = 5.0
 AT_ONCE = 8  # addresses fetched; what they bring is in no request's budget
@@ -73,7 +92,7 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
 
         One image gives one object, and a refused one an error status. Several give `results`, each with a status of its own.
         """
-        images = await uploads.read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
+        images = await read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
         request_id = request.state.request_id
         options: dict[str, Any] = {"ensemble": ensemble, "beside": detectors, "masks": masks, "request_id": request_id}
         if len(images) == 1:
@@ -164,3 +183,151 @@ def arena_router(arena: Arena) -> APIRouter:
         return Response(await arena.show(name), media_type="image/jpeg")
 
     return router
+
+
+async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
+    """Reads a raw body (any content type) as one image without a name, or a `multipart/form-data` body's parts named `file`.
+
+    Nothing is written to disk. A form may have besides 10 text fields of 1 KiB each, which are passed over.
+
+    Raises Refusal: `too_many_files`, `file_too_large` (both as soon as it shows), `malformed_request`; InputError if a raw body is empty.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind == b"multipart/form-data":
+        return await _Form(options.get(b"boundary", b""), max_files, max_file_bytes).read(request.stream())
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_file_bytes:
+        raise _too_large(max_file_bytes, int(announced))
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > max_file_bytes:
+            raise _too_large(max_file_bytes, len(data))
+    if not data:
+        raise InputError(Status.EMPTY_FILE, "the request has no body")
+    return [(None, bytes(data))]
+
+
+def label(name: str) -> str | None:
+    """A file's name as a client gave it, made harmless: the last part of a path, NFC, nothing invisible, at most 255 characters."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    visible = "".join(letter for letter in unicodedata.normalize("NFC", last) if unicodedata.category(letter)[0] != "C")
+    clean = " ".join(visible.split())[:_MAX_NAME]
+    return clean if clean.strip(". ") else None
+
+
+class _Form:
+    """A multipart body, as python-multipart's parser tells it piece by piece."""
+
+    def __init__(self, boundary: bytes, max_files: int, max_file_bytes: int) -> None:
+        if not boundary:
+            raise Refusal("malformed_request", "the multipart content type has no boundary")
+        self.boundary, self.max_files, self.max_file_bytes = boundary, max_files, max_file_bytes
+        self.images: Images = []
+        self.fields = set[str]()
+        self.ended = False
+        self.delimiters = 0
+        self._header = self._value = self._disposition = b""
+        self._field, self._is_file = "", False
+        self._name: str | None = None
+        self._data = bytearray()
+
+    async def read(self, chunks: AsyncIterator[bytes]) -> Images:
+        try:
+            parser = MultipartParser(
+                self.boundary,
+                {
+                    "on_part_begin": self._part_begins,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_ends,
+                    "on_headers_finished": self._headers_end,
+                    "on_part_data": self._part_data,
+                    "on_part_end": self._part_ends,
+                    "on_end": self._end,
+                },
+                max_header_size=_MAX_HEADER_BYTES,
+            )
+            unpaused = 0
+            async for chunk in chunks:
+                self._judge_delimiters(chunk)
+                parser.write(chunk)
+                if parser.state == MultipartState.BOUNDARY_PADDING:
+                    raise Refusal("malformed_request", "a boundary of the multipart body has no end")
+                # Chunks that are there already come without a pause: others get their turn between them, in every quarter of a MiB.
+                unpaused += len(chunk)
+                if unpaused > _PAUSE_BYTES:
+                    unpaused = 0
+                    await asyncio.sleep(0)
+        except FormParserError as error:
+            raise Refusal("malformed_request", "the multipart body cannot be read") from error
+        if not self.ended:
+            raise Refusal("malformed_request", "the multipart body ends before its last boundary")
+        if not self.images:
+            raise Refusal("malformed_request", "the form has no part named `file`")
+        return self.images
+
+    def _judge_delimiters(self, chunk: bytes) -> None:
+        """The parser takes a false end of a part, and the padding of a boundary, by the byte: 64 MB of them would be 20 s of one core."""
+        self.delimiters += chunk.count(b"\r\n--" + self.boundary)
+        most = self.max_files + _MAX_FIELDS + 1
+        if self.delimiters > most:
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=most, observed=self.delimiters)
+
+    def _part_begins(self) -> None:
+        self._header = self._value = self._disposition = b""
+        self._data = bytearray()
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_ends(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _headers_end(self) -> None:
+        kind, options = parse_options_header(self._disposition)
+        if kind != b"form-data" or b"name" not in options:
+            raise Refusal("malformed_request", "a part of the form has no name")
+        self._field = _text(options[b"name"])
+        self._is_file = self._field == "file"
+        self._name = label(_text(options.get(b"filename", b"")))
+        if self._is_file and len(self.images) == self.max_files:
+            raise Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
+        if not self._is_file and b"filename" in options:
+            raise Refusal("malformed_request", "files have to be in parts named `file`")
+        if not self._is_file and len(self.fields) == _MAX_FIELDS:
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=_MAX_FIELDS, observed=_MAX_FIELDS + 1)
+        if not self._is_file and (self._field in self.fields or len(self._field) > _MAX_NAME):
+            raise Refusal("malformed_request", "a field of the form comes twice, or its name is too long")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += memoryview(data)[start:end]
+        if self._is_file and len(self._data) > self.max_file_bytes:
+            raise _too_large(self.max_file_bytes, len(self._data))
+        if not self._is_file and len(self._data) > _MAX_FIELD_BYTES:
+            raise Refusal("malformed_request", "a text field of the form is too long", limit=_MAX_FIELD_BYTES, observed=len(self._data))
+
+    def _part_ends(self) -> None:
+        if self._is_file:
+            self.images.append((self._name, bytes(self._data)))
+        else:
+            self.fields.add(self._field)
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _too_large(limit: int, observed: int) -> Refusal:
+    return Refusal("file_too_large", limit=limit, observed=observed)

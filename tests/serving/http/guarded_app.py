@@ -9,7 +9,7 @@ from ray_app.errors import InputError, Status
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import install
 from ray_app.serving.http.errors import ERRORS, Refusal
-from ray_app.serving.http.uploads import read_images
+from ray_app.serving.http.routes import read_images
 
 
 class Question(BaseModel):
