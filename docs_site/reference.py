@@ -12,7 +12,7 @@ from docs_site import catalogue, settings
 from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
-from ray_app.errors import EXIT_MEANING, MEANING, REASON_MEANING
+from ray_app.errors import ExitCode, Reason, Status
 from ray_app.images.facts import FLAG_MEANING
 from ray_app.runs.schema import row_schema
 from ray_app.runs.verdict_table import TABLE_SCHEMA
@@ -32,6 +32,16 @@ TABLE_COLUMN_MEANING = {
     "fingerprint": "equal fingerprints give equal scores and verdicts",
 }
 _MODULES = re.compile(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])")  # before the name of a type
+
+EXIT_MEANING: dict[ExitCode, str] = {
+    ExitCode.DONE: "done",
+    ExitCode.BUG: "a bug of Touchstone",
+    ExitCode.USAGE: "a command, a file or a setting that has to be changed",
+    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows",
+    ExitCode.DETECTOR: "a detector, its weights or its licence",
+    ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
+    ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",
+}
 
 
 def pages() -> dict[str, str]:
@@ -120,8 +130,8 @@ def _type(given: pa.DataType) -> str:
 
 def statuses_page() -> str:
     """Statuses, reasons, exit codes: all closed lists."""
-    statuses = [[code(one), prose(meaning)] for one, meaning in MEANING.items()]
-    reasons = [[code(one), prose(meaning)] for one, meaning in REASON_MEANING.items()]
+    statuses = [[code(one), prose(one.meaning)] for one in Status]
+    reasons = [[code(one), prose(one.meaning)] for one in Reason]
     codes = [[str(int(one)), prose(meaning)] for one, meaning in EXIT_MEANING.items()]
     return (
         "# Statuses and exit codes\n\nThe words that say why a file has no score, why it has no verdict, and how a command ended. The "

@@ -15,75 +15,55 @@ A bad image is a row with a status; a bad system is an exception with a hint.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
-class Status(StrEnum):
+class Explained(StrEnum):
+    """Words of a closed list, each with its `meaning` for people."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:
+        """A word as the class lists it; by the word alone, the one that is there."""
+        one = str.__new__(cls, word)
+        one._value_, one.meaning = word, meaning
+        return one
+
+
+class Status(Explained):
     """Why a member has a score (`ok`) or has none. Closed: details go to the `detail` column."""
 
-    OK = "ok"
-    EMPTY_FILE = "empty_file"
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    CORRUPT_IMAGE = "corrupt_image"
-    TRUNCATED_IMAGE = "truncated_image"
-    IMAGE_TOO_LARGE = "image_too_large"
-    METADATA_TOO_LARGE = "metadata_too_large"
-    UNSAFE_MEMBER = "unsafe_member"
-    ENCRYPTED_MEMBER = "encrypted_member"
-    DECODE_TIMEOUT = "decode_timeout"
-    DECODER_CRASHED = "decoder_crashed"
-    SOURCE_MISSING = "source_missing"
-    SOURCE_DENIED = "source_denied"
-    SOURCE_THROTTLED = "source_throttled"
-    SOURCE_TIMEOUT = "source_timeout"
-    SOURCE_CHANGED = "source_changed"
-    DETECTOR_FAILED = "detector_failed"
+    OK = "ok", "scored"
+    EMPTY_FILE = "empty_file", "the file has no bytes"
+    UNSUPPORTED_FORMAT = "unsupported_format", "not an image format that Touchstone reads"
+    CORRUPT_IMAGE = "corrupt_image", "the image is damaged: its bytes do not decode"
+    TRUNCATED_IMAGE = "truncated_image", "the file ends before the image does"
+    IMAGE_TOO_LARGE = "image_too_large", "larger than the limits allow, refused before decoding"
+    METADATA_TOO_LARGE = "metadata_too_large", "text or colour profiles larger than the limits allow"
+    UNSAFE_MEMBER = "unsafe_member", "a file in an archive with an unsafe name or type"
+    ENCRYPTED_MEMBER = "encrypted_member", "an encrypted file in an archive"
+    DECODE_TIMEOUT = "decode_timeout", "decoding took longer than the limit"
+    DECODER_CRASHED = "decoder_crashed", "the decoder crashed on it, or Touchstone's own code failed"
+    SOURCE_MISSING = "source_missing", "it was listed, but was gone when it was read"
+    SOURCE_DENIED = "source_denied", "the storage refused access"
+    SOURCE_THROTTLED = "source_throttled", "the storage kept asking to slow down"
+    SOURCE_TIMEOUT = "source_timeout", "the storage did not answer in time"
+    SOURCE_CHANGED = "source_changed", "it changed after it was listed"
+    DETECTOR_FAILED = "detector_failed", "a detector failed on it"
 
 
-MEANING: dict[Status, str] = {
-    Status.OK: "scored",
-    Status.EMPTY_FILE: "the file has no bytes",
-    Status.UNSUPPORTED_FORMAT: "not an image format that Touchstone reads",
-    Status.CORRUPT_IMAGE: "the image is damaged: its bytes do not decode",
-    Status.TRUNCATED_IMAGE: "the file ends before the image does",
-    Status.IMAGE_TOO_LARGE: "larger than the limits allow, refused before decoding",
-    Status.METADATA_TOO_LARGE: "text or colour profiles larger than the limits allow",
-    Status.UNSAFE_MEMBER: "a file in an archive with an unsafe name or type",
-    Status.ENCRYPTED_MEMBER: "an encrypted file in an archive",
-    Status.DECODE_TIMEOUT: "decoding took longer than the limit",
-    Status.DECODER_CRASHED: "the decoder crashed on it, or Touchstone's own code failed",
-    Status.SOURCE_MISSING: "it was listed, but was gone when it was read",
-    Status.SOURCE_DENIED: "the storage refused access",
-    Status.SOURCE_THROTTLED: "the storage kept asking to slow down",
-    Status.SOURCE_TIMEOUT: "the storage did not answer in time",
-    Status.SOURCE_CHANGED: "it changed after it was listed",
-    Status.DETECTOR_FAILED: "a detector failed on it",
-}
-
-
-class Reason(StrEnum):
+class Reason(Explained):
     """Why a verdict is `abstain`. Closed, and in order: where several hold, the first is named. What varies, such as names and figures,
     goes to the `verdict_detail` column.
     """
 
-    NO_CONTENT = "no_content"
-    NO_SCORE = "no_score"
-    OUT_OF_RANGE = "out_of_range"
-    UNLIKE_CALIBRATION = "unlike_calibration"
-    INSIDE_BAND = "inside_band"
-    UNSTABLE = "unstable"
-    UNLIKE_ARCHIVE = "unlike_archive"
-
-
-REASON_MEANING: dict[Reason, str] = {
-    Reason.NO_CONTENT: "the image is one colour, or nearly: there is nothing to judge",
-    Reason.NO_SCORE: "a detector that the ensemble needs gave no score",
-    Reason.OUT_OF_RANGE: "the image is outside what a detector was made for",
-    Reason.UNLIKE_CALIBRATION: "the image is outside what the ensemble was calibrated on",
-    Reason.INSIDE_BAND: "the score lies between the two thresholds",
-    Reason.UNSTABLE: "saved once more, the image gets another verdict",
-    Reason.UNLIKE_ARCHIVE: "the archive is not like what the ensemble was calibrated on",
-}
+    NO_CONTENT = "no_content", "the image is one colour, or nearly: there is nothing to judge"
+    NO_SCORE = "no_score", "a detector that the ensemble needs gave no score"
+    OUT_OF_RANGE = "out_of_range", "the image is outside what a detector was made for"
+    UNLIKE_CALIBRATION = "unlike_calibration", "the image is outside what the ensemble was calibrated on"
+    INSIDE_BAND = "inside_band", "the score lies between the two thresholds"
+    UNSTABLE = "unstable", "saved once more, the image gets another verdict"
+    UNLIKE_ARCHIVE = "unlike_archive", "the archive is not like what the ensemble was calibrated on"
 
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
@@ -106,17 +86,6 @@ class ExitCode(IntEnum):
     DETECTOR = 4
     CLUSTER = 5
     INTERRUPTED = 130
-
-
-EXIT_MEANING: dict[ExitCode, str] = {
-    ExitCode.DONE: "done",
-    ExitCode.BUG: "a bug of Touchstone",
-    ExitCode.USAGE: "a command, a file or a setting that has to be changed",
-    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows",
-    ExitCode.DETECTOR: "a detector, its weights or its licence",
-    ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
-    ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",
-}
 
 
 MOST_CHARACTERS = 1000  # of a `detail`

@@ -17,7 +17,7 @@ FAMILIES = {
     "embedding": "ray_app.detectors.families.timm",
     "aide": "ray_app.detectors.families.aide:Aide",
     "frequency": "ray_app.detectors.families.resnet:FreqNet",
-    "rine": "ray_app.detectors.families.rine",
+    "rine": "ray_app.detectors.families.clip",
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
     "vit-tuned": "ray_app.detectors.families.low_rank",
     "gapl": "ray_app.detectors.families.clip_tuned:Gapl",

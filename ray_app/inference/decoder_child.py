@@ -90,7 +90,9 @@ def main(arguments: list[str]) -> None:
     if arguments[3] == "torch":
         squash = Resize(mode="squash", size=2)
         Preprocessing(resize=squash, resampler="torch").prepare(Image.new("RGB", (4, 4)))
-    _limit(resource.RLIMIT_AS, _mapped_bytes() + int(arguments[0]))
+    # Address space that the libraries take: torch for CUDA reserves gigabytes of it.
+    mapped = int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
+    _limit(resource.RLIMIT_AS, mapped + int(arguments[0]))
     _limit(resource.RLIMIT_CORE, 0)
     _serve(limits, wall_limit_s)
 
@@ -158,11 +160,6 @@ def _limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (most, most))
-
-
-def _mapped_bytes() -> int:
-    """Address space that the libraries take: torch for CUDA reserves gigabytes of it."""
-    return int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ray_app.errors import MEANING, REASON_MEANING, VERDICT_WORDS, InputError, Reason, Status, one_line
+from ray_app.errors import VERDICT_WORDS, InputError, Reason, Status, one_line
 from ray_app.images import BatchLimits, colour, decode_image
 from ray_app.inference import image_inputs
 
@@ -33,7 +33,8 @@ def card(row: Mapping[str, Any], picture: Any, *, demonstration: bool = False, s
     """
     jpeg = None if picture is None or row["status"] != Status.OK else thumbnail(picture, side)
     name = _text("the image" if row["source"] is None else f"image {row['source']}" if isinstance(row["source"], int) else row["source"])
-    image = "" if jpeg is None else f'<img src="{_data_uri(jpeg)}" alt="{name}" style="max-width:{side}px;border-radius:4px">'
+    encoded = base64.b64encode(jpeg or b"").decode()
+    image = f'<img src="data:image/jpeg;base64,{encoded}" alt="{name}" style="max-width:{side}px;border-radius:4px">' if jpeg else ""
     lines = [f'<div style="overflow-wrap:anywhere;opacity:.75">{name}</div>', _verdict(row)]
     lines += [f'<div style="max-width:460px">{_text(why)}</div>'] if (why := _reason(row)) else []
     lines += [_bars(row["scores"])] if row["status"] == Status.OK else []
@@ -65,10 +66,6 @@ def thumbnail(picture: Any, side: int) -> bytes | None:
     return stream.getvalue()
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
 def _verdict(row: Mapping[str, Any]) -> str:
     if row["status"] != Status.OK:
         return f"<div><b>not scored</b> · {_text(row['status'])}</div>"
@@ -83,9 +80,9 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def _reason(row: Mapping[str, Any]) -> str:
     """Why there is no score or no verdict; empty where there are both."""
     if row["status"] != Status.OK:
-        return row["detail"] or MEANING.get(row["status"], "")
+        return row["detail"] or (Status(row["status"]).meaning if row["status"] in set(Status) else "")
     reason = row.get("verdict_reason")
-    said = [REASON_MEANING[Reason(reason)] if reason in set(Reason) else reason, row.get("verdict_detail")]
+    said = [Reason(reason).meaning if reason in set(Reason) else reason, row.get("verdict_detail")]
     return ": ".join(filter(None, said))
 
 

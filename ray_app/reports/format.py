@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
 from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
+from ray_app.errors import Reason, Status
 
 if TYPE_CHECKING:
     from ray_app.metrics.arrays import FigureFacts
@@ -349,12 +349,12 @@ def moment(timestamp: str) -> str:
 
 def meaning(status: str) -> str:
     """The meaning of a status; nothing for a status of a later version."""
-    return MEANING[Status(status)] if status in set(Status) else ""
+    return Status(status).meaning if status in set(Status) else ""
 
 
 def reason(word: str) -> str:
     """The reason of an abstention in words; a word of another version as it stands."""
-    return REASON_MEANING[Reason(word)] if word in set(Reason) else word
+    return Reason(word).meaning if word in set(Reason) else word
 
 
 def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:

@@ -43,17 +43,13 @@ class RowFilter:
         if self.finding is not None:
             table = table.filter(pc.match_substring(table[FINDING].cast(pa.string()), self.finding, ignore_case=True))
         if self.match is not None:
-            table = table.filter(pc.match_like(table["uri"].cast(pa.string()), _like(self.match)))
+            like = re.sub(r"[\\%_]", r"\\\g<0>", self.match).replace("*", "%").replace("?", "_")  # as SQL has a pattern with * and ?
+            table = table.filter(pc.match_like(table["uri"].cast(pa.string()), like))
         if self.min_score is not None:
             table = table.filter(pc.greater_equal(table["score"], self.min_score))
         if self.max_score is not None:
             table = table.filter(pc.less_equal(table["score"], self.max_score))
         return table if self.generator is None else of_generator(table, self.generator)
-
-
-def _like(pattern: str) -> str:
-    """A pattern with * and ? as SQL's LIKE has it."""
-    return re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_")
 
 
 def selected_tables(

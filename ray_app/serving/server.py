@@ -67,7 +67,8 @@ def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], o
         }  # fmt: skip
         if workers == 1:
             server = _Server(uvicorn.Config(application(config), **options), partial(announce, url))
-            _end_quietly()
+            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by these and raises them once more for the handlers before: none
+                signal.signal(number, lambda *_: None)
             server.run([listener])
             return
         os.environ[metrics.SHARED] = ending.enter_context(tempfile.TemporaryDirectory(prefix="ts-metrics-"))
@@ -142,12 +143,6 @@ def _of_worker(config: ServeConfig, settings: LogSettings) -> FastAPI:
     except TouchstoneError as error:
         _log.error("%s%s", error.message, f"; {error.hint}" if error.hint else "")
         raise SystemExit(STARTUP_FAILURE) from None
-
-
-def _end_quietly() -> None:
-    """uvicorn ends by these signals and then raises them once more for the handlers that were there before: none."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
 
 
 class _JsonLines(logging.Formatter):

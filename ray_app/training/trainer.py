@@ -215,7 +215,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=config.faults.keep, **({} if config.method == "describe" else chosen)),
         ),
         validation_config=ValidationConfig(
-            fn=validate,
+            fn=validate.validate,
             task_config=ValidationTaskConfig(fn_kwargs={"job": shared}),
             ray_remote_kwargs=judging | ({"label_selector": labels} if labels else {}),
         ),

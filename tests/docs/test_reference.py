@@ -9,8 +9,9 @@ import pytest
 from docs_site import settings
 from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, notebook_page, prose, relinked, table
+from docs_site.reference import EXIT_MEANING
 from ray_app.datasets.split_index import SplitConfig
-from ray_app.errors import EXIT_MEANING, ExitCode
+from ray_app.errors import ExitCode
 from ray_app.scoring.config import ScoreConfig
 from ray_app.training.config import TrainConfig
 from tests.docs.site import every_column

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.ensembles.card import Thresholds
-from ray_app.errors import MEANING, ConfigError, InputError, Status
+from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import BatchLimits
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.html import file_link
@@ -166,7 +166,7 @@ def test_counts_reasons_and_statuses_with_their_first_examples(words):
         "JPEG 2,741 91.4 %",
         "20000 × 20000 pixels = 400 megapixels",
         "Every file has exactly one row: 3,000 of 3,000.",
-        *(MEANING[Status(one)] for one in example_summary()["statuses"]),
+        *(Status(one).meaning for one in example_summary()["statuses"]),
     ):
         assert said in words
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ray_app.errors import MEANING, Status
+from ray_app.errors import Status
 from ray_app.reports import summary_lines, verdict_table
 from ray_app.reports.format import columns
 from tests.reports import hostile
@@ -79,7 +79,7 @@ def test_the_end_of_a_run_in_words():
     text = "\n".join(lines)
     for said in (
         "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
-        MEANING[Status.CORRUPT_IMAGE],
+        Status.CORRUPT_IMAGE.meaning,
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",
         "the score lies between the two thresholds (38)",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ray_app.errors import MEANING, Status
+from ray_app.errors import Status
 from tests.scoring.conftest import ROOT, kill_family, rows_of
 from tests.scoring.test_run_more import save_photo
 
@@ -74,4 +74,4 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
         "11.jpg": ("decode_timeout", f"longer than {LIMIT_S:g} s"),
     }
     assert all(row["verdict"] for name, row in rows.items() if name not in failed)
-    assert MEANING[Status.DECODER_CRASHED] in said
+    assert Status.DECODER_CRASHED.meaning in said

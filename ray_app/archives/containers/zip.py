@@ -221,10 +221,6 @@ def _described(rest: bytes) -> int:
     return int.from_bytes(rest[place : place + 4], "little") if len(rest) >= place + 4 else -1
 
 
-def _stored(body: bytes, size: int) -> tuple[bytes, bytes]:
-    return body[:size], body[size:]
-
-
 def _inflated(body: bytes, size: int) -> tuple[bytes, bytes]:
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     return stream.decompress(body, size + 1), stream.unused_data
@@ -236,7 +232,11 @@ def _bunzipped(body: bytes, size: int) -> tuple[bytes, bytes]:
 
 
 # size + 1 bytes at most: what is more shows that the declared size was a lie.
-METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {0: _stored, 8: _inflated, 12: _bunzipped}
+METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {
+    0: lambda body, size: (body[:size], body[size:]),
+    8: _inflated,
+    12: _bunzipped,
+}
 
 
 class _Spans:

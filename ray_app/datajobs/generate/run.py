@@ -26,7 +26,7 @@ from ray_app.datajobs.generate import files, pipelines, requests
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
-from ray_app.errors import MEANING, ClusterError, ConfigError, Status, resumable
+from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by
 from ray_app.runs.table_files import write_tables
@@ -210,7 +210,7 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if bad := {status: count for status, count in summary["statuses"].items() if status != OK}:
         yield "not made", f"{sum(bad.values()):,}, listed in {out}/failed.parquet; --retry tries again what failed"
         for status, count in bad.items():
-            yield "", f"{count:,} {status}: {_MEANING.get(status) or MEANING[Status(status)]}"
+            yield "", f"{count:,} {status}: {_MEANING.get(status) or Status(status).meaning}"
     if summary["made"]:
         table, root = f"{out}/generated.parquet", ["--set", f"arguments.root={out}"] if summary["masks"] else []
         yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", *root, "--out", "INDEX"])

@@ -1,5 +1,5 @@
 """CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), a linear head on a feature of a frozen backbone (`FrozenLinear`), and
-the `clip-linear` family: that head on CLIP.
+two families on CLIP: `clip-linear`, that head, and `rine`, what every block says in its class token, weighed and summed.
 
 As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al. 2026, arXiv 2602.12381). Constants: Radford et al. 2021
 (arXiv 2103.00020), specs/localization.md §1.1 and §1.4. The tower's weights come from the card's backbone, the head's are the card's own.
@@ -8,6 +8,7 @@ As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al.
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -233,10 +234,44 @@ class FrozenLinear(nn.Module):
         return logits
 
 
+class Rine(nn.Module):
+    """(N, 3, H, W), normalised → (N, 1). `backbone` gives `VisionFeatures`; of them the class tokens of all its layers are read.
+
+    Under the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091). CLIP runs once for this network and for
+    all others that read the same one.
+
+    `projections`: linear layers in each of both projections; `width`: theirs. `alpha` (1, layers, width) weighs the layers, number by
+    number: the paper's trainable importance estimator.
+    """
+
+    def __init__(self, backbone: VisionTower, *, projections: int, width: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.alpha = nn.Parameter(drawn(1, len(backbone.transformer.resblocks), width, std=1.0))
+        self.proj1 = nn.Sequential(nn.Dropout(), *_layers([backbone.widths["class-token"], *[width] * projections]))
+        self.proj2 = nn.Sequential(nn.Dropout(), *_layers([width] * (projections + 1)))
+        self.head = nn.Sequential(*_layers([width] * 3), nn.Linear(width, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch; see the class for shapes."""
+        layers = self.proj1(self.backbone(pixels).class_tokens)
+        summed = (self.alpha.softmax(dim=1) * layers).sum(dim=1)
+        logits: torch.Tensor = self.head(self.proj2(summed))
+        return logits
+
+
+def _layers(widths: list[int]) -> list[nn.Module]:
+    """Linear layers from width to width, each with its ReLU and the dropout of the training, which the published numbering counts."""
+    return [layer for inner, outer in pairwise(widths) for layer in (nn.Linear(inner, outer), nn.ReLU(), nn.Dropout())]
+
+
 def build(card: DetectorCard) -> nn.Module:
-    """The network of a card: its backbone's arguments go to `VisionTower`, its own are `feature` and `normalise`. Raises DetectorError."""
+    """The network of a card: its backbone's arguments go to `VisionTower`, its own to `Rine`, or are `feature` and `normalise`. Raises
+    DetectorError.
+    """
     tower = backbone_tower(card)
-    return linear_head(card, tower, dict(card.architecture.arguments))
+    own = dict(card.architecture.arguments)
+    return Rine(tower, **own) if card.family == "rine" else linear_head(card, tower, own)
 
 
 def backbone_tower(card: DetectorCard) -> VisionTower:

@@ -105,13 +105,8 @@ class ImlVit(nn.Module):
         """(N, S, S): the rectangle from the upper left corner to the last row and column with anything but black; all, of a black image."""
         # A quarter of the smallest grey level, about: scaled and shifted back, black is black to the last bits.
         bright = ((pixels - self.black).abs() > 0.004).any(1)
-        rows, columns = (_up_to_last(bright.any(axis)) for axis in (2, 1))
+        rows, columns = (bright.any(axis).flip(1).cumsum(1).flip(1) > 0 for axis in (2, 1))  # up to the last
         return rows[:, :, None] & columns[:, None, :] | ~bright.any((1, 2))[:, None, None]
-
-
-def _up_to_last(there: torch.Tensor) -> torch.Tensor:
-    """(N, S) → the same, true up to the last place that was."""
-    return there.flip(1).cumsum(1).flip(1) > 0
 
 
 def build(card: DetectorCard) -> nn.Module:

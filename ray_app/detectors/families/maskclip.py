@@ -304,7 +304,8 @@ def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_st
     Raises DetectorError that names a key which is missing, unexpected or of another shape.
     """
     encoder = network.aggregator.vit_model
-    tables = {key: torch.zeros_like(tensor) for key, tensor in encoder.state_dict().items() if _is_table(key)}
+    positions = (".rel_pos_h", ".rel_pos_w")
+    tables = {key: torch.zeros_like(tensor) for key, tensor in encoder.state_dict().items() if key.endswith(positions)}
     mae_state = {key: tensor for key, tensor in mae_state.items() if key not in MAE_UNUSED}
     if already := sorted(tables.keys() & mae_state.keys()):
         raise DetectorError(
@@ -315,7 +316,3 @@ def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_st
     load_strictly(network.clip, {key: tensor for key, tensor in clip_state.items() if key not in CLIP_UNUSED}, "CLIP")
     for prompt in network.prompt_learner.parameters():
         nn.init.normal_(prompt, std=PROMPT_STD)
-
-
-def _is_table(key: str) -> bool:
-    return key.endswith((".rel_pos_h", ".rel_pos_w"))

@@ -27,7 +27,9 @@ def build(card: DetectorCard) -> nn.Module:
         raise DetectorError(f"{card.name}: architecture.arguments: unknown keys for {card.architecture.name}: {', '.join(unknown)}")
     network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
     use_headwise_attention(network)
-    _drop_unused_pooling(network)
+    vision: Any = getattr(network, "vision_model", None)
+    if getattr(vision, "use_head", False):  # SigLIP's, which classifies by the mean of its patches: it costs time and feeds nothing
+        vision.use_head = False
     network.register_forward_hook(_logits_only)
     return network
 
@@ -89,13 +91,6 @@ def use_headwise_attention(network: Any) -> None:
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
         with quietly():
             network.set_attn_implementation(_ATTENTION)
-
-
-def _drop_unused_pooling(network: Any) -> None:
-    """SigLIP classifies by the mean of its patches; the pooling head is in the checkpoint, costs time and feeds nothing."""
-    vision: Any = getattr(network, "vision_model", None)
-    if getattr(vision, "use_head", False):
-        vision.use_head = False
 
 
 def unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_app.errors import MEANING, InputError, Status
+from ray_app.errors import InputError, Status
 from ray_app.serving.http.schemas import Error
 
 MESSAGES: dict[str, tuple[int, str]] = {
@@ -84,7 +84,7 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
 def _documented(status: int) -> dict[str, Any]:
     codes = {code: text for code, (given, text) in MESSAGES.items() if given == status}
     if status == 422:
-        codes |= {str(code): text for code, text in MEANING.items() if code not in (Status.OK, *codes)}
+        codes |= {str(one): one.meaning for one in Status if one not in (Status.OK, *codes)}
     headers = {"X-Request-Id": "the same as in the body"} | _HEADERS.get(status, {})
     return {
         "model": Error,
