@@ -238,7 +238,12 @@ def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None
         done = adoption.adopt_as(part, files[0], cards)
     else:
         done = adoption.adopt(files, cards)
-    options.echo_document(_adoption_facts(done), _adoption_lines(done), as_json)
+    facts = {
+        "adopted": [{**one._asdict(), "file": str(one.file), "kept": str(one.kept)} for one in done.adopted],
+        "unknown": [{**one._asdict(), "file": str(one.file)} for one in done.unknown],
+        "lacking": done.lacking,
+    }
+    options.echo_document(facts, _adoption_lines(done), as_json)
     if not done.adopted:
         raise DetectorError(
             "no file here is one that a detector's card names",
@@ -278,14 +283,6 @@ def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], 
         if accepted:
             click.echo(f"{card.name}: try it: touchstone check PHOTO.jpg --detector {card.name}")
     return 0
-
-
-def _adoption_facts(done: "Adoption") -> dict[str, Any]:
-    return {
-        "adopted": [{**one._asdict(), "file": str(one.file), "kept": str(one.kept)} for one in done.adopted],
-        "unknown": [{**one._asdict(), "file": str(one.file)} for one in done.unknown],
-        "lacking": done.lacking,
-    }
 
 
 def _adoption_lines(done: "Adoption") -> list[str]:

@@ -11,16 +11,15 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 from ray_app import __version__
-from ray_app.cli import data, detectors, evaluate, inspect, options, score, settings, train, trust
+from ray_app.cli import data, detectors, evaluate, options, score, settings, train, trust
 from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
-from ray_app.cli.results import results
+from ray_app.cli.results import gallery, masks, results
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
@@ -29,7 +28,7 @@ _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train
 _GROUPS = {
     "runs": (
         "Work with a finished run: reports, pictures, decisions, audits.",
-        (score.report, inspect.gallery, inspect.masks, data.filter_command, score.decide, score.rescore, trust.audit, trust.evidence,
+        (score.report, gallery, masks, data.filter_command, score.decide, score.rescore, trust.audit, trust.evidence,
          evaluate.leaderboard),
     ),
     "data": (
@@ -171,7 +170,7 @@ for _command in (*_CORE, *_GROUP_COMMANDS.values()):
 def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `typed`: the command as a shell was given it, for the line that says how to resume."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
     except click.ClickException as error:
@@ -230,10 +229,6 @@ def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | Non
     except SystemExit as ended:  # by click, once it has answered a shell that completes
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     sys.exit(code)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

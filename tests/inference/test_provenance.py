@@ -37,7 +37,8 @@ SPEC = make_spec(
 )
 # The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
 BROKEN = (
-    "import os; from ray_app.images.provenance.c2pa import CredentialsReader; CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
+    "import os; from ray_app.images.provenance.reader import CredentialsReader; "
+    "CredentialsReader.read = lambda *_: os.kill(os.getpid(), 11)"
 )
 
 

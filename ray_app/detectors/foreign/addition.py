@@ -94,7 +94,7 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
     if name in named_configs("detectors"):
         raise ConfigError(f"{name}: a shipped detector has that name", hint="give another one: --as NAME")
     known = _known(wanted)
-    draft = _validated(_described(name, wanted, known), str(path))
+    draft = validate(_described(name, wanted, known), DetectorCard, where=str(path))
     samples = [tuple(min(side, draft.valid_range.max_side_px or side) for side in size) for size in _SAMPLES]
     with ForeignProcess(draft, None) as process:
         opened, measured, found = process.open(), None, list[Found | str]()
@@ -121,7 +121,7 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
             "image": "formula", "width": width, "height": height, "logit": score, "tolerance": _TOLERANCE * max(1, abs(score)),
             "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",
         }]  # fmt: skip
-    _validated(described, str(path))
+    validate(described, DetectorCard, where=str(path))
     path.write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
     return AddedCard(load_card(path), path, opened, score, failure)
 
@@ -197,7 +197,3 @@ def _described(name: str, wanted: ForeignAddition, known: KnownDetector) -> dict
         "notes": [*([known.note] if known.note else []),
                   "It is given the image as decoded, RGB at its own size; alpha lies on white, the EXIF orientation is not applied."],
     }  # fmt: skip
-
-
-def _validated(described: Mapping[str, Any], where: str) -> DetectorCard:
-    return validate(described, DetectorCard, where=where)

@@ -80,9 +80,9 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         notes=notes,
         sources=sources(facts),
         seen_signs=SEEN_SIGNS,
-        curves=curve_groups(facts.systems),
-        risks=risk_groups(facts.systems),
-        robustness=robustness_groups(facts.systems),
+        curves=_groups([one for one in facts.systems if len(one.roc) > 1], _curves),
+        risks=_groups([one for one in facts.systems if len(one.risk_coverage.points) > 1], _risks),
+        robustness=_groups([one for one in facts.systems if one.views], _robustness),
         confidence=[(one, system_charts(one, str(place))) for place, one in enumerate(systems)],
         view_start=_view_start,
         called={system.name: system.called for system in facts.systems},
@@ -265,21 +265,6 @@ class Series(NamedTuple):
     amounts: list[str]
 
 
-def curve_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """ROC, ROC on a logarithmic axis, DET and precision–recall; systems that have no curve are left out."""
-    return _groups([one for one in systems if len(one.roc) > 1], _curves)
-
-
-def risk_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """Risk over coverage."""
-    return _groups([one for one in systems if len(one.risk_coverage.points) > 1], _risks)
-
-
-def robustness_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """Of every series of views a figure over the amount, clean pictures first and as a faint line."""
-    return _groups([one for one in systems if one.views], _robustness)
-
-
 def system_charts(system: SystemFacts, ident: str) -> list[Chart]:
     """Scores of both classes, and the share that is fake over the probability that was stated, in bins of equal count; what there is."""
     found, name = [], short(system.called)
@@ -329,6 +314,7 @@ def _groups(systems: Sequence[SystemFacts], draw: Callable[[Sequence[SystemFacts
 
 
 def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    """ROC, ROC on a logarithmic axis, DET and precision–recall."""
     roc = [charts.Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
     described = "; ".join(f"{short(system.called)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
     finds = charts.share_axis(_FINDS)
@@ -369,6 +355,7 @@ def _operating(system: SystemFacts) -> list[charts.Spot]:
 
 
 def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    """Risk over coverage."""
     traces = [charts.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.number)}" for one in systems)
@@ -378,6 +365,7 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
 
 
 def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    """Of every series of views a figure over the amount, clean pictures first and as a faint line."""
     names = list(dict.fromkeys(view.name for system in systems for view in system.views))
     drawn = [
         _over_amounts(systems, series, key, f"view-{ident}-{number}-{key}")

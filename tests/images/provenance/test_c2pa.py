@@ -8,7 +8,7 @@ import pytest
 
 from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, trust_lists
-from ray_app.images.provenance import c2pa as credentials
+from ray_app.images.provenance import reader as credentials
 from ray_app.images.provenance.trust_lists import TrustList, certificates, own_list
 from tests.images import factory
 from tests.images.provenance.files import said
