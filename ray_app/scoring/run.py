@@ -35,7 +35,7 @@ from ray_app.scoring import WARM, guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.follow import Arrivals
-from ray_app.scoring.layout import ScoringLayout, plan_layout
+from ray_app.scoring.layout import ScoringLayout, plan_layout, require_gpus
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
@@ -70,7 +70,8 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
         )
     require_prices(config)
-    _require_gpus(config)
+    if config.device != "cpu":
+        require_gpus(config.cluster)
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):
@@ -93,19 +94,6 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
-
-
-def _require_gpus(config: ScoreConfig) -> None:
-    """A cluster's GPUs are not planned for on one machine that has none, which would start all their decoders. Raises ConfigError."""
-    if config.cluster.gpus and config.device != "cpu" and ray_cluster.named_cluster(config.cluster.address) is None:
-        import ray
-        import torch
-
-        if not ray.is_initialized() and not torch.cuda.device_count():
-            raise ConfigError(
-                f"the config plans for {config.cluster.gpus} GPUs, and this machine has none",
-                hint="on this machine: --set cluster.gpus=null --set cluster.cpus=null; on a cluster: --set cluster.address=HOST:6379",
-            )
 
 
 def check_scoring(config: ScoreConfig) -> None:

@@ -47,7 +47,6 @@ REFUSED = {
     "score a second source that is not there": ("score", "{}/photos", "{}/fotos"),
     "score a list that is not there": ("score", "{}/photos", "list::{}/list.csv"),
     "score with an unknown ensemble": ("score", "{}/photos", "--ensemble", "nobody"),
-    "score with the GPUs of a cluster, on one machine without any": ("score", "{}/photos", "--config", "overnight", "--ensemble", "tiny"),
     "retry where there is nothing": ("score", "{}/photos", "--retry", "corrupt_image"),
     "evaluate by labels that are not there": ("evaluate", "{}/photos", "--labels", "{}/none.csv"),
     "train on a second source that is not there": ("train", "{}/typo.yaml"),
@@ -68,6 +67,16 @@ def test_a_refused_command_leaves_no_directory(words, place, tmp_path, capsys):
     assert not out.exists() or words[0] in ("pack", "index")  # there the listing itself found it
     if words[0] == "pack":
         assert main(["pack", f"{place}/photos", "--out", str(out)]) == ExitCode.DONE, "a corrected command may have the directory"
+
+
+def test_the_gpus_of_a_cluster_are_refused_on_one_machine_without_any(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert (
+        main(["score", f"{place}/photos", "--config", "overnight", "--ensemble", "tiny", "--out", str(tmp_path / "out")]) == ExitCode.USAGE
+    )
+    assert "--set cluster.gpus=null" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_every_reader_finds_each_row_once(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_files, "MOST_SMALL", 4)
         assert small_files.merge_small(run) == [], "few files are left as they are"
-    assert small_files.merge_small(run, lambda: assert_all_agree(run, at_rest=False)) == ["scores/00000-00000000--00003-00000000.parquet"]
+    assert small_files.merge_small(run, lambda: assert_all_agree(run, at_rest=False)) == ["scores/00000-00000000--00003-00000001.parquet"]
     [file] = run.published()
     assert run.all_published() == [file]
     assert [row | {"phash": None} for row in current_rows(run)] == [row | {"phash": None} for row in before]
