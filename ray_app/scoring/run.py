@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
-from ray_app.cluster import ray_cluster
+from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
@@ -70,7 +70,8 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
         )
     require_prices(config)
-    _require_gpus(config)
+    if config.cluster.gpus and config.device != "cpu" and ray_cluster.named_cluster(config.cluster.address) is None:
+        gpu_check.require_gpus(config.cluster.gpus)
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):
@@ -93,19 +94,6 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
-
-
-def _require_gpus(config: ScoreConfig) -> None:
-    """A cluster's GPUs are not planned for on one machine that has none, which would start all their decoders. Raises ConfigError."""
-    if config.cluster.gpus and config.device != "cpu" and ray_cluster.named_cluster(config.cluster.address) is None:
-        import ray
-        import torch
-
-        if not ray.is_initialized() and not torch.cuda.device_count():
-            raise ConfigError(
-                f"the config plans for {config.cluster.gpus} GPUs, and this machine has none",
-                hint="on this machine: --set cluster.gpus=null --set cluster.cpus=null; on a cluster: --set cluster.address=HOST:6379",
-            )
 
 
 def check_scoring(config: ScoreConfig) -> None:
