@@ -9,6 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from ray_app.errors import ConfigError
+
 PCI = Path("/sys/bus/pci/devices")
 DRIVER = Path("/proc/driver/nvidia/version")
 DEVICE = Path("/dev/nvidiactl")
@@ -29,6 +31,18 @@ def torch_and_gpus() -> tuple[str, str]:
         return built, ""
     one, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"
     return built, f"{torch.cuda.device_count()} × {one.name}, {one.total_memory / 1e9:.0f} GB, {precision}, driver {_version_of(DRIVER)}"
+
+
+def require_gpus(planned: int) -> None:
+    """A cluster's GPUs are not planned for on one machine that has none, which would start all their decoders. Raises ConfigError."""
+    import ray
+    import torch
+
+    if not ray.is_initialized() and not torch.cuda.device_count():
+        raise ConfigError(
+            f"the config plans for {planned} GPUs, and this machine has none",
+            hint="on this machine: --set cluster.gpus=null --set cluster.cpus=null; on a cluster: --set cluster.address=HOST:6379",
+        )
 
 
 def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -> str | None:

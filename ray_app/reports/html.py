@@ -84,21 +84,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    own = ("count", "decimal", "approximate", "percent", "probability", "duration", "size", "money", "moment", "meaning", "plain", "stated")
+    environment.filters.update({name: getattr(wording, name) for name in own})
     environment.filters.update(
-        count=wording.count,
-        decimal=wording.decimal,
-        approximate=wording.approximate,
-        percent=wording.percent,
-        probability=wording.probability,
         score=lambda value: wording.score(value).replace("-", "−"),
-        duration=wording.duration,
-        size=wording.size,
-        money=wording.money,
-        moment=wording.moment,
-        meaning=wording.meaning,
-        plain=wording.plain,
         jpeg=jpeg_uri,
-        stated=wording.stated,
         short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
         short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
         short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),

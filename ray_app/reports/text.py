@@ -63,7 +63,9 @@ def table(
     `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash can be copied.
     """
     widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    floors = [_longest_word([row[column] for row in [heads, *rows]]) if column in wrap else widths[column] for column in range(len(heads))]
+    floors = list(widths)
+    for column in wrap:
+        floors[column] = max([_NARROWEST, *(wording.columns(word) for row in [heads, *rows] for word in row[column].split())])
     while sum(widths) + len(GAP) * (len(heads) - 1) > width:
         spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
         if spare <= 0:
@@ -131,10 +133,6 @@ def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int])
         space = " " * (width - wording.columns(cell))
         padded.append(space + cell if column in right else cell + space)
     return GAP.join(padded).rstrip()
-
-
-def _longest_word(cells: Sequence[str]) -> int:
-    return max([_NARROWEST, *(wording.columns(word) for cell in cells for word in cell.split())])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

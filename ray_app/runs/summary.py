@@ -5,7 +5,7 @@ Each table is counted by itself, and counts of consecutive rows are added (`join
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -72,9 +72,9 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     crashed = pc.equal(table["status"].cast(pa.string()), Status.DECODER_CRASHED.value)
     # Rows on which Touchstone's own code failed: no child process, and so no file, can give that status.
     own = pc.sum(pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))).as_py() or 0
-    histogram = {
-        name: np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0].tolist() for name, column in _score_columns(table, detectors)
-    }
+    scores = {"ensemble": table["score"], **{name: pc.struct_field(table["scores"], name) for name in detectors}}
+    values = {name: np.clip(pc.drop_null(column).to_numpy(), EDGES[0], EDGES[-1]) for name, column in scores.items()}
+    histogram = {name: np.histogram(found, EDGES)[0].tolist() for name, found in values.items()}
     return document.RunCounts(
         members=len(table),
         reused=pc.sum(table["reused"]).as_py() or 0,
@@ -190,12 +190,6 @@ def _crossed(table: pa.Table) -> dict[str, int]:
     refused = table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(_OVER_LIMITS)))
     named = pc.extract_regex(refused["detail"].cast(pa.string()), NAMED_LIMIT)
     return _counted(pc.struct_field(named, "limit"))
-
-
-def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    yield "ensemble", pc.drop_null(table["score"]).to_numpy()
-    for name in detectors:
-        yield name, pc.drop_null(pc.struct_field(table["scores"], name)).to_numpy()
 
 
 def _highest(table: pa.Table) -> list[document.TopRow]:

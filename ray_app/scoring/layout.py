@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
-from ray_app.cluster import ray_cluster
-from ray_app.cluster.config import ClusterConfig
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.inference import ResourceEstimate
 from ray_app.streams.stage import IN_FLIGHT
 
@@ -157,16 +155,3 @@ def _spread(count: int, loads: Sequence[float]) -> tuple[int, ...]:
 
 def _whole_batches(members: int, slots: int) -> int:
     return max(members // slots, 1) * slots
-
-
-def require_gpus(cluster: ClusterConfig) -> None:
-    """A cluster's GPUs are not planned for on one machine that has none, which would start all their decoders. Raises ConfigError."""
-    if cluster.gpus and ray_cluster.named_cluster(cluster.address) is None:
-        import ray
-        import torch
-
-        if not ray.is_initialized() and not torch.cuda.device_count():
-            raise ConfigError(
-                f"the config plans for {cluster.gpus} GPUs, and this machine has none",
-                hint="on this machine: --set cluster.gpus=null --set cluster.cpus=null; on a cluster: --set cluster.address=HOST:6379",
-            )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
-from ray_app.cluster import ray_cluster
+from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
@@ -35,7 +35,7 @@ from ray_app.scoring import WARM, guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.follow import Arrivals
-from ray_app.scoring.layout import ScoringLayout, plan_layout, require_gpus
+from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
@@ -70,8 +70,8 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
         )
     require_prices(config)
-    if config.device != "cpu":
-        require_gpus(config.cluster)
+    if config.cluster.gpus and config.device != "cpu" and ray_cluster.named_cluster(config.cluster.address) is None:
+        gpu_check.require_gpus(config.cluster.gpus)
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):

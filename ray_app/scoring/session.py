@@ -26,6 +26,7 @@ GB = 1e9  # as networks are billed
 # What is counted, by the names that reports of workers and summaries use.
 GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
 
+_COUNTED = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
@@ -197,13 +198,7 @@ class ScoringSession:
             wall_s=round(self.elapsed_s(), 2),
             first_result_s=None if total.first is None else round(total.first - self._start, 2),
             images_per_s=total.images_per_s if len(passes) < 2 else one_after_another([one.images_per_s for one in passes]),
-            bytes_read=counts["bytes_read"],
-            requests=counts["requests"],
-            puts=counts["puts"],
-            retried=counts["retried"],
-            throttled=counts["throttled"],
-            decoded=counts["decoded"],
-            reused=counts["reused"],
+            **dict[str, Any]((name, counts[name]) for name in _COUNTED),
             retries=self._retries,
             backbones=sharing(counts),
             detectors=detector_times(counts) or None,

@@ -110,16 +110,10 @@ def refused_answer(
 
 def facts_answer(facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None) -> schemas.ImageFacts:
     """The file's facts as the API words them; what was not reached is null."""
+    read = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
     return schemas.ImageFacts(
-        format=facts.format,
-        width=facts.width,
-        height=facts.height,
-        mode=facts.mode,
-        frames=facts.frames,
-        orientation=facts.orientation,
-        icc=facts.icc,
+        **{name: getattr(facts, name) for name in read},
         flags=list(facts.flags),
-        decoder=facts.decoder,
         size_bytes=size_bytes,
         provenance=provenance,
         metadata={} if provenance is None else provenance.lines(),
