@@ -187,15 +187,12 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not YAML: {error}", hint="save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}{_line_of(error)}: not YAML: {_fault(error)}") from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: not YAML: {_fault(error)}") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data or {}
-
-
-def _line_of(error: yaml.YAMLError) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _fault(error: yaml.YAMLError) -> str:

@@ -295,11 +295,8 @@ def _agent_addresses() -> list[str]:
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [_agent_address(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
-
-
-def _agent_address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
+    places = ((node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"])
+    return [f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics" for host, port in places]
 
 
 async def _agent_page(session: aiohttp.ClientSession, address: str) -> str | None:
