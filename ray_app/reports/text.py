@@ -64,7 +64,7 @@ def table(
     """
     widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     floors = list(widths)
-    for column in wrap:
+    for column in (one for one in wrap if one < len(heads)):
         floors[column] = max([_NARROWEST, *(wording.columns(word) for row in [heads, *rows] for word in row[column].split())])
     while sum(widths) + len(GAP) * (len(heads) - 1) > width:
         spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
