@@ -90,10 +90,11 @@ def check(
         try:
             _print(found, form, list(spec.cards))
         finally:  # what came before an error is shown
+            shown = _shown(rows, images)
             if rows and form is None:
-                _print_table(rows, _shown(rows, images), spec)
+                _print_table(rows, shown, spec)
     if page is not None:
-        _write_page(page, rows, _shown(rows, images), pictures, spec)
+        _write_page(page, rows, shown, pictures, spec)
     return ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ray_app.runs import RunDirectory
     from ray_app.runs.table_files import Form
 
-
 _SHOWN = 50  # rows in a table, where no limit is given
 
 

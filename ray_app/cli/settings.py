@@ -188,7 +188,7 @@ def doctor(as_json: bool) -> int:
             failed, found, todo = ExitCode.DETECTOR, describe_error(error), "install Touchstone anew; if it stays, report it"
         code, state = code or failed, "FAIL" if failed else "note" if todo else "ok"
         checks.append({"name": name, "state": state, "found": found, "todo": todo})
-        told = f"{state:4}  {name:10}  {found}{' → ' * bool(todo)}{todo}"
-        lines += textwrap.wrap(told, 100, subsequent_indent=" " * 18, break_on_hyphens=False)
+        line = f"{state:4}  {name:10}  {found}{' → ' * bool(todo)}{todo}"
+        lines += textwrap.wrap(line, 100, subsequent_indent=" " * 18, break_on_hyphens=False)
     options.echo_document({"machine": lines[0], "exit_code": int(code), "checks": checks}, lines, as_json)
     return code

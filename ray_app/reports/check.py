@@ -97,8 +97,9 @@ def gathered(said: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
     """Names and their texts, by `form` of the text, the most frequent first."""
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in said:
-        first.setdefault(form(text), (text, name))
-        counts[form(text)] += 1
+        key = form(text)
+        first.setdefault(key, (text, name))
+        counts[key] += 1
     return {key: SharedText(*first[key], number) for key, number in counts.most_common()}
 
 
@@ -120,7 +121,8 @@ def render_check(
     beside = os.path.dirname(os.path.abspath(page))
     if len(rows) == 1:
         return iter([_render_one({**rows[0], "uri": names[0]}, pictures[0], facts, file_link(rows[0]["uri"], None, beside), version)])
-    whys = gathered((name, text) for row, name in zip(rows, names, strict=True) if (text := explained(row)))
+    texts = [explained(row) for row in rows]
+    whys = gathered((name, text) for name, text in zip(names, texts, strict=True) if text)
     place = {key: number for number, key in enumerate(whys)}
     tiles = (  # one at a time, so that no picture lies in memory twice
         {
@@ -129,11 +131,11 @@ def render_check(
             "link": file_link(row["uri"], None, beside),
             "picture": jpeg_uri(picture) if picture else None,
             "said": tile_texts(row),
-            "why": (why := explained(row)),
+            "why": why,
             "alike": whys[form(why)].files if why else 0,
             "place": place[form(why)] if why else "",
         }
-        for row, name, picture in zip(rows, names, pictures, strict=True)
+        for row, name, picture, why in zip(rows, names, pictures, texts, strict=True)
     )
     return render_in_pieces(
         "check.html",

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ray_app.datasets import DatasetSource, index_source, labels
 from ray_app.datasets.layouts import base
-from ray_app.ensembles import Thresholds, error_rates
+from ray_app.ensembles import error_rates
 from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, verdict_table
@@ -77,19 +77,19 @@ class DemoResult:
     def lines(self) -> Iterator[str]:
         """For the terminal: some rows, the run's end, the truth, and what to do next."""
         summary, archive = self.finished.summary, self.archive
-        run, ensemble = wording.visible(shlex.quote(str(summary["run"]))), summary["ensemble"]
+        run, described = wording.visible(shlex.quote(str(summary["run"]))), RunSummary.model_validate(summary)
         shown = shown_rows(self.rows)
         yield verdict_table(shown, 110)
         if len(shown) < len(self.rows):
             each = f"at most {_SHOWN // 3} of each verdict, the highest scores first"
             yield f"{len(shown):,} of {wording.counted(len(self.rows), 'row')}: {each}"
         yield ""
-        yield wording.headline(RunSummary.model_validate(summary))
+        yield wording.headline(described)
         if len(self.rows) == archive.first:
             yield f"At most {archive.first:,} files were taken; --images takes more."
-        yield from paragraph(wording.visible(error_rates(ensemble["name"], Thresholds(**ensemble["thresholds"]))), 110)
+        yield from paragraph(wording.visible(error_rates(described.ensemble.name, described.ensemble.thresholds)), 110)
         if archive.truth:
-            yield from ground_truth_lines(self.rows, archive.truth, ensemble)
+            yield from ground_truth_lines(self.rows, archive.truth, summary["ensemble"])
         yield from [] if archive.credits is None else [_credited(archive.credits)]
         yield f"report: {wording.visible(str(summary['run']))}/report.html"
         labels, source = (wording.visible(shlex.quote(str(one))) for one in (archive.labels, archive.source))

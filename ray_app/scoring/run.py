@@ -27,8 +27,7 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, re
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
-from ray_app.reports import summary_lines
-from ray_app.reports.format import counted, shortened
+from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import WARM, guarantee, identity, stages
@@ -83,7 +82,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             if finished is not None:
                 return finished
             with ray_cluster.cluster(config.cluster, warm=WARM):
-                importlib.import_module(WARM[-1])
+                importlib.import_module(WARM[-1])  # Ray Data, while the first worker begins
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = resolved.spec(gpus)
                 nodes, node_bytes = ray_cluster.planned_nodes(resolved.config.cluster.labels, cpus)
@@ -198,7 +197,8 @@ class ScoringRun:
                 self.session = self.session.following()
 
     def _settle_day(self) -> None:
-        print(f"settled: {summary_lines(self.settled().summary)[0]}", file=sys.stderr, flush=True)
+        summary = document.RunSummary.model_validate(self.settled().summary)
+        print(f"settled: {headline(summary)}", file=sys.stderr, flush=True)
 
     def settled(self) -> ScoringResult:
         """The end of a night: publish the rows, prove that every member has one, count, and report."""

@@ -1,5 +1,5 @@
-"""Where it is told which objects came, changed or went (`open_events`): an SQS queue of a bucket's events, or lines of stdin. An event is a
-reason to look at its object, no more: what is there then counts, so that events may come twice, late, or in any order.
+"""Which objects came, changed or went, as an SQS queue of a bucket's events says (`BucketQueue`), or lines of stdin (`EventLines`).
+An event is a reason to look at its object, no more: what is there then counts, so that events may come twice, late, or in any order.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html (records, s3:TestEvent, encoded keys)
 """
