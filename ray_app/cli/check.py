@@ -85,7 +85,8 @@ def check(
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
     read = partial(_read, spec.limits.max_bytes)
     size = PictureSize(*(_ALONE if len(names) == 1 else _TILE if len(names) <= CROWD else _IN_CROWD))
-    with closing(IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0)) as files:
+    provenance = ProvenanceConfig(watermarks=True).policy()
+    with closing(IsolatedFiles(spec, read, provenance=provenance, picture_px=size.side_px if page else 0)) as files:
         found = _rows(names, files, spec, accepted, rows, pictures, size)
         try:
             _print(found, form, list(spec.cards))

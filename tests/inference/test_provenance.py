@@ -33,7 +33,7 @@ SPEC = make_spec(
     load_ensemble_card("tiny"),
     limits=ImageLimits(),
     precision="fp32",
-    provenance=ProvenancePolicy(trust_lists=(own_list(authority().root),)),
+    provenance=ProvenancePolicy(trust_lists=(own_list(authority().root),), watermarks=True),
 )
 # The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
 BROKEN = (
@@ -75,7 +75,7 @@ def test_a_watermark_is_read_wherever_a_file_is_decoded(style):
     here = [outcome.provenance for outcome in decoded(SPEC, marked, plain).outcomes]
     assert [answer and answer.row() for answer in answers] == here
     assert [said is not None for said in here] == [style != "L", False]  # grey has no colour
-    blind = replace(SPEC, provenance=ProvenancePolicy(watermarks=False))
+    blind = replace(SPEC, provenance=ProvenancePolicy())
     assert {outcome.provenance for outcome in decoded(blind, marked, plain).outcomes} == {None}
 
 

@@ -12,9 +12,13 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.images.provenance.trust_lists import update_cache
 from ray_app.runs import RunDirectory
+from ray_app.serving.config import ServeConfig
 from tests.ensembles.grounds_folder import FINDINGS, write_grounds
 from tests.evaluation.evidence.real_run import score_here
+from tests.scoring.stages import without_ray
 from tests.serving.in_process import client, local_endpoint
+
+MARKS = ProvenanceConfig(watermarks=True)  # `check` searches for watermarks; everything else does if it is configured
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,14 @@ def test_check_finds_each_ground(found):
 
 
 def test_python_finds_the_same(found, folder):
-    for name, result in zip(found, load_ensemble("tiny", device="cpu").score(folder), strict=True):
+    for name, result in zip(found, load_ensemble("tiny", device="cpu", provenance=MARKS).score(folder), strict=True):
         row, expected = result.to_dict(), found[name]
         assert result.source.endswith(name)
         assert [row[key] for key in ("finding", "grounds", "verdict")] == [expected[key] for key in ("finding", "grounds", "verdict")]
 
 
 def test_rows_of_a_run_hold_the_same_and_are_counted_and_filtered(found, folder, tmp_path, capsys):
-    url = score_here(load_ensemble_card("tiny"), folder, tmp_path / "run", provenance=ProvenanceConfig().policy())
+    url = score_here(load_ensemble_card("tiny"), folder, tmp_path / "run", provenance=MARKS.policy())
     assert main(["results", url, "--json"]) == 0
     rows = {row["uri"].rpartition("/")[2]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     for name, row in rows.items():
@@ -70,7 +74,22 @@ def test_rows_of_a_run_hold_the_same_and_are_counted_and_filtered(found, folder,
 
 
 def test_http_answers_the_same(found, folder):
-    with local_endpoint() as (url, _), client(url) as asking:
+    with local_endpoint(ServeConfig(ensembles=("tiny",), provenance=MARKS)) as (url, _), client(url) as asking:
         for name, row in found.items():
             answer = asking.post("/v1/score", content=(folder / name).read_bytes()).raise_for_status().json()
             assert (answer["finding"], answer["grounds"]) == (row["finding"], row["grounds"])
+
+
+def test_watermarks_are_searched_only_if_configured(folder, found, tmp_path, capsys):
+    name = "marked-and-saved-again.jpg"
+    with without_ray():
+        for settings, finding in (([], "no evidence found"), (["--set", "provenance.watermarks=true"], found[name]["finding"])):
+            out = tmp_path / str(len(settings))
+            assert main(["score", str(folder / name), "--out", str(out), "--ensemble", "tiny", *settings]) == 0
+            capsys.readouterr()
+            assert main(["results", str(out), "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["finding"] == finding
+    assert load_ensemble("tiny", device="cpu").score(folder / name).finding == "no evidence found"
+    with local_endpoint() as (url, _), client(url) as asking:
+        answer = asking.post("/v1/score", content=(folder / name).read_bytes()).raise_for_status().json()
+        assert answer["finding"] == "no evidence found"

@@ -49,7 +49,7 @@ class ProvenancePolicy(Frozen):
     """
 
     trust_lists: tuple[TrustList, ...] = ()
-    watermarks: bool = True
+    watermarks: bool = False
 
 
 class ProvenanceConfig(Frozen):
@@ -61,7 +61,10 @@ class ProvenanceConfig(Frozen):
         description="PEM file of certificates, or their text, whose C2PA signatures count as trusted; `none` = no list; "
         "null = the lists that `touchstone config trust update` fetched",
     )
-    watermarks: bool = Field(default=True, description="the invisible marks of generators' reference codes, in the pixels")
+    watermarks: bool = Field(
+        default=False,
+        description="search pixels for the invisible watermarks of generators' reference codes, 3 to 5 ms per image; `check` always does",
+    )
 
     def policy(self) -> ProvenancePolicy | None:
         """The policy that this asks for; None = do not read. Raises ConfigError where a trust list holds no certificates."""

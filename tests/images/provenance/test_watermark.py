@@ -74,8 +74,8 @@ def test_a_large_picture_is_read_in_its_middle():
 
 def test_it_is_a_statement_of_the_file_and_can_be_left_out():
     pixels = Image.open(GOLDEN).convert("RGB")
-    said = ProvenanceReader(ProvenanceConfig().policy()).read(GOLDEN.read_bytes(), "WEBP", pixels=pixels)
+    said = ProvenanceReader(ProvenanceConfig(watermarks=True).policy()).read(GOLDEN.read_bytes(), "WEBP", pixels=pixels)
     assert said.watermark == read_watermark(pixels)
-    off = ProvenanceReader(ProvenanceConfig(watermarks=False).policy())
+    off = ProvenanceReader(ProvenanceConfig().policy())
     assert off.read(GOLDEN.read_bytes(), "WEBP", pixels=pixels) is None
     assert off.read(GOLDEN.read_bytes(), "WEBP", watermark=said.watermark) is None
