@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ray_app.cluster import gpu_check, ray_cluster
+from ray_app.cluster.ray_folder import ray_base
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.cpu import cpu_precision
@@ -69,7 +70,7 @@ def _memory() -> tuple[str, str]:
 def _disk() -> tuple[str, str]:
     change = "make room there, or set TMPDIR to another disk"
     try:
-        place = ray_cluster.ray_base()
+        place = ray_base()
         free = _writable(place)
     except OSError as error:
         raise ClusterError(f"files of a run cannot be written: {error}", hint=change) from None

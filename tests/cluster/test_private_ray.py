@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, private_folder
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.cluster.ray_folder import private_folder
 
 HOLDING = (
-    "from ray_app.cluster.ray_cluster import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
+    "from ray_app.cluster.ray_folder import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
 )
 
 USERS = {
