@@ -28,7 +28,7 @@ from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.cluster.ray_folder import private_folder
 from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
-from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables
+from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
 from ray_app.storage.node_budget import node_memory
 
 # Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
@@ -40,6 +40,13 @@ _NICENESS = {"RAY_worker_niceness": "0"}
 
 # Under `uv run` Ray uploads the current folder and puts it first on the module search path of its workers. Read when Ray is imported.
 _NO_UPLOAD = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+# Workers are in another folder than this process, so what these variables name has to be absolute.
+_PATH_VARIABLES = (
+    "TOUCHSTONE_CACHE", "TOUCHSTONE_CONFIG", "TOUCHSTONE_WEIGHTS_MIRROR", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME",
+    "HF_HUB_CACHE", "TORCH_HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE",
+    "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_FEDERATED_TOKEN_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
 
 # For a Ray whose statistics are not read: collecting them costs 1 % of a core. And its driver need not wait for the first workers.
 _SHORT_START = {"RAY_enable_metrics_collection": "0", "RAY_prestart_worker_first_driver": "0"}
@@ -84,16 +91,12 @@ def _module_folder(folder: Path) -> Iterator[None]:
 
     `ray.init` puts the current folder first on the module search path of all workers, and the processes that it starts stay there.
     """
-    here, modules = os.getcwd(), folder / "modules"
+    modules = folder / "modules"
     modules.mkdir(parents=True)
     (modules / PACKAGE.name).symlink_to(PACKAGE)  # It may not be installed: the current folder may be its checkout.
-    with _environment(safe_variables(), (SEARCH_PATH,)):
-        os.chdir(modules)
-        try:
-            yield
-        finally:
-            with suppress(PermissionError):  # As under sudo in a folder of another user, where no relative path can be used anyway.
-                os.chdir(here)
+    paths = {name: os.path.abspath(path) for name in _PATH_VARIABLES if (path := os.environ.get(name)) and "://" not in path}
+    with _environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
+        yield
 
 
 @contextmanager

@@ -58,7 +58,9 @@ def begin(modules: Sequence[str]) -> None:
         listening.listen()
         command = [sys.executable, __file__, "--mould", str(os.getpid()), *modules]
         nowhere = subprocess.DEVNULL
-        mould = subprocess.Popen(command, stdin=listening.fileno(), stdout=nowhere, stderr=nowhere, env=variables, process_group=0)
+        mould = subprocess.Popen(
+            command, stdin=listening.fileno(), stdout=nowhere, stderr=nowhere, env=variables, cwd=folder, process_group=0
+        )
     _moulds.append((mould, folder))
     atexit.register(end)
 

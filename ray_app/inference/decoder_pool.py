@@ -29,7 +29,7 @@ from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileF
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
-from ray_app.import_path import SEARCH_PATH, safe_variables
+from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
@@ -110,7 +110,7 @@ class DecoderProcess(ChildProcess):
         if self.pid is not None:
             return
         try:
-            is_ready = any(self._spawn(self._command(), _environment(), READY, limit_s) for limit_s in START_LIMITS_S)
+            is_ready = any(self._spawn(self._command(), _environment(), READY, limit_s, folder=PACKAGE) for limit_s in START_LIMITS_S)
         except OSError as error:
             raise TouchstoneError(
                 f"the decoder process did not start: {describe_error(error)}",
