@@ -146,6 +146,11 @@ def list_ensembles() -> list[str]:
     return list(named_configs("ensembles"))
 
 
+def is_named(kind: str, name: str | Path) -> bool:
+    """Return whether a name means a shipped file or one that the user added, whatever files the current folder contains."""
+    return str(name) in named_configs(kind) or str(name) in added_configs(kind)
+
+
 _KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol", "serve": "settings of an endpoint"}
 
 

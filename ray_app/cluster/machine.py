@@ -22,7 +22,7 @@ from ray_app.detectors.weights import located, parts_of
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ClusterError, DetectorError
 from ray_app.images.provenance import trust_lists
-from ray_app.storage.node_budget import node_memory
+from ray_app.storage.node_budget import node_memory, usable_cores
 
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2**30
 _OLD_DAYS = 90  # of a trust list
@@ -53,13 +53,13 @@ def _gpu() -> tuple[str, str]:
 
 
 def _cpu() -> tuple[str, str]:
-    (cores, _, _), machine, allowed = ray_cluster.seen_by_ray(), os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    found = f"Ray takes {cores} of {machine} cores{', the container has no more' * (cores < machine)}; networks in {cpu_precision()}"
-    return (found, "") if allowed >= cores else (f"{found}; this process may use {allowed}", f"score with --set cluster.cpus={allowed}")
+    cores, machine, allowed = usable_cores(), os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    limit = ", the limit of the container" if cores < allowed else ", the limit of this process" if cores < machine else ""
+    return f"commands use {cores} of {machine} cores{limit}; networks in {cpu_precision()}", ""
 
 
 def _memory() -> tuple[str, str]:
-    _, free, shared = ray_cluster.seen_by_ray()
+    free, shared = ray_cluster.memory_seen_by_ray()
     found = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
     if free < LEAST_MEMORY:
         raise ClusterError(found, hint="end what takes it, or give it more")

@@ -29,7 +29,7 @@ from ray_app.cluster.ray_folder import private_folder
 from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
-from ray_app.storage.node_budget import node_memory
+from ray_app.storage.node_budget import node_memory, usable_cores
 
 # Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -172,8 +172,9 @@ def cluster(
                 import ray
 
                 with without_side_effects(), services.without_services(agents=not warm), _module_folder(folder.parent):
-                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
-                             object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus or usable_cores(), num_gpus=config.gpus,
+                             _temp_dir=str(folder), object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
+                             **quiet)  # fmt: skip
                     ray.experimental.internal_kv._internal_kv_put(_PRIVATE, b"1")
                 if warm:
                     ray.remote(num_cpus=0)(int).remote()  # the first worker begins now, and its mould with what needs a raylet
@@ -197,12 +198,12 @@ def named_cluster(address: str | None = None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def seen_by_ray() -> tuple[int, int, int]:
-    """What a Ray that starts here counts on: cores (whatever this process's affinity), free bytes of memory and of shared memory."""
+def memory_seen_by_ray() -> tuple[int, int]:
+    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here."""
     from ray._private import utils
 
     untyped: Any = utils
-    return max(int(untyped.get_num_cpus(True)), 1), untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
+    return untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
