@@ -1,4 +1,4 @@
-"""No command imports a module from the folder that is scored or from the current folder, whatever the names of its files are."""
+"""No command runs code from the folder that is scored or from the current folder, whatever the names of its files are."""
 
 import importlib.machinery
 import json
@@ -14,8 +14,14 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from tests.ray_head import BIN, free_ports
-from tests.scoring.conftest import kill_family, rows_of
+from ray_app.cli.main import main
+from ray_app.detectors import load_card
+from ray_app.ensembles import load_ensemble_card
+from ray_app.ensembles.card import EnsembleMember
+from ray_app.evaluation.calibrate.files import named_from
+from ray_app.transforms.perturbations import load_perturbations
+from tests.ray_head import BIN, free_ports, ray_head
+from tests.scoring.conftest import ROOT, kill_family, rows_of
 from tests.training.conftest import recipe
 
 # Modules that libraries try to import if they are installed, and those that Python itself imports at its start.
@@ -39,6 +45,7 @@ class Hostile:
         self.images = sorted(path.relative_to(self.folder) for path in self.folder.rglob("*.*"))
         for name in top_level_modules():
             (self.folder / f"{name}.py").write_text(STUB.format(marker=str(self.marker)))
+        (self.folder / "matplotlibrc").write_bytes(b"\xff\xfe no settings")
         labels = [f"{self.folder / path},{'fake' if number % 2 else 'real'},{number // 2}" for number, path in enumerate(self.images)]
         (self.folder / "labels.csv").write_text("\n".join(["uri,label,group", *labels]))
 
@@ -79,6 +86,28 @@ def test_score_of_the_current_folder_imports_no_file_of_it(hostile):
     assert set(statuses) == {"ok", "unsupported_format"}
 
 
+def test_a_library_that_torch_would_load_is_refused(tmp_path):
+    hostile = tmp_path / "glibc-hwcaps" / "x86-64-v3"
+    hostile.mkdir(parents=True)
+    (hostile / "libcuda.so.1").write_bytes(b"\x7fELF")
+    done = subprocess.run([BIN / "touchstone", "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the current folder contains glibc-hwcaps/x86-64-v3/libcuda.so.1" in done.stderr
+    assert "→ start the command in another folder" in done.stderr
+
+
+def test_a_detectors_name_is_never_a_file_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("corvi2023:thumb1024", "corvi2023", "touchstone-tiny", "blur"):
+        (tmp_path / name).write_text("members: [{detector: hostile.yaml}]")
+    member = EnsembleMember(detector="corvi2023")
+    assert load_card("corvi2023:thumb1024").name == "corvi2023:thumb1024"
+    assert load_ensemble_card("fusion-clip-corvi-openfake-v1").members
+    assert named_from(tmp_path / "card.yaml", member) == member
+    assert [one.name for one in load_perturbations(["blur:2"])] == ["blur:2"]
+    assert main(["detectors", "fetch", "touchstone-tiny"]) == 0
+
+
 def test_check_in_the_current_folder_imports_no_file_of_it(hostile):
     said = hostile.run("check", ".", "--ensemble", "tiny", "--json")
     assert [json.loads(line)["status"] for line in said.splitlines()].count("ok") == IMAGES
@@ -93,7 +122,7 @@ def train(hostile):
 COMMANDS = {
     "evaluate": lambda hostile: ["evaluate", ".", "--labels", "labels.csv", "--ensemble", "tiny", "--out", "../out"],
     "plan": lambda hostile: ["plan", ".", "--ensemble", "tiny"],
-    "pack": lambda hostile: ["data", "pack", ".", "--out", "../out", "--set", "cluster.workers=2"],
+    "pack": lambda hostile: ["data", "pack", ".", "--out", "../out", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"],
     "index": lambda hostile: ["data", "index", "list::labels.csv", "--out", "../out"],
     "train": train,
     "doctor": lambda hostile: ["doctor"],
@@ -125,3 +154,54 @@ def test_an_endpoint_imports_no_file_of_the_current_folder(hostile, tmp_path, op
     finally:
         kill_family(process)
     assert not hostile.imported
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_a_job_imports_no_file_of_its_source_or_folder(hostile, tmp_path):
+    command = f"cd {hostile.folder} && {sys.executable} {ROOT}/jobs/score.py . --ensemble tiny --out {tmp_path}/run"
+    with ray_head() as head:
+        words = [BIN / "ray", "job", "submit", "--", "bash", "-c", command]
+        done = subprocess.run(words, cwd=hostile.folder, env=head.environment, capture_output=True, text=True)
+    assert not hostile.imported
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert [row["status"] for row in rows_of(tmp_path / "run").values()].count("ok") == IMAGES
+
+
+DETECTOR = """
+import sys
+
+def by_width(images):
+    return [image.shape[1] / 32 for image in images]
+"""
+USING = """
+import os, subprocess, sys
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, on_ray
+import mine
+
+with cluster(ClusterConfig()):
+    print("in a task:", *on_ray(mine.by_width, [[]]))
+for words in (["detectors", "add", "callable:mine:by_width", "--licence", "own", "--as", "mine"],
+              ["score", sys.argv[1], "--detector", "mine", "--out", sys.argv[2]]):
+    subprocess.run(["touchstone", *words], check=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_an_uploaded_working_dir_stays_importable(hostile, tmp_path):
+    uploaded = tmp_path / "uploaded"
+    uploaded.mkdir()
+    (uploaded / "mine.py").write_text(DETECTOR)
+    (uploaded / "using.py").write_text(USING)
+    with ray_head(TOUCHSTONE_CONFIG=str(tmp_path / "config.yaml")) as head:
+        words = ["job", "submit", "--working-dir", uploaded, "--", sys.executable, "using.py", hostile.folder, tmp_path / "run"]
+        done = subprocess.run([BIN / "ray", *map(str, words)], cwd=tmp_path, env=head.environment, capture_output=True, text=True)
+    assert not hostile.imported
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "in a task: []" in done.stdout
+    scores = [row["scores"] for row in rows_of(tmp_path / "run").values() if row["status"] == "ok"]
+    assert [dict(one) for one in scores] == [{"mine": 3.0}] * IMAGES

@@ -72,6 +72,15 @@ def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
         assert str(folder.parent) == "/tmp"
 
 
+def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path):
+    folder = tmp_path / "job" / ("long" * 25)
+    folder.mkdir(parents=True)
+    program = "from ray_app.cluster import warm_workers\nwarm_workers.begin(('json', 'decimal'))\nwarm_workers.end()"
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(folder.iterdir()) == []
+
+
 def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
     """In a process of its own: this one may be connected to a Ray, which asks for its secret all the time."""
     done = subprocess.run([sys.executable, "-c", TWICE], env={**os.environ, **USERS}, capture_output=True, text=True, timeout=200)
