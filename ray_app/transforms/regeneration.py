@@ -26,7 +26,7 @@ def weights_folder(place: str, marker: str) -> Path:
     Raises LookupError, with a message for people, if there is none.
     """
     if place.startswith(("/", ".", "~")):
-        folder = Path(place).expanduser()
+        folder = Path(place).expanduser().absolute()  # Workers are in another folder.
         if (folder / marker).is_file():
             return folder
         raise LookupError(f"{place} has no {marker}")
