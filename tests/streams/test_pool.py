@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from ray.data import DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from ray_app.errors import TouchstoneError
 from ray_app.streams.pool import Pool, dataset, messages, stream, through
@@ -57,7 +58,7 @@ def test_a_batch_of_several_rows_is_refused():
 @pytest.mark.ray
 def test_a_stream_uses_no_deprecated_option_of_ray_data(ray_cluster):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
+        warnings.simplefilter("error", RayDeprecationWarning)
         assert checked(stream(numbers, [pool()], name="test")) == [2 * number for number in range(COUNT)]
 
 
