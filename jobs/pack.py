@@ -6,7 +6,9 @@ ray job submit --working-dir . -- python jobs/pack.py s3://bucket/photos --out s
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # The folder of this file.
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # An uploaded checkout is not an installed package.
 
 from ray_app.cli.main import script
 

@@ -146,6 +146,17 @@ def list_ensembles() -> list[str]:
     return list(named_configs("ensembles"))
 
 
+def is_named(kind: str, name: str | Path) -> bool:
+    """Return whether a name means a shipped file or one that the user added, whatever files the current folder contains."""
+    return str(name) in named_configs(kind) or str(name) in added_configs(kind)
+
+
+def absolute_name(kind: str, name_or_path: str) -> str:
+    """Return a name as it is, and the path of a file as an absolute path."""
+    is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
+    return os.path.abspath(name_or_path) if is_path else name_or_path
+
+
 _KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol", "serve": "settings of an endpoint"}
 
 

@@ -60,7 +60,9 @@ GROUPS = {
     "endpoint": Group("the endpoint under minutes of hostile clients, on both servers; its pages, and all reports, by axe", (
         "reports", "serving/test_pressure.py", "serving/test_server.py", "serving/test_soak.py",
     )),
-    "strangers": Group("what a stranger gets from every command that starts a Ray: nothing", ("test_strangers.py",)),
+    "strangers": Group("what a stranger gets from every command that starts a Ray: nothing; files of an archive are never imported", (
+        "test_strangers.py", "test_import_path.py",
+    )),
     "journeys": Group("five whole ways of strangers from an empty folder, by the wheel and the documents' own lines", ("journeys",)),
     "readme": Group("the lines of README in an empty folder", ("test_readme.py",)),
     "pages": Group("the lines of README on a fresh machine, and of the documents, as a reader types them", (

@@ -138,10 +138,12 @@ def _rows(
 
 
 def _threads(pictures: int, spec: "ScoringSpec") -> int:
-    """How many batches are scored at once: more than one where nothing but processor cores of one thread each does it."""
+    """Return how many batches are scored at once: several only if all networks are small and run in one thread each."""
+    from ray_app.storage.node_budget import usable_cores
+
     is_small = all(card.size is not None and card.size.parameters < _SMALL for card in spec.cards.values())
     several = spec.device == "cpu" and is_small and spec.describer is None and os.environ.get("OMP_NUM_THREADS") == "1"
-    return min(os.cpu_count() or 1, _MOST_THREADS, -(-pictures // spec.slots)) if several else 1
+    return min(usable_cores(), _MOST_THREADS, -(-pictures // spec.slots)) if several else 1
 
 
 def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:

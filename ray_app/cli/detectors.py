@@ -86,12 +86,15 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
 
 
 def _ensemble(name: str) -> "EnsembleCard | None":
-    """The ensemble that a name or path means; None for a detector."""
-    from ray_app.config import named_configs, read_mapping
+    """Return the ensemble that a name or path means; None for a detector. A name is never that of a file in the current folder."""
+    from ray_app.config import is_named, read_mapping
+    from ray_app.detectors.card import split_variant
     from ray_app.ensembles import load_ensemble_card
 
-    is_one = name in named_configs("ensembles") or (Path(name).is_file() and "members" in read_mapping(Path(name)))
-    return load_ensemble_card(name) if is_one else None
+    if is_named("ensembles", name):
+        return load_ensemble_card(name)
+    is_file = not is_named("detectors", split_variant(name)[0]) and Path(name).is_file()
+    return load_ensemble_card(name) if is_file and "members" in read_mapping(Path(name)) else None
 
 
 def _log_sizes(cards: Sequence["DetectorCard"]) -> None:

@@ -21,6 +21,7 @@ from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import gallery, masks, results
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
+from ray_app.import_path import refuse_searched_library, remove_current_folder
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare,
@@ -172,6 +173,7 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        refuse_searched_library()
         code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -215,6 +217,7 @@ def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | Non
     thread of Arrow that is still dropping the last buffer of a Parquet file asks for the interpreter's lock in a C++ destructor, and
     Python ends threads that come then by unwinding them, which C++ answers with abort() ("terminate called without an active exception").
     """
+    remove_current_folder()
     code: int = ExitCode.BUG
 
     def leave() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ray_app.cluster import gpu_check, ray_cluster
+from ray_app.cluster.ray_folder import ray_base
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.cpu import cpu_precision
@@ -21,7 +22,7 @@ from ray_app.detectors.weights import located, parts_of
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ClusterError, DetectorError
 from ray_app.images.provenance import trust_lists
-from ray_app.storage.node_budget import node_memory
+from ray_app.storage.node_budget import node_memory, usable_cores
 
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2**30
 _OLD_DAYS = 90  # of a trust list
@@ -52,13 +53,13 @@ def _gpu() -> tuple[str, str]:
 
 
 def _cpu() -> tuple[str, str]:
-    (cores, _, _), machine, allowed = ray_cluster.seen_by_ray(), os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    found = f"Ray takes {cores} of {machine} cores{', the container has no more' * (cores < machine)}; networks in {cpu_precision()}"
-    return (found, "") if allowed >= cores else (f"{found}; this process may use {allowed}", f"score with --set cluster.cpus={allowed}")
+    cores, machine, allowed = usable_cores(), os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    limit = ", the limit of the container" if cores < allowed else ", the limit of this process" if cores < machine else ""
+    return f"commands use {cores} of {machine} cores{limit}; networks in {cpu_precision()}", ""
 
 
 def _memory() -> tuple[str, str]:
-    _, free, shared = ray_cluster.seen_by_ray()
+    free, shared = ray_cluster.memory_seen_by_ray()
     found = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
     if free < LEAST_MEMORY:
         raise ClusterError(found, hint="end what takes it, or give it more")
@@ -69,7 +70,7 @@ def _memory() -> tuple[str, str]:
 def _disk() -> tuple[str, str]:
     change = "make room there, or set TMPDIR to another disk"
     try:
-        place = ray_cluster.ray_base()
+        place = ray_base()
         free = _writable(place)
     except OSError as error:
         raise ClusterError(f"files of a run cannot be written: {error}", hint=change) from None

@@ -5,16 +5,13 @@
 Keeps a local Ray to the process that starts it (`private_ray`): a token, loopback addresses, and a folder of this user alone.
 """
 
-import fcntl
 import json
 import math
 import os
 import pickle
 import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -28,9 +25,11 @@ from unittest import mock
 
 from ray_app.cluster import services, versions, warm_workers
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
+from ray_app.cluster.ray_folder import private_folder
 from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
-from ray_app.storage.node_budget import node_memory
+from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
+from ray_app.storage.node_budget import node_memory, usable_cores
 
 # Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -39,11 +38,18 @@ _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 # By itself Ray starts workers at niceness 15, below its own daemons; who wants a run to yield starts it under `nice`, which they inherit.
 _NICENESS = {"RAY_worker_niceness": "0"}
 
+# Under `uv run` Ray uploads the current folder and puts it first on the module search path of its workers. Read when Ray is imported.
+_NO_UPLOAD = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+# Workers are in another folder than this process, so what these variables name has to be absolute.
+_PATH_VARIABLES = (
+    "TOUCHSTONE_CACHE", "TOUCHSTONE_CONFIG", "TOUCHSTONE_WEIGHTS_MIRROR", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME",
+    "HF_HUB_CACHE", "TORCH_HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE",
+    "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_FEDERATED_TOKEN_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+
 # For a Ray whose statistics are not read: collecting them costs 1 % of a core. And its driver need not wait for the first workers.
 _SHORT_START = {"RAY_enable_metrics_collection": "0", "RAY_prestart_worker_first_driver": "0"}
-
-_FOLDER, _LOCK = "ts-", "touchstone.lock"
-_LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HAProxy needs 83 of them below
 
 
 @contextmanager
@@ -56,7 +62,8 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
     clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block. `quick`: a short start.
     """
-    mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **_TORCH, **_NICENESS, **(_SHORT_START if quick else {})}
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    mine = {**access, **_TORCH, **_NICENESS, **_NO_UPLOAD, **(_SHORT_START if quick else {})}
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
     try:
         with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
@@ -70,27 +77,6 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
         _read_anew()
 
 
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """A new folder that only this user may enter. It outlives its process, with the logs in it, until another one is made.
-
-    Ray opens its own folder to everybody, so it has to lie in one that it does not know.
-    """
-    base = ray_base()
-    _remove_abandoned(base)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=base))
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / _LOCK).exists():  # else another start found it before it was locked, and took it for abandoned
-            break
-        os.close(lock)
-    try:
-        yield folder
-    finally:
-        os.close(lock)
-
-
 def _read_anew() -> None:
     """Make Ray read the environment again: it may have cached its mode and token in this process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
@@ -99,32 +85,24 @@ def _read_anew() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def ray_base() -> Path:
-    """The folder in which a Ray of this machine's own has its files; made if it is not there."""
-    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    base = Path(wanted if len(os.fsencode(wanted)) <= _LONGEST_BASE else "/tmp")  # noqa: S108 - the folder in it is ours alone
-    base.mkdir(parents=True, exist_ok=True)
-    return base
+@contextmanager
+def _module_folder(folder: Path) -> Iterator[None]:
+    """Work in a folder that contains this package alone, and let child processes search no other current folder for modules.
 
-
-def _remove_abandoned(base: Path) -> None:
-    """Remove the folders whose processes have ended. A lock ends with its process, also with one that is killed."""
-    for held in base.glob(f"{_FOLDER}*/{_LOCK}"):
-        with suppress(OSError):
-            if held.parent.lstat().st_uid != os.getuid():
-                continue
-            lock = os.open(held, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(held.parent, ignore_errors=True)
-            finally:
-                os.close(lock)
+    `ray.init` puts the current folder first on the module search path of all workers, and the processes that it starts stay there.
+    """
+    modules = folder / "modules"
+    modules.mkdir(parents=True)
+    (modules / PACKAGE.name).symlink_to(PACKAGE)  # It may not be installed: the current folder may be its checkout.
+    paths = {name: os.path.abspath(path) for name in _PATH_VARIABLES if (path := os.environ.get(name)) and "://" not in path}
+    with _environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
+        yield
 
 
 @contextmanager
 def _environment(given: Mapping[str, str], without: Iterable[str]) -> Iterator[None]:
     """The environment of this process with some variables set and others taken out."""
-    before = {name: os.environ.pop(name, None) for name in (*given, *without)}
+    before = {name: os.environ.pop(name, None) for name in {*given, *without}}
     os.environ.update(given)
     try:
         yield
@@ -184,17 +162,19 @@ def cluster(
             if address:
                 import ray
 
-                with without_side_effects():
-                    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+                folder = ending.enter_context(private_folder())
+                with without_side_effects(), _module_folder(folder):
+                    ray.init(address=address, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, SAFE_PATH: "1"}}, **quiet)
             else:
                 warm_workers.begin(warm)
                 ending.callback(warm_workers.end)
                 folder = ending.enter_context(private_ray(hidden, variables, quick=bool(warm)))
                 import ray
 
-                with without_side_effects(), services.without_services(agents=not warm):
-                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
-                             object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+                with without_side_effects(), services.without_services(agents=not warm), _module_folder(folder.parent):
+                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus or usable_cores(), num_gpus=config.gpus,
+                             _temp_dir=str(folder), object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
+                             **quiet)  # fmt: skip
                     ray.experimental.internal_kv._internal_kv_put(_PRIVATE, b"1")
                 if warm:
                     ray.remote(num_cpus=0)(int).remote()  # the first worker begins now, and its mould with what needs a raylet
@@ -218,12 +198,12 @@ def named_cluster(address: str | None = None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def seen_by_ray() -> tuple[int, int, int]:
-    """What a Ray that starts here counts on: cores (whatever this process's affinity), free bytes of memory and of shared memory."""
+def memory_seen_by_ray() -> tuple[int, int]:
+    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here."""
     from ray._private import utils
 
     untyped: Any = utils
-    return max(int(untyped.get_num_cpus(True)), 1), untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
+    return untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:

@@ -9,8 +9,8 @@ Where no mould listens, or it does not answer, Ray's own program is run, which i
 import os
 import sys
 
-if __name__ == "__main__":
-    del sys.path[0]  # this folder, whose modules have names of others
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # This folder: its modules have the names of others.
 
 import atexit
 import gc
@@ -44,16 +44,23 @@ def begin(modules: Sequence[str]) -> None:
     is_elsewhere = has_joined or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
     if _moulds or not modules or sys.platform != "linux" or is_elsewhere:
         return
-    folder = tempfile.mkdtemp(prefix="ts-mould-")  # of this user alone
+    from ray_app.cluster.ray_folder import ray_base
+    from ray_app.import_path import SEARCH_PATH, safe_variables
+
+    folder = tempfile.mkdtemp(prefix="ts-mould-", dir=ray_base())  # Only this user may enter it.
     os.environ[_SOCKET] = os.path.join(folder, "socket")
-    left_out = (*SECRETS, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # forks show in /proc what their mould was started with
-    variables = {"OMP_NUM_THREADS": "1"} | {name: value for name, value in os.environ.items() if name not in left_out} | WORKER_ENVIRONMENT
+    # Forks show in /proc what their mould was started with.
+    left_out = (*SECRETS, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", SEARCH_PATH)
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+    variables = {"OMP_NUM_THREADS": "1", **inherited, **WORKER_ENVIRONMENT, **safe_variables()}
     with socket.socket(socket.AF_UNIX) as listening:  # from now on requests wait for the mould
         listening.bind(os.environ[_SOCKET])
         listening.listen()
         command = [sys.executable, __file__, "--mould", str(os.getpid()), *modules]
         nowhere = subprocess.DEVNULL
-        mould = subprocess.Popen(command, stdin=listening.fileno(), stdout=nowhere, stderr=nowhere, env=variables, process_group=0)
+        mould = subprocess.Popen(
+            command, stdin=listening.fileno(), stdout=nowhere, stderr=nowhere, env=variables, cwd=folder, process_group=0
+        )
     _moulds.append((mould, folder))
     atexit.register(end)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ray_app.config import Frozen, OptionalKey, Placed, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.config import Frozen, OptionalKey, Placed, find_config, is_named, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
@@ -370,9 +370,10 @@ def base_name(name: str) -> str:
 
 
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
-    """What stands before `:VARIANT`, and the variant, if there is one."""
+    """Return what precedes `:VARIANT`, and the variant or None. A name has a variant even if a file has the whole text as its name."""
     base, _, variant = str(name_or_path).rpartition(":")
-    return (base, variant) if base and _VARIANT.fullmatch(variant) and not Path(name_or_path).is_file() else (name_or_path, None)
+    is_variant = bool(base and _VARIANT.fullmatch(variant)) and (is_named("detectors", base) or not Path(name_or_path).is_file())
+    return (base, variant) if is_variant else (name_or_path, None)
 
 
 def _read(name_or_path: str | Path) -> tuple[dict[str, Any], str, Path]:
@@ -401,11 +402,11 @@ def _sections(base: Any, change: Any) -> bool:
 
 
 def _backbone(described: Any, folder: Path) -> tuple[Any, Path]:
-    """A backbone's mapping and the folder that its weights are relative to."""
+    """Return a backbone's mapping and the folder that its weights are relative to. A remote card has no folder."""
     if not isinstance(described, str):
         return described, folder
     beside = folder / described
-    path = beside if beside.is_file() else find_config("backbones", described)
+    path = beside if folder.is_absolute() and beside.is_file() else find_config("backbones", described)
     return read_mapping(path), path.resolve().parent
 
 

@@ -15,8 +15,16 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import util
 from pathlib import Path
 from typing import Literal
+
+if __name__ == "__main__":  # Load this very package, but no other module from the folder that contains it.
+    package = util.spec_from_file_location("ray_app", Path(__file__).resolve().parents[1] / "__init__.py")
+    assert package is not None
+    assert package.loader is not None
+    sys.modules["ray_app"] = util.module_from_spec(package)
+    package.loader.exec_module(sys.modules["ray_app"])
 
 from PIL import Image
 from pydantic import Field, FiniteFloat

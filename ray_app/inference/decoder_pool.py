@@ -17,7 +17,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -30,6 +29,7 @@ from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileF
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
+from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
@@ -95,7 +95,7 @@ class DecoderProcess(ChildProcess):
         return PreparedImage(report.facts, tuple(_tensors(pixels, wanted.shapes)), report.provenance, report.seconds)
 
     def _command(self) -> list[str]:
-        """What to start; `python -P`, lest a file `PIL.py` in the current folder become the decoder."""
+        """Return the command of a decoder process. With `-P` a file `PIL.py` next to the program is not imported."""
         limits, library = self._limits.model_dump_json(), "torch" if self._has_torch else ""
         return [sys.executable, "-P", decoder_child.__file__, str(self._memory_limit_bytes), str(self._wall_limit_s), limits, library]
 
@@ -110,7 +110,7 @@ class DecoderProcess(ChildProcess):
         if self.pid is not None:
             return
         try:
-            is_ready = any(self._spawn(self._command(), _environment(), READY, limit_s) for limit_s in START_LIMITS_S)
+            is_ready = any(self._spawn(self._command(), _environment(), READY, limit_s, folder=PACKAGE) for limit_s in START_LIMITS_S)
         except OSError as error:
             raise TouchstoneError(
                 f"the decoder process did not start: {describe_error(error)}",
@@ -328,10 +328,9 @@ class _NotAdmitted(Exception):  # noqa: N818 - no fault: it leaves an exchange t
 
 
 def _environment() -> dict[str, str]:
-    package_root = str(Path(__file__).resolve().parents[2])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     kept = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
-    return kept | _MODEST | {"PYTHONPATH": search_path}
+    kept.pop(SEARCH_PATH, None)
+    return kept | _MODEST | safe_variables()
 
 
 def _in_two_processes(demand: Demand, encoded_bytes: int) -> Demand:

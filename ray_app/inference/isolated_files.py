@@ -1,6 +1,5 @@
 """Files that child processes decode ahead of the network, and while torch is imported (`IsolatedFiles`)."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.inference.small_pictures import square
 from ray_app.inference.spec import ScoringSpec
+from ray_app.storage.node_budget import usable_cores
 
 AHEAD_BYTES = 192 * 2**20  # of prepared pixels, and of files that are kept, while nobody takes them
 _KEPT_FILE_BYTES = 8 * 2**20  # what a file is reckoned with
@@ -58,7 +58,7 @@ class IsolatedFiles:
         self._wanted = DecodeRequest(
             preprocessings=(*early.preprocessings, *shown), resize=early.resize, provenance=provenance, measured=bool(early.measured)
         )
-        processes = min(max((os.cpu_count() or 2) - 1, 1), _MOST_PROCESSES)
+        processes = min(max(usable_cores() - 1, 1), _MOST_PROCESSES)
         self.children = IsolatedDecoders(spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-files")
 

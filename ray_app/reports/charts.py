@@ -8,8 +8,11 @@ size of its text is set by the page.
 import io
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from xml.etree import ElementTree
@@ -18,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
+from ray_app.import_path import PACKAGE, working_in
 from ray_app.reports.format import plain, visible
 
 if TYPE_CHECKING:
@@ -255,8 +259,16 @@ def line_chart(
     return _svg(axes, tips, ident, title, description)
 
 
+def _import_matplotlib() -> None:
+    """Import matplotlib without the settings of a file `matplotlibrc` in the current folder, which may be an archive."""
+    if "matplotlib" not in sys.modules and Path("matplotlibrc").exists():
+        with working_in(PACKAGE):
+            import_module("matplotlib")
+
+
 def _axes(width: int, height: int, x: Axis, y: Axis, *, compact: bool = False) -> tuple["Axes", list[str]]:
     """An empty plane in a figure of `width` × `height` pixels, with its ticks and grid, and the texts that _svg puts in."""
+    _import_matplotlib()
     from matplotlib.figure import Figure
 
     left, right, bottom, top = (44, 18, 20, 10) if compact else (50, 18, 38 if x.title else 22, 24)
@@ -367,6 +379,7 @@ def _count_axis(high: float, steps: int, low: float = 0.0) -> Axis:
 
 def _round_ticks(low: float, high: float, steps: int) -> list[float]:
     """About `steps` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
+    _import_matplotlib()
     from matplotlib.ticker import MaxNLocator
 
     if not high > low:

@@ -33,6 +33,7 @@ from ray_app.cluster.warm_workers import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE, cpu_precision
 from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.import_path import SAFE_PATH
 from ray_app.inference import ScoringSpec
 from ray_app.serving import attribution, engine
 from ray_app.serving.config import Resources, ServeConfig
@@ -131,7 +132,7 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         # One precision for all replicas, also where their nodes have other processors: equal fingerprints mean equal scores.
-        "runtime_env": {"env_vars": {**WORKER_ENVIRONMENT, CPU_PRECISION_VARIABLE: cpu_precision()}},
+        "runtime_env": {"env_vars": {**WORKER_ENVIRONMENT, SAFE_PATH: "1", CPU_PRECISION_VARIABLE: cpu_precision()}},
     }
     if resources.memory_bytes:
         actor["memory"] = resources.memory_bytes

@@ -13,8 +13,9 @@ from typing import Any
 
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, named_cluster, without_side_effects
-from ray_app.config import validate
+from ray_app.config import absolute_name, validate
 from ray_app.detectors import resolve_weights
+from ray_app.detectors.card import split_variant
 from ray_app.errors import ClusterError, ConfigError, describe_error
 from ray_app.serving import address, haproxy, release
 from ray_app.serving.config import QUIET, ServeConfig
@@ -49,7 +50,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     for card in release.plan_release(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is an error before Ray starts
     connections.connection_limits()
-    config = config.model_copy(update={"access": auth.by_digests(config.access)})
+    config = _with_absolute_paths(config.model_copy(update={"access": auth.by_digests(config.access)}))
     os.environ.setdefault(haproxy.ENABLED, str(int(haproxy.is_installed())))
     # Replicas need no ports of their own unless Serve's HAProxy asks them directly; then, as no other load balancer has to learn of it, a
     # replica that has answered its last request ends at once, and not after 30 s.
@@ -85,6 +86,28 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             with without_side_effects():
                 _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
                 serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
+    """Name all files of a config by absolute paths: replicas are in another folder than this command."""
+    access, provenance, arena = config.access, config.provenance, config.arena
+    tokens, trusted, place = access.tokens_file, provenance.trust_list, arena.at
+    changes = {
+        "ensembles": tuple(absolute_name("ensembles", name) for name in config.ensembles),
+        "optional_detectors": tuple(map(_absolute_detector, config.optional_detectors)),
+        "access": access.model_copy(update={"tokens_file": tokens and os.path.abspath(tokens)}),
+        "provenance": provenance.model_copy(
+            update={"trust_list": trusted if trusted in (None, "none") else absolute_name("trust", trusted)}
+        ),
+        "arena": arena.model_copy(update={"at": place and absolute_name("arena", place)}),
+    }
+    return config.model_copy(update=changes)
+
+
+def _absolute_detector(name_or_path: str) -> str:
+    base, variant = split_variant(name_or_path)
+    path = absolute_name("detectors", str(base))
+    return path if variant is None else f"{path}:{variant}"
 
 
 def _drain(name: str, limit_s: float) -> None:

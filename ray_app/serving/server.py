@@ -28,6 +28,7 @@ from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.connections import LimitedProtocol, connection_limits
 from ray_app.serving.replica import DetectorGroup
+from ray_app.storage.node_budget import usable_cores
 
 SHUTDOWN_MARGIN_S = 10  # requests at work when it ends have `deadline_s` and this
 KEEP_ALIVE_S = 90  # longer than a front proxy keeps idle connections, so that the proxy closes them
@@ -58,7 +59,7 @@ def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], o
         for card in release.plan_release(config)[0].cards.values():
             resolve_weights(card)  # fetched here and once; what is missing is an error here
         # Networks of one worker after another's: more threads than cores would only be in each other's way. One core decodes.
-        os.environ.setdefault(THREADS, str(max(1, len(os.sched_getaffinity(0)) // workers - 1)))
+        os.environ.setdefault(THREADS, str(max(1, usable_cores() // workers - 1)))
         _log_to_stderr(settings)
         options: dict[str, Any] = {
             "http": LimitedProtocol, "ws": "none", "lifespan": "on", "log_config": None, "access_log": settings.enable_access_log,

@@ -1,5 +1,7 @@
 """`NodeBudget`: memory that all processes of one node share for large files, as a counting semaphore of file locks.
 
+`node_memory` and `usable_cores` are what this machine or container has.
+
 The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks them when a process ends, however it
 ends. A process that wants seats waits at the door, in turn, until there are enough; with seats it never waits for more: no deadlock.
 """
@@ -20,8 +22,9 @@ SEAT_BYTES = 64 * 2**20
 NODE_SHARE = 0.25  # of a node's memory; most of the rest is planned for the processes themselves
 _LOOK_EVERY_S = 0.02
 
-# Files of cgroups that say what a container may take; where there are none, or "max", it is all that the machine has.
+# Files of cgroups with the limits of a container. If they are missing, or contain "max" or -1, there is no limit.
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_CPU, _CGROUP_CPU_V1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
 
 
 def node_memory() -> int:
@@ -31,6 +34,24 @@ def node_memory() -> int:
         with suppress(OSError, ValueError):
             found.append(int(path.read_text()))
     return min(found)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: those of its affinity, or fewer if its container has a smaller quota."""
+    allowed = len(os.sched_getaffinity(0))
+    for quota, period in _cpu_quotas():
+        if quota > 0 and period > 0:
+            allowed = min(allowed, max(int(quota / period), 1))
+    return allowed
+
+
+def _cpu_quotas() -> Iterator[tuple[float, float]]:
+    """Yield microseconds of CPU time, and the period in which a container may take them."""
+    with suppress(OSError, ValueError):  # "max 100000" has no quota.
+        quota, period = map(float, _CGROUP_CPU.read_text().split())
+        yield quota, period
+    with suppress(OSError, ValueError):
+        yield float((_CGROUP_CPU_V1 / "cpu.cfs_quota_us").read_text()), float((_CGROUP_CPU_V1 / "cpu.cfs_period_us").read_text())
 
 
 def budget_of(memory_bytes: float) -> int:

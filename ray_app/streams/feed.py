@@ -25,7 +25,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from ray_app.cluster.ray_cluster import MOST_AT_ONCE, TASK_CPUS, at_once
-from ray_app.streams.stage import IN_FLIGHT, Stage
+from ray_app.errors import ClusterError
+from ray_app.streams.stage import IN_FLIGHT, OUT_OF_MEMORY_HINT, Stage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,6 +70,12 @@ class FeedLog:
         """Whether an item may be begun on this node."""
         halted, avoided = self._orders()
         return not halted and node not in avoided
+
+    def begin(self, place: int) -> int:
+        """Count a start of an item, and return how often the item was started before."""
+        started: int = pickle.loads(data) if (data := self._get(f"/starts/{place}")) else 0  # noqa: S301  (written by a stage)
+        self._put(f"/starts/{place}", started + 1)
+        return started
 
     def close(self) -> None:
         """Remove the items from the store; a reader of them comes to an end."""
@@ -210,15 +217,22 @@ class Feed(Generic[T]):
 
 
 class Applier(Stage):
-    """An item in, what a function makes of it out."""
+    """Apply a function to numbered items. An item whose process died is repeated a limited number of times."""
 
     def start(self, *given: Any) -> None:
-        """`given`: the function."""
-        (self._function,) = given
+        """Keep the function, the log of the items, and the maximum number of repetitions of an item."""
+        self._function, self._log, self._retries = given
 
-    def work(self, message: Any) -> Any:
-        """Call it."""
-        return self._function(message)
+    def work(self, message: tuple[int, Any]) -> Any:
+        """Return what the function returns for the item. Raises ClusterError if the item was repeated too often."""
+        number, item = message
+        if (deaths := self._log.begin(number)) > self._retries:
+            raise ClusterError(
+                f"item {number} was given up: {deaths} worker{'s' * (deaths > 1)} died while working on it, "
+                "most likely because memory ran out",
+                hint=OUT_OF_MEMORY_HINT,
+            )
+        return self._function(item)
 
 
 def in_pool(
@@ -235,21 +249,32 @@ def in_pool(
     stall_s: float | None = None,
     leaves: Callable[[], None] = lambda: None,
 ) -> Generator[R, None, None]:
-    """The results, in the order of the items where `ordered`, from `size` processes; None = as many as the cluster has room for, also on
-    nodes that come late. `cpus`, `gpus`, `labels`: of each process and its node; `stall_s`: ends where no result comes for so long;
-    `leaves`: called when the reader leaves before the items end, so that what makes them stops waiting.
+    """Yield the result of the function for every item, from a pool of processes.
 
-    An item whose process died is worked on again, up to `retries` times, so `function` must bear that. Raises what `items` raised, the
-    TouchstoneError that the function raised, any other exception as a TouchstoneError with its traceback, ClusterError where Ray gives up.
+    Args:
+        function: Must tolerate that it is called again for an item whose process died.
+        items: Iterated in a thread of this process.
+        size: Number of processes; None starts as many as the cluster has room for, including nodes that come later.
+        cpus: CPUs of each process.
+        gpus: GPUs of each process.
+        labels: Labels that the nodes of the processes must have.
+        retries: How often to repeat an item whose process died.
+        ordered: Whether results keep the order of the items.
+        stall_s: Fail after so many seconds without a result.
+        leaves: Called if the reader leaves before the items end, so that their source can stop waiting.
+
+    Raises:
+        TouchstoneError: The function raised this error, or another exception, whose traceback is in the message.
+        ClusterError: Ray gave up, or an item was repeated too often.
     """
     from ray_app.streams.pool import Pool, stream  # Ray Data: only where it runs
 
     begin = min(length_hint(items, MOST_AT_ONCE) or 1, size or at_once())
-    pool = Pool(Applier, (function,), begin, begin if size else MOST_AT_ONCE, cpus, gpus, labels or {}, retries)
-    feed = Feed(items, most=lambda: IN_FLIGHT * (size or at_once()), leaves=leaves)
     name = type(function).__name__
-    with feed, closing(stream(feed.log.items, [pool], name=name, ordered=ordered, stall_s=stall_s)) as results:
-        for result in results:
-            feed.ended()
-            yield result
+    with Feed(enumerate(items), most=lambda: IN_FLIGHT * (size or at_once()), leaves=leaves) as feed:
+        pool = Pool(Applier, (function, feed.log, retries), begin, begin if size else MOST_AT_ONCE, cpus, gpus, labels or {})
+        with closing(stream(feed.log.items, [pool], name=name, ordered=ordered, stall_s=stall_s)) as results:
+            for result in results:
+                feed.ended()
+                yield result
     feed.has_more()

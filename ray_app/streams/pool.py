@@ -7,8 +7,8 @@ themselves; what is lost with a process or a node, Ray makes again. Measured in 
 """
 
 import logging
+import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,7 +28,6 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import ActorUnavailableError, RayError
-from ray.util.annotations import RayDeprecationWarning
 
 from ray_app.cluster.ray_cluster import is_private, on_own_node
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
@@ -40,8 +39,16 @@ LOOK_EVERY_S = 0.02
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of one stage. `size`: how many at the start; `most`: how many at all, None = as nodes have room for, also those that come
-    late. `labels`: of the nodes that they may stand on. `retries`: of a message whose process died, -1 = for ever.
+    """Processes of one stage. Ray repeats a message whose process died until it succeeds.
+
+    Attributes:
+        stage: The class that works in the processes.
+        given: Arguments of `stage.start`.
+        size: Initial number of processes.
+        most: Maximum number of processes; None allows as many as the nodes have room for, including nodes that come later.
+        cpus: CPUs of each process.
+        gpus: GPUs of each process.
+        labels: Labels that the nodes of the processes must have.
     """
 
     stage: type[Stage]
@@ -51,14 +58,13 @@ class Pool:
     cpus: float = 1.0
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
-    retries: int = -1
 
     def options(self) -> dict[str, Any]:
-        """How `map_batches` starts them."""
+        """Return the arguments with which `map_batches` starts the processes."""
         strategy = ActorPoolStrategy(min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT)
-        found = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1, "batch_format": "pyarrow",
-                 "zero_copy_batch": True, "max_task_retries": self.retries}  # fmt: skip
-        return found | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
+        options = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1,
+                   "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
+        return options | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
 
 
 class ItemSource(Datasource):
@@ -144,12 +150,17 @@ def dataset(
     store_bytes: float | None = None,
     stall_s: float | None = None,
 ) -> Dataset:
-    """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there; `store_bytes`: what may lie
-    between the pools and the reader, None = as Ray sees fit; `stall_s`: it ends where nothing comes from a pool for so long.
+    """Return the pipeline, which starts when it is iterated. Other pipelines of this process keep their settings.
+
+    Args:
+        items: Returns the items; called in the generator task.
+        pools: The pools that every item passes, in order.
+        ordered: Whether results keep the order of the items.
+        store_bytes: Bytes of results that may wait between the pools and the reader; None lets Ray decide.
+        stall_s: The pipeline fails after so many seconds without a result of any pool; None waits without a limit.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
-    warnings.filterwarnings("ignore", "`ray_remote_args`", RayDeprecationWarning)  # there is no other way to say `retries`
-    context = DataContext.get_current()
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
     context.target_max_block_size = 1  # byte: every row is a block of its own
@@ -158,9 +169,9 @@ def dataset(
     context.execution_no_progress_timeout_s = stall_s or -1
     context.execution_options.preserve_order = ordered
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
-    return through(
-        ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node()), pools
-    )
+    with DataContext.current(context):
+        source = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node())
+    return through(source, pools)
 
 
 def through(made: Dataset, pools: Sequence[Pool]) -> Dataset:
@@ -176,30 +187,36 @@ def stream(
     """What the last pool gives for every item, or for whatever a stage ended early: see `messages`. `name`: on Ray's dashboard."""
     made = dataset(items, pools, ordered=ordered, stall_s=stall_s)
     made.set_name(name)
-    return messages(made)
+    return messages(made, stall_s=stall_s)
 
 
-def messages(made: Dataset | DataIterator, *, ahead: int = 0) -> Generator[Any, None, None]:
-    """What comes out of a dataset of this module; so many blocks are fetched `ahead`.
+def messages(made: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None) -> Generator[Any, None, None]:
+    """Yield the messages of a dataset of this module. Close the generator: leaving early ends all processes.
 
-    Raises the TouchstoneError that a stage met, ClusterError where Ray gives up. To be closed: leaving early ends all processes.
+    Args:
+        made: The dataset, or an iterator over it.
+        ahead: Number of messages to fetch before they are requested.
+        stall_s: The `stall_s` of the dataset, for the error.
+
+    Raises:
+        TouchstoneError: A stage failed with this error.
+        ClusterError: Ray gave up.
     """
-    arriving = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=ahead))  # type: ignore[arg-type]
+    arriving = iter(made.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead))
     with closing(arriving):  # type: ignore[type-var]  # a generator, whose end is that of the execution
-        while (table := _next_of(arriving)) is not None:
+        while (table := _next_of(arriving, stall_s)) is not None:
             message = unpacked(table)
             if isinstance(message, StageFailure):
                 raise message.error
             yield message
 
 
-def _next_of(arriving: Iterator[pa.Table]) -> pa.Table | None:
+def _next_of(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table | None:
     try:
         return next(arriving, None)
     except ExecutionTimeoutError as error:
-        stall_s = DataContext.get_current().execution_no_progress_timeout_s
         raise ClusterError(
-            f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
+            f"no block ended in {stall_s or math.inf:.0f} s; stopped, what is committed is kept",
             hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
         ) from error
     except RayError as error:

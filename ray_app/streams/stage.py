@@ -96,7 +96,9 @@ def packed(message: Any) -> pa.Table:
 
 
 def unpacked(table: pa.Table) -> Any:
-    """The message of a row. Its arrays lie where the row does, and may not be written to."""
+    """Return the message of a row. Its arrays are those of the row, and read-only. Raises TouchstoneError for several rows."""
+    if table.num_rows != 1:
+        raise TouchstoneError(f"a batch of the pipeline has {table.num_rows} rows, expected 1", hint="report this as a bug in Touchstone")
     data = table["buffers"][0].as_buffer()
     bounds = table["bounds"][0].values.to_numpy().reshape(-1, 2).tolist()
     return pickle.loads(table["message"][0].as_buffer(), buffers=[data[start:end] for start, end in bounds])  # noqa: S301  (made by a stage)

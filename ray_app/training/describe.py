@@ -176,16 +176,16 @@ def write_network(folder: Path, recipe: Recipe, plan: DescriberPlan, sees: Mappi
     section = section_of(recipe)
     search = {"beams": section.beams, "no_repeat": section.no_repeat, "most_tokens": section.most_tokens}
     facts = {"tier": section.tier, "architecture": plan.architecture, "prefix": plan.prefix}
-    return write_card(folder, recipe, {**facts, **sees, **search})
+    return write_card(folder, recipe, {**facts, **sees, **search}, plan.start)
 
 
-def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
-    """The card of the file that lies in FOLDER, written and read back."""
+def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None) -> DescriberCard:
+    """Write the card of the weights in a folder, and read it back. `start`: the card whose weights the training began with."""
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
         "weights": {"uri": WEIGHTS, "sha256": files_by_hash.file_sha256(folder / WEIGHTS)},
-        "licence": recipe.export.licence or _inherited(recipe),
+        "licence": recipe.export.licence or _inherited(recipe, start),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {
             "name": export.data_name(recipe),
@@ -199,11 +199,10 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
     return load_describer(folder / CARD)
 
 
-def _inherited(recipe: Recipe) -> str:
-    """The stricter of the licences of the weights that it began from and of the data."""
-    start = recipe.describe.start if recipe.describe is not None else None
-    found = (load_describer(start).licence if start else None, recipe.data.licence)
-    return max(filter(None, found), key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)), default="none stated")
+def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
+    """Return the stricter of the licences of the weights that the training began with and of the data."""
+    licences = (start.licence if start else None, recipe.data.licence)
+    return max(filter(None, licences), key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)), default="none stated")
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:

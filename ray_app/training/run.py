@@ -30,6 +30,7 @@ from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path
+from ray_app.storage.node_budget import usable_cores
 from ray_app.streams.feed import in_pool
 from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
@@ -292,7 +293,7 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
         from ray_app.training.plan import plan
 
         gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
-        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
+        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or usable_cores()), gpus=float(gpus))
         rows = prepared.order.rows_per_epoch if prepared else config.sampling.epoch_rows or real + fake or 1
         return {**plan(config, card, rows, layout), "data": prepared and prepared.splits.findings, "sources": sources}
 

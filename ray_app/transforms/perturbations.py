@@ -213,7 +213,7 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
     """The list of a name and the level asked for; None where the name is of no list."""
     shipped = named_configs("perturb")
     base, _, level = name.rpartition(":")
-    if base in shipped or (base and Path(base).is_file()):
+    if base in shipped or (base and base not in WRITTEN and Path(base).is_file()):
         if level not in map(str, range(1, LEVELS + 1)):
             raise ConfigError(f"--perturb {name}: no such level", hint=f"levels of a list are 1 (weakest) to {LEVELS}")
         return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)

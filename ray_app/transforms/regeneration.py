@@ -21,11 +21,14 @@ _MOST_SIDE = 1024  # of the longer side: an autoencoder's memory grows with the 
 
 
 def weights_folder(place: str, marker: str) -> Path:
-    """The folder of a model: the user's own, or the hub's cached copy of that name. Raises LookupError, in words, where there is none."""
-    folder = Path(place).expanduser()
-    if (folder / marker).is_file():
-        return folder
+    """Return the folder of a model: a path that begins with `/`, `.` or `~`, or the hub's cached copy of that name.
+
+    Raises LookupError, with a message for people, if there is none.
+    """
     if place.startswith(("/", ".", "~")):
+        folder = Path(place).expanduser().absolute()  # Workers are in another folder.
+        if (folder / marker).is_file():
+            return folder
         raise LookupError(f"{place} has no {marker}")
     try:
         from huggingface_hub import snapshot_download

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from importlib import metadata
 
 import pytest
@@ -10,6 +11,7 @@ import ray
 from ray_app.cli.main import main
 from ray_app.cluster import gpu_check, machine
 from ray_app.errors import ExitCode
+from ray_app.storage.node_budget import usable_cores
 
 NAMES = "packages", "gpu", "cpu", "memory", "disk", "cache", "weights", "trust list", "cluster", "chromium"
 
@@ -68,10 +70,11 @@ def test_a_gpu_that_torch_cannot_use_matters_once_ray_would_count_it(asked, monk
     assert asked("gpu") == (code, {"name": "gpu", "state": state, "found": "this node has an NVIDIA GPU", "todo": "mend it"})
 
 
-def test_a_process_with_fewer_cores_than_ray_would_take_is_told_the_setting(asked, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set())
+def test_doctor_counts_the_cores_that_commands_use(asked, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 512)
     code, found = asked("cpu")
-    assert (code, found["state"], found["todo"]) == (0, "note", "score with --set cluster.cpus=0")
+    assert (code, found["state"]) == (0, "ok")
+    assert re.match(rf"commands use {usable_cores()} of 512 cores, the limit of (this process|the container); networks in ", found["found"])
 
 
 def test_a_cache_that_cannot_be_written_can_wait(asked, monkeypatch, tmp_path):

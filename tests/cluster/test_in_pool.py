@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError
-from ray_app.streams.feed import Applier, in_pool
+from ray_app.streams.feed import Applier, FeedLog, in_pool
 from tests.scoring.conftest import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -70,11 +70,14 @@ def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster
         next(results)
 
 
-def test_an_item_whose_process_died_is_worked_on_again_but_not_for_ever(ray_cluster, tmp_path):
+def test_an_item_whose_process_died_is_repeated_a_few_times(ray_cluster, tmp_path):
     assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
-    with pytest.raises(ClusterError, match="the pipeline failed") as caught:
+    with pytest.raises(ClusterError, match="item 5 was given up: 4 workers died while working on it") as caught:
         list(in_pool(partial(_dies, tmp_path, always=True), range(20)))
     assert "cluster.workers" in caught.value.hint
+    (tmp_path / "died").unlink()
+    with pytest.raises(ClusterError, match="item 5 was given up: 1 worker died"):
+        list(in_pool(partial(_dies, tmp_path, always=False), range(20), retries=0))
     with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
         list(in_pool(_reciprocal, [1, 0]))
     assert list(in_pool(_reciprocal, [])) == []
@@ -83,7 +86,7 @@ def test_an_item_whose_process_died_is_worked_on_again_but_not_for_ever(ray_clus
 def test_a_pool_that_finds_no_node_ends_when_the_patience_does(ray_cluster):
     from ray_app.streams.pool import Pool, stream
 
-    pool = Pool(Applier, (_square,), 1, labels={"workload": "nowhere"})
+    pool = Pool(Applier, (_square, FeedLog(), 0), 1, labels={"workload": "nowhere"})
     with pytest.raises(ClusterError, match="no block ended in 3 s") as caught:
         list(stream(partial(iter, range(3)), [pool], name="nowhere", stall_s=3.0))
     assert "cluster.stall_timeout_s" in caught.value.hint

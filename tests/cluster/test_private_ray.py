@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, private_folder
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.cluster.ray_folder import private_folder
 
 HOLDING = (
-    "from ray_app.cluster.ray_cluster import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
+    "from ray_app.cluster.ray_folder import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
 )
 
 USERS = {
@@ -69,6 +70,15 @@ def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 8)))
     with private_folder() as folder:
         assert str(folder.parent) == "/tmp"
+
+
+def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path):
+    folder = tmp_path / "job" / ("long" * 25)
+    folder.mkdir(parents=True)
+    program = "from ray_app.cluster import warm_workers\nwarm_workers.begin(('json', 'decimal'))\nwarm_workers.end()"
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(folder.iterdir()) == []
 
 
 def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):

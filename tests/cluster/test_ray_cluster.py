@@ -103,3 +103,31 @@ def test_a_ray_of_our_own_has_no_service_that_nobody_asks_and_prints_nothing_whe
     program = LOSING.format(grave=str(tmp_path / "grave"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+PINNED = """
+import os, sys
+import ray
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, on_ray
+
+def seen(_):
+    return sys.path[0], os.getcwd(), os.environ["TOUCHSTONE_CACHE"], os.environ.get("PYTHONPATH"), sys.flags.safe_path
+
+here, os.environ["TOUCHSTONE_CACHE"], os.environ["PYTHONPATH"] = os.getcwd(), "cache", os.pathsep + "lib"
+with cluster(ClusterConfig()):
+    assert ray.cluster_resources()["CPU"] == 1, ray.cluster_resources()
+    ((searched, folder, cache, path, is_safe),) = on_ray(seen, [None])
+    assert searched == folder != here, (searched, folder)
+    assert os.listdir(folder) == ["ray_app"]
+    assert (cache, path, is_safe) == (os.path.join(here, "cache"), None, True)
+    assert os.getcwd() == here
+assert (os.environ["TOUCHSTONE_CACHE"], os.environ["PYTHONPATH"]) == ("cache", os.pathsep + "lib")
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_has_the_cores_of_its_process_and_a_folder_of_its_own(tmp_path):
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", PINNED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -10,7 +10,7 @@ import pytest
 
 from ray_app.errors import ConfigError
 from ray_app.storage import node_budget
-from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget, budget_of, node_memory
+from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget, budget_of, node_memory, usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -77,6 +77,26 @@ def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_pa
     assert node_memory() == 2**30
     assert NodeBudget("test").total_bytes == budget_of(2**30) == 2**28
     assert budget_of(0) == SEAT_BYTES
+
+
+def test_usable_cores_are_those_of_affinity_and_container(tmp_path, monkeypatch):
+    affinity = os.sched_getaffinity(0)
+    monkeypatch.setattr(node_budget, "_CGROUP_CPU", tmp_path / "cpu.max")
+    monkeypatch.setattr(node_budget, "_CGROUP_CPU_V1", tmp_path)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert usable_cores() == len(affinity)
+    program = "from ray_app.storage.node_budget import usable_cores; print(usable_cores())"
+    pinned = subprocess.run(
+        ["taskset", "-c", str(min(affinity)), sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert pinned.stdout == "1\n"
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert usable_cores() == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    for quota, cores in ((-1, len(affinity)), (10_000, 1)):
+        (tmp_path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert usable_cores() == cores
 
 
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):

@@ -75,9 +75,9 @@ class PipelineCard(Placed):
 
     @property
     def local_folder(self) -> Path | None:
-        """The model's folder on this machine; None where `model` is a hub id."""
-        places = (Path(self.model), self._folder / self.model)
-        return next((place.resolve() for place in places if (place / "model_index.json").is_file()), None)
+        """The model's folder on this machine, absolute or relative to the card; None if `model` is a hub id."""
+        place = self._folder / self.model
+        return place.resolve() if place.is_absolute() and (place / "model_index.json").is_file() else None
 
     def facts(self) -> dict[str, Any]:
         """What decides the images, as plain JSON: part of a directory's identity."""

@@ -158,6 +158,11 @@ def find_model(card: config.PipelineCard) -> Model:
         raise DetectorError(
             f"{card.name}: {card.model} is no folder of a pipeline: it has no model_index.json", hint="save_pretrained makes one"
         )
+    if Path(card.model).exists():  # Diffusers would load the folder.
+        raise DetectorError(
+            f"{card.name}: {card.model} is a name on the hub, and the current folder has a folder of that name",
+            hint="start the command in another folder",
+        )
     return Model(card.model, _commit(card), False)
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -83,9 +84,10 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
 
 
 def card_of(config: GenerateConfig) -> PipelineCard:
-    """The config's card, with another model or revision where it names one. Raises ConfigError."""
+    """Return the config's card, with the model and the revision that the config names. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
-    chosen = {"model": config.model, "revision": config.revision}
+    model = str(Path(config.model).resolve()) if config.model and Path(config.model).is_dir() else config.model
+    chosen = {"model": model, "revision": config.revision}
     return card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
 
 

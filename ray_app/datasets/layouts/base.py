@@ -12,9 +12,9 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import PrivateAttr
+from pydantic import AfterValidator, PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers import kind_of
@@ -70,6 +70,10 @@ class DatasetLayout(Frozen):
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Which of the published numbers the member counts to."""
         return labels.split or "all"
+
+
+def _as_canonical(root: str | None) -> str | None:
+    return root and canonical(root)
 
 
 class ListedLayout(DatasetLayout):
@@ -141,7 +145,7 @@ class LabelColumns(DatasetLayout):
     prompt: str = "prompt"
     split: str = "split"
     group: str = "group"
-    root: str | None = None
+    root: Annotated[str | None, AfterValidator(_as_canonical)] = None  # Workers, which read it, are in another folder.
 
     def labels(self, item: ListedMember) -> Labels:
         """From the columns; a ClassLabel's number by its name."""

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from ray_app.datasets.simulation.camera import Pixels
 from ray_app.datasets.simulation.scenes import Rng
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
+from ray_app.storage.node_budget import usable_cores
 
 Upsample = Callable[[torch.Tensor, Rng], torch.Tensor]
 
@@ -317,7 +317,7 @@ def build_labelled_set(folder: Path, plan: SimulatedSet, progress: Callable[[int
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]
         rows: list[Row] = [COLUMNS]
         spawn = multiprocessing.get_context("spawn")
-        workers = plan.processes or len(os.sched_getaffinity(0))
+        workers = plan.processes or usable_cores()
         with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             # The processes that start here inherit what is blocked: a terminal sends Ctrl-C to all, and this one answers it.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -113,7 +113,7 @@ def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
     """Whether the detector's package is there, without importing it."""
     target = wanted["target"]
     if wanted["family"] == "callable":
-        sys.path.insert(0, os.getcwd())
+        _search_own_folder()
         target = target if ":" in target else _entry_point(target)
     name = PACKAGES.get(wanted["family"], target.partition(":")[0].partition(".")[0])
     if importlib.util.find_spec(name) is None:
@@ -187,7 +187,7 @@ def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
 
 def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     """Any function of a list of images, by `module:function` or by the name of an entry point."""
-    sys.path.insert(0, os.getcwd())
+    _search_own_folder()
     target = wanted["target"]
     if ":" not in target:
         target = _entry_point(target)
@@ -195,7 +195,7 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     given = module = _imported(module_name, _HINTS["callable"])
     for name in path.split("."):
         if not hasattr(given, name):
-            raise UnusableError(f"the module {module_name} has no {path}", _callables_in(module))
+            raise UnusableError(f"the module {module_name} has no {path}", _hint_on(module))
         given = getattr(given, name)
     if isinstance(given, type):
         given = given()
@@ -213,7 +213,7 @@ def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     benco, torch = _imported("IMDLBenCo", _HINTS["imdlbenco"]), _imported("torch", _HINTS["imdlbenco"])
     identity: dict[str, Any] = {"model": name, "package": f"IMDLBenCo {_version('IMDLBenCo')}", "python": _python()}
     if module:
-        sys.path.insert(0, os.getcwd())
+        _search_own_folder()
         identity["source"] = _source_digest(_imported(module, _HINTS["callable"]))
     kind, options = benco.MODELS.module_dict.get(name), {**BENCO, "device": wanted["device"], **wanted["options"]}
     if kind is None:
@@ -271,7 +271,16 @@ def _imported(name: str, hint: str) -> Any:
         raise UnusableError(f"{sys.executable} cannot import {name}: {error}", hint) from None
 
 
-def _callables_in(module: Any) -> str:
+def _search_own_folder() -> None:
+    """Find modules of the detector's folder, but never instead of an installed module of that name."""
+    sys.path.append(os.getcwd())
+
+
+def _hint_on(module: Any) -> str:
+    """Return what to do about a module without the function that was named."""
+    file = getattr(module, "__file__", None)
+    if file and Path(os.getcwd(), f"{module.__name__}.py").exists() and not Path(file).is_relative_to(os.getcwd()):
+        return f"rename your module: Python already has one of that name, {file}"
     own = [name for name, one in vars(module).items() if callable(one) and getattr(one, "__module__", None) == module.__name__]
     return f"it has {', '.join(own) or 'no function'}"
 

@@ -22,6 +22,7 @@ from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.card_sections import ForeignSettings
 from ray_app.detectors.foreign import child as program
 from ray_app.errors import DetectorError, describe_error
+from ray_app.import_path import SAFE_PATH
 
 PixelArray = npt.NDArray[np.uint8]
 MOST_REPORT_BYTES = 64 * 1024
@@ -247,4 +248,4 @@ def _last_of(words: IO[bytes]) -> str:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_GROUPS)}
-    return kept | (_OFFLINE if weights.is_offline() else {})
+    return kept | {SAFE_PATH: "1"} | (_OFFLINE if weights.is_offline() else {})

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen
+from ray_app.config import Frozen, is_named
 from ray_app.detectors.card import split_variant
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
 from ray_app.ensembles.card import Rule
@@ -90,7 +90,7 @@ def reference_bytes(reals: Floats) -> tuple[bytes, str]:
 def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
     """The member as a card at `path` names it: a detector's own card by its place, relative where it lies below the card's folder."""
     base, variant = split_variant(member.detector)
-    if not Path(base).is_file():
+    if is_named("detectors", base) or not Path(base).is_file():
         return member
     place, folder = Path(base).resolve(), path.parent.resolve()
     named = str(place.relative_to(folder)) if place.is_relative_to(folder) else str(place)

@@ -5,7 +5,6 @@ Starts no cluster and writes nothing: cores and GPUs are those described or stat
 
 import gc
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def forecast(
     resolved = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
     check_detectors(resolved)
     config = resolved.config
-    cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
+    cpus, gpus = config.cluster.cpus or node_budget.usable_cores(), config.cluster.gpus or 0
     nodes, node_bytes, memory_bytes = _memory_there(cluster, cpus)
     spec = resolved.spec(gpus)
     groups = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
@@ -346,10 +345,6 @@ def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
     return blocks
 
 
-def _cores_here() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _memory_there(described: ClusterDescription | None, cpus: int) -> tuple[int, int | None, float]:
     """How many nodes work, the memory of the smallest in bytes (None: not stated), and what Ray would schedule on in all.
 
@@ -357,5 +352,5 @@ def _memory_there(described: ClusterDescription | None, cpus: int) -> tuple[int,
     """
     if described is not None:
         return described.workers, described.smallest_bytes, described.memory_bytes or math.inf
-    like_this = cpus / _cores_here()
+    like_this = cpus / node_budget.usable_cores()
     return max(math.ceil(like_this), 1), node_budget.node_memory(), RAY_SHARE * node_budget.node_memory() * max(like_this, 1)

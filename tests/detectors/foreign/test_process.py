@@ -206,6 +206,18 @@ def is_alive(pid):
         return False
 
 
+def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
+    for name in ("PIL", "colorsys", "json"):
+        (own_place / f"{name}.py").write_text("raise SystemExit('imported from the folder')")
+    card = added(own_place, "brightness", images="pil", scores="probability")
+    with ForeignProcess(card, None) as process:
+        (found,) = process.score([np.full((8, 8, 3), 255, np.uint8)])
+    assert found.score == pytest.approx(36.7, abs=0.1)
+    with pytest.raises(DetectorError, match="the module json has no by_width") as told:
+        add_foreign(ForeignAddition("callable", "json:by_width", folder=own_place, licence="own"))
+    assert told.value.hint.startswith("rename your module: Python already has one of that name, ")
+
+
 def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monkeypatch, capsys):
     monkeypatch.chdir(own_place)
     assert main(["detectors", "add", "callable:strange:by_width", "--licence", "own", "--as", "strange", "--json"]) == 0

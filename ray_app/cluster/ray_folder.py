@@ -1,0 +1,58 @@
+"""Folders for the files of a Ray that a command starts (`private_folder`), and the folder that they are created in (`ray_base`)."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX, _LOCK = "ts-", "touchstone.lock"
+_MAX_BASE_BYTES = 24  # The path of a Unix socket has at most 107 bytes, and Serve's HAProxy needs 83 of them below this folder.
+
+
+def ray_base() -> Path:
+    """Return the folder for Ray's files and Unix sockets, and create it if necessary.
+
+    The folder is $RAY_TMPDIR, else Python's temporary folder, or /tmp if that path is too long for a socket below it.
+    """
+    wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    base = Path(wanted if len(os.fsencode(wanted)) <= _MAX_BASE_BYTES else "/tmp")  # noqa: S108 - Only private folders are created in it.
+    base.mkdir(parents=True, exist_ok=True)
+    return base
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Create a folder that only this user may enter. The folder and its logs stay until the next call.
+
+    Ray opens its own folder to every user, so the folder of Ray has to be inside one that Ray does not know.
+    """
+    base = ray_base()
+    _remove_abandoned(base)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # Otherwise another process found the folder before it was locked, and removed it.
+            break
+        os.close(lock)
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _remove_abandoned(base: Path) -> None:
+    """Remove the folders of processes that have ended. The lock ends with its process, even if the process is killed."""
+    for held in base.glob(f"{_PREFIX}*/{_LOCK}"):
+        with suppress(OSError):
+            if held.parent.lstat().st_uid != os.getuid():
+                continue
+            lock = os.open(held, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(held.parent, ignore_errors=True)
+            finally:
+                os.close(lock)
