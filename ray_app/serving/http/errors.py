@@ -113,7 +113,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer from a middleware, and leave the code in `scope["state"]["refused"]`, where the metrics read it."""
+    """Answer from a middleware, and leave the code in `scope["state"]["refused"]` for the metrics."""
     scope.setdefault("state", {})["refused"] = refusal.code
     await respond(refusal, request_id_of(scope))(scope, receive, send)
 
@@ -175,7 +175,7 @@ def install_handlers(app: FastAPI) -> None:
 def _find_methods(app: FastAPI, scope: Scope) -> list[str]:
     """Find the methods of an address. Each method may be a route of its own, and `HeadAsGet` answers HEAD wherever GET is answered."""
     scopes = [{**scope, "method": method} for method in _METHODS]
-    known = [asked["method"] for asked in scopes if any(route.matches(asked)[0] is Match.FULL for route in app.router.routes)]
+    known = [candidate["method"] for candidate in scopes if any(route.matches(candidate)[0] is Match.FULL for route in app.router.routes)]
     if "GET" in known:
         known.insert(known.index("GET") + 1, "HEAD")
     return known

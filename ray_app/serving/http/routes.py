@@ -31,7 +31,7 @@ _FILE_FIELD = "file"
 _QUERY_HINT = "`ensemble`, `detector`, and `masks` are query parameters"
 _MAX_HEADER_BYTES = 32 * 1024
 _MAX_NAME = 255
-_MAX_SHOWN_NAME = 60
+_MAX_MESSAGE_NAME = 60
 _MAX_PADDING_BYTES = 1024
 _PAUSE_BYTES = 2**18
 
@@ -245,6 +245,26 @@ class _Form:
         self._data = bytearray()
 
     async def read(self, chunks: AsyncIterator[bytes]) -> Images:
+        try:
+            parser = self._start_parser()
+            unpaused = 0
+            async for chunk in chunks:
+                if not self.ended:  # The rest is the epilogue.
+                    self._parse(parser, chunk)
+                # Chunks that are there already come without a pause: others get their turn between them, in every quarter of a MiB.
+                unpaused += len(chunk)
+                if unpaused > _PAUSE_BYTES:
+                    unpaused = 0
+                    await asyncio.sleep(0)
+        except FormParserError as error:
+            raise Refusal("malformed_request", "the multipart body cannot be read") from error
+        if not self.ended:
+            raise Refusal("malformed_request", "the multipart body ends before its last boundary")
+        if not self.images:
+            raise Refusal("malformed_request", f"the form has no part named `{_FILE_FIELD}`")
+        return self.images
+
+    def _start_parser(self) -> MultipartParser:
         parser = MultipartParser(
             self.boundary,
             {
@@ -261,20 +281,7 @@ class _Form:
         )
         # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the data of a first part, which is dropped.
         parser.write(b"--%b\r\n\r\n\r\n" % self.boundary)
-        unpaused = 0
-        async for chunk in chunks:
-            if not self.ended:  # The rest is the epilogue.
-                self._parse(parser, chunk)
-            # Chunks that are there already come without a pause: others get their turn between them, in every quarter of a MiB.
-            unpaused += len(chunk)
-            if unpaused > _PAUSE_BYTES:
-                unpaused = 0
-                await asyncio.sleep(0)
-        if not self.ended:
-            raise Refusal("malformed_request", "the multipart body ends before its last boundary")
-        if not self.images:
-            raise Refusal("malformed_request", f"the form has no part named `{_FILE_FIELD}`")
-        return self.images
+        return parser
 
     def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
         """Parse a chunk, unless the form has too many delimiters or too much padding.
@@ -285,10 +292,7 @@ class _Form:
         if self.delimiters > self.max_files + 1:  # One before each file, and the last.
             raise Refusal("too_many_files", "the form has more parts than allowed", limit=self.max_files, observed=self.delimiters - 1)
         was_padding = parser.state == MultipartState.BOUNDARY_PADDING
-        try:
-            parser.write(chunk)
-        except FormParserError as error:
-            raise Refusal("malformed_request", "the multipart body cannot be read") from error
+        parser.write(chunk)
         if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
             self.padding_bytes += len(chunk)
         if self.padding_bytes > _MAX_PADDING_BYTES:
@@ -317,8 +321,8 @@ class _Form:
             raise Refusal("malformed_request", "a part of the form has no name")
         field = _text(options[b"name"])
         if field != _FILE_FIELD:
-            shown = "".join(letter for letter in field if letter.isprintable())[:_MAX_SHOWN_NAME]
-            raise Refusal("malformed_request", f"unknown form field `{shown}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}")
+            name = "".join(letter for letter in field if letter.isprintable())[:_MAX_MESSAGE_NAME]
+            raise Refusal("malformed_request", f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}")
         self._name = label(_text(options.get(b"filename", b"")))
         if len(self.images) == self.max_files:
             raise Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)

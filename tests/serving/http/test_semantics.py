@@ -60,7 +60,7 @@ def announced(headers=(), size=SENT):
     ("status", "header", "limits"),
     [
         (401, UNKNOWN, {}),
-        (413, KNOWN, {"max_body_bytes": SENT - MB}),
+        (413, KNOWN, {"max_body_bytes": SENT * 9 // 16}),
         (429, KNOWN, {"requests_per_minute": 1}),
         (503, KNOWN, {"max_requests": 1}),
     ],

@@ -104,6 +104,7 @@ def test_too_much_is_refused(client):
     [
         ("multipart/form-data", b"--x--\r\n"),
         ("multipart/form-data; boundary=", b"--x--\r\n"),
+        ("multipart/form-data; boundary=" + "x" * 1000, b"--" + b"x" * 1000 + b"--\r\n"),
         ("multipart/form-data; boundary=x", b"no boundary at all"),
         ("multipart/form-data; boundary=x", b"--x--\r\n"),
         ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nwhole\r\n--x\r\n'),
