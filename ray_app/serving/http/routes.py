@@ -288,9 +288,11 @@ class _Form:
 
         The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB of them would take 20 s of one core.
         """
-        self.delimiters += chunk.count(b"\r\n--" + self.boundary)
-        if self.delimiters > self.max_files + 1:  # One before each file, and the last.
-            raise Refusal("too_many_files", "the form has more parts than allowed", limit=self.max_files, observed=self.delimiters - 1)
+        delimiter = b"\r\n--" + self.boundary
+        last = chunk.find(delimiter + b"--")
+        self.delimiters += chunk.count(delimiter, 0, len(chunk) if last < 0 else last)
+        if self.delimiters > self.max_files:
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=self.max_files, observed=self.delimiters)
         was_padding = parser.state == MultipartState.BOUNDARY_PADDING
         parser.write(chunk)
         if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
