@@ -58,7 +58,7 @@ GROUPS = {
         "datajobs", "cli", "training", "test_profile_walk.py",
     )),
     "endpoint": Group("the endpoint under minutes of hostile clients, on both servers; its pages, and all reports, by axe", (
-        "reports", "serving/test_pressure.py", "serving/test_server.py", "serving/test_soak.py",
+        "reports", "serving/test_pressure.py", "serving/test_refused_clients.py", "serving/test_server.py", "serving/test_soak.py",
     )),
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing; files of an archive are never imported", (
         "test_strangers.py", "test_import_path.py",

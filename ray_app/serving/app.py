@@ -76,8 +76,9 @@ def build(config: ServeConfig) -> Application:
     """
     spec, _, _ = plan_release(config)
     slots, most = spec.slots, config.limits.max_requests
-    # The ingress refuses by itself, in its own words, before the proxy would.
-    at_ingress: dict[str, Any] = {"name": "ingress", "max_ongoing_requests": 4 * most + 100}
+    # The ingress refuses by itself, in its own words, before the proxy would: per place one request is at work, two send their bodies, and
+    # two are refused and still send (`http.app.install`). The rest is for requests that take no place.
+    at_ingress: dict[str, Any] = {"name": "ingress", "max_ongoing_requests": 6 * most + 100}
     if is_fused(config, spec):
         both = _fused_resources(config)
         options = {**at_ingress, "user_config": {"generation": config.generation}, **_replicas(both, config, load=2 * slots)}

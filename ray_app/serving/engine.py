@@ -272,7 +272,7 @@ class _Patience:
         if isinstance(event, ReleaseChanging):
             self._moving_since = self._moving_since or now
             if now - self._moving_since > MOST_MOVING_S:
-                raise errors.Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
+                raise errors.Refusal("not_ready", "the detectors are being updated") from None
         elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
             self._deaths, self._last_death = self._deaths + 1, now
             if self._deaths == MOST_DEATHS:

@@ -1,6 +1,7 @@
 """The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers and metering together.
 
-Guards come in one order (`install`): what is cheap to check is checked first.
+Guards come in one order (`install`): what is cheap to check is checked first. Around the guards are two layers that keep the rules of HTTP
+for all answers, also for those of the guards: `semantics.LingeringClose` and `semantics.HeadAsGet`.
 """
 
 import hashlib
@@ -25,11 +26,12 @@ from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
 from ray_app.serving.http.limits import Admission, Deadline, RateLimit
+from ray_app.serving.http.semantics import HeadAsGet, LingeringClose
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
 A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
-fingerprint: equal fingerprints give equal scores, here and in batch runs."""
+fingerprint: equal fingerprints give equal scores, here and in batch runs. HEAD is answered wherever GET is."""
 PAGE = ("/", "/page/*", "/arena")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
@@ -75,6 +77,7 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # The Location would be absolute, and `http` behind a proxy that ends TLS.
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     tokens = install(app, config, meter, echo_request_id=echo_request_id)
@@ -112,7 +115,15 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
         queued=auth.Paths(QUEUED),
         uncounted=uncounted,
     )
+    lingering_close = Middleware(
+        LingeringClose,
+        deadline_s=limits.deadline_s,
+        max_bytes=2 * limits.max_body_bytes,  # A body of twice the limit is sent to its end, and its client reads the 413.
+        max_lingering=2 * limits.max_requests,  # As many as `Admission` lets send their bodies.
+    )
     layers = [
+        lingering_close,
+        Middleware(HeadAsGet),
         Middleware(Envelope, page=auth.Paths(PAGE), meter=meter, echo=echo_request_id),
         *([cross_origin] if origins else []),
         Middleware(errors.FaultMiddleware),
@@ -133,7 +144,7 @@ def is_request_id(given: str) -> bool:
 
 
 class Envelope(errors.Layer):
-    """The outermost layer: gives a request its id, its answer the headers that all answers have, and counts both, also what guards refuse.
+    """Give a request its id, and its answer the headers that all answers have. Count both, also what guards refuse.
 
     The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
     answer. Ray Serve's proxy adds the header to every answer by itself, after handing the same id in: there `echo` has to be off, or it
@@ -179,7 +190,7 @@ class _Asset(NamedTuple):
 
 
 def page_router(*, arena: bool = False) -> APIRouter:
-    """Answers GET and HEAD of `/`, `/page/{name}` and perhaps `/arena`; an unchanged file with 304; any other name with Refusal not_found.
+    """Answer GET of `/`, `/page/{name}` and perhaps `/arena`; an unchanged file with 304; any other name with Refusal not_found.
 
     The files are read once, here: a name is only ever looked up in that list, never made into a path.
     """
@@ -196,9 +207,9 @@ def page_router(*, arena: bool = False) -> APIRouter:
         return _answer(request, assets[pages[request.scope["path"]]])
 
     for path in pages:
-        router.add_api_route(path, page, methods=["GET", "HEAD"])
+        router.add_api_route(path, page)
 
-    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    @router.get("/page/{name}")
     async def asset(request: Request, name: str) -> Response:
         if name not in assets:
             raise errors.Refusal("not_found")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -37,7 +38,8 @@ MESSAGES: dict[str, tuple[int, str]] = {
 }
 _log = logging.getLogger(__name__)
 _CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of each status
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+_RETRY_AFTER_S = 2  # of a 503 that names no time
 _HEADERS = {
     401: {"WWW-Authenticate": "always `Bearer`"},
     405: {"Allow": "the methods that this address knows"},
@@ -49,7 +51,8 @@ _HEADERS = {
 class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
     """Ends a request with a status and `{code, message, limit, observed}`. `code` is one of MESSAGES or an image status.
 
-    `limit` and `observed` are numbers where the refusal is about one, else None. `headers` go along, for example Retry-After.
+    `limit` and `observed` are numbers where the refusal is about one, else None. `headers` go along, for example Retry-After. A 503 always
+    has a Retry-After.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
         self.status, meaning = MESSAGES.get(code, (422, "the image was refused"))
         self.code, self.message = code, message or meaning
         self.limit, self.observed, self.headers = limit, observed, dict(headers or {})
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.headers.setdefault("Retry-After", str(_RETRY_AFTER_S))
         super().__init__(f"{code}: {self.message}")
 
     @classmethod
@@ -107,21 +112,10 @@ def request_id_of(scope: Scope) -> str:
     return str(scope.get("state", {}).get("request_id", ""))
 
 
-def has_body(scope: Scope) -> bool:
-    """Whether the client announced a body."""
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
-
-
-async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send, *, body_was_read: bool = False) -> None:
-    """Answers from a middleware, and leaves the code in `scope["state"]["refused"]` to be counted.
-
-    A body that was not read to its end would have to be read before the next request of the connection: it is closed instead.
-    """
+async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer from a middleware, and leave the code in `scope["state"]["refused"]` for the metrics."""
     scope.setdefault("state", {})["refused"] = refusal.code
-    response = respond(refusal, request_id_of(scope))
-    if has_body(scope) and not body_was_read:
-        response.headers["Connection"] = "close"
-    await response(scope, receive, send)
+    await respond(refusal, request_id_of(scope))(scope, receive, send)
 
 
 class Layer:
@@ -170,15 +164,21 @@ def install_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         refusal = as_refusal(error)
         if refusal.code == "method_not_allowed":
-            # Each method of an address may be a route of its own, and the router names those of the first.
-            scopes = [{**request.scope, "method": method} for method in _METHODS]
-            known = [one["method"] for one in scopes if any(route.matches(one)[0] is Match.FULL for route in app.router.routes)]
-            refusal.headers["Allow"] = ", ".join(known)
+            refusal.headers["Allow"] = ", ".join(_find_methods(app, request.scope))
         request.scope.setdefault("state", {})["refused"] = refusal.code
         return respond(refusal, request_id_of(request.scope))
 
     for kind in (Refusal, InputError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
+
+
+def _find_methods(app: FastAPI, scope: Scope) -> list[str]:
+    """Find the methods of an address. Each method may be a route of its own, and `HeadAsGet` answers HEAD wherever GET is answered."""
+    scopes = [{**scope, "method": method} for method in _METHODS]
+    known = [candidate["method"] for candidate in scopes if any(route.matches(candidate)[0] is Match.FULL for route in app.router.routes)]
+    if "GET" in known:
+        known.insert(known.index("GET") + 1, "HEAD")
+    return known
 
 
 def as_refusal(error: Exception) -> Refusal:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.serving.http.auth import Paths
-from ray_app.serving.http.errors import Layer, Refusal, has_body, refuse
+from ray_app.serving.http.errors import Layer, Refusal, refuse
+from ray_app.serving.http.semantics import has_body
 
 _BUDGET_RETRY_S = 5
 
@@ -43,7 +44,7 @@ class Deadline(Layer):
             exchange.close()
         if limit.expired() and not exchange.client_left and not exchange.begun:
             refusal = Refusal("deadline_exceeded", limit=self.seconds, observed=round(time.monotonic() - began, 3))
-            await refuse(refusal, scope, receive, send, body_was_read=exchange.body_was_read)
+            await refuse(refusal, scope, receive, send)
 
 
 class _Exchange:
@@ -51,7 +52,7 @@ class _Exchange:
 
     def __init__(self, limit: asyncio.Timeout, receive: Receive, send: Send) -> None:
         self.limit, self._receive, self._send = limit, receive, send
-        self.body_was_read = self.begun = self.done = self.client_left = False
+        self.begun = self.done = self.client_left = False
         self._watch: asyncio.Task[Message] | None = None
 
     async def receive(self) -> Message:
@@ -61,7 +62,6 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.client_left = True
         elif not message.get("more_body", False):
-            self.body_was_read = True
             # Nothing but the client's leaving can come now, and only a pending receive() hears of it.
             self._watch = asyncio.create_task(self._wait_for_leaving())
         return message
@@ -207,7 +207,7 @@ class Admission(Layer):
         finally:
             visit.leave()
         if visit.refusal is not None and not visit.status:
-            await refuse(visit.refusal, scope, receive, send, body_was_read=visit.body_came)
+            await refuse(visit.refusal, scope, receive, send)
 
     def refusal(self, *, queued: bool, sends: bool = False) -> Refusal | None:
         """Why one more is not let in, if it is not."""
@@ -268,8 +268,6 @@ class _Visit:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if not self.body_came:
-                MutableHeaders(scope=message)["Connection"] = "close"
         await self._send(message)
 
     def leave(self) -> None:

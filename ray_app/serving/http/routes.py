@@ -27,10 +27,12 @@ from ray_app.storage.ssrf import MAX_URL
 # It would log for every bad form what the client gets as an error.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
-_MAX_FIELDS = 10
-_MAX_FIELD_BYTES = 1024
+_FILE_FIELD = "file"
+_QUERY_HINT = "`ensemble`, `detector`, and `masks` are query parameters"
 _MAX_HEADER_BYTES = 32 * 1024
 _MAX_NAME = 255
+_MAX_MESSAGE_NAME = 60
+_MAX_PADDING_BYTES = 1024
 _PAUSE_BYTES = 2**18
 
 Images = list[tuple[str | None, bytes]]  # with the names that they were sent with, in the order sent
@@ -42,12 +44,16 @@ _IMAGE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image as the whole body, whatever its Content-Type says, or a form with up to 16 files, all named `file`.",
+        "description": (
+            "One image as the whole body, whatever its Content-Type says, or a form with up to 16 files, all named `file`. "
+            "A form with any other field is refused: options are query parameters."
+        ),
         "content": {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
+                    "additionalProperties": False,
                     "properties": {
                         "file": {"type": "array", "minItems": 1, "maxItems": 16, "items": {"type": "string", "format": "binary"}}
                     },
@@ -160,7 +166,7 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 return schemas.Ready(ready=True, ensembles=await scorer.ready())
         except TimeoutError:
-            raise errors.Refusal("not_ready", headers={"Retry-After": "2"}) from None
+            raise errors.Refusal("not_ready") from None
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
@@ -186,11 +192,18 @@ def arena_router(arena: Arena) -> APIRouter:
 
 
 async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
-    """Reads a raw body (any content type) as one image without a name, or a `multipart/form-data` body's parts named `file`.
+    """Read a raw body (any content type) as one image without a name, or the parts of a `multipart/form-data` body.
 
-    Nothing is written to disk. A form may have besides 10 text fields of 1 KiB each, which are passed over.
+    Nothing is written to disk. All parts of a form must be named `file`. Text before the first boundary and after the last one is ignored.
 
-    Raises Refusal: `too_many_files`, `file_too_large` (both as soon as it shows), `malformed_request`; InputError if a raw body is empty.
+    Args:
+        request: The request. Its body must be unread.
+        max_files: Parts of a form.
+        max_file_bytes: Size of one image.
+
+    Raises:
+        Refusal: `too_many_files` or `file_too_large` before the body has ended, or `malformed_request`.
+        InputError: A raw body is empty.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
@@ -217,43 +230,27 @@ def label(name: str) -> str | None:
 
 
 class _Form:
-    """A multipart body, as python-multipart's parser tells it piece by piece."""
+    """A multipart body (RFC 7578), as the callbacks of python-multipart's parser report it."""
 
     def __init__(self, boundary: bytes, max_files: int, max_file_bytes: int) -> None:
         if not boundary:
             raise Refusal("malformed_request", "the multipart content type has no boundary")
         self.boundary, self.max_files, self.max_file_bytes = boundary, max_files, max_file_bytes
         self.images: Images = []
-        self.fields = set[str]()
         self.ended = False
-        self.delimiters = 0
+        self.delimiters = self.padding_bytes = 0
+        self._in_preamble = True
         self._header = self._value = self._disposition = b""
-        self._field, self._is_file = "", False
         self._name: str | None = None
         self._data = bytearray()
 
     async def read(self, chunks: AsyncIterator[bytes]) -> Images:
         try:
-            parser = MultipartParser(
-                self.boundary,
-                {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": self._header_field,
-                    "on_header_value": self._header_value,
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_end,
-                    "on_part_data": self._part_data,
-                    "on_part_end": self._part_ends,
-                    "on_end": self._end,
-                },
-                max_header_size=_MAX_HEADER_BYTES,
-            )
+            parser = self._start_parser()
             unpaused = 0
             async for chunk in chunks:
-                self._judge_delimiters(chunk)
-                parser.write(chunk)
-                if parser.state == MultipartState.BOUNDARY_PADDING:
-                    raise Refusal("malformed_request", "a boundary of the multipart body has no end")
+                if not self.ended:  # The rest is the epilogue.
+                    self._parse(parser, chunk)
                 # Chunks that are there already come without a pause: others get their turn between them, in every quarter of a MiB.
                 unpaused += len(chunk)
                 if unpaused > _PAUSE_BYTES:
@@ -264,15 +261,44 @@ class _Form:
         if not self.ended:
             raise Refusal("malformed_request", "the multipart body ends before its last boundary")
         if not self.images:
-            raise Refusal("malformed_request", "the form has no part named `file`")
+            raise Refusal("malformed_request", f"the form has no part named `{_FILE_FIELD}`")
         return self.images
 
-    def _judge_delimiters(self, chunk: bytes) -> None:
-        """The parser takes a false end of a part, and the padding of a boundary, by the byte: 64 MB of them would be 20 s of one core."""
-        self.delimiters += chunk.count(b"\r\n--" + self.boundary)
-        most = self.max_files + _MAX_FIELDS + 1
-        if self.delimiters > most:
-            raise Refusal("too_many_files", "the form has more parts than allowed", limit=most, observed=self.delimiters)
+    def _start_parser(self) -> MultipartParser:
+        parser = MultipartParser(
+            self.boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": self._part_data,
+                "on_part_end": self._part_ends,
+                "on_end": self._end,
+            },
+            max_header_size=_MAX_HEADER_BYTES,
+        )
+        # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the data of a first part, which is dropped.
+        parser.write(b"--%b\r\n\r\n\r\n" % self.boundary)
+        return parser
+
+    def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
+        """Parse a chunk, unless the form has too many delimiters or too much padding.
+
+        The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB of them would take 20 s of one core.
+        """
+        delimiter = b"\r\n--" + self.boundary
+        last = chunk.find(delimiter + b"--")
+        self.delimiters += chunk.count(delimiter, 0, len(chunk) if last < 0 else last)
+        if self.delimiters > self.max_files:
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=self.max_files, observed=self.delimiters)
+        was_padding = parser.state == MultipartState.BOUNDARY_PADDING
+        parser.write(chunk)
+        if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
+            self.padding_bytes += len(chunk)
+        if self.padding_bytes > _MAX_PADDING_BYTES:
+            raise Refusal("malformed_request", "a boundary of the multipart body has no end")
 
     def _part_begins(self) -> None:
         self._header = self._value = self._disposition = b""
@@ -290,33 +316,30 @@ class _Form:
         self._header = self._value = b""
 
     def _headers_end(self) -> None:
+        if self._in_preamble:
+            return
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
             raise Refusal("malformed_request", "a part of the form has no name")
-        self._field = _text(options[b"name"])
-        self._is_file = self._field == "file"
+        field = _text(options[b"name"])
+        if field != _FILE_FIELD:
+            name = "".join(letter for letter in field if letter.isprintable())[:_MAX_MESSAGE_NAME]
+            raise Refusal("malformed_request", f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}")
         self._name = label(_text(options.get(b"filename", b"")))
-        if self._is_file and len(self.images) == self.max_files:
+        if len(self.images) == self.max_files:
             raise Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
-        if not self._is_file and b"filename" in options:
-            raise Refusal("malformed_request", "files have to be in parts named `file`")
-        if not self._is_file and len(self.fields) == _MAX_FIELDS:
-            raise Refusal("too_many_files", "the form has more parts than allowed", limit=_MAX_FIELDS, observed=_MAX_FIELDS + 1)
-        if not self._is_file and (self._field in self.fields or len(self._field) > _MAX_NAME):
-            raise Refusal("malformed_request", "a field of the form comes twice, or its name is too long")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_preamble:
+            return
         self._data += memoryview(data)[start:end]
-        if self._is_file and len(self._data) > self.max_file_bytes:
+        if len(self._data) > self.max_file_bytes:
             raise _too_large(self.max_file_bytes, len(self._data))
-        if not self._is_file and len(self._data) > _MAX_FIELD_BYTES:
-            raise Refusal("malformed_request", "a text field of the form is too long", limit=_MAX_FIELD_BYTES, observed=len(self._data))
 
     def _part_ends(self) -> None:
-        if self._is_file:
+        if not self._in_preamble:
             self.images.append((self._name, bytes(self._data)))
-        else:
-            self.fields.add(self._field)
+        self._in_preamble = False
 
     def _end(self) -> None:
         self.ended = True

@@ -93,7 +93,7 @@ def test_what_is_asked_for_wrongly_or_not_offered_is_refused_with_its_reason(ask
         answer = asking.post(f"/v1/score?{query}", content=file)
         assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
     answer = asking.put("/v1/ensembles")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
     answer = asking.post("/v1/score-url", json={"url": "https://example.org/a.jpg"})
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     bomb = asking.post("/v1/score", content=factory.bomb_png(12_000)).json()

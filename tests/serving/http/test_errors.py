@@ -6,6 +6,8 @@ from difflib import SequenceMatcher
 
 import pytest
 
+from ray_app.serving.http.errors import MESSAGES, Refusal
+
 SHAPE = {"code", "message", "limit", "observed", "request_id"}
 
 
@@ -28,6 +30,12 @@ def test_the_one_shape(client, method, path, status, code):
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert set(answer.json()) == SHAPE
     assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("code", [code for code, (status, _) in MESSAGES.items() if status == 503])
+def test_503_always_says_when_to_come_back(code):
+    assert int(Refusal(code).headers["Retry-After"]) > 0
+    assert Refusal(code, headers={"Retry-After": "9"}).headers["Retry-After"] == "9"
 
 
 def test_a_fault_is_logged_with_its_id_and_not_told(client, caplog):
