@@ -35,10 +35,9 @@ _MARKER = re.compile(rb"\xff([^\x00\xff])")  # of fill bytes before it the last:
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x(\w\w)")
-_LONE_LF = re.compile(rb"\n(?<!\r\n)")
 _OUTSIDE_SCANS = ("extraneous bytes", "Invalid SOS parameters", "Unknown Adobe color", "unknown JFIF revision", "bad ICC marker")
 _SAMPLING = "subsampling"  # libjpeg decodes any sampling factors, TurboJPEG only those that it has a name for.
-_DAMAGE = ("Corrupt JPEG data", "Premature end")
+_FOREIGN = ("Unsupported color conversion", "Could not determine", "data precision")  # TurboJPEG's limits, not damage
 _CHECKED = {"RGB": ("RGB", 3), "CMYK": ("CMYK", 4), "YCCK": ("CMYK", 4)}  # Others become grey.
 _CHANNELS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1), "CMYK": ("CMYK", 4)}
 _READ_AHEAD = bytes(16)  # libjpeg asks for up to eight bytes more than it needs
@@ -47,7 +46,6 @@ MOST_RESTARTS = 10_000
 # Webcams leave one to four bytes before a restart marker, and cameras up to eight before the end marker, as libjpeg counts them. None of
 # 7,700 photographs has any. An MCU, the least by which damage can shift a scan, takes 10 to 60 bytes.
 MAX_STRAY_BYTES = 8
-MIN_CONVERTED_LINE_ENDS = 4  # By chance, one in 256 ** 4 scans has so many CR LF and no other LF.
 DECODER = f"simplejpeg {simplejpeg.__version__}"
 
 # The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
@@ -107,9 +105,8 @@ class Frame(NamedTuple):
 def open_header(data: bytes, flags: set[str]) -> JpegImage:
     """The header as Pillow reads it; where metadata breaks Pillow, without metadata and with a flag. Raises what Pillow raises.
 
-    Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here, CORRUPT_IMAGE if the line ends were converted.
+    Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here.
     """
-    _check_line_ends(data)
     following, frame = segments(data), None
     for segment in following:
         if segment.marker in _FRAMES:
@@ -138,15 +135,6 @@ def coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
     for _, across, down, _ in image.layer:
         samples, most = samples + across * down, max(most, across * down)
     return 2 * image.width * image.height * samples // most
-
-
-def _check_line_ends(data: bytes) -> None:
-    """Refuse a JPEG in which every LF follows a CR. Raises InputError."""
-    if _LONE_LF.search(data):  # An intact JPEG has one among its first few hundred bytes.
-        return
-    start = data.rfind(b"\xff\xda")
-    if data.count(b"\r\n", start, data.find(b"\xff\xd9", start)) >= MIN_CONVERTED_LINE_ENDS:
-        raise InputError(Status.CORRUPT_IMAGE, "its line ends were converted, as by FTP in ASCII mode: fetch it again")
 
 
 def load(image: JpegImage, data: bytes, flags: set[str]) -> Image.Image:
@@ -202,7 +190,7 @@ def find_damage(data: bytes, max_pixels: int) -> InputError | None:
         warning = _find_warning(data, max_pixels)
     if _SAMPLING in warning:
         return _find_unheard_damage(data)
-    return _judge(data, warning) if warning.startswith(_DAMAGE) else None
+    return _judge(data, warning) if warning and not any(words in warning for words in _FOREIGN) else None
 
 
 def _judge(data: bytes, warning: str) -> InputError | None:
