@@ -205,6 +205,8 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
         raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
     found.decoder = decoder_name(format_name)
+    if format_name in formats.CODED and formats.are_line_ends_converted(data):
+        raise InputError(Status.CORRUPT_IMAGE, "its line ends were converted, as by FTP in ASCII mode: fetch it again")
     if format_name in formats.EARLY_SIZES:
         _check_early(data, limits, found, format_name, admit)
     if format_name == "RAW":

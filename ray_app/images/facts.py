@@ -23,7 +23,7 @@ FLAG_MEANING = {
     "broken_icc": "the colour profile cannot be read or used; ignored",
     "cmyk": "printing colours, converted to RGB",
     "grayscale": "grey only; the three channels are equal",
-    "irregular_jpeg": "broken metadata or stray bytes in the JPEG; all of its pixels are there",
+    "irregular_jpeg": "broken metadata or a few stray bytes in the JPEG; every pixel was decoded",
     "multipage": "several pages or pictures; the first is scored",
     "no_content": "one colour, or nearly: nothing to judge",
     "oriented": "EXIF says that it should be turned; it is scored as stored",

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from ray_app.images.boxes import CODESTREAM, CONTAINER
@@ -40,6 +41,7 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"BZh", "a bzip2 file: score it as an archive source if it is a tar"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
+    (b"\x89PNG", "a PNG with a damaged signature, as by FTP in ASCII mode: fetch it again"),
     (b"8BPS", "a Photoshop document: export it as PNG or TIFF"),
     (b"\0\0\x01\0", "an icon file (ICO)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
@@ -51,6 +53,11 @@ MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byt
 MOST_BOXES = 1000
 EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
 SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose declared end shows trailing bytes
+CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000", "JXL")  # Their bytes are nearly random. PNG has a signature against FTP.
+MIN_CONVERTED = 4  # By chance, one in 256 ** 4 coded images has so many CR LF and no other LF.
+_LONE_LF = re.compile(rb"\n(?<!\r\n)")
+_CR_LF_OUTSIDE_TEXT = re.compile(rb"\r\n[^\t\r\n -~]")
+MAX_SEARCHED = 2**20  # bytes
 _END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
@@ -128,6 +135,13 @@ def _describe_text(start: bytes) -> str | None:
         if error.start < len(start) - 3:  # a character cut by the 1024-byte window is still text
             return None
     return "text, not an image"
+
+
+def are_line_ends_converted(data: bytes) -> bool:
+    """Whether every LF of coded data follows a CR, as after FTP in ASCII mode. Texts among it may have such line ends."""
+    if _LONE_LF.search(data, 0, MAX_SEARCHED):  # An intact image has one among its first few hundred bytes.
+        return False
+    return sum(1 for _ in islice(_CR_LF_OUTSIDE_TEXT.finditer(data, 0, MAX_SEARCHED), MIN_CONVERTED)) == MIN_CONVERTED
 
 
 def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
-"""JPEG (ITU-T T.81): `open_header`, `load` the pixels with libjpeg's warnings taken seriously, `jpeg_quality` from the tables.
+"""Read JPEGs (ITU-T T.81): `open_header`, `load` the pixels of undamaged scans, `find_damage` in other files, `jpeg_quality`.
 
-libjpeg fills what a scan lacks, and Pillow does not report it. simplejpeg decodes: the same library as Pillow's and the same pixels, but it
-stops where libjpeg warns. Of several warnings it reports the first.
+libjpeg fills missing coded data with grey and skips surplus data, and Pillow does not report its warnings. simplejpeg uses the same
+library, decodes to the same pixels, and raises the first warning. Damage inside a scan shifts the blocks behind it, so that coded data is
+missing or left over at its end. A scan in which neither happens by chance passes: libjpeg checks no codes before the last few kB.
 """
 
 import contextlib
@@ -33,12 +34,18 @@ _DECIDING = _FRAMES | {SCAN, SOS, DHT, DAC, DQT, DRI}
 _MARKER = re.compile(rb"\xff([^\x00\xff])")  # of fill bytes before it the last: with `+` a long run of them takes hours
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
-_STRAY = re.compile(r"extraneous bytes before marker 0x(\w\w)")
+_STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x(\w\w)")
 _OUTSIDE_SCANS = ("extraneous bytes", "Invalid SOS parameters", "Unknown Adobe color", "unknown JFIF revision", "bad ICC marker")
+_SAMPLING = "subsampling"  # libjpeg decodes any sampling factors, TurboJPEG only those that it has a name for.
+_FOREIGN = ("Unsupported color conversion", "Could not determine", "data precision")  # TurboJPEG's limits, not damage
+_CHECKED = {"RGB": ("RGB", 3), "CMYK": ("CMYK", 4), "YCCK": ("CMYK", 4)}  # Others become grey.
 _CHANNELS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1), "CMYK": ("CMYK", 4)}
 _READ_AHEAD = bytes(16)  # libjpeg asks for up to eight bytes more than it needs
 MOST_SEGMENTS = 10_000  # a JPEG of 32 MiB has a thousand; a hostile one could have ten million
 MOST_RESTARTS = 10_000
+# Webcams leave one to four bytes before a restart marker, and cameras up to eight before the end marker, as libjpeg counts them. None of
+# 7,700 photographs has any. An MCU, the least by which damage can shift a scan, takes 10 to 60 bytes.
+MAX_STRAY_BYTES = 8
 DECODER = f"simplejpeg {simplejpeg.__version__}"
 
 # The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
@@ -131,9 +138,15 @@ def coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
 
 
 def load(image: JpegImage, data: bytes, flags: set[str]) -> Image.Image:
-    """The pixels of an opened JPEG, in its mode and with its `info`; flags what is out of place and hides no pixel.
+    """Decode the pixels of an opened JPEG, in its mode and with its `info`.
 
-    Raises InputError: TRUNCATED_IMAGE where coded data is missing, CORRUPT_IMAGE where it is damaged.
+    Args:
+        image: The opened header.
+        data: The file.
+        flags: Receives `irregular_jpeg` if metadata is broken or a few stray bytes follow coded data.
+
+    Raises:
+        InputError: TRUNCATED_IMAGE if coded data is missing, CORRUPT_IMAGE if it is damaged.
     """
     if _lacks_scans(image.segments):
         raise InputError(Status.TRUNCATED_IMAGE, f"the file ends after {len(data)} bytes, before the last scans")
@@ -146,23 +159,54 @@ def load(image: JpegImage, data: bytes, flags: set[str]) -> Image.Image:
 
 
 def _load_irregular(image: JpegImage, data: bytes, flags: set[str], warning: str) -> Image.Image:
-    """What is left to do after libjpeg's warning. Raises as `load` does."""
+    """Decode a JPEG about which libjpeg warns. Raises as `load` does."""
     if any(words in warning for words in _OUTSIDE_SCANS):
         flags.add("irregular_jpeg")
-        data = _without_metadata(data)  # the same scans, without what one warning may hide another behind
+        data = _without_metadata(data)  # The first warning may hide another one about the scans.
         try:
             return _by_simplejpeg(image, data)
         except ValueError as error:
             warning = str(error)
-    if "subsampling" in warning:
+    if _SAMPLING in warning:
         return _by_pillow(data)
-    if (stray := _STRAY.search(warning)) and (int(stray[1], 16) == EOI or _restarts_hold(data)):
-        return _by_simplejpeg(image, data, strict=False)
+    if damage := _judge(data, warning):
+        raise damage
+    return _by_simplejpeg(image, data, strict=False)
+
+
+def find_damage(data: bytes, max_pixels: int) -> InputError | None:
+    """Decode a JPEG of another file, such as a strip of a TIFF, to find damage in its scans.
+
+    Args:
+        data: The JPEG.
+        max_pixels: The size that it should have, so that a hostile one takes no more memory.
+
+    Returns:
+        The error that `load` would raise. None if no damage is found, or if only the other file's decoder can decode it.
+    """
+    warning = _find_warning(data, max_pixels)
+    if any(words in warning for words in _OUTSIDE_SCANS):
+        data = _without_metadata(data)
+        warning = _find_warning(data, max_pixels)
+    if _SAMPLING in warning:
+        return _find_unheard_damage(data)
+    return _judge(data, warning) if warning and not any(words in warning for words in _FOREIGN) else None
+
+
+def _judge(data: bytes, warning: str) -> InputError | None:
+    """Turn libjpeg's warning into an error; None if it concerns a few stray bytes or padding."""
+    stray = _STRAY.search(warning)
+    if stray and int(stray[2], 16) == EOI:
+        if _is_padded(data, warning):
+            return None
+        warning = f"{warning}, more than {MAX_STRAY_BYTES}"
+    elif stray and _restarts_hold(data):
+        return None
     if "remature end" in warning:
-        raise InputError(Status.TRUNCATED_IMAGE, _how_far(data))
+        return InputError(Status.TRUNCATED_IMAGE, _how_far(data))
     if "Unsupported color conversion" in warning:
-        raise InputError(Status.UNSUPPORTED_FORMAT, "a lossless JPEG in colours that would have to be converted: save as PNG")
-    raise InputError(Status.CORRUPT_IMAGE, warning.removeprefix("Corrupt JPEG data: "))
+        return InputError(Status.UNSUPPORTED_FORMAT, "a lossless JPEG in colours that would have to be converted: save as PNG")
+    return InputError(Status.CORRUPT_IMAGE, warning.removeprefix("Corrupt JPEG data: "))
 
 
 def _by_simplejpeg(image: JpegImageFile, data: bytes, *, strict: bool = True) -> Image.Image:
@@ -180,7 +224,7 @@ def _by_simplejpeg(image: JpegImageFile, data: bytes, *, strict: bool = True) ->
 
 
 def _by_pillow(data: bytes) -> Image.Image:
-    """For sampling factors that TurboJPEG has no name for: a scan whose end marker is held back is not filled where it ends early."""
+    """Decode a JPEG whose sampling factors TurboJPEG has no name for. Raises as `load` does."""
     image = JpegImage(io.BytesIO(_without_end(data, _READ_AHEAD)))
     try:
         image.load()
@@ -188,7 +232,55 @@ def _by_pillow(data: bytes) -> Image.Image:
         if "truncated" not in str(error):
             raise
         raise InputError(Status.TRUNCATED_IMAGE, _how_far(data)) from error
+    if damage := _find_unheard_damage(data):
+        raise damage
     return image
+
+
+def _find_unheard_damage(data: bytes) -> InputError | None:
+    """Check a JPEG that Pillow decodes, which reports no warning. Several scans cannot be checked."""
+    if len(_scans(data)) == 1 and (_restarts_hold(data) is False or not _is_whole(data)):
+        return InputError(Status.CORRUPT_IMAGE, "coded data is missing or left over in the scan")
+    return None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the single scan of a JPEG has all coded data, and at most a few stray bytes or padding behind it."""
+    warning = _find_warning(data)
+    if _SAMPLING not in warning:
+        return not warning or _is_padded(data, warning)
+    surplus = MAX_STRAY_BYTES + len(_READ_AHEAD)
+    shorter = _without_end(_without_padding(data))[:-surplus]
+    return _is_enough(_without_end(data, _READ_AHEAD)) and not _is_enough(shorter)
+
+
+def _is_enough(data: bytes) -> bool:
+    """Whether Pillow finds all coded data in a JPEG without its end marker, which it does not fill."""
+    try:
+        JpegImage(io.BytesIO(data)).load()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def _is_padded(data: bytes, warning: str) -> bool:
+    """Whether libjpeg warns only of a few stray bytes before the end marker, or of a byte that is repeated."""
+    if not _are_few(warning):
+        warning = _find_warning(_without_padding(data))
+    return not warning or _are_few(warning)
+
+
+def _are_few(warning: str) -> bool:
+    stray = _STRAY.search(warning)
+    return stray is not None and int(stray[1]) <= MAX_STRAY_BYTES and int(stray[2], 16) == EOI
+
+
+def _without_padding(data: bytes) -> bytes:
+    """Shorten repetitions of the last scan's last byte to as many as may be stray bytes."""
+    *_, scan = _scans(data)
+    coded = data[scan.start : scan.end]
+    padding = len(coded) - len(coded.rstrip(coded[-1:]))
+    return data[: scan.end - max(0, padding - MAX_STRAY_BYTES)] + data[scan.end :]
 
 
 def _how_far(data: bytes) -> str:
@@ -218,6 +310,10 @@ def segments(data: bytes, most: int = MOST_SEGMENTS) -> Iterator[JpegSegment]:
             found = _SCAN_END.search(data, at)
             start, at = at, found.start() if found else len(data)
             yield JpegSegment(SCAN, b"", start, at)
+
+
+def _scans(data: bytes) -> list[JpegSegment]:
+    return [segment for segment in segments(data) if segment.marker == SCAN]
 
 
 def _frame(data: bytes) -> Frame | None:
@@ -263,35 +359,47 @@ def _without_metadata(data: bytes) -> bytes:
 
 def _without_end(data: bytes, instead: bytes = b"") -> bytes:
     """A JPEG of one scan up to where its coded data ends; any other as it is."""
-    ends = [segment.end for segment in segments(data) if segment.marker == SCAN]
-    return data[: ends[0]] + instead if len(ends) == 1 else data
+    scans = _scans(data)
+    return data[: scans[0].end] + instead if len(scans) == 1 else data
 
 
-def _restarts_hold(data: bytes) -> bool:
-    """Whether a JPEG of one scan is whole between any two of its restart markers: each part is a picture of one row of units (A.2)."""
+def _restarts_hold(data: bytes) -> bool | None:
+    """Whether a JPEG of one scan is whole between any two of its restart markers; None if it cannot be checked.
+
+    Each part is decoded as an image of one row of MCUs (A.2).
+    """
     *header, scan = segments(data)
     frame, parts = _frame(data), _RESTART.split(memoryview(data)[scan.start : scan.end], MOST_RESTARTS)
     interval = max((int.from_bytes(segment.body[2:4], "big") for segment in header if segment.marker == DRI), default=0)
     if frame is None or not interval or scan.marker != SCAN or any(segment.marker == SCAN for segment in header):
-        return False
+        return None
     across, down = frame.unit()
     units = -(-frame.width // across) * -(-frame.height // down)
-    in_order = all(marker[0] & 7 == number % 8 for number, marker in enumerate(parts[1::2]))
-    if not in_order or len(parts[::2]) != -(-units // interval) or len(parts) > MOST_RESTARTS or across * interval > 0xFFFF:
+    if not all(marker[0] & 7 == number % 8 for number, marker in enumerate(parts[1::2])):
+        return False
+    if len(parts) > MOST_RESTARTS or across * interval > 0xFFFF:
+        return None
+    if len(parts[::2]) != -(-units // interval):
         return False
     for number, part in enumerate(parts[::2]):
         size = struct.pack(">HH", down, across * min(interval, units - number * interval))
         bodies = (each.body[:3] + size + each.body[7:] if each.marker in _FRAMES else each.body for each in header)
         start = b"".join(each._replace(body=body).encoded(data) for each, body in zip(header, bodies, strict=True))
-        if (warning := warning_of(b"\xff\xd8" + start + part + b"\xff\xd9")) and not warning.endswith("marker 0xd9"):
+        if not _is_whole(b"\xff\xd8" + start + part + b"\xff\xd9"):
             return False
     return True
 
 
-def warning_of(data: bytes) -> str:
-    """libjpeg's first warning or error of a JPEG whose colours and size do not matter; empty where there is none."""
+def _find_warning(data: bytes, max_pixels: int = 65_535**2) -> str:
+    """Return libjpeg's first warning or error about a JPEG whose colours do not matter; empty if there is none."""
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > max_pixels:
+            return f"Corrupt JPEG data: {width} × {height} pixels, more than {max_pixels}"
+        target, channels = _CHECKED.get(colours, ("GRAY", 1))
+        # The smallest scale takes the least time, but libjpeg does not scale lossless JPEGs: the buffer holds all pixels.
+        room = np.empty((height, width, channels), np.uint8)
+        simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1, buffer=room)
     except ValueError as error:
         return str(error)
     return ""

@@ -21,6 +21,7 @@ PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 32
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
 RAW, LZW = 1, 5
 MOST_TABLE_BYTES = 65_536
+MIN_PIECE_PIXELS = 2**20  # A JPEG may be larger than its strip or tile: by padding to whole MCUs, or in the last strip.
 MOST_VALUES = 65_536  # of a tag that has one for each sample, or for each colour of a palette
 WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
 
@@ -143,18 +144,16 @@ class TiffLayout(NamedTuple):
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Refuse a decoded TIFF whose JPEG strips or tiles lack coded data, of which libtiff says nothing. Raises InputError."""
+    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, about which libtiff reports nothing. Raises InputError."""
     if image.info.get("compression") != "jpeg":
         return
     tiff = Tiff(data)
     layout, tables = TiffLayout.of(tiff), tiff.directory().get(JPEG_TABLES)
     start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
+    max_pixels = 2 * layout.piece[0] * layout.piece[1] + MIN_PIECE_PIXELS
     for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
-        warning = jpeg.warning_of(start + data[offset + 2 : offset + count] + b"\xff\xd9")
-        if "premature end" in warning:
-            raise InputError(Status.TRUNCATED_IMAGE, f"coded data is missing from the strip or tile at byte {offset}")
-        if "bad Huffman code" in warning or "instead of RST" in warning:
-            raise InputError(Status.CORRUPT_IMAGE, f"{warning.removeprefix('Corrupt JPEG data: ')}, in the strip or tile at byte {offset}")
+        if damage := jpeg.find_damage(start + data[offset + 2 : offset + count] + b"\xff\xd9", max_pixels):
+            raise InputError(damage.status, f"{damage.detail}, in the strip or tile at byte {offset}")
 
 
 def open_header(data: bytes) -> TiffImageFile:

@@ -10,7 +10,7 @@ const FLAGS = {
   broken_icc: "its colour profile cannot be used",
   cmyk: "printing colours, converted to RGB",
   grayscale: "grey only",
-  irregular_jpeg: "broken metadata or stray bytes in the JPEG; all of its pixels are there",
+  irregular_jpeg: "broken metadata or a few stray bytes in the JPEG; every pixel was decoded",
   multipage: "several pages or pictures; the first was scored",
   no_content: "one colour, or nearly: nothing to judge",
   oriented: "the camera asks to turn it; it was scored as stored",

@@ -1,0 +1,193 @@
+"""Damaged coded data of JPEGs is refused, alone and inside of TIFFs; a few stray bytes or padding after it are a flag."""
+
+import io
+import struct
+from functools import cache
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.errors import Status
+from ray_app.images import ImageRefused, decode_image, jpeg
+from tests.images import factory, tiff_writer
+from tests.images.outcomes import LIMITS, outcome_of, pixels, status_of
+
+EOI = b"\xff\xd9"
+LENGTH = 512
+MISSING = {Status.TRUNCATED_IMAGE, Status.CORRUPT_IMAGE}
+ENCODINGS = [{}, {"subsampling": 0}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 2}]
+RARE = [((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 1), (1, 1)), ((3, 1), (1, 1), (1, 1))]
+
+
+@cache
+def make_photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
+    """Draw noise at several scales, with fine detail in some places as in a photograph."""
+    rng = np.random.default_rng(seed)
+
+    def draw(step: int) -> np.ndarray:
+        noise = rng.integers(0, 256, (height // step, width // step, 3), np.uint8)
+        return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+
+    detail = np.clip(draw(96)[..., :1] / 160 - 0.4, 0, 1)
+    return Image.fromarray((draw(80) * (1 - detail / 2) + draw(1) * detail / 2).clip(0, 255).astype(np.uint8))
+
+
+@cache
+def make_jpeg(seed: int, **options) -> bytes:
+    return factory.encoded(make_photo(seed), "JPEG", **{"quality": 80 + seed % 15, **options})
+
+
+def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
+    """Declare the blocks of a grey JPEG to be those of three components with any sampling factors.
+
+    The blocks of one row of the grey image become one row of MCUs. All components use the same tables.
+    """
+    blocks = sum(across * down for across, down in factors)
+    units = jpeg._frame(grey).width // 8 // blocks
+    size = (jpeg._frame(grey).height * max(down for _, down in factors), units * 8 * max(across for across, _ in factors))
+    parts = [b"\xff\xd8"]
+    for segment in jpeg.segments(grey):
+        body = segment.body
+        if segment.marker == jpeg.SOF0:
+            components = b"".join(bytes((number, across << 4 | down, 0)) for number, (across, down) in enumerate(factors, 1))
+            body = struct.pack(">HBHHB", 8 + len(components), 8, *size, len(factors)) + components
+        elif segment.marker == jpeg.SOS:
+            components = b"".join(bytes((number, 0)) for number in range(1, len(factors) + 1))
+            body = struct.pack(">HB", 6 + len(components), len(factors)) + components + b"\0\x3f\0"
+        elif segment.marker == jpeg.DRI:
+            body = struct.pack(">HH", 4, units)
+        parts.append(segment._replace(body=body).encoded(grey))
+    return b"".join((*parts, EOI))
+
+
+@cache
+def make_rare(seed: int, factors: tuple[tuple[int, int], ...], **options) -> bytes:
+    """A JPEG of 12 × 60 MCUs that TurboJPEG refuses for its sampling factors."""
+    width = 8 * 12 * sum(across * down for across, down in factors)
+    return group_blocks(factory.encoded(make_photo(seed, width, 480).convert("L"), "JPEG", quality=85, **options), factors)
+
+
+def largest_scan(data: bytes) -> tuple[int, int]:
+    scans = [segment for segment in jpeg.segments(data) if segment.marker == jpeg.SCAN]
+    return max(((scan.start, scan.end) for scan in scans), key=lambda scan: scan[1] - scan[0])
+
+
+def overwrite_scan(data: bytes, piece: bytes, rng: np.random.Generator) -> bytes:
+    start, end = largest_scan(data)
+    at = int(rng.integers(start, end - len(piece)))
+    return data[:at] + piece + data[at + len(piece) :]
+
+
+def is_visible(damaged: bytes, intact: bytes) -> bool:
+    """Whether a damaged file is decoded to other pixels: damage of a progressive JPEG's finest scan hardly changes them."""
+    outcome = outcome_of(damaged)
+    if isinstance(outcome, ImageRefused):
+        assert outcome.status in MISSING
+        return False
+    return np.abs(np.asarray(outcome.pixels).astype(int) - pixels(intact)).mean() > 2
+
+
+def count_passed(files: list[bytes]) -> dict[str, int]:
+    """Count the files that are decoded to other pixels after two kinds of damage."""
+    rng = np.random.default_rng(58)
+    passed = dict.fromkeys(("spliced", "random"), 0)
+    for seed, data in enumerate(files):
+        donor = make_jpeg(seed, quality=50)
+        at = int(rng.integers(largest_scan(donor)[0], len(donor) - LENGTH))
+        pieces = {"spliced": donor[at : at + LENGTH], "random": rng.integers(0, 255, LENGTH, np.uint8).tobytes()}
+        for name, piece in pieces.items():
+            passed[name] += bool(is_visible(overwrite_scan(data, piece, rng), data))
+    return passed
+
+
+@pytest.mark.parametrize("options", ENCODINGS, ids=str)
+def test_jpeg_scan_damage_is_refused(options):
+    files = [make_jpeg(seed, **options) for seed in range(30)]
+    assert {status_of(data) for data in files} == {Status.OK}
+    passed = count_passed(files)
+    assert max(passed.values()) <= 4, passed
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("factors", RARE, ids=str)
+def test_jpeg_scan_damage_with_rare_sampling_is_refused(factors, options):
+    files = [make_rare(seed, factors, **options) for seed in range(10)]
+    for data in files:
+        np.testing.assert_array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    passed = count_passed(files)
+    assert max(passed.values()) <= 2, passed
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("stray", [b"\x55\xaa" * 4, bytes(500), b"\x7f"], ids=["8 bytes", "zeros", "one byte"])
+def test_few_stray_bytes_before_the_end_marker_are_a_flag(options, stray):
+    data = make_jpeg(0, **options)
+    image = decode_image(data[:-2] + stray + EOI, LIMITS)
+    np.testing.assert_array_equal(np.asarray(image.pixels), pixels(data))
+    assert image.facts.flags in ((), ("irregular_jpeg",))
+    assert image.facts.flags or len(stray) < 8  # libjpeg reads up to seven bytes ahead without a warning.
+
+
+def test_many_stray_bytes_before_the_end_marker_are_refused():
+    stray = np.random.default_rng(0).integers(0, 255, 40, np.uint8).tobytes()
+    outcome = outcome_of(make_jpeg(0)[:-2] + stray + EOI)
+    assert outcome.status == Status.CORRUPT_IMAGE
+    assert outcome.detail.endswith("extraneous bytes before marker 0xd9, more than 8")
+
+
+def test_zeros_in_place_of_the_last_coded_bytes_are_refused():
+    for seed in range(10):
+        data = make_jpeg(seed, subsampling=0)
+        assert status_of(data[:-502] + bytes(500) + EOI) in MISSING
+
+
+@pytest.mark.parametrize(("stray", "status"), [(b"\x12\x34", Status.OK), (bytes(60), Status.OK), (b"\x12\x34" * 30, Status.CORRUPT_IMAGE)])
+def test_stray_bytes_before_restart_markers_are_counted(stray, status):
+    data = make_jpeg(0, restart_marker_rows=1)
+    start, end = largest_scan(data)
+    assert status_of(data[:start] + jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end]) + data[end:]) == status
+
+
+def make_tiff(strips: list[bytes], width: int, height: int, bands: int) -> bytes:
+    photometric = {1: tiff_writer.BLACK_IS_ZERO, 3: tiff_writer.RGB, 4: tiff_writer.CMYK}[bands]
+    tags = {256: [width], 257: [height], 258: [8] * bands, 259: [7], 262: [photometric], 277: [bands], 278: [height // len(strips)]}
+    return tiff_writer.container(tags, strips)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_tiff_with_lossless_jpeg_strip_decodes_as_in_pillow(mode):
+    samples = np.asarray(make_photo(0).convert(mode))
+    strip = imagecodecs.jpeg8_encode(samples, colorspace=mode if mode == "CMYK" else None, lossless=True)
+    assert jpeg._frame(strip).marker == jpeg.SOF3
+    data = make_tiff([strip], 640, 480, len(Image.new(mode, (1, 1)).getbands()))
+    assert status_of(data) == Status.OK
+    with Image.open(io.BytesIO(data)) as plain:
+        np.testing.assert_array_equal(np.asarray(plain), samples)
+    assert status_of(make_tiff([strip[: len(strip) // 2]], 640, 480, len(plain.getbands()))) in MISSING
+
+
+def test_lossless_jpeg_with_stray_restart_markers_is_refused():
+    data = imagecodecs.jpeg8_encode(np.asarray(make_photo(0).convert("L")), lossless=True)
+    start, _ = largest_scan(data)
+    interval = b"\xff\xdd\0\x04" + struct.pack(">H", 640)
+    at = data.index(b"\xff\xda")
+    assert status_of(data[:at] + interval + data[at:start] + b"\x12" * 99 + b"\xff\xd0" + data[start:]) in MISSING
+
+
+@pytest.mark.parametrize("rows", [48, 480])
+def test_tiff_with_a_damaged_jpeg_strip_is_refused(rows):
+    def encode(seed: int) -> list[bytes]:
+        photo = make_photo(seed)
+        return [factory.encoded(photo.crop((0, top, 640, top + rows)), "JPEG", keep_rgb=True) for top in range(0, 480, rows)]
+
+    rng = np.random.default_rng(3)
+    refused = 0
+    for seed in range(10):
+        strips, donor = encode(seed), make_jpeg(seed + 1, quality=50)
+        assert status_of(make_tiff(strips, 640, 480, 3)) == Status.OK
+        start, _ = largest_scan(donor)
+        strips[-1] = overwrite_scan(strips[-1], donor[start : start + LENGTH], rng)
+        refused += status_of(make_tiff(strips, 640, 480, 3)) in MISSING
+    assert refused >= 8

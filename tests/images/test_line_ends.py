@@ -1,0 +1,56 @@
+"""Images whose line ends were converted, as by FTP in ASCII mode, are refused and the reason is given."""
+
+import time
+
+import pytest
+from PIL import Image
+
+from ray_app.errors import Status
+from ray_app.images import ImageRefused, formats
+from tests.images import factory
+from tests.images.outcomes import outcome_of, status_of
+
+CODED = {
+    "jpeg": ("JPEG", {"quality": 75}),
+    "jpeg-100": ("JPEG", {"quality": 100, "subsampling": 0}),
+    "jpeg-progressive": ("JPEG", {"progressive": True}),
+    "jpeg-restarts": ("JPEG", {"restart_marker_rows": 1}),
+    "webp": ("WEBP", {}),
+    "webp-lossless": ("WEBP", {"lossless": True}),
+    "gif": ("GIF", {}),
+    "avif": ("AVIF", {}),
+    "heic": ("HEIF", {}),
+    "jpeg2000": ("JPEG2000", {"no_jp2": True}),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_coded_image_with_converted_line_ends_is_refused(name):
+    format_name, options = CODED[name]
+    for seed in range(3):
+        data = factory.encoded(factory.photo(480, 360, seed), format_name, **options)
+        assert status_of(data) == Status.OK
+        outcome = outcome_of(data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+        assert isinstance(outcome, ImageRefused)
+        assert outcome.status == Status.CORRUPT_IMAGE
+        assert outcome.detail == "its line ends were converted, as by FTP in ASCII mode: fetch it again"
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_png_with_converted_line_ends_is_described(line_end):
+    data = factory.png()
+    assert "FTP" in outcome_of(data.replace(b"\r\n", b"\n").replace(b"\n", line_end)).detail
+
+
+def test_small_jpeg_with_crlf_in_its_comment_is_decoded():
+    data = factory.encoded(Image.new("L", (16, 16), 99), "JPEG", comment=b"two\r\nlines\r\n" * 20, optimize=True, quality=30)
+    assert data.count(b"\n") == data.count(b"\r\n") == 40
+    assert status_of(data) == Status.OK
+
+
+@pytest.mark.parametrize("unit", [b"\r\n", b"\r", b"\xff\r\n"])
+def test_search_for_line_ends_of_a_large_file_is_bounded(unit):
+    data = unit * (30_000_000 // len(unit))
+    began = time.thread_time()
+    formats.are_line_ends_converted(data)
+    assert time.thread_time() - began < 1
