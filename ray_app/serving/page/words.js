@@ -11,6 +11,8 @@ const FLAGS = {
   cmyk: "printing colours, converted to RGB",
   grayscale: "grey only",
   irregular_jpeg: "broken metadata or stray bytes in the JPEG; all of its pixels are there",
+  irregular_png: "a chunk without pixels is broken, such as a wrong checksum; all of its pixels are there",
+  metadata_unread: "its metadata is over a limit; what is over it was not read",
   multipage: "several pages or pictures; the first was scored",
   no_content: "one colour, or nearly: nothing to judge",
   oriented: "the camera asks to turn it; it was scored as stored",
