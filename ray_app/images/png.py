@@ -126,7 +126,7 @@ class _PngMetadata:
             self.flags.add("irregular_png")
         if kind in METADATA_KINDS:
             self._add_metadata(kind, start, end)
-        elif is_early and kind == b"acTL":
+        elif is_early and kind == b"acTL" and end - start >= 8:
             self._counts.append(int.from_bytes(self._data[start : start + 4], "big"))
         elif is_early and kind == b"fcTL":
             self._is_first_frame = True

@@ -59,13 +59,14 @@ _Start = Callable[[str, Mapping[str, str]], None]
 
 @dataclass(slots=True)
 class ExifStatements:
-    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else."""
+    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else. `is_whole`: no text was cut."""
 
     make: str = ""
     model: str = ""
     taken: str = ""
     software: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    is_whole: bool = True
 
 
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
@@ -87,11 +88,11 @@ def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
 def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> None:
     start = _text(tiff.octets(entry, _LABEL_BYTES))
     if tag == _DESCRIPTION:
-        statements.texts["Description"] = _text(tiff.octets(entry, max_bytes))
+        statements.texts["Description"] = _text(_octets(statements, tiff, entry, max_bytes))
     if label := _LABEL.match(start):
-        statements.texts.setdefault(label[1], _text(tiff.octets(entry, max_bytes)).partition(":")[2])
+        statements.texts.setdefault(label[1], _text(_octets(statements, tiff, entry, max_bytes)).partition(":")[2])
     elif start.lstrip().startswith("{"):
-        statements.texts.setdefault("parameters", _text(tiff.octets(entry, max_bytes)))
+        statements.texts.setdefault("parameters", _text(_octets(statements, tiff, entry, max_bytes)))
     elif tag == _MAKE:
         statements.make = _text(tiff.octets(entry, _LINE_BYTES))
     elif tag == _MODEL:
@@ -105,7 +106,13 @@ def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int, max_bytes: 
     if _TAKEN in inner:
         statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        _note_comment(statements, _decode_comment(tiff.octets(inner[_USER_COMMENT], max_bytes)))
+        _note_comment(statements, _decode_comment(_octets(statements, tiff, inner[_USER_COMMENT], max_bytes)))
+
+
+def _octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> bytes:
+    octets = tiff.octets(entry, max_bytes + 1)
+    statements.is_whole &= len(octets) <= max_bytes
+    return octets[:max_bytes]
 
 
 def _note_comment(statements: ExifStatements, comment: str) -> None:

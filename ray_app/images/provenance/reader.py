@@ -106,6 +106,8 @@ class ProvenanceReader:
         if found == containers.NOTHING and watermark is None and not sidecar:
             return None
         exif = metadata.read_exif(found.exif, self._max_text_bytes) if found.exif else metadata.ExifStatements()
+        if not exif.is_whole:
+            found.note_over_limit("EXIF")
         xmp = metadata.read_xmp(found.xmp)
         if not xmp.is_whole:
             found.note_unread(f"XMP after its first {metadata.MOST_ELEMENTS} elements")

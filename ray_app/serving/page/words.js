@@ -55,7 +55,7 @@ export const TROUBLES = {
   corrupt_image: ["The image does not decode", "It is damaged. Take another copy of it."],
   truncated_image: ["The file ends before the image does", "The download or copy was cut short. Take it anew."],
   image_too_large: ["The image is over the limits", "Send a copy with fewer pixels: shrinking can weaken the traces, so read its verdict with more doubt."],
-  metadata_too_large: ["Its metadata is over the limits", "Send a copy without the metadata; the pixels are what is scored."],
+  metadata_too_large: ["Its colour profile is over the limits", "Send a copy in RGB, without the profile."],
   unsafe_member: ["The file is not accepted", "Send the image by itself."],
   encrypted_member: ["The file is encrypted", "Decrypt it and send the image by itself."],
   decode_timeout: ["Decoding took too long", "The file is unusually costly. Save it anew and send that copy."],
