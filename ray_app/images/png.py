@@ -22,6 +22,7 @@ TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
 METADATA_KINDS = (b"iCCP", b"eXIf", *TEXT_KINDS)
 MAX_CHUNKS = 10_000  # Chunks of metadata that are looked at.
 
+_CHUNK_HEAD = struct.Struct(">I4s")
 _MAX_FRAMES = 2**31  # PNG, third edition, 11.3.6.1.
 _PIECE_BYTES = 1 << 20
 _BAND_PIXELS = 1 << 20
@@ -158,12 +159,13 @@ class _PngMetadata:
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, start of the content, end of the content) of each chunk up to IEND; the last one may end after the file does."""
-    at = SIGNATURE_BYTES
-    while at + 8 <= len(data):
-        kind, start = data[at + 4 : at + 8], at + 8
+    at, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
+    while at <= last:
+        size, kind = _CHUNK_HEAD.unpack_from(data, at)
+        start = at + 8
+        end = start + size
         if not kind.isalnum():
             return
-        end = start + int.from_bytes(data[at : at + 4], "big")
         yield kind, start, end
         if kind == b"IEND":
             return

@@ -21,6 +21,7 @@ Texts = Mapping[str, str]
 _NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "Adobe Firefly", "ComfyUI", "RuinedFooocus", "Fooocus",
           "SwarmUI", "StableSwarmUI", "Draw Things", "Easy Diffusion", "mflux", "SD.Next", "Stable Diffusion", "AUTOMATIC1111",
           "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
+_NAMES_FOLDED = tuple(map(str.casefold, _NAMES))
 _AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # as black-forest-labs/flux writes it, and its kin
 _CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
@@ -78,10 +79,10 @@ def _declared(texts: Texts, make: str, model: str) -> dict[str, Any]:
 
 def _named(software: str) -> dict[str, Any]:
     """A program that is known by its name."""
-    for name in _NAMES if software else ():
-        if software.casefold().startswith(name.casefold()):
-            return {"tool": name}
-    return {}
+    found = software.casefold()
+    if not found.startswith(_NAMES_FOLDED):
+        return {}
+    return {"tool": next(name for name, folded in zip(_NAMES, _NAMES_FOLDED, strict=True) if found.startswith(folded))}
 
 
 def _credited(texts: Texts) -> dict[str, Any]:

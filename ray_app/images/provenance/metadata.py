@@ -53,6 +53,7 @@ _TEXTS = {
 }
 _ROOT_ELEMENT, _DESCRIPTION_ELEMENT, _ITEM_ELEMENT = _RDF + "RDF", _RDF + "Description", _RDF + "li"
 _READ = frozenset({*_SOURCE_TYPES, _TOOL, _MANIFEST, *_TEXTS})
+_WORDS = sorted({name.rpartition(" ")[2].encode() for name in _READ})
 _MOST_SOURCE_TYPES = 64
 _Start = Callable[[str, Mapping[str, str]], None]
 
@@ -204,6 +205,8 @@ def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
     statements = XmpStatements()
     for packet in packets:
+        if packet.isascii() and not any(word in packet for word in _WORDS):
+            continue  # A map of depths may have megabytes, and parsing takes longer than looking for a few words.
         with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an unknown encoding
             _Properties(statements).parse(packet)
     return statements

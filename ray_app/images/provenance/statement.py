@@ -35,7 +35,7 @@ _SCHEMA_ORG_ENDING = "DigitalSource"
 NO_TRUST_LIST = "unknown: there is no trust list here; touchstone config trust update fetches it"
 MAX_TEXT_BYTES = 16 * 2**20  # Of all blocks of a file together, as `ImageLimits.max_text_bytes` has it.
 MOST_PACKETS = 2  # XMP: the packet, and its extension
-MOST_TEXTS = 32
+MOST_TEXTS = 1000  # ImageMagick writes each EXIF tag of a photograph as a text
 _LONGEST_KEYWORD = 40
 # C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
 C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
@@ -180,6 +180,7 @@ class Provenance(Frozen):
             statements["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
             if words := standing(c2pa.state, c2pa.trust_lists):
                 statements["signed_by"] = f"{c2pa.signer or 'somebody without a name'} ({words})"
+        statements["unread"] = "; ".join(self.unread)
         return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
 
 
