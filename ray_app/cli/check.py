@@ -241,7 +241,7 @@ def _below(folder: str) -> list[str]:
 
 def _read(max_bytes: int, name: str) -> bytes:
     """The bytes of an image by its name; web URLs as the endpoint reads them: https and public addresses alone. Raises InputError."""
-    from ray_app.images.provenance import with_sidecar
+    from ray_app.images.provenance import attach_sidecar
     from ray_app.storage import Fetcher
     from ray_app.storage.urls import local_uri, scheme_of
 
@@ -256,7 +256,7 @@ def _read(max_bytes: int, name: str) -> bytes:
         return Fetcher(signed=[name]).fetch(name, "", max_bytes)
     _require_file(name)
     path = os.path.abspath(name)
-    return with_sidecar(Fetcher().fetch(local_uri(path), "", max_bytes), path)
+    return attach_sidecar(Fetcher().fetch(local_uri(path), "", max_bytes), path)
 
 
 def _require_file(name: str) -> None:

@@ -1,6 +1,6 @@
 """PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others, `load` refuses what is not whole.
 
-What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a profile that cannot be unpacked) therefore never costs the
+What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a profile that cannot be unpack) therefore never costs the
 pixels. `chunks`, `read_text` and `inflate` also serve the readers of metadata. Source: ISO 15948, called PNG here.
 """
 
@@ -65,7 +65,7 @@ class PngText(NamedTuple):
     body: bytes
     is_packed: bool
 
-    def unpacked(self, max_bytes: int) -> bytes:
+    def unpack(self, max_bytes: int) -> bytes:
         """The first `max_bytes` of the text."""
         return inflate(self.body, max_bytes) if self.is_packed else self.body[:max_bytes]
 
@@ -76,7 +76,7 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
     Args:
         data: The file.
         flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for texts over the limit.
-        max_text_bytes: Limit on the unpacked size of texts and profile together.
+        max_text_bytes: Limit on the unpack size of texts and profile together.
 
     Raises:
         OSError, SyntaxError, ValueError: What Pillow raises, about chunks that decide pixels.
@@ -137,14 +137,14 @@ class _PngMetadata:
         if left < 0:
             return  # Ten thousand chunks of the limit each would take hours to unpack.
         if kind == b"iCCP":
-            profile = _unpacked_profile(self._data[start:end], self._max_bytes)
+            profile = _unpack_profile(self._data[start:end], self._max_bytes)
             self.info["icc_profile"], size_bytes = profile, len(profile)
         elif kind == b"eXIf":
             self.info["exif"] = b"Exif\0\0" + self._data[start:end]
         elif kind in (b"zTXt", b"iTXt"):
             text = read_text(kind, self._data[start:end])
             if text.is_packed and size_bytes <= left:
-                size_bytes = inflated_bytes(text.body, left + 1)
+                size_bytes = count_inflated_bytes(text.body, left + 1)
         self._total_bytes += size_bytes
         if self._total_bytes > self._max_bytes:
             self.flags.add("metadata_unread")
@@ -188,7 +188,7 @@ def inflate(packed: bytes, max_bytes: int) -> bytes:
         return b""
 
 
-def inflated_bytes(packed: bytes, max_bytes: int) -> int:
+def count_inflated_bytes(packed: bytes, max_bytes: int) -> int:
     """The size of what is packed, counted up to `max_bytes` without holding it."""
     inflater, size, rest = zlib.decompressobj(), 0, packed
     try:
@@ -200,8 +200,8 @@ def inflated_bytes(packed: bytes, max_bytes: int) -> int:
     return min(size, max_bytes)
 
 
-def _unpacked_profile(body: bytes, max_bytes: int) -> bytes:
-    """The profile in an iCCP chunk, cut one byte over the limit; empty for one that cannot be unpacked."""
+def _unpack_profile(body: bytes, max_bytes: int) -> bytes:
+    """The profile in an iCCP chunk, cut one byte over the limit; empty for one that cannot be unpack."""
     _, _, rest = body.partition(b"\0")
     return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else b""
 

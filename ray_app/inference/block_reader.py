@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_app.errors import InputError, Status
-from ray_app.images.provenance import with_sidecar
+from ray_app.images.provenance import attach_sidecar
 from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, StageClock, file_bytes
 from ray_app.inference.spec import ScoringSpec
@@ -78,7 +78,7 @@ class BlockReader:
             with self._clock("fetch"):
                 member, data = next(arriving)
                 if self._looks_for_sidecars and member.place is None and isinstance(data, bytes) and scheme_of(member.uri) == "file":
-                    data = with_sidecar(data, local_path(member.uri))
+                    data = attach_sidecar(data, local_path(member.uri))
             yield member.image_id, data
             del data
         self._members.let_go()

@@ -18,7 +18,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, inspect_bytes, limits
-from ray_app.images.provenance import ProvenancePolicy, with_sidecar
+from ray_app.images.provenance import ProvenancePolicy, attach_sidecar
 from ray_app.images.provenance.trust_lists import own_list
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
@@ -136,9 +136,9 @@ def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
         assert running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance is None
 
 
-def test_a_sidecar_is_read_by_a_child_and_its_crash_costs_no_score(tmp_path):
+def test_a_sidecar_whose_reader_crashes_costs_no_score(tmp_path):
     (tmp_path / "a.c2pa").write_bytes(authority().sidecar(jpeg()))
-    file = with_sidecar(jpeg(), str(tmp_path / "a.jpg"))
+    file = attach_sidecar(jpeg(), str(tmp_path / "a.jpg"))
     wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
     for child, state in ((DecoderProcess, "trusted"), (Broken, "unreadable")):
         with child(ImageLimits(), 60.0, 2**31) as running:

@@ -19,7 +19,7 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.images.provenance.reader import ProvenanceConfig, ProvenancePolicy, ProvenanceReader, has_manifest
-    from ray_app.images.provenance.sidecar import FileWithSidecar, sidecar_of, with_sidecar
+    from ray_app.images.provenance.sidecar import FileWithSidecar, attach_sidecar, get_sidecar
     from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance, Watermark
 else:
     __getattr__ = on_first_use(__name__)

@@ -125,7 +125,7 @@ def _add_text(found: MetadataBlocks, kind: bytes, body: bytes) -> None:
     keyword = text.keyword[:79].decode("latin-1")
     if keyword in found.texts:
         return  # The first counts, and unpacking the others would take hours in a hostile file.
-    unpacked = text.unpacked(found.left_bytes + 1)
+    unpacked = text.unpack(found.left_bytes + 1)
     if kind == b"iTXt" and text.keyword == _XMP_KEYWORD:
         found.add_xmp(unpacked)
     else:

@@ -5,14 +5,15 @@ Midjourney …; `is_generator` tells names of generators from names of cameras.
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_app.config import config_root, read_mapping
 from ray_app.images.provenance.comfyui import json_object, read_graph, read_prompt, read_workflow
 from ray_app.images.provenance.statement import Generator
 from ray_app.images.provenance.webui import WEB_UI, read_parameters
 
-MOST_VALUES = 2_000_000  # of JSON: 200 MB of objects at most; a graph of 16 MiB has half as many
+MOST_VALUES = 2_000_000  # of JSON: 150 MB of objects at most; a graph of 16 MiB has half as many
+_MAX_DIGITS = 20
 _JSON = re.compile(r"\s*[{\[]")
 
 Texts = Mapping[str, str]
@@ -25,6 +26,12 @@ _NAMES_FOLDED = tuple(map(str.casefold, _NAMES))
 _AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # as black-forest-labs/flux writes it, and its kin
 _CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
+_EASY_DIFFUSION = (
+    {"prompt": "prompt", "negative_prompt": "negative_prompt", "steps": "num_inference_steps", "sampler": "sampler_name", "seed": "seed",
+     "model": "use_stable_diffusion_model"},
+    {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
+     "model": "stable diffusion model"},
+)  # fmt: skip
 _DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)  # of InvokeAI 2
 
 _SEPARATORS = re.compile(r"[\s._-]+")
@@ -34,13 +41,13 @@ _FIRST_MAKERS = ("blackforestlabs", "stabilityai", "openai", "qwen")  # to whom 
 _LONGEST_AMBIGUOUS = 4  # letters of a name that a camera may have, too: Sigma made an SD15
 
 
-def by_keyword(*sources: Texts) -> dict[str, str]:
-    """The texts of several sources by keyword, in lower case and without blanks around it; the last source counts."""
+def merge_texts(*sources: Texts) -> dict[str, str]:
+    """Merge texts by keyword, in lower case and without blanks around it; the last source of a keyword counts."""
     return {keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()}
 
 
-def too_complex(texts: Texts) -> list[str]:
-    """The keywords of texts that are JSON of more values than are read."""
+def find_complex(texts: Texts) -> list[str]:
+    """Return the keywords of texts that are JSON of more values than are read."""
     return [
         keyword
         for keyword, text in texts.items()
@@ -49,26 +56,26 @@ def too_complex(texts: Texts) -> list[str]:
 
 
 def read_generator(texts: Texts, software: str = "", make: str = "", model: str = "") -> Generator | None:
-    """The generator that a file names; None where it names none.
+    """Return the generator that a file names, or None.
 
     Args:
         texts: By keyword, in any case.
         software: The program that wrote the file, as EXIF, PNG or XMP name it.
-        make: What stands in place of a camera's maker.
-        model: What stands in place of a camera's model.
+        make: EXIF's Make.
+        model: EXIF's Model.
     """
-    known = by_keyword(texts, {"software": software})
+    known = merge_texts(texts, {"software": software})
     for keywords, read in _READERS:
         if not known.keys().isdisjoint(keywords) and (fields := read(known)):
             return Generator(**fields)
-    for fields in (_declared(known, make, model), _named(software), _credited(known), _made_by(known, make, model)):
+    for fields in (_read_declaration(known, make, model), _match_program(software), _read_credit(known), _read_maker(known, make, model)):
         if fields:
             return Generator(**fields)
     return None
 
 
-def _declared(texts: Texts, make: str, model: str) -> dict[str, Any]:
-    """`AI generated;txt2img;flux` in Software, with the makers of the model where a camera's maker stands."""
+def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
+    """Read `AI generated;txt2img;flux` in Software, with the maker of the model in place of a camera's."""
     declaration = _AI_GENERATED.match(texts["software"])
     if declaration is None:
         return {}
@@ -77,82 +84,84 @@ def _declared(texts: Texts, make: str, model: str) -> dict[str, Any]:
     return {"tool": tool, "model": model, "prompt": texts.get("description")}
 
 
-def _named(software: str) -> dict[str, Any]:
-    """A program that is known by its name."""
+def _match_program(software: str) -> dict[str, Any]:
+    """Return the program whose name Software begins with."""
     found = software.casefold()
     if not found.startswith(_NAMES_FOLDED):
         return {}
     return {"tool": next(name for name, folded in zip(_NAMES, _NAMES_FOLDED, strict=True) if found.startswith(folded))}
 
 
-def _credited(texts: Texts) -> dict[str, Any]:
+def _read_credit(texts: Texts) -> dict[str, Any]:
     tool = _CREDITS.get(texts.get("credit", "").casefold())
     return {"tool": tool} if tool else {}
 
 
-def _made_by(texts: Texts, make: str, model: str) -> dict[str, Any]:
-    """A maker of generators, where a camera's maker stands."""
+def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
+    """Read a maker of generators in place of a camera's."""
     if not _is_maker(make):
         return {}
-    tool = _FLUX if _spelling(make).startswith("blackforestlabs") else make
+    tool = _FLUX if _normalise(make).startswith("blackforestlabs") else make
     return {"tool": tool, "model": model, "prompt": texts.get("description")}
 
 
 def is_generator(make: str, model: str) -> bool:
-    """Whether the names that stand in place of a camera are those of a generator or of its makers."""
+    """Return whether the names in place of a camera are those of a generator or of its maker."""
     if _is_maker(make):
         return True
-    name = _spelling(model)
-    return name in _known_names() and (not make or len(name) > _LONGEST_AMBIGUOUS)
+    name = _normalise(model)
+    return bool(name) and name in _load_known().names and (not make or len(name) > _LONGEST_AMBIGUOUS)
 
 
 def _is_maker(make: str) -> bool:
-    name = _spelling(make)
+    name = _normalise(make)
     if not name or name in _CAMERA_MAKERS:
         return False
-    is_name = len(name) > _LONGEST_AMBIGUOUS and name in _known_names()
-    return is_name or name in _known_makers() or name.startswith(_FIRST_MAKERS) or bool(_named(make))
+    known = _load_known()
+    is_name = len(name) > _LONGEST_AMBIGUOUS and name in known.names
+    return is_name or name in known.makers or name.startswith(_FIRST_MAKERS) or bool(_match_program(make))
+
+
+class _KnownGenerators(NamedTuple):
+    """All names in configs/generators.yaml, as `_normalise` gives them: of generators and families, and of their makers."""
+
+    names: frozenset[str]
+    makers: frozenset[str]
 
 
 @cache
-def _known_names() -> frozenset[str]:
-    """All spellings of the generators and their families in configs/generators.yaml, as `_spelling` gives them."""
+def _load_known() -> _KnownGenerators:
     listed = read_mapping(config_root() / "generators.yaml")
-    titles = {one["title"] for one in listed["families"].values()}
-    names = ((name, one["title"], *one.get("aliases", ())) for name, one in listed["generators"].items())
-    return frozenset(map(_spelling, titles.union(*names)))
+    families, entries = listed["families"].values(), listed["generators"].items()
+    names = {name for key, entry in entries for name in (key, entry["title"], *entry.get("aliases", ()))}
+    names |= {family["title"] for family in families}
+    makers = {maker for family in families for maker in family.get("maker", "").split(",")}
+    return _KnownGenerators(frozenset(map(_normalise, names)), frozenset(map(_normalise, makers - {""})))
 
 
-@cache
-def _known_makers() -> frozenset[str]:
-    """The makers of generators in configs/generators.yaml, as `_spelling` gives them."""
-    families = read_mapping(config_root() / "generators.yaml")["families"].values()
-    return frozenset(_spelling(maker) for one in families for maker in one.get("maker", "").split(",") if maker)
-
-
-def _spelling(name: str) -> str:
-    """A name as names are compared: without case, blanks, dots, dashes and underscores."""
+def _normalise(name: str) -> str:
+    """Remove what makes no difference between two names: case, blanks, dots, dashes and underscores."""
     return _SEPARATORS.sub("", name.casefold())
 
 
-def _webui(texts: Texts) -> dict[str, Any]:
-    """Stable Diffusion web UI and its kin, which may name themselves as the program that wrote the file."""
+def _read_webui(texts: Texts) -> dict[str, Any]:
+    """Read the text of Stable Diffusion web UI and its kin, which may name themselves as the program that wrote the file."""
     for keyword in ("parameters", "comment", "description"):
         if fields := read_parameters(texts.get(keyword, ""), is_remark=keyword == "description"):
-            named = _named(texts["software"]).get("tool", "")
+            named = _match_program(texts["software"]).get("tool", "")
             is_kin = fields["tool"] == WEB_UI and named and not named.startswith(("Stable Diffusion", "AUTOMATIC1111"))
             return fields | ({"tool": named} if is_kin else {})
     return {}
 
 
-def _comfyui(texts: Texts) -> dict[str, Any]:
-    """ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some of its nodes write besides."""
+def _read_comfyui(texts: Texts) -> dict[str, Any]:
+    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some nodes also write."""
     graph = read_prompt(json_object(texts.get("prompt"))) or read_workflow(json_object(texts.get("workflow")))
-    line = _webui(texts)
+    line = _read_webui(texts)
     return {**graph, **line, "tool": "ComfyUI"} if graph else {}
 
 
-def _novelai(texts: Texts) -> dict[str, Any]:
+def _read_novelai(texts: Texts) -> dict[str, Any]:
     comment = json_object(texts.get("comment"))
     if texts["software"].strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
         return {}
@@ -161,11 +170,11 @@ def _novelai(texts: Texts) -> dict[str, Any]:
         "prompt": texts.get("description") or comment.get("prompt"),
         "negative_prompt": comment.get("uc"),
         "model": texts.get("source"),
-        **_taken(comment, ("steps", "sampler", "seed")),
+        **_pick(comment, ("steps", "sampler", "seed")),
     }
 
 
-def _invokeai(texts: Texts) -> dict[str, Any]:
+def _read_invokeai(texts: Texts) -> dict[str, Any]:
     given = json_object(texts.get("invokeai_metadata"))
     if "positive_prompt" in given:
         model = given.get("model")
@@ -173,116 +182,120 @@ def _invokeai(texts: Texts) -> dict[str, Any]:
         return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": given["positive_prompt"],
                 "sampler": given.get("scheduler"),
                 "model": model.get("name") or model.get("model_name"), "model_hash": model.get("hash"),
-                **_taken(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
+                **_pick(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
     given = json_object(texts.get("sd-metadata"))
     image = given.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
         prompt = prompt[0].get("prompt") if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) else prompt
         return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
-                "model_hash": given.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
+                "model_hash": given.get("model_hash"), **_pick(image, ("steps", "sampler", "seed"))}  # fmt: skip
     if dream := _DREAM.match(texts.get("dream", "")):
         return {"tool": "InvokeAI", "prompt": dream["prompt"], "steps": int(dream["steps"]), "seed": int(dream["seed"])}
     return {}
 
 
-def _json_parameters(texts: Texts) -> dict[str, Any]:
-    """Programs that write JSON where the web UI writes its text: in PNG's `parameters`, or in a UserComment."""
+def _read_json(texts: Texts) -> dict[str, Any]:
+    """Read JSON that programs write where the web UI writes its text: in PNG's `parameters`, or in a UserComment."""
     record = json_object(texts.get("parameters"))
-    return next((fields for read in (_swarmui, _mflux, _fooocus, _easy_diffusion, _draw_things, _novelai_record, _graph)
-                 if (fields := read(record, texts))), {}) if record else {}  # fmt: skip
+    for read in _RECORD_READERS if record else ():
+        if fields := read(record, texts):
+            return fields
+    return {}
 
 
-def _swarmui(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+def _read_swarmui(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
     swarm = record.get("sui_image_params")
     if not isinstance(swarm, dict):
         return {}
     return {"tool": "SwarmUI", "version": swarm.get("swarm_version"), "negative_prompt": swarm.get("negativeprompt"),
-            **_taken(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
+            **_pick(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
 
 
-def _mflux(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+def _read_mflux(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
     if "mflux_version" not in record:
         return {}
     return {"tool": "mflux", "version": record["mflux_version"],
-            **_taken(record, ("prompt", "negative_prompt", "steps", "seed", "model"))}  # fmt: skip
+            **_pick(record, ("prompt", "negative_prompt", "steps", "seed", "model"))}  # fmt: skip
 
 
-def _fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """Fooocus, which names itself in `version`; forks name themselves in `software`."""
+def _read_fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Read the record of Fooocus, which names itself in `version`; forks name themselves in `software`."""
     version, software = str(record.get("version")), str(record.get("software") or texts["software"])
     if "fooocus" not in f"{version} {software}".casefold() and "fooocus_scheme" not in texts and "metadata_scheme" not in record:
         return {}
-    named = _named(software) or {"tool": "Fooocus"}
+    named = _match_program(software) or {"tool": "Fooocus"}
     return {**named, "model": record.get("base_model") or record.get("base_model_name"), "model_hash": record.get("base_model_hash"),
             "prompt": record.get("prompt", record.get("Prompt")), "negative_prompt": record.get("negative_prompt", record.get("Negative")),
-            **_taken(record, ("version", "steps", "sampler", "seed"))}  # fmt: skip
+            **_pick(record, ("version", "steps", "sampler", "seed"))}  # fmt: skip
 
 
-def _easy_diffusion(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
-    """Easy Diffusion, under the names of its keys or of its page."""
+def _read_easy_diffusion(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+    """Read the record of Easy Diffusion, under the names of its keys or of its page."""
     values = {name.casefold(): value for name, value in record.items()}
     names = next((names for names in _EASY_DIFFUSION if names["model"] in values), None)
     return {} if names is None else {"tool": "Easy Diffusion", **{field: values.get(name) for field, name in names.items()}}
 
 
-_EASY_DIFFUSION = (
-    {"prompt": "prompt", "negative_prompt": "negative_prompt", "steps": "num_inference_steps", "sampler": "sampler_name", "seed": "seed",
-     "model": "use_stable_diffusion_model"},
-    {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
-     "model": "stable diffusion model"},
-)  # fmt: skip
-
-
-def _draw_things(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+def _read_draw_things(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
     if not texts["software"].startswith("Draw Things") or "c" not in record:
         return {}
     return {"tool": "Draw Things", "prompt": record["c"], "negative_prompt": record.get("uc"),
-            **_taken(record, ("steps", "sampler", "seed", "model"))}  # fmt: skip
+            **_pick(record, ("steps", "sampler", "seed", "model"))}  # fmt: skip
 
 
-def _novelai_record(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """NovelAI's texts of a PNG as one record, as its WebP has them."""
+def _read_novelai_record(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Read NovelAI's texts of a PNG in one record, as its WebP has them."""
     software = record.get("Software") or texts["software"]
     inner = {key.casefold(): text for key, text in record.items() if isinstance(text, str)}
-    return _novelai({**inner, "software": str(software)})
+    return _read_novelai({**inner, "software": str(software)})
 
 
-def _graph(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+def _read_graph(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
     graph = read_graph(record)
     return {**graph, "tool": "ComfyUI"} if graph else {}
 
 
-def _easy_diffusion_texts(texts: Texts) -> dict[str, Any]:
-    """Easy Diffusion writes each setting into a text of its own."""
-    fields = _easy_diffusion(texts, texts)
-    return {**fields, **{name: int(fields[name]) for name in ("steps", "seed") if str(fields.get(name))[:20].isdecimal()}}
+def _read_easy_diffusion_texts(texts: Texts) -> dict[str, Any]:
+    """Read the texts of Easy Diffusion, which has one for each setting."""
+    fields = _read_easy_diffusion(texts, texts)
+    digits = {name: str(fields.get(name))[:_MAX_DIGITS] for name in ("steps", "seed")}
+    return {**fields, **{name: int(text) for name, text in digits.items() if text.isdecimal()}}
 
 
-def _midjourney(texts: Texts) -> dict[str, Any]:
+def _read_midjourney(texts: Texts) -> dict[str, Any]:
     described = texts.get("description", "")
     found = _MIDJOURNEY.search(described, max(0, len(described) - 100))
     return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
 
 
-def _ai_system(texts: Texts) -> dict[str, Any]:
-    """IPTC's own properties of 2025."""
+def _read_ai_system(texts: Texts) -> dict[str, Any]:
+    """Read IPTC's own properties (Photo Metadata Standard 2025.1)."""
     tool = texts["aisystemused"]
     return {"tool": tool, "version": texts.get("aisystemversionused"), "prompt": texts.get("aipromptinformation")} if tool else {}
 
 
-def _taken(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _pick(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: record.get(name) for name in names}
 
 
+_RECORD_READERS = (
+    _read_swarmui,
+    _read_mflux,
+    _read_fooocus,
+    _read_easy_diffusion,
+    _read_draw_things,
+    _read_novelai_record,
+    _read_graph,
+)
 # By the keywords without which each finds nothing, in the order in which they are tried.
 _READERS = (
-    (("invokeai_metadata", "sd-metadata", "dream"), _invokeai),
-    (("parameters",), _json_parameters),
-    (("prompt", "workflow"), _comfyui),
-    (("use_stable_diffusion_model", "stable diffusion model"), _easy_diffusion_texts),
-    (("parameters", "comment", "description"), _webui),
-    (("comment",), _novelai),
-    (("description",), _midjourney),
-    (("aisystemused",), _ai_system),
+    (("invokeai_metadata", "sd-metadata", "dream"), _read_invokeai),
+    (("parameters",), _read_json),
+    (("prompt", "workflow"), _read_comfyui),
+    (("use_stable_diffusion_model", "stable diffusion model"), _read_easy_diffusion_texts),
+    (("parameters", "comment", "description"), _read_webui),
+    (("comment",), _read_novelai),
+    (("description",), _read_midjourney),
+    (("aisystemused",), _read_ai_system),
 )

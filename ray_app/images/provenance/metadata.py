@@ -89,11 +89,11 @@ def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
 def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> None:
     start = _text(tiff.octets(entry, _LABEL_BYTES))
     if tag == _DESCRIPTION:
-        statements.texts["Description"] = _text(_octets(statements, tiff, entry, max_bytes))
+        statements.texts["Description"] = _text(_read_octets(statements, tiff, entry, max_bytes))
     if label := _LABEL.match(start):
-        statements.texts.setdefault(label[1], _text(_octets(statements, tiff, entry, max_bytes)).partition(":")[2])
+        statements.texts.setdefault(label[1], _text(_read_octets(statements, tiff, entry, max_bytes)).partition(":")[2])
     elif start.lstrip().startswith("{"):
-        statements.texts.setdefault("parameters", _text(_octets(statements, tiff, entry, max_bytes)))
+        statements.texts.setdefault("parameters", _text(_read_octets(statements, tiff, entry, max_bytes)))
     elif tag == _MAKE:
         statements.make = _text(tiff.octets(entry, _LINE_BYTES))
     elif tag == _MODEL:
@@ -107,10 +107,10 @@ def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int, max_bytes: 
     if _TAKEN in inner:
         statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        _note_comment(statements, _decode_comment(_octets(statements, tiff, inner[_USER_COMMENT], max_bytes)))
+        _note_comment(statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT], max_bytes)))
 
 
-def _octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> bytes:
+def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> bytes:
     octets = tiff.octets(entry, max_bytes + 1)
     statements.is_whole &= len(octets) <= max_bytes
     return octets[:max_bytes]
@@ -133,10 +133,10 @@ def _decode_comment(octets: bytes) -> str:
         encoding = "utf-16"  # whatever its code says
     elif encoding == "utf-16" and _is_utf_8(text):
         encoding = "utf-8"
-    return text.decode(_byte_order(start) if encoding == "utf-16" else encoding, "replace").strip("\0\ufeff")
+    return text.decode(_guess_byte_order(start) if encoding == "utf-16" else encoding, "replace").strip("\0\ufeff")
 
 
-def _byte_order(start: bytes) -> str:
+def _guess_byte_order(start: bytes) -> str:
     # The standard leaves the byte order open: in the right one, Latin letters have a zero before or after them.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.images.provenance import containers, generators, metadata, statement
-from ray_app.images.provenance.sidecar import MAX_BYTES, sidecar_of
+from ray_app.images.provenance.sidecar import MAX_BYTES, get_sidecar
 from ray_app.images.provenance.trust_lists import TrustList, cached_lists, own_list
 from ray_app.images.provenance.watermark import read_watermark
 
@@ -100,7 +100,7 @@ class ProvenanceReader:
         that killed a process before. A watermark is read from `pixels` (RGB), or known already as `watermark`.
         """
         found = containers.locate(data, format_name, self._max_text_bytes)
-        sidecar = sidecar_of(data)
+        sidecar = get_sidecar(data)
         if self._watermarks and pixels is not None:
             watermark = read_watermark(pixels)
         if found == containers.NOTHING and watermark is None and not sidecar:
@@ -111,9 +111,9 @@ class ProvenanceReader:
         xmp = metadata.read_xmp(found.xmp)
         if not xmp.is_whole:
             found.note_unread(f"XMP after its first {metadata.MOST_ELEMENTS} elements")
-        software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
-        texts = generators.by_keyword(xmp.texts, exif.texts, found.texts)
-        for keyword in generators.too_complex(texts):
+        texts = generators.merge_texts(xmp.texts, exif.texts, found.texts)
+        software = exif.software or texts.get("software", "") or xmp.tool or metadata.program(found.iptc)
+        for keyword in generators.find_complex(texts):
             found.note_unread(f"text “{keyword}”: more than {generators.MOST_VALUES} values")
             del texts[keyword]
         generator = generators.read_generator(texts, software, exif.make, exif.model)
@@ -145,7 +145,7 @@ class ProvenanceReader:
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Whether a file of a sniffed format has a C2PA manifest store, in it or next to it, which only native code can read."""
-    return bool(sidecar_of(data)) or containers.locate(data, format_name).manifest_bytes > 0
+    return bool(get_sidecar(data)) or containers.locate(data, format_name).manifest_bytes > 0
 
 
 def unread(reason: str) -> statement.ContentCredentials:
@@ -272,7 +272,7 @@ def _lineage(manifests: Mapping[str, Any], active: Mapping[str, Any]) -> Iterato
             return
         manifest = waiting.popleft()
         yield manifest
-        for ingredient in _made_of(manifest):
+        for ingredient in _list_ingredients(manifest):
             label = str(ingredient.get("active_manifest"))
             if label in manifests and label not in seen:
                 seen.add(label)
@@ -286,7 +286,7 @@ def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "trainedAlgorithmicMedia"
     waiting: deque[Any] = deque(one.get("data") for one in assertions)
     # Of an ingredient alone: what a validator found in it is about other files.
-    waiting += ({name: value for name, value in one.items() if isinstance(value, str)} for one in _made_of(manifest))
+    waiting += ({name: value for name, value in one.items() if isinstance(value, str)} for one in _list_ingredients(manifest))
     for _ in range(MOST_VALUES):
         if not waiting:
             return
@@ -296,7 +296,7 @@ def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, dict):
             for name, inner in value.items():
                 if _is_source_type(name):
-                    yield from filter(None, map(statement.source_type, _strings(inner)))
+                    yield from filter(None, map(statement.source_type, _list_texts(inner)))
                 elif isinstance(inner, dict | list):
                     waiting.append(inner)
 
@@ -306,14 +306,14 @@ def _is_source_type(name: str) -> bool:
     return _PREFIX.sub("", name).replace("_", "").casefold() == "digitalsourcetype"
 
 
-def _strings(value: Any) -> list[str]:
+def _list_texts(value: Any) -> list[str]:
     """The texts of a field: one, several, or one as JSON-LD writes it."""
     values = value if isinstance(value, list) else [value]
     found = (one.get("@id", one.get("@value")) if isinstance(one, dict) else one for one in values)
     return [one for one in found if isinstance(one, str)]
 
 
-def _made_of(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _list_ingredients(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The ingredients that the image was made of: parents and components, not what a model was merely shown."""
     for ingredient in manifest.get("ingredients") or []:
         if ingredient.get("relationship") in ("parentOf", "componentOf"):

@@ -1,4 +1,4 @@
-"""C2PA manifests in a file of their own next to a local image (`with_sidecar`): NAME.c2pa for NAME.jpg (C2PA 2.1, §11.4).
+"""C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for NAME.jpg (C2PA 2.1, §11.4).
 
 Only for local files: on object storage, a look for each would cost a request per image.
 """
@@ -25,7 +25,7 @@ class FileWithSidecar(bytes):
         return FileWithSidecar, (bytes(self), self.sidecar)
 
 
-def with_sidecar(data: bytes, path: str) -> bytes:
+def attach_sidecar(data: bytes, path: str) -> bytes:
     """Return the bytes of the image at a local path with those of its sidecar, or as they are if it has none that can be read."""
     name = os.path.splitext(path)[0] + SUFFIX
     if name == path:
@@ -39,6 +39,6 @@ def with_sidecar(data: bytes, path: str) -> bytes:
     return FileWithSidecar(data, sidecar) if sidecar else data
 
 
-def sidecar_of(data: bytes) -> bytes:
+def get_sidecar(data: bytes) -> bytes:
     """Return the sidecar of an image, empty if it has none."""
     return data.sidecar if isinstance(data, FileWithSidecar) else b""

@@ -221,14 +221,14 @@ class MetadataBlocks:
     def add_exif(self, block: bytes) -> None:
         """Add an EXIF block, with or without its prefix, which some writers put twice; the first of several counts."""
         if not self.exif:
-            self.exif = self._within_limit("EXIF", block).removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
+            self.exif = self._take("EXIF", block).removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
 
     def add_xmp(self, packet: bytes) -> None:
         """Add an XMP packet; of a packet over the limit, what can be read up to there."""
         if len(self.xmp) == MOST_PACKETS:
             self.note_unread(f"more than {MOST_PACKETS} XMP packets")
         else:
-            self.xmp.append(self._within_limit("XMP", packet))
+            self.xmp.append(self._take("XMP", packet))
 
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
         """Add a text, unless it is over the limit, which it then uses up; the first of a keyword counts."""
@@ -237,10 +237,10 @@ class MetadataBlocks:
         what = f"text “{plain(keyword)[:_LONGEST_KEYWORD]}”"
         if len(self.texts) == MOST_TEXTS:
             self.note_unread(f"more than {MOST_TEXTS} texts")
-        elif len(text) == len(block := self._within_limit(what, text)):
+        elif len(text) == len(block := self._take(what, text)):
             self.texts[keyword] = block.decode(encoding, "replace")
 
-    def _within_limit(self, what: str, block: bytes) -> bytes:
+    def _take(self, what: str, block: bytes) -> bytes:
         left = self.left_bytes
         if len(block) > left:
             self.note_over_limit(what)

@@ -127,7 +127,7 @@ def test_source_type_is_read_wherever_a_manifest_has_it(name):
     assert (found.state, found.ai_generated, found.source_types) == ("intact", True, (code,))
 
 
-def test_source_type_of_an_ingredient_counts_if_it_is_in_the_image():
+def test_source_type_of_a_component_counts_and_of_an_input_not():
     for relationship, declared in (("parentOf", True), ("componentOf", True), ("inputTo", False)):
         part = (relationship, factory.jpeg(), {"digital_source_type": SOURCE_TYPE + AI})
         found = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=part))

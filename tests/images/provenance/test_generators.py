@@ -214,7 +214,7 @@ def test_web_ui_parameters_are_attributed_to_who_wrote_them(setting, tool):
     assert generator(png_with(parameters=f"a cat\n{SETTINGS}, {setting}"))["tool"] == tool
 
 
-def test_web_ui_parameters_belong_to_the_program_that_wrote_the_file():
+def test_web_ui_parameters_name_the_program_of_the_file():
     assert generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Fooocus v2.5"))["tool"] == "Fooocus"
     assert generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Adobe Photoshop"))["tool"] == "Stable Diffusion web UI"
 
@@ -295,6 +295,14 @@ def test_xmp_has_texts_of_generators():
     for attributes, (element, told) in cases.items():
         for form in ("JPEG", "PNG", "WEBP"):
             assert generator(with_xmp(xmp(spaces + attributes, element), form)) == told
+
+
+def test_huge_numbers_are_left_out():
+    for digits in ("9" * 5000, "٩" * 5000):
+        found = generator(png_with(**{"prompt": "a cat", "Seed": digits, "Steps": digits, "Stable Diffusion model": "sd"}))
+        assert found == {"tool": "Easy Diffusion", **CAT, "model": "sd"}
+    text = json.dumps({"use_stable_diffusion_model": "sd", "seed": 0}).replace("0", "9" * 3000)
+    assert generator(png_with(parameters=text)) == {"tool": "Easy Diffusion", "model": "sd"}
 
 
 WORDS = ["a", "Steps: 20, S", "\n", "Negative prompt:", "{", '"', ":", ",", "\\", "nodes", "links", "class_type", "[", "]", "}"]

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from ray_app.images.formats import sniff_format
-from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, has_manifest, sidecar_of, with_sidecar
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, attach_sidecar, get_sidecar, has_manifest
 from ray_app.images.provenance.trust_lists import own_list
 from tests.images import factory
 from tests.images.provenance.signing import MIME, OTHERS, authority, created, signed
@@ -17,7 +17,7 @@ PILLOW = {"HEIC": "HEIF", "PNM": "PPM"}
 
 
 def read(path):
-    data = with_sidecar(path.read_bytes(), str(path))
+    data = attach_sidecar(path.read_bytes(), str(path))
     return READER.read(data, sniff_format(data))
 
 
@@ -56,18 +56,18 @@ def test_manifest_in_the_image_counts_before_its_sidecar(tmp_path):
 def test_file_without_a_sidecar_stays_as_it_is(tmp_path):
     path, data = tmp_path / "photo.jpg", factory.jpeg()
     path.write_bytes(data)
-    assert with_sidecar(data, str(path)) is data
+    assert attach_sidecar(data, str(path)) is data
     for make in (lambda name: name.mkdir(), lambda name: os.mkfifo(name), lambda name: name.touch()):
         sidecar = path.with_suffix(".c2pa")
         make(sidecar)
-        assert with_sidecar(data, str(path)) is data
-        assert with_sidecar(data, str(sidecar)) is data
+        assert attach_sidecar(data, str(path)) is data
+        assert attach_sidecar(data, str(sidecar)) is data
         sidecar.rmdir() if sidecar.is_dir() else sidecar.unlink()
 
 
 def test_file_with_a_sidecar_survives_pickling(tmp_path):
     (tmp_path / "photo.c2pa").write_bytes(b"store")
-    file = with_sidecar(b"image", str(tmp_path / "photo.jpg"))
+    file = attach_sidecar(b"image", str(tmp_path / "photo.jpg"))
     copy = pickle.loads(pickle.dumps(file))
-    assert (copy, sidecar_of(copy), has_manifest(copy, None)) == (b"image", b"store", True)
-    assert sidecar_of(signed()) == b""
+    assert (copy, get_sidecar(copy), has_manifest(copy, None)) == (b"image", b"store", True)
+    assert get_sidecar(signed()) == b""
