@@ -160,20 +160,20 @@ class CredentialsReader:
         self._lists = tuple(trust_lists)
 
     def read_sidecar(self, data: bytes, format_name: str, store: bytes) -> statement.ContentCredentials:
-        """What a manifest store says that is in a file next to the image. Never raises.
+        """Read a manifest store that is in a file next to the image. Never raises.
 
-        Only a name binds the two files. If the signed hash is that of another file, the store says nothing about this one.
+        Only a name binds the two files. If the signed hash is that of another file, the store says nothing about this image.
         """
         if not statement.is_manifest_store(store[:48]):
-            stated = unread("the file next to it is not a C2PA manifest store")
+            stated = unread("the sidecar is not a C2PA manifest store")
         else:
             stated = self.read(data, format_name, len(store), store)
             if stated.state == "invalid":
-                stated = unread(f"the file next to it is about another image, or one of them changed: {', '.join(stated.problems)}")
+                stated = unread(f"the sidecar does not match this image: {', '.join(stated.problems)}")
         return stated.model_copy(update={"sidecar": True})
 
     def read(self, data: bytes, format_name: str, store_bytes: int, store: bytes | None = None) -> statement.ContentCredentials:
-        """What the manifest store of a file says, and whether file and store are as they were signed. Never raises.
+        """Read what the manifest store of a file says, and whether file and store are as they were signed. Never raises.
 
         Args:
             data: The file.
@@ -280,13 +280,13 @@ def _lineage(manifests: Mapping[str, Any], active: Mapping[str, Any]) -> Iterato
 
 
 def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """IPTC's codes in a manifest: of actions and their parameters, of metadata in the clear, and of what the image was made of."""
-    assertions = [one for one in manifest.get("assertions") or [] if isinstance(one, dict)]
-    if any(str(one.get("label")).startswith(_LEGACY) for one in assertions):
+    """Yield IPTC's codes in a manifest: of actions and their parameters, of metadata in the clear, and of ingredients."""
+    assertions = [assertion for assertion in manifest.get("assertions") or [] if isinstance(assertion, dict)]
+    if any(str(assertion.get("label")).startswith(_LEGACY) for assertion in assertions):
         yield "trainedAlgorithmicMedia"
-    waiting: deque[Any] = deque(one.get("data") for one in assertions)
-    # Of an ingredient alone: what a validator found in it is about other files.
-    waiting += ({name: value for name, value in one.items() if isinstance(value, str)} for one in _list_ingredients(manifest))
+    waiting: deque[Any] = deque(assertion.get("data") for assertion in assertions)
+    # Only an ingredient's own texts: what a validator noted in it is about other files.
+    waiting += ({name: value for name, value in part.items() if isinstance(value, str)} for part in _list_ingredients(manifest))
     for _ in range(MOST_VALUES):
         if not waiting:
             return
@@ -302,19 +302,19 @@ def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_source_type(name: str) -> bool:
-    """Whether a field is one of source types: `digitalSourceType`, alone or behind `Iptc4xmpExt:`, `com.adobe.` and such prefixes."""
+    """Return whether a field has a source type: `digitalSourceType`, also behind `Iptc4xmpExt:`, `com.adobe.` and such prefixes."""
     return _PREFIX.sub("", name).replace("_", "").casefold() == "digitalsourcetype"
 
 
 def _list_texts(value: Any) -> list[str]:
-    """The texts of a field: one, several, or one as JSON-LD writes it."""
+    """Return the texts of a field, which may have one or several, as such or as JSON-LD writes them."""
     values = value if isinstance(value, list) else [value]
-    found = (one.get("@id", one.get("@value")) if isinstance(one, dict) else one for one in values)
-    return [one for one in found if isinstance(one, str)]
+    texts = (item.get("@id", item.get("@value")) if isinstance(item, dict) else item for item in values)
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _list_ingredients(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The ingredients that the image was made of: parents and components, not what a model was merely shown."""
+    """Yield the ingredients that the image was made of: parents and components, not what a model was merely shown."""
     for ingredient in manifest.get("ingredients") or []:
         if ingredient.get("relationship") in ("parentOf", "componentOf"):
             yield ingredient

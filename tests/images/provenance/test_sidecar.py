@@ -35,7 +35,7 @@ def test_sidecar_of_another_image_says_nothing(tmp_path):
     (tmp_path / "photo.c2pa").write_bytes(authority().sidecar(factory.jpeg()))
     found = read(tmp_path / "photo.jpg")
     assert (found.c2pa.state, found.c2pa.ai_generated, found.ai_declared) == ("unreadable", False, False)
-    assert found.c2pa.problems[0].startswith("the file next to it is about another image, or one of them changed: assertion.dataHash")
+    assert found.c2pa.problems == ("the sidecar does not match this image: assertion.dataHash.mismatch",)
 
 
 @pytest.mark.parametrize("content", [b"no manifest", bytes(200), b"\0\0\0\x30jumb" + bytes(100)])
@@ -43,7 +43,7 @@ def test_sidecar_that_is_no_manifest_is_said_to_be_unread(content, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(factory.jpeg())
     (tmp_path / "photo.c2pa").write_bytes(content)
     found = read(tmp_path / "photo.jpg")
-    assert (found.c2pa.state, found.c2pa.problems) == ("unreadable", ("the file next to it is not a C2PA manifest store",))
+    assert (found.c2pa.state, found.c2pa.problems) == ("unreadable", ("the sidecar is not a C2PA manifest store",))
 
 
 def test_manifest_in_the_image_counts_before_its_sidecar(tmp_path):
