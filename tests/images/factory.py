@@ -422,7 +422,7 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "large_xmp_tiff": (("metadata_unread",), lambda: encoded(photo(), "TIFF", tiffinfo={700: bytes(17 * 1024**2)})),
     "large_xmp_avif": (("metadata_unread",), lambda: encoded(photo(), "AVIF", xmp=bytes(17 * 1024**2))),
     "large_profile_heic": (("metadata_unread",), lambda: encoded(photo(), "HEIF", icc_profile=bytes(17 * 1024**2))),
-    "large_comments_jpeg": (
+    "large_exif_jpeg": (
         ("broken_exif", "metadata_unread"),
         lambda: patched_after(jpeg(), 2, b"\xff\xe1\xff\xf6Exif\0\0" + bytes(65_518), times=270),
     ),
