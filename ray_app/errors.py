@@ -39,7 +39,7 @@ class Status(Explained):
     CORRUPT_IMAGE = "corrupt_image", "the image is damaged: its bytes do not decode"
     TRUNCATED_IMAGE = "truncated_image", "the file ends before the image does"
     IMAGE_TOO_LARGE = "image_too_large", "larger than the limits allow, refused before decoding"
-    METADATA_TOO_LARGE = "metadata_too_large", "text or colour profiles larger than the limits allow"
+    METADATA_TOO_LARGE = "metadata_too_large", "printing colours whose profile is larger than the limits allow"
     UNSAFE_MEMBER = "unsafe_member", "a file in an archive with an unsafe name or type"
     ENCRYPTED_MEMBER = "encrypted_member", "an encrypted file in an archive"
     DECODE_TIMEOUT = "decode_timeout", "decoding took longer than the limit"

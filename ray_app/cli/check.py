@@ -244,6 +244,7 @@ def _below(folder: str) -> list[str]:
 
 def _read(max_bytes: int, name: str) -> bytes:
     """The bytes of an image by its name; web URLs as the endpoint reads them: https and public addresses alone. Raises InputError."""
+    from ray_app.images.provenance import attach_sidecar
     from ray_app.storage import Fetcher
     from ray_app.storage.urls import local_uri, scheme_of
 
@@ -257,7 +258,8 @@ def _read(max_bytes: int, name: str) -> bytes:
     if scheme_of(name) != "file":
         return Fetcher(signed=[name]).fetch(name, "", max_bytes)
     _require_file(name)
-    return Fetcher().fetch(local_uri(os.path.abspath(name)), "", max_bytes)
+    path = os.path.abspath(name)
+    return attach_sidecar(Fetcher().fetch(local_uri(path), "", max_bytes), path)
 
 
 def _require_file(name: str) -> None:

@@ -153,6 +153,9 @@ def _statements(said: Provenance) -> Iterator[_Said]:
         named = " ".join(dict.fromkeys(filter(None, (said.camera.make, said.camera.model))))
         ground = Ground(source="camera", says=f"its EXIF names a camera, {_name(named)}", error=UNSIGNED)
         yield _Said(Strength.CAMERA, _NOT_AI, None, ground)
+    if said.unread:
+        ground = Ground(source="declaration", says=f"not all of its metadata was read: {'; '.join(said.unread)}", error="not checked")
+        yield _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
 
 
 def _declared(word: str, says: str) -> _Said:

@@ -55,7 +55,7 @@ BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
-Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
+Opener = Callable[[bytes, set[str], int], ImageFile]  # Reads the header, with so many bytes of metadata; notes flags.
 
 # A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
 # on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
@@ -69,7 +69,7 @@ REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixe
 MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 
-def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
+def _open_avif(data: bytes, flags: set[str], _: int) -> ImageFile:
     """libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped."""
     try:
         return AvifImageFile(io.BytesIO(data))
@@ -83,7 +83,7 @@ def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
 
 
 def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
-    return lambda data, _: opener(io.BytesIO(data))
+    return lambda data, *_: opener(io.BytesIO(data))
 
 
 def _load(image: ImageFile, data: bytes, flags: set[str]) -> Image.Image:
@@ -119,16 +119,18 @@ class ImageFormat(NamedTuple):
 
 
 FORMATS = {
-    "JPEG": ImageFormat(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
+    "JPEG": ImageFormat(
+        lambda data, flags, _: jpeg.open_header(data, flags), jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))
+    ),
     "PNG": ImageFormat(
         png.open_header,
+        png.load,
         libraries=(("zlib-ng", "zlib_ng"), ("zlib", "zlib")),
-        check=png.check,
         bits=lambda _, data: data[24],
         many="animated",
     ),
     "TIFF": ImageFormat(
-        lambda data, _: tiff_pixels.open_header(data),
+        lambda data, *_: tiff_pixels.open_header(data),
         libraries=(("libtiff", "libtiff"),),
         check=tiff_pixels.check,
         frames=formats.count_tiff_pages,
@@ -214,9 +216,9 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         found.flags.add("preview")
     form = FORMATS[format_name]
     with _translated(data, format_name):
-        image = form.open(data, found.flags)
-    sample_bits = _read_header(image, data, form, found)
-    _check_header(image, len(data), limits, format_name)
+        image = form.open(data, found.flags, limits.max_text_bytes)
+    sample_bits = _read_header(image, data, form, found, limits.max_text_bytes)
+    limits.check_size(*image.size, len(data), format_name)
     if format_name != "WEBP":
         with _translated(data, format_name, image):
             demand = demand_of(image, data, format_name)
@@ -251,8 +253,8 @@ def _check_early(data: bytes, limits: ImageLimits, found: _Findings, format_name
         admit(webp_demand(*size))
 
 
-def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findings) -> int:
-    """Note what the header says; returns the bits per sample in the file, which Pillow hides for colour."""
+def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findings, max_text_bytes: int) -> int:
+    """Note what the header says; returns the bits per sample in the file, which Pillow hides for colour. Raises InputError."""
     found.take_size(*image.size)
     found.mode = image.mode
     frames = form.frames(data) if form.frames else int(getattr(image, "n_frames", 1))
@@ -261,8 +263,10 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
         found.quality = jpeg.jpeg_quality(image.quantization)
     if frames > 1 or (isinstance(image, further_formats.JpegXlFile) and image.is_animated):
         found.flags.add(form.many)
-    found.icc = bool(image.info.get("icc_profile"))
-    if "icc_profile" in image.info and not colour.is_icc_profile(image.info["icc_profile"]):
+    _check_metadata(image, found.flags, max_text_bytes)
+    profile = image.info.get("icc_profile", b"")
+    found.icc = bool(profile)
+    if "icc_profile" in image.info and not colour.is_icc_profile(profile) and len(profile or b"") <= max_text_bytes:
         found.flags.add("broken_icc")
     found.orientation = 1
     # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
@@ -279,16 +283,18 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
     return sample_bits
 
 
-def _check_header(image: ImageFile, size_bytes: int, limits: ImageLimits, format_name: str) -> None:
-    """Refuse what takes too much to decode, and texts that are too long."""
-    limits.check_size(*image.size, size_bytes, format_name)
-    size = 0
-    for value in image.info.values():
-        if isinstance(value, str | bytes):
-            size += len(value)
-    if size > limits.max_text_bytes:
-        reason = f"{size} bytes of text and profiles is over max_text_bytes ({limits.max_text_bytes})"
-        raise InputError(Status.METADATA_TOO_LARGE, reason, limit=limits.max_text_bytes, observed=size)
+def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> None:
+    """Flag metadata over the limit. It costs the pixels only if they need it: printing colours are converted by their profile.
+
+    Raises InputError METADATA_TOO_LARGE.
+    """
+    sizes = {name: len(value) for name, value in image.info.items() if isinstance(value, str | bytes)}
+    size = sizes.get("icc_profile", 0)
+    if image.mode == "CMYK" and size > max_text_bytes and image.info["icc_profile"][36:40] == b"acsp":
+        reason = f"a colour profile of {size} bytes, which these printing colours need, is over max_text_bytes ({max_text_bytes})"
+        raise InputError(Status.METADATA_TOO_LARGE, reason, limit=max_text_bytes, observed=size)
+    if sum(sizes.values()) > max_text_bytes:
+        flags.add("metadata_unread")
 
 
 @contextlib.contextmanager
@@ -298,8 +304,6 @@ def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -
     except _TOO_LARGE as error:
         raise InputError(Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}") from error
     except _PILLOW_ERRORS as error:
-        if "MAX_TEXT" in str(error):
-            raise InputError(Status.METADATA_TOO_LARGE, f"over Pillow's own limit: {_words(error)}") from error
         if reason := _unread(error, data, format_name):
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from error
         if _is_cut(error) or formats.ends_early(data, format_name):

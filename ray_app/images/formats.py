@@ -96,6 +96,8 @@ def describe_unsupported(data: bytes) -> str:
             return words
     if data[4:8] == b"ftyp":
         return "a video or audio file (MP4 family)"
+    if data[4:8] == b"jumb":
+        return "a C2PA manifest (sidecar): it is read with the image of the same name next to it"
     if data[257:262] == b"ustar":
         return "a tar archive: score it as an archive source"
     return _describe_text(data[:1024]) or f"not a known image format (first bytes {data[:8].hex(' ')})"

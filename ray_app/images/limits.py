@@ -85,7 +85,8 @@ class ImageLimits(Frozen):
     max_text_bytes: int = Field(
         default=16 * 1024**2,
         gt=0,
-        description="Text, EXIF, XMP and colour profile held beside the pixels: far above what cameras and generators write, below a bomb.",
+        description="Text, EXIF, XMP and colour profile that are read of one file: far above what cameras and generators write, below a "
+        "bomb. A file with more is scored, with the flag `metadata_unread`; its finding names what was not read.",
     )
 
     def check_bytes(self, size_bytes: int) -> None:

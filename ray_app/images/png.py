@@ -1,61 +1,209 @@
-"""PNG → pixels: `open_header`, and `check`, which refuses what Pillow takes for a whole picture although rows are missing."""
+"""PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others, `load` refuses what is not whole.
+
+What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a profile that cannot be unpack) therefore never costs the
+pixels. `chunks`, `read_text` and `inflate` also serve the readers of metadata. Source: ISO 15948, called PNG here.
+"""
 
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from ray_app.errors import InputError, Status
+from ray_app.images.colour import MATTE
 
-MOST_INFLATED = 1 << 20  # bytes at a time
+SIGNATURE_BYTES = 8
+TEXT_KINDS = (b"tEXt", b"zTXt", b"iTXt")
+METADATA_KINDS = (b"iCCP", b"eXIf", *TEXT_KINDS)
+MAX_CHUNKS = 10_000  # Chunks of metadata that are looked at.
+
+_CHUNK_HEAD = struct.Struct(">I4s")
+_MAX_FRAMES = 2**31  # PNG, third edition, 11.3.6.1.
+_PIECE_BYTES = 1 << 20
+_BAND_PIXELS = 1 << 20
+_DECIDING = (b"IHDR", b"PLTE", b"tRNS")
 _UNWRITTEN = (145, 61, 107, 90)
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7: first x and y, steps
 
 
 class PngImage(PngImageFile):
-    """Pillow's reader, into memory where rows that are never decoded differ from black ones."""
+    """Pillow's reader of the chunks that decide pixels, into memory where rows that are never decoded differ from black ones."""
+
+    head = b""
+    pixels_at = 0
+
+    @classmethod
+    def open_chunks(cls, head: bytes, data: bytes, pixels_at: int) -> "PngImage":
+        """Open `head`, which ends with the length and the type of the first IDAT chunk, and read pixels from `data` at `pixels_at`."""
+        image = cls(io.BytesIO(head))
+        image.head, image.pixels_at = head, pixels_at
+        assert image.png is not None
+        image.fp = image.png.fp = io.BytesIO(data)  # The bytes are shared, not copied.
+        image.tile = [tile._replace(offset=pixels_at) for tile in image.tile]
+        return image
 
     def load_prepare(self) -> None:
-        """Before the first row is decoded."""
+        """Fill the memory with a colour that no row has throughout, before the first row is decoded."""
         if self._im is None:
             self.im = Image.new(self.mode, self.size, _unwritten(self.mode)).im
         super().load_prepare()
 
+    def load_end(self) -> None:
+        """Leave the chunks after the pixels unread: they decide no pixel of the first frame."""
 
-def open_header(data: bytes, flags: set[str]) -> PngImageFile:
-    """The header as Pillow reads it, without a profile that it cannot read, and with a flag for that. Raises what Pillow raises.
 
-    Raises InputError UNSUPPORTED_FORMAT for a transparent colour of 16-bit samples, of which Pillow keeps eight.
+class PngText(NamedTuple):
+    """The content of a tEXt, zTXt or iTXt chunk: `body` is packed by Deflate if `is_packed`."""
+
+    keyword: bytes
+    body: bytes
+    is_packed: bool
+
+    def unpack(self, max_bytes: int) -> bytes:
+        """The first `max_bytes` of the text."""
+        return inflate(self.body, max_bytes) if self.is_packed else self.body[:max_bytes]
+
+
+def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFile:
+    """Read the header without any chunk of metadata; profile and EXIF are added to the image's `info`, frames are counted.
+
+    Args:
+        data: The file.
+        flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for texts over the limit.
+        max_text_bytes: Limit on the unpack size of texts and profile together.
+
+    Raises:
+        OSError, SyntaxError, ValueError: What Pillow raises, about chunks that decide pixels.
     """
-    try:
-        image = PngImage(io.BytesIO(data))
-    except (SyntaxError, ValueError) as error:
-        if "iCCP" not in str(error):
-            raise
-        at = data.index(b"iCCP") - 4
-        image = PngImage(io.BytesIO(data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]))
-        flags.add("broken_icc")
-    _remove_homonyms(image, data)
+    metadata = _PngMetadata(data, max_text_bytes)
+    head, pixels_at = [data[:SIGNATURE_BYTES]], 0
+    for kind, start, end in chunks(data):
+        if kind == b"IDAT":
+            if not pixels_at:
+                pixels_at = start
+                head.append(data[start - 8 : start])
+        elif kind not in _DECIDING:
+            metadata.add(kind, start, end, is_early=not pixels_at)
+        elif not pixels_at:
+            head.append(data[start - 8 : end + 4])
+    if not pixels_at:
+        raise SyntaxError("no pixel data")
+    image = PngImage.open_chunks(b"".join(head), data, pixels_at)
+    image.info |= metadata.info
+    image.n_frames = metadata.frames
+    flags |= metadata.flags
     key = image.info.get("transparency")
     if isinstance(key, int) and image.mode in ("1", "L"):  # in the file's own scale, and the pixels are in that of 8 bits
         image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
-    if isinstance(key, tuple) and data[24] == 16:
-        reason = "a PNG of 16-bit RGB with a transparent colour, which Touchstone does not read: save it with an alpha channel"
-        raise InputError(Status.UNSUPPORTED_FORMAT, reason)
     return image
 
 
-def _remove_homonyms(image: PngImageFile, data: bytes) -> None:
-    """A PNG's texts stand among Pillow's own facts, under whatever keyword the file gives them: `exif`, `interlace`."""
-    for name in ("exif", "icc_profile", "interlace", "transparency"):
-        if isinstance(image.info.get(name), str):
-            del image.info[name]
-            if name == "interlace" and data[28]:
-                image.info[name] = 1
+class _PngMetadata:
+    """Facts of the chunks that decide no pixel, collected within limits."""
+
+    def __init__(self, data: bytes, max_bytes: int) -> None:
+        self._data, self._max_bytes = data, max_bytes
+        self._chunks, self._total_bytes = 0, 0
+        self._counts: list[int] = []  # The number of frames in each acTL chunk before the pixels.
+        self._is_first_frame = False
+        self.info: dict[str | tuple[int, int], bytes] = {}
+        self.flags: set[str] = set()
+
+    def add(self, kind: bytes, start: int, end: int, *, is_early: bool) -> None:
+        """Note one chunk; `is_early`: it is before the pixels."""
+        if kind in (b"fdAT", b"IEND"):
+            return
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            self.flags.add("metadata_unread")
+            return
+        if zlib.crc32(memoryview(self._data)[start - 4 : end]) != int.from_bytes(self._data[end : end + 4], "big"):
+            self.flags.add("irregular_png")
+        if kind in METADATA_KINDS:
+            self._add_metadata(kind, start, end)
+        elif is_early and kind == b"acTL" and end - start >= 8:
+            self._counts.append(int.from_bytes(self._data[start : start + 4], "big"))
+        elif is_early and kind == b"fcTL":
+            self._is_first_frame = True
+
+    def _add_metadata(self, kind: bytes, start: int, end: int) -> None:
+        size_bytes, left = end - start, self._max_bytes - self._total_bytes
+        if left < 0:
+            return  # Ten thousand chunks of the limit each would take hours to unpack.
+        if kind == b"iCCP":
+            profile = _unpack_profile(self._data[start:end], self._max_bytes)
+            self.info["icc_profile"], size_bytes = profile, len(profile)
+        elif kind == b"eXIf":
+            self.info["exif"] = b"Exif\0\0" + self._data[start:end]
+        elif kind in (b"zTXt", b"iTXt"):
+            text = read_text(kind, self._data[start:end])
+            if text.is_packed and size_bytes <= left:
+                size_bytes = count_inflated_bytes(text.body, left + 1)
+        self._total_bytes += size_bytes
+        if self._total_bytes > self._max_bytes:
+            self.flags.add("metadata_unread")
+
+    @property
+    def frames(self) -> int:
+        """The frames of an animation and the image that stands in for it where it is none of them; 1 without a valid animation."""
+        if len(self._counts) != 1 or not 0 < self._counts[0] <= _MAX_FRAMES:
+            return 1
+        return self._counts[0] + (not self._is_first_frame)
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start of the content, end of the content) of each chunk up to IEND; the last one may end after the file does."""
+    at, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
+    while at <= last:
+        size, kind = _CHUNK_HEAD.unpack_from(data, at)
+        start = at + 8
+        end = start + size
+        if not kind.isalnum():
+            return
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+        at = end + 4
+
+
+def read_text(kind: bytes, body: bytes) -> PngText:
+    """Split the content of a text chunk (PNG, 11.3.3)."""
+    keyword, _, rest = body.partition(b"\0")
+    if kind == b"iTXt":  # a flag and a method, a language, a translated keyword
+        return PngText(keyword, rest[2:].partition(b"\0")[2].partition(b"\0")[2], rest[:1] == b"\1")
+    return PngText(keyword, rest[1:], True) if kind == b"zTXt" else PngText(keyword, rest, False)
+
+
+def inflate(packed: bytes, max_bytes: int) -> bytes:
+    """The first `max_bytes` of what is packed; empty if it is broken."""
+    try:
+        return zlib.decompressobj().decompress(packed, max_bytes) if max_bytes else b""
+    except zlib.error:
+        return b""
+
+
+def count_inflated_bytes(packed: bytes, max_bytes: int) -> int:
+    """The size of what is packed, counted up to `max_bytes` without holding it."""
+    inflater, size, rest = zlib.decompressobj(), 0, packed
+    try:
+        while rest and size < max_bytes:
+            size += len(inflater.decompress(rest, _PIECE_BYTES))
+            rest = inflater.unconsumed_tail
+    except zlib.error:
+        pass  # What was counted before the fault counts.
+    return min(size, max_bytes)
+
+
+def _unpack_profile(body: bytes, max_bytes: int) -> bytes:
+    """The profile in an iCCP chunk, cut one byte over the limit; empty for one that cannot be unpack."""
+    _, _, rest = body.partition(b"\0")
+    return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else b""
 
 
 def _unwritten(mode: str) -> int | tuple[int, ...]:
@@ -63,21 +211,45 @@ def _unwritten(mode: str) -> int | tuple[int, ...]:
     return _UNWRITTEN[: len(mode)] if mode in ("LA", "RGB", "RGBA") else _UNWRITTEN[0] if mode in ("L", "P", "I;16") else 0
 
 
-def check(image: Image.Image, data: bytes) -> None:
+def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
+    """Decode the pixels. Raises what Pillow raises, and InputError (TRUNCATED_IMAGE, CORRUPT_IMAGE) if data is missing or changed."""
+    image.load()
+    _check(image, data)
+    if isinstance(image, PngImage) and data[24] == 16 and isinstance(image.info.get("transparency"), tuple):
+        _paint_transparent_colour(image, data)
+        flags.add("alpha")
+    return image
+
+
+def _paint_transparent_colour(image: PngImage, data: bytes) -> None:
+    """Paint the matte over pixels of the transparent colour, which has 16 bits; Pillow keeps the high 8 of them."""
+    low = PngImage.open_chunks(image.head, data, image.pixels_at)
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # The other byte order gives the low 8 bits.
+    low.load()
+    key = np.array(image.info.pop("transparency"))
+    rows = max(_BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = (0, top, image.width, min(top + rows, image.height))
+        is_key = (np.asarray(image.crop(band)) == key >> 8) & (np.asarray(low.crop(band)) == key & 255)
+        if (hidden := is_key.all(axis=2)).any():
+            image.paste(MATTE, band, Image.fromarray(hidden))
+
+
+def _check(image: Image.Image, data: bytes) -> None:
     """Pillow compares no checksum of pixel data, and takes a stream that ends before the last row for a whole picture.
 
     Nothing for a decoded image whose data was all there. Raises InputError, TRUNCATED_IMAGE or CORRUPT_IMAGE.
     """
-    parts, at = [], 8
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IDAT":
-            parts.append(memoryview(data)[at + 8 : end])
-            if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise InputError(Status.CORRUPT_IMAGE, f"the checksum of pixel data at byte {at} does not match")
+    parts = []
+    for kind, start, end in chunks(data):
+        if kind == b"IDAT":
+            parts.append(memoryview(data)[start:end])
+            if end + 4 > len(data):
+                raise InputError(Status.TRUNCATED_IMAGE, f"the file ends after {len(data)} bytes, within its pixel data")
+            if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+                raise InputError(Status.CORRUPT_IMAGE, f"the checksum of pixel data at byte {start - 8} does not match")
         elif parts:
             break
-        at = end + 4
     # The last row, and the row before it, which is one of the last pass if an interlaced picture has an odd number of rows.
     bottom = np.asarray(image.crop((0, max(image.height - 2, 0), image.width, image.height)))
     if (bottom == np.asarray(_unwritten(image.mode))).reshape(len(bottom), -1).all(axis=1).any():
@@ -89,7 +261,7 @@ def _check_rows(parts: list[memoryview], needed: int) -> None:
     for part in parts:
         rest: bytes | memoryview = part
         while rest and there < needed:
-            there += len(inflater.decompress(rest, MOST_INFLATED))
+            there += len(inflater.decompress(rest, _PIECE_BYTES))
             rest = inflater.unconsumed_tail
     if there < needed:
         raise InputError(Status.TRUNCATED_IMAGE, f"{there} of {needed} bytes of scanlines present")

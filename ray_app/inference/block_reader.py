@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_app.errors import InputError, Status
+from ray_app.images.provenance import attach_sidecar
 from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, StageClock, file_bytes
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
+from ray_app.storage.urls import local_path, scheme_of
 
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
@@ -36,6 +38,7 @@ class BlockReader:
         from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
 
         self._spec, self._clock, self.recall = spec, clock, recall
+        self._looks_for_sidecars = spec.provenance is not None
         self.fetcher = fetcher
         budget = NodeBudget(BUDGET, decode_bytes)
         files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
@@ -74,6 +77,8 @@ class BlockReader:
         for _ in range(count):
             with self._clock("fetch"):
                 member, data = next(arriving)
+                if self._looks_for_sidecars and member.place is None and isinstance(data, bytes) and scheme_of(member.uri) == "file":
+                    data = attach_sidecar(data, local_path(member.uri))
             yield member.image_id, data
             del data
         self._members.let_go()

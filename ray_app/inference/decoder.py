@@ -214,7 +214,7 @@ class BatchDecoder:
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0, "reused": 0}  # images, since the start; `reused`: known already
-        self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
+        self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
         self._bytes_per_pixel = _bytes_per_pixel(spec)
         self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
         self._scored = self._wanted[: len(spec.scored_preprocessings)]

@@ -1,8 +1,8 @@
 """The decoder process: encoded bytes in, RGB pixels or prepared tensors out. `decoder_pool` alone starts it; no torch, Ray or secrets.
 
-Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file. Answer: lengths of JSON and pixels (2 × uint64), a
-JSON `Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child sends
-a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
+Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file, its sidecar if it has one. Answer: lengths of JSON
+and pixels (2 × uint64), a JSON `Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a
+large image the child sends a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
 
 Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon and stay small.
 """
@@ -36,7 +36,7 @@ from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused, with_texture
 from ray_app.images.limits import Admit, Demand, ImageLimits
-from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
+from ray_app.images.provenance import FileWithSidecar, Provenance, ProvenancePolicy, ProvenanceReader
 
 DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
 _STATM = Path("/proc/self/statm")
@@ -44,7 +44,7 @@ _STATM = Path("/proc/self/statm")
 
 class DecodeRequest(Frozen):
     """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for those that keep sizes; how its
-    provenance is read; and whether its facts have what is measured on pixels.
+    provenance is read; whether its facts have what is measured on pixels; and how many of the last bytes are its sidecar's.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
@@ -52,6 +52,7 @@ class DecodeRequest(Frozen):
     provenance: ProvenancePolicy | None = None
     native: bool = True
     measured: bool = False
+    sidecar_bytes: int = Field(default=0, ge=0)
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
@@ -129,7 +130,10 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
         data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
         patience(1)
-        report, blobs = _answer(data, _wanted(text), limits, admit)
+        wanted = _wanted(text)
+        if wanted.sidecar_bytes:
+            data = FileWithSidecar(data[: -wanted.sidecar_bytes], data[-wanted.sidecar_bytes :])
+        report, blobs = _answer(data, wanted, limits, admit)
         patience(0)
         text = report.model_dump_json().encode()
         for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
@@ -149,7 +153,7 @@ def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admi
         return Report(facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)), ()
     provenance = None
     if wanted.provenance is not None:
-        provenance = _reader(wanted.provenance).read(data, facts.format, native=wanted.native, pixels=image.pixels)
+        provenance = _reader(wanted.provenance, limits.max_text_bytes).read(data, facts.format, native=wanted.native, pixels=image.pixels)
     pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors
     return Report(facts=facts, provenance=provenance, seconds=time.perf_counter() - started), pixels
 
@@ -160,8 +164,8 @@ def _wanted(text: bytes) -> DecodeRequest:
 
 
 @lru_cache(maxsize=1)
-def _reader(policy: ProvenancePolicy) -> ProvenanceReader:
-    return ProvenanceReader(policy)
+def _reader(policy: ProvenancePolicy, max_text_bytes: int) -> ProvenanceReader:
+    return ProvenanceReader(policy, max_text_bytes)
 
 
 def _limit(what: int, most: int) -> None:

@@ -28,7 +28,7 @@ from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
-from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
+from ray_app.images.provenance import Provenance, ProvenancePolicy, get_sidecar, has_manifest
 from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
@@ -127,9 +127,10 @@ class DecoderProcess(ChildProcess):
         Raises ImageRefused: what the child or `admit` refused, DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
         """
         self.start(wanted)
-        child = self._child
-        text = _request_text(wanted)
-        request = (REQUEST.pack(WANTED_SIZE.size + len(text) + len(data)), WANTED_SIZE.pack(len(text)), text, data)
+        child, sidecar = self._child, get_sidecar(data) if wanted.provenance is not None else b""
+        text = _request_text(wanted.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else wanted)
+        size_bytes = WANTED_SIZE.size + len(text) + len(data) + len(sidecar)
+        request = (REQUEST.pack(size_bytes), WANTED_SIZE.pack(len(text)), text, data, sidecar)
         try:
             answer, deadline = self._ask(request, self._wall_limit_s, partial(self._answer, data, wanted, admit))
         except _NotAdmitted as not_admitted:

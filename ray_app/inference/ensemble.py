@@ -22,7 +22,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, find, load_ensemble_car
 from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
-from ray_app.images.provenance import ProvenanceConfig
+from ray_app.images.provenance import ProvenanceConfig, attach_sidecar
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
@@ -328,7 +328,7 @@ class ImageInputs:
                     raise InputError(Status.SOURCE_DENIED, f"{path}: not a regular file")
                 if facts.st_size > self._max_bytes:
                     raise errors.too_large(facts.st_size, self._max_bytes)
-                return file.read()
+                data = file.read()
         except IsADirectoryError:
             reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
@@ -336,6 +336,7 @@ class ImageInputs:
             raise errors.translate(error, path) from error
         except ValueError as error:  # a text that can be no path
             raise InputError(Status.SOURCE_MISSING, f"{path!r}: {describe_error(error)}") from None
+        return attach_sidecar(data, path)
 
     def _of_url(self, url: str) -> bytes:
         if urls.scheme_of(url) == "file":

@@ -25,6 +25,7 @@ _PROVENANCE = {
     "digital_source_type": "digital source type (IPTC)",
     "c2pa": "C2PA manifest",
     "signed_by": "signed by",
+    "unread": "not read",
 }
 
 

@@ -43,7 +43,7 @@ _MEANING = {
     "max_side": ("a longer side", "a resize takes memory by the longer side"),
     "max_aspect": ("a longer and narrower picture", "a resize takes memory by the longer side"),
     "max_ratio": ("fewer bytes for so many pixels", "the pixels bound the memory"),
-    "max_text_bytes": ("more text and profiles", "all of it is held while the image is decoded"),
+    "max_text_bytes": ("a larger profile of printing colours", "it is held while the image is decoded"),
 }
 
 

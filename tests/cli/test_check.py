@@ -8,18 +8,21 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ray_app import load_ensemble
 from ray_app.cli.check import _shown
 from ray_app.cli.main import main
 from ray_app.serving import url_fetch
 from ray_app.storage.ssrf import is_public_address
+from tests.images.factory import chunk
 from tests.reports.page_reader import read
 from tests.serving.tls_server import Loopback, answer, authority
 
@@ -202,6 +205,38 @@ def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
     tags = read(text).tags
     assert [tag for tag, attributes in tags if tag == "img" and attributes["src"].startswith("data:image/jpeg;base64,")] == ["img"] * 4
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out.html", "x"]  # no half page is left
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e{{ 7 * 7 }}'
+LARGE = chunk(b"zTXt", HOSTILE.encode("latin-1", "ignore")[:79] + b"\0\0" + zlib.compress(bytes(17 * 2**20)))  # named by the finding
+
+
+@pytest.mark.parametrize(
+    ("texts", "more"),
+    [
+        ({"parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"}, b""),
+        ({"prompt": json.dumps({"1": {"class_type": HOSTILE, "inputs": {"ckpt_name": HOSTILE}}}), "Software": HOSTILE}, b""),
+        ({"AISystemUsed": HOSTILE, "AIPromptInformation": HOSTILE}, b""),
+        ({}, LARGE),
+    ],
+    ids=["parameters", "graph", "system", "unread"],
+)
+def test_metadata_is_text_in_the_table_the_json_and_the_page(texts, more, tmp_path, check):
+    file, page, notes = tmp_path / "a.png", tmp_path / "out.html", PngInfo()
+    for name, text in texts.items():
+        notes.add_itxt(name, text)
+    Image.open(io.BytesIO(picture())).save(file, pnginfo=notes)
+    data = file.read_bytes()
+    file.write_bytes(data[:33] + more + data[33:])
+    code, table = check(file, "--ensemble", "tiny", "--html", page)
+    assert code == 0
+    assert table.replace("\n", "").isprintable()
+    assert check(file, "--ensemble", "tiny", "--json")[1].replace("\n", "").isprintable()
+    text = page.read_text()
+    assert "<script>alert(1)" in read(text).text
+    assert "<script>alert" not in text
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert not [attributes for _, attributes in read(text).tags if "onerror" in attributes]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def patched(data: bytes, at: int | bytes, new: bytes, offset: int = 0) -> bytes:
     return data[:start] + new + data[start + len(new) :]
 
 
+def patched_after(data: bytes, at: int, new: bytes, times: int = 1) -> bytes:
+    """The file with bytes added at a place."""
+    return data[:at] + new * times + data[at:]
+
+
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
     """A PNG of exactly these scanlines (each with its filter byte), with extra chunks before them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
@@ -106,10 +111,10 @@ def big_tiff_of(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-def rgb16_png() -> bytes:
+def rgb16_png(*extra: bytes) -> bytes:
     ramp = np.linspace(0, 65535, 256).astype(">u2")
     row = b"\0" + np.repeat(ramp, 3).tobytes()
-    return raw_png(256, 16, 16, 2, row * 16)
+    return raw_png(256, 16, 16, 2, row * 16, *extra)
 
 
 def grey16_png(*extra: bytes) -> bytes:
@@ -301,10 +306,15 @@ def many_frames(frames: int = 500, side: int = 1000) -> bytes:
     return data[:at] + data[at:-1] * frames + b";"
 
 
-def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0") -> bytes:
+def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0", size: int = 5 * 1024**2) -> bytes:
     """Five megabytes of text (or of colour profile) in five kilobytes."""
-    body = start + zlib.compress(bytes(5 * 1024**2), 9)
+    body = start + zlib.compress(bytes(size), 9)
     return raw_png(8, 8, 8, 0, bytes(72), chunk(kind, body))
+
+
+def cmyk_with_large_profile() -> bytes:
+    """Printing colours whose profile, which they need, is over the limit on metadata."""
+    return encoded(photo().convert("CMYK"), "TIFF", icc_profile=bytes(36) + b"acsp" + bytes(17 * 1024**2))
 
 
 def broken_png() -> bytes:
@@ -400,6 +410,24 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "blank_page_tiff": (("no_content",), lambda: encoded(flat(238, noise=2, shade=12), "TIFF")),
     "empty_cut_out_png": (("alpha", "no_content"), lambda: encoded(Image.new("RGBA", (96, 64)), "PNG")),
     "texts_named_as_pillows_own_png": ((), texts_named_as_pillows_own),
+    "text_bomb": (("grayscale", "no_content"), text_bomb),
+    "international_text_bomb": (("grayscale", "no_content"), lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0")),
+    "profile_bomb": (("broken_icc", "grayscale", "no_content"), lambda: text_bomb(b"iCCP")),
+    "text_bomb_over_limit": (("grayscale", "metadata_unread", "no_content"), lambda: text_bomb(size=17 * 1024**2)),
+    "text_flood": (
+        ("grayscale", "metadata_unread", "no_content"),
+        lambda: raw_png(8, 8, 8, 0, bytes(72), chunk(b"tEXt", b"Comment\0" + b"a" * 17 * 1024**2)),
+    ),
+    "large_exif_webp": (("broken_exif", "metadata_unread"), lambda: encoded(photo(), "WEBP", exif=bytes(17 * 1024**2))),
+    "large_xmp_tiff": (("metadata_unread",), lambda: encoded(photo(), "TIFF", tiffinfo={700: bytes(17 * 1024**2)})),
+    "large_xmp_avif": (("metadata_unread",), lambda: encoded(photo(), "AVIF", xmp=bytes(17 * 1024**2))),
+    "large_profile_heic": (("metadata_unread",), lambda: encoded(photo(), "HEIF", icc_profile=bytes(17 * 1024**2))),
+    "large_exif_jpeg": (
+        ("broken_exif", "metadata_unread"),
+        lambda: patched_after(jpeg(), 2, b"\xff\xe1\xff\xf6Exif\0\0" + bytes(65_518), times=270),
+    ),
+    "broken_checksum_png": (("irregular_png",), lambda: patched_after(png(), 33, chunk(b"tEXt", b"k\0v")[:-1] + b"\0")),
+    "transparent_colour_of_16_bits_png": (("alpha", "sixteen_bit"), lambda: rgb16_png(chunk(b"tRNS", bytes(6)))),
 }
 
 # Refused, with this status.
@@ -444,10 +472,7 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "negative_height_bmp": (Status.CORRUPT_IMAGE, lambda: lying_bmp(96, -(2**31))),
     "wide_bigtiff": (Status.CORRUPT_IMAGE, lambda: big_tiff_of(2**40, 64)),
     "endless_bigtiff": (Status.CORRUPT_IMAGE, lambda: big_tiff_of(96, 2**64 - 1)),
-    "text_bomb": (Status.METADATA_TOO_LARGE, text_bomb),
-    "international_text_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0")),
-    "profile_bomb": (Status.METADATA_TOO_LARGE, lambda: text_bomb(b"iCCP")),
-    "text_flood": (Status.METADATA_TOO_LARGE, lambda: raw_png(8, 8, 8, 0, bytes(72), chunk(b"tEXt", b"Comment\0" + b"a" * 17 * 1024**2))),
+    "large_profile_of_cmyk": (Status.METADATA_TOO_LARGE, cmyk_with_large_profile),
     "broken_png": (Status.CORRUPT_IMAGE, broken_png),
     "only_a_signature": (Status.TRUNCATED_IMAGE, lambda: png()[:8]),
     "jpeg_without_its_last_byte": (Status.TRUNCATED_IMAGE, lambda: jpeg()[:-1]),

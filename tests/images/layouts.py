@@ -184,7 +184,7 @@ def other_tiffs() -> Iterator[Cell]:
 
 
 def pngs() -> Iterator[Cell]:
-    """Colour types × bits × interlace × colour keys."""
+    """Colour types × bits × interlace × colour keys; small sizes, split pixel data and chunks of metadata, as PngSuite has them."""
     for colour, depths in ((0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))):
         for depth, interlaced, keyed in itertools.product(depths, (False, True), (False, True)):
             if keyed and colour in (4, 6):
@@ -193,8 +193,58 @@ def pngs() -> Iterator[Cell]:
             tolerance = 1 if colour in (4, 6) or (keyed and colour == 3) else 0
             shown = samples({0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], depth)
             name = f"png-{colour}-{depth}{'-adam7' * interlaced}{'-trns' * keyed}"
-            is_read = not (keyed and colour == 2 and depth == 16)
-            yield Cell(name, partial(png, shown, depth, colour, interlaced=interlaced, extra=extra), tolerance, is_read)
+            yield Cell(name, partial(png, shown, depth, colour, interlaced=interlaced, extra=extra), tolerance)
+        yield from _png_variants(colour, max(depths))
+
+
+def _png_variants(colour: int, depth: int) -> Iterator[Cell]:
+    shown = samples({0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour], depth)
+    palette = _png_palette(depth, False) if colour == 3 else ()
+    tolerance = 1 if colour in (4, 6) else 0
+    for width, height, interlaced in itertools.product((2, 3, 5, 9), (2, 4, 8), (False, True)):
+        make = partial(png, shown[:height, :width], depth, colour, interlaced=interlaced, extra=palette)
+        yield Cell(f"png-{colour}-{width}x{height}{'-adam7' * interlaced}", make, tolerance)
+    whole = png(shown, depth, colour, extra=palette)
+    for piece_bytes in (1, 64):
+        yield Cell(
+            f"png-{colour}-idat-{piece_bytes}", partial(_split_png, png(shown, depth, colour, extra=palette), piece_bytes), tolerance
+        )
+    for name, chunk in _png_chunks(colour, depth).items():
+        yield Cell(f"png-{colour}-{name}", partial(png, shown, depth, colour, extra=(*palette, chunk)), tolerance)
+        whole = png(shown, depth, colour, extra=palette)
+        yield Cell(f"png-{colour}-{name}-after", partial(factory.patched_after, whole, len(whole) - 12, chunk), tolerance)
+
+
+def _split_png(data: bytes, piece_bytes: int) -> bytes:
+    """The same with its pixel data in many chunks, and with empty ones among them."""
+    at = data.index(b"IDAT")
+    body = data[at + 4 : -16]
+    pieces = [factory.chunk(b"IDAT", body[start : start + piece_bytes]) for start in range(0, len(body), piece_bytes)]
+    return data[: at - 4] + factory.chunk(b"IDAT", b"").join([b"", *pieces]) + data[-12:]
+
+
+def _png_chunks(colour: int, depth: int) -> dict[str, bytes]:
+    chunks = {
+        "gAMA": struct.pack(">I", 45455),
+        "cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+        "sBIT": bytes([5] * {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]),
+        "bKGD": bytes({0: 2, 2: 6, 3: 1, 4: 2, 6: 6}[colour]),
+        "pHYs": struct.pack(">IIB", 1, 4, 0),
+        "tIME": struct.pack(">H5B", 2000, 1, 1, 12, 34, 56),
+        "sPLT": b"six-cube\0\x08" + bytes(36),
+        "tEXt": b"Title\0PngSuite",
+        "zTXt": b"Disclaimer\0\0" + zlib.compress(b"Freeware."),
+        "iTXt": b"Title\0\0\0en\0Title\0PngSuite",
+        "eXIf": factory.exif(1)[6:],
+        "iCCP": b"sRGB\0\0" + zlib.compress(factory.srgb_profile()),
+        "cICP": b"\1\x0d\0\1",
+        "prVt": bytes(100),
+    }
+    if colour == 3:
+        chunks["hIST"] = bytes(2 << depth)
+    if colour in (2, 6):
+        chunks["PLTE"] = bytes(range(216))
+    return {name: factory.chunk(name.encode(), body) for name, body in chunks.items()}
 
 
 def png(shown: np.ndarray, depth: int, colour: int, *, interlaced: bool = False, extra: tuple[bytes, ...] = ()) -> bytes:

@@ -18,7 +18,7 @@ from PIL import Image
 from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image
 from ray_app.images.limits import worst_bytes
-from tests.images import factory, tiff_writer
+from tests.images import factory, layouts, tiff_writer
 
 FLAT = factory.encoded(factory.photo(1200, 900), "JPEG", quality=1)
 
@@ -60,6 +60,7 @@ MODES = {
     "png_one_bit": ("1", "PNG", {}),
     "png_palette_transparent": ("P", "PNG", {"compress_level": 1, "transparency": 3}),
     "png_16": ("I;16", "PNG", {"compress_level": 1}),
+    "png_16_transparent_colour": ("RGB;16", "PNG", {}),
     "tiff_one_strip": ("RGB", "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: SIDE}}),
     "tiff_g4": ("1", "TIFF", {"compression": "group4"}),
     "webp": ("RGB", "WEBP", {"method": 0}),
@@ -83,6 +84,10 @@ def picture():
 def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes:
     if mode == "I;16":
         image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    elif mode == "RGB;16":
+        shown = np.asarray(picture).astype(np.int64) * 257
+        key = factory.chunk(b"tRNS", shown[0, 0].astype(">u2").tobytes())
+        return layouts.png(shown, 16, 2, extra=(key,))
     elif mode == "RGBA;16":
         return bytes(imagecodecs.jpegxl_encode(np.asarray(picture.convert("RGBA")).astype(np.uint16) * 257, **options))
     elif mode == "P":

@@ -73,7 +73,7 @@ os.kill(os.getpid(), 9)
 def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, error):
     bad, spec = jpeg(quality=60), replace(SPEC, provenance=ProvenancePolicy())
 
-    def located(data, _):
+    def located(data, *_):
         if data == bad:
             raise error
         return NOTHING

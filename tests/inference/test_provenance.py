@@ -1,6 +1,7 @@
 """Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever the manifest's reader does."""
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -11,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_app import load_ensemble
+from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
-from ray_app.images import ImageLimits, limits
-from ray_app.images.provenance import ProvenancePolicy
+from ray_app.images import ImageLimits, inspect_bytes, limits
+from ray_app.images.provenance import ProvenancePolicy, attach_sidecar
 from ray_app.images.provenance.trust_lists import own_list
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from ray_app.inference.reuse import ScoreCache
-from tests.images.factory import encoded, jpeg
+from tests.evaluation.evidence.real_run import score_here
+from tests.images.factory import encoded, jpeg, photo
 from tests.images.provenance.files import png_with
 from tests.images.provenance.marking import marked_photo
 from tests.images.provenance.signing import authority, signed
@@ -130,6 +134,61 @@ def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
         assert answer.provenance.c2pa.state == state
         assert running.prepare(jpeg(), wanted).provenance is None
         assert running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance is None
+
+
+def test_a_sidecar_whose_reader_crashes_costs_no_score(tmp_path):
+    (tmp_path / "a.c2pa").write_bytes(authority().sidecar(jpeg()))
+    file = attach_sidecar(jpeg(), str(tmp_path / "a.jpg"))
+    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+    for child, state in ((DecoderProcess, "trusted"), (Broken, "unreadable")):
+        with child(ImageLimits(), 60.0, 2**31) as running:
+            answer = running.prepare(file, wanted)
+            assert (answer.provenance.c2pa.state, answer.facts.sha256) == (state, inspect_bytes(jpeg()).sha256)
+            assert running.prepare(jpeg(), wanted).provenance is None
+    assert json.loads(decoded(SPEC, file).outcomes[0].provenance)["c2pa"]["sidecar"] is True
+
+
+def test_a_sidecar_is_read_by_every_command(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, seed in (("a", 1), ("b", 2)):
+        (folder / f"{name}.png").write_bytes(encoded(photo(seed=seed), "PNG"))
+    (folder / "a.c2pa").write_bytes(authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG"))
+    assert main(["check", str(folder), "--ensemble", "tiny", "--json"]) == 0
+    rows = {row["uri"].rpartition("/")[2]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["a.png"]["finding"] == "made by AI, signed by Throwaway (valid, signer unknown)"
+    assert rows["a.c2pa"]["detail"].startswith("a C2PA manifest (sidecar)")
+    url = score_here(load_ensemble_card("tiny"), folder, tmp_path / "run")
+    assert main(["results", url, "--json"]) == 0
+    scored = {row["uri"].rpartition("/")[2]: row["finding"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    results = load_ensemble("tiny").score(folder)
+    expected = {name: row["finding"] for name, row in rows.items()}
+    assert expected == scored == {os.path.basename(result.source): result.finding for result in results}
+
+
+def test_a_sidecar_costs_no_request_on_object_storage(tmp_path, s3):
+    bucket = s3.bucket("sidecars")
+    files = {"a.png": encoded(photo(seed=1), "PNG"), "a.c2pa": authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG")}
+    for name, data in files.items():
+        s3.client().put_object(Bucket="sidecars", Key=name, Body=data)
+    s3.clear_log()
+    score_here(load_ensemble_card("tiny"), bucket, tmp_path / "run")
+    gets = [path for method, path in s3.requests() if path.startswith("/sidecars/a")]
+    assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]  # each as a member of the archive
+
+
+def test_metadata_is_read_up_to_the_limit_of_the_run():
+    text = "a cat\nSteps: 20, Sampler: Euler" + " " * 2000
+    for limit, is_read in ((4000, True), (1000, False)):
+        limits = ImageLimits(max_text_bytes=limit)
+        outcome = decoded(replace(SPEC, limits=limits), png_with(parameters=text)).outcomes[0]
+        wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+        with DecoderProcess(limits, 60.0, 2**31) as child:
+            answer = child.prepare(png_with(parameters=text), wanted)
+        assert answer.provenance.row() == outcome.provenance
+        assert answer.facts.flags == outcome.facts.flags == (() if is_read else ("metadata_unread",))
+        assert (answer.provenance.generator is not None) == is_read
+        assert answer.provenance.unread == (() if is_read else ("text “parameters”: over max_text_bytes (1000)",))
 
 
 def test_a_large_image_whose_manifest_kills_its_reader_is_asked_again_within_its_turn(monkeypatch):

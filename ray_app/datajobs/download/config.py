@@ -32,7 +32,7 @@ MEANING: dict[str, str] = {
     Status.CORRUPT_IMAGE: "what came does not decode",
     Status.TRUNCATED_IMAGE: "what came ends before the image does, each time",
     Status.IMAGE_TOO_LARGE: "over the limits in bytes or pixels",
-    Status.METADATA_TOO_LARGE: "text or profiles over the limits",
+    Status.METADATA_TOO_LARGE: "printing colours whose profile is over the limits",
     Status.DECODE_TIMEOUT: "decoding took longer than the wall limit",
     Status.DECODER_CRASHED: "the decoder process died on it",
 }

@@ -1,191 +1,301 @@
 """Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus,
-Midjourney …
+Midjourney …; `is_generator` tells names of generators from names of cameras.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
+from ray_app.config import config_root, read_mapping
+from ray_app.images.provenance.comfyui import json_object, read_graph, read_prompt, read_workflow
 from ray_app.images.provenance.statement import Generator
+from ray_app.images.provenance.webui import WEB_UI, read_parameters
 
-MOST_NODES = 500
-_MODELS = ("ckpt_name", "unet_name")
-
-MOST_SETTINGS = 4000  # characters of the last line: a long one lists the hashes of many networks
-_STEPS = re.compile(r"^Steps: \d+, [A-Z]", re.MULTILINE)
-_SETTING = re.compile(r'(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
-_NEGATIVE = "Negative prompt:"
-_FIELDS = {"Sampler": "sampler", "Model": "model", "Model hash": "model_hash", "Version": "version"}
+MOST_VALUES = 2_000_000  # of JSON: 150 MB of objects at most; a graph of 16 MiB has half as many
+_MAX_DIGITS = 20
+_JSON = re.compile(r"\s*[{\[]")
 
 Texts = Mapping[str, str]
 
 # What programs that make pictures call themselves, at the start of EXIF's Software, PNG's or XMP's CreatorTool.
-_NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "Adobe Firefly", "ComfyUI", "Fooocus", "SwarmUI", "Draw Things",
-          "Stable Diffusion", "AUTOMATIC1111")  # fmt: skip
+_NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "Adobe Firefly", "ComfyUI", "RuinedFooocus", "Fooocus",
+          "SwarmUI", "StableSwarmUI", "Draw Things", "Easy Diffusion", "mflux", "SD.Next", "Stable Diffusion", "AUTOMATIC1111",
+          "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
+_NAMES_FOLDED = tuple(map(str.casefold, _NAMES))
+_AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # as black-forest-labs/flux writes it, and its kin
+_CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
+_EASY_DIFFUSION = (
+    {"prompt": "prompt", "negative_prompt": "negative_prompt", "steps": "num_inference_steps", "sampler": "sampler_name", "seed": "seed",
+     "model": "use_stable_diffusion_model"},
+    {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
+     "model": "stable diffusion model"},
+)  # fmt: skip
+_DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)  # of InvokeAI 2
+
+_SEPARATORS = re.compile(r"[\s._-]+")
+_FLUX = "FLUX (Black Forest Labs)"
+_CAMERA_MAKERS = {"google"}  # who make both
+_FIRST_MAKERS = ("blackforestlabs", "stabilityai", "openai", "qwen")  # to whom others add their own name
+_LONGEST_AMBIGUOUS = 4  # letters of a name that a camera may have, too: Sigma made an SD15
 
 
-def read_generator(texts: Texts, software: str) -> Generator | None:
-    """The generator that the texts or the software's name state; None where they state none."""
+def merge_texts(*sources: Texts) -> dict[str, str]:
+    """Merge texts by keyword, in lower case and without blanks around it; the last source of a keyword counts."""
+    return {keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()}
+
+
+def find_complex(texts: Texts) -> list[str]:
+    """Return the keywords of texts that are JSON of more values than are read."""
+    return [
+        keyword
+        for keyword, text in texts.items()
+        if len(text) > MOST_VALUES and _JSON.match(text) and text.count(",") + text.count("[") + text.count("{") > MOST_VALUES
+    ]
+
+
+def read_generator(texts: Texts, software: str = "", make: str = "", model: str = "") -> Generator | None:
+    """Return the generator that a file names, or None.
+
+    Args:
+        texts: By keyword, in any case.
+        software: The program that wrote the file, as EXIF, PNG or XMP name it.
+        make: EXIF's Make.
+        model: EXIF's Model.
+    """
+    known = merge_texts(texts, {"software": software})
     for keywords, read in _READERS:
-        if not texts.keys().isdisjoint(keywords) and (fields := read({**texts, "Software": software})):
+        if not known.keys().isdisjoint(keywords) and (fields := read(known)):
             return Generator(**fields)
-    for name in _NAMES if software else ():
-        if software.casefold().startswith(name.casefold()):
-            return Generator(tool=name)
+    for fields in (_read_declaration(known, make, model), _match_program(software), _read_credit(known), _read_maker(known, make, model)):
+        if fields:
+            return Generator(**fields)
     return None
 
 
-def _webui(texts: Texts) -> dict[str, Any]:
-    """Stable Diffusion web UI and its kin."""
-    for keyword in ("parameters", "comment"):
-        if fields := read_parameters(texts.get(keyword, "")):
-            return {"tool": "Stable Diffusion web UI", **fields}
+def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
+    """Read `AI generated;txt2img;flux` in Software, with the maker of the model in place of a camera's."""
+    declaration = _AI_GENERATED.match(texts["software"])
+    if declaration is None:
+        return {}
+    name = texts["software"][declaration.end() :].rpartition(";")[2].strip()
+    tool = _FLUX if name.casefold() == "flux" else make or name or "AI"
+    return {"tool": tool, "model": model, "prompt": texts.get("description")}
+
+
+def _match_program(software: str) -> dict[str, Any]:
+    """Return the program whose name Software begins with."""
+    found = software.casefold()
+    if not found.startswith(_NAMES_FOLDED):
+        return {}
+    return {"tool": next(name for name, folded in zip(_NAMES, _NAMES_FOLDED, strict=True) if found.startswith(folded))}
+
+
+def _read_credit(texts: Texts) -> dict[str, Any]:
+    tool = _CREDITS.get(texts.get("credit", "").casefold())
+    return {"tool": tool} if tool else {}
+
+
+def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
+    """Read a maker of generators in place of a camera's."""
+    if not _is_maker(make):
+        return {}
+    tool = _FLUX if _normalise(make).startswith("blackforestlabs") else make
+    return {"tool": tool, "model": model, "prompt": texts.get("description")}
+
+
+def is_generator(make: str, model: str) -> bool:
+    """Return whether the names in place of a camera are those of a generator or of its maker."""
+    if _is_maker(make):
+        return True
+    name = _normalise(model)
+    return bool(name) and name in _load_known().names and (not make or len(name) > _LONGEST_AMBIGUOUS)
+
+
+def _is_maker(make: str) -> bool:
+    name = _normalise(make)
+    if not name or name in _CAMERA_MAKERS:
+        return False
+    known = _load_known()
+    is_name = len(name) > _LONGEST_AMBIGUOUS and name in known.names
+    return is_name or name in known.makers or name.startswith(_FIRST_MAKERS) or bool(_match_program(make))
+
+
+class _KnownGenerators(NamedTuple):
+    """All names in configs/generators.yaml, as `_normalise` gives them: of generators and families, and of their makers."""
+
+    names: frozenset[str]
+    makers: frozenset[str]
+
+
+@cache
+def _load_known() -> _KnownGenerators:
+    listed = read_mapping(config_root() / "generators.yaml")
+    families, entries = listed["families"].values(), listed["generators"].items()
+    names = {name for key, entry in entries for name in (key, entry["title"], *entry.get("aliases", ()))}
+    names |= {family["title"] for family in families}
+    makers = {maker for family in families for maker in family.get("maker", "").split(",")}
+    return _KnownGenerators(frozenset(map(_normalise, names)), frozenset(map(_normalise, makers - {""})))
+
+
+def _normalise(name: str) -> str:
+    """Remove what makes no difference between two names: case, blanks, dots, dashes and underscores."""
+    return _SEPARATORS.sub("", name.casefold())
+
+
+def _read_webui(texts: Texts) -> dict[str, Any]:
+    """Read the text of Stable Diffusion web UI and its kin, which may name themselves as the program that wrote the file."""
+    for keyword in ("parameters", "comment", "description"):
+        if fields := read_parameters(texts.get(keyword, ""), is_remark=keyword == "description"):
+            named = _match_program(texts["software"]).get("tool", "")
+            is_kin = fields["tool"] == WEB_UI and named and not named.startswith(("Stable Diffusion", "AUTOMATIC1111"))
+            return fields | ({"tool": named} if is_kin else {})
     return {}
 
 
-def _comfyui(texts: Texts) -> dict[str, Any]:
-    """ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some of its nodes write besides."""
-    graph = read_prompt(_mapping(texts.get("prompt", ""))) or read_workflow(_mapping(texts.get("workflow", "")))
-    line = _webui(texts)
+def _read_comfyui(texts: Texts) -> dict[str, Any]:
+    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some nodes also write."""
+    graph = read_prompt(json_object(texts.get("prompt"))) or read_workflow(json_object(texts.get("workflow")))
+    line = _read_webui(texts)
     return {**graph, **line, "tool": "ComfyUI"} if graph else {}
 
 
-def _novelai(texts: Texts) -> dict[str, Any]:
-    comment = _mapping(texts.get("Comment", ""))
-    if texts["Software"].strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
+def _read_novelai(texts: Texts) -> dict[str, Any]:
+    comment = json_object(texts.get("comment"))
+    if texts["software"].strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
         return {}
     return {
         "tool": "NovelAI",
-        "prompt": texts.get("Description") or comment.get("prompt"),
+        "prompt": texts.get("description") or comment.get("prompt"),
         "negative_prompt": comment.get("uc"),
-        "model": texts.get("Source"),
-        **_taken(comment, ("steps", "sampler", "seed")),
+        "model": texts.get("source"),
+        **_pick(comment, ("steps", "sampler", "seed")),
     }
 
 
-def _invokeai(texts: Texts) -> dict[str, Any]:
-    given = _mapping(texts.get("invokeai_metadata", ""))
+def _read_invokeai(texts: Texts) -> dict[str, Any]:
+    given = json_object(texts.get("invokeai_metadata"))
     if "positive_prompt" in given:
         model = given.get("model")
         model = model if isinstance(model, dict) else {}
         return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": given["positive_prompt"],
                 "sampler": given.get("scheduler"),
                 "model": model.get("name") or model.get("model_name"), "model_hash": model.get("hash"),
-                **_taken(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
-    given = _mapping(texts.get("sd-metadata", ""))
+                **_pick(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
+    given = json_object(texts.get("sd-metadata"))
     image = given.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
         prompt = prompt[0].get("prompt") if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) else prompt
         return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
-                "model_hash": given.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
+                "model_hash": given.get("model_hash"), **_pick(image, ("steps", "sampler", "seed"))}  # fmt: skip
+    if dream := _DREAM.match(texts.get("dream", "")):
+        return {"tool": "InvokeAI", "prompt": dream["prompt"], "steps": int(dream["steps"]), "seed": int(dream["seed"])}
     return {}
 
 
-def _json_parameters(texts: Texts) -> dict[str, Any]:
-    """Fooocus and SwarmUI write the web UI's text as JSON."""
-    record = _mapping(texts.get("parameters", ""))
+def _read_json(texts: Texts) -> dict[str, Any]:
+    """Read JSON that programs write where the web UI writes its text: in PNG's `parameters`, or in a UserComment."""
+    record = json_object(texts.get("parameters"))
+    for read in _RECORD_READERS if record else ():
+        if fields := read(record, texts):
+            return fields
+    return {}
+
+
+def _read_swarmui(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
     swarm = record.get("sui_image_params")
-    if isinstance(swarm, dict):
-        return {"tool": "SwarmUI", "version": swarm.get("swarm_version"), "negative_prompt": swarm.get("negativeprompt"),
-                **_taken(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
-    if "base_model" in record:
-        return {"tool": "Fooocus", "model": record["base_model"], "model_hash": record.get("base_model_hash"),
-                **_taken(record, ("version", "prompt", "negative_prompt", "steps", "sampler", "seed"))}  # fmt: skip
-    return {}
+    if not isinstance(swarm, dict):
+        return {}
+    return {"tool": "SwarmUI", "version": swarm.get("swarm_version"), "negative_prompt": swarm.get("negativeprompt"),
+            **_pick(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
 
 
-def _midjourney(texts: Texts) -> dict[str, Any]:
-    described = texts.get("Description", "")
+def _read_mflux(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+    if "mflux_version" not in record:
+        return {}
+    return {"tool": "mflux", "version": record["mflux_version"],
+            **_pick(record, ("prompt", "negative_prompt", "steps", "seed", "model"))}  # fmt: skip
+
+
+def _read_fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Read the record of Fooocus, which names itself in `version`; forks name themselves in `software`."""
+    version, software = str(record.get("version")), str(record.get("software") or texts["software"])
+    if "fooocus" not in f"{version} {software}".casefold() and "fooocus_scheme" not in texts and "metadata_scheme" not in record:
+        return {}
+    named = _match_program(software) or {"tool": "Fooocus"}
+    return {**named, "model": record.get("base_model") or record.get("base_model_name"), "model_hash": record.get("base_model_hash"),
+            "prompt": record.get("prompt", record.get("Prompt")), "negative_prompt": record.get("negative_prompt", record.get("Negative")),
+            **_pick(record, ("version", "steps", "sampler", "seed"))}  # fmt: skip
+
+
+def _read_easy_diffusion(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+    """Read the record of Easy Diffusion, under the names of its keys or of its page."""
+    values = {name.casefold(): value for name, value in record.items()}
+    names = next((names for names in _EASY_DIFFUSION if names["model"] in values), None)
+    return {} if names is None else {"tool": "Easy Diffusion", **{field: values.get(name) for field, name in names.items()}}
+
+
+def _read_draw_things(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    if not texts["software"].startswith("Draw Things") or "c" not in record:
+        return {}
+    return {"tool": "Draw Things", "prompt": record["c"], "negative_prompt": record.get("uc"),
+            **_pick(record, ("steps", "sampler", "seed", "model"))}  # fmt: skip
+
+
+def _read_novelai_record(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Read NovelAI's texts of a PNG in one record, as its WebP has them."""
+    software = record.get("Software") or texts["software"]
+    inner = {key.casefold(): text for key, text in record.items() if isinstance(text, str)}
+    return _read_novelai({**inner, "software": str(software)})
+
+
+def _read_graph(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
+    graph = read_graph(record)
+    return {**graph, "tool": "ComfyUI"} if graph else {}
+
+
+def _read_easy_diffusion_texts(texts: Texts) -> dict[str, Any]:
+    """Read the texts of Easy Diffusion, which has one for each setting."""
+    fields = _read_easy_diffusion(texts, texts)
+    digits = {name: str(fields.get(name))[:_MAX_DIGITS] for name in ("steps", "seed")}
+    return {**fields, **{name: int(text) for name, text in digits.items() if text.isdecimal()}}
+
+
+def _read_midjourney(texts: Texts) -> dict[str, Any]:
+    described = texts.get("description", "")
     found = _MIDJOURNEY.search(described, max(0, len(described) - 100))
     return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
 
 
-def _taken(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _read_ai_system(texts: Texts) -> dict[str, Any]:
+    """Read IPTC's own properties (Photo Metadata Standard 2025.1)."""
+    tool = texts["aisystemused"]
+    return {"tool": tool, "version": texts.get("aisystemversionused"), "prompt": texts.get("aipromptinformation")} if tool else {}
+
+
+def _pick(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: record.get(name) for name in names}
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    if text.lstrip()[:1] != "{":
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # nested deeper than the interpreter's stack
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
+_RECORD_READERS = (
+    _read_swarmui,
+    _read_mflux,
+    _read_fooocus,
+    _read_easy_diffusion,
+    _read_draw_things,
+    _read_novelai_record,
+    _read_graph,
+)
 # By the keywords without which each finds nothing, in the order in which they are tried.
 _READERS = (
-    (("invokeai_metadata", "sd-metadata"), _invokeai),
-    (("parameters",), _json_parameters),
-    (("prompt", "workflow"), _comfyui),
-    (("parameters", "comment"), _webui),
-    (("Comment",), _novelai),
-    (("Description",), _midjourney),
+    (("invokeai_metadata", "sd-metadata", "dream"), _read_invokeai),
+    (("parameters",), _read_json),
+    (("prompt", "workflow"), _read_comfyui),
+    (("use_stable_diffusion_model", "stable diffusion model"), _read_easy_diffusion_texts),
+    (("parameters", "comment", "description"), _read_webui),
+    (("comment",), _read_novelai),
+    (("description",), _read_midjourney),
+    (("aisystemused",), _read_ai_system),
 )
-
-
-def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {id: {class_type, inputs}}; empty where this is no such graph."""
-    nodes = dict(_nodes(graph))
-    if not nodes:
-        return {}
-    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
-    return {
-        "prompt": _words(nodes, sampling.get("positive")),
-        "negative_prompt": _words(nodes, sampling.get("negative")),
-        "steps": sampling.get("steps"),
-        "sampler": sampling.get("sampler_name"),
-        "seed": sampling.get("seed"),
-        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
-        "nodes": [kind for kind, _ in nodes.values()],
-    }
-
-
-def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
-    listed = drawn.get("nodes")
-    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
-    kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
-    if not kinds or "links" not in drawn:
-        return {}
-    models = [
-        node["widgets_values"][0]
-        for node in nodes
-        if str(node.get("type")).startswith(("CheckpointLoader", "UNETLoader"))
-        and isinstance(node.get("widgets_values"), list)
-        and node["widgets_values"]
-    ]
-    return {"models": models, "nodes": kinds}
-
-
-def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    for name, node in list(graph.items())[:MOST_NODES]:
-        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
-            yield name, (node["class_type"], node["inputs"])
-
-
-def _words(nodes: Mapping[str, tuple[str, Mapping[str, Any]]], link: Any) -> str | None:
-    """The text of the node that an input is linked to: [id, output]."""
-    if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
-        return None
-    text = nodes[link[0]][1].get("text")
-    return text if isinstance(text, str) else None
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """The fields of a Generator but for the tool; empty where the text has no such line."""
-    starts = [match.start() for match in _STEPS.finditer(text)]
-    if not starts:
-        return {}
-    prompts = text[: starts[-1]]
-    prompt, _, negative = prompts.partition("\n" + _NEGATIVE) if not prompts.startswith(_NEGATIVE) else ("", "", prompts[len(_NEGATIVE) :])
-    line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
-    settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
-    fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
-    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
-    return {"prompt": prompt, "negative_prompt": negative, **fields, **numbers}

@@ -4,19 +4,29 @@ Camera, software, source types, and texts in which generators write their parame
 entities, up to a limit; of IPTC-IIM only the program that made the file is read.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from ray_app.images.formats import Tiff, TiffEntry, TiffError
-from ray_app.images.provenance.statement import MOST_BYTES
+from ray_app.images.provenance.statement import MAX_TEXT_BYTES, source_type
 
 # CIPA DC-008 (Exif 3.0), tables 4 to 8.
 _DESCRIPTION, _MAKE, _MODEL, _SOFTWARE = 270, 271, 272, 305
 _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
+_ASCII = 2
 _LINE_BYTES = 2000  # of a tag that is one line
-_GRAPHS = ("prompt:{", "workflow:{")  # ComfyUI's, in any text tag of a WebP
+_LINES = (_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE)
+# ComfyUI and its nodes write JSON behind a name into any text tag, from Model downwards: `prompt:{…}`, `Workflow: {…}`.
+_LABEL = re.compile(r"\s*([A-Za-z_][\w .-]{0,60}?)\s*:\s*(?={|\[\s*[\[{\"])")
+_LABEL_BYTES = 80
+
+# Codes of UserComment (Exif 3.0, table 9) without their padding. Some programs write none.
+_CODES = {b"ASCII": "utf-8", b"UNICODE": "utf-16", b"JIS": "iso2022_jp", b"": "utf-8"}
+_CODE_BYTES = 8
+_GUESS_BYTES = 65_536  # what the byte order is guessed from
 
 MOST_RESOURCES = 200
 MOST_DATASETS = 1000
@@ -24,71 +34,120 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC = 0x0404
 _PROGRAM, _VERSION = (2, 65), (2, 70)
 
-MOST_ELEMENTS = 5000
+MOST_ELEMENTS = 400_000  # Parsing so many takes half a second; the longest histories of Photoshop have 100,000.
 _DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
-_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
+_IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
+_SOURCE_TYPES = (_IPTC_EXTENSION + "DigitalSourceType", _IPTC_EXTENSION + "DigitalSourceFileType")  # the second until 2012
 _TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
 _MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
-_VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
+# Properties in which generators write, by the names under which PNG has them.
+_TEXTS = {
+    "http://ns.adobe.com/exif/1.0/ UserComment": "parameters",
+    "http://purl.org/dc/elements/1.1/ description": "Description",
+    "http://ns.adobe.com/photoshop/1.0/ Credit": "Credit",
+    # IPTC Photo Metadata Standard 2025.1.
+    _IPTC_EXTENSION + "AISystemUsed": "AISystemUsed",
+    _IPTC_EXTENSION + "AISystemVersionUsed": "AISystemVersionUsed",
+    _IPTC_EXTENSION + "AIPromptInformation": "AIPromptInformation",
+}
+_ROOT_ELEMENT, _DESCRIPTION_ELEMENT, _ITEM_ELEMENT = _RDF + "RDF", _RDF + "Description", _RDF + "li"
+_READ = frozenset({*_SOURCE_TYPES, _TOOL, _MANIFEST, *_TEXTS})
+_WORDS = sorted({name.rpartition(" ")[2].encode() for name in _READ})
+_MOST_SOURCE_TYPES = 64
+_Start = Callable[[str, Mapping[str, str]], None]
 
 
 @dataclass(slots=True)
 class ExifStatements:
-    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else."""
+    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else. `is_whole`: no text was cut."""
 
     make: str = ""
     model: str = ""
     taken: str = ""
     software: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    is_whole: bool = True
 
 
-def read_exif(block: bytes) -> ExifStatements:
-    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before."""
+def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
+    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before. `max_bytes`: of one text."""
     statements = ExifStatements()
     try:
         tiff = Tiff(block)
         tags = tiff.directory()
-        for tag in (_MAKE, _MODEL, _DESCRIPTION):
-            if tag in tags:
-                _note(statements, tag, tiff, tags[tag])
-        if _SOFTWARE in tags:
-            statements.software = _text(tiff.octets(tags[_SOFTWARE], _LINE_BYTES))
+        for tag, entry in tags.items():
+            if tag in _LINES or entry.kind == _ASCII:
+                _note(statements, tag, tiff, entry, max_bytes)
         if _EXIF_DIRECTORY in tags:
-            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
+            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0], max_bytes)
     except (TiffError, LookupError):
         pass
     return statements
 
 
-def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
-    text = _text(tiff.octets(entry, MOST_BYTES))
-    if text.startswith(_GRAPHS):
-        name, _, graph = text.partition(":")
-        statements.texts[name] = graph
+def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> None:
+    start = _text(tiff.octets(entry, _LABEL_BYTES))
+    if tag == _DESCRIPTION:
+        statements.texts["Description"] = _text(_read_octets(statements, tiff, entry, max_bytes))
+    if label := _LABEL.match(start):
+        statements.texts.setdefault(label[1], _text(_read_octets(statements, tiff, entry, max_bytes)).partition(":")[2])
+    elif start.lstrip().startswith("{"):
+        statements.texts.setdefault("parameters", _text(_read_octets(statements, tiff, entry, max_bytes)))
     elif tag == _MAKE:
-        statements.make = text
+        statements.make = _text(tiff.octets(entry, _LINE_BYTES))
     elif tag == _MODEL:
-        statements.model = text
-    else:
-        statements.texts["Description"] = text
+        statements.model = _text(tiff.octets(entry, _LINE_BYTES))
+    elif tag == _SOFTWARE:
+        statements.software = _text(tiff.octets(entry, _LINE_BYTES))
 
 
-def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
+def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int, max_bytes: int) -> None:
     inner = tiff.directory(offset)
     if _TAKEN in inner:
         statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        statements.texts["parameters"] = _comment(tiff.octets(inner[_USER_COMMENT], MOST_BYTES))
+        _note_comment(statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT], max_bytes)))
 
 
-def _comment(octets: bytes) -> str:
-    code, text = octets[:8], octets[8:]
-    if code != b"UNICODE\0":
-        return text.decode("utf-8", "replace")
+def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> bytes:
+    octets = tiff.octets(entry, max_bytes + 1)
+    statements.is_whole &= len(octets) <= max_bytes
+    return octets[:max_bytes]
+
+
+def _note_comment(statements: ExifStatements, comment: str) -> None:
+    label = _LABEL.match(comment[:_LABEL_BYTES])
+    if label is not None:
+        statements.texts.setdefault(label[1], comment.partition(":")[2])
+    else:
+        statements.texts["parameters"] = comment
+
+
+def _decode_comment(octets: bytes) -> str:
+    """Decode a UserComment; its first eight bytes are dropped only if they are the code of a character set."""
+    code = octets[:_CODE_BYTES].rstrip(b"\0 ").upper()
+    encoding, text = (_CODES[code], octets[_CODE_BYTES:]) if code in _CODES else ("utf-8", octets)
+    start = text[:_GUESS_BYTES].rstrip(b"\0")
+    if start.count(0) * 4 > len(start) or start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"  # whatever its code says
+    elif encoding == "utf-16" and _is_utf_8(text):
+        encoding = "utf-8"
+    return text.decode(_guess_byte_order(start) if encoding == "utf-16" else encoding, "replace").strip("\0\ufeff")
+
+
+def _guess_byte_order(start: bytes) -> str:
     # The standard leaves the byte order open: in the right one, Latin letters have a zero before or after them.
-    return text.decode("utf-16-be" if text[::2].count(0) >= text[1::2].count(0) else "utf-16-le", "replace")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    return "utf-16-be" if start[::2].count(0) >= start[1::2].count(0) else "utf-16-le"
+
+
+def _is_utf_8(text: bytes) -> bool:
+    try:
+        return "\0" not in text.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _text(octets: bytes) -> str:
@@ -129,11 +188,13 @@ def program(records: bytes) -> str:
 
 @dataclass(slots=True)
 class XmpStatements:
-    """`source_types`: IPTC's codes, without their address."""
+    """`source_types`: IPTC's codes, without their address. `texts`: as in `ExifStatements`."""
 
     tool: str = ""
     source_types: list[str] = field(default_factory=list)
     remote_manifest: bool = False
+    texts: dict[str, str] = field(default_factory=dict)
+    is_whole: bool = True
 
 
 class _Enough(Exception):  # noqa: N818 - an end, not a fault
@@ -144,69 +205,99 @@ def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
     statements = XmpStatements()
     for packet in packets:
+        if packet.isascii() and not any(word in packet for word in _WORDS):
+            continue  # A map of depths may have megabytes, and parsing takes longer than looking for a few words.
         with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an unknown encoding
             _Properties(statements).parse(packet)
     return statements
 
 
-def source_type(value: str) -> str:
-    """The code in an address of a vocabulary of source types, or a bare code; empty for anything else."""
-    code = value.strip()
-    for vocabulary in _VOCABULARIES:
-        code = code.removeprefix("http://" + vocabulary).removeprefix("https://" + vocabulary)
-    return code if code.isascii() and code.isalpha() and len(code) <= 60 else ""
-
-
 class _Properties:
-    """The properties of rdf:Description elements, as attributes and as elements."""
+    """The properties of rdf:Description elements, as attributes and as elements; all others are passed over quickly.
+
+    The handlers change on the way: outside of descriptions, in a description, and in a property, which is read or passed over.
+    """
 
     def __init__(self, statements: XmpStatements) -> None:
         self._statements = statements
-        self._path: list[str] = []
+        self._path: list[str] = []  # up to a description
+        self._depth = 0  # within a property
+        self._property, self._text = "", list[str]()
         self._elements = 0
-        self._text: list[str] = []
 
     def parse(self, packet: bytes) -> None:
-        parser = expat.ParserCreate(namespace_separator=" ")
-        parser.StartDoctypeDeclHandler = self._refuse
-        parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = self._start, self._end, self._write
-        parser.buffer_text = True
-        parser.Parse(packet.strip(b"\0"), True)
+        self._parser = expat.ParserCreate(namespace_separator=" ")
+        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.buffer_text = True
+        self._handle(self._start_outside, self._end_outside)
+        try:
+            self._parser.Parse(packet.strip(b"\0"), True)
+        finally:
+            del self._parser  # It refers to this object, so both would wait for a garbage collection.
 
     def _refuse(self, *_: object) -> None:
         raise _Enough  # no XMP has a DTD, and entities are what bombs are made of
 
-    def _start(self, name: str, attributes: Mapping[str, str]) -> None:
+    def _handle(self, start: _Start, end: Callable[[str], None], write: Callable[[str], None] | None = None) -> None:
+        self._parser.StartElementHandler, self._parser.EndElementHandler, self._parser.CharacterDataHandler = start, end, write
+
+    def _count(self) -> None:
         self._elements += 1
         if self._elements > MOST_ELEMENTS:
+            self._statements.is_whole = False
             raise _Enough
+
+    def _start_outside(self, name: str, attributes: Mapping[str, str]) -> None:
+        self._count()
         self._path.append(name)
-        if self._is_description(self._path):
+        if name == _DESCRIPTION_ELEMENT and 2 <= len(self._path) <= _DEPTH and self._path[-2] == _ROOT_ELEMENT:
             for key, value in attributes.items():
                 self._note(key, value)
-        elif self._is_description(self._path[:-1]):
-            self._text = []
-            self._note(name, attributes.get(_RDF + "resource", ""))
+            self._handle(self._start_property, self._end_description)
 
-    def _end(self, name: str) -> None:
+    def _end_outside(self, _: str) -> None:
         self._path.pop()
-        if self._text and self._is_description(self._path):
-            self._note(name, "".join(self._text))
-            self._text = []
 
-    def _write(self, text: str) -> None:
-        # Also inside rdf:Bag and rdf:li of a property: their text is the property's.
-        if len(self._path) > 2 and len(self._text) < 16:
-            self._text.append(text[:2000])
+    def _end_description(self, _: str) -> None:
+        self._path.pop()
+        self._handle(self._start_outside, self._end_outside)
 
-    @staticmethod
-    def _is_description(path: list[str]) -> bool:
-        return 2 <= len(path) <= _DEPTH and path[-1] == _RDF + "Description" and path[-2] == _RDF + "RDF"
+    def _start_property(self, name: str, attributes: Mapping[str, str]) -> None:
+        self._count()
+        self._depth = 1
+        if name in _READ:
+            self._property, self._text = name, []
+            self._note(name, attributes.get(_RDF + "resource", ""))
+            self._handle(self._start_inner, self._end_inner, self._text.append)
+        else:
+            self._handle(self._start_inner, self._end_unread)
+
+    def _start_inner(self, *_: object) -> None:
+        self._count()
+        self._depth += 1
+
+    def _end_inner(self, name: str) -> None:
+        """Text of an rdf:Bag and its items is text of the property."""
+        self._depth -= 1
+        if name == _ITEM_ELEMENT:
+            self._text.append("\n")
+        elif not self._depth:
+            self._note(self._property, "".join(self._text))
+            self._handle(self._start_property, self._end_description)
+
+    def _end_unread(self, _: str) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._handle(self._start_property, self._end_description)
 
     def _note(self, name: str, value: str) -> None:
-        if name == _SOURCE_TYPE and (code := source_type(value)):
-            self._statements.source_types.append(code)
+        statements = self._statements
+        if name in _SOURCE_TYPES:
+            left = _MOST_SOURCE_TYPES - len(statements.source_types)
+            statements.source_types += filter(None, map(source_type, value.split("\n")[:left]))
         elif name == _TOOL:
-            self._statements.tool = self._statements.tool or value.strip()
+            statements.tool = statements.tool or value.strip()
         elif name == _MANIFEST and value.strip().startswith(("http://", "https://")):
-            self._statements.remote_manifest = True
+            statements.remote_manifest = True
+        elif name in _TEXTS and value.strip():
+            statements.texts.setdefault(_TEXTS[name], value.strip())

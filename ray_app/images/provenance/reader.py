@@ -9,6 +9,7 @@ imported at the first manifest (0.13 s and 16 MiB): files without one never see 
 
 import io
 import json
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,10 +20,11 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.images.provenance import containers, generators, metadata, statement
+from ray_app.images.provenance.sidecar import MAX_BYTES, get_sidecar
 from ray_app.images.provenance.trust_lists import TrustList, cached_lists, own_list
 from ray_app.images.provenance.watermark import read_watermark
 
-MOST_STORE_BYTES = 8 * 2**20  # manifests with their thumbnails take tens to hundreds of KiB
+MOST_STORE_BYTES = MAX_BYTES
 MOST_VALUES = 20_000  # of a report, looked through for source types
 MOST_MANIFESTS = 50  # of what a picture was made of
 MOST_PROBLEMS = 4
@@ -37,10 +39,13 @@ _OFFLINE = {
     "builder": {"thumbnail": {"enabled": False}},
 }
 _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff", "AVIF": "image/avif",
-         "HEIC": "image/heic"}  # fmt: skip
+         "HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "JXL": "image/jxl", "PNM": "image/x-portable-anymap",
+         "RAW": "image/x-adobe-dng"}  # fmt: skip
+_LEGACY = "com.adobe.generative-ai"  # Adobe's assertion of 2023, before source types
 
 REMOTE = statement.ContentCredentials(state="unreadable", ai_generated=False, remote=True, problems=("manifest.inaccessible",))
 _NO_CAMERA = statement.Camera()
+_PREFIX = re.compile(r".*[:.]", re.DOTALL)
 
 
 class ProvenancePolicy(Frozen):
@@ -77,11 +82,11 @@ class ProvenanceConfig(Frozen):
 
 
 class ProvenanceReader:
-    """Reads what files say of their origin, under one policy."""
+    """Reads what files say of their origin, under one policy, up to `max_text_bytes` of metadata of a file."""
 
-    def __init__(self, policy: ProvenancePolicy) -> None:
+    def __init__(self, policy: ProvenancePolicy, max_text_bytes: int = statement.MAX_TEXT_BYTES) -> None:
         self._credentials = CredentialsReader(policy.trust_lists)
-        self._watermarks = policy.watermarks
+        self._watermarks, self._max_text_bytes = policy.watermarks, max_text_bytes
 
     def read(
         self,
@@ -97,17 +102,27 @@ class ProvenanceReader:
         Without `native`, a C2PA manifest is noted and not looked at: for files
         that killed a process before. A watermark is read from `pixels` (RGB), or known already as `watermark`.
         """
-        found = containers.locate(data, format_name)
+        found = containers.locate(data, format_name, self._max_text_bytes)
+        sidecar = get_sidecar(data)
         if self._watermarks and pixels is not None:
             watermark = read_watermark(pixels)
-        if found == containers.NOTHING and watermark is None:
+        if found == containers.NOTHING and watermark is None and not sidecar:
             return None
-        exif = metadata.read_exif(found.exif) if found.exif else metadata.ExifStatements()
+        exif = metadata.read_exif(found.exif, self._max_text_bytes) if found.exif else metadata.ExifStatements()
+        if not exif.is_whole:
+            found.note_over_limit("EXIF")
         xmp = metadata.read_xmp(found.xmp)
-        software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
-        generator = generators.read_generator({**exif.texts, **found.texts}, software)
-        credentials = self._c2pa(data, format_name, found, native=native) or (REMOTE if xmp.remote_manifest else None)
-        camera = statement.Camera(make=exif.make, model=exif.model, taken=exif.taken)
+        if not xmp.is_whole:
+            found.note_unread(f"XMP after its first {metadata.MOST_ELEMENTS} elements")
+        texts = generators.merge_texts(xmp.texts, exif.texts, found.texts)
+        software = exif.software or texts.get("software", "") or xmp.tool or metadata.program(found.iptc)
+        for keyword in generators.find_complex(texts):
+            found.note_unread(f"text “{keyword}”: more than {generators.MOST_VALUES} values")
+            del texts[keyword]
+        generator = generators.read_generator(texts, software, exif.make, exif.model)
+        credentials = self._c2pa(data, format_name, found, sidecar, native=native) or (REMOTE if xmp.remote_manifest else None)
+        make, model = ("", "") if generators.is_generator(exif.make, exif.model) else (exif.make, exif.model)
+        camera = statement.Camera(make=make, model=model, taken=exif.taken)
         return statement.Provenance.of(
             camera=None if camera == _NO_CAMERA else camera,
             software=software,
@@ -115,21 +130,25 @@ class ProvenanceReader:
             digital_source_type=xmp.source_types,
             c2pa=credentials,
             watermark=watermark if self._watermarks else None,
+            unread=found.unread,
         )
 
     def _c2pa(
-        self, data: bytes, format_name: str | None, found: statement.MetadataBlocks, *, native: bool
+        self, data: bytes, format_name: str | None, found: statement.MetadataBlocks, sidecar: bytes, *, native: bool
     ) -> statement.ContentCredentials | None:
-        if not found.manifest_bytes or format_name is None:
+        """The manifest in the file, or the manifest next to it."""
+        if format_name is None or not (found.manifest_bytes or sidecar):
             return None
         if not native:
             return unread("not read: a process died while it worked on this file")
-        return self._credentials.read(data, format_name, found.manifest_bytes)
+        if found.manifest_bytes:
+            return self._credentials.read(data, format_name, found.manifest_bytes)
+        return self._credentials.read_sidecar(data, format_name, sidecar)
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
-    """Whether a file of a sniffed format holds a C2PA manifest store, which only native code can read."""
-    return containers.locate(data, format_name).manifest_bytes > 0
+    """Whether a file of a sniffed format has a C2PA manifest store, in it or next to it, which only native code can read."""
+    return bool(get_sidecar(data)) or containers.locate(data, format_name).manifest_bytes > 0
 
 
 def unread(reason: str) -> statement.ContentCredentials:
@@ -143,8 +162,28 @@ class CredentialsReader:
     def __init__(self, trust_lists: Sequence[TrustList]) -> None:
         self._lists = tuple(trust_lists)
 
-    def read(self, data: bytes, format_name: str, store_bytes: int) -> statement.ContentCredentials:
-        """What the manifest store of a file says, and whether file and store are as they were signed. Never raises."""
+    def read_sidecar(self, data: bytes, format_name: str, store: bytes) -> statement.ContentCredentials:
+        """Read a manifest store that is in a file next to the image. Never raises.
+
+        Only a name binds the two files. If the signed hash is that of another file, the store says nothing about this image.
+        """
+        if not statement.is_manifest_store(store[:48]):
+            stated = unread("the sidecar is not a C2PA manifest store")
+        else:
+            stated = self.read(data, format_name, len(store), store)
+            if stated.state == "invalid":
+                stated = unread(f"the sidecar does not match this image: {', '.join(stated.problems)}")
+        return stated.model_copy(update={"sidecar": True})
+
+    def read(self, data: bytes, format_name: str, store_bytes: int, store: bytes | None = None) -> statement.ContentCredentials:
+        """Read what the manifest store of a file says, and whether file and store are as they were signed. Never raises.
+
+        Args:
+            data: The file.
+            format_name: Its sniffed format.
+            store_bytes: The size of the manifest store.
+            store: The manifest store, if it is not in the file.
+        """
         if store_bytes > MOST_STORE_BYTES:
             return unread(f"a manifest store of {store_bytes} bytes is over {MOST_STORE_BYTES}")
         import c2pa
@@ -152,7 +191,7 @@ class CredentialsReader:
         try:
             # One list at a time: of a signer on several the library would name whichever it met first, another in each process.
             for context, told in zip(self._contexts, self._told, strict=True):
-                with c2pa.Reader(_MIME[format_name], io.BytesIO(data), context=context) as reader:
+                with c2pa.Reader(_MIME[format_name], io.BytesIO(data), manifest_data=store, context=context) as reader:
                     stated = self._stated(json.loads(reader.json()), reader.get_validation_state(), told)
                 if stated.state != "intact":
                     break
@@ -228,7 +267,7 @@ def _generator(manifest: Mapping[str, Any]) -> Any:
 
 
 def _lineage(manifests: Mapping[str, Any], active: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The manifest, and those of what the picture was made of: parents and components, not what a model was merely shown."""
+    """The manifest, and those of what the image was made of."""
     seen: set[str] = set()
     waiting = deque([active])
     for _ in range(MOST_MANIFESTS):
@@ -236,29 +275,49 @@ def _lineage(manifests: Mapping[str, Any], active: Mapping[str, Any]) -> Iterato
             return
         manifest = waiting.popleft()
         yield manifest
-        for ingredient in manifest.get("ingredients") or []:
-            label = ingredient.get("active_manifest")
-            if ingredient.get("relationship") in ("parentOf", "componentOf") and label in manifests and label not in seen:
+        for ingredient in _list_ingredients(manifest):
+            label = str(ingredient.get("active_manifest"))
+            if label in manifests and label not in seen:
                 seen.add(label)
                 waiting.append(manifests[label])
 
 
 def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """IPTC's codes in the assertions of a manifest: of actions, and of metadata in the clear."""
-    waiting: deque[Any] = deque(assertion.get("data") for assertion in manifest.get("assertions") or [])
+    """Yield IPTC's codes in a manifest: of actions and their parameters, of metadata in the clear, and of ingredients."""
+    assertions = [assertion for assertion in manifest.get("assertions") or [] if isinstance(assertion, dict)]
+    if any(str(assertion.get("label")).startswith(_LEGACY) for assertion in assertions):
+        yield "trainedAlgorithmicMedia"
+    waiting: deque[Any] = deque(assertion.get("data") for assertion in assertions)
+    # Only an ingredient's own texts: what a validator noted in it is about other files.
+    waiting += ({name: value for name, value in part.items() if isinstance(value, str)} for part in _list_ingredients(manifest))
     for _ in range(MOST_VALUES):
         if not waiting:
             return
         value = waiting.popleft()
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            waiting.extend(inner for inner in value if isinstance(inner, dict | list))
+        elif isinstance(value, dict):
             for name, inner in value.items():
-                if (
-                    isinstance(inner, str)
-                    and name.rpartition(":")[2].casefold() == "digitalsourcetype"
-                    and (code := metadata.source_type(inner))
-                ):
-                    yield code
+                if _is_source_type(name):
+                    yield from filter(None, map(statement.source_type, _list_texts(inner)))
                 elif isinstance(inner, dict | list):
                     waiting.append(inner)
-        elif isinstance(value, list):
-            waiting.extend(inner for inner in value if isinstance(inner, dict | list))
+
+
+def _is_source_type(name: str) -> bool:
+    """Return whether a field has a source type: `digitalSourceType`, also behind `Iptc4xmpExt:`, `com.adobe.` and such prefixes."""
+    return _PREFIX.sub("", name).replace("_", "").casefold() == "digitalsourcetype"
+
+
+def _list_texts(value: Any) -> list[str]:
+    """Return the texts of a field, which may have one or several, as such or as JSON-LD writes them."""
+    values = value if isinstance(value, list) else [value]
+    texts = (item.get("@id", item.get("@value")) if isinstance(item, dict) else item for item in values)
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _list_ingredients(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the ingredients that the image was made of: parents and components, not what a model was merely shown."""
+    for ingredient in manifest.get("ingredients") or []:
+        if ingredient.get("relationship") in ("parentOf", "componentOf"):
+            yield ingredient

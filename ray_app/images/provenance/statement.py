@@ -4,6 +4,7 @@ that all but the watermark come from.
 Values hold no more than they may: short lines, few of them, nothing invisible.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -18,13 +19,36 @@ MOST_LINES, MOST_LISTED = 16, 100  # of one list, and characters of each of its 
 AI_SOURCE_TYPES = frozenset(
     {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic", "trainedAlgorithmicData"}
 )
+_KNOWN_SOURCE_TYPES = AI_SOURCE_TYPES | {
+    "algorithmicMedia", "algorithmicallyEnhanced", "composite", "compositeCapture", "computationalCapture", "dataDrivenMedia",
+    "digitalArt", "digitalCapture", "digitalCreation", "empty", "humanEdits", "minorHumanEdits", "multiFrameComputationalCapture",
+    "negativeFilm", "positiveFilm", "print", "screenCapture", "softwareImage", "virtualRecording",
+}  # fmt: skip
+_CANONICAL = {code.casefold(): code for code in _KNOWN_SOURCE_TYPES}
+# The addresses of IPTC's and C2PA's vocabulary, and the prefix that stands for IPTC's; schema.org puts a word behind each code.
+_VOCABULARY = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype/|digsrctype:|(https?://(?:www\.)?schema\.org/))",
+    re.IGNORECASE,
+)
+_SCHEMA_ORG_ENDING = "DigitalSource"
 
 NO_TRUST_LIST = "unknown: there is no trust list here; touchstone config trust update fetches it"
-MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
+MAX_TEXT_BYTES = 16 * 2**20  # Of all blocks of a file together, as `ImageLimits.max_text_bytes` has it.
 MOST_PACKETS = 2  # XMP: the packet, and its extension
-MOST_TEXTS = 32
+MOST_TEXTS = 1000  # ImageMagick writes each EXIF tag of a photograph as a text
+_LONGEST_KEYWORD = 40
 # C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
 C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+
+
+def source_type(value: str) -> str:
+    """The code in an address of a vocabulary of source types, or a bare code; empty for anything else."""
+    code = value[:MOST_CHARACTERS].strip()
+    if vocabulary := _VOCABULARY.match(code):
+        code = code[vocabulary.end() :].removesuffix(_SCHEMA_ORG_ENDING if vocabulary[1] else "")
+    code = code.partition("#")[0].partition("?")[0].strip("/ ")
+    known = _CANONICAL.get(code.casefold())
+    return known or (code if code.isascii() and code.isalpha() and len(code) <= 60 else "")
 
 
 def plain(value: Any) -> str:
@@ -89,6 +113,7 @@ class ContentCredentials(Frozen):
     ai_generated: bool = Field(description="whether it says that all or part of the picture was made by a trained model")
     source_types: Lines = ()
     remote: Literal[True] | None = Field(default=None, description="the file only names a manifest elsewhere; it is never fetched")
+    sidecar: Literal[True] | None = Field(default=None, description="the manifest is in a file NAME.c2pa next to the image")
     problems: Lines = Field(default=(), description="C2PA validation codes, or why it was not read")
 
 
@@ -119,6 +144,11 @@ class Provenance(Frozen):
     digital_source_type: Lines = Field(default=(), examples=[["trainedAlgorithmicMedia"]])
     c2pa: ContentCredentials | None = None
     watermark: Watermark | None = None
+    unread: Lines = Field(
+        default=(),
+        description="metadata that was not read since it is over a limit",
+        examples=[["text “workflow”: over max_text_bytes (16777216)"]],
+    )
     ai_declared: bool = Field(description="whether the file says of itself that a model made it, or part of it")
 
     @classmethod
@@ -150,6 +180,7 @@ class Provenance(Frozen):
             statements["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
             if words := standing(c2pa.state, c2pa.trust_lists):
                 statements["signed_by"] = f"{c2pa.signer or 'somebody without a name'} ({words})"
+        statements["unread"] = "; ".join(self.unread)
         return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
 
 
@@ -158,10 +189,10 @@ _NOTHING = Provenance(ai_declared=False)
 
 @dataclass(slots=True)
 class MetadataBlocks:
-    """Metadata blocks of one file, as the container delimits them; empty where there are none.
+    """Metadata blocks of one file, as the container delimits them, up to `max_bytes` together; empty if there are none.
 
     `exif` starts with a TIFF header, `xmp` are packets, `texts` are PNG's and comments by keyword, `manifest_bytes` is the size of the
-    C2PA manifest store, 0 = none.
+    C2PA manifest store, 0 = none. `unread` names what was left out for a limit.
     """
 
     exif: bytes = b""
@@ -169,24 +200,60 @@ class MetadataBlocks:
     iptc: bytes = b""
     texts: dict[str, str] = field(default_factory=dict)
     manifest_bytes: int = 0
+    unread: list[str] = field(default_factory=list)
+    max_bytes: int = field(default=MAX_TEXT_BYTES, compare=False)
+    _taken_bytes: int = field(default=0, compare=False)
+
+    @property
+    def left_bytes(self) -> int:
+        """The size of what can still be added."""
+        return self.max_bytes - self._taken_bytes
+
+    def note_unread(self, what: str) -> None:
+        """Note that something was not read."""
+        if len(self.unread) < MOST_LINES:
+            self.unread.append(what)
+
+    def note_over_limit(self, what: str) -> None:
+        """Note that a block was not read, or not all of it, since metadata is over the limit."""
+        self.note_unread(f"{what}: over max_text_bytes ({self.max_bytes})")
 
     def add_exif(self, block: bytes) -> None:
-        """An EXIF block, with or without its prefix, which some writers put twice; the first of several counts."""
-        self.exif = self.exif or block[:MOST_BYTES].removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
+        """Add an EXIF block, with or without its prefix, which some writers put twice; the first of several counts."""
+        if not self.exif:
+            self.exif = self._take("EXIF", block).removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
 
     def add_xmp(self, packet: bytes) -> None:
-        """An XMP packet; one over the limit is not XML any more once it is cut, and is left out."""
-        if len(packet) <= MOST_BYTES and len(self.xmp) < MOST_PACKETS:
-            self.xmp.append(packet)
+        """Add an XMP packet; of a packet over the limit, what can be read up to there."""
+        if len(self.xmp) == MOST_PACKETS:
+            self.note_unread(f"more than {MOST_PACKETS} XMP packets")
+        else:
+            self.xmp.append(self._take("XMP", packet))
 
-    def add_text(self, keyword: str, text: str) -> None:
-        """A text; the first of a keyword counts."""
-        if len(self.texts) < MOST_TEXTS:
-            self.texts.setdefault(keyword, text)
+    def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
+        """Add a text, unless it is over the limit, which it then uses up; the first of a keyword counts."""
+        if keyword in self.texts:
+            return
+        what = f"text “{plain(keyword)[:_LONGEST_KEYWORD]}”"
+        if len(self.texts) == MOST_TEXTS:
+            self.note_unread(f"more than {MOST_TEXTS} texts")
+        elif len(text) == len(block := self._take(what, text)):
+            self.texts[keyword] = block.decode(encoding, "replace")
+
+    def _take(self, what: str, block: bytes) -> bytes:
+        left = self.left_bytes
+        if len(block) > left:
+            self.note_over_limit(what)
+        self._taken_bytes += min(len(block), left)
+        return block[:left]
 
     def add_jumbf(self, start: bytes, size: int) -> None:
-        """A JUMBF superbox of `size` bytes by its first 48: counts if it is a C2PA manifest store."""
-        header = 16 if start[:4] == b"\0\0\0\1" else 8
-        is_store = start[4:8] == b"jumb" and start[header + 4 : header + 8] == b"jumd" and start[header + 8 : header + 24] == C2PA_STORE
-        if is_store:
+        """Add a JUMBF superbox of `size` bytes by its first 48: counts if it is a C2PA manifest store."""
+        if is_manifest_store(start):
             self.manifest_bytes += size
+
+
+def is_manifest_store(start: bytes) -> bool:
+    """Whether the first 48 bytes of a JUMBF superbox are those of a C2PA manifest store."""
+    header = 16 if start[:4] == b"\0\0\0\1" else 8
+    return start[4:8] == b"jumb" and start[header + 4 : header + 8] == b"jumd" and start[header + 8 : header + 24] == C2PA_STORE

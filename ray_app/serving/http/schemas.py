@@ -10,7 +10,7 @@ from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
-API_VERSION = "1.3.0"
+API_VERSION = "1.4.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 

@@ -73,11 +73,12 @@ function generated({ generator, digital_source_type: types }) {
   ];
 }
 
-function captured({ camera, software }) {
+function captured({ camera, software, unread }) {
   return [
     ["Camera", camera && [camera.make, camera.model].filter(Boolean).join(" ")],
     ["Taken", camera?.taken],
     ["Software", software],
+    ["Not read", (unread ?? []).join("; ")],
   ];
 }
 

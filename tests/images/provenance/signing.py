@@ -14,6 +14,7 @@ from tests.images import factory
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF")}
+OTHERS = {"HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "PNM": "image/x-portable-anymap"}
 
 
 class Authority:
@@ -33,19 +34,27 @@ class Authority:
 
     def sign(self, data, form="JPEG", manifest=None, ingredient=None, remote=None, embed=True, **options):
         """The file with a manifest; `options` are the builder's settings."""
+        return self._signed(data, form, manifest, ingredient, remote, embed, options)[0]
+
+    def sidecar(self, data, form="JPEG", manifest=None):
+        """The manifest alone, for a file next to the image."""
+        return self._signed(data, form, manifest, None, None, False, {})[1]
+
+    def _signed(self, data, form, manifest, ingredient, remote, embed, options):
         key = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None))
         settings = {"verify": {"verify_after_sign": False}, "builder": {"thumbnail": {"enabled": False}, **options}}
         builder = c2pa.Builder(manifest or created("trainedAlgorithmicMedia"), context=c2pa.Context.from_dict(settings))
         if ingredient is not None:
-            builder.add_ingredient({"relationship": ingredient[0]}, MIME[form], io.BytesIO(ingredient[1]))
+            relationship, other, *fields = ingredient
+            builder.add_ingredient({"relationship": relationship, **dict(*fields)}, (MIME | OTHERS)[form], io.BytesIO(other))
         if remote is not None:
             builder.set_remote_url(remote)
         if not embed:
             builder.set_no_embed()
         signed = io.BytesIO()
-        builder.sign(signer, MIME[form], io.BytesIO(data), signed)
-        return signed.getvalue()
+        store = builder.sign(signer, (MIME | OTHERS)[form], io.BytesIO(data), signed)
+        return signed.getvalue(), store
 
 
 def _certificate(organisation, name, key, age_days, *, is_root):

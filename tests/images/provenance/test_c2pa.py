@@ -12,7 +12,7 @@ from ray_app.images.provenance import reader as credentials
 from ray_app.images.provenance.trust_lists import TrustList, certificates, own_list
 from tests.images import factory
 from tests.images.provenance.files import said
-from tests.images.provenance.signing import MIME, Authority, authority, created, signed, tampered
+from tests.images.provenance.signing import MIME, SOURCE_TYPE, Authority, authority, created, signed, tampered
 
 AI = "trainedAlgorithmicMedia"
 
@@ -84,6 +84,54 @@ def test_an_edited_picture_keeps_what_its_parent_declared_and_a_camera_declares_
     for relationship, declared in (("componentOf", True), ("inputTo", False)):
         one = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=(relationship, signed())))
         assert (one.state, one.ai_generated) == ("intact", declared)
+
+
+PARTLY = "compositeWithTrainedAlgorithmicMedia"
+EDITED = {"action": "c2pa.edited"}
+ADOBE = {"com.adobe.digitalSourceType": SOURCE_TYPE + AI, "com.adobe.type": "remoteProvider.3rdParty", "com.adobe.details": "A model"}
+FORMS = {
+    "an action": ("c2pa.actions", {"actions": [EDITED | {"digitalSourceType": SOURCE_TYPE + AI}]}, AI),
+    "an action of the second kind": ("c2pa.actions.v2", {"actions": [EDITED | {"digitalSourceType": SOURCE_TYPE + PARTLY}]}, PARTLY),
+    "C2PA's own vocabulary": (
+        "c2pa.actions",
+        {"actions": [EDITED | {"digitalSourceType": "http://c2pa.org/digitalsourcetype/trainedAlgorithmicData"}]},
+        "trainedAlgorithmicData",
+    ),
+    "https and a slash": (
+        "c2pa.actions",
+        {"actions": [EDITED | {"digitalSourceType": f"https://cv.iptc.org/newscodes/digitalsourcetype/{AI}/"}]},
+        AI,
+    ),
+    "Adobe's parameters": ("c2pa.actions", {"actions": [EDITED | {"parameters": ADOBE}]}, AI),
+    "Adobe's parameters of the second kind": ("c2pa.actions.v2", {"actions": [EDITED | {"parameters": ADOBE}]}, AI),
+    "parameters": ("c2pa.actions", {"actions": [EDITED | {"parameters": {"digitalSourceType": SOURCE_TYPE + PARTLY}}]}, PARTLY),
+    "Adobe's assertion of 2023": ("com.adobe.generative-ai", {"description": "Adobe Firefly", "version": "0.9"}, AI),
+    "metadata in the clear": (
+        "c2pa.metadata",
+        {"@context": {"Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"}, "Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE + AI},
+        AI,
+    ),
+    "metadata with a list": (
+        "c2pa.metadata",
+        {"@context": {"e": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"}, "e:DigitalSourceType": [{"@id": SOURCE_TYPE + AI}]},
+        AI,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_source_type_is_read_wherever_a_manifest_has_it(name):
+    label, content, code = FORMS[name]
+    manifest = {"claim_generator_info": [{"name": "Editor"}], "assertions": [{"label": label, "data": content}]}
+    found = c2pa_of(authority().sign(factory.jpeg(), manifest=manifest, intent="edit"))
+    assert (found.state, found.ai_generated, found.source_types) == ("intact", True, (code,))
+
+
+def test_source_type_of_a_component_counts_and_of_an_input_not():
+    for relationship, declared in (("parentOf", True), ("componentOf", True), ("inputTo", False)):
+        part = (relationship, factory.jpeg(), {"digital_source_type": SOURCE_TYPE + AI})
+        found = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=part))
+        assert (found.state, found.ai_generated) == ("intact", declared)
 
 
 def test_what_cannot_be_read_is_said(monkeypatch):

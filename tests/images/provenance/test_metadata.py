@@ -2,7 +2,10 @@
 
 import pytest
 
-from ray_app.images.provenance.metadata import MOST_ELEMENTS, read_xmp
+from ray_app.images.formats import sniff_format
+from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader, metadata
+from ray_app.images.provenance.metadata import read_xmp
+from ray_app.images.provenance.statement import source_type
 from tests.images.provenance.files import IPTC, jpeg_with, said, segment, with_xmp, xmp
 
 AI = "trainedAlgorithmicMedia"
@@ -45,12 +48,77 @@ def test_which_codes_declare_a_model(code, declared):
         xmp("", f'<xmp:Pantry><rdf:Description e:DigitalSourceType="{IPTC}{AI}"/></xmp:Pantry>'),  # of another file
         xmp(f'e:DigitalSourceType="https://example.org/{AI}"'),
         b'<!DOCTYPE a [<!ENTITY t "x">]>' + AS_ATTRIBUTES,
-        xmp("", "<e:a/>" * MOST_ELEMENTS + f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>"),
+        xmp("", f"<e:Pantry><e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType></e:Pantry>"),
         b"\0",
     ],
 )
 def test_what_is_not_the_property_is_not_read(packet):
     assert read_xmp([packet]).source_types == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"http://cv.iptc.org/newscodes/digitalsourcetype/{AI}",
+        f"https://cv.iptc.org/newscodes/digitalsourcetype/{AI}/",
+        f"HTTP://CV.IPTC.ORG/NewsCodes/DigitalSourceType/{AI}?lang=en",
+        f"cv.iptc.org/newscodes/digitalsourcetype/{AI}#it",
+        f"http://c2pa.org/digitalsourcetype/{AI}",
+        f"digsrctype:{AI}",
+        "https://schema.org/TrainedAlgorithmicMediaDigitalSource",
+        AI.upper(),
+        f" {AI} ",
+    ],
+)
+def test_source_type_is_read_in_every_form(value):
+    assert source_type(value) == AI
+    assert read_xmp([xmp(f'e:DigitalSourceType="{value}"')]).source_types == [AI]
+    assert read_xmp([xmp("", f"<e:DigitalSourceType><rdf:Bag><rdf:li>{value}</rdf:li></rdf:Bag></e:DigitalSourceType>")]).source_types == [
+        AI
+    ]
+
+
+def test_source_types_in_a_bag_are_all_read():
+    items = "".join(f"<rdf:li>{IPTC}{code}</rdf:li>" for code in ("digitalCapture", AI))
+    packet = xmp("", f"<e:DigitalSourceType><rdf:Bag>{items}</rdf:Bag></e:DigitalSourceType>")
+    assert read_xmp([packet]).source_types == ["digitalCapture", AI]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "TIFF", "AVIF"])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_xmp_with_a_long_history_is_read(form, is_last):
+    ancestors = "<rdf:li>xmp.did:0180117407206811822A8A8A8A8A8A8A</rdf:li>" * 12_000
+    history = f"<xmp:Ancestors><rdf:Bag>{ancestors}</rdf:Bag></xmp:Ancestors>"
+    stated = f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>"
+    packet = xmp("", history + stated if is_last else stated + history)
+    assert len(packet) > 500_000
+    if form == "JPEG":
+        head, digest, size = b"http://ns.adobe.com/xmp/extension/\0", b"0" * 32, len(packet).to_bytes(4, "big")
+        pieces = [(at, packet[at : at + 60_000]) for at in range(0, len(packet), 60_000)]
+        data = jpeg_with(*(segment(0xE1, head + digest + size + at.to_bytes(4, "big") + piece) for at, piece in pieces))
+    else:
+        data = with_xmp(packet, form)
+    found = said(data)
+    assert (found.digital_source_type, found.ai_declared, found.unread) == ((AI,), True, ())
+
+
+def test_xmp_over_the_limit_is_read_up_to_there():
+    stated = f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>"
+    filler = f"<xmp:Filler>{'x' * 5000}</xmp:Filler>"
+    reader = ProvenanceReader(ProvenancePolicy(), max_text_bytes=4000)
+    for form in ("JPEG", "WEBP", "PNG", "TIFF", "AVIF", "GIF"):
+        for packet, codes in ((xmp("", stated + filler), (AI,)), (xmp("", filler + stated), ())):
+            data = with_xmp(packet, form)
+            found = reader.read(data, sniff_format(data))
+            assert (found.digital_source_type, found.unread) == (codes, ("XMP: over max_text_bytes (4000)",)), form
+
+
+def test_xmp_of_too_many_elements_is_said_to_be_unread(monkeypatch):
+    packet = xmp("", "<e:a/>" * 1000 + f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>")
+    assert said(with_xmp(packet, "PNG")).digital_source_type == (AI,)
+    monkeypatch.setattr(metadata, "MOST_ELEMENTS", 900)
+    found = said(with_xmp(packet, "PNG"))
+    assert (found.digital_source_type, found.unread) == ((), ("XMP after its first 900 elements",))
 
 
 def test_a_manifest_elsewhere_is_told_and_not_fetched():

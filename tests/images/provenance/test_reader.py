@@ -1,22 +1,30 @@
 """What files say of their origin: statements by format, nothing private, nothing from what is malformed, nothing slow."""
 
 import json
+import multiprocessing
+import sys
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_app.ensembles.card import Thresholds
+from ray_app.ensembles.finding import find
 from ray_app.errors import ConfigError
-from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy
+from ray_app.images.formats import sniff_format
+from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators
 from ray_app.images.provenance.containers import locate
 from ray_app.images.provenance.trust_lists import own_list
 from tests.images import factory
 from tests.images.flips import SWEEPS
-from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment
+from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment, xmp
 from tests.images.provenance.signing import authority, signed
+from tests.images.provenance.test_generators import WEBUI
 
 
 def test_a_trust_list_is_a_file_or_its_text_and_holds_certificates(tmp_path):
@@ -95,6 +103,61 @@ def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_non
     check()
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_text_over_the_limit_is_said_to_be_unread(form):
+    text, reader = "x" * 9000 + "\nSteps: 20, Sampler: Euler a, Seed: 1", ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
+    block = Image.Exif()
+    block[270] = text
+    data = {
+        "JPEG": lambda: factory.jpeg(exif=block.tobytes()),
+        "PNG": lambda: png_with(parameters=text),
+        "WEBP": lambda: factory.encoded(factory.photo(), "WEBP", exif=block.tobytes()),
+        "GIF": lambda: factory.encoded(factory.photo(), "GIF", comment=text.encode()),
+        "TIFF": lambda: factory.encoded(factory.photo(), "TIFF", tiffinfo={270: text}),
+    }[form]()
+    what = {"PNG": "text “parameters”", "GIF": "text “comment”"}.get(form, "EXIF")
+    found = reader.read(data, form)
+    assert (found.generator, found.ai_declared, found.unread) == (None, False, (f"{what}: over max_text_bytes (8000)",))
+    finding = find(found.row(), "real", Thresholds())
+    assert f"not all of its metadata was read: {what}: over max_text_bytes (8000)" in [ground.says for ground in finding.grounds]
+    assert finding.finding == "no evidence found"
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_packed_text_within_the_limit_is_read(kind):
+    text = WEBUI.encode() + b" " * (3 * 2**20)
+    head = b"parameters\0\0" if kind == b"zTXt" else b"parameters\0\1\0\0\0"
+    for at in (33, -12):
+        data = factory.png()
+        data = data[:at] + factory.chunk(kind, head + zlib.compress(text)) + data[at:]
+        assert said(data).generator.seed == 4294967295
+
+
+def test_metadata_is_limited_as_a_whole():
+    reader = ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
+    found = reader.read(png_with(first="x" * 5000, parameters=WEBUI + " " * 5000), "PNG")
+    assert (found.generator, found.unread) == (None, ("text “parameters”: over max_text_bytes (8000)",))
+    assert reader.read(png_with(parameters=WEBUI, second="x" * 9000), "PNG").generator is not None
+
+
+def test_json_of_too_many_values_is_said_to_be_unread(monkeypatch):
+    graph = json.dumps({str(n): {"class_type": "Note", "inputs": {}} for n in range(300)})
+    assert said(png_with(prompt=graph)).generator.tool == "ComfyUI"
+    monkeypatch.setattr(generators, "MOST_VALUES", 500)
+    found = said(png_with(prompt=graph))
+    assert (found.generator, found.unread) == (None, ("text “prompt”: more than 500 values",))
+
+
+def test_gif_text_after_many_frames_is_read():
+    plain = factory.encoded(factory.photo(400, 400).convert("L"), "GIF")
+    frame = plain[plain.index(b",", 13 + 768) : -1]
+    comment = WEBUI.encode()
+    blocks = b"".join(bytes([len(part)]) + part for part in (comment[:200], comment[200:]))
+    data = plain[:-1] + frame * 40 + b"!\xfe" + blocks + b"\0;"
+    assert len(data) > 4_000_000  # more than ten thousand blocks
+    assert said(data).generator.seed == 4294967295
+
+
 SIZE = 32 * 2**20
 ILOC = b"\1\0\0\0\0\0\xff\xff" + b"\0\1\0\0\0\0\xff\xff" * 60_000
 INFES = box(b"iinf", bytes(6), box(b"infe", b"\2", bytes(13)) * 1000)
@@ -111,6 +174,61 @@ SLOW = {
     "XMP of elements": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\0\x04\0" + b"<a>" + b"<b/>" * 65535 + b"b"),
     "XMP of laughs": ("WEBP", lambda: STARTS["WEBP"] + b"XMP \0\1\0\0" + LAUGHS),
 }  # fmt: skip
+
+
+WHOLE = 16 * 2**20 - 100  # just under the limit
+PROMPT, PARAMETERS, XMP = (b"tEXt", b"prompt\0"), (b"tEXt", b"parameters\0"), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0")
+ENDLESS = {
+    "graph": lambda: png_of(*PROMPT, b'{"3":' + b'{"a":1},"4":' * (WHOLE // 12 - 1) + b"{}}"),
+    "lists": lambda: png_of(*PROMPT, b'{"3":[' + b"[]," * (WHOLE // 3 - 10) + b"[]]}"),
+    "strings": lambda: png_of(*PROMPT, b'{"3":[' + b'"ab",' * 1_990_000 + b'""]}'),
+    "objects": lambda: png_of(*PROMPT, b'{"3":[' + b"{}," * 990_000 + b"{}]}"),
+    "a large text": lambda: png_of(*PROMPT, b'{"3": {"class_type": "a", "inputs": {"b": "' + b"c" * (WHOLE - 99) + b'"}}}'),
+    "packed objects": lambda: png_of(b"zTXt", b"workflow\0\0", zlib.compress(b'{"nodes":[' + b"{}," * (WHOLE // 3 - 10) + b"{}]}")),
+    "steps": lambda: png_of(*PARAMETERS, b"Steps: 1, A" * (WHOLE // 11)),
+    "lines of steps": lambda: png_of(*PARAMETERS, b"Steps: 1, A\n" * (WHOLE // 12)),
+    "digits of steps": lambda: png_of(*PARAMETERS, b"Steps: " + b"1" * (WHOLE - 9)),
+    "dream": lambda: png_of(b"tEXt", b"Dream\0", b'"a" -s ' * (WHOLE // 7)),
+    "emoji": lambda: png_of(b"iTXt", b"prompt\0\0\0\0\0", "😀".encode() * (WHOLE // 4)),
+    "history": lambda: png_of(*XMP, xmp("", "<e:x><e:b/></e:x>" * (WHOLE // 18))),
+    "elements": lambda: png_of(*XMP, b"<a>" + b"<b/>" * (WHOLE // 4 - 1)),
+    "items": lambda: png_of(*XMP, xmp("", "<e:DigitalSourceType>" + "<rdf:li>a</rdf:li>" * (WHOLE // 19) + "</e:DigitalSourceType>")),
+    "comment": lambda: factory.encoded(factory.photo(), "WEBP", exif=user_comment(b"UNICODE\0", b"\0{" + b"\0a" * (WHOLE // 2 - 300))),
+}
+
+
+def png_of(kind: bytes, head: bytes, body: bytes) -> bytes:
+    data = factory.png()
+    return data[:33] + factory.chunk(kind, head + body) + data[33:]
+
+
+def read_measured(data: bytes, form: str) -> tuple[float, int]:
+    """Seconds of processor time, and bytes that this process grew by at most."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = memory("VmRSS"), time.process_time()
+    READER.read(data, form)
+    return time.process_time() - started, memory("VmHWM") - before
+
+
+def memory(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """`read_measured` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda *wanted: pool.submit(read_measured, *wanted).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
+@pytest.mark.parametrize("name", ENDLESS)
+def test_16_mib_of_text_take_bounded_time_and_memory(name, measured):
+    data = ENDLESS[name]()
+    seconds, size_bytes = measured(data, sniff_format(data))
+    assert seconds < 5
+    assert size_bytes < 384 * 2**20  # what any process has room for
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -1,0 +1,44 @@
+"""C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for NAME.jpg (C2PA 2.1, §11.4).
+
+Only for local files: on object storage, a look for each would cost a request per image.
+"""
+
+import os
+from typing import Self
+
+SUFFIX = ".c2pa"
+MAX_BYTES = 8 * 2**20  # of a manifest store, in a sidecar or in an image; with their thumbnails they have tens to hundreds of KiB
+
+
+class FileWithSidecar(bytes):
+    """The bytes of an image that has a sidecar, with the bytes of the sidecar."""
+
+    sidecar: bytes
+
+    def __new__(cls, data: bytes, sidecar: bytes) -> Self:
+        """Take both."""
+        file = super().__new__(cls, data)
+        file.sidecar = sidecar
+        return file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return FileWithSidecar, (bytes(self), self.sidecar)
+
+
+def attach_sidecar(data: bytes, path: str) -> bytes:
+    """Return the bytes of the image at a local path with those of its sidecar, or as they are if it has none that can be read."""
+    name = os.path.splitext(path)[0] + SUFFIX
+    if name == path:
+        return data
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # A pipe of that name must not block.
+        with open(descriptor, "rb") as file:
+            sidecar = file.read(MAX_BYTES + 1)
+    except OSError:  # Nearly always: there is no such file.
+        return data
+    return FileWithSidecar(data, sidecar) if sidecar else data
+
+
+def get_sidecar(data: bytes) -> bytes:
+    """Return the sidecar of an image, empty if it has none."""
+    return data.sidecar if isinstance(data, FileWithSidecar) else b""
