@@ -30,6 +30,7 @@ from ray_app.cluster import services, versions, warm_workers
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
+from ray_app.storage import s3
 from ray_app.storage.node_budget import node_memory
 
 # Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
@@ -172,6 +173,8 @@ def cluster(
     if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A job that is submitted with a variable of `worker_variables` has the same value here; Ray refuses equal names otherwise.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
@@ -185,7 +188,7 @@ def cluster(
                 import ray
 
                 with without_side_effects():
-                    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+                    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT | s3.worker_variables()}, **quiet)
             else:
                 warm_workers.begin(warm)
                 ending.callback(warm_workers.end)

@@ -146,7 +146,7 @@ class _HeaderReader:
         while block and block.count(0) == len(block):
             zeros = self._stream.tell() - start
             if zeros > self._padding_left:
-                reason = f"over {_MAX_PADDING} bytes of zeros follow the end mark at byte {start}; what is behind them is not listed"
+                reason = f"over {_MAX_PADDING} bytes of zeros follow the end mark at byte {start}; what follows them is not listed"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
             block = self._stream.read(BLOCK)
         zeros = self._stream.tell() - start - len(block)

@@ -65,11 +65,11 @@ class TestReads:
 
 
 class TestConcatenated:
-    """Archives behind an end mark, as `cat a.tar b.tar` writes them and `tar --ignore-zeros` reads them."""
+    """Archives after an end mark, as `cat a.tar b.tar` writes them and `tar --ignore-zeros` reads them."""
 
     @pytest.mark.parametrize("place", ["disk", "s3"])
     @pytest.mark.parametrize("streams", [1, 2])
-    def test_members_behind_an_end_mark_are_read(self, tmp_path, kind, place, streams, request):
+    def test_members_after_an_end_mark_are_read(self, tmp_path, kind, place, streams, request):
         first, second = tar({"1.jpg": b"one", "a.json": b"{}"}), tar({"2.jpg": b"two", "1.jpg": b"three"})
         data = packed(first, kind) + packed(second, kind) if streams == 2 else packed(first + second, kind)
         listed = written(tmp_path, data, kind)
@@ -80,9 +80,9 @@ class TestConcatenated:
             listed = opened(f"{url}/both.{kind}", kind)
         assert [(item.member, item.occurrence) for item in listed] == [("1.jpg", 0), ("a.json", 0), ("2.jpg", 0), ("1.jpg", 1)]
         assert contents(listed) == [b"one", b"{}", b"two", b"three"]
-        assert contents(listed[2:]) == [b"two", b"three"], "a worker may begin behind the end mark"
+        assert contents(listed[2:]) == [b"two", b"three"], "a worker may begin after the end mark"
 
-    def test_members_behind_a_lone_zero_block_are_read(self, tmp_path, kind):
+    def test_members_after_a_lone_zero_block_are_read(self, tmp_path, kind):
         listed = written(tmp_path, packed(header(b"a.jpg") + bytes(512) + header(b"b.jpg") + bytes(512), kind), kind)
         assert statuses(listed) == [("a.jpg", None), ("b.jpg", None)]
 
@@ -92,7 +92,7 @@ class TestConcatenated:
         assert [item.member for item in listed] == ["everywhere.jpg", "b.jpg"]
 
     @pytest.mark.parametrize("garbage", [b"\xff" * 700, b"\n"])
-    def test_garbage_behind_an_end_mark_is_reported(self, tmp_path, kind, garbage):
+    def test_garbage_after_an_end_mark_is_reported(self, tmp_path, kind, garbage):
         archive = tar({"a.jpg": b"x"})
         listed = written(tmp_path, packed(archive + garbage, kind), kind)
         assert statuses(listed) == [("a.jpg", None), (None, "corrupt_image")]
@@ -104,7 +104,7 @@ class TestConcatenated:
         assert len(written(tmp_path, archives, "tar")) == 7000
 
     @pytest.mark.parametrize("kind", ["tar", "tar.gz"])
-    def test_zeros_behind_an_end_mark_are_read_up_to_a_limit(self, tmp_path, kind):
+    def test_zeros_after_an_end_mark_are_read_up_to_a_limit(self, tmp_path, kind):
         path, fetcher = tmp_path / f"a.{kind}", Fetcher()
         path.write_bytes(packed(tar({"a.jpg": b"x"}), kind))
         if kind == "tar":
@@ -116,7 +116,7 @@ class TestConcatenated:
         assert "zeros follow the end mark at byte 1024" in listed[1].refused.detail
         assert fetcher.bytes_read < 80 * MIB
 
-    def test_zeros_behind_a_stream_are_read_up_to_a_limit(self, tmp_path):
+    def test_zeros_after_a_stream_are_read_up_to_a_limit(self, tmp_path):
         path, fetcher = tmp_path / "a.tar.gz", Fetcher()
         path.write_bytes(gzip.compress(tar({"a.jpg": b"x"})))
         os.truncate(path, 2**36)
