@@ -123,7 +123,8 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
     )
     session = _session(given.get("profile"))
     _add_parameters(session, {**fs.s3_additional_kwargs, **fs.req_kw})
-    if fs.endpoint_url and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
+    is_aws = not fs.endpoint_url or ".amazonaws.com" in fs.endpoint_url
+    if not is_aws and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
         session.register("before-sign.s3.DeleteObjects", _use_md5)
     fs.session, fs.retries = session, 1
     return fs
@@ -165,7 +166,8 @@ def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
     """Add to each request what s3fs adds to its own requests."""
 
     def add(params: dict[str, Any], model: Any, **_: Any) -> None:
-        for name in parameters.keys() & model.input_shape.members.keys():
+        known = model.input_shape.members if model.input_shape else {}
+        for name in parameters.keys() & known.keys():
             params.setdefault(name, parameters[name])
 
     if parameters:
