@@ -79,12 +79,11 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
 
 PAYING = """
 import os
-import ray
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster
+from ray_app.cluster.ray_cluster import cluster, on_ray
 
 with cluster(ClusterConfig()):
-    print("a worker has", ray.get(ray.remote(num_cpus=0)(os.environ.get).remote("AWS_REQUEST_PAYER")))
+    print("a worker has", *on_ray(os.environ.get, ["AWS_REQUEST_PAYER"]))
 """
 
 

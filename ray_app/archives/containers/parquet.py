@@ -10,9 +10,9 @@ with uris is a list, whose rows are files of their own, if the user named it as 
 import io
 from base64 import b64decode
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -260,8 +260,7 @@ def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """One row: its row group, its `input` and the bytes of that, and False if its image is known to be null without reading it."""
 
     group: int

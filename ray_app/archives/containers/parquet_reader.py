@@ -105,7 +105,7 @@ class ParquetReader:
         parquet = self._open(member)
         if self._cursor is None or not self._cursor.reaches(place.group, place.offset, place.column):
             self._cursor = _Cursor(parquet, place.group, place.column)
-        data = self._cursor.at(place.offset, number_in_list(member.member))
+        data = self._cursor.at(place.offset, member.member)
         if data is None:
             return no_bytes(member.input).error()
         return errors.too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
@@ -143,21 +143,22 @@ class _Cursor:
         """Return whether a cell is ahead, or another image of the row that was read last."""
         return (group, column) == (self._group, self._column) and row >= self._next - (self._list is not None)
 
-    def at(self, row: int, number: int | None = None) -> Any:
+    def at(self, row: int, member: str | None = None) -> Any:
         """Return the buffer of the cell in a row of the file, None if the cell is null.
 
         Args:
             row: The row's number in the file.
-            number: Which file of the row's list, if cells are lists.
+            member: The name of the image, which ends with its number in the row's list, if cells are lists.
 
         Raises:
             IndexError: the row group or the list ends before.
         """
         if self._is_list:
+            _, _, number = (member or "").partition("/")
             files = self._files(row)
-            if number is None or number >= len(files):
-                raise IndexError(f"row {row} has no file {number} in '{self._column}'")
-            return buffer_of(files.field("bytes")[number]) if files[number].is_valid else None
+            if not number or int(number) >= len(files):
+                raise IndexError(f"row {row} has no file '{number}' in '{self._column}'")
+            return buffer_of(files.field("bytes")[int(number)]) if files[int(number)].is_valid else None
         for batch in self._batches:
             self._next += 1
             if self._next > row:
@@ -180,12 +181,6 @@ class _Cursor:
 def buffer_of(cell: pa.Scalar) -> Any:
     """Return the bytes of a cell, also of one in a dictionary; None for null."""
     return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
-
-
-def number_in_list(member: str | None) -> int | None:
-    """Return which image of its row's list a member is; None for a row with one image."""
-    _, mark, number = (member or "").partition("/")
-    return int(number) if mark else None
 
 
 def leaves_of(file: pq.ParquetFile, column: str, field: str) -> list[str]:

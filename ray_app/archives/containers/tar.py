@@ -31,6 +31,7 @@ _MAX_PADDING = 64 * 2**20
 _END_MARK = 2 * BLOCK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENDED = frozenset({*_PAX, *_LONG, tarfile.XGLTYPE})
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _NO_FILES = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -43,7 +44,9 @@ _NO_FILES = {
 # Folders of GNU's incremental backups, whose data is a list of names, GNU's volume labels, and Solaris's access control lists.
 _METADATA = (b"D", b"V", b"A")
 _CONTINUED = b"M"  # GNU's rest of a file that begins in another volume
-_VOLUME = "GNU.volume."  # records of a global header that are about the next member only
+# Records of a global header that are about the next member only.
+_VOLUME = "GNU.volume."
+_VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
 _OTHER_VOLUME = RefusedMember(
     Status.TRUNCATED_IMAGE, "the file begins in another volume of this archive: unpack it with `tar --multi-volume`"
 )
@@ -114,15 +117,16 @@ class _HeaderReader:
         self._stream.seek(offset)
         begin, extended = offset, dict[str, str]()
         while True:
-            block, zeros = self._next_block()
-            if zeros:
+            block, zeros = self._stream.read(BLOCK), 0
+            if block and block.count(0) == len(block):
+                block, zeros = self._skip_zeros(len(block))
                 begin, extended = self._stream.tell() - len(block), {}
+                if not block:
+                    return None
             if zeros >= _END_MARK:
                 self._everywhere = {}
-            if zeros and not block:
-                return None
             info = _parsed(self._stream, block, begin, has_ended=zeros > 0)
-            if info.type not in (*_PAX, *_LONG, tarfile.XGLTYPE):
+            if info.type not in _EXTENDED:
                 self._padding_left += tarfile.RECORDSIZE
                 return _header(self._stream, info, self._everywhere | extended)
             body = _body(self._stream, info, begin)
@@ -135,21 +139,21 @@ class _HeaderReader:
             elif info.type == tarfile.GNUTYPE_LONGNAME:
                 extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
-    def _next_block(self) -> tuple[bytes, int]:
+    def _skip_zeros(self, zeros: int) -> tuple[bytes, int]:
         """Return the next block that is not zero (empty at the end of the stream), and how many bytes of zeros precede it.
+
+        Args:
+            zeros: How many bytes of zeros were read before.
 
         Raises:
             InputError: image_too_large if the zeros of all end marks together exceed the limit.
         """
-        start = self._stream.tell()
-        block = self._stream.read(BLOCK)
-        while block and block.count(0) == len(block):
-            zeros = self._stream.tell() - start
+        start = self._stream.tell() - zeros
+        while (block := self._stream.read(BLOCK)) and block.count(0) == len(block):
+            zeros += len(block)
             if zeros > self._padding_left:
                 reason = f"over {_MAX_PADDING} bytes of zeros follow the end mark at byte {start}; what follows them is not listed"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
-            block = self._stream.read(BLOCK)
-        zeros = self._stream.tell() - start - len(block)
         self._padding_left -= zeros
         return block, zeros
 
@@ -199,14 +203,17 @@ def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> 
     # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
     has_data = info.type in (*_FILES, tarfile.GNUTYPE_SPARSE) or info.type not in tarfile.SUPPORTED_TYPES
     is_member = not info.isdir() and info.type not in _METADATA
-    # GNU tar makes up the names in headers of sparse files and of parts of files.
-    name = extended.get("GNU.sparse.name") or extended.get(f"{_VOLUME}filename") or extended.get("path", info.name)
-    return Header(name, stream.tell(), stored if has_data else 0, is_member, _refusal(info, extended) if is_member else None)
+    name = info.name
+    if extended:  # GNU tar makes up the names in headers of sparse files and of parts of files
+        name = extended.get("GNU.sparse.name") or extended.get(_VOLUME_NAME) or extended.get("path", name)
+    is_plain = not extended and info.type in _FILES
+    refused = None if is_plain or not is_member else _refusal(info, extended)
+    return Header(name, stream.tell(), stored if has_data else 0, is_member, refused)
 
 
 def _refusal(info: tarfile.TarInfo, extended: dict[str, str]) -> RefusedMember | None:
     """Return why a member is not read; None for a plain file."""
-    if info.type == _CONTINUED or extended.get(f"{_VOLUME}offset", "0") != "0":
+    if info.type == _CONTINUED or extended.get(_VOLUME_OFFSET, "0") != "0":
         return _OTHER_VOLUME
     kind = _NO_FILES.get(info.type)
     if any(key.startswith("GNU.sparse.") for key in extended):
