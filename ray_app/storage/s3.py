@@ -101,27 +101,29 @@ def filesystem() -> Any:
 
 
 def fsspec_options() -> dict[str, Any]:
-    """Return the options with which an s3fs of its own requests as `filesystem` does: who pays, which checksums. None is a secret."""
+    """Return options for another s3fs that requests as `filesystem` does: where, who pays, which checksums. None is a secret."""
     given = _given_options()
     checksums = {_CHECKSUM_SETTING: _session(given.get("profile")).get_config_variable(_CHECKSUM_SETTING)}
-    return {"requester_pays": _requester_pays(given), "config_kwargs": {**checksums, **given.get("config_kwargs", {})}}
+    return {
+        "endpoint_url": errors.endpoint_url() or given.get("endpoint_url"),
+        "requester_pays": _requester_pays(given),
+        "config_kwargs": {**checksums, **given.get("config_kwargs", {})},
+    }
 
 
 @lru_cache(maxsize=8)
 def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
     import s3fs  # half a second, only for s3://
 
-    given, options = _given_options(), fsspec_options()
+    options = fsspec_options()
     options["config_kwargs"] |= {
         "connect_timeout": _CONNECT_S,
         "read_timeout": _READ_S,
         "max_pool_connections": _CONNECTIONS,
         "retries": {"total_max_attempts": 1},
     }
-    fs = s3fs.S3FileSystem(
-        endpoint_url=endpoint or given.get("endpoint_url"), use_listings_cache=False, skip_instance_cache=True, **options
-    )
-    session = _session(given.get("profile"))
+    fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, **options)
+    session = _session(_given_options().get("profile"))
     _add_parameters(session, {**fs.s3_additional_kwargs, **fs.req_kw})
     is_aws = not fs.endpoint_url or ".amazonaws.com" in fs.endpoint_url
     if not is_aws and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
