@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import time
@@ -88,14 +87,15 @@ with cluster(ClusterConfig()):
 
 
 @pytest.mark.slow
-def test_workers_of_a_cluster_request_s3_as_their_driver():
-    paying = {"AWS_REQUEST_PAYER": "requester"}
+def test_workers_of_a_cluster_request_s3_as_their_driver(tmp_path):
+    (tmp_path / "paying.py").write_text(PAYING)
+    program, paying = [sys.executable, str(tmp_path / "paying.py")], {"AWS_REQUEST_PAYER": "requester"}
     with ray_head() as head:
-        done = subprocess.run([sys.executable, "-c", PAYING], cwd=ROOT, env=head.environment | {"RAY_ADDRESS": head.gcs} | paying,
+        done = subprocess.run(program, env=head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(ROOT)} | paying,
                               capture_output=True, text=True, timeout=120)  # fmt: skip
         assert "a worker has requester" in done.stdout, done.stderr
         environment = json.dumps({"env_vars": paying | {"PYTHONPATH": str(ROOT)}})
-        command = [BIN / "ray", "job", "submit", "--runtime-env-json", environment, "--", sys.executable, "-c", shlex.quote(PAYING)]
+        command = [BIN / "ray", "job", "submit", "--runtime-env-json", environment, "--", *program]
         done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=120)
         assert "a worker has requester" in done.stdout, done.stdout + done.stderr
 

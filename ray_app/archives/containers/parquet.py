@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,8 @@ from ray_app.images import sniff_format
 from ray_app.storage import Fetcher
 
 T = TypeVar("T")
+# Row group, `input`, the bytes of `input`, and False if the image is known to be null without reading it. A plain tuple is the fastest.
+Row: TypeAlias = tuple[int, dict[str, Any], int, bool]
 
 _ROWS_AT_ONCE = 4096
 _WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
@@ -189,32 +191,35 @@ def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember
 
 def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[ListedMember]:
     bomb = _bomb(container, file)
-    for number, row in enumerate(_Table(container, file, image).rows()):
+    for number, (group, values, _, has_image) in enumerate(_Table(container, file, image).rows()):
         if number == container.limits.max_members:
             yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {number} rows; further ones are not read"))
             return
-        refused = bomb if row.has_image else no_bytes(row.values)
-        yield _member(container, str(number), row.values, MemberLocation("parquet", number, -1, row.group, image), refused)
+        refused = bomb if has_image else no_bytes(values)
+        place = MemberLocation("parquet", number, -1, group, image)
+        yield ListedMember(container.uri, str(number), 0, container.version, -1, values, place, refused)
 
 
 def _images_of_lists(container: Container, file: pq.ParquetFile, images: str) -> Iterator[ListedMember]:
     """Yield every image of every list; rows with empty lists have none."""
     bomb, count = _bomb(container, file), 0
     table = _Table(container, file, images)
-    for number, (row, (length, files)) in enumerate(zip(table.rows(), _lists(file, images), strict=True)):
-        place = MemberLocation("parquet", number, -1, row.group, images)
+    for number, ((group, columns, size_bytes, _), (length, files)) in enumerate(zip(table.rows(), _lists(file, images), strict=True)):
+        place = MemberLocation("parquet", number, -1, group, images)
         if length > MAX_IMAGES_PER_ROW:
             reason = f"a list of {length} images, over {MAX_IMAGES_PER_ROW} in one row: write them into several rows"
-            yield _member(container, str(number), row.values, place, RefusedMember(Status.IMAGE_TOO_LARGE, reason))
+            refused = RefusedMember(Status.IMAGE_TOO_LARGE, reason)
+            yield ListedMember(container.uri, str(number), 0, container.version, -1, columns, place, refused)
             continue
-        table.take(row.size_bytes * max(0, length - 1))  # each image has the columns of the row
+        table.take(size_bytes * max(0, length - 1))  # each image has the columns of the row
         for item, (path, is_there) in enumerate(files):
             if count == container.limits.max_members:
                 yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {count} images; further ones are not read"))
                 return
             count += 1
-            values = row.values if "path" in table.read else {**row.values, "path": path}
-            yield _member(container, f"{number}/{item}", values, place, bomb if is_there else no_bytes(values))
+            values = columns if "path" in table.read else {**columns, "path": path}
+            why = bomb if is_there else no_bytes(values)
+            yield ListedMember(container.uri, f"{number}/{item}", 0, container.version, -1, values, place, why)
 
 
 def _lists(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, list[tuple[str | None, bool]]]]:
@@ -237,19 +242,15 @@ def _lists(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, list[tuple[
                 start += length
 
 
-def _member(container: Container, name: str, values: dict[str, Any], place: MemberLocation, refused: RefusedMember | None) -> ListedMember:
-    return ListedMember(container.uri, name, 0, container.version, -1, values, place, refused)
-
-
 def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[ListedMember]:
-    yield from ListEntries(container.uri, column).members(row.values for row in _Table(container, file, None).rows())
+    yield from ListEntries(container.uri, column).members(values for _, values, _, _ in _Table(container, file, None).rows())
 
 
 def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
     is_keyed = column in schema.names and is_text(schema.field(column).type) and not any(holds_files(field.type) for field in schema)
     if is_keyed and file.metadata.num_rows * len(schema) <= most:
-        yield from (row.values for row in _Table(container, file, None).rows() if row.values[column] is not None)
+        yield from (values for _, values, _, _ in _Table(container, file, None).rows() if values[column] is not None)
 
 
 def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
@@ -258,15 +259,6 @@ def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
     if unpacked > _SMALL and container.size_bytes > 0 and unpacked / container.size_bytes > container.limits.max_ratio:
         return RefusedMember(Status.IMAGE_TOO_LARGE, f"a table that unpacks from {container.size_bytes} to {unpacked} bytes")
     return None
-
-
-class _Row(NamedTuple):
-    """One row: its row group, its `input` and the bytes of that, and False if its image is known to be null without reading it."""
-
-    group: int
-    values: dict[str, Any]
-    size_bytes: int
-    has_image: bool
 
 
 class _Table:
@@ -287,14 +279,14 @@ class _Table:
             reason = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._ratio, observed=self._taken / max(1, self._size))
 
-    def rows(self) -> Iterator[_Row]:
+    def rows(self) -> Iterator[Row]:
         """Every row in order."""
         first_row = 0
         for group in range(self.file.metadata.num_row_groups):
             yield from self._group(group, first_row)
             first_row += self.file.metadata.row_group(group).num_rows
 
-    def _group(self, group: int, first_row: int) -> Iterator[_Row]:
+    def _group(self, group: int, first_row: int) -> Iterator[Row]:
         """The rows of one row group, whose first row in the file is `first_row`."""
         row, expected = first_row, self.file.metadata.row_group(group).num_rows
         for values, size_bytes, nulls in (
@@ -302,7 +294,7 @@ class _Table:
         ):
             for name in self.referred:
                 values[self._free(f"{name}_uri")] = None if name in nulls else reference(self.uri, row, name)
-            yield _Row(group, values, size_bytes, self.image not in nulls)
+            yield group, values, size_bytes, self.image not in nulls
             row += 1
         if row - first_row != expected:
             raise pa.ArrowInvalid(f"row group {group} has {row - first_row} rows, its footer says {expected}")

@@ -33,6 +33,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _EXTENDED = frozenset({*_PAX, *_LONG, tarfile.XGLTYPE})
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITH_DATA = (*_FILES, tarfile.GNUTYPE_SPARSE)
 _NO_FILES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -115,7 +116,8 @@ class _HeaderReader:
     def read_next(self, offset: int) -> Header | None:
         """Return the first header at or after `offset`; None if only zeros follow."""
         self._stream.seek(offset)
-        begin, extended = offset, dict[str, str]()
+        begin = offset
+        extended: dict[str, str] = {}
         while True:
             block, zeros = self._stream.read(BLOCK), 0
             if block and block.count(0) == len(block):
@@ -128,7 +130,7 @@ class _HeaderReader:
             info = _parsed(self._stream, block, begin, has_ended=zeros > 0)
             if info.type not in _EXTENDED:
                 self._padding_left += tarfile.RECORDSIZE
-                return _header(self._stream, info, self._everywhere | extended)
+                return _header(self._stream, info, self._everywhere | extended if self._everywhere else extended)
             body = _body(self._stream, info, begin)
             if info.type == tarfile.XGLTYPE:
                 records = _pax_records(body, begin)
@@ -160,19 +162,19 @@ class _HeaderReader:
 
 def _parsed(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tarfile.TarInfo:
     """Parse one header block; `has_ended`: whether the block follows an end mark."""
-    place = stream.tell() - len(block)
     if len(block) < BLOCK and not has_ended:
         what = "inside a header" if block or stream.tell() > begin else "without its end mark"
         raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: files may be missing")
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
+        place = stream.tell() - len(block)
         if has_ended:
             reason = f"the data at byte {place}, after the end mark of the tar archive, is not a tar header ({error}); files may be missing"
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
         raise _damaged(place, str(error)) from None
     if not 0 <= info.size < _MAX_SIZE:
-        raise _damaged(place, f"a size of {info.size} bytes")
+        raise _damaged(stream.tell() - BLOCK, f"a size of {info.size} bytes")
     if block[345] and block[257:265] == _GNU_MAGIC and _GNU_TIMES.match(block, 345):
         own = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
         info.name = own.rstrip("/") if info.isdir() else own
@@ -201,7 +203,7 @@ def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> 
             raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
         stored = int(digits)
     # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
-    has_data = info.type in (*_FILES, tarfile.GNUTYPE_SPARSE) or info.type not in tarfile.SUPPORTED_TYPES
+    has_data = info.type in _WITH_DATA or info.type not in tarfile.SUPPORTED_TYPES
     is_member = not info.isdir() and info.type not in _METADATA
     name = info.name
     if extended:  # GNU tar makes up the names in headers of sparse files and of parts of files

@@ -178,11 +178,12 @@ def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipE
 def _entry(fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int) -> ZipEntry:
     _, made_by, _, flags, method, _, _, _, packed, size, _, _, _, _, _, attributes, offset = fields
     extras = _extra_fields(extra) if extra else {}
-    wide = list(_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
-    # An entry without its zip64 field means the number itself, which costs this entry alone.
-    size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA and wide else value for value in (size, packed, offset))
-    if max(size, packed, offset) >= _MAX_SIZE:
-        raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
+    if _SEE_EXTRA in (size, packed, offset):
+        wide = list(_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
+        # An entry without its zip64 field means the number itself, which costs this entry alone.
+        size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA and wide else value for value in (size, packed, offset))
+        if max(size, packed, offset) >= _MAX_SIZE:
+            raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
     text = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
     return ZipEntry(text, len(name), flags, method, packed, size, offset + directory.shift, made_by >> 8 == 3, attributes)
 
