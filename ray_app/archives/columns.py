@@ -1,11 +1,10 @@
-"""Column roles of a user's table: which one holds images, which one uris (`roles_of`), and what the others become in `input`
-(`input_rows`).
+"""Find which column of a user's table holds images and which one uris (`roles_of`), and what the others become in `input` (`input_rows`).
 
-By Arrow types and by the metadata that the `datasets` library writes.
+Arrow types and the metadata that the `datasets` library writes decide.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +33,56 @@ def features_of(schema: pa.Schema) -> Features:
 
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
-    """Whether cells are {bytes, path}, as `datasets` keeps files."""
-    return bool(pa.types.is_struct(kind)) and any(kind.field(i).name == "bytes" and _is_bytes(kind.field(i).type) for i in range(len(kind)))
+    """Return whether cells are {bytes, path}, as `datasets` keeps files."""
+    return any(_is_bytes(_decoded(part)) for part in _bytes_fields(kind))
 
 
 def holds_files(kind: pa.DataType) -> bool:
-    """Whether each cell can be one encoded file."""
-    return _is_bytes(kind) or is_struct_of_bytes(kind)
+    """Return whether each cell can be one encoded file."""
+    return _is_bytes(_decoded(kind)) or is_struct_of_bytes(kind)
+
+
+def field_beside_bytes(kind: pa.DataType) -> str | None:
+    """Return the field that shows how many files each cell has, without reading them; None if cells are not lists of {bytes, path}.
+
+    That is `path`, which `datasets` writes, or else any other field of the struct.
+    """
+    if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
+        return None
+    names = [field.name for field in kind.value_type if not pa.types.is_nested(field.type) and not has_binary(field.type)]
+    return "path" if "path" in names else next(iter(names), None)
+
+
+def nested_files(schema: pa.Schema) -> str | None:
+    """Return the first place where files are deeper in a column than they are read, such as `meta.image` or `pages[].scan`."""
+    return next((place for field in schema for place in _places_of_files(field.type, field.name)), None)
+
+
+def _places_of_files(kind: pa.DataType, place: str) -> Iterator[str]:
+    if holds_files(kind):
+        yield place
+    elif _is_struct(kind):
+        for field in kind:
+            yield from _places_of_files(field.type, f"{place}.{field.name}")
+    elif has_binary(kind) and kind.num_fields:  # lists and maps
+        for number in range(kind.num_fields):
+            yield from _places_of_files(kind.field(number).type, f"{place}[]")
+
+
+def _bytes_fields(kind: pa.DataType) -> list[pa.DataType]:
+    return [field.type for field in kind if field.name == "bytes"] if _is_struct(kind) else []
+
+
+def _is_struct(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def has_binary(kind: pa.DataType) -> bool:
@@ -55,25 +97,41 @@ def has_binary(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class Roles:
-    """The column that makes a table one of images, or the one that makes it a list of uris; never both."""
+    """The column that makes a table one of images, or the one that makes it a list of uris; never both.
+
+    Attributes:
+        images: The column with lists of images, if no column has one image per row. A table may have it next to a column of uris.
+    """
 
     image: str | None
     uri: str | None
+    images: str | None = None
 
 
-def roles_of(schema: pa.Schema, columns: TableColumns, where: str) -> Roles:
-    """What a table is, by what the user named, then by types, by `datasets`' metadata and by usual names.
+def roles_of(schema: pa.Schema, columns: TableColumns, where: str, *, follows_uris: bool = False) -> Roles:
+    """Find what a table is, by what the user named, then by types, by `datasets`' metadata and by usual names.
 
-    Raises ConfigError, with every candidate and the way to choose, where that leaves more than one answer.
+    Args:
+        schema: The table's columns.
+        columns: The columns that the user named.
+        where: The table's path, for errors.
+        follows_uris: Whether a column of uris makes the table a list, even next to lists of images.
+
+    Raises:
+        ConfigError: more than one answer is left; the message has every candidate, the hint says how to choose.
     """
     if columns.image in schema.names:
-        if not holds_files(schema.field(columns.image).type):
-            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, not encoded images")
+        kind = schema.field(columns.image).type
+        if field_beside_bytes(kind) is not None:
+            return Roles(None, None, columns.image)
+        if not holds_files(kind):
+            raise ConfigError(f"{where}: column '{columns.image}' holds {kind}, not encoded images")
         return Roles(columns.image, None)
     uri = uri_column(schema, columns)
     if columns.uri is not None and uri is not None:
         return Roles(None, uri)
-    image = None if columns.image is not None else _image_column(schema, where)
+    plain, encoded = _file_columns(schema)
+    image = None if columns.image is not None else _chosen(schema, plain, where)
     if image is not None and uri is not None and not _is_surely_images(schema, image):
         raise ConfigError(
             f"{where}: the images may be the bytes in '{image}' or the files that '{uri}' names",
@@ -81,7 +139,14 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str) -> Roles:
         )
     if image is None and uri is None and (columns.image or columns.uri):
         raise no_column(where, columns.image or columns.uri or "", schema.names)
-    return Roles(image, None if image is not None else uri)
+    if image is not None or columns.image is not None or (uri is not None and follows_uris):
+        return Roles(image, None if image is not None else uri)
+    # Columns that earlier versions did not read come last, so that the ids of images in other columns stay.
+    image = _chosen(schema, encoded, where)
+    if image is not None and (uri is None or _is_surely_images(schema, image)):
+        return Roles(image, None)
+    lists = [field.name for field in schema if field_beside_bytes(field.type) is not None]
+    return Roles(None, uri, _chosen(schema, lists, where))
 
 
 def uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
@@ -102,14 +167,22 @@ def no_uris(where: str, names: Sequence[str]) -> ConfigError:
     return ConfigError(f"{where}: none of its columns holds uris: {', '.join(names)}", hint="say which one: --set columns.uri=NAME")
 
 
-def _image_column(schema: pa.Schema, where: str) -> str | None:
+def _file_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """Return the columns with one file in each cell: those of plain bytes, and those whose files are in a dictionary."""
+    columns = [field for field in schema if holds_files(field.type)]
+    plain = [field.name for field in columns if any(map(_is_bytes, [field.type, *_bytes_fields(field.type)]))]
+    return plain, [field.name for field in columns if field.name not in plain]
+
+
+def _chosen(schema: pa.Schema, candidates: list[str], where: str) -> str | None:
+    """Choose the column that `datasets` declares as images, else the only one, else the one with the most usual name."""
     features = features_of(schema)
-    candidates: list[str] = [field.name for field in schema if holds_files(field.type)]
-    candidates = [name for name in candidates if features.get(name, {}).get("_type") == "Image"] or candidates
+    candidates = [name for name in candidates if _is_declared(features.get(name, {}))] or candidates
     if len(candidates) <= 1:
         return candidates[0] if candidates else None
-    usual = {name.lower(): name for name in reversed(candidates)}
-    if (chosen := next((usual[name] for name in IMAGE_NAMES if name in usual), None)) is not None:
+    names = {name.lower(): name for name in reversed(candidates)}
+    usual = (*IMAGE_NAMES, *(f"{name}s" for name in IMAGE_NAMES))
+    if (chosen := next((names[name] for name in usual if name in names), None)) is not None:
         return chosen
     raise ConfigError(
         f"{where}: the images may be in any of the columns {', '.join(candidates)}",
@@ -117,8 +190,14 @@ def _image_column(schema: pa.Schema, where: str) -> str | None:
     )
 
 
+def _is_declared(feature: Mapping[str, Any]) -> bool:
+    """Return whether `datasets` says that a column holds images, one or several in each row."""
+    inner = feature.get("feature")
+    return feature.get("_type") == "Image" or (isinstance(inner, dict) and inner.get("_type") == "Image")
+
+
 def _is_surely_images(schema: pa.Schema, name: str) -> bool:
-    declared = features_of(schema).get(name, {}).get("_type") == "Image"
+    declared = _is_declared(features_of(schema).get(name, {}))
     return declared or name.lower() in IMAGE_NAMES or is_struct_of_bytes(schema.field(name).type)
 
 

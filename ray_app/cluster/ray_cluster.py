@@ -29,6 +29,7 @@ from ray_app.cluster.ray_folder import private_folder
 from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
+from ray_app.storage import s3
 from ray_app.storage.node_budget import node_memory, usable_cores
 
 # Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
@@ -150,6 +151,8 @@ def cluster(
     if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A job that is submitted with a variable of `worker_variables` has the same value here; Ray refuses equal names otherwise.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
@@ -163,8 +166,9 @@ def cluster(
                 import ray
 
                 folder = ending.enter_context(private_folder())
+                variables_of_workers = {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1"}
                 with without_side_effects(), _module_folder(folder):
-                    ray.init(address=address, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, SAFE_PATH: "1"}}, **quiet)
+                    ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, **quiet)
             else:
                 warm_workers.begin(warm)
                 ending.callback(warm_workers.end)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ray_app.archives import Archive, Container, ListedMember
-from ray_app.archives.containers.parquet import UNREADABLE, open_parquet
+from ray_app.archives.containers.parquet_reader import UNREADABLE, open_parquet
 from ray_app.archives.sources import Opened
 from ray_app.datasets import index, labels
 from ray_app.datasets.config import DatasetSource

@@ -39,10 +39,10 @@ def _download(part: WeightSet) -> Download:
 
 
 def _web_size(uri: str) -> int | None:
-    import fsspec
+    from ray_app.storage.object_store import retrying_fsspec_for
 
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = retrying_fsspec_for(uri)
         size = filesystem.size(path)
     except Exception:  # fsspec lets every backend's own exceptions through
         return None

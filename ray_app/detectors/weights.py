@@ -29,7 +29,6 @@ from ray_app.errors import DetectorError, describe_error
 if TYPE_CHECKING:
     import torch
 
-
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
 _OFFLINE_VARIABLES = ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE")
 _CHUNK_BYTES = 2**22
@@ -108,11 +107,11 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
 
 def publish_part(part: WeightSet, mirror: str) -> str:
     """The same for one part."""
-    import fsspec
+    from ray_app.storage.object_store import retrying_fsspec_for
 
     url, found = _mirrored(part, mirror), resolve_part(part)
     try:
-        filesystem, path = fsspec.url_to_fs(url)
+        filesystem, path = retrying_fsspec_for(url)
         folder = path.rpartition("/")[0]
         filesystem.makedirs(folder, exist_ok=True)
         config = part.weights.config
@@ -334,11 +333,12 @@ def _copy(part: WeightSet, url: str, target: Path, *, required: bool) -> Path | 
 
 def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, required: bool) -> bool:
     """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is absent and not required."""
-    import fsspec
+    from ray_app.storage.object_store import retrying_fsspec_for
 
     partial: str | None = None
     try:
-        with fsspec.open(url, "rb") as source:
+        filesystem, path = retrying_fsspec_for(url)
+        with filesystem.open(path, "rb") as source:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             with os.fdopen(handle, "wb") as sink:

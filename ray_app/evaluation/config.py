@@ -8,6 +8,7 @@ from pydantic import Field
 from ray_app.config import Frozen
 from ray_app.evaluation.accumulate import MOST
 from ray_app.scoring.config import ScoreConfig
+from ray_app.storage import S3Config
 
 
 class EvaluateConfig(Frozen):
@@ -44,3 +45,8 @@ class EvaluateConfig(Frozen):
     regenerated: str | None = Field(default=None, description="images that `touchstone data generate PIPELINE --prompts RUN` made")
     seed: int = 0
     tasks: bool | None = Field(default=None, description="gather a run's files as Ray tasks; null = where it has very many")
+
+    @property
+    def s3(self) -> S3Config:
+        """How S3 is requested, as the scoring says."""
+        return self.score.s3

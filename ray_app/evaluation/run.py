@@ -27,7 +27,7 @@ from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import Store, strip_secrets, urls
+from ray_app.storage import Store, strip_secrets, urls, with_s3_settings
 
 INDEX, RUN = "index", "run"
 _LOOKED_AT = 1000  # members of a source, for labels of its own, before any is scored
@@ -137,6 +137,7 @@ class Evaluated:
     exit_code: ExitCode = ExitCode.DONE
 
 
+@with_s3_settings
 def evaluate(config: EvaluateConfig) -> Evaluated:
     """Evaluate a run, or a source that is scored into `out`/run first, and write metrics.json, metrics.csv and report.html into `out`.
 

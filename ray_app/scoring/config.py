@@ -11,7 +11,7 @@ from ray_app.config import Frozen, Seconds, written
 from ray_app.errors import ConfigError, Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
-from ray_app.storage import UNGUARDED, RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 
 class TrafficPrices(Frozen):
@@ -95,6 +95,7 @@ class ScoreConfig(Frozen):
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
     retry: RetryPolicy = RetryPolicy()
+    s3: S3Config = S3Config()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 

@@ -40,7 +40,7 @@ from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
-from ray_app.storage import Lease, node_budget
+from ray_app.storage import Lease, node_budget, with_s3_settings
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
@@ -57,6 +57,7 @@ class ScoringResult:
     summary: dict[str, Any]
 
 
+@with_s3_settings
 def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
 
@@ -95,6 +96,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
 
 
+@with_s3_settings
 def check_scoring(config: ScoreConfig) -> None:
     """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as that does; fetches weights."""
     directory = RunDirectory.open(config.out or "")

@@ -41,6 +41,7 @@ from ray_app.serving.http.errors import Refusal
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX, Meter
 from ray_app.serving.release import groups_of, plan_release
 from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, ScoreResponse
+from ray_app.storage import s3
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -133,7 +134,9 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
         # One precision for all replicas, also where their nodes have other processors: equal fingerprints mean equal scores.
-        "runtime_env": {"env_vars": {**WORKER_ENVIRONMENT, SAFE_PATH: "1", CPU_PRECISION_VARIABLE: cpu_precision()}},
+        "runtime_env": {
+            "env_vars": {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1", CPU_PRECISION_VARIABLE: cpu_precision()}
+        },
     }
     if resources.memory_bytes:
         actor["memory"] = resources.memory_bytes

@@ -24,6 +24,8 @@ _THROTTLE_HTTP = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNA
 _MISSING_CODES = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchVersion"})
 _IMPOSSIBLE_CLASSES = frozenset({"InvalidURL", "ParamValidationError"})  # of a name that no store could have
 _CHANGED_CODES = frozenset({"PreconditionFailed"})
+_ARCHIVED = "InvalidObjectState"  # of objects in Glacier and similar classes
+_CHECKSUM_WORDS = ("checksum", "content-md5")
 _TRANSIENT_CODES = frozenset({"InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody"})
 _NETWORK_CLASSES = frozenset(
     {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError"}  # botocore
@@ -126,7 +128,7 @@ def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
     if status is None:
         raise error
     place = strip_secrets(url)
-    return StorageError(f"cannot {doing} {place}: {_in_words(error)}", hint=_hint(error, status, place))
+    return StorageError(f"cannot {doing} {place}: {_in_words(error)}", hint=_hint(error, status, place, doing))
 
 
 def _status(error: BaseException) -> Status | None:
@@ -208,7 +210,8 @@ def _in_words(error: BaseException) -> str:
     code, http = _code(error), _http_status(error)
     names = _class_names(error, contexts=True)
     if code or http:
-        return f"{_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http})"
+        archived = "; it is in an archive storage class: restore it first" if code == _ARCHIVED else ""
+        return f"{_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http}){archived}"
     if any("gaierror" in name or "DNSError" in name for name in names):
         return f"its host name does not resolve{_endpoint_note()}"
     if "ClientConnectorCertificateError" in names:
@@ -253,7 +256,7 @@ _AZURE = "credentials come from AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAG
 _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "abfss"), _AZURE)
 
 
-def _hint(error: BaseException, status: Status, place: str) -> str | None:
+def _hint(error: BaseException, status: Status, place: str, doing: str) -> str | None:
     if scheme_of(place) == "hf":
         return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
     if scheme_of(place) in _CLOUDS:
@@ -265,13 +268,26 @@ def _hint(error: BaseException, status: Status, place: str) -> str | None:
             return "name a folder"
         local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
         return local.get(status)
-    bucket, _ = bucket_and_key(place)
+    return _s3_hint(error, status, bucket_and_key(place)[0], doing)
+
+
+def _s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> str:
     if _code(error) == "NoSuchBucket":
         return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
+    if _code(error) == _ARCHIVED:
+        return f"restore the objects of bucket '{bucket}' from their archive storage class, then run the same command again"
+    if status is Status.SOURCE_DENIED and any(word in _message(error).lower() for word in _CHECKSUM_WORDS):
+        if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_supported":
+            return (
+                f"unset AWS_REQUEST_CHECKSUM_CALCULATION: the store of bucket '{bucket}' does not accept the checksums that it switches on"
+            )
+        return f"set AWS_REQUEST_CHECKSUM_CALCULATION=when_supported: bucket '{bucket}' requires checksums"
     return {
-        Status.SOURCE_DENIED: f"bucket '{bucket}' needs s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
-        "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the instance profile; "
-        "FSSPEC_S3_ANON=true reads public buckets without any",
+        Status.SOURCE_DENIED: f"grant s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject on bucket '{bucket}'; "
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use the instance profile; "
+        "set FSSPEC_S3_ANON=true for a public bucket, AWS_REQUEST_PAYER=requester for one whose requester pays"
+        + "; set AWS_REQUEST_CHECKSUM_CALCULATION=when_supported for one whose policy requires checksums"
+        * (doing == "write"),
         Status.SOURCE_TIMEOUT: f"check the network to bucket '{bucket}' and AWS_ENDPOINT_URL",
-        Status.SOURCE_THROTTLED: f"bucket '{bucket}' asks to slow down; run the same command again later, or with fewer workers",
+        Status.SOURCE_THROTTLED: f"run the same command again later, or with fewer workers: bucket '{bucket}' is asked too often",
     }.get(status, f"check bucket '{bucket}' and the spelling of the path")

@@ -38,6 +38,12 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
+def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return fsspec's file system and path for a URL, with the retries of its client. Raises what fsspec raises."""
+    filesystem, path = fsspec.url_to_fs(url, **(s3.fsspec_options() if urls.scheme_of(url) == "s3" else {}))
+    return filesystem, path
+
+
 def _without_retries(fs: Any) -> None:
     """The clients of Azure and Google try again for up to a minute by themselves; `Store` and `Fetcher` do so at their own pace: a wrong
     endpoint is reported soon, and a row of a list that does not answer costs no more than its policy allows."""

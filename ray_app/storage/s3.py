@@ -1,26 +1,41 @@
 """S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone needs them: `get` and `get_range` of one
 version, `head`, `found`, `delete_some`, `page`, `pages`.
 
-They go through the client of s3fs (credentials, AWS_ENDPOINT_URL, one event loop per process). The retries of both are switched off:
-retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
+The client of s3fs makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop per process). The retries of both are
+switched off: retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors`.
+
+`S3Config` and `with_s3_settings`: what a config says about requests. `worker_variables`: what processes elsewhere need to request alike.
 """
 
 import asyncio
+import base64
+import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
+from pydantic import Field
+
+from ray_app.config import Frozen
+from ray_app.errors import ConfigError
 from ray_app.storage import errors, ranged
 
 Call = Callable[[Callable[[float], Any]], Any]  # `storage.fetch.Retrier.call`: asks with the seconds left, and again
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# GDAL has the first variable, botocore the second one.
+PAYER_VARIABLE, CHECKSUM_VARIABLE = "AWS_REQUEST_PAYER", "AWS_REQUEST_CHECKSUM_CALCULATION"
+_REQUESTER, _WHEN_REQUIRED, _CHECKSUM_SETTING = "requester", "when_required", "request_checksum_calculation"
+_FOR_WORKERS = (PAYER_VARIABLE, CHECKSUM_VARIABLE, "AWS_RESPONSE_CHECKSUM_VALIDATION", "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS")
+_IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
 # Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
 _CONNECT_S, _READ_S = 5, 20
@@ -34,40 +49,142 @@ _IS_ENCODED = b"<EncodingType>url</EncodingType>"
 MOST_DELETED = 1000  # objects in one DeleteObjects
 
 
+class S3Config(Frozen):
+    """How S3 is requested. Operational: none of it changes a row, so a resumed run may set it anew."""
+
+    request_payer: Literal["requester"] | None = Field(
+        default=None, description="requester = pay for requests to buckets whose owner does not; null = as AWS_REQUEST_PAYER says"
+    )
+
+
+class HasS3Config(Protocol):
+    """A config with a section about S3."""
+
+    @property
+    def s3(self) -> S3Config:
+        """The section."""
+
+
+C = TypeVar("C", bound=HasS3Config)
+
+
+def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+    """Make a function that takes a config request S3 as the config says, also in the processes that it starts."""
+
+    @wraps(function)
+    def configured(config: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        payer, before = config.s3.request_payer, os.environ.get(PAYER_VARIABLE)
+        if payer is None or payer == before:
+            return function(config, *args, **kwargs)
+        os.environ[PAYER_VARIABLE] = payer
+        try:
+            return function(config, *args, **kwargs)
+        finally:
+            if before is None:
+                del os.environ[PAYER_VARIABLE]
+            else:
+                os.environ[PAYER_VARIABLE] = before
+
+    return configured
+
+
+def worker_variables() -> dict[str, str]:
+    """Return the environment variables with which a process on another machine requests S3 as this process does; none is a secret."""
+    return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
+
+
 def filesystem() -> Any:
     """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
-    identity = tuple(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "FSSPEC_S3_ANON"))
+    identity = tuple(map(os.environ.get, _IDENTITY))
     with _opening:  # sixteen threads that start together must not make sixteen clients
         return _filesystem(os.getpid(), errors.endpoint_url(), identity)
+
+
+def fsspec_options() -> dict[str, Any]:
+    """Return options for another s3fs that requests as `filesystem` does: where, who pays, which checksums. None is a secret."""
+    given = _given_options()
+    checksums = {_CHECKSUM_SETTING: _session(given.get("profile")).get_config_variable(_CHECKSUM_SETTING)}
+    return {
+        "endpoint_url": errors.endpoint_url() or given.get("endpoint_url"),
+        "requester_pays": _requester_pays(given),
+        "config_kwargs": {**checksums, **given.get("config_kwargs", {})},
+    }
 
 
 @lru_cache(maxsize=8)
 def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
     import s3fs  # half a second, only for s3://
 
-    fs = s3fs.S3FileSystem(
-        endpoint_url=endpoint,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        config_kwargs={
-            "connect_timeout": _CONNECT_S,
-            "read_timeout": _READ_S,
-            "max_pool_connections": _CONNECTIONS,
-            "retries": {"total_max_attempts": 1},
-        },
-    )
-    fs.session, fs.retries = _session(), 1
+    options = fsspec_options()
+    options["config_kwargs"] |= {
+        "connect_timeout": _CONNECT_S,
+        "read_timeout": _READ_S,
+        "max_pool_connections": _CONNECTIONS,
+        "retries": {"total_max_attempts": 1},
+    }
+    fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, **options)
+    session = _session(_given_options().get("profile"))
+    _add_parameters(session, {**fs.s3_additional_kwargs, **fs.req_kw})
+    is_aws = not fs.endpoint_url or ".amazonaws.com" in fs.endpoint_url
+    if not is_aws and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
+        session.register("before-sign.s3.DeleteObjects", _use_md5)
+    fs.session, fs.retries = session, 1
     return fs
 
 
-def _session() -> Any:
-    """botocore's session with a quicker reading of dates and of listings: its own takes more than twice as long for a page of keys."""
-    from aiobotocore.session import get_session  # type: ignore[import-untyped]
+def _given_options() -> Mapping[str, Any]:
+    """Return what FSSPEC_S3_* and fsspec's configuration files say. s3fs takes from there what it is not given."""
+    import fsspec.config
 
-    session = get_session()
+    given: Mapping[str, Any] = fsspec.config.conf.get("s3", {})
+    return given
+
+
+def _requester_pays(options: Mapping[str, Any]) -> bool:
+    """Return whether requests carry `x-amz-request-payer`. Raises ConfigError for a value that is not known."""
+    payer = os.environ.get(PAYER_VARIABLE, "")
+    if payer not in ("", _REQUESTER):
+        raise ConfigError(f"{PAYER_VARIABLE} is '{payer}', the only value is '{_REQUESTER}'", hint=f"set {PAYER_VARIABLE}={_REQUESTER}")
+    return payer == _REQUESTER or str(options.get("requester_pays", False)).lower() in ("true", "1")
+
+
+def _session(profile: str | None) -> Any:
+    """Make botocore's session with other defaults.
+
+    It reads dates and listings more quickly: botocore takes more than twice as long for a page of keys. It sends CRC checksums only if an
+    operation requires them, since many stores refuse the headers. Uploads stay protected: without a CRC, botocore signs their SHA-256.
+    The variable and the configuration file of botocore change that.
+    """
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+
+    variables = {_CHECKSUM_SETTING: (_CHECKSUM_SETTING, CHECKSUM_VARIABLE, _WHEN_REQUIRED, None)}
+    session = AioSession(session_vars=variables, profile=profile)
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     session.register("before-parse.s3.ListObjectsV2", _take_contents)
     return session
+
+
+def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
+    """Add to each request what s3fs adds to its own requests."""
+
+    def add(params: dict[str, Any], model: Any, **_: Any) -> None:
+        known = model.input_shape.members if model.input_shape else {}
+        for name in parameters.keys() & known.keys():
+            params.setdefault(name, parameters[name])
+
+    if parameters:
+        session.register("before-parameter-build.s3", add)
+
+
+def _use_md5(request: Any, **_: Any) -> None:
+    """Give a request that needs a checksum the one that all stores know, in place of botocore's CRC.
+
+    Source: https://github.com/aws/aws-sdk-js-v3/issues/6920 (a store that answers MissingContentMD5).
+    """
+    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
+        del request.headers[name]
+    request.headers["Content-Type"] = "application/xml"  # or a proxy may treat the body as a form
+    request.headers["Content-MD5"] = base64.b64encode(hashlib.md5(request.data, usedforsecurity=False).digest()).decode()
 
 
 def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

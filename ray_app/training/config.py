@@ -15,7 +15,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.detectors.card import Weights
 from ray_app.images import ImageLimits
 from ray_app.metrics import FIGURES
-from ray_app.storage import UNGUARDED
+from ray_app.storage import UNGUARDED, S3Config
 from ray_app.transforms.policy import Augmentation
 
 PROFILING = ("identify", "describe")
@@ -266,5 +266,6 @@ class TrainConfig(Recipe):
     faults: FaultTolerance = FaultTolerance()
     limits: ImageLimits = ImageLimits()
     unguarded: bool = Field(default=False, description=UNGUARDED)
+    s3: S3Config = S3Config()
     cluster: ClusterConfig = ClusterConfig()
     accept_licences: tuple[str, ...] = ()

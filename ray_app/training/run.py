@@ -29,7 +29,7 @@ from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_w
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
-from ray_app.storage import Guard, Lease, Store, local_path
+from ray_app.storage import Guard, Lease, Store, local_path, with_s3_settings
 from ray_app.storage.node_budget import usable_cores
 from ray_app.streams.feed import in_pool
 from ray_app.training import checkpoints, networks, validate
@@ -196,6 +196,7 @@ class Trained(NamedTuple):
     was_there: bool = False
 
 
+@with_s3_settings
 def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     """Train by a recipe into `config.out`, from wherever an earlier session of the same command stopped.
 

@@ -195,7 +195,8 @@ def test_a_bucket_with_wrong_keys(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert code == 5, said
     assert "cannot list s3://photos/2024: The AWS Access Key Id you provided does not exist." in said
-    assert "bucket 'photos' needs s3:ListBucket" in said
+    assert "grant s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject on bucket 'photos'" in said
+    assert "AWS_REQUEST_PAYER=requester" in said
     assert "secret-of-mine" not in said
 
 

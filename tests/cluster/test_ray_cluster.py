@@ -1,5 +1,6 @@
 """Functions as Ray tasks: results in order, exceptions whole. What a Ray of our own runs, and says."""
 
+import json
 import os
 import random
 import subprocess
@@ -13,6 +14,8 @@ from ray_app.cluster.ray_cluster import beside_others, on_ray
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from tests.archives.given import files_below
+from tests.ray_head import BIN, ray_head
+from tests.scoring.conftest import ROOT
 
 pytestmark = pytest.mark.ray
 
@@ -71,6 +74,30 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
+
+
+PAYING = """
+import os
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, on_ray
+
+with cluster(ClusterConfig()):
+    print("a worker has", *on_ray(os.environ.get, ["AWS_REQUEST_PAYER"]))
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_request_s3_as_their_driver(tmp_path):
+    (tmp_path / "paying.py").write_text(PAYING)
+    program, paying = [sys.executable, str(tmp_path / "paying.py")], {"AWS_REQUEST_PAYER": "requester"}
+    with ray_head() as head:
+        done = subprocess.run(program, env=head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(ROOT)} | paying,
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        assert "a worker has requester" in done.stdout, done.stderr
+        environment = json.dumps({"env_vars": paying | {"PYTHONPATH": str(ROOT)}})
+        command = [BIN / "ray", "job", "submit", "--runtime-env-json", environment, "--", *program]
+        done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=120)
+        assert "a worker has requester" in done.stdout, done.stdout + done.stderr
 
 
 LOSING = """

@@ -15,7 +15,8 @@ COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, codec) fo
 CONTAINERS: Mapping[str, ContainerFormat] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
 
 _SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}
-_ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT
+_COMICS = {".cbz": "zip", ".cbt": "tar"}  # comic books: a page is an image
+_ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT | _COMICS
 _ALL_ENDINGS = tuple(_ENDINGS)  # asked at once: nearly every file of a listing has none of them
 
 

@@ -1,5 +1,6 @@
-"""Parquet tables of encoded images, as the Hugging Face hub writes them: one row is one member (`index`, `reader`, `index_uris`,
-`rows_by`).
+"""List Parquet tables of encoded images, as the Hugging Face hub writes them (`index`, `reader`, `index_uris`, `rows_by`).
+
+A row is a member. If rows have lists of images, an image of a list is a member, named ROW/NUMBER.
 
 Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps) are
 left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without images but
@@ -7,9 +8,11 @@ with uris is a list, whose rows are files of their own, if the user named it as 
 """
 
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +24,38 @@ from ray_app.archives.columns import (
     Sizes,
     cell_bytes,
     features_of,
+    field_beside_bytes,
     has_binary,
     holds_files,
     input_rows,
     is_struct_of_bytes,
     is_text,
+    nested_files,
     no_uris,
     roles_of,
     uri_column,
     without,
 )
 from ray_app.archives.containers.base import Container, why_closed
-from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
+from ray_app.archives.containers.parquet_reader import (
+    UNREADABLE,
+    ParquetReader,
+    buffer_of,
+    fault,
+    leaves_of,
+    no_bytes,
+    open_parquet,
+    reference,
+)
+from ray_app.archives.members import ListedMember, MemberLocation, RefusedMember
 from ray_app.archives.uri_list_rows import ListEntries
-from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
-from ray_app.storage import Fetcher, errors
-
-# What pyarrow raises on files that are not what they say; Arrow's own errors are some of these, or ArrowException.
-UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
-# Without a buffer a whole column chunk is read at once; with one, page by page.
-_BUFFER = 1 << 20
-# A footer's texts and lists, so that a small file cannot claim gigabytes.
-_MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
+from ray_app.errors import ConfigError, InputError, Status, describe_error
+from ray_app.images import sniff_format
+from ray_app.storage import Fetcher
 
 T = TypeVar("T")
+# Row group, `input`, the bytes of `input`, and False if the image is known to be null without reading it. A plain tuple is the fastest.
+Row: TypeAlias = tuple[int, dict[str, Any], int, bool]
 
 _ROWS_AT_ONCE = 4096
 _WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
@@ -56,6 +67,11 @@ MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is 
 MAX_COLUMNS = 1024
 # An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
 _FEW_ROWS = 4096
+# A row is read as a whole. All images of its list may be copies of one large entry of a dictionary.
+MAX_IMAGES_PER_ROW = 256
+_SAMPLE_ROWS, _SAMPLE_LETTERS = 16, 4096  # of texts that may be images in base64
+
+reader = ParquetReader
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
@@ -85,156 +101,6 @@ def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> di
             shared.add(row[column])
         found[row[column]] = row
     return {key: row for key, row in found.items() if key not in shared}
-
-
-def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """The bytes that a reference in `input` (a column NAME_uri) stands for.
-
-    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
-    no such cell.
-    """
-    place, mark, rest = uri.rpartition("#row=")
-    number, _, column = rest.partition("&column=")
-    if not mark or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: not a reference into a table (…#row=N&column=NAME)")
-    row = int(number)
-    with fetcher.open(place, "") as file:
-        try:
-            return _referenced(open_parquet(file), row, column, uri)
-        except UNREADABLE as error:
-            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {describe_error(error)}") from error
-
-
-def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
-    """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it is none.
-
-    `texts_once`: a text that the file holds once takes memory once, however many rows have it; they are dictionaries then.
-    """
-    limits = {"buffer_size": _BUFFER, "thrift_string_size_limit": _MAX_TEXT, "thrift_container_size_limit": _MAX_ITEMS}
-    found = pq.ParquetFile(file, **limits)
-    if not texts_once:
-        return found
-    leaves = (found.schema.column(place) for place in range(len(found.schema.names)))
-    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in ("STRING", "JSON", "ENUM")]
-    return pq.ParquetFile(file, metadata=found.metadata, read_dictionary=texts, **limits)
-
-
-def fault(error: BaseException) -> Status:
-    """Why pyarrow cannot read a file: a codec, encoding or type that it does not know (only its message says so), or damage."""
-    is_unknown = isinstance(error, NotImplementedError) or any(word in str(error) for word in ("not supported", "Unsupported"))
-    return Status.UNSUPPORTED_FORMAT if is_unknown else Status.CORRUPT_IMAGE
-
-
-def no_bytes(others: Mapping[str, Any]) -> RefusedMember:
-    """What a row says whose image was left out of the table; `others` are its other columns."""
-    path = others.get("path")
-    return RefusedMember(Status.SOURCE_MISSING, "the row has no bytes" + (f"; its path says '{path}'" if path else ""))
-
-
-class ParquetReader:
-    """The cells of one column after another, streamed; the place in a row group is kept, so that the next block goes on there.
-
-    What is held is one page of the file and one cell.
-    """
-
-    def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:
-        self._fetcher, self._max_bytes = fetcher, max_bytes
-        self._key: tuple[str, str] | None = None
-        self._file: io.RawIOBase | None = None
-        self._cursor: _Cursor | None = None
-
-    def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not tried again for this call."""
-        failed: dict[int, InputError] = {}
-        for member in members:
-            place = member.place
-            assert place is not None, "a row of a table has a place"
-            if place.group not in failed:
-                try:
-                    yield self._cell(member)
-                    continue
-                except SourceError as error:
-                    failed[place.group] = error
-                except UNREADABLE as error:
-                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {describe_error(error)}")
-                self._close()
-            yield failed[place.group]
-
-    def _cell(self, member: ManifestMember) -> bytes | InputError:
-        place = member.place
-        assert place is not None
-        assert place.column is not None
-        parquet = self._open(member)
-        if self._cursor is None or not self._cursor.reaches(place.group, place.offset, place.column):
-            self._cursor = _Cursor(parquet, place.group, place.column)
-        data = self._cursor.at(place.offset)
-        if data is None:
-            return no_bytes(member.input).error()
-        return errors.too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
-
-    def _open(self, member: ManifestMember) -> pq.ParquetFile:
-        if self._key != (member.uri, member.version):
-            self._close()
-            self._file = self._fetcher.open(member.uri, member.version)
-            self._parquet = open_parquet(self._file)
-            self._key = (member.uri, member.version)
-        return self._parquet
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._key = self._file = self._cursor = None
-
-
-class _Cursor:
-    """A way through one column of one row group, forwards only."""
-
-    def __init__(self, file: pq.ParquetFile, group: int, column: str) -> None:
-        if not 0 <= group < file.metadata.num_row_groups:
-            raise IndexError(f"there is no row group {group}, only {file.metadata.num_row_groups} of them")
-        self._group, self._column = group, column
-        self._next = sum(file.metadata.row_group(i).num_rows for i in range(group))
-        self._is_struct = is_struct_of_bytes(file.schema_arrow.field(column).type)
-        leaf = f"{column}.bytes" if self._is_struct else column
-        # One row at a time: any number of rows may be copies of one large dictionary entry.
-        self._batches = file.iter_batches(1, [group], [leaf], use_threads=False)
-
-    def reaches(self, group: int, row: int, column: str) -> bool:
-        """Whether a cell lies ahead."""
-        return (group, column) == (self._group, self._column) and row >= self._next
-
-    def at(self, row: int) -> Any:
-        """The buffer of the cell in a row of the file, None where it is null. Raises IndexError past the group's end."""
-        for batch in self._batches:
-            self._next += 1
-            if self._next > row:
-                cells = batch.column(self._column)  # by its name: `image.bytes` is read, too, where a column is called so
-                cell = (cells.field("bytes") if self._is_struct else cells)[0]
-                return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
-        raise IndexError(f"row group {self._group} has no row {row}")
-
-
-def reference(uri: str, row: int, column: str) -> str:
-    """What `input` says instead of a cell's bytes."""
-    return f"{uri}#row={row}&column={column}"
-
-
-def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
-    kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
-    if not (holds_files(kind) or is_text(kind)):
-        raise ConfigError(f"{uri}: the table has no column '{column}' with one file or text in each row")
-    group, end = 0, 0
-    while group < file.metadata.num_row_groups and (end := end + file.metadata.row_group(group).num_rows) <= row:
-        group += 1
-    if group == file.metadata.num_row_groups:
-        raise IndexError(f"there is no row {row}")
-    data = _Cursor(file, group, column).at(row)
-    if data is None:
-        raise SourceError(Status.SOURCE_MISSING, f"{uri}: the row has no bytes")
-    return bytes(data.to_pybytes())
-
-
-reader = ParquetReader
 
 
 def _opened(container: Container, fetcher: Fetcher, rows: Callable[[Container, pq.ParquetFile], Iterator[T]]) -> Iterator[T | ListedMember]:
@@ -267,7 +133,7 @@ def _refusal(file: pq.ParquetFile, size_bytes: int) -> RefusedMember | None:
 
 def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     try:
-        roles = roles_of(file.schema_arrow, container.columns, container.path)
+        roles = roles_of(file.schema_arrow, container.columns, container.path, follows_uris=container.named)
     except ConfigError as error:
         if container.named:
             raise
@@ -277,12 +143,43 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
         yield from _images(container, file, roles.image)
     elif roles.uri is not None and container.named:
         yield from _uris(container, file, roles.uri)
+    elif roles.images is not None:
+        yield from _images_of_lists(container, file, roles.images)
     else:
-        reason = (
-            f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
-        )
-        why = RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{reason}")
+        why = RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{_advice(container, file, roles.uri)}")
         yield ListedMember(container.uri, None, 0, container.version, container.size_bytes, refused=why)  # a file like others
+
+
+def _advice(container: Container, file: pq.ParquetFile, uri: str | None) -> str:
+    """Return what a table without a column of images has instead, and what its owner can do."""
+    if (place := nested_files(file.schema_arrow)) is not None:
+        return f"; it has files in '{place}', which are not read: write them into a column of structs {{bytes, path}}, or of lists of these"
+    if (column := _base64_column(file)) is not None:
+        return f"; its column '{column}' has images as base64 text, which is not read: decode it into a column of bytes"
+    if uri is not None:
+        return f"; to score what its column '{uri}' names, give it as a source of its own: list::{container.uri}"
+    return ""
+
+
+def _base64_column(file: pq.ParquetFile) -> str | None:
+    """Return the first column of texts whose first value is an image in base64, perhaps as a `data:` URL."""
+    texts: list[str] = [field.name for field in file.schema_arrow if is_text(field.type)]
+    if not texts or not file.metadata.num_row_groups:
+        return None
+    for batch in islice(file.iter_batches(_SAMPLE_ROWS, [0], texts, use_threads=False), 1):
+        for name in texts:
+            value = next((buffer_of(cell).to_pybytes() for cell in batch.column(name) if cell.is_valid), b"")
+            if _is_image_in_base64(value[:_SAMPLE_LETTERS]):
+                return name
+    return None
+
+
+def _is_image_in_base64(text: bytes) -> bool:
+    start = text.rpartition(b"base64,")[2].strip()
+    try:
+        return sniff_format(b64decode(start[: len(start) // 4 * 4], validate=True)) is not None
+    except ValueError:
+        return False
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
@@ -294,25 +191,66 @@ def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember
 
 def _images(container: Container, file: pq.ParquetFile, image: str) -> Iterator[ListedMember]:
     bomb = _bomb(container, file)
-    for row, (group, values, has_image) in enumerate(_Table(container, file, image).rows()):
-        if row == container.limits.max_members:
-            yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {row} rows; further ones are not read"))
+    for number, (group, values, _, has_image) in enumerate(_Table(container, file, image).rows()):
+        if number == container.limits.max_members:
+            yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {number} rows; further ones are not read"))
             return
         refused = bomb if has_image else no_bytes(values)
-        yield ListedMember(
-            container.uri, str(row), 0, container.version, -1, values, MemberLocation("parquet", row, -1, group, image), refused
-        )
+        place = MemberLocation("parquet", number, -1, group, image)
+        yield ListedMember(container.uri, str(number), 0, container.version, -1, values, place, refused)
+
+
+def _images_of_lists(container: Container, file: pq.ParquetFile, images: str) -> Iterator[ListedMember]:
+    """Yield every image of every list; rows with empty lists have none."""
+    bomb, count = _bomb(container, file), 0
+    table = _Table(container, file, images)
+    for number, ((group, columns, size_bytes, _), (length, files)) in enumerate(zip(table.rows(), _lists(file, images), strict=True)):
+        place = MemberLocation("parquet", number, -1, group, images)
+        if length > MAX_IMAGES_PER_ROW:
+            reason = f"a list of {length} images, over {MAX_IMAGES_PER_ROW} in one row: write them into several rows"
+            refused = RefusedMember(Status.IMAGE_TOO_LARGE, reason)
+            yield ListedMember(container.uri, str(number), 0, container.version, -1, columns, place, refused)
+            continue
+        table.take(size_bytes * max(0, length - 1))  # each image has the columns of the row
+        for item, (path, is_there) in enumerate(files):
+            if count == container.limits.max_members:
+                yield container.itself(RefusedMember(Status.UNSAFE_MEMBER, f"more than {count} images; further ones are not read"))
+                return
+            count += 1
+            values = columns if "path" in table.read else {**columns, "path": path}
+            why = bomb if is_there else no_bytes(values)
+            yield ListedMember(container.uri, f"{number}/{item}", 0, container.version, -1, values, place, why)
+
+
+def _lists(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, list[tuple[str | None, bool]]]]:
+    """Yield how many images each row has, and for each of the first ones its path, if it has one, and whether the image is there.
+
+    The bytes of images are not read.
+    """
+    kind = file.schema_arrow.field(column).type
+    name = field_beside_bytes(kind)
+    assert name is not None, "roles_of chooses no other columns"
+    has_path = name == "path" and is_text(kind.value_type.field(name).type)
+    for group in range(file.metadata.num_row_groups):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, [group], leaves_of(file, column, name), use_threads=False):
+            cells, start = batch.column(column), 0
+            files = cells.flatten()
+            for length in pc.fill_null(pc.list_value_length(cells), 0).to_pylist():
+                first = files.slice(start, min(length, MAX_IMAGES_PER_ROW))
+                paths = first.field(name).to_pylist() if has_path else [None] * len(first)
+                yield length, list(zip(paths, first.is_valid().to_pylist(), strict=True))
+                start += length
 
 
 def _uris(container: Container, file: pq.ParquetFile, column: str) -> Iterator[ListedMember]:
-    yield from ListEntries(container.uri, column).members(values for _, values, _ in _Table(container, file, None).rows())
+    yield from ListEntries(container.uri, column).members(values for _, values, _, _ in _Table(container, file, None).rows())
 
 
 def _keyed(container: Container, file: pq.ParquetFile, column: str, most: int) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
     is_keyed = column in schema.names and is_text(schema.field(column).type) and not any(holds_files(field.type) for field in schema)
     if is_keyed and file.metadata.num_rows * len(schema) <= most:
-        yield from (values for _, values, _ in _Table(container, file, None).rows() if values[column] is not None)
+        yield from (values for _, values, _, _ in _Table(container, file, None).rows() if values[column] is not None)
 
 
 def _bomb(container: Container, file: pq.ParquetFile) -> RefusedMember | None:
@@ -334,35 +272,34 @@ class _Table:
         self.with_path = tuple(name for name, kind in binary.items() if _has_path(kind))
         self._size, self._ratio, self._taken = container.size_bytes, container.limits.max_ratio, 0
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
         """Count what cells unpack to: a text that stands in the file once may be in all its rows. Raises InputError once it is too much."""
         self._taken += size
         if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
             reason = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._ratio, observed=self._taken / max(1, self._size))
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any], bool]]:
-        """Every row in order: its row group, its `input`, and False where its image is known to be null without reading it."""
+    def rows(self) -> Iterator[Row]:
+        """Every row in order."""
         first_row = 0
         for group in range(self.file.metadata.num_row_groups):
-            for values, has_image in self._group(group, first_row):
-                yield group, values, has_image
+            yield from self._group(group, first_row)
             first_row += self.file.metadata.row_group(group).num_rows
 
-    def _group(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], bool]]:
-        """The same of one row group, whose first row in the file is `first_row`."""
+    def _group(self, group: int, first_row: int) -> Iterator[Row]:
+        """The rows of one row group, whose first row in the file is `first_row`."""
         row, expected = first_row, self.file.metadata.row_group(group).num_rows
-        for values, nulls in (
-            self._read(group, first_row) if self.read or self.with_path else (({}, frozenset[str]()) for _ in range(expected))
+        for values, size_bytes, nulls in (
+            self._read(group, first_row) if self.read or self.with_path else (({}, 0, frozenset[str]()) for _ in range(expected))
         ):
             for name in self.referred:
                 values[self._free(f"{name}_uri")] = None if name in nulls else reference(self.uri, row, name)
-            yield values, self.image not in nulls
+            yield group, values, size_bytes, self.image not in nulls
             row += 1
         if row - first_row != expected:
             raise pa.ArrowInvalid(f"row group {group} has {row - first_row} rows, its footer says {expected}")
 
-    def _read(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], Collection[str]]]:
+    def _read(self, group: int, first_row: int) -> Iterator[tuple[dict[str, Any], int, Collection[str]]]:
         features = features_of(self.file.schema_arrow)
         wanted = [*self.read, *(f"{name}.path" for name in self.with_path)]
         for batch in self.file.iter_batches(_ROWS_AT_ONCE, [group], wanted, use_threads=False):
@@ -372,13 +309,14 @@ class _Table:
             nulls = {name: batch.column(name).is_null().to_pylist() for name in self.with_path}
             sizes = {name: cell_bytes(column) for name, column in columns.items()}
             long = _long(sizes)
-            self._take(sum(int(size[~long[name]].sum()) for name, size in sizes.items()))
+            row_sizes = sum((np.where(long[name], 0, size) for name, size in sizes.items()), np.zeros(batch.num_rows, np.int64))
+            self.take(int(row_sizes.sum()))
             columns = {name: without(column, long[name]) for name, column in columns.items()}
             rows = input_rows(columns, features) if columns else [{} for _ in range(batch.num_rows)]
-            for row, values in enumerate(rows):
+            for row, (values, size_bytes) in enumerate(zip(rows, row_sizes.tolist(), strict=True)):
                 for name in (name for name, is_long in long.items() if is_long[row]):
                     values[self._free(f"{name}_uri")] = reference(self.uri, first_row + row, name)
-                yield values, [name for name in nulls if nulls[name][row]]
+                yield values, size_bytes, [name for name in nulls if nulls[name][row]]
             first_row += batch.num_rows
 
     def _free(self, name: str) -> str:

@@ -1,16 +1,18 @@
-"""Tar files: `index` and `reader` of plain ones, whose members are read from where they lie; `CompressedTar` for gzip, bzip2, xz and zstd
-streams.
+"""List and read the members of tar files: `index` and `reader` for plain files, `CompressedTar` for gzip, bzip2, xz, and zstd.
 
-Headers are parsed block by block with `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
-recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end. A compressed tar is one stream,
-unpacked from its start, in memory that does not grow.
+`tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every member in memory, recurses and backtracks
+over hostile extended headers, and treats a damaged header in the middle as the end. A compressed tar is one stream, unpacked from its
+start, in memory that does not grow.
+
+Members of archives that follow an end mark are members, as for `tar --ignore-zeros`: `cat a.tar b.tar` has the members of both.
 """
 
 import bz2
 import lzma
+import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -24,9 +26,14 @@ BLOCK = tarfile.BLOCKSIZE
 # Long names and attributes of one member; Linux allows 64 KiB for all attributes of a file, and a few may be chained.
 _MAX_HEADERS = 2**20
 _MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
+# Zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to some MiB if a user sets the blocking factor.
+_MAX_PADDING = 64 * 2**20
+_END_MARK = 2 * BLOCK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_EXTENDED = frozenset({*_PAX, *_LONG, tarfile.XGLTYPE})
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITH_DATA = (*_FILES, tarfile.GNUTYPE_SPARSE)
 _NO_FILES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -35,13 +42,25 @@ _NO_FILES = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
+# Folders of GNU's incremental backups, whose data is a list of names, GNU's volume labels, and Solaris's access control lists.
+_METADATA = (b"D", b"V", b"A")
+_CONTINUED = b"M"  # GNU's rest of a file that begins in another volume
+# Records of a global header that are about the next member only.
+_VOLUME = "GNU.volume."
+_VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
+_OTHER_VOLUME = RefusedMember(
+    Status.TRUNCATED_IMAGE, "the file begins in another volume of this archive: unpack it with `tar --multi-volume`"
+)
+
+# GNU's own format keeps two times where POSIX keeps the prefix of a name: the times of access and of change.
+_GNU_MAGIC = b"ustar  \0"
+_GNU_TIMES = re.compile(rb"(?:[ 0-7]{11}[ \0]|[\x80\xff].{11}|\0{12}){2}", re.DOTALL)
 
 _GZIP = 16 + zlib.MAX_WBITS
 _XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
 
 _PIECE = 64 * 2**10  # packed bytes at once
 _STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
-_TAIL = 2**20  # after the end mark there is padding, then the checksum
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
@@ -63,69 +82,107 @@ Stream: TypeAlias = "ranged.RangedFile | Unpacked"  # what headers are read from
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One member. `stored` bytes of data lie at `offset`; `unsafe` says why it is no plain file."""
+    """One entry. `stored` bytes of data are at `offset`; `refused` says why a member is not a plain file that can be read."""
 
     name: str
     offset: int
     stored: int
-    is_folder: bool
-    unsafe: str | None
+    is_member: bool
+    refused: RefusedMember | None
 
 
 def read_headers(stream: Stream) -> Iterator[Header]:
-    """Every member up to the end mark.
+    """Yield every entry of an archive, and of the archives that follow its end mark.
 
-    Raises InputError: truncated_image where the archive ends first, corrupt_image for what is no header.
+    Raises:
+        InputError: truncated_image if the archive ends without an end mark, corrupt_image for data that is not a header, image_too_large
+            for more zeros than any padding has.
     """
-    everywhere: dict[str, str] = {}
+    reader = _HeaderReader(stream)
     offset = 0
-    while True:
-        stream.seek(offset)
-        header = _next_header(stream, everywhere)
-        if header is None:
-            return
+    while (header := reader.read_next(offset)) is not None:
         yield header
         offset = header.offset + _padded(header.stored)
 
 
-def _next_header(stream: Stream, everywhere: dict[str, str]) -> Header | None:
-    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what holds for all members."""
-    begin = stream.tell()
-    extended: dict[str, str] = {}
-    while True:
-        info = _block(stream, begin)
-        if info is None:
-            return None
-        if info.type not in (*_PAX, *_LONG, tarfile.XGLTYPE):
-            return _header(stream, info, everywhere | extended)
-        body = _body(stream, info, begin)
-        if info.type == tarfile.XGLTYPE:
-            everywhere |= _pax_records(body, begin)
-        elif info.type in _PAX:
-            extended |= _pax_records(body, begin)
-        elif info.type == tarfile.GNUTYPE_LONGNAME:
-            extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+class _HeaderReader:
+    """Read one header after another, with the extended headers before it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._everywhere: dict[str, str] = {}  # records that hold for all members of an archive
+        self._padding_left = _MAX_PADDING
+
+    def read_next(self, offset: int) -> Header | None:
+        """Return the first header at or after `offset`; None if only zeros follow."""
+        self._stream.seek(offset)
+        begin = offset
+        extended: dict[str, str] = {}
+        while True:
+            block, zeros = self._stream.read(BLOCK), 0
+            if block and block.count(0) == len(block):
+                block, zeros = self._skip_zeros(len(block))
+                begin, extended = self._stream.tell() - len(block), {}
+                if not block:
+                    return None
+            if zeros >= _END_MARK:
+                self._everywhere = {}
+            info = _parsed(self._stream, block, begin, has_ended=zeros > 0)
+            if info.type not in _EXTENDED:
+                self._padding_left += tarfile.RECORDSIZE
+                return _header(self._stream, info, self._everywhere | extended if self._everywhere else extended)
+            body = _body(self._stream, info, begin)
+            if info.type == tarfile.XGLTYPE:
+                records = _pax_records(body, begin)
+                extended |= {key: records.pop(key) for key in list(records) if key.startswith(_VOLUME)}
+                self._everywhere |= records
+            elif info.type in _PAX:
+                extended |= _pax_records(body, begin)
+            elif info.type == tarfile.GNUTYPE_LONGNAME:
+                extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+    def _skip_zeros(self, zeros: int) -> tuple[bytes, int]:
+        """Return the next block that is not zero (empty at the end of the stream), and how many bytes of zeros precede it.
+
+        Args:
+            zeros: How many bytes of zeros were read before.
+
+        Raises:
+            InputError: image_too_large if the zeros of all end marks together exceed the limit.
+        """
+        start = self._stream.tell() - zeros
+        while (block := self._stream.read(BLOCK)) and block.count(0) == len(block):
+            zeros += len(block)
+            if zeros > self._padding_left:
+                reason = f"over {_MAX_PADDING} bytes of zeros follow the end mark at byte {start}; what follows them is not listed"
+                raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
+        self._padding_left -= zeros
+        return block, zeros
 
 
-def _block(stream: Stream, begin: int) -> tarfile.TarInfo | None:
-    """One header block; None for the end mark."""
-    data = stream.read(BLOCK)
-    if len(data) < BLOCK:
-        what = "inside a header" if data or stream.tell() > begin else "without its end mark"
+def _parsed(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tarfile.TarInfo:
+    """Parse one header block; `has_ended`: whether the block follows an end mark."""
+    if len(block) < BLOCK and not has_ended:
+        what = "inside a header" if block or stream.tell() > begin else "without its end mark"
         raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: files may be missing")
-    if data.count(0) == BLOCK:
-        return None
     try:
-        info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise _damaged(stream.tell() - BLOCK, str(error)) from None
+        place = stream.tell() - len(block)
+        if has_ended:
+            reason = f"the data at byte {place}, after the end mark of the tar archive, is not a tar header ({error}); files may be missing"
+            raise InputError(Status.CORRUPT_IMAGE, reason) from None
+        raise _damaged(place, str(error)) from None
     if not 0 <= info.size < _MAX_SIZE:
         raise _damaged(stream.tell() - BLOCK, f"a size of {info.size} bytes")
+    if block[345] and block[257:265] == _GNU_MAGIC and _GNU_TIMES.match(block, 345):
+        own = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        info.name = own.rstrip("/") if info.isdir() else own
     if info.type == tarfile.GNUTYPE_SPARSE:
-        more = data[482]
+        more = block[482]
         while more:  # the map of a sparse file goes on in further blocks
-            data = stream.read(BLOCK)
-            more = len(data) == BLOCK and stream.tell() - begin < _MAX_HEADERS and data[504]
+            block = stream.read(BLOCK)
+            more = len(block) == BLOCK and stream.tell() - begin < _MAX_HEADERS and block[504]
     return info
 
 
@@ -139,19 +196,33 @@ def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
 
 
 def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> Header:
-    stored, unsafe = info.size, _NO_FILES.get(info.type)
+    stored = info.size
     if "size" in extended:
         digits = extended["size"]
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < _MAX_SIZE):
             raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
         stored = int(digits)
-    if any(key.startswith("GNU.sparse.") for key in extended):
-        unsafe = _NO_FILES[tarfile.GNUTYPE_SPARSE]
-    elif info.type not in _FILES and not info.isdir() and unsafe is None:
-        unsafe = f"an entry of type {info.type!r}"
     # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
-    has_data = info.type in (*_FILES, tarfile.GNUTYPE_SPARSE) or info.type not in tarfile.SUPPORTED_TYPES
-    return Header(extended.get("path", info.name), stream.tell(), stored if has_data else 0, info.isdir(), unsafe)
+    has_data = info.type in _WITH_DATA or info.type not in tarfile.SUPPORTED_TYPES
+    is_member = not info.isdir() and info.type not in _METADATA
+    name = info.name
+    if extended:  # GNU tar makes up the names in headers of sparse files and of parts of files
+        name = extended.get("GNU.sparse.name") or extended.get(_VOLUME_NAME) or extended.get("path", name)
+    is_plain = not extended and info.type in _FILES
+    refused = None if is_plain or not is_member else _refusal(info, extended)
+    return Header(name, stream.tell(), stored if has_data else 0, is_member, refused)
+
+
+def _refusal(info: tarfile.TarInfo, extended: dict[str, str]) -> RefusedMember | None:
+    """Return why a member is not read; None for a plain file."""
+    if info.type == _CONTINUED or extended.get(_VOLUME_OFFSET, "0") != "0":
+        return _OTHER_VOLUME
+    kind = _NO_FILES.get(info.type)
+    if any(key.startswith("GNU.sparse.") for key in extended):
+        kind = _NO_FILES[tarfile.GNUTYPE_SPARSE]
+    elif kind is None and info.type not in _FILES:
+        kind = f"an entry of type {info.type!r}"
+    return None if kind is None else RefusedMember(Status.UNSAFE_MEMBER, kind)
 
 
 def _pax_records(body: bytes, begin: int) -> dict[str, str]:
@@ -180,27 +251,32 @@ def _damaged(offset: int, why: str) -> InputError:
     return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; files may be missing")
 
 
-def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[ContainerEntry]:
-    """The files of a tar; `there` says how many bytes of a member's data there are, and may pass over them.
+def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Generator[ContainerEntry, None, bool]:
+    """Yield the files of a tar; `there` returns how many bytes of a member's data there are, and may pass over them.
 
-    Raises InputError where the archive breaks off.
+    Returns:
+        Whether the last file is whole.
+
+    Raises:
+        InputError: the archive breaks off, or goes on with what is not a tar.
     """
     for header in read_headers(stream):
-        if header.is_folder:
+        if not header.is_member:
             continue
         text: str | None = None
-        if header.unsafe is None and sidecar_column(header.name, header.stored):
+        if header.refused is None and sidecar_column(header.name, header.stored):
             text = as_text(stream.read(header.stored))
         found = there(header)
         place = MemberLocation(kind, header.offset, header.stored)
-        if header.unsafe is not None:
-            yield ContainerEntry(header.name, header.stored, None, RefusedMember(Status.UNSAFE_MEMBER, header.unsafe))
+        if header.refused is not None:
+            yield ContainerEntry(header.name, header.stored, None, header.refused)
         elif found < header.stored:
             reason = f"the archive ends after {found} of its {header.stored} bytes"
             yield ContainerEntry(header.name, header.stored, None, RefusedMember(Status.TRUNCATED_IMAGE, reason))
-            return  # what may have come behind it is not known
+            return False  # what may have come behind it is not known
         else:
             yield ContainerEntry(header.name, header.stored, place, text=text)
+    return True
 
 
 # The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). None gives more than it is asked for, whatever a
@@ -339,8 +415,12 @@ class Unpacked:
                 return data
 
     def _pass_zeros(self) -> None:
+        start = self._packed.tell() - len(self._waiting)
         while not self._waiting.strip(b"\0") and (more := self._packed.read(_PIECE)):
             self._waiting = more
+            if (zeros := self._packed.tell() - start) > _MAX_PADDING:
+                reason = f"over {_MAX_PADDING} bytes of zeros follow the {self._codec} stream at byte {start}"
+                raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
         self._waiting = self._waiting.lstrip(b"\0")
 
 
@@ -385,10 +465,6 @@ def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar)
     if not container.size_bytes:
         raise InputError(Status.EMPTY_FILE, "an empty archive: it has no bytes")
     stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)
-
-    yield from entries_of(stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset)
-    if stream.cut:
-        return  # as the last member says
-    stream.seek(stream.tell() + _TAIL)  # raises where the checksum does not hold
-    if stream.cut:
+    is_whole = yield from entries_of(stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset)
+    if stream.cut and is_whole:  # otherwise the last member says so
         raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec} stream ends before its checksum: files may be damaged")

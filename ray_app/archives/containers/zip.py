@@ -1,17 +1,22 @@
-"""Zip files: `index` lists members from the central directory, `reader` unpacks them from their own ranges.
+"""List and read the members of zip files: `index` reads the central directory, `reader` unpacks members from their own ranges.
 
-Source of the layout: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3. `zipfile` is not used for it: it holds the whole directory in memory before any
-limit can be checked, and one bad name spoils the archive. What claims to unpack to more than `max_ratio` allows is `image_too_large`, as
-every other crossing of an intake limit; what only a hostile or broken writer makes (links, overlapping entries, unsafe names) is
-`unsafe_member`.
+Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used: it holds the whole directory in memory before any
+limit can be checked, and one bad name spoils the archive. A member that claims to unpack to more than `max_ratio` allows is
+`image_too_large`, like every other crossing of an intake limit. What only a hostile or broken writer makes (links, overlapping entries,
+unsafe names) is `unsafe_member`.
+
+macOS writes zips over 4 GiB without zip64, with the low 32 bits of each offset. `_Spans` restores the offsets.
 """
 
 import bz2
 import stat
 import struct
+import unicodedata
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +34,11 @@ _ENTRY, _ENTRY_SIGNATURE = struct.Struct("<4s6H3L5H2L"), b"PK\x01\x02"
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _LONGEST_COMMENT = 2**16 - 1
 _SEE_EXTRA, _ZIP64_EXTRA = 2**32 - 1, 1
+_UNICODE_PATH_EXTRA, _UNICODE_PATH_VERSION = 0x7075, 1
+_UTF8_NAME = 0x800
+_WRAP = 2**32  # offsets without zip64 begin again at 0 here
+_MAX_WRAPS = 1024  # 4 TiB, far more than one volume of a Mac holds in one zip
+_PROBE_BYTES = 4096  # read at a place where a local header may be
 _MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
 
 HEADER = struct.Struct("<4s5H3L2H")
@@ -56,7 +66,8 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
     size = size_of(container, fetcher)
     listing, content = (fetcher.open(container.uri, container.version, size) for _ in range(2))
     directory = find_directory(listing, size)
-    spans = _Spans(listing, directory)
+    probe = fetcher.open(container.uri, container.version, size, window=_PROBE_BYTES)
+    spans = _Spans(listing, directory, probe)
     max_ratio = container.limits.max_ratio
     if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
         reason = f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no file is listed"
@@ -66,21 +77,29 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
         if is_folder and not entry.size:
             continue
         refused = _refusal(entry, is_folder, spans, number, max_ratio)
-        place = MemberLocation("zip", entry.offset, int(spans.lengths[number]))
+        place = MemberLocation("zip", int(spans.starts[number]), int(spans.lengths[number]))
         text: str | None = None
         if refused is None and sidecar_column(entry.name, entry.size):
             text = _text(content, place, entry.size)
         yield ContainerEntry(entry.name, entry.size, place, refused, text)
+    if not spans.is_ordered:
+        raise _unreadable("it is over 4 GiB without zip64 records: unpack it where it was made, and pack it again with `zip -r`")
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """Where the central directory lies. `shift`: bytes before the archive, such as the program of a self-extracting one."""
+    """Position of the central directory.
+
+    Attributes:
+        shift: Bytes before the archive, such as the program of a self-extracting archive.
+        wraps: How often the offsets in the archive begin again at 0, because they need zip64 and their writer has none.
+    """
 
     start: int
     end: int
     entries: int
     shift: int
+    wraps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +130,16 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
         raise _unreadable("it has no end record")
     _, disk, first_disk, _, entries, length, start, _ = _END.unpack_from(tail, found)
     end = place + found
-    if found >= _LOCATOR.size and tail[found - _LOCATOR.size :].startswith(_LOCATOR_SIGNATURE):
+    has_zip64 = found >= _LOCATOR.size and tail[found - _LOCATOR.size :].startswith(_LOCATOR_SIGNATURE)
+    if has_zip64:
         end, disk, first_disk, entries, length, start = _zip64_end(file, tail[found - _LOCATOR.size : found], end - _LOCATOR.size)
     if disk or first_disk:
         raise _unreadable("it is one of several parts")
     shift = end - length - start
     if shift < 0 or length > end:
         raise _unreadable("its end record points outside the file")
-    return Directory(end - length, end, entries, shift)
+    wraps = 0 if has_zip64 or shift % _WRAP else shift // _WRAP
+    return Directory(end - length, end, entries, 0 if wraps else shift, wraps)
 
 
 def _zip64_end(file: ranged.RangedFile, locator: bytes, place: int) -> tuple[int, int, int, int, int, int]:
@@ -156,27 +177,50 @@ def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipE
 
 def _entry(fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int) -> ZipEntry:
     _, made_by, _, flags, method, _, _, _, packed, size, _, _, _, _, _, attributes, offset = fields
-    wide = list(_zip64_fields(extra))
-    if len(wide) < (size, packed, offset).count(_SEE_EXTRA):
-        raise _unreadable(f"a zip64 entry without its sizes at byte {begin}; files may be missing")
-    size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA else value for value in (size, packed, offset))
-    if max(size, packed, offset) >= _MAX_SIZE:
-        raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
-    # Bit 11: the name is UTF-8; without it the format says code page 437, which names every byte.
-    text = name.decode("utf-8", "surrogateescape") if flags & 0x800 else name.decode("cp437")
+    extras = _extra_fields(extra) if extra else {}
+    if _SEE_EXTRA in (size, packed, offset):
+        wide = list(_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
+        # An entry without its zip64 field means the number itself, which costs this entry alone.
+        size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA and wide else value for value in (size, packed, offset))
+        if max(size, packed, offset) >= _MAX_SIZE:
+            raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
+    text = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
     return ZipEntry(text, len(name), flags, method, packed, size, offset + directory.shift, made_by >> 8 == 3, attributes)
 
 
-def _zip64_fields(extra: bytes) -> tuple[int, ...]:
-    """The 64-bit numbers of the extra field with id 1: those of size, packed size and offset that had no room, in this order."""
+def _extra_fields(extra: bytes) -> Mapping[int, bytes]:
+    """Return the extra fields of an entry by their ids; the first of an id counts."""
+    fields: dict[int, bytes] = {}
     place = 0
     while place + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, place)
-        body = extra[place + 4 : place + 4 + length]
-        if kind == _ZIP64_EXTRA:
-            return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
+        fields.setdefault(kind, extra[place + 4 : place + 4 + length])
         place += 4 + length
-    return ()
+    return fields
+
+
+def _zip64_fields(body: bytes) -> tuple[int, ...]:
+    """Return the 64-bit numbers of size, packed size, and offset that have no room in the entry, in this order."""
+    return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
+
+
+def _decode_name(name: bytes, flags: int, unicode_path: bytes) -> str:
+    """Decode the name of an entry.
+
+    A name with the UTF-8 flag stays as it is, because names are part of image ids. Other names are, in this order: the Unicode path of
+    Info-ZIP if its checksum shows that it belongs to the name; UTF-8 without the flag, as the Finder writes names, which code page 437
+    produces by chance only from box-drawing characters; code page 437, which has a character for every byte. Names from UTF-8 are composed
+    (NFC), because macOS decomposes them, and patterns and labels are typed composed.
+    """
+    if flags & _UTF8_NAME:
+        return name.decode("utf-8", "surrogateescape")
+    if name.isascii() and not unicode_path:
+        return name.decode("ascii")
+    is_own = unicode_path[:5] == struct.pack("<BL", _UNICODE_PATH_VERSION, zlib.crc32(name))
+    for candidate in [unicode_path[5:], name] if is_own else [name]:
+        with suppress(UnicodeDecodeError):
+            return unicodedata.normalize("NFC", candidate.decode("utf-8"))
+    return name.decode("cp437")
 
 
 def _unreadable(why: str) -> InputError:
@@ -240,26 +284,63 @@ METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {
 
 
 class _Spans:
-    """Where all entries lie, from a first pass over the directory: 25 bytes per entry."""
+    """Positions of all entries, from a first pass over the directory: 25 bytes per entry.
 
-    def __init__(self, file: ranged.RangedFile, directory: Directory) -> None:
-        starts, ends = array("q"), array("q")
+    Args:
+        file: The archive, to read the directory from.
+        directory: Its position.
+        probe: The archive, to look for local headers in an archive whose offsets begin again at 0.
+    """
+
+    def __init__(self, file: ranged.RangedFile, directory: Directory, probe: ranged.RangedFile) -> None:
+        starts, sizes = array("q"), array("q")
         self.unpacked = 0
         try:
             for entry in read_entries(file, directory):
                 starts.append(entry.offset)
-                ends.append(entry.offset + HEADER.size + entry.name_bytes + entry.packed)
+                sizes.append(HEADER.size + entry.name_bytes + entry.packed)
                 self.unpacked += entry.size
         except SourceError:
             raise  # a second pass may come further, to entries that have no span
         except InputError:
             pass  # the second pass comes to the same place and says so
-        begin, end = np.array(starts, np.int64), np.array(ends, np.int64)
+        begin = np.array(starts, np.int64)
+        restored = _restore_offsets(begin, directory, probe) if directory.wraps else begin
+        self.is_ordered = restored is not None
+        self.starts = begin = begin + directory.wraps * _WRAP if restored is None else restored
+        end = begin + np.array(sizes, np.int64)
         self.outside = end > directory.start
         self.overlapping = _overlapping(begin, np.where(self.outside, begin, end))
         following = np.append(np.sort(begin), directory.start)
         after = following[np.searchsorted(following[:-1], begin, side="right")]
         self.lengths = np.minimum(np.minimum(np.maximum(after, end), end + LONGEST_AROUND), directory.start) - begin
+        # Without zip64 the size of a file over 4 GiB is not stated either.
+        self.unsized = (after - end >= _WRAP) if directory.wraps else np.zeros(len(begin), bool)
+
+
+def _restore_offsets(offsets: npt.NDArray[np.int64], directory: Directory, file: ranged.RangedFile) -> npt.NDArray[np.int64] | None:
+    """Restore the offsets of entries that follow each other in a file over 4 GiB, of which the directory has the low 32 bits.
+
+    An offset below the one before it is in the next 4 GiB. A file over 4 GiB may hide such a step, and the position of the directory shows
+    that one is hidden. The first entry without a local header at its place is then the first one behind the step.
+
+    Returns:
+        The offsets; None if the entries are in another order.
+    """
+    stated = np.append(offsets, directory.start % _WRAP)
+    wraps = np.cumsum(np.append(0, np.diff(stated) < 0))
+    hidden = directory.wraps - int(wraps[-1])
+    if hidden < 0 or directory.wraps > _MAX_WRAPS:
+        return None
+
+    def is_moved(number: int) -> bool:
+        file.seek(int(offsets[number] + wraps[number] * _WRAP))
+        return file.read(len(_LOCAL_SIGNATURE)) != _LOCAL_SIGNATURE
+
+    for _ in range(hidden):
+        wraps[bisect_left(range(len(offsets)), True, key=is_moved) :] += 1
+    restored: npt.NDArray[np.int64] = offsets + wraps[:-1] * _WRAP
+    return restored
 
 
 def _overlapping(begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -279,6 +360,8 @@ def _refusal(entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_r
         return RefusedMember(Status.UNSAFE_MEMBER, "a symbolic link" if kind == stat.S_IFLNK else "a device, pipe or socket")
     if is_folder:
         return RefusedMember(Status.UNSAFE_MEMBER, "a folder that has data")
+    if spans.unsized[number]:
+        return RefusedMember(Status.IMAGE_TOO_LARGE, "it has over 4 GiB, and its zip has no zip64 records to state the size")
     if spans.outside[number]:
         return RefusedMember(Status.CORRUPT_IMAGE, "its data would lie outside the archive's")
     if spans.overlapping[number]:

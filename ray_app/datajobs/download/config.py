@@ -12,7 +12,7 @@ from ray_app.config import Frozen
 from ray_app.datajobs.parts import OK
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.storage import UNGUARDED, RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 Form = Literal["files", "parquet", "webdataset"]
 _OURS = ("parts", "index", "_collected")
@@ -98,6 +98,7 @@ class CollectConfig(Frozen):
     limits: Limits = Limits()
     images: ImageLimits = ImageLimits()
     retry: Patience = Field(default=Patience(), description="what may pass by itself is asked again")
+    s3: S3Config = S3Config()
     commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()

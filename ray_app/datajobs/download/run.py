@@ -35,7 +35,7 @@ from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store, canonical, strip_secrets
+from ray_app.storage import Lease, Store, canonical, strip_secrets, with_s3_settings
 from ray_app.streams.feed import in_pool
 
 _MANY_PARTS = 8
@@ -139,6 +139,7 @@ _PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow hos
 _UNIT_URLS, _UNIT_S = 1000, 60.0
 
 
+@with_s3_settings
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
     """Collect what `config.meta` lists into `config.out`; returns the content of `summary.json`.
 

@@ -15,7 +15,7 @@ from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs
 from ray_app.detectors.licences import TERMS_IN_WORDS, Acceptance, accept_licence, is_accepted, remember_licence
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.images import ImageLimits
-from ray_app.storage import UNGUARDED, RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 Size = tuple[int, int]
 Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
@@ -186,5 +186,6 @@ class GenerateConfig(Frozen):
     )
     limits: ImageLimits = ImageLimits()
     retry: RetryPolicy = RetryPolicy()
+    s3: S3Config = S3Config()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()

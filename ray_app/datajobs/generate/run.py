@@ -31,7 +31,7 @@ from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store
+from ray_app.storage import Lease, Store, with_s3_settings
 from ray_app.streams.feed import in_pool
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
@@ -43,6 +43,7 @@ _MEANING = {
 }
 
 
+@with_s3_settings
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
     """Make what `config` describes in `config.out`, from wherever an earlier session of the same command stopped; returns the content of
     `summary.json`, in which `made` may be 0.

@@ -7,7 +7,7 @@ from pydantic import Field
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
-from ray_app.storage import UNGUARDED, RetryPolicy
+from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 Form = Literal["parquet", "webdataset"]
 Drop = Literal["fake", "abstain", "failed"]
@@ -25,6 +25,7 @@ class _Writing(Frozen):
         default=False, description="read what a list names also from web servers that are not on the public Internet"
     )
     retry: RetryPolicy = RetryPolicy()
+    s3: S3Config = S3Config()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 

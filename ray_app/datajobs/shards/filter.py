@@ -25,7 +25,7 @@ from ray_app.reports import format as wording
 from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint, reader, score_files, table_files
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DETAIL
-from ray_app.storage import Fetcher, Lease, Store
+from ray_app.storage import Fetcher, Lease, Store, with_s3_settings
 
 _LISTED = ("uri", "member", "occurrence", "sha256")
 _TEXT, _NUMBER = pa.string(), pa.float64()
@@ -35,6 +35,7 @@ COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_rea
 _DECIDING = ["image_id", "verdict", "status"]
 
 
+@with_s3_settings
 def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     """Write what is left of a run's archive, and what was taken out of it and why; returns the content of `summary.json`.
 

@@ -30,7 +30,7 @@ from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store
+from ray_app.storage import Lease, Store, with_s3_settings
 from ray_app.streams.feed import in_pool
 
 # Less than this is written before a local cluster would be up.
@@ -50,6 +50,7 @@ _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 _DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
 
 
+@with_s3_settings
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
 

@@ -28,7 +28,7 @@ from ray_app.scoring.forecast.survey import Survey, members_to_score, progress_o
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.passes import plan_passes
 from ray_app.scoring.run import check_detectors, layout_for, memory_of, widest_layout
-from ray_app.storage import node_budget, strip_secrets
+from ray_app.storage import node_budget, strip_secrets, with_s3_settings
 
 STARTING_S = 15.0  # for Ray to start its processes and these to load detectors; machines that an autoscaler brings take minutes more
 WRITE_S = {True: 0.1, False: 0.01}  # to commit a block: a PUT and its answer, or a local file; not measured, since nothing is written
@@ -47,6 +47,7 @@ class PassForecast:
     rates: Forecast
 
 
+@with_s3_settings
 def forecast(
     config: ScoreConfig, *, probe: int = 64, cluster: ClusterDescription | None = None, price_per_hour: float | None = None
 ) -> plan_model.Plan:

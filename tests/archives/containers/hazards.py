@@ -60,9 +60,16 @@ def statuses(listed: list[ListedMember]) -> list[tuple[str | None, str | None]]:
     return [(item.member, item.refused and str(item.refused.status)) for item in listed]
 
 
-def tar(files: dict[str, bytes] | None = None, *, extra: tuple[tarfile.TarInfo, ...] = (), tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+def tar(
+    files: dict[str, bytes] | None = None,
+    *,
+    extra: tuple[tarfile.TarInfo, ...] = (),
+    tar_format: int = tarfile.PAX_FORMAT,
+    pax_headers: dict[str, str] | None = None,
+) -> bytes:
+    """A tar; `pax_headers` hold for all its members."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
+    with tarfile.open(fileobj=out, mode="w", format=tar_format, pax_headers=pax_headers) as archive:
         for name, data in (FILES if files is None else files).items():
             archive.addfile(member(name, size=len(data)), io.BytesIO(data))
         for info in extra:
@@ -83,6 +90,14 @@ def header(name: bytes, size: bytes = b"%011o\0" % 0, type_: bytes = b"0") -> by
     block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"%011o\0" % 0 + b" " * 8 + type_ + bytes(100)
     block = (block + b"ustar\x0000").ljust(512, b"\0")
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def gnu_header(name: bytes, *, size: int = 0, type_: bytes = b"0", prefix: bytes = b"") -> bytes:
+    """One header of GNU's own format; `prefix` is where POSIX has the prefix of a name and GNU two times."""
+    written = bytearray(header(name, b"%011o\0" % size, type_))
+    written[257:265], written[345 : 345 + len(prefix)], written[148:156] = b"ustar  \0", prefix, b" " * 8
+    written[148:156] = b"%06o\0 " % sum(written)
+    return bytes(written)
 
 
 def block(data: bytes) -> bytes:

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import random
@@ -18,7 +19,8 @@ from ray_app.archives import (
     TableColumns,
     open_source,
 )
-from ray_app.archives.containers.parquet import index, read_referenced, reader
+from ray_app.archives.containers.parquet import index, reader
+from ray_app.archives.containers.parquet_reader import read_referenced
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher
 from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
@@ -61,6 +63,113 @@ def test_a_table_as_the_hub_writes_it(tmp_path):
     assert [item.input for item in items] == [{"label": row, "path": f"{row}.png"} for row in range(20)]
     assert {(item.uri, item.occurrence, item.size_bytes, item.refused) for item in items} == {(str(tmp_path / "a.parquet"), 0, -1, None)}
     assert read(items) == BYTES
+
+
+FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def in_lists(*lists, kind=None, **others) -> pa.Table:
+    """A table whose rows have several images each, as `datasets` writes List(Image())."""
+    cells = [
+        files and [file and {"bytes": file, "path": f"{row}-{n}.png"} for n, file in enumerate(files)] for row, files in enumerate(lists)
+    ]
+    return pa.table({"images": pa.array(cells, kind or pa.list_(FILE)), **others})
+
+
+class TestLists:
+    @pytest.mark.parametrize("kind", [pa.list_(FILE), pa.large_list(FILE)], ids=str)
+    def test_images_of_lists_are_members(self, tmp_path, kind):
+        table = in_lists([b"a", b"b"], None, [], [None, b"c"], kind=kind, label=[1, 2, 3, 4])
+        items = listed(tmp_path / "a.parquet", table, row_group_size=3)
+        assert [(item.member, item.occurrence) for item in items] == [("0/0", 0), ("0/1", 0), ("3/0", 0), ("3/1", 0)]
+        assert [item.input for item in items[1:]] == [
+            {"label": 1, "path": "0-1.png"}, {"label": 4, "path": None}, {"label": 4, "path": "3-1.png"},
+        ]  # fmt: skip
+        assert [item.place.group for item in items] == [0, 0, 1, 1]
+        assert [item.refused and item.refused.status for item in items] == [None, None, Status.SOURCE_MISSING, None]
+        assert read([item for item in items if item.refused is None]) == [b"a", b"b", b"c"]
+
+    def test_lists_of_a_fixed_size_are_read(self, tmp_path):
+        items = listed(tmp_path / "a.parquet", in_lists([b"a", b"b"], [b"c", b"d"], kind=pa.list_(FILE, 2)))
+        assert ([item.member for item in items], read(items)) == (["0/0", "0/1", "1/0", "1/1"], [b"a", b"b", b"c", b"d"])
+
+    def test_blocks_may_begin_within_a_row(self, tmp_path):
+        cells = [random.Random(row).randbytes(100_000) for row in range(40)]
+        how = {"row_group_size": 5, "data_page_size": 100_000, "write_batch_size": 1, "use_dictionary": False}
+        items = listed(tmp_path / "a.parquet", in_lists(*(cells[row : row + 4] for row in range(0, 40, 4))), **how)
+        assert read(items[6:7]) == [cells[6]]
+        fetcher = Fetcher()
+        blocks = reader(fetcher, 10**6)
+        assert [data for start in range(0, 40, 3) for data in blocks.read(items[start : start + 3])] == cells
+        assert fetcher.bytes_read < 1.3 * sum(map(len, cells))
+
+    def test_the_listing_reads_no_images(self, tmp_path):
+        large = in_lists(*([random.Random(row).randbytes(200_000)] * 2 for row in range(20)))
+        pq.write_table(large, tmp_path / "a.parquet", use_dictionary=False)
+        fetcher = Fetcher()
+        container = Container(str(tmp_path / "a.parquet"), "", -1, "parquet", "a.parquet", TableColumns(), ContainerLimits())
+        assert len(list(index(container, fetcher))) == 40
+        assert fetcher.bytes_read < 0.1 * 40 * 200_000
+
+    def test_a_column_with_one_image_per_row_comes_first(self, tmp_path):
+        lists = in_lists([b"a"])["images"]
+        items = listed(tmp_path / "a.parquet", as_hub([b"x"], images=lists))
+        assert ([item.member for item in items], read(items)) == (["0"], [b"x"])
+        items = listed(tmp_path / "a.parquet", as_hub([b"x"], images=lists), TableColumns(image="images"))
+        assert ([item.member for item in items], read(items)) == (["0/0"], [b"a"])
+
+    def test_a_list_of_uris_stays_one_where_the_user_names_it(self, tmp_path):
+        table = in_lists([b"a"], url=["s3://b/a.jpg"])
+        assert [item.uri for item in listed(tmp_path / "a.parquet", table, named=True)] == ["s3://b/a.jpg"]
+        assert [item.member for item in listed(tmp_path / "a.parquet", table)] == ["0/0"]
+
+    def test_images_and_their_columns_are_listed_up_to_limits(self, tmp_path):
+        *items, last = listed(tmp_path / "a.parquet", in_lists([b"a"] * 3, [b"b"] * 3), limits=ContainerLimits(max_members=4))
+        assert ([item.member for item in items], last.refused.status) == (["0/0", "0/1", "0/2", "1/0"], Status.UNSAFE_MEMBER)
+        [long, short] = listed(tmp_path / "a.parquet", in_lists([b"a"] * 257, [b"b"]))
+        assert (long.member, long.refused.status, short.member) == ("0", Status.IMAGE_TOO_LARGE, "1/0")
+        table = in_lists(*[[b"a"] * 250] * 30, said=["x" * 60_000] * 30)
+        assert listed(tmp_path / "a.parquet", table, limits=ContainerLimits(max_ratio=2))[-1].refused.status == Status.IMAGE_TOO_LARGE
+
+    def test_patterns_see_the_paths_of_images(self, tmp_path):
+        pq.write_table(in_lists([b"a", b"b"]), tmp_path / "a.parquet")
+        assert [item.member for item in open_source([str(tmp_path)], include=["a.parquet/0-1.png"])] == ["0/1"]
+
+    def test_lists_that_the_file_does_not_have_are_refused(self, tmp_path):
+        items = listed(tmp_path / "a.parquet", in_lists([b"a", b"b"]))
+        listed(tmp_path / "a.parquet", in_lists([b"a"]))
+        assert [isinstance(data, InputError) for data in read(items)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array([{"image": {"bytes": b"x", "path": "a"}}], pa.struct([("image", FILE)])), "it has files in 'meta.image'"),
+        (pa.array([[{"scan": b"x"}]], pa.list_(pa.struct([("scan", pa.binary())]))), "it has files in 'meta[].scan'"),
+        (pa.array([[b"x"]], pa.list_(pa.binary())), "it has files in 'meta[]'"),
+        (pa.array([base64.b64encode(encoded(photo(8, 8, 0), "JPEG")).decode()]), "'meta' has images as base64 text"),
+        (pa.array([None, f"data:image/png;base64,{base64.b64encode(encoded(photo(8, 8, 0), 'PNG')).decode()}"]), "base64 text"),
+    ],
+    ids=["struct", "list of structs", "list of bytes", "base64", "data url"],
+)  # fmt: skip
+def test_images_that_are_not_read_are_named(tmp_path, column, found):
+    [item] = listed(tmp_path / "a.parquet", pa.table({"n": range(len(column)), "meta": column}))
+    assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
+    assert found in item.refused.detail
+
+
+def test_texts_that_are_not_utf8_are_not_base64(tmp_path):
+    [item] = listed(tmp_path / "a.parquet", pa.table({"other": FAR["no text"]}))
+    assert item.refused.detail == "a Parquet file without a column of images"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_images_in_a_dictionary_are_read(tmp_path, nested):
+    cells = pa.array([b"a", b"b", b"a"]).dictionary_encode()
+    column = pa.StructArray.from_arrays([cells, pa.array(["x", "y", "z"])], ["bytes", "path"]) if nested else cells
+    assert read(listed(tmp_path / "a.parquet", pa.table({"image": column}))) == [b"a", b"b", b"a"]
+    items = listed(tmp_path / "a.parquet", pa.table({"image": column, "pixels": [b"1", b"2", b"3"]}))
+    assert read(items) == [b"1", b"2", b"3"], "as before dictionaries were read"
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
@@ -220,6 +329,10 @@ VALID = [
     written(as_hub(BYTES, n=list(range(20)), tags=[["a"]] * 20), row_group_size=10, **how)
     for how in ({}, {"compression": "gzip", "data_page_version": "2.0"}, {"compression": "none", "use_dictionary": False})
 ]
+VALID += [
+    written(in_lists(*(BYTES[row : row + 3] for row in range(0, 20, 3)), n=list(range(7))), row_group_size=3, **how)
+    for how in ({}, {"compression": "none", "use_dictionary": False})
+]
 
 
 @settings(max_examples=100, deadline=None)
@@ -259,6 +372,12 @@ def test_what_datasets_itself_writes(tmp_path):
     assert items[0].input["mask_uri"] is None
     assert read_referenced(mask, Fetcher()) == png(seed=99)
     assert max(item.place.group for item in items) == 2
+
+    several = datasets.Dataset.from_dict({"images": [rows["image"][:2], [], rows["image"][2:3]]})
+    several.cast_column("images", datasets.List(datasets.Image())).to_parquet(tmp_path / "l.parquet")
+    items = list(open_source([str(tmp_path / "l.parquet")]))
+    assert [(item.member, item.input["path"]) for item in items] == [("0/0", "p0.png"), ("0/1", "p1.png"), ("2/0", "p2.png")]
+    assert read(items) == [png(seed=n) for n in range(3)]
 
 
 def png(seed: int) -> bytes:

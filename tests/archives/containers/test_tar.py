@@ -1,4 +1,6 @@
+import gzip
 import lzma
+import os
 import random
 import tarfile
 
@@ -7,8 +9,11 @@ import webdataset as wds
 from backports import zstd
 
 from ray_app.archives.containers import kind_of
+from ray_app.storage import Fetcher
 from tests.archives.containers import hazards
-from tests.archives.containers.hazards import FILES, PACK, contents, header, member, opened, pax, statuses, tar, written
+from tests.archives.containers.hazards import FILES, PACK, block, contents, gnu_header, header, member, opened, pax, statuses, tar, written
+
+MIB = 2**20
 
 
 @pytest.fixture(params=["tar", *PACK])
@@ -59,6 +64,100 @@ class TestReads:
         assert written(tmp_path, packed(tar({}), kind), kind) == []
 
 
+class TestConcatenated:
+    """Archives after an end mark, as `cat a.tar b.tar` writes them and `tar --ignore-zeros` reads them."""
+
+    @pytest.mark.parametrize("place", ["disk", "s3"])
+    @pytest.mark.parametrize("streams", [1, 2])
+    def test_members_after_an_end_mark_are_read(self, tmp_path, kind, place, streams, request):
+        first, second = tar({"1.jpg": b"one", "a.json": b"{}"}), tar({"2.jpg": b"two", "1.jpg": b"three"})
+        data = packed(first, kind) + packed(second, kind) if streams == 2 else packed(first + second, kind)
+        listed = written(tmp_path, data, kind)
+        if place == "s3":
+            s3 = request.getfixturevalue("s3")
+            url = s3.bucket(f"concatenated-{kind}-{streams}".replace(".", "-"))
+            s3.client().put_object(Bucket=url.removeprefix("s3://"), Key=f"both.{kind}", Body=data)
+            listed = opened(f"{url}/both.{kind}", kind)
+        assert [(item.member, item.occurrence) for item in listed] == [("1.jpg", 0), ("a.json", 0), ("2.jpg", 0), ("1.jpg", 1)]
+        assert contents(listed) == [b"one", b"{}", b"two", b"three"]
+        assert contents(listed[2:]) == [b"two", b"three"], "a worker may begin after the end mark"
+
+    def test_members_after_a_lone_zero_block_are_read(self, tmp_path, kind):
+        listed = written(tmp_path, packed(header(b"a.jpg") + bytes(512) + header(b"b.jpg") + bytes(512), kind), kind)
+        assert statuses(listed) == [("a.jpg", None), ("b.jpg", None)]
+
+    def test_records_for_all_members_end_with_their_archive(self, tmp_path, kind):
+        first = tar({"a.jpg": b"x"}, pax_headers={"path": "everywhere.jpg"})
+        listed = written(tmp_path, packed(first + tar({"b.jpg": b"y"}), kind), kind)
+        assert [item.member for item in listed] == ["everywhere.jpg", "b.jpg"]
+
+    @pytest.mark.parametrize("garbage", [b"\xff" * 700, b"\n"])
+    def test_garbage_after_an_end_mark_is_reported(self, tmp_path, kind, garbage):
+        archive = tar({"a.jpg": b"x"})
+        listed = written(tmp_path, packed(archive + garbage, kind), kind)
+        assert statuses(listed) == [("a.jpg", None), (None, "corrupt_image")]
+        assert f"data at byte {len(archive)}, after the end mark" in listed[1].refused.detail
+
+    def test_padding_of_many_archives_is_passed_over(self, tmp_path):
+        archives = b"".join(tar({f"{number}.jpg": b"x"}) for number in range(7000))
+        assert archives.count(0) > 64 * MIB
+        assert len(written(tmp_path, archives, "tar")) == 7000
+
+    @pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+    def test_zeros_after_an_end_mark_are_read_up_to_a_limit(self, tmp_path, kind):
+        path, fetcher = tmp_path / f"a.{kind}", Fetcher()
+        path.write_bytes(packed(tar({"a.jpg": b"x"}), kind))
+        if kind == "tar":
+            os.truncate(path, 2**36)  # a sparse file
+        else:
+            path.write_bytes(path.read_bytes() + gzip.compress(bytes(80 * MIB), 1))
+        listed = opened(path, kind, fetcher=fetcher, max_ratio=10**6)
+        assert statuses(listed) == [("a.jpg", None), (None, "image_too_large")]
+        assert "zeros follow the end mark at byte 1024" in listed[1].refused.detail
+        assert fetcher.bytes_read < 80 * MIB
+
+    def test_zeros_after_a_stream_are_read_up_to_a_limit(self, tmp_path):
+        path, fetcher = tmp_path / "a.tar.gz", Fetcher()
+        path.write_bytes(gzip.compress(tar({"a.jpg": b"x"})))
+        os.truncate(path, 2**36)
+        listed = opened(path, "tar.gz", fetcher=fetcher)
+        assert statuses(listed) == [("a.jpg", None), (None, "image_too_large")]
+        assert fetcher.bytes_read < 80 * MIB
+
+
+class TestGnu:
+    """Headers of GNU tar's backups: `--listed-incremental`, `-V`, `--multi-volume`, `--sparse`."""
+
+    def test_times_in_a_header_are_not_part_of_the_name(self, tmp_path, kind):
+        times = [b"15302164203\0" * 2, b"15302164203\0" + bytes(12), b"\x80" + bytes(10) + b"\1" + bytes(12)]
+        data = b"".join(gnu_header(b"in/%d.jpg" % number, prefix=prefix) for number, prefix in enumerate(times))
+        assert statuses(written(tmp_path, packed(data + bytes(1024), kind), kind)) == [(f"in/{n}.jpg", None) for n in range(3)]
+
+    def test_a_prefix_that_is_not_a_time_stays_in_the_name(self, tmp_path, kind):
+        """Go before 1.8 wrote prefixes into GNU headers (https://golang.org/issues/12594)."""
+        data = gnu_header(b"1.jpg", prefix=b"folder/2024") + bytes(1024)
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("folder/2024/1.jpg", None)]
+
+    def test_entries_that_are_not_files_have_no_rows(self, tmp_path, kind):
+        names = b"Y1.jpg\0\0"
+        data = gnu_header(b"Backup 2024", type_=b"V") + gnu_header(b"in/", size=len(names), type_=b"D") + block(names)
+        data += header(b"acl", b"%011o\0" % 3, b"A") + block(b"acl") + tar({"in/1.jpg": b"x"})
+        assert contents(written(tmp_path, packed(data, kind), kind)) == [b"x"]
+
+    def test_the_rest_of_a_file_of_another_volume_is_truncated(self, tmp_path, kind):
+        rest = gnu_header(b"1.jpg", size=4, type_=b"M") + block(b"rest")
+        records = {"GNU.volume.filename": "2.jpg", "GNU.volume.size": "9", "GNU.volume.offset": "5"}
+        data = rest + tar({"GNUFileParts/2.jpg.2": b"rest", "3.jpg": b"x"}, pax_headers=records)
+        listed = written(tmp_path, packed(data, kind), kind)
+        assert statuses(listed) == [("1.jpg", "truncated_image"), ("2.jpg", "truncated_image"), ("3.jpg", None)]
+        assert "another volume" in listed[0].refused.detail
+
+    def test_a_sparse_file_has_its_own_name(self, tmp_path, kind):
+        record = b"22 GNU.sparse.major=1\n" + b"28 GNU.sparse.name=in/1.jpg\n"
+        data = pax(record) + header(b"GNUSparseFile.7/1.jpg", b"%011o\0" % 512) + bytes(512) + bytes(1024)
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("in/1.jpg", "unsafe_member")]
+
+
 class TestRefuses:
     @pytest.mark.parametrize(
         ("info", "reason"),
@@ -67,7 +166,7 @@ class TestRefuses:
             (member("l.jpg", tarfile.LNKTYPE, linkname="a.jpg", size=500), "hard link"),
             (member("l.jpg", tarfile.CHRTYPE), "device"),
             (member("l.jpg", tarfile.FIFOTYPE), "pipe"),
-            (member("l.jpg", b"V"), "type b'V'"),
+            (member("l.jpg", b"N"), "type b'N'"),
             (member("a/../../l.jpg"), "'..'"),
         ],
     )
@@ -181,7 +280,7 @@ def test_a_gzip_that_is_only_a_header(tmp_path):
 
 
 def test_names_announce_formats():
-    names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "e.xz": None}
+    names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.cbz": "zip", "d.CBT": "tar", "e.xz": None}
     assert {name: kind_of(name) for name in names} == names
 
 

@@ -1,13 +1,17 @@
 import stat
 import struct
+import unicodedata
 import zipfile
+import zlib
 
 import pytest
 
 from ray_app.storage import Fetcher
 from tests.archives.containers import hazards
-from tests.archives.containers.hazards import FILES, contents, opened, statuses, written, zip_with, zipped
+from tests.archives.containers.hazards import FILES, contents, directory_entry, ended, opened, statuses, written, zip_with, zipped
 from tests.storage.faulty_server import LOOPBACK
+
+GIB = 2**30
 
 LINK, PIPE = (stat.S_IFLNK | 0o777) << 16, (stat.S_IFIFO | 0o600) << 16
 
@@ -60,6 +64,107 @@ class TestReads:
         assert fetcher.counts["requests"] == 2
 
 
+def mac_zip(path, entries: list[tuple[str, bytes | int]], *, backwards: bool = False) -> None:
+    """Write a zip as macOS' Archive Utility does: without zip64, the low 32 bits of offsets and sizes. A number is a hole of N bytes."""
+    directory = []
+    with path.open("wb") as file:
+        for name, data in entries:
+            offset, size = file.tell(), data if isinstance(data, int) else len(data)
+            facts = (0 if isinstance(data, int) else zlib.crc32(data), size % 2**32, size % 2**32, len(name), 0)
+            file.write(struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, *facts) + name.encode())
+            file.seek(size, 1) if isinstance(data, int) else file.write(data)
+            directory.append(directory_entry(name.encode(), size % 2**32, size % 2**32, offset % 2**32, facts[0], method=0))
+        start, listed = file.tell(), b"".join(directory[::-1] if backwards else directory)
+        file.write(listed + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(directory), len(directory), len(listed), start % 2**32, 0))
+
+
+class TestMac:
+    """Zips over 4 GiB without zip64 records; the files are sparse."""
+
+    def test_offsets_over_4_gib_are_restored(self, tmp_path):
+        entries = [("1.jpg", b"one"), ("film.mov", 2 * GIB), ("2.jpg", b"two"), ("film2.mov", 2 * GIB), ("3.jpg", b"three")]
+        mac_zip(tmp_path / "a.zip", entries)
+        listed = opened(tmp_path / "a.zip", "zip")
+        assert statuses(listed) == [(name, None) for name, _ in entries]
+        assert contents(listed[::2]) == [b"one", b"two", b"three"]
+
+    @pytest.mark.parametrize("sizes", [(5, 9), (13, 1), (1, 4), (4, 4)], ids=str)
+    def test_files_over_4_gib_cost_no_other_file(self, tmp_path, sizes):
+        entries = [("1.jpg", b"one"), ("a.mov", sizes[0] * GIB), ("2.jpg", b"two"), ("b.mov", sizes[1] * GIB), ("3.jpg", b"three")]
+        mac_zip(tmp_path / "a.zip", entries)
+        fetcher = Fetcher()
+        listed = opened(tmp_path / "a.zip", "zip", fetcher=fetcher)
+        assert statuses(listed) == [
+            (name, "image_too_large" if isinstance(size, int) and size >= 4 * GIB else None) for name, size in entries
+        ]
+        assert contents(listed[::2]) == [b"one", b"two", b"three"]
+        assert fetcher.bytes_read < 8 * 2**20
+
+    def test_entries_in_another_order_say_what_to_do(self, tmp_path):
+        mac_zip(tmp_path / "a.zip", [("1.jpg", b"one"), ("film.mov", 3 * GIB), ("2.jpg", b"two"), ("b.mov", 2 * GIB)], backwards=True)
+        listed = opened(tmp_path / "a.zip", "zip")
+        assert statuses(listed)[-1] == (None, "corrupt_image")
+        assert "pack it again with `zip -r`" in listed[-1].refused.detail
+
+
+def named_zip(*names: tuple[bytes, int, bytes]) -> bytes:
+    """A zip of files with these names, flags and extra fields in its directory."""
+    data, entries = b"", []
+    for number, (name, flags, extra) in enumerate(names):
+        content = b"%d" % number
+        facts = (zlib.crc32(content), 1, 1, len(name), len(extra))
+        entries.append(struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x315, 20, flags, 0, 0, 0, *facts, 0, 0, 0, 0o100644 << 16, len(data)))
+        entries[-1] += name + extra
+        data += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, 0, 0, 0, *facts) + name + extra + content
+    return ended(data, entries)
+
+
+def unicode_path(name: bytes, stored: bytes, version: int = 1) -> bytes:
+    """Info-ZIP's extra field with the UTF-8 of a name, for the name that is `stored`; another field is before it."""
+    body = struct.pack("<BL", version, zlib.crc32(stored)) + name
+    return struct.pack("<2H3x", 0x5455, 3) + struct.pack("<2H", 0x7075, len(body)) + body
+
+
+class TestNames:
+    NAME = "Größe/日本 é.jpg"
+    DECOMPOSED = unicodedata.normalize("NFD", NAME)
+    UTF8 = 0x800
+
+    def shown(self, tmp_path, name: bytes, flags: int = 0, extra: bytes = b"") -> str:
+        [item] = written(tmp_path, named_zip((name, flags, extra)), "zip")
+        assert contents([item]) == [b"0"]
+        return item.member
+
+    def test_utf8_without_its_flag_is_composed(self, tmp_path):
+        assert self.shown(tmp_path, self.DECOMPOSED.encode()) == self.NAME
+
+    def test_a_unicode_path_with_its_checksum_is_the_name(self, tmp_path):
+        for stored in (b"Gr__e/__ _.jpg", "Größe.jpg".encode("cp437")):
+            assert self.shown(tmp_path, stored, extra=unicode_path(self.DECOMPOSED.encode(), stored)) == self.NAME
+
+    @pytest.mark.parametrize(
+        "extra",
+        [unicode_path(b"other.jpg", b"another name"), unicode_path(b"other.jpg", b"a.jpg", 2), unicode_path(b"\xff.jpg", b"a.jpg")],
+        ids=["checksum", "version", "bytes"],
+    )
+    def test_a_unicode_path_that_does_not_hold_is_ignored(self, tmp_path, extra):
+        assert self.shown(tmp_path, b"a.jpg", extra=extra) == "a.jpg"
+
+    def test_names_that_were_read_right_stay(self, tmp_path):
+        """Names are part of image ids."""
+        assert self.shown(tmp_path, self.DECOMPOSED.encode(), self.UTF8) == self.DECOMPOSED
+        assert self.shown(tmp_path, "Größe é.jpg".encode("cp437")) == "Größe é.jpg"
+        assert self.shown(tmp_path, b"\xff.jpg", self.UTF8) == r"\xff.jpg"
+
+    def test_an_unsafe_unicode_path_is_refused(self, tmp_path):
+        listed = written(tmp_path, named_zip((b"a.jpg", 0, unicode_path(b"../a.jpg", b"a.jpg"))), "zip")
+        assert statuses(listed) == [("../a.jpg", "unsafe_member")]
+
+    def test_names_that_become_equal_are_counted(self, tmp_path):
+        names = [(self.NAME.encode(), self.UTF8, b""), (self.DECOMPOSED.encode(), 0, b"")]
+        assert [(one.member, one.occurrence) for one in written(tmp_path, named_zip(*names), "zip")] == [(self.NAME, 0), (self.NAME, 1)]
+
+
 class TestRefuses:
     @pytest.mark.parametrize(
         ("data", "status", "reason"),
@@ -110,6 +215,10 @@ class TestBroken:
             assert statuses(written(tmp_path, zipped()[:cut], "zip")) == [(None, "truncated_image")]
         assert statuses(written(tmp_path, b"", "zip")) == [(None, "empty_file")]
         assert written(tmp_path, zipped({}), "zip") == []
+
+    def test_an_entry_without_its_zip64_sizes_costs_itself(self, tmp_path):
+        listed = written(tmp_path, patched(zipped(), 20, b"\xff" * 8, b"PK\1\2"), "zip", max_ratio=10**9)
+        assert statuses(listed) == [("a/1.jpg", "corrupt_image"), *((name, None) for name in list(FILES)[1:])]
 
     def test_a_directory_that_is_damaged_in_the_middle(self, tmp_path):
         data = zipped()
