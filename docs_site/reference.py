@@ -37,7 +37,7 @@ EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.DONE: "done",
     ExitCode.BUG: "a bug of Touchstone",
     ExitCode.USAGE: "a command, a file or a setting that has to be changed",
-    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows",
+    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows, or no file at all could be read",
     ExitCode.DETECTOR: "a detector, its weights or its licence",
     ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
     ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",

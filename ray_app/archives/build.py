@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
-from ray_app.archives.known_ids import KnownUris
+from ray_app.archives.known_ids import KnownUris, ids_in
 from ray_app.archives.members import BlockPlan, Digest, Each, Ids, block_sizes, identity_digest, in_turn
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
@@ -92,7 +92,8 @@ def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unp
     """Write the next manifest; None when the archive is as the last one says.
 
     A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
-    put back to an older version makes the old id current again, with the row that it has.
+    put back to an older version makes the old id current again, with the row that it has. Members of a folder or container that this
+    listing could not list stay as the last one left them.
 
     Raises ConfigError for an empty source and for columns whose types clash, StorageError when a source or the store is out of reach.
     """
@@ -213,6 +214,7 @@ class _Listing:
         chosen, vanished = dedup.choose_new(
             store, number, self._earlier, files, self.digest, self.portions.id_rows, among=among, known=known
         )  # fmt: skip
+        vanished = self._without_closed(vanished)
         runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
         if last is not None and not runs and (is_portion or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))):
             walk.next_portion()
@@ -243,6 +245,14 @@ class _Listing:
         manifest.write_listed(store, info, blocks, vanished)
         return info
 
+    def _without_closed(self, vanished: Ids) -> Ids:
+        """Return the vanished ids without recent members of places that this listing could not list, which may still be there."""
+        if not (self.walk.closed and len(vanished)):
+            return vanished
+        recent = np.setdiff1d(vanished, manifest.read_vanished(self.store, self._earlier[-1]), assume_unique=True)
+        kept = ids_in(self.store, self._earlier, recent, self.walk.closed) if len(recent) else recent
+        return np.setdiff1d(vanished, kept, assume_unique=True)
+
 
 def _noted(walk: Walk, before: Guard) -> dict[str, Any]:
     """What is kept of this listing for the next one; no digest where containers must be opened to know what is in them.
@@ -252,7 +262,8 @@ def _noted(walk: Walk, before: Guard) -> dict[str, Any]:
     guard = walk.archive.fetcher.guard.joined(before)
     servers = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
-    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked}
+    closed = {"closed_folders": walk.closed_folders.count, "closed_example": walk.closed_folders.example}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked, **closed}
 
 
 def _cut(

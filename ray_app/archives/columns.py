@@ -164,7 +164,10 @@ def no_column(where: str, name: str, names: Sequence[str]) -> ConfigError:
 
 def no_uris(where: str, names: Sequence[str]) -> ConfigError:
     """What to say of a list in which no column has a usual name of uris."""
-    return ConfigError(f"{where}: none of its columns holds uris: {', '.join(names)}", hint="say which one: --set columns.uri=NAME")
+    return ConfigError(
+        f"{where}: none of its columns holds uris: {', '.join(names)}",
+        hint="name the column: --set columns.uri=NAME; the first line of the list must be its header",
+    )
 
 
 def _file_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The ids of earlier manifests, in few files whatever their number (`known_ids`).
+"""The ids of earlier manifests, in a few files (`known_ids`); and the ids whose members are in given places (`ids_in`).
 
     ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; n stands in its metadata
 
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives import manifest, members, reader
-from ray_app.storage import Store
+from ray_app.archives.raw_listing import ClosedPlace
+from ray_app.storage import Store, local_path
 
 FOLDER = "ids"
 FULL_BYTES = 8 * 2**20  # a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
@@ -107,6 +108,37 @@ def _ids_of_rows(rows: pa.Table, digest: members.Digest) -> pa.Table:
     return pa.table([rows["image_id"], pa.array(checks, pa.int64())], schema=_IDS)
 
 
+def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
+    """Return the ids, of some sorted ids of earlier manifests, whose members are in one of these places.
+
+    Reads the uris of all members of the manifests.
+    """
+    folders = {local_path(place.uri) for place in places if place.version is None}
+    containers = {(place.uri, place.version) for place in places if place.version is not None}
+
+    def is_inside(uri: str, version: str) -> bool:
+        path = local_path(uri) if uri.startswith("file:///") else uri
+        end = len(path)
+        while (end := path.rfind("/", 0, end)) > 0:
+            if path[:end] in folders:
+                return True
+        return (uri, version) in containers
+
+    found = []
+    for table in _columns_of(store, earlier, ["image_id", "uri", "version"]):
+        rows = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), ids)))
+        facts = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
+        found += [image_id for image_id, fact in zip(rows["image_id"].to_pylist(), facts, strict=True) if is_inside(*fact)]
+    return np.unique(np.array(found, np.int64))
+
+
+def _columns_of(store: Store, numbers: Iterable[int], columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of all members of manifests, a file at a time."""
+    for number in numbers:
+        for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(store, number)):
+            yield pq.read_table(pa.BufferReader(store.read(manifest.path_in(number, file))), columns=columns)
+
+
 class KnownUris:
     """The ids of a run's members by their uri, for whom the manifests have grown since: 16 bytes of memory for each member."""
 
@@ -117,11 +149,8 @@ class KnownUris:
     def ids_at(self, uris: Collection[str], *, before: int) -> members.Ids:
         """The sorted ids of all members of these uris that manifests before this one have, be they there still or not."""
         found = [(self._uris, self._ids)]
-        for number in range(self._until, before):
-            for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(self._store, number)):
-                content = pa.BufferReader(self._store.read(manifest.path_in(number, file)))
-                table = pq.read_table(content, columns=["uri", "image_id"])
-                found.append((_hashed(table["uri"].to_pylist()), table["image_id"].to_numpy()))
+        for table in _columns_of(self._store, range(self._until, before), ["uri", "image_id"]):
+            found.append((_hashed(table["uri"].to_pylist()), table["image_id"].to_numpy()))
         self._uris, self._ids = map(np.concatenate, zip(*found, strict=True))
         self._until = max(self._until, before)
         return np.unique(self._ids[np.isin(self._uris, _hashed(uris))])

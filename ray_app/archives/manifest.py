@@ -52,6 +52,7 @@ class ManifestInfo:
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
     `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
+    `closed_folders`: folders that could not be listed, and `closed_example`; each is a member.
     `earlier`: how many members the manifests before have; -1 where it is not noted.
     `servers`, `allow_private`: the guard of the listing, to be used when members are read; with `earlier`, joined with those before.
     `goes_on`: it is a portion of a listing that goes on in the next manifest; `listed` and `named` count all portions so far.
@@ -69,6 +70,8 @@ class ManifestInfo:
     digest: str = ""
     linked_folders: int = 0
     linked_example: str = ""
+    closed_folders: int = 0
+    closed_example: str = ""
     servers: Sequence[str] = ()
     allow_private: bool = False
     earlier: int = -1

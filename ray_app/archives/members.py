@@ -18,6 +18,7 @@ from ray_app.errors import InputError, Status
 
 Ids = npt.NDArray[np.int64]
 
+_FOLDER = "folder:"  # the version of a folder that could not be listed begins with it
 _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
 
 # The first blocks are small, so that results come early and a small archive still divides among many workers.
@@ -74,6 +75,25 @@ class ListedWithColumns(ListedMember):
     """A file whose columns lie beside it in the archive, where no user has seen to their types."""
 
     __slots__ = ()
+
+
+class UnreadableFolder(ListedMember):
+    """A folder that could not be listed, in place of its files.
+
+    Its version names the reason, so that it shares its id with no file and with no folder that was closed for another reason.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def for_reason(cls, uri: str, reason: InputError) -> "UnreadableFolder":
+        """Create the member that stands for the folder at `uri`."""
+        return cls(uri, None, 0, f"{_FOLDER}{reason.status}", -1, refused=RefusedMember(reason.status, reason.detail))
+
+
+def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
+    """Whether a member stands for a folder that could not be listed, also one that was read back from a manifest."""
+    return item.refused is not None and item.version == f"{_FOLDER}{item.refused.status}"
 
 
 @dataclass(frozen=True, slots=True)

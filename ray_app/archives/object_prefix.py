@@ -8,25 +8,27 @@ Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and 
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, kind_of
 from ray_app.archives.containers.parquet import rows_by
-from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns
+from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns, UnreadableFolder
+from ray_app.archives.selection import Found, Selection
 from ray_app.errors import ConfigError
 from ray_app.storage import (
+    ClosedFolder,
     Fetcher,
     KeyRange,
     ObjectInfo,
     RangeReader,
-    base_of,
     canonical,
-    is_pattern,
     list_objects,
     object_at,
     split_range,
+    split_source,
     strip_secrets,
     urls,
 )
@@ -35,8 +37,6 @@ TABLE, _SHARD = ".parquet", ".tar"
 _BYTES_A_MEMBER = 100_000  # of a container that has not been opened yet
 _AT_ONCE = 32  # objects that are looked at by name
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
-
-Found = tuple[str, ListedMember | Container]
 
 
 class SidecarTable:
@@ -71,35 +71,55 @@ class SidecarTable:
 class ObjectPrefix:
     """Files in a folder or under a key prefix, files that match a pattern, or one file; containers among them unless `kind` is files.
 
-    `kind`: the format that every file is taken for, instead of what its name announces.
+    `kind`: the format that every file is taken for, instead of what its name announces. `selection`: folders that it leaves out are not
+    listed.
     """
 
     url: str
     kind: str | None
     columns: TableColumns
     limits: ContainerLimits
+    selection: Selection = field(default_factory=Selection)
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Every object, with its path relative to the source; a single file goes by its name."""
-        return self.items(list_objects(self.url, fetcher.guard), fetcher)
+        enters = self.selection.enters()
+        objects = list_objects(self.url, fetcher.guard, enters=lambda folder: enters(self._path_of(folder), folder))
+        return self.items(objects, fetcher)
 
     def holds(self, uri: str) -> bool:
-        """Whether an object of that name would be one of it."""
-        if not is_pattern(self.url):
+        """Whether an object of that name would be one of it. Raises StorageError."""
+        pattern = self._split[1]
+        if pattern is None:
             return uri.startswith(self.below) or uri == strip_secrets(canonical(self.url))
         path = uri.removeprefix(self.below)
-        return path != uri and urls.full_matcher(canonical(self.url).removeprefix(self.below))(path)
+        return path != uri and urls.full_matcher(pattern)(path)
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether the URL is a pattern, and not the literal name of an object or a prefix. Raises StorageError."""
+        return self._split[1] is not None
+
+    @cached_property
     def below(self) -> str:
         """The place that paths are relative to, with a slash."""
-        return strip_secrets(base_of(self.url)).rstrip("/") + "/"
+        return strip_secrets(self._split[0]).rstrip("/") + "/"
+
+    @cached_property
+    def _split(self) -> tuple[str, str | None]:
+        return split_source(self.url)
+
+    def _path_of(self, uri: str) -> str:
+        return uri.removeprefix(self.below) if uri.startswith(self.below) else uri.rpartition("/")[2]
 
     def items(self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None) -> Iterator[Found]:
         """Objects of it, in the order of their uris, as members and containers; `table`: the sidecar table of the first ones."""
-        below, own = self.below, None if is_pattern(self.url) else strip_secrets(canonical(self.url))
+        below, own = self.below, None if self.is_pattern else strip_secrets(canonical(self.url))
         sidecar: SidecarTable | None = None
         for info in objects:
+            if isinstance(info, ClosedFolder):
+                yield self._path_of(info.uri), UnreadableFolder.for_reason(info.uri, info.error)
+                continue
             path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
             item = as_found(info, path, self.kind, self.columns, self.limits)
             stem = "" if table is None else table.uri.removesuffix(TABLE)

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives import members, object_prefix, sources
-from ray_app.archives.containers import Container
+from ray_app.archives.containers import Container, Unopened
 from ray_app.archives.manifest import has_columns_of_archive, input_type, joined_inputs, listed_rows, parquet_bytes, with_input
-from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
+from ray_app.archives.selection import Selection
+from ray_app.storage import Fetcher, NotedFolders, Store, noting_linked_folders
 
 Progress = Callable[[int], object]
 
@@ -62,12 +63,21 @@ class RawFile:
 
 
 @dataclass(frozen=True)
+class ClosedPlace:
+    """A place whose members could not be listed: a container of this version, or a folder, which has none."""
+
+    uri: str
+    version: str | None
+
+
+@dataclass(frozen=True)
 class SectionListing:
     """What one section has: `found` members, with or without those that patterns leave out, and containers to be opened.
 
     `digest` tells it from every other: a sum over what was found, so that its parts add up to the same however they were cut (modulo
     2**256; all of SHA-256). `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders that
-    are no part of it, since they are only linked to. `rest`: of a range of keys, what was not listed yet.
+    are no part of it, since they are only linked to. `closed`: places whose members the store refused to list. `rest`: of a range of keys,
+    what was not listed yet.
     """
 
     found: int
@@ -76,7 +86,8 @@ class SectionListing:
     containers: tuple[Container, ...]
     digest: int
     settled: bool
-    linked: LinkedFolders
+    linked: NotedFolders
+    closed: tuple[ClosedPlace, ...] = ()
     rest: object_prefix.PrefixRange | None = None
 
 
@@ -90,7 +101,7 @@ class SectionLister:
 
     store: Store
     folder: str
-    selection: sources.Selection
+    selection: Selection
     fetcher: Fetcher
     digest: members.Digest
     raw_rows: int = RAW_ROWS
@@ -115,6 +126,7 @@ class SectionLister:
             begun = object_prefix.BegunRange(section, self.most)
         writer = _RawWriter(self.store, stem, self.raw_rows)
         containers: list[Container] = []
+        closed: list[ClosedPlace] = []
         found, settled = 0, True
 
         def kept() -> Iterator[members.ListedMember]:
@@ -128,6 +140,8 @@ class SectionLister:
                     assert isinstance(entry, members.ListedMember)
                     is_for_good = entry.refused is not None and not entry.refused.status.startswith("source_")
                     settled &= entry.place is not None or is_for_good
+                    if entry.refused is not None and not is_for_good and (place := _closed_place(entry)) is not None:
+                        closed.append(place)
                     yield entry
 
         count = 0
@@ -142,7 +156,13 @@ class SectionLister:
         for container in containers:
             writer.add_digest(hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest())
         rest = None if begun is None else begun.rest
-        return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, rest)
+        return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, tuple(closed), rest)
+
+
+def _closed_place(member: members.ListedMember) -> ClosedPlace | None:
+    if isinstance(member, members.UnreadableFolder):
+        return ClosedPlace(member.uri, None)
+    return ClosedPlace(member.uri, member.version) if isinstance(member, Unopened) else None
 
 
 class _RawWriter:

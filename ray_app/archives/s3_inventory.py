@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import members, object_prefix
 from ray_app.archives.containers import ContainerLimits
+from ray_app.archives.selection import Found
 from ray_app.errors import ConfigError, SourceError, Status, StorageError, describe_error
 from ray_app.storage import Fetcher, ObjectInfo, Store, urls
 
@@ -93,7 +94,7 @@ class InventoryFile:
     limits: ContainerLimits
     bucket: str
 
-    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """The objects that the bucket had, in the file's order, and their keys; rows of another bucket are refused.
 
         Raises StorageError when the file cannot be read.

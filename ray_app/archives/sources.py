@@ -1,4 +1,4 @@
-"""`Archive`: what a person names as sources → the sections that can be listed in parallel, and which of their paths count (`Selection`).
+"""`Archive`: what a person names as sources → the sections that can be listed in parallel.
 
 Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
 
@@ -19,7 +19,8 @@ from itertools import islice
 from typing import Protocol
 
 from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
-from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, list_container
+from ray_app.archives.selection import Found, Selection
 from ray_app.errors import ConfigError
 from ray_app.storage import (
     Fetcher,
@@ -27,11 +28,9 @@ from ray_app.storage import (
     KeyRange,
     RetryPolicy,
     canonical,
-    is_pattern,
     list_divisions,
-    matcher,
-    matcher_below,
     strip_secrets,
+    urls,
 )
 
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
@@ -40,7 +39,7 @@ _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads rea
 class SourceSection(Protocol):
     """A part of a source that one task lists. Picklable and small."""
 
-    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
 
 
@@ -55,11 +54,11 @@ class Opened:
 
     containers: tuple[Container, ...]
 
-    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Their members, one container after the other."""
         for container in self.containers:
             table = None if container.samples is None else object_prefix.SidecarTable(container.samples, fetcher)
-            for item in CONTAINERS[container.kind].index(container, fetcher):
+            for item in list_container(container, fetcher):
                 name = _name_in(container, item)
                 if table is not None and item.member is not None:
                     item = table.joined(item, item.member)
@@ -72,34 +71,6 @@ def _name_in(container: Container, item: members.ListedMember) -> str | None:
         path = item.input.get("path")
         return path if isinstance(path, str) else None
     return item.uri if item.uri != container.uri else item.member
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which paths count: patterns as in `ray_app.storage.urls`, and places never listed, such as the run directory in its own source."""
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-
-    def chosen(self, found: Iterator[object_prefix.Found]) -> Iterator[tuple[object_prefix.Found, bool]]:
-        """Everything outside the skipped places, and whether the patterns let it pass.
-
-        A container passes if its members might, to be opened, or to be reported where it cannot be.
-        """
-        included, excluded = _test(self.include, otherwise=True), _test(self.exclude, otherwise=False)
-        may_have_some = matcher_below(self.include)
-        for path, item in found:
-            if not self._is_skipped(item.uri):
-                passes = included(path) or (isinstance(item, Container | Unopened) and may_have_some(path))
-                yield (path, item), passes and not excluded(path)
-
-    def _is_skipped(self, uri: str) -> bool:
-        return any(uri.startswith(place) and uri[len(place) : len(place) + 1] in ("", "/") for place in self.skip)
-
-
-def _test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool]:
-    return matcher(patterns) if patterns else lambda _: otherwise
 
 
 class Archive:
@@ -124,10 +95,13 @@ class Archive:
     ) -> None:
         if not sources:
             raise ConfigError("no source given", hint="name a folder, s3://BUCKET/PREFIX or a file")
+        for option, pattern in [*(("--include", one) for one in include), *(("--exclude", one) for one in exclude)]:
+            if urls.has_braces(pattern):
+                raise ConfigError(f"{option} {pattern}: braces are not expanded", hint=f"give each pattern of its own: {option} repeatedly")
         self._urls, self._columns, self._limits = list(sources), columns, limits
-        self._sources = [_source_for(url, columns, limits) for url in sources]
-        self._names = [strip_secrets(url) for url in sources]
         self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
+        self._sources = [_source_for(url, columns, limits, self.selection) for url in sources]
+        self._names = [strip_secrets(url) for url in sources]
         self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
@@ -144,7 +118,9 @@ class Archive:
     def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
         """A stretch of the source of that number, an S3 prefix, as a section."""
         kind, url = _split_kind(self._urls[source])
-        return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
+        return object_prefix.PrefixRange(
+            object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits, self.selection), keys
+        )
 
     def only(self, uris: Iterable[str]) -> "Archive":
         """The same with no other objects than those of some uris that are there. Raises ConfigError for a source that is no S3 prefix."""
@@ -153,7 +129,7 @@ class Archive:
             if kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url)) or not url.startswith("s3://"):
                 text = f"{strip_secrets(url)}: events tell of objects below s3://BUCKET/"
                 raise ConfigError(text, hint="--follow 5m without --events lists any source again")
-            prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits)
+            prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits, self.selection)
             named.append(object_prefix.NamedObjects(prefix, tuple(filter(prefix.holds, places))))
         found._sources = [lambda _: iter(section for section in named if section.uris)]
         return found
@@ -165,7 +141,7 @@ class Archive:
         """The same with nothing read ahead of it, for those who want the first few."""
         return self._members(item for section in self.sections() for item in section.found(self.fetcher))
 
-    def _members(self, listed: Iterator[object_prefix.Found]) -> Iterator[members.ListedMember]:
+    def _members(self, listed: Iterator[Found]) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
         for (_, item), passes in self.selection.chosen(listed):
@@ -197,12 +173,13 @@ class Archive:
         names = ", ".join(self._names)
         if not found and opened:
             return ConfigError(f"{names}: no file in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
-        if not found:
+        patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
+        if not found and not patterns:
             text = "no file there but those of the output directory, or only lists without rows"
             return ConfigError(f"{names}: {text}", hint="give --out a folder of its own, and the folder of the images as source")
-        patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
+        files = f"none of {found} file{'s' if found > 1 else ''}" if found else "no file"
         return ConfigError(
-            f"{names}: none of {found} file{'s' * (found != 1)} passes {patterns}",
+            f"{names}: {files} passes {patterns}",
             hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders"
             + "; to choose archives and not what is in them, write the pattern into the source" * bool(opened),
         )
@@ -211,9 +188,9 @@ class Archive:
 open_source = Archive  # as a verb
 
 
-def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[object_prefix.Found]:
+def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[Found]:
     """All that sections hold, one section after the other; threads read some ranges of keys ahead of their turn."""
-    waiting, reading, ended = iter(sections), deque[Iterator[object_prefix.Found]](), threading.Event()
+    waiting, reading, ended = iter(sections), deque[Iterator[Found]](), threading.Event()
     try:
         while True:
             while len(reading) < _RANGES_AT_ONCE and (section := next(waiting, None)) is not None:
@@ -226,11 +203,11 @@ def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[o
         ended.set()
 
 
-def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event) -> Iterator[object_prefix.Found]:
+def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event) -> Iterator[Found]:
     """What a section holds, and raises, read by a thread of its own until `ended`, no further ahead than memory is meant for."""
-    chunks: queue.Queue[list[object_prefix.Found] | Exception] = queue.Queue(_AHEAD)
+    chunks: queue.Queue[list[Found] | Exception] = queue.Queue(_AHEAD)
 
-    def put(chunk: list[object_prefix.Found] | Exception) -> None:
+    def put(chunk: list[Found] | Exception) -> None:
         is_put = False
         while not (is_put or ended.is_set()):
             with contextlib.suppress(queue.Full):
@@ -248,7 +225,7 @@ def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event
 
     threading.Thread(target=read, name="list", daemon=True).start()
 
-    def items() -> Iterator[object_prefix.Found]:
+    def items() -> Iterator[Found]:
         while chunk := chunks.get():
             if isinstance(chunk, Exception):
                 raise chunk
@@ -279,7 +256,7 @@ def _split_kind(source: str) -> tuple[str | None, str]:
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
-def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits) -> Sections:
+def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection) -> Sections:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
@@ -291,13 +268,13 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
         return partial(s3_inventory.inventory_files, url, columns, limits)
     if kind == "list":
         return partial(uri_lists.lists_at, url, columns, limits)
-    return partial(_objects, object_prefix.ObjectPrefix(url, kind, columns, limits))
+    return partial(_objects, object_prefix.ObjectPrefix(url, kind, columns, limits, selection))
 
 
 def _objects(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[SourceSection]:
     """A list where its name announces one and it is a file; else objects, of a large S3 prefix stretch by stretch in the order of keys."""
-    url = prefix.url
-    if prefix.kind is None and uri_lists.looks_like_list(url) and not is_pattern(url) and uri_lists.is_one_file(url, fetcher):
+    url, is_pattern = prefix.url, prefix.is_pattern  # Asked here once, and not by every task that lists a stretch.
+    if prefix.kind is None and uri_lists.looks_like_list(url) and not is_pattern and uri_lists.is_one_file(url, fetcher):
         yield from uri_lists.lists_at(url, prefix.columns, prefix.limits, fetcher)
         return
     divisions = list_divisions(url)

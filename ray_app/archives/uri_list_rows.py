@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray_app.storage import canonical, fetch, local_path, strip_secrets, urls
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
+_WINDOWS = re.compile(r"\\|^[A-Za-z]:/")
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 UNCHAINED = ("s3", "http", "https", "file")  # read without fsspec: in their names :: is two letters like others
 
 
@@ -43,6 +46,8 @@ class ListEntries:
         place, refused = self._place(uri)
         if refused is None and not version and place.startswith(("/", "file:")):
             size, version = _local_facts(place)
+            if not version and _WINDOWS.search(uri):
+                refused = _windows_path(uri, place)
         return ListedMember(place, None, 0, version, size, others, None, refused)
 
     def _place(self, uri: str) -> tuple[str, RefusedMember | None]:
@@ -62,7 +67,8 @@ class ListEntries:
         if scheme == "file" and (uri.startswith("/") or uri.lower().startswith("file:")):
             if not self._is_local:
                 return uri, RefusedMember(Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files")
-            return urls.local_uri(canonical("file" + uri[4:] if uri[:4].lower() == "file" else uri)), None
+            place, refused = _checked(uri)
+            return (place, refused) if refused is not None else (urls.local_uri(place), None)
         return self._below_folder(uri) if scheme == "file" else _checked(uri)
 
     def _below_folder(self, uri: str) -> tuple[str, RefusedMember | None]:
@@ -88,6 +94,15 @@ def _checked(uri: str) -> tuple[str, RefusedMember | None]:
         return canonical(uri), None
     except ConfigError as error:
         return uri, RefusedMember(Status.SOURCE_MISSING, error.message)
+
+
+def _windows_path(uri: str, place: str) -> RefusedMember | None:
+    """Return why a path that Windows wrote names nothing here, or None if it names something."""
+    if os.path.lexists(local_path(place)):
+        return None
+    other = "it is a path of Windows: name the file as it is called on this machine"
+    advice = other if _WINDOWS_ROOT.match(uri) else "it has backslashes, as Windows writes them: write / in their place"
+    return RefusedMember(Status.SOURCE_MISSING, f"{uri}: no such file; {advice}")
 
 
 def _version(version: Any, etag: Any) -> str:

@@ -6,7 +6,7 @@ settled where the manifest is made.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ import pyarrow as pa
 
 from ray_app.archives import members, tabular, uri_list_rows
 from ray_app.archives.columns import URI_NAMES, input_rows, no_column, no_uris, uri_column
-from ray_app.archives.containers import Container, ContainerLimits, Unopened, kind_of
+from ray_app.archives.containers import Container, ContainerLimits, Unopened, kind_of, recognise_container
 from ray_app.archives.containers.parquet import index_uris
 from ray_app.errors import ConfigError, SourceError, StorageError
-from ray_app.storage import Fetcher, canonical, list_objects, strip_secrets
+from ray_app.images.formats import describe_signature
+from ray_app.storage import ClosedFolder, Fetcher, canonical, list_objects, strip_secrets
 
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_PACKED_STARTS = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd"}
+_HEAD_BYTES = 512
+_NEEDS = "a list needs one header line and, within a column, values of one type"
 # What must stay as it was written, even where it looks like a number or a date.
 _TEXTS = ("version", "etag")
 
@@ -31,6 +35,8 @@ LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 def lists_at(url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher) -> Iterator["UriList"]:
     """The lists that the source `list::URL` names, by name: one, or those in a folder or of a pattern. Raises as `list_objects`."""
     for info in list_objects(url, fetcher.guard):
+        if isinstance(info, ClosedFolder):
+            raise StorageError(f"{info.uri}: {info.error.detail}", hint="name the lists by a pattern that leaves the folder out")
         yield UriList(info.uri, info.version, info.size_bytes, columns, limits)
 
 
@@ -56,42 +62,57 @@ class UriList:
         except SourceError as error:
             raise StorageError(f"cannot read the list {self.uri}: {error.detail}") from error
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(
-                f"{self.uri}: {' '.join(str(error).split())}", hint="a list needs one header line and, within a column, values of one type"
-            ) from error
+            is_encoding = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
+            hint = "save it as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _NEEDS
+            raise ConfigError(f"{self.uri}: {' '.join(str(error).split())}", hint=hint) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
         if kind_of(self.uri) == "parquet":
             name = self.uri.rpartition("/")[2]
             container = Container(self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits)
-            yield from self._readable(index_uris(container, fetcher))
+            yield from self._readable(index_uris(container, fetcher), container, fetcher)
             return
         name, packed = _names(self.uri)
         if name not in _READERS:
             raise ConfigError(f"{self.uri}: not a list", hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt")
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
+            self._require_text(file.read(_HEAD_BYTES), packed)
+            file.seek(0)
             unpacked = file if packed is None else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
             rows = _READERS[name](unpacked, self)
             first = next(rows, None)
             if first is not None:
-                entries = uri_list_rows.ListEntries(self.uri, self._uri_column(first))
+                entries = uri_list_rows.ListEntries(self.uri, self.uri_column(list(first)))
                 yield from entries.members(itertools.chain([first], rows))
 
-    def _readable(self, items: Iterator[members.ListedMember]) -> Iterator[members.ListedMember]:
+    def _require_text(self, head: bytes, packed: str | None) -> None:
+        """Raise ConfigError if the first bytes are those of another kind of file."""
+        if packed is not None and head.startswith(_PACKED_STARTS[packed]):
+            return
+        ending = next((ending for ending, kind in _PACKED.items() if head.startswith(_PACKED_STARTS[kind])), None)
+        if ending is not None:
+            raise ConfigError(f"{self.uri}: packed, and its name does not show how", hint=f"let the name end in {ending}, or unpack it")
+        if (description := describe_signature(head)) is not None:
+            what, _, advice = description.partition(": ")
+            raise ConfigError(f"{self.uri}: not a list but {what}", hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}")
+
+    def _readable(self, items: Iterator[members.ListedMember], container: Container, fetcher: Fetcher) -> Iterator[members.ListedMember]:
         for item in items:
             if isinstance(item, Unopened) and item.refused is not None:
+                item = recognise_container(item, container, fetcher)
+                assert item.refused is not None
                 if item.refused.status.startswith("source_"):
                     raise StorageError(f"cannot read the list {self.uri}: {item.refused.detail}")
                 raise ConfigError(f"{self.uri}: {item.refused.detail}", hint="the list itself is not readable")
             yield item
 
-    def _uri_column(self, row: dict[str, Any]) -> str:
-        """The column of uris among the names of the first row; Raises ConfigError where there is none."""
-        column = uri_column(pa.schema([(name, pa.string()) for name in row]), self.columns)
+    def uri_column(self, names: Sequence[str]) -> str:
+        """Return the column of uris among the names of all columns. Raises ConfigError if no column has uris."""
+        column = uri_column(pa.schema([(name, pa.string()) for name in names]), self.columns)
         if column is None and self.columns.uri is not None:
-            raise no_column(self.uri, self.columns.uri, list(row))
+            raise no_column(self.uri, self.columns.uri, names)
         if column is None:
-            raise no_uris(self.uri, list(row))
+            raise no_uris(self.uri, names)
         return column
 
 
@@ -118,8 +139,7 @@ def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
     def texts(names: list[str]) -> list[str]:
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError(f"{where.uri}: its first line should name each column once", hint=f"found: {', '.join(names)}")
-        uri = uri_column(pa.schema([(name, pa.string()) for name in names]), where.columns)
-        return [name for name in (uri, *_TEXTS) if name is not None]
+        return [where.uri_column(names), *_TEXTS]
 
     for table in tabular.csv_tables(file, delimiter=delimiter, texts=texts):
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
@@ -133,7 +153,7 @@ def _json_rows(file: Any, where: UriList) -> Rows:
 def _text_rows(file: Any, where: UriList) -> Rows:
     name = where.columns.uri or "uri"
     for piece in tabular.pieces(file, quoted=False):
-        lines = (line.rstrip("\r") for line in piece.decode("utf-8-sig").split("\n"))
+        lines = (line.rstrip("\r") for line in piece.decode().split("\n"))
         yield from ({name: line} for line in lines if line)
 
 

@@ -19,7 +19,7 @@ from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
 from ray_app.archives.members import Each, in_turn
 from ray_app.archives.sources import Archive, Opened, SourceSection
-from ray_app.storage import KeyRange, LinkedFolders
+from ray_app.storage import KeyRange, NotedFolders
 
 Order = tuple[float, int, str]  # of a section among all: its source, its number there, the key that it begins behind
 
@@ -66,6 +66,7 @@ class Walk:
     `found`: members, chosen or not; `listed`: the chosen ones, and `kept` those of them since the last portion; `opened`: how many
     containers; `settled`: whether what they hold is known for good as long as their versions are the same. `named`: chosen files and
     containers that the sources themselves list, and `digest` a hash of these. `linked`: folders that were not followed.
+    `closed`: places whose members this process could not list, `closed_folders` how many folders are among those of the whole listing.
     """
 
     lister: raw_listing.SectionLister
@@ -79,7 +80,9 @@ class Walk:
     opened: int = 0
     settled: bool = True
     named: int = 0
-    linked: LinkedFolders = field(default_factory=LinkedFolders)
+    linked: NotedFolders = field(default_factory=NotedFolders)
+    closed_folders: NotedFolders = field(default_factory=NotedFolders)
+    closed: list[raw_listing.ClosedPlace] = field(default_factory=list)
     unlisted: list[Unlisted] | None = None
     _sum: int = 0
     _files: list[tuple[Order, raw_listing.RawFile]] = field(default_factory=list)
@@ -153,13 +156,15 @@ class Walk:
         unlisted = [
             {"source": one.source, "ordinal": one.ordinal, "keys": None if one.keys is None else asdict(one.keys)} for one in self._begun()
         ]
-        return json.dumps({**counts, "linked": asdict(self.linked), "sum": f"{self._sum:x}", "unlisted": unlisted}).encode()
+        folders = {"linked": asdict(self.linked), "closed_folders": asdict(self.closed_folders)}
+        return json.dumps({**counts, **folders, "sum": f"{self._sum:x}", "unlisted": unlisted}).encode()
 
     def resume(self, noted: bytes) -> None:
         """Go on where another walk was `noted`; sections that are no ranges of keys are looked up anew."""
         state: Mapping[str, Any] = json.loads(noted)
         self.found, self.listed, self.opened, self.named = (int(state[name]) for name in ("found", "listed", "opened", "named"))
-        self.settled, self.linked, self._sum = bool(state["settled"]), LinkedFolders(**state["linked"]), int(state["sum"], 16)
+        self.settled, self.linked, self._sum = bool(state["settled"]), NotedFolders(**state["linked"]), int(state["sum"], 16)
+        self.closed_folders = NotedFolders(**state.get("closed_folders", {}))  # an older version did not write them
         rests = state["unlisted"]
         others = {(one["source"], one["ordinal"]) for one in rests if one["keys"] is None}
         numbered = self.archive.numbered_sections() if others else ()
@@ -236,6 +241,7 @@ class Walk:
         for one, listing in listings:
             self.found += listing.found
             self.linked.add(listing.linked)
+            self._note_closed(listing.closed)
             self.opened += len(listing.containers)
             self._waiting += [(one.order, container) for container in listing.containers]
             for file in listing.files:
@@ -255,6 +261,12 @@ class Walk:
                 left.append(replace(one, section=listing.rest))
             if self.progress is not None:
                 self.progress(self.listed)
+
+    def _note_closed(self, places: Sequence[raw_listing.ClosedPlace]) -> None:
+        self.closed += places
+        for place in places:
+            if place.version is None:
+                self.closed_folders.add(NotedFolders(1, place.uri))
 
 
 def _split(pieces: int, one: Unlisted) -> list[object_prefix.PrefixRange]:

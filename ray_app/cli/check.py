@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -70,7 +70,7 @@ def check(
     if detectors and ensemble:
         raise ConfigError("--detector and --ensemble cannot be given together", hint="name the detectors, or the ensemble they belong to")
     page = None if html is None else _page_path(html)
-    names = _listed(images)
+    names, closed = _listed(images)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: as in a run's workers, so that scores are the same to the bit
 
     from ray_app.ensembles import ensemble_of, load_ensemble_card
@@ -83,7 +83,7 @@ def check(
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
-    read = partial(_read, spec.limits.max_bytes)
+    read = partial(_read, spec.limits.max_bytes, closed)
     size = PictureSize(*(_ALONE if len(names) == 1 else _TILE if len(names) <= CROWD else _IN_CROWD))
     provenance = ProvenanceConfig(watermarks=True).policy()
     with closing(IsolatedFiles(spec, read, provenance=provenance, picture_px=size.side_px if page else 0)) as files:
@@ -212,14 +212,21 @@ def _page_path(html: str) -> Path:
     return page
 
 
-def _listed(images: Sequence[str]) -> list[str]:
-    """What is asked for, in order; of a folder all below it, by name. Raises ConfigError where there is nothing."""
+def _listed(images: Sequence[str]) -> tuple[list[str], dict[str, SourceError]]:
+    """List what is asked for, in order; a folder stands for everything below it.
+
+    Returns:
+        The names, and why the folders among them cannot be listed.
+
+    Raises:
+        ConfigError: Nothing is there.
+    """
     from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
-    names: list[str] = []
     if images.count(STDIN) > 1:
         raise ConfigError("`-` stands for one picture on stdin", hint="name it once")
+    names, closed = list[str](), dict[str, SourceError]()
     for one in images:
         if one == STDIN or scheme_of(one) != "file":
             names.append(one)
@@ -227,27 +234,35 @@ def _listed(images: Sequence[str]) -> list[str]:
         path = local_path(one)
         if not os.path.lexists(path):
             raise not_there(path)
-        names += _below(path) if os.path.isdir(path) else [path]
+        names += _below(path, closed) if os.path.isdir(path) else [path]
     if not names:
         raise ConfigError(f"nothing to check: there is no file in {', '.join(images)}", hint="name pictures, or a folder with pictures")
-    return names
+    return names, closed
 
 
-def _below(folder: str) -> list[str]:
-    """All below a folder that is no folder; and folders that cannot be listed, of which the rows say so."""
-    found, closed = list[str](), list[str]()
-    for place, folders, files in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
-        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found += [os.path.join(place, name) for name in (*files, *linked)]
-    return sorted(found + closed)
+def _below(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
+    """Everything below a folder that is not a folder, and folders that cannot be listed, which are added to `closed`."""
+    from ray_app.storage.errors import closed_folder
+    from ray_app.storage.listing import walk_folder
+
+    try:
+        for path, error in walk_folder(folder):
+            if error is not None:
+                closed[path] = closed_folder(error)
+            yield path
+    except OSError as error:
+        closed[folder] = closed_folder(error)
+        yield folder
 
 
-def _read(max_bytes: int, name: str) -> bytes:
+def _read(max_bytes: int, closed: Mapping[str, SourceError], name: str) -> bytes:
     """The bytes of an image by its name; web URLs as the endpoint reads them: https and public addresses alone. Raises InputError."""
     from ray_app.images.provenance import attach_sidecar
     from ray_app.storage import Fetcher
     from ray_app.storage.urls import local_uri, scheme_of
 
+    if name in closed:
+        raise closed[name]
     if name == STDIN:
         data = sys.stdin.buffer.read(max_bytes + 1)
         if len(data) > max_bytes:
@@ -271,7 +286,7 @@ def _require_file(name: str) -> None:
     except OSError as error:
         raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
     if os.path.isdir(name):
-        raise SourceError(Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed")
+        raise SourceError(Status.SOURCE_DENIED, "a link to a folder, which is not followed")
     if not os.path.isfile(name):
         raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
 

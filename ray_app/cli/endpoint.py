@@ -6,15 +6,19 @@
 import os
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ray_app.cli import options
 from ray_app.cli.options import DETECTOR, ENSEMBLE
+
+if TYPE_CHECKING:
+    from ray_app.serving.client import Source
 
 
 @click.command()
@@ -193,8 +197,13 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {"uri": uri, **answer, "name": os.path.basename(uri)}
 
 
-def _files(source: Sequence[str]) -> Iterator[Path]:
-    """The files that SOURCE means: each as it stands, of folders every regular file below them, in order of names. Raises ConfigError."""
+def _files(source: Sequence[str]) -> Iterator["Source"]:
+    """Yield the files that SOURCE means: of folders every regular file below them, in order, and folders that cannot be listed.
+
+    Raises:
+        ConfigError: A source is not local, or nothing is there.
+        StorageError: A folder of SOURCE itself cannot be listed.
+    """
     from ray_app.errors import ConfigError
     from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
@@ -205,14 +214,36 @@ def _files(source: Sequence[str]) -> Iterator[Path]:
     for one in source:
         if scheme_of(one) != "file":
             raise ConfigError(f"{one}: --endpoint takes local files and folders", hint="without --endpoint, any source can be scored")
-        path = Path(local_path(one))
-        if not path.exists():
-            raise not_there(str(path))
-        below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        found = found or bool(below)
-        yield from below
+        path = local_path(one)
+        if not os.path.lexists(path):
+            raise not_there(path)
+        for file in _below(path) if os.path.isdir(path) else [Path(path)]:
+            found = True
+            yield file
     if not found:
         raise ConfigError(f"nothing to score: there is no file in {', '.join(source)}", hint="name pictures, or a folder with pictures")
+
+
+def _below(folder: str) -> "Iterator[Source]":
+    """Yield the regular files below a folder, files that may be regular, and folders that cannot be listed. Raises StorageError."""
+    from ray_app.storage.errors import closed_folder, unreachable
+    from ray_app.storage.listing import walk_folder
+
+    try:
+        for path, error in walk_folder(folder):
+            if error is not None:
+                yield path, closed_folder(error)
+            elif _may_be_regular(path):
+                yield Path(path)
+    except OSError as error:
+        raise unreachable(error, folder, "list") from error
+
+
+def _may_be_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # The reader of the file finds out why.
+        return True
 
 
 def _token(file: str | None) -> str | None:

@@ -51,7 +51,9 @@ detectors_option = click.option(
 include_option = click.option(
     "--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable."
 )
-exclude_option = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches, and folders by FOLDER/**; repeatable."
+)
 shard_option = click.option(
     "--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]"
 )

@@ -9,8 +9,10 @@ listing/…      what the source lists, while the index is made
 """
 
 import difflib
+import glob
 import hashlib
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -34,9 +36,10 @@ from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import SPOILED, Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.errors import ConfigError, IdentityError, StorageError
 from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
+from ray_app.storage.errors import CLOSED_FOLDER
 
 if TYPE_CHECKING:
     from ray_app.datasets.simulation.archive import SimulatedSet
@@ -59,7 +62,13 @@ def silent(doing: str, members: int) -> None:
 
 
 def index_source(
-    source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
+    source: DatasetSource,
+    store: Store,
+    *,
+    each: Each = in_turn,
+    reading: Each = in_turn,
+    progress: Progress = silent,
+    requires_all_folders: bool = False,
 ) -> pa.Table:
     """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
 
@@ -68,7 +77,7 @@ def index_source(
     """
     indexes = indexes_of(source)
     if not indexes:
-        build_index(source, store, each=each, reading=reading, progress=progress)
+        build_index(source, store, each=each, reading=reading, progress=progress, requires_all_folders=requires_all_folders)
     return _chosen(pa.concat_tables(map(read_index, indexes or [store.url])), source)
 
 
@@ -102,6 +111,7 @@ class IndexInfo:
         strata = {(one["split"], one["label"], one["generator"]): one["rows"] for one in counts}
         faults = labels.faults_of({"layout": self.layout, **self.source})
         spoiled = [f"left out: {one['files']:,} × {one['why']}" for one in self.left_out if one["why"] == SPOILED]
+        spoiled += [f"{one['why']}, for example {one['example']}" for one in self.left_out if CLOSED_FOLDER in one["why"]]
         return labels.lines_of(faults, strata, left_out=self.source.get("leave_out_faults", False)) + spoiled
 
     @property
@@ -112,9 +122,31 @@ class IndexInfo:
 
 
 def build_index(
-    source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
+    source: DatasetSource,
+    store: Store,
+    *,
+    each: Each = in_turn,
+    reading: Each = in_turn,
+    progress: Progress = silent,
+    requires_all_folders: bool = False,
 ) -> IndexInfo:
-    """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
+    """Index a source into `store`, or return what the index there holds if it is of the same source.
+
+    Args:
+        source: The archive and its layout.
+        store: Where the index is.
+        each: Runs the steps of listing and labelling.
+        reading: Runs what reads whole images.
+        progress: Called with what is done and the number of members so far.
+        requires_all_folders: Whether to refuse a source with a folder that cannot be listed, as a training does.
+
+    Returns:
+        A description of the index.
+
+    Raises:
+        ConfigError: As `index_source`.
+        StorageError: The source is unreachable, or a required folder cannot be listed.
+    """
     told = identity(source)
     if (info := read_info(store)) is not None:
         if info.source != told:
@@ -123,6 +155,7 @@ def build_index(
     archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else archive_of(source, store)
     try:
         chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": told}
+        chosen["requires_all_folders"] = requires_all_folders
         return write_index(store, archive, layout, each=each, reading=reading, progress=progress, **chosen)
     except ConfigError:
         for folder in UNFINISHED:
@@ -154,6 +187,7 @@ def write_index(
     limits: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
     limit: int | None = None,
     source: Mapping[str, Any] | None = None,
+    requires_all_folders: bool = False,
     each: Each = in_turn,
     reading: Each = in_turn,
     progress: Progress = silent,
@@ -170,6 +204,8 @@ def write_index(
     listing = store.below("listing")
     listed = archives.list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)
     assert listed is not None, "a first listing is never the same as one before"
+    if listed.closed_folders and requires_all_folders:
+        raise closed_folders_error(listed.closed_folders, listed.closed_example)
     layout = layout.prepared(_members(listing))
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
@@ -197,6 +233,13 @@ def write_index(
     store.write("index.json", json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
     store.clear("listing")
     return info
+
+
+def closed_folders_error(count: int, example: str) -> StorageError:
+    """Return what to raise if folders of a training's source cannot be listed: the detector would not learn from their images."""
+    others = f", and {count - 1} more" if count > 1 else ""
+    hint = f"check the permissions of the path, or leave the folder out with exclude: ['**/{glob.escape(posixpath.basename(example))}/**']"
+    return StorageError(f"{example}: {CLOSED_FOLDER}{others}", hint=hint)
 
 
 def read_index(place: str) -> pa.Table:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReader, member_rows, read_block
 from ray_app.archives.containers import kind_of
+from ray_app.archives.members import is_unreadable_folder
 from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import INPUT, KnownFault, Labels, prompt_group, spared, texts, with_input
@@ -117,9 +118,12 @@ class Labeller:
 
 
 def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
-    """A layout's labels of a member; None also for a container that cannot be opened, or ends early. Raises as `DatasetLayout.labels`."""
+    """Return a layout's labels of a member, or None for what it does not label, and for a folder or container that could not be listed.
+
+    Raises ConfigError as `DatasetLayout.labels`.
+    """
     is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
-    return None if is_closed else layout.labels(item)
+    return None if is_closed or is_unreadable_folder(item) else layout.labels(item)
 
 
 def as_listed(member: ManifestMember) -> ListedMember:

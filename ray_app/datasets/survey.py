@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ray_app.archives import Archive, Container, ListedMember
 from ray_app.archives.containers.parquet_reader import UNREADABLE, open_parquet
+from ray_app.archives.members import UnreadableFolder
 from ray_app.archives.sources import Opened
 from ray_app.datasets import index, labels
 from ray_app.datasets.config import DatasetSource
@@ -49,7 +50,7 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
         info, counted, exact = _estimated(source, names)
         infos = [info]
     elif not indexes:
-        infos = [index.build_index(source, store, progress=ProgressLog("index"))]
+        infos = [index.build_index(source, store, progress=ProgressLog("index"), requires_all_folders=True)]
     rows = Counter[tuple[str | None, str]]()
     for one in (count for info in infos for count in info.counts):
         rows[one["split"], one["label"]] += one["rows"]
@@ -74,6 +75,8 @@ def matched(source: DatasetSource, store: Store) -> Matched:
     found = files = size = 0
     try:
         for (path, item), passes in archive.selection.chosen(one for part in archive.sections() for one in part.found(archive.fetcher)):
+            if passes and isinstance(item, UnreadableFolder):
+                raise index.closed_folders_error(1, item.uri)
             seen += [path] * (found < _NAMES)
             found, files, size = found + 1, files + passes, size + max(item.size_bytes, 0) * passes
             containers += [item] if passes and isinstance(item, Container) else []

@@ -22,7 +22,7 @@ _SAY = "say `format: {}` in the card's weights"
 _UNPACK = "unpack it, and name the file that is in it"
 _ONLY_TENSORS = "ask its publisher for safetensors, or save its state_dict() as safetensors where you trust it: such a file can run code"
 _MARKS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs.github.com/spec/", "a git-LFS pointer, which only names the real file", "git lfs pull in its repository"),
+    (b"version https://git-lfs.github.com/spec/", "a git-LFS pointer, which only names the file", "run `git lfs pull` in its repository"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes", _CONVERT),
     (b"GGUF", "a GGUF file of llama.cpp", _CONVERT),
     (b"\x93NUMPY", "a NumPy array", _CONVERT),

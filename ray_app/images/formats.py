@@ -34,11 +34,11 @@ _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
 _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document: extract its images first"),
     (b"%!PS", "a PostScript document"),
-    (b"PK\x03\x04", "a ZIP file, or an office document: score it as an archive source"),
-    (b"\x1f\x8b", "a gzip file: score it as an archive source"),
-    (b"\xfd7zXZ\0", "an xz file: score it as an archive source if it is a tar"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file: score it as an archive source if it is a tar"),
-    (b"BZh", "a bzip2 file: score it as an archive source if it is a tar"),
+    (b"PK\x03\x04", "a ZIP file, or an office document: name it .zip to score the images in it"),
+    (b"\x1f\x8b", "a gzip file: unpack it, or if it is a tar, name it .tar.gz"),
+    (b"\xfd7zXZ\0", "an xz file: unpack it, or if it is a tar, name it .tar.xz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it, or if it is a tar, name it .tar.zst"),
+    (b"BZh", "a bzip2 file: unpack it, or if it is a tar, name it .tar.bz2"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
     (b"\x89PNG", "a PNG with a damaged signature, as by FTP in ASCII mode: fetch it again"),
@@ -46,7 +46,8 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\x01\0", "an icon file (ICO)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"RIFF", "a RIFF file that is not WebP (audio or video)"),
-    (b"PAR1", "a Parquet file: score it as an archive source"),
+    (b"PAR1", "a Parquet file: name it .parquet to score the images in it"),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"),
 )
 
 MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
@@ -90,17 +91,22 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Words for the `detail` of bytes that `sniff_format` does not know: what they are and what to do."""
-    for start, words in _ELSE:
+    """Return text for the `detail` of bytes that `sniff_format` does not know: what they are and what to do."""
+    return describe_signature(data) or _describe_text(data[:1024]) or f"not a known image format (first bytes {data[:8].hex(' ')})"
+
+
+def describe_signature(data: bytes) -> str | None:
+    """Return what a file is that is not an image, and what to do, by its first 262 bytes; None if they have no known signature."""
+    for start, description in _ELSE:
         if data.startswith(start):
-            return words
+            return description
     if data[4:8] == b"ftyp":
         return "a video or audio file (MP4 family)"
     if data[4:8] == b"jumb":
         return "a C2PA manifest (sidecar): it is read with the image of the same name next to it"
-    if data[257:262] == b"ustar":
-        return "a tar archive: score it as an archive source"
-    return _describe_text(data[:1024]) or f"not a known image format (first bytes {data[:8].hex(' ')})"
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, perhaps an error page saved in place of the file"
+    return "a tar archive: name it .tar to score the images in it" if data[257:262] == b"ustar" else None
 
 
 def _is_raw_tiff(data: bytes) -> bool:
@@ -129,8 +135,6 @@ def _describe_text(start: bytes) -> str | None:
     words = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"<svg" in words:
         return "an SVG drawing, which has no pixels: export it as PNG"
-    if words.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, perhaps an error page saved in place of an image"
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:

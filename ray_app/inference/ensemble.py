@@ -27,7 +27,7 @@ from ray_app.inference import decision, decoder, device_batches, image_inputs, r
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
-from ray_app.storage import Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
+from ray_app.storage import ClosedFolder, Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
 from ray_app.storage.http import WEB
 
 _log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class ImageInputs:
         scheme = urls.scheme_of(place) if "://" in place else "file"
         if scheme == "file":
             path = urls.local_path(place) if "://" in place else place
-            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
+            if os.path.isdir(path) or is_pattern(place):
                 return self._listed(place)
             return image_inputs.ImageSource(place, place, place)
         name = strip_secrets(place)
@@ -340,7 +340,11 @@ class ImageInputs:
 
     def _of_url(self, url: str) -> bytes:
         if urls.scheme_of(url) == "file":
-            return self._of_path(urls.local_path(url))
+            try:
+                path = urls.local_path(url)
+            except ConfigError as error:
+                raise InputError(Status.SOURCE_MISSING, error.message) from None
+            return self._of_path(path)
         return Fetcher(signed=[url]).fetch(url, "", self._max_bytes)
 
     def _of_file(self, file: Any) -> bytes:
@@ -356,9 +360,13 @@ class ImageInputs:
         return bytes(data)
 
     def _listed(self, place: str) -> image_inputs.ManySources:
-        """The files of a folder or glob, sorted. Raises ConfigError where there is none."""
+        """The files of a folder or glob, sorted, and folders that cannot be listed. Raises ConfigError if nothing is there."""
         found = list_objects(place)
-        return image_inputs.ManySources((image_inputs.source_at(info.uri) for info in chain([next(found)], found)), None)
+        sources = (
+            image_inputs.ImageSource(info.uri, info.error, None) if isinstance(info, ClosedFolder) else image_inputs.source_at(info.uri)
+            for info in chain([next(found)], found)
+        )
+        return image_inputs.ManySources(sources, None)
 
 
 def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
 from ray_app.storage.urls import local_path
 
@@ -65,7 +66,7 @@ def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
         if beside and os.path.commonpath([beside, path]) != "/":
             return quote(os.fsencode(os.path.relpath(path, beside)))  # a colon is quoted, so no name becomes a scheme
         return "file://" + quote(os.fsencode(path))
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, ConfigError):  # A list may name a file of another host, whose row says so.
         return None
 
 

@@ -12,10 +12,11 @@ from ray_app import __version__, archives
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import beside_others, on_ray
 from ray_app.errors import TouchstoneError
+from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.format import linked_folders_in_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.report import linked_folders
+from ray_app.scoring.report import closed_folders, linked_folders
 from ray_app.scoring.run_metrics import RunMeter
 from ray_app.storage import Fetcher, Store
 
@@ -143,11 +144,13 @@ def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunM
 
 
 def end_listing(run: RunDirectory) -> None:
-    """What follows a listing's end: ids that are gone are published; links to folders that it did not follow are reported on stderr."""
+    """Publish the ids that vanished, and report folders that the listing did not follow or could not list on stderr."""
     reader.publish_vanished(run)
-    linked = linked_folders(run)
+    linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(f"listing: {linked_folders_in_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
+    if closed.count:
+        print(f"listing: {describe_closed_folders(closed.count, closed.example)}", file=sys.stderr, flush=True)
 
 
 def is_complete(run: RunDirectory) -> bool:

@@ -35,7 +35,7 @@ class ScoreConfig(Frozen):
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
     table: str | None = Field(default=None, description="a Delta table that the rows are appended to: a path, s3:// (docs/tables.md)")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out")
+    exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out; a folder by FOLDER/**, unlisted")
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
@@ -65,7 +65,9 @@ class ScoreConfig(Frozen):
         ge=1,
         description="largest block, the unit of commit and resume; smaller where it would take over a minute or 512 MiB of tensors",
     )
-    max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad files than this: exit code 3")
+    max_bad_fraction: float | None = Field(
+        default=None, ge=0, le=1, description="more bad files than this: exit code 3; null = only if no file at all could be read"
+    )
     max_hours: float | None = Field(default=None, gt=0, description="stop after this many hours; the same command resumes")
     max_cost: float | None = Field(
         default=None, gt=0, description="stop when this much is spent in this session, by `prices`; the same command resumes"

@@ -18,7 +18,7 @@ from ray_app.runs import RunDirectory, document, fingerprint, schema, settled_st
 from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import LinkedFolders
+from ray_app.storage import NotedFolders
 
 _COUNTS = "counts"  # the tally of a run's rows that is the counted part of its summary
 
@@ -154,10 +154,16 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
     )
 
 
-def linked_folders(run: RunDirectory) -> LinkedFolders:
+def linked_folders(run: RunDirectory) -> NotedFolders:
     """Links to folders that the last listing did not follow."""
     info = read_complete(run.store, manifests(run.store)[-1])
-    return LinkedFolders() if info is None else LinkedFolders(info.linked_folders, info.linked_example)
+    return NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
+
+
+def closed_folders(run: RunDirectory) -> NotedFolders:
+    """Folders that the last listing could not list."""
+    info = read_complete(run.store, manifests(run.store)[-1])
+    return NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:
@@ -165,6 +171,11 @@ def bad_fraction(summary: dict[str, Any]) -> float:
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
     bad = sum(count for status, count in summary["statuses"].items() if status not in good)
     return bad / summary["members"] if summary["members"] else 0.0
+
+
+def has_read_nothing(summary: dict[str, Any]) -> bool:
+    """Whether the storage gave no file of the run at all: what the source names is elsewhere, or closed."""
+    return bool(summary["members"]) and all(status.startswith("source_") for status, count in summary["statuses"].items() if count)
 
 
 def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool | None = None) -> str:

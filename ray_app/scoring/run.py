@@ -37,7 +37,7 @@ from ray_app.scoring.follow import Arrivals
 from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
-from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
+from ray_app.scoring.report import bad_fraction, has_read_nothing, renew_summary, write_report, write_summary
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.storage import Lease, node_budget, with_s3_settings
@@ -344,7 +344,8 @@ class ScoringRun:
         if reports:
             write_report(self.directory, prior=config.prior)
         self.session.log("finished")
-        too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
+        most = config.max_bad_fraction
+        too_many = has_read_nothing(summary) if most is None else bad_fraction(summary) > most
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager

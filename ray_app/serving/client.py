@@ -19,11 +19,11 @@ from typing import Any
 
 import httpx
 
-from ray_app.errors import ClusterError, ConfigError, Status, describe_error
+from ray_app.errors import ClusterError, ConfigError, InputError, Status, describe_error
 from ray_app.serving.http.schemas import EndpointLimits, Ensembles, ImageAnswer
-from ray_app.storage import RetryPolicy, strip_secrets
+from ray_app.storage import RetryPolicy, errors, strip_secrets
 
-Source = str | Path | tuple[str, bytes]
+Source = str | Path | tuple[str, bytes | InputError]
 Result = dict[str, Any]
 Query = dict[str, str | Sequence[str]]
 PART_BYTES = 1024  # of a multipart body besides the file: boundary, headers and the longest name that is sent
@@ -91,10 +91,19 @@ class EndpointClient:
     def score(
         self, images: Iterable[Source], ensemble: str | None = None, masks: bool = False, detectors: Sequence[str] = ()
     ) -> Iterator[Result]:
-        """One result per file, in order: local paths, or (name, bytes). Keys as in `POST /v1/score`; `name` is as you gave it.
+        """Yield one result per image, in the order of the images. Keys as in `POST /v1/score`; `name` is as you gave it.
 
-        `detectors`: optional ones to ask besides. A file that is refused, by the endpoint or because it cannot be read here, is a result:
-        `status` and `error` say why. Files are read as they are sent. Raises ConfigError at once for what is not served there.
+        Files are read as they are sent. A file that is refused, by the endpoint or because it cannot be read here, is a result: `status`
+        and `error` show why.
+
+        Args:
+            images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
+            ensemble: One that is served there. Defaults to the first.
+            masks: Whether to ask for masks.
+            detectors: Optional detectors to ask in addition.
+
+        Raises:
+            ConfigError: The ensemble or a detector is not served there. Raised at once.
         """
         served = self.describe()
         self._refuse_unserved("ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles])
@@ -219,6 +228,8 @@ class EndpointClient:
 def _read(image: Source, limits: EndpointLimits) -> _File:
     if isinstance(image, tuple):
         name, data = image
+        if isinstance(data, InputError):
+            return _File(name, result=_without_verdict(_File(name), _error(data.status, data.detail)))
         return _too_large(name, len(data), limits) or _File(name, data)
     name = str(image)
     try:
@@ -227,7 +238,7 @@ def _read(image: Source, limits: EndpointLimits) -> _File:
             return _File(name, result=_without_verdict(_File(name), _error(Status.SOURCE_DENIED, "not a regular file")))
         return _too_large(name, facts.st_size, limits) or _File(name, Path(image).read_bytes())
     except OSError as error:
-        status = Status.SOURCE_MISSING if isinstance(error, FileNotFoundError) else Status.SOURCE_DENIED
+        status = errors.translate(error, name).status
         return _File(name, result=_without_verdict(_File(name), _error(status, error.strerror or "cannot be read")))
 
 

@@ -39,6 +39,7 @@ _CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetri
 _LOCAL_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EIO})
 
 
+CLOSED_FOLDER = "this folder cannot be listed"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _URL = re.compile(r"https?://[^\s'\"]+")
 
@@ -76,6 +77,14 @@ def translate(error: BaseException, uri: str) -> SourceError:
     if status is None:
         raise error
     return SourceError(status, f"{strip_secrets(uri)}: {_in_words(error)}")
+
+
+def closed_folder(error: BaseException) -> SourceError:
+    """Return what a row shows for a folder that cannot be listed. Raises the exception itself if it is not about storage."""
+    status = _status(error)
+    if status is None:
+        raise error
+    return SourceError(status, f"{CLOSED_FOLDER}: {_in_words(error)}")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -146,10 +155,16 @@ def _status(error: BaseException) -> Status | None:
         code in _MISSING_CODES
         or http in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
         or isinstance(error, (FileNotFoundError, NotADirectoryError))
+        or _errno(error) == errno.ELOOP  # links that lead to each other
         or names & _IMPOSSIBLE_CLASSES
     ):
         return Status.SOURCE_MISSING
-    if http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or names & _CREDENTIAL_CLASSES or isinstance(error, PermissionError):
+    if (
+        http in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        or names & _CREDENTIAL_CLASSES
+        or isinstance(error, PermissionError)
+        or _errno(error) == errno.ENAMETOOLONG  # nested too deeply to be opened by its path
+    ):
         return Status.SOURCE_DENIED
     if code in _TRANSIENT_CODES or HTTPStatus.INTERNAL_SERVER_ERROR <= http != HTTPStatus.NOT_IMPLEMENTED or names & _NETWORK_CLASSES:
         return Status.SOURCE_TIMEOUT
@@ -189,6 +204,10 @@ def _http_status(error: BaseException) -> int:
             if isinstance(value, int) and value >= HTTPStatus.BAD_REQUEST:
                 return value
     return 0
+
+
+def _errno(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _is_local(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ray_app.errors import ConfigError
 
+_FILE_URL = re.compile(r"^file:(?://(?P<host>[^/]*))?(?P<path>/.*)?$", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 _CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")  # what stands there is no secret, but part of the place
@@ -29,6 +30,7 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 
+_BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 _MAGIC = re.compile(r"[*?\[]")
 
 _CONTENT = ("ETag", "etag", "blob_id")
@@ -69,10 +71,20 @@ def strip_secrets(url: str) -> str:
 
 
 def local_path(url: str) -> str:
-    """The path that a local URL names; percent signs of file:// are decoded only where no file has them in its name."""
-    if not url.startswith("file://"):
+    """Return the path that a local URL names.
+
+    `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). Percent signs are decoded only if no file has them in its name.
+
+    Raises:
+        ConfigError: The URL names another host.
+    """
+    match = _FILE_URL.match(url) if url[:5].lower() == "file:" else None
+    if match is None:
         return url
-    path = url.removeprefix("file://")
+    host, path = match["host"] or "localhost", match["path"]
+    if path is None or host.lower() != "localhost":
+        wrong = "it has no path" if host.lower() == "localhost" else f"the host is '{host}', and only files of this machine are read"
+        raise ConfigError(f"{url}: {wrong}", hint="write the path alone, or file:///PATH with three slashes")
     if "%" in path and not os.path.lexists(path):
         return os.fsdecode(unquote_to_bytes(path))
     return path
@@ -102,6 +114,11 @@ def has_magic(text: str) -> bool:
     return _MAGIC.search(text) is not None
 
 
+def has_braces(text: str) -> bool:
+    """Whether a text has braces that a shell or webdataset would expand, as in `{a,b}` and `{00..99}`."""
+    return _BRACES.search(text) is not None
+
+
 def split_at_magic(path: str) -> tuple[str, str]:
     """The folder before the first part with a pattern, and the pattern from there on."""
     parts = path.split("/")
@@ -127,6 +144,25 @@ def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
     return lambda folder: has_names or any(_reaches_below(test, folder.split("/")) for test in tests)
+
+
+def matcher_of_all_below(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A test whether any of the patterns matches everything below a folder, as `photos/**` and `*` do."""
+    folders = []
+    for pattern in patterns:
+        parts = pattern.removeprefix("/").split("/")
+        named = parts[:-1] if parts[-1] == "**" else parts[:-2] if parts[-2:] == ["**", "*"] else None
+        if "/" not in pattern and not pattern.strip("*"):
+            named = []
+        if named is not None:
+            folders.append(re.compile(_regex("/".join(named))) if named else None)
+
+    def matches_all_below(folder: str) -> bool:
+        parts = folder.split("/")
+        above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        return any(test is None or any(map(test.fullmatch, above)) for test in folders)
+
+    return matches_all_below
 
 
 def _reaches_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str]) -> bool:

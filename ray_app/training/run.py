@@ -120,7 +120,9 @@ def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callab
 
     def open_source(source: DatasetSource) -> pa.Table:
         store = index_of(source, out)
-        rows = index.index_source(source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"))
+        rows = index.index_source(
+            source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"), requires_all_folders=True
+        )
         guards.append(index.guard_of_source(source, store))
         return rows
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import open_source
+from ray_app.archives import ContainerLimits, TableColumns, object_prefix, open_source
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Fetcher
 from ray_app.storage import s3 as requests
@@ -152,3 +152,62 @@ def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = [item.uri for section in pickle.loads(sections) for _, item in section.found(Fetcher())]
     assert found == [str(tmp_path / "here/photos/a.jpg")] * 3
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_patterns_are_relative_to_a_place_with_pattern_letters(place, tmp_path, request):
+    """The prefix is literal, since something has that name."""
+    names = ["photos [2024]/a.jpg", "photos [2024]/thumbs/t.jpg"]
+    if place == "local":
+        root = str(tmp_path)
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+    else:
+        s3 = request.getfixturevalue("s3")
+        root = s3.bucket("brackets")
+        for name in names:
+            s3.client().put_object(Bucket="brackets", Key=name, Body=b"x")
+    source = f"{root}/photos [2024]"
+    assert [item.uri for item in open_source([source], exclude=["thumbs/**"])] == [f"{source}/a.jpg"]
+    assert [item.uri for item in open_source([source], include=["thumbs/*"])] == [f"{source}/thumbs/t.jpg"]
+    prefix = object_prefix.ObjectPrefix(source, None, TableColumns(), ContainerLimits())
+    assert prefix.holds(f"{source}/a.jpg")
+    assert not prefix.holds(f"{root}/photos 2/a.jpg")
+    pattern = object_prefix.ObjectPrefix(f"{root}/photos ?2024?", None, TableColumns(), ContainerLimits())
+    assert not pattern.holds(f"{source}/a.jpg"), "a pattern is compared with the whole path"
+
+
+def test_list_in_a_folder_with_pattern_letters_is_read(tmp_path):
+    folder = tmp_path / "scans [1]"
+    folder.mkdir()
+    (folder / "one.jpg").write_bytes(b"x")
+    (folder / "list.csv").write_text("path\none.jpg\n")
+    assert [item.uri for item in open_source([f"{folder}/list.csv"])] == [f"{folder}/one.jpg"]
+
+
+@pytest.mark.parametrize("source", ["db-{0..10}.tar", "{a,b}/c.jpg", "file://localhost{}/db-{{0..10}}.tar"])
+def test_braces_in_a_source_are_refused_with_the_reason(tmp_path, source):
+    place = source.format(tmp_path) if "localhost" in source else f"{tmp_path}/{source}"
+    with pytest.raises(ConfigError, match="braces are not expanded") as caught:
+        list(open_source([place]))
+    assert caught.value.hint == "write a pattern, as in db-*.tar, or name each file"
+
+
+def test_braces_in_a_name_that_is_there_are_letters(tmp_path):
+    (tmp_path / "db-{0..10}.jpg").write_bytes(b"x")
+    assert [item.uri for item in open_source([f"{tmp_path}/db-{{0..10}}.jpg"])] == [f"{tmp_path}/db-{{0..10}}.jpg"]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_braces_in_a_pattern_are_refused(tmp_path, option):
+    with pytest.raises(ConfigError, match=rf"--{option} \*\.\{{jpg,png\}}: braces are not expanded"):
+        open_source([str(tmp_path)], **{option: ["*.{jpg,png}"]})
+
+
+def test_file_url_of_another_host_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert [item.uri for item in open_source([f"file://localhost{tmp_path}"])] == [f"{tmp_path}/a.jpg"]
+    with pytest.raises(ConfigError, match="the host is 'elsewhere', and only files of this machine are read") as caught:
+        open_source([f"file://elsewhere{tmp_path}"])
+    assert caught.value.hint == "write the path alone, or file:///PATH with three slashes"

@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
 
@@ -90,6 +91,9 @@ def test_the_column_that_the_user_names(tmp_path):
         ("/data/lists", "../a.jpg", "/data/a.jpg", None),
         ("/data/lists", "/etc/x.jpg", "/etc/x.jpg", None),
         ("/data/lists", "file:///etc/x.jpg", "/etc/x.jpg", None),
+        ("/data/lists", "file://localhost/etc/x.jpg", "/etc/x.jpg", None),
+        ("/data/lists", "FILE:/etc/x.jpg", "/etc/x.jpg", None),
+        ("/data/lists", "file://elsewhere/etc/x.jpg", "file://elsewhere/etc/x.jpg", Status.SOURCE_MISSING),
         ("s3://b/lists", "x/a.jpg", "s3://b/lists/x/a.jpg", None),
         ("s3://b/lists", "../a #1.jpg", "s3://b/a #1.jpg", None),
         ("s3://b/lists", "../../a.jpg", "../../a.jpg", Status.UNSAFE_MEMBER),
@@ -180,3 +184,57 @@ def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path):
         (tmp_path / "l.jsonl").write_bytes(first + b'{"uri":"a.jpg","x":[' + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
         with pytest.raises(ConfigError, match="64 nested brackets"):  # in this process, which would end
             listed(tmp_path / "l.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("text", ["path;n\r\nin/a.jpg;1\r\n", "sep=;\r\npath;n\r\nin/a.jpg;1\r\n", "path\tn\r\nin/a.jpg\t1\r\n"])
+def test_list_from_excel_is_read(two_images, text, encoding):
+    (two_images / "l.csv").write_bytes(text.encode(encoding))
+    [item] = listed(two_images / "l.csv")
+    assert (item.uri, item.size_bytes, item.input) == (f"{two_images}/in/a.jpg", 5, {"n": 1})
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_utf16_list_of_another_form_is_read(two_images, ending):
+    rows = {"txt": "in/a.jpg\r\n", "jsonl": '{"uri": "in/a.jpg"}\r\n'}
+    (two_images / f"l.{ending}").write_bytes(rows[ending].encode("utf-16"))
+    [item] = listed(f"list::{two_images}/l.{ending}")
+    assert item.uri == f"{two_images}/in/a.jpg"
+
+
+def test_windows_paths_in_a_list_say_what_to_write(two_images):
+    (two_images / "in" / r"odd\name.jpg").write_bytes(b"x")
+    (two_images / "l.csv").write_text("path\nin\\a.jpg\nC:\\photos\\a.jpg\nC:/photos/a.jpg\nin/odd\\name.jpg\nin/a.jpg\n")
+    refused = [item.refused and (item.refused.status, item.refused.detail) for item in listed(two_images / "l.csv")]
+    backslashes, *drives = refused[:3]
+    assert backslashes == (
+        Status.SOURCE_MISSING,
+        r"in\a.jpg: no such file; it has backslashes, as Windows writes them: write / in their place",
+    )
+    assert all(status == Status.SOURCE_MISSING and "it is a path of Windows" in detail for status, detail in drives)
+    assert refused[3:] == [None, None], "a name with a backslash that is there is read"
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("l.csv", LFS_POINTER, "not a list but a Git LFS pointer, not the file itself; run `git lfs pull`"),
+        ("l.csv.gz", LFS_POINTER, "run `git lfs pull`"),
+        ("l.parquet", LFS_POINTER, "run `git lfs pull`"),
+        ("l.csv", gzip.compress(b"uri\na.jpg\n"), r"let the name end in \.gz"),
+        ("l.jsonl", b"<!DOCTYPE html><html>", "an HTML page, perhaps an error page"),
+        ("l.csv", b"PK\x03\x04" + b"\0" * 60, "not a list but a ZIP file"),
+        ("l.csv", "path\nbl\xe4.jpg\n".encode("latin-1"), "save it as UTF-8"),
+        ("l.txt", "bl\xe4.jpg\n".encode("latin-1"), "save it as UTF-8"),
+        ("l.csv", b"a.jpg\n", "the first line of the list must be its header"),
+        ("l.csv", b"a.jpg\nb.jpg\n", "the first line of the list must be its header"),
+    ],
+)
+def test_file_that_is_not_a_list_says_what_it_is(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        listed(f"list::{tmp_path}/{name}")
+    assert re.search(said, f"{caught.value.message}; {caught.value.hint}")

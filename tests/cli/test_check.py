@@ -25,6 +25,7 @@ from ray_app.storage.ssrf import is_public_address
 from tests.images.factory import chunk
 from tests.reports.page_reader import read
 from tests.serving.tls_server import Loopback, answer, authority
+from tests.unprivileged import closed, nested
 
 KILLS = b"this one kills the decoder"
 # In a decoder process, before it begins: a picture that holds those words ends it, as a bug in a codec would.
@@ -100,6 +101,17 @@ def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(phot
         assert row["scores"] == pytest.approx(result.scores, abs=1e-5)
         assert (row["verdict"], row["verdict_reason"]) == (result.verdict, result.verdict_reason)
         assert (row["width"], row["height"], row["sha256"]) == (result.facts.width, result.facts.height, result.facts.sha256)
+
+
+def test_closed_and_nested_folders_are_rows_among_others(photos, check):
+    with closed(photos / "below"), nested(photos, "d", 1000):
+        code, text = check(photos, "--ensemble", "tiny", "--json")
+        found = {row["uri"].removeprefix(f"{photos}/"): (row["status"], row["detail"]) for row in rows_of(text)}
+        assert check(photos / "below", "--ensemble", "tiny")[0] == 3
+    assert code == 0
+    assert found.pop("below") == ("source_denied", "this folder cannot be listed: Permission denied")
+    assert found.pop("d/" * 1000 + "x.jpg")[0] == "empty_file"
+    assert set(found) == {"a.jpg", "z.jpg"}
 
 
 def test_batches_side_by_side_give_what_one_after_another_gives():

@@ -5,6 +5,7 @@ import pytest
 
 from ray_app.cli.main import main
 from tests.serving.scripted import ERROR_RATES, ScriptedEndpoint, refuse, score_of
+from tests.unprivileged import closed
 
 
 @pytest.fixture
@@ -90,3 +91,21 @@ def test_what_does_not_apply_exits_2_and_says_so(endpoint, photos, arguments, sa
     assert says in captured.err.replace("\n", " ")
     assert captured.out == ""
     assert not endpoint.told
+
+
+def test_closed_folder_and_closed_file_are_results(endpoint, photos, capsys):
+    (photos / "nowhere.jpg").symlink_to("gone")
+    (photos / "entered").mkdir()
+    (photos / "entered" / "c.jpg").write_bytes(b"third")
+    with closed(photos / "entered", mode=0o444), closed(photos / "below"):
+        assert main(["score", "--endpoint", endpoint.url, "--json", str(photos)]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {row["uri"].removeprefix(f"{photos}/"): row["status"] for row in rows} == {
+            "a.jpg": "ok",
+            "below": "source_denied",
+            "entered/c.jpg": "source_denied",
+            "nowhere.jpg": "source_missing",
+            "z.png": "ok",
+        }
+        assert main(["score", "--endpoint", endpoint.url, str(photos / "below")]) == 5
+    assert "check the permissions of that path" in capsys.readouterr().err

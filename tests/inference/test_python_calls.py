@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ import ray_app
 from ray_app.errors import ConfigError, Reason, Status
 from tests.images.factory import encoded, flat, photo
 from tests.storage.faulty_server import FaultyServer
+from tests.unprivileged import closed
 
 DETECTOR = "touchstone-tiny"
 
@@ -215,6 +217,16 @@ def test_what_cannot_be_scored_is_a_row_with_what_one_finds_it_by(ensemble, fold
     paths = {"no-such-picture.jpg": Status.SOURCE_MISSING, "a\0b.jpg": Status.SOURCE_MISSING, "/dev/zero": Status.SOURCE_DENIED}
     assert {path: ensemble.score([path])[0].status for path in paths} == paths
     assert ensemble.score(data).source is None
+
+
+def test_closed_folder_and_foreign_host_are_results(ensemble, folder, tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").write_bytes((folder / "a.png").read_bytes())
+    with closed(tmp_path / "closed"):
+        rows = {os.path.basename(row.source): row.status.value for row in ensemble.score(tmp_path)}
+    assert rows == {"a.png": "ok", "closed": "source_denied"}
+    [row] = ensemble.score([f"file://elsewhere{tmp_path}/a.png"])
+    assert (row.status.value, "the host is 'elsewhere'" in row.detail) == ("source_missing", True)
 
 
 WRONG = {

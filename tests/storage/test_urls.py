@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_app.errors import ConfigError
 from ray_app.storage.urls import (
     canonical,
     full_matcher,
@@ -12,6 +13,7 @@ from ray_app.storage.urls import (
     local_uri,
     matcher,
     matcher_below,
+    matcher_of_all_below,
     split_at_magic,
     strip_secrets,
 )
@@ -59,6 +61,33 @@ def test_a_text_without_magic_is_itself(text):
 )  # fmt: skip
 def test_what_could_match_below_a_folder(pattern, folder, may):
     assert matcher_below([pattern])(folder) is may
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "covers"),
+    [("a/**", "a", True), ("a/**", "a/b", True), ("a/**", "b/a", False),
+     ("**/a/**", "b/a", True), ("**", "a", True), ("*", "a", True),
+     ("*.jpg", "a", False), ("a/*", "a", False), ("a", "a", False), ("a/**/*", "a", True), ("a/**/*.jpg", "a", False),
+     ("*.d/**", "x.d", True)],
+)  # fmt: skip
+def test_what_matches_everything_below_a_folder(pattern, folder, covers):
+    assert matcher_of_all_below([pattern])(folder) is covers
+    if covers:
+        assert all(map(matcher([pattern]), (f"{folder}/x.jpg", f"{folder}/x/y.tar")))
+
+
+@pytest.mark.parametrize("url", ["file:///a b", "file://localhost/a b", "FILE://LOCALHOST/a%20b", "file:/a b"])
+def test_file_url_names_a_path_of_this_machine(url):
+    assert local_path(url) == "/a b"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("file://elsewhere/x", "the host is 'elsewhere'"), ("file://x", "the host is 'x'"), ("file://", "no path")]
+)
+def test_file_url_of_another_host_is_rejected(url, words):
+    for read in (local_path, canonical):
+        with pytest.raises(ConfigError, match=words):
+            read(url)
 
 
 PRESIGNED = "https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AK%2F1&X-Amz-Signature=abc&X-Amz-Expires=60"

@@ -18,7 +18,7 @@ from pydantic import Field
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember, TableColumns
 from ray_app.config import Frozen
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, errors
+from ray_app.storage import Fetcher, errors, urls
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -248,11 +248,13 @@ class ContainerEntry:
 
 
 def why_closed(container: Container, error: InputError) -> RefusedMember:
-    """What an archive's own row says when listing its members ends with `error`.
+    """Return what an archive's own row shows when listing its members ends with `error`.
 
-    Raises StorageError where the store gave no answer: members that are there would be missing from the manifest.
+    Raises:
+        StorageError: The store gave no answer, so it will give none for other archives either; but a disk may have one damaged file.
     """
-    if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT):
+    is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.scheme_of(container.uri) == "file"
+    if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT) and not is_damaged:
         raise StorageError(
             f"cannot list {container.uri}: {error.detail}", hint="run the same command again: it lists the archive anew"
         ) from error

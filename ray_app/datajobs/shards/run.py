@@ -9,6 +9,7 @@ Small jobs run in this process, larger ones in a pool on Ray.
 """
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from ray_app.datajobs.shards.writer import EXPECTED, UNPACKED, Shard, WriteShard
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
+from ray_app.reports.folders import describe_closed_folders
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
@@ -130,11 +132,14 @@ def write_shards(
 
 def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: int | None) -> None:
     try:
-        archives.list_members(store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
+        listed = archives.list_members(store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
     except ConfigError:  # nothing was listed: the directory is anybody's again
         store.clear("manifest")
         store.delete(_CLAIM)
         raise
+    if listed is not None and listed.closed_folders:
+        sentence = describe_closed_folders(listed.closed_folders, listed.closed_example)
+        print(f"listing: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextmanager

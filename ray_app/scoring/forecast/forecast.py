@@ -5,6 +5,7 @@ Starts no cluster and writes nothing: cores and GPUs are those described or stat
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
 from ray_app.reports import plan_model
+from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
@@ -74,6 +76,9 @@ def forecast(
     before, began = standing(resolved, spec), time.monotonic()
     members = members_to_score(resolved, before, fetcher)
     found = survey(members, sample=probe, max_bytes=spec.limits.max_bytes, progress=listing_log(config))
+    if found.closed_folders.count:
+        sentence = describe_closed_folders(found.closed_folders.count, found.closed_folders.example)
+        print(f"listing: {sentence}", file=sys.stderr, flush=True)
     listing = plan_model.PlannedListing(
         seconds=round(time.monotonic() - began, 2), gets=fetcher.counts["requests"], bytes_read=fetcher.bytes_read
     )

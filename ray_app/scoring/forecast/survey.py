@@ -14,13 +14,13 @@ import numpy as np
 
 from ray_app.archives import ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
 from ray_app.archives.containers import COMPRESSED, base
-from ray_app.archives.members import Ids
+from ray_app.archives.members import Ids, is_unreadable_folder
 from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import Listing, archive_of, work_of
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, NotedFolders
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
 
 FOOTER_READS = 2  # before the first row group of a Parquet file
@@ -36,7 +36,8 @@ class Survey:
     """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those where it is not. `gets`: GET requests
     for all of them. `kinds`: counts of `PlannedKind` for files of their own, and for containers of each format.
 
-    `refused`: members that the listing itself says will not be read, by status. `sample`: members drawn evenly.
+    `refused`: members that the listing itself says will not be read, by status, and folders that it could not list, which are no members
+    here. `sample`: members drawn evenly.
     """
 
     members: int = 0
@@ -46,6 +47,7 @@ class Survey:
     gets: int = 0
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
+    closed_folders: NotedFolders = field(default_factory=NotedFolders)
     sample: list[Item] = field(default_factory=list)
 
     @property
@@ -70,6 +72,10 @@ def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Call
     """
     found, cursor, draw = Survey(), _Cursor(), random.Random(0)
     for item in items:
+        if item.refused is not None and is_unreadable_folder(item):
+            found.refused[item.refused.status] += 1
+            found.closed_folders.add(NotedFolders(1, item.uri))
+            continue
         found.members += 1
         if progress is not None and found.members % _REPORT_EVERY == 0:
             progress(found.members)

@@ -1,0 +1,191 @@
+"""Folders and containers that cannot be listed: a member for each, and members of earlier listings stay."""
+
+import json
+import os
+from contextlib import ExitStack
+
+import pytest
+
+from ray_app.archives import Archive, BlockPlan, is_as_listed, list_members, list_portions, open_source, read_vanished
+from ray_app.archives.containers import Container, ContainerLimits
+from ray_app.archives.containers.base import why_closed
+from ray_app.archives.members import TableColumns, is_unreadable_folder
+from ray_app.datasets import DatasetSource, build_index, index_source
+from ray_app.datasets.survey import survey
+from ray_app.errors import ConfigError, SourceError, Status, StorageError
+from ray_app.storage import Store
+from tests.archives.containers import hazards
+from tests.archives.given import all_members
+from tests.unprivileged import closed
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("real/1.jpg", "real/inner/2.jpg", "fake/3.jpg", "4.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(name.encode())
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def relist(photos, tmp_path):
+    """List the photos again; returns the listing, and by path all members that are current then with why they are refused."""
+    store = Store.open(str(tmp_path / "run"))
+
+    def list_again(**settings):
+        info = list_members(store, open_source([str(photos)], **settings), BlockPlan(batch_slots=4, max_block_members=4))
+        numbers = range(len(store.folders("manifest")))
+        gone = set(read_vanished(store, numbers[-1]).tolist())
+        members = [member for number in numbers for member in all_members(store, number) if member.image_id not in gone]
+        assert len({member.image_id for member in members}) == len(members)
+        return info, {os.path.relpath(member.uri, photos): member.refused and member.refused.status.value for member in members}
+
+    list_again.store = store
+    return list_again
+
+
+EVERYTHING = {"4.jpg": None, "fake/3.jpg": None, "real/1.jpg": None, "real/inner/2.jpg": None}
+
+
+def test_closed_folder_is_one_member_and_the_rest_is_listed(photos, relist):
+    with closed(photos / "real"):
+        info, members = relist()
+    assert members == {"4.jpg": None, "fake/3.jpg": None, "real": "source_denied"}
+    assert (info.members, info.closed_folders, info.closed_example) == (3, 1, str(photos / "real"))
+    [folder] = [member for member in all_members(relist.store) if member.refused]
+    assert is_unreadable_folder(folder)
+    assert (folder.refused.detail, folder.size_bytes) == ("this folder cannot be listed: Permission denied", -1)
+
+
+def test_members_of_a_folder_that_is_closed_later_stay(photos, relist):
+    assert relist()[1] == EVERYTHING
+    with closed(photos / "real"):
+        info, members = relist()
+        assert members == EVERYTHING | {"real": "source_denied"}
+        assert (info.members, info.vanished, info.listed) == (1, 0, 3)
+        assert is_as_listed(relist.store, open_source([str(photos)]))
+        assert relist() == (None, members)
+        (photos / "fake/3.jpg").unlink()
+        (photos / "5.jpg").write_bytes(b"new")
+        info, members = relist()
+        assert (info.members, info.vanished) == (1, 1)
+        assert members == {name: status for name, status in EVERYTHING.items() if name != "fake/3.jpg"} | {
+            "real": "source_denied",
+            "5.jpg": None,
+        }
+    (photos / "real/1.jpg").unlink()
+    assert relist()[1] == {"4.jpg": None, "5.jpg": None, "real/inner/2.jpg": None}
+    with closed(photos / "real"):
+        info, members = relist()
+    assert info.members == 0, "the member of the folder is the one of the first time"
+    assert members == {"4.jpg": None, "5.jpg": None, "real/inner/2.jpg": None, "real": "source_denied"}
+
+
+def test_members_that_vanished_before_the_folder_was_closed_stay_vanished(photos, relist):
+    relist()
+    (photos / "real/1.jpg").unlink()
+    relist()
+    with closed(photos / "real"):
+        assert relist()[1] == {"4.jpg": None, "fake/3.jpg": None, "real/inner/2.jpg": None, "real": "source_denied"}
+
+
+def test_closed_folder_in_a_folder_that_is_closed_later_stays(photos, relist):
+    with closed(photos / "real/inner"):
+        assert relist()[1]["real/inner"] == "source_denied"
+        with closed(photos / "real"):
+            members = relist()[1]
+    assert members == {"4.jpg": None, "fake/3.jpg": None, "real/1.jpg": None, "real/inner": "source_denied", "real": "source_denied"}
+    assert relist()[1] == EVERYTHING
+
+
+def test_members_of_a_container_that_is_closed_later_stay(photos, relist):
+    (photos / "real/a.tar").write_bytes(hazards.tar({"a.jpg": b"1", "b.jpg": b"2"}))
+    assert relist()[0].members == 6
+    os.chmod(photos / "real/a.tar", 0)
+    with closed(photos / "real/inner"):  # root may open a closed file as long as it may read everything
+        info, _ = relist()
+        assert (info.members, info.vanished) == (2, 0), "the tar and the folder, as members"
+    os.chmod(photos / "real/a.tar", 0o600)
+    assert relist()[0].vanished == 2
+
+
+def test_members_of_a_folder_whose_name_is_not_unicode_stay(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/photos/\xff"
+    os.makedirs(folder)
+    for name in (b"/1.jpg", b"/\xfe.jpg"):
+        with open(folder + name, "wb") as file:
+            file.write(b"x")
+    store, archive = Store.open(str(tmp_path / "run")), open_source([str(tmp_path / "photos")])
+    list_members(store, archive, BlockPlan())
+    with closed(folder):
+        info = list_members(store, archive, BlockPlan())
+    assert (info.members, info.vanished) == (1, 0)
+
+
+def test_hundreds_of_closed_folders_are_a_member_each(tmp_path):
+    folders = [tmp_path / f"photos/{number:03}" for number in range(300)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(b"x")
+    store = Store.open(str(tmp_path / "run"))
+    with closed(*folders[1:]):
+        info = list_members(store, open_source([str(tmp_path / "photos")]), BlockPlan())
+    assert (info.members, info.closed_folders, info.closed_example) == (300, 299, str(folders[1]))
+
+
+def test_listing_in_portions_counts_the_closed_folders_of_all(tmp_path, photos):
+    store = Store.open(str(tmp_path / "run"))
+    with closed(photos / "real"):
+        *_, last = list_portions(store, open_source([str(photos), str(photos / "fake")]), BlockPlan())
+    assert (last.goes_on, last.closed_folders) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], ["real/**"], ["4.jpg", "fake/3.jpg"]),
+        ([], ["**/real/**"], ["4.jpg", "fake/3.jpg"]),
+        ([], ["real/*"], ["4.jpg", "fake/3.jpg", "real"]),
+        ([], ["real"], ["4.jpg", "fake/3.jpg", "real"]),
+        (["*.jpg"], [], ["4.jpg", "fake/3.jpg", "real"]),
+        (["real/**"], [], ["real"]),
+        (["fake/**"], [], ["fake/3.jpg"]),
+    ],
+)
+def test_patterns_leave_out_a_folder_if_all_its_files_are_left_out(photos, include, exclude, expected):
+    with closed(photos / "real"):
+        assert [os.path.relpath(item.uri, photos) for item in open_source([str(photos)], include, exclude)] == expected
+
+
+def test_excluded_and_skipped_folders_are_not_opened(photos):
+    with ExitStack() as all_closed:
+        all_closed.enter_context(closed(photos / "real", photos / "fake"))
+        opened = Archive([str(photos)], exclude=["real/**"], skip=[str(photos / "fake")])
+        assert [item.uri for item in opened] == [str(photos / "4.jpg")]
+    (photos / "4.jpg").unlink()
+    with pytest.raises(ConfigError, match=r"photos: no file passes --exclude \*\*"):
+        list(Archive([str(photos)], exclude=["**"]))
+
+
+@pytest.mark.parametrize("status", [Status.SOURCE_TIMEOUT, Status.SOURCE_DENIED])
+def test_container_on_a_damaged_disk_is_a_member(status):
+    container = Container("/disk/a.tar", "v", 1, "tar", "a.tar", TableColumns(), ContainerLimits())
+    assert why_closed(container, SourceError(status, "Input/output error")).status == status
+
+
+def test_index_names_a_closed_folder_and_a_training_refuses_it(photos, tmp_path):
+    source, place = DatasetSource(at=(str(photos),), layout="folders", exclude=("4.jpg",)), Store.open(str(tmp_path / "index"))
+    with closed(photos / "real/inner"):
+        for refusing in (index_source, build_index):
+            with pytest.raises(StorageError, match=r"real/inner: this folder cannot be listed") as caught:
+                refusing(source, place, requires_all_folders=True)
+        assert caught.value.hint.endswith("exclude: ['**/inner/**']")
+        with pytest.raises(StorageError, match=r"real/inner: this folder cannot be listed"):
+            survey(source, place)
+        info = build_index(source, place)
+    assert info.rows == 2
+    [left_out] = info.left_out
+    assert left_out["why"] == "source_denied: this folder cannot be listed: Permission denied"
+    assert left_out["example"] == str(photos / "real/inner")
+    assert any("this folder cannot be listed" in line for line in info.fault_lines())
+    assert json.loads(place.read("index.json"))["left_out"] == [left_out]
