@@ -3,10 +3,12 @@
 `may_name` and `may_lead` decide which masks an archive may refer to.
 """
 
-import numpy as np
+import math
+
 from PIL import Image
 
 from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced, uri_list_rows
+from ray_app.datasets.mask_pixels import to_mask
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher, urls
@@ -36,7 +38,8 @@ class MaskReader:
     """Reads masks. One per process: the table that one mask lay in is kept open for the next."""
 
     def __init__(self, fetcher: Fetcher, limits: ImageLimits) -> None:
-        self._fetcher, self._limits = fetcher, limits
+        # A mask of a few shapes compresses like a bomb; max_pixels bounds what it can take.
+        self._fetcher, self._limits = fetcher, limits.model_copy(update={"max_ratio": math.inf})
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
 
     def read(self, member: ManifestMember, size: tuple[int, int]) -> Image.Image:
@@ -51,7 +54,7 @@ class MaskReader:
         if uri is None:
             return Image.new("L", size, 255)
         try:
-            mask = to_mask(decode_image(self._bytes(member, uri), self._limits).pixels)
+            mask = decode_image(self._bytes(member, uri), self._limits, convert=to_mask).pixels
         except InputError as refused:
             raise InputError(refused.status, f"its mask: {refused.detail}") from refused
         if mask.size != size:
@@ -70,12 +73,6 @@ class MaskReader:
         if "#row=" in uri:
             return read_referenced(uri, self._fetcher)
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
-
-
-def to_mask(pixels: Image.Image) -> Image.Image:
-    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
-    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
-    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))
 
 
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:

@@ -76,6 +76,8 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     parts += [f"{counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []
     texts = [wording.visible(text) for text in labels.warnings] or ([f"{'; '.join(parts)}."] if parts else [])
     found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
+    if facts.localization and facts.localization.warning:
+        found.append(EvaluationWarning("Masks may be misread.", wording.visible(facts.localization.warning), True))
     if late := [system for system in facts.systems if system.late]:
         each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
         words = f"Images that went on in the cascade: {each}. The figures of these detectors cover only such images, the hard ones."
