@@ -2,11 +2,13 @@
 
 `read_table` reads a whole file. For the others one may be longer than memory: it is read in pieces of whole lines. What is wrong with it is
 a pa.ArrowException, a ValueError (UnicodeDecodeError is one) or an OSError, which say the line or the column; callers add the file's name.
+Texts are UTF-8, UTF-16, or UTF-32; a CSV may have semicolons, tabs, or bars in place of commas (`text_encoding`).
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow.csv as pcsv
 import pyarrow.json as pjson
 import pyarrow.parquet as pq
 
+from ray_app.archives.text_encoding import find_delimiter, utf8_chunks
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
@@ -24,6 +27,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 _PIECE = 1 << 20
 _MOST_BYTES = 2**31  # of a table that is held whole; the largest published list has 195 MB
 _MAX_LINE = 16 << 20  # no row of a list is longer; a file without line breaks is no list
+_SEPARATOR_LINE = re.compile(rb"sep=(.)\r?\n", re.IGNORECASE)  # the first line of some CSV files of Excel
 _MAX_DEPTH = 64  # brackets in brackets; pyarrow's parser ends the process at some ten thousand
 
 
@@ -63,19 +67,30 @@ def csv_tables(
 ) -> Iterator[pa.Table]:
     """Tables of these columns (None: of all), one to a piece of the file.
 
+    `delimiter`: the separator that the name of the file announces; the header shows the real one (`find_delimiter`).
     `texts`: given the names in the header, those that stay texts as they stand there (`007`, `1e5`, `NA`); others get the type of their
     values, each table for itself. An empty field is null; a line break inside double quotes ends no row.
     """
     names: list[str] | None = None
     kinds: dict[str, pa.DataType] = {}
-    parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     for piece in pieces(file, quoted=True, size=size):
-        read = pcsv.ReadOptions(column_names=names, use_threads=False, block_size=len(piece) + 1)
+        first = names is None
         if names is None:
-            names = next(csv.reader(io.StringIO(piece.decode("utf-8-sig"), newline=""), delimiter=delimiter), [])
+            piece, names, delimiter = _read_header(piece, delimiter)
             kinds = dict.fromkeys(texts(names), pa.string())
+        read = pcsv.ReadOptions(column_names=None if first else names, use_threads=False, block_size=len(piece) + 1)
+        parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         convert = pcsv.ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True, include_columns=columns)
         yield pcsv.read_csv(io.BytesIO(piece), read, parse, convert)
+
+
+def _read_header(piece: bytes, expected: str) -> tuple[bytes, list[str], str]:
+    """Return the first piece of a CSV without a line `sep=;`, the names in its header, and the separator."""
+    if line := _SEPARATOR_LINE.match(piece):
+        piece, delimiter = piece[line.end() :], line[1].decode()
+    else:
+        delimiter = find_delimiter(piece.partition(b"\n")[0].decode(), expected)
+    return piece, next(csv.reader(io.StringIO(piece.decode(), newline=""), delimiter=delimiter), []), delimiter
 
 
 def named_once(names: list[str]) -> list[str]:
@@ -91,7 +106,7 @@ def json_rows(file: Any, size: int | None = None) -> Iterator[dict[str, Any]]:
     for piece in pieces(file, quoted=False, size=size):
         _check_depth(piece)
         # Not splitlines: prompts hold other line breaks than a file's.
-        for line in piece.decode("utf-8-sig").removesuffix("\n").split("\n"):
+        for line in piece.decode().removesuffix("\n").split("\n"):
             number += 1
             if line.strip():
                 yield _object(line, number)
@@ -149,13 +164,13 @@ def _check_depth(piece: bytes) -> None:
 
 
 def pieces(file: Any, *, quoted: bool, size: int | None = None) -> Iterator[bytes]:
-    """The file in pieces of whole lines; with `quoted`, a line break inside double quotes ends no line.
+    """The file in pieces of whole lines, in UTF-8; with `quoted`, a line break inside double quotes ends no line.
 
     Raises ArrowInvalid, as a parser would, for a line longer than memory should hold.
     """
     waiting: list[bytes] = []
     is_inside = False
-    while data := file.read(size or _PIECE):
+    for data in utf8_chunks(file, size or _PIECE):
         end = _last_end(data, is_inside) if quoted else data.rfind(b"\n") + 1
         is_inside ^= quoted and data.count(b'"') % 2 == 1
         if end:

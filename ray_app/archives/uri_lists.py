@@ -133,7 +133,7 @@ def _json_rows(file: Any, where: UriList) -> Rows:
 def _text_rows(file: Any, where: UriList) -> Rows:
     name = where.columns.uri or "uri"
     for piece in tabular.pieces(file, quoted=False):
-        lines = (line.rstrip("\r") for line in piece.decode("utf-8-sig").split("\n"))
+        lines = (line.rstrip("\r") for line in piece.decode().split("\n"))
         yield from ({name: line} for line in lines if line)
 
 
