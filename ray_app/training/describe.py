@@ -67,7 +67,7 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     else:
         learning = captioning_job(job)
         fit(learning)
-        predicted = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        predicted = validate.on_checkpoint(learning, checkpoints.list_checkpoints(job.out)[-1].name, captions_by_network)
         export.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
     facts = _metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)

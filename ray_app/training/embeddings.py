@@ -270,5 +270,4 @@ def _keep(job: TrainingJob, head: linear_head.Head) -> None:
                 network.fc.bias[index].copy_(side * bias[0])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, Path(folder) / learner.WEIGHTS)
-        checkpoints.write_facts(Path(folder), step=job.total_steps, finished=True)
-        checkpoints.put(job.out, Path(folder), step=job.total_steps)
+        checkpoints.save_checkpoint(job.out, Path(folder), checkpoints.new_name(job.total_steps), finished=True)

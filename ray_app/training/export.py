@@ -286,17 +286,15 @@ _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
     """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
     metric = job.config.validation.metric
+    judged = {figures["step"]: figures for figures in validate.validations(job.out)}
     best: tuple[checkpoints.CheckpointEntry, float] | None = None
-    for one in checkpoints.kept(job.out):
-        if one.step not in job.milestones and not one.metrics.get("finished"):
+    for checkpoint in checkpoints.list_checkpoints(job.out):
+        if checkpoint.step not in job.milestones and not checkpoint.finished:
             continue
-        figures: Mapping[str, Any] | None = one.metrics
-        if metric not in one.metrics:
-            figures = next((found for found in validate.validations(job.out) if found["step"] == one.step), None)
-        figures = figures or validate.on_checkpoint(job, one.name, validate.validate_folder)
+        figures = judged.get(checkpoint.step) or validate.on_checkpoint(job, checkpoint.name, validate.validate_folder)
         value = figures.get(metric)
         if value is not None and (best is None or validate.is_better(metric, value, best[1])):
-            best = one, value
+            best = checkpoint, value
     if best is None:
         raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
     return best

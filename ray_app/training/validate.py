@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -66,7 +66,7 @@ def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
 
 def validate_folder(job: TrainingJob, folder: Path, *, threads: int = 1) -> dict[str, Any]:
     """Judge a checkpoint's folder on the validation rows that the recipe chooses from, keep the figures, and return those in FIGURES."""
-    step, _ = checkpoints.read_facts(folder)
+    step = checkpoints.read_step(folder)
     judged = _judged(job, folder, "validation", chosen_rows(job), threads)
     figures = figures_of(job, "validation", judged)
     job.out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
@@ -179,6 +179,37 @@ def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, 
 def validations(out: Store) -> list[dict[str, Any]]:
     """The figures of all checkpoints that were judged, by their steps."""
     return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
+
+
+def unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEntry]:
+    """List the checkpoints that still have to be validated, because a session ended before that."""
+    if job.config.method == "describe":
+        return []
+    judged = {figures["step"] for figures in validations(job.out)}
+    due = (entry for entry in checkpoints.list_checkpoints(job.out) if entry.finished or entry.step in job.milestones)
+    return [entry for entry in due if entry.step not in judged]
+
+
+def remove_validations_after(out: Store, step: int) -> None:
+    """Delete the figures of checkpoints that no longer exist: of those after `step`, at which training resumes."""
+    for figures in validations(out):
+        if figures["step"] > step:
+            out.delete(f"{FOLDER}/{figures['step']:08d}.json")
+
+
+def remove_superseded_checkpoints(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> None:
+    """Delete all checkpoints but the last, the best `faults.keep`, and those still to be validated.
+
+    Args:
+        job: The training.
+        judged: The figures of all validations so far, from one call of `validations`.
+    """
+    metric, unjudged, values = job.config.validation.metric, frozenset[int](), {}
+    if job.config.method != "describe":  # its checkpoints are never validated: the last ones stay
+        sign = 1 if FIGURES[metric] == "max" else -1
+        unjudged = job.milestones - {figures["step"] for figures in judged}
+        values = {figures["step"]: sign * figures[metric] for figures in judged if figures.get(metric) is not None}
+    checkpoints.remove_superseded(job.out, keep=job.config.faults.keep, values=values, unjudged=unjudged)
 
 
 def is_better(metric: str, one: float, than: float) -> bool:
