@@ -1,5 +1,6 @@
-"""The pixels of a stored mask (`to_mask`), and whether they mark a part of the image (`coverage_of`, `CoverageTally`)."""
+"""The pixels of a stored mask (`decode_mask`), and whether they mark a part of the image (`coverage_of`, `CoverageTally`)."""
 
+import math
 from collections import Counter
 from typing import Any, Literal, cast
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageChops
 
 from ray_app.errors import InputError, Status
-from ray_app.images import colour
+from ray_app.images import ImageLimits, colour, decode_image
 
 Coverage = Literal["part", "empty", "full"]
 Altered = npt.NDArray[np.bool_]
@@ -18,6 +19,12 @@ _FAINT = 63  # of 255: less is noise of a lossy format, or a soft edge
 _CLEAR = 0.98  # the fraction of black or white among painted pixels; the others are edges
 _MEANINGS: dict[Coverage, str] = {"empty": "nothing", "full": "everything"}
 _MAX_EXAMPLES = 3
+
+
+def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`). Raises InputError."""
+    # A mask of a few shapes compresses like a bomb; max_pixels bounds what it can take.
+    return decode_image(data, limits.model_copy(update={"max_ratio": math.inf}), convert=to_mask).pixels
 
 
 def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:

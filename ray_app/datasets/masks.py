@@ -3,14 +3,12 @@
 `may_name` and `may_lead` decide which masks an archive may refer to.
 """
 
-import math
-
 from PIL import Image
 
 from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced, uri_list_rows
-from ray_app.datasets.mask_pixels import to_mask
+from ray_app.datasets.mask_pixels import decode_mask
 from ray_app.errors import InputError, Status
-from ray_app.images import ImageLimits, decode_image
+from ray_app.images import ImageLimits
 from ray_app.storage import Fetcher, urls
 
 
@@ -38,8 +36,7 @@ class MaskReader:
     """Reads masks. One per process: the table that one mask lay in is kept open for the next."""
 
     def __init__(self, fetcher: Fetcher, limits: ImageLimits) -> None:
-        # A mask of a few shapes compresses like a bomb; max_pixels bounds what it can take.
-        self._fetcher, self._limits = fetcher, limits.model_copy(update={"max_ratio": math.inf})
+        self._fetcher, self._limits = fetcher, limits
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
 
     def read(self, member: ManifestMember, size: tuple[int, int]) -> Image.Image:
@@ -54,7 +51,7 @@ class MaskReader:
         if uri is None:
             return Image.new("L", size, 255)
         try:
-            mask = decode_image(self._bytes(member, uri), self._limits, convert=to_mask).pixels
+            mask = decode_mask(self._bytes(member, uri), self._limits)
         except InputError as refused:
             raise InputError(refused.status, f"its mask: {refused.detail}") from refused
         if mask.size != size:

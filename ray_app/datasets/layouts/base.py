@@ -2,11 +2,10 @@
 
 `LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders`: labels in the names of folders.
 `ListedLayout`: what layouts share whose labels are in a file beside the images.
-`read_json`, `read_csv`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
+`read_json`, `read_rows`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
 """
 
-import csv
-import io
+import functools
 import json
 import posixpath
 import re
@@ -18,6 +17,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers import kind_of
+from ray_app.archives.label_tables import LabelTable, columns_hint, match_columns
 from ray_app.archives.members import ListedWithColumns
 from ray_app.config import Frozen
 from ray_app.datasets.labels import Label, Labels, names_a_real, parse_label, prompt_group, real_of
@@ -208,11 +208,12 @@ def is_no_image(name: str) -> bool:
 
 
 def column(item: ListedMember, name: str) -> Any:
-    """A column of the member's source. Raises ConfigError, with the columns that there are, where it has none of that name."""
-    if name not in item.input:
-        hint = f"its columns: {', '.join(item.input)}" if item.input else "it has no columns at all: another --layout?"
+    """Return a column of the member's source, by its name in any case. Raises ConfigError with the columns that there are."""
+    own_name = name if name in item.input else _own_name(tuple(item.input), name)
+    if own_name is None:
+        hint = columns_hint(list(item.input)) if item.input else "it has no columns at all: another --layout?"
         raise ConfigError(f"{where(item)}: no column '{name}'", hint=hint)
-    return item.input[name]
+    return item.input[own_name]
 
 
 def with_sidecar(item: ListedMember) -> ListedMember:
@@ -230,8 +231,9 @@ def with_sidecar(item: ListedMember) -> ListedMember:
 
 
 def text(values: Mapping[str, Any], name: str) -> str | None:
-    """One of some values, such as a member's columns, as text; None where it is absent, null or blank."""
-    value = values.get(name)
+    """Return one of some values, such as a member's columns, as text, by its name in any case; None if absent, null, or blank."""
+    own_name = name if name in values else _own_name(tuple(values), name)
+    value = None if own_name is None else values[own_name]
     return None if value is None or not str(value).strip() else str(value)
 
 
@@ -283,21 +285,13 @@ def read_json(place: str) -> Any:
         raise ConfigError(f"{shown(place)}: {error.detail}") from None
 
 
-def read_csv(place: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, streamed, each with the number of its line. Raises ConfigError, also for a row that has not
-    as many values as the header.
-    """
-    try:
-        with Fetcher(signed=[place]).open(shown(place), "") as file:
-            lines = csv.DictReader(io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline=""), strict=True)
-            for row in lines:
-                if None in row or None in row.values():
-                    raise ConfigError(f"{shown(place)}: line {lines.line_num} has not as many values as the header")
-                yield lines.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown(place)}: not a CSV: {error}") from None
-    except InputError as error:
-        raise ConfigError(f"{shown(place)}: {error.detail}") from None
+def read_rows(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table with a header, each with its number; an empty cell is "". Raises ConfigError."""
+    table, number = LabelTable(place), 0
+    for piece in table.tables(table.column_names()):
+        for row in piece.to_pylist():
+            number += 1
+            yield number, {name: "" if value is None else value for name, value in row.items()}
 
 
 def shown(place: str) -> str:
@@ -316,6 +310,12 @@ def place_below(root: str, path: str) -> str:
 def root_of(root: str | None, file: str) -> str:
     """The folder that a file's paths are below: the one its user names, else its own; spelt as the uris of an archive are."""
     return shown(file).rpartition("/")[0] if root is None else shown(root)
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_name(names: tuple[str, ...], wanted: str) -> str | None:
+    """Return which of a table's names is meant. Cached: all rows of a table have the same names."""
+    return match_columns(names, [wanted], "the table of images").get(wanted)
 
 
 def _is_row(item: ListedMember) -> bool:
