@@ -45,7 +45,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError, describe_error
 from ray_app.storage import Store
-from ray_app.training import checkpoints, ray_data, run_directory, validate
+from ray_app.training import checkpoints, file_notes, ray_data, run_directory, validate
 from ray_app.training.captioner import embedding_batches, word_learner
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.job import TrainingJob
@@ -159,6 +159,7 @@ class _Watch:
         self._job, self._over, self._progress = job, over, progress
         self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
         self._pruned_at = 0.0
+        self._files = file_notes.FileLog(job.out)
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
@@ -167,6 +168,11 @@ class _Watch:
             self._check_board()
             futures.wait([self._over], POLL_S)
         self._check_board()
+        self._name_files()
+
+    def _name_files(self) -> None:
+        for line in self._files.new_lines():
+            self._progress.say(line)
 
     def let_them_save(self) -> None:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
@@ -201,6 +207,7 @@ class _Watch:
             judged = validate.validations(self._job.out)
             validate.remove_superseded_checkpoints(self._job, judged)
             self._progress.judged(_last_judged(self._job, judged))
+            self._name_files()
         self._progress.show(report)
 
 
@@ -314,10 +321,10 @@ class Rank:
         self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
         self._device = str(ray.train.torch.get_device())
         self._learner = self._made()
-        self._history, self._samples, self._unreadable = (
-            run_directory.HistoryWriter(job.out, folder, self._rank)
-            for folder in (run_directory.HISTORY, run_directory.SAMPLES, run_directory.UNREADABLE)
+        self._history, self._samples = (
+            run_directory.HistoryWriter(job.out, folder, self._rank) for folder in (run_directory.HISTORY, run_directory.SAMPLES)
         )
+        self._notes = file_notes.StepNotes(job.out, job.rows("train"), self._rank)
         self._seen = self._bad = 0
         self._unreported = 0
         self._reported_at = self._polled_at = 0.0
@@ -379,8 +386,8 @@ class Rank:
         if self._job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
             self._samples.add({"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids})
-        for place in (~batch["usable"]).nonzero()[0]:
-            self._unreadable.add({"step": figures.step, "image_id": int(batch["image_id"][place]), "detail": str(batch["detail"][place])})
+        if "vectors" not in self._job.shared:  # else its images were noted when their embeddings were computed
+            self._notes.add(batch, figures.step)
         self._seen += self._job.config.loop.batch
         self._bad += figures.unusable
         self._require_readable()
@@ -407,11 +414,14 @@ class Rank:
     def _require_readable(self) -> None:
         most = self._job.config.faults.max_bad_fraction
         if self._bad > most * self._seen and self._seen >= min(FEW_IMAGES, self._job.order().rows_per_epoch):
-            for notes in (self._unreadable, self._samples):
-                notes.write(self._begun)
+            self._notes.write(self._begun)
+            self._samples.write(self._begun)
+            examples = file_notes.examples(self._notes.first_unreadable)
             raise TouchstoneError(
-                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})",
-                hint=f"unreadable/ in the run says which and why; --set faults.max_bad_fraction=… allows more than {most:.1%}",
+                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})"
+                + (f", for example {examples}" if examples else ""),
+                hint=f"repair the files that {self._job.out.url}/{run_directory.UNREADABLE}/ names, "
+                f"or allow more than {most:.1%} by --set faults.max_bad_fraction=…",
             )
 
     def _report(self, line: dict[str, Any]) -> None:
@@ -456,8 +466,8 @@ class Rank:
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:
         """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
         step = self._learner.step_number
-        for notes in (self._samples, self._unreadable):
-            notes.write(self._begun)
+        self._samples.write(self._begun)
+        self._notes.write(self._begun)
         lines = self._history.write(self._begun)
         if lines:
             run_directory.write_events(self._job.out, self._begun, lines)
