@@ -6,6 +6,7 @@ found in any case. A table may be longer than memory: it is read in pieces.
 
 import contextlib
 import csv
+import functools
 import json
 import posixpath
 import re
@@ -39,8 +40,9 @@ class LabelTable:
         """The name in messages, without secrets."""
         return strip_secrets(self.place)
 
+    @functools.cached_property
     def column_names(self) -> list[str]:
-        """Return the names of the columns as the file has them. Raises ConfigError for a file that cannot be read."""
+        """The names of the columns as the file has them. Raises ConfigError for a file that cannot be read."""
         if ending_of(self.place) == ".parquet":  # its first rows may hold large images
             with self._opened() as file, pq.ParquetFile(file) as table:
                 return list(table.schema_arrow.names)
@@ -53,10 +55,9 @@ class LabelTable:
         Raises:
             ConfigError: The file cannot be read, or has no such column; the message names the file and what is wrong in it.
         """
-        names = self.column_names()
-        found = match_columns(names, columns, self.name)
+        found = match_columns(self.column_names, columns, self.name)
         if missing := [column for column in columns if column not in found]:
-            raise ConfigError(f"{self.name}: no column '{missing[0]}'", hint=columns_hint(names))
+            raise ConfigError(f"{self.name}: no column '{missing[0]}'", hint=columns_hint(self.column_names))
         for table in self._pieces(list(found.values())):
             yield pa.table({column: table[found[column]] for column in columns})
 
@@ -138,7 +139,9 @@ def columns_hint(names: Sequence[str]) -> str:
 
 def text_of(value: Any) -> str:
     """Return a value of JSON as the text of a cell: a text as it is, all others as JSON writes them."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)
 
 
 def _csv_tables(file: Any, columns: Sequence[str] | None, delimiter: str) -> Iterator[pa.Table]:

@@ -210,7 +210,7 @@ def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
     if not is_label_table(place):
         raise ConfigError(f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file")
     table = LabelTable(place)
-    names = table.column_names()
+    names = table.column_names
     found = match_columns(names, ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])], place)
     if missing := {"uri", "label"} - set(found):
         raise ConfigError(f"{place}: labels need the column `{min(missing)}`", hint=columns_hint(names))

@@ -3,6 +3,7 @@
 CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or what `touchstone data index` wrote.
 """
 
+import functools
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,9 +73,13 @@ class LabelFile(_Place):
         """The same: the server that it lies on, wherever that is."""
         return Guard.of([self.place])
 
+    @functools.cached_property
+    def _table(self) -> LabelTable:
+        return LabelTable(self.place)
+
     def found(self) -> list[str]:
         """Return the columns that the file has. Raises ConfigError for a file that cannot be read."""
-        return LabelTable(self.place).column_names()
+        return self._table.column_names
 
     def names(self) -> list[str]:
         """Return which of COLUMNS there are, in any case. Raises ConfigError for a file that cannot be read."""
@@ -83,7 +88,7 @@ class LabelFile(_Place):
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
         folder = posixpath.dirname(canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name)
-        for table in LabelTable(self.place).tables(columns):
+        for table in self._table.tables(columns):
             yield pa.table({name: self._typed(name, table[name].combine_chunks(), folder) for name in columns})
 
     def _typed(self, name: str, column: pa.Array, folder: str) -> pa.Array:

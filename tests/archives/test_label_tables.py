@@ -41,7 +41,7 @@ def test_text_of_a_spreadsheet_is_read(saved, name):
 @pytest.mark.parametrize("names", [("URI", "Label"), (" uri ", "LABEL"), ("Uri", "label")])
 def test_columns_are_found_in_any_case(saved, names):
     table = saved("labels.csv", separated(";", names).encode())
-    assert table.column_names() == list(names)
+    assert table.column_names == list(names)
     assert pa.concat_tables(table.tables(["label", "uri"])).column_names == ["label", "uri"]
 
 

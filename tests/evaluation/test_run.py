@@ -48,6 +48,14 @@ def test_swapped_labels_are_suspected(tmp_path, case):
     assert not [line for line in evaluation_lines(case[0]) if "swapped" in line]
 
 
+def test_one_image_of_each_class_is_evaluated(tmp_path):
+    columns, _, _ = random_rows(2, failing=0)
+    made_run(tmp_path / "run", columns)
+    truths = [{"label": "0.0"}, {"label": "1.0"}]
+    [system, *_] = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["systems"]
+    assert (system["n_real"], system["n_fake"]) == (1, 1)
+
+
 @pytest.mark.parametrize("name", ["ensemble", "a", "b"])
 def test_figures_are_those_of_scikit_learn(case, name):
     document, _, truths, scores, _ = case

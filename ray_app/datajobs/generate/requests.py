@@ -192,7 +192,7 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
         yield from (({columns.prompt: line}, None) for line in _lines(file))
         return
     table = LabelTable(file)
-    names = table.column_names()
+    names = table.column_names
     found = match_columns(names, columns.model_dump().values(), table.name)
     if columns.prompt not in found:
         raise ConfigError(f"{table.name}: no column '{columns.prompt}'", hint=f"{columns_hint(names)}; --set columns.prompt=NAME")

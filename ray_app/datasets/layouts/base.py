@@ -143,9 +143,15 @@ class LabelColumns(DatasetLayout):
     group: str = "group"
     root: str | None = None
 
+    @functools.cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """All columns that labels are read from."""
+        of_label, of_mask = (self.label, f"{self.label}_name"), (self.mask, f"{self.mask}_uri")
+        return (*of_label, *of_mask, self.generator, self.prompt, self.split, self.group)
+
     def labels(self, item: ListedMember) -> Labels:
-        """From the columns; a ClassLabel's number by its name."""
-        item = with_sidecar(item)
+        """From the columns, their names in any case; a ClassLabel's number by its name."""
+        item = with_columns(with_sidecar(item), self._columns)
         label = class_label(item, self.label)
         generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
         if label == "fake" and generator is not None and names_a_real(generator):
@@ -208,12 +214,19 @@ def is_no_image(name: str) -> bool:
 
 
 def column(item: ListedMember, name: str) -> Any:
-    """Return a column of the member's source, by its name in any case. Raises ConfigError with the columns that there are."""
-    own_name = name if name in item.input else _own_name(tuple(item.input), name)
-    if own_name is None:
+    """A column of the member's source. Raises ConfigError, with the columns that there are, where it has none of that name."""
+    if name not in item.input:
         hint = columns_hint(list(item.input)) if item.input else "it has no columns at all: another --layout?"
         raise ConfigError(f"{where(item)}: no column '{name}'", hint=hint)
-    return item.input[own_name]
+    return item.input[name]
+
+
+def with_columns(item: ListedMember, wanted: tuple[str, ...]) -> ListedMember:
+    """Return the member with these columns under these names, whatever case its source writes them in."""
+    renamed = _renamed(tuple(item.input), wanted)
+    if not renamed:
+        return item
+    return replace(item, input={renamed.get(name, name): value for name, value in item.input.items()})
 
 
 def with_sidecar(item: ListedMember) -> ListedMember:
@@ -231,9 +244,8 @@ def with_sidecar(item: ListedMember) -> ListedMember:
 
 
 def text(values: Mapping[str, Any], name: str) -> str | None:
-    """Return one of some values, such as a member's columns, as text, by its name in any case; None if absent, null, or blank."""
-    own_name = name if name in values else _own_name(tuple(values), name)
-    value = None if own_name is None else values[own_name]
+    """One of some values, such as a member's columns, as text; None where it is absent, null or blank."""
+    value = values.get(name)
     return None if value is None or not str(value).strip() else str(value)
 
 
@@ -288,7 +300,7 @@ def read_json(place: str) -> Any:
 def read_rows(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a table with a header, each with its number; an empty cell is "". Raises ConfigError."""
     table, number = LabelTable(place), 0
-    for piece in table.tables(table.column_names()):
+    for piece in table.tables(table.column_names):
         for row in piece.to_pylist():
             number += 1
             yield number, {name: "" if value is None else value for name, value in row.items()}
@@ -312,10 +324,10 @@ def root_of(root: str | None, file: str) -> str:
     return shown(file).rpartition("/")[0] if root is None else shown(root)
 
 
-@functools.lru_cache(maxsize=1024)
-def _own_name(names: tuple[str, ...], wanted: str) -> str | None:
-    """Return which of a table's names is meant. Cached: all rows of a table have the same names."""
-    return match_columns(names, [wanted], "the table of images").get(wanted)
+@functools.lru_cache(maxsize=256)
+def _renamed(names: tuple[str, ...], wanted: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the wanted name for each of a table's names that differs from it. Cached: all rows of a table have the same names."""
+    return {own: name for name, own in match_columns(names, wanted, "the table of images").items() if own != name}
 
 
 def _is_row(item: ListedMember) -> bool:

@@ -98,7 +98,7 @@ class WordColumns(base.LabelColumns):
 
     def labels(self, item: ListedMember) -> Labels:
         """From the columns."""
-        item = base.with_sidecar(item)
+        item = base.with_columns(base.with_sidecar(item), self._columns)
         said = item.input.get(f"{self.label}_name", base.column(item, self.label))
         known = self.words.get(str(said).strip())
         rest = {key: value for key, value in item.input.items() if key != f"{self.label}_name"}
