@@ -16,7 +16,8 @@ Altered = npt.NDArray[np.bool_]
 
 _WHITE = 255
 _FAINT = 63  # of 255: less is noise of a lossy format, or a soft edge
-_CLEAR = 0.98  # the fraction of black or white among painted pixels; the others are edges
+_EVEN = 16  # levels by which pixels of one paint differ
+_CLEAR = 0.98  # the fraction of painted pixels that have the paint's colour, or are black or white; the others are edges
 _MEANINGS: dict[Coverage, str] = {"empty": "nothing", "full": "everything"}
 _MAX_EXAMPLES = 3
 
@@ -123,8 +124,9 @@ def _altered_by_paint(image: Image.Image) -> Altered:
         return _altered_by_colour(image.convert("RGB")) if painted.any() else painted
     colours = np.asarray(image)[painted][:, :3]
     lowest, highest = colours.min(axis=1), colours.max(axis=1)
-    if np.ptp(colours, axis=0).max() <= _FAINT:
-        if highest.max() <= _FAINT:
+    paint = np.median(colours, axis=0)
+    if (np.abs(colours - paint).max(axis=1) <= _EVEN).mean() >= _CLEAR:
+        if paint.max() <= _FAINT:
             raise InputError(Status.UNSUPPORTED_FORMAT, "it is black on transparent: save altered pixels as white on black")
         return painted
     is_black, is_white = highest <= _FAINT, lowest >= _WHITE - _FAINT

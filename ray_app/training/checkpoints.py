@@ -87,6 +87,8 @@ def remove_superseded(out: Store, *, keep: int, values: Mapping[int, float], unj
         values: The validation metric by step; higher is better. A checkpoint without a value ranks below all others, by its step.
         unjudged: Steps whose checkpoints stay because they still have to be validated.
     """
+    if len(_folder_names(out)) <= keep:
+        return []
     entries = list_checkpoints(out)
     ranked = sorted(entries, key=lambda entry: (entry.step in values, values.get(entry.step, 0.0), entry.step))
     kept = {*ranked[-keep:], *entries[-1:]}

@@ -165,6 +165,9 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
     }  # fmt: skip
     assert "its mask is 5 × 5 pixels, the image 16 × 16" in reasons["corrupt_image"][1]
+    told = [line for line in evaluation_lines({"localization": section}) if "Some masks could not be used" in line]
+    assert len(told) == 4
+    assert any("warning: " in line and "its mask is 5 × 5 pixels" in line for line in told)
     assert (section["images"], section["without_label"]) == (2, 1)
     for one in section["systems"]:
         assert one["figures"]["pixel_f1"]["why"] == "no image with a mask and a truth"

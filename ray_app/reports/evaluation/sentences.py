@@ -79,6 +79,11 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
     if facts.localization and facts.localization.warning:
         found.append(EvaluationWarning("Masks may be misread.", wording.visible(facts.localization.warning), True))
+    if facts.localization:
+        for reason in facts.localization.unreadable:
+            example = f", for example {reason.example}" if reason.example else ""
+            text = f"{counted(reason.n, 'mask')} of the labels: {reason.reason}{example}."
+            found.append(EvaluationWarning("Some masks could not be used.", wording.visible(text), True))
     if backwards := [system for system in facts.systems if ranks_backwards(system.figure("auc"), system.n_real, system.n_fake)]:
         each = ", ".join(f"{short(system.called)} {in_words('auc', system.figure('auc'))}" for system in backwards[:6])
         text = f"ROC AUC far below 0.5: {each}. Such a detector scores real images higher than fakes: "
