@@ -1,7 +1,7 @@
-"""Tables that people bring: CSV, TSV, JSON lines, Parquet (`read_table`, `csv_tables`, `json_rows`, `json_tables`, `pieces`).
+"""Tables that people bring, as text: CSV, TSV, JSON lines (`csv_tables`, `json_rows`, `json_tables`, `pieces`).
 
-`read_table` reads a whole file. For the others one may be longer than memory: it is read in pieces of whole lines. What is wrong with it is
-a pa.ArrowException, a ValueError (UnicodeDecodeError is one) or an OSError, which say the line or the column; callers add the file's name.
+A table may be longer than memory: it is read in pieces of whole lines. What is wrong with it is a pa.ArrowException, a ValueError
+(UnicodeDecodeError is one) or an OSError, which say the line or the column; callers add the file's name.
 Texts are UTF-8, UTF-16, or UTF-32; a CSV may have semicolons, tabs, or bars in place of commas (`text_encoding`).
 """
 
@@ -16,45 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.json as pjson
-import pyarrow.parquet as pq
 
 from ray_app.archives.text_encoding import find_delimiter, utf8_chunks
-from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
 _PIECE = 1 << 20
-_MOST_BYTES = 2**31  # of a table that is held whole; the largest published list has 195 MB
 _MAX_LINE = 16 << 20  # no row of a list is longer; a file without line breaks is no list
 _SEPARATOR_LINE = re.compile(rb"sep=(.)\r?\n", re.IGNORECASE)  # the first line of some CSV files of Excel
 _MAX_DEPTH = 64  # brackets in brackets; pyarrow's parser ends the process at some ten thousand
-
-
-def read_table(place: str, text: Callable[[Any], str], *, hint: str | None = None) -> tuple[pa.Table | None, bytes]:
-    """A whole file, by path or URL, as one table: of texts as they stand there, but a Parquet file as it is; and its bytes.
-
-    The table is None for an ending that is no table's. `text`: how a value of JSON is written that is neither null nor "". Raises
-    ConfigError, naming the file: with `hint` where it cannot be had.
-    """
-    shown = strip_secrets(canonical(place))
-    try:
-        data = Fetcher(signed=[place]).fetch(shown, "", _MOST_BYTES)
-        return _whole(data, "." + shown.partition("?")[0].rpartition(".")[2].lower(), text), data
-    except InputError as error:
-        raise ConfigError(f"{shown}: {error.detail}", hint=hint) from None
-    except (pa.ArrowException, ValueError, OSError, csv.Error) as error:
-        message = f"{shown}: cannot be read as a table: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(message, hint="a table has one header, and columns of one type") from None
-
-
-def _whole(data: bytes, ending: str, text: Callable[[Any], str]) -> pa.Table | None:
-    if ending in DELIMITERS:
-        tables = list(csv_tables(io.BytesIO(data), delimiter=DELIMITERS[ending]))
-        return pa.concat_tables(tables or [pcsv.read_csv(io.BytesIO(data))])  # which says that it is empty
-    if ending in JSON_LINES:
-        return text_table(list(json_rows(io.BytesIO(data))), text)
-    return pq.read_table(io.BytesIO(data)) if ending == ".parquet" else None
 
 
 def csv_tables(

@@ -203,18 +203,23 @@ def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
 
     `folds`: the column of the groups; without it the first of `GROUPINGS` that the file has, if any.
     """
-    from ray_app.archives.tabular import read_table
+    from ray_app.archives.label_tables import LabelTable, columns_hint, is_label_table, match_columns
     from ray_app.archives.uri_list_rows import ListEntries
     from ray_app.storage import canonical, strip_secrets
 
-    table, _ = read_table(place, str)
-    if table is None:
-        raise ConfigError(f"{place}: labels are a .csv, .tsv, .jsonl or .parquet file")
-    column = folds or next((name for name in GROUPINGS if name in table.column_names), GROUPINGS[0])
-    if folds is not None and folds not in table.column_names:
-        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=f"columns: {', '.join(table.column_names)}")
+    if not is_label_table(place):
+        raise ConfigError(f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file")
+    table = LabelTable(place)
+    names = table.column_names
+    found = match_columns(names, ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])], place)
+    if missing := {"uri", "label"} - set(found):
+        raise ConfigError(f"{place}: labels need the column `{min(missing)}`", hint=columns_hint(names))
+    if folds is not None and folds not in found:
+        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=columns_hint(names))
+    column = folds or next((name for name in GROUPINGS if name in found), GROUPINGS[0])
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
-    labelled = [_labelled(place, number, row, entries, column) for number, row in enumerate(table.to_pylist(), 1)]
+    rows = (row for piece in table.tables(list(found)) for row in piece.to_pylist())
+    labelled = [_labelled(place, number, row, entries, column) for number, row in enumerate(rows, 1)]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(f"{place}: some rows have a {column} and some have none", hint="give every row one, or drop the column")
     return labelled

@@ -4,6 +4,7 @@ for each that labelled rows may have (`lines_of`), and labels without what these
 """
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,8 @@ INPUT: pa.StructType = pa.struct(
 
 _NAMES: dict[Any, Label] = {"real": "real", "0": "real", "false": "real", "fake": "fake", "1": "fake", "true": "fake"}
 
+_NUMBER = re.compile(r"([01])(?:[.,]0*)?")  # a table with a gap in a column of 0 and 1 has 0.0 and 1.0
+
 Codes = npt.NDArray[np.int32]
 
 
@@ -55,13 +58,14 @@ class Labels:
 
 
 def parse_label(value: object, where: str) -> Label:
-    """`real` or `fake` for one of these words, for 0 and false or 1 and true (as number, truth or text, in any case).
+    """`real` or `fake` for one of these words, for 0, 0.0, and false, or 1, 1.0, and true (as number, truth or text, in any case).
 
     Raises ConfigError naming `where` (the file and row) and the value for all else, also for none: there is no default.
     """
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    if (label := _NAMES.get(text.strip().lower())) is None:
-        raise ConfigError(f"{where}: {value!r} is no label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
+    text = str(value).strip().lower()
+    number = _NUMBER.fullmatch(text)
+    if (label := _NAMES.get(number[1] if number else text)) is None:
+        raise ConfigError(f"{where}: {value!r} is not a label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
     return label
 
 

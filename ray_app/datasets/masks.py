@@ -3,12 +3,12 @@
 `may_name` and `may_lead` decide which masks an archive may refer to.
 """
 
-import numpy as np
 from PIL import Image
 
 from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced, uri_list_rows
+from ray_app.datasets.mask_pixels import decode_mask
 from ray_app.errors import InputError, Status
-from ray_app.images import ImageLimits, decode_image
+from ray_app.images import ImageLimits
 from ray_app.storage import Fetcher, urls
 
 
@@ -51,7 +51,7 @@ class MaskReader:
         if uri is None:
             return Image.new("L", size, 255)
         try:
-            mask = to_mask(decode_image(self._bytes(member, uri), self._limits).pixels)
+            mask = decode_mask(self._bytes(member, uri), self._limits)
         except InputError as refused:
             raise InputError(refused.status, f"its mask: {refused.detail}") from refused
         if mask.size != size:
@@ -70,12 +70,6 @@ class MaskReader:
         if "#row=" in uri:
             return read_referenced(uri, self._fetcher)
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
-
-
-def to_mask(pixels: Image.Image) -> Image.Image:
-    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
-    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
-    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))
 
 
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import Each
+from ray_app.archives.label_tables import columns_hint
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, StorageError
 from ray_app.evaluation.labels import TEXTS, GroupCoder, LabelTables
@@ -272,7 +273,7 @@ def read_labels(source: LabelTables, *, key: str | None = None, split: str | Non
     if chosen is None or chosen not in named or "label" not in named:
         raise ConfigError(
             f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
-            hint=f"of these it has {', '.join(named)}" if named else "it has none of them; the first line of a CSV names its columns",
+            hint=columns_hint(source.found()),
         )
     labels = LabelledRows(source.name, chosen, source.guard, split)
     with contextlib.ExitStack() as stack:

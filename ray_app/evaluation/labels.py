@@ -3,33 +3,28 @@
 CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or what `touchstone data index` wrote.
 """
 
-import csv
+import functools
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ray_app.archives import guard_of, read_block, read_blocks, tabular
+from ray_app.archives import guard_of, read_block, read_blocks
+from ray_app.archives.label_tables import LabelTable, is_label_table, match_columns
 from ray_app.datasets import index, labels
 from ray_app.datasets.labels import names_a_real, parse_label, real_of
 from ray_app.datasets.masks import may_lead
-from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets, urls
+from ray_app.errors import ConfigError
+from ray_app.storage import Guard, Store, canonical, local_path, strip_secrets, urls
 
 TEXTS = ("mask_uri", "prompt", "release_date", "architecture", "source", "group", "part", "phash")
 COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "split", *TEXTS)
 """What labels may say of an image; other columns are not looked at."""
-ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
-_ROWS = 65_536
-_PIECE = 8 << 20
-_UNREADABLE = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,10 @@ class LabelsOfIndex(_Place):
         """The web servers that may be asked for what it names: those of who made the index."""
         return guard_of(Store.open(self.place))
 
+    def found(self) -> list[str]:
+        """Return the columns of the index."""
+        return self.names()
+
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
         return [name for name in COLUMNS if name in ("image_id", "uri", "member", *labels.INPUT.names)]
@@ -74,27 +73,23 @@ class LabelFile(_Place):
         """The same: the server that it lies on, wherever that is."""
         return Guard.of([self.place])
 
+    @functools.cached_property
+    def _table(self) -> LabelTable:
+        return LabelTable(self.place)
+
+    def found(self) -> list[str]:
+        """Return the columns that the file has. Raises ConfigError for a file that cannot be read."""
+        return self._table.column_names
+
     def names(self) -> list[str]:
-        """Which of COLUMNS there are. Raises ConfigError for a file that cannot be read as labels."""
-        first = next(self._tables(None), None)
-        return [] if first is None else [name for name in COLUMNS if name in first.column_names]
+        """Return which of COLUMNS there are, in any case. Raises ConfigError for a file that cannot be read."""
+        return list(match_columns(self.found(), COLUMNS, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
         folder = posixpath.dirname(canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name)
-        for table in self._tables(columns):
-            typed = {name: self._typed(name, table[name].combine_chunks(), folder) for name in columns}
-            yield pa.table(typed)
-
-    def _tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        """Tables with all columns of the file (None) or these; JSON rows that lack one have null there."""
-        try:
-            with Fetcher(signed=[self.place]).open(strip_secrets(canonical(self.place)), "") as file:
-                yield from _READERS[_ending(self.place)](file, columns)
-        except InputError as error:
-            raise ConfigError(f"{self.name}: {error.detail}") from None
-        except _UNREADABLE as error:
-            raise ConfigError(f"{self.name}: cannot be read as labels: {' '.join(str(error).split())}") from None
+        for table in self._table.tables(columns):
+            yield pa.table({name: self._typed(name, table[name].combine_chunks(), folder) for name in columns})
 
     def _typed(self, name: str, column: pa.Array, folder: str) -> pa.Array:
         if name == "label":
@@ -123,36 +118,15 @@ class LabelFile(_Place):
 LabelTables = LabelFile | LabelsOfIndex
 
 
-def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    rows = tabular.json_rows(file, _PIECE)
-    while some := list(islice(rows, _ROWS)):
-        yield tabular.text_table(some, _text, columns)
-
-
-def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as table:
-        wanted = [name for name in table.schema_arrow.names if name in COLUMNS] if columns is None else list(columns)
-        for batch in table.iter_batches(_ROWS, columns=wanted):
-            yield pa.Table.from_batches([batch])
-
-
-_READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
-    ".csv": lambda file, columns: tabular.csv_tables(file, columns=columns, texts=tabular.named_once, size=_PIECE),
-    ".jsonl": _json_tables,
-    ".ndjson": _json_tables,
-    ".parquet": _parquet_tables,
-}
-
-
 def open_labels(place: str) -> LabelTables:
     """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
-    if _ending(place) in ENDINGS:
+    if is_label_table(place):
         return LabelFile(place)
     if index.is_index(place):
         return LabelsOfIndex(place)
     raise ConfigError(
         f"{strip_secrets(place)}: neither a file of labels nor an index",
-        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
+        hint="labels are a .csv, .tsv, .jsonl, or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
     )
 
 
@@ -177,15 +151,6 @@ def _whole(uri: str, folder: str) -> str:
         return posixpath.normpath(posixpath.join(folder, path))
     scheme, _, rest = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
-
-
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _ending(place: str) -> str:
-    name = place.partition("?")[0] if "://" in place else place
-    return posixpath.splitext(name)[1].lower()
 
 
 FAKE_KINDS = ("whole", "local")
@@ -272,7 +237,5 @@ def _words(table: pa.Table, name: str) -> pa.Array:
     if name not in table.column_names:
         return pa.array([""]).take(pa.array(np.zeros(len(table), np.int32)))
     column = table[name].combine_chunks()
-    if pa.types.is_floating(column.type):
-        column = pa.array([None if one is None else _text(one) for one in column.to_pylist()], pa.string())
     column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
     return pc.fill_null(pc.utf8_trim_whitespace(column.cast(pa.string())), "")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, member_rows, read_block, read_blocks
+from ray_app.datasets.mask_pixels import Coverage, CoverageTally, coverage_of
 from ray_app.datasets.masks import MaskReader
 from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
@@ -102,6 +103,13 @@ class MaskMeasurement(NamedTuple):
     half: localization.MaskFigures | None
 
 
+class MeasuredImage(NamedTuple):
+    """All masks of one image, and how much of its truth is altered."""
+
+    masks: list[MaskMeasurement]
+    coverage: Coverage
+
+
 @dataclass(frozen=True)
 class UnreadableMask:
     """Why an image's truth is not known: nothing of it is measured."""
@@ -121,15 +129,15 @@ class MaskMeasurer:
         self._fetcher, self._limits, self._threshold, self._at_original = fetcher, limits, threshold, at_original
         self._own = threading.local()
 
-    def measure(self, image: MaskedImage) -> list[MaskMeasurement] | UnreadableMask:
-        """All masks of one image."""
+    def measure(self, image: MaskedImage) -> MeasuredImage | UnreadableMask:
+        """Measure all masks of one image."""
         try:
             truth = self.truth(image)
         except InputError as refused:
             return UnreadableMask(image, refused.status, refused.detail)
         except ConfigError as error:
             return UnreadableMask(image, "no_reference", error.message)
-        return [self._measured(row, truth, image) for row in image.masks]
+        return MeasuredImage([self._measured(row, truth, image) for row in image.masks], coverage_of(Image.fromarray(truth)))
 
     def truth(self, image: MaskedImage) -> NDArray[np.uint8]:
         """(H, W) at the image's own size, 255 where it was altered. Raises InputError or ConfigError where that is not known."""
@@ -290,7 +298,12 @@ def localization_of_run(
     truths = MaskTruths(tables(COLUMNS))
     for image, found in side_by_side(lambda image: (image, None if image is None else measurer.measure(image)), masked_images(run, truths)):
         gathered.add(image, found)
-    section = model.LocalizationFacts(policy=headline.row(), **gathered.counts(), systems=tuple(gathered.systems(headline)))
+    section = model.LocalizationFacts(
+        policy=headline.row(),
+        **gathered.counts(),
+        systems=tuple(gathered.systems(headline)),
+        warning=gathered.coverage.warning(),
+    )
     return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
 
 
@@ -351,12 +364,13 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.overlays = Overlays()
+        self.coverage = CoverageTally()
         self._rows: dict[_Group, localization.MaskRows] = {}
         self._images = self._unlabelled = 0
         self._unreadable: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
-    def add(self, image: MaskedImage | None, found: list[MaskMeasurement] | UnreadableMask | None) -> None:
+    def add(self, image: MaskedImage | None, found: MeasuredImage | UnreadableMask | None) -> None:
         if image is None or found is None:
             self._unlabelled += 1
         elif isinstance(found, UnreadableMask):
@@ -364,7 +378,9 @@ class _Gathered:
             self._examples.setdefault(found.status, f"{image.truth.mask_uri or image.member.uri}: {found.detail}")
         else:
             self._images += 1
-            for one, row in zip(found, image.masks, strict=True):
+            if image.truth.mask_uri is not None:
+                self.coverage.add(image.truth.mask_uri, found.coverage)
+            for one, row in zip(found.masks, image.masks, strict=True):
                 self._add_mask(one, image, row)
 
     def _add_mask(self, one: MaskMeasurement, image: MaskedImage, row: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ MOST_WORDS = 200  # of a foreign message in `detail`
 
 
 Opener = Callable[[bytes, set[str], int], ImageFile]  # Reads the header, with so many bytes of metadata; notes flags.
+Converter = Callable[[Image.Image, set[str], int], Image.Image]  # of a decoded image, flags to add to, and the bits per sample
 
 # A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
 # on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
@@ -173,11 +174,12 @@ class _Findings:
         self.width, self.height = width, height
 
 
-def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
+def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all, *, convert: Converter | None = None) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
 
     EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
     then `admit` gets what decoding will take, and may wait until that is there, or refuse with an InputError.
+    `convert` makes the pixels instead of `colour.to_rgb`, from an image in whatever mode it is stored, for files that hold no photograph.
     Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
     nothing else, whatever the bytes.
     """
@@ -185,8 +187,8 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
     refusal = None
     try:
-        pixels = _decode(data, limits, found, admit)
-        if not has_content(pixels):
+        pixels = _decode(data, limits, found, admit, convert)
+        if convert is None and not has_content(pixels):
             found.flags.add("no_content")
     except InputError as error:
         refusal = error
@@ -200,7 +202,7 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
         del refusal  # its traceback holds this frame, and so the file, which would stay until a garbage collection
 
 
-def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) -> Image.Image:
+def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, convert: Converter | None) -> Image.Image:
     format_name = found.format
     limits.check_bytes(len(data))
     if format_name is None:
@@ -227,8 +229,8 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         loaded = form.load(image, data, found.flags)
         if form.check is not None:
             form.check(loaded, data)
-        is_plain = loaded.mode == "RGB" and "transparency" not in loaded.info
-        pixels = loaded if is_plain else colour.to_rgb(loaded, found.flags, sample_bits)
+        is_plain = convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
+        pixels = loaded if is_plain else (convert or colour.to_rgb)(loaded, found.flags, sample_bits)
     found.mode = image.mode
     if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
         found.take_size(*pixels.size)

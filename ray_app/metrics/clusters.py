@@ -179,6 +179,8 @@ def probability_of(difference: float, spreads: Sequence[Spread]) -> float:
 
 def left_out(figure: Callable[[Floats], float], counts: Floats) -> Spread:
     """The spread of a figure of one class by counts (k, v) of its clusters at v scores, each left out; `figure` takes counts (v,)."""
+    if len(counts) < 2:  # without the only cluster there is no figure
+        return NOTHING
     every = counts.sum(axis=0)
     weights = counts.sum(axis=1) / every.sum()
     value = figure(every)

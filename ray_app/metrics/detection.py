@@ -40,6 +40,8 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
 """The figures that need scores which rank images."""
 
+FAR_BELOW_HALF, MIN_PER_CLASS = 0.35, 10  # of a ROC AUC, and the images of each class that it takes to say so
+
 NO_RANKING = "binary replies have no ranking; see balanced accuracy"
 NO_CHANCE = "binary replies give no chances: their scores are two agreed numbers"
 
@@ -99,6 +101,13 @@ def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence
     figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
     figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
     return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
+
+
+def ranks_backwards(auc: FigureFacts, n_real: int, n_fake: int) -> bool:
+    """Return whether a ROC AUC is so far below 0.5 that the labels may be swapped, on enough images of both classes."""
+    if auc.number is None or auc.number > FAR_BELOW_HALF or min(n_real, n_fake) < MIN_PER_CLASS:
+        return False
+    return auc.ends is None or auc.ends[1] < 0.5
 
 
 def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> FigureFacts:

@@ -18,6 +18,7 @@ from ray_app.reports.card import labelled, preprocessing_lines
 from ray_app.reports.format import counted, in_words, stated, visible
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import paragraph
+from ray_app.reports.training import UnreadableFile, file_warnings
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -85,7 +86,8 @@ class NamedSplit(Section):
 
 class IdentifierTraining(Section):
     """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`: training images of each; `c`: the
-    regression's, chosen by `log_losses`; `open_set`: the card's rule for giving no name.
+    regression's, chosen by `log_losses`; `open_set`: the card's rule for giving no name. `unreadable_files`: the first of the images that
+    could not be read; absent if there are none.
     """
 
     schema_number: int = Field(default=1, alias="schema")
@@ -112,6 +114,7 @@ class IdentifierTraining(Section):
     environment: Mapping[str, Any] = {}
     data: OptionalKey[Mapping[str, Any]] = None
     unreadable: int = 0
+    unreadable_files: OptionalKey[tuple[UnreadableFile, ...]] = None
     seconds: float | None = None
 
     @property
@@ -155,6 +158,7 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
         lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs))
     if facts.left_out:
         lines.append(f"left out for too few images: {_counts(facts.left_out)}")
+    lines += file_warnings(facts.unreadable_files, None, facts.out)
     out = wording.visible(facts.out.rstrip("/"))
     return [
         *lines,

@@ -5,7 +5,7 @@ page loads nothing and runs nothing. Every text in the facts is taken for hostil
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -15,6 +15,7 @@ from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
 from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.detection import ranks_backwards
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.format import in_words, named
@@ -25,6 +26,7 @@ _MOST_VALIDATIONS = 200
 _HARDEST = 3
 _LONGEST_NAME = 60
 _MOST_GENERATORS = 60
+_NAMED = 3  # files on the terminal
 
 
 class GeneratorFigures(Section):
@@ -168,11 +170,22 @@ class DataFindings(Section):
         return sorted(rows, key=lambda row: (-sum(row[1]), row[0]))
 
 
+class UnreadableFile(Section):
+    """An image that could not be read, and how often it was needed."""
+
+    split: str = ""
+    uri: str = ""
+    member: str | None = None
+    detail: str = ""
+    times: int = 1
+
+
 class TrainingFacts(Section):
     """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
 
-    `calibration_note`: why there is no calibration. `unreadable`: images of the training that could not be read and were left out.
-    `probe`: of a linear probe alone.
+    `calibration_note`: why there is no calibration. `unreadable`: images of the training split that could not be read and were left out.
+    `unreadable_files`: the first of them, and of those of other splits; absent if there are none. `mask_warning`: which masks of fakes
+    mark nothing or everything; absent if none does. `probe`: of a linear probe alone.
     """
 
     schema_number: int = Field(default=TRAINING_SCHEMA, alias="schema")
@@ -186,6 +199,8 @@ class TrainingFacts(Section):
     seconds: float | None = None
     wait_s_per_step: float | None = None
     unreadable: int = 0
+    unreadable_files: OptionalKey[tuple[UnreadableFile, ...]] = None
+    mask_warning: OptionalKey[str] = None
     calibration: Calibration | None = None
     calibration_note: str | None = None
     calibration_error: float | None = None
@@ -275,8 +290,11 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
         if split.n_real + split.n_fake:
             parts = [f"{named(key)} {in_words(key, split.figure(key))}" for key in FIGURES if split.figure(key).number is not None]
             lines.append(f"{name} ({split.n_real:,} real, {split.n_fake:,} fake): {', '.join(parts)}")
+            if ranks_backwards(split.figure("auc"), split.n_real, split.n_fake):
+                lines.append(f"warning: the labels of {name} may be swapped: the detector scores its real images higher than its fakes")
     if training.validation.n_fake:
         lines.append(calibration_in_words(training))
+    lines += file_warnings(training.unreadable_files, training.mask_warning, training.out)
     hardest = (training.test or training.validation).hardest("fake")[:_HARDEST]
     if len(hardest) > 1:
         shown = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.written('auc', found.auc)})" for name, found in hardest]
@@ -284,6 +302,16 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     if training.out:
         out = wording.visible(training.out.rstrip("/"))
         lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
+    return lines
+
+
+def file_warnings(unreadable: Sequence[UnreadableFile] | None, mask_warning: str | None, out: str) -> list[str]:
+    """Return the lines for the terminal about files that could not be read and masks that may be misread."""
+    lines = [f"warning: {wording.visible(mask_warning)}"] if mask_warning else []
+    if unreadable:
+        names = ", ".join(wording.visible(wording.file_name(file.uri, file.member)) for file in unreadable[:_NAMED])
+        rest = f" and more, all in {wording.visible(out.rstrip('/'))}/unreadable.jsonl" if len(unreadable) > _NAMED else ""
+        lines.append(f"could not be read: {names}{rest}")
     return lines
 
 

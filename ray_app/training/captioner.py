@@ -232,7 +232,7 @@ def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
 def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches` is for pixels.
 
-    `row`, `image_id` (n,), `usable` (n,), `embedding` (n, d) and `detail` (n,).
+    `row`, `image_id` (n,), `usable` (n,), and `embedding` (n, d).
     """
     import ray
 
@@ -241,5 +241,4 @@ def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> It
         rows, _ = order.share(step, rank, world)
         given = vectors[rows]
         usable = np.asarray(np.isfinite(given).all(axis=1))
-        detail = np.where(usable, "", "could not be read when features were made")
-        yield {"row": rows, "image_id": ids[rows], "usable": usable, "embedding": np.where(usable[:, None], given, 0), "detail": detail}
+        yield {"row": rows, "image_id": ids[rows], "usable": usable, "embedding": np.where(usable[:, None], given, 0)}

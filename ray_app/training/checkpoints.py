@@ -1,118 +1,161 @@
-"""Checkpoints of a training: where they lie and which of them count, by Ray Train's own list. `kept`, `put`, `fetched`, `remove_orphans`.
+"""The checkpoints of a training: folders below `ray/train`, each of which is complete once it holds the file `DONE`.
 
-Ray Train lists a checkpoint once it has reached its controller. One that was uploaded in the last two seconds before a crash is in no
-list, for ever (specs/ray.md §A2): such folders are removed when a session begins and when it ends.
+`DONE` is written when all files of a checkpoint are in storage. Which checkpoints count follows from these markers alone. Ray Train keeps a
+list of its own next to the folders; that list is private to Ray and changes with its versions, so nothing here depends on it.
 """
 
 import json
+import posixpath
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ray_app.errors import StorageError, describe_error
+from ray_app.errors import ConfigError, StorageError, describe_error
 from ray_app.storage import Store, local_path
 
-FOLDER = "ray"  # of all that Ray Train keeps
-RUN = "train"
-_LIST = "checkpoint_manager_snapshot.json"
-_COPY = f"{FOLDER}/{_LIST}"
-_STEP = "step-"
-_FACTS = "training.json"
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+    from ray.train import Checkpoint
+
+_STORAGE, RUN = "ray", "train"  # what Ray Train calls storage path and run
+FOLDER = f"{_STORAGE}/{RUN}"
+DONE = "DONE"
+_NAME = re.compile(r"step-(\d+)-.+")
+_OLD_FACTS = "training.json"  # in the checkpoints of Touchstone 0.22 and older, in place of DONE
 
 
 class CheckpointEntry(NamedTuple):
-    """One checkpoint of the list: its folder's name, the steps that it has behind it, and the figures that belong to it."""
+    """A complete checkpoint: its folder's name, the number of steps that it holds, and whether no step comes after it."""
 
     name: str
     step: int
-    metrics: dict[str, Any]
+    finished: bool
 
 
 def new_name(step: int) -> str:
-    """A folder's name that no attempt has used before: Ray would mix the files of two that share one."""
-    return f"{_STEP}{step:08d}-{secrets.token_hex(4)}"
+    """Return a folder name that no attempt has used before, so that the files of two attempts never share a folder."""
+    return f"step-{step:08d}-{secrets.token_hex(4)}"
 
 
-def step_of(name: str) -> int:
-    """The step of a checkpoint, by its folder's name."""
-    return int(name.removeprefix(_STEP).partition("-")[0])
+def list_checkpoints(out: Store) -> list[CheckpointEntry]:
+    """List the complete checkpoints, ordered by step."""
+    markers = ((name, _read_marker(out, name)) for name in _folder_names(out))
+    entries = (CheckpointEntry(name, _step_of(name), marker["finished"]) for name, marker in markers if marker is not None)
+    return sorted(entries, key=lambda entry: (entry.step, entry.name))
 
 
-def write_facts(folder: Path, *, step: int, finished: bool) -> None:
-    """Note in a checkpoint how far it is, and whether no step comes after it."""
-    (folder / _FACTS).write_text(json.dumps({"step": step, "finished": finished}))
-
-
-def read_facts(folder: Path) -> tuple[int, bool]:
-    """The step of a checkpoint's folder, and whether it is the last."""
-    facts = json.loads((folder / _FACTS).read_text())
-    return facts["step"], facts["finished"]
-
-
-def kept(out: Store) -> list[CheckpointEntry]:
-    """The checkpoints that count, by their steps."""
-    found = [
-        CheckpointEntry(one["checkpoint_dir_name"], one["metrics"]["step"], one["metrics"])
-        for one in _listed(out).get("checkpoint_results", ())
-    ]
-    return sorted(found, key=lambda one: one.step)
+def latest_checkpoint(out: Store) -> CheckpointEntry | None:
+    """Return the complete checkpoint with the most steps, or None if there is none."""
+    return next(reversed(list_checkpoints(out)), None)
 
 
 def is_trained(out: Store) -> bool:
-    """Whether the last step of all was made and committed."""
-    latest = _listed(out).get("latest_checkpoint_result")
-    return bool(latest and latest["metrics"].get("finished"))
+    """Return whether the last step of the training is in a complete checkpoint."""
+    latest = latest_checkpoint(out)
+    return latest is not None and latest.finished
 
 
-def remove_orphans(out: Store) -> list[str]:
-    """Remove the folders of checkpoints that no list knows; returns their names. Only while nobody trains."""
-    known = {one.name for one in kept(out)}
-    orphans = [name for name in out.folders(f"{FOLDER}/{RUN}") if name.startswith(_STEP) and name not in known]
-    for name in orphans:
-        out.clear(f"{FOLDER}/{RUN}/{name}")
-    return orphans
+def read_step(folder: Path) -> int:
+    """Return the number of steps that a complete checkpoint holds, given its local folder."""
+    return int(json.loads((folder / DONE).read_text())["step"])
 
 
-def copy_list(out: Store) -> None:
-    """Keep a whole copy of the list, since Ray writes its own in place and a kill may leave half of it."""
-    if (data := _read(out, f"{FOLDER}/{RUN}/{_LIST}")) and _parsed(data) is not None and data != _read(out, _COPY):
-        out.write(_COPY, data)
-
-
-def mend_list(out: Store) -> None:
-    """Put the copy in the place of a list that a kill tore."""
-    data = _read(out, f"{FOLDER}/{RUN}/{_LIST}")
-    if data is not None and _parsed(data) is None:
-        copy = _read(out, _COPY)
-        if copy is None:
-            out.delete(f"{FOLDER}/{RUN}/{_LIST}")
-        else:
-            out.write(f"{FOLDER}/{RUN}/{_LIST}", copy)
-
-
-def put(out: Store, folder: Path, *, step: int) -> None:
-    """Make a folder the one checkpoint that counts, of a training that had no need of Ray Train."""
-    name = new_name(step)
+def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> None:
+    """Copy the files of a local folder into the checkpoint `name`, then mark it as complete. Raises StorageError."""
     for file in sorted(folder.iterdir()):
-        out.write_file(f"{FOLDER}/{RUN}/{name}/{file.name}", file)
-    only = {"checkpoint_dir_name": name, "metrics": {"step": step, "finished": True}}
-    out.write(f"{FOLDER}/{RUN}/{_LIST}", json.dumps({"checkpoint_results": [only], "latest_checkpoint_result": only}).encode())
+        out.write_file(f"{FOLDER}/{name}/{file.name}", file)
+    mark_complete(out, name, finished=finished)
+
+
+def mark_complete(out: Store, name: str, *, finished: bool) -> None:
+    """Write the marker of a checkpoint all of whose files are in storage."""
+    out.write(f"{FOLDER}/{name}/{DONE}", json.dumps({"step": _step_of(name), "finished": finished}).encode())
+
+
+def remove_superseded(out: Store, *, keep: int, values: Mapping[int, float], unjudged: Collection[int] = ()) -> list[str]:
+    """Delete the complete checkpoints that others supersede, and return their names.
+
+    The last checkpoint always stays.
+
+    Args:
+        out: The directory of the training.
+        keep: Number of the best checkpoints that stay.
+        values: The validation metric by step; higher is better. A checkpoint without a value ranks below all others, by its step.
+        unjudged: Steps whose checkpoints stay because they still have to be validated.
+    """
+    if len(_folder_names(out)) <= keep:
+        return []
+    entries = list_checkpoints(out)
+    ranked = sorted(entries, key=lambda entry: (entry.step in values, values.get(entry.step, 0.0), entry.step))
+    kept = {*ranked[-keep:], *entries[-1:]}
+    superseded = [entry.name for entry in entries if entry not in kept and entry.step not in unjudged]
+    for name in superseded:
+        _remove(out, name)
+    return superseded
+
+
+def remove_incomplete(out: Store) -> list[str]:
+    """Delete the folders of interrupted uploads that a complete checkpoint of as many steps supersedes; returns their names.
+
+    Call it only while no process of this training runs: an upload in progress looks the same.
+    """
+    complete = list_checkpoints(out)
+    names = {entry.name for entry in complete}
+    incomplete = [name for name in _folder_names(out) if name not in names and complete and _step_of(name) <= complete[-1].step]
+    for name in incomplete:
+        _remove(out, name)
+    return incomplete
+
+
+def count_folders(out: Store) -> int:
+    """Count the checkpoint folders, complete or not."""
+    return len(_folder_names(out))
+
+
+def mark_older_checkpoints(out: Store) -> None:
+    """Mark the checkpoints of a training that Touchstone 0.22 or older began, according to Ray Train's list of them.
+
+    Raises:
+        ConfigError: There are checkpoints of an older version, and Ray Train cannot read its list. Nothing is changed.
+    """
+    older = [name for name in _folder_names(out) if out.exists(f"{FOLDER}/{name}/{_OLD_FACTS}")]
+    if not older or list_checkpoints(out):
+        return
+    from ray.train import Result
+
+    filesystem, path = _ray_place(out)
+    try:
+        listed = Result.from_path(posixpath.join(path, RUN), storage_filesystem=filesystem).best_checkpoints or []
+    except Exception as error:  # Ray's own errors, those of its models and those of storage
+        raise ConfigError(
+            f"{out.url}/{FOLDER} holds {len(older)} checkpoints of Touchstone 0.22 or older, and Ray Train cannot read its list of them: "
+            f"{describe_error(error)}",
+            hint="finish this training with the versions of Touchstone and Ray that began it, or give another --out; nothing was deleted",
+        ) from error
+    for name in (posixpath.basename(checkpoint.path) for checkpoint, _ in listed):
+        mark_complete(out, name, finished=json.loads(out.read(f"{FOLDER}/{name}/{_OLD_FACTS}"))["finished"])
+
+
+def remove_ray_notes(out: Store) -> None:
+    """Delete the files that an earlier session of Ray Train left next to the checkpoints, so that the next session starts without them."""
+    out.delete_all(f"{FOLDER}/{name}" for name in out.names(FOLDER))
 
 
 @contextmanager
 def fetched(out: Store, name: str) -> Iterator[Path]:
-    """A checkpoint as a folder of this machine while the block lasts. Raises StorageError."""
-    folder = out.below(f"{FOLDER}/{RUN}/{name}")
+    """Provide a checkpoint as a local folder while the block lasts. Raises StorageError."""
+    folder = out.below(f"{FOLDER}/{name}")
     with local_folder(folder, folder.names("")) as here:
         yield here
 
 
 @contextmanager
 def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
-    """A folder of this machine with these files: the source where it is here, else copies while the block lasts. Raises StorageError."""
+    """Provide files as a local folder: the source if it is local, else copies while the block lasts. Raises StorageError."""
     if "://" not in source.url:
         yield Path(local_path(source.url))
         return
@@ -122,38 +165,55 @@ def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
             try:
                 filesystem.get_file(place, f"{scratch}/{name}")
             except OSError as error:
-                raise StorageError(
-                    f"{source.url}/{name} cannot be read: {describe_error(error)}", hint="the same command tries again"
-                ) from error
+                message = f"{source.url}/{name} cannot be read: {describe_error(error)}"
+                raise StorageError(message, hint="run the same command again") from error
         yield Path(scratch)
 
 
-def storage(out: Store) -> dict[str, Any]:
-    """Where Ray Train is to keep its files, as arguments of its RunConfig."""
+def ray_storage(out: Store) -> dict[str, Any]:
+    """Return the arguments of Ray Train's RunConfig that let it manage the checkpoint folders."""
+    filesystem, path = _ray_place(out)
+    return {"name": RUN, "storage_path": path, "storage_filesystem": filesystem}
+
+
+def ray_checkpoint(out: Store, name: str) -> "Checkpoint":
+    """Return a checkpoint in the form that Ray Train takes and downloads once per node."""
+    from ray.train import Checkpoint
+
+    filesystem, path = _ray_place(out)
+    return Checkpoint(posixpath.join(path, RUN, name), filesystem)
+
+
+def _ray_place(out: Store) -> "tuple[FileSystem, str]":
+    """Return the pyarrow file system, and the path on it below which Ray Train keeps its run."""
     import pyarrow.fs as pafs
     from fsspec.implementations.local import LocalFileSystem
 
-    filesystem, path = out.filesystem_and_path(FOLDER)
-    if isinstance(filesystem, LocalFileSystem):
-        return {"storage_path": path}
-    return {"storage_path": path, "storage_filesystem": pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))}
+    filesystem, path = out.filesystem_and_path(_STORAGE)
+    is_local = isinstance(filesystem, LocalFileSystem)
+    return pafs.LocalFileSystem() if is_local else pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-def _listed(out: Store) -> dict[str, Any]:
-    data = _read(out, f"{FOLDER}/{RUN}/{_LIST}")
-    return {} if data is None else _parsed(data) or {}
+def _folder_names(out: Store) -> list[str]:
+    return [name for name in out.folders(FOLDER) if _NAME.fullmatch(name)]
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
+def _step_of(name: str) -> int:
+    found = _NAME.fullmatch(name)
+    assert found is not None, "only such folders are listed"
+    return int(found[1])
+
+
+def _read_marker(out: Store, name: str) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's marker, or None if it is missing or only half written."""
     try:
-        listed: dict[str, Any] = json.loads(data)
-    except ValueError:
+        marker = json.loads(out.read(f"{FOLDER}/{name}/{DONE}"))
+    except (FileNotFoundError, ValueError):
         return None
-    return listed
+    return marker if isinstance(marker, dict) and isinstance(marker.get("finished"), bool) else None
 
 
-def _read(out: Store, path: str) -> bytes | None:
-    try:
-        return out.read(path)
-    except FileNotFoundError:
-        return None
+def _remove(out: Store, name: str) -> None:
+    """Delete a checkpoint, its marker first, so that an interruption leaves no checkpoint that looks complete."""
+    out.delete(f"{FOLDER}/{name}/{DONE}")
+    out.clear(f"{FOLDER}/{name}")

@@ -27,7 +27,7 @@ from ray_app.detectors import DetectorCard, files_by_hash
 from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.attribution import bleu4, rouge_l, token_f1, words_of
-from ray_app.training import checkpoints, embeddings, export, run_directory, validate
+from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
@@ -67,10 +67,13 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     else:
         learning = captioning_job(job)
         fit(learning)
-        predicted = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        log = file_notes.FileLog(job.out)
+        predicted = validate.on_checkpoint(learning, checkpoints.list_checkpoints(job.out)[-1].name, captions_by_network)
+        log.print_new()
         export.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
     facts = _metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
+    facts["unreadable"] = len(file_notes.write_unreadable(job.out))
     published = facts["figures"]["test" if "test" in predicted else "validation"]["describer"]
     job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
     job.out.write(export.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
@@ -142,11 +145,15 @@ def _predicted(job: TrainingJob, describer: Describer, split: str) -> CaptionedR
     loader, rows = plain_loader(job, split), _rows(job, split)
     read: list[Rows] = []
     words: list[Caption] = []
+    unreadable: dict[int, str] = {}
     for start in range(0, len(rows), _AT_ONCE):
         batch = loader.load(rows[start : start + _AT_ONCE], rows[start : start + _AT_ONCE])
         read.append(batch["row"][batch["usable"]])
+        unreadable |= {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~batch["usable"]).nonzero()[0]}
         words += describer.describe(batch["image"][batch["usable"]])
         job.board.beat.remote()
+    notes = file_notes.note_images(job.rows(split), split, unreadable)
+    file_notes.write_notes(job.out, run_directory.UNREADABLE, split, notes)
     return CaptionedRows(np.concatenate(read), words)
 
 

@@ -15,7 +15,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
-from ray_app.training import checkpoints, export, learner, networks, ray_data, validate
+from ray_app.training import checkpoints, export, file_notes, learner, networks, ray_data, run_directory, validate
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
 
@@ -52,13 +52,14 @@ MakeDetector = Callable[[TrainingJob], "Detector"]
 class Embeddings:
     """Of n readable images, in the order of their rows: `vectors` (n, d), `labels` (n,) 1 = fake, `rows` (n,) places in the split.
 
-    `precision`: in which they were computed, `bf16` or `fp32`.
+    `precision`: in which they were computed, `bf16` or `fp32`. `unreadable`: why the other rows have none; it is not kept with them.
     """
 
     vectors: Vectors
     labels: Integers
     rows: Integers
     precision: str = "fp32"
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,14 +141,22 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
     """
     step = min(detector.card.batch or detector.slots, detector.slots)
     vectors, labels, places = [np.empty((0, 0), np.float32)], [np.empty(0, np.int64)], [rows[:0]]
+    unreadable: dict[int, str] = {}
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        made = {slot: one for slot, one in loader.made(part, part) if isinstance(one, TrainingSample)}
+        made: dict[int, TrainingSample] = {}
+        for slot, found in loader.made(part, part):
+            if isinstance(found, TrainingSample):
+                made[slot] = found
+            else:
+                unreadable[int(part[slot])] = str(found)
         if slots := sorted(made):
             vectors.append(_read(detector, [made[slot].image for slot in slots], step))
             labels.append(np.array([made[slot].label for slot in slots], np.int64))
             places.append(part[slots])
-    return Embeddings(np.concatenate(vectors[1:] or vectors), np.concatenate(labels), np.concatenate(places), detector.precision)
+    return Embeddings(
+        np.concatenate(vectors[1:] or vectors), np.concatenate(labels), np.concatenate(places), detector.precision, unreadable
+    )
 
 
 def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]], step: int) -> Vectors:
@@ -175,11 +184,13 @@ class Embedder(Stage):
         self._detector = make(job)
         self._detector.keep_embeddings()
 
-    def work(self, message: "_Block") -> tuple[int, int]:
-        """The rows of a block → how many there were, and how many could not be read; the block's file is written."""
+    def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
+        """The rows of a block → how many there were, and notes on those that could not be read; the block's file is written last."""
         found = embed(self._detector, self._loader(message.split), message.rows)
+        notes = file_notes.note_images(self._job.rows(message.split), message.split, found.unreadable)
+        file_notes.write_notes(self._job.out, run_directory.UNREADABLE, f"features-{message.split}-{message.first:08d}", notes)
         keep_block(self._job.out, message.split, message.first, found)
-        return len(message.rows), len(message.rows) - len(found)
+        return len(message.rows), notes
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
@@ -200,16 +211,21 @@ def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: 
     workers = min(layout.workers, len(missing))
     pool = Pool(Embedder, (job, make), workers, workers, layout.worker_cpus, layout.worker_gpus, job.config.cluster.labels)
     progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
+    log = file_notes.FileLog(job.out)
     with closing(progress), closing(stream(partial(iter, missing), [pool], name="features")) as blocks:
-        for images, bad in blocks:
-            progress.advance(images, bad)
+        for images, notes in blocks:
+            progress.advance(images, len(notes))
+            for line in log.lines(notes):
+                progress.say(line)
 
 
 def _require_readable(job: TrainingJob, split: str, count: int) -> None:
     bad, most = count - len(kept_embeddings(job.out, split)), job.config.faults.max_bad_fraction
     if bad > most * count:
+        examples = file_notes.examples(note for note in file_notes.list_unreadable(job.out) if note["split"] == split)
         raise TouchstoneError(
-            f"{bad:,} of {count:,} {split} images could not be read, more than {most:.1%}", hint="--set faults.max_bad_fraction=…"
+            f"{bad:,} of {count:,} {split} images could not be read, more than {most:.1%}{f', for example {examples}' if examples else ''}",
+            hint=f"repair the files that {job.out.url}/{run_directory.UNREADABLE}/ names, or allow more by --set faults.max_bad_fraction=…",
         )
 
 
@@ -270,5 +286,4 @@ def _keep(job: TrainingJob, head: linear_head.Head) -> None:
                 network.fc.bias[index].copy_(side * bias[0])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, Path(folder) / learner.WEIGHTS)
-        checkpoints.write_facts(Path(folder), step=job.total_steps, finished=True)
-        checkpoints.put(job.out, Path(folder), step=job.total_steps)
+        checkpoints.save_checkpoint(job.out, Path(folder), checkpoints.new_name(job.total_steps), finished=True)

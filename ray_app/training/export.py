@@ -36,7 +36,7 @@ from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports import training as reports
 from ray_app.reports.format import duration
 from ray_app.storage import Store, local_path, strip_secrets
-from ray_app.training import checkpoints, config, run_directory, validate, weight_files
+from ray_app.training import checkpoints, config, file_notes, run_directory, validate, weight_files
 from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
 
@@ -286,17 +286,15 @@ _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
     """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
     metric = job.config.validation.metric
+    judged = {figures["step"]: figures for figures in validate.validations(job.out)}
     best: tuple[checkpoints.CheckpointEntry, float] | None = None
-    for one in checkpoints.kept(job.out):
-        if one.step not in job.milestones and not one.metrics.get("finished"):
+    for checkpoint in checkpoints.list_checkpoints(job.out):
+        if checkpoint.step not in job.milestones and not checkpoint.finished:
             continue
-        figures: Mapping[str, Any] | None = one.metrics
-        if metric not in one.metrics:
-            figures = next((found for found in validate.validations(job.out) if found["step"] == one.step), None)
-        figures = figures or validate.on_checkpoint(job, one.name, validate.validate_folder)
+        figures = judged.get(checkpoint.step) or validate.on_checkpoint(job, checkpoint.name, validate.validate_folder)
         value = figures.get(metric)
         if value is not None and (best is None or validate.is_better(metric, value, best[1])):
-            best = one, value
+            best = checkpoint, value
     if best is None:
         raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
     return best
@@ -305,13 +303,16 @@ def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, floa
 def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
     """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is that of `train.json`."""
     best, value = best_checkpoint(job)
+    log = file_notes.FileLog(job.out)
     verdicts: dict[str, validate.SplitEvaluation] = validate.on_checkpoint(job, best.name, validate.evaluate_splits)
+    log.print_new()
     for split, verdict in verdicts.items():
         rows = job.rows(split).take(pa.array(verdict.judged.rows))
         labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
         job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.judged.scores)}))
     calibration, why_not = calibrated(verdicts["validation"].judged)
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
+    unreadable = file_notes.write_unreadable(job.out)
     facts = reports.TrainingFacts(
         schema=reports.TRAINING_SCHEMA,
         name=job.config.name,
@@ -323,7 +324,9 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         steps=max((line["step"] + 1 for line in history), default=best.step),
         seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
         wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
-        unreadable=sum(1 for _ in run_directory.read_history(job.out, run_directory.UNREADABLE)),
+        unreadable=sum(1 for note in unreadable if note["split"] == "train"),
+        unreadable_files=file_notes.named_files(unreadable),
+        mask_warning=file_notes.mask_warning(job.out),
         calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
         calibration_note=why_not,
         validation=reports.Figures(**verdicts["validation"].figures),
@@ -380,9 +383,8 @@ def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 
 
 def write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
-    """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
-    for name, lines in (("metrics", history), ("unreadable", run_directory.read_history(out, run_directory.UNREADABLE))):
-        out.write(f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    """Write `metrics.jsonl`, the whole history in one file, and the validations for TensorBoard."""
+    out.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
     figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
     if figures:
         run_directory.write_events(out, 0, figures, prefix="validation")

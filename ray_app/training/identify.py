@@ -29,7 +29,7 @@ from ray_app.metrics import arrays, calibration, intervals
 from ray_app.metrics.attribution import attribution_of, open_set_auroc
 from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
-from ray_app.training import embeddings, export, run_directory
+from ray_app.training import embeddings, export, file_notes, run_directory
 from ray_app.training import identifier as fitting
 from ray_app.training.config import Identify, Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
@@ -305,6 +305,7 @@ def written(
         environment={**facts["environment"], "precision": found["train"].precision},
         data=facts["data"],
         unreadable=sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
+        unreadable_files=file_notes.named_files(file_notes.write_unreadable(out)),
         seconds=round(time.monotonic() - began, 2),
     )
     metrics = document.written()

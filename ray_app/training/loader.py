@@ -14,6 +14,7 @@ from PIL import Image
 
 from ray_app.archives import ManifestMember, MemberReader, member_rows
 from ray_app.datasets import labels, sampling
+from ray_app.datasets.mask_pixels import Coverage, coverage_of
 from ray_app.datasets.masks import MaskReader
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Pixels, Resize
@@ -33,12 +34,16 @@ _NEEDED = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "
 
 
 class TrainingSample(NamedTuple):
-    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are requested."""
+    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are requested.
+
+    `coverage`: how much of the stored mask of a fake is altered.
+    """
 
     image: Pixels
     label: int
     mask: Pixels | None = None
     edge: Pixels | None = None
+    coverage: Coverage = "part"
 
 
 class BatchLoader:
@@ -72,7 +77,8 @@ class BatchLoader:
         """The batch of B rows, each augmented by the chance of its position; equal positions of one row give equal images.
 
         `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`, `image_id`, `group` (B,) int64, equal
-        where the group is · `detail` (B,) text · with masks `mask` and `edge` (B, H, W) uint8 of 0 and 1. An image that cannot be read
+        where the group is · `detail` (B,) text · with masks `mask` and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of
+        the masks as they are stored. An image that cannot be read
         is black, not usable, and its detail says "status: why". Raises ConfigError where images come out in several sizes, StorageError
         where the network takes any size and not one image could be read.
         """
@@ -92,6 +98,7 @@ class BatchLoader:
         }
         if self._masks is not None:
             batch |= {name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")}
+            batch["coverage"] = np.array([one.coverage if isinstance(one, TrainingSample) else "part" for one in made], np.str_)
         return batch
 
     def load_steps(self, order: sampling.SampleOrder, steps: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
@@ -147,6 +154,8 @@ class BatchLoader:
 
     def _made(self, member: ManifestMember, image: Image.Image, position: int) -> TrainingSample:
         mask = None if self._masks is None else self._masks.read(member, image.size)
+        is_stored = mask is not None and member.input["label"] == "fake" and member.input.get("mask_uri") is not None
+        coverage: Coverage = coverage_of(mask) if mask is not None and is_stored else "part"
         sample = ImageSample(image, mask, _label(member))
         if self._policy is not None:
             sample = self._policy(sample, np.random.default_rng([self._seed, _AUGMENTATION, position]))
@@ -155,10 +164,11 @@ class BatchLoader:
             return TrainingSample(pixels, sample.label)
         altered = np.asarray(sample.mask) > 127
         # A crop may have left the altered part out: then what is seen is real (specs/localization.md §1.7). Without one the label holds.
-        may_be_lost = self._policy is not None and sample.label == 1 and member.input.get("mask_uri") is not None
+        may_be_lost = self._policy is not None and sample.label == 1 and is_stored and coverage != "empty"
         label = int(altered.any()) if may_be_lost else sample.label
         mask_and_edge = (altered, edge_map(altered))  # the edge before the resize, as wide as the reference's
-        return TrainingSample(pixels, label, *(self._fitted(one, sample.finished) for one in mask_and_edge))
+        fitted_mask, fitted_edge = (self._fitted(one, sample.finished) for one in mask_and_edge)
+        return TrainingSample(pixels, label, fitted_mask, fitted_edge, coverage)
 
     def _fitted(self, mask: npt.NDArray[np.bool_], finished: bool) -> Pixels:
         """A mask as 0 and 1 in the geometry of its prepared image: nearest neighbours as OpenCV takes them, then the same crop."""

@@ -64,7 +64,8 @@ def training_loader(job: TrainingJob) -> "BatchLoader":
 
 def steps_to_come(job: TrainingJob) -> "Dataset":
     """The runs of steps from the last committed checkpoint on: Ray Train's controller calls it before each start of its workers."""
-    first = max((one.step for one in checkpoints.kept(job.out)), default=0)
+    latest = checkpoints.latest_checkpoint(job.out)
+    first = 0 if latest is None else latest.step
     return dataset(partial(_runs, first, job.total_steps, _together(job)), ordered=True, store_bytes=_hand_over_limit(job))
 
 

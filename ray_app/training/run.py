@@ -236,7 +236,7 @@ def _trained(config: TrainConfig, out: Store, begun: Mapping[str, Any] | None) -
                 layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
                 return _by_method(make_job(config, card, out, layout, prepared), findings, claim)
         except ConfigError:
-            if begun is None and not checkpoints.kept(out):
+            if begun is None and checkpoints.latest_checkpoint(out) is None:
                 out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
             raise
 
@@ -256,10 +256,11 @@ def _by_method(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]
 
 
 def _fit(job: TrainingJob) -> None:
-    """Train, unless all that is left to do comes after that."""
-    checkpoints.mend_list(job.out)
-    checkpoints.remove_orphans(job.out)
+    """Train from the latest complete checkpoint to the last step, unless that is done."""
+    checkpoints.mark_older_checkpoints(job.out)
+    checkpoints.remove_incomplete(job.out)
     if not checkpoints.is_trained(job.out):
+        _catch_up(job)
         if job.config.method == "linear-probe":
             from ray_app.training.embeddings import probe
 
@@ -268,7 +269,24 @@ def _fit(job: TrainingJob) -> None:
             from ray_app.training.trainer import fit
 
             fit(job)
-    checkpoints.remove_orphans(job.out)
+    checkpoints.remove_incomplete(job.out)
+    validate.remove_superseded_checkpoints(job, validate.validations(job.out))
+
+
+def _catch_up(job: TrainingJob) -> None:
+    """Bring the validations in line with the complete checkpoints, and report if there are only incomplete ones."""
+    latest = checkpoints.latest_checkpoint(job.out)
+    if latest is None and (count := checkpoints.count_folders(job.out)):
+        print(
+            f"train  no checkpoint in {job.out.url}/{checkpoints.FOLDER} is complete ({count} without the file {checkpoints.DONE}): "
+            "training starts at step 0",
+            file=sys.stderr,
+            flush=True,
+        )
+    validate.remove_validations_after(job.out, 0 if latest is None else latest.step)
+    for checkpoint in validate.unjudged_checkpoints(job):
+        validate.on_checkpoint(job, checkpoint.name, validate.validate_folder)
+    validate.remove_superseded_checkpoints(job, validate.validations(job.out))
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:

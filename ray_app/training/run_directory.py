@@ -26,7 +26,7 @@ from ray_app.runs.directory import differences, differing_keys, refuse_others
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import PROFILING, Recipe, TrainConfig
 
-HISTORY, SAMPLES, UNREADABLE, TENSORBOARD = "history", "samples", "unreadable", "tensorboard"
+HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD = "history", "samples", "unreadable", "odd_masks", "tensorboard"
 _EVENTS = "events.out.tfevents."
 Line = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ class HistoryWriter:
 
 def delete_history_from(out: Store, step: int) -> None:
     """Remove all notes that begin at `step` or later: they are about to be written again."""
-    for folder in (HISTORY, SAMPLES, UNREADABLE, TENSORBOARD):
+    for folder in (HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD):
         for name in out.names(folder):
             if first_step_of(name) >= step:
                 out.delete(f"{folder}/{name}")

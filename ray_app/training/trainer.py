@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from datetime import timedelta
 from functools import partial
@@ -32,19 +32,20 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ray_app.cluster.shutdown import signal_grace_s
-from ray_app.errors import ClusterError, TouchstoneError, describe_error
-from ray_app.metrics import FIGURES
-from ray_app.training import checkpoints, ray_data, run_directory, validate
+from ray_app.errors import ClusterError, ConfigError, TouchstoneError, describe_error
+from ray_app.storage import Store
+from ray_app.training import checkpoints, file_notes, ray_data, run_directory, validate
 from ray_app.training.captioner import embedding_batches, word_learner
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.job import TrainingJob
@@ -56,7 +57,7 @@ NOTICE_POLL_S = 2.0  # for a notice that a machine will be taken away; asking is
 FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
 GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 POLL_S = 0.5
-COPY_EVERY_S = 2.0  # Ray Train registers checkpoints as often
+PRUNE_EVERY_S = 2.0
 STALL_S = 900.0
 END_S = 60.0  # on a busy machine
 _QUIET = {
@@ -75,6 +76,7 @@ def fit(job: TrainingJob) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    checkpoints.remove_ray_notes(job.out)
     over = _in_thread(_trainer(job).fit)
     progress = TrainingProgress(job.total_steps)
     watch = _Watch(job, over, progress)
@@ -93,6 +95,18 @@ def fit(job: TrainingJob) -> None:
         ) from error
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+
+
+class _Marking(UserCallback):
+    """Marks a checkpoint as complete once all workers have reported it and its files are in storage. Runs in Ray Train's controller."""
+
+    def __init__(self, out: Store) -> None:
+        self._out = out
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """See `ray.train.UserCallback`."""
+        if checkpoint is not None:
+            checkpoints.mark_complete(self._out, Path(checkpoint.path).name, finished=metrics[0]["finished"])
 
 
 class _Introduction(ControllerCallback):
@@ -144,7 +158,8 @@ class _Watch:
     def __init__(self, job: TrainingJob, over: "futures.Future[None]", progress: TrainingProgress) -> None:
         self._job, self._over, self._progress = job, over, progress
         self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
-        self._copied_at = 0.0
+        self._pruned_at = 0.0
+        self._files = file_notes.FileLog(job.out)
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
@@ -153,6 +168,11 @@ class _Watch:
             self._check_board()
             futures.wait([self._over], POLL_S)
         self._check_board()
+        self._name_files()
+
+    def _name_files(self) -> None:
+        for line in self._files.new_lines():
+            self._progress.say(line)
 
     def let_them_save(self) -> None:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
@@ -167,7 +187,8 @@ class _Watch:
 
     def _is_saved(self) -> bool:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
-        return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
+        latest = checkpoints.latest_checkpoint(self._job.out)
+        return stopped is not None and latest is not None and latest.step >= stopped
 
     def _check_board(self) -> None:
         report: ProgressReport = ray.get(self._job.board.read.remote())
@@ -181,10 +202,12 @@ class _Watch:
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
                 hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
             )
-        if now - self._copied_at >= COPY_EVERY_S:
-            self._copied_at = now
-            checkpoints.copy_list(self._job.out)
-            self._progress.judged(_last_judged(self._job))
+        if now - self._pruned_at >= PRUNE_EVERY_S:
+            self._pruned_at = now
+            judged = validate.validations(self._job.out)
+            validate.remove_superseded_checkpoints(self._job, judged)
+            self._progress.judged(_last_judged(self._job, judged))
+            self._name_files()
         self._progress.show(report)
 
 
@@ -192,8 +215,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
     config, layout = job.config, job.layout
     shared = ray.put(job)
     request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
-    labels, metric = dict(config.cluster.labels), config.validation.metric
-    chosen: dict[str, Any] = {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
+    labels = dict(config.cluster.labels)
     judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
     return TorchTrainer(
         train_worker,
@@ -208,11 +230,9 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
             label_selector=labels or None,
         ),
         run_config=RunConfig(
-            name=checkpoints.RUN,
-            **checkpoints.storage(job.out),
+            **checkpoints.ray_storage(job.out),
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
-            callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
-            checkpoint_config=CheckpointConfig(num_to_keep=config.faults.keep, **({} if config.method == "describe" else chosen)),
+            callbacks=[_Introduction(job.board), _Marking(job.out)],  # type: ignore[list-item]
         ),
         validation_config=ValidationConfig(
             fn=validate.validate,
@@ -222,10 +242,10 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
     )
 
 
-def _last_judged(job: TrainingJob) -> str:
-    if not (found := validate.validations(job.out)):
+def _last_judged(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> str:
+    if not judged:
         return ""
-    metric, last = job.config.validation.metric, found[-1]
+    metric, last = job.config.validation.metric, judged[-1]
     value = last.get(metric)
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
@@ -276,6 +296,15 @@ def train_worker(given: dict[str, Any]) -> None:
         raise
 
 
+def _require_shared(out: Store) -> None:
+    """Raise ConfigError if this worker's node does not see the directory of the training."""
+    if not out.exists(run_directory.FILE):
+        raise ConfigError(
+            f"{out.url}/{run_directory.FILE} does not exist on the node {socket.gethostname()}",
+            hint="give an --out that all nodes share, such as s3://BUCKET/DIR",
+        )
+
+
 class Rank:
     """One worker from its start to its end."""
 
@@ -283,17 +312,19 @@ class Rank:
         context = ray.train.get_context()
         self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
         job.settle_process(job.layout.device, job.layout.threads)
-        self._checkpoint = ray.train.get_checkpoint()
-        self._begun = 0 if self._checkpoint is None else checkpoints.step_of(Path(self._checkpoint.path).name)
+        _require_shared(job.out)
+        # Rank 0 decides for all: listings of one folder may differ for a moment between nodes.
+        self._checkpoint = broadcast_from_rank_zero(checkpoints.latest_checkpoint(job.out) if self._rank == 0 else None)
+        self._begun = 0 if self._checkpoint is None else self._checkpoint.step
         self._stream = self._batches()
         self._taker = futures.ThreadPoolExecutor(1)
         self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
         self._device = str(ray.train.torch.get_device())
         self._learner = self._made()
-        self._history, self._samples, self._unreadable = (
-            run_directory.HistoryWriter(job.out, folder, self._rank)
-            for folder in (run_directory.HISTORY, run_directory.SAMPLES, run_directory.UNREADABLE)
+        self._history, self._samples = (
+            run_directory.HistoryWriter(job.out, folder, self._rank) for folder in (run_directory.HISTORY, run_directory.SAMPLES)
         )
+        self._notes = file_notes.StepNotes(job.out, job.rows("train"), self._rank)
         self._seen = self._bad = 0
         self._unreported = 0
         self._reported_at = self._polled_at = 0.0
@@ -343,22 +374,20 @@ class Rank:
         return batch
 
     def _restore(self) -> bool:
-        """Take up the last committed checkpoint, if any; True where no step is left."""
-        if self._checkpoint is None:
-            return False
-        with self._checkpoint.as_directory() as folder:
-            _, finished = checkpoints.read_facts(Path(folder))
-            if not finished:
-                self._learner.load(Path(folder))
-        return finished
+        """Load the latest complete checkpoint, if there is one. Return whether no step is left."""
+        if self._checkpoint is None or self._checkpoint.finished:
+            return self._checkpoint is not None
+        with checkpoints.ray_checkpoint(self._job.out, self._checkpoint.name).as_directory() as folder:
+            self._learner.load(Path(folder))
+        return False
 
     def _learn(self, batch: ray_data.Batch, waited_s: float, began: float) -> None:
         figures = self._learner.step(batch)
         if self._job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
             self._samples.add({"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids})
-        for place in (~batch["usable"]).nonzero()[0]:
-            self._unreadable.add({"step": figures.step, "image_id": int(batch["image_id"][place]), "detail": str(batch["detail"][place])})
+        if "vectors" not in self._job.shared:  # else its images were noted when their embeddings were computed
+            self._notes.add(batch, figures.step)
         self._seen += self._job.config.loop.batch
         self._bad += figures.unusable
         self._require_readable()
@@ -385,11 +414,14 @@ class Rank:
     def _require_readable(self) -> None:
         most = self._job.config.faults.max_bad_fraction
         if self._bad > most * self._seen and self._seen >= min(FEW_IMAGES, self._job.order().rows_per_epoch):
-            for notes in (self._unreadable, self._samples):
-                notes.write(self._begun)
+            self._notes.write(self._begun)
+            self._samples.write(self._begun)
+            examples = file_notes.examples(self._notes.first_unreadable)
             raise TouchstoneError(
-                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})",
-                hint=f"unreadable/ in the run says which and why; --set faults.max_bad_fraction=… allows more than {most:.1%}",
+                f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})"
+                + (f", for example {examples}" if examples else ""),
+                hint=f"repair the files that {self._job.out.url}/{run_directory.UNREADABLE}/ names, "
+                f"or allow more than {most:.1%} by --set faults.max_bad_fraction=…",
             )
 
     def _report(self, line: dict[str, Any]) -> None:
@@ -434,8 +466,8 @@ class Rank:
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:
         """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
         step = self._learner.step_number
-        for notes in (self._samples, self._unreadable):
-            notes.write(self._begun)
+        self._samples.write(self._begun)
+        self._notes.write(self._begun)
         lines = self._history.write(self._begun)
         if lines:
             run_directory.write_events(self._job.out, self._begun, lines)
@@ -444,7 +476,6 @@ class Rank:
         self._learner.save(folder)
         checkpoint = None
         if self._rank == 0:
-            checkpoints.write_facts(folder, step=step, finished=finished)
             checkpoint = Checkpoint.from_directory(folder)
             self._report(dict(lines[-1]) if lines else {"step": step})
         else:

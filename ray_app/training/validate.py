@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +27,7 @@ from ray_app.errors import TouchstoneError
 from ray_app.inference.small_pictures import thumbnail
 from ray_app.metrics import FIGURES, detection_figures, pixel_figures
 from ray_app.storage import Store
-from ray_app.training import checkpoints, loader, ray_data, run_directory
+from ray_app.training import checkpoints, file_notes, loader, ray_data, run_directory
 from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
 
@@ -66,7 +66,7 @@ def validate(checkpoint: "Checkpoint", **given: Any) -> dict[str, Any]:
 
 def validate_folder(job: TrainingJob, folder: Path, *, threads: int = 1) -> dict[str, Any]:
     """Judge a checkpoint's folder on the validation rows that the recipe chooses from, keep the figures, and return those in FIGURES."""
-    step, _ = checkpoints.read_facts(folder)
+    step = checkpoints.read_step(folder)
     judged = _judged(job, folder, "validation", chosen_rows(job), threads)
     figures = figures_of(job, "validation", judged)
     job.out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
@@ -88,6 +88,8 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
     for split in ("validation", "test"):
         if split in job.shared:
             judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
+            for kind, details in ((run_directory.UNREADABLE, judged.reasons), (run_directory.MASKS, judged.odd_masks)):
+                file_notes.write_notes(job.out, kind, split, file_notes.note_images(job.rows(split), split, details))
             figures, device = figures_of(job, split, judged), run_directory.device_name(job.layout.judging_device)
             found[split] = SplitEvaluation(judged, figures, _mistakes(job, split, judged), device)
     return found
@@ -181,6 +183,37 @@ def validations(out: Store) -> list[dict[str, Any]]:
     return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
 
 
+def unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEntry]:
+    """List the checkpoints that still have to be validated, because a session ended before that."""
+    if job.config.method == "describe":
+        return []
+    judged = {figures["step"] for figures in validations(job.out)}
+    due = (entry for entry in checkpoints.list_checkpoints(job.out) if entry.finished or entry.step in job.milestones)
+    return [entry for entry in due if entry.step not in judged]
+
+
+def remove_validations_after(out: Store, step: int) -> None:
+    """Delete the figures of checkpoints that no longer exist: of those after `step`, at which training resumes."""
+    for figures in validations(out):
+        if figures["step"] > step:
+            out.delete(f"{FOLDER}/{figures['step']:08d}.json")
+
+
+def remove_superseded_checkpoints(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> None:
+    """Delete all checkpoints but the last, the best `faults.keep`, and those still to be validated.
+
+    Args:
+        job: The training.
+        judged: The figures of all validations so far, from one call of `validations`.
+    """
+    metric, unjudged, values = job.config.validation.metric, frozenset[int](), {}
+    if job.config.method != "describe":  # its checkpoints are never validated: the last ones stay
+        sign = 1 if FIGURES[metric] == "max" else -1
+        unjudged = job.milestones - {figures["step"] for figures in judged}
+        values = {figures["step"]: sign * figures[metric] for figures in judged if figures.get(metric) is not None}
+    checkpoints.remove_superseded(job.out, keep=job.config.faults.keep, values=values, unjudged=unjudged)
+
+
 def is_better(metric: str, one: float, than: float) -> bool:
     """Whether a value of this metric is better than another."""
     return one > than if FIGURES[metric] == "max" else one < than
@@ -203,7 +236,8 @@ class Judged(NamedTuple):
     """A detector's outputs for labelled images: one entry per readable image, in the order of the batches.
 
     `rows` (n,) int64; `labels` (n,) int64, 1 = fake; `scores` (n,) float64 log-odds of fake. `unreadable` int64 rows that have no score.
-    `pixels`: `pixel_figures` over all images with a mask, None where the detector does not say where.
+    `pixels`: `pixel_figures` over all images with a mask, None where the detector does not say where. `reasons`: why a row has no score;
+    `odd_masks`: rows of fakes whose masks are "empty" or "full".
     """
 
     rows: npt.NDArray[np.int64]
@@ -211,6 +245,8 @@ class Judged(NamedTuple):
     scores: npt.NDArray[np.float64]
     unreadable: npt.NDArray[np.int64]
     pixels: dict[str, Any] | None = None
+    reasons: Mapping[int, str] = {}
+    odd_masks: Mapping[int, str] = {}
 
 
 def detector_for(
@@ -230,9 +266,11 @@ def judge(detector: Detector, batches: Iterable[Mapping[str, npt.NDArray[Any]]])
     Masks are compared where batches hold some and the detector gives some. Raises TouchstoneError where a score is no number.
     """
     seen: list[tuple[npt.NDArray[Any], ...]] = [(np.empty(0, np.int64),) * 4]
-    places = []
+    places, reasons, odd_masks = [], dict[int, str](), dict[int, str]()
     for batch in batches:
         usable = batch["usable"]
+        reasons |= {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~usable).nonzero()[0]}
+        odd_masks |= file_notes.odd_masks(batch)
         scores, masks = _read(detector, batch["image"][usable])
         seen.append((batch["row"][usable], batch["label"][usable], scores, batch["row"][~usable]))
         if masks is not None and "mask" in batch:
@@ -241,7 +279,8 @@ def judge(detector: Detector, batches: Iterable[Mapping[str, npt.NDArray[Any]]])
     if (strange := rows[~np.isfinite(all_scores)]).size:
         raise TouchstoneError(f"{detector.card.name}: no finite score for {len(strange)} images (row {strange[0]} first)",
                               hint="training diverged: lower optimiser.rate, or set loop.precision to fp32")  # fmt: skip
-    return Judged(rows, labels, all_scores.astype(np.float64), unreadable, _together(places) if places else None)
+    pixels = _together(places) if places else None
+    return Judged(rows, labels, all_scores.astype(np.float64), unreadable, pixels, reasons, odd_masks)
 
 
 def _read(detector: Detector, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:

@@ -123,10 +123,16 @@ def test_labels_in_every_format(tmp_path, suffix):
     assert [row.label for row in found] == [0, 1, 1]
 
 
+def test_labels_that_a_spreadsheet_saved_are_read(tmp_path):
+    (tmp_path / "mine.csv").write_text("URI;Label;Group\r\na.png;0.0;x\r\nb.png;1.0;y\r\n", encoding="utf-8-sig")
+    found = read_labels(str(tmp_path / "mine.csv"))
+    assert [(row.uri, row.label, row.group) for row in found] == [(f"{tmp_path}/a.png", 0, "x"), (f"{tmp_path}/b.png", 1, "y")]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"uri": "a.png", "label": "genuine"}], "row 1: 'genuine' is no label"),
+        ([{"uri": "a.png", "label": "genuine"}], "row 1: 'genuine' is not a label"),
         ([{"uri": "a.png", "label": "real", "group": "x"}, {"uri": "b.png", "label": "real", "group": ""}], "some rows have a group"),
     ],
 )
@@ -141,7 +147,8 @@ def test_labels_that_are_not_understood_are_told_by_row(tmp_path, rows, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("mine.txt", b"a real", "a .csv, .tsv, .jsonl or .parquet file"),
+        ("mine.lst", b"a real", "not a file of labels"),
+        ("mine.csv", b"uri;truth\na.png;real\n", "need the column `label`"),
         ("mine.parquet", b"PAR1", "cannot be read as a table"),
         ("absent.csv", None, r"absent\.csv"),
     ],

@@ -105,7 +105,7 @@ def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
     """It comes in the second block of the listing."""
     labels = {"uri": [f"s3://bucket/{number:06}.jpg" for number in range(5_000)], "label": ["real"] * 4_999 + ["perhaps"]}
     pq.write_table(pa.table(labels), tmp_path / "x.parquet")
-    with pytest.raises(ConfigError, match=r"004999\.jpg, column 'label': 'perhaps' is no label"):
+    with pytest.raises(ConfigError, match=r"004999\.jpg, column 'label': 'perhaps' is not a label"):
         indexed(tmp_path, tmp_path / "x.parquet", layout="columns")
     assert read_info(Store.open(str(tmp_path / "index"))) is None
     with pytest.raises(ConfigError, match="no index"):
@@ -185,7 +185,7 @@ def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block
     [
         ("a.png,fake,,", "[label real, generator real, split train] and as [label fake, generator unknown]"),
         ("a.png,real,train,g7", "split train] and as [label real, generator real, split train, group g7]"),
-        ("a.png,unsure,train,", "'unsure' is no label"),
+        ("a.png,unsure,train,", "'unsure' is not a label"),
     ],
 )
 def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path, again, told):
@@ -197,6 +197,15 @@ def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path
     (tmp_path / "list.csv").write_text("path,label\na.png,real\na.png,real\n")
     info = indexed(tmp_path, tmp_path / "list.csv", layout="columns")[1]
     assert (info.rows, info.repeated) == (1, 1)
+
+
+def test_a_list_that_a_spreadsheet_saved_is_labelled(tmp_path):
+    write_files(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text("Path;Label;Generator;Split\r\na.png;0.0;;train\r\nb.png;1.0;flux;test\r\n", encoding="utf-8-sig")
+    store, info = indexed(tmp_path, tmp_path / "list.csv", layout="columns")
+    assert info.rows == 2
+    found = sorted((row["label"], row["generator"], row["split"]) for row in labels_of(read_index(store.url)))
+    assert found == [("fake", "flux", "test"), ("real", "real", "train")]
 
 
 class TestSources:

@@ -32,13 +32,16 @@ def test_labels_are_real_or_fake():
 
 @pytest.mark.parametrize(
     ("label", "values"),
-    [("real", ["real", " REAL ", "0", 0, 0.0, False, "false"]), ("fake", ["fake", "FAKE", "1", 1, 1.0, True, "True"])],
+    [
+        ("real", ["real", " REAL ", "0", 0, 0.0, "0.0", "0,0", "0.", False, "false"]),
+        ("fake", ["fake", "FAKE", "1", 1, 1.0, "1.0", "1,0", "1.00", True, "True"]),
+    ],
 )
 def test_labels_are_words_numbers_or_truths(label, values):
     assert [parse_label(value, "row 1") for value in values] == [label] * len(values)
 
 
-@pytest.mark.parametrize("value", [None, "", 2, 0.5, float("nan"), "synthetic", "1.0", b"fake"])
+@pytest.mark.parametrize("value", [None, "", 2, 0.5, float("nan"), "synthetic", "0.5", "1.01", "10", "1e0", b"fake"])
 def test_there_is_no_default(value):
     with pytest.raises(ConfigError) as raised:
         parse_label(value, "labels.csv, row 7")

@@ -63,6 +63,20 @@ def test_a_join_is_that_of_a_dictionary(tmp_path, key, kind):
     assert labels.other == shown
 
 
+def test_labels_of_a_spreadsheet_are_joined(tmp_path):
+    (tmp_path / "labels.csv").write_text("\ufeffURI;Label;Generator\r\n/1.jpg;1.0;Müller\r\n/2.jpg;0.0;\r\n", encoding="utf-16")
+    run = run_of(tmp_path, {"uri": ["/1.jpg", "/2.jpg"]})
+    found = joined(read_labels(open_labels(str(tmp_path / "labels.csv"))), run, ["uri", "label", "generator"])
+    assert [tuple(row.values()) for row in found] == [("/1.jpg", "fake", "Müller"), ("/2.jpg", "real", "real")]
+
+
+def test_labels_without_a_key_are_refused_with_their_columns(tmp_path):
+    (tmp_path / "labels.csv").write_text("Filename;Truth\na.jpg;real\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="need the column `label` and one of image_id, sha256, uri") as refused:
+        read_labels(open_labels(str(tmp_path / "labels.csv")))
+    assert refused.value.hint == "its columns: Filename, Truth"
+
+
 @pytest.mark.parametrize("at_once", [1, 4_000_000])
 def test_contradictions_are_named(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr("ray_app.evaluation.join._GROUPED_AT_ONCE", at_once)
@@ -78,7 +92,7 @@ def test_contradictions_are_named(tmp_path, monkeypatch, at_once):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"uri": "/a", "label": "maybe"}], "row 1: 'maybe' is no label"),
+        ([{"uri": "/a", "label": "maybe"}], "row 1: 'maybe' is not a label"),
         ([{"uri": "/a", "label": 1}, {"uri": "/b", "label": None}], "row 2: no label"),
         ([{"uri": "/a", "label": 1}, {"uri": None, "label": 1}], "row 2: no uri"),
         ([{"uri": "/a", "label": 1, "kind": "odd"}], "row 1: 'odd' is no kind"),

@@ -65,11 +65,11 @@ def test_numbers_keep_all_their_digits(tmp_path):
     ("name", "content", "said"),
     [
         ("labels.csv", b"uri,uri,label\na,b,real\n", "each column once"),
-        ("labels.csv", b"uri,label\n\xff\xfe.jpg,real\n", "utf-8"),
+        ("labels.csv", b"uri,label\n\xff\xfe.jpg,real\n", "its text is not UTF-8"),
         ("labels.jsonl", b'{"uri": "a", "label": 1}\n{"uri": \n', "line 2"),
         ("labels.csv", ..., r"labels\.csv"),  # which is not there
         ("labels.parquet", b"PAR1 and nothing else", "cannot be read"),
-        ("labels.txt", b"a.jpg real\n", "neither a file of labels nor an index"),
+        ("labels.lst", b"a.jpg real\n", "neither a file of labels nor an index"),
     ],
 )
 def test_what_is_no_labels_is_said(tmp_path, name, content, said):

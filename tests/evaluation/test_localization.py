@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 from ray_app.evaluation.localization import localization_of_run, nearest
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.metrics.localization import LOCALIZATION
+from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.runs import current_rows
 from tests.evaluation.made import measured
 from tests.evaluation.masked_run import Picture, joined, masked_run, png, write_archive
@@ -64,6 +65,17 @@ def reference(pairs, threshold=0.5):
         "pixel_auc": np.mean([roc_auc_score(truth, mask) for truth, mask, _ in flat]),
         "pixel_accuracy": np.mean([np.mean(truth == marked) for truth, _, marked in flat]),
     }
+
+
+def labels_of(folder, run, pictures):
+    """A file of labels for a run."""
+    lines = ["uri,label,generator,mask_uri"]
+    for row in current_rows(run):
+        picture = pictures[row["uri"].rpartition("/")[2]]
+        lines.append(f"{row['uri']},{picture.label},{picture.generator},{picture.mask_uri or ''}")
+    place = folder / "labels.csv"
+    place.write_text("\n".join(lines), encoding="utf-8")
+    return place
 
 
 def values(figures):
@@ -153,6 +165,9 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
     }  # fmt: skip
     assert "its mask is 5 × 5 pixels, the image 16 × 16" in reasons["corrupt_image"][1]
+    told = [line for line in evaluation_lines({"localization": section}) if "Some masks could not be used" in line]
+    assert len(told) == 4
+    assert any("warning: " in line and "its mask is 5 × 5 pixels" in line for line in told)
     assert (section["images"], section["without_label"]) == (2, 1)
     for one in section["systems"]:
         assert one["figures"]["pixel_f1"]["why"] == "no image with a mask and a truth"
@@ -214,6 +229,21 @@ def test_masks_without_any_label_are_counted_and_a_run_without_masks_has_no_sect
     assert localization_of_run(bare, joined(bare, pictures)) is None
     section = localization_of_run(run, lambda columns: iter(())).section.written()
     assert (section["images"], section["without_label"], section["systems"]) == (0, 8, [])
+
+
+def test_masks_of_fakes_that_mark_nothing_are_warned_of(tmp_path):
+    pictures = pictures_of()
+    write_archive(tmp_path, pictures)
+    run = masked_run(tmp_path, pictures)
+    for name in ("0.png", "1.png"):
+        place = tmp_path / "truths" / name
+        Image.new("L", Image.open(place).size, 40).save(place)
+    document = measured(tmp_path, run.store.url, labels=str(labels_of(tmp_path, run, pictures)), key="uri")
+    assert "The masks of 2 fakes mark nothing as altered" in document["localization"]["warning"]
+    assert str(tmp_path / "truths/1.png") in document["localization"]["warning"]
+    [line] = [line for line in evaluation_lines(document) if "mark nothing" in line]
+    assert line.startswith("warning: ")
+    assert "mark nothing as altered" in render_evaluation(document)
 
 
 def test_truths_shrink_as_opencv_shrinks_them():

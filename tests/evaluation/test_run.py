@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
+from ray_app.reports.evaluation.page import evaluation_lines
 from tests.evaluation.made import labelled, made_run, measured, random_rows
 from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import write_files
@@ -35,6 +36,24 @@ def case(tmp_path_factory):
 
 def by_name(document, name):
     return next(one for one in document["systems"] if one["name"] == name)
+
+
+def test_swapped_labels_are_suspected(tmp_path, case):
+    _, columns, truths, _, folder = case
+    swapped = [truth | {"label": "real" if truth["label"] == "fake" else "fake", "generator": None, "kind": None} for truth in truths]
+    document = measured(folder, labels=str(labelled(tmp_path, columns, [*swapped, *[{"label": "real"}] * 10], range(590, 600))))
+    [line] = [line for line in evaluation_lines(document) if "Labels may be swapped" in line]
+    assert line.startswith("warning: ")
+    assert "ROC AUC far below 0.5" in line
+    assert not [line for line in evaluation_lines(case[0]) if "swapped" in line]
+
+
+def test_one_image_of_each_class_is_evaluated(tmp_path):
+    columns, _, _ = random_rows(2, failing=0)
+    made_run(tmp_path / "run", columns)
+    truths = [{"label": "0.0"}, {"label": "1.0"}]
+    [system, *_] = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["systems"]
+    assert (system["n_real"], system["n_fake"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["ensemble", "a", "b"])

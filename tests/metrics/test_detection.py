@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score, roc_curve
 
 from ray_app.metrics import FIGURES, detection_figures
-from ray_app.metrics.detection import _NEED_BOTH
+from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.detection import _NEED_BOTH, ranks_backwards
 from ray_app.metrics.intervals import proportion_interval
 from tests.metrics.drawn import auc_interval
 
@@ -88,3 +89,19 @@ def test_what_has_no_figure_is_refused(scores, labels, words):
         detection_figures(scores, labels, ["x"] * len(scores))
     with pytest.raises(ValueError, match="2 scores but 1 generators"):
         detection_figures([1.0, 2.0], [0, 1], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "n", "expected"),
+    [
+        (0.02, (0.0, 0.1), 50, True),
+        (0.0, (), 50, True),
+        (0.3, (0.1, 0.55), 50, False),
+        (0.4, (0.35, 0.45), 5000, False),
+        (0.98, (0.97, 0.99), 50, False),
+        (0.0, (0.0, 0.3), 3, False),
+        (None, (), 50, False),
+    ],
+)
+def test_roc_auc_far_below_half_is_told_from_a_weak_detector(value, ends, n, expected):
+    assert ranks_backwards(FigureFacts(value=value, interval=ends), n, n) is expected

@@ -28,6 +28,26 @@ def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
     assert "0.9343" not in alone
 
 
+def test_unreadable_files_and_misread_masks_are_named():
+    files = [{"split": "train", "uri": f"/set/{number}.jpg", "detail": "empty_file: 0 bytes", "times": 3} for number in range(5)]
+    changes = {"unreadable_files": files, "mask_warning": "The mask of 1 fake marks nothing as altered, for example /m/1.png."}
+    text = words_of(**changes)
+    assert "5 files that could not be read" in text
+    assert all(f"{number}.jpg" in text for number in range(5))
+    assert "Masks may be misread. The mask of 1 fake marks nothing as altered, for example /m/1.png." in text
+    lines = training_lines(example_facts(**changes))
+    assert "warning: The mask of 1 fake marks nothing as altered, for example /m/1.png." in lines
+    [line] = [line for line in lines if line.startswith("could not be read")]
+    assert "/set/0.jpg, /set/1.jpg, /set/2.jpg and more, all in s3://lab/touchstone/openfake-swinv2/unreadable.jsonl" in line
+    assert "could not be read" not in words_of(unreadable=0)
+
+
+def test_swapped_labels_are_suspected():
+    facts = example_facts(test=figures(-1.0, 8))
+    assert any(line.startswith("warning: the labels of test may be swapped") for line in training_lines(facts))
+    assert not any("swapped" in line for line in training_lines(example_facts()))
+
+
 def test_generators_are_listed_hardest_first(words):
     order = [words.index(f"{name} {number}") for name, number in (("gpt-image-1", 135), ("midjourney-6", 160), ("flux-1-dev", 131))]
     assert order == sorted(order)

@@ -63,7 +63,7 @@ def test_killed_while_it_learns_it_ends_as_if_left_in_peace(tmp_path, ray_cluste
 
     process = start(pictures, tmp_path, out, **SETTINGS)
     try:
-        wait_until(lambda: checkpoints.kept(Store.open(str(out))), timeout_s=400)
+        wait_until(lambda: checkpoints.list_checkpoints(Store.open(str(out))), timeout_s=400)
     finally:
         kill_family(process)
     assert not (out / "metrics.json").exists(), "it was killed too late to show anything"

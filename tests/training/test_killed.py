@@ -56,8 +56,9 @@ wait_until = partial(waited, timeout_s=400)
 
 
 def committed(out):
-    """The last step that Ray Train knows of."""
-    return max((one.step for one in checkpoints.kept(Store.open(str(out)))), default=0)
+    """The last step that is in a complete checkpoint."""
+    latest = checkpoints.latest_checkpoint(Store.open(str(out)))
+    return 0 if latest is None else latest.step
 
 
 def writing_times(out, step):
@@ -102,7 +103,7 @@ def assert_same_training(out, other):
 def assert_no_orphans(out):
     store = Store.open(str(out))
     folders = {name for name in store.folders("ray/train") if name.startswith("step-")}
-    assert folders == {one.name for one in checkpoints.kept(store)}
+    assert folders == {entry.name for entry in checkpoints.list_checkpoints(store)}
 
 
 def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace, tmp_path):
@@ -138,6 +139,38 @@ def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace
         assert_no_orphans(place)
         assert {"card.yaml", "model.safetensors", "report.html", "metrics.jsonl"} <= set(os.listdir(place))
         assert sorted(os.listdir(place / "scores")) == ["test.parquet", "validation.parquet"]
+
+
+def lose(path):
+    path.unlink()
+
+
+def rename(path):
+    path.rename(path.with_name("train_state.json"))
+
+
+def tear(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rename_keys(path):
+    path.write_bytes(path.read_bytes().replace(b"checkpoint_results", b"results").replace(b"latest_checkpoint_result", b"latest"))
+
+
+def test_training_resumes_whatever_became_of_rays_list(training, tmp_path):
+    out, saved = tmp_path / "out", 0
+    for spoil in (lose, rename, tear, rename_keys, None):
+        before = writing_times(out, saved) if saved else {}
+        process = training(out)
+        wait_until(lambda: committed(out) > saved)  # noqa: B023 - it returns in this round
+        process.send_signal(signal.SIGTERM)
+        code, told = finish(process)
+        assert code == 130, told
+        assert writing_times(out, saved) == before, "what was committed was done again"
+        saved = committed(out)
+        assert (out / "ray/train").joinpath(checkpoints.latest_checkpoint(Store.open(str(out))).name, "model.safetensors").exists()
+        if spoil is not None:
+            spoil(out / "ray/train/checkpoint_manager_snapshot.json")
 
 
 def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(training, in_peace, s3):

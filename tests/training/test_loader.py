@@ -220,6 +220,16 @@ def test_a_fake_whose_altered_part_was_cropped_away_is_real_and_one_with_an_empt
     assert loader(rows, SMALL, Left(), masks=True).load(*asked)["label"].tolist() == [1, 0, 1, 0]
     assert loader(rows, SMALL, Left()).load(*asked)["label"].tolist() == [1, 1, 1, 0], "without masks, nobody can tell"
     assert loader(rows, SMALL, masks=True).load([3, 7], [0, 1])["label"].tolist() == [1, 1], "nothing was cropped"
+    assert loader(rows, SMALL, Left(), masks=True).load([7], [0])["label"].tolist() == [1], "no part was lost"
+
+
+def test_batches_show_masks_that_mark_nothing_or_everything(tmp_path):
+    rows = rows_in(tmp_path)
+    for row, mask in ((1, np.zeros((20, 24), bool)), (3, np.ones((20, 24), bool)), (5, ellipse(24, 20))):
+        rows[row]["mask_uri"] = with_mask(tmp_path, mask, f"mask{row}.png")
+    batch = loader(rows, SMALL, Left(), masks=True).load([0, 1, 3, 5, 7], range(5))
+    assert batch["coverage"].tolist() == ["part", "empty", "full", "part", "part"]
+    assert "coverage" not in loader(rows, SMALL).load([0], [0])
 
 
 def test_a_mask_of_another_size_or_none_at_all_makes_an_image_unusable(tmp_path):

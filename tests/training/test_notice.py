@@ -1,12 +1,13 @@
 """A machine that will be taken away: what was learned is saved before it goes. And images of which too many cannot be read."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.scoring.conftest import kill_family, wait_until
 from tests.scoring.nodes import Nodes
-from tests.training.conftest import finish, noted, start
+from tests.training.conftest import finish, lines, noted, start
 from tests.training.test_killed import committed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -34,5 +35,23 @@ def test_too_many_unreadable_images_end_it_with_the_reason(labelled, tmp_path):
     assert code == 1, told
     assert "training images could not be read" in told
     assert "Traceback" not in told
+    assert "for example " in told
+    assert f"{folder}/real/" in told
     (chunk,) = noted(tmp_path / "out", "unreadable").values()
     assert all("image" in line["detail"] or "format" in line["detail"] for line in chunk)
+    assert {line["uri"] for line in chunk} <= {f"{folder}/real/{number:03d}.png" for number in range(0, 80, 5)}
+
+
+def test_unreadable_images_are_named_once_everywhere(labelled, tmp_path):
+    folder, out = shutil.copytree(labelled.parent, tmp_path / "labelled"), tmp_path / "out"
+    broken = {str(folder / "real" / f"{number:03d}.png") for number in (3, 40, 77)}
+    for path in broken:
+        Path(path).write_bytes(b"")
+    code, told = finish(start(folder / "labels.csv", tmp_path, out, loop={"epochs": 4}))
+    assert code == 0, told
+    assert sorted(line["uri"] for line in lines(out, "unreadable.jsonl")) == sorted(broken)
+    assert {line["detail"] for line in lines(out, "unreadable.jsonl")} == {"empty_file: 0 bytes"}
+    report = (out / "report.html").read_text()
+    for path in broken:
+        assert sum(f"could not read {path}" in line for line in told.splitlines()) == 1
+        assert Path(path).name in report

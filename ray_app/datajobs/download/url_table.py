@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives.tabular import read_table, text_table
+from ray_app.archives.label_tables import LabelTable, ending_of, is_label_table, text_of
+from ray_app.archives.tabular import text_table
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.published import FAMILIES_V1
-from ray_app.errors import ConfigError
-from ray_app.storage import canonical, strip_secrets
+from ray_app.errors import ConfigError, InputError
+from ray_app.storage import Fetcher, canonical, strip_secrets
 
 _IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
 # What our own tables call so; a list's column of that name stands beside as meta_NAME.
@@ -28,6 +29,8 @@ _OURS = frozenset(
     ("id", "url", "uri", "version", "etag", "sha256", "format", "width", "height", "size_bytes", "place", "shard", "status", "image",
      "source", "path")
 )  # fmt: skip
+_ENDINGS = (".json (DFLIP-3K)", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_MAX_BYTES = 2**31  # of a JSON file; the largest published list has 195 MB
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 
@@ -55,13 +58,15 @@ def read_list(config: CollectConfig) -> UrlTable:
 
 
 def _read(config: CollectConfig, where: str) -> pa.Table:
-    table, data = read_table(config.meta, _text)
-    if table is not None:
-        return table
-    if not where.partition("?")[0].lower().endswith(".json"):
-        raise ConfigError(f"{where}: no list of urls", hint="its name ends in .json (DFLIP-3K), .csv, .tsv, .jsonl, .ndjson or .parquet")
+    ending = ending_of(config.meta)
+    if ending != ".json":
+        if not is_label_table(config.meta) or ending == ".txt":
+            raise ConfigError(f"{where}: not a list of urls", hint=f"give a file whose name ends in {', '.join(_ENDINGS)}")
+        return LabelTable(config.meta).read()
     try:
-        return _dflip(data, where, config.generator)
+        return _dflip(Fetcher(signed=[config.meta]).fetch(where, "", _MAX_BYTES), where, config.generator)
+    except InputError as error:
+        raise ConfigError(f"{where}: {error.detail}") from None
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())[:300]}") from None
 
@@ -75,7 +80,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
 
     content = json.loads(data, object_pairs_hook=pairs)
     if isinstance(content, list):
-        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], _text)
+        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], text_of)
     if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
         raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
     if doubled := [name for name in twice if name in content]:
@@ -88,7 +93,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     for name, record in content.items():
         made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
         rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
-    return text_table(rows, _text)
+    return text_table(rows, text_of)
 
 
 def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
@@ -101,10 +106,6 @@ def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
     return ConfigError(f"{where}: its records have no url", hint=f"they have {', '.join(record)}")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _texts(table: pa.Table) -> pa.Table:
     """All columns as texts, null for the empty one, under plain names; columns of bytes are left out."""
     columns: dict[str, pa.Array] = {}
@@ -112,7 +113,7 @@ def _texts(table: pa.Table) -> pa.Table:
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             continue
         if pa.types.is_nested(column.type):
-            column = pa.chunked_array([pa.array([None if value is None else _text(value) for value in column.to_pylist()], pa.string())])
+            column = pa.chunked_array([pa.array([None if value is None else text_of(value) for value in column.to_pylist()], pa.string())])
         texts = column.cast(pa.string())
         columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
     return pa.table(columns)
@@ -151,7 +152,7 @@ def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.
     """The columns `label` and `generator`: of the list, else of the config."""
     none: list[str | None] = [None] * len(table)
     given = table["label"].to_pylist() if "label" in table.schema.names else none
-    labels = [config.label if one is None else parse_label(one, where) for one in given]
+    labels = [config.label if one is None else parse_label(one, f"{where}, row {row}") for row, one in enumerate(given, 1)]
     makers = next((table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names), none)
     generators = [real_of(maker) if label == "real" else maker or config.generator for label, maker in zip(labels, makers, strict=True)]
     return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}

@@ -17,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
+from ray_app.archives.label_tables import LabelTable, columns_hint, ending_of, is_label_table, match_columns
 from ray_app.archives.members import ListedWithColumns
-from ray_app.archives.tabular import read_table
 from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
 from ray_app.datajobs.generate.files import FileStyle, has_manifest
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, InputError
 from ray_app.runs import RunDirectory, current_tables
-from ray_app.storage import Store, canonical, strip_secrets
+from ray_app.storage import Fetcher, Store, canonical, strip_secrets
 
+_MAX_TEXT_BYTES = 2**31
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 FoundRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
@@ -186,22 +187,30 @@ def _prompt(
 
 def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     """Rows of a text file or a table, without images."""
-    table, data = read_table(archives.places_of([place])[0], str, hint="--prompts names a file or an index")
-    if table is None:
-        try:
-            lines = io.StringIO(data.decode("utf-8-sig"), newline=None)  # prompts hold other line breaks than a file's
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{strip_secrets(place)}: {error}", hint="prompts are a text file in UTF-8, or a table") from None
-        yield from (({columns.prompt: line.rstrip("\n")}, None) for line in lines if line.strip())
+    [file] = archives.places_of([place])
+    if not is_label_table(file) or ending_of(file) == ".txt":
+        yield from (({columns.prompt: line}, None) for line in _lines(file))
         return
-    if columns.prompt not in table.column_names:
-        raise ConfigError(
-            f"{strip_secrets(place)}: no column '{columns.prompt}'",
-            hint=f"its columns: {', '.join(table.column_names)}; --set columns.prompt=NAME",
-        )
-    wanted = [name for name in columns.model_dump().values() if name in table.column_names]
-    for batch in table.select(wanted).to_batches():
-        yield from ((row, None) for row in batch.to_pylist())
+    table = LabelTable(file)
+    names = table.column_names
+    found = match_columns(names, columns.model_dump().values(), table.name)
+    if columns.prompt not in found:
+        raise ConfigError(f"{table.name}: no column '{columns.prompt}'", hint=f"{columns_hint(names)}; --set columns.prompt=NAME")
+    for piece in table.tables(list(found)):
+        yield from ((row, None) for row in piece.to_pylist())
+
+
+def _lines(place: str) -> Iterator[str]:
+    """Yield the lines of a text file that are not empty."""
+    shown = strip_secrets(canonical(place))
+    try:
+        text = Fetcher(signed=[place]).fetch(shown, "", _MAX_TEXT_BYTES).decode("utf-8-sig")
+    except InputError as error:
+        raise ConfigError(f"{shown}: {error.detail}", hint="--prompts names a file or an index") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: {error}", hint="prompts are a text file in UTF-8, or a table") from None
+    lines = io.StringIO(text, newline=None)  # prompts hold other line breaks than a file's
+    yield from (line.rstrip("\n") for line in lines if line.strip())
 
 
 def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:

@@ -19,6 +19,7 @@ from ray_app.datajobs.generate.files import Mark, encode, fetcher_for, resized_l
 from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
 from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, randomness
 from ray_app.datajobs.parts import OK, write_part
+from ray_app.datasets.mask_pixels import decode_mask
 from ray_app.errors import ClusterError, InputError, Status, describe_error, is_want_of_memory
 from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
@@ -124,10 +125,10 @@ class GenerationWorker:
             return Picture(covered(real, request.size), drawn_mask(request.size, request.seed, self.config.masks))
         place, limits = request.prompt.mask, self.config.limits
         stored = read_referenced(place, self._fetcher) if "#row=" in place else self._fetcher.fetch(place, "", limits.max_bytes)
-        mask = decode_image(stored, limits).pixels
+        mask = decode_mask(stored, limits)
         if mask.size != real.size:
             raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
-        mask = covered(binary(mask), request.size, mask=True)
+        mask = covered(mask, request.size, mask=True)
         if not share_of(mask):
             raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
         return Picture(covered(real, request.size), mask)

@@ -2,11 +2,10 @@
 
 `LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders`: labels in the names of folders.
 `ListedLayout`: what layouts share whose labels are in a file beside the images.
-`read_json`, `read_csv`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
+`read_json`, `read_rows`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
 """
 
-import csv
-import io
+import functools
 import json
 import posixpath
 import re
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers import kind_of
+from ray_app.archives.label_tables import LabelTable, columns_hint, match_columns
 from ray_app.archives.members import ListedWithColumns
 from ray_app.config import Frozen
 from ray_app.datasets.labels import Label, Labels, names_a_real, parse_label, prompt_group, real_of
@@ -147,9 +147,15 @@ class LabelColumns(DatasetLayout):
     group: str = "group"
     root: Annotated[str | None, AfterValidator(_as_canonical)] = None  # Workers, which read it, are in another folder.
 
+    @functools.cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """All columns that labels are read from."""
+        of_label, of_mask = (self.label, f"{self.label}_name"), (self.mask, f"{self.mask}_uri")
+        return (*of_label, *of_mask, self.generator, self.prompt, self.split, self.group)
+
     def labels(self, item: ListedMember) -> Labels:
-        """From the columns; a ClassLabel's number by its name."""
-        item = with_sidecar(item)
+        """From the columns, their names in any case; a ClassLabel's number by its name."""
+        item = with_columns(with_sidecar(item), self._columns)
         label = class_label(item, self.label)
         generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
         if label == "fake" and generator is not None and names_a_real(generator):
@@ -214,9 +220,17 @@ def is_no_image(name: str) -> bool:
 def column(item: ListedMember, name: str) -> Any:
     """A column of the member's source. Raises ConfigError, with the columns that there are, where it has none of that name."""
     if name not in item.input:
-        hint = f"its columns: {', '.join(item.input)}" if item.input else "it has no columns at all: another --layout?"
+        hint = columns_hint(list(item.input)) if item.input else "it has no columns at all: another --layout?"
         raise ConfigError(f"{where(item)}: no column '{name}'", hint=hint)
     return item.input[name]
+
+
+def with_columns(item: ListedMember, wanted: tuple[str, ...]) -> ListedMember:
+    """Return the member with these columns under these names, whatever case its source writes them in."""
+    renamed = _renamed(tuple(item.input), wanted)
+    if not renamed:
+        return item
+    return replace(item, input={renamed.get(name, name): value for name, value in item.input.items()})
 
 
 def with_sidecar(item: ListedMember) -> ListedMember:
@@ -287,21 +301,13 @@ def read_json(place: str) -> Any:
         raise ConfigError(f"{shown(place)}: {error.detail}") from None
 
 
-def read_csv(place: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, streamed, each with the number of its line. Raises ConfigError, also for a row that has not
-    as many values as the header.
-    """
-    try:
-        with Fetcher(signed=[place]).open(shown(place), "") as file:
-            lines = csv.DictReader(io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline=""), strict=True)
-            for row in lines:
-                if None in row or None in row.values():
-                    raise ConfigError(f"{shown(place)}: line {lines.line_num} has not as many values as the header")
-                yield lines.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown(place)}: not a CSV: {error}") from None
-    except InputError as error:
-        raise ConfigError(f"{shown(place)}: {error.detail}") from None
+def read_rows(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table with a header, each with its number; an empty cell is "". Raises ConfigError."""
+    table, number = LabelTable(place), 0
+    for piece in table.tables(table.column_names):
+        for row in piece.to_pylist():
+            number += 1
+            yield number, {name: "" if value is None else value for name, value in row.items()}
 
 
 def shown(place: str) -> str:
@@ -320,6 +326,12 @@ def place_below(root: str, path: str) -> str:
 def root_of(root: str | None, file: str) -> str:
     """The folder that a file's paths are below: the one its user names, else its own; spelt as the uris of an archive are."""
     return shown(file).rpartition("/")[0] if root is None else shown(root)
+
+
+@functools.lru_cache(maxsize=256)
+def _renamed(names: tuple[str, ...], wanted: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the wanted name for each of a table's names that differs from it. Cached: all rows of a table have the same names."""
+    return {own: name for name, own in match_columns(names, wanted, "the table of images").items() if own != name}
 
 
 def _is_row(item: ListedMember) -> bool:

@@ -72,8 +72,8 @@ class OpenFakeCsv(base.ListedLayout):
         if self.file is None:
             return
         root, file = base.root_of(self.root, self.file), base.shown(self.file)
-        for line, row in base.read_csv(self.file):
-            path, where = row.get("file_name") or row.get("filename"), f"{file}, line {line}"
+        for number, row in base.read_rows(self.file):
+            path, where = row.get("file_name") or row.get("filename"), f"{file}, row {number}"
             if not path:
                 raise ConfigError(f"{where}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
@@ -247,7 +247,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
         label = _NAMES.get(number) if type(number) is int else None
         if label is None:
             raise ConfigError(
-                f"{base.where(item)}, column 'label': {number!r} is no label", hint="OpenDeepfake-Preview has 0 (Fake) and 1 (Real)"
+                f"{base.where(item)}, column 'label': {number!r} is not a label", hint="OpenDeepfake-Preview has 0 (Fake) and 1 (Real)"
             )
         if named is not None and str(named).strip().lower() != label:
             raise base.contradiction(item, f"label {number} is {label} in OpenDeepfake-Preview, and this table calls it '{named}'")

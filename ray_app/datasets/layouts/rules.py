@@ -98,7 +98,7 @@ class WordColumns(base.LabelColumns):
 
     def labels(self, item: ListedMember) -> Labels:
         """From the columns."""
-        item = base.with_sidecar(item)
+        item = base.with_columns(base.with_sidecar(item), self._columns)
         said = item.input.get(f"{self.label}_name", base.column(item, self.label))
         known = self.words.get(str(said).strip())
         rest = {key: value for key, value in item.input.items() if key != f"{self.label}_name"}
@@ -127,7 +127,7 @@ def _rows(place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of a list, each with its place in words: a CSV's, or the objects of a JSON list. Raises ConfigError."""
     file = base.shown(place)
     if not file.lower().endswith(".json"):
-        return ((f"{file}, line {number}", row) for number, row in base.read_csv(place))
+        return ((f"{file}, row {number}", row) for number, row in base.read_rows(place))
     content = base.read_json(place)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise ConfigError(f"{file}: not a list of objects")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.archives.label_tables import columns_hint
 from ray_app.datasets.labels import parse_label
 from ray_app.errors import ConfigError, Reason
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
@@ -67,13 +68,13 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
 def read_answers(place: str, audit: Audit) -> AuditLabels:
     """The labels at a path or URL (CSV, JSONL, Parquet), as answers about a sample: real, fake, unsure or nothing.
 
-    Raises ConfigError where there is no label of the sample, for a word that is no label, and for one image with two of them.
+    Raises ConfigError where there is no label of the sample, for a word that is not a label, and for one image with two of them.
     """
     source = open_labels(place)
     named = source.names()
     ways = list(_names(source, named)) if "label" in named else []
     if not ways:
-        raise ConfigError(f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=f"found: {', '.join(named)}")
+        raise ConfigError(f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=columns_hint(source.found()))
     words = [_word(answer, f"{source.name}, row {row}") for row, answer in enumerate(_rows(source, ["label"], "label"), 1)]
     labels, others = max((_matched(key, names, words, audit, source.name) for key, names in ways), key=lambda one: len(one[0]))
     if not labels:

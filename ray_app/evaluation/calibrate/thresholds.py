@@ -54,6 +54,9 @@ class Band:
     upper_bound: float
 
 
+_HINT = "check whether real and fake are swapped in the labels, or name the other detectors with --detector"
+
+
 def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: str = "the scores") -> Calibration:
     """The calibration of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as large a share is fake as here.
 
@@ -66,7 +69,7 @@ def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: s
     try:
         return fitting[method](scores, fake)
     except ValueError as error:
-        raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
+        raise ConfigError(f"{what} cannot be calibrated: {error}", hint=_HINT) from error
 
 
 def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:

@@ -289,11 +289,15 @@ class MaskFailures(Section):
 
 
 class LocalizationFacts(Section):
-    """How well masks lie on what was altered, by which rules, and which truths could not be read."""
+    """How well masks lie on what was altered, by which rules, and which truths could not be read.
+
+    `warning`: which truths mark nothing or everything; absent if none does.
+    """
 
     policy: Mapping[str, Any] = {}
     images: int = 0
     without_label: int = 0
+    warning: OptionalKey[str] = None
     unreadable: tuple[MaskFailures, ...] = ()
     systems: tuple[LocalizationSystem, ...] = ()
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ray_app.metrics import intervals
 from ray_app.metrics.arrays import FigureFacts
+from ray_app.metrics.detection import ranks_backwards
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
 from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
@@ -76,6 +77,17 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     parts += [f"{counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []
     texts = [wording.visible(text) for text in labels.warnings] or ([f"{'; '.join(parts)}."] if parts else [])
     found += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
+    if facts.localization and facts.localization.warning:
+        found.append(EvaluationWarning("Masks may be misread.", wording.visible(facts.localization.warning), True))
+    if facts.localization:
+        for reason in facts.localization.unreadable:
+            example = f", for example {reason.example}" if reason.example else ""
+            text = f"{counted(reason.n, 'mask')} of the labels: {reason.reason}{example}."
+            found.append(EvaluationWarning("Some masks could not be used.", wording.visible(text), True))
+    if backwards := [system for system in facts.systems if ranks_backwards(system.figure("auc"), system.n_real, system.n_fake)]:
+        each = ", ".join(f"{short(system.called)} {in_words('auc', system.figure('auc'))}" for system in backwards[:6])
+        text = f"ROC AUC far below 0.5: {each}. Such a detector scores real images higher than fakes: "
+        found.append(EvaluationWarning("Labels may be swapped.", f"{text}check which label is real and which is fake.", True))
     if late := [system for system in facts.systems if system.late]:
         each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
         words = f"Images that went on in the cascade: {each}. The figures of these detectors cover only such images, the hard ones."

@@ -83,13 +83,19 @@ def test_one_id_twice_and_the_generator_of_the_list_before_that_of_the_option(tm
         read(written(tmp_path / "other.csv", rows + "1,https://c.test/x,\n"))
 
 
+def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path):
+    (tmp_path / "list.csv").write_text("URL;Label;Generator\r\nhttps://a.test/x;1.0;Müller\r\n", encoding="utf-16")
+    [row] = read(tmp_path / "list.csv").rows.to_pylist()
+    assert (row["url"], row["label"], row["generator"]) == ("https://a.test/x", "fake", "Müller")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("list.txt", "https://a.test", "no list of urls"),
+        ("list.txt", "https://a.test", "not a list of urls"),
         ("list.csv", "id,url\n1,\n", "no row has a url"),
         ("list.json", '{"1": 2}', "neither"),
-        ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is no label"),
+        ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is not a label"),
         ("mj.json", '{"7": {"url": "https://a.test/x"}, "7": {"url": "https://b.test/x"}}', "'7' is there twice"),
         ("sd.json", {"abc.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k_lms"}}, "no urls(?s:.*)DiffusionDB"),
     ],

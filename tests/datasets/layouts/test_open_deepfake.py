@@ -17,4 +17,4 @@ def test_open_deepfake_preview_refuses_a_table_that_turns_it_round(tmp_path):
     write_parquet(tmp_path / "x.parquet", {"image": [picture()], "label": [0]}, labels=["Real", "Fake"])
     [item] = Archive([str(tmp_path)])
     assert "calls it 'Real'" in refused(make_layout("opendeepfake-preview", {}), item)
-    assert "2 is no label" in refused(make_layout("opendeepfake-preview", {}), row(label=2))
+    assert "2 is not a label" in refused(make_layout("opendeepfake-preview", {}), row(label=2))

@@ -41,7 +41,7 @@ def test_openfake_labels_of_either_version_and_no_unknown_one():
     layout = make_layout("openfake", {})
     assert [layout.labels(row(label=value, model="m")).label for value in ("full_synthetic", "Tampered", 1)] == ["fake"] * 3
     assert [layout.labels(row(label=value, model="real")).label for value in (0, "REAL")] == ["real"] * 2
-    assert "'unsure' is no label" in refused(layout, row(label="unsure", model="m"))
+    assert "'unsure' is not a label" in refused(layout, row(label="unsure", model="m"))
     assert "its model is 'real'" in refused(layout, row(label="fake", model="real"))
 
 
@@ -71,11 +71,11 @@ def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("filename,typ\na.jpg,\n", "line 2: no typ"),
+        ("filename,typ\na.jpg,\n", "row 1: no typ"),
         ("filename,kind\na.jpg,real\n", "neither a column 'typ' nor 'label'"),
-        ("filename,typ\na.jpg\n", "line 2 has not as many values"),
+        ("filename,typ\na.jpg\n", "Expected 2 columns, got 1"),
         ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is there twice"),
-        ("file_name,label,model\na.jpg,none,m\n", "'none' is no label"),
+        ("file_name,label,model\na.jpg,none,m\n", "'none' is not a label"),
     ],
 )
 def test_openfake_label_files_that_are_not_what_they_should_be(tmp_path, content, message):

@@ -123,7 +123,7 @@ def test_words_of_a_column_are_labels():
     ]:
         found = layout.labels(row(label=word, generator=maker))
         assert (found.label, found.generator) == labels
-    assert "no label" in refused(layout, row(label="video"))
+    assert "not a label" in refused(layout, row(label="video"))
 
 
 def test_every_published_layout_is_tested_and_names_its_source():

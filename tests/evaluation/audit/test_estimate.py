@@ -59,6 +59,14 @@ def test_labels_of_what_was_drawn_give_the_same_answer_in_every_form(world, tmp_
     assert read_answers(str(tmp_path / "labels.parquet"), audit) == expected
 
 
+def test_labels_that_a_spreadsheet_saved_give_the_same_answer(world, tmp_path):
+    rows = rows_of(world)
+    expected = read_answers(write(tmp_path / "labels.csv", rows), world[2])
+    lines = ["Image_ID;LABEL", *(f"{row['image_id']};{'1.0' if row['label'] == 'fake' else '0.0'}" for row in rows)]
+    (tmp_path / "excel.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert read_answers(str(tmp_path / "excel.csv"), world[2]) == expected
+
+
 @pytest.mark.parametrize("mangle", [lambda text: f"{int(text):.5E}", lambda text: str(round(int(text), -5)), lambda text: ""])
 def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_files(world, tmp_path, mangle):
     rows = rows_of(world)
@@ -69,7 +77,7 @@ def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_fil
 
 def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
     audit, rows = world[2], rows_of(world)
-    with pytest.raises(ConfigError, match=r"row 2: 'maybe' is no label"):
+    with pytest.raises(ConfigError, match=r"row 2: 'maybe' is not a label"):
         read_answers(write(tmp_path / "a.csv", [rows[0], rows[1] | {"label": "maybe"}]), audit)
     turned = "real" if rows[0]["label"] == "fake" else "fake"
     with pytest.raises(ConfigError, match=rf"row 3: {rows[0]['image_id']} is {rows[0]['label']} in an earlier row and {turned} here"):

@@ -1,0 +1,181 @@
+"""Notes on the files of a training: which images could not be read, and which masks of fakes mark nothing or everything.
+
+The processes that meet such a file note it in the training's directory (`note_images`). Everything that is shown gives each file once:
+`list_unreadable`, `mask_warning`, and the lines of `FileLog` while the training runs.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_app.archives import member_rows
+from ray_app.datasets.mask_pixels import CoverageTally
+from ray_app.reports.format import file_name, visible
+from ray_app.reports.training import UnreadableFile
+from ray_app.storage import Store
+from ray_app.training.run_directory import MASKS, UNREADABLE, HistoryWriter, read_history
+
+MAX_NAMED = 100  # files that a log or a report names one by one; `unreadable.jsonl` names all
+MAX_EXAMPLES = 3
+_COLUMNS = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused", "input")
+
+
+def note_images(rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None) -> list[dict[str, Any]]:
+    """Return a note for each of these images.
+
+    Args:
+        rows: The labelled rows of the split.
+        split: Its name.
+        details: What is wrong with an image, by its number in `rows`.
+        step: The step that needed the images, if one did.
+    """
+    columns = rows.select([name for name in _COLUMNS if name in rows.schema.names])
+    members = [member_rows(columns.slice(number, 1).combine_chunks())[0] for number in details]
+    return [
+        {
+            "step": step,
+            "split": split,
+            "image_id": member.image_id,
+            "uri": member.uri,
+            "member": member.member,
+            "mask": member.input.get("mask_uri"),
+            "detail": detail,
+        }
+        for member, detail in zip(members, details.values(), strict=True)
+    ]
+
+
+def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str, Any]]) -> None:
+    """Write the notes of one part of the work that has no steps, over those of an earlier attempt."""
+    path = f"{folder}/{name}.jsonl"
+    if notes:
+        out.write(path, "".join(json.dumps(note) + "\n" for note in notes).encode())
+    else:
+        out.delete(path)
+
+
+class StepNotes:
+    """The notes of one worker on the images of its steps."""
+
+    def __init__(self, out: Store, rows: pa.Table, rank: int) -> None:
+        self._rows, self._seen_masks = rows, set[int]()
+        self._unreadable, self._masks = (HistoryWriter(out, folder, rank) for folder in (UNREADABLE, MASKS))
+        self.first_unreadable: list[dict[str, Any]] = []
+
+    def add(self, batch: Mapping[str, npt.NDArray[Any]], step: int) -> None:
+        """Note the images of a batch that could not be read, and its odd masks when it has the first of an image."""
+        details = {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~batch["usable"]).nonzero()[0]}
+        notes = note_images(self._rows, "train", details, step=step)
+        for note in notes:
+            self._unreadable.add(note)
+        self.first_unreadable = [*self.first_unreadable, *notes][:MAX_NAMED]
+        odd = {row: detail for row, detail in odd_masks(batch).items() if row not in self._seen_masks}
+        self._seen_masks.update(odd)
+        for note in note_images(self._rows, "train", odd, step=step):
+            self._masks.add(note)
+
+    def write(self, first: int) -> None:
+        """Write what was added since the last time as files of step `first`."""
+        self._unreadable.write(first)
+        self._masks.write(first)
+
+
+def odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
+    """Return "empty" or "full" for the rows of a batch whose masks mark nothing or everything, although they are of fakes."""
+    coverage = batch.get("coverage")
+    if coverage is None:
+        return {}
+    return {int(batch["row"][slot]): str(coverage[slot]) for slot in np.isin(coverage, ("empty", "full")).nonzero()[0]}
+
+
+def list_unreadable(out: Store) -> list[dict[str, Any]]:
+    """List the images that could not be read, each once, with the first step that needed it and how often one did."""
+    return list(_merge(read_history(out, UNREADABLE)).values())
+
+
+def write_unreadable(out: Store) -> list[dict[str, Any]]:
+    """Write `unreadable.jsonl` with a line for each image that could not be read, and return its content."""
+    notes = list_unreadable(out)
+    lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
+    out.write(f"{UNREADABLE}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return notes
+
+
+def mask_warning(out: Store) -> str | None:
+    """Return one warning of masks of fakes that mark nothing or everything; None if there are none."""
+    tally = CoverageTally()
+    for note in _merge(read_history(out, MASKS)).values():
+        tally.add(note["mask"], note["detail"])
+    return tally.warning()
+
+
+def named_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
+    """Return the first of these images as a training's document names them, None if there are none."""
+    return tuple(UnreadableFile(**{name: note[name] for name in UnreadableFile.model_fields}) for note in unreadable[:MAX_NAMED]) or None
+
+
+def sentence(note: Mapping[str, Any]) -> str:
+    """Return the path of an image, and why it could not be read."""
+    return visible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
+
+
+def examples(notes: Iterable[Mapping[str, Any]]) -> str:
+    """Return a few of the images as the end of a message."""
+    return "; ".join([sentence(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
+
+
+class FileLog:
+    """Lines for the log about files that were not named before, each once. Files that earlier sessions noted count as named."""
+
+    def __init__(self, out: Store) -> None:
+        self._out = out
+        self._read = {folder: set(out.names(folder)) for folder in (UNREADABLE, MASKS)}
+        self._named = set(_merge(read_history(out, UNREADABLE)))
+        self._has_warned = bool(self._read[MASKS])
+
+    def print_new(self) -> None:
+        """Print `new_lines` to the log."""
+        for line in self.new_lines():
+            print(line, file=sys.stderr, flush=True)
+
+    def new_lines(self) -> Iterator[str]:
+        """Yield what was noted in the training's directory since the last call."""
+        for name in self._new_names(UNREADABLE):
+            yield from self.lines(map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines()))
+        if self._new_names(MASKS) and not self._has_warned and (warning := mask_warning(self._out)):
+            self._has_warned = True
+            yield f"train  warning: {warning}"
+
+    def lines(self, notes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """Yield a line for each image of these notes that was not named before."""
+        for key, note in _merge(notes).items():
+            if key in self._named:
+                continue
+            self._named.add(key)
+            if len(self._named) <= MAX_NAMED:
+                yield f"train  could not read {sentence(note)}"
+            elif len(self._named) == MAX_NAMED + 1:
+                yield f"train  could not read more than {MAX_NAMED} files: all are in {self._out.url}/{UNREADABLE}.jsonl at the end"
+
+    def _new_names(self, folder: str) -> list[str]:
+        names = [name for name in self._out.names(folder) if name not in self._read[folder]]
+        self._read[folder].update(names)
+        return names
+
+
+def _merge(notes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return one note per image, the first, with the number of notes as `times`."""
+    merged: dict[tuple[str, int], dict[str, Any]] = {}
+    for note in notes:
+        key = note.get("split", "train"), note["image_id"]
+        if key in merged:
+            merged[key]["times"] += 1
+        else:
+            # Version 0.22 and older noted no place.
+            merged[key] = {"split": "train", "uri": f"image_id {note['image_id']}", "member": None, **note, "times": 1}
+    return merged
