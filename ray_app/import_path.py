@@ -79,6 +79,6 @@ def _absolute_entries() -> list[str]:
 
 def _searched_library(folder: Path) -> Path | None:
     """Return the library if the dynamic linker would find it in this folder or in those for single processors."""
-    if (folder / _SEARCHED_LIBRARY).exists():
+    if os.path.exists(folder / _SEARCHED_LIBRARY):  # False also in a folder that this user may not enter, as for the linker.
         return folder / _SEARCHED_LIBRARY
-    return next(filter(None, (_searched_library(folder / name) for name in _SEARCHED_FOLDERS if (folder / name).is_dir())), None)
+    return next(filter(None, (_searched_library(folder / name) for name in _SEARCHED_FOLDERS if os.path.isdir(folder / name))), None)

@@ -120,9 +120,7 @@ class ImageFormat(NamedTuple):
 
 
 FORMATS = {
-    "JPEG": ImageFormat(
-        lambda data, flags, _: jpeg.open_header(data, flags), jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))
-    ),
+    "JPEG": ImageFormat(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
     "PNG": ImageFormat(
         png.open_header,
         png.load,
@@ -290,12 +288,16 @@ def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> N
 
     Raises InputError METADATA_TOO_LARGE.
     """
-    sizes = {name: len(value) for name, value in image.info.items() if isinstance(value, str | bytes)}
-    size = sizes.get("icc_profile", 0)
-    if image.mode == "CMYK" and size > max_text_bytes and image.info["icc_profile"][36:40] == b"acsp":
+    profile = image.info.get("icc_profile") or b""
+    size = len(profile)
+    if image.mode == "CMYK" and size > max_text_bytes and profile[36:40] == b"acsp":
         reason = f"a colour profile of {size} bytes, which these printing colours need, is over max_text_bytes ({max_text_bytes})"
         raise InputError(Status.METADATA_TOO_LARGE, reason, limit=max_text_bytes, observed=size)
-    if sum(sizes.values()) > max_text_bytes:
+    total = 0
+    for value in image.info.values():
+        if isinstance(value, str | bytes):
+            total += len(value)
+    if total > max_text_bytes:
         flags.add("metadata_unread")
 
 

@@ -102,7 +102,7 @@ class Frame(NamedTuple):
         return 8 * max(factors >> 4 for _, factors in self.components), 8 * max(factors & 15 for _, factors in self.components)
 
 
-def open_header(data: bytes, flags: set[str]) -> JpegImage:
+def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
     """The header as Pillow reads it; where metadata breaks Pillow, without metadata and with a flag. Raises what Pillow raises.
 
     Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here.

@@ -263,7 +263,7 @@ class ImageInputs:
         scheme = urls.scheme_of(place) if "://" in place else "file"
         if scheme == "file":
             path = urls.local_path(place) if "://" in place else place
-            if os.path.isdir(path) or is_pattern(place):
+            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
                 return self._listed(place)
             return image_inputs.ImageSource(place, place, place)
         name = strip_secrets(place)

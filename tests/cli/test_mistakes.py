@@ -85,7 +85,7 @@ MISTAKES = [
     ("results RUN --status corrupt", 2, "'corrupt' is not one of", "'corrupt_image'"),
     ("score pictures --out run --retry=", 2, "not a status of", "source_timeout"),
     ("score pictures --out run --retry late", 2, "--retry late: not a status of", "source_timeout"),
-    ("evaluate RUN --labels labels.csv --out e", 2, "labels.csv: labels need the column `label`", "it has none of them"),
+    ("evaluate RUN --labels labels.csv --out e", 2, "labels.csv: labels need the column `label`", "its columns: file, class"),
     ("check pictures --detector unifd", 4, "unifd: no weights", "touchstone detectors fetch unifd"),
     (
         "check pictures --ensemble published",

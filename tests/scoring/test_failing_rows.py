@@ -38,14 +38,14 @@ def photos(tmp_path):
 
 def fails_while_reading(monkeypatch):
     monkeypatch.setattr(
-        "ray_app.images.provenance.containers.locate", lambda data, format_name: 1 / (MARK not in data) and locate(data, format_name)
+        "ray_app.images.provenance.containers.locate", lambda data, *how: 1 / (MARK not in data) and locate(data, *how)
     )
 
 
 def fails_while_writing(monkeypatch):
     """What the file says is one half of a character: no table can hold it."""
     monkeypatch.setattr(
-        "ray_app.images.provenance.containers.locate", lambda data, _: MetadataBlocks(iptc=b"\0") if MARK in data else NOTHING
+        "ray_app.images.provenance.containers.locate", lambda data, *_: MetadataBlocks(iptc=b"\0") if MARK in data else NOTHING
     )
     monkeypatch.setattr(ProvenanceReader, "read", lambda self, data, *_, **__: Provenance(ai_declared=False) if MARK in data else None)
     monkeypatch.setattr(Provenance, "row", lambda self: '"\ud800"')

@@ -146,7 +146,7 @@ def test_images_that_could_not_be_read_teach_nothing():
 def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, data, licence):
     (tmp_path / WEIGHTS).write_bytes(b"weights")
     told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": "blip-base"}, "data": {"licence": data}}
-    card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS})
+    card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS}, load_describer("blip-base"))
     assert card.licence == licence
 
 
