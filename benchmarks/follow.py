@@ -149,7 +149,7 @@ class Following:
 
     def begin(self) -> None:
         """Give the command."""
-        command = [sys.executable, "-m", "ray_app.cli.main", *self._words]
+        command = [sys.executable, "-m", "ray_app.cli", *self._words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
         self.given += 1
@@ -227,7 +227,7 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         words = [
             sys.executable,
             "-m",
-            "ray_app.cli.main",
+            "ray_app.cli",
             "score",
             SOURCE,
             "--out",

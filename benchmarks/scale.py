@@ -187,7 +187,7 @@ def measure(members: int, work: Path, arguments: list[str], *, kill: bool = Fals
     print(f"{members:,} members made in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
     card = write_detector(folder / "detector")
     command = [
-        sys.executable, "-m", "ray_app.cli.main", "score", str(folder / "archive"), "--out", str(folder / "run"), "--detector", str(card),
+        sys.executable, "-m", "ray_app.cli", "score", str(folder / "archive"), "--out", str(folder / "run"), "--detector", str(card),
         "--set", "batch_slots=64", "--set", "block_members=2048", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{folder / 'detector'}:{ROOT}"}

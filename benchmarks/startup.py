@@ -32,7 +32,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.training import environment
 from benchmarks.work import QUALITY, SIZE, discard
 
-TOUCHSTONE = (sys.executable, "-m", "ray_app.cli.main")
+TOUCHSTONE = (sys.executable, "-m", "ray_app.cli")
 NETWORKS = """
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # The folder of this file.
+    del sys.path[0]  # Python put the folder of this file there.
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # An uploaded checkout is not an installed package.
 
-from ray_app.cli.main import script
+from ray_app.cli.__main__ import script
 
 if __name__ == "__main__":
     script(["data", "collect", *sys.argv[1:]], typed=["python", "jobs/collect.py", *sys.argv[1:]])

@@ -50,23 +50,27 @@ def remove_current_folder() -> None:
 
 def refuse_searched_library() -> None:
     """Raise ConfigError if importing torch would load a shared library from the current folder."""
-    if found := _searched_library(Path()):
+    if found := _find_library(Path(), set()):
         raise ConfigError(
             f"the current folder contains {found}, which NVIDIA's libraries would load and run",
-            hint="start the command in another folder, and name this one by its path",
+            hint="start the command in another folder, and write the path of this folder",
         )
 
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Change the current folder of this process inside the block. No other thread may use a relative path meanwhile."""
-    here = os.getcwd()
+    try:
+        before = os.getcwd()
+    except FileNotFoundError:  # Somebody deleted the folder. No relative path can be used there.
+        before = None
     os.chdir(folder)
     try:
         yield
     finally:
-        with suppress(PermissionError):  # As under sudo in a folder of another user, where no relative path can be used anyway.
-            os.chdir(here)
+        with suppress(PermissionError, FileNotFoundError):  # As under sudo in a folder of another user: no relative path works there.
+            if before is not None:
+                os.chdir(before)
 
 
 def _entries() -> list[str]:
@@ -77,8 +81,18 @@ def _absolute_entries() -> list[str]:
     return [entry for entry in _entries() if os.path.isabs(entry)]
 
 
-def _searched_library(folder: Path) -> Path | None:
-    """Return the library if the dynamic linker would find it in this folder or in those for single processors."""
-    if os.path.exists(folder / _SEARCHED_LIBRARY):  # False also in a folder that this user may not enter, as for the linker.
+def _find_library(folder: Path, seen: set[tuple[int, int]]) -> Path | None:
+    """Return the library if the dynamic linker would find it in this folder or in those for single processors.
+
+    `seen` has the device and inode of each folder that was searched: links of an archive may lead in circles.
+    """
+    try:
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            return None
+        seen.add((facts.st_dev, facts.st_ino))
+    except OSError:  # This user may not enter the folder, and the linker neither.
+        return None
+    if os.path.exists(folder / _SEARCHED_LIBRARY):
         return folder / _SEARCHED_LIBRARY
-    return next(filter(None, (_searched_library(folder / name) for name in _SEARCHED_FOLDERS if os.path.isdir(folder / name))), None)
+    return next(filter(None, (_find_library(folder / name, seen) for name in _SEARCHED_FOLDERS if os.path.isdir(folder / name))), None)

@@ -19,6 +19,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.ensembles.card import EnsembleMember
 from ray_app.evaluation.calibrate.files import named_from
+from ray_app.import_path import working_in
 from ray_app.transforms.perturbations import load_perturbations
 from tests.ray_head import BIN, free_ports, ray_head
 from tests.scoring.conftest import ROOT, kill_family, rows_of
@@ -94,6 +95,34 @@ def test_a_library_that_torch_would_load_is_refused(tmp_path):
     assert done.returncode == 2
     assert "the current folder contains glibc-hwcaps/x86-64-v3/libcuda.so.1" in done.stderr
     assert "→ start the command in another folder" in done.stderr
+
+
+def test_links_that_lead_in_circles_are_searched_once(tmp_path):
+    for name in ("tls", "haswell", "x86_64", "aarch64"):
+        (tmp_path / name).symlink_to(".")
+    done = subprocess.run([BIN / "touchstone", "ensembles", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+START = {"command": [BIN / "touchstone"], "module": [sys.executable, "-m", "ray_app.cli"], "job": [sys.executable, ROOT / "jobs" / "score.py"]}
+
+
+@pytest.mark.parametrize("name", START)
+def test_no_package_is_imported_from_the_current_folder_at_the_start(tmp_path, name):
+    for module in ("click", "yaml", "numpy", "pydantic"):
+        (tmp_path / f"{module}.py").write_text(STUB.format(marker=str(tmp_path / "imported.txt")))
+    variables = os.environ | {"PYTHONPATH": ":", "PYTHONSAFEPATH": ""}  # An empty entry is the current folder.
+    done = subprocess.run([*START[name], "--help"], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert not (tmp_path / "imported.txt").exists()
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_current_folder_may_have_been_deleted(tmp_path, monkeypatch):
+    (tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(tmp_path / "deleted")
+    (tmp_path / "deleted").rmdir()
+    with working_in(tmp_path):
+        assert os.getcwd() == str(tmp_path)
 
 
 def test_a_detectors_name_is_never_a_file_of_the_current_folder(tmp_path, monkeypatch):

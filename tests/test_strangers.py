@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NO = {401, 403, 404, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SECRETS = {name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")}
-CLI = ("-m", "ray_app.cli.main")
+CLI = ("-m", "ray_app.cli")
 TESTS_OWN = re.compile(r"\btests[./]")  # servers that other tests of this process left running
 pytestmark = pytest.mark.ray
 

@@ -23,14 +23,17 @@ def _field(work: Work) -> str:
     return f"scores.{load_card(work.card).name}"
 
 
+def _command(module: str, work: Work, port: int, *options: str) -> list[str]:
+    return [sys.executable, "-m", module, "serve", "--port", str(port), "--ensemble", str(work.ensemble), *options]
+
+
 def _serve(*options: str) -> Callable[[Work, int], list[str]]:
-    start = [sys.executable, "-m", "ray_app.cli.main", "serve"]
-    return lambda work, port: [*start, "--port", str(port), "--ensemble", str(work.ensemble), *options]
+    return lambda work, port: _command("ray_app.cli", work, port, *options)
 
 
 def _serve_before(work: Work, port: int) -> list[str]:
     its_own = os.environ.get(ITS_TINY, "tiny") if work.ensemble == "tiny" else work.ensemble
-    return _serve()(replace(work, ensemble=its_own), port)
+    return _command("ray_app.cli.main", replace(work, ensemble=its_own), port)
 
 
 def _ours(name: str, says: str, cores: int, *options: str) -> Server:

@@ -1,6 +1,5 @@
-"""The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
+"""The `touchstone` command: `main` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
-import atexit
 import difflib
 import errno
 import logging
@@ -10,8 +9,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -21,7 +20,7 @@ from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import gallery, masks, results
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
-from ray_app.import_path import refuse_searched_library, remove_current_folder
+from ray_app.import_path import refuse_searched_library
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare,
@@ -208,31 +207,3 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
-
-
-def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the installed command and of jobs: the process ends with the exit code of `main`, which gets the same arguments.
-
-    It ends after the handlers of `atexit`, those of Ray and multiprocessing among them, but before Python takes its interpreter apart: a
-    thread of Arrow that is still dropping the last buffer of a Parquet file asks for the interpreter's lock in a C++ destructor, and
-    Python ends threads that come then by unwinding them, which C++ answers with abort() ("terminate called without an active exception").
-    """
-    remove_current_folder()
-    code: int = ExitCode.BUG
-
-    def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # closed, or full, which was said when the command wrote there
-                stream.flush()
-        os._exit(code)
-
-    atexit.register(leave)  # the first to be registered is the last to be called
-    try:
-        code = main(arguments, typed=typed)
-    except SystemExit as ended:  # by click, once it has answered a shell that completes
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    script()

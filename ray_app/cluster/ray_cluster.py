@@ -42,11 +42,13 @@ _NICENESS = {"RAY_worker_niceness": "0"}
 # Under `uv run` Ray uploads the current folder and puts it first on the module search path of its workers. Read when Ray is imported.
 _NO_UPLOAD = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
-# Workers are in another folder than this process, so what these variables name has to be absolute.
+# Workers have another current folder than this process, so the paths in these variables have to be absolute.
 _PATH_VARIABLES = (
     "TOUCHSTONE_CACHE", "TOUCHSTONE_CONFIG", "TOUCHSTONE_WEIGHTS_MIRROR", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME",
     "HF_HUB_CACHE", "TORCH_HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE",
     "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_FEDERATED_TOKEN_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE", "HF_TOKEN_PATH", "FSSPEC_CONFIG_DIR", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT",
+    "RAY_AUTH_TOKEN_PATH",
 )  # fmt: skip
 
 # For a Ray whose statistics are not read: collecting them costs 1 % of a core. And its driver need not wait for the first workers.

@@ -132,7 +132,7 @@ def test_one_thread_gives_the_bits_of_a_run_s_worker(photos):
     """A worker of a run has one thread; so has this command unless somebody says otherwise."""
     code = f"from ray_app import load_ensemble; print(repr(load_ensemble('default').score([{str(photos / 'a.jpg')!r}])[0].score))"
     alone = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
-    command = [sys.executable, "-m", "ray_app.cli.main", "check", str(photos / "a.jpg"), "--json"]
+    command = [sys.executable, "-m", "ray_app.cli", "check", str(photos / "a.jpg"), "--json"]
     checked = subprocess.run(command, capture_output=True, timeout=200, check=True).stdout.decode()
     assert rows_of(checked)[0]["score"] == float(alone.stdout)
 

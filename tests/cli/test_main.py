@@ -118,7 +118,7 @@ def test_files_are_completed_wherever_a_path_may_stand(words):
 
 def test_a_shell_is_answered():
     environment = os.environ | {"_TOUCHSTONE_COMPLETE": "bash_complete", "COMP_WORDS": "touchstone ev", "COMP_CWORD": "1"}
-    command = [sys.executable, "-c", "from ray_app.cli.main import script; script()"]
+    command = [sys.executable, "-c", "from ray_app.cli.__main__ import script; script()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "plain,evaluate\n"
 

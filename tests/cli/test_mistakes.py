@@ -24,7 +24,7 @@ from tests.http_server import HttpServer
 from tests.ray_head import free_ports
 from tests.serving.scripted import ScriptedEndpoint
 
-COMMAND = [sys.executable, "-m", "ray_app.cli.main"]
+COMMAND = [sys.executable, "-m", "ray_app.cli"]
 NOT_UTF8 = b"caf\xe9.png"
 
 
@@ -264,9 +264,9 @@ def test_a_closed_pipe_is_a_quiet_end(plain_run):  # noqa: F811
 def test_the_process_ends_after_the_handlers_of_atexit_and_before_python_is_taken_apart():
     """Else a thread of Arrow that drops its last buffer then aborts the process: five times in 100 `results --json | head -1`."""
     code = (
-        "import atexit, sys\nfrom ray_app.cli import main\n"
+        "import atexit, sys\nfrom ray_app.cli import __main__ as start, main\n"
         "class Late:\n    def __del__(self): print('taken apart', file=sys.stderr)\n"
-        "late = Late()\nmain.main = lambda *_, **__: atexit.register(print, 'handler') and 3\nmain.script()"
+        "late = Late()\nmain.main = lambda *_, **__: atexit.register(print, 'handler') and 3\nstart.script()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "handler\n", "")

@@ -42,7 +42,7 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path):
     photos = archives.as_prefix(tmp_path, {f"{index:05}": f"content {index}".encode() for index in range(6400)})
 
     def start(out):
-        command = [sys.executable, "-m", "ray_app.cli.main", "data", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
+        command = [sys.executable, "-m", "ray_app.cli", "data", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0

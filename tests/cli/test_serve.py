@@ -68,7 +68,7 @@ def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
     )
     (port,) = free_ports(1)
     environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{tmp_path}", CALLBACK: "slow_imports.install"}
-    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--ray", "--port", str(port)]
+    command = [sys.executable, "-m", "ray_app.cli", "serve", "--ray", "--port", str(port)]
     with (tmp_path / "log").open("w") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

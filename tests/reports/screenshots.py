@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(place)
         demo = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "demo"
         if len(sys.argv) == 1:
-            subprocess.run([sys.executable, "-m", "ray_app.cli.main", "demo", "--out", str(demo)], check=True)
+            subprocess.run([sys.executable, "-m", "ray_app.cli", "demo", "--out", str(demo)], check=True)
         top = json.loads((demo / "run" / "summary.json").read_text())["top"]
         found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
         for name in ("evaluation", "comparison", "leaderboard"):

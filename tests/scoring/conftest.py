@@ -99,7 +99,7 @@ def files_below(folder):
 
 
 def start(source, out, *settings):
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out]
+    command = [sys.executable, "-m", "ray_app.cli", "score", source, "--out", out]
     command += [] if any(setting.startswith("detectors=") for setting in settings) else ["--ensemble", "tiny"]
     command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

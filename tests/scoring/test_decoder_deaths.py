@@ -55,7 +55,7 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
     site.mkdir()
     (site / "sitecustomize.py").write_text(DEADLY)
 
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"),
+    command = [sys.executable, "-m", "ray_app.cli", "score", str(photos), "--out", str(tmp_path / "run"),
                "--ensemble", "tiny", "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     process = subprocess.Popen(

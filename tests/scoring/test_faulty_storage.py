@@ -25,7 +25,7 @@ def test_a_run_through_faults_equals_one_without(s3, score):
     score(source, clean, block_members=16)
 
     with FaultyProxy(s3.url, share=0.1) as proxy:
-        command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", through, "--json"]
+        command = [sys.executable, "-m", "ray_app.cli", "score", source, "--out", through, "--json"]
         command += ["--ensemble", "tiny", "--set", "block_members=16"]
         environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)

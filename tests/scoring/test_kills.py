@@ -89,7 +89,7 @@ class Disturbed:
         assert self.run.read_json(f"sessions/{self.sessions:05d}.json")["state"] == "interrupted"
         last = errors.strip().splitlines()[-1]
         assert last.startswith("resume: touchstone score "), errors
-        command = [sys.executable, "-m", "ray_app.cli.main", *shlex.split(last)[2:]]
+        command = [sys.executable, "-m", "ray_app.cli", *shlex.split(last)[2:]]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
 

@@ -72,7 +72,7 @@ def served(*options, **variables):
         folder = Path(name)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": name} | variables
         with open(folder / "stderr", "w") as log:
-            command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port), "--ensemble", "tiny", *options]
+            command = [sys.executable, "-m", "ray_app.cli", "serve", "--port", str(port), "--ensemble", "tiny", *options]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (folder / "stderr").read_text()

@@ -93,7 +93,7 @@ def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path)
     ensemble = {"name": "broken", "title": "Broken", "members": [{"detector": "broken.yaml"}], "rule": "mean-logit"}
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(ensemble))
     command = ["serve", "--port", str(free_ports(1)[0]), "--workers", "2", "--ensemble", str(tmp_path / "ensemble.yaml")]
-    done = subprocess.run([sys.executable, "-m", "ray_app.cli.main", *command], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-m", "ray_app.cli", *command], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 4, done.stderr
     assert "no finite score for a golden image" in done.stderr
     assert "Traceback" not in done.stderr

@@ -64,7 +64,7 @@ def config(labels, **changes):
 
 
 def command(written, out, *words):
-    return [sys.executable, "-m", "ray_app.cli.main", "train", str(written), "--out", str(out), *words]
+    return [sys.executable, "-m", "ray_app.cli", "train", str(written), "--out", str(out), *words]
 
 
 def start(labels, folder, out, **changes):

@@ -34,7 +34,7 @@ def start(meta, out, folder, workers):
     settings = config(meta, out, politeness={"per_host": PER_HOST, "contact": "me@example.org"}, cluster={"workers": workers})
     file = folder / "collect.yaml"
     file.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
-    command = [sys.executable, "-m", "ray_app.cli.main", "data", "collect", "--config", str(file), "--json"]
+    command = [sys.executable, "-m", "ray_app.cli", "data", "collect", "--config", str(file), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
 
 
