@@ -101,11 +101,12 @@ def remove_superseded(out: Store, *, keep: int, values: Mapping[int, float], unj
 def remove_incomplete(out: Store) -> list[str]:
     """Delete the folders of interrupted uploads that a complete checkpoint of as many steps supersedes; returns their names.
 
-    Call it only while no process of this training runs: an upload in progress looks the same.
+    A folder whose marker cannot be read stays, and so does one of an older version: either may be a whole checkpoint. Call this only
+    while no process of this training runs: an upload in progress looks the same.
     """
-    complete = list_checkpoints(out)
-    names = {entry.name for entry in complete}
-    incomplete = [name for name in _folder_names(out) if name not in names and complete and _step_of(name) <= complete[-1].step]
+    last = latest_checkpoint(out)
+    superseded = [name for name in _folder_names(out) if last is not None and _step_of(name) <= last.step]
+    incomplete = [name for name in superseded if not any(out.exists(f"{FOLDER}/{name}/{marker}") for marker in (DONE, _OLD_FACTS))]
     for name in incomplete:
         _remove(out, name)
     return incomplete
@@ -122,8 +123,9 @@ def mark_older_checkpoints(out: Store) -> None:
     Raises:
         ConfigError: There are checkpoints of an older version, and Ray Train cannot read its list. Nothing is changed.
     """
-    older = [name for name in _folder_names(out) if out.exists(f"{FOLDER}/{name}/{_OLD_FACTS}")]
-    if not older or list_checkpoints(out):
+    older = {name for name in _folder_names(out) if out.exists(f"{FOLDER}/{name}/{_OLD_FACTS}")}
+    older -= {entry.name for entry in list_checkpoints(out)}
+    if not older:
         return
     from ray.train import Result
 
@@ -136,7 +138,7 @@ def mark_older_checkpoints(out: Store) -> None:
             f"{describe_error(error)}",
             hint="finish this training with the versions of Touchstone and Ray that began it, or give another --out; nothing was deleted",
         ) from error
-    for name in (posixpath.basename(checkpoint.path) for checkpoint, _ in listed):
+    for name in older & {posixpath.basename(checkpoint.path) for checkpoint, _ in listed}:
         mark_complete(out, name, finished=json.loads(out.read(f"{FOLDER}/{name}/{_OLD_FACTS}"))["finished"])
 
 

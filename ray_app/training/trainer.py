@@ -386,7 +386,7 @@ class Rank:
         if self._job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
             self._samples.add({"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids})
-        if "vectors" not in self._job.shared:  # else its images were noted when their embeddings were computed
+        if "vectors" not in self._job.shared:  # With vectors, images are noted when their embeddings are computed.
             self._notes.add(batch, figures.step)
         self._seen += self._job.config.loop.batch
         self._bad += figures.unusable

@@ -78,6 +78,8 @@ def test_checkpoints_with_a_marker_are_listed_by_step(three):
 def test_checkpoint_with_a_broken_marker_is_not_complete(three, marker):
     three.write(f"{FOLDER}/step-00000040-dd/DONE", marker)
     assert checkpoints.latest_checkpoint(three).step == 30
+    three.write(f"{FOLDER}/step-00000020-bb/DONE", marker)
+    assert checkpoints.remove_incomplete(three) == []
 
 
 def test_interrupted_upload_stays_until_its_step_is_saved_again(three, uploaded):
@@ -148,6 +150,15 @@ def test_older_checkpoints_that_ray_lists_are_marked(out):
     checkpoints.mark_older_checkpoints(out)
     assert [entry.step for entry in checkpoints.list_checkpoints(out)] == [10, 20]
     assert len(names(out)) == 3
+
+
+def test_older_checkpoints_are_marked_after_an_interruption(out):
+    older_checkpoints(out, 10, 20, 30)
+    out.write(RAY_LIST, ray_list(10, 20, 30))
+    checkpoints.mark_complete(out, "step-00000030-old", finished=False)
+    checkpoints.mark_older_checkpoints(out)
+    assert checkpoints.remove_incomplete(out) == []
+    assert [entry.step for entry in checkpoints.list_checkpoints(out)] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("content", [None, ray_list(10)[:40], ray_list(10).replace(b"checkpoint_results", b"results")])
