@@ -22,7 +22,8 @@ from ray_app.archives import tabular
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
-ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
+_JSON_ENDINGS = (".jsonl", ".ndjson")
+ENDINGS = (".csv", ".tsv", ".txt", *_JSON_ENDINGS, ".parquet")
 _ROWS = 65_536
 _PIECE_BYTES = 8 << 20
 _SAVE_AS_UTF8 = "save it as UTF-8: type 'CSV UTF-8' in Excel, or `iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW` for a file of Windows"
@@ -46,6 +47,8 @@ class LabelTable:
         if ending_of(self.place) == ".parquet":  # its first rows may hold large images
             with self._opened() as file, pq.ParquetFile(file) as table:
                 return list(table.schema_arrow.names)
+        if ending_of(self.place) in _JSON_ENDINGS:  # a row may have a column that no row before it has
+            return list(dict.fromkeys(name for table in self._pieces(None) for name in table.column_names))
         first = next(self._pieces(None), None)
         return [] if first is None else list(first.column_names)
 
@@ -145,13 +148,25 @@ def text_of(value: Any) -> str:
 
 
 def _csv_tables(file: Any, columns: Sequence[str] | None, delimiter: str) -> Iterator[pa.Table]:
-    return tabular.csv_tables(file, delimiter=delimiter, columns=columns, texts=tabular.named_once, size=_PIECE_BYTES)
+    """Yield the columns that have a name: spreadsheets also save empty ones, and pandas an index."""
+    for table in tabular.csv_tables(file, delimiter=delimiter, columns=columns, texts=_check_names, size=_PIECE_BYTES):
+        yield table.select([number for number, name in enumerate(table.column_names) if name.strip()])
+
+
+def _check_names(names: list[str]) -> list[str]:
+    tabular.named_once([name for name in names if name.strip()])
+    return names
+
+
+def _cell_of(value: Any) -> str:
+    """Return a value of JSON as text. A whole number is one whether it is written as 1 or, as pandas does beside a gap, as 1.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     rows = tabular.json_rows(file, _PIECE_BYTES)
     while some := list(islice(rows, _ROWS)):
-        yield tabular.text_table(some, text_of, columns)
+        yield tabular.text_table(some, _cell_of, columns)
 
 
 def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -164,7 +179,6 @@ _READERS: Mapping[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]
     ".csv": lambda file, columns: _csv_tables(file, columns, ","),
     ".tsv": lambda file, columns: _csv_tables(file, columns, "\t"),
     ".txt": lambda file, columns: _csv_tables(file, columns, "\t"),
-    ".jsonl": _json_tables,
-    ".ndjson": _json_tables,
+    **dict.fromkeys(_JSON_ENDINGS, _json_tables),
     ".parquet": _parquet_tables,
 }

@@ -64,7 +64,7 @@ def _read_header(piece: bytes, expected: str) -> tuple[bytes, list[str], str]:
 def named_once(names: list[str]) -> list[str]:
     """The same names. Raises ArrowInvalid where a header has one of them twice."""
     if len(set(names)) < len(names):
-        raise pa.ArrowInvalid(f"its first line should name each column once: {', '.join(names)}")
+        raise pa.ArrowInvalid(f"its first line should name each column once: {', '.join(map(repr, names))}")
     return names
 
 

@@ -97,7 +97,7 @@ class LabelFile(_Place):
         column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         try:
             if name == "image_id":
-                return column.cast(pa.int64())
+                return _whole_numbers(column).cast(pa.int64())
             column = column.cast(pa.string())
         except pa.ArrowInvalid as error:
             raise ConfigError(f"{self.name}: column '{name}': {error}", hint="an image_id is a whole number of 64 bits") from None
@@ -128,6 +128,11 @@ def open_labels(place: str) -> LabelTables:
         f"{strip_secrets(place)}: neither a file of labels nor an index",
         hint="labels are a .csv, .tsv, .jsonl, or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
     )
+
+
+def _whole_numbers(column: pa.Array) -> pa.Array:
+    """Return texts without a fraction of zeros, which pandas writes for whole numbers in a column that has a gap."""
+    return pc.replace_substring_regex(column, r"\.0+$", "") if pa.types.is_string(column.type) else column
 
 
 def _absolute(column: pa.Array, folder: str) -> pa.Array:

@@ -56,6 +56,32 @@ def test_columns_are_found_in_json_and_parquet_in_any_case(saved, tmp_path):
     assert [table.to_pylist() for table in LabelTable(str(tmp_path / "labels.parquet")).tables(["label"])] == [[{"label": 1.0}]]
 
 
+def test_json_column_that_begins_late_is_found(saved):
+    rows = [*({"url": str(number)} for number in range(70_000)), {"url": "last", "label": "fake"}]
+    table = saved("urls.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert table.column_names == ["url", "label"]
+    assert pa.concat_tables(table.tables(["label"]))["label"].to_pylist()[-1] == "fake"
+
+
+def test_whole_numbers_of_json_have_no_fraction(saved):
+    table = saved("labels.jsonl", b'{"image_id": 12.0, "label": 1.0, "share": 0.5}\n{"image_id": null, "label": 0}')
+    assert table.read().to_pylist() == [
+        {"image_id": "12", "label": "1", "share": "0.5"},
+        {"image_id": None, "label": "0", "share": None},
+    ]
+
+
+def test_columns_without_a_name_are_left_out(saved):
+    table = saved("urls.csv", b";url;label;;\n0;http://x/1.jpg;real;;\n1;http://x/2.jpg;fake;;\n")
+    assert table.column_names == ["url", "label"]
+    assert table.read().to_pylist() == [{"url": "http://x/1.jpg", "label": "real"}, {"url": "http://x/2.jpg", "label": "fake"}]
+
+
+def test_column_name_that_is_there_twice_is_refused(saved):
+    with pytest.raises(ConfigError, match="name each column once: 'url', 'label', 'label'"):
+        saved("urls.csv", b"url,label,label\na,real,fake\n").read()
+
+
 def test_exact_column_name_wins_and_two_others_are_refused():
     assert match_columns(["Label", "label"], ["label"], "labels.csv") == {"label": "label"}
     with pytest.raises(ConfigError, match="may be any of Label, LABEL"):
