@@ -87,7 +87,8 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
 def card_of(config: GenerateConfig) -> PipelineCard:
     """Return the config's card, with the model and the revision that the config names. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
-    model = str(Path(config.model).resolve()) if config.model and Path(config.model).is_dir() else config.model
+    is_path = config.model is not None and config.model.startswith(("/", ".", "~"))  # All others are names on the hub.
+    model = str(Path(config.model or "").expanduser().resolve()) if is_path else config.model
     chosen = {"model": model, "revision": config.revision}
     return card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
 

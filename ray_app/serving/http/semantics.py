@@ -41,7 +41,8 @@ class LingeringClose(Layer):
         exchange = _EarlyAnswer(receive, send)
         await self.app(scope, exchange.receive, exchange.send)
         if exchange.is_held:
-            if self.lingering < self.max_lingering:
+            is_waiting = not exchange.has_read and any(name == b"expect" for name, _ in scope["headers"])  # It sends nothing uninvited.
+            if self.lingering < self.max_lingering and not is_waiting:
                 self.lingering += 1
                 try:
                     await self._drop_body(receive, max(deadline, clock() + LINGER_IDLE_S))
@@ -69,9 +70,10 @@ class _EarlyAnswer:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._body_ended = False
-        self.is_held = False
+        self.is_held = self.has_read = False
 
     async def receive(self) -> Message:
+        self.has_read = True
         message = await self._receive()
         self._body_ended = self._body_ended or not message.get("more_body", False)
         return message

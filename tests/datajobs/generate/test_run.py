@@ -15,7 +15,7 @@ from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.files import FileStyle
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
-from ray_app.datajobs.generate.run import generate_images
+from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.datajobs.generate.worker import GenerationWorker, covered
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.datasets.index import read_index
@@ -184,6 +184,16 @@ def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
     assert main(["data", "generate", str(tmp_path / "job.yaml"), "--prompts", prompts, "--out", str(tmp_path / "out")]) == 0
     [row] = rows(tmp_path / "out")
     assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
+
+
+def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    (tmp_path / "owner" / "model" / "model_index.json").write_text("{}")
+    named = {name: card_of(job(sd3, tmp_path / "prompts.txt", tmp_path / "out", model=name)) for name in ("owner/model", "./owner/model")}
+    assert named["./owner/model"].local_folder == tmp_path / "owner" / "model"
+    with pytest.raises(DetectorError, match="a name on the hub"):
+        find_model(named["owner/model"])
 
 
 def test_what_is_missing_is_said(sd3, tmp_path):

@@ -147,10 +147,12 @@ def test_client_library_reads_refusal_of_large_body(ask_with):
 @pytest.mark.usefixtures("token")
 def test_expecting_client_is_refused_before_its_body():
     with serving(make_app(config())) as port, connected(port) as connection:
+        began = time.monotonic()
         connection.sendall(request("POST", "/v1/score", f"Content-Length: {SENT}", "Expect: 100-continue"))
         reply = Reply(connection)
         assert (reply.status, reply.headers["connection"]) == (401, "close")
         assert reply.closed
+        assert time.monotonic() - began < LINGER_IDLE_S, "there is no body to wait for"
 
 
 @pytest.mark.usefixtures("token")
