@@ -37,9 +37,7 @@ def photos(tmp_path):
 
 
 def fails_while_reading(monkeypatch):
-    monkeypatch.setattr(
-        "ray_app.images.provenance.containers.locate", lambda data, *how: 1 / (MARK not in data) and locate(data, *how)
-    )
+    monkeypatch.setattr("ray_app.images.provenance.containers.locate", lambda data, *how: 1 / (MARK not in data) and locate(data, *how))
 
 
 def fails_while_writing(monkeypatch):
