@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
-from ray_app.archives.known_ids import KnownUris, ids_in
-from ray_app.archives.members import BlockPlan, Digest, Each, Ids, block_sizes, identity_digest, in_turn
+from ray_app.archives.known_ids import KnownUris, files_at, ids_in
+from ray_app.archives.members import BlockPlan, Digest, Each, Ids, ListedMember, block_sizes, first_word, identity_digest, in_turn
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
 from ray_app.storage import Guard, Store
@@ -211,10 +211,11 @@ class _Listing:
         if max(walk.kept, known) <= self.portions.few:
             each = in_turn
         is_partial, among = among is not None, np.empty(0, np.int64) if is_portion else among
+        replaced = self._replaced_by_earlier()
         chosen, vanished = dedup.choose_new(
-            store, number, self._earlier, files, self.digest, self.portions.id_rows, among=among, known=known
+            store, number, self._earlier, files, self.digest, self.portions.id_rows, among=among, known=known, without=replaced
         )  # fmt: skip
-        vanished = self._without_closed(vanished)
+        vanished = self._without_closed(vanished, replaced)
         runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
         if last is not None and not runs and (is_portion or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))):
             walk.next_portion()
@@ -245,11 +246,24 @@ class _Listing:
         manifest.write_listed(store, info, blocks, vanished)
         return info
 
-    def _without_closed(self, vanished: Ids) -> Ids:
-        """Return the vanished ids without recent members of places that this listing could not list, which may still be there."""
+    def _replaced_by_earlier(self) -> Ids | None:
+        """Return the ids of files of unknown version whose rows of the last listing stay current, so that each file has one row."""
+        uris = {place.uri for place in self.walk.closed if place.version == ""}
+        if not (uris and self._earlier):
+            return None
+        uris = files_at(self.store, self._earlier, uris, manifest.read_vanished(self.store, self._earlier[-1]))
+        return np.unique(np.array([first_word(self.digest(ListedMember(uri, None, 0, "", -1), 0)) for uri in uris], np.int64))
+
+    def _without_closed(self, vanished: Ids, replaced: Ids | None) -> Ids:
+        """Return the vanished ids without recent members of places that this listing could not list, which may still be there.
+
+        The ids in `replaced` stay vanished.
+        """
         if not (self.walk.closed and len(vanished)):
             return vanished
         recent = np.setdiff1d(vanished, manifest.read_vanished(self.store, self._earlier[-1]), assume_unique=True)
+        if replaced is not None:
+            recent = np.setdiff1d(recent, replaced, assume_unique=True)
         kept = ids_in(self.store, self._earlier, recent, self.walk.closed) if len(recent) else recent
         return np.setdiff1d(vanished, kept, assume_unique=True)
 

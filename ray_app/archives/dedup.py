@@ -88,12 +88,13 @@ def choose_new(
     *,
     among: members.Ids | None = None,
     known: int = 0,
+    without: members.Ids | None = None,
 ) -> tuple[list[ChosenMembers], members.Ids]:
     """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
 
     `among`: the sorted ones that the files say all of, None = every one; no other counts as gone. `known`: about how many ids earlier
-    manifests have. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises
-    StorageError.
+    manifests have. `without`: ids of the files that are left out. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per
+    member, and 8 bytes per vanished id. Raises StorageError.
     """
     with _database(known + sum(file.rows for file in files)) as db:
         for table in known_ids.known_ids(store, earlier, digest):
@@ -101,7 +102,11 @@ def choose_new(
         jobs = ((file.rows, partial(_ids_of, store, file)) for file in files)
         for place, table in enumerate(fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)):
             assert not isinstance(table, InputError), "a store raises no such thing"
-            _claim(db, table, (place << _ROW_BITS) + np.arange(len(table)))
+            positions = (place << _ROW_BITS) + np.arange(len(table))
+            if without is not None:
+                stays = ~np.isin(table["image_id"].to_numpy(), without)
+                table, positions = table.filter(pa.array(stays)), positions[stays]
+            _claim(db, table, positions)
         _hold(db)
         while collided := db.execute(_COLLIDED).fetchall():
             _hash_again(db, store, files, collided, digest)

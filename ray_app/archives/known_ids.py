@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives import manifest, members, reader
@@ -114,7 +115,8 @@ def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Colle
     Reads the uris of all members of the manifests.
     """
     folders = {local_path(place.uri) for place in places if place.version is None}
-    containers = {(place.uri, place.version) for place in places if place.version is not None}
+    others = {(place.uri, place.version) for place in places if place.version is not None}
+    of_any_version = {uri for uri, version in others if not version}
 
     def is_inside(uri: str, version: str) -> bool:
         path = local_path(uri) if uri.startswith("file:///") else uri
@@ -122,7 +124,7 @@ def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Colle
         while (end := path.rfind("/", 0, end)) > 0:
             if path[:end] in folders:
                 return True
-        return (uri, version) in containers
+        return uri in of_any_version or (uri, version) in others
 
     found = []
     for table in _columns_of(store, earlier, ["image_id", "uri", "version"]):
@@ -130,6 +132,24 @@ def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Colle
         facts = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
         found += [image_id for image_id, fact in zip(rows["image_id"].to_pylist(), facts, strict=True) if is_inside(*fact)]
     return np.unique(np.array(found, np.int64))
+
+
+def files_at(store: Store, earlier: Sequence[int], uris: Collection[str], without: members.Ids) -> set[str]:
+    """Return which of these uris have a row of the file itself, of a known version, in earlier manifests.
+
+    Args:
+        store: The run directory.
+        earlier: The numbers of the manifests.
+        uris: The uris to look up.
+        without: Ids of rows that do not count.
+    """
+    wanted, found = pa.array(sorted(uris), pa.string()), set[str]()
+    for table in _columns_of(store, earlier, ["image_id", "uri", "member", "version"]):
+        rows = table.filter(pc.is_in(table["uri"], wanted))
+        counts = pc.and_(pc.is_null(rows["member"]), pc.not_equal(rows["version"], ""))
+        stays = pa.array(~np.isin(rows["image_id"].to_numpy(), without))
+        found.update(rows.filter(pc.and_(counts, stays))["uri"].to_pylist())
+    return found
 
 
 def _columns_of(store: Store, numbers: Iterable[int], columns: list[str]) -> Iterator[pa.Table]:

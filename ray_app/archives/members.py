@@ -77,6 +77,12 @@ class ListedWithColumns(ListedMember):
     __slots__ = ()
 
 
+class UnreadableFile(ListedMember):
+    """A file whose version could not be read. A worker tries to read the file, because the error may have passed."""
+
+    __slots__ = ()
+
+
 class UnreadableFolder(ListedMember):
     """A folder that could not be listed, in place of its files.
 

@@ -26,6 +26,7 @@ RAW_ROWS = 131_072  # members of one raw file: what a task holds at once
 SUMS = 1 << 256  # digests of sections are sums modulo this
 _BATCH = 8192
 _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
+_CLOSED = (members.UnreadableFolder, members.UnreadableFile, Unopened)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class ClosedPlace:
-    """A place whose members could not be listed: a container of this version, or a folder, which has none."""
+    """A place whose members could not be listed: a container of this version, a file, or a folder, whose version is None.
+
+    The version "" is unknown: the container or file may be of any version.
+    """
 
     uri: str
     version: str | None
@@ -140,8 +144,9 @@ class SectionLister:
                     assert isinstance(entry, members.ListedMember)
                     is_for_good = entry.refused is not None and not entry.refused.status.startswith("source_")
                     settled &= entry.place is not None or is_for_good
-                    if entry.refused is not None and not is_for_good and (place := _closed_place(entry)) is not None:
-                        closed.append(place)
+                    if isinstance(entry, _CLOSED) and not is_for_good:
+                        is_folder = isinstance(entry, members.UnreadableFolder)
+                        closed.append(ClosedPlace(entry.uri, None if is_folder else entry.version))
                     yield entry
 
         count = 0
@@ -157,12 +162,6 @@ class SectionLister:
             writer.add_digest(hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest())
         rest = None if begun is None else begun.rest
         return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, tuple(closed), rest)
-
-
-def _closed_place(member: members.ListedMember) -> ClosedPlace | None:
-    if isinstance(member, members.UnreadableFolder):
-        return ClosedPlace(member.uri, None)
-    return ClosedPlace(member.uri, member.version) if isinstance(member, Unopened) else None
 
 
 class _RawWriter:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ray_app.archives.members import ListedMember, RefusedMember
+from ray_app.archives.members import ListedMember, RefusedMember, UnreadableFile
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import canonical, fetch, local_path, strip_secrets, urls
+from ray_app.storage import canonical, errors, fetch, local_path, strip_secrets, urls
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
@@ -45,7 +45,9 @@ class ListEntries:
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> ListedMember:
         place, refused = self._place(uri)
         if refused is None and not version and place.startswith(("/", "file:")):
-            size, version = _local_facts(place)
+            size, version, is_closed = _local_facts(place)
+            if is_closed:
+                return UnreadableFile(place, None, 0, version, size, others)
             if not version and _WINDOWS.search(uri):
                 refused = _windows_path(uri, place)
         return ListedMember(place, None, 0, version, size, others, None, refused)
@@ -110,10 +112,12 @@ def _version(version: Any, etag: Any) -> str:
     return "" if stated is None else str(stated).strip('"')
 
 
-def _local_facts(place: str) -> tuple[int, str]:
-    """Size and version as a listing of the folder gives them, so that a member has one id by either way."""
+def _local_facts(place: str) -> tuple[int, str, bool]:
+    """Return size and version as a listing of the folder gives them, and whether the file is there but they cannot be read."""
     try:
         found = os.stat(local_path(place))
-    except (OSError, ValueError):
-        return -1, ""
-    return found.st_size, fetch.local_version(found)
+    except OSError as error:
+        return -1, "", not errors.is_missing(error)
+    except ValueError:
+        return -1, "", False
+    return found.st_size, fetch.local_version(found), False

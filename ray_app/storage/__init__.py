@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     from ray_app.storage.http import Guard
     from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, object_at, split_range
     from ray_app.storage.lease import UNGUARDED, Lease
-    from ray_app.storage.listing import ClosedFolder, NotedFolders, base_of, is_pattern, list_objects, noting_linked_folders, split_source
+    from ray_app.storage.listing import (
+        ClosedFile,
+        ClosedFolder,
+        NotedFolders,
+        base_of,
+        is_pattern,
+        list_objects,
+        noting_linked_folders,
+        split_source,
+    )
     from ray_app.storage.s3 import S3Config, with_s3_settings
     from ray_app.storage.store import Store
     from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, matcher_of_all_below, strip_secrets

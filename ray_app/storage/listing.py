@@ -35,9 +35,15 @@ class ClosedFolder(ObjectInfo):
     error: SourceError
 
 
+class ClosedFile(ObjectInfo):
+    """A file whose size and version could not be read, although its name is in its folder."""
+
+    __slots__ = ()
+
+
 @dataclass
 class NotedFolders:
-    """How many folders of one kind a listing met, such as links to folders, and the first of them."""
+    """The number of folders of one kind in a listing, such as links to folders, and the path of the first."""
 
     count: int = 0
     example: str = ""
@@ -204,8 +210,9 @@ def _list_folder(folder: str, enters: Enters) -> Iterator[ObjectInfo]:
             continue
         try:
             found = os.stat(path)
-        except OSError:  # Denied, deleted since, or a link to nothing: the reader of the file finds out, and its row says why.
-            yield ObjectInfo(urls.local_uri(path), -1, "")
+        except OSError as error_of_file:  # The reader of the file meets the same error, and the row of the file shows it.
+            kind = ObjectInfo if errors.is_missing(error_of_file) else ClosedFile
+            yield kind(urls.local_uri(path), -1, "")
             continue
         if stat.S_ISREG(found.st_mode):
             yield ObjectInfo(urls.local_uri(path), found.st_size, fetch.local_version(found))

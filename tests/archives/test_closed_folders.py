@@ -1,5 +1,6 @@
 """Folders and containers that cannot be listed: a member for each, and members of earlier listings stay."""
 
+import errno
 import json
 import os
 from contextlib import ExitStack
@@ -32,15 +33,18 @@ def relist(photos, tmp_path):
     """List the photos again; returns the listing, and by path all members that are current then with why they are refused."""
     store = Store.open(str(tmp_path / "run"))
 
-    def list_again(**settings):
-        info = list_members(store, open_source([str(photos)], **settings), BlockPlan(batch_slots=4, max_block_members=4))
+    def current_members():
         numbers = range(len(store.folders("manifest")))
         gone = set(read_vanished(store, numbers[-1]).tolist())
-        members = [member for number in numbers for member in all_members(store, number) if member.image_id not in gone]
-        assert len({member.image_id for member in members}) == len(members)
+        return [member for number in numbers for member in all_members(store, number) if member.image_id not in gone]
+
+    def list_again(**settings):
+        info = list_members(store, open_source([str(photos)], **settings), BlockPlan(batch_slots=4, max_block_members=4))
+        members = current_members()
+        assert len({(member.uri, member.member) for member in members}) == len(members)
         return info, {os.path.relpath(member.uri, photos): member.refused and member.refused.status.value for member in members}
 
-    list_again.store = store
+    list_again.store, list_again.ids = store, lambda: {member.image_id for member in current_members()}
     return list_again
 
 
@@ -107,6 +111,67 @@ def test_members_of_a_container_that_is_closed_later_stay(photos, relist):
         assert (info.members, info.vanished) == (2, 0), "the tar and the folder, as members"
     os.chmod(photos / "real/a.tar", 0o600)
     assert relist()[0].vanished == 2
+
+
+def test_members_of_a_folder_that_cannot_be_entered_later_stay(photos, relist):
+    (photos / "fake/a.tar").write_bytes(hazards.tar({"a.jpg": b"1", "b.jpg": b"2"}))
+    first, members = relist()
+    with closed(photos / "fake", mode=0o444):
+        info, _ = relist()
+        assert (first.members, info.members, info.vanished) == (6, 1, 0), "the tar has a row of its own"
+        (photos / "5.jpg").write_bytes(b"new")
+        assert relist()[0].vanished == 0
+    info, healed = relist()
+    assert healed == members | {"5.jpg": None}
+    assert (info.members, info.vanished) == (0, 1)
+
+
+def test_file_that_was_closed_first_has_one_row_at_any_time(photos, relist):
+    with closed(photos / "fake", mode=0o444):
+        first, members = relist()
+        assert (first.members, members) == (4, EVERYTHING)
+        assert relist() == (None, EVERYTHING)
+    info, members = relist()
+    assert (info.members, info.vanished, members) == (1, 1, EVERYTHING), "the row without a version is replaced"
+    current = relist.ids()
+    (photos / "fake/new.jpg").write_bytes(b"x")
+    with closed(photos / "fake", mode=0o444):
+        info, members = relist()
+    assert (info.members, info.vanished, members) == (1, 1, EVERYTHING | {"fake/new.jpg": None})
+    assert current < relist.ids(), "the row with a version stays"
+
+
+@pytest.mark.parametrize(("number", "vanished"), [(errno.EIO, 0), (errno.ELOOP, 1)])
+def test_row_of_a_file_stays_if_the_disk_fails(photos, relist, monkeypatch, number, vanished):
+    _, members = relist()
+    current, stat = relist.ids(), os.stat
+
+    def fail(path, *args, **kwargs):
+        if path == str(photos / "4.jpg"):
+            raise OSError(number, os.strerror(number), path)
+        return stat(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fail)
+        info, same = relist()
+    assert same == members
+    assert (info is not None and info.vanished, current == relist.ids()) == (vanished, not vanished)
+    relist()
+    assert current == relist.ids()
+
+
+def test_row_of_a_file_in_a_list_stays_if_the_disk_fails(photos, tmp_path, monkeypatch):
+    (tmp_path / "list.csv").write_text("uri\nphotos/4.jpg\nphotos/fake/3.jpg\n")
+    store, archive, stat = Store.open(str(tmp_path / "run")), open_source([str(tmp_path / "list.csv")]), os.stat
+
+    def fail(path, *args, **kwargs):
+        if path == str(photos / "4.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *args, **kwargs)
+
+    list_members(store, archive, BlockPlan())
+    monkeypatch.setattr(os, "stat", fail)
+    assert list_members(store, archive, BlockPlan()) is None
 
 
 def test_members_of_a_folder_whose_name_is_not_unicode_stay(tmp_path):
