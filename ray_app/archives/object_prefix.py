@@ -111,17 +111,18 @@ class ObjectPrefix:
         return split_source(self.url)
 
     def _path_of(self, uri: str) -> str:
-        return uri.removeprefix(self.below) if uri.startswith(self.below) else uri.rpartition("/")[2]
+        place = urls.local_path(uri)  # A name that is not Unicode makes the whole uri a file:// URL.
+        return place.removeprefix(self.below) if place.startswith(self.below) else place.rpartition("/")[2]
 
     def items(self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None) -> Iterator[Found]:
         """Objects of it, in the order of their uris, as members and containers; `table`: the sidecar table of the first ones."""
-        below, own = self.below, None if self.is_pattern else strip_secrets(canonical(self.url))
+        own = None if self.is_pattern else strip_secrets(canonical(self.url))
         sidecar: SidecarTable | None = None
         for info in objects:
             if isinstance(info, ClosedFolder):
                 yield self._path_of(info.uri), UnreadableFolder.for_reason(info.uri, info.error)
                 continue
-            path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
+            path = self._path_of(info.uri)
             item = as_found(info, path, self.kind, self.columns, self.limits)
             stem = "" if table is None else table.uri.removesuffix(TABLE)
             described = None

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 from threading import Barrier, Event
 
@@ -6,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import ContainerLimits, TableColumns, object_prefix, open_source
+from ray_app.archives import BlockPlan, ContainerLimits, TableColumns, list_members, object_prefix, open_source
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import Fetcher
+from ray_app.storage import Fetcher, Store
 from ray_app.storage import s3 as requests
+from tests.archives.given import all_members
 from tests.archives.test_img2dataset import written
 
 NAMES = ["a.jpg", "a/b.png", "a/notes.txt", "b/c.JPG", "b/deep/d.jpg", "z.bin"]
@@ -211,3 +213,18 @@ def test_file_url_of_another_host_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="the host is 'elsewhere', and only files of this machine are read") as caught:
         open_source([f"file://elsewhere{tmp_path}"])
     assert caught.value.hint == "write the path alone, or file:///PATH with three slashes"
+
+
+def test_patterns_are_compared_with_paths_that_are_not_unicode(tmp_path):
+    root = os.fsencode(tmp_path)
+    for name in (b"caf\xe9/cache/1.jpg", b"cache/2.jpg", b"caf\xe9/empty.parquet"):
+        os.makedirs(os.path.dirname(root + b"/" + name), exist_ok=True)
+        with open(root + b"/" + name, "wb") as file:
+            file.write(b"")
+    table = tmp_path / "cache/unclear.parquet"
+    pq.write_table(pa.table({"one": [b"a"], "two": [b"b"]}), table)
+    os.rename(table, root + b"/caf\xe9/unclear.parquet")
+    store = Store.open(str(tmp_path / "run"))
+    list_members(store, open_source([str(tmp_path)], exclude=["cache/**"], skip=[store.url]), BlockPlan())
+    uris = [member.uri.rpartition("/")[2] for member in all_members(store)]
+    assert sorted(uris) == ["1.jpg", "empty.parquet", "unclear.parquet"]

@@ -36,7 +36,7 @@ from ray_app.archives.columns import (
     uri_column,
     without,
 )
-from ray_app.archives.containers.base import Container, why_closed
+from ray_app.archives.containers.base import Container, printable, why_closed
 from ray_app.archives.containers.parquet_reader import (
     UNREADABLE,
     ParquetReader,
@@ -133,7 +133,7 @@ def _refusal(file: pq.ParquetFile, size_bytes: int) -> RefusedMember | None:
 
 def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     try:
-        roles = roles_of(file.schema_arrow, container.columns, container.path, follows_uris=container.named)
+        roles = roles_of(file.schema_arrow, container.columns, printable(container.path), follows_uris=container.named)
     except ConfigError as error:
         if container.named:
             raise
@@ -185,7 +185,7 @@ def _is_image_in_base64(text: bytes) -> bool:
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     column = uri_column(file.schema_arrow, container.columns)
     if column is None:
-        raise no_uris(container.path, file.schema_arrow.names)
+        raise no_uris(printable(container.path), file.schema_arrow.names)
     yield from _uris(container, file, column)
 
 
