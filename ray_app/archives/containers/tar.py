@@ -114,7 +114,7 @@ class _HeaderReader:
         self._padding_left = _MAX_PADDING
 
     def read_next(self, offset: int) -> Header | None:
-        """Return the first header at or after `offset`; None if only zeros follow."""
+        """Return the first header at or after `offset`; None if no header follows the zeros there."""
         self._stream.seek(offset)
         begin = offset
         extended: dict[str, str] = {}
@@ -123,7 +123,7 @@ class _HeaderReader:
             if block and block.count(0) == len(block):
                 block, zeros = self._skip_zeros(len(block))
                 begin, extended = self._stream.tell() - len(block), {}
-                if not block:
+                if len(block) < BLOCK:  # The end, or bytes that are too few for a header.
                     return None
             if zeros >= _END_MARK:
                 self._everywhere = {}
@@ -142,7 +142,7 @@ class _HeaderReader:
                 extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _skip_zeros(self, zeros: int) -> tuple[bytes, int]:
-        """Return the next block that is not zero (empty at the end of the stream), and how many bytes of zeros precede it.
+        """Return the next block that is not zero (short at the end of the stream), and how many bytes of zeros precede it.
 
         Args:
             zeros: How many bytes of zeros were read before.
@@ -156,13 +156,15 @@ class _HeaderReader:
             if zeros > self._padding_left:
                 reason = f"over {_MAX_PADDING} bytes of zeros follow the end mark at byte {start}; what follows them is not listed"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=_MAX_PADDING, observed=zeros)
+            if isinstance(self._stream, Unpacked):
+                self._stream.padding_bytes += len(block)
         self._padding_left -= zeros
         return block, zeros
 
 
 def _parsed(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tarfile.TarInfo:
     """Parse one header block; `has_ended`: whether the block follows an end mark."""
-    if len(block) < BLOCK and not has_ended:
+    if len(block) < BLOCK:
         what = "inside a header" if block or stream.tell() > begin else "without its end mark"
         raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: files may be missing")
     try:
@@ -361,6 +363,7 @@ class Unpacked:
         self._waiting = b""
         self._place = 0
         self._max_ratio = max_ratio
+        self.padding_bytes = 0  # Up to `_MAX_PADDING`, they do not count for the ratio: zeros are packed about 1000 to 1.
         self.cut = False
 
     def tell(self) -> int:
@@ -389,11 +392,10 @@ class Unpacked:
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
         self._place += len(data)
         packed = max(1, self._packed.tell() - len(self._waiting))
-        if self._max_ratio is not None and self._place > max(_STEP, packed * self._max_ratio):
-            reason = (
-                f"{self._place} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); files may be missing"
-            )
-            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=self._place / packed)
+        counted = self._place - min(self.padding_bytes, _MAX_PADDING)
+        if self._max_ratio is not None and counted > max(_STEP, packed * self._max_ratio):
+            reason = f"{counted} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); files may be missing"
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=counted / packed)
         return data
 
     def _inflated(self, size: int) -> bytes:

@@ -91,12 +91,21 @@ class TestConcatenated:
         listed = written(tmp_path, packed(first + tar({"b.jpg": b"y"}), kind), kind)
         assert [item.member for item in listed] == ["everywhere.jpg", "b.jpg"]
 
-    @pytest.mark.parametrize("garbage", [b"\xff" * 700, b"\n"])
-    def test_garbage_after_an_end_mark_is_reported(self, tmp_path, kind, garbage):
+    @pytest.mark.parametrize("garbage_bytes", [512, 700])
+    def test_garbage_after_an_end_mark_is_reported(self, tmp_path, kind, garbage_bytes):
         archive = tar({"a.jpg": b"x"})
-        listed = written(tmp_path, packed(archive + garbage, kind), kind)
+        listed = written(tmp_path, packed(archive + b"\xff" * garbage_bytes, kind), kind)
         assert statuses(listed) == [("a.jpg", None), (None, "corrupt_image")]
         assert f"data at byte {len(archive)}, after the end mark" in listed[1].refused.detail
+
+    @pytest.mark.parametrize("garbage_bytes", [1, 511])
+    def test_garbage_too_short_for_a_header_has_no_row(self, tmp_path, kind, garbage_bytes):
+        data = tar({"a.jpg": b"x"}) + b"\n" * garbage_bytes
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("a.jpg", None)]
+
+    def test_padding_is_not_part_of_the_ratio(self, tmp_path, kind):
+        data = tar({"a.jpg": b"x"}) + bytes(3 * MIB) + tar({"b.jpg": b"x"})
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("a.jpg", None), ("b.jpg", None)]
 
     def test_padding_of_many_archives_is_passed_over(self, tmp_path):
         archives = b"".join(tar({f"{number}.jpg": b"x"}) for number in range(7000))
