@@ -48,6 +48,11 @@ _CONTINUED = b"M"  # GNU's rest of a file that begins in another volume
 # Records of a global header that are about the next member only.
 _VOLUME = "GNU.volume."
 _VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
+_SPARSE = ("major", "minor", "name", "realsize", "size", "map", "numblocks", "offset", "numbytes")
+# All other records are dropped: an archive may have any number of global records, which hold for each of its members.
+_USED_RECORDS = frozenset(
+    key.encode() for key in ("path", "size", _VOLUME_NAME, _VOLUME_OFFSET, *(f"GNU.sparse.{name}" for name in _SPARSE))
+)
 _OTHER_VOLUME = RefusedMember(
     Status.TRUNCATED_IMAGE, "the file begins in another volume of this archive: unpack it with `tar --multi-volume`"
 )
@@ -228,7 +233,7 @@ def _refusal(info: tarfile.TarInfo, extended: dict[str, str]) -> RefusedMember |
 
 
 def _pax_records(body: bytes, begin: int) -> dict[str, str]:
-    """`30 path=a/long/name.jpg\\n…` as a dict; the number is the whole record's length."""
+    """Return the used records of an extended header, `30 path=a/long/name.jpg\\n…`; the number is the length of the whole record."""
     records: dict[str, str] = {}
     place = 0
     while place < len(body) and body[place]:
@@ -238,7 +243,8 @@ def _pax_records(body: bytes, begin: int) -> dict[str, str]:
         key, equals, value = body[space + 1 : max(0, end - 1)].partition(b"=")
         if not place < end <= len(body) or not equals:
             raise _damaged(begin, "an extended header that cannot be read")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        if key in _USED_RECORDS:
+            records[key.decode()] = value.decode("utf-8", "surrogateescape")
         place = end
     return records
 

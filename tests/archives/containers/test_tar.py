@@ -3,6 +3,7 @@ import lzma
 import os
 import random
 import tarfile
+import tracemalloc
 
 import pytest
 import webdataset as wds
@@ -250,6 +251,22 @@ class TestBroken:
         [item] = written(tmp_path, packed(data + bytes(1024), kind), kind)
         assert item.member is None
         assert str(item.refused.status) in ("corrupt_image", "truncated_image", *["image_too_large"] * (kind in PACK))
+
+
+def test_records_for_all_members_that_are_not_used_are_dropped(tmp_path):
+    parts = []
+    for number in range(4):
+        records = b"".join(b"18 key.%02d.%05d=v\n" % (number, key) for key in range(5000))
+        parts.append(header(b"pax", b"%011o\0" % len(records), b"g") + block(records) + header(b"%d.jpg" % number))
+    (tmp_path / "a.tar").write_bytes(b"".join(parts) + bytes(1024))
+    tracemalloc.start()
+    try:
+        listed = opened(tmp_path / "a.tar", "tar")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert statuses(listed) == [(f"{number}.jpg", None) for number in range(4)]
+    assert peak_bytes < 2.5 * MIB, "the file, one header, and no record of it"
 
 
 @pytest.mark.parametrize("packing", list(PACK))
