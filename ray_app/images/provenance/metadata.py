@@ -5,7 +5,7 @@ entities, up to a limit; of IPTC-IIM only the program that made the file is read
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from xml.parsers import expat
@@ -34,7 +34,15 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC = 0x0404
 _PROGRAM, _VERSION = (2, 65), (2, 70)
 
-MOST_ELEMENTS = 400_000  # Parsing so many takes half a second; the longest histories of Photoshop have 100,000.
+# “<” and “=”: parsing 1 million elements and attributes takes a second. The longest histories of Photoshop have 100,000 elements, each
+# with five attributes.
+MAX_XMP_MARKS = 1_000_000
+_MAX_ADDRESS_BYTES = 300  # Expat copies the address of a namespace into each name of it.
+_MAX_ATTRIBUTES = 10_000  # Of a long element: nothing can stop expat within an element.
+_PIECE_BYTES = 1 << 20  # An exception of a handler stops expat at the end of a piece.
+_LONG_VALUE = re.compile(rb"=\s*(?=\"[^\"]{%d}|'[^']{%d})" % (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES))
+_UTF_16 = {"utf-16-le": re.compile(rb"\xff\xfe|<\0[^\0]\0"), "utf-16-be": re.compile(rb"\xfe\xff|\0<\0[^\0]")}
+_MARKUP = "<='\""
 _DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
 _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
@@ -68,32 +76,38 @@ class ExifStatements:
     software: str = ""
     texts: dict[str, str] = field(default_factory=dict)
     is_whole: bool = True
+    left_bytes: int = MAX_TEXT_BYTES
 
 
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
-    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before. `max_bytes`: of one text."""
-    statements = ExifStatements()
+    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before. `max_bytes`: of all texts together."""
+    statements = ExifStatements(left_bytes=max_bytes)
     try:
         tiff = Tiff(block)
         tags = tiff.directory()
         for tag, entry in tags.items():
             if tag in _LINES or entry.kind == _ASCII:
-                _note(statements, tag, tiff, entry, max_bytes)
+                _note(statements, tag, tiff, entry)
         if _EXIF_DIRECTORY in tags:
-            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0], max_bytes)
+            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
     except (TiffError, LookupError):
         pass
     return statements
 
 
-def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> None:
+def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
     start = _text(tiff.octets(entry, _LABEL_BYTES))
+    label = _LABEL.match(start)
+    keyword = label[1] if label else "parameters" if start.lstrip().startswith("{") else ""
+    text = ""
+    if tag == _DESCRIPTION or (keyword and keyword not in statements.texts):
+        text = _text(_read_octets(statements, tiff, entry))
     if tag == _DESCRIPTION:
-        statements.texts["Description"] = _text(_read_octets(statements, tiff, entry, max_bytes))
-    if label := _LABEL.match(start):
-        statements.texts.setdefault(label[1], _text(_read_octets(statements, tiff, entry, max_bytes)).partition(":")[2])
-    elif start.lstrip().startswith("{"):
-        statements.texts.setdefault("parameters", _text(_read_octets(statements, tiff, entry, max_bytes)))
+        statements.texts["Description"] = text
+    if text and keyword:
+        statements.texts.setdefault(keyword, text.partition(":")[2] if label else text)
+    elif keyword:
+        return
     elif tag == _MAKE:
         statements.make = _text(tiff.octets(entry, _LINE_BYTES))
     elif tag == _MODEL:
@@ -102,18 +116,21 @@ def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry, ma
         statements.software = _text(tiff.octets(entry, _LINE_BYTES))
 
 
-def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int, max_bytes: int) -> None:
+def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
     inner = tiff.directory(offset)
     if _TAKEN in inner:
         statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        _note_comment(statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT], max_bytes)))
+        _note_comment(statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT])))
 
 
-def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry, max_bytes: int) -> bytes:
-    octets = tiff.octets(entry, max_bytes + 1)
-    statements.is_whole &= len(octets) <= max_bytes
-    return octets[:max_bytes]
+def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry) -> bytes:
+    """Read a text up to the bytes that are left for all texts: many tags may refer to the same bytes."""
+    octets = tiff.octets(entry, statements.left_bytes + 1)
+    statements.is_whole &= len(octets) <= statements.left_bytes
+    octets = octets[: statements.left_bytes]
+    statements.left_bytes -= len(octets)
+    return octets
 
 
 def _note_comment(statements: ExifStatements, comment: str) -> None:
@@ -205,11 +222,31 @@ def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
     statements = XmpStatements()
     for packet in packets:
-        if packet.isascii() and not any(word in packet for word in _WORDS):
+        encoding = next((name for name, start in _UTF_16.items() if start.match(packet)), None)
+        text = packet.decode(encoding, "replace").encode() if encoding else packet
+        if text.isascii() and not any(word in text for word in _WORDS):
             continue  # A map of depths may have megabytes, and parsing takes longer than looking for a few words.
         with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an unknown encoding
-            _Properties(statements).parse(packet)
+            _Properties(statements).parse(text, "utf-8" if encoding else None)
     return statements
+
+
+def _has_long_address(packet: bytes) -> bool:
+    """Return whether a namespace has an address over the limit, or may have one, since its prefix is as long."""
+    for value in _LONG_VALUE.finditer(packet):
+        name = packet[max(value.start() - _MAX_ADDRESS_BYTES, 0) : value.start()].split()[-1:]
+        if not name or name[0].startswith(b"xmlns") or len(name[0]) == _MAX_ADDRESS_BYTES:
+            return True
+    return False
+
+
+def _split_packet(packet: bytes) -> Iterator[bytes]:
+    """Split a packet at starts of elements, so that expat does not read the start of an element twice."""
+    at = 0
+    while at < len(packet):
+        end = packet.find(b"<", at + _PIECE_BYTES)
+        yield packet[at : end if end >= 0 else len(packet)]
+        at = end if end >= 0 else len(packet)
 
 
 class _Properties:
@@ -223,32 +260,42 @@ class _Properties:
         self._path: list[str] = []  # up to a description
         self._depth = 0  # within a property
         self._property, self._text = "", list[str]()
-        self._elements = 0
+        self._marks = 0  # in the pieces so far
 
-    def parse(self, packet: bytes) -> None:
-        self._parser = expat.ParserCreate(namespace_separator=" ")
+    def parse(self, packet: bytes, encoding: str | None) -> None:
+        packet = packet.strip(b"\0")
+        self._parser = expat.ParserCreate(encoding, " ")
+        self._parser.XmlDeclHandler = self._check_encoding
         self._parser.StartDoctypeDeclHandler = self._refuse
         self._parser.buffer_text = True
         self._handle(self._start_outside, self._end_outside)
         try:
-            self._parser.Parse(packet.strip(b"\0"), True)
+            if len(packet) > _PIECE_BYTES // 16 and _has_long_address(packet):
+                self._stop()
+            for piece in _split_packet(packet):
+                self._marks += piece.count(b"<") + piece.count(b"=")
+                if self._marks > MAX_XMP_MARKS or piece.count(b"=", _PIECE_BYTES) > _MAX_ATTRIBUTES:
+                    self._stop()
+                self._parser.Parse(piece, False)
+            self._parser.Parse(b"", True)
         finally:
             del self._parser  # It refers to this object, so both would wait for a garbage collection.
 
     def _refuse(self, *_: object) -> None:
         raise _Enough  # no XMP has a DTD, and entities are what bombs are made of
 
+    def _check_encoding(self, _: str, encoding: str | None, __: int) -> None:
+        if encoding and not encoding.casefold().startswith("utf") and _MARKUP.encode(encoding) != _MARKUP.encode():
+            raise _Enough  # The limits are checked in bytes of ASCII.
+
     def _handle(self, start: _Start, end: Callable[[str], None], write: Callable[[str], None] | None = None) -> None:
         self._parser.StartElementHandler, self._parser.EndElementHandler, self._parser.CharacterDataHandler = start, end, write
 
-    def _count(self) -> None:
-        self._elements += 1
-        if self._elements > MOST_ELEMENTS:
-            self._statements.is_whole = False
-            raise _Enough
+    def _stop(self) -> None:
+        self._statements.is_whole = False
+        raise _Enough
 
     def _start_outside(self, name: str, attributes: Mapping[str, str]) -> None:
-        self._count()
         self._path.append(name)
         if name == _DESCRIPTION_ELEMENT and 2 <= len(self._path) <= _DEPTH and self._path[-2] == _ROOT_ELEMENT:
             for key, value in attributes.items():
@@ -263,7 +310,6 @@ class _Properties:
         self._handle(self._start_outside, self._end_outside)
 
     def _start_property(self, name: str, attributes: Mapping[str, str]) -> None:
-        self._count()
         self._depth = 1
         if name in _READ:
             self._property, self._text = name, []
@@ -273,7 +319,6 @@ class _Properties:
             self._handle(self._start_inner, self._end_unread)
 
     def _start_inner(self, *_: object) -> None:
-        self._count()
         self._depth += 1
 
     def _end_inner(self, name: str) -> None:

@@ -113,7 +113,7 @@ class ProvenanceReader:
             found.note_over_limit("EXIF")
         xmp = metadata.read_xmp(found.xmp)
         if not xmp.is_whole:
-            found.note_unread(f"XMP after its first {metadata.MOST_ELEMENTS} elements")
+            found.note_unread("XMP: too many elements and attributes, or too long names")
         texts = generators.merge_texts(xmp.texts, exif.texts, found.texts)
         software = exif.software or texts.get("software", "") or xmp.tool or metadata.program(found.iptc)
         for keyword in generators.find_complex(texts):

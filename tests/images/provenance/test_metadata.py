@@ -1,5 +1,7 @@
 """XMP is read as the XML that it is: properties of the file itself, no entities, no substrings."""
 
+import time
+
 import pytest
 
 from ray_app.images.formats import sniff_format
@@ -113,12 +115,48 @@ def test_xmp_over_the_limit_is_read_up_to_there():
             assert (found.digital_source_type, found.unread) == (codes, ("XMP: over max_text_bytes (4000)",)), form
 
 
-def test_xmp_of_too_many_elements_is_said_to_be_unread(monkeypatch):
-    packet = xmp("", "<e:a/>" * 1000 + f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>")
-    assert said(with_xmp(packet, "PNG")).digital_source_type == (AI,)
-    monkeypatch.setattr(metadata, "MOST_ELEMENTS", 900)
+XMP_LIMIT = "XMP: too many elements and attributes, or too long names"
+ATTRIBUTES = " ".join(f'xmp:a{n:x}=""' for n in range(60_000))
+COSTLY = {
+    "elements": xmp("", "<e:a/>" * 1000),
+    "attributes": xmp("", '<e:a xmp:b="" xmp:c=""/>' * 400),
+    "attributes-of-one-element": xmp(ATTRIBUTES),
+    "long-namespace": xmp(f'xmlns:z="{"u" * 2_000_000}"', "<z:b/>" * 200),
+    "long-namespace-in-apostrophes": xmp(f"a='=\"' xmlns:z = '{'u' * 2_000_000}'", '<z:b z:c=""/>' * 50),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_xmp_that_is_costly_to_parse_is_reported_unread(name, monkeypatch):
+    packet = COSTLY[name].replace(
+        b"</rdf:Description>", f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType></rdf:Description>".encode()
+    )
+    if not name.startswith("long-namespace"):
+        assert read_xmp([packet]).source_types == [AI]
+        monkeypatch.setattr(metadata, "MAX_XMP_MARKS", 1000)
+    monkeypatch.setattr(metadata, "_PIECE_BYTES", 1 << 16)
+    started = time.process_time()
     found = said(with_xmp(packet, "PNG"))
-    assert (found.digital_source_type, found.unread) == ((), ("XMP after its first 900 elements",))
+    assert (found.digital_source_type, found.unread) == ((), (XMP_LIMIT,))
+    assert time.process_time() - started < 0.3
+
+
+def test_xmp_attribute_of_megabytes_is_read():
+    packet = xmp(f'xmlns:d="http://ns.google.com/photos/1.0/depthmap/" d:Data="{"A" * 3_000_000}" e:DigitalSourceType="{IPTC}{AI}"')
+    assert (read_xmp([packet]).source_types, read_xmp([packet]).is_whole) == ([AI], True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("declaration", ["", '<?xml version="1.0" encoding="UTF-16"?>'])
+def test_xmp_in_utf_16_is_read(encoding, declaration):
+    packet = (declaration + xmp(f'e:DigitalSourceType="{IPTC}{AI}"').decode()).encode(encoding)
+    assert read_xmp([packet]).source_types == [AI]
+    assert read_xmp([packet + bytes(8)]).source_types == [AI]
+
+
+def test_xmp_in_an_encoding_unlike_ascii_is_not_read():
+    packet = b'<?xml version="1.0" encoding="cp037"?>' + xmp(f'e:DigitalSourceType="{IPTC}{AI}"').decode().encode("cp037")
+    assert read_xmp([packet]).source_types == []
 
 
 def test_a_manifest_elsewhere_is_told_and_not_fetched():

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import struct
 import sys
 import time
 import zlib
@@ -19,6 +20,7 @@ from ray_app.errors import ConfigError
 from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators
 from ray_app.images.provenance.containers import locate
+from ray_app.images.provenance.metadata import read_exif
 from ray_app.images.provenance.trust_lists import own_list
 from tests.images import factory
 from tests.images.flips import SWEEPS
@@ -138,6 +140,23 @@ def test_metadata_is_limited_as_a_whole():
     found = reader.read(png_with(first="x" * 5000, parameters=WEBUI + " " * 5000), "PNG")
     assert (found.generator, found.unread) == (None, ("text “parameters”: over max_text_bytes (8000)",))
     assert reader.read(png_with(parameters=WEBUI, second="x" * 9000), "PNG").generator is not None
+
+
+def exif_tags(texts: bytes, offsets: list[int]) -> bytes:
+    """EXIF whose text tags all end at the end of the same text, and start at offsets in it."""
+    start = 8 + 2 + 12 * len(offsets) + 4
+    entries = [struct.pack("<HHII", 40_000 + number, 2, len(texts) - at, start + at) for number, at in enumerate(offsets)]
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(offsets)) + b"".join(entries) + bytes(4) + texts
+
+
+def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
+    labels = b"".join(b"k%04d: {" % number for number in range(100))
+    block = exif_tags(labels + b"a" * 2**20, list(range(0, len(labels), 8)))
+    statements = read_exif(block, 2**21)
+    assert (len(statements.texts), statements.is_whole) == (2, False)
+    assert sum(map(len, statements.texts.values())) <= 2**21
+    statements = read_exif(exif_tags(b"{" + b"a" * 2**20, [0] * 1000), 2**21)
+    assert (len(statements.texts), statements.left_bytes, statements.is_whole) == (1, 2**20 - 1, True)
 
 
 def test_json_of_too_many_values_is_said_to_be_unread(monkeypatch):
