@@ -1,6 +1,6 @@
 """PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others, `load` refuses what is not whole.
 
-What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a profile that cannot be unpack) therefore never costs the
+What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a broken profile) therefore never costs the
 pixels. `chunks`, `read_text` and `inflate` also serve the readers of metadata. Source: ISO 15948, called PNG here.
 """
 
@@ -25,6 +25,7 @@ MAX_CHUNKS = 10_000  # Chunks of metadata that are looked at.
 _CHUNK_HEAD = struct.Struct(">I4s")
 _MAX_FRAMES = 2**31  # PNG, third edition, 11.3.6.1.
 _PIECE_BYTES = 1 << 20
+_MAX_RATIO = 1032  # of Deflate
 _BAND_PIXELS = 1 << 20
 _DECIDING = (b"IHDR", b"PLTE", b"tRNS")
 _UNWRITTEN = (145, 61, 107, 90)
@@ -65,9 +66,12 @@ class PngText(NamedTuple):
     body: bytes
     is_packed: bool
 
-    def unpack(self, max_bytes: int) -> bytes:
-        """The first `max_bytes` of the text."""
-        return inflate(self.body, max_bytes) if self.is_packed else self.body[:max_bytes]
+    def unpack(self, max_bytes: int) -> tuple[bytes, int]:
+        """Return the first `max_bytes` of the text, and its size as `inflate` does."""
+        if self.is_packed:
+            return inflate(self.body, max_bytes)
+        text = self.body[:max_bytes]
+        return text, len(text)
 
 
 def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFile:
@@ -76,7 +80,7 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
     Args:
         data: The file.
         flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for texts over the limit.
-        max_text_bytes: Limit on the unpack size of texts and profile together.
+        max_text_bytes: Limit on the unpacked size of texts and profile together.
 
     Raises:
         OSError, SyntaxError, ValueError: What Pillow raises, about chunks that decide pixels.
@@ -93,7 +97,7 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
         elif not pixels_at:
             head.append(data[start - 8 : end + 4])
     if not pixels_at:
-        raise SyntaxError("no pixel data")
+        raise SyntaxError(_describe_missing_pixels(data))
     image = PngImage.open_chunks(b"".join(head), data, pixels_at)
     image.info |= metadata.info
     image.n_frames = metadata.frames
@@ -102,6 +106,16 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
     if isinstance(key, int) and image.mode in ("1", "L"):  # in the file's own scale, and the pixels are in that of 8 bits
         image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
     return image
+
+
+def _describe_missing_pixels(data: bytes) -> str:
+    """Return why there are no pixels: a damaged length of one chunk hides the chunks after it."""
+    at = SIGNATURE_BYTES
+    for _, start, end in chunks(data):
+        if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            break
+        at = end + 4
+    return f"the chunk at byte {at} is damaged" if b"IDAT" in data[at:] else "no pixel data"
 
 
 class _PngMetadata:
@@ -137,14 +151,17 @@ class _PngMetadata:
         if left < 0:
             return  # Ten thousand chunks of the limit each would take hours to unpack.
         if kind == b"iCCP":
-            profile = _unpack_profile(self._data[start:end], self._max_bytes)
-            self.info["icc_profile"], size_bytes = profile, len(profile)
+            if "icc_profile" in self.info:
+                return
+            self.info["icc_profile"], size_bytes = _unpack_profile(self._data[start:end], self._max_bytes)
+            if not self.info["icc_profile"]:
+                self.flags.add("irregular_png")
         elif kind == b"eXIf":
             self.info["exif"] = b"Exif\0\0" + self._data[start:end]
         elif kind in (b"zTXt", b"iTXt"):
             text = read_text(kind, self._data[start:end])
             if text.is_packed and size_bytes <= left:
-                size_bytes = count_inflated_bytes(text.body, left + 1)
+                _, size_bytes = text.unpack(left + 1)
         self._total_bytes += size_bytes
         if self._total_bytes > self._max_bytes:
             self.flags.add("metadata_unread")
@@ -180,30 +197,35 @@ def read_text(kind: bytes, body: bytes) -> PngText:
     return PngText(keyword, rest[1:], True) if kind == b"zTXt" else PngText(keyword, rest, False)
 
 
-def inflate(packed: bytes, max_bytes: int) -> bytes:
-    """The first `max_bytes` of what is packed; empty if it is broken."""
-    try:
-        return zlib.decompressobj().decompress(packed, max_bytes) if max_bytes else b""
-    except zlib.error:
-        return b""
+def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
+    """Unpack up to `max_bytes`.
+
+    Args:
+        packed: A zlib stream.
+        max_bytes: The maximum of what is unpacked.
+
+    Returns:
+        The unpacked bytes, empty if the stream is broken, and the number of bytes that were unpacked, also before the fault.
+    """
+    inflater, pieces, size_bytes, rest = zlib.decompressobj(), list[bytes](), 0, packed
+    while size_bytes < max_bytes:
+        piece_bytes = min(_PIECE_BYTES, max_bytes - size_bytes)
+        try:
+            piece = inflater.decompress(rest, piece_bytes)
+        except zlib.error:
+            return b"", size_bytes + min(piece_bytes, _MAX_RATIO * len(rest))
+        if not piece and not inflater.unconsumed_tail:
+            break
+        pieces.append(piece)
+        size_bytes += len(piece)
+        rest = inflater.unconsumed_tail
+    return b"".join(pieces), size_bytes
 
 
-def count_inflated_bytes(packed: bytes, max_bytes: int) -> int:
-    """The size of what is packed, counted up to `max_bytes` without holding it."""
-    inflater, size, rest = zlib.decompressobj(), 0, packed
-    try:
-        while rest and size < max_bytes:
-            size += len(inflater.decompress(rest, _PIECE_BYTES))
-            rest = inflater.unconsumed_tail
-    except zlib.error:
-        pass  # What was counted before the fault counts.
-    return min(size, max_bytes)
-
-
-def _unpack_profile(body: bytes, max_bytes: int) -> bytes:
-    """The profile in an iCCP chunk, cut one byte over the limit; empty for one that cannot be unpack."""
+def _unpack_profile(body: bytes, max_bytes: int) -> tuple[bytes, int]:
+    """Return the profile in an iCCP chunk, cut one byte over the limit, and its size as `inflate` does."""
     _, _, rest = body.partition(b"\0")
-    return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else b""
+    return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else (b"", 0)
 
 
 def _unwritten(mode: str) -> int | tuple[int, ...]:

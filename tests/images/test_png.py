@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ray_app.errors import Status
-from ray_app.images import ImageLimits, decode_image
+from ray_app.images import ImageLimits, decode_image, png
 from tests.images import factory, layouts
 from tests.images.outcomes import LIMITS, pixels, refusal
 
@@ -75,6 +75,37 @@ def test_png_of_ten_thousand_bombs_is_decoded_at_once():
     started = time.process_time()
     assert flags_of(data) == ("metadata_unread",)
     assert time.process_time() - started < 1
+
+
+BROKEN_BOMB = zlib.compress(bytes(4 * MIB))[:-4] + b"\xff" * 4
+
+
+@pytest.mark.parametrize(("kind", "head"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")])
+def test_png_of_broken_bombs_is_decoded_at_once(kind, head):
+    data = with_chunk(factory.chunk(kind, head + BROKEN_BOMB) * 500)
+    started = time.process_time()
+    assert flags_of(data) == (("irregular_png",) if kind == b"iCCP" else ("metadata_unread",))
+    assert time.process_time() - started < 0.3
+
+
+def test_png_first_of_several_profiles_counts():
+    good, broken = (factory.chunk(b"iCCP", b"k\0\0" + stream) for stream in (zlib.compress(factory.srgb_profile()), BROKEN_BOMB))
+    assert decode_image(with_chunk(good + broken), LIMITS).facts.flags == ()
+    assert decode_image(with_chunk(broken + good), LIMITS).facts.flags == ("broken_icc", "irregular_png")
+
+
+def test_inflate_returns_what_is_packed_up_to_the_limit():
+    text = bytes(range(256)) * 5000 + b"end" + bytes(3 * MIB)
+    for limit in (0, 1, MIB, MIB + 1, len(text) - 1, len(text), len(text) + 1):
+        assert png.inflate(zlib.compress(text), limit) == (text[:limit], min(limit, len(text)))
+    assert png.inflate(zlib.compress(text)[:-9], len(text))[0] == text[: png.inflate(zlib.compress(text)[:-9], len(text))[1]]
+
+
+@pytest.mark.parametrize("size", [b"\x7f\0\0\0", b"\0\0\0\x03"])
+def test_png_damaged_chunk_length_names_the_chunk(size):
+    data = with_chunk(factory.chunk(b"tEXt", b"k\0some text"))
+    refused = refusal(data[:HEADER_END] + size + data[HEADER_END + 4 :])
+    assert (refused.status, refused.detail) == (Status.CORRUPT_IMAGE, f"the chunk at byte {HEADER_END} is damaged")
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])

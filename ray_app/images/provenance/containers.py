@@ -125,8 +125,13 @@ def _add_text(found: MetadataBlocks, kind: bytes, body: bytes) -> None:
     keyword = text.keyword[:79].decode("latin-1")
     if keyword in found.texts:
         return  # The first counts, and unpacking the others would take hours in a hostile file.
-    unpacked = text.unpack(found.left_bytes + 1)
-    if kind == b"iTXt" and text.keyword == _XMP_KEYWORD:
+    is_xmp = kind == b"iTXt" and text.keyword == _XMP_KEYWORD
+    if not found.has_room(keyword, is_xmp=is_xmp):
+        return
+    unpacked, size_bytes = text.unpack(found.left_bytes + 1)
+    if size_bytes > len(unpacked):
+        found.charge(size_bytes)
+    if is_xmp:
         found.add_xmp(unpacked)
     else:
         found.add_text(keyword, unpacked, "utf-8" if kind == b"iTXt" else "latin-1")

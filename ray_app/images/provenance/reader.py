@@ -148,7 +148,7 @@ class ProvenanceReader:
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Whether a file of a sniffed format has a C2PA manifest store, in it or next to it, which only native code can read."""
-    return bool(get_sidecar(data)) or containers.locate(data, format_name).manifest_bytes > 0
+    return bool(get_sidecar(data)) or containers.locate(data, format_name, max_bytes=0).manifest_bytes > 0  # Texts are not unpacked.
 
 
 def unread(reason: str) -> statement.ContentCredentials:

@@ -223,34 +223,49 @@ class MetadataBlocks:
         if not self.exif:
             self.exif = self._take("EXIF", block).removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
 
+    def has_room(self, keyword: str, *, is_xmp: bool) -> bool:
+        """Return whether another packet or text can be added; if not, note it as unread."""
+        if not self.left_bytes:
+            self.note_over_limit("XMP" if is_xmp else _name_text(keyword))
+        elif is_xmp and len(self.xmp) == MOST_PACKETS:
+            self.note_unread(f"more than {MOST_PACKETS} XMP packets")
+        elif not is_xmp and len(self.texts) == MOST_TEXTS:
+            self.note_unread(f"more than {MOST_TEXTS} texts")
+        else:
+            return True
+        return False
+
     def add_xmp(self, packet: bytes) -> None:
         """Add an XMP packet; of a packet over the limit, what can be read up to there."""
-        if len(self.xmp) == MOST_PACKETS:
-            self.note_unread(f"more than {MOST_PACKETS} XMP packets")
-        else:
+        if self.has_room("", is_xmp=True):
             self.xmp.append(self._take("XMP", packet))
 
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
         """Add a text, unless it is over the limit, which it then uses up; the first of a keyword counts."""
-        if keyword in self.texts:
+        if keyword in self.texts or not self.has_room(keyword, is_xmp=False):
             return
-        what = f"text “{plain(keyword)[:_LONGEST_KEYWORD]}”"
-        if len(self.texts) == MOST_TEXTS:
-            self.note_unread(f"more than {MOST_TEXTS} texts")
-        elif len(text) == len(block := self._take(what, text)):
+        if len(text) == len(block := self._take(_name_text(keyword), text)):
             self.texts[keyword] = block.decode(encoding, "replace")
+
+    def charge(self, size_bytes: int) -> None:
+        """Subtract bytes that were unpacked from what can still be added."""
+        self._taken_bytes += min(size_bytes, self.left_bytes)
 
     def _take(self, what: str, block: bytes) -> bytes:
         left = self.left_bytes
         if len(block) > left:
             self.note_over_limit(what)
-        self._taken_bytes += min(len(block), left)
+        self.charge(len(block))
         return block[:left]
 
     def add_jumbf(self, start: bytes, size: int) -> None:
         """Add a JUMBF superbox of `size` bytes by its first 48: counts if it is a C2PA manifest store."""
         if is_manifest_store(start):
             self.manifest_bytes += size
+
+
+def _name_text(keyword: str) -> str:
+    return f"text “{plain(keyword)[:_LONGEST_KEYWORD]}”"
 
 
 def is_manifest_store(start: bytes) -> bool:

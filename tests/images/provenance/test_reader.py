@@ -18,7 +18,7 @@ from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import find
 from ray_app.errors import ConfigError
 from ray_app.images.formats import sniff_format
-from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators
+from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators, has_manifest
 from ray_app.images.provenance.containers import locate
 from ray_app.images.provenance.metadata import read_exif
 from ray_app.images.provenance.trust_lists import own_list
@@ -157,6 +157,36 @@ def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
     assert sum(map(len, statements.texts.values())) <= 2**21
     statements = read_exif(exif_tags(b"{" + b"a" * 2**20, [0] * 1000), 2**21)
     assert (len(statements.texts), statements.left_bytes, statements.is_whole) == (1, 2**20 - 1, True)
+
+
+BOMB = zlib.compress(bytes(2**20), 9)
+BROKEN_BOMB = BOMB[:-4] + b"\xff" * 4
+ONE_XMP = factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+BOMBS = {
+    "texts-after-the-maximum": [
+        *(factory.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000)),
+        factory.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
+    ],
+    "xmp-after-the-maximum": [ONE_XMP, ONE_XMP, factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB) * 500],
+    "broken-texts": [factory.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)],
+    "broken-xmp": [ONE_XMP, factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BROKEN_BOMB) * 500],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_png_bombs_that_are_dropped_are_not_unpacked(name):
+    data = factory.png()
+    data = data[:33] + b"".join(BOMBS[name]) + data[33:]
+    started = time.process_time()
+    assert ProvenanceReader(ProvenancePolicy(), max_text_bytes=2**21).read(data, "PNG").unread
+    assert time.process_time() - started < 0.1
+
+
+def test_has_manifest_unpacks_no_text(monkeypatch):
+    data = signed("PNG")
+    data = data[:33] + factory.chunk(b"zTXt", b"k\0\0" + BOMB) + data[33:]
+    monkeypatch.setattr(zlib, "decompressobj", lambda: pytest.fail("a text was unpacked"))
+    assert has_manifest(data, "PNG")
 
 
 def test_json_of_too_many_values_is_said_to_be_unread(monkeypatch):
