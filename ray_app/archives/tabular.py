@@ -53,12 +53,19 @@ def csv_tables(
 
 
 def _read_header(piece: bytes, expected: str) -> tuple[bytes, list[str], str]:
-    """Return the first piece of a CSV without a line `sep=;`, the names in its header, and the separator."""
+    """Return the first piece of a CSV from its header on, the names in the header, and the separator.
+
+    Empty lines and a line `sep=;` before the header are removed. Raises ArrowInvalid if the header cannot be read.
+    """
+    piece = piece.lstrip(b"\r\n")
     if line := _SEPARATOR_LINE.match(piece):
         piece, delimiter = piece[line.end() :], line[1].decode()
     else:
         delimiter = find_delimiter(piece.partition(b"\n")[0].decode(), expected)
-    return piece, next(csv.reader(io.StringIO(piece.decode(), newline=""), delimiter=delimiter), []), delimiter
+    try:
+        return piece, next(csv.reader(io.StringIO(piece.decode(), newline=""), delimiter=delimiter), []), delimiter
+    except csv.Error as error:
+        raise pa.ArrowInvalid(f"its first line cannot be read ({error}); is a quotation mark missing?") from None
 
 
 def named_once(names: list[str]) -> list[str]:

@@ -4,11 +4,12 @@ Excel on Windows saves "Unicode text" as UTF-16, and CSV with semicolons if the 
 """
 
 import codecs
-from collections import Counter
+import re
 from collections.abc import Iterator
 from typing import Any
 
 DELIMITERS = (",", ";", "\t", "|")
+_INSIDE_NAMES = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[,;|] ")
 
 # The mark of UTF-32 begins with that of UTF-16, so it is tried first.
 _MARKS = (
@@ -70,8 +71,17 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
 def find_delimiter(header: str, expected: str = ",") -> str:
     """Return the separator of the header line of a table.
 
-    The most frequent of `DELIMITERS` outside double quotes wins; `expected` wins a tie and a header of one column.
+    Marks in double quotes, in brackets, and before a space are part of names, unless all marks are. `expected` wins if it gives two names
+    without other marks, and so does an expected tab. Otherwise the first mark wins, but a bar only if there is no other mark.
     """
     outside = "".join(header.split('"')[::2])
-    counts = Counter({mark: outside.count(mark) for mark in (expected, *DELIMITERS)})
-    return counts.most_common(1)[0][0]
+    text = _INSIDE_NAMES.sub("", outside)
+    if not any(mark in text for mark in DELIMITERS):
+        text = outside
+    names = text.split(expected)
+    others = [mark for mark in DELIMITERS if mark != expected]
+    plain_names = [name for name in names if name.strip() and not any(mark in name for mark in others)]
+    if len(names) > 1 and (expected == "\t" or len(plain_names) > 1):
+        return expected
+    marks = [letter for letter in text if letter in DELIMITERS]
+    return next((mark for mark in marks if mark != "|"), marks[0] if marks else expected)

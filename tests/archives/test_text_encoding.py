@@ -29,13 +29,27 @@ def test_utf8_chunks_reject_text_that_ends_inside_a_character():
         ("path", ",", ","),
         ("path", "\t", "\t"),
         ('"a;b;c",label', ",", ","),
+        ("caption (a, b, c)\turi", "\t", "\t"),
+        ("caption, long\turi", "\t", "\t"),
+        ("tags;style\turi", "\t", "\t"),
+        ("uri,tags|style|mood", ",", ","),
+        ("tags|style|mood,uri", ",", ","),
+        ("uri,size (w;h;d)", ",", ","),
+        ("a;b,uri,label", ",", ","),
+        ("uri, label", ",", ","),
+        ("uri; label", ",", ";"),
+        ("uri;score;note, with, commas, x", ",", ";"),
+        ("uri;label;size,mm", ",", ";"),
+        (";url;label;;", ",", ";"),
     ],
 )
 def test_find_delimiter_reads_the_header(header, expected, found):
     assert find_delimiter(header, expected) == found
 
 
-@pytest.mark.parametrize("text", ["path;n\na,b.jpg;7\n", "sep=;\r\npath;n\r\na,b.jpg;7\r\n", "path\tn\na,b.jpg\t7\n"])
+@pytest.mark.parametrize(
+    "text", ["path;n\na,b.jpg;7\n", "\r\n\npath;n\na,b.jpg;7\n", "\nsep=;\r\npath;n\r\na,b.jpg;7\r\n", "path\tn\na,b.jpg\t7\n"]
+)
 def test_csv_tables_read_other_separators_than_commas(text):
     [table] = csv_tables(io.BytesIO(text.encode()))
     assert table.to_pylist() == [{"path": "a,b.jpg", "n": "7"}]
