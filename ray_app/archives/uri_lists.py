@@ -91,7 +91,10 @@ class UriList:
             return
         ending = next((ending for ending, kind in _PACKED.items() if head.startswith(_PACKED_STARTS[kind])), None)
         if ending is not None:
-            raise ConfigError(f"{self.uri}: packed, and its name does not show how", hint=f"let the name end in {ending}, or unpack it")
+            raise ConfigError(
+                f"{self.uri}: the list is packed, but its name does not end in {ending}",
+                hint=f"add {ending} to the name, or unpack the list",
+            )
         if (description := describe_signature(head)) is not None:
             what, _, advice = description.partition(": ")
             raise ConfigError(f"{self.uri}: not a list but {what}", hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}")
