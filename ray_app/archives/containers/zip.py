@@ -122,11 +122,11 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
     place = file.tell()
     tail = file.read(_END.size + _LONGEST_COMMENT)
-    found = tail.rfind(_END_SIGNATURE, 0, len(tail) - _END.size + 4)
+    found = tail.rfind(_END_SIGNATURE, 0, max(0, len(tail) - _END.size + 4))
     if found < 0:
         file.seek(0)
-        if file.read(4) == _LOCAL_SIGNATURE:
-            raise InputError(Status.TRUNCATED_IMAGE, "the zip archive ends before its directory")
+        if file.read(4) in (_LOCAL_SIGNATURE, _END_SIGNATURE):
+            raise InputError(Status.TRUNCATED_IMAGE, "the zip archive ends before its end record is complete")
         raise _unreadable("it has no end record")
     _, disk, first_disk, _, entries, length, start, _ = _END.unpack_from(tail, found)
     end = place + found

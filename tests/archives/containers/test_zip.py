@@ -216,6 +216,10 @@ class TestBroken:
         assert statuses(written(tmp_path, b"", "zip")) == [(None, "empty_file")]
         assert written(tmp_path, zipped({}), "zip") == []
 
+    @pytest.mark.parametrize("length", [4, 17, 18, 21])
+    def test_end_record_that_is_cut_is_truncated(self, tmp_path, length):
+        assert statuses(written(tmp_path, zipped({})[:length], "zip")) == [(None, "truncated_image")]
+
     def test_an_entry_without_its_zip64_sizes_costs_itself(self, tmp_path):
         listed = written(tmp_path, patched(zipped(), 20, b"\xff" * 8, b"PK\1\2"), "zip", max_ratio=10**9)
         assert statuses(listed) == [("a/1.jpg", "corrupt_image"), *((name, None) for name in list(FILES)[1:])]
