@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -46,6 +47,23 @@ def test_small_jpeg_with_crlf_in_its_comment_is_decoded():
     data = factory.encoded(Image.new("L", (16, 16), 99), "JPEG", comment=b"two\r\nlines\r\n" * 20, optimize=True, quality=30)
     assert data.count(b"\n") == data.count(b"\r\n") == 40
     assert status_of(data) == Status.OK
+
+
+def test_stripes_whose_coded_data_has_only_crlf_are_decoded():
+    columns = np.zeros((256, 256), np.uint8)
+    columns[:, ::6] = 255
+    data = factory.encoded(Image.fromarray(columns), "JPEG", quality=47, optimize=True)
+    assert data.count(b"\n") == data.count(b"\r\n") > 40
+    assert status_of(data) == Status.OK
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1251"])
+@pytest.mark.parametrize("format_name", ["GIF", "JPEG"])
+def test_flat_image_with_crlf_in_its_comment_is_decoded(format_name, encoding):
+    text = "Фото: Иван\r\nМесто: Москва\r\nГод: 2020\r\nПрава защищены\r\nЕщё строка\r\nКонец".encode(encoding)
+    for comment in (text, text * 20):
+        data = factory.encoded(Image.new("RGB", (32, 32), (200, 20, 20)), format_name, comment=comment)
+        assert status_of(data) == Status.OK
 
 
 @pytest.mark.parametrize("unit", [b"\r\n", b"\r", b"\xff\r\n"])
