@@ -1,13 +1,14 @@
 """C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for NAME.jpg (C2PA 2.1, §11.4).
 
-Only for local files: on object storage, a look for each would cost a request per image.
+Only for local files: on object storage, the search for a sidecar would cost a request per image.
 """
 
 import os
+import stat
 from typing import Self
 
 SUFFIX = ".c2pa"
-MAX_BYTES = 8 * 2**20  # of a manifest store, in a sidecar or in an image; with their thumbnails they have tens to hundreds of KiB
+MAX_BYTES = 8 * 2**20  # A manifest store with its thumbnails has tens to hundreds of KiB.
 
 
 class FileWithSidecar(bytes):
@@ -16,7 +17,7 @@ class FileWithSidecar(bytes):
     sidecar: bytes
 
     def __new__(cls, data: bytes, sidecar: bytes) -> Self:
-        """Take both."""
+        """Add the bytes of the sidecar to the bytes of the image."""
         file = super().__new__(cls, data)
         file.sidecar = sidecar
         return file
@@ -32,11 +33,20 @@ def attach_sidecar(data: bytes, path: str) -> bytes:
         return data
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # A pipe of that name must not block.
-        with open(descriptor, "rb") as file:
-            sidecar = file.read(MAX_BYTES + 1)
+        try:
+            sidecar = _read_regular_file(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:  # Nearly always: there is no such file.
         return data
     return FileWithSidecar(data, sidecar) if sidecar else data
+
+
+def _read_regular_file(descriptor: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return b""
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def get_sidecar(data: bytes) -> bytes:

@@ -65,6 +65,21 @@ def test_file_without_a_sidecar_stays_as_it_is(tmp_path):
         sidecar.rmdir() if sidecar.is_dir() else sidecar.unlink()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the descriptors in /proc")
+def test_folder_with_the_name_of_a_sidecar_leaks_no_descriptor(tmp_path):
+    (tmp_path / "photo.c2pa").mkdir()
+    attach_sidecar(b"image", str(tmp_path / "photo.jpg"))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        attach_sidecar(b"image", str(tmp_path / "photo.jpg"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_device_with_the_name_of_a_sidecar_is_not_read(tmp_path):
+    (tmp_path / "photo.c2pa").symlink_to("/dev/zero")
+    assert get_sidecar(attach_sidecar(b"image", str(tmp_path / "photo.jpg"))) == b""
+
+
 def test_file_with_a_sidecar_survives_pickling(tmp_path):
     (tmp_path / "photo.c2pa").write_bytes(b"store")
     file = attach_sidecar(b"image", str(tmp_path / "photo.jpg"))
