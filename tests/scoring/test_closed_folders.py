@@ -104,3 +104,5 @@ def test_shards_list_a_closed_folder_as_unpacked(photos, tmp_path, capsys):
     said = capsys.readouterr()
     assert "1 source_denied" in said.out
     assert f"1 folder cannot be listed, e.g. {photos}/locked" in said.err
+    assert "1 folder could not be listed: to list again, pack into a new --out" in said.out
+    assert "--retry" not in said.out, "another attempt does not list the folder"

@@ -57,8 +57,8 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
 
     The source is listed once: what comes to it later belongs into another directory. With `retry`, shards in which members could not
-    be read from storage are written again. Raises ConfigError, IdentityError, StorageError, ClusterError, and KeyboardInterrupt after
-    saying how to go on.
+    be read from storage are written again; folders that could not be listed are not listed again. Raises ConfigError, IdentityError,
+    StorageError, ClusterError, and KeyboardInterrupt after saying how to go on.
     """
     store = Store.open(config.out)
     if (begun := claimed_by(store, _CLAIM)) is not None:
@@ -198,7 +198,8 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
         message = f"{store.url}: {packed} files packed and {unpacked} listed as unpacked, of {members}"
         raise ClusterError(message, hint="please report this: it is a bug")
     return {"out": store.url, "form": form, "shards": len(shards), "members": members, "packed": packed, "size_bytes": size_bytes,
-            "unpacked": unpacked, "statuses": dict(statuses.most_common()), "formats": dict(formats.most_common())}  # fmt: skip
+            "unpacked": unpacked, "closed_folders": listed.closed_folders if listed else 0,
+            "statuses": dict(statuses.most_common()), "formats": dict(formats.most_common())}  # fmt: skip
 
 
 @labelled
@@ -228,8 +229,11 @@ def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "unpacked", f"{summary['unpacked']:,}, listed with reasons in {out}/unpacked.parquet"
         for status, number in summary["statuses"].items():
             yield "", f"{number:,} {status}: {wording.meaning(status)}"
-        if not FROM_STORAGE.isdisjoint(summary["statuses"]):
+        closed_folders = summary.get("closed_folders", 0)
+        if sum(number for status, number in summary["statuses"].items() if status in FROM_STORAGE) > closed_folders:
             yield "", "--retry tries again those that the storage did not give"
+        if closed_folders:
+            yield "", f"{wording.counted(closed_folders, 'folder')} could not be listed: to list again, pack into a new --out"
     if summary["form"] == "parquet":
         yield "read", f"datasets.load_dataset({out!r})"
     elif summary["shards"]:
