@@ -49,11 +49,12 @@ def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
+    """Return the fields of a Generator in {nodes: [{type, widgets_values}]}; empty if other programs may have written the graph."""
     listed = drawn.get("nodes")
     nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
     kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
-    if not kinds or "links" not in drawn:
+    is_own = "last_node_id" in drawn or any("widgets_values" in node for node in nodes)
+    if not kinds or "links" not in drawn or not is_own:
         return {}
     models = [
         node["widgets_values"][0]

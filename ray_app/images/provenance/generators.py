@@ -12,18 +12,20 @@ from ray_app.images.provenance.comfyui import json_object, read_graph, read_prom
 from ray_app.images.provenance.statement import Generator
 from ray_app.images.provenance.webui import WEB_UI, read_parameters
 
-MOST_VALUES = 2_000_000  # of JSON: 150 MB of objects at most; a graph of 16 MiB has half as many
+MAX_VALUES = 2_000_000  # of JSON: 150 MB of objects at most; a graph of 16 MiB has half as many
 _MAX_DIGITS = 20
 _JSON = re.compile(r"\s*[{\[]")
 
 Texts = Mapping[str, str]
 
-# What programs that make pictures call themselves, at the start of EXIF's Software, PNG's or XMP's CreatorTool.
+# Names of programs that generate images, at the start of EXIF's Software, PNG's or XMP's CreatorTool.
 _NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "Adobe Firefly", "ComfyUI", "RuinedFooocus", "Fooocus",
           "SwarmUI", "StableSwarmUI", "Draw Things", "Easy Diffusion", "mflux", "SD.Next", "Stable Diffusion", "AUTOMATIC1111",
           "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
-_NAMES_FOLDED = tuple(map(str.casefold, _NAMES))
-_AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # as black-forest-labs/flux writes it, and its kin
+_NAME = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})(?![^\W\d_])", re.IGNORECASE)
+_CANONICAL_NAMES = {name.casefold(): name for name in _NAMES}
+_AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # The code of black-forest-labs/flux writes it.
+_NOTHING = {"", "none", "no", "n/a"}
 _CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
 _EASY_DIFFUSION = (
@@ -36,9 +38,9 @@ _DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,
 
 _SEPARATORS = re.compile(r"[\s._-]+")
 _FLUX = "FLUX (Black Forest Labs)"
-_CAMERA_MAKERS = {"google"}  # who make both
-_FIRST_MAKERS = ("blackforestlabs", "stabilityai", "openai", "qwen")  # to whom others add their own name
-_LONGEST_AMBIGUOUS = 4  # letters of a name that a camera may have, too: Sigma made an SD15
+# Makers of generators that also make cameras or other things, as `_normalise` gives them.
+_OTHER_MAKERS = {"google", "adobe", "tencent", "alibaba", "bytedance", "kuaishou", "runway", "playground", "fal"}
+_FIRST_MAKERS = re.compile(r"\s*(black[\s._-]*forest[\s._-]*labs|stability[\s._-]*ai|openai|qwen)(?![^\W\d_])", re.IGNORECASE)
 
 
 def merge_texts(*sources: Texts) -> dict[str, str]:
@@ -51,7 +53,7 @@ def find_complex(texts: Texts) -> list[str]:
     return [
         keyword
         for keyword, text in texts.items()
-        if len(text) > MOST_VALUES and _JSON.match(text) and text.count(",") + text.count("[") + text.count("{") > MOST_VALUES
+        if len(text) > MAX_VALUES and _JSON.match(text) and text.count(",") + text.count("[") + text.count("{") > MAX_VALUES
     ]
 
 
@@ -80,16 +82,17 @@ def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
     if declaration is None:
         return {}
     name = texts["software"][declaration.end() :].rpartition(";")[2].strip()
-    tool = _FLUX if name.casefold() == "flux" else make or name or "AI"
+    if name.casefold() in _NOTHING - {""}:
+        return {}
+    maker, model = (make, model) if not make or _is_maker(make, model) else ("", "")
+    tool = _FLUX if name.casefold() == "flux" else maker or name or "AI"
     return {"tool": tool, "model": model, "prompt": texts.get("description")}
 
 
 def _match_program(software: str) -> dict[str, Any]:
     """Return the program whose name Software begins with."""
-    found = software.casefold()
-    if not found.startswith(_NAMES_FOLDED):
-        return {}
-    return {"tool": next(name for name, folded in zip(_NAMES, _NAMES_FOLDED, strict=True) if found.startswith(folded))}
+    found = _NAME.match(software)
+    return {"tool": _CANONICAL_NAMES[found[1].casefold()]} if found else {}
 
 
 def _read_credit(texts: Texts) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _read_credit(texts: Texts) -> dict[str, Any]:
 
 def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
     """Read a maker of generators in place of a camera's."""
-    if not _is_maker(make):
+    if not _is_maker(make, model):
         return {}
     tool = _FLUX if _normalise(make).startswith("blackforestlabs") else make
     return {"tool": tool, "model": model, "prompt": texts.get("description")}
@@ -107,19 +110,19 @@ def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
 
 def is_generator(make: str, model: str) -> bool:
     """Return whether the names in place of a camera are those of a generator or of its maker."""
-    if _is_maker(make):
+    return _is_maker(make, model) if _normalise(make) else _is_known(model)
+
+
+def _is_maker(make: str, model: str) -> bool:
+    """Return whether Make is a maker of generators. Other names count only together with the name of a generator."""
+    name, known = _normalise(make), _load_known()
+    if name in known.makers - _OTHER_MAKERS or _FIRST_MAKERS.match(make) or _match_program(make):
         return True
-    name = _normalise(model)
-    return bool(name) and name in _load_known().names and (not make or len(name) > _LONGEST_AMBIGUOUS)
+    return name in known.makers | known.names and _is_known(model)
 
 
-def _is_maker(make: str) -> bool:
-    name = _normalise(make)
-    if not name or name in _CAMERA_MAKERS:
-        return False
-    known = _load_known()
-    is_name = len(name) > _LONGEST_AMBIGUOUS and name in known.names
-    return is_name or name in known.makers or name.startswith(_FIRST_MAKERS) or bool(_match_program(make))
+def _is_known(model: str) -> bool:
+    return _normalise(model) in _load_known().names
 
 
 class _KnownGenerators(NamedTuple):
@@ -272,7 +275,9 @@ def _read_midjourney(texts: Texts) -> dict[str, Any]:
 def _read_ai_system(texts: Texts) -> dict[str, Any]:
     """Read IPTC's own properties (Photo Metadata Standard 2025.1)."""
     tool = texts["aisystemused"]
-    return {"tool": tool, "version": texts.get("aisystemversionused"), "prompt": texts.get("aipromptinformation")} if tool else {}
+    if tool.strip().casefold() in _NOTHING:
+        return {}
+    return {"tool": tool, "version": texts.get("aisystemversionused"), "prompt": texts.get("aipromptinformation")}
 
 
 def _pick(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class ProvenanceReader:
         texts = generators.merge_texts(xmp.texts, exif.texts, found.texts)
         software = exif.software or texts.get("software", "") or xmp.tool or metadata.program(found.iptc)
         for keyword in generators.find_complex(texts):
-            found.note_unread(f"text “{keyword}”: more than {generators.MOST_VALUES} values")
+            found.note_unread(f"text “{keyword}”: more than {generators.MAX_VALUES} values")
             del texts[keyword]
         generator = generators.read_generator(texts, software, exif.make, exif.model)
         credentials = self._c2pa(data, format_name, found, sidecar, native=native) or (REMOTE if xmp.remote_manifest else None)

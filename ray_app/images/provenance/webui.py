@@ -12,9 +12,11 @@ _STEPS = re.compile(r"Steps: \d+, [A-Z]")
 _SETTING = re.compile(r'(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
 _NEGATIVE = "Negative prompt:"
 _FIELDS = {"Sampler": "sampler", "Model": "model", "Model hash": "model_hash", "Version": "version"}
-# A sentence may have a number of steps and one of these words, but not two.
-_TYPICAL = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash", "Guidance Scale"}
-_FEWEST_TYPICAL = 2
+# A remark may have a number of steps and one of these names, but not two. Only generators have the names in _OWN: a fitness tracker counts
+# steps, and has a model and a size, too.
+_OWN = {"Sampler", "CFG scale", "Seed"}
+_TYPICAL = _OWN | {"Size", "Model", "Model hash", "Guidance Scale"}
+_MIN_TYPICAL = 2
 
 _OTHER_VERSIONS = (
     (re.compile(r"f\d|forge|neo|classic", re.IGNORECASE), f"{WEB_UI} Forge"),
@@ -30,7 +32,7 @@ def read_parameters(text: str, *, is_remark: bool = False) -> dict[str, Any]:
     if start < 0:
         return {}
     settings = _settings(lines, start)
-    if (is_remark or not is_own_line) and not _is_typical(settings):
+    if _OWN.isdisjoint(settings) or ((is_remark or not is_own_line) and not _is_typical(settings)):
         return {}
     prompt, negative = _prompts(lines[:start], is_own_line=is_own_line)
     fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
@@ -67,7 +69,7 @@ def _settings(text: str, start: int) -> dict[str, str]:
 
 
 def _is_typical(settings: dict[str, str]) -> bool:
-    return len(_TYPICAL & settings.keys()) >= _FEWEST_TYPICAL
+    return len(_TYPICAL & settings.keys()) >= _MIN_TYPICAL and not _OWN.isdisjoint(settings)
 
 
 def _prompts(text: str, *, is_own_line: bool) -> tuple[str, str]:

@@ -192,7 +192,7 @@ def test_has_manifest_unpacks_no_text(monkeypatch):
 def test_json_of_too_many_values_is_said_to_be_unread(monkeypatch):
     graph = json.dumps({str(n): {"class_type": "Note", "inputs": {}} for n in range(300)})
     assert said(png_with(prompt=graph)).generator.tool == "ComfyUI"
-    monkeypatch.setattr(generators, "MOST_VALUES", 500)
+    monkeypatch.setattr(generators, "MAX_VALUES", 500)
     found = said(png_with(prompt=graph))
     assert (found.generator, found.unread) == (None, ("text “prompt”: more than 500 values",))
 
