@@ -44,7 +44,7 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
         sample_bits: Bits per sample in the file.
 
     Raises:
-        InputError: The painted part of a transparent mask is black or has many colours, so what was altered cannot be known.
+        InputError: The painted part of a transparent mask is black, has many colours, or is white around a hole.
     """
     altered = _altered(image, flags, sample_bits)
     return Image.fromarray(altered.astype(np.uint8) * np.uint8(_WHITE))
@@ -128,6 +128,9 @@ def _altered_by_paint(image: Image.Image) -> Altered:
     if (np.abs(colours - paint).max(axis=1) <= _EVEN).mean() >= _CLEAR:
         if paint.max() <= _FAINT:
             raise InputError(Status.UNSUPPORTED_FORMAT, "it is black on transparent: save altered pixels as white on black")
+        # Programs that fill holes store such masks, in which the hole is altered.
+        if paint.min() >= _WHITE - _FAINT and all(side.all() for side in (painted[0], painted[-1], painted[:, 0], painted[:, -1])):
+            raise InputError(Status.UNSUPPORTED_FORMAT, "it is white around a transparent hole: save altered pixels as white on black")
         return painted
     is_black, is_white = highest <= _FAINT, lowest >= _WHITE - _FAINT
     if (is_black | is_white).mean() < _CLEAR:

@@ -80,10 +80,12 @@ def test_mask_with_a_transparent_key_colour_is_read(tmp_path):
     ("image", "reason"),
     [
         (with_alpha((0, 0, 0), GREY * 255), "black on transparent"),
+        (with_alpha((255, 255, 255), 255 - GREY * 255), "white around a transparent hole"),
+        (with_alpha(255 - GREY[..., None] * 255, 255 - GREY * 255), "white around a transparent hole"),
         (with_alpha(PHOTOGRAPH, 255 - GREY * 255), "many colours"),
         (with_alpha(PHOTOGRAPH // 5 + 60, 255 - GREY * 255), "many colours"),
     ],
-    ids=["black", "photograph", "dim-photograph"],
+    ids=["black", "hole", "black-hole", "photograph", "dim-photograph"],
 )
 def test_transparent_mask_of_unclear_meaning_is_refused(tmp_path, image, reason):
     image.save(tmp_path / "mask.png")
