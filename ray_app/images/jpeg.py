@@ -43,6 +43,7 @@ _CHANNELS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1), "CMYK": ("CMYK", 4)}
 _READ_AHEAD = bytes(16)  # libjpeg asks for up to eight bytes more than it needs
 MOST_SEGMENTS = 10_000  # a JPEG of 32 MiB has a thousand; a hostile one could have ten million
 MOST_RESTARTS = 10_000
+MAX_RESTART_BYTES = 64 * 2**20  # Of the headers of all parts between restart markers: libjpeg takes half a second for their tables.
 # Webcams leave one to four bytes before a restart marker, and cameras up to eight before the end marker, as libjpeg counts them. None of
 # 7,700 photographs has any. An MCU, the least by which damage can shift a scan, takes 10 to 60 bytes.
 MAX_STRAY_BYTES = 8
@@ -377,7 +378,9 @@ def _restarts_hold(data: bytes) -> bool | None:
     units = -(-frame.width // across) * -(-frame.height // down)
     if not all(marker[0] & 7 == number % 8 for number, marker in enumerate(parts[1::2])):
         return False
-    if len(parts) > MOST_RESTARTS or across * interval > 0xFFFF:
+    header = [segment for segment in header if segment.marker in _DECIDING]
+    head_bytes = sum(len(segment.body) for segment in header)
+    if len(parts) > 2 * MOST_RESTARTS or len(parts[::2]) * head_bytes > MAX_RESTART_BYTES or across * interval > 0xFFFF:
         return None
     if len(parts[::2]) != -(-units // interval):
         return False

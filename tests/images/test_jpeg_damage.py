@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 from functools import cache
 
 import imagecodecs
@@ -148,6 +149,20 @@ def test_stray_bytes_before_restart_markers_are_counted(stray, status):
     data = make_jpeg(0, restart_marker_rows=1)
     start, end = largest_scan(data)
     assert status_of(data[:start] + jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end]) + data[end:]) == status
+
+
+def test_jpeg_of_large_tables_and_many_restarts_is_judged_at_once():
+    data = factory.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
+    start, end = largest_scan(data)
+    data = data[:start] + jpeg._RESTART.sub(lambda marker: b"\x12\x34" + marker[0], data[start:end]) + data[end:]
+    assert status_of(data) == Status.OK
+    tables = data.index(b"\xff\xc4")
+    size = int.from_bytes(data[tables + 2 : tables + 4], "big")
+    table = data[tables + 4 : tables + 2 + size] * (60_000 // size)
+    data = data[:tables] + (b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table) * 4 + data[tables:]
+    started = time.process_time()
+    assert status_of(data) == Status.CORRUPT_IMAGE
+    assert time.process_time() - started < 0.5
 
 
 def make_tiff(strips: list[bytes], width: int, height: int, bands: int) -> bytes:
