@@ -25,7 +25,7 @@ FLAG_MEANING = {
     "grayscale": "grey only; the three channels are equal",
     "irregular_jpeg": "broken metadata or a few stray bytes in the JPEG; every pixel was decoded",
     "irregular_png": "a chunk without pixels is broken, such as a wrong checksum; every pixel was decoded",
-    "metadata_unread": "metadata is over max_text_bytes; what is over the limit was not read",
+    "metadata_unread": "texts, EXIF, XMP or a profile that the decoder reads are over max_text_bytes; the rest was not read",
     "multipage": "several pages or pictures; the first is scored",
     "no_content": "one colour, or nearly: nothing to judge",
     "oriented": "EXIF says that it should be turned; it is scored as stored",
