@@ -124,7 +124,7 @@ def measure(folder: Path, count: int, format_name: str) -> dict[str, Counter[str
 
 
 def judge(result: DecodedImage | ImageRefused, intact: DecodedImage) -> str:
-    """Say what became of a damaged image."""
+    """Return the status of a damaged image, or how its pixels differ from those of the intact image."""
     if isinstance(result, ImageRefused):
         return result.status.value
     if result.pixels.tobytes() == intact.pixels.tobytes():

@@ -55,8 +55,8 @@ BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
-Opener = Callable[[bytes, set[str], int], ImageFile]  # Reads the header, with so many bytes of metadata; notes flags.
-Converter = Callable[[Image.Image, set[str], int], Image.Image]  # of a decoded image, flags to add to, and the bits per sample
+Opener = Callable[[bytes, set[str], int], ImageFile]  # Takes the file, flags to add to, and max_text_bytes.
+Converter = Callable[[Image.Image, set[str], int], Image.Image]  # Takes a decoded image, flags to add to, and the bits per sample.
 
 # A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
 # on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.

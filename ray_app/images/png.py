@@ -168,7 +168,7 @@ class _PngMetadata:
 
     @property
     def frames(self) -> int:
-        """The frames of an animation and the image that stands in for it where it is none of them; 1 without a valid animation."""
+        """The number of frames, with the first image if it is not a frame of the animation; 1 without a valid animation."""
         if len(self._counts) != 1 or not 0 < self._counts[0] <= _MAX_FRAMES:
             return 1
         return self._counts[0] + (not self._is_first_frame)

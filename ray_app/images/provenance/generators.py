@@ -34,7 +34,7 @@ _EASY_DIFFUSION = (
     {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
      "model": "stable diffusion model"},
 )  # fmt: skip
-_DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)  # of InvokeAI 2
+_DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)  # InvokeAI 2 writes it.
 
 _SEPARATORS = re.compile(r"[\s._-]+")
 _FLUX = "FLUX (Black Forest Labs)"

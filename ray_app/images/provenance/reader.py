@@ -136,7 +136,7 @@ class ProvenanceReader:
     def _c2pa(
         self, data: bytes, format_name: str | None, found: statement.MetadataBlocks, sidecar: bytes, *, native: bool
     ) -> statement.ContentCredentials | None:
-        """The manifest in the file, or the manifest next to it."""
+        """Read the manifest in the file, or else the manifest next to it."""
         if format_name is None or not (found.manifest_bytes or sidecar):
             return None
         if not native:
@@ -147,8 +147,8 @@ class ProvenanceReader:
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
-    """Whether a file of a sniffed format has a C2PA manifest store, in it or next to it, which only native code can read."""
-    return bool(get_sidecar(data)) or containers.locate(data, format_name, max_bytes=0).manifest_bytes > 0  # Texts are not unpacked.
+    """Return whether a file of a sniffed format has a C2PA manifest store, in it or next to it. No text is unpacked."""
+    return bool(get_sidecar(data)) or containers.locate(data, format_name, max_bytes=0).manifest_bytes > 0
 
 
 def unread(reason: str) -> statement.ContentCredentials:
