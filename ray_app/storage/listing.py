@@ -161,7 +161,10 @@ def _matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator
 def not_there(path: str) -> ConfigError:
     """What to say of a file or folder of this machine that is not there, with the nearest name beside it."""
     folder, name = os.path.split(os.path.abspath(path))
-    nearest = difflib.get_close_matches(name, os.listdir(folder) if os.access(folder, os.R_OK) else (), 1)
+    try:
+        nearest = difflib.get_close_matches(name, os.listdir(folder), 1)
+    except OSError:
+        nearest = []
     hint = (
         f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?" if nearest else "check the spelling, and the folder you are in"
     )

@@ -298,6 +298,7 @@ def _checked(arguments):
         ([], "nothing to check"),
         (["EMPTY"], "nothing to check: there is no file in"),
         (["no-such-file"], "no such file or folder"),
+        (["a.jpg/x"], "no such file or folder"),
         (["-", "-"], "stands for one picture on stdin"),
         (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
         (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),

@@ -7,6 +7,7 @@ import pytest
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import ClosedFolder, Fetcher, ObjectInfo, list_objects, split_source
 from ray_app.storage import s3 as s3_requests
+from ray_app.storage.listing import not_there
 from tests.unprivileged import closed, nested
 
 NAMES = ["a!.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/z.txt", "a0.jpg", "b/ä ö.jpg", "b/x#y?z.jpg", "c/100%.jpg", "c/.hidden"]
@@ -82,6 +83,11 @@ class TestLocal:
         with pytest.raises(ConfigError, match=r"no such file or folder|has no files in it|no file matches this pattern") as caught:
             names(f"{tmp_path}/{missing}")
         assert caught.value.exit_code == 2
+
+    def test_path_below_a_file_is_not_there(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(b"x")
+        refused = not_there(f"{tmp_path}/a.jpg/b.jpg")
+        assert refused.message == f"{tmp_path}/a.jpg/b.jpg: no such file or folder"
 
     def test_nested_folders_beyond_the_recursion_limit_are_listed(self, tmp_path):
         depth = sys.getrecursionlimit() + 100
