@@ -296,7 +296,7 @@ def _s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> s
     if _code(error) == _ARCHIVED:
         return f"restore the objects of bucket '{bucket}' from their archive storage class, then run the same command again"
     if status is Status.SOURCE_DENIED and any(word in _message(error).lower() for word in _CHECKSUM_WORDS):
-        if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_supported":
+        if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_supported":
             return (
                 f"unset AWS_REQUEST_CHECKSUM_CALCULATION: the store of bucket '{bucket}' does not accept the checksums that it switches on"
             )

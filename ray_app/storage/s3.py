@@ -34,7 +34,9 @@ P = ParamSpec("P")
 # GDAL has the first variable, botocore the second one.
 PAYER_VARIABLE, CHECKSUM_VARIABLE = "AWS_REQUEST_PAYER", "AWS_REQUEST_CHECKSUM_CALCULATION"
 _REQUESTER, _WHEN_REQUIRED, _CHECKSUM_SETTING = "requester", "when_required", "request_checksum_calculation"
-_FOR_WORKERS = (PAYER_VARIABLE, CHECKSUM_VARIABLE, "AWS_RESPONSE_CHECKSUM_VALIDATION", "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS")
+_RESPONSE_VARIABLE, _RESPONSE_SETTING = "AWS_RESPONSE_CHECKSUM_VALIDATION", "response_checksum_validation"
+_FOR_WORKERS = (PAYER_VARIABLE, CHECKSUM_VARIABLE, _RESPONSE_VARIABLE, "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS")
+_CHECKSUM_VALUES = (_WHEN_REQUIRED, "when_supported")
 _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
 # Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
@@ -103,11 +105,16 @@ def filesystem() -> Any:
 def fsspec_options() -> dict[str, Any]:
     """Return options for another s3fs that requests as `filesystem` does: where, who pays, which checksums. None is a secret."""
     given = _given_options()
-    checksums = {_CHECKSUM_SETTING: _session(given.get("profile")).get_config_variable(_CHECKSUM_SETTING)}
+    session = _session(given.get("profile"))
+    config = {_CHECKSUM_SETTING: session.get_config_variable(_CHECKSUM_SETTING), **given.get("config_kwargs", {})}
+    config[_CHECKSUM_SETTING] = _checked_checksum(config[_CHECKSUM_SETTING], _CHECKSUM_SETTING, CHECKSUM_VARIABLE)
+    _checked_checksum(
+        config.get(_RESPONSE_SETTING) or session.get_config_variable(_RESPONSE_SETTING), _RESPONSE_SETTING, _RESPONSE_VARIABLE
+    )
     return {
         "endpoint_url": errors.endpoint_url() or given.get("endpoint_url"),
         "requester_pays": _requester_pays(given),
-        "config_kwargs": {**checksums, **given.get("config_kwargs", {})},
+        "config_kwargs": config,
     }
 
 
@@ -133,11 +140,34 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
 
 
 def _given_options() -> Mapping[str, Any]:
-    """Return what FSSPEC_S3_* and fsspec's configuration files say. s3fs takes from there what it is not given."""
+    """Return the options in FSSPEC_S3_* and in fsspec's configuration files, which s3fs uses for arguments that it does not get.
+
+    Raises:
+        ConfigError: An option of several settings is not a JSON object, or has settings that botocore does not accept.
+    """
     import fsspec.config
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError
 
     given: Mapping[str, Any] = fsspec.config.conf.get("s3", {})
+    for name in ("config_kwargs", "client_kwargs", "s3_additional_kwargs"):
+        if not isinstance(given.get(name, {}), Mapping):
+            raise ConfigError(f"FSSPEC_S3_{name.upper()} is not a JSON object", hint='write it as in \'{"NAME": "VALUE"}\'')
+    try:
+        AioConfig(**given.get("config_kwargs", {}))
+    except (TypeError, BotoCoreError) as error:
+        raise ConfigError(f"FSSPEC_S3_CONFIG_KWARGS: {error}", hint="set it to arguments of botocore.config.Config") from None
     return given
+
+
+def _checked_checksum(value: Any, setting: str, variable: str) -> str:
+    """Return the value of a setting of checksums in lower case. Raises ConfigError for a value that botocore does not know."""
+    mode = str(value).lower()
+    if mode not in _CHECKSUM_VALUES:
+        name = variable if os.environ.get(variable) == value else setting
+        values = " and ".join(f"'{known}'" for known in _CHECKSUM_VALUES)
+        raise ConfigError(f"{name} is '{value}', the values are {values}", hint=f"set {name} to one of these, or remove it")
+    return mode
 
 
 def _requester_pays(options: Mapping[str, Any]) -> bool:

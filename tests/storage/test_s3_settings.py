@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec.config
 import pytest
 
 from ray_app.cli.main import main
@@ -14,7 +15,7 @@ from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Fetcher, S3Config, Store, list_objects, with_s3_settings
 from ray_app.storage import store as store_module
 from ray_app.storage.object_store import retrying_fsspec_for
-from ray_app.storage.s3 import filesystem
+from ray_app.storage.s3 import filesystem, fsspec_options
 from tests.archives.given import files_below
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import LOOPBACK, error_body
@@ -152,6 +153,35 @@ def test_another_payer_is_refused(bucket, strict, monkeypatch):
         list(list_objects(bucket))
 
 
+@pytest.mark.parametrize("variable", ["AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"])
+def test_unknown_use_of_checksums_is_refused(bucket, strict, monkeypatch, variable):
+    monkeypatch.setenv(variable, "sometimes")
+    with pytest.raises(ConfigError, match=f"{variable} is 'sometimes', the values are 'when_required' and 'when_supported'"):
+        list(list_objects(bucket))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("config_kwargs", "a=b", "FSSPEC_S3_CONFIG_KWARGS is not a JSON object"),
+        ("config_kwargs", {"a": 1}, "FSSPEC_S3_CONFIG_KWARGS: Got unexpected keyword argument 'a'"),
+        ("config_kwargs", {"request_checksum_calculation": "no"}, "request_checksum_calculation is 'no', the values are"),
+        ("s3_additional_kwargs", "a=b", "FSSPEC_S3_S3_ADDITIONAL_KWARGS is not a JSON object"),
+    ],
+)
+def test_options_of_fsspec_that_cannot_be_used_are_refused(monkeypatch, name, value, said):
+    monkeypatch.setitem(fsspec.config.conf, "s3", {name: value})
+    with pytest.raises(ConfigError, match=said):
+        fsspec_options()
+
+
+def test_checksums_in_capitals_are_understood(bucket, strict, monkeypatch):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+    with strict(lacks_md5, NO_MD5) as store:
+        Store.open(f"{bucket}/capitals").delete_all(["a", "b"])
+        assert [method for method, _, _ in store.seen] == ["POST"], "the request was not refused"
+
+
 def in_child(bucket: str, **variables: str) -> str:
     """What a process with these variables lists, or says."""
     program = f"""
@@ -219,7 +249,7 @@ def test_a_bucket_that_requires_checksums_names_the_switch(bucket, strict, monke
     with strict(lacks_checksum, NO_CHECKSUM), pytest.raises(StorageError, match="is required for Put Object") as caught:
         Store.open(f"{bucket}/locked").write("a", b"x")
     assert caught.value.hint == "set AWS_REQUEST_CHECKSUM_CALCULATION=when_supported: bucket 'strict' requires checksums"
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_SUPPORTED")
     with strict(has_new_checksum, UNKNOWN_CHECKSUM), pytest.raises(StorageError, match="Unsupported header") as caught:
         Store.open(f"{bucket}/locked").write("a", b"x")
     assert caught.value.hint.startswith("unset AWS_REQUEST_CHECKSUM_CALCULATION")
