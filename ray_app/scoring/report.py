@@ -174,7 +174,7 @@ def bad_fraction(summary: dict[str, Any]) -> float:
 
 
 def has_read_nothing(summary: dict[str, Any]) -> bool:
-    """Whether the storage gave no file of the run at all: what the source names is elsewhere, or closed."""
+    """Return whether no file of a run with members could be read from storage."""
     return bool(summary["members"]) and all(status.startswith("source_") for status, count in summary["statuses"].items() if count)
 
 
