@@ -4,7 +4,7 @@ Midjourney …; `is_generator` tells names of generators from names of cameras.
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from ray_app.config import config_root, read_mapping
@@ -113,12 +113,13 @@ def is_generator(make: str, model: str) -> bool:
     return _is_maker(make, model) if _normalise(make) else _is_known(model)
 
 
+@lru_cache(256)
 def _is_maker(make: str, model: str) -> bool:
     """Return whether Make is a maker of generators. Other names count only together with the name of a generator."""
     name, known = _normalise(make), _load_known()
-    if name in known.makers - _OTHER_MAKERS or _FIRST_MAKERS.match(make) or _match_program(make):
+    if (name in known.makers and name not in _OTHER_MAKERS) or _FIRST_MAKERS.match(make) or _match_program(make):
         return True
-    return name in known.makers | known.names and _is_known(model)
+    return (name in known.makers or name in known.names) and _is_known(model)
 
 
 def _is_known(model: str) -> bool:

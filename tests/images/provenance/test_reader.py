@@ -17,6 +17,7 @@ from PIL import Image
 from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import find
 from ray_app.errors import ConfigError
+from ray_app.images import ImageLimits, decode_image
 from ray_app.images.formats import sniff_format
 from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators, has_manifest
 from ray_app.images.provenance.containers import locate
@@ -123,6 +124,12 @@ def test_text_over_the_limit_is_said_to_be_unread(form):
     finding = find(found.row(), "real", Thresholds())
     assert f"not all of its metadata was read: {what}: over max_text_bytes (8000)" in [ground.says for ground in finding.grounds]
     assert finding.finding == "no evidence found"
+
+
+def test_metadata_that_only_provenance_reads_sets_no_flag():
+    data = jpeg_with(segment(0xFE, b"ab") * 4001)
+    assert said(data).unread == ("what follows 4000 segments",)
+    assert decode_image(data, ImageLimits()).facts.flags == ()
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
