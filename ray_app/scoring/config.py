@@ -66,7 +66,7 @@ class ScoreConfig(Frozen):
         description="largest block, the unit of commit and resume; smaller where it would take over a minute or 512 MiB of tensors",
     )
     max_bad_fraction: float | None = Field(
-        default=None, ge=0, le=1, description="maximum fraction of bad files; more are exit code 3; null = exit code 3 only if no file could be read"
+        default=None, ge=0, le=1, description="maximum fraction of bad files, else exit code 3; null = only if no file could be read"
     )
     max_hours: float | None = Field(default=None, gt=0, description="stop after this many hours; the same command resumes")
     max_cost: float | None = Field(
