@@ -104,7 +104,11 @@ def test_links_that_lead_in_circles_are_searched_once(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-START = {"command": [BIN / "touchstone"], "module": [sys.executable, "-m", "ray_app.cli"], "job": [sys.executable, ROOT / "jobs" / "score.py"]}
+START = {
+    "command": [BIN / "touchstone"],
+    "module": [sys.executable, "-m", "ray_app.cli"],
+    "job": [sys.executable, ROOT / "jobs" / "score.py"],
+}
 
 
 @pytest.mark.parametrize("name", START)

@@ -77,7 +77,7 @@ class ListedWithColumns(ListedMember):
     __slots__ = ()
 
 
-class UnreadableFile(ListedMember):
+class VersionlessFile(ListedMember):
     """A file whose version could not be read. A worker tries to read the file, because the error may have passed."""
 
     __slots__ = ()

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, kind_of
 from ray_app.archives.containers.parquet import rows_by
-from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns, UnreadableFile, UnreadableFolder
+from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns, UnreadableFolder, VersionlessFile
 from ray_app.archives.selection import Found, Selection
 from ray_app.errors import ConfigError
 from ray_app.storage import (
@@ -132,7 +132,7 @@ class ObjectPrefix:
                 table = info
             if isinstance(item, Container):
                 item = replace(item, named=info.uri == own, samples=described)
-            elif described is not None and not isinstance(item, UnreadableFile):
+            elif described is not None and not isinstance(item, VersionlessFile):
                 if sidecar is None or sidecar.uri != described.uri:
                     sidecar = SidecarTable(described, fetcher)
                 item = sidecar.joined(item, info.uri.rpartition("/")[2])
@@ -212,5 +212,5 @@ def as_found(info: ObjectInfo, path: str, kind: str | None, columns: TableColumn
     kind = kind_of(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:
         return Container(info.uri, info.version, info.size_bytes, kind, path, columns, limits)
-    member = UnreadableFile if isinstance(info, ClosedFile) else ListedMember
+    member = VersionlessFile if isinstance(info, ClosedFile) else ListedMember
     return member(info.uri, None, 0, info.version, info.size_bytes)

@@ -26,7 +26,7 @@ RAW_ROWS = 131_072  # members of one raw file: what a task holds at once
 SUMS = 1 << 256  # digests of sections are sums modulo this
 _BATCH = 8192
 _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
-_CLOSED = (members.UnreadableFolder, members.UnreadableFile, Unopened)
+_CLOSED = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ray_app.archives.members import ListedMember, RefusedMember, UnreadableFile
+from ray_app.archives.members import ListedMember, RefusedMember, VersionlessFile
 from ray_app.errors import ConfigError, Status
 from ray_app.storage import canonical, errors, fetch, local_path, strip_secrets, urls
 
@@ -47,7 +47,7 @@ class ListEntries:
         if refused is None and not version and place.startswith(("/", "file:")):
             size, version, is_closed = _local_facts(place)
             if is_closed:
-                return UnreadableFile(place, None, 0, version, size, others)
+                return VersionlessFile(place, None, 0, version, size, others)
             if not version and _WINDOWS.search(uri):
                 refused = _windows_path(uri, place)
         return ListedMember(place, None, 0, version, size, others, None, refused)

@@ -86,7 +86,7 @@ class ImageLimits(Frozen):
         default=16 * 1024**2,
         gt=0,
         description="Text, EXIF, XMP and colour profile that are read of one file: far above what cameras and generators write, below a "
-        "bomb. A file with more is scored, with the flag `metadata_unread`; its finding names what was not read.",
+        "bomb. A file with more is scored, and its finding names what was not read.",
     )
 
     def check_bytes(self, size_bytes: int) -> None:
