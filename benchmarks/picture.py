@@ -23,7 +23,7 @@ WORDS = {
     "ray_guide": "Ray Data's guide", "daft_guide": "Daft, our decoder in its UDF",
     "server": "touchstone serve", "server_two_workers": "touchstone serve --workers 2", "ray": "touchstone serve --ray",
     "ray_two": "the same, two replicas", "litserve": "LitServe, one worker", "litserve_two_workers": "LitServe, two workers",
-    "fastapi": "FastAPI, no batches, two cores", "before": "touchstone 0.8.0",
+    "fastapi": "FastAPI, no batches, two cores", "before": "the version before",
 }  # fmt: skip
 
 
