@@ -208,7 +208,7 @@ def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
         The unpacked bytes, empty if the stream is broken, and the number of bytes that were unpacked, also before the fault.
     """
     inflater, pieces, size_bytes, rest = zlib.decompressobj(), list[bytes](), 0, packed
-    while size_bytes < max_bytes:
+    while size_bytes < max_bytes and not inflater.eof:
         piece_bytes = min(_PIECE_BYTES, max_bytes - size_bytes)
         try:
             piece = inflater.decompress(rest, piece_bytes)

@@ -98,6 +98,7 @@ def test_inflate_returns_what_is_packed_up_to_the_limit():
     text = bytes(range(256)) * 5000 + b"end" + bytes(3 * MIB)
     for limit in (0, 1, MIB, MIB + 1, len(text) - 1, len(text), len(text) + 1):
         assert png.inflate(zlib.compress(text), limit) == (text[:limit], min(limit, len(text)))
+    assert png.inflate(zlib.compress(text) + b"bytes after the stream", MIB * 9) == (text, len(text))
     assert png.inflate(zlib.compress(text)[:-9], len(text))[0] == text[: png.inflate(zlib.compress(text)[:-9], len(text))[1]]
 
 
