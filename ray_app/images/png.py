@@ -282,7 +282,7 @@ def _check_rows(parts: list[memoryview], needed: int) -> None:
     inflater, there = zlib.decompressobj(), 0
     for part in parts:
         rest: bytes | memoryview = part
-        while rest and there < needed:
+        while rest and there < needed and not inflater.eof:
             there += len(inflater.decompress(rest, _PIECE_BYTES))
             rest = inflater.unconsumed_tail
     if there < needed:

@@ -109,6 +109,13 @@ def test_png_damaged_chunk_length_names_the_chunk(size):
     assert (refused.status, refused.detail) == (Status.CORRUPT_IMAGE, f"the chunk at byte {HEADER_END} is damaged")
 
 
+def test_png_of_too_few_rows_with_bytes_after_its_stream_is_truncated():
+    header = factory.chunk(b"IHDR", struct.pack(">IIBBBBB", 2000, 500, 8, 2, 0, 0, 0))
+    pixels = zlib.compress(bytes(6001) * 400) + b"bytes after the stream"
+    refused = refusal(b"\x89PNG\r\n\x1a\n" + header + factory.chunk(b"IDAT", pixels) + factory.chunk(b"IEND", b""))
+    assert (refused.status, refused.detail) == (Status.TRUNCATED_IMAGE, "2400400 of 3000500 bytes of scanlines present")
+
+
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
 def test_png_wrong_checksum_of_pixels_is_refused(kind):
     data = factory.palette_with_transparency()
