@@ -24,8 +24,8 @@ def checkout_reference(folder: Path) -> Path:
         tar.extractall(folder, filter="data")
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name in ("python", "touchstone"):
-        command = sys.executable if name == "python" else f"{sys.executable} {Path(sys.executable).with_name('touchstone')}"
+    start = f'{sys.executable} -c "from ray_app.cli.main import script; script()"'  # where 0.22.0 has its entry point
+    for name, command in (("python", sys.executable), ("touchstone", start)):
         (programs / name).write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {command} "$@"\n')
         (programs / name).chmod(0o755)
     return folder
