@@ -44,10 +44,10 @@ class LabelTable:
     @functools.cached_property
     def column_names(self) -> list[str]:
         """The names of the columns as the file has them. Raises ConfigError for a file that cannot be read."""
-        if ending_of(self.place) == ".parquet":  # its first rows may hold large images
+        if get_ending(self.place) == ".parquet":  # its first rows may hold large images
             with self._opened() as file, pq.ParquetFile(file) as table:
                 return list(table.schema_arrow.names)
-        if ending_of(self.place) in _JSON_ENDINGS:  # a row may have a column that no row before it has
+        if get_ending(self.place) in _JSON_ENDINGS:  # a row may have a column that no row before it has
             return list(dict.fromkeys(name for table in self._pieces(None) for name in table.column_names))
         first = next(self._pieces(None), None)
         return [] if first is None else list(first.column_names)
@@ -74,7 +74,7 @@ class LabelTable:
     def _pieces(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         """Yield tables with all columns of the file (None), or with these."""
         with self._opened() as file:
-            yield from _READERS.get(ending_of(self.place), _READERS[".csv"])(file, columns)
+            yield from _READERS.get(get_ending(self.place), _READERS[".csv"])(file, columns)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -94,10 +94,10 @@ class LabelTable:
 
 def is_label_table(place: str) -> bool:
     """Return whether the name of a file announces a table."""
-    return ending_of(place) in _READERS
+    return get_ending(place) in _READERS
 
 
-def ending_of(place: str) -> str:
+def get_ending(place: str) -> str:
     """Return the ending of a file's name in small letters, without the query of a URL."""
     name = place.partition("?")[0] if "://" in place else place
     return posixpath.splitext(name)[1].lower()
@@ -140,7 +140,7 @@ def columns_hint(names: Sequence[str]) -> str:
     return f"its columns: {', '.join(names) or 'none'}"
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value of JSON as the text of a cell: a text as it is, all others as JSON writes them."""
     if isinstance(value, str):
         return value
@@ -158,15 +158,15 @@ def _check_names(names: list[str]) -> list[str]:
     return names
 
 
-def _cell_of(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     """Return a value of JSON as text. A whole number is one whether it is written as 1 or, as pandas does beside a gap, as 1.0."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else text_of(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else format_value(value)
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     rows = tabular.json_rows(file, _PIECE_BYTES)
     while some := list(islice(rows, _ROWS)):
-        yield tabular.text_table(some, _cell_of, columns)
+        yield tabular.text_table(some, _format_cell, columns)
 
 
 def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:

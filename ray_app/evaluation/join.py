@@ -273,7 +273,7 @@ def read_labels(source: LabelTables, *, key: str | None = None, split: str | Non
     if chosen is None or chosen not in named or "label" not in named:
         raise ConfigError(
             f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
-            hint=columns_hint(source.found()),
+            hint=columns_hint(source.list_columns()),
         )
     labels = LabelledRows(source.name, chosen, source.guard, split)
     with contextlib.ExitStack() as stack:

@@ -48,7 +48,7 @@ class LabelsOfIndex(_Place):
         """The web servers that may be asked for what it names: those of who made the index."""
         return guard_of(Store.open(self.place))
 
-    def found(self) -> list[str]:
+    def list_columns(self) -> list[str]:
         """Return the columns of the index."""
         return self.names()
 
@@ -77,13 +77,13 @@ class LabelFile(_Place):
     def _table(self) -> LabelTable:
         return LabelTable(self.place)
 
-    def found(self) -> list[str]:
+    def list_columns(self) -> list[str]:
         """Return the columns that the file has. Raises ConfigError for a file that cannot be read."""
         return self._table.column_names
 
     def names(self) -> list[str]:
         """Return which of COLUMNS there are, in any case. Raises ConfigError for a file that cannot be read."""
-        return list(match_columns(self.found(), COLUMNS, self.name))
+        return list(match_columns(self.list_columns(), COLUMNS, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""

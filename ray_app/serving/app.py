@@ -77,8 +77,8 @@ def build(config: ServeConfig) -> Application:
     """
     spec, _, _ = plan_release(config)
     slots, most = spec.slots, config.limits.max_requests
-    # The ingress refuses by itself, in its own words, before the proxy would: per place one request is at work, two send their bodies, and
-    # two are refused and still send (`http.app.install`). The rest is for requests that take no place.
+    # The ingress must refuse a request before Serve's proxy does, so it admits more than it works on. For each request of `most`, one is
+    # processed, two send their bodies, and two are refused but still send (`http.app.install`). The rest is for health checks and pages.
     at_ingress: dict[str, Any] = {"name": "ingress", "max_ongoing_requests": 6 * most + 100}
     if is_fused(config, spec):
         both = _fused_resources(config)

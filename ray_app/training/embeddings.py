@@ -222,7 +222,7 @@ def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: 
 def _require_readable(job: TrainingJob, split: str, count: int) -> None:
     bad, most = count - len(kept_embeddings(job.out, split)), job.config.faults.max_bad_fraction
     if bad > most * count:
-        examples = file_notes.examples(note for note in file_notes.list_unreadable(job.out) if note["split"] == split)
+        examples = file_notes.join_examples(note for note in file_notes.list_unreadable(job.out) if note["split"] == split)
         raise TouchstoneError(
             f"{bad:,} of {count:,} {split} images could not be read, more than {most:.1%}{f', for example {examples}' if examples else ''}",
             hint=f"repair the files that {job.out.url}/{run_directory.UNREADABLE}/ names, or allow more by --set faults.max_bad_fraction=…",

@@ -325,8 +325,8 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
         wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
         unreadable=sum(1 for note in unreadable if note["split"] == "train"),
-        unreadable_files=file_notes.named_files(unreadable),
-        mask_warning=file_notes.mask_warning(job.out),
+        unreadable_files=file_notes.name_files(unreadable),
+        mask_warning=file_notes.describe_misread_masks(job.out),
         calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
         calibration_note=why_not,
         validation=reports.Figures(**verdicts["validation"].figures),

@@ -1,7 +1,7 @@
 """Notes on the files of a training: which images could not be read, and which masks of fakes mark nothing or everything.
 
 The processes that meet such a file note it in the training's directory (`note_images`). Everything that is shown gives each file once:
-`list_unreadable`, `mask_warning`, and the lines of `FileLog` while the training runs.
+`list_unreadable`, `describe_misread_masks`, and the lines of `FileLog` while the training runs.
 """
 
 import json
@@ -74,7 +74,7 @@ class StepNotes:
         for note in notes:
             self._unreadable.add(note)
         self.first_unreadable = [*self.first_unreadable, *notes][:MAX_NAMED]
-        odd = {row: detail for row, detail in odd_masks(batch).items() if row not in self._seen_masks}
+        odd = {row: detail for row, detail in find_odd_masks(batch).items() if row not in self._seen_masks}
         self._seen_masks.update(odd)
         for note in note_images(self._rows, "train", odd, step=step):
             self._masks.add(note)
@@ -85,7 +85,7 @@ class StepNotes:
         self._masks.write(first)
 
 
-def odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
+def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
     """Return "empty" or "full" for the rows of a batch whose masks mark nothing or everything, although they are of fakes."""
     coverage = batch.get("coverage")
     if coverage is None:
@@ -106,7 +106,7 @@ def write_unreadable(out: Store) -> list[dict[str, Any]]:
     return notes
 
 
-def mask_warning(out: Store) -> str | None:
+def describe_misread_masks(out: Store) -> str | None:
     """Return one warning of masks of fakes that mark nothing or everything; None if there are none."""
     tally = CoverageTally()
     for note in _merge(read_history(out, MASKS)).values():
@@ -114,19 +114,19 @@ def mask_warning(out: Store) -> str | None:
     return tally.warning()
 
 
-def named_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
+def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
     """Return the first of these images as a training's document names them, None if there are none."""
     return tuple(UnreadableFile(**{name: note[name] for name in UnreadableFile.model_fields}) for note in unreadable[:MAX_NAMED]) or None
 
 
-def sentence(note: Mapping[str, Any]) -> str:
+def describe_note(note: Mapping[str, Any]) -> str:
     """Return the path of an image, and why it could not be read."""
     return visible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
 
 
-def examples(notes: Iterable[Mapping[str, Any]]) -> str:
+def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
     """Return a few of the images as the end of a message."""
-    return "; ".join([sentence(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
+    return "; ".join([describe_note(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
 
 
 class FileLog:
@@ -147,7 +147,7 @@ class FileLog:
         """Yield what was noted in the training's directory since the last call."""
         for name in self._new_names(UNREADABLE):
             yield from self.lines(map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines()))
-        if self._new_names(MASKS) and not self._has_warned and (warning := mask_warning(self._out)):
+        if self._new_names(MASKS) and not self._has_warned and (warning := describe_misread_masks(self._out)):
             self._has_warned = True
             yield f"train  warning: {warning}"
 
@@ -158,7 +158,7 @@ class FileLog:
                 continue
             self._named.add(key)
             if len(self._named) <= MAX_NAMED:
-                yield f"train  could not read {sentence(note)}"
+                yield f"train  could not read {describe_note(note)}"
             elif len(self._named) == MAX_NAMED + 1:
                 yield f"train  could not read more than {MAX_NAMED} files: all are in {self._out.url}/{UNREADABLE}.jsonl at the end"
 

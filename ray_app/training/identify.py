@@ -305,7 +305,7 @@ def written(
         environment={**facts["environment"], "precision": found["train"].precision},
         data=facts["data"],
         unreadable=sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
-        unreadable_files=file_notes.named_files(file_notes.write_unreadable(out)),
+        unreadable_files=file_notes.name_files(file_notes.write_unreadable(out)),
         seconds=round(time.monotonic() - began, 2),
     )
     metrics = document.written()

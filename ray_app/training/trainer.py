@@ -416,7 +416,7 @@ class Rank:
         if self._bad > most * self._seen and self._seen >= min(FEW_IMAGES, self._job.order().rows_per_epoch):
             self._notes.write(self._begun)
             self._samples.write(self._begun)
-            examples = file_notes.examples(self._notes.first_unreadable)
+            examples = file_notes.join_examples(self._notes.first_unreadable)
             raise TouchstoneError(
                 f"{self._bad:,} of {self._seen:,} training images could not be read ({self._bad / self._seen:.1%})"
                 + (f", for example {examples}" if examples else ""),

@@ -270,7 +270,7 @@ def judge(detector: Detector, batches: Iterable[Mapping[str, npt.NDArray[Any]]])
     for batch in batches:
         usable = batch["usable"]
         reasons |= {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~usable).nonzero()[0]}
-        odd_masks |= file_notes.odd_masks(batch)
+        odd_masks |= file_notes.find_odd_masks(batch)
         scores, masks = _read(detector, batch["image"][usable])
         seen.append((batch["row"][usable], batch["label"][usable], scores, batch["row"][~usable]))
         if masks is not None and "mask" in batch:

@@ -11,10 +11,10 @@ from ray_app.training.file_notes import (
     MAX_NAMED,
     FileLog,
     StepNotes,
-    examples,
+    describe_misread_masks,
+    join_examples,
     list_unreadable,
-    mask_warning,
-    named_files,
+    name_files,
     note_images,
     write_notes,
     write_unreadable,
@@ -56,13 +56,13 @@ def test_an_image_that_many_steps_could_not_read_is_listed_once(out, rows, tmp_p
     ]
     lines = [json.loads(line) for line in out.read("unreadable.jsonl").splitlines()]
     assert [line["uri"] for line in lines] == [note["uri"] for note in found]
-    assert examples(found).startswith(f"{tmp_path}/150.png: empty_file: 0 bytes; ")
-    assert [file.uri for file in named_files(found)] == [note["uri"] for note in found]
+    assert join_examples(found).startswith(f"{tmp_path}/150.png: empty_file: 0 bytes; ")
+    assert [file.uri for file in name_files(found)] == [note["uri"] for note in found]
 
 
 def test_members_of_archives_are_named_by_archive_and_member(out, tmp_path):
     table = labelled([{"item": ListedMember(f"{tmp_path}/a.tar", "x/1.png", 0, "", -1), "label": "real"}])
-    assert examples(note_images(table, "train", {0: "empty_file: 0 bytes"})) == f"{tmp_path}/a.tar › x/1.png: empty_file: 0 bytes"
+    assert join_examples(note_images(table, "train", {0: "empty_file: 0 bytes"})) == f"{tmp_path}/a.tar › x/1.png: empty_file: 0 bytes"
 
 
 def test_the_log_names_each_file_once_and_few_of_very_many(out, rows, tmp_path):
@@ -85,7 +85,7 @@ def test_masks_that_mark_nothing_are_warned_of_once(out, rows):
             notes.add(batch([4, 5, 6], coverage=["empty", "part", "full"]), step)
         notes.write(0)
     [line] = log.new_lines()
-    assert line == f"train  warning: {mask_warning(out)}"
+    assert line == f"train  warning: {describe_misread_masks(out)}"
     assert "the mask of 1 fake marks nothing as altered, for example /masks/4.png" in line.lower()
     assert "/masks/6.png" in line
     assert list(log.new_lines()) == []

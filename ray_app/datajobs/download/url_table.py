@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives.label_tables import LabelTable, ending_of, is_label_table, text_of
+from ray_app.archives.label_tables import LabelTable, format_value, get_ending, is_label_table
 from ray_app.archives.tabular import text_table
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
@@ -58,7 +58,7 @@ def read_list(config: CollectConfig) -> UrlTable:
 
 
 def _read(config: CollectConfig, where: str) -> pa.Table:
-    ending = ending_of(config.meta)
+    ending = get_ending(config.meta)
     if ending != ".json":
         if not is_label_table(config.meta) or ending == ".txt":
             raise ConfigError(f"{where}: not a list of urls", hint=f"give a file whose name ends in {', '.join(_ENDINGS)}")
@@ -80,7 +80,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
 
     content = json.loads(data, object_pairs_hook=pairs)
     if isinstance(content, list):
-        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], text_of)
+        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], format_value)
     if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
         raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
     if doubled := [name for name in twice if name in content]:
@@ -93,7 +93,7 @@ def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     for name, record in content.items():
         made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
         rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
-    return text_table(rows, text_of)
+    return text_table(rows, format_value)
 
 
 def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
@@ -113,7 +113,9 @@ def _texts(table: pa.Table) -> pa.Table:
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             continue
         if pa.types.is_nested(column.type):
-            column = pa.chunked_array([pa.array([None if value is None else text_of(value) for value in column.to_pylist()], pa.string())])
+            column = pa.chunked_array(
+                [pa.array([None if value is None else format_value(value) for value in column.to_pylist()], pa.string())]
+            )
         texts = column.cast(pa.string())
         columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
     return pa.table(columns)

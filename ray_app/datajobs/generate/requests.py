@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
-from ray_app.archives.label_tables import LabelTable, columns_hint, ending_of, is_label_table, match_columns
+from ray_app.archives.label_tables import LabelTable, columns_hint, get_ending, is_label_table, match_columns
 from ray_app.archives.members import ListedWithColumns
 from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
 from ray_app.datajobs.generate.files import FileStyle, has_manifest
@@ -188,7 +188,7 @@ def _prompt(
 def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     """Rows of a text file or a table, without images."""
     [file] = archives.places_of([place])
-    if not is_label_table(file) or ending_of(file) == ".txt":
+    if not is_label_table(file) or get_ending(file) == ".txt":
         yield from (({columns.prompt: line}, None) for line in _lines(file))
         return
     table = LabelTable(file)
