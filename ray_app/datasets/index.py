@@ -9,10 +9,8 @@ listing/…      what the source lists, while the index is made
 """
 
 import difflib
-import glob
 import hashlib
 import json
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -238,7 +236,7 @@ def write_index(
 def closed_folders_error(count: int, example: str) -> StorageError:
     """Return what to raise if folders of a training's source cannot be listed: the detector would not learn from their images."""
     others = f", and {count - 1} more" if count > 1 else ""
-    hint = f"check the permissions of the path, or leave the folder out with exclude: ['**/{glob.escape(posixpath.basename(example))}/**']"
+    hint = f"check the permissions of the path, or leave the folder out with exclude: ['{urls.folder_pattern(example)}']"
     return StorageError(f"{example}: {CLOSED_FOLDER}{others}", hint=hint)
 
 

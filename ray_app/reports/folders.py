@@ -1,9 +1,7 @@
 """Describe the folders that a listing could not list."""
 
-import glob
-import posixpath
-
 from ray_app.reports.format import counted, visible
+from ray_app.storage import urls
 
 
 def describe_closed_folders(count: int, example: str) -> str:
@@ -12,5 +10,4 @@ def describe_closed_folders(count: int, example: str) -> str:
         return ""
     what = f"{counted(count, 'folder')} cannot be listed, e.g. {visible(example)}"
     rows = "its row shows the reason" if count == 1 else "their rows show the reasons"
-    name = visible(glob.escape(posixpath.basename(example)))
-    return f"{what}: {rows}; --exclude '**/{name}/**' leaves {'it' if count == 1 else 'that folder'} out"
+    return f"{what}: {rows}; --exclude '{visible(urls.folder_pattern(example))}' leaves {'it' if count == 1 else 'that folder'} out"

@@ -8,7 +8,9 @@ none). A pattern without a slash is compared with the file's own name, in whiche
 count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
 """
 
+import glob
 import os
+import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -112,6 +114,11 @@ def bucket_and_key(url: str) -> tuple[str, str]:
 def has_magic(text: str) -> bool:
     """Whether a text would be read as a pattern."""
     return _MAGIC.search(text) is not None
+
+
+def folder_pattern(path: str) -> str:
+    """Return the pattern that leaves out all folders with the name of this one, for example `**/lost+found/**`."""
+    return f"**/{glob.escape(posixpath.basename(path))}/**"
 
 
 def has_braces(text: str) -> bool:

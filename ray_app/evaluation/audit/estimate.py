@@ -74,7 +74,9 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
     named = source.names()
     ways = list(_names(source, named)) if "label" in named else []
     if not ways:
-        raise ConfigError(f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=columns_hint(source.list_columns()))
+        raise ConfigError(
+            f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=columns_hint(source.list_columns())
+        )
     words = [_word(answer, f"{source.name}, row {row}") for row, answer in enumerate(_rows(source, ["label"], "label"), 1)]
     labels, others = max((_matched(key, names, words, audit, source.name) for key, names in ways), key=lambda one: len(one[0]))
     if not labels:
