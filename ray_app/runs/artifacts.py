@@ -129,7 +129,6 @@ def _files(run: directory.RunDirectory, folder: str) -> Iterator[str]:
 
 
 def _facts(run: directory.RunDirectory, path: str) -> dict[str, Any]:
-    filesystem, full = run.store.filesystem_and_path(path)
-    with filesystem.open(full, "rb") as handle:
+    with run.store.open_file(path) as handle:
         facts: dict[str, Any] = json.loads(pq.read_schema(handle).metadata[FACTS])
     return facts

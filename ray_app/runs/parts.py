@@ -213,8 +213,7 @@ class PartTable:
 
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of one file of the run, a bounded table at a time."""
-        filesystem, full = self.store.filesystem_and_path(path)
-        with filesystem.open(full, "rb") as handle, pq.ParquetFile(handle) as file:
+        with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns)
 

@@ -40,7 +40,10 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return fsspec's file system and path for a URL, with the retries of its client. Raises what fsspec raises."""
-    filesystem, path = fsspec.url_to_fs(url, **(s3.fsspec_options() if urls.scheme_of(url) == "s3" else {}))
+    if urls.scheme_of(url) == "file":
+        return fsspec_for(url)
+    options = {"use_listings_cache": False, **s3.fsspec_options()} if urls.scheme_of(url) == "s3" else {}
+    filesystem, path = fsspec.url_to_fs(url, **options)
     return filesystem, path
 
 

@@ -18,14 +18,14 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 
-from ray_app.storage import errors, fetch, object_store, s3, urls
+from ray_app.storage import errors, fetch, object_store, ranged, s3, urls
 from ray_app.storage.http import Guard
 
 T = TypeVar("T")
 
 # A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
 _PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
-_UPLOAD_S = 3600.0
+_TRANSFER_S = 3600.0
 _REQUESTS = 16  # files that are removed at once
 PART_BYTES, _PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
 _FLAT = frozenset({"s3", "gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
@@ -97,18 +97,34 @@ class Store:
         assert found is not None, "raised where nothing was there"
         return found
 
+    def open_file(self, path: str) -> io.BufferedReader | ranged.RangedFile:
+        """Open the file at `path` for a reader that seeks (pyarrow). Each range of it is requested with the store's patience.
+
+        It and its reads raise StorageError, also when there is nothing. For one thread.
+        """
+        if urls.scheme_of(self._root) == "file":
+            found = self._ask("read", path, lambda place, left: open(place, "rb"), needed=True)  # noqa: SIM115 - the caller closes it
+            assert found is not None, "raised where nothing was there"
+            return found
+        guard = Guard.of([self._root])
+        size = self._ask("read", path, lambda place, left: fetch.size(place, guard, "", left), needed=True)
+        assert size is not None, "raised where nothing was there"
+        return ranged.RangedFile(lambda start, length: self.read_range(path, start, start + length), size, fetch.WINDOW_BYTES)
+
+    def copy_to(self, path: str, target: Path) -> None:
+        """Copy the file at `path` to one of this machine; it may be larger than memory and may take an hour.
+
+        Raises StorageError, also when there is nothing.
+        """
+        self._transfer("read", path, lambda place, left: self._backend.copy_to(place, target, left))
+
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
         self._ask("write", path, self._backend.write, data, needed=True)
 
     def write_file(self, path: str, source: Path) -> None:
         """The same with the content of a file of this machine, which may be larger than memory and may take an hour."""
-        place = join(self._root, path)
-        try:
-            retrier = fetch.Retrier(self._retrier.policy.model_copy(update={"deadline_s": _UPLOAD_S}))
-            retrier.call(partial(self._backend.write_file, place, source))
-        except Exception as error:
-            raise errors.unreachable(error, place, "write") from error
+        self._transfer("write", path, lambda place, left: self._backend.write_file(place, source, left))
 
     def create(self, path: str, data: bytes) -> bool:
         """Put `data` at `path` only if nothing is there, False if something is. Of many that try at once, one succeeds.
@@ -188,11 +204,23 @@ class Store:
         self._backend.drop_folder(join(self._root, folder))
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""
-        return object_store.fsspec_for(join(self._root, path))
+        """Return the file system and its own spelling of `path` for a library that reads and writes by itself (Ray Train).
+
+        Its client repeats requests; those of the other methods are repeated here.
+        """
+        return object_store.retrying_fsspec_for(join(self._root, path))
 
     def _entries(self, folder: str) -> list[Entry]:
         return self._ask("list", folder, self._backend.entries) or []
+
+    def _transfer(self, doing: str, path: str, request: Callable[[str, float], None]) -> None:
+        """Move a file of any size, with an hour for all attempts together."""
+        place = join(self._root, path)
+        retrier = fetch.Retrier(self._retrier.policy.model_copy(update={"deadline_s": _TRANSFER_S}))
+        try:
+            retrier.call(partial(request, place))
+        except Exception as error:
+            raise errors.unreachable(error, place, doing) from error
 
     def _ask(self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False) -> T | None:
         """The answer, or None when there is nothing at `path`, unless it is `needed`."""
@@ -218,6 +246,11 @@ class Files:
         fs, inside = object_store.fsspec_for(path)
         data: bytes = _request(fs, "cat_file", left, inside)
         return data
+
+    def copy_to(self, path: str, target: Path, left: float) -> None:
+        """Copy a file to one of this machine, however large."""
+        fs, inside = object_store.fsspec_for(path)
+        _request(fs, "get_file", left, inside, str(target))
 
     def write(self, path: str, data: bytes, left: float) -> None:
         """Put a file there, whole or not at all."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ray_app.errors import ConfigError, StorageError, describe_error
+from ray_app.errors import ConfigError, describe_error
 from ray_app.storage import Store, local_path
 
 if TYPE_CHECKING:
@@ -163,12 +163,7 @@ def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         for name in names:
-            filesystem, place = source.filesystem_and_path(name)
-            try:
-                filesystem.get_file(place, f"{scratch}/{name}")
-            except OSError as error:
-                message = f"{source.url}/{name} cannot be read: {describe_error(error)}"
-                raise StorageError(message, hint="run the same command again") from error
+            source.copy_to(name, Path(scratch, name))
         yield Path(scratch)
 
 

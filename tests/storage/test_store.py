@@ -5,6 +5,8 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
@@ -129,6 +131,42 @@ class _Refusing(faulty_proxy.Handler):
             owner.left -= 1
             return owner.status, error_body("AccessDenied" if owner.status == 403 else "SlowDown", "of the test"), {}
         return super()._asked(body)
+
+
+class FirstFails(faulty_proxy.FaultyProxy):
+    """Before a real S3 server: each request meets a 500 when it comes first, also a HEAD, whose answer then says no more than that."""
+
+    def __init__(self, upstream):
+        super().__init__(upstream, share=0.0)
+
+    def draw(self, request):
+        super().draw(request)
+        return "failed" if self._times[request] == 1 else None
+
+
+def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(s3, store_bucket, tmp_path, monkeypatch):
+    table = pa.table({"score": range(100_000)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    Store.open(f"{store_bucket}/ranges").write_file("rows.parquet", tmp_path / "rows.parquet")
+    with FirstFails(s3.url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = Store.open(f"{store_bucket}/ranges")
+        with store.open_file("rows.parquet") as file, pq.ParquetFile(file) as rows:
+            assert rows.read().equals(table)
+        store.copy_to("rows.parquet", tmp_path / "copy")
+        filesystem, path = store.filesystem_and_path("rows.parquet")
+        assert filesystem.cat_file(path) == (tmp_path / "copy").read_bytes() == (tmp_path / "rows.parquet").read_bytes()
+        assert {"HEAD", "GET"} <= {request.partition(" ")[0] for request in proxy._times}
+
+
+def test_a_file_that_is_not_there_cannot_be_opened(store, tmp_path):
+    for open_or_copy in (store.open_file, lambda path: store.copy_to(path, tmp_path / "copy")):
+        with pytest.raises(StorageError, match="nothing.parquet"):
+            open_or_copy("nothing.parquet")
+    store.write("rows", b"0123456789")
+    with store.open_file("rows") as file:
+        file.seek(4)
+        assert file.read(3) == b"456"
 
 
 @pytest.mark.parametrize("store", ["path", "s3"], indirect=True)
