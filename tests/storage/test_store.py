@@ -161,7 +161,7 @@ def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(s3, st
 
 def test_a_file_that_is_not_there_cannot_be_opened(store, tmp_path):
     for open_or_copy in (store.open_file, lambda path: store.copy_to(path, tmp_path / "copy")):
-        with pytest.raises(StorageError, match="nothing.parquet"):
+        with pytest.raises(StorageError, match=r"nothing\.parquet"):
             open_or_copy("nothing.parquet")
     store.write("rows", b"0123456789")
     with store.open_file("rows") as file:
