@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -146,8 +145,8 @@ class RunDirectory(PartTable):
     def missing(self) -> ConfigError:
         """What to say where no run was ever begun: whether nothing is there, a file, another command's directory or something else."""
         hint = "name the folder that `touchstone score SOURCE --out FOLDER` wrote"
-        if "://" not in self.store.url:
-            folder = Path(self.store.url)
+        folder = self.store.local_path("")
+        if folder:
             if not os.path.lexists(folder):
                 beside = [path.parent.name for path in folder.parent.glob("*/run.json")]
                 nearest = difflib.get_close_matches(folder.name, beside, 1)

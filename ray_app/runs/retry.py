@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.implementations.local import LocalFileSystem
 
 from ray_app import archives
 from ray_app.archives.build import input_type_of, write_selected
@@ -187,6 +186,6 @@ def _remove(directory: RunDirectory) -> None:
         directory.store.delete(f"manifest/{number}/_complete")
     directory.store.clear("manifest")
     directory.store.clear("")
-    filesystem, path = directory.store.filesystem_and_path("")
-    if isinstance(filesystem, LocalFileSystem):  # elsewhere a folder without files is none
-        shutil.rmtree(path, ignore_errors=True)
+    here = directory.store.local_path("")
+    if here:  # elsewhere a folder without files is none
+        shutil.rmtree(here, ignore_errors=True)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.implementations.local import LocalFileSystem
 
 from ray_app.archives import Each, in_turn
 from ray_app.errors import Status
@@ -138,9 +137,9 @@ def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
 
 def _local(run: directory.RunDirectory, path: str, cache: Path) -> str:
     """A path of this machine with the file's bytes; fetched by the first process of the node that asks, awaited by the others."""
-    filesystem, full = run.store.filesystem_and_path(path)
-    if isinstance(filesystem, LocalFileSystem):
-        return full
+    here = run.store.local_path(path)
+    if here:
+        return str(here)
     cache.mkdir(parents=True, exist_ok=True)
     name = path.rpartition("/")[2]
     copy = cache / name

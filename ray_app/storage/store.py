@@ -102,7 +102,7 @@ class Store:
 
         It and its reads raise StorageError, also when there is nothing. For one thread.
         """
-        if urls.scheme_of(self._root) == "file":
+        if self.local_path(path):
             found = self._ask("read", path, lambda place, left: open(place, "rb"), needed=True)  # noqa: SIM115 - the caller closes it
             assert found is not None, "raised where nothing was there"
             return found
@@ -202,6 +202,11 @@ class Store:
     def drop_folder(self, folder: str) -> None:
         """Remove a folder that is empty; nothing happens where there is none, or anything is in it."""
         self._backend.drop_folder(join(self._root, folder))
+
+    def local_path(self, path: str) -> Path | None:
+        """Return where `path` is on this machine; None if the store is elsewhere."""
+        place = join(self._root, path)
+        return Path(place) if urls.scheme_of(place) == "file" else None
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """Return the file system and its own spelling of `path` for a library that reads and writes by itself (Ray Train).

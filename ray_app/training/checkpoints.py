@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_app.errors import ConfigError, describe_error
-from ray_app.storage import Store, local_path
+from ray_app.storage import Store
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -158,8 +158,9 @@ def fetched(out: Store, name: str) -> Iterator[Path]:
 @contextmanager
 def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
     """Provide files as a local folder: the source if it is local, else copies while the block lasts. Raises StorageError."""
-    if "://" not in source.url:
-        yield Path(local_path(source.url))
+    here = source.local_path("")
+    if here:
+        yield here
         return
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         for name in names:
@@ -184,11 +185,12 @@ def ray_checkpoint(out: Store, name: str) -> "Checkpoint":
 def _ray_place(out: Store) -> "tuple[FileSystem, str]":
     """Return the pyarrow file system, and the path on it below which Ray Train keeps its run."""
     import pyarrow.fs as pafs
-    from fsspec.implementations.local import LocalFileSystem
 
+    here = out.local_path(_STORAGE)
+    if here:
+        return pafs.LocalFileSystem(), str(here)
     filesystem, path = out.filesystem_and_path(_STORAGE)
-    is_local = isinstance(filesystem, LocalFileSystem)
-    return pafs.LocalFileSystem() if is_local else pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def _folder_names(out: Store) -> list[str]:

@@ -35,7 +35,7 @@ from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageErro
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports import training as reports
 from ray_app.reports.format import duration
-from ray_app.storage import Store, local_path, strip_secrets
+from ray_app.storage import Store, strip_secrets
 from ray_app.training import checkpoints, config, file_notes, run_directory, validate, weight_files
 from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
@@ -93,7 +93,8 @@ def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Mo
             weight_files.onnx_parity(loaded, made, folder / weight_files.ONNX)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
             out.write_file(path.name, path)
-    return made if "://" in out.url else load_card(Path(local_path(out.url)) / CARD)
+    here = out.local_path(CARD)
+    return load_card(here) if here else made
 
 
 def card_yaml(card: BaseModel) -> str:

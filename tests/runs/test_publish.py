@@ -28,7 +28,7 @@ def run(scored, tmp_path):
 
 
 def copied(run, to):
-    return RunDirectory.open(str(shutil.copytree(run.store.filesystem_and_path("")[1], to)))
+    return RunDirectory.open(str(shutil.copytree(run.store.local_path(""), to)))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_small_run_becomes_one_file(run):
 def test_files_have_the_size_wanted_whatever_their_number(run, small_files):
     before = ids_of(run)
     paths = run.publish(0, each=backwards)
-    sizes = [os.path.getsize(run.store.filesystem_and_path(path)[1]) for path in paths]
+    sizes = [os.path.getsize(run.store.local_path(path)) for path in paths]
     assert len(sizes) > 2
     assert min(sizes) >= parts.PUBLISHED_BYTES
     assert max(sizes) < 2 * min(sizes)
@@ -97,7 +97,7 @@ def test_a_part_that_is_missing_is_named(run):
 @pytest.mark.parametrize("kept", [range(99), [0, *range(99)], [1, 0, *range(2, 100)]], ids=["missing", "twice", "another's"])
 def test_published_rows_that_are_not_those_of_the_files_are_found(run, kept):
     [path] = run.publish(0)
-    full = run.store.filesystem_and_path(path)[1]
+    full = run.store.local_path(path)
     pq.write_table(pq.read_table(full).take(list(kept)), full)
     with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
         check_conservation(run)

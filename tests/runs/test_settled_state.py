@@ -73,7 +73,7 @@ def test_it_says_what_is_there(run):
 
 
 def altered(run):
-    with open(run.store.filesystem_and_path(run.published()[0].path)[1], "r+b") as file:
+    with open(run.store.local_path(run.published()[0].path), "r+b") as file:
         file.seek(100)
         file.write(b"x")
 
