@@ -292,7 +292,7 @@ class _Form:
         last = chunk.find(delimiter + b"--")
         self.delimiters += chunk.count(delimiter, 0, len(chunk) if last < 0 else last)
         if self.delimiters > self.max_files:
-            raise Refusal("too_many_files", "the form has more parts than allowed", limit=self.max_files, observed=self.delimiters)
+            raise self._too_many()
         was_padding = parser.state == MultipartState.BOUNDARY_PADDING
         parser.write(chunk)
         if was_padding and parser.state == MultipartState.BOUNDARY_PADDING:
@@ -327,7 +327,11 @@ class _Form:
             raise Refusal("malformed_request", f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}")
         self._name = label(_text(options.get(b"filename", b"")))
         if len(self.images) == self.max_files:
-            raise Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
+            raise self._too_many()
+
+    def _too_many(self) -> Refusal:
+        """Return the refusal at the first file over the limit; how many more have arrived by then depends on the network."""
+        return Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_preamble:

@@ -88,11 +88,9 @@ def refused(answer):
 
 def test_too_much_is_refused(client):
     assert post(client, *[file_part(b"x")] * 16).json()["sizes"] == [1] * 16
-    answer = post(client, *[file_part(b"x")] * 17)
-    assert refused(answer) == (413, "too_many_files")
-    assert (answer.json()["limit"], answer.json()["observed"]) == (16, 17)
-    answer = post(client, *[file_part(b"x")] * 1000)
-    assert (*refused(answer), answer.json()["limit"], answer.json()["observed"]) == (413, "too_many_files", 16, 999)
+    for files in (17, 18, 1000):  # the answer does not depend on how much of the form has arrived
+        answer = post(client, *[file_part(b"x")] * files)
+        assert (*refused(answer), answer.json()["limit"], answer.json()["observed"]) == (413, "too_many_files", 16, 17)
     answer = post(client, file_part(bytes(40 * MB)))
     assert (*refused(answer), answer.json()["limit"]) == (413, "file_too_large", 32 * MB)
     assert refused(client.post("/v1/score", content=bytes(33 * MB))) == (413, "file_too_large")
