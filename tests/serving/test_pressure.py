@@ -79,6 +79,27 @@ def test_bodies_that_drip_keep_nobody_out_and_meet_the_deadline(endpoint):
     assert time.monotonic() - began > 0.9 * DEADLINE_S
 
 
+def test_clients_that_leave_in_the_middle_of_a_refused_body_are_no_errors(endpoint):
+    """The server still reads what is left of their bodies when they close; `no_log_calls_it_an_error` looks for it."""
+    for _ in range(8):
+        with ExitStack() as opened:
+            leaving = [opened.enter_context(connected(endpoint.port)) for _ in range(32)]
+            for connection in leaving:
+                connection.sendall(request("POST", SCORE, "Content-Length: 1000000000", body=b"x"))
+            for connection in leaving:
+                assert Reply(connection).status == 413
+    assert endpoint.score() == 200
+
+
+def test_clients_that_leave_in_the_middle_of_a_body_are_no_errors(endpoint):
+    with ExitStack() as opened:
+        for _ in range(32):
+            connection = opened.enter_context(connected(endpoint.port))
+            connection.sendall(request("POST", SCORE, "Content-Length: 1000", body=b"x"))
+        assert endpoint.score() == 200
+    assert endpoint.score() == 200
+
+
 FORM, BODY = multipart(file_part(b"no image"))
 HOSTILE = {
     "no http": (b"nonsense\r\n\r\n", 400),

@@ -57,7 +57,10 @@ class LingeringClose(Layer):
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_IDLE_S) as limit:
                 while dropped_bytes < self.max_bytes:
-                    message = await receive()
+                    try:
+                        message = await receive()
+                    except Exception:  # Ray Serve raises its TaskCancelledError if the client has left.
+                        return
                     if not message.get("more_body", False):  # The body has ended, or the client has left.
                         return
                     dropped_bytes += len(message.get("body", b""))
