@@ -11,7 +11,7 @@ import ray_app
 from docs_site import catalogue, settings
 from docs_site.columns import COLUMN_MEANING
 from docs_site.markdown import code, docstring, prose, table
-from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
+from ray_app.cli.main import PERMANENT, touchstone
 from ray_app.errors import ExitCode, Reason, Status
 from ray_app.images.facts import FLAG_MEANING
 from ray_app.runs.schema import row_schema
@@ -57,13 +57,12 @@ def command_pages() -> dict[str, str]:
     groups = {name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)}
     core = [_command(one, root) for name, one in touchstone.commands.items() if name not in groups]
     aliases = [
-        [code(f"touchstone {name}"), code(f"touchstone {group} {name}"), "for good" if name in PERMANENT else "until 1.0"]
-        for name, group in sorted((PERMANENT | UNTIL_1_0).items())
+        [code(f"touchstone {name}"), code(f"touchstone {group} {name}")] for name, group in sorted(PERMANENT.items())
     ]
     start = (
         "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
     )
-    former = f"## Former names\n\nNames of before 0.15, which `--help` does not list.\n\n{table(['former', 'now', 'works'], aliases)}"
+    former = f"## Short names\n\nThese names of before 0.15 work permanently. `--help` does not list them.\n\n{table(['short', 'full'], aliases)}"
     made = {"core": "\n\n".join([start, *core, former])}
     for name, group in groups.items():
         inside = click.Context(group, parent=root, info_name=name)

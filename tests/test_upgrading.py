@@ -38,20 +38,20 @@ touchstone detectors verify touchstone-tiny
 touchstone index labels.csv --out index --hash sha256
 touchstone evaluate run --labels demo-run/archive-labels.csv --out figures-of-run
 touchstone compare run mixed
-touchstone leaderboard figures-of-run --out leaderboard.html
-touchstone gallery run --out gallery
-touchstone audit run --draw 50 --out audit
-touchstone evidence run photo.jpg --out evidence
-touchstone evidence --verify evidence/evidence.json --image photo.jpg
-touchstone report run --prior 0.01
-touchstone masks run --out masks
+touchstone runs leaderboard figures-of-run --out leaderboard.html
+touchstone runs gallery run --out gallery
+touchstone runs audit run --draw 50 --out audit
+touchstone runs evidence run photo.jpg --out evidence
+touchstone runs evidence --verify evidence/evidence.json --image photo.jpg
+touchstone runs report run --prior 0.01
+touchstone runs masks run --out masks
 touchstone decide run --ensemble tiny
 """.splitlines()
 # And those that end with a clear line here, since weights, labels or groups are missing: the exit code that they had in 0.8.0, too.
 REFUSED = {
     "touchstone detectors fetch community-forensics-vits384": ExitCode.DETECTOR,
     "touchstone calibrate run --labels demo-run/archive-labels.csv --fpr 0.01 --out mine.yaml": ExitCode.USAGE,
-    "touchstone split index --out divided": ExitCode.USAGE,
+    "touchstone data split index --out divided": ExitCode.USAGE,
     "touchstone collect urls.csv --out collected": ExitCode.USAGE,
     "touchstone generate sd-3.5 --prompts prompts.txt --like photos --out made": ExitCode.DETECTOR,
 }
@@ -103,21 +103,13 @@ def test_a_line_of_the_readme_of_0_8_0(workplace, off_ray, line, monkeypatch, ca
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(workplace / "config.yaml"))  # a user who accepted no licence
     assert main(shlex.split(line)[1:]) == REFUSED.get(line, ExitCode.DONE)
-    told = capsys.readouterr().err
-    name = line.split()[1]
-    assert "Traceback" not in told
-    if group := command_line.UNTIL_1_0.get(name):
-        assert told.splitlines()[0] == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0"
-    else:
-        assert "is now" not in told
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_the_page_names_each_former_name_where_it_says_how_long_it_stays():
     rows = [row for row in PAGE.splitlines() if row.startswith("| `touchstone ")]
     [for_good] = [row for row in rows if "stay for good" in row]
-    [until] = [row for row in rows if "works until 1.0" in row]
     assert set(re.findall(r"`(?:touchstone )?(\w+)`", for_good.split("|")[1])) == set(command_line.PERMANENT)
-    assert set(re.findall(r"`(?:touchstone )?(\w+)`", until.split("|")[1])) == set(command_line.UNTIL_1_0)
 
 
 def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
@@ -127,7 +119,7 @@ def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 32
     assert "verdict_detail" not in RunDirectory.open(str(of_0_8_0)).read_json("run.json")
-    assert main(["report", str(of_0_8_0), "--prior", "0.01"]) == 0
+    assert main(["runs", "report", str(of_0_8_0), "--prior", "0.01"]) == 0
     assert main(["filter", str(of_0_8_0), "--out", str(tmp_path / "clean")]) == 0
     assert len((tmp_path / "clean" / "kept.csv").read_text().splitlines()) > 1
 

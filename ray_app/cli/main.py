@@ -19,6 +19,7 @@ from ray_app.cli import data, detectors, evaluate, options, score, settings, tra
 from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import gallery, masks, results
+from ray_app.cli.retired import explain_retired_name, refuse_retired_command
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 from ray_app.import_path import refuse_searched_library
 
@@ -45,12 +46,9 @@ _GROUPS = {
     "config": ("Show settings, fetch trust lists, and set up completion in your shell.",
                (settings.show_config, settings.trust_lists, settings.completion)),
 }  # fmt: skip
-# The names of before 0.15. Those that scripts rely on from outside stay for good; the others go with 1.0.
+# Short names from before 0.15. They stay as hidden aliases, because docs/versioning.md guarantees them.
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "filter": "runs", "calibrate": "detectors",
-}  # fmt: skip
-UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "leaderboard"), "runs") | {
-    "split": "data",
 }  # fmt: skip
 
 
@@ -73,6 +71,7 @@ class _Commands(click.Group):
         """The command of the first word. Raises UsageError that names the nearest one."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            refuse_retired_command(" ".join([*ctx.command_path.split()[1:], name]))
             known = {name: name for name in self.commands} | self._elsewhere()
             nearest = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean '{known[nearest[0]]}'?" if nearest else f"Its commands: {', '.join(self.commands)}."
@@ -115,16 +114,9 @@ class _Touchstone(_Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, which may be a former one."""
-        if group := (UNTIL_1_0 | PERMANENT).get(cmd_name):
+        if group := PERMANENT.get(cmd_name):
             return _GROUP_COMMANDS[group].get_command(ctx, cmd_name)
         return super().get_command(ctx, cmd_name)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word; of a name that goes away, the new one is said on stderr."""
-        if args[0] in UNTIL_1_0 and not ctx.resilient_parsing:
-            new = f"touchstone {UNTIL_1_0[args[0]]} {args[0]}"
-            click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the core, and the names in each group."""
@@ -175,7 +167,7 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
         refuse_searched_library()
         code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        explain_retired_name(error).show()
         return ExitCode.USAGE
     except TouchstoneError as error:
         click.echo(f"touchstone: {error.message}", err=True)

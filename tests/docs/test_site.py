@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from docs_site import settings
-from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
+from ray_app.cli.main import PERMANENT, touchstone
 from ray_app.datasets.layouts import layout_names
 from ray_app.detectors import list_cards
 from ray_app.errors import Reason, Status
@@ -65,7 +65,7 @@ def test_every_command_with_its_options_stands_in_the_reference(built):
         shown = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
         options = {name for one in shown for name in (*one.opts, *one.secondary_opts)}
         assert options <= set(page.code), path
-    assert {f"touchstone {name}" for name in PERMANENT | UNTIL_1_0} <= code_on(built, "commands-core")
+    assert {f"touchstone {name}" for name in PERMANENT} <= code_on(built, "commands-core")
 
 
 def test_every_key_column_status_error_and_card_stands_in_the_reference(built):

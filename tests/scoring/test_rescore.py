@@ -50,7 +50,7 @@ def test_rows_are_those_of_a_whole_run_with_that_identifier_however_often_and_it
     old = made(tmp_path, "old", None)
     for name, seed in (("new", 1), ("newer", 2), ("newer", 2)):
         card = card_in(tmp_path / f"card-{seed}", seed)
-        assert main(["rescore", old.store.url, "--identifier", str(card), "--out", str(tmp_path / name), "--json"]) == 0
+        assert main(["runs", "rescore", old.store.url, "--identifier", str(card), "--out", str(tmp_path / name), "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)
         named, whole = RunDirectory.open(str(tmp_path / name)), made(tmp_path, f"whole-{seed}", card)
         assert next(named.tables(0)).schema.names == next(whole.tables(0)).schema.names
@@ -76,5 +76,5 @@ def test_what_does_not_suit_is_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match="kept no embeddings"):
         name_run(old.store.url, str(tmp_path / "new"), str(card_in(tmp_path / "card", 1)))
     assert not (tmp_path / "new").exists()
-    assert main(["rescore", old.store.url, "--identifier", "a.yaml", "--out", str(tmp_path / "new"), "--detector", NAME]) == 2
+    assert main(["runs", "rescore", old.store.url, "--identifier", "a.yaml", "--out", str(tmp_path / "new"), "--detector", NAME]) == 2
     assert "leaves scores as they are" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""Names of the command line that 1.0 retires, each with its replacement. Version 1.1 removes this file.
+
+`COMMANDS` and `OPTIONS` are the only list of such names. A retired name ends the command with exit code 2 and one line that names the
+replacement.
+"""
+
+import click
+
+COMMANDS: dict[str, str] = {
+    # Short names from before 0.15.
+    "report": "use touchstone runs report",
+    "gallery": "use touchstone runs gallery",
+    "masks": "use touchstone runs masks",
+    "audit": "use touchstone runs audit",
+    "split": "use touchstone data split",
+    # Runs.
+    # Evaluation.
+    # Data.
+    # Detectors and training.
+}
+"""Command path without `touchstone` → what to use."""
+
+OPTIONS: dict[str, dict[str, str]] = {
+    # Runs.
+    # Evaluation.
+    # Data.
+    # Serving.
+    # Detectors and training.
+}
+"""Command path without `touchstone` → option → what to use."""
+
+
+def explain_retired_name(error: click.ClickException) -> click.ClickException:
+    """Return the error to show: one line with the replacement if the command line used a retired option, otherwise the same error."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return error
+    path = error.ctx.command_path.removeprefix("touchstone ")
+    replacement = OPTIONS.get(path, {}).get(error.option_name)
+    return click.ClickException(f"'{path} {error.option_name}' is retired: {replacement}") if replacement else error
+
+
+def refuse_retired_command(path: str) -> None:
+    """Raise ClickException with the replacement if `path`, such as "runs rescore", is a retired command."""
+    if replacement := COMMANDS.get(path):
+        raise click.ClickException(f"'{path}' is retired: {replacement}")
