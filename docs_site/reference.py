@@ -56,13 +56,12 @@ def command_pages() -> dict[str, str]:
     root = click.Context(touchstone, info_name="touchstone")
     groups = {name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)}
     core = [_command(one, root) for name, one in touchstone.commands.items() if name not in groups]
-    aliases = [
-        [code(f"touchstone {name}"), code(f"touchstone {group} {name}")] for name, group in sorted(PERMANENT.items())
-    ]
+    aliases = [[code(f"touchstone {name}"), code(f"touchstone {group} {name}")] for name, group in sorted(PERMANENT.items())]
     start = (
         "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
     )
-    former = f"## Short names\n\nThese names of before 0.15 work permanently. `--help` does not list them.\n\n{table(['short', 'full'], aliases)}"
+    note = "These names of before 0.15 work permanently. `--help` does not list them."
+    former = f"## Short names\n\n{note}\n\n{table(['short', 'full'], aliases)}"
     made = {"core": "\n\n".join([start, *core, former])}
     for name, group in groups.items():
         inside = click.Context(group, parent=root, info_name=name)
