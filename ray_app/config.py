@@ -6,12 +6,12 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -27,6 +27,9 @@ class Frozen(BaseModel):
     """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    retired_keys: ClassVar[Mapping[str, str]] = {}
+    """Keys that 1.0 retires, each with what to use instead."""
 
 
 class Placed(Frozen):
@@ -295,8 +298,12 @@ def _deep_copy(value: Any) -> Any:
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))  # which of several kinds it was taken for
     if detail["type"] == "extra_forbidden":
-        valid = list(_keys_at(model, detail["loc"][:-1]))
-        return f"{where}: {location}: unknown key" + _nearest(str(detail["loc"][-1]), valid)
+        *parents, key = detail["loc"]
+        models = _models_at(model, parents)
+        for candidate in models:
+            if replacement := getattr(candidate, "retired_keys", {}).get(key):
+                return f"{where}: {location}: retired: {replacement}"
+        return f"{where}: {location}: unknown key" + _nearest(str(key), [name for found in models for name in found.model_fields])
     if detail["type"] == "missing":
         return f"{where}: {location}: missing"
     wanted = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
@@ -305,14 +312,13 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     return f"{where}: {location}: {wanted} (got {detail['input']!r})"
 
 
-def _keys_at(model: Any, location: Sequence[int | str]) -> Iterator[str]:
-    """Field names valid at a place in the tree; annotations are searched for the model that lives there."""
+def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:
+    """Return the models that the annotations have at a place in the tree."""
     candidates = [model]
     for part in location:
         fields = [c.model_fields[part].annotation for c in candidates if part in getattr(c, "model_fields", {})]
         candidates = [m for f in fields for m in _models_in(f)] if fields else candidates
-    for candidate in candidates:
-        yield from candidate.model_fields
+    return candidates
 
 
 def _models_in(annotation: Any) -> list[Any]:

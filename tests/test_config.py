@@ -1,4 +1,6 @@
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
@@ -9,6 +11,8 @@ from ray_app.scoring import ScoreConfig
 
 
 class Inner(Frozen):
+    retired_keys: ClassVar[Mapping[str, str]] = {"depth_ft": "use depth_m"}
+
     depth_m: float = 1.0
 
 
@@ -34,6 +38,8 @@ def test_reads_and_overrides(tmp_path):
     [
         ("nane: a\n", "some.yaml: nane: unknown key — did you mean 'name'?"),
         ("name: a\ninner: {dept_m: 1}\n", "some.yaml: inner.dept_m: unknown key — did you mean 'depth_m'?"),
+        ("name: a\ninner: {depth_ft: 1}\n", "some.yaml: inner.depth_ft: retired: use depth_m"),
+        ("name: a\nitems: [{depth_ft: 1}]\n", "some.yaml: items.0.depth_ft: retired: use depth_m"),
         ("inner: {}\n", "some.yaml: name: missing"),
         ("name: [1]\n", "some.yaml: name: [1] does not fit: it should be a valid string"),
         ("- 1\n", "expected keys and values, found list"),
