@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     metavar="NAME|PATH",
     help="Load this detector too, for requests that name it; it has no part in verdicts. Repeatable.",
 )
-@click.option(
-    "--arena", metavar="FOLDER", help="Let people guess against the ensemble, at /arena: images in folders `real` and `fake`, or an index."
-)
 @options.licence_option
 @click.option(
     "--set",
@@ -71,7 +68,6 @@ def serve(
     config_file: str | None,
     ensembles: tuple[str, ...],
     optional: tuple[str, ...],
-    arena: str | None,
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> int:
@@ -94,12 +90,11 @@ def serve(
     args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
     args |= {key: list(value) for key, value in given.items() if value}
-    args |= {"arena": (args.get("arena") or {}) | {"at": arena}} if arena else {}
     config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
 
     def announce(url: str) -> None:
         click.echo(f"{url}/" if config.page else url)
-        click.echo(f"ready: {', '.join(config.ensembles)}{f'; arena: {url}/arena' if config.arena.at else ''}; Ctrl-C ends it", err=True)
+        click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
 
     if not (on_ray or os.environ.get("RAY_ADDRESS")):
         from ray_app.serving import server

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     # Evaluation.
     # Data.
     # Serving.
+    "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels"},
     # Detectors and training.
 }
 """Command path without `touchstone` → option → what to use."""

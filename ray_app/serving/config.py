@@ -75,16 +75,11 @@ class Batching(Frozen):
     wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for others to share its batch")
 
 
-class ArenaConfig(Frozen):
-    """A game in which people guess against the ensemble, at /arena. Off unless it has pictures."""
-
-    at: str = Field(default="", description="an index, or a source of images: its folders `real` and `fake` are labels")
-    guesses: str | None = Field(
-        default=None, description="folder or URL where guesses are kept; null = that of `at` with `.arena` behind it"
-    )
-    limit: int = Field(default=10_000, ge=1, description="files of `at` that take part, the first ones")
-    most_guesses: int = Field(default=50_000, ge=1, description="guesses that are kept; beyond: 403")
-    requests_per_minute: int = Field(default=600, ge=1, description="to /arena/*, counted as `limits.requests_per_minute`; beyond: 429")
+_REMOVED_KEYS = {
+    "jobs": ("0.19", "submit runs with Ray's own job API: ray job submit -- touchstone score …"),
+    "arena": ("0.24", "people label images on the page of touchstone runs audit RUN --draw N --out DIR"),
+}
+"""Key of an endpoint's config → version that removed it, and what to use."""
 
 
 class ServeConfig(Frozen):
@@ -122,15 +117,13 @@ class ServeConfig(Frozen):
     access: Access = Access()
     urls: UrlFetching = UrlFetching()
     page: bool = Field(default=True, description="whether / is the web page")
-    arena: ArenaConfig = ArenaConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _jobs_are_gone(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "jobs" in given:
-            raise ConfigError(
-                "jobs: removed in 0.19", hint="remove it; submit runs with Ray's own job API: ray job submit -- touchstone score …"
-            )
+    def _refuse_removed_keys(cls, given: Any) -> Any:
+        for key, (version, replacement) in _REMOVED_KEYS.items() if isinstance(given, Mapping) else ():
+            if key in given:
+                raise ConfigError(f"{key}: removed in {version}", hint=f"remove it; {replacement}")
         return given
 
 

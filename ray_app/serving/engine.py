@@ -97,10 +97,6 @@ class EndpointScorer:
         self._meter.verdict(chosen, str(answered.verdict))
         return answered
 
-    async def view(self, data: bytes, preprocessing: Preprocessing) -> decoder_pool.PreparedImage:
-        """An image decoded within the endpoint's limits, to be seen. Raises ImageRefused."""
-        return await self._decoders.prepare(data, (preprocessing,), "exact")
-
     async def ready(self) -> list[schemas.EnsembleName]:
         """The ensembles, once every group has its weights and images are scored. Raises Refusal not_ready."""
         async with self._checking:

@@ -90,8 +90,8 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
 
 def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
     """Name all files of a config by absolute paths: replicas are in another folder than this command."""
-    access, provenance, arena = config.access, config.provenance, config.arena
-    tokens, trusted, place = access.tokens_file, provenance.trust_list, arena.at
+    access, provenance = config.access, config.provenance
+    tokens, trusted = access.tokens_file, provenance.trust_list
     changes = {
         "ensembles": tuple(absolute_name("ensembles", name) for name in config.ensembles),
         "optional_detectors": tuple(map(_absolute_detector, config.optional_detectors)),
@@ -99,7 +99,6 @@ def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
         "provenance": provenance.model_copy(
             update={"trust_list": trusted if trusted in (None, "none") else absolute_name("trust", trusted)}
         ),
-        "arena": arena.model_copy(update={"at": place and absolute_name("arena", place)}),
     }
     return config.model_copy(update=changes)
 

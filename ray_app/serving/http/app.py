@@ -22,7 +22,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.serving import engine, metrics
-from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
 from ray_app.serving.http.limits import Admission, Deadline, RateLimit
@@ -32,7 +31,7 @@ DESCRIPTION = """Tells which images were made or altered by a generative model.
 
 A score is log-odds of fake; a verdict is `fake`, `real` (no evidence found) or `abstain`. Every answer names the ensemble that gave it by a
 fingerprint: equal fingerprints give equal scores, here and in batch runs. HEAD is answered wherever GET is."""
-PAGE = ("/", "/page/*", "/arena")
+PAGE = ("/", "/page/*")
 OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 # Probes and monitoring have to be answered most of all when every place is taken.
 UNCOUNTED = (*OPEN, "/metrics")
@@ -83,10 +82,8 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
     tokens = install(app, config, meter, echo_request_id=echo_request_id)
     app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
     app.include_router(routes.operation_router(scorer, meter))
-    if config.arena.at:
-        app.include_router(routes.arena_router(Arena(config.arena, scorer, config.images.max_bytes)))
     if config.page:
-        app.include_router(page_router(arena=bool(config.arena.at)))
+        app.include_router(page_router())
     return app
 
 
@@ -97,7 +94,6 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
     """
     limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
     tokens = auth.BearerTokens(config.access)
-    rates = {"/*": limits.requests_per_minute, "/arena/*": config.arena.requests_per_minute if config.arena.at else None}
     # Around the guards, so that a page can read why it was refused.
     cross_origin = Middleware(
         CORSMiddleware,
@@ -128,7 +124,7 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
         *([cross_origin] if origins else []),
         Middleware(errors.FaultMiddleware),
         Middleware(auth.AccessGuard, tokens, auth.Paths(OPEN)),
-        *(Middleware(RateLimit, most, uncounted=uncounted, only=auth.Paths((below,))) for below, most in rates.items() if most),
+        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
         admission,
         Middleware(Deadline, limits.deadline_s),
     ]
@@ -148,8 +144,8 @@ class Envelope(errors.Layer):
 
     The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
     answer. Ray Serve's proxy adds the header to every answer by itself, after handing the same id in: there `echo` has to be off, or it
-    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` and `/arena/` is kept; the pages
-    use their own files only.
+    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page
+    uses its own files only.
     """
 
     def __init__(self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool) -> None:
@@ -163,7 +159,7 @@ class Envelope(errors.Layer):
         scope.setdefault("state", {})["request_id"] = request_id
         headers = _ALWAYS | {"Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY}
         headers |= {"X-Request-Id": request_id} if self.echo else {}
-        headers |= {"Cache-Control": "no-store"} if path.startswith(("/v1", "/arena/")) else {}
+        headers |= {"Cache-Control": "no-store"} if path.startswith("/v1") else {}
         started, status = time.perf_counter(), ABANDONED
 
         async def watched(message: Message) -> None:
@@ -189,8 +185,8 @@ class _Asset(NamedTuple):
     etag: str
 
 
-def page_router(*, arena: bool = False) -> APIRouter:
-    """Answer GET of `/`, `/page/{name}` and perhaps `/arena`; an unchanged file with 304; any other name with Refusal not_found.
+def page_router() -> APIRouter:
+    """Answer GET of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal not_found.
 
     The files are read once, here: a name is only ever looked up in that list, never made into a path.
     """
@@ -201,13 +197,11 @@ def page_router(*, arena: bool = False) -> APIRouter:
     for name, file in listed.items():
         content = file.read_bytes()
         assets[name] = _Asset(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
-    router, pages = APIRouter(include_in_schema=False), {"/": "index.html"} | ({"/arena": "arena.html"} if arena else {})
+    router = APIRouter(include_in_schema=False)
 
+    @router.get("/")
     async def page(request: Request) -> Response:
-        return _answer(request, assets[pages[request.scope["path"]]])
-
-    for path in pages:
-        router.add_api_route(path, page)
+        return _answer(request, assets["index.html"])
 
     @router.get("/page/{name}")
     async def asset(request: Request, name: str) -> Response:

@@ -91,22 +91,22 @@ class _Exchange:
 
 class RateLimit(Layer):
     """429 to an owner (a token; without tokens everybody together) with more than `per_minute` requests in the last 60 seconds, with the
-    seconds after which the next one is let in. Refused requests do not count, nor those to `uncounted` paths.
+    seconds after which the next one is let in. Refused requests do not count.
     """
 
-    def __init__(self, app: ASGIApp, per_minute: int, *, uncounted: Paths, only: Paths) -> None:
+    def __init__(self, app: ASGIApp, per_minute: int, *, uncounted: Paths) -> None:
         from limits import RateLimitItemPerMinute  # only where the operator has set a limit
         from limits.aio.storage import MemoryStorage
         from limits.aio.strategies import MovingWindowRateLimiter
 
         super().__init__(app)
-        self.per_minute, self.uncounted, self.only = per_minute, uncounted, only
+        self.per_minute, self.uncounted = per_minute, uncounted
         self.item, self.limiter = RateLimitItemPerMinute(per_minute), MovingWindowRateLimiter(MemoryStorage())
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         owner = scope.get("state", {}).get("owner", "anonymous")
-        if self.uncounted.has(path := scope["path"]) or not self.only.has(path) or await self.limiter.hit(self.item, owner):
+        if self.uncounted.has(scope["path"]) or await self.limiter.hit(self.item, owner):
             await self.app(scope, receive, send)
             return
         opens = (await self.limiter.get_window_stats(self.item, owner)).reset_time

@@ -1,4 +1,4 @@
-"""The routes that score (`scoring_router`), of ensembles, health and readiness (`operation_router`), and of the game (`arena_router`).
+"""The routes that score (`scoring_router`), and of health and readiness (`operation_router`).
 
 The images in a request, raw or as multipart, are read in memory only (`read_images`).
 """
@@ -10,14 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from ray_app.errors import InputError, Status
 from ray_app.serving import engine, url_fetch
-from ray_app.serving.arena import Arena
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.http.errors import Refusal
@@ -172,21 +170,6 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
     async def metrics() -> Response:
         """Counters of all replicas, for Prometheus."""
         return Response(await meter.exposition(), media_type="text/plain; version=0.0.4")
-
-    return router
-
-
-def arena_router(arena: Arena) -> APIRouter:
-    """What the page of the arena asks for, and `/arena/labels`; no part of the versioned API."""
-    router = APIRouter(prefix="/arena", include_in_schema=False)
-    router.add_api_route("/round", arena.draw)
-    router.add_api_route("/guesses/{name}", arena.guess, methods=["POST"])
-    router.add_api_route("/standings", arena.standings)
-    router.add_api_route("/labels", arena.labels, response_class=PlainTextResponse)
-
-    @router.get("/pictures/{name}")
-    async def shown(name: str) -> Response:
-        return Response(await arena.show(name), media_type="image/jpeg")
 
     return router
 

@@ -33,8 +33,8 @@ export class Endpoint {
   /** Ensembles, optional detectors, limits and whether a token is needed; `detectors` by name, empty where they are not told. */
   async describe() {
     const [served, known] = await Promise.all([
-      this.ask("v1/ensembles"),
-      this.ask("v1/detectors").catch(() => ({ detectors: [] })),
+      this.#ask("v1/ensembles"),
+      this.#ask("v1/detectors").catch(() => ({ detectors: [] })),
     ]);
     return { ...served, detectors: Object.fromEntries(known.detectors.map((detector) => [detector.name, detector])) };
   }
@@ -43,7 +43,7 @@ export class Endpoint {
   async score(files, asked, signal, waiting) {
     const body = new FormData();
     for (const file of files) body.append("file", file, file.name.slice(-NAME_LENGTH).toWellFormed());
-    const answer = await this.ask(this.address(asked), { method: "POST", body, signal }, waiting);
+    const answer = await this.#ask(this.address(asked), { method: "POST", body, signal }, waiting);
     const answers = answer.results ?? [answer];
     if (answers.length !== files.length) throw new Trouble({ code: "internal_error", message: "answers are missing" });
     return answers;
@@ -64,11 +64,11 @@ export class Endpoint {
     return `curl --data-binary ${quoted(`@${name === "-" ? "./-" : name}`)}${token} \\\n  ${quoted(this.address(asked).href)}`;
   }
 
-  async ask(address, request = {}, waiting = () => {}, read = "json") {
+  async #ask(address, request = {}, waiting = () => {}) {
     const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
     for (let attempt = 1; ; attempt++) {
       const response = await reached(() => fetch(address, { ...request, headers, cache: "no-store" }));
-      if (response.ok) return reached(() => response[read]());
+      if (response.ok) return reached(() => response.json());
       const trouble = await refusal(response);
       if (![429, 503].includes(response.status) || attempt === ATTEMPTS) throw trouble;
       await pause(secondsOf(response.headers.get("Retry-After")), request.signal, (left) => waiting(left, trouble));
