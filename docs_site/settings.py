@@ -18,7 +18,7 @@ from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard
-from ray_app.datajobs.shards.config import FilterConfig, PackConfig
+from ray_app.datajobs.shards.config import PackConfig
 from ray_app.datasets.layouts.rules import PublishedLayout
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.detectors import DetectorCard
@@ -42,7 +42,6 @@ CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "collect": (CollectConfig, "touchstone data collect"),
     "generate": (GenerateConfig, "touchstone data generate"),
     "pack": (PackConfig, "touchstone data pack"),
-    "filter": (FilterConfig, "touchstone runs filter"),
 }
 # Other files that a user may write: the model, what it is, and where the shipped ones lie.
 CARDS: dict[str, tuple[type[BaseModel], str, str]] = {

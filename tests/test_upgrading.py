@@ -30,7 +30,6 @@ touchstone results s3://bucket/run --verdict fake
 touchstone plan demo-run/archive --cluster laptop
 touchstone score demo-run/archive list.csv --out mixed --reuse sha256
 touchstone score demo-run/archive list.csv --out mixed --retry source_throttled,source_timeout
-touchstone filter run --out clean
 touchstone pack demo-run/archive --out shards
 touchstone detectors list
 touchstone detectors show corvi2023
@@ -112,7 +111,7 @@ def test_the_page_names_each_former_name_where_it_says_how_long_it_stays():
     assert set(re.findall(r"`(?:touchstone )?(\w+)`", for_good.split("|")[1])) == set(command_line.PERMANENT)
 
 
-def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
+def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, capsys):
     statuses = {row["status"] for row in current_rows(RunDirectory.open(str(of_0_8_0)))}
     assert statuses <= set(Status)
     assert main(["results", str(of_0_8_0), "--json"]) == 0
@@ -120,8 +119,6 @@ def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
     assert len(rows) == 32
     assert "verdict_detail" not in RunDirectory.open(str(of_0_8_0)).read_json("run.json")
     assert main(["runs", "report", str(of_0_8_0), "--prior", "0.01"]) == 0
-    assert main(["filter", str(of_0_8_0), "--out", str(tmp_path / "clean")]) == 0
-    assert len((tmp_path / "clean" / "kept.csv").read_text().splitlines()) > 1
 
 
 @pytest.mark.slow

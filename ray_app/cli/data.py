@@ -1,4 +1,4 @@
-"""Commands on data: `filter` and `pack` archives; `collect`, `generate`, `split` and `index` images to train and evaluate."""
+"""Commands on data: `pack` archives; `collect`, `generate`, `split` and `index` images to train and evaluate."""
 
 import json
 import shlex
@@ -14,41 +14,6 @@ if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
 
 _MOST_LINES = 40
-
-
-@click.command("filter")
-@click.argument("run", metavar="RUN")
-@options.out_option
-@click.option(
-    "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
-)
-@click.option(
-    "--drop",
-    multiple=True,
-    type=click.Choice(["fake", "abstain", "failed"]),
-    help="Which verdicts are dropped; repeatable.  [default: fake]",
-)
-@options.shard_option
-@options.retry_shards_option
-@options.overrides
-@options.as_json
-def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Write the archive again without the flagged files.
-
-    The flagged ones are listed with the reason of each. Nothing is deleted.
-    Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
-
-    \b
-    touchstone runs filter run --out clean                            the names that stay, and those that go
-    touchstone runs filter run --out clean --as parquet --drop fake --drop abstain
-    """
-    from ray_app.datajobs.shards import FilterConfig
-    from ray_app.datajobs.shards.filter import filter_run
-    from ray_app.datajobs.shards.run import filter_lines
-
-    summary = filter_run(options.configured("filter", None, FilterConfig, given, assignments), retry=retry)
-    options.echo_document(summary, filter_lines(summary), as_json)
-    return 0
 
 
 @click.command()

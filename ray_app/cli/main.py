@@ -29,7 +29,7 @@ _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train
 _GROUPS = {
     "runs": (
         "Work with a finished run: reports, pictures, decisions, audits.",
-        (score.report, gallery, masks, data.filter_command, score.decide, score.rescore, trust.audit, trust.evidence,
+        (score.report, gallery, masks, score.decide, score.rescore, trust.audit, trust.evidence,
          evaluate.leaderboard),
     ),
     "data": (
@@ -48,7 +48,7 @@ _GROUPS = {
 }  # fmt: skip
 # Short names from before 0.15. They stay as hidden aliases, because docs/versioning.md guarantees them.
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
-    "decide": "runs", "filter": "runs", "calibrate": "detectors",
+    "decide": "runs", "calibrate": "detectors",
 }  # fmt: skip
 
 

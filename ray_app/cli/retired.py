@@ -16,6 +16,8 @@ COMMANDS: dict[str, str] = {
     # Runs.
     # Evaluation.
     # Data.
+    "runs filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
+    "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     # Detectors and training.
 }
 """Command path without `touchstone` → what to use."""

@@ -61,7 +61,7 @@ def test_a_former_name_works_and_says_the_new_one(group, name, capsys):
     assert said.err == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0\n"
 
 
-@pytest.mark.parametrize("name", ["decide", "filter", "calibrate", "index", "collect", "generate", "pack"])
+@pytest.mark.parametrize("name", ["decide", "calibrate", "index", "collect", "generate", "pack"])
 def test_names_that_scripts_rely_on_stay(name, capsys):
     assert main([name, "--help"]) == 0
     assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.cli.main import main
-from tests.datajobs.shards import archives, scored
+from tests.datajobs.shards import archives
 from tests.scoring.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,13 +55,3 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path):
     assert {name: data for name, data in archives.contents(tmp_path / "out").items() if name.startswith("train")} == archives.contents(
         tmp_path / "whole"
     )
-
-
-def test_filter_says_what_it_did(photos, tmp_path, capsys):
-    run = scored.scored_run(tmp_path / "run", photos, lambda member: 9.0 if member.uri.endswith(".gif") else -9.0)
-    assert main(["runs", "filter", run.store.url, "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "2 of 9 files: flagged as fake" in said
-    assert "nothing was deleted" in said
-    assert main(["runs", "filter", run.store.url, "--out", str(tmp_path / "shards"), "--as", "parquet", "--drop", "abstain", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["packed"] == 9

@@ -12,7 +12,7 @@ FOLDER = ROOT / "docs" / "tutorials"
 INTERRUPTED = 130
 # What is there in the end.
 WRITTEN = {
-    "archive-overnight": ("run/report.html", "verdicts.csv", "flagged.parquet", "clean/kept.csv"),
+    "archive-overnight": ("run/report.html", "verdicts.csv", "flagged.parquet", "kept.csv"),
     "check-pictures": ("verdicts.html", "evidence/evidence.html"),
     "your-own-detector": ("my-head/card.yaml", "my-network/card.yaml", "figures/report.html", "leaderboard.html"),
 }

@@ -89,7 +89,7 @@ def test_a_card_s_section_is_told_once_and_its_keys_wherever_they_stand():
     assert page.count("then put before every key") == len(("backbone.weights.prefix", "weights.prefix"))
 
 
-@pytest.mark.parametrize("name", ["score", "serve", "pack", "filter"])
+@pytest.mark.parametrize("name", ["score", "serve", "pack"])
 def test_every_key_of_a_run_and_of_an_endpoint_has_a_meaning(name):
     model, command = settings.CONFIGS[name]
     assert [key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)] == []

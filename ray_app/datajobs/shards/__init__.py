@@ -1,3 +1,3 @@
-"""Members → a list, Parquet or tar shards, bytes untouched: `pack` for any source, `filter` for a run without what it flags."""
+"""Pack the members of any source into Parquet or tar shards without changing their bytes."""
 
-from ray_app.datajobs.shards.config import FilterConfig, PackConfig
+from ray_app.datajobs.shards.config import PackConfig

@@ -1,4 +1,4 @@
-"""The settings of packing and filtering."""
+"""The settings of packing."""
 
 from typing import Literal
 
@@ -10,12 +10,18 @@ from ray_app.config import Frozen
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 Form = Literal["parquet", "webdataset"]
-Drop = Literal["fake", "abstain", "failed"]
 
 
-class _Writing(Frozen):
-    """How shards are written, whatever goes into them."""
+class PackConfig(Frozen):
+    """One archive to be packed: what, into what, where to."""
 
+    source: tuple[str, ...] = Field(min_length=1, description="folders, files, prefixes or globs; any fsspec URL")
+    form: Form = Field(default="parquet", description="parquet as the Hugging Face hub writes it, or webdataset tars")
+    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
+    exclude: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1, description="pack no more than this many files")
+    columns: TableColumns = TableColumns()
+    container_limits: ContainerLimits = ContainerLimits()
     out: str = Field(description="the directory to write; any fsspec URL")
     shard_mb: float = Field(default=256.0, gt=0, description="bytes of files in one shard, in MB of 10⁶ bytes; it ends with a block of 64")
     max_member_bytes: int = Field(
@@ -28,23 +34,3 @@ class _Writing(Frozen):
     s3: S3Config = S3Config()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
-
-
-class PackConfig(_Writing):
-    """One archive to be packed: what, into what, where to."""
-
-    source: tuple[str, ...] = Field(min_length=1, description="folders, files, prefixes or globs; any fsspec URL")
-    form: Form = Field(default="parquet", description="parquet as the Hugging Face hub writes it, or webdataset tars")
-    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1, description="pack no more than this many files")
-    columns: TableColumns = TableColumns()
-    container_limits: ContainerLimits = ContainerLimits()
-
-
-class FilterConfig(_Writing):
-    """One finished run whose archive is wanted without some of its members."""
-
-    run: str = Field(description="the run directory; any fsspec URL")
-    form: Form | Literal["list"] = Field(default="list", description="list = names only, nothing is copied")
-    drop: tuple[Drop, ...] = Field(default=("fake",), min_length=1, description="verdicts that go; failed = files without a score")

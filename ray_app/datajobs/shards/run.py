@@ -1,4 +1,4 @@
-"""`pack_archive` and `write_shards` list an archive once, write the missing shards, compare the figures. The same command resumes.
+"""`pack_archive` lists an archive once, writes the missing shards, and compares the counts. The same command resumes.
 
 pack.json           what was packed, how: another command on the same directory is refused
 manifest/0/         the listing, cut into blocks; which shard holds which members follows from it alone (`plan_shards`)
@@ -24,8 +24,8 @@ from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import as_begun
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
-from ray_app.datajobs.shards.config import FilterConfig, Form, PackConfig
-from ray_app.datajobs.shards.writer import EXPECTED, UNPACKED, Shard, WriteShard
+from ray_app.datajobs.shards.config import Form, PackConfig
+from ray_app.datajobs.shards.writer import UNPACKED, Shard, WriteShard
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
@@ -39,7 +39,7 @@ from ray_app.streams.feed import in_pool
 _SMALL_BYTES = 10**9
 _CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
 FORMAT = 2  # of a directory; 1 had notes in the place of parts, without which a shard would be written again
-_CLAIM, _SAME = "pack.json", "source, form and decisions"
+_CLAIM, _SAME = "pack.json", "source and form"
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
 _BLOCKS = archives.BlockPlan(batch_slots=64, max_block_members=64)
 # What a member weighs whose store does not say: the mean of a web photograph, roughly.
@@ -49,7 +49,6 @@ _MOST_MEMBERS = 65_536
 # What another attempt may give; what has changed since it was listed stays changed.
 FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT))
 _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
-_DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
 
 
 @with_s3_settings
@@ -78,36 +77,21 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
         archive.check()  # a misspelt source must not make the directory its own
     with Lease(store, unguarded=config.unguarded) as lease:
-        claim(store, identity)
-        return write_shards(archive, config.source, config, config.form, lease, store, limit=config.limit, retry=retry)
+        claim_directory(store, _CLAIM, identity, same=_SAME)
+        return _write_shards(archive, config, lease, store, retry=retry)
 
 
-def claim(store: Store, identity: Mapping[str, Any]) -> None:
-    """Make a directory this command's, or check that it already is. Raises IdentityError with the differences."""
-    claim_directory(store, _CLAIM, identity, same=_SAME)
+def _write_shards(archive: archives.Archive, config: PackConfig, lease: Lease, store: Store, *, retry: bool) -> dict[str, Any]:
+    """List an archive into `store`, write all its shards, and return the summary.
 
-
-def write_shards(
-    archive: archives.Archive | None,
-    sources: Sequence[str],
-    config: PackConfig | FilterConfig,
-    form: Form,
-    lease: Lease,
-    store: Store,
-    *,
-    limit: int | None = None,
-    retry: bool = False,
-) -> dict[str, Any]:
-    """List an archive (None: nothing is left of it) into `store`, write all its shards, and return the figures.
-
-    What interrupts it carries the note RESUMABLE: the shards that are there stay.
+    An exception that interrupts it carries the note RESUMABLE, because finished shards stay.
     """
     start = time.monotonic()
     with resumable(KeyboardInterrupt, ClusterError):
-        if archive is not None and archives.read_complete(store, 0) is None:
+        if archives.read_complete(store, 0) is None:
             with _workers(config, on_ray) as each:
-                _list(store, archive, each, limit)
-        shards = plan_shards(store, form, config.shard_mb * 1e6)
+                _list(store, archive, each, config.limit)
+        shards = plan_shards(store, config.form, config.shard_mb * 1e6)
         if retry:
             store.delete("summary.json")
             for name, rows in read_parts(store):
@@ -116,15 +100,15 @@ def write_shards(
         done, there = set(part_names(store)), {f"data/{name}" for name in store.names("data")}
         pending = [shard for shard in shards if shard.name not in done or shard.path not in there]
         if pending:
-            fetcher = archives.fetcher_of(sources, config.retry, allow_private=config.allow_private)
+            fetcher = archives.fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             total = sum(shard.members for shard in shards)
-            write = WriteShard(store, form, _input_type(store), fetcher, config.max_member_bytes)
+            write = WriteShard(store, config.form, _input_type(store), fetcher, config.max_member_bytes)
             large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
             say = f"{total:,} files in {wording.counted(len(shards), 'shard')}, {len(pending):,} to be written"
             progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
             with _workers(config, in_pool, wanted=large) as each:
                 work_through(each, write, pending, progress=progress, lease=lease, say=say)
-        summary = _reconcile(store, form, shards)
+        summary = _reconcile(store, config.form, shards)
         summary |= {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
@@ -143,7 +127,7 @@ def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: i
 
 
 @contextmanager
-def _workers(config: PackConfig | FilterConfig, each: archives.Each, *, wanted: bool = False) -> Iterator[archives.Each]:
+def _workers(config: PackConfig, each: archives.Each, *, wanted: bool = False) -> Iterator[archives.Each]:
     """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
     if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
         yield archives.in_turn
@@ -169,8 +153,7 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
 def _input_type(store: Store) -> pa.StructType | None:
     """The source's own columns, as the listing typed them; None where it has none."""
     schema = archives.read_block(store, next(iter(archives.read_blocks(store, 0)))).schema
-    fields = list(schema.field("input").type) if "input" in schema.names else []
-    return pa.struct([field for field in fields if field.name != EXPECTED]) or None
+    return pa.struct(schema.field("input").type) if "input" in schema.names else None
 
 
 def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, Any]:
@@ -203,18 +186,7 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
 
 
 @labelled
-def filter_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What went and why that is known, what stayed and where it is."""
-    drop = " or ".join(_DROPPED[word] for word in summary["drop"])
-    out = wording.visible(summary["out"])
-    yield "removed", f"{summary['removed']:,} of {wording.counted(summary['current'], 'file')}: {drop}; reasons in {out}/removed.csv"
-    yield "kept", f"{summary['kept']:,}" + (f", listed in {out}/kept.parquet and kept.csv" if summary["form"] == "list" else "")
-    if summary["form"] != "list":
-        yield from _packed(summary)
-    yield "", "nothing was deleted: the removal list is for you to act on"
-
-
-def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was packed, what was not and where that is listed, and how to read the shards."""
     out = wording.visible(summary["out"])
     shards = wording.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
@@ -240,6 +212,3 @@ def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         count = summary["shards"]
         last = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
         yield "read", f"webdataset.WebDataset({f'{out}/data/train-{last}-of-{count:05}.tar'!r}, shardshuffle=False)"
-
-
-pack_lines = labelled(_packed)

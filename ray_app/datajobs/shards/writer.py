@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import BlockRef, ManifestMember, MemberReader, member_rows, read_block
 from ray_app.datajobs.parts import OK, write_part
 from ray_app.datajobs.shards.config import Form
-from ray_app.errors import InputError, Status, StorageError
+from ray_app.errors import InputError, StorageError
 from ray_app.images import sniff_format
 from ray_app.runs.table_files import plain
 from ray_app.storage import Fetcher, Store
@@ -36,8 +36,6 @@ FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP"
 NO_IMAGE = "bin"
 SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
 RESERVED = ("image", "source")
-# Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.
-EXPECTED = "\x1ftouchstone.sha256"
 # The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
 # A row of a part: what became of a member. `format` and `size_bytes` of one that is packed; no known image has the format `none`.
@@ -251,19 +249,17 @@ def _packed(file: LocalShard, key: str, member: ManifestMember, data: bytes | In
     row = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
     if isinstance(data, InputError):
         return row | {"status": data.status.value, "detail": data.detail}
-    packed, expected = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data)), member.input.get(EXPECTED)
-    if expected not in (None, packed.sha256):  # not the bytes which were scored
-        return row | {"status": Status.SOURCE_CHANGED.value, "detail": f"scored with SHA-256 {expected}, now {packed.sha256}"}
+    packed = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
     file.add(packed)
     return row | {"status": OK, "format": packed.format or "none", "size_bytes": len(data)}
 
 
-def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
-    """A name for each of the source's columns: its own, or `input.NAME` where that is taken."""
+def free_names(columns: Collection[str]) -> dict[str, str]:
+    """Return a name for each of the source's columns: its own, or `input.NAME` if the name is reserved."""
     names: dict[str, str] = {}
     for column in columns:
         name = column
-        while name in taken or name in names.values() or (name != column and name in columns):
+        while name in RESERVED or name in names.values() or (name != column and name in columns):
             name = f"input.{name}"
         names[column] = name
     return names
