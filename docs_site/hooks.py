@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs_site import reference
+from docs_site import reference, schemas
 from docs_site.markdown import notebook_page, relinked, spaced
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made |= {
         f"{file.src_uri.removesuffix('.ipynb')}.md": notebook_page(file.content_string) for file in files if file.src_uri.endswith(".ipynb")
     }
-    for page, text in made.items():
+    for page, text in (made | schemas.files()).items():
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -2,7 +2,7 @@
 
 The document of a calibration, `CARD.report.json`: `calibration` fills it, the terminal's lines and tests read it.
 
-Its JSON schema: docs/schemas/calibration.json. Fields stand in the order of the file.
+Fields stand in the order of the file.
 """
 
 from collections.abc import Mapping, Sequence

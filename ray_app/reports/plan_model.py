@@ -1,4 +1,4 @@
-"""The document of a plan: `touchstone plan --json` prints it, and its lines are made of it. Its JSON schema: docs/schemas/plan.json.
+"""The document of a plan: `touchstone plan --json` prints it, and its lines are made of it.
 
 Fields stand in the order in which they are printed. What the work does not have (a cascade, a profile, views) has no key.
 """

@@ -1,6 +1,6 @@
 """A training's document (`TrainingFacts`, `metrics.json`) → one HTML page (`render_training_report`), and a few lines (`training_lines`).
 
-Its JSON schema: docs/schemas/training.json. Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
+Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
 page loads nothing and runs nothing. Every text in the facts is taken for hostile.
 """
 

@@ -1,4 +1,4 @@
-"""The document of a run, `summary.json` (`RunSummary`). Its JSON schema: docs/schemas/run_summary.json.
+"""The document of a run, `summary.json` (`RunSummary`).
 
 Fields stand in the order of the file. What a run does not have (a cascade, a profile, a guarantee) has no key in it.
 """

@@ -1,6 +1,6 @@
 """The document of an evaluation, `metrics.json`: `evaluation` fills it, reports, leaderboards and tests read it.
 
-Its JSON schema: docs/schemas/evaluation.json. Fields stand in the order of the file. `identification` and `prompts` are open in it (their
+Fields stand in the order of the file. `identification` and `prompts` are open in it (their
 figures depend on protocol and run) and read through `NamedFigures`.
 """
 

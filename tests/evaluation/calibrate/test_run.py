@@ -3,12 +3,14 @@
 import hashlib
 import json
 
+import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from benchmarks.seeded import write_card
+from docs_site import schemas
 from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
@@ -90,6 +92,7 @@ def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prin
     assert load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
     kept = json.loads((place / "again" / "mine.report.json").read_text())
     assert printed == kept | {"report": str(place / "again" / "mine.report.json")}
+    jsonschema.validate(kept, json.loads(schemas.files()["schemas/calibration.json"]))
     assert kept["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
     assert kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
     assert len(kept["generators_left_out"]) == 6

@@ -1,0 +1,28 @@
+"""JSON schemas of the documents that commands write, one file per document on the site."""
+
+import json
+
+from pydantic import BaseModel
+
+from ray_app.reports.calibration import CalibrationReport
+from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.reports.plan_model import Plan
+from ray_app.reports.training import TrainingFacts
+from ray_app.runs.document import RunSummary
+
+DOCUMENTS: dict[str, type[BaseModel]] = {
+    "run_summary": RunSummary,
+    "evaluation": EvaluationDocument,
+    "training": TrainingFacts,
+    "plan": Plan,
+    "calibration": CalibrationReport,
+}
+
+
+def files() -> dict[str, str]:
+    """Return the text of each schema by its path on the site, such as `schemas/plan.json`."""
+    return {f"schemas/{name}.json": _schema(document) for name, document in DOCUMENTS.items()}
+
+
+def _schema(document: type[BaseModel]) -> str:
+    return json.dumps(document.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
