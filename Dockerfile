@@ -1,4 +1,4 @@
-# Two images of endpoint and runs, which the Kubernetes manifests use; --build-arg EXTRAS=delta,zst adds what pyproject.toml calls so:
+# Two images of endpoint and runs, which the Kubernetes manifests use; --build-arg EXTRAS=raw,zst adds what pyproject.toml calls so:
 #
 #   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.24.0-cpu  .
 #   docker build --target cuda                             --tag touchstone:0.24.0-cuda .

@@ -15,22 +15,10 @@ from ray_app.cli.main import PERMANENT, touchstone
 from ray_app.errors import ExitCode, Reason, Status
 from ray_app.images.facts import FLAG_MEANING
 from ray_app.runs.schema import row_schema
-from ray_app.runs.verdict_table import TABLE_SCHEMA
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.errors import MESSAGES
 
-# Of a Delta table alone, or another shape there.
-TABLE_COLUMN_MEANING = {
-    "night": "the partition: the date (UTC) on which the session that scored the row began",
-    "run_id": "the run; with `image_id` it names a row",
-    "manifest": "the listing that found the file, from 0",
-    "block": "its block in that listing",
-    "input": "JSON: the source's own columns",
-    "run": "where the run lay",
-    "ensemble": "what decided",
-    "fingerprint": "equal fingerprints give equal scores and verdicts",
-}
 _MODULES = re.compile(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])")  # before the name of a type
 
 EXIT_MEANING: dict[ExitCode, str] = {
@@ -102,14 +90,10 @@ def columns_page() -> str:
                        stability=True, identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
     columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
-    meaning = COLUMN_MEANING | TABLE_COLUMN_MEANING
-    delta = [[code(field.name), _type(field.type), prose(meaning[field.name])] for field in TABLE_SCHEMA]
     return (
         "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
         "those of what was not asked for, such as masks or stability, are left out.\n\n"
-        f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}\n"
-        "## Columns of a Delta table\n\nWhat `--table` keeps of all runs ([tables](../tables.md)).\n\n"
-        f"{table(['column', 'type', 'meaning'], delta)}"
+        f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
     )
 
 
@@ -119,8 +103,6 @@ def _type(given: pa.DataType) -> str:
         return "string"
     if pa.types.is_list(given):
         return f"list of {_type(given.value_type)}"
-    if pa.types.is_map(given):
-        return f"map from {_type(given.key_type)} to {_type(given.item_type)}"
     if pa.types.is_struct(given):
         return f"struct with {_type(given.field(0).type)} by {given.field(0).name}" if given.num_fields else "struct"
     return prose(str(given))

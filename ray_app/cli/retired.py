@@ -6,6 +6,8 @@ replacement.
 
 import click
 
+_TABLE = "append the rows of the finished run with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')"
+
 COMMANDS: dict[str, str] = {
     # Short names from before 0.15.
     "report": "use touchstone runs report",
@@ -24,6 +26,8 @@ COMMANDS: dict[str, str] = {
 
 OPTIONS: dict[str, dict[str, str]] = {
     # Runs.
+    "plan": {"--table": _TABLE},
+    "score": {"--table": _TABLE},
     # Evaluation.
     # Data.
     # Serving.

@@ -55,7 +55,6 @@ def demo(pictures: str | None, out: str | None, images: int | None, photos: str 
 @click.command()
 @options.what_is_scored
 @click.option("--out", metavar="DIR", help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.")
-@click.option("--table", metavar="URL", help="The Delta table that the rows would be appended to.")
 @click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
 @click.option(
@@ -100,7 +99,6 @@ def plan(
 @click.command()
 @options.what_is_scored
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there.")
-@click.option("--table", metavar="URL", help="Also append the rows to this Delta table once they are final; a path or s3://.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after this many hours; the same command resumes.")
 @click.option(
     "--max-cost",
@@ -146,7 +144,6 @@ def score(
     \b
     touchstone score photos/ --out run
     touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
-    touchstone score s3://bucket/2024 --out s3://bucket/run --table s3://bucket/verdicts
     touchstone score photos/ --out run --retry source_throttled,source_timeout
     touchstone score s3://bucket/2024 --out s3://bucket/run --follow 5m
     touchstone score --endpoint http://localhost:8000 photo.jpg more/

@@ -245,17 +245,6 @@ def unguarded(session: "SessionSummary") -> list[str]:
     )
 
 
-def in_table(session: "SessionSummary") -> list[str]:
-    """Which Delta table has the run's rows, and whether they are those of now; nothing where none was ever named."""
-    kept = session.table
-    if kept is None:
-        return []
-    said = f"{visible(kept.url)} has {counted(kept.rows, 'row')} of this run"
-    if kept.current:
-        return [f"{said}, {kept.appended:,} of them committed by this command"]
-    return [f"{said}, which are no longer those of the run; `touchstone score` with --table brings them up to date"]
-
-
 def plain(value: float) -> str:
     """A number as short as it can be, with a true minus sign."""
     return f"{value:.6g}".replace("-", "−")

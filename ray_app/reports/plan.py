@@ -51,8 +51,6 @@ def _archive(plan: Plan) -> Lines:
             yield "run", f"left: {rest}; the listing is there and is not made again"
         else:
             yield "run", f"left: {rest}, new or changed since" if run.members_left else "left: nothing; no file is new or changed"
-    if plan.table is not None:
-        yield "table", f"{wording.visible(plan.table)}: {wording.counted(plan.members, 'row')} at most are appended once all are final"
 
 
 def _asked(plan: Plan) -> Lines:

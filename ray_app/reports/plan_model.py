@@ -239,7 +239,7 @@ class PlannedStops(Section):
 class Plan(Section):
     """What a scoring run will do and cost: the archive, the work, the prediction of a probe, and the bill.
 
-    `unknown_sizes`: members whose size is known only after reading; `table`: where rows go, too. Without a probe all that it predicts is
+    `unknown_sizes`: members whose size is known only after reading. Without a probe all that it predicts is
     null; of several passes, stages and bottleneck are those of the slowest, whose number is `slowest_pass`.
     """
 
@@ -249,7 +249,6 @@ class Plan(Section):
     kinds: Mapping[str, PlannedKind] = {}
     refused_in_listing: Mapping[str, int] = {}
     run: PlannedRun | None = None
-    table: OptionalKey[str] = None
     cluster: PlannedCluster = PlannedCluster()
 
     ensemble: str = ""

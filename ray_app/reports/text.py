@@ -111,7 +111,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += _declaration_lines(run)
     lines += _speed_lines(run)
     lines += [f"as begun: {sentence}" for sentence in wording.kept_settings(run.session)]
-    lines += [f"table: {sentence}" for sentence in wording.in_table(run.session)]
     lines += [f"unguarded: {sentence}" for sentence in wording.unguarded(run.session)]
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)

@@ -173,17 +173,6 @@ class RetrySummary(Section):
     members: int
 
 
-class TableSummary(Section):
-    """The Delta table that a run's rows were appended to: how many it has of this run, how many of them the last command committed, and
-    whether they are as the run's are now.
-    """
-
-    url: str = ""
-    rows: int = 0
-    appended: int = 0
-    current: bool = False
-
-
 class SessionSummary(Section):
     """What the last command did; `seconds` per stage are summed over the workers. `described`: members that words were found for.
 
@@ -216,7 +205,6 @@ class SessionSummary(Section):
     seconds: Mapping[str, float] = {}
     unguarded: OptionalKey[bool] = None
     kept: OptionalKey[Sequence[KeptSetting]] = None
-    table: OptionalKey[TableSummary] = None
 
 
 class Bottleneck(Section):

@@ -88,7 +88,7 @@ class Listing:
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
-    skip = [RunDirectory.open(place).store.url for place in (config.out, config.table) if place]
+    skip = [RunDirectory.open(config.out).store.url] if config.out else []
     columns, limits, private = config.columns, config.container_limits, config.allow_private
     return archives.open_source(
         config.source, config.include, config.exclude, skip=skip, columns=columns, limits=limits, allow_private=private, fetcher=fetcher

@@ -1,7 +1,7 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,9 +31,12 @@ class Prices(TrafficPrices):
 class ScoreConfig(Frozen):
     """One scoring run: what, with what, how, where to."""
 
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "table": "remove it and append the rows with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')",
+    }
+
     source: tuple[str, ...] = Field(default=(), description="folders, files, prefixes or globs; any fsspec URL")
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
-    table: str | None = Field(default=None, description="a Delta table that the rows are appended to: a path, s3:// (docs/tables.md)")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
     exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out; a folder by FOLDER/**, unlisted")
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")

@@ -28,7 +28,7 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, make_spec, scorer
 from ray_app.inference.spec import departures
-from ray_app.runs import RunDirectory, artifacts, block_tables, directory, document, reader, schema, settled_state, verdict_table
+from ray_app.runs import RunDirectory, artifacts, block_tables, directory, document, reader, schema, settled_state
 from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import guarantee, report, stages
@@ -116,8 +116,6 @@ def _summary(
     run: RunDirectory, spec: ScoringSpec, promised: document.GuaranteeSummary | None, rows: settled_state.NewRows
 ) -> dict[str, Any]:
     before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", schema.SECOND_LOOK)}
-    if table := verdict_table.noted_table(run):  # which has the verdicts of before
-        before["session"] = {**before.get("session", {}), "table": table.written()}
     summary = document.RunSummary.model_validate(before | report.counted(run, spec, promised, rows) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
     report.write_report(run, thumbnails=False)  # which would fetch images

@@ -28,7 +28,7 @@ from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
-from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
+from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import WARM, guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
@@ -120,8 +120,6 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
         require_perceptual_hash()
     resolved.references()
     resolved.require_own()
-    if config.table:
-        verdict_table.check_table(config.table)
     if config.events is not None:
         archive_of(config).only(())
     if not manifests(directory.store):
@@ -206,7 +204,6 @@ class ScoringRun:
         """The end of a night: publish the rows, prove that every member has one, count, and report."""
         self.publish()
         promised = self.verify()
-        self.append()
         return self.summarize(promised)
 
     def list(self, plan: BlockPlan) -> Listing:
@@ -317,13 +314,6 @@ class ScoringRun:
         self.rows = settled_state.NewRows.since(self.directory, settled)
         return guarantee.settle_guarantee(self.directory, self.spec, self.rows, each=ray_cluster.on_ray)
 
-    def append(self) -> None:
-        """Make the rows in the table those of the run, where one is named; else the summary says what a former one has."""
-        run, url = self.directory, self.config.table
-        table = verdict_table.update_table(run, url, self.session.number) if url else verdict_table.noted_table(run)
-        if table is not None:
-            self.session.note(table=table)
-
     def summarize(self, promised: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, note what is settled by that, merge small files, and report."""
         summary = write_summary(self.directory, self.spec, self.session, promised, self.rows, thumbnails=self.config.thumbnails)
@@ -335,7 +325,6 @@ class ScoringRun:
         """The end of a session that found nothing to do: no row is counted again, and a report that is there stays (its pictures would be
         fetched anew), unless another prior is wanted.
         """
-        self.append()
         summary = renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails)
         return self._reported(summary, reports=self.config.prior is not None or not self.directory.store.exists("report.html"))
 

@@ -64,7 +64,6 @@ ELSEWHERE = (
 )  # fmt: skip
 # What a page leaves for its reader to name, and what that is here.
 NAMES = {"RUN_A": "run", "RUN_B": "archive-run", "RUN": "run", "~/Downloads": "downloads", "/data/run": "run"}
-CONTINUED = ("docs/tables.md",)  # whose Python blocks are one program
 # What runs before a line in place of what the line would fetch: seeded weights in DetectZoo's own cache.
 BEFORE = {"touchstone detectors add detectzoo:safe": f"zoo/bin/python {ROOT}/tests/detectors/detectzoo_seeds.py safe"}
 PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
@@ -77,7 +76,7 @@ def reason(page, text):
 
 def runnable(page):
     """A page's blocks without the lines that stand in ELSEWHERE; a block of output stays where the lines before it do."""
-    found, program, runs = [], "", False
+    found, runs = [], False
     for block in blocks_of(ROOT / page):
         if block.language == "text":
             found += [block] * runs
@@ -89,9 +88,6 @@ def runnable(page):
             block = replace(block, text="\n".join(lines))
         elif block.language not in ("python", "sql") or reason(page, block.text):
             continue
-        elif page in CONTINUED:
-            program += block.text
-            block = replace(block, text=program)
         elif block.language == "sql":
             block = replace(block, language="python", text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n')
         if block.text:
@@ -131,7 +127,7 @@ def inputs(s3, tmp_path_factory):
         table.writerows(row | {"uri": row["uri"].replace(renamed, "archive/photo.jpg")} for row in csv.DictReader(source))
     with pytest.MonkeyPatch.context() as here, without_ray():
         here.chdir(folder)
-        assert main(["score", "archive", "--ensemble", "tiny", "--out", "run", "--table", "verdicts"]) == 0
+        assert main(["score", "archive", "--ensemble", "tiny", "--out", "run"]) == 0
         assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "figures-a"]) == 0
     shutil.copytree(folder / "run", folder / "archive-run")
     shutil.copytree(folder / "figures-a", folder / "figures-b")

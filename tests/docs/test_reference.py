@@ -51,10 +51,10 @@ def test_a_notebook_becomes_a_page():
     [
         ("CHANGELOG.md", "project/changelog.md", "[a](docs/trust.md#audit)", "[a](../trust.md#audit)"),
         ("CHANGELOG.md", "project/changelog.md", "[a](SECURITY.md)", "[a](security.md)"),
-        ("docs/tables.md", "tables.md", "[a](../README.md)", "[a](index.md)"),
-        ("docs/tables.md", "tables.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
-        ("docs/tables.md", "tables.md", "[a](https://delta.io)", "[a](https://delta.io)"),
-        ("docs/tables.md", "tables.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+        ("docs/runs.md", "runs.md", "[a](../README.md)", "[a](index.md)"),
+        ("docs/runs.md", "runs.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
+        ("docs/runs.md", "runs.md", "[a](https://parquet.apache.org)", "[a](https://parquet.apache.org)"),
+        ("docs/runs.md", "runs.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
     ],
 )
 def test_links_hold_on_the_site(source, page, link, becomes):

@@ -74,7 +74,7 @@ def installs(target: str, tmp_path: Path, **arguments: str) -> subprocess.Comple
     return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("arguments", "asked"), [({}, "touchstone.whl"), ({"EXTRAS": "delta,zst"}, "touchstone.whl[delta,zst]")])
+@pytest.mark.parametrize(("arguments", "asked"), [({}, "touchstone.whl"), ({"EXTRAS": "raw,zst"}, "touchstone.whl[raw,zst]")])
 def test_the_steps_install_the_wheel_with_the_extras_that_were_asked_for(arguments, asked, tmp_path):
     for target in ("cpu", "cuda"):
         done = installs(target, tmp_path, TORCH_INDEX="index", **arguments)

@@ -30,7 +30,7 @@ from ray_app.scoring.forecast.survey import Survey, members_to_score, progress_o
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.passes import plan_passes
 from ray_app.scoring.run import check_detectors, layout_for, memory_of, widest_layout
-from ray_app.storage import node_budget, strip_secrets, with_s3_settings
+from ray_app.storage import node_budget, with_s3_settings
 
 STARTING_S = 15.0  # for Ray to start its processes and these to load detectors; machines that an autoscaler brings take minutes more
 WRITE_S = {True: 0.1, False: 0.01}  # to commit a block: a PUT and its answer, or a local file; not measured, since nothing is written
@@ -107,7 +107,6 @@ def forecast(
         kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
         refused_in_listing=dict(found.refused),
         run=progress_of(resolved.begun.run, before, blocks, found.members) if resolved.begun and before else None,
-        table=config.table and strip_secrets(config.table),
         cluster=_cluster(config, cluster, cpus, gpus),
         kind=layout.kind,
         layout=layout.described,
