@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
         refuse_searched_library()
         code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
     except click.ClickException as error:
-        explain_retired_name(error).show()
+        explain_retired_name(error, PERMANENT).show()
         return ExitCode.USAGE
     except TouchstoneError as error:
         click.echo(f"touchstone: {error.message}", err=True)

@@ -4,6 +4,8 @@
 replacement.
 """
 
+from collections.abc import Mapping
+
 import click
 
 _TABLE = "append the rows of the finished run with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')"
@@ -29,6 +31,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "plan": {"--table": _TABLE},
     "score": {"--table": _TABLE},
     # Evaluation.
+    "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
     # Data.
     # Serving.
     "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels"},
@@ -37,11 +40,17 @@ OPTIONS: dict[str, dict[str, str]] = {
 """Command path without `touchstone` → option → what to use."""
 
 
-def explain_retired_name(error: click.ClickException) -> click.ClickException:
-    """Return the error to show: one line with the replacement if the command line used a retired option, otherwise the same error."""
+def explain_retired_name(error: click.ClickException, short_names: Mapping[str, str]) -> click.ClickException:
+    """Return the error to show: one line with the replacement if the command line used a retired option, otherwise the same error.
+
+    Args:
+        error: The error of a command line.
+        short_names: Short command name → group of the command.
+    """
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
     path = error.ctx.command_path.removeprefix("touchstone ")
+    path = f"{short_names[path]} {path}" if path in short_names else path
     replacement = OPTIONS.get(path, {}).get(error.option_name)
     return click.ClickException(f"'{path} {error.option_name}' is retired: {replacement}") if replacement else error
 

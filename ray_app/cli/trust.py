@@ -32,9 +32,6 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.option("--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]")
 @click.option("--confidence", type=float, help="The confidence of that bound.  [default: 0.95]")
 @click.option("--rule", type=click.Choice(_RULES), help="How detectors combine.  [default: stacked; of one, its own score]")
-@click.option(
-    "--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What turns scores into probabilities.  [default: platt]"
-)
 @click.option("--first", type=int, metavar="N", help="Cascade: how many detectors look at every image.  [default: 1]")
 @click.option("--share", type=float, help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]")
 @click.option("--audit", type=float, help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]")

@@ -7,7 +7,6 @@ Loads without torch: a card is read in milliseconds.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
-from itertools import pairwise
 from operator import not_
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_app.config import Frozen, OptionalKey, Placed, find_config, is_named, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
@@ -132,10 +131,20 @@ class Output(Frozen):
 
 
 class Platt(Frozen):
-    """Calibrated log-odds = slope × score + intercept: Platt scaling (1999); with intercept 0, temperature scaling (Guo et al. 2017)."""
+    """Calibrated log-odds = slope × score + intercept: Platt scaling (1999)."""
 
     slope: float = Field(gt=0)
     intercept: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_isotonic(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "knots" in given:
+            raise ConfigError(
+                "calibration: isotonic calibration (knots) was removed in 0.24",
+                hint="fit Platt scaling: touchstone detectors calibrate RUN --labels FILE --out CARD.yaml",
+            )
+        return given
 
     def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Calibrated log-odds of scores (n,)."""
@@ -144,41 +153,6 @@ class Platt(Frozen):
     def __str__(self) -> str:
         sign = "−" if self.intercept < 0 else "+"
         return f"log-odds = {self.slope:g} × score {sign} {abs(self.intercept):g}"
-
-
-class Isotonic(Frozen):
-    """Calibrated log-odds that rise with the score along straight lines between `knots` (score, log-odds).
-
-    Isotonic regression of the labels (Zadrozny and Elkan 2002), with chances of 0 and 1 drawn in so that their log-odds are finite.
-    `beyond`: the slope before the first knot and behind the last; 0, as in cards of 0.10 and before, is level: all scores there are tied.
-    """
-
-    knots: tuple[tuple[float, float], ...] = Field(min_length=2)
-    beyond: float = Field(default=0.0, ge=0, exclude_if=not_)  # as cards and identities of runs by 0.10 and before
-
-    @model_validator(mode="after")
-    def _rising(self) -> "Isotonic":
-        for earlier, later in pairwise(self.knots):
-            if later[0] <= earlier[0] or later[1] < earlier[1]:
-                raise ValueError(f"knots must rise: {later} comes after {earlier}")
-        return self
-
-    def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Calibrated log-odds of scores (n,); NaN stays NaN."""
-        at, log_odds = np.array(self.knots).T
-        calibrated: NDArray[np.float64] = np.interp(scores, at, log_odds)
-        return calibrated + self.beyond * (scores - np.clip(scores, at[0], at[-1])) if self.beyond else calibrated
-
-    def __str__(self) -> str:
-        return f"isotonic, {len(self.knots)} knots from score {self.knots[0][0]:.3g} to {self.knots[-1][0]:.3g}"
-
-
-def _kind(described: Any) -> str:
-    return "(isotonic)" if isinstance(described, Isotonic) or (isinstance(described, Mapping) and "knots" in described) else "(platt)"
-
-
-Calibration = Annotated[Annotated[Platt, Tag("(platt)")] | Annotated[Isotonic, Tag("(isotonic)")], Discriminator(_kind)]
-"""What makes calibrated log-odds of scores: a function of them that a card spells out."""
 
 
 class PublishedFigure(Frozen):
@@ -243,7 +217,7 @@ class DetectorCard(Placed):
     preprocessing: Preprocessing
     weights: Weights
     output: Output
-    calibration: Calibration | None = None
+    calibration: Platt | None = None
     masks: bool = False
     replies: bool = False
     own_pool: bool = False

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from ray_app.config import Frozen, find_config, load_yaml, named_configs
-from ray_app.detectors.card import Calibration, split_variant
+from ray_app.detectors.card import Platt, split_variant
 from ray_app.ensembles.population import Population
 
 SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
@@ -28,7 +28,7 @@ class EnsembleMember(Frozen):
 
     detector: str
     weight: float = 1.0
-    calibration: Calibration | None = None
+    calibration: Platt | None = None
 
 
 class Thresholds(Frozen):
@@ -80,7 +80,7 @@ class CascadeStage(Frozen):
 
     rule: SymmetricRule | Literal["stacked"] = "mean-logit"
     stacking: Stacking | None = None
-    calibration: Calibration | None = None
+    calibration: Platt | None = None
 
 
 class Cascade(Frozen):
@@ -167,7 +167,7 @@ class EnsembleCard(Frozen):
     bias: float = Field(default=0.0, description="added after the rule; the intercept of `weighted`")
     stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
     gate: OutlierGate | None = Field(default=None, description="the numbers of `gated-mean`; null = the usual ones")
-    calibration: Calibration | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
+    calibration: Platt | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
     thresholds: Thresholds = Thresholds()
     cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
     guarantee: Guarantee | None = None

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, OutlierGate, Stacking
 from ray_app.errors import ConfigError, Doubt, Reason
 
@@ -45,7 +45,7 @@ def decide(
     card: EnsembleCard,
     scores: Mapping[str, Scores],
     *,
-    calibrations: Mapping[str, Calibration | None],
+    calibrations: Mapping[str, Platt | None],
     out_of_range: Mapping[str, Sequence[str | None]] | None = None,
     remarks: Mapping[str, Sequence[str | None]] | None = None,
     audited: Sequence[bool] = (),
@@ -88,7 +88,7 @@ def decide(
 def combine(
     card: EnsembleCard,
     scores: Mapping[str, Scores],
-    calibrations: Mapping[str, Calibration | None],
+    calibrations: Mapping[str, Platt | None],
     *,
     audited: Sequence[bool] = (),
 ) -> Column:
@@ -109,7 +109,7 @@ def combine(
 def second_looks(
     card: EnsembleCard,
     scores: Mapping[str, Scores],
-    calibrations: Mapping[str, Calibration | None],
+    calibrations: Mapping[str, Platt | None],
     audited: Sequence[bool] = (),
 ) -> list[str | None] | None:
     """Per row of a cascade why all members look at it, `band` or `audit`, or None; None for any other rule.
@@ -155,10 +155,8 @@ def _staged(stage: CascadeStage, table: Table) -> Column:
     return calibrate(_by_rule(stage.rule, stage.stacking, table), stage.calibration)
 
 
-def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration | None]) -> Table:
-    """Calibrated member scores (n, members); NaN where one is missing, or infinite, which a calibration that levels off would take for a
-    great one.
-    """
+def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Platt | None]) -> Table:
+    """Calibrated member scores (n, members); NaN where one is missing or infinite."""
     table = np.stack(list(scores.values()), axis=1).astype(np.float64)
     table[~np.isfinite(table)] = np.nan
     for place, name in enumerate(scores):
@@ -168,7 +166,7 @@ def _table(scores: Mapping[str, Scores], calibrations: Mapping[str, Calibration 
     return table
 
 
-def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
+def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) -> bool:
     """Whether the ensemble's probability is calibrated: by the ensemble's own calibration, or by that of an only member.
 
     `calibrations` has one entry per member. Several calibrated members are not enough: what a rule makes of them is no longer calibrated.
@@ -211,7 +209,7 @@ def _by_rule(
         return combined
 
 
-def calibrate(score: Column, calibration: Calibration | None) -> Column:
+def calibrate(score: Column, calibration: Platt | None) -> Column:
     """Calibrated log-odds; None leaves them as they are."""
     return score if calibration is None else calibration(score)
 

@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
 
 from ray_app.attribution.generators import spelling_key
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
 from ray_app.errors import TouchstoneError
 from ray_app.runs import RunDirectory
@@ -39,7 +38,7 @@ class System:
     title: str
     threshold: float
     strict: bool
-    calibration: Calibration | None = None
+    calibration: Platt | None = None
     calibrated: bool = False
     binary: bool = False
     decides: bool = False
@@ -68,7 +67,7 @@ class Systems:
     all: tuple[System, ...]
     ensemble: EnsembleCard | None
     members: tuple[str, ...]
-    calibrations: Mapping[str, Calibration | None]
+    calibrations: Mapping[str, Platt | None]
 
     @property
     def headline(self) -> System:
@@ -170,14 +169,14 @@ def is_named(name: str, glob: str) -> bool:
     return fnmatchcase(spelling_key(name), spelling_key(glob))
 
 
-def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration | None], threshold: float | None, strict: bool) -> System:
+def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Platt | None], threshold: float | None, strict: bool) -> System:
     if card is None:
         return System(ENSEMBLE, "ensemble", "The ensemble", threshold or 0.0, strict, decides=True)
     begins, strict = (card.thresholds.fake_above, False) if threshold is None else (threshold, strict)
     return System(ENSEMBLE, "ensemble", card.title, begins, strict, None, is_calibrated(card, calibrations), decides=True)
 
 
-def _is_plain(ensemble: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
+def _is_plain(ensemble: EnsembleCard, calibrations: Mapping[str, Platt | None]) -> bool:
     """Whether the ensemble equals its only detector, number for number and verdict for verdict but at the threshold itself."""
     thresholds = ensemble.thresholds
     return (
@@ -208,9 +207,9 @@ def readable_card(name: str) -> DetectorCard | None:
         return None
 
 
-def _calibration(entry: Mapping[str, Any]) -> Calibration | None:
+def _calibration(entry: Mapping[str, Any]) -> Platt | None:
     given = entry.get("calibration")
-    return None if given is None else TypeAdapter(Calibration).validate_python(given)
+    return None if given is None else Platt.model_validate(given)
 
 
 def _floats(column: pa.ChunkedArray | pa.Array) -> Column:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ray_app.attribution.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
-from ray_app.detectors.card import Calibration, default_slots
+from ray_app.detectors.card import Platt, default_slots
 from ray_app.detectors.card_sections import MEASURED, FactName, Facts
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.ensembles import EnsembleCard, Settings
@@ -226,7 +226,7 @@ class ScoringSpec:
         return card.preprocessing.shape is not None or card.valid_range.doubt(width, height) is None
 
     @cached_property
-    def calibrations(self) -> dict[str, Calibration | None]:
+    def calibrations(self) -> dict[str, Platt | None]:
         """Per detector, what the ensemble says of its member, else the detector's own card; None = not calibrated."""
         members = zip(self.ensemble.members, self.cards.items(), strict=True)
         return {name: member.calibration or card.calibration for member, (name, card) in members}

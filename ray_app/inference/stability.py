@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import Decisions, EnsembleCard, decide
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import Reason
@@ -53,7 +53,7 @@ def settled(
     decisions: Decisions,
     views: Sequence[Scores],
     *,
-    calibrations: Mapping[str, Calibration | None],
+    calibrations: Mapping[str, Platt | None],
     margin: float,
     audited: Sequence[bool] = (),
 ) -> Decisions:

@@ -1,24 +1,21 @@
-"""Calibration: Platt scaling (`fit_platt`), temperature scaling (`fit_temperature`), and how good scores are as probabilities: log-loss,
-Brier score, reliability, ECE.
+"""Calibration: Platt scaling (`fit_platt`), and how good scores are as probabilities: log-loss, Brier score, reliability, ECE.
 
 The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.detectors.card import Calibration, Platt
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import calibrate
 from ray_app.metrics import clusters, intervals, operating_points
 from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
 FEWEST_IN_BIN = 20  # of a reliability diagram: the interval of a share of fewer says next to nothing
-_REFUTED = 3.841  # χ² of one degree of freedom exceeds it in 5 % of cases
 _LARGEST = np.finfo(np.float64).max
 
 
@@ -30,21 +27,12 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
     """
     numbers, fake = _both_classes(scores, labels)
-    return _least_cross_entropy(numbers, fake, intercept=True).calibration(len(numbers))
-
-
-def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Platt:
-    """Temperature scaling of log-odds (n,) on labels (n,): a slope alone (Guo et al. 2017), where these labels do not refute it.
-
-    A slope alone says that a score of 0 is an even chance at these labels' share of fakes. Of few fakes among many reals, or of scores that
-    are all positive, that is false, and no slope makes it true. Where a likelihood-ratio test of the intercept 0 refutes it (5 %), the
-    intercept is fitted too: bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020), of two classes Platt scaling.
-    The targets are those of `fit_platt`, and so are the errors.
-    """
-    numbers, fake = _both_classes(scores, labels)
-    alone, both = (_least_cross_entropy(numbers, fake, intercept=intercept) for intercept in (False, True))
-    is_refuted = alone.slope <= 0 or 2 * (alone.loss - both.loss) > _REFUTED
-    return (both if is_refuted else alone).calibration(len(numbers))
+    slope, intercept = _least_cross_entropy(numbers, fake)
+    if slope <= 0:
+        raise ValueError(
+            f"fakes score no higher than reals (slope {slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
+        )
+    return Platt(slope=slope, intercept=intercept)
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -60,17 +48,17 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     return float(np.abs(expected - n_fake).sum() / len(chances))
 
 
-def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> FigureFacts:
+def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None) -> FigureFacts:
     """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
     return _mean_loss(losses, fakes, reals, calibration)
 
 
-def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> FigureFacts:
+def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None) -> FigureFacts:
     """The mean square of what chance and truth, 0 or 1, are apart (Brier 1950)."""
     return _mean_loss(squares, fakes, reals, calibration)
 
 
-def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15) -> FigureFacts:
+def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 15) -> FigureFacts:
     """The expected calibration error (Guo et al. 2017, bins of equal width) less the part of it that comes from the bins' being finite.
 
     The plain one is above 0 even of perfect chances, the more so the fewer images. The correction is that of Kumar, Liang and Ma (2019)
@@ -94,21 +82,21 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
     return FigureFacts(value=max(0.0, float(in_bin @ (2 * gap - redrawn)) / n), n=n)
 
 
-def losses(scores: Floats, is_fake: bool, calibration: Calibration | None = None) -> Floats:
+def losses(scores: Floats, is_fake: bool, calibration: Platt | None = None) -> Floats:
     """The cross-entropy of each score (n,) of one class, in nats."""
     odds = _log_odds(scores, calibration)
     found: Floats = np.logaddexp(0, -odds if is_fake else odds)
     return found
 
 
-def squares(scores: Floats, is_fake: bool, calibration: Calibration | None = None) -> Floats:
+def squares(scores: Floats, is_fake: bool, calibration: Platt | None = None) -> Floats:
     """The square of what chance and truth are apart, of each score (n,) of one class."""
     found: Floats = (_chances(scores, calibration) - is_fake) ** 2
     return found
 
 
 def bin_gaps(
-    classes: Sequence[tuple[clusters.ClassSample, bool, float]], calibration: Calibration | None = None, bins: int = 15
+    classes: Sequence[tuple[clusters.ClassSample, bool, float]], calibration: Platt | None = None, bins: int = 15
 ) -> tuple[Floats, Floats]:
     """Of each bin how far chances lie above truths, in shares of all images (bins,), and the covariance of that (bins, bins).
 
@@ -132,9 +120,7 @@ def bin_gaps(
     return gap, spread
 
 
-def reliability(
-    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 10
-) -> list[dict[str, Any]]:
+def reliability(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 10) -> list[dict[str, Any]]:
     """Bins of equal count over the stated chances, in order: least and greatest chance (`low`, `high`), `n`, their mean `probability`,
     `fake_share` and its `interval` (Clopper and Pearson's).
 
@@ -179,23 +165,6 @@ def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, F
     return sums[0], sums[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """The slope and intercept of the least cross-entropy, and that cross-entropy, summed over images (natural logarithm)."""
-
-    slope: float
-    intercept: float
-    loss: float
-
-    def calibration(self, n: int) -> Platt:
-        """As a card has it. Raises ValueError, with the `n` images that it was fitted on, for one that falls."""
-        if self.slope <= 0:
-            raise ValueError(
-                f"fakes score no higher than reals (slope {self.slope:.3g} on {n:,} images): calibration would turn the verdict"
-            )
-        return Platt(slope=self.slope, intercept=self.intercept)
-
-
 def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     numbers, fake = checked(scores, labels)
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
@@ -206,30 +175,28 @@ def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     return numbers, fake
 
 
-def _least_cross_entropy(numbers: Floats, fake: Bools, *, intercept: bool) -> _Line:
-    """Logistic regression on scores (n,) that differ, with Platt's targets."""
+def _least_cross_entropy(numbers: Floats, fake: Bools) -> tuple[float, float]:
+    """Return the slope and intercept of logistic regression on scores (n,) that differ, with Platt's targets."""
     from sklearn.linear_model import LogisticRegression
 
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
-    centre = numbers.mean() if intercept else 0.0
+    centre = numbers.mean()
     scale = np.sqrt(np.mean((numbers - centre) ** 2))
     target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
     # Each score stands there twice, as fake and as real, and weighs as much as its target says.
     twice = np.tile((numbers - centre) / scale, 2)[:, None]
     both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)
     model.fit(twice, both, sample_weight=weights)
     slope = float(model.coef_[0, 0] / scale)
-    line = slope, float(model.intercept_[0] - slope * centre) if intercept else 0.0
-    log_odds = line[0] * numbers + line[1]
-    return _Line(*line, float((np.logaddexp(0, log_odds) - target * log_odds).sum()))
+    return slope, float(model.intercept_[0] - slope * centre)
 
 
 def _mean_loss(
-    loss: Callable[[Floats, bool, Calibration | None], Floats],
+    loss: Callable[[Floats, bool, Platt | None], Floats],
     fakes: ScoreHistogram,
     reals: ScoreHistogram,
-    calibration: Calibration | None,
+    calibration: Platt | None,
 ) -> FigureFacts:
     n = fakes.n + reals.n
     total = sum(
@@ -238,14 +205,14 @@ def _mean_loss(
     return FigureFacts(value=total, n=n) if n else undefined("there are no images")
 
 
-def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:
+def _log_odds(scores: Floats, calibration: Platt | None) -> Floats:
     if calibration is None:
         return scores
     with np.errstate(over="ignore"):
         return np.clip(calibrate(scores, calibration), -_LARGEST, _LARGEST)
 
 
-def _chances(scores: Floats, calibration: Calibration | None) -> Floats:
+def _chances(scores: Floats, calibration: Platt | None) -> Floats:
     from scipy.special import expit
 
     chances: Floats = expit(_log_odds(scores, calibration))

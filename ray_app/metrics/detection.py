@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.metrics import operating_points
 from ray_app.metrics.arrays import Bools, Counts, FigureFacts, Floats, ScoreHistogram, checked, undefined
 from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss
@@ -58,7 +58,7 @@ def detection_of(
     threshold: float = 0.0,
     strict: bool = True,
     continuous: bool = True,
-    calibration: Calibration | None = None,
+    calibration: Platt | None = None,
 ) -> dict[str, FigureFacts]:
     """All figures of detection from the scores (log-odds of fake) of either class; `_01`, `_1`, `_10` in names: at 0.1 %, 1 % and 10 %.
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.metrics import calibration as chances
 from ray_app.metrics import clusters, detection, intervals, operating_points
 from ray_app.metrics.arrays import FigureFacts, Floats, ScoreHistogram
@@ -42,7 +42,7 @@ class ScoredClass:
 
 def with_intervals(
     figures: Figures, fakes: ScoredClass, reals: ScoredClass, *, threshold: float = 0.0, strict: bool = True,
-    calibration: Calibration | None = None, seed: int = 0,
+    calibration: Platt | None = None, seed: int = 0,
 ) -> dict[str, FigureFacts]:  # fmt: skip
     """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had keeps none.
 
@@ -239,7 +239,7 @@ def _auc_ends(auc: FigureFacts, fakes: ScoredClass, reals: ScoredClass) -> Ends 
 
 
 def _of_chances(
-    figures: Figures, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None
+    figures: Figures, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Platt | None
 ) -> dict[str, Ends | None]:
     """Log-loss and Brier score, which are means over images."""
     found: dict[str, Ends | None] = {}
@@ -317,7 +317,7 @@ def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
     return min(1 - found[1], flagged[0]), max(1 - found[0], flagged[1])
 
 
-def _ece_ends(ece: FigureFacts, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None, seed: int) -> Ends:
+def _ece_ends(ece: FigureFacts, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Platt | None, seed: int) -> Ends:
     """Of the calibration error by the triangle inequality: it is off by no more than the bins' errors are in sum.
 
     Their sum's 95 % point is drawn from a normal distribution of the bins, whose variances are no less than those of a share that has one

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.metrics import FIGURES
 from ray_app.metrics.arrays import FigureFacts
 from ray_app.metrics.detection import ranks_backwards
@@ -201,7 +201,7 @@ class TrainingFacts(Section):
     unreadable: int = 0
     unreadable_files: OptionalKey[tuple[UnreadableFile, ...]] = None
     mask_warning: OptionalKey[str] = None
-    calibration: Calibration | None = None
+    calibration: Platt | None = None
     calibration_note: str | None = None
     calibration_error: float | None = None
     validation: Figures = Figures()

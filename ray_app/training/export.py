@@ -27,7 +27,7 @@ from torch import nn
 from ray_app.config import find_config, read_mapping
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
-from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
+from ray_app.detectors.card import Backbone, DetectorCard, Platt, PublishedFigure, Weights, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
@@ -357,7 +357,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     return content
 
 
-def calibrated(judged: validate.Judged) -> tuple[Calibration | None, str | None]:
+def calibrated(judged: validate.Judged) -> tuple[Platt | None, str | None]:
     """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
     try:
         return fit_platt(judged.scores, judged.labels), None

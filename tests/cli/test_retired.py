@@ -24,6 +24,11 @@ def test_retired_option_exits_2_with_one_line(path, option, capsys):
     assert output.err == f"Error: '{path} {option}' is retired: {OPTIONS[path][option]}\n"
 
 
+def test_short_name_of_command_explains_retired_option(capsys):
+    assert main(["calibrate", "RUN", "--method", "isotonic"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"Error: 'detectors calibrate --method' is retired: {OPTIONS['detectors calibrate']['--method']}\n"
+
+
 @pytest.mark.parametrize("path", OPTIONS)
 def test_commands_with_retired_options_exist(path):
     command: click.Command | None = touchstone

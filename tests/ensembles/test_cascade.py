@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ray_app.detectors.card import Isotonic, Platt
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, combine, decide, second_looks
 from ray_app.ensembles.card import Cascade, Stacking
 from ray_app.ensembles.decision import is_audited
@@ -39,8 +39,8 @@ def test_each_stage_has_its_rule_and_its_calibration():
     assert combine(card, columns([0.5, 0.6], [3.0, NAN]), NONE).tolist() == pytest.approx([0.5 + 2 * 3 + 0.5 + 0.25, 1.2 + 0.25])
 
 
-def test_an_infinite_score_is_missing_also_where_a_calibration_levels_off():
-    level = Isotonic(knots=((-1.0, 0.0), (1.0, 0.5)))
+def test_infinite_score_is_missing():
+    level = Platt(slope=0.25, intercept=0.25)
     scores = columns([np.inf, 0.5, 0.0], [1.0, np.inf, 1.0])
     decided = decide(CARD, scores, calibrations={"cheap": level, "slow": level})
     assert np.isnan(decided.score).tolist() == [True, True, False]

@@ -1,4 +1,4 @@
-"""Chances of every calibration are right on held-out images, off balance too, and isotonic regression finds as many fakes as Platt's."""
+"""Calibrated probabilities are right on held-out images, off balance too."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,14 @@ from ray_app.metrics.calibration import debiased_ece
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SEEDS, N, HELD_OUT = 1_000, 4_000, 10_000
-MOST_ECE, MOST_LOST = 0.02, 0.05
-METHODS = ("platt", "temperature", "isotonic")
-CHANCES = "6. the ECE of held-out images is over 0.02 with one of the methods"
-ORDER = "6. isotonic finds over 5 points fewer fakes than Platt at 0.1 % false positives"
+MOST_ECE = 0.02
+CHANCES = "6. the ECE of held-out images is over 0.02"
 
 
-def images(rng, n, share, shift=0.0, digits=None, apart=3.0, stray=0.0):
-    """float32 scores (n,), two normal distributions `apart`, and their labels; `digits`: rounded to so many, which makes ties; `stray`: the
-    share of reals that score as fakes do.
-    """
+def images(rng, n, share, shift=0.0, digits=None):
+    """float32 scores (n,), two normal distributions, and their labels; `digits`: rounded to so many, which makes ties."""
     fake = np.arange(n) < round(share * n)
-    scores = rng.normal(np.where(fake | (rng.random(n) < stray), apart / 2, -apart / 2) + shift, 1.5)
+    scores = rng.normal(np.where(fake, 1.5, -1.5) + shift, 1.5)
     return np.asarray(scores if digits is None else np.round(scores, digits), np.float32), fake
 
 
@@ -43,26 +39,5 @@ def test_chances_of_held_out_images(simulated, words, share, how):
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
         seen, (scores, fake) = images(rng, N, share, **how), images(rng, HELD_OUT, share, **how)
-        wrong.append(any(ece(fit(*seen, method)(scores.astype(np.float64)), fake) > MOST_ECE for method in METHODS))
+        wrong.append(ece(fit(*seen)(scores.astype(np.float64)), fake) > MOST_ECE)
     simulated(CHANCES, words, 0.05, wrong)
-
-
-@pytest.mark.parametrize(
-    ("words", "share", "how"),
-    [
-        ("4,000 labelled, 0.2 % fake", 0.002, {}),
-        ("4,000 labelled, 1 to 50, ties (one digit), 0.3 % of reals score as fakes", 1 / 51, {"digits": 1, "apart": 8.0, "stray": 0.003}),
-    ],
-)
-def test_fakes_found_where_few_reals_may_be_flagged(simulated, words, share, how):
-    wrong = []
-    for seed in range(SEEDS):
-        rng = np.random.default_rng(seed)
-        seen, (reals, _), (fakes, _) = images(rng, N, share, **how), images(rng, 20_000, 0, **how), images(rng, 5_000, 1, **how)
-        found = {}
-        for method in ("platt", "isotonic"):
-            calibrated = fit(*seen, method)
-            beaten = np.sort(calibrated(reals.astype(np.float64)))[-1 - len(reals) // 1_000]
-            found[method] = (calibrated(fakes.astype(np.float64)) > beaten).mean()
-        wrong.append(found["isotonic"] < found["platt"] - MOST_LOST)
-    simulated(ORDER, words, 0.05, wrong)

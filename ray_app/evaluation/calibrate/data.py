@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_app.detectors import DetectorCard
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError
 from ray_app.evaluation.join import OWN, own_labels, read_labels
@@ -94,7 +94,7 @@ class LabelledRun:
     members: tuple[EnsembleMember, ...]
     names: tuple[str, ...]
     before: EnsembleCard
-    calibrations: Mapping[str, Calibration | None]
+    calibrations: Mapping[str, Platt | None]
     labelled: CalibrationData
     identity: Mapping[str, Any]
     joined: int

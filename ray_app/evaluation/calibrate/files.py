@@ -18,7 +18,6 @@ from ray_app.detectors.card import split_variant
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
 from ray_app.ensembles.card import Rule
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration import CalibrationReport
 from ray_app.storage import Store
@@ -47,7 +46,6 @@ class CalibrateConfig(Frozen):
     fpr: float = Field(default=0.01, gt=0, lt=0.5)
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
     rule: Rule | None = None
-    method: Method = "platt"
     first: int | None = Field(default=None, ge=1)
     share: float = Field(default=0.2, gt=0, lt=1)
     audit: float = Field(default=0.01, ge=0, lt=1)

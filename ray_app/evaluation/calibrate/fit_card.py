@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_app.detectors.card import Calibration, Isotonic, Platt
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, decision, drawn_by_audit, logit, second_looks
 from ray_app.ensembles.card import FEWEST_GATED, Cascade, Rule
 from ray_app.errors import ConfigError
@@ -34,7 +34,7 @@ class CalibratedCard:
     band: thresholds.Band | None = None
 
     @property
-    def calibrations(self) -> dict[str, Calibration | None]:
+    def calibrations(self) -> dict[str, Platt | None]:
         """Of the detectors, by name."""
         return {name: member.calibration for name, member in zip(self.names, self.card.members, strict=True)}
 
@@ -69,7 +69,7 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: file
     if len(members) == 1 and rule not in ("stacked", "weighted"):
         return _fit_alone(division, members[0], rule, config)
     fitting, calibrating = division.fitting, division.calibrating
-    calibrations = {name: thresholds.fit(fitting.scores[name], fitting.fake, config.method, what=name) for name in names}
+    calibrations = {name: thresholds.fit(fitting.scores[name], fitting.fake, what=name) for name in names}
     members = tuple(member.model_copy(update={"calibration": calibrations[name]}) for name, member in zip(names, members, strict=True))
     facts: dict[str, Any] = {"name": "calibrated", "title": "calibrated", "members": members, "rule": rule}
     band = None
@@ -81,7 +81,7 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: file
         facts |= _weights(fitting, members, calibrations, config.seed)
     prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
     plain = CalibratedCard(EnsembleCard(**facts), names, *prevalences, band)
-    last = thresholds.fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble")
+    last = thresholds.fit(plain.scores(calibrating), calibrating.fake, what="the ensemble")
     return _at_prevalence(plain, last, prevalence_of(division, config))
 
 
@@ -134,22 +134,20 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: files.Ca
     return Assembled(fitted, fitted.card.model_copy(update={"thresholds": drawn}), chosen, overall, every)
 
 
-def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
+def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:
     """Calibrated log-odds (n, detectors)."""
     return np.stack([calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()], axis=1)
 
 
-def shifted_calibration(calibration: Calibration, by: float) -> Calibration:
+def shifted_calibration(calibration: Platt, by: float) -> Platt:
     """The calibration whose log-odds are higher by so much: what another share of fakes among the images makes of it."""
-    if isinstance(calibration, Isotonic):
-        return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots), beyond=calibration.beyond)
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
 
 
 def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: files.CalibrateConfig) -> CalibratedCard:
     """A card of one detector, whose calibrated score is the ensemble's."""
     seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
-    member = member.model_copy(update={"calibration": thresholds.fit(seen.scores[name], seen.fake, config.method, what=name)})
+    member = member.model_copy(update={"calibration": thresholds.fit(seen.scores[name], seen.fake, what=name)})
     prevalence = float(seen.fake.mean())
     plain = CalibratedCard(
         EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
@@ -157,14 +155,14 @@ def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: f
     return _at_prevalence(plain, Platt(slope=1, intercept=0), prevalence_of(division, config))
 
 
-def _at_prevalence(plain: CalibratedCard, calibration: Calibration, prevalence: float) -> CalibratedCard:
+def _at_prevalence(plain: CalibratedCard, calibration: Platt, prevalence: float) -> CalibratedCard:
     """The card with the ensemble's calibration, as it is at that share of fakes; the part it was fitted on has another one."""
     there = shifted_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
     return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
 
 
 def _weights(
-    fitting: data.CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Calibration], seed: int
+    fitting: data.CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Platt], seed: int
 ) -> dict[str, Any]:
     """The logistic regression of `stacked` as weights and a bias."""
     stacking = decision.fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
@@ -174,7 +172,7 @@ def _weights(
     return {"members": weighted, "bias": bias}
 
 
-def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: files.CalibrateConfig) -> tuple[Cascade, thresholds.Band]:
+def _cascade(division: Division, calibrations: Mapping[str, Platt], config: files.CalibrateConfig) -> tuple[Cascade, thresholds.Band]:
     """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images do not influence."""
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
@@ -197,5 +195,5 @@ def _stage(table: Floats, fitting: Bools, fake: Bools, config: files.CalibrateCo
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
     stacking = decision.fit_stacking(table[fitting], fake[fitting], config.seed)
     raw = decision.stacked(table, stacking)
-    calibration = thresholds.fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
+    calibration = thresholds.fit(raw[fitting], fake[fitting], what="a stage of the cascade")
     return CascadeStage(rule="stacked", stacking=stacking, calibration=calibration), calibration(raw)

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from ray_app import __version__
-from ray_app.detectors.card import Calibration
+from ray_app.detectors.card import Platt
 from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
@@ -51,7 +51,7 @@ QUALITIES = (50, 70, 80, 90, 95)
 
 
 def systems_before_and_after(
-    fitted: CalibratedCard, choosing: data.CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
+    fitted: CalibratedCard, choosing: data.CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Platt | None]
 ) -> list[facts.CalibratedSystem]:
     """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images.
 
@@ -293,7 +293,7 @@ def _settings(reading: data.LabelledRun) -> Settings | None:
 
 def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.CalibrateConfig, moved: int) -> list[str]:
     """Notes for users of the card, in sentences."""
-    found = [f"Fitted by touchstone detectors calibrate {__version__} ({config.method}, seed {config.seed})."]
+    found = [f"Fitted by touchstone detectors calibrate {__version__} (seed {config.seed})."]
     if overall.groups < overall.n_real:
         found.append(
             f"The {overall.n_real:,} labelled reals are of {overall.groups:,} sources or looks, and worth {overall.effective:,.0f} "

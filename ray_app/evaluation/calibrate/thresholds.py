@@ -1,5 +1,4 @@
-"""Calibrations (`fit`: Platt scaling, temperature scaling, isotonic regression), thresholds (`choose_threshold`) and a cascade's band
-(`choose_band`).
+"""Calibrations (`fit`: Platt scaling), thresholds (`choose_threshold`) and a cascade's band (`choose_band`).
 
 Thresholds are chosen on held-out scores of one class, so that what is promised of them holds. The band of early scores is the one that
 finds most fakes at its share.
@@ -7,24 +6,19 @@ finds most fakes at its share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_app.detectors.card import Calibration, Isotonic
+from ray_app.detectors.card import Platt
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import Places
 from ray_app.metrics import calibration, intervals
-from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
+from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
 from ray_app.metrics.clusters import EffectiveSize
 
-Method = Literal["platt", "isotonic", "temperature"]
-MOST_KNOTS = 200
-_BEYOND = 0.01  # of a curve's mean slope: what it rises by beyond its knots
 _STARTS = 48
 _RESAMPLES = 32
 _FEW = 20_000  # images; of more, one estimate from them is sure enough
@@ -57,44 +51,16 @@ class Band:
 _HINT = "check whether real and fake are swapped in the labels, or name the other detectors with --detector"
 
 
-def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: str = "the scores") -> Calibration:
-    """The calibration of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as large a share is fake as here.
+def fit(scores: ArrayLike, fake: ArrayLike, *, what: str = "the scores") -> Platt:
+    """Fit Platt scaling of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as large a share is fake as here.
 
-    `platt` and `temperature`: see `metrics.fit_platt` and `fit_temperature`. `isotonic`: see `fit_isotonic`. Raises ConfigError, which
-    names `what`, where a class is missing, where scores are not finite, and where fakes score no higher than reals.
+    Raises ConfigError, which names `what`, where a class is missing, where scores are not finite, and where fakes score no higher than
+    reals.
     """
-    fitting: dict[Method, Callable[[ArrayLike, ArrayLike], Calibration]] = {
-        "platt": calibration.fit_platt, "temperature": calibration.fit_temperature, "isotonic": fit_isotonic,
-    }  # fmt: skip
     try:
-        return fitting[method](scores, fake)
+        return calibration.fit_platt(scores, fake)
     except ValueError as error:
         raise ConfigError(f"{what} cannot be calibrated: {error}", hint=_HINT) from error
-
-
-def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
-    """Isotonic regression (Zadrozny and Elkan 2002) with straight lines between the middles of its level pieces (Oron and Flournoy 2017).
-
-    Beyond the first and the last middle the curve rises on, by a hundredth of its mean slope: hardly a chance changes there, and scores
-    keep their order, so that a threshold can stand among the highest. The chance of a piece with k fakes of n is drawn in to
-    (k + ½) / (n + 1), whose log-odds are finite, and the pieces made to rise once more after that. At most MOST_KNOTS of them are kept.
-    Raises ValueError where the curve is level, and as `checked` does.
-    """
-    from sklearn.isotonic import IsotonicRegression
-
-    numbers, is_fake = checked(scores, fake)
-    if is_fake.all() or not is_fake.any():
-        raise ValueError(f"calibration needs real and fake images; all {len(numbers):,} are {'fake' if is_fake.all() else 'real'}")
-    middles, n_fake, n = _pieces(numbers, is_fake, IsotonicRegression().fit_transform(numbers, is_fake))
-    drawn_in = IsotonicRegression().fit_transform(middles, (n_fake + 0.5) / (n + 1), sample_weight=n)
-    middles, weighed, weights = _pieces(middles, drawn_in * n, drawn_in, n)
-    if len(middles) < 2:
-        raise ValueError(f"fakes score no higher than reals: isotonic regression of {len(numbers):,} images is level")
-    kept = np.unique(np.linspace(0, len(middles) - 1, min(len(middles), MOST_KNOTS)).round().astype(int))
-    at, chances = middles[kept], (weighed / weights)[kept]
-    log_odds = np.log(chances / (1 - chances))
-    beyond = _BEYOND * float((log_odds[-1] - log_odds[0]) / (at[-1] - at[0]))
-    return Isotonic(knots=tuple(zip(at.tolist(), log_odds.tolist(), strict=True)), beyond=beyond)
 
 
 def choose_threshold(
@@ -205,14 +171,6 @@ def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
     """The share of images inside where `prevalence` of all are fake."""
     rates = [float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0 for kind in (False, True)]
     return (1 - prevalence) * rates[0] + prevalence * rates[1]
-
-
-def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
-    """Of each level piece of a curve over scores (n,): its mean score, its fakes and its images; in rising order."""
-    n = np.ones(len(scores)) if weights is None else weights
-    _, piece = np.unique(level, return_inverse=True)
-    summed, fakes_in, n_in = (np.bincount(piece, weights=each).astype(np.float64) for each in (scores * n, fakes, n))
-    return summed / n_in, fakes_in, n_in
 
 
 def _resampled(fake: Bools) -> list[tuple[Places, Places]]:

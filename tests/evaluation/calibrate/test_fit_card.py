@@ -28,9 +28,9 @@ def parts(images):
     return split(images, groups_of(images))
 
 
-@pytest.mark.parametrize(("rule", "method"), [*((rule, "platt") for rule in RULES), ("stacked", "isotonic"), ("cascade", "isotonic")])
-def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, rule, method):
-    config = asked(rule=rule, method=method)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, rule):
+    config = asked(rule=rule)
     choosing = images.take(parts == CHOOSE)
     made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
     decided = decide(made.card, choosing.scores, calibrations=made.fitted.calibrations,
@@ -57,9 +57,8 @@ def test_nothing_is_fitted_on_the_images_that_thresholds_are_chosen_on(images, p
         assert one == other
 
 
-@pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts, method):
-    usual, rare = (fit_card(divided(images, parts), MEMBERS, asked(method=method, prevalence=one)) for one in (None, 0.001))
+def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts):
+    usual, rare = (fit_card(divided(images, parts), MEMBERS, asked(prevalence=one)) for one in (None, 0.001))
     own = images.fake.mean()
     assert (usual.prevalence, rare.prevalence) == (own, 0.001)
     assert rare.scores(images) == pytest.approx(usual.scores(images) + logit(0.001) - logit(own))
@@ -103,13 +102,12 @@ def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
     card = fit_card(divided(alone, parts), MEMBERS[1:], asked()).card
     assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
     both = images.take(parts != CHOOSE)
-    for method in ("platt", "isotonic"):
-        usual, rare = (fit_card(divided(alone, parts), MEMBERS[1:], asked(method=method, prevalence=one)) for one in (None, 0.01))
-        once = fit(both.scores["fine"], both.fake, method)
-        assert [usual.card.members[0].calibration, usual.prevalence] == [once, images.fake.mean()], "one fit, on both parts"
-        expected = once(alone.scores["fine"].astype(float))
-        assert usual.scores(alone) == pytest.approx(expected + logit(images.fake.mean()) - logit(both.fake.mean()))
-        assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
+    usual, rare = (fit_card(divided(alone, parts), MEMBERS[1:], asked(prevalence=one)) for one in (None, 0.01))
+    once = fit(both.scores["fine"], both.fake)
+    assert [usual.card.members[0].calibration, usual.prevalence] == [once, images.fake.mean()], "one fit, on both parts"
+    expected = once(alone.scores["fine"].astype(float))
+    assert usual.scores(alone) == pytest.approx(expected + logit(images.fake.mean()) - logit(both.fake.mean()))
+    assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
     with pytest.raises(ConfigError, match="the run has one detector"):
         fit_card(divided(alone, parts), MEMBERS[1:], asked(rule="cascade"))
     with pytest.raises(ConfigError, match="--first 2: the run has 2 detectors"):
