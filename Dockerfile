@@ -6,7 +6,7 @@
 # PyPI's torch carries CUDA's libraries, some gigabytes. TORCH_INDEX is the package index that holds torch without them (its address stands
 # on PyTorch's installation page, under "CPU"), or a mirror of yours; without it, `cpu` is refused rather than built three times as large.
 # All versions are those of constraints.txt. `cpu` has 2.4 GB (built with buildah on Debian's own Python and torch 2.13), `cuda` about 7 (its
-# packages have 6.7: `python -m benchmarks.installed`); both run as user 10001.
+# packages have 6.7); both run as user 10001.
 
 FROM python:3.11-slim AS wheel
 WORKDIR /source

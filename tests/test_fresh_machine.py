@@ -14,9 +14,7 @@ from tests.test_readme import ROOT, blocks, check, run, script
 from tests.wheel import OFFLINE
 
 WITHOUT_CUDA = "--torch-backend cpu"
-MOST_MEGABYTES_WITHOUT_CUDA = (
-    2_300  # README's figure, uv itself, and the bytecode of a command; `python -m benchmarks.installed` says of what
-)
+MOST_MEGABYTES_WITHOUT_CUDA = 2_300  # README's figure, uv itself, and the bytecode of a command
 # Where a checkout and what it installs are known, and what is this process's own.
 OURS = ("PYTHON", "PYTEST_", "VIRTUAL_ENV", "TOUCHSTONE_", "RAY_", "MAKE")
 

@@ -40,12 +40,6 @@ def test_commands_within_sentences_name_what_exists(page):
     assert not [f"{line}: {problem}" for line in inline_commands(page) for problem in problems_of(line, exact=False)]
 
 
-def test_a_page_is_read_in_one_sitting():
-    """At most 1,500 words a page, as `wc -w` counts them."""
-    words = {str(page.relative_to(ROOT)): len(page.read_text(encoding="utf-8").split()) for page in sorted((ROOT / "docs").rglob("*.md"))}
-    assert {page: count for page, count in words.items() if count > 1500} == {}
-
-
 def commented(path):
     """The commands in the comments of a config, and in a protocol's `command` keys."""
     text = path.read_text(encoding="utf-8")

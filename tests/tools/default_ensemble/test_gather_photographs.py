@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.gather_photographs import read_rules
 from ray_app.errors import ConfigError
 from tests.images.factory import encoded
+from tools.default_ensemble.gather_photographs import read_rules
 
 
 def picture(seed, size=(256, 256), **settings):
@@ -65,7 +65,8 @@ def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_re
         {"commit": commit, "path_rule": r"^photos/ NOT thumbs"},
         {"commit": commit, "path_rule": "^made/", "label": "grid2x2", "source": "made", "generator_or_camera": "Painter 2"},
     )
-    command = [sys.executable, "-m", "benchmarks.gather_photographs", rules, "--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
+    command = [sys.executable, "-m", "tools.default_ensemble.gather_photographs", rules]
+    command += ["--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
     done = subprocess.run([*command, "--refuse", str(tmp_path / "refused.sha256")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(out / "index.parquet").to_pylist()

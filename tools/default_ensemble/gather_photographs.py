@@ -1,6 +1,7 @@
 """How the pictures of the ensemble `default` were gathered: images of public git repositories, at the commits that a list names.
 
-    python -m benchmarks.gather_photographs configs/photos/sources.csv --refuse configs/photos/refused.sha256 --mirror MIRRORS --out DIR
+    python -m tools.default_ensemble.gather_photographs configs/photos/sources.csv \\
+        --refuse configs/photos/refused.sha256 --mirror MIRRORS --out DIR
 
 A row of the list: `repo` (owner/name), `commit`, `path_rule` (a regular expression on paths; what follows ` NOT ` excludes), `label` (real,
 fake, or grid2x2: fakes on sheets of 2 × 2, which are cut), `source`; `cap`: at most so many files, those whose SHA-256 of source and path

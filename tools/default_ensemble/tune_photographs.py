@@ -1,6 +1,7 @@
 """How the detectors of the ensemble `default` were trained: one EfficientNet-Lite0, ImageNet's, with a head for wholes and one for crops.
 
-    python -m benchmarks.tune_photographs data/photos configs/backbones/efficientnet-lite0-stages.safetensors --taesd CLONE --out DIR
+    python -m tools.default_ensemble.tune_photographs data/photos configs/backbones/efficientnet-lite0-stages.safetensors \\
+        --taesd CLONE --out DIR
 
 First linear heads on the frozen network, then all of it together (LP-FT, Kumar et al. 2022, arXiv 2202.10054): small steps, so that what
 ImageNet taught is not torn by a start from random heads. A batch has as many real as generated pictures and as many wholes as crops; a
