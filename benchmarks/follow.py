@@ -1,8 +1,7 @@
 """A day of a bucket in ten minutes: 20,000 objects that arrive unevenly, some that change or go, while one command follows it, is killed
 once, and loses a node. How long does each arrival wait for its row, and is the end what one run over the end says?
 
-    nice python -m benchmarks.follow --json follow.json            listed anew every ten seconds
-    nice python -m benchmarks.follow --events                      told by the bucket's events (SQS), listed again once, after the kill
+    nice python -m benchmarks.follow --json follow.json            lists the bucket again every ten seconds
 
 Everything is real but small: an S3 server (moto's), a Ray of a head and two nodes, the command of a user in a process of its own, its run
 directory in a bucket, pictures of 24 × 24 pixels, the shipped ensemble `tiny`. A latency is from the end of an object's PUT to the moment
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import boto3
 import numpy as np
 from PIL import Image
 
@@ -37,7 +35,7 @@ from ray_app.archives import ListedMember, image_id, manifests
 from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, check_conservation, current_tables
 from ray_app.runs.settled_state import read_settled
-from tests.s3_server import KEY, REGION, SECRET, S3Server
+from tests.s3_server import S3Server
 from tests.scoring.conftest import ROOT, kill_family, wait_until
 from tests.scoring.nodes import Nodes
 
@@ -56,7 +54,6 @@ class Day:
     seconds: float = 600.0
     every_s: float = 10.0
     idle_s: float = 30.0
-    events: bool = False
     killed_at: float = 0.45  # of the day: in the rush of its noon
     lost_at: float = 0.75
 
@@ -112,17 +109,6 @@ class Bucket:
                 one.result()
 
 
-def queue_of(server: S3Server) -> str:
-    """The URL of a queue that gets the bucket's events."""
-    given = {"endpoint_url": server.url, "aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": REGION}
-    client = boto3.client("sqs", **given)
-    url: str = client.create_queue(QueueName="day")["QueueUrl"]
-    arn = client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    wanted = {"QueueArn": arn, "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"]}
-    server.client().put_bucket_notification_configuration(Bucket="day", NotificationConfiguration={"QueueConfigurations": [wanted]})
-    return url
-
-
 @contextmanager
 def world(folder: Path) -> Iterator[tuple[S3Server, Nodes]]:
     """A server with two buckets, and a Ray."""
@@ -140,9 +126,8 @@ def world(folder: Path) -> Iterator[tuple[S3Server, Nodes]]:
 class Following:
     """The command, which can be killed and given again."""
 
-    def __init__(self, day: Day, address: str, queue: str | None, log: Path) -> None:
-        follow = ["--events", queue, "--follow", "1d"] if queue else ["--follow", f"{day.every_s}s"]
-        self._words = ["score", SOURCE, "--out", OUT, "--ensemble", "tiny", *follow]
+    def __init__(self, day: Day, address: str, log: Path) -> None:
+        self._words = ["score", SOURCE, "--out", OUT, "--ensemble", "tiny", "--follow", f"{day.every_s}s"]
         self._words += ["--set", f"cluster.idle_s={day.idle_s}", "--set", f"cluster.address={address}", "--set", "thumbnails=false"]
         self.log, self.given = log, 0
         self.begin()
@@ -181,9 +166,8 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
     """Let the day pass; what was found."""
     with tempfile.TemporaryDirectory(prefix="follow-") as name, world(Path(name)) as (server, nodes):
         bucket = Bucket(day, server.client())
-        queue = queue_of(server) if day.events else None
         bucket.put("first.png", 10 * day.objects)
-        following = Following(day, nodes.address, queue, log or Path(name) / "score.log")
+        following = Following(day, nodes.address, log or Path(name) / "score.log")
         run = RunDirectory.open(OUT)
         wait_until(lambda: run.exists() and len(rows_of(OUT)) == 1)
         moments: dict[str, float] = {}
@@ -206,7 +190,7 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         settled = read_settled(run, numbers)
         summary = run.read_json("summary.json")
         found = {
-            "mode": "events" if day.events else f"listed every {day.every_s:g} s",
+            "mode": f"listed every {day.every_s:g} s",
             "objects": day.objects + 1,
             "days": summary["days"],
             "exit_code": code,
@@ -256,11 +240,10 @@ def main() -> int:
     given.add_argument("--deleted", type=int, default=Day.deleted)
     given.add_argument("--seconds", type=float, default=Day.seconds)
     given.add_argument("--every", type=float, default=Day.every_s, help="seconds between two listings")
-    given.add_argument("--events", action="store_true")
     given.add_argument("--log", type=Path, help="what the command says")
     given.add_argument("--json", type=Path)
     words = given.parse_args()
-    day = Day(words.objects, words.changed, words.deleted, words.seconds, words.every, events=words.events)
+    day = Day(words.objects, words.changed, words.deleted, words.seconds, words.every)
     found = measure(day, words.log)
     print(json.dumps(found, indent=1))
     if words.json:

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.archives.build import Portions, is_as_listed, list_members, list_named, list_portions
+    from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
     from ray_app.archives.containers import Container, ContainerLimits
     from ray_app.archives.containers.parquet_reader import read_referenced
-    from ray_app.archives.known_ids import KnownUris
     from ray_app.archives.manifest import (
         BlockList,
         BlockRef,

@@ -1,5 +1,5 @@
 """`list_members`: an archive → its next manifest: all members the first time, later what is new; `list_portions`: a first listing in
-several manifests, so that the first is there early; `list_named`: what became of some objects. `is_as_listed`: whether anything is new.
+several manifests, so that the first is there early. `is_as_listed`: whether anything is new.
 
 1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list, then what is in containers. Where the
    sources name what they named before (a digest), that is all.
@@ -13,7 +13,7 @@ one; beside the join's own.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
-from ray_app.archives.known_ids import KnownUris, files_at, ids_in
+from ray_app.archives.known_ids import files_at, ids_in
 from ray_app.archives.members import BlockPlan, Digest, Each, Ids, ListedMember, block_sizes, first_word, identity_digest, in_turn
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
@@ -129,19 +129,6 @@ def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Un
             yield info
 
 
-def list_named(
-    store: Store, archive: Archive, plan: BlockPlan, uris: Collection[str], known: KnownUris, **options: Unpack[ListingOptions]
-) -> manifest.ManifestInfo | None:
-    """The next manifest after a whole listing, where all that may have changed since are the objects of these uris; None where they are as
-    the manifests say. Raises as `list_members`, but for an empty source.
-    """
-    listing = _Listing(store, archive.only(uris), plan, **options)
-    listing.walk.sources()
-    listing.walk.containers()
-    gone = manifest.read_vanished(store, listing.number - 1)
-    return listing.written(among=np.union1d(gone, known.ids_at(uris, before=listing.number)))
-
-
 def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED) -> bool:
     """Whether the sources name the very files and containers of the last listing, so that `list_members` would find nothing new.
 
@@ -196,13 +183,15 @@ class _Listing:
                 info = self.written(is_portion=True)
         return info
 
-    def written(self, *, is_portion: bool = False, among: Ids | None = None) -> manifest.ManifestInfo | None:
-        """The manifest of what the walk found; None where nothing is new. `is_portion`: earlier manifests are parts of the same listing;
-        `among`: it went to the places of these known ids alone.
+    def written(self, *, is_portion: bool = False) -> manifest.ManifestInfo | None:
+        """Write the manifest of what the walk found; None if nothing is new.
+
+        Args:
+            is_portion: Earlier manifests are parts of the same listing.
         """
         walk, store, number, last = self.walk, self.store, self.number, self.last
         goes_on = is_portion and bool(walk.unlisted)
-        if not walk.listed and not goes_on and among is None:
+        if not walk.listed and not goes_on:
             raise self.archive.empty(walk.found, walk.opened)
         files, each = walk.files, self.each
         joined = manifest.joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files))
@@ -210,10 +199,9 @@ class _Listing:
         known, guard = manifest.listed_so_far(store)
         if max(walk.kept, known) <= self.portions.few:
             each = in_turn
-        is_partial, among = among is not None, np.empty(0, np.int64) if is_portion else among
         replaced = self._replaced_by_earlier()
         chosen, vanished = dedup.choose_new(
-            store, number, self._earlier, files, self.digest, self.portions.id_rows, among=among, known=known, without=replaced
+            store, number, self._earlier, files, self.digest, self.portions.id_rows, is_portion=is_portion, known=known, without=replaced
         )  # fmt: skip
         vanished = self._without_closed(vanished, replaced)
         runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
@@ -222,8 +210,7 @@ class _Listing:
             if goes_on:
                 return None
             store.clear(manifest.folder_of(number))
-            if not is_partial:
-                manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard)))
+            manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard)))
             return None
         blocks = _cut(store, number, self.plan, runs, input_type, each)
         noted = _noted(walk, guard)
@@ -238,7 +225,7 @@ class _Listing:
             listing_s=round(self.clock() - self._began, 3),
             goes_on=goes_on,
             earlier=known,
-            **noted | ({"digest": ""} if goes_on or is_partial else {}),
+            **noted | ({"digest": ""} if goes_on else {}),
         )
         store.clear(self._scratch)
         if goes_on:

@@ -86,15 +86,15 @@ def choose_new(
     digest: members.Digest,
     id_rows: int,
     *,
-    among: members.Ids | None = None,
+    is_portion: bool = False,
     known: int = 0,
     without: members.Ids | None = None,
 ) -> tuple[list[ChosenMembers], members.Ids]:
     """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
 
-    `among`: the sorted ones that the files say all of, None = every one; no other counts as gone. `known`: about how many ids earlier
-    manifests have. `without`: ids of the files that are left out. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per
-    member, and 8 bytes per vanished id. Raises StorageError.
+    `is_portion`: the files are a part of a listing, so no id counts as gone. `known`: about how many ids earlier manifests have.
+    `without`: ids of the files that are left out. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and
+    8 bytes per vanished id. Raises StorageError.
     """
     with _database(known + sum(file.rows for file in files)) as db:
         for table in known_ids.known_ids(store, earlier, digest):
@@ -112,10 +112,8 @@ def choose_new(
             _hash_again(db, store, files, collided, digest)
             _hold(db)
         _write_ids(db, store, number, id_rows)
-        if among is not None and not len(among):
-            return _chosen(db, files), among
-        vanished = db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
-        return _chosen(db, files), vanished if among is None else np.intersect1d(vanished, among, assume_unique=True)
+        chosen = _chosen(db, files)
+        return chosen, np.empty(0, np.int64) if is_portion else db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
 
 
 @contextlib.contextmanager

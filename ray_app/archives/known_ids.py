@@ -157,24 +157,3 @@ def _columns_of(store: Store, numbers: Iterable[int], columns: list[str]) -> Ite
     for number in numbers:
         for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(store, number)):
             yield pq.read_table(pa.BufferReader(store.read(manifest.path_in(number, file))), columns=columns)
-
-
-class KnownUris:
-    """The ids of a run's members by their uri, for whom the manifests have grown since: 16 bytes of memory for each member."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._until = store, 0
-        self._uris = self._ids = np.empty(0, np.int64)  # of equal length; hashes of 64 bits: the next listing sees two uris of one apart
-
-    def ids_at(self, uris: Collection[str], *, before: int) -> members.Ids:
-        """The sorted ids of all members of these uris that manifests before this one have, be they there still or not."""
-        found = [(self._uris, self._ids)]
-        for table in _columns_of(self._store, range(self._until, before), ["uri", "image_id"]):
-            found.append((_hashed(table["uri"].to_pylist()), table["image_id"].to_numpy()))
-        self._uris, self._ids = map(np.concatenate, zip(*found, strict=True))
-        self._until = max(self._until, before)
-        return np.unique(self._ids[np.isin(self._uris, _hashed(uris))])
-
-
-def _hashed(uris: Collection[str]) -> members.Ids:
-    return np.fromiter(map(hash, uris), np.int64, len(uris))

@@ -7,7 +7,6 @@ Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -27,7 +26,6 @@ from ray_app.storage import (
     RangeReader,
     canonical,
     list_objects,
-    object_at,
     split_range,
     split_source,
     strip_secrets,
@@ -36,7 +34,6 @@ from ray_app.storage import (
 
 TABLE, _SHARD = ".parquet", ".tar"
 _BYTES_A_MEMBER = 100_000  # of a container that has not been opened yet
-_AT_ONCE = 32  # objects that are looked at by name
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
 
 
@@ -87,14 +84,6 @@ class ObjectPrefix:
         enters = self.selection.enters()
         objects = list_objects(self.url, fetcher.guard, enters=lambda folder: enters(self._path_of(folder), folder))
         return self.items(objects, fetcher)
-
-    def holds(self, uri: str) -> bool:
-        """Whether an object of that name would be one of it. Raises StorageError."""
-        pattern = self._split[1]
-        if pattern is None:
-            return uri.startswith(self.below) or uri == strip_secrets(canonical(self.url))
-        path = uri.removeprefix(self.below)
-        return path != uri and urls.full_matcher(pattern)(path)
 
     @property
     def is_pattern(self) -> bool:
@@ -170,19 +159,6 @@ class PrefixRange:
             return next((info for info in list_objects(place) if info.uri == place), None)
         except ConfigError:  # nothing is there
             return None
-
-
-@dataclass(frozen=True)
-class NamedObjects:
-    """Some objects of a prefix, by their uris in order: those that are there now. A sidecar table counts where it is one of them."""
-
-    prefix: ObjectPrefix
-    uris: tuple[str, ...]
-
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """As `ObjectPrefix.found` gives them."""
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="look") as pool:
-            yield from self.prefix.items(filter(None, pool.map(object_at, self.uris)), fetcher)
 
 
 class BegunRange:

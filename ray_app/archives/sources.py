@@ -8,7 +8,6 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 """
 
 import contextlib
-import copy
 import queue
 import threading
 from collections import deque
@@ -121,18 +120,6 @@ class Archive:
         return object_prefix.PrefixRange(
             object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits, self.selection), keys
         )
-
-    def only(self, uris: Iterable[str]) -> "Archive":
-        """The same with no other objects than those of some uris that are there. Raises ConfigError for a source that is no S3 prefix."""
-        places, found, named = sorted(uris), copy.copy(self), []
-        for kind, url in map(_split_kind, self._urls):
-            if kind in ("list", "inventory") or (kind is None and uri_lists.looks_like_list(url)) or not url.startswith("s3://"):
-                text = f"{strip_secrets(url)}: events tell of objects below s3://BUCKET/"
-                raise ConfigError(text, hint="--follow 5m without --events lists any source again")
-            prefix = object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits, self.selection)
-            named.append(object_prefix.NamedObjects(prefix, tuple(filter(prefix.holds, places))))
-        found._sources = [lambda _: iter(section for section in named if section.uris)]
-        return found
 
     def __iter__(self) -> Iterator[members.ListedMember]:
         return self._members(_in_order(self.sections(), self.fetcher))

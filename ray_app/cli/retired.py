@@ -29,7 +29,10 @@ COMMANDS: dict[str, str] = {
 OPTIONS: dict[str, dict[str, str]] = {
     # Runs.
     "plan": {"--table": _TABLE},
-    "score": {"--table": _TABLE},
+    "score": {
+        "--events": "use --follow 5m",
+        "--table": _TABLE,
+    },
     # Evaluation.
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
     # Data.

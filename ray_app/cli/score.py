@@ -107,7 +107,6 @@ def plan(
 )
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
 @click.option("--follow", metavar="INTERVAL", help="Go on: list the source again every 5m, 1h or so, and score what is new or changed.")
-@click.option("--events", metavar="QUEUE|-", help="Beside a listing a day: what an SQS queue of the bucket's events, or stdin (-), names.")
 @click.option(
     "--retry",
     "rescore",

@@ -33,6 +33,7 @@ class ScoreConfig(Frozen):
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "table": "remove it and append the rows with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')",
+        "events": "use follow: 5m",
     }
 
     source: tuple[str, ...] = Field(default=(), description="folders, files, prefixes or globs; any fsspec URL")
@@ -77,10 +78,7 @@ class ScoreConfig(Frozen):
     )
     prices: Prices = Prices()
     follow: Seconds | None = Field(
-        default=None, ge=1, description="go on, and list the source anew every 5m, 1h or so; null = one listing, or 1d with `events`"
-    )
-    events: str | None = Field(
-        default=None, description="what tells of new, changed and removed objects between listings: the URL of an SQS queue; - = stdin"
+        default=None, ge=1, description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing"
     )
     rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
     reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical files scored before")
@@ -104,15 +102,10 @@ class ScoreConfig(Frozen):
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
-    @property
-    def listed_every_s(self) -> float | None:
-        """Seconds between two listings of a source that goes on; None: it is listed once."""
-        return 86_400.0 if self.follow is None and self.events else self.follow
-
     @model_validator(mode="after")
     def _follows_all(self) -> Self:
-        if self.listed_every_s and (self.limit or self.rescore):
-            raise ValueError("--follow and --events score all that comes, so they take neither --limit nor --retry")
+        if self.follow and (self.limit or self.rescore):
+            raise ValueError("--follow scores all new files, so it cannot be combined with --limit or --retry")
         return self
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""A source that goes on (`Arrivals`): what is new in it, by listing it again and again, and by its bucket's events in between.
+"""List a source again at an interval (`Arrivals`), for new and changed files.
 
 What is found makes a manifest, as that of a nightly command does, and its blocks join the stream of those before. At the end of a day, in
 UTC, the stream ends, and the run is settled as after a night.
@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 
-from ray_app.archives import BlockPlan, KnownUris, ManifestInfo, last_listing, list_members, list_named
+from ray_app.archives import BlockPlan, ManifestInfo, last_listing, list_members
 from ray_app.errors import ConfigError, StorageError
 from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.backlog import ListingTasks, archive_of
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage.bucket_events import BucketQueue, Event, EventLines
 
 LOOK_EVERY_S = 1.0  # for a stop, and for the end of the day
 _PATIENCE = 30  # such looks, before what failed is tried again
@@ -30,10 +29,7 @@ class Arrivals:
 
     def __init__(self, run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *, at_once: bool) -> None:
         self._run, self._archive, self._plan, self._at_once = run, archive_of(config), plan, at_once
-        self._every_s = config.listed_every_s or 0.0
-        self._source = None if config.events is None else EventLines() if config.events == "-" else BucketQueue(config.events)
-        self._known = KnownUris(run.store)
-        self._held: list[Event] = []  # until they are in a manifest
+        self._every_s = config.follow or 0.0
         last, self._day = last_listing(run.store), today()
         self._due = time.monotonic() + (self._every_s if last is None or last.goes_on else 0.0)  # in the first case it is being listed
 
@@ -44,7 +40,7 @@ class Arrivals:
 
     def portions(self, tasks: ListingTasks, rest: Iterable[ManifestInfo | None]) -> Iterator[ManifestInfo | None]:
         """`rest`, and then each further manifest until the day ends, or where further passes are to follow the first one; None where
-        there is none yet. A source or queue that fails is looked at again. Raises as `ListingTasks.wait`.
+        there is none yet. A source that fails is looked at again. Raises as `ListingTasks.wait`.
         """
         yield from rest
         while today() == self._day:
@@ -64,17 +60,10 @@ class Arrivals:
 
     def _next(self, tasks: ListingTasks) -> ManifestInfo | None:
         """A manifest of what is new, if something is."""
-        left_s, given = self._due - time.monotonic(), (self._run.store, self._archive, self._plan)
-        if left_s <= 0:
-            info = list_members(*given, each=tasks)
-            self._due = time.monotonic() + self._every_s
-            return info
-        if self._source is None:
+        left_s = self._due - time.monotonic()
+        if left_s > 0:
             tasks.wait(min(left_s, LOOK_EVERY_S))
             return None
-        self._held = self._held or self._source.receive(min(left_s, 5 * LOOK_EVERY_S))
-        uris = {uri for _, named in self._held for uri in named}
-        info = list_named(*given, uris, self._known, each=tasks) if uris else None
-        self._source.done([receipt for receipt, _ in self._held])
-        self._held = []
+        info = list_members(self._run.store, self._archive, self._plan, each=tasks)
+        self._due = time.monotonic() + self._every_s
         return info

@@ -120,8 +120,6 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
         require_perceptual_hash()
     resolved.references()
     resolved.require_own()
-    if config.events is not None:
-        archive_of(config).only(())
     if not manifests(directory.store):
         archive_of(config).check()
 
@@ -129,7 +127,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
 def _unchanged(resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
     config = resolved.config
-    if config.rescore or config.listed_every_s is not None or not directory.exists() or not is_complete(directory):
+    if config.rescore or config.follow is not None or not directory.exists() or not is_complete(directory):
         return None
     began = time.monotonic()
     if not is_as_listed(directory.store, archive_of(config), config.limit):  # so short a check that it needs no cluster
@@ -167,7 +165,7 @@ class ScoringRun:
         finish_retry(self.directory, self.session, self.score)
         if self.config.rescore:
             retry_members(self.config, self.directory, self.session, plan, self.score)
-        elif self.config.listed_every_s is not None:
+        elif self.config.follow is not None:
             self.follow(plan)
         else:
             listing = self.list(plan)

@@ -7,7 +7,7 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
     from ray_app.storage.http import Guard
-    from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, object_at, split_range
+    from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, split_range
     from ray_app.storage.lease import UNGUARDED, Lease
     from ray_app.storage.listing import (
         ClosedFile,

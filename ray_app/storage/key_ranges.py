@@ -54,11 +54,11 @@ def list_prefix(place: str) -> Iterator[ObjectInfo]:
     for info in RangeReader(_below(bucket, key)):
         empty = False
         yield info
-    if empty and key and (found := object_at(place)) is not None:
+    if empty and key and (found := _object_at(place)) is not None:
         yield found
 
 
-def object_at(place: str) -> ObjectInfo | None:
+def _object_at(place: str) -> ObjectInfo | None:
     """The one object of that name, as a listing of now would have it; None where there is none. Raises StorageError."""
     bucket, key = urls.bucket_and_key(place)
     try:
