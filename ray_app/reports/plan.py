@@ -249,7 +249,7 @@ def _requests(plan: Plan) -> Lines:
 
 def _cost(plan: Plan) -> Lines:
     """The bill line by line and in total, in whatever currency the prices are."""
-    cost, prices, requests, forecast = plan.cost, plan.prices, plan.requests, plan.forecast
+    cost, prices, forecast = plan.cost, plan.prices, plan.forecast
     is_priced = bool(prices["per_hour"] or plan.cluster.nodes)
     total = "without the machines"
     if cost.compute is None or forecast is None or not is_priced:
@@ -257,14 +257,8 @@ def _cost(plan: Plan) -> Lines:
     else:
         hours = f"{wording.measured(forecast.hours)} hours at {prices['per_hour']:g} per hour"
         rows = [["compute", wording.money(cost.compute), hours]]
-    puts, gets = prices["put_per_1000"], prices["get_per_1000"]
-    if requests.any:
-        rows += [
-            ["LIST", wording.money(cost.lists), f"{requests.lists:,} at {puts:g} per 1,000"],
-            ["GET", wording.money(cost.gets), f"{requests.gets:,} at {gets:g} per 1,000"],
-            ["PUT", wording.money(cost.puts), f"{requests.puts:,} at {puts:g} per 1,000"],
-            ["egress", wording.money(cost.egress), f"{wording.size(plan.bytes_read)} at {prices['egress_per_gb']:g} per GB"],
-        ]
+    if plan.requests.any:
+        rows.append(["egress", wording.money(cost.egress), f"{wording.size(plan.bytes_read)} at {prices['egress_per_gb']:g} per GB"])
     if cost.compute is not None and is_priced:
         each = "" if cost.per_1000_members is None else f", {wording.money(cost.per_1000_members)} per 1,000 files"
         share = "" if cost.compute_share is None else f"; {wording.percent(cost.compute_share)} of it is compute"

@@ -218,9 +218,7 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     ]
     cost = session.cost
     if cost is not None:
-        parts = (
-            f"machines {wording.money(cost.compute or 0.0)}, requests {wording.money(cost.requests)}, egress {wording.money(cost.egress)}"
-        )
+        parts = f"machines {wording.money(cost.compute or 0.0)}, egress {wording.money(cost.egress)}"
         lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
     if session.peak_worker_bytes:
         of_all = session.memory and session.memory.total_bytes

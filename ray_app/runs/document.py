@@ -115,16 +115,12 @@ class PassSummary(Section):
 
 
 class CostSummary(Section):
-    """A bill in the currency of its prices: machines, requests to the store by kind, bytes out of it. `compute`: None where the hours are
-    not known; `compute_share`: of the total, None where nothing costs anything.
+    """A bill in the currency of its prices: machines, and bytes out of the store. `compute`: None if the hours are not known;
+    `compute_share`: of the total, None if nothing has a price.
     """
 
     compute: float | None = None
-    gets: float = 0.0
-    puts: float = 0.0
-    lists: float = 0.0
     egress: float = 0.0
-    requests: float = 0.0
     total: float = 0.0
     compute_share: float | None = None
 

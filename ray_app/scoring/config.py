@@ -13,17 +13,19 @@ from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
+_REQUEST_PRICE = "multiply requests of touchstone plan SOURCE --json by the price of the store"
+
 
 class TrafficPrices(Frozen):
-    """What a store bills, in one currency. Defaults of requests are those of S3 Standard in us-east-1, in USD (2026); the rest is 0."""
+    """What a store bills for bytes that leave it."""
 
-    get_per_1000: float = Field(default=0.0004, ge=0, description="GET requests")
-    put_per_1000: float = Field(default=0.005, ge=0, description="also LIST requests")
+    retired_keys: ClassVar[Mapping[str, str]] = {"get_per_1000": _REQUEST_PRICE, "put_per_1000": _REQUEST_PRICE}
+
     egress_per_gb: float = Field(default=0.0, ge=0, description="of bytes read from the source: 0 inside its region")
 
 
 class Prices(TrafficPrices):
-    """What a run costs: the store's bill, and the machines'."""
+    """What a run costs: machines, and bytes that leave the store."""
 
     per_hour: float = Field(default=0.0, ge=0, description="all machines of the cluster together")
 

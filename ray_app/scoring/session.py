@@ -24,7 +24,7 @@ from ray_app.storage.urls import scheme_of
 GB = 1e9  # as networks are billed
 
 # What is counted, by the names that reports of workers and summaries use.
-GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
+GETS, PUTS, BYTES = "requests", "puts", "bytes_read"
 
 _COUNTED = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
@@ -38,27 +38,20 @@ def is_billed(url: str) -> bool:
 
 
 def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
-    """The bill, unrounded, for `hours` of the cluster and the requests to the store meanwhile.
+    """Return the bill, unrounded, for `hours` of the cluster and the bytes that it read meanwhile.
 
-    `counts`: `requests` (GET and HEAD over a network), `puts`, `lists` and `bytes_read`; one that is not known counts as none.
-    Bytes cost egress only where they came over a network: without a request nothing left a store.
+    `counts`: `requests` (GET and HEAD over a network) and `bytes_read`; a count that is not known is 0. Bytes cost egress only if they
+    came over a network: without a request no byte left a store.
     """
-    gets = counts.get(GETS, 0)
-    found = {
-        "compute": hours * prices.per_hour,
-        "gets": gets / 1000 * prices.get_per_1000,
-        "puts": counts.get(PUTS, 0) / 1000 * prices.put_per_1000,
-        "lists": counts.get(LISTS, 0) / 1000 * prices.put_per_1000,
-        "egress": counts.get(BYTES, 0) / GB * prices.egress_per_gb if gets else 0.0,
-    }
-    total = sum(found.values())
-    share = found["compute"] / total if total else None
-    return document.CostSummary(**found, requests=found["gets"] + found["puts"] + found["lists"], total=total, compute_share=share)
+    compute = hours * prices.per_hour
+    egress = counts.get(BYTES, 0) / GB * prices.egress_per_gb if counts.get(GETS) else 0.0
+    total = compute + egress
+    return document.CostSummary(compute=compute, egress=egress, total=total, compute_share=compute / total if total else None)
 
 
 def is_priced(prices: Prices) -> bool:
-    """Whether any price is set: the requests' prices have defaults, so those alone do not count."""
-    return prices not in (Prices(), Prices(get_per_1000=0, put_per_1000=0))
+    """Return whether any price is set."""
+    return prices != Prices()
 
 
 def require_prices(config: ScoreConfig) -> None:
@@ -185,7 +178,7 @@ class ScoringSession:
         _log.error("this is a bug in Touchstone; please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
     def cost(self) -> document.CostSummary:
-        """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
+        """What this session cost so far, by the config's prices."""
         return spent(self._prices, self.elapsed_s() / 3600, self._total.counts)
 
     def facts(self) -> document.SessionSummary:

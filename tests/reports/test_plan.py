@@ -56,10 +56,8 @@ forecast:
 stops: {max_hours: 0.25, max_cost: null, share: 0.5}
 requests: {list: 21, get: 44000, put: 145}
 bytes_read: 240000000000
-prices: {per_hour: 2.6, get_per_1000: 0.0004, put_per_1000: 0.005, egress_per_gb: 0.0}
-cost:
-  {compute: 1.3, gets: 0.0176, puts: 0.000725, lists: 0.000105, egress: 0.0, requests: 0.01843, total: 1.31843,
-   compute_share: 0.986, per_1000_members: 0.010987}
+prices: {per_hour: 2.6, egress_per_gb: 0.0005}
+cost: {compute: 1.3, egress: 0.12, total: 1.42, compute_share: 0.9155, per_1000_members: 0.011833}
 """)
 
 
@@ -76,7 +74,8 @@ def test_it_says_what_will_be_done_and_paid():
         "2 of 64 refused: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",
         "bottleneck  decode: raise cores from 16 to 97 to keep the 4 GPUs busy",
         "1,000.0 images/s (2.0 GB/s from the source): 30 min 00 s in all, 15.0 s of it starting and 12.0 s listing",
-        "1.32  in the currency of the prices, 0.0110 per 1,000 files; 98.6 % of it is compute",
+        "0.1200  240.0 GB at 0.0005 per GB",
+        "1.42  in the currency of the prices, 0.0118 per 1,000 files; 91.5 % of it is compute",
     ):
         assert words in text
     assert re.search(r"score +0\.00052 +7,742 images/s +4 GPU processes +estimated", text)

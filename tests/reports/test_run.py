@@ -254,11 +254,11 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(block):
 
 
 def test_cost_and_passes_are_told_where_there_are_any(words):
-    session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
+    session = example_summary()["session"] | {"cost": {"compute": 3.0, "egress": 0.2, "total": 3.2}}
     session["passes"] = [{"detectors": ["large-one"], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000}] * 2
     lines = summary_lines(example_summary(session=session))
     assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
-    assert "cost: 3.20 by the prices set: machines 3.00, requests 0.2000, egress 0.00" in lines
+    assert "cost: 3.20 by the prices set: machines 3.00, egress 0.2000" in lines
     assert "cost, by the prices set 3.20" in words_of(session=session)
     assert "cost, by the prices set" not in words
 

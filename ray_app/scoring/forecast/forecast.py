@@ -243,10 +243,9 @@ def _requests(
 def _bill(
     config: ScoreConfig, requests: plan_model.PlannedRequests, billed_bytes: int, members: int, time_s: plan_model.PlannedTime | None
 ) -> dict[str, Any]:
-    """What requests, bytes and hours cost, and how far the run's limits let it come; the machines' part is not known without a probe."""
+    """What bytes and hours cost, and how far the run's limits let it come; the machines' part is not known without a probe."""
     hours = time_s.hours if time_s else None
-    counts = {session.GETS: requests.gets, session.PUTS: requests.puts, session.LISTS: requests.lists, session.BYTES: billed_bytes}
-    cost = session.spent(config.prices, hours or 0.0, counts)
+    cost = session.spent(config.prices, hours or 0.0, {session.GETS: requests.gets, session.BYTES: billed_bytes})
     unknown = {"compute": None, "compute_share": None} if hours is None else {}
     each = cost.total / members * 1000 if members and hours is not None else None
     needed = ((config.max_hours, hours), (config.max_cost, hours and cost.total))

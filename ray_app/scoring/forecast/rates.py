@@ -34,7 +34,7 @@ class Nodes(Frozen):
 
 
 class ClusterDescription(Frozen):
-    """A cluster in configs/clusters, or in a file of the user's. `prices`: what the store bills; null = as the run's config says."""
+    """A cluster in configs/clusters, or in a file of the user's. `prices`: null = as the run's config says."""
 
     name: str = ""
     nodes: tuple[Nodes, ...] = Field(min_length=1)

@@ -15,24 +15,19 @@ from ray_app.scoring.stages import BlockReport, BlockWork
 
 
 def test_every_line_of_the_bill_is_amount_times_price():
-    prices = Prices(per_hour=4.0, get_per_1000=0.0004, put_per_1000=0.005, egress_per_gb=0.09)
-    bill = spent(prices, 2.5, {"requests": 1_000_000, "puts": 200_000, "lists": 1_000, "bytes_read": 500e9})
+    bill = spent(Prices(per_hour=4.0, egress_per_gb=0.09), 2.5, {"requests": 1_000_000, "bytes_read": 500e9})
     assert bill.compute == pytest.approx(10.0)
-    assert bill.gets == pytest.approx(0.40)
-    assert bill.puts == pytest.approx(1.00)
-    assert bill.lists == pytest.approx(0.005)
     assert bill.egress == pytest.approx(45.0)
-    assert bill.total == pytest.approx(56.405)
-    assert bill.compute_share == pytest.approx(10 / 56.405)
+    assert bill.total == pytest.approx(55.0)
+    assert bill.compute_share == pytest.approx(10 / 55)
     bill = spent(Prices(egress_per_gb=0.09), 1.0, {"requests": 0, "bytes_read": 500e9})
     assert (bill.total, bill.compute_share) == (0, None)
 
 
 def test_a_cost_limit_without_prices_is_refused():
-    for prices in (Prices(), Prices(get_per_1000=0, put_per_1000=0)):
-        with pytest.raises(ConfigError, match="max-cost 5") as refused:
-            require_prices(ScoreConfig(max_cost=5, prices=prices))
-        assert "prices.per_hour=" in refused.value.hint
+    with pytest.raises(ConfigError, match="max-cost 5") as refused:
+        require_prices(ScoreConfig(max_cost=5))
+    assert "prices.per_hour=" in refused.value.hint
     for prices in (Prices(per_hour=1.0), Prices(egress_per_gb=0.09)):
         require_prices(ScoreConfig(max_cost=5, prices=prices))
     require_prices(ScoreConfig())
@@ -44,8 +39,7 @@ def test_a_session_says_what_it_cost_so_far(tmp_path):
     work = BlockWork({"score": 1.0}, {"bytes_read": 800, "requests": 500_000}, peak_bytes=1)
     session.committed(BlockReport(BlockRef(0, 0, 8, 800, "", 0), 0, work))
     assert session.cost().compute == pytest.approx(3.0, abs=0.01)
-    assert session.cost().gets == pytest.approx(0.2)
-    assert session.facts().cost.total == pytest.approx(3.2, abs=0.01)
+    assert session.facts().cost.total == pytest.approx(3.0, abs=0.01)
     assert session.facts().requests == 500_000
 
 
@@ -65,10 +59,10 @@ def test_the_description_takes_the_place_of_what_the_config_says():
     assert (POOL.cpus, POOL.gpus) == (64, 4)
     assert POOL.price_per_hour == pytest.approx(0.2 + 4 * 0.6)
     assert POOL.memory_bytes == pytest.approx(0.7 * 4 * 64e9)
-    config = ScoreConfig(prices=Prices(get_per_1000=7, per_hour=1))
+    config = ScoreConfig(prices=Prices(egress_per_gb=7, per_hour=1))
     planned = planned_for(config, POOL, None)
     assert (planned.cluster.cpus, planned.cluster.gpus) == (64, 4)
-    assert planned.prices == Prices(get_per_1000=7, per_hour=POOL.price_per_hour)
+    assert planned.prices == Prices(egress_per_gb=7, per_hour=POOL.price_per_hour)
     assert planned_for(config, POOL, 9.0).prices.per_hour == 9.0
 
 
