@@ -52,7 +52,7 @@ REFUSED = {
     "touchstone calibrate run --labels demo-run/archive-labels.csv --fpr 0.01 --out mine.yaml": ExitCode.USAGE,
     "touchstone data split index --out divided": ExitCode.USAGE,
     "touchstone collect urls.csv --out collected": ExitCode.USAGE,
-    "touchstone generate sd-3.5 --prompts prompts.txt --like photos --out made": ExitCode.DETECTOR,
+    "touchstone generate sd-3.5 --prompts prompts.txt --out made": ExitCode.DETECTOR,
 }
 TINY_0_8_0 = """\
 name: default

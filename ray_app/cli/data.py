@@ -118,7 +118,6 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 @click.argument("config_file", type=options.ShippedName("generate"), metavar="CONFIG")
 @options.out_option
 @click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.")
-@click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")
 @click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use no more than this many prompts, the first ones.")
@@ -128,7 +127,7 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
               help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
 @options.overrides
 @options.as_json
-def generate(config_file: str, like: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+def generate(config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Make labelled images with a diffusion pipeline.
 
     From prompts, or by altering parts of real images, for training and for tests. Needs touchstone-forensics[generate].
@@ -137,14 +136,12 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     score take it.
 
     \b
-    touchstone data generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux
+    touchstone data generate flux.1-dev --prompts prompts.txt --set encode.format=[JPEG,PNG] --set encode.quality=[70,95] --out flux
     touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
     """
     from ray_app.datajobs.generate.run import generate_images, generate_lines
     from ray_app.errors import ExitCode
 
-    if like is not None:
-        assignments = (f"like.source={json.dumps(like)}", *assignments)
     summary = generate_images(_config(config_file, given, assignments), retry=retry)
     options.echo_document(summary, generate_lines(summary), as_json)
     return ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD

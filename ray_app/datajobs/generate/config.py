@@ -3,11 +3,11 @@
 Cards of generating pipelines, from YAML in configs/generate: `load_pipeline_card`; `require_accepted` checks their terms.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_app.attribution.generators import find_generator
 from ray_app.cluster.config import ClusterConfig
@@ -114,22 +114,36 @@ def accept(name: str) -> Acceptance:
 
 Format = Literal["JPEG", "PNG", "WEBP"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
-
-
-class Like(Frozen):
-    """A real set whose files the generated ones are to be stored like."""
-
-    source: str = Field(description="a run of `touchstone score`, an index, or anything that `score` takes as a source")
-    sample: int = Field(default=2000, ge=1, description="real files that are measured")
-    size: bool = Field(default=False, description="also shrink and crop each image to the size of the real file that it is to be like")
+Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class FileEncoding(Frozen):
-    """How files are written where no real set is given. `quality` of JPEG and lossy WebP; null with WEBP: lossless."""
+    """How files are stored: the format and the quality of each image are drawn from these, so that the file does not give it away."""
 
-    format: Format = "PNG"
-    quality: int | None = Field(default=None, ge=1, le=100)
-    subsampling: Subsampling = "4:2:0"
+    format: tuple[Format, ...] = Field(
+        default=("PNG",), min_length=1, description="a format or a list of them; one that stands twice is drawn twice as often"
+    )
+    quality: tuple[Quality, Quality] | None = Field(
+        default=None, description="of JPEG and lossy WebP, one or [lowest, highest]; null = 90 for JPEG, and lossless WebP"
+    )
+    subsampling: Subsampling = Field(default="4:2:0", description="of JPEG")
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _read_one_format(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _read_one_quality(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("quality")
+    @classmethod
+    def _check_range(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("the lowest quality comes first")
+        return value
 
 
 class PromptColumns(Frozen):
@@ -153,6 +167,8 @@ class Drawn(Frozen):
 class GenerateConfig(Frozen):
     """One job: which pipeline, from which words, into what files, where to."""
 
+    retired_keys: ClassVar[Mapping[str, str]] = {"like": "set encode.format to a list of formats and encode.quality to a range"}
+
     pipeline: str = Field(description="a card: flux.1-dev, sd-3.5, … or the path of one")
     prompts: str | None = Field(
         default=None,
@@ -170,7 +186,6 @@ class GenerateConfig(Frozen):
     generator: str | None = Field(default=None, description="the name in labels; null = the card's. FAMILY/NAME for a tuned model")
     model: str | None = Field(default=None, description="another place of the card's model: a local folder, a mirror on the hub")
     revision: str | None = Field(default=None, description="a commit or tag on the hub; null = the card's")
-    like: Like | None = None
     encode: FileEncoding = FileEncoding()
     masks: Drawn = Drawn()
     paste: bool = Field(default=True, description="inpainting: put the untouched pixels of the real image back outside the mask")
@@ -182,7 +197,7 @@ class GenerateConfig(Frozen):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(default="auto", description="auto = the card's, fp32 on a CPU")
     allow_private: bool = Field(
         default=False,
-        description="read what prompts and `like` name also from web servers that are not on the public Internet",
+        description="read what prompts name also from web servers that are not on the public Internet",
     )
     limits: ImageLimits = ImageLimits()
     retry: RetryPolicy = RetryPolicy()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ray_app import archives
 from ray_app.archives.label_tables import LabelTable, columns_hint, get_ending, is_label_table, match_columns
 from ray_app.archives.members import ListedWithColumns
-from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
+from ray_app.datajobs.generate.config import FileEncoding, GenerateConfig, PromptColumns, Size
 from ray_app.datajobs.generate.files import FileStyle, has_manifest
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
@@ -81,22 +81,27 @@ class GenerationBlock:
 
 
 def make_requests(
-    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], styles: Sequence[FileStyle]
+    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], encoding: FileEncoding
 ) -> list[ImageRequest]:
     """A request per image, prompt by prompt; seed, size and style follow from (base seed, index) alone."""
     found = []
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt)):
         seed = seed_of(base_seed, index)
-        style = styles[pick(seed, "look", len(styles))]
-        size = sizes[pick(seed, "size", len(sizes))] if style.size is None else nearest_shape(style.size, sizes)
-        found.append(ImageRequest(index, seed, prompt, size, style))
+        size = sizes[pick(seed, "size", len(sizes))]
+        found.append(ImageRequest(index, seed, prompt, size, draw_style(encoding, seed)))
     return found
 
 
-def nearest_shape(wanted: Size, sizes: Sequence[Size]) -> Size:
-    """The one of `sizes` whose width ÷ height is nearest; of equals the first."""
-    ratio = wanted[0] / wanted[1]
-    return min(sizes, key=lambda size: max(ratio * size[1] / size[0], size[0] / (ratio * size[1])))
+def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
+    """Draw how one image is stored; the style follows from its seed alone."""
+    kind = encoding.format[pick(seed, "look", len(encoding.format))]
+    if kind == "PNG":
+        return FileStyle(kind)
+    quality = None
+    if encoding.quality is not None:
+        lowest, highest = encoding.quality
+        quality = lowest + pick(seed, "quality", highest - lowest + 1)
+    return FileStyle(kind, quality or 90, encoding.subsampling) if kind == "JPEG" else FileStyle(kind, quality)
 
 
 def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
@@ -109,13 +114,13 @@ def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[Gene
 
 
 def digest_of_requests(requests: Sequence[ImageRequest]) -> str:
-    """SHA-256 over all that was drawn: another list of prompts, or another real set, is another job."""
+    """SHA-256 over all that was drawn: another list of prompts is another job."""
     digest = hashlib.sha256()
     for request in requests:
         image = request.prompt.image
         prompt, style = request.prompt, request.style
         drawn = [request.index, request.seed, prompt.id, prompt.text, prompt.negative, prompt.mask, request.size,
-                [style.format, style.quality, style.subsampling, style.size], image and image.image_id]  # fmt: skip
+                [style.format, style.quality, style.subsampling], image and image.image_id]  # fmt: skip
         digest.update(json.dumps(drawn, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

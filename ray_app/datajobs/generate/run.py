@@ -1,7 +1,6 @@
 """One session of `touchstone data generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
 
 generate.json       what is made, how: another command on the same directory is refused
-looks.json          how the real set's files are stored, measured once
 images/, masks/     what was made
 parts/              the rows of each block; a block is done when they are there
 generated.parquet   the rows of all images that were made: what `touchstone data index` and `touchstone score` take
@@ -21,9 +20,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ray_app.archives import Each, in_turn, name_of
+from ray_app.archives import Each, in_turn
 from ray_app.cluster.progress import Progress
-from ray_app.datajobs.generate import files, pipelines, requests
+from ray_app.datajobs.generate import pipelines, requests
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
@@ -59,16 +58,12 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
     pipelines.pipeline_class(card)
     prompts = requests.read_prompts(config, images=card.task == "inpainting")
     store = Store.open(config.out)
-    measured = _measured(config, store)
-    styles = measured.styles if measured else (files.plain_style(config.encode),)
     wanted = requests.make_requests(
-        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, styles=styles
+        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, encoding=config.encode
     )
     model = _model(card, store)
     with Lease(store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
         claim_directory(store, "generate.json", _identity(config, card, model, wanted), same="pipeline, prompts, seed and settings")
-        if measured is not None:  # so that a later session draws from the same
-            store.write("looks.json", json.dumps(measured.kept()).encode())
         if retry:
             for name, rows in read_parts(store):
                 if set(rows["status"].to_pylist()) - {OK, BLANKED}:  # what a safety checker blanked would be blanked again
@@ -78,8 +73,8 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
         if pending:
             _make(config, card, model, store, lease, pending, total=len(wanted))
         summary = _publish(store, len(wanted))
-        summary |= {"like": measured.facts() if measured else None, "task": card.task,
-                    "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
+        session = {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
+        summary |= {"task": card.task, "session": session}
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
@@ -114,15 +109,6 @@ def _publish(store: Store, wanted: int) -> dict[str, Any]:
             "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
 
 
-def _measured(config: GenerateConfig, store: Store) -> files.FileStyles | None:
-    """How the real set's files are stored, as measured when the directory was begun."""
-    if config.like is None:
-        return None
-    if (kept := claimed_by(store, "looks.json")) is not None:
-        return files.FileStyles.of(kept)
-    return files.measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
-
-
 def _model(card: PipelineCard, store: Store) -> pipelines.Model:
     """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
     begun = claimed_by(store, "generate.json")
@@ -140,9 +126,8 @@ def _identity(
         include={"per_prompt", "limit", "seed", "steps", "guidance", "sizes", "generator", "encode", "masks", "paste", "mark",
                  "block_images", "device", "precision"},
     )  # fmt: skip
-    like = config.like and config.like.model_dump(mode="json") | {"source": name_of(config.like.source)}
     facts = card.facts() | {"model": None}
-    return {"format": 1, "command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
+    return {"format": 2, "command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision},
             "orders": requests.digest_of_requests(wanted), **chosen}  # fmt: skip
 
 
@@ -205,10 +190,8 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")
     yield "noise", f"{summary['noises']:,} different beginnings"
     yield "files", ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items()) or "none"
-    if like := summary["like"]:
-        yield "", f"as in {like['files']:,} real files: " + ", ".join(f"{count:,} {name}" for name, count in like["formats"].items())
-    else:
-        yield "", "all stored alike: --like RUN|INDEX|FOLDER draws format and quality from real ones, or the file gives the fake away"
+    if len(summary["formats"]) == 1:
+        yield "", "all in one format, which may give the fakes away: see encode.format and encode.quality"
     if summary["masks"]:
         yield "masks", f"{summary['masks']:,} in {out}/masks"
     if bad := {status: count for status, count in summary["statuses"].items() if status != OK}:

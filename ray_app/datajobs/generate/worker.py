@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ray_app.archives import MemberReader, read_referenced
 from ray_app.datajobs.generate.config import Drawn, GenerateConfig, PipelineCard, Size
-from ray_app.datajobs.generate.files import Mark, encode, fetcher_for, resized_like
+from ray_app.datajobs.generate.files import Mark, encode, fetcher_for
 from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
 from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, randomness
 from ray_app.datajobs.parts import OK, write_part
@@ -180,7 +180,6 @@ class GenerationWorker:
         if picture is not None:
             image = pasted(picture.real, image, picture.mask) if self.config.paste else image
             found = self._keep_mask(request, picture.mask)
-        image = resized_like(image, request.style.size)
         mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
         data = encode(image, request.style, mark if self.config.mark else None)
         self.store.write(request.image_path, data)
@@ -188,7 +187,7 @@ class GenerationWorker:
                          sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
 
     def _keep_mask(self, request: ImageRequest, mask: Image.Image) -> dict[str, Any]:
-        mask = binary(resized_like(mask, request.style.size))
+        mask = binary(mask)
         file = io.BytesIO()
         mask.save(file, "PNG")
         self.store.write(request.mask_path, file.getvalue())

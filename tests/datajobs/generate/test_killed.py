@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.generate import GenerateConfig
-from ray_app.datajobs.generate.files import plain_style
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.storage import Store
@@ -60,7 +59,7 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
 def _a_file_in_the_middle(config):
     """The third image of the fourth block."""
     prompts = read_prompts(config, images=False)
-    orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, styles=[plain_style(config.encode)])
+    orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, encoding=config.encode)
     return cut_blocks(orders, config.block_images)[3].requests[2].image_path
 
 

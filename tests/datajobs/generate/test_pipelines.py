@@ -10,7 +10,7 @@ from PIL import Image
 from ray_app.attribution.generators import find_generator, generator_index
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
-from ray_app.datajobs.generate.files import FileStyle
+from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
 from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_requests
 from tests.datajobs.generate.cards import loaded, write_card
@@ -19,7 +19,7 @@ PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a 
 
 
 def orders(size=(32, 32), prompts=PROMPTS) -> list[ImageRequest]:
-    return make_requests(prompts, per_prompt=1, base_seed=7, sizes=[size], styles=[FileStyle("PNG")])
+    return make_requests(prompts, per_prompt=1, base_seed=7, sizes=[size], encoding=FileEncoding())
 
 
 def pixels(made) -> np.ndarray:

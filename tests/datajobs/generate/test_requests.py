@@ -1,15 +1,19 @@
 """Prompts from every form, and what they become."""
 
 import json
+from collections import Counter
 from http.server import BaseHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
+from ray_app.config import validate
 from ray_app.datajobs.generate import GenerateConfig
-from ray_app.datajobs.generate.files import FileStyle
+from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.requests import (
+    Prompt,
     cut_blocks,
     digest_of_requests,
     make_requests,
@@ -131,12 +135,36 @@ def test_seeds_are_these_for_ever():
 def test_orders_follow_from_their_numbers_alone(tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
     prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
-    drawn = {"sizes": [(32, 32), (48, 32)], "styles": [FileStyle("PNG"), FileStyle("JPEG", 80, "4:2:0")]}
+    drawn = {"sizes": [(32, 32), (48, 32)], "encoding": FileEncoding(format=("PNG", "JPEG"), quality=(70, 95))}
     whole = make_requests(prompts, per_prompt=2, base_seed=5, **drawn)
     assert make_requests(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
     assert len({order.seed for order in whole}) == 80
     assert {order.size for order in whole} == {(32, 32), (48, 32)}
+    assert {order.style.format for order in whole} == {"PNG", "JPEG"}
     assert digest_of_requests(whole) != digest_of_requests(make_requests(prompts, per_prompt=2, base_seed=6, **drawn))
     blocks = cut_blocks(whole, 8)
     assert sorted(order.index for block in blocks for order in block.requests) == list(range(80))
     assert all(len({order.size for order in block.requests}) == 1 and len(block.requests) <= 8 for block in blocks)
+
+
+def test_format_and_quality_are_drawn_from_ranges():
+    prompts = [Prompt(str(number), "a cat") for number in range(400)]
+    encoding = FileEncoding.model_validate({"format": ["JPEG", "JPEG", "WEBP", "PNG"], "quality": [70, 95], "subsampling": "4:4:4"})
+    styles = [request.style for request in make_requests(prompts, per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=encoding)]
+    assert {style.quality for style in styles if style.format != "PNG"} == set(range(70, 96))
+    assert {(style.quality, style.subsampling) for style in styles if style.format == "PNG"} == {(None, None)}
+    assert {style.subsampling for style in styles if style.format == "JPEG"} == {"4:4:4"}
+    counts = Counter(style.format for style in styles)
+    assert 160 < counts["JPEG"] < 240
+    assert min(counts.values()) > 60
+
+
+@pytest.mark.parametrize("encode", [{"format": []}, {"quality": [95, 70]}, {"quality": 101}, {"format": "GIF"}], ids=str)
+def test_encoding_rejects_what_cannot_be_drawn(encode):
+    with pytest.raises(ValidationError):
+        FileEncoding.model_validate(encode)
+
+
+def test_retired_key_like_names_its_replacement():
+    with pytest.raises(ConfigError, match=r"like: retired: set encode\.format to a list of formats"):
+        validate({"pipeline": "sd-3.5", "like": {"source": "photos"}}, GenerateConfig, where="job.yaml")

@@ -12,7 +12,7 @@ from PIL import Image
 from ray_app.archives import open_source
 from ray_app.cli.main import main
 from ray_app.datajobs.generate import load_pipeline_card
-from ray_app.datajobs.generate.files import FileStyle
+from ray_app.datajobs.generate.config import FileEncoding
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
@@ -35,13 +35,9 @@ def source_types(data, kind):
 
 def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.txt", 5)
-    reals = tmp_path / "reals"
-    reals.mkdir()
-    for number in range(4):
-        Image.effect_noise((80, 60), 50).convert("RGB").save(reals / f"{number}.jpg", quality=70 + number, subsampling=number % 2)
-    config = job(sd3, prompts, tmp_path / "out", per_prompt=2, like={"source": str(reals)}, steps=1)
+    config = job(sd3, prompts, tmp_path / "out", per_prompt=2, encode={"format": "JPEG", "quality": [70, 73]}, steps=1)
     done = generate_images(config)
-    assert (done["made"], done["noises"], done["like"]["files"]) == (10, 10, 4)
+    assert (done["made"], done["noises"]) == (10, 10)
     made = rows(tmp_path / "out")
     assert sorted(row["index"] for row in made) == list(range(10))
     assert len({row["seed"] for row in made}) == 10
@@ -144,7 +140,7 @@ def maker(card, prompts, out, most, batch):
     made = GenerationWorker(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32")
     made.load()
     made._pipeline = _Small(made._pipeline, most)
-    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], styles=[FileStyle("PNG")])
+    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=FileEncoding())
     return made, cut_blocks(orders, 8)
 
 
@@ -184,6 +180,23 @@ def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
     assert main(["data", "generate", str(tmp_path / "job.yaml"), "--prompts", prompts, "--out", str(tmp_path / "out")]) == 0
     [row] = rows(tmp_path / "out")
     assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
+    command = [
+        "data",
+        "generate",
+        str(sd3),
+        "--prompts",
+        prompts,
+        "--set",
+        "device=cpu",
+        "--out",
+        str(tmp_path / "drawn"),
+        "--per-prompt",
+        "4",
+    ]
+    assert main([*command, "--out", str(tmp_path / "drawn"), "--set", "encode.format=[JPEG,PNG]", "--set", "encode.quality=[70,95]"]) == 0
+    qualities = {row["format"]: row["quality"] for row in rows(tmp_path / "drawn")}
+    assert qualities["PNG"] is None
+    assert 70 <= qualities["JPEG"] <= 95
 
 
 def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_path, monkeypatch):
@@ -204,6 +217,3 @@ def test_what_is_missing_is_said(sd3, tmp_path):
     (tmp_path / "other/run.json").write_text("{}")
     with pytest.raises(ConfigError, match="scored run"):
         generate_images(job(sd3, prompts, tmp_path / "other"))
-    with pytest.raises(ConfigError, match="no such file or folder"):
-        generate_images(job(sd3, prompts, tmp_path / "third", like={"source": str(tmp_path / "nowhere")}))
-    assert not (tmp_path / "third").exists()
