@@ -105,7 +105,7 @@ QUICK = {
     "results nowhere": ("PIL", "jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset", "ray_app.runs.document"),
     "detectors list": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow", "ray_app.runs.document"),
     "score nowhere --out run": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "huggingface_hub", "pyarrow.dataset"),
-    "evidence nowhere --out record": ("PIL", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset"),
+    "results nowhere --image photo.jpg --json": ("PIL", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset"),
 }
 TINY = """
 import numpy; from ray_app.detectors import load_detector

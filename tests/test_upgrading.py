@@ -40,8 +40,6 @@ touchstone compare run mixed
 touchstone runs leaderboard figures-of-run --out leaderboard.html
 touchstone runs gallery run --out gallery
 touchstone runs audit run --draw 50 --out audit
-touchstone runs evidence run photo.jpg --out evidence
-touchstone runs evidence --verify evidence/evidence.json --image photo.jpg
 touchstone runs report run --prior 0.01
 touchstone runs masks run --out masks
 touchstone decide run --ensemble tiny

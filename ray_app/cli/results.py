@@ -39,9 +39,20 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
               help="As many fakes as can be listed with at most this share of real images among them on average; "
               "needs an ensemble card that touchstone detectors calibrate wrote.")  # fmt: skip
+@click.option("--image", metavar="URI", help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.")
+@click.option("--member", metavar="NAME", help="With --image: the name in the container that URI names.")
 @click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
 @options.as_json
-def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: str | None, **given: Any) -> int:
+def results(
+    run: str,
+    fdr: float | None,
+    image: str | None,
+    member: str | None,
+    limit: int | None,
+    as_json: bool,
+    out: str | None,
+    **given: Any,
+) -> int:
     """List the verdicts of a run, as a table or a file.
 
     \b
@@ -49,6 +60,7 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
     touchstone results run --status corrupt_image
     touchstone results run --match '*/2024/*' --out verdicts.csv
     touchstone results run --json | jq .probability
+    touchstone results run --image photos/cat.jpg --json
     touchstone results run --fdr 0.05
     """
     from ray_app.runs import RunDirectory, arrow
@@ -58,6 +70,13 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
         if out or any(given.values()):
             raise click.UsageError("--fdr makes a list of its own, which filters, --sort and --out would break")
         return _show_discoveries(run, fdr, limit, as_json)
+    if member is not None and image is None:
+        raise click.UsageError("--member belongs to --image")
+    if image is not None:
+        vanished = given.pop("vanished")
+        if out or limit or any(given.values()):
+            raise click.UsageError("--image shows one row: leave out filters, --sort, --limit, and --out")
+        return _show_image(RunDirectory.open(run), image, member, vanished=vanished, as_json=as_json)
     if out and as_json:
         raise click.UsageError("--json prints and --out writes a file: choose one")
     arrow.leave_pandas_out()
@@ -80,14 +99,30 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, 
     rows = iter(rows)
     if as_json:
         for row in islice(rows, limit):
-            found = json.loads(row.get("provenance") or "null")
-            click.echo(options.json_text({**row, "provenance": found}, default=str))
+            click.echo(options.json_text(_parse_provenance(row), default=str))
         return 0
     shown = list(islice(rows, limit or _SHOWN))
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
     if next(rows, None) is not None if total is None else len(shown) < total:
         of = "" if total is None else f" of {total:,}"
         click.echo(f"… the first {len(shown)}{of}; --limit, --json or --out shows more")
+    return 0
+
+
+def _parse_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "provenance": json.loads(row.get("provenance") or "null")}
+
+
+def _show_image(run: "RunDirectory", image: str, member: str | None, *, vanished: bool, as_json: bool) -> int:
+    """Print the row of one image: in a table, or as one JSON document with the digests and versions of what scored it."""
+    from ray_app.runs.image_row import describe_image_row, find_image_row
+
+    row = find_image_row(run, image, member, vanished=vanished)
+    for line in _guarantee_notes(run):
+        click.echo(line, err=True)
+    if not as_json:
+        return _print([row], None, as_json)
+    click.echo(options.json_text(describe_image_row(run, _parse_provenance(row)), indent=2, default=str))
     return 0
 
 

@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "split": "use touchstone data split",
     # Runs.
     # Evaluation.
+    "evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
+    "runs evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
     # Data.
     "runs filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",

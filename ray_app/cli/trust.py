@@ -1,19 +1,12 @@
-"""Commands on how far to trust a run: `calibrate` a card, `suggest` an ensemble, `audit` a sample, make or verify `evidence`."""
+"""Commands on how far to trust a run: `calibrate` a card, `suggest` an ensemble, `audit` a sample."""
 
-import json
 import shlex
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ray_app.cli import options
-from ray_app.errors import ConfigError, ExitCode
-
-if TYPE_CHECKING:
-    from ray_app.evaluation.evidence.signature import EvidenceCheck
-
 
 _AIMS = ["auc", "tpr_at_fpr_1", "tpr_at_fpr_5"]
 _LEAST_DRAWN = 50  # of a sample of the whole archive
@@ -151,113 +144,3 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
     document = estimate(run, str(labels), folder)
     options.echo_document(document, audit_lines(document, shutil.get_terminal_size((120, 24)).columns), as_json)
     return 0
-
-
-@click.command(context_settings={"ignore_unknown_options": True})  # an image_id may be negative
-@click.argument("run", metavar="[RUN", required=False)
-@click.argument("image", metavar="IMAGE]", required=False)
-@click.option("--out", metavar="DIR", help="Local folder for evidence.json and evidence.html.")
-@click.option("--verify", "record", metavar="FILE", type=click.Path(path_type=Path), help="Check a record instead: an evidence.json.")
-@click.option("--image", "file", metavar="PATH", type=click.Path(path_type=Path), help="With --verify: the image, to hash and score again.")
-@click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign the record with this Ed25519 private key (PEM).")
-@click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
-@click.option("--picture/--no-picture", default=True, help="The image itself in evidence.html, read from the archive.  [default: with it]")
-@click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
-@options.licence_option
-@options.as_json
-def evidence(
-    run: str | None,
-    image: str | None,
-    out: str | None,
-    record: Path | None,
-    file: Path | None,
-    key: Path | None,
-    signer: Path | None,
-    picture: bool,
-    device: str,
-    accepted: tuple[str, ...],
-    as_json: bool,
-) -> int:
-    """Write the record of one image, or verify one.
-
-    A record has hashes, cards, scores, the threshold and its guarantee, provenance and limits. IMAGE is an image_id, a uri (CONTAINER ›
-    MEMBER inside one), a path, or a copy of the file. --verify exits with 3 where something differs or is not signed by --signer, with 4
-    where weights are missing. It lists what it did not verify.
-
-    \b
-    touchstone runs evidence run photos/cat.jpg --out evidence --sign key.pem
-    touchstone runs evidence --verify evidence/evidence.json
-    touchstone runs evidence --verify evidence/evidence.json --image cat.jpg --signer public.pem
-    """
-    _check_usage(run, image, out, record, file, key, signer)
-    if record is not None:
-        return _verify(record, file, signer, device, accepted, as_json)
-    assert run is not None
-    assert image is not None
-    assert out is not None
-    return _make(run, image, out, key, picture, as_json)
-
-
-def _check_usage(
-    run: str | None, image: str | None, out: str | None, record: Path | None, file: Path | None, key: Path | None, signer: Path | None
-) -> None:
-    usage = (
-        "touchstone runs evidence RUN IMAGE --out DIR [--sign KEY], or touchstone runs evidence --verify FILE [--image PATH] [--signer KEY]"
-    )
-    for word in (run, image):
-        if word is not None and word.startswith("-") and not word[1:].isdigit():
-            raise ConfigError(f"there is no option {word}", hint=usage)
-    if record is None and (run is None or image is None or out is None or file is not None or signer is not None):
-        raise ConfigError("evidence needs RUN, IMAGE and --out; --image and --signer belong to --verify", hint=usage)
-    if record is not None and (run is not None or out is not None or key is not None):
-        raise ConfigError("--verify takes a record alone, neither RUN nor --out nor --sign", hint=usage)
-
-
-def _make(run: str, image: str, out: str, key: Path | None, picture: bool, as_json: bool) -> int:
-    from ray_app.evaluation.evidence.record import make_evidence, record_text
-    from ray_app.evaluation.evidence.signature import signed
-    from ray_app.reports.evidence import evidence_lines, render_evidence
-
-    folder = options.local_folder(out)
-    found = make_evidence(run, image)
-    found = found if key is None else signed(found, key)
-    text = record_text(found)
-    page = render_evidence(found, _picture(run, found["record"]["image"]) if picture else None)
-    (folder / "evidence.json").write_text(text, encoding="utf-8")
-    (folder / "evidence.html").write_text(page, encoding="utf-8")
-    click.echo(text if as_json else "\n".join(evidence_lines(found)))
-    click.echo(f"record: {folder / 'evidence.json'}\npage: {folder / 'evidence.html'}", err=as_json)
-    return ExitCode.DONE
-
-
-def _picture(run: str, image: dict[str, Any]) -> bytes | str:
-    """The record's image as a small JPEG, or why there is none."""
-    from ray_app.reports.format import meaning
-    from ray_app.runs import RunDirectory
-    from ray_app.scoring.pictures import LARGE, pictures_of
-
-    if image["status"] != "ok":
-        return meaning(image["status"]) or image["status"]
-    return pictures_of(RunDirectory.open(run), [image], LARGE)[image["image_id"]]
-
-
-def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:
-    from ray_app.evaluation.evidence.verify import not_verified, read_evidence, verify_evidence
-    from ray_app.reports.evidence import check_line
-
-    checks: list[EvidenceCheck] = []
-    found = read_evidence(record)
-    for check in verify_evidence(found, file, signer=signer, device=device, accepted=accepted):
-        checks.append(check)
-        if not as_json:
-            click.echo(check_line(*check))
-    differ = [check.name for check in checks if check.outcome == "differs"]
-    rest = not_verified(found, checks, image=file is not None, signer=signer is not None)
-    if as_json:
-        answer = {"agrees": not differ, "checks": [one._asdict() for one in checks], "not_verified": [one._asdict() for one in rest]}
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-    else:
-        for one in rest:
-            click.echo(check_line(f"not verified: {', '.join(one.fields)}", "not checked", one.why))
-        click.echo(f"differs: {', '.join(differ)}" if differ else "nothing differs")
-    return ExitCode.TOO_MANY_BAD if differ else ExitCode.DONE

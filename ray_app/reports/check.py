@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles.card import Thresholds
 from ray_app.ensembles.finding import error_rates
+from ray_app.images.provenance import Provenance
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
@@ -28,6 +29,19 @@ from ray_app.reports.text import verdict_table
 CROWD = 500  # with more pictures than that, a page has smaller ones
 _LONGEST, _MOST, _FEW = 100, 20, 10
 _FIGURES = re.compile(r"\d[\d.,]*")
+_PROVENANCE = {
+    "make": "camera, make",
+    "model": "camera, model",
+    "taken": "taken",
+    "software": "software",
+    "generator": "generator",
+    "prompt": "prompt",
+    "checkpoint": "model of the generator",
+    "digital_source_type": "digital source type (IPTC)",
+    "c2pa": "C2PA manifest",
+    "signed_by": "signed by",
+    "unread": "not read",
+}
 
 Row = Mapping[str, Any]
 
@@ -152,7 +166,7 @@ def render_check(
 
 
 def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, link: str | None, version: str) -> str:
-    from ray_app.reports import evidence, run
+    from ray_app.reports import run
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import jpeg_uri, render
 
@@ -172,9 +186,20 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, link: str | 
         end=max([4.0, *(abs(score) for score in scores.values() if score is not None)]),
         said=tile_texts(row),
         notes=[note for key, note in (("predicted_generator", run.NEAREST), ("predicted_prompt", run.WORDS)) if key in row],
-        origin=evidence.provenance_rows(row.get("provenance")),
+        origin=_provenance_rows(row.get("provenance")),
         caveats=[*CAVEATS.get(row["verdict"] or "", ()), *facts.blind_to, ALWAYS],
     )
+
+
+def _provenance_rows(provenance: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a file says of its own origin, as pairs of name and value."""
+    if not provenance:
+        return []
+    parsed = Provenance.model_validate(provenance)
+    rows = [(_PROVENANCE.get(name, name), value) for name, value in parsed.lines().items()]
+    if parsed.c2pa is not None:
+        rows.append(("signature", wording.C2PA_WORDS[parsed.c2pa.state]))
+    return [*rows, ("declares itself generated", "yes" if provenance.get("ai_declared") else "no")]
 
 
 def check_lines(rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int) -> list[str]:

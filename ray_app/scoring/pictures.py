@@ -18,7 +18,6 @@ from ray_app.runs import RunDirectory, reader
 from ray_app.storage import Fetcher, RetryPolicy
 
 SMALL = PictureSize(side_px=240, most_bytes=10_000)
-LARGE = PictureSize(side_px=960, most_bytes=150_000)  # of a page about one image
 MOST = 12  # pictures of a report
 SECONDS = 30.0  # for all of them together
 _PATIENCE = RetryPolicy(attempts=2, deadline_s=10.0)  # for one file
@@ -26,9 +25,7 @@ _THREADS = 4
 _LATE = "not read in time"
 
 
-def pictures_of(
-    run: RunDirectory, rows: Sequence[Mapping[str, Any]], size: PictureSize = SMALL, *, seconds: float = SECONDS
-) -> dict[int, bytes | str]:
+def pictures_of(run: RunDirectory, rows: Sequence[Mapping[str, Any]], *, seconds: float = SECONDS) -> dict[int, bytes | str]:
     """By image_id a JPEG, or in words why there is none. `rows` have image_id, uri and member; they are read as the run listed them. Where
     a row has `sha256`, no other file is shown in its place.
 
@@ -51,7 +48,7 @@ def pictures_of(
             made.put((row["image_id"], "not looked for in its container: the run is too large for that"))
         else:
             waiting.put(member)
-    with closing(SmallPictures(limits, size)) as pictures:
+    with closing(SmallPictures(limits, SMALL)) as pictures:
 
         def work() -> None:
             with suppress(Empty):

@@ -10,7 +10,7 @@ from click.shell_completion import ShellComplete
 
 from ray_app.cli import options
 from ray_app.cli.main import main, touchstone
-from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
+from tests.runs.real_run import photos, plain_run  # noqa: F401
 
 
 def commands(group=touchstone, path=()):
@@ -50,7 +50,7 @@ def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
     assert json.loads(shown) == {"files": [{"uri": name}]}
 
 
-OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "leaderboard"), "data": ("split",)}
+OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "leaderboard"), "data": ("split",)}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in OLD_NAMES.items() for name in names])
@@ -139,13 +139,11 @@ def test_version(capsys):
 
 
 def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
-    """Four commands in one process: the first that loads one of them is named."""
-    out, picture = str(tmp_path), str(photos / "photo-3.jpg")
+    """All commands in one process: the first that loads one of them is named."""
     commands = [
         ["compare", plain_run, plain_run],
-        ["audit", plain_run, "--draw", "50", "--out", out],
-        ["evidence", plain_run, picture, "--out", out],
-        ["evidence", "--verify", f"{out}/evidence.json"],
+        ["runs", "audit", plain_run, "--draw", "50", "--out", str(tmp_path)],
+        ["results", plain_run, "--image", str(photos / "photo-3.jpg"), "--json"],
     ]
     code = (
         "import json, sys\nfrom ray_app.cli.main import main\n"
@@ -153,4 +151,4 @@ def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path)
         "print(json.dumps(ended))"
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[0, []]] * 4, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, []]] * len(commands), done.stderr

@@ -19,9 +19,9 @@ from PIL import Image
 from ray_app.cli.main import main
 from ray_app.serving.client import EndpointClient
 from ray_app.storage import RetryPolicy
-from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.http_server import HttpServer
 from tests.ray_head import free_ports
+from tests.runs.real_run import photos, plain_run  # noqa: F401
 from tests.serving.scripted import ScriptedEndpoint
 
 COMMAND = [sys.executable, "-m", "ray_app.cli"]

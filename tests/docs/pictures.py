@@ -26,7 +26,6 @@ SHOTS = {
     "run-report": ("archive-overnight", "run/report.html", "", 820),
     "false-flags": ("archive-overnight", "run/report.html", "How many of these flags", 520),
     "verdicts": ("check-pictures", "verdicts.html", "", 1000),
-    "evidence": ("check-pictures", "evidence/evidence.html", "", 900),
     "evaluation": ("your-own-detector", "figures/report.html", "", 560),
     "leaderboard": ("your-own-detector", "leaderboard.html", "", 860),
 }

@@ -24,12 +24,12 @@ from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from ray_app.inference.reuse import ScoreCache
-from tests.evaluation.evidence.real_run import score_here
 from tests.images.factory import encoded, jpeg, photo
 from tests.images.provenance.files import png_with
 from tests.images.provenance.marking import marked_photo
 from tests.images.provenance.signing import authority, signed
 from tests.inference.batches import rows_of
+from tests.runs.real_run import score_here
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")

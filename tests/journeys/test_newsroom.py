@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.images.provenance.signing import authority, signed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-EVIDENCE, TRUST = "docs/evidence.md", "docs/trust.md"
+RUNS, TRUST = "docs/runs.md", "docs/trust.md"
 LISTS = ("official", "time-stamps", "interim", "interim-signers")
 
 
@@ -38,16 +39,14 @@ def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(wit
     assert "signer on the C2PA trust list of" in known
 
     desk.types("docs/index.md", "touchstone score --out", {"archive/": "archive", "tonight": "run"})
-    desk.types(EVIDENCE, "openssl genpkey")
     picture = next(path for path in truth if path.endswith(".jpg"))
-    record = desk.types(EVIDENCE, "touchstone runs evidence run cat.jpg --sign", {"cat.jpg": f"archive/{picture}"})
-    assert hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest() in record.stdout
-    assert (desk.folder / "evidence" / "evidence.html").exists()
-    verify = (EVIDENCE, "touchstone runs evidence --verify --signer")
-    assert "nothing differs" in desk.types(*verify).stdout
-    file = desk.folder / "evidence" / "evidence.json"
-    file.write_text(file.read_text().replace('"verdict": "', '"verdict": "not ', 1))
-    assert "differs: signature, record, sections" in desk.types(*verify, code=3).stdout
+    names = {"photos/cat.jpg": f"archive/{picture}"}
+    desk.types(RUNS, "touchstone results run --image --json", names)
+    record = json.loads((desk.folder / "cat.json").read_text())
+    assert record["row"]["sha256"] == hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest()
+    assert list(record["digests"]["detectors"]) == list(record["row"]["scores"])
+    desk.types(RUNS, "touchstone check --html cat.html", names)
+    assert picture.rpartition("/")[2] in (desk.folder / "cat.html").read_text()
 
     drawn = desk.types(TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"})
     with (desk.folder / "audit" / "sample.csv").open(newline="") as sample, (desk.folder / "labels.csv").open("w", newline="") as labels:

@@ -1,6 +1,6 @@
 """Every report: pages of examples, and pages and lines whose every name, path and sentence is a given text."""
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from ray_app.evaluation.compare.compare import concluded
@@ -9,7 +9,6 @@ from ray_app.reports.attribution import identifier_lines, identifier_plan_lines,
 from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
-from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
@@ -17,8 +16,6 @@ from ray_app.runs.document import EnsembleSummary
 from tests.reports.check_example import FACTS, check_row
 from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
-from tests.reports.evidence_example import KINDS as EVIDENCE
-from tests.reports.evidence_example import PROVENANCE, example_evidence
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.hostile import poisoned
 from tests.reports.identifier_example import CLASSES, FAMILIES, example_identifier
@@ -31,12 +28,6 @@ NO_SECTIONS = {key: None for key in small_document()}
 def _without(*keys):
     document = small_document()
     return document | {"systems": [{key: value for key, value in one.items() if key not in keys} for one in document["systems"]]}
-
-
-def _said():
-    evidence = example_evidence()
-    evidence["record"]["provenance"] = PROVENANCE
-    return evidence
 
 
 # Documents by report and by what is special about each: they are made when a test needs their page.
@@ -73,7 +64,6 @@ DOCUMENTS = {
         "nothing": lambda: example_comparison(n=0),
         "one": lambda: example_comparison(n=1),
     },
-    "evidence": {kind: partial(example_evidence, **how) for kind, how in EVIDENCE.items()} | {"said": _said},
     "identifier": {
         "example": example_identifier,
         "no test": lambda: example_identifier(test=None),
@@ -86,10 +76,8 @@ RENDERERS = {
     "evaluation": render_evaluation,
     "leaderboard": lambda evaluations: render_leaderboard(boards_of(evaluations)),
     "comparison": render_comparison,
-    "evidence": render_evidence,
     "identifier": render_identifier_report,
 }
-EXAMPLE_OF = {"evidence": "many"}  # the kind that shows most, where it is not `example`
 EXAMPLES = [(report, kind) for report, kinds in DOCUMENTS.items() for kind in kinds]
 
 
@@ -134,13 +122,6 @@ def hostile_evaluation(text):
 
 def hostile_board(text):
     return [(text, hostile_evaluation(text))]
-
-
-def hostile_evidence(text):
-    text = text.encode("utf-8", "backslashreplace").decode()  # Arrow holds no lone surrogate, so no row does
-    told = _said()
-    record = poisoned(told["record"], text, words={"verdict", "status", "outcome", "state", "terms", "sha256"})
-    return told | {"record": record | {"hashes": told["record"]["hashes"]}}
 
 
 def hostile_comparison(text):
@@ -197,7 +178,6 @@ HOSTILE_PAGES = {
     "evaluation": lambda text: render_evaluation(hostile_evaluation(text)),
     "leaderboard": lambda text: render_leaderboard(boards_of(hostile_board(text))),
     "comparison": lambda text: render_comparison(hostile_comparison(text)),
-    "evidence": lambda text: render_evidence(hostile_evidence(text)),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
     "check": hostile_check,
@@ -219,7 +199,6 @@ HOSTILE_LINES = {
     "evaluation": lambda text: evaluation_lines(hostile_evaluation(text)),
     "leaderboard": lambda text: leaderboard_lines(boards_of(hostile_board(text)), 100),
     "comparison": lambda text: comparison_lines(hostile_comparison(text)),
-    "evidence": lambda text: [*evidence_lines(hostile_evidence(text)), check_line(text, "differs", text)],
     "check": lambda text: hostile_check(
         text, lambda rows, names, _, facts, __: "\n".join(check_lines(rows, names, facts, 100)).split("\n")
     ),

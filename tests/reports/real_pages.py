@@ -32,18 +32,16 @@ EAGER = "document.querySelectorAll('img').forEach(one => { one.loading = 'eager'
 
 
 def write_pages(run: str, image: str, folder: Path) -> dict[str, Path]:
-    """By name: run report, gallery, evidence, check of one picture and of several."""
+    """By name: run report, gallery, check of one picture and of several."""
     folder.mkdir(parents=True, exist_ok=True)
     opened = RunDirectory.open(run)
     write_report(opened)
     (folder / "report.html").write_bytes(opened.store.read("report.html"))
     make_gallery(run, str(folder / "gallery"), quiet=True)
-    assert main(["runs", "evidence", run, image, "--out", str(folder / "evidence")]) == 0
     one, several = folder / "check.html", folder / "checks.html"
     assert main(["check", image, "--ensemble", "tiny", "--html", str(one)]) == 0
     assert main(["check", str(Path(image).parent), "--ensemble", "tiny", "--html", str(several)]) == 0
-    gallery, evidence = folder / "gallery" / "index.html", folder / "evidence" / "evidence.html"
-    return {"report": folder / "report.html", "gallery": gallery, "evidence": evidence, "check": one, "checks": several}
+    return {"report": folder / "report.html", "gallery": folder / "gallery" / "index.html", "check": one, "checks": several}
 
 
 def paper_pages(page) -> int:

@@ -25,7 +25,7 @@ MOST_BYTES = 200_000
 DECODED = "Promise.all([...document.images].map(one => one.decode().catch(() => null)))"
 _BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- end of weights -->\n"
 _NAMES = {
-    "report": "run report", "gallery": "gallery, 60 images of 86", "evidence": "evidence", "check": "check of one picture",
+    "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one picture",
     "checks": "check of a folder", "evaluation": "evaluation (example)", "comparison": "comparison (example)",
     "leaderboard": "leaderboard (example)",
 }  # fmt: skip
@@ -60,7 +60,7 @@ def _seen(browser, found):
         if name == "report":
             keep(page, DOCS / "report.png")
             page.evaluate("document.getElementById('h-top').scrollIntoView()")
-        if name in ("report", "gallery", "evidence", "check"):
+        if name in ("report", "gallery", "check"):
             keep(page, DOCS / "pages" / f"{name}.png")
         if name == "gallery":
             page.click(".tile button.frame")

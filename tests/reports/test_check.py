@@ -68,3 +68,19 @@ def test_pictures_of_a_page_stand_in_memory_once(tmp_path):
     tracemalloc.stop()
     assert written > 24_000_000
     assert most < 4_000_000
+
+
+def test_page_of_one_image_shows_what_the_file_says_of_its_origin():
+    row = check_row("cat.jpg", 4.0, "fake") | {
+        "provenance": {
+            "camera": {"make": "Canon", "model": "EOS 7D", "taken": "2024:05:06 07:08:09"},
+            "generator": {"tool": "Stable Diffusion web UI", "prompt": "a cat on a chair", "model": "sd_xl_base_1.0"},
+            "c2pa": {"state": "intact", "claim_generator": "Adobe_Firefly", "ai_generated": True},
+            "ai_declared": True,
+        }
+    }
+    text = PageReader("".join(render_check([row], ["cat.jpg"], [thumbnail()], FACTS, Path("page.html")))).text
+    assert "camera, model EOS 7D" in text
+    assert "prompt a cat on a chair" in text
+    assert "signature unchanged since it was signed, by a signer unknown here" in text
+    assert "declares itself generated yes" in text

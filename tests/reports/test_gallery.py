@@ -11,9 +11,9 @@ from ray_app.reports.gallery import page_name, tile_texts
 from ray_app.runs import RunDirectory
 from ray_app.runs.selection import RowFilter, selected_tables
 from ray_app.scoring.gallery import make_gallery
-from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
+from tests.runs.real_run import photos, plain_run  # noqa: F401
 
 PER_PAGE = 4
 

@@ -4,23 +4,22 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.reports.audit import render_audit
-from tests.evaluation.evidence.real_run import score_here, write_photos
 from tests.reports import pages
 from tests.reports.browser import chromium, only_with_chromium
 from tests.reports.real_pages import BROKEN_FIGURES, EAGER, FITS, paper_pages, weight_of, write_pages
 from tests.reports.test_audit import FACTS, images
+from tests.runs.real_run import score_here, write_photos
 
 pytestmark = pytest.mark.slow
 only_with_chromium()
 
-REAL = ("report", "gallery", "evidence", "check", "checks")
-EXAMPLES = ("run", "training", "evaluation", "leaderboard", "comparison", "evidence", "identifier", "audit")
-MOST_PAPER = {"report": 5, "evidence": 5, "check": 2}
+REAL = ("report", "gallery", "check", "checks")
+EXAMPLES = ("run", "training", "evaluation", "leaderboard", "comparison", "identifier", "audit")
+MOST_PAPER = {"report": 5, "check": 2}
 # Bytes of a page, of it with gzip, its elements, and bytes of its largest picture; the run has 28 images (docs/pages.md has the demo's).
 MOST = {
     "report": (260_000, 160_000, 1_400, 10_000),
     "gallery": (2_400_000, 1_800_000, 1_400, 60_000),
-    "evidence": (320_000, 230_000, 1_600, 150_000),
     "check": (260_000, 200_000, 300, 150_000),
     "checks": (1_200_000, 900_000, 900, 40_000),
 }
@@ -41,11 +40,7 @@ def written(tmp_path_factory):
     found = write_pages(run, str(photos / "photo-3.jpg"), folder / "pages")
     for name in EXAMPLES:
         path = folder / f"example-{name}.html"
-        text = (
-            render_audit(FACTS, *images(members={1: "in.zip"}))
-            if name == "audit"
-            else pages.page_of(name, pages.EXAMPLE_OF.get(name, "example"))
-        )
+        text = render_audit(FACTS, *images(members={1: "in.zip"})) if name == "audit" else pages.page_of(name)
         path.write_text(text, encoding="utf-8")
         found[f"example-{name}"] = path
     return found
@@ -92,7 +87,7 @@ def test_axe_finds_nothing_in_an_enlarged_picture(shown):
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.parametrize("name", [*REAL, "example-run", "example-evidence", "example-training"])
+@pytest.mark.parametrize("name", [*REAL, "example-run", "example-training"])
 def test_no_figure_is_broken_over_two_lines(shown, name, width):
     page = shown(name, width)
     assert page.evaluate(FITS)

@@ -17,9 +17,9 @@ from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.runs import RunDirectory
 from ray_app.scoring import pictures
 from ray_app.scoring.report import write_report
-from tests.evaluation.evidence.real_run import score_here, write_photos
 from tests.images.factory import bomb_png, encoded, photo
 from tests.reports.page_reader import PageReader
+from tests.runs.real_run import score_here, write_photos
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ray_app.images.provenance.trust_lists import update_cache
 from ray_app.runs import RunDirectory
 from ray_app.serving.config import ServeConfig
 from tests.ensembles.grounds_folder import FINDINGS, write_grounds
-from tests.evaluation.evidence.real_run import score_here
+from tests.runs.real_run import score_here
 from tests.scoring.stages import without_ray
 from tests.serving.in_process import client, local_endpoint
 

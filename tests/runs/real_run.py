@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 
-import numpy as np
+import pytest
 
 from ray_app.archives import BlockPlan, list_members, member_rows, open_source, read_block, read_blocks
+from ray_app.ensembles import load_ensemble_card
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
-from ray_app.inference.decision import STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
 from ray_app.runs.summary import COLUMNS
@@ -30,14 +30,20 @@ def write_photos(folder, count=6):
     return folder
 
 
-def score_here(card, photos, out, *, summary=None, stability=None, provenance=None):
-    """Score a folder with an ensemble card; returns the run's URL. `summary`: what else its summary says.
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
-    `stability`: what the run is asked for; its views then score half a log-odd more, and half a one less, in turn.
-    """
-    spec = make_spec(
-        card, limits=ImageLimits(), precision="fp32", slots=4, provenance=provenance or ProvenancePolicy(), stability=stability
-    )
+
+@pytest.fixture(scope="session")
+def plain_run(photos, tmp_path_factory):
+    """URL of a run that the shipped ensemble scored, which has no guarantee."""
+    return score_here(load_ensemble_card("tiny"), photos, tmp_path_factory.mktemp("plain") / "run")
+
+
+def score_here(card, photos, out, *, provenance=None):
+    """Score a folder with an ensemble card; returns the run's URL."""
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=provenance or ProvenancePolicy())
     run = RunDirectory.open(str(out))
     identity = identity_of(ScoreConfig(source=(str(photos),)), spec)
     run.claim(identity, list(spec.cards), card.model_dump(mode="json"))
@@ -46,25 +52,13 @@ def score_here(card, photos, out, *, summary=None, stability=None, provenance=No
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
     for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
-        readings = _viewed(scorer.score(_noted(reader.read(member_rows(members)), outcomes)), stability)
+        readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
         run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
     counted = summarise(current_tables(run, COLUMNS), list(spec.cards)).written()
-    run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted, **(summary or {})})
+    run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted})
     return run.store.url
-
-
-def _viewed(readings, stability):
-    if stability is None:
-        return readings
-    shifts = {view.name: (-1) ** number / 2 for number, view in enumerate(stability.views)}
-    seen = {
-        OutputKey(view, name, STABILITY): (column + shift).astype(np.float32)
-        for view, shift in shifts.items()
-        for name, column in readings.scores.items()
-    }
-    return readings.joined(DetectorOutputs(seen))
 
 
 def _noted(batches, outcomes):

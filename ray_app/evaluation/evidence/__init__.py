@@ -1,1 +1,0 @@
-"""One image's record: what was decided of it, on which grounds, and how to check that. Reads runs; starts no cluster."""
