@@ -50,9 +50,9 @@ GROUPS = {
     "training": Group("two processes against one, decoders apart, killed trainings, the linear probe; splits, augmentations", (
         "training/test_killed.py", "training/test_linear_probe.py", "training/test_ray_data.py", "datasets", "transforms",
     )),
-    "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX; notices, bad images", (
+    "recipes": Group("recipes from pictures to a card that scores, every family in every precision; notices, bad images", (
         "training/test_describing_e2e.py", "training/test_identifying_e2e.py", "training/test_learner.py", "training/test_notice.py",
-        "training/test_onnx.py", "training/test_published.py",
+        "training/test_published.py",
     )),
     "data": Group("what makes, fetches and packs images; commands; from simulated pictures to a card, from prompts to names", (
         "datajobs", "cli", "training", "test_profile_walk.py",

@@ -4,7 +4,7 @@ The recipe is everything that decides the result: the same one gives the same st
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -153,10 +153,13 @@ class Validation(Frozen):
 class Export(Frozen):
     """What the new card says beside what was measured. `licence` null: inherited from weights and data."""
 
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "onnx": "remove it and call torch.onnx.export on ray_app.detectors.load_detector('OUT/card.yaml', precision='fp32').network",
+    }
+
     title: str | None = None
     licence: str | None = None
     citation: str | None = None
-    onnx: bool = False
     push: str | None = Field(default=None, description="where card and weights are also put: any fsspec URL, or hf://ORGANISATION/NAME")
     notes: tuple[str, ...] = ()
 

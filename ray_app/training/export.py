@@ -68,11 +68,11 @@ _IN_WORDS = {
 
 
 def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: reports.TrainingFacts) -> DetectorCard:
-    """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
+    """Write weights, what their libraries need beside them, and last `card.yaml`; returns the card.
 
     `card`: the training card (networks.training_card); `network`: the deployable network with its chosen weights; `facts`: the training's
     document, but for the card. Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what
-    was trained. Raises DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.
+    was trained. Raises DetectorError where the network is not the one that the card describes; StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
@@ -88,9 +88,6 @@ def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Mo
                 f"{made.name}: loaded back it is not what was trained: {len(other)} tensors differ ({other[0]}, …)",
                 hint="name the backbone that training begins from under card.backbone, and train the head alone",
             )
-        if recipe.export.onnx:
-            weight_files.export_onnx(loaded, made, folder / weight_files.ONNX)
-            weight_files.onnx_parity(loaded, made, folder / weight_files.ONNX)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
             out.write_file(path.name, path)
     here = out.local_path(CARD)
@@ -279,7 +276,7 @@ PROBE = "probe.json"  # of a linear probe alone
 MOST_POINTS = 500  # of a curve in the report
 # What is for others. The run's own state (train.json, checkpoints, scores, which may name places and people) stays where it is.
 _CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
-PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
+PUSHED = ("config.json", "preprocessor_config.json", "metrics.json", "report.html", *_CARDS)
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 

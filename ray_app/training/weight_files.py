@@ -1,20 +1,11 @@
-"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path or folder, transformers by folder), and
-as an ONNX file (`export_onnx`; `onnx_parity` compares onnxruntime's logits with torch's).
-
-The ONNX file takes prepared and normalised pixels `pixels` (N, 3, height, width) float32, N free, and gives `logits` (N, 1 or 2). What a
-card says besides (resize, constants, which logit is fake) is in its metadata, so that it can be used without the card.
-"""
+"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path or folder, transformers by folder)."""
 
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -25,95 +16,22 @@ from ray_app.detectors.card import DetectorCard, Output, Size, Weights
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.errors import ConfigError, DetectorError, describe_error
+from ray_app.errors import DetectorError
 
-WEIGHTS, CONFIG, PROCESSOR, ONNX = "model.safetensors", "config.json", "preprocessor_config.json", "model.onnx"
-OPSET = 20
-TOLERANCE = 1e-4  # of a logit, fp32 on a CPU
+WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 
-_FREE_SIDE = 256  # pixels, for the example where a card keeps sizes
 _MEGAPIXEL = (1000, 1000)
 _PIL_FILTER = {"bilinear": 2, "bicubic": 3}
 
 
-def export_onnx(network: nn.Module, card: DetectorCard, path: Path) -> None:
-    """Write `network`, in evaluation mode and fp32 on a CPU, to `path`: one file with its weights inside (below 2 GB), batch free.
-
-    Raises DetectorError for a network that torch cannot export so: MaskCLIP (its mask, and texts that it keeps between calls), one
-    that asks an engine, one that keeps image sizes. Raises ConfigError where the packages of the extra `onnx` are missing.
-    """
-    _refuse(card)
-    height, width = card.preprocessing.shape or (_FREE_SIDE, _FREE_SIDE)
-    example = torch.zeros(2, 3, height, width)
-    try:
-        with _quietly():
-            program: Any = torch.onnx.export(
-                network, (example,), dynamo=True, opset_version=OPSET, input_names=["pixels"], output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("images", min=1)},), verbose=False,
-            )  # fmt: skip
-    except Exception as error:  # torch.export and the converter each have many of their own
-        raise DetectorError(f"{card.name}: torch cannot export this network to ONNX: {describe_error(error)}") from error
-    if isinstance(program.model.graph.inputs[0].shape[0], int):
-        raise DetectorError(f"{card.name}: torch exports this network for one size of batch only")
-    described = {"touchstone.preprocessing": card.preprocessing, "touchstone.output": card.output}
-    program.model.metadata_props.update({name: json.dumps(one.model_dump(mode="json")) for name, one in described.items()})
-    program.model.metadata_props["touchstone.card"] = card.name
-    program.save(str(path), external_data=False)
-
-
-def onnx_parity(network: nn.Module, card: DetectorCard, path: Path) -> float:
-    """The largest difference between a logit of `network` and of the file, over batches of 1 and 3 seeded random images.
-
-    Raises DetectorError where it is over 1e-4 (of 1, or of the logit where that is larger).
-    """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng([6, 2])
-    height, width = card.preprocessing.shape or (_FREE_SIDE, _FREE_SIDE)
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (card.preprocessing.mean, card.preprocessing.std))
-    worst = 0.0
-    for count in (1, 3):
-        pixels = ((rng.random((count, 3, height, width), dtype=np.float32) - mean) / std).astype(np.float32)
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(pixels)).numpy()
-        found = session.run(["logits"], {"pixels": pixels})[0]
-        if found.shape != expected.shape:
-            raise DetectorError(f"{card.name}: {path.name} gives {found.shape} for {count} images, torch {expected.shape}")
-        worst = max(worst, float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max()))
-    if not worst <= TOLERANCE:
-        raise DetectorError(f"{card.name}: {path.name} and torch differ by {worst:.2g} in a logit, more than {TOLERANCE:g}")
-    return worst
-
-
-def _refuse(card: DetectorCard) -> None:
-    why = None
-    if card.masks:
-        why = "it gives a mask beside its logits and keeps the texts' features between calls"
-    elif card.replies:
-        why = "it answers in words"
-    elif card.preprocessing.shape is None:
-        why = "it keeps the size of every image, for which no single file is made"
-    if why:
-        raise DetectorError(f"{card.name}: not exported to ONNX: {why}", hint="export.onnx: false")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone-forensics[onnx]'")
-
-
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep back what exporters say of operators of packages that are not there, and bars for the one file that is written in one go."""
-    logger, shown = logging.getLogger("torch.onnx"), transformers.utils.logging.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _without_progress_bar() -> Iterator[None]:
+    """Hide the progress bar of transformers."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
         if shown:
             transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -218,7 +136,7 @@ def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:
     labels = labels_of(card.output)
     network.config.id2label = dict(enumerate(labels))
     network.config.label2id = {label: index for index, label in enumerate(labels)}
-    with _quietly():
+    with _without_progress_bar():
         network.save_pretrained(folder)
     processor: Mapping[str, Any] | None = processor_config(card.preprocessing)
     if processor is not None:

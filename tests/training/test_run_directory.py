@@ -20,7 +20,7 @@ def test_the_same_recipe_may_come_again_with_other_workers(tmp_path, labelled):
     out = Store.open(str(tmp_path))
     told = claim_recipe(out, config(labelled))
     claim_data(out, told, FINDINGS)
-    again = claim_recipe(out, config(labelled, workers={"count": 2}, faults={"keep": 5}, export={"onnx": True}, title="another"))
+    again = claim_recipe(out, config(labelled, workers={"count": 2}, faults={"keep": 5}, export={"title": "other"}, title="another"))
     claim_data(out, again, FINDINGS)
     assert again["created_at"] == told["created_at"]
     assert again["environment"]["torch"]
