@@ -48,7 +48,6 @@ COLUMN_MEANING: dict[str, str] = {
     "predicted_prompt": "a guess at the words that the image was made from",
     "prompt_likelihood": "how likely those words are to their model; comparable within one describer only",
     "provenance": "JSON: what the file itself states of its origin (Content Credentials, IPTC, EXIF, generator settings)",
-    "reused": "whether the scores were copied from a byte-identical file",
     "attempt": "the number of the session that wrote the row",
     "scored_at": "when, in UTC",
 }

@@ -28,7 +28,7 @@ LINES = """\
 touchstone score s3://bucket/photos --out s3://bucket/run
 touchstone results s3://bucket/run --verdict fake
 touchstone plan demo-run/archive --cluster laptop
-touchstone score demo-run/archive list.csv --out mixed --reuse sha256
+touchstone score demo-run/archive list.csv --out mixed
 touchstone score demo-run/archive list.csv --out mixed --retry source_throttled,source_timeout
 touchstone pack demo-run/archive --out shards
 touchstone detectors list

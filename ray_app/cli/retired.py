@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import click
 
 _TABLE = "append the rows of the finished run with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')"
+_REUSE = "score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)"
 
 COMMANDS: dict[str, str] = {
     # Short names from before 0.15.
@@ -33,6 +34,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "plan": {"--table": _TABLE},
     "score": {
         "--events": "use --follow 5m",
+        "--reuse": _REUSE,
         "--table": _TABLE,
     },
     # Evaluation.

@@ -114,7 +114,6 @@ def plan(
     callback=lambda context, option, text: tuple(word.strip() for word in text.split(",")) if text is not None else (),
     help="Score only the rows with one of these statuses again.",
 )
-@click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical files scored before.")
 @click.option(
     "--stability",
     type=click.IntRange(0, 64),

@@ -6,9 +6,9 @@
 import logging
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -34,19 +34,10 @@ OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member beg
 
 
 @dataclass(frozen=True)
-class ReusedOutput:
-    """What detectors said of the same bytes before: of member `twin` of this block, or, where that is None, these scores and replies."""
-
-    twin: int | None
-    scores: Mapping[str, float | None] = field(default_factory=dict)
-    replies: Mapping[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class DecodeResult:
     """What became of one member before any detector saw it.
 
-    `phash`: 16 hex digits, where the spec asks for them. `said`: why no detector need look at it. `provenance`: the JSON of what the file
+    `phash`: 16 hex digits, where the spec asks for them. `provenance`: the JSON of what the file
     says of its origin, where the spec asks for it and it says something. `failure`: the traceback, where our own code failed on it.
     """
 
@@ -54,7 +45,6 @@ class DecodeResult:
     detail: str | None
     facts: ImageFileFacts | None
     phash: str | None = None
-    said: ReusedOutput | None = None
     provenance: str | None = None
     failure: str | None = None
 

@@ -16,7 +16,6 @@ from ray_app.storage.urls import local_path, scheme_of
 
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
-    from ray_app.inference.reuse import ScoreCache
 
 
 class BlockReader:
@@ -32,19 +31,18 @@ class BlockReader:
         hand_over: bool = False,
         keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
-        recall: "ScoreCache | None" = None,
         decode_bytes: int | None = None,
     ) -> None:
         from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
 
-        self._spec, self._clock, self.recall = spec, clock, recall
+        self._spec, self._clock = spec, clock
         self._looks_for_sidecars = spec.provenance is not None
         self.fetcher = fetcher
         budget = NodeBudget(BUDGET, decode_bytes)
         files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
         self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
         self.decoder = BatchDecoder(
-            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, budget=budget
         )
 
     def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
@@ -54,8 +52,6 @@ class BlockReader:
         from ray_app.archives.uri_lists import looks_like_list
 
         self.decoder.careful.look_for_crumbs()
-        if self.recall is not None:
-            self.recall.begin_block()
         arriving = self._members.read(members)
         for start in range(0, len(members), self._spec.slots):
             some = members[start : start + self._spec.slots]

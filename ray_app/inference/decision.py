@@ -244,16 +244,12 @@ def judge(
     scores = outputs.of(SCORES)
     if list(scores) != list(spec.cards):
         outputs = outputs.ranked(spec.cards)
-    repeated, sizes, formats, blank, checked = {}, [], [], [], list(outcomes)
-    for row, outcome in enumerate(outcomes):
+    sizes, formats, blank, checked = [], [], [], list(outcomes)
+    for outcome in outcomes:
         facts = outcome.facts
         sizes.append((None, None) if facts is None else (facts.width, facts.height))
         formats.append(None if facts is None else facts.format)
         blank.append(facts is not None and NO_CONTENT in facts.flags)
-        if outcome.said is not None:
-            repeated[row] = outcome.said
-    if repeated:
-        outputs = with_repeated(outputs, repeated)
     scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
     remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
     scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
@@ -310,21 +306,6 @@ def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], 
         for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))
         if outcome.status is Status.OK and (profile.describe == "all" or verdict == "fake")
     ]
-
-
-def with_repeated(outputs: DetectorOutputs, repeated: Mapping[int, batch.ReusedOutput]) -> DetectorOutputs:
-    """The outputs, with what was said before of those rows that no detector has looked at again."""
-    columns = dict(outputs.columns)
-    for name, column in outputs.of(SCORES).items():
-        columns[OutputKey(CLEAN, name, SCORES)] = scores = column.copy()
-        for row, said in repeated.items():
-            value = said.scores.get(name) if said.twin is None else scores[said.twin]
-            scores[row] = np.nan if value is None else value
-    for name, column in outputs.of(REPLIES).items():
-        columns[OutputKey(CLEAN, name, REPLIES)] = texts = list(column)
-        for row, said in repeated.items():
-            texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
-    return DetectorOutputs(columns)
 
 
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:

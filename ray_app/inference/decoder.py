@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash, with_texture
-from ray_app.images.provenance import Provenance, ProvenanceReader
+from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -43,9 +43,6 @@ from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
-
-if TYPE_CHECKING:
-    from ray_app.inference.reuse import ScoreCache
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
 # Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel AVIF takes 11 s on a busy core.
@@ -205,22 +202,21 @@ class BatchDecoder:
         hand_over: bool = False,
         keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
-        recall: "ScoreCache | None" = None,
         budget: NodeBudget | None = None,
         careful: CarefulDecoder | None = None,
     ) -> None:
-        self._spec, self._clock, self._recall = spec, clock, recall
+        self._spec, self._clock = spec, clock
         self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
-        self.counts = {"decoded": 0, "reused": 0}  # images, since the start; `reused`: known already
+        self.counts = {"decoded": 0}  # images, since the start
         self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
         self._bytes_per_pixel = _bytes_per_pixel(spec)
         self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
         self._scored = self._wanted[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
-        """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
+        """One that prepares images as another spec says and counts for itself, with the same crumb and child."""
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
     def close(self) -> None:
@@ -243,9 +239,6 @@ class BatchDecoder:
                 (outcome, tensors, image), file = self._one(image_id, data), None if isinstance(data, InputError) else data
             ids.append(image_id)
             outcomes.append(outcome)
-            if self._recall is not None:
-                self._recall.met(outcome)
-                self.counts["reused"] += outcome.said is not None
             prepared.append(tensors)
             sizes.append(None if tensors is None or outcome.facts is None else (outcome.facts.width or 0, outcome.facts.height or 0))
             goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
@@ -291,14 +284,10 @@ class BatchDecoder:
     def _one(self, image_id: int, data: File | InputError) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
         """What became of one member, its tensors, and how its pixels are had again, where they are wanted again.
 
-        An image that is known already has no tensors: its slot stays empty, so that nobody else's batch changes. What it says of its
-        origin is read anew: it costs little, and another trust list may now hold. A bug of ours costs the image that met it, and no other.
+        A bug of ours costs the image that met it, and no other.
         """
         facts = phash = provenance = None
-        known = None if self._recall is None else self._known(data)
         try:
-            if known is not None and known.facts is not None:
-                return replace(known, provenance=self._provenance(image_id, data, known.facts, known=known.provenance)), None, None
             self.counts["decoded"] += not isinstance(data, InputError)
             with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
                 if self._spec.measured:
@@ -337,13 +326,6 @@ class BatchDecoder:
         except InputError:
             return None
 
-    def _known(self, data: File | InputError) -> DecodeResult | None:
-        """The outcome of the same bytes before."""
-        if self._recall is None or not isinstance(data, bytes):
-            return None
-        with self._clock("decode"):
-            return self._recall.known(hashlib.sha256(data).hexdigest())
-
     def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
         is_sure = wanted.is_described or wanted.shape is not None
@@ -356,20 +338,15 @@ class BatchDecoder:
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
-    def _provenance(
-        self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image | None = None, known: str | None = None
-    ) -> str | None:
-        """What a file that decoded says of its origin; without its pixels, the watermark is what was `known`. A C2PA manifest is read by
-        native code: it gets the same crumb and watchdog, and a member that killed a process keeps its score and loses only what that
-        code would have found.
+    def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image) -> str | None:
+        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
+        member that killed a process keeps its score and loses only what that code would have found.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"):
-            watermark = None if known is None else Provenance.model_validate_json(known).watermark
-            with self.careful.noted(image_id):
-                native = not self.careful.is_suspect(image_id)
-                provenance = self._origins.read(data, facts.format, native=native, pixels=pixels, watermark=watermark)
+        with self._clock("decode"), self.careful.noted(image_id):
+            native = not self.careful.is_suspect(image_id)
+            provenance = self._origins.read(data, facts.format, native=native, pixels=pixels)
         return None if provenance is None else provenance.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:

@@ -100,8 +100,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"bug: {wording.own_failures(run.own_failures)}")
     if run.linked_folders.count:
         lines.append(f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}")
-    if run.reused:
-        lines.append(f"reused: the scores of {wording.counted(run.reused, 'file')} are those of other files with the same bytes")
     lines += _verdict_lines(run)
     lines += [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))] if run.scored else []
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]

@@ -186,7 +186,6 @@ class SessionSummary(Section):
     retried: int = 0
     throttled: int = 0
     decoded: int = 0
-    reused: int = 0
     retries: Sequence[RetrySummary] = ()
     backbones: Mapping[str, Sharing] = {}
     detectors: OptionalKey[Mapping[str, DetectorTime]] = None
@@ -353,7 +352,6 @@ class RunCounts(Section):
     """What is counted on a run's rows; `days`: by the day (UTC) of their rows how many `files`, and of each status and verdict."""
 
     members: int = 0
-    reused: int = 0
     statuses: Mapping[str, int] = {}
     own_failures: int = 0
     examples: Mapping[str, list[Example]] = {}

@@ -26,7 +26,6 @@ from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs import reader
 from ray_app.runs.directory import SETTLED, RunDirectory
 from ray_app.runs.rows import with_findings, with_reasons
-from ray_app.runs.score_index import forget_index
 
 Hits = npt.NDArray[np.bool_]
 
@@ -100,7 +99,6 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
         if count:
             fresh = arriving.take(count)
             run.rewrite_file(file, lambda table, fresh=fresh: _replaced(table, fresh))  # type: ignore[misc]
-            forget_index(run, file)
     for folder in _folders_beside(run, retry):
         _merge_beside(run, retry, ids, folder)
     _remove(retry.directory)
@@ -148,12 +146,13 @@ def _blocks_with(
 
 
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
-    """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
+    """The same rows, those of members that `fresh` has taken from there; with the columns of both."""
     given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
     rows, fresh = with_input(with_findings(with_reasons(rows)), given), with_input(fresh, given)
     places = pc.fill_null(pc.index_in(rows["image_id"], value_set=fresh["image_id"]), -1).to_numpy()
-    names = max(rows.column_names, fresh.column_names, key=len)
-    both = pa.concat_tables([rows, fresh], promote_options="permissive").unify_dictionaries().select(names)
+    longest = max(rows.column_names, fresh.column_names, key=len)
+    both = pa.concat_tables([rows, fresh], promote_options="permissive").unify_dictionaries()
+    both = both.select(list(dict.fromkeys([*longest, *both.column_names])))
     taken = both.take(np.where(places >= 0, len(rows) + places, np.arange(len(rows))))
     return taken.replace_schema_metadata(rows.schema.metadata)
 

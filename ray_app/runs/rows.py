@@ -118,7 +118,6 @@ def result_rows(
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
-    columns["reused"] = has_score & np.array([outcome.said is not None for outcome in scored.outcomes], dtype=bool)
     columns["phash"] = [outcome.phash for outcome in scored.outcomes]
     columns["provenance"] = [outcome.provenance for outcome in scored.outcomes]
     arrays = [as_array(columns.get(field.name), field, count) for field in schema]

@@ -1,6 +1,6 @@
 """The columns of a result row (`row_schema`), and what older ones mean today (`reason_of`); docs_site/columns.py says what each is.
 
-Additive: a reader of schema n reads n-1; a column is never renamed.
+A reader of schema n reads n-1; a column is never renamed. Schema 8 has no columns of features that 1.0 retires: `reused`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ray_app.errors import Doubt, Reason
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 DETAIL = "verdict_detail"
 FINDING, GROUNDS = "finding", "grounds"
 UNLIKE = "the archive is not like what the card was calibrated on"
@@ -96,7 +96,6 @@ def row_schema(
         ("predicted_prompt", text),
         *(DESCRIBED.items() if described else []),
         ("provenance", text),
-        ("reused", pa.bool_()),
         ("attempt", pa.int32()),
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]

@@ -50,7 +50,6 @@ COLUMNS = [
     "verdict",
     "verdict_reason",
     "provenance",
-    "reused",
     "scored_at",
     schema.SECOND_LOOK,
     *PROFILE_COLUMNS,
@@ -77,7 +76,6 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     histogram = {name: np.histogram(found, EDGES)[0].tolist() for name, found in values.items()}
     return document.RunCounts(
         members=len(table),
-        reused=pc.sum(table["reused"]).as_py() or 0,
         statuses=_counted(table["status"]),
         own_failures=own,
         examples=_examples(table),

@@ -34,6 +34,7 @@ class ScoreConfig(Frozen):
     """One scoring run: what, with what, how, where to."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
+        "reuse": "remove it and score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)",
         "table": "remove it and append the rows with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')",
         "events": "use follow: 5m",
     }
@@ -83,7 +84,6 @@ class ScoreConfig(Frozen):
         default=None, ge=1, description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing"
     )
     rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
-    reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical files scored before")
     perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(

@@ -1,13 +1,13 @@
 """What a command scores with, and whether that is what a run was begun with.
 
 `resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another command on a directory must match.
-Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, reused scores, stability.
+Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, stability.
 """
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -392,24 +392,6 @@ def _named(spec: ScoringSpec, word: str) -> list[str]:
             hint=f"one of {', '.join(spec.first)}",
         )
     return [name for name in found if name not in late]
-
-
-def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profiled: bool = False) -> None:
-    """Raises ConfigError where a detector draws masks: the pixels of a mask are kept by member, and are not found by digest. So too
-    where images are perturbed, since what was known before is scores of the clean pass.
-    """
-    drawing = ", ".join(card.name for card in cards if card.masks)
-    reasons = (
-        (config.perturb, "scores of images as they are, not of perturbed ones", "leave --reuse or --perturb out"),
-        (config.stability, "scores of images as they are, not of their views", "leave --reuse or --stability out"),
-        (config.features, "scores, not embeddings", "leave --reuse or --features out"),
-        (profiled, "scores, not profiles", "leave --reuse out, or use an ensemble without a profile"),
-        (drawing, f"scores, not masks, and {drawing} would leave repeated files without one",
-         "leave --reuse out, or use an ensemble whose detectors draw no masks"),
-    )  # fmt: skip
-    for is_so, what, hint in reasons if config.reuse else ():
-        if is_so:
-            raise ConfigError(f"--reuse copies {what}", hint=hint)
 
 
 def stability_in(identity: dict[str, Any]) -> Stability | None:

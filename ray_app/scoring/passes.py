@@ -88,7 +88,7 @@ def why_together(config: ScoreConfig, spec: ScoringSpec) -> str | None:
         return "--stability shows images again once all detectors have scored, while their files are at hand"
     if spec.describer is not None:
         return f"{spec.describer.name} describes images once all detectors have scored, while their pixels are at hand"
-    return "--reuse copies what all detectors said of the same bytes" if config.reuse else None
+    return None
 
 
 def plan_passes(config: ScoreConfig, spec: ScoringSpec, *, cpus: float, gpus: float, nodes: int, node_bytes: float | None) -> PassPlan:

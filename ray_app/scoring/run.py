@@ -28,7 +28,7 @@ from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
-from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files
+from ray_app.runs import RunDirectory, check_conservation, document, settled_state, small_files
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import WARM, guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
@@ -114,8 +114,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     elif config.rescore:
         raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
-    spec = resolved.spec(gpus=0)
-    identity.check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
+    resolved.spec(gpus=0)
     if config.perceptual_hash:
         require_perceptual_hash()
     resolved.references()
@@ -341,13 +340,10 @@ class ScoringRun:
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = identity.share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
-        known = self.directory if config.reuse else None
-        if known is not None:
-            score_index.build_index(known, self.spec, each=ray_cluster.on_ray)
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield stages.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
+            yield stages.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
                 members=self.layout.block_members, compiled=config.compiled,
                 whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
         finally:

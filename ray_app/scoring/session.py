@@ -26,7 +26,7 @@ GB = 1e9  # as networks are billed
 # What is counted, by the names that reports of workers and summaries use.
 GETS, PUTS, BYTES = "requests", "puts", "bytes_read"
 
-_COUNTED = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded", "reused")
+_COUNTED = ("bytes_read", "requests", "puts", "retried", "throttled", "decoded")
 MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)

@@ -27,10 +27,10 @@ from ray_app.cluster.ray_cluster import own_node
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge
 from ray_app.inference.batch import Batch
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.runs import RunDirectory, block_tables, score_index, write_features
+from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.feed import FeedLog
@@ -118,7 +118,6 @@ class ScoringJob:
     crumbs: Path
     mirror: str | None
     decode_limit_s: float = WALL_LIMIT_S
-    known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
     feed: FeedLog | None = None  # the log of the blocks, which says whether one may be begun; None = no other process is there to say so
     members: int = 0  # of a whole block, which come to a GPU together
@@ -194,7 +193,6 @@ class BlockStage(Stage):
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
-        recall = None if job.known is None else reuse.ScoreCache(job.spec, score_index.ScoreIndex(job.known, job.crumbs / "reuse"))
         return BlockReader(
             job.spec.early,
             self._clock,
@@ -203,7 +201,6 @@ class BlockStage(Stage):
             hand_over=hand_over,
             keeps_files=job.spec.looks_again,
             wall_limit_s=job.decode_limit_s,
-            recall=recall,
             decode_bytes=job.decode_bytes,
         )
 
@@ -246,8 +243,6 @@ class BlockScorer(BlockStage):
         outcomes: list[DecodeResult] = []
         with self._attempts.of(ref, members["uri"][0].as_py()):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
-        if self._reading.recall is not None:  # for members of the same bytes
-            self._reading.recall.learn(outcomes, outputs)
         return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 

@@ -23,7 +23,6 @@ from ray_app.images.provenance.trust_lists import own_list
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
-from ray_app.inference.reuse import ScoreCache
 from tests.images.factory import encoded, jpeg, photo
 from tests.images.provenance.files import png_with
 from tests.images.provenance.marking import marked_photo
@@ -81,22 +80,6 @@ def test_a_watermark_is_read_wherever_a_file_is_decoded(style):
     assert [said is not None for said in here] == [style != "L", False]  # grey has no colour
     blind = replace(SPEC, provenance=ProvenancePolicy())
     assert {outcome.provenance for outcome in decoded(blind, marked, plain).outcomes} == {None}
-
-
-def test_a_file_that_is_known_keeps_its_watermark():
-    file = encoded(marked_photo(), "PNG")
-    cache = ScoreCache(SPEC)
-    decoder = BatchDecoder(SPEC, StageClock(), recall=cache)
-    seen = []
-    for _ in range(2):
-        cache.begin_block()
-        outcome = decoder.decode([(0, file)]).outcomes[0]
-        cache.learn([outcome], DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, np.ones(1, np.float32))))
-        seen.append(outcome)
-    decoder.close()
-    assert [outcome.said is None for outcome in seen] == [True, False]
-    assert seen[0].provenance == seen[1].provenance
-    assert json.loads(seen[1].provenance)["watermark"]["bits"] == 48
 
 
 def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):

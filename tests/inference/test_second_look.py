@@ -1,8 +1,6 @@
 """A cascade in one process and in pools: who looks at what, from which bytes, and that it changes no score of those that look."""
 
 import pickle
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +9,9 @@ from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
 from ray_app.inference.decision import second_stage_rows
-from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
 from tests.inference.batches import batches, read
@@ -99,28 +96,3 @@ def test_two_pools_say_together_what_one_process_says(spec):
     for name in spec.cards:
         np.testing.assert_allclose(outputs.scores[name], whole.scores[name], atol=1e-6)
     assert slow.counts["decoded"] == len(going)
-
-
-def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went_and_for_that_decision_alone(spec):
-    """Another decision, as after `touchstone runs decide` with another card: the index was made under the old one."""
-    outcomes, outputs, _ = read(spec, MEMBERS)
-    going = second_stage_rows(spec, outcomes, outputs)
-    stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
-
-    def known(recall, row):
-        return recall.known(outcomes[row].facts.sha256)
-
-    index = ScoreCache(spec)
-    index.learn(outcomes, outputs)
-    for row in (*going, *stays):
-        assert (known(index, row).said.scores["slow"] is None) == (row in stays)
-    forgetful = ScoreCache(spec)
-    forgetful.learn(outcomes, outputs.joined(DetectorOutputs.clean(scores={"slow": np.full(len(outcomes), np.nan, np.float32)})))
-    assert known(forgetful, going[0]) is None
-    assert known(forgetful, stays[0]) is not None
-    wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
-    for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}, {}):
-        changed = replace(spec, ensemble=spec.ensemble.model_copy(update=decision))
-        other = ScoreCache(changed, SimpleNamespace(find=index.known))
-        assert all((known(other, row) is None) == bool(decision) for row in stays)
-        assert all(known(other, row) is not None for row in going)

@@ -150,7 +150,7 @@ def test_a_summary_counts_each_limit_by_what_rows_say():
     rows = [{"status": refusal.status.value, "detail": refusal.detail} for refusal in refusals()]
     rows += [{"status": Status.CORRUPT_IMAGE.value, "detail": "over max_pixels, says a hostile file"}, {"status": "ok", "detail": None}]
     schema = pa.schema([field.with_nullable(True) for field in row_schema([])])
-    table = pa.Table.from_pylist([{**dict.fromkeys(schema.names), **row, "reused": False} for row in rows], schema=schema)
+    table = pa.Table.from_pylist([{**dict.fromkeys(schema.names), **row} for row in rows], schema=schema)
     counted = summarise([table], []).refused_by_limits
     assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
 

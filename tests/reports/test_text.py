@@ -75,7 +75,7 @@ def test_no_line_is_wider_than_the_terminal(width):
 
 
 def test_the_end_of_a_run_in_words():
-    lines = summary_lines(example_summary(run="/data/my run", reused=1204))
+    lines = summary_lines(example_summary(run="/data/my run"))
     text = "\n".join(lines)
     for said in (
         "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
@@ -86,7 +86,6 @@ def test_the_end_of_a_run_in_words():
         "flags about 1 % of real pictures and finds",
         "bottleneck: score (51.8 % of the workers' time): The cores are busy",
         "not calibrated",
-        "reused: the scores of 1,204 files are those of other files with the same bytes",
         "report: /data/my run/report.html",
     ):
         assert said in text

@@ -23,7 +23,7 @@ def table(rows=ROWS):
         {
             "image_id": number, "uri": f"{number}.jpg", "status": "ok" if verdict else "corrupt_image", "verdict": verdict,
             "predicted_generator": name, "generator_family": family, "generator_confidence": sure, "score": score,
-            "generator_ranking": ["sdxl"] if sure is not None else None, "predicted_prompt": words, "reused": False,
+            "generator_ranking": ["sdxl"] if sure is not None else None, "predicted_prompt": words,
         }
         for number, (verdict, name, family, sure, score, words) in enumerate(rows)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read alone.
+"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read and not written.
 
 `python -m tests.runs.test_schema_version` writes the columns down, after SCHEMA_VERSION was counted up.
 """
@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, Status
 from ray_app.runs import current_rows, schema
 from ray_app.scoring.rescore import decide_run
-from tests.runs.small_run import begun
+from tests.runs.small_run import begun, retried, rows_of
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")
+RETIRED = {"reused"}  # by 1.0
 ASKED = {"views": ["jpeg-80"], "perceptual_hash": True, "second_look": True, "stability": True, "identified": True, "described": True}
 
 
@@ -39,7 +40,16 @@ def test_rows_of_0_8_0_have_columns_of_today_with_the_types_of_today():
     [rows] = [pq.read_schema(io.BytesIO(body)) for key, body in kept_objects().items() if key.startswith("finished/scores/")]
     assert rows.metadata[b"touchstone.schema"] == b"5"
     today = schema.row_schema(rows.field("scores").type.names)
-    assert {field.name: field.type for field in rows} == {field.name: today.field(field.name).type for field in rows}
+    kept = [field for field in rows if field.name not in RETIRED]
+    assert {field.name: field.type for field in kept} == {field.name: today.field(field.name).type for field in kept}
+
+
+def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
+    run = begun(tmp_path, ["0.jpg", "1.jpg"], fails=lambda name: Status.SOURCE_TIMEOUT if name == "1.jpg" else None)
+    run.publish(0)
+    run.rewrite_all(lambda rows: rows.append_column("reused", pa.array([True] * len(rows))))
+    assert retried(run, 2, Status.SOURCE_TIMEOUT) == 1
+    assert {name: row["reused"] for name, row in rows_of(run).items()} == {"0.jpg": True, "1.jpg": None}
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from ray_app.archives import manifests
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, check_conservation, current_rows, parts, score_index, small_files
+from ray_app.runs import RunDirectory, check_conservation, current_rows, parts, small_files
 from ray_app.runs.reader import members_in, publish_vanished
 from ray_app.runs.score_files import Published, named, split_off
-from tests.runs.small_run import SPEC, new_run, relist, retried, score_blocks, write_files
+from tests.runs.small_run import new_run, relist, retried, score_blocks, write_files
 from tests.runs.test_readers import assert_all_agree
 
 
@@ -111,18 +111,3 @@ def test_a_retry_of_merged_nights(run):
     assert {status for _, _, status, *_ in rows} == {"ok"}
     assert sum(table.num_rows for number in manifests(run.store) for table in run.masks(number)) == masks + 5
     assert check_conservation(run) == 30
-
-
-def test_a_merged_file_has_one_index_of_scores(run, tmp_path):
-    score_index.build_index(run, SPEC)
-    assert len(run.store.names("reuse")) == 4
-    known = len(score_index.ScoreIndex(run, tmp_path / "cache"))
-    small_files.merge_small(run)
-    assert score_index.build_index(run, SPEC) == 1
-    assert len(run.store.names("reuse")) == 1
-    index = score_index.ScoreIndex(run, tmp_path / "cache")
-    assert len(index) == known == 25
-    assert index.find(next(row["sha256"] for row in current_rows(run) if row["status"] == "ok")) is not None
-    assert score_index.build_index(run, SPEC) == 0
-    score_index.forget_index(run, run.published()[0])
-    assert run.store.names("reuse") == []

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.detectors import load_card
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError, IdentityError
 from ray_app.images import ImageLimits
@@ -16,7 +15,7 @@ from ray_app.inference.stability import Stability
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import check_reuse, identity_of, kept_embeddings_of, resolve
+from ray_app.scoring.identity import identity_of, kept_embeddings_of, resolve
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES
@@ -123,17 +122,3 @@ def test_stability_is_part_of_the_identity_only_where_it_is_asked_for():
     asked = ScoreConfig(ensemble="tiny", stability=2)
     assert "stability" not in usual
     assert identity_of(asked, resolve(asked).spec(gpus=0)) == usual | {"stability": Stability(2, 2.0).facts()}
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"perturb": ("jpeg:75",)}, "not of perturbed ones"),
-        ({"stability": 2}, "not of their views"),
-        ({"features": ("unifd",)}, "scores, not embeddings"),
-        ({}, "maskclip would leave repeated files without one"),
-    ],
-)
-def test_reuse_copies_scores_and_nothing_else(settings, why):
-    with pytest.raises(ConfigError, match=why):
-        check_reuse(ScoreConfig(reuse="sha256", **settings), [load_card("touchstone-tiny"), load_card("maskclip")])

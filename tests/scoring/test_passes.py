@@ -1,5 +1,6 @@
 """Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import yaml
 
 from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
+from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, make_spec
@@ -47,9 +49,9 @@ def test_a_limit_is_obeyed_or_refused_by_name():
     assert len(planned(spec, limited).groups()) == 2
     with pytest.raises(ConfigError, match=r"maskclip need about 5\.\d GB"):
         planned(spec_of("unifd", "maskclip"), limited)
-    with pytest.raises(ConfigError, match="cannot be asked in several passes: --reuse"):  # which needs all detectors at once
-        planned(spec, limited.model_copy(update={"reuse": "sha256"}))
-    assert len(planned(spec, ScoreConfig(reuse="sha256"), node_bytes=4 * GB).groups()) == 1
+    cascade = spec.ensemble.model_copy(update={"cascade": Cascade(first=1, band=(-2, 2))})
+    with pytest.raises(ConfigError, match=r"cannot be asked in several passes: .* is a cascade"):
+        planned(replace(spec, ensemble=cascade), limited)
 
 
 def write_large(folder):

@@ -1,7 +1,6 @@
-"""Retries and reuse: only what is asked for is scored, under the same ids, and everything else stays as it was."""
+"""Retries: only what is asked for is scored, under the same ids, and everything else stays as it was."""
 
 import os
-import shutil
 import time
 
 import pytest
@@ -13,7 +12,6 @@ from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import finish_retry, retry_members, score_archive
 from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
-from tests.scoring.conftest import comparable
 from tests.scoring.test_run_more import save_photo
 
 BAD = ("corrupt_image", "truncated_image")
@@ -84,57 +82,25 @@ def break_file(path):
     return lambda: write(whole)
 
 
-def test_retries_and_reuse_go_together(score, tmp_path):
-    """Twins in one listing, then a retry in which a repaired file turns out to be known."""
+def test_a_retry_scores_nothing_but_what_is_asked_for(score, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(12):
         save_photo(photos / f"{index:02}.jpg", index)
-    for index in range(6):
-        shutil.copy(photos / f"{index:02}.jpg", photos / f"{index:02}-again.jpg")
-    repair = break_file(photos / "00-again.jpg")
-    repair_other = break_file(photos / "11.jpg")
+    repair = break_file(photos / "11.jpg")
     break_file(photos / "10.jpg")
-    settings = {"perceptual_hash": True, "reuse": "sha256", "block_members": 18, "batch_slots": 18}
-    finished, before = score(photos, **settings)
-    assert [os.path.basename(uri) for uri, row in before.items() if row["reused"]] == [f"{index:02}.jpg" for index in range(1, 6)]
-    assert finished.summary["session"]["reused"] == finished.summary["reused"] == 5
-    assert finished.summary["session"]["decoded"] == 13
-    for index in range(1, 6):
-        one, other = before[str(photos / f"{index:02}-again.jpg")], before[str(photos / f"{index:02}.jpg")]
-        assert comparable(other) == comparable(one) | {"reused": True}
-        assert len(one["phash"]) == 16
-        assert one["verdict"]
+    _, before = score(photos)
 
     repair()
-    repair_other()
     save_photo(photos / "new.jpg", 99)
-    finished, after = score(photos, **settings, rescore=BAD)
+    finished, after = score(photos, rescore=BAD)
     assert finished.exit_code is ExitCode.DONE
     session = finished.summary["session"]
-    assert (session["rows"], session["reused"], session["decoded"], session["seconds"]["list"]) == (3, 1, 2, 0)
+    assert (session["rows"], session["decoded"], session["seconds"]["list"]) == (2, 2, 0)
     assert finished.summary["listing"] == 0
     assert list(after) == list(before), "nothing is listed"
-    changed = {"00-again.jpg": ("ok", 2), "11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
+    changed = {"11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
     for uri, row in after.items():
         name = os.path.basename(uri)
         assert row["image_id"] == before[uri]["image_id"]
         assert (row["status"], row["attempt"]) == changed[name] if name in changed else row == before[uri]
-    assert comparable(after[str(photos / "00-again.jpg")]) == comparable(after[str(photos / "00.jpg")]) | {"reused": True}
-
-
-def test_reused_rows_are_as_if_scored(score, tmp_path):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for index in range(6):
-        save_photo(photos / f"{index}.jpg", index)
-    shutil.copy(photos / "0.jpg", photos / "0-again.jpg")
-    _, plain = score(photos, out=tmp_path / "plain")
-    score(photos, out=tmp_path / "reusing", reuse="sha256")
-    for index in range(6):
-        shutil.copy(photos / f"{index}.jpg", photos / f"{index}-later.jpg")
-    finished, later = score(photos, out=tmp_path / "reusing", reuse="sha256")
-    assert [finished.summary["session"][name] for name in ("rows", "reused", "decoded")] == [6, 6, 0]
-    assert len(later) == len(plain) + 6
-    for uri, row in later.items():
-        assert comparable(row) | {"reused": False} == comparable(plain[uri.replace("-later", "")])

@@ -95,17 +95,15 @@ class ProvenanceReader:
         *,
         native: bool = True,
         pixels: Image.Image | None = None,
-        watermark: statement.Watermark | None = None,
     ) -> statement.Provenance | None:
         """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
 
         Without `native`, a C2PA manifest is noted and not looked at: for files
-        that killed a process before. A watermark is read from `pixels` (RGB), or known already as `watermark`.
+        that killed a process before. A watermark is read from `pixels` (RGB).
         """
         found = containers.locate(data, format_name, self._max_text_bytes)
         sidecar = get_sidecar(data)
-        if self._watermarks and pixels is not None:
-            watermark = read_watermark(pixels)
+        watermark = read_watermark(pixels) if self._watermarks and pixels is not None else None
         if found == containers.NOTHING and watermark is None and not sidecar:
             return None
         exif = metadata.read_exif(found.exif, self._max_text_bytes) if found.exif else metadata.ExifStatements()
@@ -129,7 +127,7 @@ class ProvenanceReader:
             generator=generator,
             digital_source_type=xmp.source_types,
             c2pa=credentials,
-            watermark=watermark if self._watermarks else None,
+            watermark=watermark,
             unread=found.unread,
         )
 
