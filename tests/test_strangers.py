@@ -174,16 +174,15 @@ def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("haproxy", ["0", "1"])
-def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(haproxy, outside, tmp_path):
+def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(outside, tmp_path):
     port = free_ports(1)[0]
     words = [*CLI, "serve", "--ray", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port]
-    with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as process:
+    with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY="1") as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (tmp_path / "errors").read_text()
         found = stranger.listeners(process.pid)
         taken = taken_but_refused(outside, found, tmp_path / "marker")
         replicas = {one for one in taken if one.title.startswith("ray::ServeReplica:touchstone:")}
-        assert {one.port for one in taken} - {one.port for one in replicas} == ({port, 8500} if haproxy == "1" else {port})
+        assert {one.port for one in taken} - {one.port for one in replicas} == {port}
         assert not stranger.joins(f"{outside}:{gcs_of(found)}")
         assert secrets_inherited(process.pid) == {}
         asked = ("GET", "/metrics", None)
@@ -192,5 +191,4 @@ def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(haproxy,
         process.kill()
         process.wait()
         wait_until(lambda: not [pid for pid in family if title_of(pid) and not title_of(pid).startswith(AGENTS)], 60)
-        if haproxy == "1":  # the agents miss their head after a minute: once is enough
-            wait_until(lambda: not [pid for pid in family if title_of(pid)], 120)
+        wait_until(lambda: not [pid for pid in family if title_of(pid)], 120)  # The agents miss their head after a minute.

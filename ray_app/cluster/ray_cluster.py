@@ -56,20 +56,20 @@ _SHORT_START = {"RAY_enable_metrics_collection": "0", "RAY_prestart_worker_first
 
 
 @contextmanager
-def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]], *, quick: bool = False) -> Iterator[Path]:
+def private_ray(hidden: Iterable[str], *, quick: bool = False) -> Iterator[Path]:
     """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
 
     Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every
     user (docs/security.md has what was measured).
 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
-    clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block. `quick`: a short start.
+    clusters. SECRETS and `hidden` are not inherited. All is as before after the block. `quick`: a short start.
     """
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     mine = {**access, **_TORCH, **_NICENESS, **_NO_UPLOAD, **(_SHORT_START if quick else {})}
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
     try:
-        with private_folder() as folder, _environment({**variables(folder), **mine}, left_out):
+        with private_folder() as folder, _environment(mine, left_out):
             from ray._private import ray_constants
 
             # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
@@ -138,13 +138,12 @@ def cluster(
     config: ClusterConfig,
     *,
     hidden: Iterable[str] = (),
-    variables: Callable[[Path], Mapping[str, str]] = lambda folder: {},
     warm: Sequence[str] = (),
 ) -> Iterator[None]:
     """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
 
-    What it starts obeys this process alone (see `private_ray`). `variables(its folder)` are added to its environment, the names in `hidden`
-    taken out. `warm`: for a short start: modules that its workers find imported; it has neither statistics nor agents then, and its
+    What it starts obeys this process alone (see `private_ray`). The names in `hidden` are taken out of its
+    environment. `warm`: for a short start: modules that its workers find imported; it has neither statistics nor agents then, and its
     processes are of one core each. Raises ClusterError when the address does not answer.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -174,7 +173,7 @@ def cluster(
             else:
                 warm_workers.begin(warm)
                 ending.callback(warm_workers.end)
-                folder = ending.enter_context(private_ray(hidden, variables, quick=bool(warm)))
+                folder = ending.enter_context(private_ray(hidden, quick=bool(warm)))
                 import ray
 
                 with without_side_effects(), services.without_services(agents=not warm), _module_folder(folder.parent):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX, _LOCK = "ts-", "touchstone.lock"
-_MAX_BASE_BYTES = 24  # The path of a Unix socket has at most 107 bytes, and Serve's HAProxy needs 83 of them below this folder.
+_MAX_BASE_BYTES = 24  # The path of a Unix socket has at most 107 bytes, and Ray's longest needs up to 80 of them below this folder.
 
 
 def ray_base() -> Path:

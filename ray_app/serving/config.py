@@ -1,7 +1,7 @@
 """The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,15 +75,13 @@ class Batching(Frozen):
     wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for others to share its batch")
 
 
-_REMOVED_KEYS = {
-    "jobs": ("0.19", "submit runs with Ray's own job API: ray job submit -- touchstone score …"),
-    "arena": ("0.24", "people label images on the page of touchstone runs audit RUN --draw N --out DIR"),
-}
-"""Key of an endpoint's config → version that removed it, and what to use."""
-
-
 class ServeConfig(Frozen):
     """One endpoint: which ensembles, on what, within which limits."""
+
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "jobs": "submit runs with Ray's own job API: ray job submit -- touchstone score …",
+        "arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels",
+    }
 
     ensembles: tuple[str, ...] = Field(
         default=("default",), min_length=1, description="names or paths; a request that names none gets the first"
@@ -120,10 +118,11 @@ class ServeConfig(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_removed_keys(cls, given: Any) -> Any:
-        for key, (version, replacement) in _REMOVED_KEYS.items() if isinstance(given, Mapping) else ():
-            if key in given:
-                raise ConfigError(f"{key}: removed in {version}", hint=f"remove it; {replacement}")
+    def _refuse_retired_keys(cls, given: Any) -> Any:
+        """Raise ConfigError also if Ray Serve builds the config, which does not call `validate`."""
+        for key, replacement in cls.retired_keys.items():
+            if isinstance(given, Mapping) and key in given:
+                raise ConfigError(f"{key}: retired", hint=replacement)
         return given
 
 

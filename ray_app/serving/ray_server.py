@@ -3,10 +3,9 @@
 For clusters there is `serve deploy`; without Ray there is `serving.server`.
 """
 
-import functools
 import logging
 import os
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,23 +16,24 @@ from ray_app.config import absolute_name, validate
 from ray_app.detectors import resolve_weights
 from ray_app.detectors.card import split_variant
 from ray_app.errors import ClusterError, ConfigError, describe_error
-from ray_app.serving import address, haproxy, release
+from ray_app.serving import address, release
 from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http import auth, connections
 
 _log = logging.getLogger(__name__)
 
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
-# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The fourth is for
-# Serve's HAProxy, which waits an hour for a client that is silent. The last is how long one of three waits for a new proxy is: after 5 s
-# each Serve ends it, and a slow machine's proxy imports longer than that.
+# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is how
+# long one of three waits for a new proxy is: after 5 s each Serve ends it, and a slow machine's proxy imports longer than that.
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     connections.CALLBACK: connections.INSTALL,
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
+# HAProxy would listen on every address for its statistics, and outlive a killed command. With direct ingress, which throughput optimization
+# enables, replicas would listen on ports of their own.
+_PYTHON_PROXY = {auth.HAPROXY_ENABLED: "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
 
 
@@ -51,17 +51,13 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
         resolve_weights(card)  # fetched here and once; what is missing is an error before Ray starts
     connections.connection_limits()
     config = _with_absolute_paths(config.model_copy(update={"access": auth.by_digests(config.access)}))
-    os.environ.setdefault(haproxy.ENABLED, str(int(haproxy.is_installed())))
-    # Replicas need no ports of their own unless Serve's HAProxy asks them directly; then, as no other load balancer has to learn of it, a
-    # replica that has answered its last request ends at once, and not after 30 s.
-    direct = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ[haproxy.ENABLED], "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
-    for name, value in {**SERVE_VARIABLES, **direct}.items():
+    for name, value in SERVE_VARIABLES.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_PYTHON_PROXY)
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
 
     logging_config = validate(logs, LoggingConfig, where="logging_config")
-    proxied = functools.partial(haproxy.haproxy_variables, on_loopback=host == "localhost" or auth.is_loopback(host))
-    with cluster(at_cluster, hidden=(config.access.tokens_variable,), variables=proxied):
+    with cluster(at_cluster, hidden=(config.access.tokens_variable,)):
         from ray import serve
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, build
@@ -110,16 +106,27 @@ def _absolute_detector(name_or_path: str) -> str:
 
 
 def _drain(name: str, limit_s: float) -> None:
-    """End the replicas, which finish what they have, and wait for them; a shutdown would begin with the proxy."""
+    """Delete the application, whose replicas finish their requests, and wait for at most `limit_s`. A shutdown would begin with the proxy."""
+    # `serve.delete` takes no deadline. A daemon thread does not keep this process alive if Serve never answers.
+    deleting = threading.Thread(target=_delete, args=(name,), daemon=True)
+    deleting.start()
+    deleting.join(limit_s)
+    if deleting.is_alive():
+        _log.warning("the endpoint did not end by itself within %.0f s", limit_s)
+
+
+def _delete(name: str) -> None:
     from ray import serve
 
-    deadline = time.monotonic() + limit_s
-    try:
-        serve.delete(name, _blocking=False)
-        while time.monotonic() < deadline and name in serve.status().applications:
-            time.sleep(0.1)
-    except Exception as error:  # what is left is ended by the shutdown
-        _log.warning("the endpoint did not end by itself: %s", describe_error(error))
+    while True:
+        try:
+            serve.delete(name)
+            return
+        except TimeoutError:  # Serve waits for 60 s. Requests may take longer.
+            continue
+        except Exception as error:  # The shutdown ends what is left.
+            _log.warning("the endpoint did not end by itself: %s", describe_error(error))
+            return
 
 
 def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:

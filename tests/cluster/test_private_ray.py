@@ -24,12 +24,11 @@ USERS = {
 TWICE = """
 import os
 from ray_app.cluster.ray_cluster import private_ray
-names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE", "GIVEN")
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE")
 before = [os.environ.get(name) for name in names]
 for _ in range(2):
-    with private_ray(("MINE",), lambda folder: {"GIVEN": str(folder)}) as folder:
+    with private_ray(("MINE",)):
         assert os.environ["RAY_AUTH_MODE"] == "token"
-        assert os.environ["GIVEN"] == str(folder.parent)
         assert not {"RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE"} & os.environ.keys()
         print(os.environ["RAY_AUTH_TOKEN"])
     assert [os.environ.get(name) for name in names] == before

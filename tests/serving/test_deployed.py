@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 REPLICA = "ray::ServeReplica:touchstone:"
 MB = 2**20
-# As configs/kubernetes/rayservice.yaml has it; and this one listens on loopback, so that who comes through it needs no token.
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "TOUCHSTONE_HAPROXY_ON_LOOPBACK": "1"}
+# As configs/kubernetes/rayservice.yaml has it.
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ class Deployed:
         }
         replicas = {"ingress": {"replicas": 2, "num_cpus": 0.1}, "detectors": {"replicas": 2, "num_cpus": 0.3}}
         application = {"name": "touchstone", "route_prefix": "/", "import_path": "ray_app.serving.app:build"}
-        self.config["applications"] = [application | {"args": {"ensembles": ["tiny"], "fused": False, **replicas}}]
+        self.config["applications"] = [
+            application | {"args": {"ensembles": ["tiny"], "fused": False, "access": {"anonymous": True}, **replicas}}
+        ]
 
     def deploy(self, deployments=None, **args):
         """`serve deploy` with these args changed."""

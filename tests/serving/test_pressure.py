@@ -15,8 +15,7 @@ from tests.serving.served import served
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCORE = "/v1/score"
-# Serve's own proxy has our limits of heads and connections; HAProxy has its own (docs/endpoint-limits.md).
-SERVERS = {"server": ([], {}), "ray": (["--ray"], {"RAY_SERVE_ENABLE_HA_PROXY": "0"})}
+SERVERS = {"server": [], "ray": ["--ray"]}
 DEADLINE_S = 10
 
 
@@ -24,8 +23,7 @@ DEADLINE_S = 10
 def endpoint(request):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))
-    options, variables = SERVERS[request.param]
-    with served(*options, "--set", f"limits.deadline_s={DEADLINE_S}", **variables) as running:
+    with served(*SERVERS[request.param], "--set", f"limits.deadline_s={DEADLINE_S}") as running:
         yield running
 
 

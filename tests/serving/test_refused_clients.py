@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ray_app.serving import haproxy
 from tests.ray_head import free_ports
 from tests.serving.http.live import ask, connected, request, wait_for
 from tests.serving.http.test_limits import chunked, pour
@@ -25,24 +24,20 @@ AUTHORIZATION = f"Authorization: Bearer {TOKEN}"
 MAX_BODY_BYTES = 4 * MB
 REFUSED = {"one worker": 10_000}  # Others, which take longer for each, get 2,000.
 SERVERS = {
-    "one worker": ([], {}),
-    "two workers": (["--workers", "2"], {}),
-    "Serve's proxy": (["--ray"], {haproxy.ENABLED: "0"}),
-    "HAProxy": (["--ray"], {haproxy.ENABLED: "1"}),
-    "nginx": ([], {}),
+    "one worker": [],
+    "two workers": ["--workers", "2"],
+    "Serve's proxy": ["--ray"],
+    "nginx": [],
 }
 
 
 @pytest.fixture(scope="module", params=SERVERS)
 def endpoint(request, tmp_path_factory):
     """An endpoint with one token: its `name` in SERVERS, its `port`, its `url`, and the process of the command, `pid`."""
-    if request.param == "HAProxy" and not haproxy.is_installed():
-        pytest.skip("ray[serve] came without HAProxy for this machine")
     if request.param == "nginx" and shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
-    options, variables = SERVERS[request.param]
     limit = ("--set", f"limits.max_body_bytes={MAX_BODY_BYTES}")
-    with served(*options, *limit, TOUCHSTONE_TOKENS=TOKEN, **variables) as running:
+    with served(*SERVERS[request.param], *limit, TOUCHSTONE_TOKENS=TOKEN) as running:
         if request.param != "nginx":
             yield described(request.param, running.port, running)
             return

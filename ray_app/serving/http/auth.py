@@ -12,11 +12,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_app.errors import ConfigError
-from ray_app.serving import haproxy
 from ray_app.serving.config import Access
 from ray_app.serving.http.errors import Refusal, refuse
 
 _log = logging.getLogger(__name__)
+
+HAPROXY_ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Environment variable with which Ray Serve uses HAProxy as its proxy."""
 
 _SHORTEST = 16
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
@@ -118,8 +120,8 @@ class AccessGuard:
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:
         self.app, self.tokens, self.open_paths = app, tokens, open_paths
         self.access = tokens.access
-        # Whom HAProxy brings comes from HAProxy's address: from this machine only where it lets nobody else in.
-        self.behind_haproxy = os.environ.get(haproxy.ENABLED) == "1" and os.environ.get(haproxy.ON_LOOPBACK) != "1"
+        # Every request comes from the address of HAProxy, so a loopback address proves nothing about the client.
+        self.behind_haproxy = os.environ.get(HAPROXY_ENABLED) == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
