@@ -256,7 +256,7 @@ def _below(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
 
 
 def _read(max_bytes: int, closed: Mapping[str, SourceError], name: str) -> bytes:
-    """The bytes of an image by its name; web URLs as the endpoint reads them: https and public addresses alone. Raises InputError."""
+    """The bytes of an image by its name; web URLs over https and from public addresses alone. Raises InputError."""
     from ray_app.images.provenance import attach_sidecar
     from ray_app.storage import Fetcher
     from ray_app.storage.urls import local_uri, scheme_of
@@ -294,11 +294,6 @@ def _require_file(name: str) -> None:
 def _from_web(url: str, max_bytes: int) -> bytes:
     import asyncio
 
-    from ray_app.serving.config import UrlFetching
-    from ray_app.serving.http.errors import Refusal
-    from ray_app.serving.url_fetch import GuardedFetcher
+    from ray_app.storage import guarded_http
 
-    try:
-        return asyncio.run(GuardedFetcher(UrlFetching(), max_bytes).fetch(url))
-    except Refusal as refused:
-        raise SourceError(Status.SOURCE_DENIED, f"not fetched: {refused.message}") from None
+    return asyncio.run(guarded_http.fetch_image(url, max_bytes))

@@ -45,16 +45,6 @@ class Access(Frozen):
     cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may use the endpoint; none = CORS is off")
 
 
-class UrlFetching(Frozen):
-    """Images by URL. Off unless asked for: a server that fetches what strangers name is a way into its own network."""
-
-    enabled: bool = Field(default=False, description="fetch the images that requests to /v1/score-url name")
-    allowed_hosts: tuple[str, ...] = Field(default=(), description="only these hosts (and `*.` subdomains of them); none = any public host")
-    connect_timeout_s: float = Field(default=5.0, gt=0, description="until the server is connected")
-    total_timeout_s: float = Field(default=10.0, gt=0, description="for one image, redirects included")
-    max_redirects: int = Field(default=3, ge=0, le=10, description="each is checked as the first address was")
-
-
 class Resources(Frozen):
     """What the replicas of one deployment take, and how many there are."""
 
@@ -81,6 +71,7 @@ class ServeConfig(Frozen):
     retired_keys: ClassVar[Mapping[str, str]] = {
         "jobs": "submit runs with Ray's own job API: ray job submit -- touchstone score …",
         "arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels",
+        "urls": "fetch the image and send its bytes to /v1/score, or use touchstone check URL",
     }
 
     ensembles: tuple[str, ...] = Field(
@@ -113,7 +104,6 @@ class ServeConfig(Frozen):
     )
     limits: RequestLimits = RequestLimits()
     access: Access = Access()
-    urls: UrlFetching = UrlFetching()
     page: bool = Field(default=True, description="whether / is the web page")
 
     @model_validator(mode="before")

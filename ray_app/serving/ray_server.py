@@ -106,7 +106,7 @@ def _absolute_detector(name_or_path: str) -> str:
 
 
 def _drain(name: str, limit_s: float) -> None:
-    """Delete the application, whose replicas finish their requests, and wait for at most `limit_s`. A shutdown would begin with the proxy."""
+    """Delete the application and wait until its replicas have finished their requests. A shutdown would begin with the proxy."""
     # `serve.delete` takes no deadline. A daemon thread does not keep this process alive if Serve never answers.
     deleting = threading.Thread(target=_delete, args=(name,), daemon=True)
     deleting.start()

@@ -14,6 +14,11 @@ from pathlib import Path
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage.urls import bucket_and_key, scheme_of, strip_secrets
 
+BAD_URL = "bad_url"
+"""Status of a URL that `storage.guarded_http` does not request."""
+FORBIDDEN_ADDRESS = "forbidden_address"
+"""Status of a URL whose host is not on the public Internet."""
+
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what other S3 servers and GCS say for the same.
 _THROTTLE_CODES = frozenset(
     {"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded"}

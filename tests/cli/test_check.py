@@ -20,11 +20,11 @@ from PIL.PngImagePlugin import PngInfo
 from ray_app import load_ensemble
 from ray_app.cli.check import _shown
 from ray_app.cli.main import main
-from ray_app.serving import url_fetch
+from ray_app.storage import guarded_http
 from ray_app.storage.ssrf import is_public_address
 from tests.images.factory import chunk
 from tests.reports.page_reader import read
-from tests.serving.tls_server import Loopback, answer, authority
+from tests.storage.tls_server import Loopback, answer, authority
 from tests.unprivileged import closed, nested
 
 KILLS = b"this one kills the decoder"
@@ -274,8 +274,8 @@ def test_a_url_is_fetched_through_the_guard(monkeypatch, capsys):
                 return [("127.0.0.1", server.port)]
 
             allowed = lambda address: address == "127.0.0.1" or is_public_address(address)  # noqa: E731
-            guarded = functools.partial(url_fetch.GuardedFetcher, resolver=here, is_allowed_address=allowed)
-            monkeypatch.setattr(url_fetch, "GuardedFetcher", guarded)
+            fetch = functools.partial(guarded_http.fetch_image, resolver=here, is_allowed_address=allowed)
+            monkeypatch.setattr(guarded_http, "fetch_image", fetch)
             arguments = ["https://images.test/a.jpg", "https://images.test/gone.jpg", "--ensemble", "tiny", "--json"]
             return await asyncio.to_thread(_checked, arguments)
 

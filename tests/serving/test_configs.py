@@ -69,7 +69,7 @@ def built(config: dict[str, Any]) -> dict[str, DeploymentConfig]:
 def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_nothing_twice(config):
     served, app = check(config), application(config)
     assert (app["import_path"], app["name"]) == ("ray_app.serving.app:build", "touchstone")
-    assert not any([served.access.anonymous, served.access.cors_origins, served.urls.enabled])
+    assert not any([served.access.anonymous, served.access.cors_origins])
     assert "deployments" not in app, "the application sets it"
     for section in (config["http_options"], app["args"]["ingress"]):
         section["portx"] = 1

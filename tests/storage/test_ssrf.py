@@ -1,4 +1,4 @@
-"""Which addresses are dialled, and which URLs asked at all, by their text; resolvers are tested with the endpoint's fetcher."""
+"""Which addresses are dialled, and which URLs asked at all, by their text; resolvers are tested with `GuardedClient`."""
 
 import pytest
 

@@ -13,12 +13,11 @@ from ray_app.datajobs.parts import OK
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
+from ray_app.storage.errors import BAD_URL, FORBIDDEN_ADDRESS
 
 Form = Literal["files", "parquet", "webdataset"]
 _OURS = ("parts", "index", "_collected")
 SOFTWARE = f"touchstone-collect/{__version__}"
-FORBIDDEN_ADDRESS = "forbidden_address"
-BAD_URL = "bad_url"
 MEANING: dict[str, str] = {
     OK: "an image that decodes, in its place",
     Status.SOURCE_MISSING: "404 or 410, or no such host",

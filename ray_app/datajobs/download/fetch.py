@@ -18,13 +18,14 @@ from itertools import islice
 from typing import Any
 
 from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datajobs.download.http import Failed, Host, HttpClient
+from ray_app.datajobs.download.hosts import Host, open_client
 from ray_app.datajobs.download.sink import Row, Sink, Task, owner_of, row_of
 from ray_app.datajobs.parts import OK
 from ray_app.errors import InputError, Status
 from ray_app.images import formats
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store
+from ray_app.storage.guarded_http import FetchFailed
 
 _WRITERS = 16
 _WALL_LIMIT_S = 20.0  # of a decoder
@@ -90,7 +91,7 @@ class Downloader:
     async def _open(self) -> None:
         config = self._config
         self._sink = Sink(Store.open(config.out), Store.open(self._records), config, self._columns)
-        self._http, self._room = HttpClient(config), asyncio.Semaphore(config.limits.connections)
+        self._http, self._room = open_client(config), asyncio.Semaphore(config.limits.connections)
         processes = config.limits.decoders
         self._decoders = IsolatedDecoders(config.images, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)
         self._checking = ThreadPoolExecutor(processes, thread_name_prefix="decode")
@@ -155,7 +156,7 @@ class Downloader:
                 try:
                     data = await asyncio.to_thread(self._sink.read, name)
                     facts = await self._checked(data)
-                except (FileNotFoundError, Failed):
+                except (FileNotFoundError, FetchFailed):
                     continue
                 await self._keep(task, data, facts, "/" + name.rpartition(".")[2])
                 return True
@@ -174,7 +175,7 @@ class Downloader:
             except TimeoutError:  # it waited for its host
                 self._elsewhere.append(task)
                 return
-            except Failed as failure:
+            except FetchFailed as failure:
                 task = replace(task, requests=task.requests + failure.asked, tries=task.tries + 1)
                 _note(host, failure)
                 is_same = failure.sha256 is not None and failure.sha256 == before
@@ -191,7 +192,7 @@ class Downloader:
             await asyncio.sleep(pause)
 
     async def _once(self, task: Task, host: Host) -> None:
-        """One request, and what comes of it. Raises Failed, TimeoutError where the unit's time is over before the host is free."""
+        """One request, and what comes of it. Raises FetchFailed, TimeoutError where the unit's time is over before the host is free."""
         async with AsyncExitStack() as held:
             async with asyncio.timeout_at(None if math.isinf(self._until) else self._until) as waiting, host.visit():
                 waiting.reschedule(None)
@@ -204,7 +205,7 @@ class Downloader:
                 await self._keep(task, answer.data, await self._checked(answer.data), answer.content_type, http_status=200)
                 return
         if task.hops >= self._config.limits.max_redirects:
-            raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
+            raise FetchFailed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
         task = replace(task, url=answer.moved, hops=task.hops + 1, tries=0)
         is_ours = owner_of(task.host, self._unit.parts) == self._unit.part
         (self._queue.add if is_ours else self._elsewhere.append)(task)
@@ -219,22 +220,22 @@ class Downloader:
         self._news.append(row["status"])
 
     async def _checked(self, data: bytes) -> Row:
-        """Facts of bytes that decode. Raises Failed; `passing` where a torn transfer may be the reason."""
+        """Facts of bytes that decode. Raises FetchFailed; `passing` where a torn transfer may be the reason."""
         return await self._loop.run_in_executor(self._checking, _facts, self._decoders, data)
 
 
 def _facts(decoders: IsolatedDecoders, data: bytes) -> Row:
     digest = sha256(data).hexdigest()
     if data and formats.sniff_format(data) is None:
-        raise Failed(Status.UNSUPPORTED_FORMAT, formats.describe_unsupported(data), sha256=digest, http_status=200)
+        raise FetchFailed(Status.UNSUPPORTED_FORMAT, formats.describe_unsupported(data), sha256=digest, http_status=200)
     try:
         facts = decoders.decode(data).facts
     except InputError as error:
-        raise Failed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
+        raise FetchFailed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
     return {"sha256": digest, "format": str(facts.format), "width": facts.width or 0, "height": facts.height or 0}
 
 
-def _note(host: Host, failure: Failed) -> None:
+def _note(host: Host, failure: FetchFailed) -> None:
     if (failure.asked and failure.status == Status.SOURCE_THROTTLED) or failure.wait_s is not None:
         host.throttled(failure.wait_s)
     elif failure.asked and failure.answered:

@@ -29,7 +29,7 @@ from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 from ray_app.datajobs.download import sink, url_table
 from ray_app.datajobs.download.config import MEANING, PASSING, CollectConfig
 from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
-from ray_app.datajobs.download.http import Host
+from ray_app.datajobs.download.hosts import Host
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, write_part
 from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.reports import format as wording

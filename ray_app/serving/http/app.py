@@ -37,7 +37,6 @@ OPEN = (*PAGE, "/healthz", "/readyz", "/openapi.json")
 UNCOUNTED = (*OPEN, "/metrics")
 # What waits for the detectors; everything else is answered, or waits for others' servers.
 QUEUED = ("/v1/score",)
-URL_BODY_BYTES = 16 * 1024  # JSON is parsed at once, in the event loop: an address needs no more
 ABANDONED = 499  # the client left before an answer began; as nginx counts it
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _PAGE_POLICY = (
@@ -106,7 +105,7 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
         Admission,
         limits.max_requests,
         longest_wait_s=limits.deadline_s / 2,
-        body_bytes={"": limits.max_body_bytes, "/v1/score-url": URL_BODY_BYTES},
+        max_body_bytes=limits.max_body_bytes,
         max_in_flight=limits.max_bytes_in_flight,
         queued=auth.Paths(QUEUED),
         uncounted=uncounted,

@@ -28,7 +28,6 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "too_many_files": (413, "the request has more files than allowed"),
     "unsupported_format": (415, "not an image format that this endpoint accepts"),
     "unsupported_encoding": (415, "compressed request bodies are not read"),
-    "url_refused": (422, "this address may not be fetched"),
     "too_many_requests": (429, "this token has made more requests than allowed"),
     "headers_too_large": (431, "the request has more headers than allowed"),
     "internal_error": (500, "a fault of this endpoint; its log has the request id"),
@@ -98,7 +97,7 @@ def _documented(status: int) -> dict[str, Any]:
     }
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted(_CODES)}
+ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted({*_CODES, 422})}
 """Every status that is not a success, for `responses=` of FastAPI: with 422 among them it does not document its own shape."""
 
 

@@ -5,7 +5,7 @@ may make (`RateLimit`). Each ingress replica counts for itself.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NoReturn
 
 from starlette.datastructures import Headers
@@ -171,9 +171,8 @@ class Admission(Layer):
     those before it. Retry-After is the time in which those at work are likely to be done, 1 to 30 seconds. Requests to `uncounted` paths
     take no place.
 
-    `body_bytes` maps the beginning of a path to the most bytes of one body (413), the longest match counts, `""` matches all;
-    `max_in_flight`: bytes of all bodies (503). An announced length is judged before a byte is read, every byte is counted as it comes, and
-    compressed bodies are not taken (415).
+    `max_body_bytes`: bytes of one body (413); `max_in_flight`: bytes of all bodies (503). An announced length is judged before a byte is
+    read, every byte is counted as it comes, and compressed bodies are not taken (415).
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class Admission(Layer):
         max_requests: int,
         *,
         longest_wait_s: float = math.inf,
-        body_bytes: Mapping[str, int],
+        max_body_bytes: int,
         max_in_flight: int,
         queued: Paths,
         uncounted: Paths,
@@ -190,7 +189,7 @@ class Admission(Layer):
     ) -> None:
         super().__init__(app)
         self.max_requests, self.longest_wait_s = max_requests, longest_wait_s
-        self.body_bytes, self.max_in_flight = sorted(body_bytes.items(), key=lambda item: -len(item[0])), max_in_flight
+        self.max_body_bytes, self.max_in_flight = max_body_bytes, max_in_flight
         self.queued, self.uncounted = queued, uncounted
         self.pace = ServicePace(longest_wait_s, clock)
         self.at_work = self.sending = self.bytes_in_flight = 0
@@ -232,7 +231,6 @@ class _Visit:
         path = scope["path"]
         self.admission, self.scope, self._receive, self._send = admission, scope, receive, send
         self.is_counted, self.queued = not admission.uncounted.has(path), admission.queued.has(path)
-        self.most_bytes = next(size for prefix, size in admission.body_bytes if path.startswith(prefix))
         self.size = self.status = 0
         self.body_came = not has_body(scope)
         self.sending = self.at_work = False
@@ -307,8 +305,8 @@ class _Visit:
         self._judge_size(int(length))
 
     def _judge_size(self, size: int) -> None:
-        if size > self.most_bytes:
-            self._refuse(Refusal("body_too_large", limit=self.most_bytes, observed=size))
+        if size > self.admission.max_body_bytes:
+            self._refuse(Refusal("body_too_large", limit=self.admission.max_body_bytes, observed=size))
         if self.admission.bytes_in_flight + size - self.size > self.admission.max_in_flight:
             message = "running requests fill the memory that is set aside for them"
             self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))

@@ -10,17 +10,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from ray_app.errors import InputError, Status
-from ray_app.serving import engine, url_fetch
+from ray_app.serving import engine
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.metrics import Meter
-from ray_app.storage.ssrf import MAX_URL
 
 # It would log for every bad form what the client gets as an error.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -36,7 +34,6 @@ _PAUSE_BYTES = 2**18
 Images = list[tuple[str | None, bytes]]  # with the names that they were sent with, in the order sent
 
 READY_TIMEOUT_S = 5.0
-AT_ONCE = 8  # addresses fetched; what they bring is in no request's budget
 
 _IMAGE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {
@@ -68,22 +65,9 @@ Detectors = Annotated[Sequence[str], Query(alias="detector", max_length=16, desc
 Masks = Annotated[bool, Query(description="with masks, from the detectors that localize")]
 
 
-class UrlRequest(BaseModel):
-    """An image to be fetched."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    url: str = Field(max_length=MAX_URL, examples=["https://example.org/photo.jpg"])
-    ensemble: str | None = Field(default=None, max_length=200)
-    detectors: list[str] = Field(default=[], max_length=16, description="optional detectors to ask besides")
-    masks: bool = False
-
-
 def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool) -> APIRouter:
-    """`/v1/score`, `/v1/score-url`, `/v1/ensembles`, `/v1/detectors`."""
+    """`/v1/score`, `/v1/ensembles`, `/v1/detectors`."""
     router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
-    fetcher = url_fetch.GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled else None
-    fetching = asyncio.Semaphore(AT_ONCE)
 
     @router.post("/score", openapi_extra=_BODY, response_model=schemas.ImageAnswer | schemas.ImageAnswers, operation_id="score")
     async def score(
@@ -114,17 +98,6 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
             meter.refused(refusal.code)
             return responses.refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
 
-    @router.post("/score-url", operation_id="score_url")
-    async def score_url(request: Request, wanted: UrlRequest) -> schemas.ImageAnswer:
-        """Fetch one image by its https address and score it. Switched off unless the endpoint's config says otherwise."""
-        if fetcher is None:
-            raise errors.Refusal("forbidden", "fetching by URL is switched off")
-        async with fetching:
-            data = await fetcher.fetch(wanted.url)
-        return await scorer.score(
-            data, ensemble=wanted.ensemble, beside=wanted.detectors, masks=wanted.masks, request_id=request.state.request_id
-        )
-
     @router.get("/ensembles", operation_id="ensembles")
     async def ensembles() -> schemas.Ensembles:
         """What can be asked, and within which limits."""
@@ -136,7 +109,6 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
             max_pixels=config.images.max_pixels,
             deadline_s=config.limits.deadline_s,
             formats=list(config.limits.formats),
-            urls=config.urls.enabled,
         )
         return schemas.Ensembles(ensembles=served, optional_detectors=optional, limits=limits, token_needed=token_needed)
 

@@ -10,7 +10,7 @@ from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
-API_VERSION = "1.4.0"
+API_VERSION = "1.5.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 
@@ -216,7 +216,7 @@ class EndpointLimits(ApiModel):
     max_pixels: int
     deadline_s: float
     formats: list[str]
-    urls: bool = Field(description="whether /v1/score-url is switched on")
+    urls: bool = Field(default=False, description="always false: /v1/score-url is retired")
 
 
 class Ensembles(ApiModel):

@@ -76,7 +76,6 @@ export const TROUBLES = {
   file_too_large: ["The file is too large", "Send a smaller file, with the same pixels if you can."],
   too_many_files: ["Too many files in one request", "Send fewer at once."],
   unsupported_encoding: ["The request was compressed", "Something between this page and the endpoint alters requests. Tell whoever runs it."],
-  url_refused: ["This address is not fetched", "Send the file itself."],
   too_many_requests: ["More requests than this endpoint allows you", "Wait a minute, then go on."],
   headers_too_large: ["The request’s headers are too large", "Delete this site’s cookies, then load this page anew."],
   internal_error: ["A fault of the endpoint", "Try once more. If it stays, tell whoever runs it, with the request id."],

@@ -3,7 +3,6 @@
 import asyncio
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict
 
 from ray_app.errors import InputError, Status
 from ray_app.serving.config import ServeConfig
@@ -12,26 +11,15 @@ from ray_app.serving.http.errors import ERRORS, Refusal
 from ray_app.serving.http.routes import read_images
 
 
-class Question(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    url: str
-    masks: bool = False
-
-
 def make_app(config: ServeConfig, **how) -> FastAPI:
     app = FastAPI(responses=ERRORS, docs_url=None, redoc_url=None)
     app.state.began = app.state.cancelled = app.state.ended = 0
 
     @app.post("/v1/score")
-    async def score(request: Request, size: int = 0) -> dict:
+    async def score(request: Request, size: int = 0, masks: bool = False) -> dict:
         limits = config.limits
         images = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
         return {"sizes": [len(data) for _, data in images], "names": [name for name, _ in images]}
-
-    @app.post("/v1/score-url")
-    async def score_url(question: Question) -> str:
-        return question.url
 
     @app.get("/v1/slow", operation_id="slow_get")
     @app.post("/v1/slow", operation_id="slow_post")

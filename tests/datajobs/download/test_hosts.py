@@ -1,74 +1,13 @@
-"""One request to a host that answers what no host should: nothing of it ends the session or carries a secret into a row.
-
-What a host's Retry-After says, and when the next request may start.
-"""
+"""When the next request to a host may start, and how files are named."""
 
 import asyncio
-from datetime import UTC, datetime
 
 import pytest
 
 from ray_app.datajobs.download.config import Politeness
-from ray_app.datajobs.download.http import Failed, Host, HttpClient, seconds_of
+from ray_app.datajobs.download.hosts import Host
 from ray_app.datajobs.download.sink import ending, file_stems, host_of, marked, safe_name
-from tests.datajobs.download.conftest import config
-
-SECRET = "/x.png?X-Amz-Signature=hush"
-
-
-def asked(answer):
-    """What `HttpClient` makes of these bytes on a connection."""
-
-    async def serve(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await writer.drain()
-        writer.close()
-
-    async def scenario():
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        asker = HttpClient(config("list.csv", "out"))
-        try:
-            return await asker.get(f"http://h0.test:{server.sockets[0].getsockname()[1]}{SECRET}")
-        finally:
-            await asker.close()
-            server.close()
-
-    return asyncio.run(scenario())
-
-
-def redirect(location):
-    return b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [b"HTTP/1.1 OK OK\r\n\r\n", b"220 mail.test ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", redirect(b"http://[/x")],
-)
-def test_what_is_no_answer_is_told_without_the_url(answer):
-    with pytest.raises(Failed) as caught:
-        asked(answer)
-    assert "hush" not in str(caught.value)
-
-
-def test_a_redirect_that_is_not_utf8_leads_to_what_its_bytes_say():
-    moved = asked(redirect(b"http://h1.test/caf\xe9.png")).moved
-    assert moved == "http://h1.test/caf%E9.png"
-
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("120", 120), ("0", 0), (" 7 ", 7), ("Fri, 02 Jan 2026 03:05:05 GMT", 60), ("Fri, 02 Jan 2026 03:00:00 GMT", 0),
-        ("", None), (None, None), ("soon", None), ("-5", None), ("1.5", None), ("٣", None),
-        ("Fri, 02 Jan 2026 03:05:99999999999999999999 GMT", None),
-    ],
-)  # fmt: skip
-def test_retry_after(text, seconds):
-    assert seconds_of(text, NOW) == seconds
+from ray_app.storage.guarded_http import FetchFailed
 
 
 def visit(host):
@@ -84,7 +23,7 @@ def test_a_long_wait_closes_the_host_and_a_short_one_does_not():
     host.throttled(None)
     assert visit(host)
     host.throttled(11)
-    with pytest.raises(Failed, match="asks to wait 11 s") as caught:
+    with pytest.raises(FetchFailed, match="asks to wait 11 s") as caught:
         visit(host)
     assert (caught.value.asked, caught.value.status) == (False, "source_throttled")
 
@@ -114,7 +53,7 @@ def test_silence_counts_only_in_a_row():
     assert visit(host)
     host.silent()
     host.silent()
-    with pytest.raises(Failed, match="2 urls in a row"):
+    with pytest.raises(FetchFailed, match="2 urls in a row"):
         visit(host)
 
 

@@ -1,0 +1,311 @@
+"""The one HTTP client for URLs that other people wrote: `GuardedClient` for single requests, `fetch_image` for `touchstone check URL`.
+
+`storage.ssrf` decides which URLs and addresses are allowed. The client follows no redirect by itself: the next URL has to be checked again,
+and its host may have limits of its own.
+"""
+
+import asyncio
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+from ray_app import __version__
+from ray_app.errors import InputError, SourceError, Status
+from ray_app.storage import ssrf
+from ray_app.storage.errors import BAD_URL, FORBIDDEN_ADDRESS
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CHUNK_BYTES = 64 * 2**10
+_DNS_CACHE_S = 300
+_MAX_IMAGE_REDIRECTS = 3
+_IMAGE_TIMEOUT_S = 10.0
+_RAW_BYTE = re.compile("[\udc80-\udcff]")  # A byte of a header that is not UTF-8. No row could hold such a URL.
+
+
+class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the program.
+    """One URL did not give its content.
+
+    Attributes:
+        status: A `source_*` status, `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
+        detail: Why, without the URL and without addresses.
+        passing: Whether a later request may succeed.
+        wait_s: How long the host asks to wait before the next request.
+        answered: Whether the host answered at all.
+        asked: Whether a request was made.
+        http_status: The status of the response, if there was one.
+        sha256: SHA-256 of the bytes that were received, if they are the reason.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        detail: str,
+        *,
+        passing: bool = False,
+        wait_s: float | None = None,
+        answered: bool = True,
+        asked: bool = True,
+        http_status: int | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
+        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
+
+
+@dataclass(frozen=True)
+class FetchRules:
+    """Which URLs a `GuardedClient` requests, and what one request may cost.
+
+    Attributes:
+        user_agent: The User-Agent header.
+        max_bytes: Limit of a body.
+        connect_timeout_s: Time until the server is connected.
+        read_timeout_s: Time between two pieces of a response.
+        total_timeout_s: Time for one request, including its body.
+        schemes: Allowed schemes.
+        port: The only allowed port, or None for any.
+        is_literal_allowed: Whether a URL may have an IP address as its host. The address has to be allowed, too.
+        bare_names: Whether a host name may have no dot.
+        keep_alive: Whether to keep connections, and the checked addresses of a name for five minutes.
+    """
+
+    user_agent: str
+    max_bytes: int
+    connect_timeout_s: float
+    read_timeout_s: float
+    total_timeout_s: float
+    schemes: tuple[str, ...] = ("https",)
+    port: int | None = 443  # Any other port would make Touchstone a port scanner.
+    is_literal_allowed: bool = False
+    bare_names: bool = False
+    keep_alive: bool = False
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """A whole body, or the URL that a redirect leads to (`moved`)."""
+
+    data: bytes = b""
+    content_type: str | None = None
+    moved: str | None = None
+    http_status: int = 200
+
+
+class GuardedClient:
+    """Request URLs without becoming a way into the own network.
+
+    Create the client inside an event loop and `close` it. It keeps no cookies and uses no credentials, proxies, or settings of the
+    environment.
+
+    Args:
+        rules: Which URLs to request, and the limits of one request.
+        resolver: Finds the addresses of a name.
+        is_allowed_address: Whether the client may connect to an address. Every address of a name must be allowed.
+    """
+
+    def __init__(
+        self,
+        rules: FetchRules,
+        *,
+        resolver: ssrf.Resolver = ssrf.system_resolver,
+        is_allowed_address: Callable[[str], bool] = ssrf.is_public_address,
+    ) -> None:
+        self._rules, self._is_allowed_address = rules, is_allowed_address
+        # The connector dials an address that the resolver checked, also if it takes the address from its cache.
+        connector = aiohttp.TCPConnector(
+            resolver=ssrf.CheckedResolver(resolver, is_allowed_address),
+            limit=0,
+            use_dns_cache=rules.keep_alive,
+            ttl_dns_cache=_DNS_CACHE_S,
+            force_close=not rules.keep_alive,
+            ssl=ssl.create_default_context(),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(
+                total=rules.total_timeout_s,
+                connect=rules.connect_timeout_s,
+                sock_connect=rules.connect_timeout_s,
+                sock_read=rules.read_timeout_s,
+            ),
+            headers={"User-Agent": rules.user_agent, "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+        self._session._retry_connection = False  # aiohttp would send a second, uncounted request. It has no public option.
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def get(self, url: str) -> HttpResponse:
+        """Make one request. Raises FetchFailed."""
+        target = self._check(url)
+        with _translated():
+            async with self._session.get(target, allow_redirects=False) as answer:
+                if answer.status in _REDIRECTS:
+                    return HttpResponse(moved=_next_url(target, answer), http_status=answer.status)
+                _check_status(answer.status, answer.headers)
+                return HttpResponse(await self._read_body(answer), answer.headers.get("Content-Type"))
+
+    async def follow(self, url: str, max_redirects: int) -> HttpResponse:
+        """Make requests until there is a body. Each redirect is checked like the first URL. Raises FetchFailed."""
+        for _ in range(max_redirects + 1):
+            response = await self.get(url)
+            if response.moved is None:
+                return response
+            url = response.moved
+        raise FetchFailed(Status.SOURCE_DENIED, f"redirected more than {max_redirects} times", http_status=response.http_status)
+
+    def _check(self, text: str) -> URL:
+        """Return the URL that is dialled. Raises FetchFailed."""
+        rules = self._rules
+        is_literal_allowed = ssrf.is_address if rules.is_literal_allowed else _refuse_literal  # Its address is checked below.
+        try:
+            url = ssrf.checked_url(
+                text, schemes=rules.schemes, port=rules.port, is_literal_allowed=is_literal_allowed, bare_names=rules.bare_names
+            )
+        except ssrf.UrlRefused as refused:
+            raise FetchFailed(BAD_URL, str(refused), asked=False) from None
+        host = url.raw_host or ""
+        if ssrf.is_address(host) and not self._is_allowed_address(host):
+            raise FetchFailed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
+        return url
+
+    async def _read_body(self, answer: aiohttp.ClientResponse) -> bytes:
+        """Return the body, cut at `max_bytes` whatever its Content-Length says."""
+        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            # An image gains nothing by compression, and the size of its content is unknown until it is unpacked.
+            raise FetchFailed(Status.SOURCE_DENIED, "the host compresses what it sends, though asked not to", http_status=200)
+        announced, max_bytes = answer.content_length or 0, self._rules.max_bytes
+        body = bytearray()
+        if announced <= max_bytes:
+            async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > max_bytes:
+                    break
+        if max(announced, len(body)) > max_bytes:
+            answer.close()  # Otherwise the rest would be read to keep the connection.
+            message = f"{announced:,} bytes" if announced > max_bytes else f"more than {max_bytes:,} bytes"
+            raise FetchFailed(Status.IMAGE_TOO_LARGE, f"{message}, over the limit of {max_bytes:,}", http_status=200)
+        return bytes(body)
+
+
+async def fetch_image(
+    url: str,
+    max_bytes: int,
+    *,
+    timeout_s: float = _IMAGE_TIMEOUT_S,
+    resolver: ssrf.Resolver = ssrf.system_resolver,
+    is_allowed_address: Callable[[str], bool] = ssrf.is_public_address,
+) -> bytes:
+    """Fetch an image over https from the public Internet, following at most three redirects.
+
+    Args:
+        url: The URL. It must have port 443 and a domain name.
+        max_bytes: Limit of the body.
+        timeout_s: Time for all requests together.
+        resolver: See `GuardedClient`.
+        is_allowed_address: See `GuardedClient`.
+
+    Raises:
+        SourceError: The URL is refused, or its server does not return the image.
+        InputError: The body is over `max_bytes`.
+    """
+    agent = f"touchstone/{__version__}"
+    rules = FetchRules(agent, max_bytes, connect_timeout_s=timeout_s / 2, read_timeout_s=timeout_s, total_timeout_s=timeout_s)
+    client = GuardedClient(rules, resolver=resolver, is_allowed_address=is_allowed_address)
+    try:
+        with _translated():
+            async with asyncio.timeout(timeout_s):
+                return (await client.follow(url, _MAX_IMAGE_REDIRECTS)).data
+    except FetchFailed as failure:
+        if failure.status == Status.IMAGE_TOO_LARGE:
+            raise InputError(Status.IMAGE_TOO_LARGE, failure.detail, limit=max_bytes) from None
+        if failure.status in (BAD_URL, FORBIDDEN_ADDRESS):
+            raise SourceError(Status.SOURCE_DENIED, f"not fetched: {failure.detail}") from None
+        raise SourceError(Status(failure.status), failure.detail) from None
+    finally:
+        await client.close()
+
+
+def parse_retry_after(retry_after: str | None, now: datetime) -> float | None:
+    """Return the wait of a Retry-After header, in seconds or as an HTTP date (RFC 9110 §10.2.3), or None if it is neither."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _refuse_literal(address: str) -> bool:
+    return False
+
+
+def _next_url(target: URL, answer: aiohttp.ClientResponse) -> str:
+    location = answer.headers.get("Location")
+    if not location:
+        raise FetchFailed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
+    try:
+        return urljoin(str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location))
+    except ValueError:
+        raise FetchFailed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
+
+
+def _check_status(status: int, headers: Mapping[str, str]) -> None:
+    if status == 200:
+        return
+    message = f"the host answered {status}"
+    if status in (404, 410):
+        raise FetchFailed(Status.SOURCE_MISSING, message, http_status=status)
+    wait_s = parse_retry_after(headers.get("Retry-After"), datetime.now(UTC))
+    if status in (429, 503):
+        raise FetchFailed(Status.SOURCE_THROTTLED, message, passing=True, wait_s=wait_s, http_status=status)
+    if status >= 500 or status in (408, 425):
+        raise FetchFailed(Status.SOURCE_TIMEOUT, message, passing=True, wait_s=wait_s, http_status=status)
+    raise FetchFailed(Status.SOURCE_DENIED, message, http_status=status)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise FetchFailed for foreign exceptions, without their text, which contains URLs, addresses, and secrets."""
+    try:
+        yield
+    except ssrf.NoAddress:
+        raise FetchFailed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
+    except ssrf.UrlRefused:
+        raise FetchFailed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
+    except SourceError as error:  # The name service may know the name later.
+        raise FetchFailed(error.status, error.detail, passing=True, answered=False) from None
+    except aiohttp.ClientSSLError:
+        raise FetchFailed(Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name") from None
+    except aiohttp.ClientPayloadError:
+        raise FetchFailed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
+    except TimeoutError:
+        raise FetchFailed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise FetchFailed(Status.SOURCE_TIMEOUT, f"no connection: {_describe(error)}", passing=True, answered=False) from None
+    except aiohttp.ClientError as error:
+        raise FetchFailed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}") from None
+
+
+def _describe(error: BaseException) -> str:
+    """Return the operating system's text for the error number: asyncio's own text contains the address."""
+    cause = getattr(error, "os_error", None) or error
+    number = getattr(cause, "errno", None)
+    return os.strerror(number) if number and number > 0 else type(cause).__name__
