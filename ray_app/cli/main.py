@@ -39,7 +39,7 @@ _GROUPS = {
         "List, fetch, verify, fit and calibrate detectors.",
         (detectors.list_detectors, detectors.show_detector, detectors.fetch, detectors.add, detectors.verify, train.fit, trust.calibrate),
     ),
-    "ensembles": ("List and show the ensembles that are shipped, and suggest one.", (*settings.ENSEMBLES, trust.suggest)),
+    "ensembles": ("List and show the ensembles that are shipped.", settings.ENSEMBLES),
     "recipes": ("List and show the recipes of touchstone train.", settings.RECIPES),
     "protocols": ("List and show the protocols of touchstone evaluate.", settings.PROTOCOLS),
     "config": ("Show settings, fetch trust lists, and set up completion in your shell.",

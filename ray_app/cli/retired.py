@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     # Evaluation.
     "evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
     "runs evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
+    "ensembles suggest": "use touchstone detectors calibrate RUN --rule stacked, or touchstone evaluate RUN to compare detectors",
     # Data.
     "runs filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",

@@ -1,4 +1,4 @@
-"""Commands on how far to trust a run: `calibrate` a card, `suggest` an ensemble, `audit` a sample."""
+"""Commands on how far to trust a run: `calibrate` a card, `audit` a sample."""
 
 import shlex
 import shutil
@@ -8,7 +8,6 @@ import click
 
 from ray_app.cli import options
 
-_AIMS = ["auc", "tpr_at_fpr_1", "tpr_at_fpr_5"]
 _LEAST_DRAWN = 50  # of a sample of the whole archive
 _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "gated-mean"]
 
@@ -56,41 +55,6 @@ def calibrate(as_json: bool, **given: Any) -> int:
 
     report = calibrate_run(options.configured("calibrate", None, CalibrateConfig, given, ()))
     options.echo_document(report.written(), calibration_lines(report), as_json)
-    return 0
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@options.run_labels_option
-@click.option("--size", type=click.IntRange(min=1), help="Detectors at most.  [default: 5]")
-@click.option("--by", type=click.Choice(_AIMS), help="The figure that is to grow.  [default: auc]")
-@click.option("--per-cost", is_flag=True, help="Write the card of what gives the most per cost instead of the most.")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME", help="Choose among these of the run's detectors; repeatable.")
-@options.key_option
-@options.split_option
-@click.option("--out", metavar="CARD.yaml", help="Where the ensemble's card goes; touchstone score --ensemble takes it.")
-@click.option("--seed", type=int, help="Seed by which groups are dealt to folds.  [default: 0]")
-@options.as_json
-def suggest(as_json: bool, **given: Any) -> int:
-    """Suggest which of a run's detectors to combine.
-
-    Takes one detector after another, each time the one that adds most to the mean of calibrated log-odds, until none adds more than chance
-    would. Figures are of held-out folds: whole sources of real images and whole generators of fakes, as labels name them (`source`,
-    `generator`), for which everything was chosen and fitted on the other folds. Beside each step stands what it costs: milliseconds where
-    the run measured its detectors one by one, else the cards' multiply-adds.
-
-    \b
-    touchstone ensembles suggest run --labels labels.csv
-    touchstone ensembles suggest run --labels labels.csv --size 3 --by tpr_at_fpr_5 --out mine.yaml
-    touchstone score archive/ --ensemble mine.yaml --out archive-run
-    """
-    from ray_app.evaluation.suggestion import SuggestConfig, suggest_ensemble, suggestion_lines
-
-    config = options.configured("suggest", None, SuggestConfig, given, ())
-    report = suggest_ensemble(config)
-    options.echo_document(report.written(), suggestion_lines(report, shutil.get_terminal_size((120, 24)).columns), as_json)
-    if config.out:
-        click.echo(f"card: {config.out} (touchstone score SOURCE --ensemble {config.out} --out RUN)", err=as_json)
     return 0
 
 
