@@ -42,7 +42,6 @@ OPTIONS: dict[str, dict[str, str]] = {
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
     # Data.
     "data generate": {"--like": "use touchstone data generate … --set encode.format=[JPEG,PNG] --set encode.quality=[70,95]"},
-    "generate": {"--like": "use touchstone data generate … --set encode.format=[JPEG,PNG] --set encode.quality=[70,95]"},
     # Serving.
     "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels"},
     # Detectors and training.

@@ -234,12 +234,16 @@ def _of_lists(config: ScoreConfig) -> tuple[tuple[perturbations.Perturbation, ..
 
 def _views(noted: directory.Identity, where: str) -> tuple[perturbations.Perturbation, ...]:
     kinds = noted.get("perturb_kinds", {})
-    return tuple(
+    views = tuple(
         validate(
             {"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})}, perturbations.Perturbation, where=where
         )
         for name, steps in noted.get("perturb", {}).items()
     )
+    for view in views:
+        if view.calls_own_code:  # A run that somebody else wrote must not choose the code that runs here.
+            raise ConfigError(f"{where}: the view {view.name} calls a function of yours", hint="give the same --perturb again")
+    return views
 
 
 def _ensemble_of(config: ScoreConfig) -> EnsembleCard:

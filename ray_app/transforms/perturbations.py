@@ -1,6 +1,6 @@
 """Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and lists.
 
-`absent_views`: what a list names and this machine cannot do, with the reason.
+`absent_views`: what a list names and Touchstone does not do, with the reason.
 """
 
 import hashlib
@@ -62,8 +62,9 @@ class Draw(steps.Step):
         return image
 
 
-AnyStep = Annotated[steps.OneStep | Draw, Field(discriminator="op")]
-_STEPS: TypeAdapter[steps.Step] = TypeAdapter(AnyStep)
+_STEPS: TypeAdapter[steps.Step] = TypeAdapter(Annotated[steps.OneStep | Draw, Field(discriminator="op")])
+AnyStep = Annotated[steps.OneStep | Draw | steps.Call, Field(discriminator="op")]
+_RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
 class Perturbation(Frozen):
@@ -72,6 +73,14 @@ class Perturbation(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.,:+-]*$", max_length=64)
     kind: Kind = "degradation"
     steps: tuple[AnyStep, ...] = Field(min_length=1)
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _refuse_retired_steps(cls, given: Any) -> Any:
+        for step in given if isinstance(given, list | tuple) else ():
+            if isinstance(step, Mapping) and step.get("op") in _RETIRED:
+                raise ValueError(f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}} with a function of yours")
+        return given
 
     @field_validator("name")
     @classmethod
@@ -89,6 +98,16 @@ class Perturbation(Frozen):
         for step in self.steps:
             image = step(image, rng)
         return image
+
+    def check(self) -> None:
+        """Raise ConfigError if a step cannot run on this machine."""
+        for step in self.steps:
+            step.check()
+
+    @property
+    def calls_own_code(self) -> bool:
+        """Whether a step is a function of the user's."""
+        return any(isinstance(step, steps.Call) for step in self.steps)
 
     @property
     def keeps_place(self) -> bool:
@@ -135,7 +154,7 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A view that was meant and is not there: which kind, and why."""
+    """A view that a list names and does not have: which kind, and why."""
 
     name: str
     kind: Kind = "degradation"
@@ -172,7 +191,7 @@ class PerturbationList(Frozen):
 
 
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
-    """All perturbations that the names stand for and this machine can do, in order, each once; `absent_views` tells the others.
+    """All perturbations that the names stand for, in order, each once.
 
     A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps in a row: `jpeg:75`, `blur:2+jpeg:50`
     (see `WRITTEN`). A list of families is taken at level 3, or at another: `ntire-2026:5`. Raises ConfigError for what is none of these,
@@ -181,8 +200,8 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
     found: dict[str, Perturbation] = {}
     for name in names:
         for perturbation in _meant(name):
-            located = _located(perturbation)
-            if isinstance(located, Perturbation) and found.setdefault(located.name, located) != located:
+            perturbation.check()
+            if found.setdefault(perturbation.name, perturbation) != perturbation:
                 raise ConfigError(
                     f"--perturb {name}: {perturbation.name} is also another perturbation's name in this run",
                     hint="score the two lists in two runs, or rename one of them in a YAML file of your own",
@@ -191,22 +210,9 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Of what the names stand for, what is not there: by the lists' own word, or since this machine lacks the weights."""
-    missing: dict[str, AbsentView] = {}
-    for name in names:
-        listed = _listed(name)
-        located = [_located(one) for one in _meant(name)]
-        for one in (*(listed[0].absent if listed else ()), *located):
-            if isinstance(one, AbsentView):
-                missing[one.name] = one
-    return tuple(missing.values())
-
-
-def _located(perturbation: Perturbation) -> Perturbation | AbsentView:
-    try:
-        return perturbation.model_copy(update={"steps": tuple(step.located() for step in perturbation.steps)})
-    except LookupError as error:
-        return AbsentView(name=perturbation.name, kind=perturbation.kind, why=str(error.args[0]))
+    """Return what the lists of these names declare as absent, each once."""
+    listed = [found[0] for found in map(_listed, names) if found]
+    return tuple({view.name: view for one in listed for view in one.absent}.values())
 
 
 def _listed(name: str) -> tuple[PerturbationList, int] | None:

@@ -4,17 +4,19 @@ What a step cannot do to an image (a codec's longest side) it leaves undone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from inspect import signature
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms import degradations, edits, ops, photography
+from ray_app.errors import ConfigError
+from ray_app.transforms import degradations, ops, photography
 
 Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -38,9 +40,8 @@ class Step(Frozen):
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "op"}
         return function(image, **given, **({"rng": rng} if "rng" in signature(function).parameters else {}))
 
-    def located(self) -> Self:
-        """The step with what it needs found on this machine. Raises LookupError, in words, where that is missing."""
-        return self
+    def check(self) -> None:
+        """Raise ConfigError if the step cannot run on this machine."""
 
 
 class Jpeg(Step):
@@ -198,14 +199,6 @@ class Sharpen(Step):
     radius: float = Field(default=1.0, gt=0, le=16)
 
 
-class Alter(Step):
-    """One drawn region of `share` of the area filled with texture from elsewhere in the picture; see `transforms.edits`."""
-
-    function = edits.altered
-    op: Literal["alter"]
-    share: float = Field(gt=0, lt=1)
-
-
 class Denoise(Step):
     """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
 
@@ -302,58 +295,40 @@ class Halftone(Step):
     gain: float = Field(default=0.15, ge=0, le=1)
 
 
-class _ByNetwork(Step):
-    """Base of what needs weights: `model` is a folder or a name on the hub, of which a copy must lie on this machine.
+class Call(Step):
+    """A function of yours: it takes the RGB image, `arguments` by name, and NumPy's generator if it has a parameter `rng`.
 
-    `folder` and `digest` of what was found are filled in where a list is loaded; the digest stands in a run's identity.
+    It returns an image. If it raises ValueError, the view has no score of that image.
     """
 
-    marker: ClassVar[str]
-    model: str
-    folder: str | None = Field(default=None, exclude=True)
-    digest: str | None = None
+    keeps_place: ClassVar[bool] = False
+    op: Literal["call"]
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="MODULE:FUNCTION, as Python imports it")
+    arguments: Mapping[str, Any] = {}
 
-    def located(self) -> Self:
+    def check(self) -> None:
         """See `Step`."""
-        network = import_module(_NETWORKS)
-        folder = network.weights_folder(self.model, self.marker)
-        digest = network.digest_of(folder)
-        if self.digest not in (None, digest):
-            raise LookupError(f"the weights {self.model} on this machine are not those of the run")
-        return self.model_copy(update={"folder": str(folder), "digest": digest})
-
-    @property
-    def _at(self) -> str:
-        return self.folder or str(import_module(_NETWORKS).weights_folder(self.model, self.marker))
-
-
-class VaeRoundTrip(_ByNetwork):
-    """Through the encoder and decoder of an AutoencoderKL, without noise."""
-
-    marker = "config.json"
-    op: Literal["vae"]
+        _import_function(self.path)
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        seen: Image.Image = import_module(_NETWORKS).round_trip(image, self._at)
-        return seen
+        function = _import_function(self.path)
+        result = function(image, **self.arguments, **({"rng": rng} if "rng" in signature(function).parameters else {}))
+        if not isinstance(result, Image.Image):
+            raise TypeError(f"{self.path} returned {type(result).__name__}, not a PIL image")
+        return result.convert("RGB")
 
 
-class Repaint(_ByNetwork):
-    """The last `strength` of an image-to-image pass of `steps` steps, without a prompt."""
-
-    marker = "model_index.json"
-    op: Literal["img2img"]
-    strength: float = Field(gt=0, le=1)
-    steps: int = Field(default=50, ge=1, le=1000)
-
-    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        seed = int(rng.integers(2**31))
-        seen: Image.Image = import_module(_NETWORKS).repainted(image, self._at, self.strength, self.steps, seed)
-        return seen
-
-
-# By name: processes that decode alone import steps and never torch.
-_NETWORKS = "ray_app.transforms.regeneration"
+@cache
+def _import_function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"op call: {path} cannot be imported: {error}",
+            hint="install the module on every machine, or set PYTHONPATH to the absolute path of its folder",
+        ) from error
+    return function
 
 
 OneStep = Annotated[
@@ -367,7 +342,6 @@ OneStep = Annotated[
     | RandomSquare
     | Gamma
     | Sharpen
-    | Alter
     | Denoise
     | MergeExposures
     | ShowOnScreen
@@ -375,8 +349,6 @@ OneStep = Annotated[
     | Levels
     | Degrade
     | RandomCrop
-    | Halftone
-    | VaeRoundTrip
-    | Repaint,
+    | Halftone,
     Field(discriminator="op"),
 ]

@@ -86,7 +86,7 @@ def runnable(page):
             lines = [line for line in block.commands() if not reason(page, line)]
             lines = [one for line in lines for one in (*(first for begins, first in BEFORE.items() if line.startswith(begins)), line)]
             block = replace(block, text="\n".join(lines))
-        elif block.language not in ("python", "sql") or reason(page, block.text):
+        elif not (block.title or block.language in ("python", "sql")) or reason(page, block.text):
             continue
         elif block.language == "sql":
             block = replace(block, language="python", text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n')
@@ -147,5 +147,5 @@ def test_the_blocks_of_a_page_run(page, inputs, programs):
 
 def test_the_pages_that_run_are_these():
     """So that a page which comes to be left out by a wide line of the table is noticed."""
-    names = ("calibration", "concepts", "detectors", "evaluation", "index", "runs", "tables", "trust")
+    names = ("calibration", "concepts", "detectors", "evaluation", "index", "perturbations", "runs", "trust")
     assert {f"docs/{name}.md" for name in names} <= set(RUNNABLE)

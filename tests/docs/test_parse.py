@@ -104,9 +104,12 @@ def model_of(data):
     from ray_app.ensembles import EnsembleCard
     from ray_app.scoring import ScoreConfig
     from ray_app.training.config import TrainConfig
+    from ray_app.transforms.perturbations import PerturbationList
 
     if not isinstance(data, dict):
         return None
+    if {"name", "perturbations"} <= set(data):
+        return PerturbationList
     if {"name", "data"} <= set(data):
         return TrainConfig
     if {"name", "members"} <= set(data):

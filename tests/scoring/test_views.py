@@ -13,11 +13,12 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines
+from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.run import score_archive
-from ray_app.transforms.perturbations import load_perturbations
+from ray_app.transforms.perturbations import absent_views, load_perturbations
 from tests.scoring.conftest import comparable, score_here
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
@@ -97,16 +98,15 @@ def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path)
 
 
 def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only_where_there_are_some(photos):
-    given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("jpeg:75", "sidbench", "attacks"))
+    given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("jpeg:75", "sidbench", "attacks", "ntire-2026"))
     plain = given.model_copy(update={"perturb": ()})
     with_views, without = (identity_of(config, resolve(config).spec(gpus=0)) for config in (given, plain))
     assert with_views["perturb"]["jpeg:75"] == [{"op": "jpeg", "quality": 75}]
     assert {view.name for view in load_perturbations(["sidbench"])} < set(with_views["perturb"])
     kinds, absent = with_views.pop("perturb_kinds"), with_views.pop("perturb_absent")
     assert (kinds["print-scan"], kinds.get("jpeg:75")) == ("attack", None)
-    assert absent.keys() == {"vae-round-trip", "img2img-light"}
-    assert (absent["vae-round-trip"]["kind"], "vae-round-trip" in with_views["perturb"]) == ("attack", False)
-    assert "not on this machine" in absent["vae-round-trip"]["why"]
+    assert absent.keys() == {view.name for view in absent_views(["ntire-2026"])}
+    assert (absent["jpeg-ai"]["kind"], "jpeg-ai" in with_views["perturb"]) == ("degradation", False)
     assert without == {key: value for key, value in with_views.items() if key != "perturb"}
 
 
@@ -128,3 +128,17 @@ def test_a_plan_counts_every_pass(photos):
     assert plan["forecast"]["images_per_s"] > 0
     assert "13 passes over every image, decoded once: as it is, and jpeg-95" in "\n".join(plan_lines(plan))
     assert not any("passes" in line for line in plan_lines(once))
+
+
+def test_run_that_somebody_else_wrote_calls_no_code(photos, tmp_path):
+    source = {"name": "mine", "source": "me", "perturbations": [{"name": "listed", "steps": [{"op": "call", "path": "os:listdir"}]}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(source))
+    again = ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), detectors=("touchstone-tiny",))
+    config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
+    run = RunDirectory.open(str(tmp_path / "run"))
+    identity = identity_of(config, resolve(config).spec(gpus=0))
+    run.claim(identity, ["touchstone-tiny"], resolve(config).ensemble.model_dump(mode="json"))
+    with pytest.raises(ConfigError, match="the view listed calls a function of yours") as refused:
+        resolve(again, run)
+    assert refused.value.hint == "give the same --perturb again"
+    assert [view.name for view in resolve(config, run).views] == ["listed"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -238,7 +239,6 @@ def test_names_that_no_column_should_have(name):
         {"op": "noise", "sigma": 1, "variance": 1},
         {"op": "crop", "share": 1.5},
         {"op": "rotate"},
-        {"op": "alter", "share": 1},
         {"op": "merge-exposures", "stops": 5},
         {"op": "show", "screen": [1080]},
         {"op": "tilt", "most": 0.5},
@@ -249,3 +249,48 @@ def test_names_that_no_column_should_have(name):
 def test_what_makes_no_sense_is_refused(step):
     with pytest.raises(ValidationError):
         Perturbation(name="test", steps=(step,))
+
+
+@pytest.mark.parametrize(
+    "step", [{"op": "vae", "model": "x"}, {"op": "img2img", "model": "x", "strength": 0.1}, {"op": "alter", "share": 0.2}]
+)
+def test_retired_step_names_its_replacement(step, tmp_path):
+    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "source": "me", "perturbations": [{"name": "a", "steps": [step]}]}))
+    with pytest.raises(ConfigError, match=f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}}"):
+        load_perturbations([str(tmp_path / "mine.yaml")])
+
+
+@pytest.fixture
+def own_steps(tmp_path, monkeypatch):
+    """A module `own_steps` with functions that a step can call."""
+    (tmp_path / "own_steps.py").write_text(
+        "import numpy as np\nfrom PIL import Image\n\n"
+        "def add(image, amount):\n    return Image.fromarray(np.asarray(image) // 2 + np.uint8(amount))\n\n"
+        "def draw(image, rng):\n    return Image.new('L', image.size, int(rng.integers(256)))\n\n"
+        "def fail(image):\n    return np.asarray(image)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_own_step_gets_image_arguments_and_generator(own_steps):
+    added = perturbed({"op": "call", "path": "own_steps:add", "arguments": {"amount": 7}})
+    assert np.array_equal(np.asarray(added), np.asarray(PICTURE) // 2 + 7)
+    view = Perturbation.model_validate({"name": "own", "steps": [{"op": "call", "path": "own_steps:draw"}]})
+    assert view.apply(PICTURE, 5).mode == "RGB"
+    assert view.apply(PICTURE, 5).tobytes() == view.apply(PICTURE, 5).tobytes()
+    assert len({view.apply(PICTURE, seed).getpixel((0, 0)) for seed in range(9)}) > 3
+    assert not view.keeps_place
+    assert Perturbation(name="own", steps=view.facts()) == view
+
+
+def test_own_step_that_returns_no_image_is_an_error(own_steps):
+    with pytest.raises(TypeError, match="own_steps:fail returned ndarray, not a PIL image"):
+        perturbed({"op": "call", "path": "own_steps:fail"})
+
+
+@pytest.mark.parametrize("path", ["no_such_module:add", "json:no_such_function"])
+def test_own_step_that_cannot_be_imported_is_refused(path, tmp_path):
+    content = {"name": "mine", "source": "me", "perturbations": [{"name": "a", "steps": [{"op": "call", "path": path}]}]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=f"{path} cannot be imported"):
+        load_perturbations([str(tmp_path / "mine.yaml")])

@@ -90,12 +90,6 @@ def tiny_image_to_image(folder: Path) -> Path:
     return _saved(pipeline, folder)
 
 
-def tiny_autoencoder(folder: Path) -> Path:
-    """AutoencoderKL alone."""
-    torch.manual_seed(6)
-    return _saved(_vae(4), folder)
-
-
 def tiny_xl_inpainting(folder: Path) -> Path:
     """StableDiffusionXLInpaintPipeline, whose noise is mixed with the image below a strength of 1."""
     return _tiny_xl(StableDiffusionXLInpaintPipeline, folder, in_channels=9)
