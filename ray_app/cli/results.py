@@ -36,16 +36,12 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option("--sort", "order", metavar="COLUMN", help="Sort by this column: score has the lowest first, -score the highest.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, else all]")
 @click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
-@click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
-              help="As many fakes as can be listed with at most this share of real images among them on average; "
-              "needs an ensemble card that touchstone detectors calibrate wrote.")  # fmt: skip
 @click.option("--image", metavar="URI", help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.")
 @click.option("--member", metavar="NAME", help="With --image: the name in the container that URI names.")
 @click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
 @options.as_json
 def results(
     run: str,
-    fdr: float | None,
     image: str | None,
     member: str | None,
     limit: int | None,
@@ -61,15 +57,10 @@ def results(
     touchstone results run --match '*/2024/*' --out verdicts.csv
     touchstone results run --json | jq .probability
     touchstone results run --image photos/cat.jpg --json
-    touchstone results run --fdr 0.05
     """
     from ray_app.runs import RunDirectory, arrow
     from ray_app.runs.selection import RowFilter, selected_tables
 
-    if fdr is not None:
-        if out or any(given.values()):
-            raise click.UsageError("--fdr makes a list of its own, which filters, --sort and --out would break")
-        return _show_discoveries(run, fdr, limit, as_json)
     if member is not None and image is None:
         raise click.UsageError("--member belongs to --image")
     if image is not None:
@@ -92,8 +83,8 @@ def results(
     return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
 
 
-def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, total: int | None = None) -> int:
-    """The rows as JSON lines, or the first as a table; `total`: how many there are, where that is known."""
+def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) -> int:
+    """Print the rows as JSON lines, or the first ones as a table."""
     from ray_app.reports import verdict_table
 
     rows = iter(rows)
@@ -103,9 +94,8 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, 
         return 0
     shown = list(islice(rows, limit or _SHOWN))
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
-    if next(rows, None) is not None if total is None else len(shown) < total:
-        of = "" if total is None else f" of {total:,}"
-        click.echo(f"… the first {len(shown)}{of}; --limit, --json or --out shows more")
+    if next(rows, None) is not None:
+        click.echo(f"… the first {len(shown)}; --limit, --json or --out shows more")
     return 0
 
 
@@ -158,16 +148,6 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
     from ray_app.reports.run import guarantee_lines
 
     return guarantee_lines(section)
-
-
-def _show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
-    """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
-    from ray_app.evaluation.audit.estimate import discover
-
-    found = discover(run, rate)
-    for remark in found.remarks:
-        click.echo(f"fdr  {remark}", err=True)
-    return _print(found.rows(), limit, as_json, found.list.count)
 
 
 @click.command()

@@ -40,10 +40,11 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     # Evaluation.
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
+    "results": {"--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"},
     # Data.
     "data generate": {"--like": "use touchstone data generate … --set encode.format=[JPEG,PNG] --set encode.quality=[70,95]"},
     # Serving.
-    "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page takes people's labels"},
+    "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page shows images without verdicts"},
     # Detectors and training.
 }
 """Command path without `touchstone` → option → what to use."""

@@ -64,7 +64,7 @@ def calibrate(as_json: bool, **given: Any) -> int:
     "--draw", type=click.IntRange(min=10), metavar="N", help="Draw this many images; writes sample.csv, audit.html and audit.json."
 )
 @click.option("--flagged", is_flag=True, help="With --draw: only images flagged as fake; 30 bound how many of those are real.")
-@click.option("--labels", metavar="FILE", help="The sample's labels, as audit.html saved them or as sample.csv was filled in.")
+@click.option("--labels", metavar="FILE", help="The sample's labels: sample.csv with its last column filled in.")
 @click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed draws other images.")
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
@@ -78,8 +78,8 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
     bounds how many reals are flagged, and nothing is said of images that are not flagged.
 
     \b
-    touchstone runs audit run --draw 300 --out audit      then open audit/audit.html, label, save labels.csv
-    touchstone runs audit run --labels labels.csv --out audit
+    touchstone runs audit run --draw 300 --out audit      then fill in audit/sample.csv while you look at audit/audit.html
+    touchstone runs audit run --labels audit/sample.csv --out audit
     touchstone runs audit run --draw 30 --flagged --out tail
     """
     if (draw is None) == (labels is None):
@@ -97,8 +97,8 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
         among = f"{sum(one.size for one in asked):,} images flagged as fake" if flagged else f"{drawn.scored:,} images"
         lines = [
             f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}",
-            f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}",
-            f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', 'labels.csv', '--out', out])}",
+            f"label: look at {folder / PAGE}, and fill in the last column of {folder / SAMPLE}",
+            f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', str(folder / SAMPLE), '--out', out])}",
         ]
         options.echo_document(drawn.facts, lines, as_json)
         return 0

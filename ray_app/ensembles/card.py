@@ -112,7 +112,7 @@ class Guarantee(Frozen):
     was fitted on, `false_positives` reached the threshold. All labelled reals are of `groups` groups (sources, looks), worth `effective`
     independent ones; null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one of both sets' exact
     binomial upper bounds (Clopper and Pearson 1934, one-sided). `these_sources`: it is promised for archives of the labels' own sources
-    in their shares. `references`: a Parquet beside the card with the ensemble scores of all labelled reals, for `results --fdr`.
+    in their shares. `references`: a Parquet beside the card with the ensemble scores of all labelled reals.
     """
 
     target_fpr: float = Field(gt=0, lt=1)

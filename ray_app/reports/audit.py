@@ -1,17 +1,16 @@
-"""A sample of images → one HTML page on which a person labels them (`render_audit`), and an audit's answer in lines (`audit_lines`).
+"""A sample of images → one HTML page that shows them to a person who labels them (`render_audit`), and an audit's answer in lines
+(`audit_lines`).
 
-The page shows no score and no verdict, so that nobody is led by them. It runs one script, its own, which the policy names by its hash; it
-loads nothing, keeps labels in the browser and hands them over as a CSV file.
+The page shows no score and no verdict, so that nobody is led by them. It runs no script and loads nothing.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports import format as wording
 from ray_app.reports import text
-from ray_app.reports.html import jpeg_uri, render, script_hash
+from ray_app.reports.html import jpeg_uri, render
 
 _WORDS = {
     "prevalence": "prevalence: the share of fakes",
@@ -22,15 +21,11 @@ _WORDS = {
 
 
 def render_audit(facts: Mapping[str, Any], images: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> str:
-    """The page. `facts`: the content of `audit.json`; `images`: `image_id`, `uri`, `member` and `stratum` of each, and JPEGs of them by id,
-    of those that could be read. Every text is taken for hostile.
+    """The page. `facts`: the content of `audit.json`; `images`: `image_id`, `uri` and `member` of each, in the order of sample.csv, and
+    JPEGs of them by id, of those that could be read. Every text is taken for hostile.
     """
-    # Labels kept in a browser belong to this sample: another one in the same folder starts anew.
-    named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one["image_id"]) for one in images)]).encode()).hexdigest()[:16]
     shown = {image_id: jpeg_uri(data) for image_id, data in pictures.items()}
-    return render(
-        "audit.html", facts=facts, images=images, shown=shown, script_hash=script_hash("audit.js"), key=f"touchstone-audit-{named}"
-    )
+    return render("audit.html", facts=facts, images=images, shown=shown)
 
 
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:

@@ -28,7 +28,6 @@ from ray_app.inference.spec import departures, guarantee_departures, other_decod
 from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
-from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_findings, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
@@ -128,7 +127,7 @@ def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[document.Shift
     ]  # fmt: skip
 
 
-def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str, Counts], flagged: int) -> document.UnseenShift | None:
+def unseen_shift(card: EnsembleCard, references: Floats, counts: Mapping[str, Counts], flagged: int) -> document.UnseenShift | None:
     """The largest rise of all reals' scores that an archive of these `counts` per feature would hide in more than one case of twenty.
 
     Its false-positive rate is that of the references, so risen, at the card's threshold. `flagged`: images of the archive at or above that.
@@ -142,8 +141,8 @@ def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str
 
     n, real, fake = int(counts["score"].sum()), np.array(score.real, np.float64), np.array(score.fake, np.float64)
     share, tests = shift_of(counts["score"], real, fake).share, sum(bool(one.any()) for one in counts.values())
-    normal = norm.ppf((rankdata(references.scores) - 0.5) / references.n)
-    bins = np.searchsorted(score.edges, references.scores, "left")
+    normal = norm.ppf((rankdata(references) - 0.5) / len(references))
+    bins = np.searchsorted(score.edges, references, "left")
     generator = np.random.default_rng(0)
 
     def risen(step: int) -> Floats:
@@ -163,9 +162,9 @@ def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str
         middle = (low + high) // 2
         low, high = (low, middle) if noticed(middle) else (middle, high)
     threshold, rise = card.thresholds.fake_above, low * _STEP
-    tilted = risen(low) @ (references.scores >= threshold)
+    tilted = risen(low) @ (references >= threshold)
     # Where no reference reaches the threshold, a tilt of them has none there either.
-    shifted = (references.scores + rise * references.scores.std() >= threshold).mean()
+    shifted = (references + rise * references.std() >= threshold).mean()
     return document.UnseenShift(
         standard_deviations=None if low == _STEPS else rise,
         false_positive_rate=1.0 if low == _STEPS else float(max(tilted, shifted)),
@@ -312,8 +311,8 @@ def keep_references(run: RunDirectory, data: bytes | None) -> None:
         run.store.write(REFERENCES, data)
 
 
-def references_of(run: RunDirectory) -> References:
-    """The references that a run keeps, worth what its card says. Raises ConfigError where it has none, or other ones than its card's."""
+def references_of(run: RunDirectory) -> Floats:
+    """The references that a run keeps. Raises ConfigError where it has none, or other ones than its card's."""
     promise = _promise(run)
     try:
         data = run.store.read(REFERENCES) if promise.get("references") else None
@@ -327,7 +326,7 @@ def references_of(run: RunDirectory) -> References:
         )
     _check_references(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
     scores = pq.ParquetFile(pa.BufferReader(data)).read([REFERENCES_COLUMN])[REFERENCES_COLUMN].to_numpy()
-    return References.of(scores, promise.get("effective"))
+    return np.asarray(scores, np.float64)
 
 
 def _promise(run: RunDirectory) -> Mapping[str, Any]:

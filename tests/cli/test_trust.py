@@ -25,17 +25,17 @@ def test_draw_label_and_read_back(run, tmp_path, capsys):
     assert main(["runs", "audit", run, "--draw", str(N), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"drawn: {N} of {N} images" in said
-    assert f"touchstone runs audit {run} --labels labels.csv --out {out}" in said
+    assert f"touchstone runs audit {run} --labels {out / 'sample.csv'} --out {out}" in said
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64") == N - 1
     assert page.count("It cannot be read any more.") == 1
     with open(out / "sample.csv", newline="") as file:
         rows = [row | {"label": "fake" if int(row["image_id"]) % 3 == 0 else "real"} for row in csv.DictReader(file)]
-    with open(tmp_path / "labels.csv", "w", newline="") as file:
+    with open(out / "sample.csv", "w", newline="") as file:
         written = csv.DictWriter(file, list(rows[0]))
         written.writeheader()
         written.writerows(rows)
-    command = ["audit", run, "--labels", str(tmp_path / "labels.csv"), "--out", str(out)]
+    command = ["runs", "audit", run, "--labels", str(out / "sample.csv"), "--out", str(out)]
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     share = sum(row["label"] == "fake" for row in rows) / N

@@ -49,9 +49,11 @@ def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(wit
     assert picture.rpartition("/")[2] in (desk.folder / "cat.html").read_text()
 
     drawn = desk.types(TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"})
-    with (desk.folder / "audit" / "sample.csv").open(newline="") as sample, (desk.folder / "labels.csv").open("w", newline="") as labels:
+    labels = desk.folder / "audit" / "sample.csv"
+    with labels.open(newline="") as sample:
         rows = list(csv.DictReader(sample))
-        table = csv.DictWriter(labels, list(rows[0]))
+    with labels.open("w", newline="") as sample:
+        table = csv.DictWriter(sample, list(rows[0]))
         table.writeheader()
         for row in rows:
             table.writerow(row | {"label": truth[row["uri"].partition("/archive/")[2]][0]})

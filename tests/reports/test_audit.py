@@ -1,5 +1,3 @@
-import base64
-import hashlib
 import io
 import json
 import re
@@ -37,33 +35,31 @@ def page(request):
     return render_audit(FACTS, *images() if request.param == "example" else ([], {}))
 
 
-def test_it_runs_its_own_script_alone_and_loads_nothing(page):
+def test_page_runs_no_script_and_loads_nothing(page):
     policy = next(one for one in read(page).attributes("meta") if one.get("http-equiv"))["content"]
-    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy == (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     for tag, attributes in read(page).tags:
+        assert tag != "script"
         assert not [name for name in attributes if name.startswith("on")], tag
         assert (attributes.get("src") or attributes.get("href") or "data:").startswith("data:")
-    for word in ("fetch(", "XMLHttpRequest", "WebSocket", "sendBeacon", "import(", "eval("):
-        assert word not in script
 
 
 def test_it_tells_nobody_what_detectors_said(page):
-    said = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
+    said = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
     assert "score" not in said
     flagged = render_audit(FACTS | {"only_flagged": True}, *images())
     assert "flag" not in re.sub(r"<style>.*?</style>", "", flagged, flags=re.DOTALL)
 
 
-def test_every_choice_has_a_name_and_a_state(page):
-    found = read(page)
-    buttons = [one for one in found.attributes("button") if "data-label" in one]
-    assert len(buttons) == 3 * len([one for one in found.attributes("li") if "data-id" in one])
-    assert all(one["aria-pressed"] == "false" and one["type"] == "button" for one in buttons)
-    assert all(one.get("aria-labelledby") for one in found.attributes("li"))
+def test_page_numbers_images_in_the_order_of_the_sample():
+    rows, pictures = images()
+    page = render_audit(FACTS, rows, pictures)
+    shown = re.findall(r"Image (\d+) <small>of 5</small>.*?<details>(.*?)</details>", page, re.DOTALL)
+    assert [int(number) for number, _ in shown] == [1, 2, 3, 4, 5]
+    for (_, details), name in zip(shown, ("one, two", "say", "three", "four", "five"), strict=True):
+        assert name in details
+    assert page.count("data:image/jpeg;base64") == 4
+    assert page.count("It cannot be read any more.") == 1
 
 
 def figure(value, low=None, high=None, why=None):

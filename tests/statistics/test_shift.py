@@ -5,7 +5,6 @@ import pytest
 
 from ray_app.ensembles import PopulationTally, population_of, properties_of
 from ray_app.ensembles.population import LabelledPart
-from ray_app.metrics.survey_sampling import References
 from ray_app.scoring.guarantee import shifts_of, unseen_shift
 from tests.statistics.labelled import calibrated, dominated, images_of, independent, raw_threshold, scored, tied
 
@@ -85,6 +84,6 @@ def test_what_would_go_unseen_is_said(setting, simulated):
         said.append(not any(shift.noticed for shift in shifts_of(made[0], tally)))
         wrong.append(False)
         if said[-1]:
-            unseen = unseen_shift(made[0], References.of(made[1].reals), tally.counts, 0)
+            unseen = unseen_shift(made[0], made[1].reals, tally.counts, 0)
             wrong[-1] = made[2].share_above(raw_threshold(made[1]) - rise) > unseen.false_positive_rate
     simulated(UNSEEN, setting, 0.05, wrong, said)

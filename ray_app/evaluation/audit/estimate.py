@@ -1,7 +1,5 @@
 """An audit's answer (`estimate`): prevalence, and precision, recall and false-positive rate of a run's verdicts, from people's labels of
 its sample (`read_answers`); whether the card's promise was kept.
-
-The images of a run that can be listed as fakes with few reals among them, by its card's known reals: `discover`.
 """
 
 import contextlib
@@ -12,21 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from ray_app.archives.label_tables import columns_hint
 from ray_app.datasets.labels import parse_label
-from ray_app.errors import ConfigError, Reason
+from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.evaluation.labels import LabelTables, open_labels
 from ray_app.metrics import arrays, intervals, survey_sampling
 from ray_app.reports.format import counted, percent, stated
-from ray_app.runs import RunDirectory, current_tables, reader
-from ray_app.runs.rows import with_reasons
-from ray_app.scoring.guarantee import references_of
+from ray_app.runs import RunDirectory
 
 UNSURE = "unsure"
 RESULT = "result.json"
@@ -95,14 +86,13 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
 
 def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     """The figures, each with its interval, what each stratum was found to hold, and what follows (`findings`)."""
-    seed = int(audit.facts["seed"])
     strata = [
         {"name": one.words, **asdict(one), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
          "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
         for one, found in zip(audit.strata, answers.strata, strict=True)
     ]  # fmt: skip
-    figures = survey_sampling.archive_figures(answers.strata, seed=seed)
-    widest = survey_sampling.unsure_bounds(answers.strata, seed=seed) if answers.unsure else {}
+    figures = survey_sampling.archive_figures(answers.strata)
+    widest = survey_sampling.unsure_bounds(answers.strata) if answers.unsure else {}
     ends = {name: one.ends for name, one in figures.items() if one.ends} | widest
     flagged_reals = _flagged_reals(audit, ends.get("precision"))
     promise = _promise(audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals)
@@ -178,7 +168,7 @@ def _flagged_reals(audit: Audit, precision: tuple[float, float] | None) -> dict[
     flagged = sum(one.size for one in audit.strata if one.verdict == "fake")
     if precision is None:
         return None
-    # Ends of an interval are whole numbers of images but for interpolation between draws: outwards, and not by what floats are off.
+    # An end is rounded outwards to a whole number of images, unless it differs from one by rounding alone.
     least, most = math.floor((1 - precision[1]) * flagged + 1e-6), math.ceil((1 - precision[0]) * flagged - 1e-6)
     return {"flagged": flagged, "scored": audit.scored, "least": least, "most": most, "most_of_archive": most / audit.scored}
 
@@ -218,86 +208,3 @@ def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None
             yield f"{of}: so few labels cannot say whether this is kept ({percent(low)} to {percent(high)})"
         else:
             yield f"{of}: the labels show that this is broken (at least {percent(low)} are)"
-
-
-# Why a row abstains that can be tested all the same: its score is what the card makes of images like those that it was calibrated on, or
-# the reason is of the whole archive and stands beside the list.
-_STILL_TESTED = pa.array([Reason.INSIDE_BAND, Reason.UNSTABLE, Reason.UNLIKE_ARCHIVE])
-_COLUMNS = ["image_id", "score", "verdict", "verdict_reason"]
-
-
-@dataclass(frozen=True)
-class DiscoveryList:
-    """A list: what it consists of, and the remarks that belong to it. `left_out`: images with a score that the card does not cover."""
-
-    run: RunDirectory
-    references: survey_sampling.References
-    list: survey_sampling.Discoveries
-    left_out: int
-    remarks: tuple[str, ...]
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows on the list, each with its `p_value`, in the order of the archive."""
-        if not self.list.count:
-            return
-        for table in current_tables(self.run):
-            scores = reader.numbers(table["score"])
-            listed = np.flatnonzero(_tested(table, scores) & (scores > self.list.above))
-            values = self.references.p_values(scores[listed])
-            for row, p in zip(table.take(pa.array(listed)).to_pylist(), values.tolist(), strict=True):
-                yield row | {"p_value": p}
-
-
-def discover(url: str, rate: float) -> DiscoveryList:
-    """The list at a rate of false discoveries. Raises ConfigError where there is no run, or its card has no references."""
-    run = RunDirectory.open(url)
-    if not run.exists():
-        raise run.missing()
-    run.check_settled()
-    references = references_of(run)
-    counts, left_out = np.zeros(references.n + 1, np.int64), 0
-    for table in current_tables(run, _COLUMNS):
-        scores = reader.numbers(table["score"])
-        tested = _tested(table, scores)
-        left_out += int((np.isfinite(scores) & ~tested).sum())
-        counts += references.counted(scores[tested])
-    found = survey_sampling.discoveries(references, counts, rate)
-    return DiscoveryList(run, references, found, left_out, tuple(_remarks(run, references, found, left_out)))
-
-
-def _remarks(run: RunDirectory, references: survey_sampling.References, found: survey_sampling.Discoveries, left_out: int) -> Iterator[str]:
-    guarantee = _guarantee(run)
-    yield (
-        f"{found.count:,} of {found.tested:,} images are listed; of such a list at most {found.rate:.3g} is real on average, "
-        f"if the archive's reals score like the {found.n_references:,} that the card was calibrated with (conformal p-values, "
-        "Benjamini and Hochberg)"
-    )
-    if guarantee is None:
-        yield "nothing has compared this archive with those reals, so whether that holds is not known"
-    elif not guarantee.get("holds"):
-        known = "that does not hold here" if guarantee.get("holds") is False else "whether that holds here is not known"
-        yield f"{known}: {guarantee.get('why') or 'the archive differs from what the card was calibrated on'}"
-    else:
-        yield "no difference from them was noticed, which would not show reals of a new kind that score as fakes do"
-    if left_out:
-        yield f"{left_out:,} images with a score are left out: they lie outside what the card speaks for"
-    if not found.count and found.tested:
-        least = survey_sampling.fewest_listed(references, found.tested, found.rate)
-        yield f"a list of any length needs {least:,} images above all {found.n_references:,} known reals, or more reals to compare with"
-
-
-def _guarantee(run: RunDirectory) -> dict[str, Any] | None:
-    """The run's section on its card's guarantee; None where it has none."""
-    if not run.store.exists("summary.json"):
-        return {"holds": None, "why": "the run is not finished, and the archive was not compared with what the card was calibrated on"}
-    section: dict[str, Any] | None = run.read_json("summary.json").get("guarantee")
-    return section
-
-
-def _tested(table: pa.Table, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Whether the card is valid for each row, (n,)."""
-    reasons = with_reasons(table)["verdict_reason"]
-    known = np.asarray(pc.or_(pc.is_null(reasons), pc.is_in(reasons, _STILL_TESTED)))
-    decided = np.asarray(pc.fill_null(pc.is_in(table["verdict"].cast(pa.string()), pa.array(["fake", "real"])), False))
-    tested: npt.NDArray[np.bool_] = np.isfinite(scores) & (decided | known)
-    return tested

@@ -1,6 +1,6 @@
 """The sample of a run that people label (`draw_sample`): strata by verdict and score, and how many images of each are drawn.
 
-Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` to do it with pictures, `audit.json` with what makes the labels
+Its files (`read_audit`): `sample.csv` for people to fill in, `audit.html` with their pictures, `audit.json` with what makes the labels
 count. Which images are drawn follows from hashes of their ids and the seed alone, so the same command draws the same ones from the same
 run.
 """
