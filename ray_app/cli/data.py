@@ -174,11 +174,6 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
     callback=_comma_separated,
     help="What keeps images together: group, prompt, looks.  [default: group,prompt,looks]",
 )
-@click.option(
-    "--prompts",
-    type=click.FloatRange(0.3, 1, min_open=True),
-    help="The share of words that prompts nearly the same share; 1 = equal ones only.  [default: 0.9]",
-)
 @click.option("--hold-out", multiple=True, metavar="NAME|SHARE", help="A generator that is in test alone, or a share of all; repeatable.")
 @click.option(
     "--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX to keep as it is; repeatable."
@@ -197,8 +192,8 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
 def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -> int:
     """Divide an index into train, validation and test.
 
-    Images of one prompt, one scene or one picture stay together. Images are bound by group, by prompts that are
-    nearly the same, by equal bytes and by looks (where INDEX has hashes). Where a group falls follows from its name and the seed alone,
+    Images of one prompt, one scene or one picture stay together. Images are bound by group, by equal prompts,
+    by equal bytes and by looks (where INDEX has hashes). Where a group falls follows from its name and the seed alone,
     so it stays there when images are added.
 
     \b
@@ -214,7 +209,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
     from ray_app.reports.format import visible
 
     if check:
-        found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
+        found = check_splits(at)
         found["remarks"] = faults_of_index(at, clip)
         options.echo_document(found, map(visible, [*found["remarks"], *_checked(found)]), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE

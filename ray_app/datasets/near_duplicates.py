@@ -1,10 +1,9 @@
-"""Near-duplicates that belong into one split: the same group, bytes, prompt or looks, exactly or nearly.
+"""Near-duplicates that belong into one split: the same group, bytes, or prompt, or the same or nearly the same looks.
 
 `bonds_of` finds them, `connected_groups` joins them to groups, `leaks_of` counts those between splits, and `leakage` images of one split
-that are in another too, by file, near-duplicate or group. `near_pairs` compares perceptual hashes, `prompts_alike` prompts.
+that are in another too, by file, near-duplicate or group. `near_pairs` compares perceptual hashes.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -21,7 +20,6 @@ Kind = Literal["image", "bytes", "group", "prompt", "looks"]
 Hashes = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
 Splits = npt.NDArray[np.int64]
 
 NEAR_BITS = 4  # of 64 that may differ between perceptual hashes of one picture
@@ -81,7 +79,7 @@ WORDS: Mapping[Kind, str] = {
     "image": "the same image twice",
     "bytes": "the same bytes",
     "group": "the same group",
-    "prompt": "the same prompt, or nearly",
+    "prompt": "the same prompt",
     "looks": "pictures that look alike",
 }
 _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
@@ -89,11 +87,6 @@ _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without det
 _PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
 _MOST = 1 << 23  # pairs that are kept: 128 MiB
 assert _PARTS - NEAR_BITS == _AGREE
-
-_SHINGLE_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
-_PROMPTS_AT_ONCE = 65_536  # prompts, or pairs of them, that are compared at once
-WORD = re.compile(r"\w+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -113,8 +106,8 @@ class Bond:
         return int((self.codes >= 0).sum())
 
 
-def bonds_of(rows: pa.Table, kinds: Sequence[Kind], *, prompts: float = 0.9) -> list[Bond]:
-    """The bonds of these kinds, in that order. `prompts`: the share of words that nearly the same prompts share; 1 = equal ones only.
+def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
+    """Return the bonds of these kinds, in that order.
 
     rows: `image_id` and `input` of an index. A kind of which no row knows anything has no value and no pair.
     """
@@ -122,7 +115,7 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind], *, prompts: float = 0.9) -> 
         "image": lambda: Bond("image", np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64), _no_pairs()),
         "bytes": lambda: Bond("bytes", coded(rows, "sha256")[0].astype(np.int64), _no_pairs()),
         "group": lambda: Bond("group", coded(rows, "group")[0].astype(np.int64), _no_pairs()),
-        "prompt": lambda: _of_prompts(rows, prompts),
+        "prompt": lambda: _of_prompts(rows),
         "looks": lambda: _of_looks(rows),
     }
     return [made[kind]() for kind in kinds]
@@ -189,31 +182,11 @@ def _near(hashes: Hashes, bits: int) -> Iterator[Pairs]:
             yield np.sort(np.stack([first[is_near], second[is_near]], axis=1), axis=1)
 
 
-def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
-    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
-
-    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band. MinHash
-    (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
-    """
-    if len(prompts) < 2:
-        return _no_pairs()
-    banded = np.concatenate(
-        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
-    )
-    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_SHINGLE_BANDS)]), axis=0)
-    kept = [_no_pairs()]
-    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
-        some = proposed[start : start + _PROMPTS_AT_ONCE]
-        kept.append(some[_jaccard(prompts, some) >= share])
-    return np.concatenate(kept)
-
-
-def _of_prompts(rows: pa.Table, share: float) -> Bond:
+def _of_prompts(rows: pa.Table) -> Bond:
     codes, texts = coded(rows, "prompt")
     places: dict[str, int] = {}
     values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
-    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
-    return Bond("prompt", np.append(values, -1)[codes], pairs)
+    return Bond("prompt", np.append(values, -1)[codes], _no_pairs())
 
 
 def _of_looks(rows: pa.Table) -> Bond:
@@ -253,66 +226,6 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
         step = np.arange(len(which)) - (begun[:count] - begun[0])[which] + 1
         yield order[left[:count][which]], order[left[:count][which] + step]
         left, begun = left[count:], begun[count:]
-
-
-def _shingles(prompts: Sequence[str]) -> Any:
-    """(n, …) sparse: 1 for each word and pair of words of a prompt."""
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    made = HashingVectorizer(
-        tokenizer=WORD.findall,
-        token_pattern=None,
-        ngram_range=(1, 2),
-        n_features=2**31 - 1,
-        binary=True,
-        norm=None,
-        alternate_sign=False,
-        dtype=np.float32,
-    )
-    return made.transform(prompts).tocsr()
-
-
-# datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
-def _bands(shingles: Any) -> Words:
-    """(n, bands) one word for each band of a prompt's least hashes; a prompt without words has words of its own."""
-    starts, count = shingles.indptr, shingles.shape[0]
-    filled = np.flatnonzero(np.diff(starts))
-    numbers = shingles.indices.astype(np.uint64) + np.uint64(1)
-    factors = np.random.default_rng(0).integers(1, 2**63, size=(_SHINGLE_BANDS, _ROWS), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    banded = np.repeat(np.random.default_rng(1).integers(0, 2**63, size=(count, 1), dtype=np.uint64), _SHINGLE_BANDS, axis=1)
-    for band in range(_SHINGLE_BANDS):
-        word = np.zeros(len(filled), np.uint64)
-        for factor in factors[band] if len(filled) else ():
-            least = np.minimum.reduceat(_mixed(numbers * factor), starts[:-1][filled])
-            word = (word ^ least) * _MIX
-        banded[filled, band] = word
-    return banded
-
-
-def _mixed(words: Words) -> Words:
-    words ^= words >> np.uint64(31)
-    words *= _MIX
-    words ^= words >> np.uint64(29)
-    return words
-
-
-def _neighbours(words: Words) -> Pairs:
-    """(P, 2) every prompt with the first, and with the one before it, that has the same word; the lower place first."""
-    order = np.argsort(words, kind="stable")
-    is_same = words[order][1:] == words[order][:-1]
-    firsts = np.maximum.accumulate(np.where(np.concatenate([[True], ~is_same]), np.arange(len(order)), 0))
-    again = np.flatnonzero(is_same) + 1
-    pairs = np.concatenate([np.stack([order[others], order[again]], axis=1) for others in (firsts[again], again - 1)])
-    return np.asarray(np.sort(pairs, axis=1), np.int64)
-
-
-def _jaccard(prompts: Sequence[str], pairs: Pairs) -> npt.NDArray[np.float64]:
-    places, codes = np.unique(pairs, return_inverse=True)
-    shingles = _shingles([prompts[place] for place in places.tolist()])
-    first, second = (shingles[side] for side in codes.reshape(pairs.shape).T)
-    both = np.asarray(first.multiply(second).sum(axis=1), np.float64).ravel()
-    either = np.diff(first.indptr) + np.diff(second.indptr) - both
-    return np.asarray(both / np.maximum(either, 1))
 
 
 def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:

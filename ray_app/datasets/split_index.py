@@ -6,7 +6,7 @@ Memory: some hundred bytes an image, and its prompt once. Reads no image.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +31,16 @@ _ALWAYS: tuple[near_duplicates.Kind, ...] = ("image", "bytes")
 class SplitConfig(Frozen):
     """How an index is divided; see `touchstone data split --help`."""
 
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
+    }
+
     at: str
     out: str
     train: float = Field(default=0.8, ge=0, le=1)
     validation: float = Field(default=0.1, ge=0, le=1)
     test: float = Field(default=0.1, ge=0, le=1)
     by: tuple[Literal["group", "prompt", "looks"], ...] = ("group", "prompt", "looks")
-    prompts: float = Field(default=0.9, gt=0.3, le=1, description="the share of words that prompts nearly the same share; 1 = equal ones")
     hold_out: tuple[str, ...] = Field(default=(), description="generators that are in test alone, or a share of all generators")
     keep: tuple[Literal["train", "validation", "test"], ...] = Field(default=(), description="splits of the index that stay as they are")
     after: str | None = Field(default=None, description="an earlier split: no image of it is moved")
@@ -73,7 +76,7 @@ def split_index(config: SplitConfig, remarks: Callable[[], Sequence[str]] = tupl
     if there is not None and there.source.get("split") != source["split"]:
         raise IdentityError(f"{out.url} holds another index, or one that was divided otherwise", hint="give another --out")
     held_out = chosen_generators(rows, config.hold_out, config.seed)
-    bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
+    bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY])
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = near_duplicates.connected_groups(binding, len(rows))
     pins = _pins(rows, config)
@@ -96,7 +99,7 @@ def split_index(config: SplitConfig, remarks: Callable[[], Sequence[str]] = tupl
     return document
 
 
-def check_splits(at: str, *, prompts: float = 0.9, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)) -> dict[str, Any]:
+def check_splits(at: str, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)) -> dict[str, Any]:
     """What leaks between the splits that an index has: `index`, `images` {split: n} and `leaks`. Raises ConfigError where it has fewer
     than two.
     """
@@ -112,7 +115,7 @@ def check_splits(at: str, *, prompts: float = 0.9, kinds: Sequence[near_duplicat
     if len(np.unique(splits[splits >= 0])) < 2:
         raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone data split {at} --out DIR makes them")
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
-    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, kinds, prompts=prompts), splits, named)
+    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, kinds), splits, named)
     return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _with_names(store, leaks)}
 
 

@@ -1,5 +1,4 @@
-from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ray_app.datasets import near_duplicates
-from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, leakage, near_pairs, prompts_alike
+from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, leakage, near_pairs
 from tests.datasets.tables import labelled
 
 
@@ -82,16 +81,6 @@ def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
     assert len(set(components(some, len(hashes)))) == 2
 
 
-@cache
-def shingled(text):
-    words = text.split()
-    return {*words, *pairwise(words)}
-
-
-def jaccard(one, other):
-    return len(shingled(one) & shingled(other)) / len(shingled(one) | shingled(other))
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3), st.lists(st.tuples(*[st.integers(0, 5)] * 2)))
 def test_groups_are_the_components_of_rows_and_what_they_share(codes, pairs):
@@ -106,28 +95,3 @@ def test_groups_are_the_components_of_rows_and_what_they_share(codes, pairs):
     found, count = connected_groups(bonds, 8)
     assert count == len(set(expected.tolist()))
     assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    """300 prompts of 30 words, and 100 of them with one word exchanged at one end, or in the middle."""
-    rng, words = np.random.default_rng(0), [f"w{number}" for number in range(400)]
-    texts = [list(rng.choice(words, 30, replace=False)) for _ in range(300)]
-    for number in range(100):
-        other = list(texts[number])
-        other[0 if number % 2 else 15] = "exchanged"
-        texts.append(other)
-    return [" ".join(words) for words in texts]
-
-
-@pytest.mark.parametrize(("share", "count", "at_once"), [(0.9, 100, near_duplicates._AT_ONCE), (0.9, 100, 37), (0.93, 50, 1000)])
-def test_pairs_of_prompts_are_those_of_comparing_all_with_all(prompts, share, count, at_once, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
-    expected = {(one, other) for other in range(len(prompts)) for one in range(other) if jaccard(prompts[one], prompts[other]) >= share}
-    assert len(expected) == count
-    assert set(map(tuple, prompts_alike(prompts, share).tolist())) == expected
-
-
-@pytest.mark.parametrize("texts", [[], ["one"], ["", ""], ["…", "!", "a b c"]])
-def test_few_or_wordless_prompts_have_no_pair(texts):
-    assert prompts_alike(texts).shape == (0, 2)
