@@ -1,6 +1,6 @@
 """What each column that a row may have means (`COLUMN_MEANING`), for the reference; the columns themselves: `ray_app.runs.schema`."""
 
-from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, STABILITY
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK
 
 COLUMN_MEANING: dict[str, str] = {
     "image_id": "the number of the image in the run's manifest; with `run_id` it names a row",
@@ -26,7 +26,6 @@ COLUMN_MEANING: dict[str, str] = {
     "phash": "64-bit perceptual hash of the decoded image, 16 hex digits",
     "scores": "log-odds of fake for each detector; null where a detector gave none",
     "views": "the same for each perturbation, by its name",
-    STABILITY: "the same for each recompressed view; null where no view was scored",
     "mask_area": "for each detector that localizes: the share of pixels that are more likely altered than not",
     "mask_peak": "for each detector that localizes: the highest probability of any pixel",
     "replies": "what each detector that answers in words replied",

@@ -87,12 +87,12 @@ def _default(given: Any) -> str:
 def columns_page() -> str:
     """What a row of a run may have."""
     every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], perceptual_hash=True, second_look=True,
-                       stability=True, identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
+                       identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
     columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
     return (
         "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
-        "those of what was not asked for, such as masks or stability, are left out.\n\n"
+        "those of what was not asked for, such as masks, are left out.\n\n"
         f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
     )
 

@@ -62,7 +62,7 @@ class Reason(Explained):
     OUT_OF_RANGE = "out_of_range", "the image is outside what a detector was made for"
     UNLIKE_CALIBRATION = "unlike_calibration", "the image is outside what the ensemble was calibrated on"
     INSIDE_BAND = "inside_band", "the score lies between the two thresholds"
-    UNSTABLE = "unstable", "saved once more, the image gets another verdict"
+    UNSTABLE = "unstable", "saved once more, the image gets another verdict (runs before 1.0)"
     UNLIKE_ARCHIVE = "unlike_archive", "the archive is not like what the ensemble was calibrated on"
 
 

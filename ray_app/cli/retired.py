@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "score": {
         "--events": "use --follow 5m",
         "--reuse": _REUSE,
+        "--stability": "use --perturb jpeg:75 and compare the column views with the column score",
         "--table": _TABLE,
     },
     # Evaluation.

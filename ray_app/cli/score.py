@@ -114,12 +114,6 @@ def plan(
     callback=lambda context, option, text: tuple(word.strip() for word in text.split(",")) if text is not None else (),
     help="Score only the rows with one of these statuses again.",
 )
-@click.option(
-    "--stability",
-    type=click.IntRange(0, 64),
-    metavar="K",
-    help="Score images near a threshold again in K recompressed copies; if one of them changes the verdict, it becomes abstain.",
-)
 @endpoint_options
 @options.licence_option
 @options.overrides

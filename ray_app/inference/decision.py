@@ -22,7 +22,7 @@ from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, Finding, Thresholds, decide, decision, drawn_by_audit, find, second_looks
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
-from ray_app.inference import batch, stability
+from ray_app.inference import batch
 from ray_app.inference.spec import ScoringSpec
 
 Scores = dict[str, npt.NDArray[np.float32]]
@@ -30,10 +30,8 @@ Scores = dict[str, npt.NDArray[np.float32]]
 CLEAN = ""  # the view of an image as it is
 SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `BatchPrediction`
 FAILURES = "failures"  # a kind: why a detector gave no score, of one that says so
-STABILITY = "stability"  # a kind: scores of a recompressed view, of images near a threshold
 CAPTIONS = "captions"  # a kind: what a describer says
 LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
-OF_THE_ENSEMBLE = (SCORES, STABILITY)  # kinds that every detector of an ensemble has
 
 
 class OutputKey(NamedTuple):
@@ -48,7 +46,7 @@ class OutputKey(NamedTuple):
 class DetectorOutputs:
     """What was found of some images, in their order; every column has one entry per image.
 
-    By kind: `scores` and `stability` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W) uint8 each, 255 =
+    By kind: `scores` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W) uint8 each, 255 =
     surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Caption` each.
     """
 
@@ -97,7 +95,7 @@ class DetectorOutputs:
         """Scores of these detectors alone, in this order; all else as it is. Raises KeyError where a detector has no scores."""
         columns = {}
         for key, column in self.columns.items():
-            if key.kind not in OF_THE_ENSEMBLE:
+            if key.kind != SCORES:
                 columns[key] = column
                 continue
             for name in names:
@@ -261,20 +259,11 @@ def judge(
     decisions = decide(
         spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn, blank=blank
     )
-    if spec.stability is not None:
-        decisions = outlived(spec, decisions, list(outputs.by_view(STABILITY).values()), drawn)
     named = None
     if spec.identifier is not None and names:
         with nullcontext() if clock is None else clock("identify"):
             named = identified(spec, outputs.of(EMBEDDINGS))
     return BlockResult(checked, outputs, scores, decisions, named, spec.ensemble.thresholds)
-
-
-def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:
-    """The decisions that the spec's stability leaves standing; `views` has scores per detector, in the spec's order, of every view."""
-    if spec.stability is None:
-        return decisions
-    return stability.settled(spec.ensemble, decisions, views, calibrations=spec.calibrations, margin=spec.stability.margin, audited=audited)
 
 
 def audited_among(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
@@ -295,7 +284,7 @@ def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult],
 def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> list[int]:
     """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
 
-    `outputs`: what all detectors said, recompressed views included.
+    `outputs`: what all detectors said.
     """
     profile = spec.ensemble.profile
     if profile is None or spec.describer is None:

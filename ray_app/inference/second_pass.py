@@ -1,17 +1,16 @@
 """The second pass over a block: members decoded again from kept bytes into dense batches, and read by some detectors.
 
-`CascadeScorer`: what a cascade's first members leave uncertain and what the audit draws. `StabilityScorer`: members near a threshold, in
-recompressed views.
+`CascadeScorer`: what a cascade's first members leave uncertain and what the audit draws.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ray_app.inference import decision, stability
+from ray_app.inference import decision
 from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels
-from ray_app.inference.decision import SCORES, STABILITY, DetectorOutputs, OutputKey
+from ray_app.inference.decision import DetectorOutputs
 from ray_app.inference.decoder import BatchDecoder, StageClock
 from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
@@ -59,8 +58,8 @@ class CascadeScorer:
     """A block's batches → outputs of all that the detectors of one process have to say.
 
     The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
-    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`:
-    scores the views that the spec's stability asks for, after all detectors. `describing`: captions images after that.
+    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`.
+    `describing`: captions images after all detectors.
     """
 
     def __init__(
@@ -71,33 +70,31 @@ class CascadeScorer:
         clock: StageClock,
         *,
         kept_bytes: float = KEPT_BYTES,
-        recompressing: "StabilityScorer | None" = None,
         describing: "Describing | None" = None,
     ) -> None:
-        self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing
+        self._spec, self._clock, self._kept_bytes = spec, clock, kept_bytes
         self._describing = describing
         late = [name for name in spec.late if name in scorer.names]
         self._scorer = scorer
         self._first = scorer.for_spec(spec.early, clock)
         self._late = SecondPass(spec.limited_to(late), scorer, decoder) if late else None
-        self._keeps = self._late is not None or recompressing is not None
 
     @property
     def simplest(self) -> "CascadeScorer | EnsembleScorer":
         """Who says the same with less: the first detectors alone, where nothing is looked at again or described."""
-        return self if self._keeps or self._describing is not None else self._first
+        return self if self._late is not None or self._describing is not None else self._first
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
+        """Of shared backbones, of second looks and of words, since the start."""
         counts = Counter(self._scorer.counts)
-        for counter in (self._late, self._recompressing, self._describing):
+        for counter in (self._late, self._describing):
             counts.update(counter.counts if counter else {})
         return counts
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
         """What the detectors say of all members of the batches, in order."""
-        if not self._keeps and self._describing is None:
+        if self._late is None and self._describing is None:
             return self._first.score(batches)
         arriving, parts = iter(batches), list[DetectorOutputs]()
         while True:
@@ -106,7 +103,6 @@ class CascadeScorer:
             if not part.outcomes and parts:
                 return DetectorOutputs.chained(parts)
             found = self.again(part.outcomes, part.files, first)
-            found = found if self._recompressing is None else self._recompressing.after(part.outcomes, part.files, found)
             parts.append(found if self._describing is None else self._describing.after(part.outcomes, found, part.seen))
             if not part.outcomes:
                 return parts[0]
@@ -125,8 +121,8 @@ class CascadeScorer:
         size = 0.0
         for batch in arriving:
             part.outcomes += batch.outcomes
-            part.files += files_of(batch) if self._keeps else ()
-            size += sum(_size(file) for file in batch.encoded if file is not None) if self._keeps else 0
+            part.files += files_of(batch) if self._late is not None else ()
+            size += sum(_size(file) for file in batch.encoded if file is not None) if self._late is not None else 0
             seen = () if self._describing is None else describer_inputs(self._spec, batch)
             part.seen += seen
             size += sum(image.nbytes for image in seen if image is not None)
@@ -153,52 +149,3 @@ def files_of(batch: Batch) -> list[tuple[int, File] | None]:
 
 def _size(file: File) -> int:
     return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
-
-
-VIEWED, VIEWED_MS = "viewed", "viewed_ms"  # counts: members that were shown recompressed, and the milliseconds that took
-
-
-class StabilityScorer:
-    """All detectors of an ensemble on the stability views of members whose verdict hangs on little.
-
-    A view of a cascade's image is a picture of its own: the first members look at all views, the others at all views of an image of which
-    one goes on. `scorer` and `decoder` as for `SecondPass`; the scorer holds every detector.
-    """
-
-    def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder, clock: StageClock) -> None:
-        assert spec.stability is not None
-        self._spec, self._clock, self._margin = spec, clock, spec.stability.margin
-        seen = replace(spec, features={}, identifier=None, describer=None)
-        self._first = SecondPass(seen.limited_to(spec.first, spec.stability.views), scorer, decoder)
-        self._late = SecondPass(seen.limited_to(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How many members were shown to detectors in their views, how long that took, and how often files were decoded for it."""
-        first, late = self._first.counts, self._late.counts if self._late else Counter[str]()
-        return {
-            VIEWED: first[LOOKED],
-            VIEWED_MS: first[LOOKED_MS] + late[LOOKED_MS],
-            "decoded": first["decoded"] + late["decoded"],
-        }
-
-    def after(
-        self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], outputs: DetectorOutputs
-    ) -> DetectorOutputs:
-        """The outputs of all detectors for these members, with the scores of recompressed views of those near a threshold."""
-        decisions = decision.judge(self._spec, outcomes, outputs, names=False).decisions
-        near = stability.uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
-        again = [(row, file) for row in near if (file := files[row]) is not None]
-        rows, held = [row for row, _ in again], [file for _, file in again]
-        seen = self._first.at(held)
-        self._clock.add(self._first.take_seconds())
-        if self._late is not None:
-            theirs = [outcomes[row] for row in rows]
-            views = [DetectorOutputs.clean(scores=scores) for scores in seen.by_view(SCORES).values()]
-            on = sorted({place for view in views for place in decision.second_stage_rows(self._spec, theirs, view)})
-            seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
-            self._clock.add(self._late.take_seconds())
-        stable = DetectorOutputs({
-            OutputKey(view, name, STABILITY): column for view, scores in seen.by_view(SCORES).items() for name, column in scores.items()
-        })  # fmt: skip
-        return outputs.joined(stable.spread(rows, len(outcomes)))

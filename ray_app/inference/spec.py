@@ -19,7 +19,6 @@ from ray_app.ensembles import EnsembleCard, Settings
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decoder_name
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import Perturbation
 
 RequestedPrecision = Literal["auto", "bf16", "fp32"]
@@ -92,7 +91,7 @@ class ScoringSpec:
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
     image is also scored as these perturbations show it; `absent`: by the name of a view that was asked for and is not there its kind and
     why. `features`: what decides the embeddings of the detectors that keep them.
-    `stability`: verdicts near a threshold must outlive recompression. `identifier` and `describer` are of the ensemble's profile.
+    `identifier` and `describer` are of the ensemble's profile.
     """
 
     ensemble: EnsembleCard
@@ -107,7 +106,6 @@ class ScoringSpec:
     views: tuple[Perturbation, ...] = ()
     absent: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    stability: Stability | None = None
     identifier: IdentifierCard | None = None
     describer: DescriberCard | None = None
 
@@ -138,7 +136,7 @@ class ScoringSpec:
     @property
     def looks_again(self) -> bool:
         """Whether some members are decoded a second time, for which their files have to be kept until it is known of which."""
-        return bool(self.late) or self.stability is not None
+        return bool(self.late)
 
     @cached_property
     def embedded(self) -> dict[str, int]:
@@ -244,12 +242,11 @@ def make_spec(
     perceptual_hash: bool = False,
     provenance: ProvenancePolicy | None = None,
     views: tuple[Perturbation, ...] = (),
-    stability: Stability | None = None,
     waive_guarantee: bool = False,
 ) -> ScoringSpec:
     """Resolve an ensemble's cards (its members', unless `cards` are given), the precision for `device` and the batch slots.
 
-    Raises ConfigError, also where detectors that share no process leave `stability` nothing to decide by.
+    Raises ConfigError.
     """
     if ensemble.cascade is not None and views:
         raise ConfigError(
@@ -264,16 +261,10 @@ def make_spec(
     resolved, mode = under_settings(ensemble, usual, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
     identifier, describer = profile_cards(ensemble, named)
-    spec = ScoringSpec(
+    return ScoringSpec(
         ensemble, named, limits, resolved, mode, count, device, perceptual_hash, provenance, views,
-        stability=stability, identifier=identifier, describer=describer,
+        identifier=identifier, describer=describer,
     )  # fmt: skip
-    if stability is not None and len(spec.pools) > 1:
-        raise ConfigError(
-            f"--stability: {ensemble.name} has detectors in processes of their own, so that none has all scores and the image at once",
-            hint=f"leave --stability out, or take an ensemble without {', '.join(name for name, card in named.items() if card.own_pool)}",
-        )
-    return spec
 
 
 def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> tuple[IdentifierCard | None, DescriberCard | None]:
@@ -409,4 +400,4 @@ def _worst_gmac(spec: ScoringSpec) -> float:
     sized = [(card.gmac, card) for card in spec.cards.values()]
     once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
     words = (spec.describer.gmac or 0.0) if spec.describer else 0.0
-    return (spec.passes + (spec.stability.count if spec.stability else 0)) * once + words
+    return spec.passes * once + words

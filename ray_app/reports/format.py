@@ -12,7 +12,7 @@ from ray_app.errors import Reason, Status
 
 if TYPE_CHECKING:
     from ray_app.metrics.arrays import FigureFacts
-    from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
+    from ray_app.runs.document import RunSummary, SessionSummary
 
 C2PA_WORDS = {
     "trusted": "unchanged since it was signed, by a signer on a trust list",
@@ -197,20 +197,6 @@ def second_look(run: "RunSummary") -> list[str]:
         said.append(
             f"a million such images take {measured(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
             f"{measured(hours['second'] or 0.0)}{costs['second']} for the second"
-        )
-    return said
-
-
-def stability(found: "StabilitySummary | None") -> list[str]:
-    """What became of verdicts near a threshold when their images were recompressed; nothing where that was not requested."""
-    if found is None or not found.views:
-        return []
-    images = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
-    views = f"looked at in {counted(found.views, 'recompressed view')} each"
-    said = [f"{images}, {views}; {count(found.unstable)} of these verdicts changed and abstain"]
-    if found.unasked:
-        said.append(
-            f"{counted(found.unasked, 'verdict')} near the threshold of today without such views: it was another when they were scored"
         )
     return said
 

@@ -67,10 +67,6 @@ def _asked(plan: Plan) -> Lines:
             )
     if views := plan.views:
         yield "perturb", f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}"
-    if requested := plan.stability:
-        more, share = wording.counted(requested.views, "recompressed view"), requested.share
-        how_many = "they are not in the forecast" if share is None else f"{wording.percent(share)} of the probed images"
-        yield "stability", f"{more} of every image within {requested.margin:g} log-odds of a threshold; {how_many}"
     if looks := plan.cascade:
         on_about = f"{', '.join(looks.second)} on about {wording.percent(looks.share)} of the images"
         yield "cascade", f"{', '.join(looks.first)} on all, {on_about}"

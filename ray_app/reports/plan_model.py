@@ -62,14 +62,6 @@ class PlannedGuarantee(Section):
     otherwise: Sequence[str] = ()
 
 
-class PlannedStability(Section):
-    """Recompressed views that are requested, and of which share of the images; None where no probe measured it."""
-
-    views: int
-    margin: float
-    share: float | None = None
-
-
 class PlannedProfile(Section):
     """The identifier, the describer, and the share of the images that it describes; None where no probe measured it."""
 
@@ -256,7 +248,6 @@ class Plan(Section):
     detectors: Sequence[str] = ()
     guarantee: OptionalKey[PlannedGuarantee] = None
     views: OptionalKey[Sequence[str]] = None
-    stability: OptionalKey[PlannedStability] = None
     profile: OptionalKey[PlannedProfile] = None
     features: OptionalKey[Mapping[str, int]] = None
     tensors: Sequence[PlannedTensor] = ()

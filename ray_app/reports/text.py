@@ -103,7 +103,6 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += _verdict_lines(run)
     lines += [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))] if run.scored else []
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
-    lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += profile_lines(run.profile)
     lines += _declaration_lines(run)

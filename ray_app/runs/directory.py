@@ -182,9 +182,15 @@ class RunDirectory(PartTable):
 
     def check_known(self) -> None:
         """Raises ConfigError where rows are of a later schema than this Touchstone writes. To read them is well, to write beside them is
-        not: what is new in them would be lost.
+        not: what is new in them would be lost. So too for a run with `--stability`, whose verdicts this Touchstone cannot decide.
         """
-        newest = int(self.describe()["schema"])
+        described = self.describe()
+        if "stability" in described["identity"]:
+            raise ConfigError(
+                f"{self.store.url}: the run was made with --stability, which 1.0 retires",
+                hint="continue it with Touchstone 0.23, or give another --out; this one can read it",
+            )
+        newest = int(described["schema"])
         with contextlib.suppress(FileNotFoundError):
             newest = max(newest, int(self.read_json("summary.json").get("row_schema", 0)))
         if newest > SCHEMA_VERSION:

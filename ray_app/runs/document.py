@@ -272,16 +272,6 @@ class SecondLookSummary(Section):
     share: float | None = None
 
 
-class StabilitySummary(Section):
-    """How many images near a threshold were shown recompressed, and how many verdicts did not outlive it."""
-
-    views: int = 0
-    margin: float = 0.0
-    asked: int = 0
-    unstable: int = 0
-    unasked: int = 0
-
-
 class ShiftSummary(Section):
     """How far one property of the archive is from what the card was calibrated on; `fakes`: the share of them that explains it best,
     `tells`: whether there are images enough to conclude anything.
@@ -380,7 +370,6 @@ class RunSummary(RunCounts, RunHead):
     `detectors` and `memory_per_worker_bytes` (the most of any process, measured) are of all commands that worked on the run.
     """
 
-    stability: OptionalKey[StabilitySummary] = None
     guarantee: OptionalKey[GuaranteeSummary] = None
     ensemble: EnsembleSummary = EnsembleSummary()
     session: SessionSummary = SessionSummary()

@@ -1,6 +1,6 @@
 """Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables of a block (`block_tables`).
 
-`with_reasons` and `with_findings` bring rows of an older schema to today's; `stability_views` reads the scores of recompressed views back.
+`with_reasons` and `with_findings` bring rows of an older schema to today's.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,9 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_app.attribution.captions import Caption
 from ray_app.attribution.identifier import Identified
@@ -20,41 +18,10 @@ from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, Finding, Thresholds, find
 from ray_app.errors import Status, is_of_one_image
 from ray_app.images import ImageFileFacts
-from ray_app.inference import BlockResult, DecodeResult, Scores
+from ray_app.inference import BlockResult, DecodeResult
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
-from ray_app.inference.decision import STABILITY as STABLE_SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
-from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, STABILITY, reason_of, row_schema
-
-
-def stability_column(views: Sequence[Scores], kind: pa.ListType, has_score: npt.NDArray[np.bool_]) -> pa.ListArray:
-    """A list of one struct per view and row, of `kind`; null where a row has no score, or no view of it has any.
-
-    `views`: per view one column of scores per detector, of all rows.
-    """
-    viewed = has_score & np.any([np.isfinite(column) for view in views for column in view.values()], axis=0)
-    columns = [np.stack([view[name] for view in views], axis=1)[viewed].ravel() for name in views[0]]
-    children = []
-    for column in columns:
-        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
-    values = pa.StructArray.from_arrays(children, fields=list(kind.value_type))
-    offsets = np.concatenate([[0], np.cumsum(viewed) * len(views)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(~viewed))
-
-
-def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[Scores]:
-    """What `stability_column` was given, of these detectors, in their order: NaN where there was nothing. No view, no entry."""
-    viewed = column.is_valid().to_numpy()
-    values = pc.list_flatten(column.combine_chunks())
-    count = len(values) // viewed.sum() if viewed.any() else 0
-    views: list[Scores] = [{} for _ in range(count)]
-    for name in detectors if count else ():
-        table = pc.struct_field(values, name).to_numpy(zero_copy_only=False).reshape(-1, count)
-        for number, view in enumerate(views):
-            view[name] = np.full(len(viewed), np.nan, np.float32)
-            view[name][viewed] = table[:, number]
-    return views
-
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, reason_of, row_schema
 
 _schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
 FACTS = tuple(field.name for field in fields(ImageFileFacts))
@@ -76,9 +43,8 @@ def result_rows(
     masks, replies = outputs.of(MASKS), outputs.of(REPLIES)
     captions: Sequence[Caption | None] = ()
     views: dict[str, dict[str, Any]] = {}
-    recompressed: list[Scores] = []
     if len(outputs.columns) > len(scored.scores):  # more than the scores of images as they are
-        captions, views, recompressed = outputs.captions, outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
+        captions, views = outputs.captions, outputs.by_view(SCORES)
     given = members.schema.field("input").type if "input" in members.schema.names else None
     schema = _schema(
         tuple(scored.scores),
@@ -88,7 +54,6 @@ def result_rows(
         views=tuple(views),
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
-        stability=bool(recompressed),
         identified=scored.identified is not None,
         described=bool(captions),
         measured=measured,
@@ -106,8 +71,6 @@ def result_rows(
         kind = schema.field("views").type
         seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
-    if recompressed:
-        columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
     for name, drawn in mask_measures(masks).items() if masks else ():
         columns[name] = _struct(schema.field(name).type, drawn, has_score)
     if replies:

@@ -1,6 +1,6 @@
 """The columns of a result row (`row_schema`), and what older ones mean today (`reason_of`); docs_site/columns.py says what each is.
 
-A reader of schema n reads n-1; a column is never renamed. Schema 8 has no columns of features that 1.0 retires: `reused`.
+A reader of schema n reads n-1; a column is never renamed. Schema 8 has no columns of features that 1.0 retires: `reused`, `stability`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ FINDING, GROUNDS = "finding", "grounds"
 UNLIKE = "the archive is not like what the card was calibrated on"
 MASK_COLUMNS = ("mask_area", "mask_peak")
 SECOND_LOOK = "second_look"
-STABILITY = "stability"
 IDENTIFIED = {
     "generator_family": pa.dictionary(pa.int32(), pa.string()),
     "generator_probability": pa.float32(),
@@ -41,7 +40,6 @@ def row_schema(
     views: Sequence[str] = (),
     perceptual_hash: bool = False,
     second_look: bool = False,
-    stability: bool = False,
     identified: bool = False,
     described: bool = False,
     measured: Sequence[str] = (),
@@ -79,7 +77,6 @@ def row_schema(
         *([("phash", text)] if perceptual_hash else []),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),
-        *([(STABILITY, pa.list_(scores))] if stability else []),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
         (FINDING, words),

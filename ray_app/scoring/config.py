@@ -34,6 +34,8 @@ class ScoreConfig(Frozen):
     """One scoring run: what, with what, how, where to."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
+        "stability": "remove it, set perturb: [jpeg:75], and compare the column views with the column score",
+        "stability_margin": "remove it together with stability",
         "reuse": "remove it and score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)",
         "table": "remove it and append the rows with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')",
         "events": "use follow: 5m",
@@ -93,10 +95,6 @@ class ScoreConfig(Frozen):
     features: tuple[str, ...] = Field(
         default=(), description="keep the embeddings of these detectors or backbones, for other heads (touchstone runs rescore)"
     )
-    stability: int = Field(
-        default=0, ge=0, le=64, description="recompressed views of images near a threshold; where one flips the verdict: abstain"
-    )
-    stability_margin: float = Field(default=2.0, gt=0, description="how near: log-odds between a score and the threshold of its verdict")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
     retry: RetryPolicy = RetryPolicy()

@@ -23,14 +23,14 @@ from ray_app.archives import Each, in_turn
 from ray_app.config import find_config
 from ray_app.ensembles import EnsembleCard, PopulationTally, Thresholds, decide, drawn_by_audit, properties_of
 from ray_app.errors import ConfigError, Reason
-from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
+from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
-from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_findings, with_reasons
-from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
+from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings, with_reasons
+from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
@@ -204,8 +204,6 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     doubts = range_doubts(spec, sizes, rows["format"].to_pylist(), bounded_facts(rows, spec.bounded))
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
                        blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
-    if spec.stability is not None and STABILITY in rows.column_names:
-        decisions = decision.outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
     rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)

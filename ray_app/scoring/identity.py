@@ -1,30 +1,25 @@
 """What a command scores with, and whether that is what a run was begun with.
 
 `resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another command on a directory must match.
-Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, stability.
+Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings.
 """
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
-
-import pyarrow.compute as pc
 
 from ray_app.archives import name_of
 from ray_app.config import config_root, overlaid, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights, weights_digest
 from ray_app.detectors.card import with_run_facts
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ensemble_of, load_ensemble_card
-from ray_app.ensembles.card import Thresholds
-from ray_app.errors import ConfigError, IdentityError, Reason, TouchstoneError
+from ray_app.errors import ConfigError, IdentityError, TouchstoneError
 from ray_app.inference import ScoringSpec, decision, make_spec
 from ray_app.inference.spec import Precision
-from ray_app.inference.stability import Stability, uncertain
-from ray_app.runs import RunDirectory, directory, document, reader, rows, schema, settled_state
+from ray_app.runs import RunDirectory, directory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED, references_beside
 from ray_app.transforms import perturbations
@@ -111,7 +106,6 @@ class Resolved:
             perceptual_hash=config.perceptual_hash,
             provenance=config.provenance.policy(),
             views=self.views,
-            stability=Stability(config.stability, config.stability_margin) if config.stability else None,
             waive_guarantee=config.waive_guarantee,
         )
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
@@ -220,10 +214,8 @@ def ensemble_on(described: Mapping[str, Any], name: str) -> EnsembleCard:
 
 def _as_config(noted: directory.Identity) -> dict[str, Any]:
     """A run's identity in the words of a config, as far as that has words for it."""
-    stability = noted.get("stability") or {"count": 0}
     content = {name: noted[name] for name in _SAME if name in noted}
-    content |= {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
-    return content | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
+    return content | {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
 
 
 def _of_lists(config: ScoreConfig) -> tuple[tuple[perturbations.Perturbation, ...], dict[str, dict[str, str]]]:
@@ -295,7 +287,6 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weig
         "limits": spec.limits.model_dump(mode="json"),
         **{name: setting for name, setting in containers.items() if setting != UNNOTED[name]},
         **_views_facts(spec),
-        **({"stability": spec.stability.facts()} if spec.stability else {}),
         **({"features": list(spec.features)} if spec.features else {}),
         **({WAIVED: True} if config.waive_guarantee and promises(spec.ensemble) else {}),
         **scoring_identity(spec, digest=digest),
@@ -396,36 +387,3 @@ def _named(spec: ScoringSpec, word: str) -> list[str]:
             hint=f"one of {', '.join(spec.first)}",
         )
     return [name for name in found if name not in late]
-
-
-def stability_in(identity: dict[str, Any]) -> Stability | None:
-    """What a run was requested with, by its identity; None = nothing."""
-    facts = identity.get("stability")
-    return None if facts is None else Stability(facts["count"], facts["margin"])
-
-
-_STABILITY = "stability"  # the tally of these facts
-
-
-def stability_facts(
-    run: RunDirectory, thresholds: Thresholds, new: settled_state.NewRows | None = None
-) -> document.StabilitySummary | None:
-    """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
-
-    `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that
-    their views would have been scored, and were not: `touchstone runs decide` moved the threshold to them.
-    """
-    requested = stability_in(run.describe()["identity"])
-    if requested is None:
-        return None
-    new = new or settled_state.NewRows.all_of(run)
-    earlier = new.earlier.get(_STABILITY)
-    counts = Counter[str](earlier or {})
-    for table in new.tables(earlier, ["image_id", "score", "verdict", "verdict_reason", schema.STABILITY]):
-        viewed = table[schema.STABILITY].is_valid().to_numpy()
-        near = uncertain(reader.numbers(table["score"]), table["verdict"].to_pylist(), thresholds, requested.margin)
-        unstable = pc.sum(pc.equal(rows.with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
-        counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
-    new.found[_STABILITY] = dict(counts)
-    return document.StabilitySummary(views=requested.count, margin=requested.margin, asked=counts["asked"], unstable=counts["unstable"],
-                            unasked=counts["unasked"])  # fmt: skip

@@ -84,8 +84,6 @@ def why_together(config: ScoreConfig, spec: ScoringSpec) -> str | None:
     """Why the detectors cannot go over an image one group after another; None where they can."""
     if spec.late:
         return f"{spec.ensemble.name} is a cascade: which detectors look at an image depends on what others said of it"
-    if spec.stability is not None:
-        return "--stability shows images again once all detectors have scored, while their files are at hand"
     if spec.describer is not None:
         return f"{spec.describer.name} describes images once all detectors have scored, while their pixels are at hand"
     return None

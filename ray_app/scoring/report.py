@@ -16,7 +16,6 @@ from ray_app.errors import Status
 from ray_app.inference import ScoringSpec
 from ray_app.runs import RunDirectory, document, fingerprint, schema, settled_state, summary
 from ray_app.scoring import pictures
-from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import NotedFolders
 
@@ -114,13 +113,12 @@ def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document
 def counted(
     run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None, rows: settled_state.NewRows | None = None
 ) -> dict[str, Any]:
-    """By key what a summary says of a run's rows as the ensemble decides them: counts, stability, guarantee, ensemble, identity."""
+    """By key what a summary says of a run's rows as the ensemble decides them: counts, guarantee, ensemble, identity."""
     described = run.describe()
     run.check_settled()
     rows = rows or settled_state.NewRows.all_of(run)
     return {
         **_counted_rows(rows, described["detectors"]).given(),
-        "stability": stability_facts(run, spec.ensemble.thresholds, rows),
         "guarantee": guarantee,
         "ensemble": ensemble_facts(spec),
         "fingerprint": fingerprint(described["identity"]),

@@ -32,7 +32,7 @@ from ray_app.runs import RunDirectory, artifacts, block_tables, directory, docum
 from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import guarantee, report, stages
-from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity, stability_in
+from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 
@@ -60,7 +60,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
             raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
         card = ensemble_on(described, ensemble)
         identity = described["identity"]
-        spec = make_spec(card, limits=ImageLimits(**identity["limits"]), stability=stability_in(identity))
+        spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
         missing = [name for name in spec.cards if name not in described["detectors"]]
         if missing:
             raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
@@ -382,7 +382,6 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
         limits=ImageLimits(**identity["limits"]),
         resize=identity["resize"],
         slots=identity["batch_slots"],
-        stability=stability_in(identity),
         waive_guarantee=True,  # it was settled when the run was made; `identity` says whether it holds
     )
     return replace(spec, precision=identity["precision"])

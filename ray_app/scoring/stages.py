@@ -207,7 +207,7 @@ class BlockStage(Stage):
     def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
         from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
+        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer
 
         spec = self._job.spec
         scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
@@ -219,9 +219,8 @@ class BlockStage(Stage):
             for name, why in scorer.compile().items():
                 if why is not None:
                     print(f"{name}: {why}", file=sys.stderr, flush=True)
-        views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
-        return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
+        return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, describing=describing)
 
 
 class BlockScorer(BlockStage):

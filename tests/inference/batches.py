@@ -8,7 +8,7 @@ from PIL import Image
 
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.scorer import Describing, EnsembleScorer
-from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
+from ray_app.inference.second_pass import CascadeScorer
 from ray_app.runs import result_rows
 from tests.images.factory import encoded
 
@@ -27,12 +27,11 @@ def batches(spec, files, decoder=None):
 
 
 def read(spec, members, **options):
-    """Outcomes of (number, file), outputs and counts, after second looks, views and words; `counts["read"]`: files decoded before them."""
+    """Outcomes of (number, file), outputs and counts, after second looks and words; `counts["read"]`: files decoded before them."""
     clock, outcomes = StageClock(), []
     scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
-    views = StabilityScorer(spec, scorer, decoder, clock) if spec.stability else None
     describing = Describing(spec, clock) if spec.describer else None
-    looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
+    looking = CascadeScorer(spec, scorer, decoder, clock, describing=describing, **options)
 
     def arriving():
         for start in range(0, len(members), spec.slots):

@@ -18,7 +18,6 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.decision import DetectorOutputs, require_embeddings
 from ray_app.inference.ensemble import load_ensemble
-from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import load_perturbations
 from tests.attribution.made import make_identifier, make_retrieval
 from tests.attribution.tiny_speakers import card_of
@@ -49,12 +48,12 @@ def written(tmp_path_factory):
     }
 
 
-def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), stability=None, detectors=2, **changes):
+def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), detectors=2, **changes):
     """The spec of an ensemble with such a profile; verdicts are fake above a score."""
     profile = EnsembleProfile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
     thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
     ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(update={"profile": profile, "thresholds": thresholds} | changes)
-    return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views, stability=stability)
+    return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +119,6 @@ def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written,
     assert [len(batch.pixels), *(len(view.pixels) for view in batch.views)] == [3, 2]
     more = ResourceEstimate.of(spec).tensor_bytes - ResourceEstimate.of(plain).tensor_bytes
     assert more == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
-
-
-def test_a_verdict_that_does_not_outlive_recompression_has_no_words(written, files, middle):
-    scored = judged(spec_of(written, fake_above=middle[0], stability=Stability(3, 100.0)), files)
-    assert "abstain" in scored.decisions.verdict
-    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
 
 
 def test_rows_name_a_generator_and_words_and_change_no_score(written, files, middle):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.ensembles.card import Cascade
@@ -14,10 +15,19 @@ from ray_app.inference.batch import LOOKED, LOOKED_MS
 from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
+from tests.images.factory import encoded, photo
 from tests.inference.batches import batches, read
-from tests.inference.test_second_pass import FILES
 from tests.inference.two_detectors import write_two
 
+
+def softened(number):
+    """A picture that was enlarged by so much: the detector's scores run from -14 to 4."""
+    image, factor = photo(150, 140, seed=number), (1, 1.5, 2, 3, 4, 6)[number]
+    small = image.resize((int(150 / factor), int(140 / factor)), Image.Resampling.BILINEAR)
+    return encoded(small.resize((150 + 10 * number, 140), Image.Resampling.BICUBIC), "PNG")
+
+
+FILES = [(number, softened(number)) for number in range(6)]
 MEMBERS = [*FILES[:3], (9, b"no image"), *FILES[3:]]
 DATA = [data for _, data in MEMBERS]
 

@@ -1,7 +1,4 @@
-"""What a block's members have on disk; and what one member costs of which it cannot be made.
-
-Scores of recompressed views survive the way into a column of rows and back.
-"""
+"""What a block's members have on disk; and what one member costs of which it cannot be made."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,8 +15,6 @@ from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.inference.decision import MASKS, SCORES, OutputKey
 from ray_app.runs import block_tables, mask_rows, summarise
 from ray_app.runs import rows as blocks_module
-from ray_app.runs.rows import stability_column, stability_views
-from ray_app.runs.schema import STABILITY, row_schema
 from tests.runs.small_run import NAME, SPEC, begun, digest
 
 NAMES = [f"{number}.jpg" for number in range(8)]
@@ -104,22 +99,3 @@ def test_what_is_no_single_members_fault_stays_an_exception(members, scored, mon
     monkeypatch.setattr(blocks_module, "mask_rows", failing)
     with pytest.raises(type(error)):
         tables(members, scored)
-
-
-KIND = row_schema(["a", "b"], stability=True).field(STABILITY).type
-NAN = np.nan
-
-
-def view(a, b):
-    return {"a": np.array(a, np.float32), "b": np.array(b, np.float32)}
-
-
-def test_scores_of_views_come_back_as_they_were():
-    views = [view([1, NAN, NAN, 4], [5, NAN, NAN, NAN]), view([2, NAN, NAN, NAN], [6, NAN, NAN, 3])]
-    column = stability_column(views, KIND, np.array([True, True, False, True]))
-    assert column.to_pylist() == [[{"a": 1, "b": 5}, {"a": 2, "b": 6}], None, None, [{"a": 4, "b": None}, {"a": None, "b": 3}]]
-    back = stability_views(pa.chunked_array([column.slice(0, 1), column.slice(1)]), ["b", "a"])
-    for before, after in zip(views, back, strict=True):
-        assert list(after) == ["b", "a"]
-        for name in before:
-            np.testing.assert_array_equal(before[name], after[name])

@@ -18,8 +18,8 @@ from tests.runs.small_run import begun, retried, rows_of
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")
-RETIRED = {"reused"}  # by 1.0
-ASKED = {"views": ["jpeg-80"], "perceptual_hash": True, "second_look": True, "stability": True, "identified": True, "described": True}
+RETIRED = {"reused", "stability"}  # by 1.0
+ASKED = {"views": ["jpeg-80"], "perceptual_hash": True, "second_look": True, "identified": True, "described": True}
 
 
 def columns():
@@ -77,6 +77,15 @@ def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run)
         run.check_known()
     assert "this one can read it" in caught.value.hint
     with pytest.raises(ConfigError, match="this Touchstone writes schema"):
+        decide_run(run.store.url, "tiny")
+
+
+def test_a_run_with_stability_is_read_and_not_written_to(run):
+    before = list(current_rows(run))
+    described = run.describe()
+    run.write_json("run.json", described | {"identity": described["identity"] | {"stability": {"count": 2, "margin": 2.0}}})
+    assert list(current_rows(run)) == before
+    with pytest.raises(ConfigError, match="made with --stability, which 1.0 retires"):
         decide_run(run.store.url, "tiny")
 
 

@@ -198,8 +198,6 @@ EVERY = {
     "columns": {"uri": "where"},
     "container_limits": {"max_ratio": 50.0},
     "perturb": ["jpeg:75", "blur:2+jpeg:50"],
-    "stability": 2,
-    "stability_margin": 1.5,
     "batch_slots": 8,
     "resize": "fast",
     "precision": "bf16",
@@ -218,7 +216,7 @@ def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
     assert again == spec
     assert found.identity(again) == run.describe()["identity"]
     named = {one["key"].partition(".")[0] for one in found.kept(again)}
-    assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "stability", "batch_slots", "resize",
+    assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "batch_slots", "resize",
                      "ensemble"}  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def _bill(
 # What does the work, and what for.
 def _work(spec: ScoringSpec, probed: Probe | None) -> dict[str, Any]:
     """Detectors, what they share, and what else was asked for; shares of the images are those that a probe found."""
-    card, views, promise, profile = spec.ensemble, spec.stability, spec.ensemble.guarantee, None
+    card, promise, profile = spec.ensemble, spec.ensemble.guarantee, None
     if card.profile is not None:
         described = {"describe": card.profile.describe, "share": probed.share_described if probed else None} if spec.describer else {}
         who = {"identifier": spec.identifier and spec.identifier.name, "describer": spec.describer and spec.describer.name}
@@ -277,7 +277,6 @@ def _work(spec: ScoringSpec, probed: Probe | None) -> dict[str, Any]:
             otherwise=departures(card.settings, spec.precision, spec.resize),
         ),
         "views": [view.name for view in spec.views] or None,
-        "stability": views and plan_model.PlannedStability(views=views.count, margin=views.margin, share=probed.near if probed else None),
         "profile": profile,
         "features": {name: facts["width"] for name, facts in spec.features.items()} or None,
         "tensors": _tensors(spec),

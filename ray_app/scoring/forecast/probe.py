@@ -34,10 +34,9 @@ class Probe:
     """What became of the probed members, and the seconds that one image of the archive takes (`pace`).
 
     `scored` of them went through the detectors, `examples` holds refused ones by status. Of a cascade: the `share` of images that goes on,
-    by its card or else of those that were probed, and the seconds per image of the archive that detectors take for either look. Where
-    recompressed views are asked for: the share `near` a threshold, of those scored. `share_described`: of a profile that describes, the
-    share of images that it is expected to describe. By detector, in seconds per image: `alone_s`, and `spent_s` beside the others, where
-    the first that has a shared backbone pays for it; None where it is not known.
+    by its card or else of those that were probed, and the seconds per image of the archive that detectors take for either look.
+    `share_described`: of a profile that describes, the share of images that it is expected to describe. By detector, in seconds per image:
+    `alone_s`, and `spent_s` beside the others, where the first that has a shared backbone pays for it; None where it is not known.
     """
 
     members: int = 0
@@ -50,7 +49,6 @@ class Probe:
     share: float = 1.0
     first_s: float = 0.0
     second_s: float = 0.0
-    near: float | None = None
     share_described: float | None = None
     alone_s: dict[str, float | None] = field(default_factory=dict)
     spent_s: dict[str, float | None] = field(default_factory=dict)
@@ -162,13 +160,13 @@ def _member(item: ListedMember | ManifestMember, slot: int) -> ManifestMember:
 class _Scoring:
     """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up.
 
-    Those of a cascade that look again do so at a few images, whether these go on or not. Recompressed views are looked at where a run
-    would, but not in a cascade: who is near a threshold there is known only once all have scored. So it is with what a profile describes.
+    Those of a cascade that look again do so at a few images, whether these go on or not. In a cascade, what a profile describes is not
+    counted: it is known only once all have scored.
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
         from ray_app.inference.scorer import Describing, EnsembleScorer
-        from ray_app.inference.second_pass import SecondPass, StabilityScorer
+        from ray_app.inference.second_pass import SecondPass
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
@@ -178,18 +176,16 @@ class _Scoring:
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
         self._again = [SecondPass(spec.limited_to(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
         self._again_clocks = [StageClock() for _ in spec.pools]
-        has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
-        self._views_clock, self._words_clock = StageClock(), StageClock()
-        self._views = StabilityScorer(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
+        self._words_clock = StageClock()
         self._describing = Describing(spec, self._words_clock) if spec.describer else None
-        self._images = Counter[str]()  # that went on, were looked at again, viewed, to be described, described
+        self._images = Counter[str]()  # that went on, were looked at again, to be described, described
         self._warm = self._counts()
 
     def _counts(self) -> Counter[str]:
         return sum((Counter(scorer.counts) for scorer in self._scorers), Counter[str]())
 
     def _all_clocks(self) -> list[StageClock]:
-        return [*self._clocks, *self._again_clocks, self._views_clock, self._words_clock]
+        return [*self._clocks, *self._again_clocks, self._words_clock]
 
     def score(self, batch: Batch) -> None:
         """Score one batch, unless the time is up."""
@@ -205,15 +201,11 @@ class _Scoring:
         self._probe.scored += len(batch.outcomes)
 
     def _once(self, batch: Batch) -> None:
-        from ray_app.inference.second_pass import VIEWED, files_of
+        from ray_app.inference.second_pass import files_of
 
         outputs, spec, images = DetectorOutputs(), self._spec, self._images
         for scorer in self._first:
             outputs = outputs.joined(scorer.score([self._decoder.complete(batch)]))
-        if self._views is not None:
-            before = self._views.counts[VIEWED]
-            self._views.after(batch.outcomes, files_of(batch), outputs)
-            images["viewed"] += self._views.counts[VIEWED] - before
         with self._words_clock("identify"):
             decision.identified(spec, outputs.of(EMBEDDINGS))
         if self._describing is not None:
@@ -235,8 +227,6 @@ class _Scoring:
         is given the shares of images, and what each detector took.
         """
         probe, spec, images, scored = self._probe, self._spec, self._images, max(self._probe.scored, 1)
-        if self._views is not None:
-            probe.near = images["viewed"] / scored
         if spec.ensemble.cascade is not None and spec.ensemble.cascade.expected_share is None:
             probe.share = images["went on"] / scored
         if self._describing is not None and not spec.late:
@@ -244,7 +234,7 @@ class _Scoring:
         first = [clock.seconds["score"] / scored for clock in self._clocks]
         second = [probe.share * _total(clock) / max(images["looked at"], 1) for clock in self._again_clocks]
         probe.first_s, probe.second_s = sum(first), sum(second)
-        views_s, words = _total(self._views_clock) / scored, self._words_clock.seconds
+        words = self._words_clock.seconds
         times = detector_times(self._counts() - self._warm)
         for name in spec.cards:
             time_of = times.get(name)
@@ -252,7 +242,7 @@ class _Scoring:
             probe.alone_s[name] = time_of.ms_per_image / 1000 if time_of and time_of.ms_per_image is not None else None
             probe.spent_s[name] = time_of.seconds / time_of.images * repeated if time_of and time_of.images else None
         describe_s = (probe.share_described or 0.0) * words["describe"] / max(images["described"], 1)
-        return tuple(a + b + views_s for a, b in zip(first, second, strict=True)), words["identify"] / scored, describe_s
+        return tuple(a + b for a, b in zip(first, second, strict=True)), words["identify"] / scored, describe_s
 
 
 def _total(clock: StageClock) -> float:
