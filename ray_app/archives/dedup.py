@@ -97,7 +97,7 @@ def choose_new(
     8 bytes per vanished id. Raises StorageError.
     """
     with _database(known + sum(file.rows for file in files)) as db:
-        for table in known_ids.known_ids(store, earlier, digest):
+        for table in known_ids.known_ids(store, earlier):
             _claim(db, table, np.full(len(table), _KNOWN))
         jobs = ((file.rows, partial(_ids_of, store, file)) for file in files)
         for place, table in enumerate(fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)):

@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import manifest, members, reader
+from ray_app.archives import manifest, members
 from ray_app.archives.raw_listing import ClosedPlace
 from ray_app.storage import Store, local_path
 
 FOLDER = "ids"
 FULL_BYTES = 8 * 2**20  # a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
-_ROW_BYTES = 16
 _NAME = re.compile(r"(\d+)\.parquet")
 _LAST = b"touchstone.last"
 _IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
@@ -53,7 +52,7 @@ class _Together:
             store.write(f"{FOLDER}/{self.first:05d}.parquet", file.getvalue())
 
 
-def known_ids(store: Store, earlier: Sequence[int], digest: members.Digest) -> Iterator[pa.Table]:
+def known_ids(store: Store, earlier: Sequence[int]) -> Iterator[pa.Table]:
     """Ids and check words of all members of these manifests, which follow one another; keeps them together for the next listing."""
     if not earlier:
         return
@@ -66,7 +65,7 @@ def known_ids(store: Store, earlier: Sequence[int], digest: members.Digest) -> I
             table, last = kept
             size, tables = sizes[number], iter([table])
         else:
-            size, tables = _own(store, number, digest)
+            size, tables = _own(store, number)
             last = number
         if size >= FULL_BYTES:
             waiting.keep(store)
@@ -93,20 +92,12 @@ def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
         return None
 
 
-def _own(store: Store, number: int, digest: members.Digest) -> tuple[int, Iterator[pa.Table]]:
-    """The ids of one manifest and their bytes, from its own files; of one written before there were such, from its rows."""
+def _own(store: Store, number: int) -> tuple[int, Iterator[pa.Table]]:
+    """The ids of one manifest and their bytes, from its own files."""
     folder = f"{manifest.folder_of(number)}/{FOLDER}"
     sizes = store.sizes(folder)
-    if sizes:
-        read = (manifest.read_table(store, f"{folder}/{name}") for name in sorted(sizes))
-        return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
-    blocks = manifest.read_blocks(store, number)
-    return blocks.members * _ROW_BYTES, (_ids_of_rows(reader.read_block(store, ref), digest) for ref in blocks)
-
-
-def _ids_of_rows(rows: pa.Table, digest: members.Digest) -> pa.Table:
-    checks = [members.check_word(digest(reader.listed_row(row), 0)) for row in rows.to_pylist()]
-    return pa.table([rows["image_id"], pa.array(checks, pa.int64())], schema=_IDS)
+    read = (manifest.read_table(store, f"{folder}/{name}") for name in sorted(sizes))
+    return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
 
 
 def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:

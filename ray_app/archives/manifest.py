@@ -53,7 +53,7 @@ class ManifestInfo:
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
     `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
     `closed_folders`: folders that could not be listed, and `closed_example`; each is a member.
-    `earlier`: how many members the manifests before have; -1 where it is not noted.
+    `earlier`: how many members the manifests before have.
     `servers`, `allow_private`: the guard of the listing, to be used when members are read; with `earlier`, joined with those before.
     `goes_on`: it is a portion of a listing that goes on in the next manifest; `listed` and `named` count all portions so far.
     """
@@ -74,7 +74,7 @@ class ManifestInfo:
     closed_example: str = ""
     servers: Sequence[str] = ()
     allow_private: bool = False
-    earlier: int = -1
+    earlier: int = 0
     goes_on: bool = False
     format: int = _FORMAT
 
@@ -204,34 +204,15 @@ def last_listing(store: Store) -> ManifestInfo | None:
 
 def guard_of(store: Store) -> Guard:
     """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
-    from ray_app.archives.sources import places_of  # here: it imports every container format
-
-    return listed_so_far(store)[1].joined(Guard.of(places_of(_sources(store))))
+    return listed_so_far(store)[1]
 
 
 def listed_so_far(store: Store) -> tuple[int, Guard]:
-    """How many members all complete manifests have, and the guard under which these may be read.
-
-    Read back from the last manifest to one that sums up those before it.
-    """
-    infos: list[ManifestInfo] = []
-    for number in reversed(manifests(store)):
-        info = read_complete(store, number)
-        infos += [] if info is None else [info]
-        if info is not None and info.earlier >= 0:
-            break
-    before = max(infos[-1].earlier, 0) if infos else 0
-    servers = frozenset(name for info in infos for name in info.servers)
-    return (before + sum(info.members for info in infos), Guard(servers, any(info.allow_private for info in infos)))
-
-
-def _sources(store: Store) -> list[str]:
-    """The sources of a run: manifests of 0.8.0 and before note no servers. None of what is no run."""
-    try:
-        sources: list[str] = json.loads(store.read("run.json"))["identity"]["source"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return []
-    return sources
+    """How many members all complete manifests have, and the guard under which these may be read."""
+    last = last_listing(store)
+    if last is None:
+        return 0, Guard()
+    return last.earlier + last.members, Guard(frozenset(last.servers), last.allow_private)
 
 
 def write_complete(store: Store, info: ManifestInfo) -> None:
@@ -326,10 +307,9 @@ def has_columns_of_archive(item: ListedMember) -> bool:
 
 
 def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
-    """The same members as one block of a manifest, in their slots; those of 0.3.0 had neither `place` nor `refused`."""
+    """The same members as one block of a manifest, in their slots."""
     count = len(listed)
-    columns: dict[str, Any] = {field.name: pa.nulls(count, field.type) for field in _REST}
-    columns |= {name: listed[name] for name in listed.schema.names}
+    columns: dict[str, Any] = {name: listed[name] for name in listed.schema.names}
     columns |= {"block": pa.array(np.full(count, block, np.int32)), "slot": pa.array(np.arange(count, dtype=np.int32))}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 

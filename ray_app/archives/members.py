@@ -150,11 +150,6 @@ def first_word(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def check_word(digest: bytes) -> int:
-    """The next part, which tells members apart whose first words are equal."""
-    return int.from_bytes(digest[8:16], "big", signed=True)
-
-
 def _encode(text: str | None) -> bytes:
     if text is None:
         return _NONE

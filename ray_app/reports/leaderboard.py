@@ -197,7 +197,7 @@ def _same(facts: EvaluationDocument) -> str:
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
-    entries = [_entry(place, system) for place, (_, facts) in enumerate(group) for system in _systems(facts)]
+    entries = [_entry(place, system) for place, (_, facts) in enumerate(group) for system in facts.systems]
     tests = [facts.paired_unseen or facts.paired for _, facts in group]
     placed = ranked([one for one in entries if not one.group], tests)
     kept = {reason: sorted((one for one in entries if one.group == reason), key=_merit) for reason in (NO_AUC, TRAINED, WEIGHTS)}
@@ -214,12 +214,6 @@ def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
         documents=tuple(group),
         intervals=first.intervals.words,
     )
-
-
-def _systems(facts: EvaluationDocument) -> list[SystemFacts]:
-    """All but a detector that is all that the ensemble consists of, which documents of 0.10 and before list beside it."""
-    alone = len(facts.run.detectors) == 1 and any(one.kind == "ensemble" for one in facts.systems)
-    return [one for one in facts.systems if not alone or one.kind == "ensemble"]
 
 
 def _merit(entry: LeaderboardEntry) -> tuple[float, float, str]:

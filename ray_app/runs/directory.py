@@ -23,24 +23,13 @@ import pyarrow.parquet as pq
 from ray_app.archives import manifests
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.parts import PartTable
-from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
+from ray_app.runs.schema import MASK_SCHEMA, OLDEST_SCHEMA, SCHEMA_VERSION
 from ray_app.storage import Store
 
 if TYPE_CHECKING:
     from ray_app.images import ImageLimits
 
 Identity = Mapping[str, Any]
-
-
-ADDED = {"output": 2, "valid_range": 2, "masks": 2}  # facts of a detector, and the schema since which runs note them
-
-
-def as_known_to(schema: int, identity: Identity) -> dict[str, Any]:
-    """An identity without what a run of an older schema could not note."""
-    detectors = {
-        name: {key: value for key, value in facts.items() if ADDED.get(key, 1) <= schema} for name, facts in identity["detectors"].items()
-    }
-    return {**identity, "detectors": detectors}
 
 
 def fingerprint(identity: Identity) -> str:
@@ -159,8 +148,21 @@ class RunDirectory(PartTable):
         return ConfigError(f"no run in {self.store.url}: it has no run.json", hint=hint)
 
     def describe(self) -> dict[str, Any]:
-        """The content of `run.json`: schema, creation time, detectors and identity."""
-        return self.read_json("run.json")
+        """Return the content of `run.json`: schema, creation time, detectors and identity.
+
+        Raises:
+            FileNotFoundError: There is no run.
+            ConfigError: A version before 0.20 began the run.
+        """
+        described = self.read_json("run.json")
+        if described["schema"] < OLDEST_SCHEMA:
+            sessions = self.store.names("sessions")
+            version = self.read_json(f"sessions/{sessions[-1]}")["version"] if sessions else "of its time"
+            raise ConfigError(
+                f"{self.store.url}: Touchstone {version} wrote this run, and this version reads runs that 0.20 or later began",
+                hint=f"finish or read it with Touchstone {version}, or score the source again with another --out",
+            )
+        return described
 
     def limits(self) -> "ImageLimits":
         """The intake limits that its members were let in by."""
@@ -254,8 +256,7 @@ class RunDirectory(PartTable):
 
     def differing(self, identity: Identity) -> list[str]:
         """How the identity of a command differs from the run's, in lines; none where it is the run's own."""
-        described = self.describe()
-        return differences(as_known_to(described["schema"], identity), described["identity"])
+        return differences(identity, self.describe()["identity"])
 
     # -- what stands beside rows -------------------------------------------------------------------------
 

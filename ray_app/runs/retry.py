@@ -25,7 +25,6 @@ from ray_app.archives.cut_blocks import TableStream
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs import reader
 from ray_app.runs.directory import SETTLED, RunDirectory
-from ray_app.runs.rows import with_findings, with_reasons
 
 Hits = npt.NDArray[np.bool_]
 
@@ -92,7 +91,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = TableStream(with_findings(with_reasons(rows)) for rows in retry.directory.tables(0))  # 0.8.0 may have begun it
+    arriving = TableStream(retry.directory.tables(0))
     run.store.delete(SETTLED)
     for file in run.published():
         count = sum(int(reader.are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
@@ -119,7 +118,7 @@ def _members(run: RunDirectory, statuses: pa.Array, refused: list[int]) -> Itera
     for ref, ids in _blocks_with(run, ["image_id", "status"], concerned):
         rows = archives.read_block(run.store, ref)
         rows = rows.filter(pc.is_in(rows["image_id"], pa.array(ids)))
-        readable = rows.filter(pc.is_null(rows["refused"])) if "refused" in rows.column_names else rows
+        readable = rows.filter(pc.is_null(rows["refused"]))
         refused.append(len(rows) - len(readable))
         if len(readable):
             yield readable
@@ -148,7 +147,7 @@ def _blocks_with(
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; with the columns of both."""
     given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
-    rows, fresh = with_input(with_findings(with_reasons(rows)), given), with_input(fresh, given)
+    rows, fresh = with_input(rows, given), with_input(fresh, given)
     places = pc.fill_null(pc.index_in(rows["image_id"], value_set=fresh["image_id"]), -1).to_numpy()
     longest = max(rows.column_names, fresh.column_names, key=len)
     both = pa.concat_tables([rows, fresh], promote_options="permissive").unify_dictionaries()

@@ -1,6 +1,6 @@
 """Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables of a block (`block_tables`).
 
-`with_reasons` and `with_findings` bring rows of an older schema to today's.
+`with_findings` derives findings again from other thresholds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from ray_app.images import ImageFileFacts
 from ray_app.inference import BlockResult, DecodeResult
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
-from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, reason_of, row_schema
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK, row_schema
 
 _schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
 FACTS = tuple(field.name for field in fields(ImageFileFacts))
@@ -153,28 +153,11 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
     return pa.array(values, field.type)
 
 
-def with_reasons(rows: pa.Table) -> pa.Table:
-    """Rows with a `verdict_reason` that is a `Reason`, and its `verdict_detail`: rows from before schema 6 had one sentence."""
-    if DETAIL in rows.column_names:
-        return rows
-    before = rows["verdict_reason"].combine_chunks().cast(pa.string()).dictionary_encode()
-    doubts = [reason_of(text) for text in before.dictionary.to_pylist()]
-    reasons = pa.array([why and why.reason for why in doubts], pa.string()).take(before.indices)
-    details = pa.array([why and why.detail for why in doubts], pa.string()).take(before.indices)
-    place = rows.schema.get_field_index("verdict_reason")
-    return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
-
-
-def with_findings(rows: pa.Table, thresholds: Thresholds | None = None) -> pa.Table:
-    """Rows with the findings that follow from their statements and verdicts as they stand there, and from an ensemble's thresholds. Without
-    these, only rows from before schema 7 get some, as of detectors that nobody measured.
-    """
-    if thresholds is None and FINDING in rows.column_names:
-        return rows
-    said = rows["provenance"].to_pylist() if "provenance" in rows.column_names else [None] * len(rows)
-    given = zip(said, rows["verdict"].to_pylist(), strict=True)
-    findings = [find(text, verdict, thresholds or Thresholds()) for text, verdict in given]
-    rows = rows.drop_columns([name for name in (FINDING, GROUNDS) if name in rows.column_names])
+def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
+    """Return the rows with the findings that follow from their statements and verdicts, and from an ensemble's thresholds."""
+    given = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
+    findings = [find(text, verdict, thresholds) for text, verdict in given]
+    rows = rows.drop_columns([FINDING, GROUNDS])
     place, schema = rows.schema.get_field_index("score"), _schema(())
     for step, (name, values) in enumerate(finding_columns(findings).items()):
         field = schema.field(name)

@@ -1,4 +1,4 @@
-"""The columns of a result row (`row_schema`), and what older ones mean today (`reason_of`); docs_site/columns.py says what each is.
+"""The columns of a result row (`row_schema`); docs_site/columns.py describes each.
 
 A reader of schema n reads n-1; a column is never renamed. Schema 8 has no columns of features that 1.0 retires: `reused`, `stability`.
 """
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ray_app.errors import Doubt, Reason
-
 SCHEMA_VERSION = 8
+OLDEST_SCHEMA = 7  # of Touchstone 0.20; older runs are refused
 DETAIL = "verdict_detail"
 FINDING, GROUNDS = "finding", "grounds"
 UNLIKE = "the archive is not like what the card was calibrated on"
@@ -97,25 +96,3 @@ def row_schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
     return pa.schema(fields, metadata={"touchstone.schema": str(SCHEMA_VERSION)})
-
-
-def reason_of(text: str | None) -> Doubt | None:
-    """A row's `verdict_reason` as a word of the list and what varies in it; before schema 6 it was one sentence."""
-    if text is None:
-        return None
-    if text in set(Reason):
-        return Doubt(Reason(text))
-    for start, reason in _SENTENCES.items():
-        if text.startswith(start):
-            return Doubt(reason, text.removeprefix(start).removeprefix(": ") or None)
-    of_members = [part for part in text.split("; ") if not part.startswith("outside what the calibration saw")]
-    if any(part.endswith(": no score") or ": no score (it replied " in part for part in of_members):
-        return Doubt(Reason.NO_SCORE, text)
-    return Doubt(Reason.OUT_OF_RANGE if of_members else Reason.UNLIKE_CALIBRATION, text)
-
-
-_SENTENCES = {
-    "inside the abstain band": Reason.INSIDE_BAND,
-    "unstable": Reason.UNSTABLE,
-    UNLIKE: Reason.UNLIKE_ARCHIVE,
-}

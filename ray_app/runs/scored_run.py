@@ -13,7 +13,6 @@ from ray_app.errors import VERDICT_WORDS, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import result_html
 from ray_app.runs import directory, reader, selection
-from ray_app.runs.rows import with_findings
 from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class ScoredRun:
     def _images(self, chosen: selection.RowFilter) -> Iterator["RunImage"]:
         limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
         for table, members in reader.current_members(self._run):
-            for row in chosen.of(with_findings(table)).to_pylist():
+            for row in chosen.of(table).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
 
     def __repr__(self) -> str:

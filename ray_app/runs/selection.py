@@ -63,7 +63,7 @@ def selected_tables(
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)
-    found: Iterator[pa.Table] = (conditions.of(_with_findings(table)) for table in reader.current_tables(run, vanished=vanished))
+    found: Iterator[pa.Table] = (conditions.of(table) for table in reader.current_tables(run, vanished=vanished))
     if order is not None:
         found = _ordered(found, order.removeprefix("-"), order.startswith("-"), limit)
     left = limit
@@ -74,14 +74,6 @@ def selected_tables(
             yield part
         if left == 0:
             return
-
-
-def _with_findings(table: pa.Table) -> pa.Table:
-    if FINDING in table.column_names:
-        return table
-    from ray_app.runs.rows import with_findings  # only rows from before schema 7 need all that decides
-
-    return with_findings(table)
 
 
 def _ordered(tables: Iterator[pa.Table], column: str, descending: bool, limit: int | None) -> Iterator[pa.Table]:

@@ -18,7 +18,6 @@ from ray_app.archives import Each, in_turn
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.errors import ClusterError
 from ray_app.runs import parts, score_files
-from ray_app.runs.rows import with_findings, with_reasons
 
 SMALL_BYTES = 8 * 2**20
 MOST_SMALL = 8
@@ -114,7 +113,7 @@ class _Shape:
         """The one for tables of these schemas; its columns stand as in the longest."""
         empty = [schema.empty_table() for schema in schemas]
         given = joined_inputs(map(input_type, empty), as_text=True)
-        found = [with_input(with_findings(with_reasons(table)), given).schema for table in empty]
+        found = [with_input(table, given).schema for table in empty]
         fields = {field.name: field for field in pa.unify_schemas(found, promote_options="permissive")}
         longest = max(found, key=lambda schema: len(schema.names)).names
         names = [*longest, *(name for name in fields if name not in longest)]
@@ -122,7 +121,7 @@ class _Shape:
 
     def table(self, rows: pa.Table) -> pa.Table:
         """Rows in this shape."""
-        rows = with_input(with_findings(with_reasons(rows)), self.given)
+        rows = with_input(rows, self.given)
         empty = {field.name: pa.nulls(len(rows), field.type) for field in self.schema if field.name not in rows.column_names}
         columns = [empty[field.name] if field.name in empty else rows[field.name].cast(field.type) for field in self.schema]
         return pa.Table.from_arrays(columns, schema=self.schema)

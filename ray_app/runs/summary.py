@@ -19,7 +19,6 @@ from ray_app.images import NAMED_LIMIT
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs import document, schema
-from ray_app.runs.rows import with_findings, with_reasons
 
 S = TypeVar("S", bound=Section)
 
@@ -62,7 +61,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunC
     empty = document.RunCounts(
         verdicts=dict.fromkeys(("real", "fake", "abstain"), 0), histogram=document.Histogram(edges=EDGES.tolist(), counts=nothing)
     )
-    return reduce(joined, (_counts(with_findings(with_reasons(table)), detectors) for table in tables), joined(empty, empty))
+    return reduce(joined, (_counts(table, detectors) for table in tables), joined(empty, empty))
 
 
 def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:

@@ -25,7 +25,6 @@ from ray_app.errors import ConfigError, InputError, Status
 from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
 from ray_app.runs import RunDirectory, current_tables, document, reader, schema, selection, summary
-from ray_app.runs.rows import with_findings
 from ray_app.scoring import pictures
 from ray_app.storage import Fetcher, Store
 
@@ -146,7 +145,7 @@ def _tiles(
 ) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
     for table, listed in reader.current_members(run, _SHOWN):
-        rows = chosen.of(with_findings(table))
+        rows = chosen.of(table)
         if highest is not None:
             rows = rows.filter(pc.is_in(rows["image_id"], pa.array(highest)))
         for start in range(0, len(rows), PER_PAGE):

@@ -29,7 +29,7 @@ from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
-from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings, with_reasons
+from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
@@ -176,7 +176,6 @@ def unlike_rows(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table
     """Result rows whose verdicts, real or fake, abstain since the whole archive is unlike the calibration's images (`unlike`, see
     `GuaranteeSummary`); others keep theirs. `thresholds`: what decided.
     """
-    rows = with_reasons(rows)
     verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
     before = pc.fill_null(pc.equal(reasons, Reason.UNLIKE_ARCHIVE.value), False)
     turned = pc.or_(pc.fill_null(pc.is_in(verdicts, pa.array(["real", "fake"])), False), before)
@@ -204,7 +203,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     doubts = range_doubts(spec, sizes, rows["format"].to_pylist(), bounded_facts(rows, spec.bounded))
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
                        blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
-    rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
+    rows = _with_second_look(rows, wanted=decisions.second_look is not None)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), as_array(values, rows.schema.field(index), len(rows)))

@@ -5,7 +5,6 @@ Beside them, what a run is made with that follows from both: references of a gua
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -25,7 +24,7 @@ from ray_app.scoring.guarantee import WAIVED, references_beside
 from ray_app.transforms import perturbations
 
 Digest = Callable[[DetectorCard], str | None]
-# How a run was made that does not note it: what came to be noted later, and settings that are noted only where they are others than these.
+# Settings that a run notes only if they have other values than these.
 UNNOTED: Mapping[str, Mapping[str, Any]] = {
     "limits": {"max_whole_pixels": None},
     "columns": {"image": None, "uri": None},
@@ -37,34 +36,21 @@ _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
 # In a config as in an identity.
 _SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")
 LoadCard = Callable[[str], DetectorCard]
-DEFAULT = "default"  # the ensemble of a command that names none
-# What `default` was before: the detectors of its members, and the last version of Touchstone that shipped it.
-FORMER_DEFAULTS = {("touchstone-tiny",): "0.11"}
 
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """A run that is there: its `run.json`, what the command that goes on with it wrote, and whether its own ensemble decides on."""
+    """An existing run: its `run.json`, the config of the command that continues it, and whether its own ensemble still decides."""
 
     run: RunDirectory
     described: Mapping[str, Any]
     given: ScoreConfig
-    written: Mapping[str, Any]
     own_ensemble: bool
 
     @property
     def noted(self) -> directory.Identity:
-        """Its identity, together with what it did not note because it was as always."""
+        """The identity of the run, with the settings that it did not note."""
         return overlaid(UNNOTED, self.described["identity"])
-
-    def comparable(self, ours: directory.Identity) -> dict[str, Any]:
-        """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
-        content = dict(ours)
-        for name, usual in UNNOTED.items():
-            noted, given = self.described["identity"].get(name, {}), self.written.get(name, {})
-            section = {key: one for key, one in content.pop(name, {}).items() if key in noted or (key in given and one != usual.get(key))}
-            content |= {name: section} if section else {}
-        return content
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,6 @@ class Resolved:
     """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it;
     `absent`: views that were asked for and are not there, by name their kind and why.
 
-    `former_default`: what to say of a run that goes on with what was the default once; None for any other.
     """
 
     config: ScoreConfig
@@ -83,7 +68,6 @@ class Resolved:
     precision: Mapping[str, Precision] = field(default_factory=dict)
     begun: ResumedRun | None = None
     load: LoadCard = load_card
-    former_default: str | None = None
     _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
 
     def spec(self, gpus: float) -> ScoringSpec:
@@ -115,8 +99,7 @@ class Resolved:
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
         """What the run must match. Raises DetectorError where weights are missing."""
-        ours = identity_of(self.config, spec)
-        return ours if self.begun is None else self.begun.comparable(ours)
+        return identity_of(self.config, spec)
 
     def require_own(self) -> None:
         """Whether the run is this command's, as far as can be known without a cluster: with GPUs or without. Raises IdentityError."""
@@ -148,7 +131,7 @@ class Resolved:
             ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
         except TouchstoneError as error:
             return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
-        found = directory.differing_keys(directory.as_known_to(begun.described["schema"], ours), theirs)
+        found = directory.differing_keys(ours, theirs)
         mine, now = ([card.name for card in self.cards], list(today.cards))
         if (today.ensemble.name, now) != (self.ensemble.name, mine):  # then nearly every key of theirs differs
             others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
@@ -171,45 +154,15 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
         return Resolved(config, ensemble, cards, *_of_lists(config), load=load)
     described = run.describe()
     given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
-    former = former_default(described)
-    if former is not None and given.get("ensemble") == DEFAULT:
-        del given["ensemble"]  # what the run has is what the word meant
     is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
-    begun = ResumedRun(run, described, config, given, is_own)
+    begun = ResumedRun(run, described, config, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
     ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
     cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
     views, absent = _of_lists(config) if "perturb" in given else (_views(noted, where), noted.get("perturb_absent", {}))
     precision = noted.get("precision", {}) if "precision" not in given else {}
-    return Resolved(settled, ensemble, cards, views, absent, precision, begun, load, former if is_own else None)
-
-
-def former_default(described: Mapping[str, Any]) -> str | None:
-    """What to say of a run (its `run.json`) that was made with what was the default once, where that is another by now; else None."""
-    noted = described.get("ensemble") or {}
-    before = tuple(member["detector"] for member in noted.get("members", ()))
-    if noted.get("name") != DEFAULT or before not in FORMER_DEFAULTS:
-        return None
-    now = tuple(member.detector for member in load_ensemble_card(DEFAULT).members)
-    if now == before:
-        return None
-    return (
-        f"this run was made with {', '.join(before)}, the default up to Touchstone {FORMER_DEFAULTS[before]}, and goes on with it; "
-        f"the default is {', '.join(now)} today; a new --out would begin with that"
-    )
-
-
-def ensemble_on(described: Mapping[str, Any], name: str) -> EnsembleCard:
-    """The ensemble that a command on a finished run names; `default` on a run that was made with a former one is that one, and it is said.
-
-    Raises ConfigError.
-    """
-    message = former_default(described) if name == DEFAULT else None
-    if message is None:
-        return load_ensemble_card(name)
-    print(message, file=sys.stderr, flush=True)
-    return validate(described["ensemble"], EnsembleCard, where="run.json")
+    return Resolved(settled, ensemble, cards, views, absent, precision, begun, load)
 
 
 def _as_config(noted: directory.Identity) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ray_app.archives import BlockRef, copy_manifest, cut_blocks, manifests, rea
 from ray_app.attribution.cards import IdentifierCard
 from ray_app.config import find_config
 from ray_app.detectors import DetectorCard, licences, load_card
-from ray_app.ensembles import EnsembleCard, ensemble_of
+from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -32,7 +32,7 @@ from ray_app.runs import RunDirectory, artifacts, block_tables, directory, docum
 from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import guarantee, report, stages
-from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity
+from ray_app.scoring.identity import decision_identity, promises, scoring_identity
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 
@@ -58,7 +58,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
         if begun_retry(run) is not None:
             raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
-        card = ensemble_on(described, ensemble)
+        card = load_ensemble_card(ensemble)
         identity = described["identity"]
         spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
         missing = [name for name in spec.cards if name not in described["detectors"]]
@@ -148,7 +148,7 @@ def rescore_run(
     source = RunDirectory.open(url)
     settled = source.describe_settled()
     identity = settled["identity"]
-    card = ensemble_on(settled, ensemble) if ensemble is not None else ensemble_of(list(detectors))
+    card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
     clock = StageClock()
     describing = scorer.Describing(spec, clock) if spec.describer else None

@@ -142,16 +142,13 @@ class ScoringRun:
 
     def __init__(self, resolved: identity.Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
         self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
-        kept = noted = resolved.kept(spec)
-        if resolved.former_default is not None:
-            print(resolved.former_default, file=sys.stderr, flush=True)
-            kept = [one for one in kept if one["key"] != "ensemble"]
+        kept = resolved.kept(spec)
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
             print(f"settings stay as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
         self.start, self.spent_before = start, 0.0
         self.arrivals: Arrivals | None = None
-        facts = lease.facts() | ({"kept": noted} if noted else {})
+        facts = lease.facts() | ({"kept": kept} if kept else {})
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
     def finished(self, layout: ScoringLayout, passes: PassPlan, *, was_complete: bool) -> ScoringResult:

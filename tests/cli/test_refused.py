@@ -81,7 +81,7 @@ def test_the_gpus_of_a_cluster_are_refused_on_one_machine_without_any(place, tmp
 
 @pytest.fixture
 def older(tmp_path):
-    """A run of 0.8.0, half done, on this disk; its files and what is in them."""
+    """A run of 0.20.0, half done, on this disk; its files and what is in them."""
     return unpack("half", tmp_path)
 
 

@@ -17,7 +17,7 @@ from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.significance import holm
 from ray_app.reports import format as wording
 from ray_app.runs import current_tables
-from ray_app.runs.directory import as_known_to, differing_keys
+from ray_app.runs.directory import differing_keys
 
 ALPHA = 0.01  # after Holm's correction over all tests of a comparison
 LEAST: Mapping[str, float] = {
@@ -64,8 +64,7 @@ def compare(
 
     verdicts, systems = paired("verdict"), _systems(a, b)
     truth = _truth(runs, pairing, labels)
-    schema = min(one.described["schema"] for one in runs)
-    settings = differing_keys(*(as_known_to(schema, one.described["identity"]) for one in runs))
+    settings = differing_keys(*(one.described["identity"] for one in runs))
     document = {
         "schema": SCHEMA,
         "version": __version__,

@@ -1,11 +1,12 @@
 """Runs that an older version of Touchstone left behind, and the pictures they are of: the same bytes, and so the same ETags, anywhere.
 
-runs-0.8.0.tar.gz was made by the code of commit c37f713, with block_members=4, against the S3 server of the tests: in it are the objects of
-s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM, and of s3://older/finished. What made it is
-tests/scoring/older/__main__.py of commit 1e93ec97.
+runs-0.20.0.tar.gz contains the objects of two runs that the code of 0.20.0 (commit 2a4cb3ec) wrote to the S3 server of the tests, with
+--ensemble tiny, block_members=4, and thumbnails=false: s3://older/half, which SIGTERM stopped after 3 of 8 blocks, and s3://older/finished
+(without its report). 0.20 to 0.23 write rows of the same schema, 7.
 """
 
 import hashlib
+import json
 import random
 import shutil
 import struct
@@ -18,7 +19,7 @@ import yaml
 
 from ray_app.config import config_root
 
-RUNS = Path(__file__).with_name("runs-0.8.0.tar.gz")
+RUNS = Path(__file__).with_name("runs-0.20.0.tar.gz")
 BUCKET, SOURCE, PICTURES = "older", "s3://older/photos", 32
 WIDTH, HEIGHT = 80, 72
 
@@ -69,6 +70,14 @@ def unpack(name: str, folder: Path) -> Path:
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(body)
     return folder / name
+
+
+def age(run: Path) -> Path:
+    """Let a run look as one that 0.19.0 began; the run."""
+    for name, change in (("run.json", {"schema": 6}), ("sessions/00001.json", {"version": "0.19.0"})):
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(content | change))
+    return run
 
 
 def copied_configs(folder: Path, monkeypatch) -> Path:
