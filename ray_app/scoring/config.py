@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen, Seconds, written
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
@@ -39,6 +39,7 @@ class ScoreConfig(Frozen):
         "reuse": "remove it and score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)",
         "table": "remove it and append the rows with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')",
         "events": "use follow: 5m",
+        "jpeg_decoder": "remove it; libjpeg decodes every JPEG",
     }
 
     source: tuple[str, ...] = Field(default=(), description="folders, files, prefixes or globs; any fsspec URL")
@@ -107,16 +108,6 @@ class ScoreConfig(Frozen):
         if self.follow and (self.limit or self.rescore):
             raise ValueError("--follow scores all new files, so it cannot be combined with --limit or --retry")
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _jpeg_decoder_is_gone(cls, given: Any) -> Any:
-        """A config that a run of before 0.19 kept says `libjpeg`, which is what there is."""
-        if not isinstance(given, Mapping) or "jpeg_decoder" not in given:
-            return given
-        if given["jpeg_decoder"] != "libjpeg":
-            raise ConfigError("jpeg_decoder: removed in 0.19", hint="remove it: every JPEG is decoded by libjpeg, on a core")
-        return {key: value for key, value in given.items() if key != "jpeg_decoder"}
 
     @field_validator("limits", mode="before")
     @classmethod

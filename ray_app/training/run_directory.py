@@ -100,7 +100,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that decides what is learned, as plain JSON without secrets. What becomes of it afterwards may change."""
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = _without_secrets(config.model_dump(mode="json", include={*fields, "limits"}))
-    return {name: value for name, value in content.items() if name not in PROFILING or value is not None}  # older ones have no such section
+    return {name: value for name, value in content.items() if name not in PROFILING or value is not None}
 
 
 def config_as_begun(config: TrainConfig, out: Store) -> TrainConfig:

@@ -63,7 +63,7 @@ def blocks_of(path: Path) -> list[Block]:
 def inline_commands(path: Path) -> list[str]:
     """Return the commands in backticks outside fenced blocks, without the retired ones that a row of UPGRADING.md replaces."""
     text = _FENCE.sub("", path.read_text(encoding="utf-8"))
-    retired = re.search(r"^## What 1\.0 retires$.*?(?=^# )", text, re.MULTILINE | re.DOTALL)
+    retired = re.search(r"^## What 1\.0 retires$.*?(?=^## )", text, re.MULTILINE | re.DOTALL)
     if retired:
         text = text.replace(retired[0], re.sub(r"^\|[^|]*\|", "|", retired[0], flags=re.MULTILINE))
     return [" ".join(words.split()) for words in re.findall(r"`(touchstone [^`]+)`", text)]

@@ -200,7 +200,7 @@ READERS = {
     "results as JSON": ("results", "{}", "--json"),
     "report": ("runs", "report", "{}"),
     "gallery": ("runs", "gallery", "{}", "--out", "{}-pages", "--verdict", "real"),
-    "audit": ("runs", "audit", "{}", "--draw", "10", "--out", "{}-audit"),
+    "audit": ("runs", "audit", "{}", "--draw", "50", "--out", "{}-audit"),
     "evaluate": ("evaluate", "{}", "--labels", "{}/labels.csv", "--out", "{}-evaluated"),
     "calibrate": ("detectors", "calibrate", "{}", "--labels", "{}/labels.csv", "--fpr", "0.01", "--out", "{}-card.yaml"),
     "compare": ("compare", "{}", "{}"),
