@@ -1,4 +1,4 @@
-"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes count together, see `serving.app`."""
+"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes have pages of their own, see `serving.app`."""
 
 import os
 from collections.abc import Mapping

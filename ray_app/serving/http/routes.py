@@ -140,7 +140,7 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counters of all replicas, for Prometheus."""
+        """Counters of this process and of other workers of the same command, for Prometheus."""
         return Response(await meter.exposition(), media_type="text/plain; version=0.0.4")
 
     return router
