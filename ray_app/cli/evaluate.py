@@ -1,8 +1,6 @@
-"""Commands on figures: `evaluate` a run by its labels, `compare` two runs, `leaderboard` of many evaluations."""
+"""Commands on figures: `evaluate` a run by its labels, `compare` two runs."""
 
 import json
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,59 +123,3 @@ def compare(
         (folder / "comparison.html").write_text(render_comparison(document), encoding="utf-8")
         click.echo(f"report: {folder / 'comparison.html'}", err=as_json)
     return 0
-
-
-@click.command()
-@click.argument("evaluations", metavar="RUN…", nargs=-1, required=True)
-@click.option("--out", required=True, metavar="FILE.html", help="Where the page goes; any fsspec URL.")
-@options.as_json
-def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
-    """Rank systems that were measured on the same images.
-
-    RUN… are what `touchstone evaluate --out` wrote, folders or their metrics.json.
-
-    Only systems that were measured on the same images by the same rules stand in one list. A rank is 1 more than the number of systems
-    that are significantly better, on images that neither of two was trained on; systems that no test tells apart share one. A system whose
-    weights are not the published ones of its card is listed apart. One page that loads nothing, and sorts by any column.
-
-    \b
-    touchstone runs leaderboard figures-a figures-b s3://bucket/figures --out leaderboard.html
-    touchstone runs leaderboard figures-a figures-b --out leaderboard.html --json | jq '.[0].systems[] | [.rank, .name]'
-    """
-    from pydantic import ValidationError
-
-    from ray_app.errors import ConfigError
-    from ray_app.reports.leaderboard import boards_of, leaderboard_document, leaderboard_lines, render_leaderboard
-    from ray_app.storage import Store, strip_secrets
-
-    documents = [(strip_secrets(place), _document(place)) for place in dict.fromkeys(evaluations)]
-    folder, slash, name = out.rpartition("/")
-    if not name.endswith((".html", ".htm")):
-        raise ConfigError(f"--out {out}: not the name of an HTML file", hint="for example --out leaderboard.html")
-    try:
-        boards = boards_of(documents)
-    except ValidationError as error:
-        raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
-    Store.open(folder or slash or ".").write(name, render_leaderboard(boards).encode())
-    width = shutil.get_terminal_size((120, 24)).columns
-    options.echo_document(leaderboard_document(boards), leaderboard_lines(boards, width), as_json)
-    click.echo(f"page: {strip_secrets(out)}", err=as_json)
-    return 0
-
-
-def _document(place: str) -> Mapping[str, Any]:
-    """The document of an evaluation, by its folder or its file. Raises ConfigError."""
-    from ray_app.errors import ConfigError
-    from ray_app.storage import Store, strip_secrets
-
-    folder, name = (place.rpartition("/")[0] or ".", place.rpartition("/")[2]) if place.endswith(".json") else (place, "metrics.json")
-    try:
-        document = json.loads(Store.open(folder).read(name))
-    except FileNotFoundError:
-        hint = "touchstone evaluate writes it into the folder that --out names"
-        raise ConfigError(f"{strip_secrets(place)}: no metrics.json there", hint=hint) from None
-    except ValueError as error:
-        raise ConfigError(f"{strip_secrets(place)}: not JSON: {error}") from None
-    if not isinstance(document, dict) or "systems" not in document:
-        raise ConfigError(f"{strip_secrets(place)}: not an evaluation's metrics.json", hint="touchstone evaluate writes it")
-    return document

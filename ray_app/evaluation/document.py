@@ -21,7 +21,7 @@ import yaml
 from ray_app import __version__
 from ray_app.detectors.card_sections import Fragility, FragilityFigure
 from ray_app.errors import ConfigError
-from ray_app.evaluation import accumulate, attribution, interval_sample, standing, system_section, unseen
+from ray_app.evaluation import accumulate, attribution, interval_sample, system_section
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.generator_names import names_of
 from ray_app.evaluation.join import LabelledRows
@@ -91,7 +91,6 @@ def document_of(
     intervals = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
     systems = _systems(found, intervals)
     binary = {one.name: one.output == "binary" for one in systems}
-    clean, systems = _with_unseen(found, sample, systems)
     progress("masks and texts")
     rules = protocol.localization if protocol else None
     localized = localization_of_run(found.run, found.labels.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
@@ -103,7 +102,6 @@ def document_of(
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
-        command=standing.evaluate_command(config),
         run=_run(found.run, described),
         labels=_labels(found, warnings),
         protocol=protocol.facts() if protocol else None,
@@ -113,11 +111,6 @@ def document_of(
         reference=tuple(reference_of(protocol)),
         table=table_of(protocol, systems, localization, of_images=intervals.facts.of_images),
         paired=tuple(system_section.paired_tests(sample, found.systems.all, binary, config.intervals)),
-        **(
-            {"paired_unseen": tuple(system_section.paired_tests(clean, found.systems.all, binary, config.intervals))}
-            if clean is not sample
-            else {}
-        ),
         localization=localization,
         identification=identification,
         prompts=prompts,
@@ -321,28 +314,6 @@ def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[sy
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 
-def _with_unseen(
-    found: Evaluation, sample: pa.Table, systems: Sequence[system_model.SystemFacts]
-) -> tuple[pa.Table, list[system_model.SystemFacts]]:
-    """The sample without scores of images that a system was trained on, and the systems with what stands behind their figures."""
-    described, config = found.run.describe(), found.config
-    session = standing.working_session(found.run)
-    members = [one for one in found.systems.all if one.name in found.systems.members]
-    clean, overlaps = unseen.unseen_sample(sample, found.systems.all, members) if len(sample) else (sample, {})
-    how = {"meaning": config.intervals, "wanted": config.bootstrap != 0, "seed": config.seed}
-    completed = []
-    for one, whole in zip(found.systems.all, systems, strict=True):
-        facts: dict[str, Any] = {
-            "standing": standing.standing_of(one, members, described),
-            "cost": standing.cost_of(one, described, session),
-        }
-        if one.name in overlaps:
-            sampled = len(sample) < found.cells.joined
-            facts["unseen"] = unseen.unseen_of(one, whole, clean, overlaps[one.name], how, sampled=sampled)
-        completed.append(system_model.SystemFacts(**whole.given() | facts))
-    return clean, completed
-
-
 def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
     return model.RunFacts(
         url=run.store.url,
@@ -350,7 +321,6 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
         created_at=described["created_at"],
         detectors=described["detectors"],
         ensemble=(described.get("ensemble") or {}).get("name"),
-        command=standing.score_command(run),
         identity=described["identity"],
     )
 

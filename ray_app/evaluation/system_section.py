@@ -18,7 +18,6 @@ from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import FAKE_KINDS, EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, is_named, training_overlap
-from ray_app.evaluation.unseen import worst_of
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
@@ -80,7 +79,6 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         report=detection.classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
         strata=tuple(_strata(scores)),
         views=tuple(_views(scores, cells, asked)),
-        worst=worst_of(generators),
     )
 
 

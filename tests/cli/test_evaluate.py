@@ -7,7 +7,6 @@ from ray_app.cli.main import main
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
 from tests.evaluation.made import made_run, random_rows
-from tests.reports.evaluation_example import small_document
 
 N = 400
 
@@ -86,41 +85,3 @@ def test_what_is_wrong_is_said(case, change, said, capsys):
     words, folder = case
     assert main(["evaluate", *words, *(word.format(folder) for word in change)]) == 2
     assert said in capsys.readouterr().err
-
-
-@pytest.fixture
-def evaluations(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text(json.dumps(small_document() | {"title": name}))
-    return tmp_path
-
-
-def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")  # narrower terminals break names
-    out = evaluations / "pages" / "board.html"
-    given = [evaluations / "a", evaluations / "b" / "metrics.json", evaluations / "a"]
-    assert main(["runs", "leaderboard", *map(str, given), "--out", str(out)]) == 0
-    page = out.read_text(encoding="utf-8")
-    assert "Stacked ensemble of four" in page
-    assert "<dt>Evaluations</dt><dd>2</dd>" in page  # the one that was named twice counts once
-    printed = capsys.readouterr().out
-    assert "Stacked ensemble of four" in printed
-    assert printed.endswith(f"page: {out}\n")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "no metrics.json there"),
-        ("{", "not JSON"),
-        ('{"systems": 3}', "not an evaluation's metrics.json"),
-    ],
-)
-def test_what_is_no_evaluation_is_named(tmp_path, capsys, content, said):
-    (tmp_path / "a").mkdir()
-    if content is not None:
-        (tmp_path / "a" / "metrics.json").write_text(content)
-    assert main(["runs", "leaderboard", str(tmp_path / "a"), "--out", str(tmp_path / "x.html")]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "x.html").exists()

@@ -27,7 +27,6 @@ SHOTS = {
     "false-flags": ("archive-overnight", "run/report.html", "How many of these flags", 520),
     "verdicts": ("check-pictures", "verdicts.html", "", 1000),
     "evaluation": ("your-own-detector", "figures/report.html", "", 560),
-    "leaderboard": ("your-own-detector", "leaderboard.html", "", 860),
 }
 WIDTH = 1000
 

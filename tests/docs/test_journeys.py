@@ -14,7 +14,7 @@ INTERRUPTED = 130
 WRITTEN = {
     "archive-overnight": ("run/report.html", "verdicts.csv", "flagged.parquet", "kept.csv"),
     "check-pictures": ("verdicts.html", "one.html"),
-    "your-own-detector": ("my-head/card.yaml", "my-network/card.yaml", "figures/report.html", "leaderboard.html"),
+    "your-own-detector": ("my-head/card.yaml", "my-network/card.yaml", "figures/report.html"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A run evaluated under a protocol, from its rows to the leaderboard."""
+"""A run evaluated under a protocol, from its rows to its table."""
 
 import json
 

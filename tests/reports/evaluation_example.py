@@ -115,14 +115,13 @@ def _document(
         _write_run(folder, images, systems, views, seed)
         names = dict(at=(f"{place}/run",), labels=f"{place}/labels.jsonl", out=f"{place}/out", title="Picture desk, November")
         document = evaluate(EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)).document.written()
-    document |= {"version": "0.6.0", "made_at": "2026-11-21T12:40:00+00:00", "command": "touchstone evaluate run --labels desk.jsonl"}
+    document |= {"version": "0.6.0", "made_at": "2026-11-21T12:40:00+00:00"}
     document["run"] |= {"url": "s3://lab/runs/2026-11-20-desk", "created_at": "2026-11-20T22:10:04+00:00"}
     document["run"]["identity"] = {"limits": {"max_pixels": 50_000_000}}
     document["labels"] |= {"name": "s3://lab/labels/desk.parquet"}
     learnt = {name: {maker: "in-training" if maker in one.seen else "unseen" for maker in fakes} for name, one in systems.items()}
     for one in document["systems"]:
         one["title"] = systems[one["name"]].title
-        one["standing"]["weights"] = {"standing": "published", "why": "the published file, by its SHA-256", "loaded": "5e" * 32}
         for row in one["generators"]:
             row["seen"] = learnt[one["name"]].get(row["name"], "unknown")
     for row in document["table"]["rows"]:

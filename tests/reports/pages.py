@@ -10,7 +10,6 @@ from ray_app.reports.check import check_lines, render_check
 from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
-from ray_app.reports.leaderboard import boards_of, leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
 from ray_app.runs.document import EnsembleSummary
 from tests.reports.check_example import FACTS, check_row
@@ -56,7 +55,6 @@ DOCUMENTS = {
         "no curve": lambda: _without("roc", "precision_recall", "reliability", "histogram", "risk_coverage"),
         "no table": lambda: small_document() | {"table": {"rows": [], "columns": [], "cells": {}, "footers": []}},
     },
-    "leaderboard": {"example": lambda: [("s3://lab/evaluations/a", example_document()), ("b", large_document())], "empty": list},
     "comparison": {
         "example": example_comparison,
         "equal": lambda: example_comparison(shift=0.0),
@@ -74,7 +72,6 @@ RENDERERS = {
     "run": lambda summary: render_run_report(summary, thumbnails={row["image_id"]: thumbnail() for row in summary.get("top") or ()}),
     "training": render_training_report,
     "evaluation": render_evaluation,
-    "leaderboard": lambda evaluations: render_leaderboard(boards_of(evaluations)),
     "comparison": render_comparison,
     "identifier": render_identifier_report,
 }
@@ -111,17 +108,11 @@ def hostile_evaluation(text):
     listed = (document["systems"], first["generators"], first["views"], document["table"]["rows"])
     names = [*(one["name"] for part in listed for one in part), "JPEG", "PNG", "WEBP", "1–4 MP"]
     found = poisoned(document, text, names=names, words={"label", "kind", "seen", "output", "test", "method"})
-    for one, own in zip(found["systems"], document["systems"], strict=True):
-        one |= {"standing": own["standing"], "cost": own["cost"]}  # these are Touchstone's words
     found["mistakes"] = [one | {"thumbnail": "<svg onload=alert(1)>"} for one in found["mistakes"]]
     found["overlays"] = [one | {"picture": "PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+"} for one in found["overlays"]]
     found["data"]["statuses"] |= {text or "other": 3}
     found["run"]["identity"] = {text or "key": {text or "key": [text]}}
     return found
-
-
-def hostile_board(text):
-    return [(text, hostile_evaluation(text))]
 
 
 def hostile_comparison(text):
@@ -176,7 +167,6 @@ HOSTILE_PAGES = {
     "run": lambda text: render_run_report(hostile_run(text), thumbnails={1001: b"<svg>"}),
     "training": lambda text: render_training_report(hostile_training(text)),
     "evaluation": lambda text: render_evaluation(hostile_evaluation(text)),
-    "leaderboard": lambda text: render_leaderboard(boards_of(hostile_board(text))),
     "comparison": lambda text: render_comparison(hostile_comparison(text)),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
@@ -197,7 +187,6 @@ HOSTILE_LINES = {
     "run": lambda text: summary_lines(hostile_run(text)),
     "training": lambda text: training_lines(hostile_training(text) | {"metric": "auc"}),
     "evaluation": lambda text: evaluation_lines(hostile_evaluation(text)),
-    "leaderboard": lambda text: leaderboard_lines(boards_of(hostile_board(text)), 100),
     "comparison": lambda text: comparison_lines(hostile_comparison(text)),
     "check": lambda text: hostile_check(
         text, lambda rows, names, _, facts, __: "\n".join(check_lines(rows, names, facts, 100)).split("\n")

@@ -27,7 +27,6 @@ _BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- 
 _NAMES = {
     "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one picture",
     "checks": "check of a folder", "evaluation": "evaluation (example)", "comparison": "comparison (example)",
-    "leaderboard": "leaderboard (example)",
 }  # fmt: skip
 
 
@@ -39,7 +38,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "ray_app.cli", "demo", "--out", str(demo)], check=True)
         top = json.loads((demo / "run" / "summary.json").read_text())["top"]
         found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
-        for name in ("evaluation", "comparison", "leaderboard"):
+        for name in ("evaluation", "comparison"):
             found[name] = folder / f"{name}.html"
             found[name].write_text(pages.page_of(name), encoding="utf-8")
         (DOCS / "pages").mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ PAGE_TAGS = {
 TEXT_TAGS = {"p", "a", "dl", "dt", "dd", "ul", "li", "span", "strong", "small", "i", "b", "bdi", "br", "wbr", "figure", "figcaption", "img"}
 TABLE_TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
 CHOICE_TAGS = {"script", "button", "select", "option", "fieldset", "legend", "label", "input"}
-SORTED_TAGS = {*CHOICE_TAGS, "code"}  # of the leaderboard and of `check`, whose one script sorts
+SORTED_TAGS = {*CHOICE_TAGS, "code"}  # of `check`, whose one script sorts
 GALLERY_TAGS = {*CHOICE_TAGS, "nav", "dialog"}
 DRAWING_TAGS = {"svg", "g", "rect", "line", "circle", "path", "text", "desc", "title"}
 
@@ -74,7 +74,7 @@ def _is_plain_printable_text(page):
 
 @pytest.mark.parametrize(("report", "kind"), pages.EXAMPLES)
 def test_examples(report, kind):
-    check_page(pages.page_of(report, kind), sorts=report == "leaderboard")
+    check_page(pages.page_of(report, kind))
 
 
 def check_page(page, *, sorts=False):
@@ -87,7 +87,7 @@ def check_page(page, *, sorts=False):
 @pytest.mark.parametrize("report", [name for name in pages.HOSTILE_PAGES if name != "gallery"])
 def test_hostile_texts_stay_text(report):
     for text in hostile.NAMES.values():
-        check_page(pages.HOSTILE_PAGES[report](text), sorts=report in ("leaderboard", "check"))
+        check_page(pages.HOSTILE_PAGES[report](text), sorts=report == "check")
 
 
 def test_hostile_texts_in_a_gallery_become_no_link_and_no_picture_of_another_kind():

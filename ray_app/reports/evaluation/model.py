@@ -1,4 +1,4 @@
-"""The document of an evaluation, `metrics.json`: `evaluation` fills it, reports, leaderboards and tests read it.
+"""The document of an evaluation, `metrics.json`: `evaluation` fills it, reports and tests read it.
 
 Fields stand in the order of the file. `identification` and `prompts` are open in it (their
 figures depend on protocol and run) and read through `NamedFigures`.
@@ -27,19 +27,18 @@ from ray_app.reports.evaluation.system_model import (
     rows,
 )
 
-EVALUATION_SCHEMA = 1
+EVALUATION_SCHEMA = 2
 BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 
 
 class RunFacts(Section):
-    """The run that was evaluated. `command`: what scored it, from the settings that it keeps; empty where it keeps none."""
+    """The run that was evaluated."""
 
     url: str = ""
     fingerprint: str = ""
     created_at: str = ""
     detectors: tuple[str, ...] = ()
     ensemble: str | None = None
-    command: str = ""
     identity: Mapping[str, Any] = {}
 
 
@@ -336,13 +335,12 @@ class OverlayFacts(Section):
 
 
 class EvaluationDocument(Section):
-    """An evaluation as a whole. `command`: what made it. `paired_unseen`: `paired` on images that neither of two was trained on."""
+    """An evaluation as a whole."""
 
     schema_number: int = Field(default=EVALUATION_SCHEMA, alias="schema")
     version: str = ""
     made_at: str = ""
     title: str = ""
-    command: str = ""
     run: RunFacts = RunFacts()
     labels: LabelFacts = LabelFacts()
     protocol: ProtocolFacts | None = None
@@ -352,7 +350,6 @@ class EvaluationDocument(Section):
     reference: tuple[ReferenceFacts, ...] = ()
     table: TableFacts = TableFacts()
     paired: tuple[PairedFacts, ...] = ()
-    paired_unseen: tuple[PairedFacts, ...] = ()
     localization: LocalizationFacts | None = None
     identification_section: Mapping[str, Any] | None = Field(default=None, alias="identification")
     prompts_section: Mapping[str, Any] | None = Field(default=None, alias="prompts")

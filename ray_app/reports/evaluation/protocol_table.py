@@ -113,7 +113,7 @@ def sources(facts: EvaluationDocument) -> list[str]:
     systems, columns = {system.name: system for system in facts.systems}, dict[str, list[str]]()
     for one in facts.reference:
         system = systems.get(one.system or "")
-        has = f"; this run: {system.standing.weights.standing} weights, {wording.counted(system.n, 'image')}" if system else ""
+        has = f"; this run: {wording.counted(system.n, 'image')}" if system else ""
         said = f"{wording.visible(one.source)}; verified: {'yes' if one.verified else 'no'}{has}"
         columns.setdefault(said, []).append(wording.visible(one.column))
     return [f"{', '.join(names)} from {said}" for said, names in columns.items()]

@@ -1,11 +1,11 @@
 """One system of an evaluation's document, a detector or the ensemble (`SystemFacts`).
 
-Fields stand in the order of the file. `evaluation` fills them: figures (system_section), weights and cost (standing).
+Fields stand in the order of the file. `evaluation` fills them: figures (system_section).
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
@@ -14,48 +14,6 @@ from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.metrics.clusters import FEWEST_CLUSTERS
 
 NO_COUNTS: Mapping[str, int] = {}
-NOT_SAID = "the evaluation does not say which weights were loaded; evaluate again with this version"
-WeightsWord = Literal["published", "own", "other", "unknown", "demonstration"]
-
-
-class WeightsFacts(Section):
-    """Whose weights made the scores: `published` (the file of a shipped card), `own` (the file of a card of the user's), `other` (not the
-    file that the card of this name means), `unknown` (nobody stated its SHA-256), or a `demonstration`. `why`: the same in words.
-
-    `loaded`, `stated`: the SHA-256 of what was loaded, as the run notes it, and of what the card means.
-    """
-
-    standing: str = "unknown"
-    why: str = NOT_SAID
-    loaded: str = ""
-    stated: str = ""
-
-    @property
-    def ranks(self) -> bool:
-        """Whether figures of these weights are figures of the detector."""
-        return self.standing in ("published", "own")
-
-
-class StandingFacts(Section):
-    """Of a detector, or of all members of an ensemble: the weights that rank least, licences, and the terms that bind most."""
-
-    weights: WeightsFacts = WeightsFacts()
-    licence: str = ""
-    terms: str = ""
-    gmac: float | None = None
-
-
-class CostFacts(Section):
-    """What one picture takes, as the run measured it: milliseconds of one worker in the stage `score`, and bytes of its process at most.
-
-    `pictures`: of how many, views counted; `of`: how many detectors the process held. `why`: why there is no time.
-    """
-
-    ms_per_image: float | None = None
-    process_bytes: int | None = None
-    of: int = 1
-    pictures: int = 0
-    why: str = ""
 
 
 class IntervalFacts(Section):
@@ -207,52 +165,13 @@ class ViewFacts(Section):
     figures: Figures = NO_FIGURES
 
 
-class WorstGenerator(Section):
-    """The fakes of which the fewest are found."""
-
-    generator: str = ""
-    rate: FigureFacts = NOT_MEASURED
-
-
-class LeftOut(Section):
-    """Images of one generator or source that the system was trained on."""
-
-    name: str = ""
-    label: str = ""
-    n: int = 0
-
-
-class UnseenFacts(Section):
-    """Figures on images of generators and sources that the system was not trained on, as far as its card tells.
-
-    `left_out`: what it was trained on. `unknown`: generators and sources of which the card does not tell; they stay. `sampled`: worked out
-    from a sample of the images. `why`: why there are none.
-    """
-
-    figures: Figures = NO_FIGURES
-    n_real: int = 0
-    n_fake: int = 0
-    left_out: tuple[LeftOut, ...] = ()
-    unknown: int = 0
-    names_sources: bool = False
-    sampled: bool = False
-    intervals: IntervalFacts = IntervalFacts()
-    worst: WorstGenerator | None = None
-    why: str = ""
-
-    @property
-    def left_out_counts(self) -> Mapping[str, int]:
-        """Images left out, by label."""
-        return {label: sum(one.n for one in self.left_out if one.label == label) for label in ("real", "fake")}
-
-
 OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
 
 
 class SystemFacts(Section):
     """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
 
-    `late`: in a cascade it scores only the images that go on, and its figures are of these. `unseen`: None in documents of 0.15 and before.
+    `late`: in a cascade it scores only the images that go on, and its figures are of these.
     """
 
     name: str = ""
@@ -280,10 +199,6 @@ class SystemFacts(Section):
     report: Mapping[str, Any] = {}
     strata: tuple[FormatStratum, ...] = ()
     views: tuple[ViewFacts, ...] = ()
-    worst: WorstGenerator | None = None
-    standing: StandingFacts = StandingFacts()
-    cost: CostFacts = CostFacts()
-    unseen: UnseenFacts | None = None
 
     @property
     def n(self) -> int:

@@ -64,7 +64,7 @@ def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it
     [line] = [one for one in evaluation_lines(document) if one.startswith("GPT Image 1 ")][:1]
     assert line.split()[3] == str(row["n"])
     assert line.endswith(f"{mine['rows']['GPT Image 1']:.3f}      −{mine['rows']['GPT Image 1'] - ours:.3f}")
-    said = f"{mine['column']} from {mine['source']}; verified: no; this run: published weights, 3,320 images"
+    said = f"{mine['column']} from {mine['source']}; verified: no; this run: 3,320 images"
     assert f"published: {said}" in evaluation_lines(document)
     assert said in words
     assert "published: CLIP-D-10k+, Corvi2023, Fusion, InternVL from OpenFake's README; verified: no" in "\n".join(

@@ -5,7 +5,27 @@ import pytest
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.sentences import answers, headline
-from tests.reports.test_leaderboard import evaluation, figure, generator, system
+
+
+def figure(value, low=None, high=None, n=200):
+    known = {"interval": None, "method": None} if low is None else {"interval": [low, high], "method": "delong"}
+    return {"value": value, "n": n, "why": None, **known}
+
+
+def generator(name, *, label="fake", n=100):
+    return {"name": name, "label": label, "kind": label, "seen": "unknown", "n": n, "unscored": 0, "rate": figure(0.5, 0.4, 0.6)}
+
+
+def system(name, *, generators):
+    figures = {"auc": figure(0.9, 0.85, 0.93), "balanced_accuracy": figure(0.8, 0.75, 0.85), "ece": figure(0.05)}
+    return {"name": name, "kind": "detector", "title": name, "output": "continuous", "calibrated": True, "n_real": 100, "n_fake": 200,
+            "unscored": 0, "figures": figures, "generators": generators, "views": []}  # fmt: skip
+
+
+def evaluation(one):
+    shortcut = {"auc": figure(0.81, 0.8, 0.82), "confounded": False}
+    data = {"n": 300, "n_real": 100, "n_fake": 200, "shortcut": shortcut}
+    return {"title": "t", "labels": {"name": "labels.csv"}, "protocol": None, "systems": [one], "data": data}
 
 
 def document_of(*sources, **figures):
