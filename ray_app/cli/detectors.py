@@ -15,7 +15,6 @@ from ray_app.cli.options import DETECTOR
 from ray_app.errors import DetectorError, ExitCode
 
 if TYPE_CHECKING:
-    from ray_app.attribution.cards import DescriberCard, IdentifierCard
     from ray_app.detectors import DetectorCard
     from ray_app.detectors.adoption import Adoption
     from ray_app.detectors.weights import WeightSet
@@ -346,41 +345,23 @@ def _entry(card: "DetectorCard") -> "ZooEntry":
 
 @click.command("show")
 @click.argument("name", type=DETECTOR, metavar="NAME|PATH")
-@click.option("--yaml", "as_yaml", is_flag=True, help="Print the card as YAML, as a card of your own could begin.")
 @options.as_json
-def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
-    """Show the card of one detector as a page.
+def show_detector(name: str, as_json: bool) -> int:
+    """Print the card of one detector as YAML.
 
-    Licence, network, preprocessing, weights, what its output means, published figures. The cards of a profile, identifiers and
-    describers, are shown likewise.
+    It has the licence, the network, the preprocessing, the weights, the meaning of the output, and published metrics. A card of your own
+    can begin as a copy. The cards of identifiers and describers are printed likewise.
 
     \b
     touchstone detectors show touchstone-tiny
-    touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
+    touchstone detectors show community-forensics-vits384 > mine.yaml
     """
     from ray_app.attribution.cards import profile_card
     from ray_app.detectors import load_card
 
     card = profile_card(name) or load_card(name)
-    if as_yaml and not as_json:
-        click.echo(options.shown(card), nl=False)
-        return 0
-    options.echo_document(card.model_dump(mode="json"), _page(card, min(_columns(), _WIDEST_PAGE)), as_json)
+    options.echo_document(card.model_dump(mode="json"), [options.shown(card).rstrip("\n")], as_json)
     return 0
-
-
-def _page(card: "DetectorCard | IdentifierCard | DescriberCard", width: int) -> "Iterator[str]":
-    """The card for people. Weights and accepted licences are looked for on this machine once the page is read, which JSON does not do."""
-    from ray_app.detectors import DetectorCard, licences, weights
-    from ray_app.reports.attribution import profile_page
-    from ray_app.reports.card import Here, card_page
-
-    parts = weights.parts_of(card) if isinstance(card, DetectorCard) else card.parts
-    files = {part.weights.uri: weights.located(part) for part in parts}
-    if isinstance(card, DetectorCard):
-        yield card_page(card, Here(licences.is_accepted(card.name, card.licence, card.terms), files), width)
-    else:
-        yield profile_page(card, files, width)
 
 
 def _columns() -> int:

@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     # Evaluation.
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
+    "detectors show": {"--yaml": "leave the option out; the card is printed as YAML"},
     "results": {"--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"},
     # Data.
     "data split": {"--prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"},

@@ -1,23 +1,18 @@
-"""The training of an identifier or a describer: its HTML page, its end and its plan in a few lines, and its card as plain text.
+"""The training of an identifier or a describer: its HTML page, and its end and its plan in a few lines.
 
 Every text in the facts is taken for hostile.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from ray_app.attribution import cards, generators
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import NOT_MEASURED, FigureFacts
 from ray_app.reports import format as wording
-from ray_app.reports.card import labelled, preprocessing_lines
-from ray_app.reports.format import counted, in_words, stated, visible
+from ray_app.reports.format import in_words
 from ray_app.reports.html import render, settings
-from ray_app.reports.text import paragraph
 from ray_app.reports.training import UnreadableFile, file_warnings
 
 FIGURES = {
@@ -42,13 +37,6 @@ _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
 _SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
 _FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
-_TIERS = {
-    "retrieval": "the prompt of the nearest image of an index",
-    "prefix": "a small language model that continues an embedding",
-    "captioner": "a captioning model that reads pixels",
-    "dialogue": "a vision-language model that is asked",
-}
-_METHODS = {"energy": "energy of the logits", "distance": "Mahalanobis distance to the nearest class"}
 
 
 class NamedClass(Section):
@@ -222,16 +210,6 @@ def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
 
 
-def profile_page(card: cards.IdentifierCard | cards.DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
-    """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
-    facts = _of_identifier(card) if isinstance(card, cards.IdentifierCard) else _of_describer(card)
-    lines = [*facts, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
-    lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
-    lines += [("note", note) for note in card.notes]
-    shown = labelled([(label, visible(text)) for label, text in lines], width)
-    return "\n".join([card.name, *(f"  {line}".rstrip() for line in [*paragraph(card.title, width - 2), "", *shown])])
-
-
 def _headline(facts: IdentifierTraining) -> str:
     split, last = facts.splits[-1]
     title = wording.visible(facts.title or facts.name)
@@ -260,34 +238,3 @@ def _figures_in_words(figures: Mapping[str, Any]) -> str:
     if all(figures[name]["value"] is None for name in _FIGURES):
         return f"not known: {figures['exact']['why']}"
     return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)
-
-
-def _of_identifier(card: cards.IdentifierCard) -> list[tuple[str, str]]:
-    by_family: defaultdict[str, list[str]] = defaultdict(list)
-    for name, family in zip(card.classes, card.class_families, strict=True):
-        by_family[generators.family_title(family)].append(generators.title_of(name))
-    rule = card.open_set
-    opened = "never: every image gets the name of a known generator"
-    if rule is not None:
-        measured = f"asked for {stated(rule.abstains)} of known ones, on {counted(rule.n, 'image')}"
-        opened = f"where the {_METHODS[rule.method]} lies beyond its threshold; {measured}"
-    return [
-        ("kind", f"identifier: names the generator, by a {card.head} head"),
-        ("reads", f"embeddings of {card.detector}"),
-        ("knows", f"{counted(len(card.classes), 'generator')} of {len(by_family)} families"),
-        *[("", f"{family}: {', '.join(names)}") for family, names in by_family.items()],
-        ("abstains", opened),
-    ]
-
-
-def _of_describer(card: cards.DescriberCard) -> list[tuple[str, str]]:
-    search = f"{counted(card.beams, 'beam')}, at most {card.most_tokens} tokens" if card.tier != "retrieval" else ""
-    prepared = [] if card.preprocessing is None else preprocessing_lines(card.preprocessing)
-    return [
-        ("kind", f"describer: predicts the words, by {_TIERS[card.tier]}"),
-        ("reads", f"embeddings of {card.detector}" if card.detector else "pixels"),
-        *prepared,
-        ("asks", card.question if card.tier == "dialogue" else ""),
-        ("search", search),
-        ("work", f"{card.gmac:g} GMAC per image" if card.gmac else ""),
-    ]

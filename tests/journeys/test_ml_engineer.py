@@ -52,7 +52,7 @@ def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sa
     fitted = engineer.types(TUTORIAL, "touchstone detectors fit touchstone-photo", {"train.csv": "archive-labels.csv"})
     assert "fitted to 46 real and 37 fake images" in fitted.stdout, fitted.stdout
 
-    card = yaml.safe_load(engineer.types(DETECTORS, "touchstone detectors show NAME --yaml", {"NAME": "touchstone-tiny"}).stdout)
+    card = yaml.safe_load(engineer.types(DETECTORS, "touchstone detectors show NAME", {"NAME": "touchstone-tiny"}).stdout)
     (engineer.folder / "own.yaml").write_text(yaml.safe_dump(card | {"name": "own"}))
     mine = ("my-network/card.yaml", "my-head/card.yaml", "own.yaml")
     verified = engineer.types(DETECTORS, "touchstone detectors verify", {"touchstone-tiny": " ".join(mine)})
