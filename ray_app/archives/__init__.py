@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         BlockList,
         BlockRef,
         ManifestInfo,
-        copy_manifest,
         guard_of,
         last_listing,
         manifests,

@@ -239,20 +239,6 @@ def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
     return file.getvalue()
 
 
-def copy_manifest(store: Store, number: int, to: Store) -> None:
-    """Copy a complete manifest into another store, under the same number; there it counts when all of it is there."""
-    _copy_folder(store, folder_of(number), to)
-    to.write(path_in(number, "_complete"), store.read(path_in(number, "_complete")))
-
-
-def _copy_folder(store: Store, folder: str, to: Store) -> None:
-    for name in store.names(folder):
-        if name != "_complete":
-            to.write(f"{folder}/{name}", store.read(f"{folder}/{name}"))
-    for name in store.folders(folder):
-        _copy_folder(store, f"{folder}/{name}", to)
-
-
 def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
     table = read_table(store, path_in(number, "blocks.parquet"))

@@ -85,7 +85,7 @@ _WHAT_IS_SCORED = (
         "--features",
         multiple=True,
         metavar="NAME",
-        help="Keep the embeddings of this detector or backbone, for `touchstone runs rescore` with another head; repeatable.",
+        help="Keep the embeddings of this detector or backbone, for other heads; repeatable.",
     ),
 )
 

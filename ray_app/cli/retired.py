@@ -10,6 +10,7 @@ import click
 
 _TABLE = "append the rows of the finished run with deltalake.write_deltalake(URL, ray_app.load_run(RUN).table(), mode='append')"
 _REUSE = "score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)"
+_RESCORE = "apply a LinearHead or an Identifier to the vectors in RUN/features (docs/heads.md), or score again with --detector CARD"
 
 COMMANDS: dict[str, str] = {
     # Short names from before 0.15.
@@ -19,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "audit": "use touchstone runs audit",
     "split": "use touchstone data split",
     # Runs.
+    "rescore": _RESCORE,
+    "runs rescore": _RESCORE,
     # Evaluation.
     "evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",
     "runs evidence": "use touchstone results RUN --image URI --json, and touchstone check FILE --html PAGE",

@@ -1,4 +1,4 @@
-"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`, `rescore`."""
+"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`."""
 
 import tempfile
 from pathlib import Path
@@ -8,9 +8,8 @@ import click
 
 from ray_app.cli import options
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
-from ray_app.cli.options import DETECTOR, ENSEMBLE
+from ray_app.cli.options import ENSEMBLE
 from ray_app.cluster import warm_workers
-from ray_app.errors import ConfigError
 from ray_app.scoring import WARM
 
 
@@ -190,62 +189,7 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
     touchstone runs decide run --ensemble stricter.yaml
     """
     from ray_app.reports import summary_lines
-    from ray_app.scoring.rescore import decide_run
+    from ray_app.scoring.decide import decide_run
 
     click.echo("\n".join(summary_lines(decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded))))
-    return 0
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
-@click.option(
-    "--detector",
-    "detectors",
-    type=DETECTOR,
-    multiple=True,
-    metavar="NAME|PATH",
-    help="The head's card; repeatable, then their mean decides.",
-)
-@click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
-@click.option("--identifier", metavar="PATH", help="Instead: an identifier that names the generators anew; scores and verdicts stay.")
-@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command resumes there.")
-@options.unguarded_option
-@options.licence_option
-@options.as_json
-def rescore(
-    run: str,
-    detectors: tuple[str, ...],
-    ensemble: str | None,
-    identifier: str | None,
-    out: str,
-    unguarded: bool,
-    accepted: tuple[str, ...],
-    as_json: bool,
-) -> int:
-    """Score a run again with another head, without its images.
-
-    Or name its generators with another identifier. Both work on the embeddings that RUN has kept; no image is fetched or decoded.
-
-    RUN was made with `score --features NAME`. The head's card must have the same backbone, preprocessing, precision and resize mode. The
-    new run directory is what `touchstone score` with that head would have made of the same images, and that command goes on with it.
-
-    \b
-    touchstone score photos/ --detector unifd --features unifd --out run
-    touchstone detectors fit unifd --labels mine.csv --name my-head --out my-head
-    touchstone runs rescore run --detector my-head/card.yaml --out my-run
-    touchstone runs rescore run --identifier runs/identify/identifier.yaml --out named-run
-    """
-    from ray_app.reports import summary_lines
-    from ray_app.scoring.rescore import name_run, rescore_run
-
-    if identifier is not None:
-        if detectors or ensemble:
-            raise ConfigError(
-                "--identifier leaves scores as they are, so it takes no --detector and no --ensemble",
-                hint="leave them out, or rescore twice",
-            )
-        summary = name_run(run, out, identifier, unguarded=unguarded)
-    else:
-        summary = rescore_run(run, out, detectors, ensemble, accept_licences=accepted, unguarded=unguarded)
-    options.echo_document(summary, summary_lines(summary), as_json)
     return 0

@@ -151,7 +151,7 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
     return [
         *lines,
         f"report: {out}/report.html",
-        f"name a run's images with it: touchstone runs rescore RUN --identifier {out}/identifier.yaml --out NEW",
+        f"name images with it: put `profile: {{identifier: {out}/identifier.yaml}}` into an ensemble card, and score with that",
     ]
 
 

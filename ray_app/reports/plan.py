@@ -86,7 +86,7 @@ def _images(plan: Plan) -> Lines:
     """What is kept and named of each image, how often it is decoded, for whom it is prepared, and what its networks compute."""
     for name, width in (plan.features or {}).items():
         kept = wording.size(_FLOAT_BYTES * width * plan.members)
-        yield "embeddings", f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for touchstone runs rescore"
+        yield "embeddings", f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for other heads"
     profile = plan.profile
     if profile and profile.identifier:
         yield "profile", f"{profile.identifier} names the generator of every image"

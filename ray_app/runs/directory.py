@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import manifests
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.parts import PartTable
 from ray_app.runs.schema import MASK_SCHEMA, OLDEST_SCHEMA, SCHEMA_VERSION
@@ -210,16 +209,6 @@ class RunDirectory(PartTable):
                 f"the run in {self.store.url} is not finished yet", hint="the `touchstone score` command that began it finishes it"
             )
         return self.describe()
-
-    def describe_settled(self) -> dict[str, Any]:
-        """The same of a run in which nothing is under way: no listing, no retry, no verdicts. Raises ConfigError for any other."""
-        described = self.describe_finished()
-        self.check_settled()
-        if self.read_json("summary.json")["listing"] != max(manifests(self.store)) or self.store.folders("retries"):
-            raise ConfigError(
-                f"{self.store.url}: a listing or a retry is not finished", hint="finish it with its `touchstone score` command first"
-            )
-        return described
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""

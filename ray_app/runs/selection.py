@@ -116,7 +116,7 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
         raise ConfigError(
             f"{run.store.url}: this run named no generators",
-            hint="score with an ensemble whose `profile` has an identifier, or touchstone runs rescore RUN --identifier CARD",
+            hint="score with an ensemble whose `profile` has an identifier",
         )
     if name == UNKNOWN or generators.find_generator(name) is not None:
         return

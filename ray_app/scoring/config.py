@@ -93,9 +93,7 @@ class ScoreConfig(Frozen):
         default=(),
         description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
     )
-    features: tuple[str, ...] = Field(
-        default=(), description="keep the embeddings of these detectors or backbones, for other heads (touchstone runs rescore)"
-    )
+    features: tuple[str, ...] = Field(default=(), description="keep the embeddings of these detectors or backbones, for other heads")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
     thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
     retry: RetryPolicy = RetryPolicy()

@@ -50,7 +50,7 @@ def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
     assert json.loads(shown) == {"files": [{"uri": name}]}
 
 
-OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "leaderboard"), "data": ("split",)}
+OLD_NAMES = {"runs": ("report", "gallery", "masks", "audit", "leaderboard"), "data": ("split",)}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in OLD_NAMES.items() for name in names])

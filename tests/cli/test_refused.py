@@ -50,7 +50,6 @@ REFUSED = {
     "retry where there is nothing": ("score", "{}/photos", "--retry", "corrupt_image"),
     "evaluate by labels that are not there": ("evaluate", "{}/photos", "--labels", "{}/none.csv"),
     "train on a second source that is not there": ("train", "{}/typo.yaml"),
-    "rescore no run": ("rescore", "{}/norun", "--detector", "unifd"),
     "pack a second source that is not there": ("pack", "{}/photos", "{}/fotos"),
     "pack a list that breaks late": ("pack", "{}/broken.csv"),
     "collect a column that is not there": ("collect", "{}/labels.csv", "--set", "url=nothing"),

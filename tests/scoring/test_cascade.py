@@ -10,9 +10,9 @@ from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines, summary_lines
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
-from ray_app.scoring.rescore import decide_run
 from tests.scoring.conftest import rows_of, score_here, score_into, write_ensemble
 
 

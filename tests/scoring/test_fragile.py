@@ -11,7 +11,7 @@ from ray_app.config import config_root
 from ray_app.errors import IdentityError, Reason
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory
-from ray_app.scoring.rescore import decide_run
+from ray_app.scoring.decide import decide_run
 from ray_app.serving import ServeConfig
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo

@@ -18,8 +18,8 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_rows, parts, settled_state
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.guarantee import compare, settle_guarantee
-from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME

@@ -14,8 +14,8 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
-from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of, write_ensemble
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, age, change, copied_configs, picture, put_pictures, put_run, unpack

@@ -4,18 +4,16 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from ray_app.attribution.cards import load_identifier
-from ray_app.attribution.identifier import Identifier
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines
-from ray_app.runs import RunDirectory, current_rows
+from ray_app.runs import current_rows
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve, scoring_identity
-from ray_app.scoring.rescore import decide_run, rescore_run
-from tests.scoring.kept_run import kept_run, vectors_of
-from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
+from tests.scoring.kept_run import kept_run
+from tests.scoring.profiled import PROMPTS, write_profile
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +85,3 @@ def test_new_thresholds_leave_names_and_words(run, tmp_path):
     other.write_text(yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}}))
     with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
         decide_run(run.store.url, str(other))
-
-
-def test_a_profile_of_other_heads_is_made_of_what_the_run_kept(run, cards, tmp_path):
-    run, ensemble = run
-    summary = rescore_run(run.store.url, str(tmp_path / "new"), [], str(ensemble))
-    new = RunDirectory.open(str(tmp_path / "new"))
-    rows = list(current_rows(new))
-    head = Identifier(load_identifier(ensemble.parent / "identifier" / "identifier.yaml"))
-    for row in rows:
-        said = head.identify(vectors_of([row["image_id"]], head.width))
-        assert row["predicted_generator"] == CLASSES[said.codes[0]]
-        assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
-    assert summary["identity"]["profile"] == run.describe()["identity"]["profile"]
-    assert all(summary["session"]["seconds"][stage] > 0 for stage in ("identify", "describe"))
-    looks = write_profile(cards / "looks", "captioner", localizer=False)
-    with pytest.raises(ConfigError, match="tiny needs the images, which a run does not keep"):
-        rescore_run(run.store.url, str(tmp_path / "other"), [], str(looks))

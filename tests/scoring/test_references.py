@@ -11,8 +11,8 @@ from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.guarantee import REFERENCES, references_of
-from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
 from tests.scoring.conftest import write_ensemble

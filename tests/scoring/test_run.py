@@ -8,7 +8,7 @@ import pytest
 from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import begin_retry, begun_retry
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.rescore import decide_run
+from ray_app.scoring.decide import decide_run
 from ray_app.scoring.run import finish_retry, retry_members, score_archive
 from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files

@@ -13,7 +13,7 @@ from ray_app.cluster.ray_cluster import _has
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.backlog import is_complete
-from ray_app.scoring.rescore import decide_run
+from ray_app.scoring.decide import decide_run
 from ray_app.storage import Lease, Store
 from tests.scoring.conftest import comparable, files_below, rows_of, score_here, write_ensemble
 

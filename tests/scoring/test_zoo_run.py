@@ -11,7 +11,7 @@ from benchmarks.photographs import write_photographs
 from ray_app.archives import read_block, read_blocks
 from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
-from ray_app.scoring.rescore import decide_run
+from ray_app.scoring.decide import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.scoring.conftest import rows_of, write_ensemble
 

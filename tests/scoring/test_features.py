@@ -1,19 +1,22 @@
-"""Embeddings kept by a run, and another head on them: the scores of a full run, and not one image fetched."""
+"""Embeddings kept by a run, and another head on them: the scores of a full run."""
 
 import json
 
+import numpy as np
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
+from ray_app.detectors import load_card
+from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, kept_features
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.rescore import rescore_run
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import comparable, rows_of, score_here
+from tests.scoring.conftest import rows_of, score_here
 from tests.scoring.eight import small_cards
 
 SETTINGS = {"block_members": 4, "precision": "fp32"}
@@ -55,43 +58,18 @@ def kept(photos, heads, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def rescored(kept, heads, tmp_path_factory):
-    out = tmp_path_factory.mktemp("rescored") / "run"
-    return out, rescore_run(str(kept), str(out), [heads["new-head"]])
+def vectors_of(run, name):
+    """The kept vectors by image id."""
+    return {row["image_id"]: row["vector"] for row in pyarrow.dataset.dataset(run / "features" / name).to_table().to_pylist()}
 
 
-def head_scores(rows):
-    return {uri: (row["scores"] or {}).get("new-head") for uri, row in rows.items()}
-
-
-def assert_equal_but_for_rounding(rows, expected):
-    rounded = ("scores", "score", "probability")
-    assert rows.keys() == expected.keys()
-    for uri, row in rows.items():
-        left, right = comparable(row), comparable(expected[uri])
-        for name in rounded:
-            values = [(one.pop(name) or {}) if name == "scores" else one.pop(name) for one in (left, right)]
-            assert values[0] == pytest.approx(values[1], abs=1e-4)
-        assert left == right, uri
-
-
-def test_rescoring_gives_the_rows_of_a_full_run_which_the_score_command_takes_for_its_own(rescored, photos, heads, s3, tmp_path):
-    out, summary = rescored
+def test_another_head_on_kept_embeddings_gives_the_scores_of_a_full_run(kept, photos, heads, tmp_path):
     _, full = score_here(tmp_path / "full", photos, detectors=(heads["new-head"],), **SETTINGS)
-    rows = rows_of(out)
-    assert_equal_but_for_rounding(rows, full)
-    scores = [score for score in head_scores(rows).values() if score is not None]
-    assert (len(scores), len(set(scores))) == (GOOD, GOOD), "all but the broken file and the thin one"
-    told = json.loads((tmp_path / "full" / "summary.json").read_text())
-    for key in ("members", "statuses", "verdicts", "fingerprint", "identity", "complete"):
-        assert summary[key] == told[key], key
-    assert (out / "report.html").is_file()
-    s3.clear_log()
-    finished, again = score_here(out, photos, detectors=(heads["new-head"],), **SETTINGS)
-    assert again == rows
-    assert finished.summary["members"] == len(rows)
-    assert not [path for method, path in s3.requests() if method == "GET" and path.endswith((".jpg", ".png"))]
+    expected = {row["image_id"]: row["scores"]["new-head"] for row in full.values() if row["status"] == "ok"}
+    vectors = vectors_of(kept, "unifd")
+    scores = LinearHead(load_card(heads["new-head"])).score(np.array(list(vectors.values()), np.float32))
+    assert dict(zip(vectors, scores.tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
+    assert len(set(expected.values())) == GOOD
 
 
 def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kept):
@@ -105,25 +83,17 @@ def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kep
     assert json.loads((kept / "run.json").read_text())["identity"]["features"] == ["unifd"]
 
 
-def test_a_pool_of_its_own_keeps_the_same(rescored, photos, heads, tmp_path):
+def test_a_pool_of_its_own_keeps_the_same(kept, photos, heads, tmp_path):
     out = tmp_path / "split"
     finished, _ = score_here(out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS)
     assert finished.summary["session"]["layout"] == "split"
-    rescore_run(str(out), str(tmp_path / "run"), [heads["new-head"]])
-    again, before = head_scores(rows_of(tmp_path / "run")), head_scores(rows_of(rescored[0]))
-    assert again == pytest.approx(before, abs=1e-4)
+    again, before = vectors_of(out, "unifd"), vectors_of(kept, "unifd")
+    assert again.keys() == before.keys()
+    for image_id, vector in again.items():
+        assert vector == pytest.approx(before[image_id], abs=1e-4)
 
 
-def test_what_cannot_be_is_said_before_anything_starts(photos, kept, rescored, heads, tmp_path):
-    with pytest.raises(ConfigError, match=r"does not fit the embeddings of unifd:\n  sha256: the head needs"):
-        rescore_run(str(kept), str(tmp_path / "run"), [heads["stranger"]])
-    with pytest.raises(ConfigError, match=r"touchstone-tiny: its head does not fit"):
-        rescore_run(str(kept), str(tmp_path / "run"), ["touchstone-tiny"])
-    with pytest.raises(ConfigError, match="name the heads by --detector"):
-        rescore_run(str(kept), str(tmp_path / "run"), [])
-    with pytest.raises(ConfigError, match="kept no embeddings") as refused:
-        rescore_run(str(rescored[0]), str(tmp_path / "run"), [heads["new-head"]])
-    assert "--features" in refused.value.hint
+def test_unknown_names_and_other_features_are_refused(photos, kept, heads, tmp_path):
     config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",))
     with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
         score_archive(config)
