@@ -90,7 +90,6 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     help="The column by which rows of both runs are matched.  [default: image_id, or sha256 if no id is shared]",
 )
 @_OF_WHAT
-@click.option("--out", metavar="DIR", help="Local folder for comparison.html and comparison.json.")
 @options.as_json
 def compare(
     run_a: str,
@@ -98,28 +97,22 @@ def compare(
     labels: str | None,
     by: Literal["image_id", "sha256"] | None,
     intervals: Literal["generators", "images"] | None,
-    out: str | None,
     as_json: bool,
 ) -> int:
     """Show what changed between two runs.
 
     Verdicts, scores, drift and, with labels, which of them is better.
-    Rows are matched image by image. A change is reported where it is significant and not negligible.
+    Rows are matched image by image.
 
     \b
     touchstone compare run-fp32 run-bf16
-    touchstone compare s3://bucket/monday s3://bucket/tuesday --out drift
-    touchstone compare old new --labels truth.csv --json | jq .headline
+    touchstone compare s3://bucket/monday s3://bucket/tuesday --json > drift.json
+    touchstone compare old new --labels truth.csv --json | jq .verdicts.flips
     """
     from ray_app.evaluation.compare.compare import compare as compare_runs
-    from ray_app.reports.compare import comparison_lines, render_comparison
+    from ray_app.reports.compare import comparison_lines
 
-    folder: Path | None = options.local_folder(out) if out else None
     document = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     click.echo(text if as_json else "\n".join(comparison_lines(document)))
-    if folder:
-        (folder / "comparison.json").write_text(text, encoding="utf-8")
-        (folder / "comparison.html").write_text(render_comparison(document), encoding="utf-8")
-        click.echo(f"report: {folder / 'comparison.html'}", err=as_json)
     return 0

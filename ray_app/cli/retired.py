@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--table": _TABLE,
     },
     # Evaluation.
+    "compare": {"--out": "use --json > comparison.json"},
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
     "detectors show": {"--yaml": "leave the option out; the card is printed as YAML"},
     "results": {"--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"},

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ray_app.evaluation.compare import compare
 from ray_app.evaluation.compare.changes import (
     QUANTILES,
     STATUSES,
@@ -14,7 +13,6 @@ from ray_app.evaluation.compare.changes import (
     shift_of,
     statuses_of,
 )  # fmt: skip
-from ray_app.evaluation.compare.compare import concluded
 
 N = 2_400
 GENERATORS = ("flux-1-dev", "sdxl-turbo", "midjourney-6", "gpt-image-1")
@@ -43,8 +41,8 @@ def example_comparison(*, shift=0.3, shared=True, n=N):
     ]
     pairs = codes if shared else [np.empty(0, np.int8)] * 2
     both = n if shared else 0
-    document = {
-        "schema": 1, "version": "0.1", "made_at": "2026-11-21T13:00:00+00:00",
+    return {
+        "schema": 2, "version": "0.1", "made_at": "2026-11-21T13:00:00+00:00",
         "runs": {side: _run(side) for side in "ab"},
         "rows": {"by": "image_id", "why": None, "a": n, "b": n, "both": both, "only_a": n - both, "only_b": n - both,
                  "doubled_a": 2, "doubled_b": 0, "unnamed_a": 0, "unnamed_b": 1},
@@ -54,9 +52,8 @@ def example_comparison(*, shift=0.3, shared=True, n=N):
         "examples": [_example(place) for place in range(12 if shared else 0)],
         "systems": systems, "quantiles": list(QUANTILES),
         "labelled": labelled_changes(truth, list(base), lambda name: (base[name], after[name]), (codes[0], codes[1])) if shared else None,
-        "rule": {"alpha": compare.ALPHA, "least": dict(compare.LEAST), "text": compare.RULE},
+        "equal": shift == 0 and shared and not statuses_of(statuses[:both], later[:both])["pairs"],
     }  # fmt: skip
-    return concluded(document)
 
 
 def _run(side):

@@ -3,11 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-from ray_app.evaluation.compare.compare import concluded
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
 from ray_app.reports.check import check_lines, render_check
-from ray_app.reports.compare import comparison_lines, render_comparison
+from ray_app.reports.compare import comparison_lines
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.training import render_training_report, training_lines
@@ -55,13 +54,6 @@ DOCUMENTS = {
         "no curve": lambda: _without("roc", "precision_recall", "reliability", "histogram", "risk_coverage"),
         "no table": lambda: small_document() | {"table": {"rows": [], "columns": [], "cells": {}, "footers": []}},
     },
-    "comparison": {
-        "example": example_comparison,
-        "equal": lambda: example_comparison(shift=0.0),
-        "strangers": lambda: example_comparison(shared=False),
-        "nothing": lambda: example_comparison(n=0),
-        "one": lambda: example_comparison(n=1),
-    },
     "identifier": {
         "example": example_identifier,
         "no test": lambda: example_identifier(test=None),
@@ -72,7 +64,6 @@ RENDERERS = {
     "run": lambda summary: render_run_report(summary, thumbnails={row["image_id"]: thumbnail() for row in summary.get("top") or ()}),
     "training": render_training_report,
     "evaluation": render_evaluation,
-    "comparison": render_comparison,
     "identifier": render_identifier_report,
 }
 EXAMPLES = [(report, kind) for report, kinds in DOCUMENTS.items() for kind in kinds]
@@ -117,7 +108,7 @@ def hostile_evaluation(text):
 
 def hostile_comparison(text):
     words = {"verdict_a", "verdict_b", "by", "method", "kind", "label"}
-    return concluded(poisoned(example_comparison(n=60), text, names=["touchstone-tiny", *GENERATORS], words=words))
+    return poisoned(example_comparison(n=60), text, names=["touchstone-tiny", *GENERATORS], words=words)
 
 
 def hostile_identifier(text):
@@ -167,7 +158,6 @@ HOSTILE_PAGES = {
     "run": lambda text: render_run_report(hostile_run(text), thumbnails={1001: b"<svg>"}),
     "training": lambda text: render_training_report(hostile_training(text)),
     "evaluation": lambda text: render_evaluation(hostile_evaluation(text)),
-    "comparison": lambda text: render_comparison(hostile_comparison(text)),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
     "check": hostile_check,

@@ -26,7 +26,7 @@ DECODED = "Promise.all([...document.images].map(one => one.decode().catch(() => 
 _BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- end of weights -->\n"
 _NAMES = {
     "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one picture",
-    "checks": "check of a folder", "evaluation": "evaluation (example)", "comparison": "comparison (example)",
+    "checks": "check of a folder", "evaluation": "evaluation (example)",
 }  # fmt: skip
 
 
@@ -38,9 +38,8 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "ray_app.cli", "demo", "--out", str(demo)], check=True)
         top = json.loads((demo / "run" / "summary.json").read_text())["top"]
         found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
-        for name in ("evaluation", "comparison"):
-            found[name] = folder / f"{name}.html"
-            found[name].write_text(pages.page_of(name), encoding="utf-8")
+        found["evaluation"] = folder / "evaluation.html"
+        found["evaluation"].write_text(pages.page_of("evaluation"), encoding="utf-8")
         (DOCS / "pages").mkdir(exist_ok=True)
         weights = dict(_seen(browser, found))
         weights["endpoint, one image scored"] = _endpoint(browser, demo)

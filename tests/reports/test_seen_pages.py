@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 only_with_chromium()
 
 REAL = ("report", "gallery", "check", "checks")
-EXAMPLES = ("run", "training", "evaluation", "comparison", "identifier", "audit")
+EXAMPLES = ("run", "training", "evaluation", "identifier", "audit")
 MOST_PAPER = {"report": 5, "check": 2}
 # Bytes of a page, of it with gzip, its elements, and bytes of its largest picture; the run has 28 images (docs/pages.md has the demo's).
 MOST = {

@@ -257,7 +257,7 @@ def labelled_changes(
     verdicts: tuple[Codes, Codes],
     meaning: Meaning = "generators",
 ) -> dict[str, Any]:
-    """AUCs, right and wrong, and both rates of every generator; `p_holm` is not in it yet.
+    """AUCs, right and wrong, and both rates of every generator.
 
     Tests of both are by generator and source where labels name them, or, where `meaning` is "images", DeLong's and McNemar's; those of a
     generator are McNemar's, of its images. `intervals`: of what the former and their intervals are.
