@@ -58,7 +58,7 @@ def results(
     touchstone results run --json | jq .probability
     touchstone results run --image photos/cat.jpg --json
     """
-    from ray_app.runs import RunDirectory, arrow
+    from ray_app.runs import RunDirectory
     from ray_app.runs.selection import RowFilter, selected_tables
 
     if member is not None and image is None:
@@ -70,7 +70,6 @@ def results(
         return _show_image(RunDirectory.open(run), image, member, vanished=vanished, as_json=as_json)
     if out and as_json:
         raise click.UsageError("--json prints and --out writes a file: choose one")
-    arrow.leave_pandas_out()
     opened = RunDirectory.open(run)
     in_table = not (as_json or out)
     most = (limit or _SHOWN) + 1 if in_table else limit  # one more tells that there are more

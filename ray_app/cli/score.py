@@ -144,11 +144,9 @@ def score(
         return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
     warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.reports import summary_lines
-    from ray_app.runs import arrow
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
-    arrow.leave_pandas_out()
     settings = options.configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     finished = score_archive(settings)
     options.echo_document(finished.summary, summary_lines(finished.summary), as_json)

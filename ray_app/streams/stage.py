@@ -19,7 +19,6 @@ import pyarrow as pa
 from ray_app.archives import BlockRef
 from ray_app.child_process import is_running, own_process
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
-from ray_app.runs import arrow
 
 IN_FLIGHT = 2  # messages that a process has: one that it works on, and one that travels meanwhile
 _ALIGNMENT = 64  # of a buffer in its block, as NumPy and torch like it
@@ -47,7 +46,6 @@ class Stage:
     """Base of the stages. What one meets travels on as `StageFailure`, and is raised where the stream is read."""
 
     def __init__(self, *given: Any) -> None:
-        arrow.leave_pandas_out()
         self._failure: StageFailure | None = None
         try:
             self.start(*given)
