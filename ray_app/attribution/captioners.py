@@ -254,13 +254,15 @@ def _require_known(config: Mapping[str, Any], default: Any) -> None:
 def build_dialogue(name: str, architecture: Mapping[str, Any]) -> Any:
     """The transformers model that an `architecture` says, without values. Raises DetectorError."""
     from transformers import AutoConfig, AutoModelForImageTextToText
-    from transformers.initialization import no_init_weights
+
+    from ray_app.detectors.families.transformers import skip_initial_values
 
     if missing := [key for key in _DIALOGUE_NEEDS if key not in architecture]:
         raise DetectorError(f"{name}: architecture lacks {', '.join(missing)}")
+    without_values = skip_initial_values()
     try:
         config = AutoConfig.for_model(architecture["model"], **architecture["config"])
-        with no_init_weights():
+        with without_values:
             return AutoModelForImageTextToText.from_config(config).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # transformers' validators raise a tree of their own
         raise DetectorError(f"{name}: transformers cannot build {architecture['model']}: {error}") from None

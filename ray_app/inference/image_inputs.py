@@ -184,7 +184,8 @@ def encoded_column(column: Any) -> Any:
     feature: Any = getattr(column, "features", None)
     dataset: Any = getattr(column, "source", None)
     is_decoded = type(feature).__name__ == "Image" and getattr(feature, "decode", False)
-    if not is_decoded or not hasattr(dataset, "cast_column") or getattr(dataset, "_format_type", None) is not None:
+    has_format = (getattr(dataset, "format", None) or {}).get("type") is not None
+    if not is_decoded or not hasattr(dataset, "cast_column") or has_format:
         return column
     return dataset.cast_column(column.column_name, replace(feature, decode=False))[column.column_name]
 

@@ -241,11 +241,24 @@ async def _answered(response: Any) -> Any:
     return answer
 
 
+class _ServeLogHandler(logging.Handler):
+    """Pass records to Ray Serve's logger, whose level, file, and format may change later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand one record on if Serve's level allows it."""
+        serve_log = logging.getLogger("ray.serve")
+        if serve_log.isEnabledFor(record.levelno):
+            serve_log.handle(record)
+
+
 def _log_beside_serve() -> None:
-    """What this package logs goes where Serve logs: the replica's own file, in its format and from its level on, also once they change."""
-    ours = logging.getLogger("ray_app")
-    ours.handlers, ours.propagate, ours.parent = [], True, logging.getLogger("ray.serve")
-    ours.setLevel(logging.NOTSET)
+    """Send the log of this package to the replica's own file, with Ray Serve's format and level."""
+    package_log = logging.getLogger("ray_app")
+    for handler in tuple(package_log.handlers):
+        package_log.removeHandler(handler)
+    package_log.addHandler(_ServeLogHandler())
+    package_log.propagate = False
+    package_log.setLevel(logging.DEBUG)
 
 
 class RayMeter(Meter):

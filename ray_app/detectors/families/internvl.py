@@ -13,12 +13,12 @@ import torch
 import transformers
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
-from transformers.initialization import no_init_weights
 
 from ray_app.config import Frozen
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.checkpoint_formats import unreadable
 from ray_app.detectors.detector import Prediction
+from ray_app.detectors.families.transformers import skip_initial_values
 from ray_app.errors import DetectorError
 
 TOKENIZER = "tokenizer.json"
@@ -141,7 +141,7 @@ def build(card: DetectorCard) -> nn.Module:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'template'}: {fault['msg']}" for fault in error.errors())
         raise DetectorError(f"{card.name}: architecture.arguments: {faults}") from None
     config = _config(card.name, arguments)
-    with no_init_weights():
+    with skip_initial_values():
         chat = transformers.InternVLForConditionalGeneration(config)
     return Interrogator(chat, dialogue)
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,19 @@ def _renaming(network: Any) -> Callable[[str], str]:
     return partial(apply_renamings, weight_renamings=renamings)
 
 
+def skip_initial_values() -> AbstractContextManager[None]:
+    """Return a context in which networks are built without initial values, which would be overwritten. Raises DetectorError."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError as error:
+        raise DetectorError(
+            f"transformers {transformers.__version__} cannot build a network without initial values: {error}",
+            hint="pip install transformers==5.23.0",
+        ) from error
+    context: AbstractContextManager[None] = no_init_weights()
+    return context
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
@@ -87,7 +100,7 @@ def use_headwise_attention(network: Any) -> None:
 
     Only models that read the library's attention registry can take it; the others keep their own.
     """
-    if getattr(network, "_supports_attention_backend", False):
+    if network.is_backend_compatible():
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
         with quietly():
             network.set_attn_implementation(_ATTENTION)

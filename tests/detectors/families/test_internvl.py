@@ -1,4 +1,5 @@
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -177,3 +178,10 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
 def test_a_card_that_cannot_work_says_why(folder, changes, told):
     with pytest.raises(DetectorError, match=told):
         _network(folder, **changes)
+
+
+def test_transformers_without_no_init_weights_names_a_version_that_fits(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.initialization", None)
+    with pytest.raises(DetectorError, match="cannot build a network without initial values") as refused:
+        _network(folder)
+    assert refused.value.hint == "pip install transformers==5.23.0"
