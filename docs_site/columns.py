@@ -23,7 +23,6 @@ COLUMN_MEANING: dict[str, str] = {
     "quality": "of a JPEG, its quality from 1 to 100, estimated from its tables",
     "texture": "mean step between neighbouring pixels of a small view, 0 to 255; only where a detector's card bounds it",
     "graphics": "how much the image looks like a drawing or a screenshot, 0 to 1; only where a detector's card bounds it",
-    "phash": "64-bit perceptual hash of the decoded image, 16 hex digits",
     "scores": "log-odds of fake for each detector; null where a detector gave none",
     "views": "the same for each perturbation, by its name",
     "mask_area": "for each detector that localizes: the share of pixels that are more likely altered than not",

@@ -86,7 +86,7 @@ def _default(given: Any) -> str:
 
 def columns_page() -> str:
     """What a row of a run may have."""
-    every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], perceptual_hash=True, second_look=True,
+    every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], second_look=True,
                        identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
     columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]

@@ -118,5 +118,5 @@ print(json.dumps([ray_app.__file__, result.status, result.verdict, list(result.s
 @pytest.mark.slow
 def test_an_environment_without_extras_names_the_line_that_installs_one(wheel_environment, tmp_path):
     (tmp_path / "photos").mkdir()
-    done = wheel_environment.run("touchstone", "score", "photos", "--out", "run", "--set", "perceptual_hash=true", folder=tmp_path, code=2)
+    done = wheel_environment.run("touchstone", "data", "index", "photos", "--hash", "phash", "--out", "index", folder=tmp_path, code=2)
     assert f"pip install '{NAME}[phash]'" in done.stderr

@@ -44,7 +44,7 @@ def calibrate(as_json: bool, **given: Any) -> int:
     Besides `label` and a key, labels may have `generator`, `source` or `group`, `phash`, and `part` (fit, calibrate, choose).
 
     \b
-    touchstone score photos/ --detector unifd --detector npr --set perceptual_hash=true --out run
+    touchstone score photos/ --detector unifd --detector npr --out run
     touchstone detectors calibrate run --labels labels.csv --out mine.yaml
     touchstone score archive/ --ensemble mine.yaml --out archive-run
     touchstone detectors calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml

@@ -102,7 +102,7 @@ def perceptual_hash(pixels: Image.Image) -> str:
 def require_perceptual_hash() -> None:
     """Raises ConfigError where the library that computes it is missing."""
     if find_spec("imagehash") is None:
-        raise ConfigError("perceptual_hash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'")
+        raise ConfigError("phash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'")
 
 
 SIDE = 256

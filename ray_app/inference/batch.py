@@ -37,14 +37,13 @@ OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member beg
 class DecodeResult:
     """What became of one member before any detector saw it.
 
-    `phash`: 16 hex digits, where the spec asks for them. `provenance`: the JSON of what the file
+    `provenance`: the JSON of what the file
     says of its origin, where the spec asks for it and it says something. `failure`: the traceback, where our own code failed on it.
     """
 
     status: Status
     detail: str | None
     facts: ImageFileFacts | None
-    phash: str | None = None
     provenance: str | None = None
     failure: str | None = None
 

@@ -21,7 +21,7 @@ from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
-from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash, with_texture
+from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, with_texture
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batch import (
     Batch,
@@ -286,7 +286,7 @@ class BatchDecoder:
 
         A bug of ours costs the image that met it, and no other.
         """
-        facts = phash = provenance = None
+        facts = provenance = None
         try:
             self.counts["decoded"] += not isinstance(data, InputError)
             with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
@@ -297,7 +297,6 @@ class BatchDecoder:
                 if self._origins is not None:
                     provenance = self._provenance(image_id, data, facts, image.pixels)
                 with self._clock("prepare"):
-                    phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
                     prepared = PreparedViews([], [])
                     for wanted in self._wanted:
                         is_late = self._hand_over and wanted.shape is None
@@ -306,7 +305,7 @@ class BatchDecoder:
                         prepared.views.append(self._view(view, image))
         except InputError as refused:
             facts = refused.facts if isinstance(refused, ImageRefused) else facts
-            return DecodeResult(refused.status, refused.detail, facts, phash, provenance=provenance), None, None
+            return DecodeResult(refused.status, refused.detail, facts, provenance=provenance), None, None
         except Exception as error:
             if not is_of_one_image(error):
                 raise
@@ -314,7 +313,7 @@ class BatchDecoder:
         again: Opening | None = None
         if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
             again = partial(self._opened, image_id, data) if is_large(image) else lambda: nullcontext(image)
-        return DecodeResult(Status.OK, None, facts, phash, provenance=provenance), prepared, again
+        return DecodeResult(Status.OK, None, facts, provenance=provenance), prepared, again
 
     def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
         """An image's tensors in one view; those that keep sizes are made when they are read. None: that view has no scores of it."""

@@ -31,7 +31,7 @@ class SecondPass:
     """
 
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
-        plain = replace(spec, slots=min(spec.slots, SLOTS), perceptual_hash=False, provenance=None)
+        plain = replace(spec, slots=min(spec.slots, SLOTS), provenance=None)
         self._clock, self._slots, self._looked = StageClock(), plain.slots, 0
         self._scorer, self._decoder = scorer.for_spec(plain, self._clock), decoder.for_spec(plain, self._clock)
         self._spent_ms = 0.0

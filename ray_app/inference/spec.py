@@ -88,7 +88,7 @@ class ScoringSpec:
     `ResourceEstimate`.
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
-    number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
+    number of images per batch. `provenance` (None = not read) adds a column and changes no score. `views`: every
     image is also scored as these perturbations show it; `absent`: by the name of a view that was asked for and is not there its kind and
     why. `features`: what decides the embeddings of the detectors that keep them.
     `identifier` and `describer` are of the ensemble's profile.
@@ -101,7 +101,6 @@ class ScoringSpec:
     resize: ResizeMode
     slots: int
     device: str
-    perceptual_hash: bool = False
     provenance: ProvenancePolicy | None = field(default=None, compare=False)
     views: tuple[Perturbation, ...] = ()
     absent: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -239,7 +238,6 @@ def make_spec(
     precision: RequestedPrecision = "auto",
     resize: RequestedResize = "auto",
     slots: int | None = None,
-    perceptual_hash: bool = False,
     provenance: ProvenancePolicy | None = None,
     views: tuple[Perturbation, ...] = (),
     waive_guarantee: bool = False,
@@ -262,7 +260,7 @@ def make_spec(
     count = slots or default_slots(device)
     identifier, describer = profile_cards(ensemble, named)
     return ScoringSpec(
-        ensemble, named, limits, resolved, mode, count, device, perceptual_hash, provenance, views,
+        ensemble, named, limits, resolved, mode, count, device, provenance, views,
         identifier=identifier, describer=describer,
     )  # fmt: skip
 

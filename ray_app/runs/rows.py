@@ -33,7 +33,6 @@ def result_rows(
     *,
     attempt: int,
     scored_at: datetime,
-    perceptual_hash: bool = False,
     measured: tuple[str, ...] = (),
 ) -> pa.Table:
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
@@ -52,7 +51,6 @@ def result_rows(
         tuple(masks),
         tuple(replies),
         views=tuple(views),
-        perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
         identified=scored.identified is not None,
         described=bool(captions),
@@ -81,7 +79,6 @@ def result_rows(
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
-    columns["phash"] = [outcome.phash for outcome in scored.outcomes]
     columns["provenance"] = [outcome.provenance for outcome in scored.outcomes]
     arrays = [as_array(columns.get(field.name), field, count) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -192,7 +189,6 @@ def block_tables(
     *,
     attempt: int,
     scored_at: datetime,
-    perceptual_hash: bool = False,
     measured: tuple[str, ...] = (),
     features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BlockTables:
@@ -214,7 +210,7 @@ def block_tables(
             if outcome.failure is not None:
                 [member] = members.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()
                 failures.append(member | {"traceback": outcome.failure})
-        rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash, measured=measured)
+        rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, measured=measured)
         return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures)
 
     try:

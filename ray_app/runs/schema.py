@@ -1,6 +1,7 @@
 """The columns of a result row (`row_schema`); docs_site/columns.py describes each.
 
-A reader of schema n reads n-1; a column is never renamed. Schema 8 has no columns of features that 1.0 retires: `reused`, `stability`.
+A reader of schema n reads n-1; a column is never renamed. Schema 8 leaves out the columns of features that 1.0 retires (`reused`,
+`stability`, `phash`); older files keep them.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,6 @@ def row_schema(
     speakers: Sequence[str] = (),
     *,
     views: Sequence[str] = (),
-    perceptual_hash: bool = False,
     second_look: bool = False,
     identified: bool = False,
     described: bool = False,
@@ -73,7 +73,6 @@ def row_schema(
         ("decoder", words),
         ("quality", pa.int8()),
         *((name, pa.float64()) for name in measured),
-        *([("phash", text)] if perceptual_hash else []),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),
         *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],

@@ -34,6 +34,7 @@ class ScoreConfig(Frozen):
     """One scoring run: what, with what, how, where to."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
+        "perceptual_hash": "remove it, and compute the hashes with touchstone data index SOURCE --hash phash",
         "stability": "remove it, set perturb: [jpeg:75], and compare the column views with the column score",
         "stability_margin": "remove it together with stability",
         "reuse": "remove it and score a list of one file per SHA-256, which DuckDB writes (UPGRADING.md has the query)",
@@ -87,7 +88,6 @@ class ScoreConfig(Frozen):
         default=None, ge=1, description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing"
     )
     rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
-    perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
         default=(),

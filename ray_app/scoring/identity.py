@@ -87,7 +87,6 @@ class Resolved:
             precision=config.precision,
             resize=config.resize,
             slots=config.batch_slots,
-            perceptual_hash=config.perceptual_hash,
             provenance=config.provenance.policy(),
             views=self.views,
             waive_guarantee=config.waive_guarantee,

@@ -24,7 +24,6 @@ from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Wat
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
-from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
@@ -115,8 +114,6 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
         raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     resolved.spec(gpus=0)
-    if config.perceptual_hash:
-        require_perceptual_hash()
     resolved.references()
     resolved.require_own()
     if not manifests(directory.store):

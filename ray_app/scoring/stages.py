@@ -178,7 +178,6 @@ class BlockStage(Stage):
                     judge(spec, found[0], outputs, self._clock),
                     attempt=job.attempt,
                     scored_at=datetime.now(UTC),
-                    perceptual_hash=spec.perceptual_hash,
                     measured=spec.measured,
                     features=spec.features,
                 )

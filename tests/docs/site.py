@@ -14,7 +14,7 @@ _ADDRESSES = {"a": "href", "img": "src", "script": "src", "link": "href", "sourc
 
 def every_column():
     """The names of all columns that a row may have."""
-    schema = row_schema(["d"], pa.null(), ["d"], ["d"], views=["v"], perceptual_hash=True, second_look=True,
+    schema = row_schema(["d"], pa.null(), ["d"], ["d"], views=["v"], second_look=True,
                         identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
     return set(schema.names)
 

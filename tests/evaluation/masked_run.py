@@ -69,9 +69,7 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
             run.write_beside(
                 "masks", 0, ref.block, pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA)
             )
-        run.write_part(
-            0, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC), perceptual_hash=False)
-        )
+        run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)))
     return run
 
 

@@ -97,9 +97,9 @@ def test_what_is_no_single_images_fault_stays_an_exception(monkeypatch, error):
     def failing(*_):
         raise error
 
-    monkeypatch.setattr("ray_app.inference.decoder.perceptual_hash", failing)
+    monkeypatch.setattr(BatchDecoder, "_prepared", failing)
     with pytest.raises(type(error)):
-        BatchDecoder(replace(SPEC, perceptual_hash=True), StageClock()).decode([(0, jpeg())])
+        BatchDecoder(SPEC, StageClock()).decode([(0, jpeg())])
 
 
 def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplog):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
 from ray_app.ensembles import load_ensemble_card
@@ -82,9 +83,7 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         facts = [ImageFileFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
         statuses = [fails(path.name) or Status.OK for path in paths]
         outcomes = [
-            DecodeResult(status, None, fact, "f" * 16 if hashed else None)
-            if status is Status.OK
-            else DecodeResult(status, f"attempt {attempt}", None)
+            DecodeResult(status, None, fact) if status is Status.OK else DecodeResult(status, f"attempt {attempt}", None)
             for status, fact in zip(statuses, facts, strict=True)
         ]
         values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
@@ -98,5 +97,7 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         if masks:
             run.write_beside("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)
-        rows = result_rows(members, scored, attempt=attempt, scored_at=when, perceptual_hash=hashed)
+        rows = result_rows(members, scored, attempt=attempt, scored_at=when)
+        if hashed:  # As Touchstone 0.23 wrote it.
+            rows = rows.append_column("phash", pa.array(["f" * 16 if status is Status.OK else None for status in statuses], pa.string()))
         run.write_part(number, ref.block, rows)

@@ -17,7 +17,7 @@ from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, 
 from ray_app.runs import block_tables
 from tests.images.flips import flipped
 
-SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", perceptual_hash=True, provenance=ProvenancePolicy())
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy())
 NAME = next(iter(SPEC.cards))
 
 
@@ -33,7 +33,7 @@ def rows_of(files: list[bytes]) -> list[dict]:
         "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32()),
     })  # fmt: skip
     scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: scores}))
-    made = block_tables(members, scored, attempt=1, scored_at=datetime.now(UTC), perceptual_hash=True)
+    made = block_tables(members, scored, attempt=1, scored_at=datetime.now(UTC))
     assert made.failures == []
     file = io.BytesIO()
     pq.write_table(made.rows, file)

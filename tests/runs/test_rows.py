@@ -31,7 +31,7 @@ def members(tmp_path_factory):
 @pytest.fixture
 def scored(members):
     count = len(members)
-    outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200), "f" * 16) for name in NAMES]
+    outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200)) for name in NAMES]
     outputs = DetectorOutputs.clean(
         scores={NAME: np.arange(count, dtype=np.float32)},
         masks={NAME: [np.full((4, 4), place, np.uint8) for place in range(count)]},
@@ -44,7 +44,7 @@ def scored(members):
 
 
 def tables(members, scored):
-    return block_tables(members, scored, attempt=1, scored_at=WHEN, perceptual_hash=True, features=FEATURES)
+    return block_tables(members, scored, attempt=1, scored_at=WHEN, features=FEATURES)
 
 
 def with_outcome(scored, place, **changes):

@@ -18,8 +18,8 @@ from tests.runs.small_run import begun, retried, rows_of
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")
-RETIRED = {"reused", "stability"}  # by 1.0
-ASKED = {"views": ["jpeg-80"], "perceptual_hash": True, "second_look": True, "identified": True, "described": True}
+RETIRED = {"reused", "stability", "phash"}  # by 1.0
+ASKED = {"views": ["jpeg-80"], "second_look": True, "identified": True, "described": True}
 
 
 def columns():

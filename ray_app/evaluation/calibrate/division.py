@@ -217,7 +217,10 @@ def _copies(labelled: CalibrationData) -> list[Bond]:
     encoded = pa.array(labelled.phash, pa.string()).dictionary_encode()
     texts: list[str] = encoded.dictionary.to_pylist()
     if strange := [text for text in texts if not re.fullmatch("[0-9a-fA-F]{16}", text)]:
-        raise ConfigError(f"labels: the phash {strange[0]!r} is no hash of 64 bits", hint="16 hexadecimal digits, as `score` writes them")
+        raise ConfigError(
+            f"labels: the phash {strange[0]!r} is no hash of 64 bits",
+            hint="16 hexadecimal digits, as `touchstone data index --hash phash` writes them",
+        )
     hashes, places = np.unique(np.array([int(text, 16) for text in texts], np.uint64), return_inverse=True)  # two ways to write one
     codes = np.append(places, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
     return [Bond("bytes", *_coded(labelled.sha256)), Bond("looks", codes.astype(np.int64), near_pairs(hashes))]

@@ -308,7 +308,9 @@ def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.Ca
     if moved:
         found.append(f"Moved to another part than the labels give, because images like them were there: {counted(moved, 'image')}.")
     if all(phash is None for phash in reading.labelled.phash):
-        found.append("Near-duplicates are not known, since the run has no perceptual hashes (score --set perceptual_hash=true).")
+        found.append(
+            "Near-duplicates are not known, since the labels have no perceptual hashes (column phash; touchstone data index --hash phash)."
+        )
     return found
 
 
