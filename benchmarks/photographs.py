@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ray_app.datasets.simulation import camera, scenes
-from ray_app.datasets.simulation.archive import load_scipy
+from tests.simulation import camera, scenes
+from tests.simulation.archive import load_scipy
 
 _BASES = ("hills", "leaves", "clouds", "pebbles")
 

@@ -89,7 +89,7 @@ def test_the_command_says_its_version_and_its_commands(wheel_environment, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(1000)  # a minute on a free machine: the first command of an environment also compiles torch and Ray
 def test_the_demo_runs_in_an_empty_folder(wheel_environment, tmp_path):
-    done = wheel_environment.run("touchstone", "demo", "--images", "20", "--out", "demo-run", folder=tmp_path, timeout=900)
+    done = wheel_environment.run("touchstone", "demo", "--out", "demo-run", folder=tmp_path, timeout=900)
     assert re.search(r"^\d+ files: \d+ flagged as fake, ", done.stdout, re.MULTILINE), done.stdout
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["demo-run"]

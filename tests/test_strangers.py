@@ -13,10 +13,10 @@ import grpc
 import pytest
 import yaml
 
-from ray_app.datasets.simulation.archive import build_sample_archive
 from tests import stranger
 from tests.ray_head import free_ports, title_of
 from tests.scoring.conftest import family_of, kill_family, wait_until, write_many
+from tests.simulation.archive import build_sample_archive
 
 ROOT = Path(__file__).resolve().parents[1]
 NO = {401, 403, 404, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}

@@ -8,7 +8,7 @@ A test takes it by the session fixture `wheel_environment` (tests/conftest.py) a
         names = wheel_environment.python("import ray_app; print(dir(ray_app))", folder=tmp_path)
 
 `run` and `python` fail the test where the exit code is not the expected one, and show what was printed. `environment()` is for processes
-that a test starts by itself, and `bin` holds the programs. With extras: `WheelEnvironment.of_this_tree("demo", "phash")`.
+that a test starts by itself, and `bin` holds the programs. With extras: `WheelEnvironment.of_this_tree("raw", "phash")`.
 
 Dependencies are those of constraints.txt. The environment lies in .cache/wheels under the hash of all that is in it, so a second test, and
 a second session, finds it there; one that nobody used for a week is removed. Without a package index, and without what uv keeps of one,

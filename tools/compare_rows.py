@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    sources = [make_demo_archive(options.new, options.demo_images, work), *map(str, options.also)]
+    sources = [make_demo_archive(options.new, work), *map(str, options.also)]
     if options.photos:
         sources.append(f"list::{list_photos(options.photos, options.count, work / 'photos.csv')}")
     ensembles = write_ensembles(work / "cards")
@@ -96,7 +96,6 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("new", type=Path, help="root of the checkout after it")
     parser.add_argument("--photos", type=Path, help="folder of photographs")
     parser.add_argument("--count", type=int, default=2000, help="how many photographs to score [2000]")
-    parser.add_argument("--demo-images", type=int, default=80, help="how many images the demo archive gets [80]")
     parser.add_argument("--also", type=Path, nargs="*", default=[REALWORLD] if REALWORLD.exists() else [], help="more folders to score")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--intended", type=Path, default=INTENDED, help="CSV of the intended differences")
@@ -104,11 +103,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make_demo_archive(checkout: Path, images: int, work: Path) -> str:
+def make_demo_archive(checkout: Path, work: Path) -> str:
     """Write the demo archive with one checkout, so that both sides read the same files."""
     folder = work / "demo"
     if not (folder / "archive").exists():
-        command = [checkout / ".venv/bin/touchstone", "demo", "--archive-only", "--images", str(images), "--out", folder]
+        command = [checkout / ".venv/bin/touchstone", "demo", "--archive-only", "--out", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return str(folder / "archive")
 

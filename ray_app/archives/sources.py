@@ -35,6 +35,10 @@ from ray_app.storage import (
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
 
 
+RETIRED_KINDS = {"simulated": "write the shipped sample archive: touchstone demo --archive-only --out sample"}
+"""Kinds of sources that 1.0 retires, each with what to use instead."""
+
+
 class SourceSection(Protocol):
     """A part of a source that one task lists. Picklable and small."""
 
@@ -246,6 +250,8 @@ def _split_kind(source: str) -> tuple[str | None, str]:
 def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection) -> Sections:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
+    if kind in RETIRED_KINDS:
+        raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
     if kind is not None and kind not in known:
         raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is not a kind of source", hint=f"known: {', '.join(known)}")
     if not url:

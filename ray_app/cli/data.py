@@ -287,7 +287,7 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     """List images with their labels, for training and evaluation.
 
     SOURCE is labelled as a published layout does it. An unknown label is an error, never a default.
-    SOURCE is what `touchstone score` takes, or simulated:: for the offline set. Counts are compared with the published ones.
+    SOURCE is what `touchstone score` takes, or sample:: for the shipped sample archive. Counts are compared with the published ones.
 
     \b
     Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics

@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
 
 OPTIONS: dict[str, dict[str, str]] = {
     # Runs.
+    "demo": {"--photos": "use touchstone evaluate FOLDER --layout folders --out DIR"},
     "plan": {"--table": _TABLE},
     "score": {
         "--events": "use --follow 5m",

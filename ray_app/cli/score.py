@@ -14,41 +14,39 @@ from ray_app.scoring import WARM
 
 
 @click.command()
-@click.argument("pictures", required=False, metavar="[FOLDER]")
+@click.argument("images", required=False, metavar="[FOLDER]")
 @click.option("--out", metavar="DIR", help="Folder for the run, and for the sample archive.  [default: a new temporary folder]")
-@click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80]; of FOLDER at most so many [500].")
-@click.option("--photos", metavar="FOLDER", hidden=True, help="FOLDER with labels, all of it if --images is not given.")
+@click.option(
+    "--images",
+    "limit",
+    type=click.IntRange(min=10, max=5000),
+    help="Maximum number of files to score.  [default: all of the sample archive, 500 of FOLDER]",
+)
 @click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
-def demo(pictures: str | None, out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
+def demo(images: str | None, out: str | None, limit: int | None, archive_only: bool) -> int:
     """Score a small sample archive, or a folder of yours.
 
-    It needs no network. The sample's real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]'
-    adds five), the generated ones are simulated, and the ensemble is `tiny`, which was trained on such. FOLDER is scored by the default
-    ensemble. Where it has folders `real` and `fake`, or an index.parquet with the columns uri, label and split (of which the rows of every
-    split but train are taken), the verdicts are compared with the truth, as those on the sample are.
+    It needs no network. The sample archive has photographs, simulated images, and broken files. The ensemble `tiny`, which learned from
+    simulated images, scores it, and the verdicts are compared with the labels. The default ensemble scores FOLDER.
 
     \b
     touchstone demo
     touchstone demo holiday/
-    touchstone demo labelled/ --images 1000
     touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
+    if archive_only and (images or limit):
+        raise click.UsageError("--archive-only writes the whole sample archive: leave out FOLDER and --images.")
     if not archive_only:
         warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.scoring import demo
 
-    folder, given = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve(), pictures or photos
-    if pictures and photos:
-        raise click.UsageError("--photos is the earlier way to name FOLDER: name it once.")
+    folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
     if archive_only:
-        if given:
-            raise click.UsageError("--archive-only writes the sample archive, and takes no pictures of yours.")
-        click.echo("\n".join(demo.written_lines(demo.sample(folder, images))))
+        click.echo("\n".join(demo.written_lines(demo.copy_sample(folder))))
         return 0
-    most = demo.MOST if pictures and images is None else images
-    found = demo.run_demo(folder, photos=Path(given).resolve() if given else None, images=most, labelled=True if photos else None)
-    click.echo("\n".join(found.lines()))
-    return found.finished.exit_code
+    result = demo.run_demo(folder, images=Path(images).resolve() if images else None, limit=limit)
+    click.echo("\n".join(result.lines()))
+    return result.finished.exit_code
 
 
 @click.command()

@@ -17,7 +17,9 @@ class DatasetSource(Frozen):
     go to the layout.
     """
 
-    at: tuple[str, ...] = Field(min_length=1, description="an index directory, or folders, files, globs; simulated:: for the offline set")
+    at: tuple[str, ...] = Field(
+        min_length=1, description="an index directory, or folders, files, globs; sample:: for the shipped sample archive"
+    )
     layout: str = Field(default="columns", description="how labels are told; see touchstone data index --help")
     arguments: Mapping[str, Any] = {}
     split: str | None = None

@@ -17,8 +17,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 from ray_app import archives
 from ray_app.archives import Each, in_turn
 from ray_app.archives.build import write_selected
-from ray_app.config import validate
+from ray_app.config import config_root
 from ray_app.datasets import labels
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import SPOILED, Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
@@ -36,11 +35,8 @@ from ray_app.datasets.labels import INPUT, Labels, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError, StorageError
 from ray_app.images import ImageLimits
-from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
+from ray_app.storage import Guard, Store, strip_secrets, urls
 from ray_app.storage.errors import CLOSED_FOLDER
-
-if TYPE_CHECKING:
-    from ray_app.datasets.simulation.archive import SimulatedSet
 
 # Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
 Progress = Callable[[str, int], object]
@@ -52,7 +48,7 @@ _LISTED = archives.BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_d
 _INDEXED = archives.BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
-SIMULATED = "simulated::"
+SAMPLE = "sample::"  # the shipped sample archive, wherever the package is installed
 
 
 def silent(doing: str, members: int) -> None:
@@ -150,7 +146,7 @@ def build_index(
         if info.source != told:
             raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, told)}", hint="another --out")
         return info
-    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else archive_of(source, store)
+    archive, layout = archive_of(source, store)
     try:
         chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": told}
         chosen["requires_all_folders"] = requires_all_folders
@@ -163,9 +159,7 @@ def build_index(
 
 def check_source(source: DatasetSource, store: Store) -> None:
     """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is written. Raises as `index_source`."""
-    if source.at == (SIMULATED,):
-        _simulated_set(source, store)
-    elif not indexes_of(source):
+    if not indexes_of(source):
         archive, _ = archive_of(source, store)
         archive.check()
 
@@ -355,31 +349,10 @@ def compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dic
 
 def archive_of(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
     """A source's members, without what lies in `store`, and the layout that labels them. Raises ConfigError."""
-    layout = make_layout(source.layout, source.arguments)
     settings: dict[str, Any] = {"skip": [store.url], "columns": source.columns, "limits": source.container_limits}
-    return archives.Archive(source.at, source.include, source.exclude, allow_private=source.allow_private, **settings), layout
-
-
-def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple[archives.Archive, DatasetLayout]:
-    """The offline set, made here; the same arguments give the same files."""
-    from ray_app.datasets.simulation.archive import LABELS, build_labelled_set  # it loads torch
-
-    plan, place = _simulated_set(source, store), Path(canonical(store.url)) / "simulated"
-    folder = build_labelled_set(place, plan, progress=lambda files: progress("made", files))
-    return archives.Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
-
-
-def _simulated_set(source: DatasetSource, store: Store) -> "SimulatedSet":
-    """What a source's arguments ask of the offline set. Raises ConfigError, also where `store` is not on this machine."""
-    from ray_app.datasets.simulation.archive import SimulatedSet
-
-    if urls.scheme_of(store.url) != "file":
-        raise ConfigError(f"{store.url}: the simulated set is made in a local folder", hint="give a local --out")
-    try:
-        return validate(source.arguments, SimulatedSet, where=SIMULATED)
-    except ConfigError as error:
-        error.hint = error.hint or "such as --set 'arguments.pairs={train: 200, test: 50}'"
-        raise
+    places = [f"list::{config_root() / 'sample' / 'archive-labels.csv'}" if place == SAMPLE else place for place in source.at]
+    archive = archives.Archive(places, source.include, source.exclude, allow_private=source.allow_private, **settings)
+    return archive, make_layout(source.layout, source.arguments)
 
 
 def indexes_of(source: DatasetSource) -> Sequence[str]:
@@ -400,7 +373,7 @@ def indexes_of(source: DatasetSource) -> Sequence[str]:
 def identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
     keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes", "leave_out_faults"}
-    at = [place if place == SIMULATED else archives.name_of(place) for place in source.at]
+    at = [place if place == SAMPLE else archives.name_of(place) for place in source.at]
     arguments = {name: strip_secrets(value) if isinstance(value, str) else value for name, value in source.arguments.items()}
     return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}
 

@@ -45,7 +45,7 @@ def survey(source: DatasetSource, store: Store, most_bytes: float = MOST_BYTES) 
     """
     indexes = index.indexes_of(source)
     infos, counted, exact = [found for place in indexes if (found := index.read_info(Store.open(place)))], "every row", True
-    names = None if indexes or source.at == (index.SIMULATED,) else matched(source, store)
+    names = None if indexes else matched(source, store)
     if is_large := names is not None and names.size_bytes > most_bytes and {one.kind for one in names.containers} == {"parquet"}:
         info, counted, exact = _estimated(source, names)
         infos = [info]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray_app.archives import Each
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.index import SIMULATED, build_index, read_info
+from ray_app.datasets.index import build_index, read_info
 from ray_app.errors import ConfigError, ExitCode, resumable
 from ray_app.evaluation import accumulate, data_faults, protocols
 from ray_app.evaluation.config import EvaluateConfig
@@ -60,19 +60,6 @@ def _read(source: LabelTables, key: str | None, split: str | None) -> LabelledRo
     if isinstance(source, LabelsOfIndex) and (info := read_info(Store.open(source.place))):
         labels.faults = [*info.fault_lines(split), *data_faults.shared_by_splits(source.place, info)]
     return labels
-
-
-def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
-    """The config with what `simulated::` stands for: pictures made into `out`/index (100 pairs of a test split by default),
-    as a list that has their labels. Raises ConfigError where `out` is no local folder.
-    """
-    if config.at != (SIMULATED,):
-        return config
-    from ray_app.datasets.simulation.archive import LABELS  # it loads torch
-
-    store = out.below(INDEX)
-    build_index(DatasetSource(at=config.at, arguments=config.arguments or {"pairs": {"test": 100}}), store)
-    return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
 
 
 def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
@@ -155,7 +142,6 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         missing = "nothing to evaluate" if not config.at else "no directory for the figures: --out DIR is missing"
         raise ConfigError(missing, hint="touchstone evaluate RUN --labels FILE --out DIR")
     out = Store.open(config.out)
-    config = with_simulated_source(config, out)
     run, code = _run_at(config), ExitCode.DONE
     if run is not None:
         _refuse_scoring(config, run)

@@ -2,7 +2,7 @@ import hashlib
 import io
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,6 @@ from ray_app.datasets import (
     read_info,
     write_index,
 )
-from ray_app.datasets.simulation import archive
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.evaluation.labels import LabelsOfIndex
 from ray_app.storage import Fetcher, Store
@@ -280,15 +279,20 @@ class TestSources:
         rows = index_source(DatasetSource(at="s3://labelled/index"), Store.open(str(tmp_path)))
         assert [one["sha256"] for one in labels_of(rows)] == [hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)]
 
-    def test_the_simulated_set(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(archive, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-        arguments = {"pairs": {"train": 2, "test": 1}, "picture_px": {"train": 96, "test": 96}, "file_px": {"train": 64, "test": 64}}
-        source = DatasetSource(at="simulated::", arguments={**arguments, "processes": 1}, split="train")
-        rows = index_source(source, Store.open(str(tmp_path / "data")))
-        said = labels_of(rows)
-        assert sorted(one["label"] for one in said) == ["fake", "fake", "real", "real"]
-        assert len({one["group"] for one in said}) == 2
+    def test_shipped_sample_is_a_source_that_is_named_alike_everywhere(self, tmp_path):
+        store = Store.open(str(tmp_path / "data"))
+        rows = index_source(DatasetSource(at="sample::", split="test"), store)
+        counts = Counter(row["label"] for row in labels_of(rows))
+        assert min(counts["real"], counts["fake"]) >= 12
         assert all(not isinstance(data, Exception) for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(member_rows(rows)))
+        assert read_info(store).source["at"] == ["sample::"]
+
+    def test_simulated_set_is_refused_with_the_sample_archive(self, tmp_path):
+        source = DatasetSource(at="simulated::", arguments={"pairs": {"train": 2}})
+        for step in (index.check_source, build_index):
+            with pytest.raises(ConfigError, match="'simulated::' is retired") as caught:
+                step(source, Store.open(str(tmp_path / "data")))
+            assert "touchstone demo --archive-only --out sample" in caught.value.hint
 
 
 def test_an_index_of_another_version_is_refused(tmp_path):

@@ -16,4 +16,4 @@ def programs():
         return Path(sys.executable).parent if named == "checkout" else Path(named)
     from tests.wheel import WheelEnvironment
 
-    return WheelEnvironment.of_this_tree("demo").bin
+    return WheelEnvironment.of_this_tree().bin

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.docs import shell
 from tests.docs.blocks import CONSOLE, ROOT, blocks_of
 from tests.scoring.stages import without_ray
+from tests.simulation.archive import build_sample_archive
 
 INTERNET, AWS, KUBERNETES, CONTAINERS = "fetches from the internet", "needs an AWS account", "needs Kubernetes", "needs Docker"
 WEIGHTS = "needs published weights, which are fetched from the internet"

@@ -22,10 +22,10 @@ def person(wheel, tmp_path):
 
 @pytest.fixture(scope="session")
 def sample(wheel, tmp_path_factory):
-    """A folder with `archive` (86 files, 3 of them broken or no picture) and `archive-labels.csv`, as the tutorials make them."""
+    """A folder with `archive` (86 files, 3 of them broken or not an image) and `archive-labels.csv`, as the tutorials make them."""
     maker = Person.with_nothing(wheel, tmp_path_factory.mktemp("sample"))
     told = maker.types("docs/tutorials/archive-overnight.md", "touchstone demo --archive-only")
-    assert "86 files, 3 of them broken or no picture" in told.stdout
+    assert "86 files, 3 of them broken or not an image" in told.stdout
     return maker.folder / "sample"
 
 

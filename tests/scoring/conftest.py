@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from tests.scoring.stages import of_tiny, without_ray
+from tests.simulation.archive import build_sample_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 

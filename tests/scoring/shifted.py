@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from ray_app.datasets.simulation.camera import CAMERAS
-from ray_app.datasets.simulation.scenes import render
 from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Settings, Thresholds, ensemble_of, population_of
+from tests.simulation.camera import CAMERAS
+from tests.simulation.scenes import render
 
 QUALITIES = (75, 85, 92)
 SIDES = ((128, 176), (144, 144), (144, 192))

@@ -9,12 +9,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_app.archives import BlockRef
-from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.inference import STAGES
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.run_metrics import _STAGE_WORDS, RunMeter, name_of
 from ray_app.scoring.session import Tally
 from ray_app.scoring.stages import BlockReport, BlockWork
+from tests.simulation.archive import build_sample_archive
 
 FUSED = ScoringLayout("fused", (2,), 0, 64)
 SPLIT = ScoringLayout("split", (4,), 16, 512, scorer_gpus=1.0)

@@ -16,7 +16,7 @@ from ray_app.errors import ConfigError
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines
 from ray_app.training.run import train
 from ray_app.training.run_directory import recipe_of
-from tests.datasets.simulation.makers import MAKERS, build_made_set
+from tests.simulation.makers import MAKERS, build_made_set
 from tests.training.conftest import config as detector_config
 from tests.training.makers import HELD_OUT, KNOWN, config, trained_here
 

@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.storage import Store
 from ray_app.training.run import train
-from tests.datasets.simulation.makers import MAKERS, build_made_set
+from tests.simulation.makers import MAKERS, build_made_set
 from tests.training.conftest import facts_of
 from tests.training.makers import HELD_OUT, config, trained_here
 

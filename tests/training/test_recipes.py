@@ -105,8 +105,7 @@ def test_every_file_is_a_recipe(name):
     assert recipe.data.validation
     for source in (*recipe.data.train, *as_sources(recipe.data.validation), *as_sources(recipe.data.test)):
         assert source.layout in LAYOUTS
-        if source.at != ("simulated::",):  # its arguments are those of the simulation
-            make_layout(source.layout, source.arguments)
+        make_layout(source.layout, source.arguments)
     for source in as_sources(recipe.data.validation):  # no recipe chooses on what its source tests on
         assert "test" not in (source.split or "").lower()
         assert not any("test" in place.lower() or "eval" in place.lower() for place in source.at)

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.cli.main import main
 from ray_app.config import config_root
-from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.detectors import load_card
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate, labels_for
@@ -19,6 +18,7 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Store
 from tests.evaluation.made import labelled, made_run, measured, random_rows
 from tests.scoring.stages import without_ray
+from tests.simulation.archive import build_sample_archive
 
 
 @pytest.fixture(scope="module")
