@@ -1,7 +1,7 @@
 """Prompts that a run predicted, against the true ones: the section `prompts` of an evaluation (`prompts_of`).
 
-CLIPScore (`PromptClip`): Hessel et al. 2021 (arXiv 2104.08718), 2.5 max(cos, 0). CLIP reads 77 tokens: of a longer text each piece is
-embedded by itself, and the text stands at the mean of its pieces' directions (specs/localization.md §6.2.5).
+CLIP (`PromptClip`) reads 77 tokens: of a longer text each piece is embedded by itself, and the text stands at the mean of its pieces'
+directions (specs/localization.md §6.2.5).
 
 Images made anew from predicted prompts (`regenerated_similarity`) are DFLIP-3K's measure: `ImageDataset` and `img_to_img_similarity` in
 utils/evaluate.py of dflip3k/DFLIP-3K at 46cd0d7 (arXiv 2401.02335). Both pictures are squashed to a square and embedded by CLIP (ViT-B/32
@@ -11,7 +11,7 @@ there); of several pictures of one prompt their mean counts.
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,72 +22,21 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ray_app import archives
-from ray_app.attribution.prompts import normalised_prompt
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import decoded, decoded_images
 from ray_app.evaluation.join import Tables
 from ray_app.metrics import arrays, intervals
-from ray_app.metrics.attribution import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
 from ray_app.storage import strip_secrets
 
 Floats = npt.NDArray[np.float64]
-Texts = Sequence[str]
-FIGURES = ("clip_text", "clip_score", "clip_score_truth", "clip_score_ratio", "clip_image", "clip_image_chance")
+FIGURES = ("clip_image", "clip_image_chance")
 MOST_IMAGES = 2_000  # the figures' intervals are narrow by then, and every image is fetched and embedded
 _BATCH = 32
-_NO_FOLDER = "needs a folder of CLIP weights"
 _NOT_MADE = "needs images made from the predicted prompts: --regenerated"
 _NO_TWO = "no image that can be read beside one made anew"
-_NO_PAIR = "no image with both a predicted and a true prompt"
 COLUMNS = ("image_id", "generator", "prompt", "predicted_prompt")
-MOST_PROMPTS = 100_000
-NOTES = (
-    "Both texts without front ends' syntax: weights, brackets, <lora:…>, --parameters.",
-    "DFLIP-3K's own figures of version 1 are clip_image by CLIP ViT-B/32, and LPIPS and LAION's aesthetic score, which are not computed.",
-    "CIDEr-D is left out: no library that is still kept computes it.",
-)
-_TEXTS = {"token_f1": token_f1, "tag_jaccard": tag_jaccard, "bleu4": bleu4, "rouge_l": rouge_l}
-
-
-@dataclass(frozen=True)
-class Similar:
-    """Numbers of n pairs of texts and their images; `why`: the reason where there are none. `text` (m,): cosines of the first m ≤ 2,000
-    pairs; `predicted`, `truth` (k,): CLIPScores of the images that could be read, `places` (k,) of their pairs. `again` (m, 2): cosines
-    of images and those made anew from predicted prompts, as `regenerated_similarity` has them.
-    """
-
-    text: Floats
-    predicted: Floats
-    truth: Floats
-    places: npt.NDArray[np.int64]
-    why: str | None = None
-    again: Floats | None = None
-
-    @property
-    def unread(self) -> int:
-        """How many of those images could not be read."""
-        return len(self.text) - len(self.places)
-
-    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, arrays.FigureFacts]:
-        """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
-
-        `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
-        `clip_image`: mean cosine of the image and what the predicted prompt gives back; `clip_image_chance`: and what others' do.
-        """
-        if self.why is not None:
-            return dict.fromkeys(FIGURES, arrays.undefined(self.why))
-        texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
-        text, predicted, truth = self.text[texts], self.predicted[read], self.truth[read]
-        why = "no image can be read any more" if len(text) else _NO_PAIR
-        again = None if self.again is None else [intervals.mean_figure(one[texts], _NO_TWO, bounds=(-1, 1)) for one in self.again.T]
-        return {
-            "clip_text": intervals.mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
-            "clip_score": intervals.mean_figure(predicted, why, bounds=(0, 2.5)),
-            "clip_score_truth": intervals.mean_figure(truth, why, bounds=(0, 2.5)),
-            "clip_score_ratio": intervals.ratio_figure(predicted, truth, why),
-            **dict(zip(FIGURES[4:], again or [arrays.undefined(_NOT_MADE)] * 2, strict=True)),
-        }
+NOTES = ("DFLIP-3K's figures of version 1 are clip_image by CLIP ViT-B/32, and LPIPS and LAION's aesthetic score, which are not computed.",)
 
 
 class PromptClip:
@@ -152,23 +101,21 @@ class PromptClip:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Pairs of texts, of the images with both, in the order of their ids. `counts`: images with either."""
+    """Images with a predicted and a true prompt, in the order of their ids. `makers` (n,): their generators; `counts`: images with either
+    prompt. `again` (n, 2): cosines as `regenerated_similarity` returns them; None without such images.
+    """
 
-    predicted: list[str]
-    truth: list[str]
     makers: list[str]
-    similar: Similar
     counts: dict[str, int]
+    again: Floats | None
 
     def section(self) -> dict[str, Any]:
         """All figures as JSON."""
-        missing = None if self.similar.again is None else int(np.isnan(self.similar.again[:, 0]).sum())
-        figures = {name: figure(self.predicted, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
+        missing = None if self.again is None else int(np.isnan(self.again[:, 0]).sum())
         return {
-            **arrays.figure_rows(figures),
+            **arrays.figure_rows(self._figures(self.again)),
             **self.counts,
-            "compared": len(self.predicted),
-            "images_unread": self.similar.unread,
+            "compared": len(self.makers),
             "not_regenerated": missing,
             "notes": [*NOTES, *([f"{missing:,} images have none made anew, or one of both cannot be read."] if missing else [])],
         }
@@ -176,47 +123,31 @@ class Prompts:
     def of(self, generators: Collection[str]) -> Mapping[str, arrays.FigureFacts]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
-        predicted, truth = (list(compress(texts, mine.tolist())) for texts in (self.predicted, self.truth))
-        return {name: figure(predicted, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
+        return self._figures(None if self.again is None else self.again[mine])
+
+    def _figures(self, again: Floats | None) -> dict[str, arrays.FigureFacts]:
+        """Return `FIGURES`: the mean cosine of an image and what its predicted prompt gives back, and that with what others' give back."""
+        if again is None:
+            return dict.fromkeys(FIGURES, arrays.undefined(_NOT_MADE))
+        return {name: intervals.mean_figure(cosines, _NO_TWO, bounds=(-1, 1)) for name, cosines in zip(FIGURES, again.T, strict=True)}
 
 
 def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, regenerated: str | None = None) -> Prompts | None:
     """None where no prompt was predicted, or no label has one.
 
-    Of very many images the 100,000 of lowest id, which is a hash, stand for all. `clip`: a folder of CLIP weights as published; without it
-    the figures that need it are not defined. `regenerated`: a folder of images made from the run's prompts. Raises ConfigError where
-    either folder holds something else.
+    Of many images the 2,000 of lowest id, which is a hash, stand for all. `regenerated`: a folder of images made from the run's prompts;
+    without it the figures are not defined. `clip`: a folder of CLIP weights as published. Raises ConfigError where either folder holds
+    something else, and for `regenerated` without `clip`.
     """
     rows, counts = _prompts(tables)
     if not counts["with_prediction"] or not counts["with_prompt"]:
         return None
-    predicted = [normalised_prompt(row["predicted_prompt"]) for row in rows]
-    truth = [normalised_prompt(row["prompt"]) for row in rows]
-    similar = similar_of(run, [row["image_id"] for row in rows], predicted, truth, clip=clip, regenerated=regenerated)
-    return Prompts(predicted, truth, [row["generator"] for row in rows], similar, counts)
-
-
-def similar_of(
-    run: RunDirectory, image_ids: Sequence[int], predicted: Texts, truth: Texts, *, clip: str | None, regenerated: str | None = None
-) -> Similar:
-    """How alike predicted and true prompts of images are, and images and those made from predicted prompts; of the first 2,000 at most.
-
-    Without a folder of weights nothing is defined. Raises ConfigError as `prompts_of` does.
-    """
-    if clip is None and regenerated:
-        raise ConfigError("--regenerated needs a CLIP: --set clip=FOLDER", hint="DFLIP-3K has openai/clip-vit-base-patch32")
+    makers = [row["generator"] for row in rows]
+    if regenerated is None:
+        return Prompts(makers, counts, None)
     if clip is None:
-        return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
-    model = PromptClip(clip)
-    ids, predicted, truth = image_ids[:MOST_IMAGES], predicted[:MOST_IMAGES], truth[:MOST_IMAGES]
-    texts = model.texts([*predicted, *truth])
-    ours, theirs = texts[: len(predicted)], texts[len(predicted) :]
-    found = dict(model.embedded(decoded_images(run, ids)))
-    places = np.array([place for place, image_id in enumerate(ids) if image_id in found], np.int64)
-    seen = np.array([found[ids[place]] for place in places]).reshape(len(places), texts.shape[1])
-    of_predicted, of_truth = (2.5 * np.maximum((seen * one[places]).sum(axis=1), 0) for one in (ours, theirs))
-    again = regenerated_similarity(run, ids, regenerated, model) if regenerated else None
-    return Similar((ours * theirs).sum(axis=1), of_predicted, of_truth, places, again=again)
+        raise ConfigError("--regenerated needs a CLIP: --set clip=FOLDER", hint="DFLIP-3K has openai/clip-vit-base-patch32")
+    return Prompts(makers, counts, regenerated_similarity(run, [row["image_id"] for row in rows], regenerated, PromptClip(clip)))
 
 
 def regenerated_similarity(run: RunDirectory, image_ids: Sequence[int], folder: str, model: PromptClip) -> Floats:
@@ -274,10 +205,10 @@ def _prompts(tables: Tables) -> tuple[list[dict[str, Any]], dict[str, int]]:
         for name, n in zip(counts, (pc.sum(there[0]).as_py(), pc.sum(there[1]).as_py(), len(both)), strict=True):
             counts[name] += n or 0
         kept = both if kept is None else pa.concat_tables([kept, both])
-        if len(kept) > 2 * MOST_PROMPTS:
+        if len(kept) > 2 * MOST_IMAGES:
             kept = _lowest(kept)
     return ([] if kept is None else _lowest(kept).to_pylist()), counts
 
 
 def _lowest(rows: pa.Table) -> pa.Table:
-    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MOST_PROMPTS])
+    return rows.take(pc.sort_indices(rows, sort_keys=[("image_id", "ascending")])[:MOST_IMAGES])

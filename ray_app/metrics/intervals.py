@@ -1,5 +1,5 @@
 """95 % intervals: DeLong's for an AUC (`auc_of`), Clopper and Pearson's for a proportion (`proportion`), Student's for a mean
-(`mean_figure`), and the percentile bootstrap (`ratio_figure`, `resampled`). Of independent images; else ray_app.metrics.clusters.
+(`mean_figure`), and the percentile bootstrap (`resampled`). Of independent images; else ray_app.metrics.clusters.
 """
 
 import math
@@ -95,23 +95,6 @@ def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0
         return FigureFacts(value=mean, n=n)
     half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
     return FigureFacts(value=mean, interval=(max(bounds[0], mean - half), min(bounds[1], mean + half)), method=STUDENT, n=n)
-
-
-def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> FigureFacts:
-    """The mean of values (n,) by the mean of other values (n,) of the same images, bootstrapped over images.
-
-    Not defined of no image (`why` says so), and where the mean below is not above 0. Raises ValueError for lengths that differ.
-    """
-    pairs = np.stack([np.asarray(over, np.float64), np.asarray(under, np.float64)])
-    n = pairs.shape[1]
-    if not n:
-        return undefined(why)
-    above, below = pairs.mean(axis=1).tolist()
-    if below <= 0:
-        return undefined("what it is divided by is 0 on average", n)
-    generator = np.random.default_rng(0)
-    drawn = [pairs[:, generator.integers(n, size=n)].mean(axis=1) for _ in range(DRAWS)] if n > 1 else []
-    return resampled(above / below, [float(one[0] / one[1]) for one in drawn if one[1] > 0], n)
 
 
 def resampled(value: float, drawn: Sequence[float], n: int) -> FigureFacts:

@@ -36,7 +36,6 @@ _MOST = 60
 _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
 _SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
-_FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 class NamedClass(Section):
@@ -235,6 +234,5 @@ def _name(name: str) -> str:
 
 
 def _figures_in_words(figures: Mapping[str, Any]) -> str:
-    if all(figures[name]["value"] is None for name in _FIGURES):
-        return f"not known: {figures['exact']['why']}"
-    return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)
+    exact = figures["exact"]
+    return f"not known: {exact['why']}" if exact["value"] is None else f"word for word {exact['value']:.3f}"

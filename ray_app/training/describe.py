@@ -6,6 +6,7 @@ among checkpoints.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -26,7 +27,6 @@ from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard, files_by_hash
 from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
-from ray_app.metrics.attribution import bleu4, rouge_l, token_f1, words_of
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
@@ -37,7 +37,8 @@ SCHEMA = 1
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 EXAMPLES = 20  # prompts that `metrics.json` shows beside what was predicted
 MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
-_PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+_EXACT = "share of prompts predicted word for word"
+_WORD = re.compile(r"[^\W_]+")
 _CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
 _AT_ONCE = 64
 Rows = npt.NDArray[np.int64]
@@ -215,32 +216,31 @@ def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
     """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.arrays.FigureFacts` by name."""
     content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
-    rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
-    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **content} for name, row in rows]
+    exact = figures["exact"]
+    published = [] if exact["value"] is None else [{"metric": _EXACT, "value": exact["value"], "n": exact["n"], **content}]
     return export.card_yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})).encode()
 
 
 def compared(truth: Sequence[str], predicted: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:
-    """Per system its figures against the `truth` (n,), each with a 95 % interval: `exact` (the share whose words are all right and in
-    order, without case and punctuation), `token_f1`, `bleu4`, `rouge_l`. A text in place of a system's words says why it has none.
+    """Per system its figure against the `truth` (n,) with a 95 % interval: `exact`, the share whose words are all right and in order,
+    without case and punctuation. A text in place of a system's words says why it has none.
     """
     return {name: _figures(truth, texts) for name, texts in predicted.items()}
 
 
 def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
     if isinstance(texts, str):
-        return {name: arrays.undefined(texts).row() for name in _PUBLISHED}
+        return {"exact": arrays.undefined(texts).row()}
     if len(truth) > MOST:
         places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
         truth, texts = [truth[place] for place in places], [texts[place] for place in places]
-    exact = sum(words_of(one) == words_of(other) for one, other in zip(texts, truth, strict=True))
-    figures = {
-        "exact": intervals.proportion(exact, len(truth), "no image with both a predicted and a true prompt"),
-        "token_f1": token_f1(texts, truth),
-        "bleu4": bleu4(texts, truth),
-        "rouge_l": rouge_l(texts, truth),
-    }
-    return arrays.figure_rows(figures)
+    exact = sum(_split_words(one) == _split_words(other) for one, other in zip(texts, truth, strict=True))
+    return {"exact": intervals.proportion(exact, len(truth), "no image with both a predicted and a true prompt").row()}
+
+
+def _split_words(text: str) -> list[str]:
+    """Return the words of a text in any script, without case and punctuation."""
+    return _WORD.findall(text.casefold())
 
 
 def chance_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:

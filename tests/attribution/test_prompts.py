@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.attribution.prompts import cleaned
+from ray_app.attribution.prompts import cleaned, normalised_prompt
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,37 @@ def test_what_is_left_of_a_prompt(prompt, words):
 )
 def test_what_is_no_prompt(prompt):
     assert cleaned(prompt) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("oil painting of a lighthouse in fog, <lora:foo:0.6>", "oil painting of a lighthouse in fog"),
+        ("(masterpiece:1.3), ((best quality)), [blurry], cat", "masterpiece, best quality, blurry, cat"),
+        ("a (red (fox:1.2):0.8) on snow", "a red fox on snow"),
+        ("a [cat:dog:0.5] on [grass|sand]", "a cat dog on grass sand"),
+        ("hot dog:: food::2 red::-.5 plate --ar 16:9 --v 5.2", "hot dog food red plate"),
+        ("https://host/a.png <https://host/b.png> a castle --iw 2 --no trees, cars --seed 7", "a castle"),
+        ("castle, , ,moat ,  BREAK tower,", "castle, moat, tower"),
+        ("a dog - brown, half-timbered house, 5:4 picture", "a dog - brown, half-timbered house, 5:4 picture"),
+        ("", ""),
+        ("ﬁne café", "fine café"),
+    ],
+)
+def test_front_end_syntax_is_dropped(prompt, expected):
+    assert normalised_prompt(prompt) == expected
+    assert normalised_prompt(expected) == expected
+
+
+def test_normalising_takes_time_in_proportion():
+    for hostile in (
+        "(" * 50_000,
+        "[" * 50_000,
+        "--no " * 10_000,
+        "--a " * 10_000,
+        "::" * 50_000,
+        "<a:" * 20_000,
+        ", " * 50_000,
+        "https://" * 9_000,
+    ):
+        assert len(normalised_prompt(hostile)) <= len(hostile)

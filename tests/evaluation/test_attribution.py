@@ -7,12 +7,10 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ray_app.attribution.prompts import normalised_prompt
 from ray_app.evaluation.attribution import answers_of
 from ray_app.evaluation.attribution import identification_of as identification
 from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.prompts import prompts_of as prompts
-from ray_app.metrics.attribution import bleu4, rouge_l, tag_jaccard, token_f1
 from tests.runs.small_run import new_run
 
 
@@ -111,15 +109,11 @@ def prompted(n):
     return rows
 
 
-def test_prompts_are_compared_without_syntax(tmp_path):
+def test_prompts_are_counted_and_need_images_made_from_them(tmp_path):
     rows = prompted(20)
     found = prompts_of(tables_of(rows), new_run(tmp_path / "run"))
-    both = sorted((row for row in rows if row["prompt"] and row["predicted_prompt"]), key=lambda row: row["image_id"])
-    said, truth = ([normalised_prompt(row[name]) for row in both] for name in ("predicted_prompt", "prompt"))
-    for name, figure in (("bleu4", bleu4), ("rouge_l", rouge_l), ("token_f1", token_f1), ("tag_jaccard", tag_jaccard)):
-        assert found[name] == figure(said, truth).row()
     assert {name: found[name] for name in ("with_prompt", "with_prediction", "with_both", "compared")} == {
         "with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18,
     }  # fmt: skip
-    assert found["clip_text"]["why"] == "needs a folder of CLIP weights"
+    assert found["clip_image"]["why"] == "needs images made from the predicted prompts: --regenerated"
     json.dumps(found, allow_nan=False)

@@ -1,22 +1,13 @@
-"""Similarities through a small CLIP, against transformers' own use of it text by text and image by image."""
+"""Embeddings of a small CLIP, against transformers' own use of it text by text and image by image."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from ray_app.archives import manifests, member_rows, read_block, read_blocks
-from ray_app.evaluation.prompts import FIGURES, PromptClip, similar_of
+from ray_app.evaluation.prompts import PromptClip
 from tests.evaluation.small_clip import CONTEXT, write_clip
 from tests.images.factory import photo
-from tests.runs.small_run import new_run, relist
-
-
-def similarities(*given, clip):
-    found = similar_of(*given, clip=clip)
-    return found.figures(), found.unread
-
 
 SHORT = ["a red cat", "old man, on the sea", "house", ""]
 LONG = "a red cat in the fog, old dog on the sea, a house, the old man"
@@ -72,51 +63,3 @@ def test_a_long_text_stands_at_the_mean_of_its_pieces(clip, reference):
     np.testing.assert_allclose(clip.texts([LONG])[0], mean / np.linalg.norm(mean), atol=1e-5)
     # What a text is does not depend on those beside it.
     np.testing.assert_allclose(clip.texts([*SHORT * 20, LONG])[-1], clip.texts([LONG])[0], atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "archive").mkdir()
-    for seed in range(5):
-        photo(40, 30, seed).save(folder / "archive" / f"{seed}.png")
-    (folder / "archive" / "broken.png").write_bytes(b"nothing")
-    run = new_run(folder / "run")
-    relist(run, folder / "archive")
-    return run
-
-
-def all_members(run):
-    blocks = [ref for number in manifests(run.store) for ref in read_blocks(run.store, number)]
-    return {member.image_id: member for ref in blocks for member in member_rows(read_block(run.store, ref))}
-
-
-def test_scores_are_of_the_images_that_can_be_read(run, folder, clip):
-    members = all_members(run)
-    ids = sorted(members, key=lambda one: members[one].uri)  # ids hash the folder's name, which no two test runs share
-    said, truth = ["a red cat"] * 6, [*SHORT, LONG, "dog"]
-    found, unread = similarities(run, ids, said, truth, clip=folder)
-    assert (tuple(found), unread) == (FIGURES, 1)
-    ours, theirs = clip.texts(said), clip.texts(truth)
-    assert found["clip_text"].value == pytest.approx((ours * theirs).sum(axis=1).mean(), abs=1e-6)
-    readable = [place for place, one in enumerate(ids) if "broken" not in members[one].uri]
-    seen = np.concatenate([clip.images([Image.open(members[ids[place]].uri).convert("RGB")]) for place in readable])
-    scores = [2.5 * np.maximum((seen * texts[readable]).sum(axis=1), 0) for texts in (ours, theirs)]
-    assert found["clip_score"].value == pytest.approx(scores[0].mean(), abs=1e-6)
-    assert found["clip_score_truth"].value == pytest.approx(scores[1].mean(), abs=1e-6)
-    assert found["clip_score"].n == 5
-    assert found["clip_score_ratio"].value == pytest.approx(scores[0].mean() / scores[1].mean(), abs=1e-6)
-    assert scores[0].min() > 0.1
-    mine = np.array([place % 2 == 0 for place in range(6)])
-    some, chosen = similar_of(run, ids, said, truth, clip=folder).figures(mine), np.isin(readable, np.flatnonzero(mine))
-    assert some["clip_text"].value == pytest.approx((ours * theirs).sum(axis=1)[mine].mean(), abs=1e-6)
-    assert (some["clip_score"].value, some["clip_score"].n) == (pytest.approx(scores[0][chosen].mean(), abs=1e-6), chosen.sum())
-    assert abs(found["clip_score_ratio"].value - 1) > 0.01
-
-
-def test_images_that_are_gone_leave_the_texts_and_without_weights_nothing_is_defined(run, folder):
-    found, unread = similarities(run, [1, 2], ["a cat", "a dog"], ["a cat", "dog"], clip=folder)
-    assert (unread, found["clip_text"].n) == (2, 2)
-    assert {found[name].why for name in FIGURES[1:4]} == {"no image can be read any more"}
-    found, unread = similarities(run, [1], ["a"], ["a"], clip=None)
-    assert ({figure.why for figure in found.values()}, unread) == ({"needs a folder of CLIP weights"}, 0)

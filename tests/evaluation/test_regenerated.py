@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPModel
 
 from ray_app.errors import ConfigError
-from ray_app.evaluation.prompts import similar_of
+from ray_app.evaluation.prompts import PromptClip, Prompts, prompts_of, regenerated_similarity
 from ray_app.runs import current_rows
 from tests.evaluation.made import measured
 from tests.evaluation.small_clip import write_clip
@@ -81,30 +81,34 @@ def test_the_similarity_is_the_authors_and_what_is_missing_is_counted(run, ids, 
     """Of 0 two pictures, of 1 one, of 2 one that is broken, of 3 none; the original of the last is broken; and one of a stranger."""
     again = [photo(48, 48, seed) for seed in range(10, 14)]
     pairs = [(ids[0], again[0]), (ids[1], again[1]), (ids[0], again[2]), (ids[2], b"nothing"), (ids[5], again[3]), (7, again[3])]
-    words = ["a red cat"] * 6
-    found = similar_of(run, ids, words, words, clip=clip, regenerated=written(tmp_path / "again", pairs))
+    found = regenerated_similarity(run, ids, written(tmp_path / "again", pairs), PromptClip(clip))
     model = CLIPModel.from_pretrained(clip)
     ours = [as_the_authors(model, photo(60, 30 + 5 * seed, seed)) for seed in range(2)]
     theirs = [as_the_authors(model, one) for one in again]
     same = [np.mean([ours[0] @ theirs[0], ours[0] @ theirs[2]]), ours[1] @ theirs[1]]
     other = [np.mean([ours[0] @ theirs[1], ours[0] @ theirs[3]]), np.mean([ours[1] @ theirs[place] for place in (0, 2, 3)])]
-    np.testing.assert_allclose(found.again[:2], np.stack([same, other], axis=1), atol=1e-5)
-    assert np.isnan(found.again[2:]).all()
-    figures = found.figures()
+    np.testing.assert_allclose(found[:2], np.stack([same, other], axis=1), atol=1e-5)
+    assert np.isnan(found[2:]).all()
+    prompts = Prompts(["sd", *["imagen"] * 5], {}, found)
+    figures = prompts.of({"sd", "imagen"})
     assert (figures["clip_image"].value, figures["clip_image"].n) == (pytest.approx(np.mean(same), abs=1e-5), 2)
     assert figures["clip_image_chance"].value == pytest.approx(np.mean(other), abs=1e-5)
     assert abs(np.mean(same) - np.mean(other)) > 1e-4
-    some = found.figures(np.array([False, True, True, True, True, True]))["clip_image"]
+    some = prompts.of({"imagen"})["clip_image"]
     assert (some.value, some.n) == (pytest.approx(same[1], abs=1e-5), 1)
-    assert "--regenerated" in similar_of(run, ids, words, words, clip=clip).figures()["clip_image"].why
 
 
 def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip, tmp_path):
     again = written(tmp_path / "again", [(1, photo(48, 48, 1))])
     with pytest.raises(ConfigError, match="nothing was made from a prompt that this run predicted"):
-        similar_of(run, ids, ["a"] * 6, ["a"] * 6, clip=clip, regenerated=again)
+        regenerated_similarity(run, ids, again, PromptClip(clip))
+    rows = [{"image_id": one, "generator": "sd", "prompt": "a", "predicted_prompt": "a"} for one in ids]
+
+    def tables(columns):
+        yield pa.Table.from_pylist(rows).select(list(columns))
+
     with pytest.raises(ConfigError, match="needs a CLIP"):
-        similar_of(run, ids, ["a"] * 6, ["a"] * 6, clip=None, regenerated=again)
+        prompts_of(tables, run, regenerated=again)
 
 
 def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
@@ -127,7 +131,6 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
     assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (5, 1, 4)  # one original is broken
     assert prompts["clip_image"]["interval"][0] < prompts["clip_image"]["value"] < prompts["clip_image"]["interval"][1]
     assert prompts["notes"][-1].startswith("1 images have none")
-    assert prompts["token_f1"]["n"] == 5
     groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}
     assert (groups["sd"]["n"], groups["dalle"]["value"], groups["dalle"]["why"]) == (
         4,

@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from scipy.stats import binomtest
 
-from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
-from ray_app.metrics.intervals import auc_of, mean_figure, proportion_interval, ratio_figure
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.intervals import auc_of, mean_figure, proportion_interval
 from tests.metrics.drawn import auc_interval
 
 
@@ -56,14 +56,3 @@ def test_the_interval_of_a_mean_is_student_s_and_ends_where_values_do():
     assert mean_figure([0.0, 0.0, 1.0], "none").interval == (0.0, 1.0)
     assert mean_figure([-1.0, 1.0], "none", bounds=(-1, 1)).interval == (-1, 1)
     assert mean_figure([0.7] * 3, "none").ends is None, "values all alike say nothing of the spread"
-
-
-def test_a_ratio_is_that_of_the_means():
-    rng = np.random.default_rng(0)
-    over, under = rng.random(50), rng.random(50) + 0.5
-    found = ratio_figure(over, under, "none")
-    assert found.value == pytest.approx(over.mean() / under.mean(), abs=1e-12)
-    assert found.interval[0] < found.value < found.interval[1]
-    assert ratio_figure([1.0], [2.0], "none") == FigureFacts(value=0.5, n=1)
-    assert ratio_figure([1.0], [0.0], "none") == undefined("what it is divided by is 0 on average", 1)
-    assert ratio_figure([], [], "none") == undefined("none")

@@ -32,11 +32,11 @@ def further() -> dict[str, Any]:
                 | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
         },
-        "prompts": {  # by the engine they would take packages that change how the process logs
-            **{key: _mean(rng.beta(2, 6, 200)) for key in ("token_f1", "tag_jaccard", "bleu4", "rouge_l")},
-            "clip_text": undefined("needs a folder of CLIP weights").row(),
+        "prompts": {
+            "clip_image": _mean(rng.beta(6, 2, 200)),
+            "clip_image_chance": undefined("needs images made from the predicted prompts: --regenerated").row(),
             "with_both": 200,
-            "notes": ["Both texts without front ends' syntax."],
+            "notes": ["LPIPS is not computed."],
         },
         "groups": {"by": "identifier", "groups": [group(rng, *one) for one in GROUPS]},
         "overlays": [
@@ -65,7 +65,7 @@ def group(rng: Any, name: str, distribution: str, generators: list[str], n: int)
     figures = {"accuracy": named, "top_3": named, "family_accuracy": _share(n // 2, n), "abstained": _share(n // 9, n)}
     detection = {"ensemble": {"tpr": _share(n - n // 8, n), "auc": _mean(rng.beta(9, 1, 30))}}
     return {"name": name, "distribution": distribution, "total": False, "generators": generators, "n": n, "detection": detection,
-            "identification": figures, "prompts": {"token_f1": _mean(rng.beta(2, 6, 60))}}  # fmt: skip
+            "identification": figures, "prompts": {"clip_image": _mean(rng.beta(2, 6, 60))}}  # fmt: skip
 
 
 def _share(right: int, n: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def assert_same_training(out, other):
         ours, theirs = (facts_of(place)["figures"][split] for place in (out, other))
         assert ours["retrieval"] == theirs["retrieval"]
         assert ours["random"] == theirs["random"]
-        assert abs(ours["describer"]["token_f1"]["value"] - theirs["describer"]["token_f1"]["value"]) < 0.05
+        assert abs(ours["describer"]["exact"]["value"] - theirs["describer"]["exact"]["value"]) < 0.2
 
 
 def assert_card_says_what_was_measured(out):
