@@ -3,8 +3,7 @@
 Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
 
 A source is a URL or path. `KIND::URL` says what it is where its name does not: `files::photos/` opens no container in it,
-`tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as is one file that ends in .csv, .tsv, .jsonl or .ndjson),
-`inventory::s3://b/…/manifest.json` an S3 inventory.
+`tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as is one file that ends in .csv, .tsv, .jsonl or .ndjson).
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import Protocol
 
-from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
+from ray_app.archives import members, object_prefix, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, list_container
 from ray_app.archives.selection import Found, Selection
 from ray_app.errors import ConfigError
@@ -35,7 +34,10 @@ from ray_app.storage import (
 _RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
 
 
-RETIRED_KINDS = {"simulated": "write the shipped sample archive: touchstone demo --archive-only --out sample"}
+RETIRED_KINDS = {
+    "inventory": "write the uris of the inventory to a table with DuckDB, and give list::TABLE (UPGRADING.md has the query)",
+    "simulated": "write the shipped sample archive: touchstone demo --archive-only --out sample",
+}
 """Kinds of sources that 1.0 retires, each with what to use instead."""
 
 
@@ -249,7 +251,7 @@ def _split_kind(source: str) -> tuple[str | None, str]:
 
 def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection) -> Sections:
     kind, url = _split_kind(source)
-    known = ("files", *CONTAINERS, "list", "inventory")
+    known = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
     if kind is not None and kind not in known:
@@ -257,8 +259,6 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
     if not url:
         raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
-    if kind == "inventory":
-        return partial(s3_inventory.inventory_files, url, columns, limits)
     if kind == "list":
         return partial(uri_lists.lists_at, url, columns, limits)
     return partial(_objects, object_prefix.ObjectPrefix(url, kind, columns, limits, selection))

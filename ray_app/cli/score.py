@@ -128,7 +128,7 @@ def score(
     """Score every file of an archive, resumably, one row each.
 
     SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Files inside tars, zips and
-    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
+    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE.
 
     \b
     touchstone score photos/ --out run

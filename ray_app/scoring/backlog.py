@@ -95,23 +95,6 @@ def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.
     )
 
 
-def listing_log(config: ScoreConfig) -> Callable[[int], None]:
-    """A `progress` of listing: how far it is, now and then, and once that there is a better way for so many keys."""
-    from ray_app.datasets.labelling import ProgressLog
-
-    log = ProgressLog("listing")
-    advice = None if config.limit else archives.inventory_advice(config.source)
-
-    def progress(members: int) -> None:
-        nonlocal advice
-        log.count(members)
-        if advice is not None and members >= archives.MANY:
-            print(f"listing: {advice}", file=sys.stderr, flush=True)
-            advice = None
-
-    return progress
-
-
 def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef | None]:
     """The pending blocks of `work`, and then those of each further manifest once it counts; None where there is none yet.
 

@@ -21,6 +21,7 @@ from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, 
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
@@ -30,7 +31,7 @@ from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, settled_state, small_files
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import WARM, guarantee, identity, stages
-from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
+from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.follow import Arrivals
 from ray_app.scoring.layout import ScoringLayout, plan_layout
@@ -206,7 +207,7 @@ class ScoringRun:
         work, last = work_of(directory), last_listing(directory.store)
         goes_on = last is not None and last.goes_on
         if goes_on or not (work.pending or (self.arrivals and last)):
-            source, progress = archive_of(self.config), listing_log(self.config)
+            source, progress = archive_of(self.config), ProgressLog("listing").count
             portions = list_portions(directory.store, source, plan, each=work.tasks, progress=progress, limit=self.config.limit)
             if not work.pending:
                 try:

@@ -77,7 +77,10 @@ def test_what_is_no_source(s3):
         list(open_source(["s3://not-there-at-all"]))
     with pytest.raises(ConfigError, match="'sql::' is not a kind of source") as caught:
         open_source(["sql::x"])
-    assert "list, inventory" in caught.value.hint
+    assert caught.value.hint.endswith(", list")
+    with pytest.raises(ConfigError, match="'inventory::' is retired") as caught:
+        open_source(["inventory::s3://b/manifest.json"])
+    assert "list::TABLE" in caught.value.hint
 
 
 def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):

@@ -31,6 +31,8 @@ ELSEWHERE = (
     ("docs/release-checklist.md", "", RELEASE),
     ("docs/versioning.md", "", RELEASE),
     ("docs/cluster.md", "", AWS),
+    ("docs/archives.md", "COPY (", "needs an S3 Inventory"),
+    ("docs/heads.md", "import numpy as np", "tests/scoring/test_features.py"),
     ("docs/security.md", "", CLUSTER),
     ("docs/continuing.md", "touchstone score s3://bucket/photos", "goes on until it is stopped; tests/scoring/test_follow.py"),
     ("docs/continuing.md", "touchstone results s3://bucket/run", "reads the run of the lines before"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
 from ray_app.cluster.config import RAY_SHARE
+from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
@@ -22,7 +23,6 @@ from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
-from ray_app.scoring.backlog import listing_log
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, Forecast, forecast_rates, planned_for
@@ -75,7 +75,7 @@ def forecast(
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(resolved, spec), time.monotonic()
     members = members_to_score(resolved, before, fetcher)
-    found = survey(members, sample=probe, max_bytes=spec.limits.max_bytes, progress=listing_log(config))
+    found = survey(members, sample=probe, max_bytes=spec.limits.max_bytes, progress=ProgressLog("listing").count)
     if found.closed_folders.count:
         sentence = describe_closed_folders(found.closed_folders.count, found.closed_folders.example)
         print(f"listing: {sentence}", file=sys.stderr, flush=True)
