@@ -40,13 +40,13 @@ def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(wit
 
     desk.types("docs/index.md", "touchstone score --out", {"archive/": "archive", "tonight": "run"})
     picture = next(path for path in truth if path.endswith(".jpg"))
-    names = {"photos/cat.jpg": f"archive/{picture}"}
+    names = {"archive/photo.jpg": f"archive/{picture}"}
     desk.types(RUNS, "touchstone results run --image --json", names)
-    record = json.loads((desk.folder / "cat.json").read_text())
+    record = json.loads((desk.folder / "photo.json").read_text())
     assert record["row"]["sha256"] == hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest()
     assert list(record["digests"]["detectors"]) == list(record["row"]["scores"])
-    desk.types(RUNS, "touchstone check --html cat.html", names)
-    assert picture.rpartition("/")[2] in (desk.folder / "cat.html").read_text()
+    desk.types(RUNS, "touchstone check --html photo.html", names)
+    assert picture.rpartition("/")[2] in (desk.folder / "photo.html").read_text()
 
     drawn = desk.types(TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"})
     labels = desk.folder / "audit" / "sample.csv"
