@@ -136,7 +136,7 @@ def generate(config_file: str, assignments: tuple[str, ...], retry: bool, as_jso
     score take it.
 
     \b
-    touchstone data generate flux.1-dev --prompts prompts.txt --set encode.format=[JPEG,PNG] --set encode.quality=[70,95] --out flux
+    touchstone data generate flux.1-dev --prompts prompts.txt --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]' --out flux
     touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
     """
     from ray_app.datajobs.generate.run import generate_images, generate_lines

@@ -52,7 +52,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "results": {"--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"},
     # Data.
     "data split": {"--prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"},
-    "data generate": {"--like": "use touchstone data generate … --set encode.format=[JPEG,PNG] --set encode.quality=[70,95]"},
+    "data generate": {"--like": "use touchstone data generate … --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]'"},
     # Serving.
     "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page shows images without verdicts"},
     # Detectors and training.

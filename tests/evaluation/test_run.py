@@ -27,7 +27,7 @@ def case(tmp_path_factory):
     columns, truths, scores = random_rows(600, views=("jpeg-50",))
     run = made_run(folder / "run", columns, [200])
     described = run.describe()
-    described["identity"] |= {"perturb_kinds": {"jpeg-50": "chain"}, "perturb_absent": {"vae": {"kind": "attack", "why": "no weights"}}}
+    described["identity"] |= {"perturb_kinds": {"jpeg-50": "chain"}, "perturb_absent": {"jpeg-ai": {"kind": "attack", "why": "no weights"}}}
     run.write_json("run.json", described)
     labels = labelled(folder, columns, truths, range(590, 600))
     document = evaluated(folder, labels=str(labels), bootstrap=40)
@@ -118,7 +118,7 @@ def test_kinds_strata_and_views(case):
     assert stratum["auc"]["value"] == pytest.approx(sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9)
     view, absent = system["views"]
     assert (view["name"], view["kind"], view["n_real"] + view["n_fake"]) == ("jpeg-50", "chain", there.sum())
-    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == ("vae", "attack", "no weights", False)
+    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == ("jpeg-ai", "attack", "no weights", False)
     assert view["figures"]["auc"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-9)
 
 

@@ -119,13 +119,13 @@ def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
         {"name": "soft", "figures": {"auc": {"value": 0.7, "n": 9}}},
         {"name": "feed", "kind": "chain", "figures": {"auc": {"value": 0.6, "n": 9}}},
         {"name": "print-scan", "kind": "attack", "figures": {"auc": {"value": 0.1, "n": 9}}},
-        {"name": "vae-round-trip", "kind": "attack", "why": "the weights are not on this machine"},
+        {"name": "jpeg-ai", "kind": "attack", "why": "its networks are not available"},
     ]
     said = text_of(document | {"systems": [document["systems"][0] | {"views": views}]})
     tables = [said.index(caption) for caption in ("Every perturbation,", "Chains of changes, as on platforms,", "Attacks, done so that")]
     assert tables == sorted(tables)
     assert said.index("print-scan") > tables[2]
-    assert "vae-round-trip not there: the weights are not on this machine" in said
+    assert "jpeg-ai not there: its networks are not available" in said
     assert "to 0.6000." in said
     assert "Under print-scan" not in said
 
