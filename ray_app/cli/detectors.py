@@ -16,18 +16,16 @@ from ray_app.errors import DetectorError, ExitCode
 
 if TYPE_CHECKING:
     from ray_app.detectors import DetectorCard
-    from ray_app.detectors.adoption import Adoption
     from ray_app.detectors.weights import WeightSet
     from ray_app.ensembles import EnsembleCard
     from ray_app.reports.card import ZooEntry
 
 _WIDEST_PAGE = 120
-_HOW = {"linked": "linked at {place}", "copied": "copied to {place}", "there": "it was there already: {place}"}
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
     """`--mirror`: where weights are looked for before any hub is asked, for this command."""
-    text = "A folder or bucket that may hold the weights; in a folder their names do not matter.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
+    text = "A folder or bucket that may hold the weights, as fetch --to fills it.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option("--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text)(command)
 
 
@@ -166,25 +164,24 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
 
 
 class _PlaceToAdd(click.Path):
-    """A file or folder that is there; or the word for a detector of another package, as it is."""
+    """A file that is there, or `callable:…` unchanged."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See the class."""
-        from ray_app.detectors.foreign.addition import is_foreign
+        from ray_app.detectors.foreign.addition import is_callable
 
-        return value if is_foreign(str(value)) else super().convert(value, param, ctx)
+        return value if is_callable(str(value)) else super().convert(value, param, ctx)
 
 
 _FOREIGN_OPTIONS = (
-    click.option("--python", metavar="PATH", help="The Python that has the package: VENV/bin/python.  [default: this command's own]"),
+    click.option("--python", metavar="PATH", help="The Python that runs a callable: VENV/bin/python.  [default: this command's own]"),
     click.option("--folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-                 help="Where its process runs: your module, or a package's own cache, lies there.  [default: the current folder]"),
+                 help="Where its process runs and your module is.  [default: the current folder]"),
     click.option("--scores", type=click.Choice(["log-odds", "probability"]), help="What a callable gives per image.  [default: log-odds]"),
     click.option("--pictures", "images", type=click.Choice(["arrays", "pil"]), default="arrays", show_default=True,
                  help="What a callable is given: a list of uint8 arrays (height, width, 3), or of PIL images."),
     click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                  help="Seconds that it may take for one batch of images before its process is ended."),
-    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a package's detector (YAML); repeatable."),
     click.option("--licence", metavar="ID", help="Under which licence it is used, such as MIT; `own` for what is yours."),
 )  # fmt: skip
 
@@ -196,80 +193,52 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.command("add")
-@click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER|PACKAGE:NAME…", type=_PlaceToAdd(exists=True, path_type=Path))
-@click.option("--card", "paths", multiple=True, metavar="PATH", help="Also look for the files of this card of yours; repeatable.")
-@click.option(
-    "--as",
-    "part",
-    metavar="NAME",
-    help="FILE is the weights of this detector or backbone, whose card states no SHA-256; or the name of a new card.",
-)
+@click.argument("places", nargs=-1, required=True, metavar="FILE|callable:MODULE:FUNCTION…", type=_PlaceToAdd(
+    exists=True, dir_okay=False, path_type=Path))  # fmt: skip
+@click.option("--as", "name", metavar="NAME", help="FILE is the weights of this detector or backbone; or the name of a callable's card.")
 @_foreign_options
 @options.as_json
-def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None, as_json: bool, **given: Any) -> int:
-    """Take in weights, or a detector of another package.
+def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given: Any) -> int:
+    """Add weights that you have, or a function as a detector.
 
-    Weights that you have already go under any name: they are known by their SHA-256 and brought into the cache. A folder is
-    searched with all that is below it; only files that may be weights are hashed. Files are linked where the file system can, else
-    copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
+    FILE --as NAME copies FILE into the cache as the weights of the detector or backbone NAME. Its SHA-256 must be the card's; if the
+    card states none, its keys and shapes must fit. Files that belong to the same weights are copied from the same folder.
 
-    detectzoo:NAME is an image detector of the package detectzoo, imdlbenco:NAME a model of IMDLBenCo, callable:MODULE:FUNCTION any
-    function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It runs in a process of its own, by
-    the Python that has it. It is started once; then a card is written, and --detector finds it by its name.
+    callable:MODULE:FUNCTION is any function of a list of images (or callable:NAME an entry point of the group touchstone.callables). It
+    runs in a process of its own, by the Python that has it. It is started once; then a card is written, and --detector finds it by its
+    name.
 
     \b
-    touchstone detectors add ~/Downloads
-    touchstone detectors add clip_head.pth old-server/weights
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
-    touchstone detectors add detectzoo:safe --python zoo/bin/python
-    touchstone detectors add imdlbenco:Mesorch --python benco/bin/python --option checkpoint_path=mesorch.pth
     touchstone detectors add callable:my_module:my_function --licence own
     """
-    from ray_app.detectors import adoption, load_card
+    callables = [place for place in places if isinstance(place, str)]
+    if callables:
+        if len(callables) < len(places) or (name is not None and len(callables) > 1):
+            raise click.UsageError("name callables apart from files, and one alone with --as")
+        return _add_callables(callables, name, given, as_json=as_json)
+    if name is None or len(places) > 1:
+        raise click.UsageError("say which weights one FILE is: touchstone detectors add FILE --as NAME")
+    from ray_app.detectors.added_weights import add_weights
 
-    foreign = [place for place in places if isinstance(place, str)]
-    if foreign:
-        if len(foreign) < len(places) or (part is not None and len(foreign) > 1):
-            raise click.UsageError("name detectors of other packages apart from files, and one alone with --as")
-        return _add_foreign(foreign, part, given, as_json=as_json)
-    files = [place for place in places if isinstance(place, Path)]
-    cards = adoption.known_cards(load_card(path) for path in paths)
-    if part is not None:
-        if len(files) != 1 or files[0].is_dir():
-            raise click.UsageError("--as takes one file")
-        done = adoption.adopt_as(part, files[0], cards)
-    else:
-        done = adoption.adopt(files, cards)
-    facts = {
-        "adopted": [{**one._asdict(), "file": str(one.file), "kept": str(one.kept)} for one in done.adopted],
-        "unknown": [{**one._asdict(), "file": str(one.file)} for one in done.unknown],
-        "lacking": done.lacking,
-    }
-    options.echo_document(facts, _adoption_lines(done), as_json)
-    if not done.adopted:
-        raise DetectorError(
-            "no file here is one that a detector's card names",
-            hint="where a card has no SHA-256 of its file, say which file it is: touchstone detectors add FILE --as NAME",
-        )
+    [file] = (place for place in places if isinstance(place, Path))
+    added = add_weights(name, file)
+    lines = [f"{file}: the weights of {added.part}; copied to {added.path}"]
+    for detector, lacking in added.lacking.items():
+        next_step = f"still missing: {', '.join(lacking)}" if lacking else f"complete: touchstone detectors verify {detector}"
+        lines.append(f"{detector}: {next_step}")
+    options.echo_document({**added._asdict(), "path": str(added.path)}, lines, as_json)
     return 0
 
 
-def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool) -> int:
-    from ray_app.config import parse_mapping
+def _add_callables(words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool) -> int:
     from ray_app.detectors import licences
-    from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+    from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 
-    options: dict[str, Any] = {}
-    for pair in given.pop("options"):
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise click.UsageError(f"--option {pair}: a key and a value are needed, with = between them")
-        options |= parse_mapping(f"{key}: {value}".encode(), f"--option {pair}")
     folder = given.pop("folder") or Path()
     for word in words:
-        family, _, target = word.partition(":")
         _log(f"{word}: starting it")
-        done = add_foreign(ForeignAddition(family, target, folder=folder, name=name, options=options, **given))
+        done = add_callable(CallableAddition(word.partition(":")[2], folder=folder, name=name, **given))
         card = done.card
         if as_json:
             facts = {"name": card.name, "card": str(done.path), "identity": done.opened.identity, "libraries": done.opened.libraries}
@@ -285,14 +254,6 @@ def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], 
         if accepted:
             click.echo(f"{card.name}: try it: touchstone check PHOTO.jpg --detector {card.name}")
     return 0
-
-
-def _adoption_lines(done: "Adoption") -> list[str]:
-    lines = [f"{one.file}: {one.name} of {one.part}; {_HOW[one.how].format(place=one.kept)}" for one in done.adopted]
-    lines += [f"{one.file}: not recognised: {one.what}, sha256 {one.sha256}" for one in done.unknown]
-    for name, lacking in done.lacking.items():
-        lines.append(f"{name}: still missing: {', '.join(lacking)}" if lacking else f"{name}: complete: touchstone detectors verify {name}")
-    return lines or ["no file here looks like weights"]
 
 
 def _absolute(mirror: str | None) -> str | None:

@@ -56,6 +56,10 @@ OPTIONS: dict[str, dict[str, str]] = {
     # Serving.
     "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page shows images without verdicts"},
     # Detectors and training.
+    "detectors add": {
+        "--card": "use touchstone detectors add FILE --as NAME, or weights.uri with the path of the file in your card",
+        "--option": "write the argument into a copy of examples/detectzoo_adapter.py or examples/imdlbenco_adapter.py",
+    },
 }
 """Command path without `touchstone` → option → what to use."""
 

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.config import Frozen, OptionalKey, Placed, find_config, is_named, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
+from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES, refuse_retired_family
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
 
@@ -201,7 +201,7 @@ class DetectorCard(Placed):
 
     `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML a name or the whole description.
     `masks`: the network also says where. `replies`: it answers in words. `own_pool`: too large to share a process with other detectors.
-    `process`: of a detector of another package, which runs in a process of its own.
+    `process`: of a callable, which runs in a process of its own.
     `batch`: images that go through it at once where that is fewer than a whole batch.
     `precision` is what `auto` means for this network where the device has bf16; `calibration` null means uncalibrated.
     `fragility`: under what it breaks, and where its verdicts abstain for that. `blind_to`: what it cannot see, in plain sentences that
@@ -314,8 +314,10 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 
     `changes`: keys that differ from what is written there, section by section; a null removes one. A URL out of reach is a StorageError.
     """
+    refuse_retired_family(str(name_or_path))
     base, variant = split_variant(name_or_path)
     data, where, folder = _read(base)
+    refuse_retired_family(str(data.get("family")))
     if variant is not None:
         data = _varied(data, variant, where)
     data = _merged(data, changes or {})

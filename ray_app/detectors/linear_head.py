@@ -27,10 +27,10 @@ from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import Detector, Prediction, bare_network, build_network, fake_index, load_backbone, log_odds, own_keys
-from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
 from ray_app.detectors.registry import HEADS
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 

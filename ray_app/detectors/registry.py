@@ -2,6 +2,8 @@
 `architecture.arguments` are all that it is built from; else the module has `build(card)`.
 """
 
+from ray_app.errors import ConfigError
+
 # Others register by an entry point of the group below.
 FAMILIES = {
     "timm-classifier": "ray_app.detectors.families.timm",
@@ -28,9 +30,18 @@ FAMILIES = {
     "trufor": "ray_app.detectors.families.trufor:TruFor",
     "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
-    "detectzoo": "ray_app.detectors.families.foreign",
-    "imdlbenco": "ray_app.detectors.families.foreign",
     "callable": "ray_app.detectors.families.foreign",
 }
 ENTRY_POINTS = "touchstone.families"
 HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
+
+RETIRED_FAMILIES = {"detectzoo": "examples/detectzoo_adapter.py", "imdlbenco": "examples/imdlbenco_adapter.py"}
+"""Family that 1.0 retires → the example module that replaces it."""
+
+
+def refuse_retired_family(name: str) -> None:
+    """Raise ConfigError with the replacement if `name` is a retired family, or a detector such as "detectzoo:safe"."""
+    family = name.partition(":")[0]
+    if family in RETIRED_FAMILIES:
+        example = RETIRED_FAMILIES[family]
+        raise ConfigError(f"{name}: the adapter {family} is retired", hint=f"copy {example} and run the command in its first lines")

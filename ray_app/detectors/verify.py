@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -12,8 +12,16 @@ from PIL import Image
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.card_sections import FormulaScore, GoldenScore, formula_image
-from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256
-from ray_app.detectors.weights import WeightSet, checkpoint_config, located, missing_beside, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.weights import (
+    WeightSet,
+    checkpoint_config,
+    file_sha256,
+    located,
+    missing_beside,
+    parts_of,
+    read_state_dict,
+    resolve_part,
+)
 from ray_app.errors import DetectorError, InputError
 from ray_app.images import ImageLimits, decode_image
 
@@ -136,7 +144,7 @@ def _check_golden(card: DetectorCard, detector: "Detector | None", images: Path 
         yield DetectorCheck("golden", "skipped", "the card has no score of a single image")
         return
     wanted = {golden.sha256 for golden in card.golden if isinstance(golden, GoldenScore)}
-    found = find_by_sha256(images, wanted) if images and detector and wanted else {}
+    found = _find_images(images, wanted) if images and detector and wanted else {}
     for golden in card.golden:
         name = f"formula {golden.width} × {golden.height}" if isinstance(golden, FormulaScore) else golden.name
         if detector is None:
@@ -148,6 +156,12 @@ def _check_golden(card: DetectorCard, detector: "Detector | None", images: Path 
             yield DetectorCheck("golden", "skipped", f"{name} {where}: sha256 {golden.sha256}; published: {golden.source}")
         else:
             yield _compare(detector, golden, path)
+
+
+def _find_images(folder: Path, wanted: Set[str]) -> dict[str, Path]:
+    """Return the path of each file below a folder whose SHA-256 is wanted, whatever its name."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {digest: path for path in reversed(paths) if (digest := file_sha256(path)) in wanted}
 
 
 def _replay(detector: "Detector", golden: FormulaScore) -> DetectorCheck:

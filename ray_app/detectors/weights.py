@@ -23,7 +23,6 @@ from urllib.parse import urlsplit
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
 from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
-from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256, keep_file, may_be_weights
 from ray_app.errors import DetectorError, describe_error
 
 if TYPE_CHECKING:
@@ -45,6 +44,19 @@ class WeightSet:
     owner: str
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; gigabytes are hashed once per process. Raises OSError."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
+    # Size and time identify the content.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def parts_of(card: DetectorCard) -> list[WeightSet]:
     """The detector's own weights first, then its backbone's. Variants of a card share their files."""
     own = WeightSet(base_name(card.name), card.weights, card.folder, card.name)
@@ -61,7 +73,7 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
     """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
 
     Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names (any fsspec URL; filled by
-    `publish_weights`, so that workers do not storm a hub; in a folder of this machine also under any other name, by SHA-256), the uri.
+    `publish_weights`, so that workers do not storm a hub), the uri.
     Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
     Raises DetectorError, always one: missing, unreachable, or not the file that the card means.
     """
@@ -78,7 +90,7 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
     """The same for one part; the files that must lie beside it do so."""
     found = _local(part)
     if found is None and (mirror := os.environ.get(MIRROR_VARIABLE)):
-        found = _copy(part, _mirrored(part, mirror), cached_path(part), required=False) or _from_folder(part, mirror)
+        found = _copy(part, _mirrored(part, mirror), cached_path(part), required=False)
     if found is None:
         found = _fetch(part, is_offline() if offline is None else offline)
     digest_of(part, found)
@@ -236,28 +248,6 @@ def _candidates(part: WeightSet) -> list[Path]:
         name = Path(place.path)
         candidates = [part.folder / name, config_root() / "detectors" / name, default_cache() / name, *candidates]
     return candidates
-
-
-def stated_files(part: WeightSet) -> dict[str, tuple[str, str]]:
-    """The files of a part whose SHA-256 is stated: that → the path in the cache where `resolve_part` finds it, and the file's own name."""
-    at = cached_name(part)
-    folder = at.rpartition("/")[0]
-    files = {stated: (f"{folder}/{name}", name) for name, stated in part.weights.beside.items() if stated is not None}
-    return files if part.weights.sha256 is None else files | {part.weights.sha256: (at, _file_name(part))}
-
-
-def _from_folder(part: WeightSet, mirror: str) -> Path | None:
-    """A part from a mirror that is a folder of this machine, whatever its files are called there; None where one is not there."""
-    place, files = urlsplit(mirror), stated_files(part)
-    if place.scheme not in ("", "file") or part.weights.sha256 is None or None in part.weights.beside.values():
-        return None
-    names = {name for _, name in files.values()}
-    found = find_by_sha256(Path(place.path), files, lambda path: may_be_weights(path, names))
-    if found.keys() != files.keys():
-        return None
-    for digest, (name, _) in files.items():
-        keep_file(found[digest], default_cache() / name)
-    return cached_path(part)
 
 
 def _fetch(part: WeightSet, offline: bool) -> Path:

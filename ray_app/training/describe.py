@@ -24,7 +24,8 @@ from ray_app.attribution.captioners import HEADER
 from ray_app.attribution.captions import Caption, Describer, index_tensors
 from ray_app.attribution.cards import DescriberCard, load_describer
 from ray_app.datasets.splits import Splits
-from ray_app.detectors import DetectorCard, files_by_hash
+from ray_app.detectors import DetectorCard
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
@@ -192,7 +193,7 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: De
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
-        "weights": {"uri": WEIGHTS, "sha256": files_by_hash.file_sha256(folder / WEIGHTS)},
+        "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
         "licence": recipe.export.licence or _inherited(recipe, start),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {

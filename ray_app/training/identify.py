@@ -23,7 +23,7 @@ from ray_app.attribution.identifier import Identified, Identifier
 from ray_app.datasets.splits import Splits
 from ray_app.detectors.card import DetectorCard, PublishedFigure, Weights
 from ray_app.detectors.card_sections import TrainingData
-from ray_app.detectors.files_by_hash import file_sha256
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError
 from ray_app.metrics import arrays, calibration, intervals
 from ray_app.metrics.attribution import attribution_of, open_set_auroc

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_app.detectors.card import DetectorCard, Output, Size, Weights
 from ray_app.detectors.detector import BACKBONE, build_network
-from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import DetectorError
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"

@@ -1,17 +1,21 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.seeded import seeded_card
 from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.weights import located, parts_of
+from ray_app.errors import ExitCode
 from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
 
+ROOT = Path(__file__).resolve().parents[2]
 CARDS = {name: load_card(name) for name in named_configs("detectors")}
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TOUCHSTONE_CACHE", "/nonexistent")  # whatever this machine's user has fetched
@@ -199,28 +203,38 @@ def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
     assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == ("checkable", False, "failed")
 
 
-def test_add_recognises_files_and_says_what_it_did(tmp_path, home, capsys):
-    card = write_checkable(tmp_path / "here")
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "here" / "checkable.safetensors").rename(tmp_path / "downloads" / "model (1)")
-    (tmp_path / "downloads" / "other.pth").write_bytes(b"x" * 1000)
-    assert main(["detectors", "add", str(tmp_path / "downloads"), "--card", str(card)]) == 0
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path}/downloads/model (1): checkable.safetensors of checkable; linked at {home / 'cache'}")
-    assert second.startswith(f"{tmp_path}/downloads/other.pth: not recognised: a text that begins with")
-    assert last == "checkable: complete: touchstone detectors verify checkable"
-    assert main(["detectors", "verify", str(card)]) == 0
-    capsys.readouterr()
-    assert main(["detectors", "add", str(tmp_path / "downloads"), "--card", str(card), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [(one["part"], one["how"]) for one in told["adopted"]] == [("checkable", "there")]
-    assert told["lacking"] == {"checkable": []}
+def test_add_copies_weights_and_says_what_to_do_next(tmp_path, home, capsys):
+    file = Path(seeded_card("safe", tmp_path).weights.uri)
+    assert main(["detectors", "add", str(file), "--as", "safe"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{file}: the weights of safe; copied to {home / 'cache'}")
+    assert last == "safe: complete: touchstone detectors verify safe"
+    assert main(["detectors", "add", str(file), "--as", "safe", "--json"]) == 0
+    added = json.loads(capsys.readouterr().out)
+    assert (added["part"], added["sha256"], added["lacking"]) == ("safe", sha256(file), {"safe": []})
+    assert Path(added["path"]).is_relative_to(home / "cache")
+    assert main(["detectors", "verify", "safe", "--accept-licence", "safe"]) == 0
 
 
-def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
-    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff" * 200)
-    assert main(["detectors", "add", str(tmp_path)]) == 4
-    captured = capsys.readouterr()
-    assert captured.out == "no file here looks like weights\n"
-    assert "--as NAME" in captured.err
-    assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
+def test_add_refuses_a_file_with_another_sha256(tmp_path, home, capsys):
+    (tmp_path / "head.pth").write_bytes(b"x" * 300)
+    assert main(["detectors", "add", str(tmp_path / "head.pth"), "--as", "unifd"]) == ExitCode.DETECTOR
+    assert "the card states" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["FILE"], ["FILE", "FILE", "--as", "unifd"], ["FOLDER", "--as", "unifd"]])
+def test_add_requires_one_file_and_its_name(tmp_path, words):
+    (tmp_path / "head.pth").write_bytes(b"x" * 300)
+    places = {"FILE": str(tmp_path / "head.pth"), "FOLDER": str(tmp_path)}
+    assert main(["detectors", "add", *(places.get(word, word) for word in words)]) == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("family", ["detectzoo", "imdlbenco"])
+def test_retired_adapter_names_its_example(tmp_path, capsys, family):
+    word = f"{family}:safe"
+    for command in (["detectors", "add", word], ["detectors", "show", word], ["plan", str(tmp_path), "--detector", word]):
+        assert main(command) == ExitCode.USAGE
+        told = capsys.readouterr().err
+        assert f"{family}:safe: the adapter {family} is retired" in told
+        assert f"examples/{family}_adapter.py" in " ".join(told.split())
+    assert (ROOT / "examples" / f"{family}_adapter.py").is_file()

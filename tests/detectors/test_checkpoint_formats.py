@@ -3,8 +3,6 @@
 import gzip
 import json
 import pickle
-import struct
-import zipfile
 
 import numpy as np
 import pytest
@@ -41,29 +39,23 @@ def files(tmp_path_factory):
     tensors = saved(folder / "d", lambda path: save_file(NETWORK.state_dict(), path))
     module = saved(folder / "e", lambda path: torch.save(NETWORK, path))
     evil = saved(folder / "f", lambda path: torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path))
-    with zipfile.ZipFile(folder / "g", "w") as archive:
-        for name in ("metadata.json", "config.json", "model.weights.h5"):
-            archive.writestr(name, "{}")
-    keras = (folder / "g").read_bytes()
     return {
         "empty": (b"", "an empty file"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git-LFS pointer"),
-        "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page (HTML)"),
-        "json error": (b'{"error": "Repository not found"}', "a JSON text, perhaps an error"),
-        "not found": (b"Entry not found\n", "a text that begins with 'Entry not found'"),
+        "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page or the error of a server"),
+        "json error": (b'{"error": "Repository not found"}', "a web page or the error of a server"),
+        "not found": (b"Entry not found\n", "not a safetensors file or a PyTorch checkpoint"),
         "index": (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), "the index of a checkpoint"),
+        "pickle": (pickle.dumps({"weight": [1.0]}), "not a safetensors file or a PyTorch checkpoint"),
+        "gz": (gzip.compress(modern), "not a safetensors file or a PyTorch checkpoint"),
+        "half": (modern[: len(modern) // 2], "not a safetensors file or a PyTorch checkpoint"),
+        "noise": (np.random.default_rng(1).bytes(5000), "not a safetensors file or a PyTorch checkpoint"),
+        "half of tensors": (tensors[:-9], "it is damaged or not whole"),
         "torchscript": (script, "a TorchScript program"),
-        "gguf": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "a GGUF file"),
-        "pickle": (pickle.dumps({"weight": [1.0]}), "a Python pickle"),
-        "gz": (gzip.compress(modern), "compressed by gzip"),
-        "keras": (keras, "a Keras model (.keras)"),
-        "half": (modern[: len(modern) // 2], "that is not whole"),
-        "half of tensors": (tensors[:-9], "a safetensors file that is not whole"),
-        "noise": (np.random.default_rng(1).bytes(5000), "not a known format of weights"),
         "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
         "evil": (evil, "an object of "),
         "torch": (modern, "a PyTorch checkpoint"),
-        "old torch": (legacy, "a PyTorch checkpoint of before 1.6"),
+        "old torch": (legacy, "a PyTorch checkpoint"),
         "half of an old one": (legacy[: len(legacy) // 2], "it is damaged or not whole"),
         "safetensors": (tensors, "a safetensors file"),
     }
@@ -81,7 +73,7 @@ def refusal(path, format):
 
 
 # What only a reader of torch's or of safetensors files can tell apart: the tests further down.
-CHECKPOINTS = {"a module", "evil", "torch", "old torch", "half of an old one", "safetensors"}
+CHECKPOINTS = {"a module", "evil", "torchscript", "torch", "old torch", "half of an old one", "half of tensors", "safetensors"}
 
 
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
@@ -93,13 +85,19 @@ def test_what_is_no_weights_is_named(files, format, tmp_path):
         assert what in kind_of_file(path).what
 
 
-@pytest.mark.parametrize("kind", ["a module", "evil", "half of an old one"])
+@pytest.mark.parametrize("kind", ["a module", "evil", "torchscript", "half of an old one"])
 def test_a_checkpoint_of_more_than_tensors_is_not_opened(files, kind, tmp_path, capsys):
     data, what = files[kind]
     (tmp_path / "weights.pth").write_bytes(data)
     told = refusal(tmp_path / "weights.pth", "torch")
     assert what in told
     assert "it ran" not in capsys.readouterr().out
+
+
+def test_cut_safetensors_file_is_refused(files, tmp_path):
+    data, what = files["half of tensors"]
+    (tmp_path / "weights.safetensors").write_bytes(data)
+    assert what in refusal(tmp_path / "weights.safetensors", "safetensors")
 
 
 def test_weights_of_the_other_format_are_named_with_the_way_to_say_so(files, tmp_path):

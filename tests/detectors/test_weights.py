@@ -10,8 +10,7 @@ import torch
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.files_by_hash import file_sha256
-from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict, stated_digest
+from ray_app.detectors.weights import cached_name, file_sha256, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"

@@ -45,8 +45,8 @@ ELSEWHERE = (
     ("docs/generating.md", "ray job ", CLUSTER),
     ("docs/detectors.md", "touchstone detectors fetch", INTERNET),
     ("docs/detectors.md", "touchstone detectors fit clip-d-10k-plus", WEIGHTS),
-    ("docs/detectors.md", "touchstone detectors add imdlbenco", "needs trained weights; tests/detectors/foreign/test_imdlbenco.py"),
-    ("docs/detectors.md", "touchstone score photos --detector imdlbenco", "scores with the card of the line before"),
+    ("docs/detectors.md", "touchstone detectors add callable:imdlbenco", "trained weights; tests/detectors/foreign/test_imdlbenco.py"),
+    ("docs/detectors.md", "touchstone score photos --detector mesorch", "scores with the card of the line before"),
     ("docs/detectors.md", "touchstone score photos --detector my-head", "scores with the head that the line before fits"),
     ("docs/evaluation.md", "touchstone evaluate SOURCE", WEIGHTS),
     ("docs/perturbations.md", "touchstone evaluate PHOTOS", HOURS),
@@ -64,9 +64,13 @@ ELSEWHERE = (
     ("docs/trust.md", "touchstone runs audit archive-run --draw 300", "draws more pictures than there are here; tests/cli/test_trust.py"),
 )  # fmt: skip
 # What a page leaves for its reader to name, and what that is here.
-NAMES = {"RUN_A": "run", "RUN_B": "archive-run", "RUN": "run", "~/Downloads": "downloads", "/data/run": "run"}
-# What runs before a line in place of what the line would fetch: seeded weights in DetectZoo's own cache.
-BEFORE = {"touchstone detectors add detectzoo:safe": f"zoo/bin/python {ROOT}/tests/detectors/detectzoo_seeds.py safe"}
+NAMES = {"RUN_A": "run", "RUN_B": "archive-run", "RUN": "run", "/data/run": "run"}
+# Runs before a line: the adapter is copied, and seeded weights in DetectZoo's own cache replace what the line would fetch.
+BEFORE = {
+    "touchstone detectors add callable:detectzoo": (
+        f"cp {ROOT}/examples/detectzoo_adapter.py . && zoo/bin/python {ROOT}/tests/detectors/detectzoo_seeds.py safe"
+    )
+}
 PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 from ray_app.datajobs.generate import config
 from ray_app.datajobs.generate.requests import ImageRequest
-from ray_app.detectors.files_by_hash import file_sha256
-from ray_app.detectors.weights import is_offline
+from ray_app.detectors.weights import file_sha256, is_offline
 from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_of_memory
 
 

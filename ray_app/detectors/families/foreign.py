@@ -1,4 +1,4 @@
-"""The families `detectzoo`, `imdlbenco` and `callable`: detectors of other packages, asked in processes of their own (`foreign.process`).
+"""The family `callable`: any Python callable, asked in a process of its own (`foreign.process`).
 
 What such a "network" is given are pixels, not numbers around zero: its card has mean 0 and standard deviation 1/255.
 """
@@ -65,7 +65,7 @@ class ForeignNetwork(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The detector of another package that a card describes, not started. Raises DetectorError."""
+    """The callable that a card describes, not started. Raises DetectorError."""
     if card.process is None:
         raise DetectorError(f"{card.name}: `process` is missing", hint=f"touchstone detectors add {card.family}:… writes such a card")
     if card.preprocessing.mean != (0.0, 0.0, 0.0) or card.preprocessing.std != (PIXEL_STD,) * 3:

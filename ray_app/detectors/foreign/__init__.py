@@ -1,1 +1,1 @@
-"""Detectors of other packages, in processes of their own: the program that runs there (`child`), and whoever starts it (`process`)."""
+"""Callables, in processes of their own: the program that runs there (`child`), and whoever starts it (`process`)."""

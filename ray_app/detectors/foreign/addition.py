@@ -1,7 +1,6 @@
-"""`add_foreign`: write the card of a detector of another package, after its process has shown that it loads and scores.
+"""`add_callable`: write the card of a Python callable, after its process has shown that it loads and scores.
 
-The card and a small file that says what the detector is go to the folder of the user's own cards, where commands find them by name. What
-is known of a package's detectors lies in configs/detectzoo.yaml and configs/imdlbenco.yaml.
+The card and a small file that says what the callable is go to the folder of the user's own cards, where commands find them by name.
 """
 
 import json
@@ -9,54 +8,33 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from ray_app.config import CONFIG_VARIABLE, Frozen, config_file, config_root, named_configs, read_mapping, validate
+from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.files_by_hash import file_sha256
-from ray_app.detectors.foreign.child import BENCO
 from ray_app.detectors.foreign.process import ForeignProcess, Found, OpenedDetector
+from ray_app.detectors.registry import refuse_retired_family
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError, DetectorError
 
-Scores = Literal["log-odds", "probability", "above-threshold"]
-PACKAGES = {  # by family: what a card calls the package, where it is, its licence
-    "detectzoo": ("DetectZoo", "https://github.com/sadjadeb/DetectZoo", "Apache-2.0"),
-    "imdlbenco": ("IMDLBenCo", "https://github.com/scu-zjz/IMDLBenCo", "CC-BY-4.0"),
-}
-FAMILIES = (*PACKAGES, "callable")
+Scores = Literal["log-odds", "probability"]
+FAMILY = "callable"
 _SAMPLES = ((1024, 1024), (1024, 1024), (640, 480))  # the first warms up, the second is timed, the third is kept as the golden score
 _TOLERANCE = 1e-3
 _PIXEL_STD = 0.00392156862745098
 
 
-class KnownDetector(Frozen):
-    """What is known of one of a package's detectors; of one that nobody looked at, nothing is. `options`: its usual ones."""
+class CallableAddition(NamedTuple):
+    """A callable to add. `target`: `module:function`, or the name of an entry point.
 
-    title: str
-    citation: str = "not stated"
-    source: str
-    options: Mapping[str, Any] = {}
-    licence: str = "none stated"
-    terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "none-stated"
-    trained_on: str = "not stated"
-    generators: tuple[str, ...] = ()
-    scores: Scores = "probability"
-    note: str | None = None
-
-
-class ForeignAddition(NamedTuple):
-    """What is to be added. `target`: a registry name of the package, `module:function`, or the name of an entry point.
-
-    `python`: None = the one that runs here. `folder`: where its process runs. `scores`: what a callable gives; None = log-odds.
-    `images`: what a callable is given. `options`: keyword arguments of a package's detector.
+    `python`: None = the one that runs here. `folder`: where its process runs. `scores`: what it gives; None = log-odds.
+    `images`: what it is given.
     """
 
-    family: str
     target: str
     python: str | None = None
     folder: Path = Path()
@@ -64,7 +42,6 @@ class ForeignAddition(NamedTuple):
     scores: Scores | None = None
     images: Literal["arrays", "pil"] = "arrays"
     limit_s: float = 60.0
-    options: Mapping[str, Any] = {}
     licence: str | None = None
 
 
@@ -78,13 +55,14 @@ class AddedCard(NamedTuple):
     failure: str | None
 
 
-def is_foreign(word: str) -> bool:
-    """Whether a word names a detector of another package: `detectzoo:NAME`, `imdlbenco:NAME`, `callable:MODULE:FUNCTION`."""
-    return word.partition(":")[0] in FAMILIES and ":" in word and not Path(word).exists()
+def is_callable(word: str) -> bool:
+    """Whether a word names a callable, `callable:MODULE:FUNCTION`. Raises ConfigError for the retired adapters."""
+    refuse_retired_family(word)
+    return word.startswith("callable:") and not Path(word).exists()
 
 
-def add_foreign(wanted: ForeignAddition) -> AddedCard:
-    """Start the detector once, weights and all, let it score two images by formula, and write its card.
+def add_callable(wanted: CallableAddition) -> AddedCard:
+    """Start the callable once, weights and all, let it score three images by formula, and write its card.
 
     Raises ConfigError for a taken name or no place for cards, DetectorError with a hint where it cannot be had or gives no score or mask.
     """
@@ -93,18 +71,16 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
     path = _place() / f"{name}.yaml"
     if name in named_configs("detectors"):
         raise ConfigError(f"{name}: a shipped detector has that name", hint="give another one: --as NAME")
-    known = _known(wanted)
-    draft = validate(_described(name, wanted, known), DetectorCard, where=str(path))
-    samples = [tuple(min(side, draft.valid_range.max_side_px or side) for side in size) for size in _SAMPLES]
+    draft = validate(_described(name, wanted), DetectorCard, where=str(path))
     with ForeignProcess(draft, None) as process:
         opened, measured, found = process.open(), None, list[Found | str]()
-        for size in samples:
+        for size in _SAMPLES:
             found += process.score([formula_image(*size)])
-            measured = process.measured if size == samples[1] else measured
+            measured = process.measured if size == _SAMPLES[1] else measured
     failure = next((one for one in found if isinstance(one, str)), None)
     if measured is None or process.hint:
         raise DetectorError(f"{name}: it scored no image by formula: {failure}", hint=process.hint or "try it there by hand, on an image")
-    described = _described(name, wanted, known)
+    described = _described(name, wanted)
     if any(isinstance(one, Found) and one.mask is not None for one in found):
         described["masks"] = True
         described["notes"] += ["Where it says nothing of the whole image, its score is the largest value in its mask, as log-odds."]
@@ -116,7 +92,7 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
     score = found[-1].score if isinstance(found[-1], Found) else None
     if score is not None:
         said = ", ".join(f"{library} {version}" for library, version in opened.libraries.items())
-        width, height = samples[-1]
+        width, height = _SAMPLES[-1]
         described["golden"] = [{
             "image": "formula", "width": width, "height": height, "logit": score, "tolerance": _TOLERANCE * max(1, abs(score)),
             "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",
@@ -136,10 +112,10 @@ def _python(given: str | None) -> str:
     return os.path.abspath(found)
 
 
-def _card_name(wanted: ForeignAddition) -> str:
+def _card_name(wanted: CallableAddition) -> str:
     """A name as cards have: lower case, digits, dots and dashes."""
     words = re.split("[:.]", wanted.target)[-1]
-    return f"{wanted.family}-{re.sub('[^a-z0-9.]+', '-', words.casefold()).strip('-.')}"
+    return f"callable-{re.sub('[^a-z0-9.]+', '-', words.casefold()).strip('-.')}"
 
 
 def _place() -> Path:
@@ -149,51 +125,34 @@ def _place() -> Path:
     return file.parent / "detectors"
 
 
-def _known(wanted: ForeignAddition) -> KnownDetector:
-    if wanted.family in PACKAGES:
-        path, (package, source, _) = config_root() / f"{wanted.family}.yaml", PACKAGES[wanted.family]
-        described = read_mapping(path).get(wanted.target) or {"title": wanted.target}
-        known = validate({"source": source, **described}, KnownDetector, where=str(path))
-        known = known.model_copy(update={"title": f"{known.title} ({package})", "options": {**known.options, **wanted.options}})
-    else:
-        source = f"{wanted.target}, in {wanted.folder}"
-        known = KnownDetector(title=f"The callable {wanted.target}", source=source, scores=wanted.scores or "log-odds")
-    given = {"licence": wanted.licence, "terms": _terms(wanted.licence)} if wanted.licence else {}
-    return known.model_copy(update=given | ({"scores": wanted.scores} if wanted.scores else {}))
-
-
 def _terms(licence: str) -> str:
     """Of a licence that its user names: what is well known to be permissive is; of anything else the terms have to be read."""
     permissive = ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "own")
     return "permissive" if licence.casefold() in permissive else "restricted"
 
 
-def _described(name: str, wanted: ForeignAddition, known: KnownDetector) -> dict[str, Any]:
-    package = PACKAGES.get(wanted.family)
-    whose = "No licence of it is known, so that nothing is granted" if known.terms == "none-stated" else known.licence
+def _described(name: str, wanted: CallableAddition) -> dict[str, Any]:
+    licence = {"licence": wanted.licence, "terms": _terms(wanted.licence)} if wanted.licence else {}
     return {
         "name": name,
-        "title": known.title,
-        "family": wanted.family,
+        "title": f"The callable {wanted.target}",
+        "family": FAMILY,
         "architecture": {
             "name": wanted.target,
-            "arguments": {"scores": known.scores} | ({"options": dict(known.options)} if package else {"images": wanted.images}),
+            "arguments": {"scores": wanted.scores or "log-odds", "images": wanted.images},
         },
         "process": {"python": wanted.python, "folder": str(wanted.folder), "limit_s": wanted.limit_s},
         "preprocessing": {"mean": [0.0] * 3, "std": [_PIXEL_STD] * 3},
         "weights": {"uri": f"{name}.json", "unverified": "not written yet", "config": f"{name}.json"},
         "output": {"sign": 1},
-        **({"valid_range": {"max_side_px": {**BENCO, **known.options}["image_size"]}} if known.options.get("if_padding") else {}),
         "precision": "fp32",
         "precision_note": "The package decides itself in which precision it computes.",
-        "licence": known.licence,
-        "terms": known.terms,
-        "licence_note": f"{package[0]}'s code is {package[2]}. Of the detector: {whose} ({known.source})." if package else
-        "Whoever wrote the function decides; --licence states it when the card is written.",
-        "citation": known.citation,
-        "source": known.source,
-        "training_data": {"name": known.trained_on, "licence": "not stated", "generators": list(known.generators),
-                          "complete": bool(known.generators)},
-        "notes": [*([known.note] if known.note else []),
-                  "It is given the image as decoded, RGB at its own size; alpha lies on white, the EXIF orientation is not applied."],
-    }  # fmt: skip
+        "licence": "none stated",
+        "terms": "none-stated",
+        **licence,
+        "licence_note": "Whoever wrote the function decides; --licence states it when the card is written.",
+        "citation": "not stated",
+        "source": f"{wanted.target}, in {wanted.folder}",
+        "training_data": {"name": "not stated", "licence": "not stated", "generators": [], "complete": False},
+        "notes": ["It is given the image as decoded, RGB at its own size; alpha lies on white, the EXIF orientation is not applied."],
+    }

@@ -1,4 +1,4 @@
-"""The process of a detector of another package: RGB pixels in, its own scores and masks out. `foreign.process` alone starts it.
+"""The process of a callable: RGB pixels in, its own scores and masks out. `foreign.process` alone starts it.
 
 It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of Touchstone is imported here, and nothing
 else of Touchstone is on its path. The frames of its messages are those of all our child processes.
@@ -11,15 +11,12 @@ mask (0, 0 = none), and the masks, one byte per pixel, 255 = surely altered. Whe
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
-import inspect
 import json
 import math
 import os
 import platform
-import random
 import select
 import signal
 import struct
@@ -39,14 +36,8 @@ ENTRY_POINTS = "touchstone.callables"
 _MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
 FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
 MOST_SQUARE = 1024  # px: a mask has its image's size, or is the square that the whole image was resized to
-PACKAGES = {"detectzoo": "detectzoo", "imdlbenco": "IMDLBenCo"}  # by family
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "albumentations", "numpy", "pillow")
-_HINTS = {
-    "detectzoo": "install it there: pip install detectzoo; or name by --python another Python that has it",
-    "imdlbenco": "install it there: pip install IMDLBenCo; or name by --python another Python that has it",
-    "callable": "name its folder by --folder, or give by --python the Python that has it",
-}
-BENCO = {"image_size": 512, "if_padding": False, "edge_mask_width": None, "checkpoint_path": None, "device": "cpu"}  # its test script's
+_HINT = "name its folder by --folder, or give by --python the Python that has it"
 Score = Callable[[Sequence[Any]], Any]
 
 
@@ -102,7 +93,7 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
             sys.addaudithook(_refuse_network)
         if wanted.get("probe"):
             return None, _probed(wanted)
-        score, identity = _FAMILIES[wanted["family"]](wanted)
+        score, identity = _callable(wanted)
     except BaseException as error:  # whatever a stranger's package raises, SystemExit too
         return None, {**_failure(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
@@ -110,14 +101,13 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
 
 
 def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Whether the detector's package is there, without importing it."""
+    """Whether the callable's module is there, without importing it."""
+    _search_own_folder()
     target = wanted["target"]
-    if wanted["family"] == "callable":
-        _search_own_folder()
-        target = target if ":" in target else _entry_point(target)
-    name = PACKAGES.get(wanted["family"], target.partition(":")[0].partition(".")[0])
+    target = target if ":" in target else _entry_point(target)
+    name = target.partition(":")[0].partition(".")[0]
     if importlib.util.find_spec(name) is None:
-        raise UnusableError(f"{sys.executable} has no module {name}", _HINTS[wanted["family"]])
+        raise UnusableError(f"{sys.executable} has no module {name}", _HINT)
     return {"version": _version(name)}
 
 
@@ -155,34 +145,9 @@ def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]
         raise UnusableError(f"its mask has values from {pixels.min():g} to {pixels.max():g}",
                             "a mask has of each pixel the probability that it was altered, 0 to 1")  # fmt: skip
     pixels = pixels.clip(0, 1)
-    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)  # so IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
+    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)  # as IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
     alone = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
     return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
-
-
-def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """One of DetectZoo's image detectors, asked by its own `predict`, each image as a PIL image of its own size."""
-    name = wanted["target"]
-    zoo = _imported("detectzoo", _HINTS["detectzoo"])
-    known = zoo.list_detectors("image")
-    if name not in known:
-        raise UnusableError(f"detectzoo {_version('detectzoo')} has no image detector {name}", f"it has {', '.join(known)}")
-    detector = zoo.load_detector(name, device=wanted["device"], **wanted["options"])
-    if getattr(detector, "_calibrated", True) is False:
-        raise UnusableError(f"{name} scores nothing before it is calibrated on images of one's own",
-                            "wrap it: a function that calibrates it and calls predict, added as callable:MODULE:FUNCTION")  # fmt: skip
-    identity = {"detector": name, "package": f"detectzoo {_version('detectzoo')}", "python": _python()}
-    files = {path.name: _sha256(path) for path in _files_of(detector)}
-
-    def predict(image: Any) -> float:
-        _seed()  # what draws lots scores an image as if it came first
-        return float(detector.predict(image).score)
-
-    def score(images: Sequence[Any]) -> Sequence[float]:
-        scores = [predict(_picture(image)) for image in images]
-        return scores if wanted["scores"] != "above-threshold" else [one - detector.threshold for one in scores]
-
-    return score, {**identity, "files": files}
 
 
 def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
@@ -192,7 +157,7 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     if ":" not in target:
         target = _entry_point(target)
     module_name, _, path = target.partition(":")
-    given = module = _imported(module_name, _HINTS["callable"])
+    given = module = _imported(module_name)
     for name in path.split("."):
         if not hasattr(given, name):
             raise UnusableError(f"the module {module_name} has no {path}", _hint_on(module))
@@ -202,54 +167,12 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     if not callable(given):
         hint = "name a function, or a class whose instances are called"
         raise UnusableError(f"{target} is a {type(given).__name__} and no function", hint)
-    identity = {"callable": target, "source": _source_digest(module), "package": _distribution_of(module), "python": _python()}
+    identity: dict[str, Any] = {"callable": target, "source": _source_digest(module), "package": _distribution_of(module)}
+    identity["python"] = _python()
+    # Weights decide scores as much as the source does; a callable may name their paths in `weight_files`.
+    identity["files"] = {Path(file).name: _sha256(Path(file)) for file in getattr(given, "weight_files", ())}
     score: Score = given if wanted["images"] == "arrays" else lambda images: given([_picture(image) for image in images])
     return score, {key: value for key, value in identity.items() if value}
-
-
-def _imdlbenco(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """A model of IMDLBenCo's registry, `NAME`, or `module:NAME` where a module of one's own registers it, asked as its test script does."""
-    module, _, name = wanted["target"].rpartition(":")
-    benco, torch = _imported("IMDLBenCo", _HINTS["imdlbenco"]), _imported("torch", _HINTS["imdlbenco"])
-    identity: dict[str, Any] = {"model": name, "package": f"IMDLBenCo {_version('IMDLBenCo')}", "python": _python()}
-    if module:
-        _search_own_folder()
-        identity["source"] = _source_digest(_imported(module, _HINTS["callable"]))
-    kind, options = benco.MODELS.module_dict.get(name), {**BENCO, "device": wanted["device"], **wanted["options"]}
-    if kind is None:
-        raise UnusableError(f"{identity['package']} has no model {name}", f"it has {', '.join(benco.MODELS.module_dict)}")
-    if "checkpoint_path" not in wanted["options"]:
-        raise UnusableError(f"{name} needs weights", "--option checkpoint_path=FILE; null for a model that has them by itself")
-    identity["files"] = {str(value): _sha256(Path(value)) for value in options.values() if isinstance(value, str) and Path(value).is_file()}
-    device, side, pads = options["device"], options["image_size"], options["if_padding"]
-    _seed()
-    model = kind(**{key: value for key, value in options.items() if key not in BENCO or key in inspect.signature(kind).parameters})
-    if options["checkpoint_path"]:
-        getattr(torch.serialization, "add_safe_globals", list)([argparse.Namespace])  # which its training script keeps beside the weights
-        state = torch.load(options["checkpoint_path"], map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("model", state))
-    model.to(device).eval()
-    kinds = (_imported("IMDLBenCo.datasets.abstract_dataset", "").AbstractDataset,)
-    of_one = type("OfOne", kinds, {"_init_dataset_path": lambda self, path: ([path], ["Negative"])})
-    post = {key.lower(): function for key, function in benco.POSTFUNCS.module_dict.items()}.get(f"{name.lower()}_post_func")
-    dataset = of_one("image", pads, not pads, (side, side), edge_width=options["edge_mask_width"], post_funcs=post)
-
-    def localize(image: Any) -> Any:
-        height, width = image.shape[:2]
-        if pads and max(height, width) > side:
-            raise ValueError(f"{width} × {height} is more than the {side} px that it is filled up to")
-        _seed()
-        dataset.img_loader = lambda path: _picture(image)
-        batch = torch.utils.data.default_collate([dataset[0]])
-        with torch.no_grad():
-            said = model(**{key: one.to(device) if hasattr(one, "to") else one for key, one in batch.items()})
-        mask = said["pred_mask"][0, 0, : height if pads else None, : width if pads else None]
-        return mask if said.get("pred_label") is None else (mask, float(said["pred_label"].reshape(-1)[0]))
-
-    return lambda images: [localize(image) for image in images], identity
-
-
-_FAMILIES = {"detectzoo": _detectzoo, "callable": _callable, "imdlbenco": _imdlbenco}
 
 
 def _entry_point(name: str) -> str:
@@ -264,11 +187,11 @@ def _entry_point(name: str) -> str:
     return found[name]
 
 
-def _imported(name: str, hint: str) -> Any:
+def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UnusableError(f"{sys.executable} cannot import {name}: {error}", hint) from None
+        raise UnusableError(f"{sys.executable} cannot import {name}: {error}", _HINT) from None
 
 
 def _search_own_folder() -> None:
@@ -289,23 +212,6 @@ def _picture(pixels: Any) -> Any:
     from PIL import Image
 
     return Image.fromarray(pixels)
-
-
-def _seed() -> None:
-    random.seed(0)
-    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
-        given: Any = sys.modules.get(name)
-        for part in seed.split("."):
-            given = getattr(given, part, None)
-        if given is not None:
-            given(0)
-
-
-def _files_of(detector: Any) -> list[Path]:
-    """The files that a detector says it was loaded from, each once."""
-    places = [value for value in vars(detector).values() if isinstance(value, Path)]
-    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
-    return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def _source_digest(module: Any) -> str:

@@ -1,4 +1,4 @@
-"""`ForeignProcess`: a detector of another package, asked in a process of its own, by another interpreter where the card names one.
+"""`ForeignProcess`: a callable, asked in a process of its own, by another interpreter where the card names one.
 
 A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process that cannot start is a DetectorError.
 No torch here: the driver of a run asks `require_startable` before anything is listed.
@@ -52,7 +52,7 @@ class Found(NamedTuple):
 
 
 class ForeignProcess(ChildProcess):
-    """One detector of another package, in memory of a child of its own. Any thread may ask; one at a time is answered.
+    """One callable, in memory of a child of its own. Any thread may ask; one at a time is answered.
 
     `identity`: what the card's detector was; another one is refused. None: whatever is there (`opened`).
     """
@@ -154,7 +154,7 @@ class ForeignProcess(ChildProcess):
 
     def _how_to_see(self, last: Sequence[str] = ()) -> str:
         where = f" (in {last[-2].strip()})" if len(last) > 2 and last[-2].strip().startswith("File") else ""
-        name = program.PACKAGES.get(self._card.family, self._card.architecture.name.partition(":")[0])
+        name = self._card.architecture.name.partition(":")[0]
         return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
 
 
@@ -188,9 +188,7 @@ def add_command(card: DetectorCard) -> str:
 def _named(card: DetectorCard) -> dict[str, Any]:
     given = card.architecture.arguments
     return {
-        "family": card.family,
         "target": card.architecture.name,
-        "options": dict(given.get("options", {})),
         "images": given.get("images", "arrays"),
         "scores": given.get("scores", "log-odds"),
         "offline": True,

@@ -1,4 +1,4 @@
-"""DetectZoo itself, in a Python of its own: its `predict` and our adapter give equal scores. Builds that environment; needs PyPI."""
+"""examples/detectzoo_adapter.py and DetectZoo's own `predict` give equal scores. Builds an environment; needs PyPI."""
 
 import json
 import math
@@ -11,10 +11,11 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 from tests.detectors.foreign.other_python import other_python
 
 pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SEEDS = Path(__file__).parent.parent / "detectzoo_seeds.py"
 # What the image detectors import. pytorch-wavelets wants an old setuptools.
 NEEDED = ("detectzoo==0.1.4", "open-clip-torch", "lpips", "pytorch-wavelets", "ftfy", "wcwidth", "setuptools<81")
@@ -56,9 +57,15 @@ def test_scores_equal_those_of_its_own_predict(zoo, tmp_path, monkeypatch, name)
     python, paths = str(zoo / "venv" / "bin" / "python"), pictures(tmp_path / "pictures")
     done = subprocess.run([python, "-W", "ignore", "-c", PREDICT, name, *paths], cwd=zoo, capture_output=True, text=True, check=True)
     theirs = json.loads(done.stdout.splitlines()[-1])
-    added = add_foreign(ForeignAddition("detectzoo", name, python=python, folder=zoo, licence="own"))
+    adapter = (EXAMPLES / "detectzoo_adapter.py").read_text(encoding="utf-8")
+    module = f"adapter_of_{name}"
+    (zoo / f"{module}.py").write_text(adapter.replace('NAME = "safe"', f'NAME = "{name}"'), encoding="utf-8")
+    wanted = CallableAddition(
+        f"{module}:Detector", python=python, folder=zoo, name=f"zoo-{name.replace('_', '-')}", scores="probability", images="pil",
+        licence="own",
+    )  # fmt: skip
+    added = add_callable(wanted)
     ours = [next(iter(one.scores.values())) for one in load_detector(added.path).score(paths)]
     assert [1 / (1 + math.exp(-score)) for score in ours] == pytest.approx(theirs, abs=1e-7)
     assert len({round(score, 6) for score in theirs}) > 6, "scores that are all alike would prove nothing"
-    assert added.opened.identity["package"] == "detectzoo 0.1.4"
     assert len(added.opened.identity["files"]) == 1

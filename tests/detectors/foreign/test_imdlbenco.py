@@ -1,7 +1,9 @@
-"""IMDLBenCo itself, in a Python of its own: its test script and our adapter draw equal masks. Builds that environment; needs PyPI."""
+"""examples/imdlbenco_adapter.py and IMDLBenCo's own test script draw equal masks. Builds an environment; needs PyPI."""
 
 import json
+import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 from tests.detectors.foreign.other_python import other_python
 
 pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NEEDED = ("imdlbenco==0.1.45", "albumentations==1.3.0", "qudida", "opencv-python-headless", "fvcore", "iopath", "yacs", "termcolor",
           "grad-cam", "ttach", "appdirs")  # fmt: skip
 # Seeded weights as its training script keeps them, its normalisations fitted to noise; the work is the published network's own.
@@ -59,6 +62,15 @@ def benco(tmp_path_factory):
     return folder
 
 
+def adapter_with(constants):
+    """Return the example with other constants, as a user edits a copy."""
+    text = (EXAMPLES / "imdlbenco_adapter.py").read_text(encoding="utf-8")
+    for name, value in constants.items():
+        text, count = re.subn(rf"^({name}(: [^=]+)?) = .*$", lambda found, to=value: f"{found[1]} = {to!r}", text, flags=re.MULTILINE)
+        assert count == 1
+    return text
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "pads"), [("Mesorch", False), ("Mesorch", True), ("PSCC_Net", False)])
 def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, name, pads):
@@ -73,8 +85,14 @@ def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, 
     for words in ([SEED, name, str(side), repr(options)], [SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths]):
         done = subprocess.run([python, "-W", "ignore", "-c", *words], cwd=benco, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    given = {"checkpoint_path": f"{name}.pth", "image_size": side, "if_padding": pads, "edge_mask_width": 7, **options}
-    added = add_foreign(ForeignAddition("imdlbenco", name, python=python, folder=benco, options=given, licence="own", limit_s=300))
+    constants = {"NAME": name, "CHECKPOINT": f"{name}.pth", "ARGUMENTS": options, "IMAGE_SIZE": side, "PADS": pads, "EDGE_MASK_WIDTH": 7}
+    module = f"{name.lower()}_{'pads' if pads else 'resizes'}"
+    (benco / f"{module}.py").write_text(adapter_with(constants), encoding="utf-8")
+    wanted = CallableAddition(
+        f"{module}:Detector", python=python, folder=benco, name=module.replace("_", "-"), scores="probability", images="pil",
+        licence="own", limit_s=300,
+    )  # fmt: skip
+    added = add_callable(wanted)
     rows, raw = list(load_detector(added.path).score(paths)), np.load(benco / "raw.npz")
     labels = json.loads((benco / "saved" / "pred_label_combined.json").read_text()) if name == "PSCC_Net" else {}
     for path, row, theirs in zip(paths, rows, raw.values(), strict=True):
@@ -89,4 +107,4 @@ def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, 
             assert np.abs(saved - np.asarray(stretched)).max() <= 2
         score = labels.get(path.rpartition("/")[2], float(theirs.max()))
         assert next(iter(row.scores.values())) == pytest.approx(torch.logit(torch.tensor(score)).item(), abs=1e-4)
-    assert added.opened.identity["package"] == "IMDLBenCo 0.1.45"
+    assert added.opened.identity["files"].keys() == {f"{name}.pth"}

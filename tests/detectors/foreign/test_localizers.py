@@ -1,21 +1,17 @@
-"""Localizers of other packages: any callable that gives masks, and models in the form of IMDLBenCo's registry."""
+"""Callables that give masks."""
 
 import io
 import json
 import math
 import struct
-import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ray_app import load_detector
-from ray_app.detectors.card_sections import formula_image
-from ray_app.detectors.foreign import addition, child, process
-from ray_app.detectors.foreign.addition import ForeignAddition as Wanted
-from ray_app.detectors.foreign.addition import KnownDetector, add_foreign
+from ray_app.detectors.foreign import child, process
+from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 from ray_app.errors import DetectorError
 
 # The width of an image says what becomes of it.
@@ -39,82 +35,17 @@ def alone(images): return [np.full((64, 64), 0.75, np.float16) for image in imag
 def turned(images): return [np.zeros((image.shape[1], image.shape[0])) for image in images]
 def bright(images): return [(np.full(image.shape[:2], 200, np.uint8), 0.5) for image in images]
 """
-# As much of IMDLBenCo as our program asks of it, in its form.
-BENCO = {
-    "__init__.py": """
-class Registry:
-    def __init__(self): self.module_dict = {}
-    def get(self, name): return self.module_dict[name]
-    def register_module(self): return lambda kind: self.module_dict.setdefault(kind.__name__, kind)
-MODELS, POSTFUNCS = Registry(), Registry()
-""",
-    "datasets/__init__.py": "",
-    "datasets/abstract_dataset.py": """
-import numpy as np, torch
-class AbstractDataset(torch.utils.data.Dataset):
-    def __init__(self, path, is_padding=False, is_resizing=False, output_size=(1024, 1024), common_transforms=None, edge_width=None,
-                 img_loader=None, post_funcs=None):
-        assert is_padding != is_resizing
-        (self.tp_path, self.gt_path), self.is_padding, self.output_size = self._init_dataset_path(path), is_padding, output_size
-        self.edge_width, self.img_loader, self.post_funcs = edge_width, img_loader, post_funcs
-    def __getitem__(self, index):
-        assert self.gt_path[index] == "Negative"
-        picture = self.img_loader(self.tp_path[index])
-        if self.is_padding:
-            picture = picture.crop((0, 0, *self.output_size))
-        else:
-            picture = picture.resize(self.output_size)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-        data = {"image": image, "mask": torch.zeros(1, *self.output_size), "label": 0, "name": self.tp_path[index]}
-        if self.edge_width: data["edge_mask"] = data["mask"]
-        if self.post_funcs: self.post_funcs(data)
-        return data
-""",
-}
-OWN = """
-import torch
-from IMDLBenCo import MODELS, POSTFUNCS
-
-@MODELS.register_module()
-class Tiny(torch.nn.Module):
-    def __init__(self, labels: bool = False):
-        super().__init__()
-        self.labels, self.layer = labels, torch.nn.Conv2d(3, 1, 3, padding=1)
-    def forward(self, image, mask, label, edge_mask, shift, *args, **kwargs):
-        assert mask.shape == edge_mask.shape == (1, 1, *image.shape[2:]) and label.tolist() == [0]
-        found = torch.sigmoid(self.layer(image) + shift)
-        return {"backward_loss": found.mean(), "pred_mask": found, "pred_label": found.mean((1, 2, 3)) if self.labels else None}
-
-@POSTFUNCS.register_module()
-def tiny_post_func(data): data["shift"] = torch.tensor(0.25)
-"""
 
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("IMDLBenCo", "own_models")]:
-        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "strange.py").write_text(MODULE)
     return tmp_path
 
 
-@pytest.fixture
-def benco(own_place):
-    """A folder with a package in IMDLBenCo's form, a module of one's own that registers a model, and its weights."""
-    for name, text in BENCO.items():
-        (own_place / "IMDLBenCo" / name).parent.mkdir(parents=True, exist_ok=True)
-        (own_place / "IMDLBenCo" / name).write_text(text)
-    (own_place / "own_models.py").write_text(OWN)
-    torch.manual_seed(1)
-    layer = torch.nn.Conv2d(3, 1, 3, padding=1)
-    torch.save({"model": {f"layer.{key}": value for key, value in layer.state_dict().items()}, "epoch": 3}, own_place / "tiny.pth")
-    return own_place
-
-
 def added(folder, function, **given):
-    return add_foreign(Wanted("callable", f"strange:{function}", folder=folder, licence="own", **given)).card
+    return add_callable(CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)).card
 
 
 def of_width(*widths):
@@ -180,72 +111,3 @@ def test_no_more_is_read_of_masks_than_they_may_have(shape):
         process._believed(io.BytesIO(most), [(5, 4)])
     _, (found,) = process._believed(io.BytesIO(answer({}, struct.pack("<dII", 1.0, 4, 5) + bytes(20))), [(5, 4)])
     assert (found.score, found.mask.shape) == (1.0, (4, 5))
-
-
-def test_a_model_of_the_registry_is_its_own_forward(benco, monkeypatch):
-    """In a child, by another interpreter; its mask is that of the square, the weights' file and the module are part of what it is."""
-    python = benco / "benco-python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={benco} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    options = {"checkpoint_path": "tiny.pth", "image_size": 48, "edge_mask_width": 7}
-    done = add_foreign(Wanted("imdlbenco", "own_models:Tiny", python=str(python), folder=benco, options=options, licence="own"))
-    assert done.opened.identity["files"].keys() == {"tiny.pth"}
-    assert len(done.opened.identity["source"]) == 64
-    picture = Image.fromarray(formula_image(61, 40))
-    row = load_detector(done.path).score(picture)
-    expected = own_forward(benco, np.asarray(picture.resize((48, 48))))
-    assert np.array_equal(next(iter(row.masks.values())), np.rint(255 * expected))
-    assert next(iter(row.scores.values())) == pytest.approx(torch.logit(torch.tensor(expected.max())).item(), abs=1e-5)
-
-
-def own_forward(folder, pixels):
-    state = torch.load(folder / "tiny.pth")["model"]
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None] / 255
-    logits = torch.nn.functional.conv2d(image, state["layer.weight"], state["layer.bias"], padding=1)
-    return torch.sigmoid(logits + 0.25)[0, 0].numpy()
-
-
-def asked(target="own_models:Tiny", **options):
-    return child._imdlbenco(
-        {"target": target, "device": "cpu", "options": {"checkpoint_path": "tiny.pth", "edge_mask_width": 7, **options}}
-    )
-
-
-def test_a_filled_up_image_has_its_own_part_of_the_mask(benco, monkeypatch):
-    monkeypatch.chdir(benco)
-    monkeypatch.syspath_prepend(benco)
-    ask, _ = asked(image_size=64, if_padding=True, labels=True)
-    ((mask, score),) = ask([formula_image(61, 40)])
-    filled = np.zeros((64, 64, 3), np.uint8)
-    filled[:40, :61] = formula_image(61, 40)
-    expected = own_forward(benco, filled)
-    assert np.abs(mask.numpy() - expected[:40, :61]).max() == 0
-    assert score == pytest.approx(expected.mean())
-    with pytest.raises(ValueError, match="more than the 64 px"):
-        ask([formula_image(65, 40)])
-
-
-def test_what_a_registry_cannot_give_is_said(benco, monkeypatch):
-    monkeypatch.chdir(benco)
-    monkeypatch.syspath_prepend(benco)
-    with pytest.raises(child.UnusableError, match="has no model Large") as told:
-        asked("own_models:Large")
-    assert told.value.hint == "it has Tiny"
-    with pytest.raises(child.UnusableError, match="needs weights"):
-        child._imdlbenco({"target": "Tiny", "device": "cpu", "options": {}})
-    with pytest.raises(TypeError, match="depth"):
-        asked(depth=3)
-
-
-def test_what_is_known_of_its_models_can_be_read():
-    from ray_app.config import config_root, read_mapping, validate
-
-    for name, described in read_mapping(config_root() / "imdlbenco.yaml").items():
-        known = validate({"source": "here", **described}, KnownDetector, where=name)
-        assert known.options.keys() <= child.BENCO.keys()
-
-
-def test_what_is_filled_up_says_how_large_an_image_may_be():
-    for name, options, side in (("IML_ViT", {}, 1024), ("IML_ViT", {"image_size": 512}, 512), ("unknown", {"if_padding": True}, 512)):
-        wanted = Wanted("imdlbenco", name, options=options, python="python")
-        assert addition._described("one", wanted, addition._known(wanted))["valid_range"] == {"max_side_px": side}

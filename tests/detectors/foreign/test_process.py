@@ -1,4 +1,4 @@
-"""Detectors of other packages: a crash, a hang, an exception or a wrong answer costs the images that it met, and nothing else."""
+"""Callables: a crash, a hang, an exception or a wrong answer costs the images that it met, and nothing else."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ray_app import load_detector
 from ray_app.cli.main import main
-from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 from ray_app.detectors.foreign.process import ForeignProcess, read_identity, require_startable
 from ray_app.errors import DetectorError
 
@@ -52,20 +52,13 @@ def reaching(images):
 class Loaded:
     def __init__(self): self.shift = 0.5
     def __call__(self, images): return [float(image[0, 0, 0]) + self.shift for image in images]
-"""
-# As much of DetectZoo as our program asks of it.
-ZOO = """
-from pathlib import Path
-class Result:
-    def __init__(self, score): self.score = score
-class Detector:
-    threshold = 0.25
-    def __init__(self, device="cpu", shift=0.0, **rest):
-        self.shift, self._ckpt = shift, Path("weights.pth")
-    def predict(self, picture):
-        return Result(min(max(picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 255 + self.shift, 0.0), 1.0))
-def list_detectors(modality): return ["aeroblade", "grey", "safe"]
-def load_detector(name, **options): return Detector(**options)
+
+class Weighted:
+    weight_files = ("weights.pth",)
+    def __init__(self):
+        from their_package import SHIFT
+        self.shift = SHIFT
+    def __call__(self, images): return [float(image[0, 0, 0]) + self.shift for image in images]
 """
 
 
@@ -77,7 +70,7 @@ def own_place(tmp_path, monkeypatch):
 
 
 def added(folder, function, **given):
-    return add_foreign(ForeignAddition("callable", f"strange:{function}", folder=folder, licence="own", **given)).card
+    return add_callable(CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)).card
 
 
 def opened(card):
@@ -157,23 +150,22 @@ def test_offline_no_host_is_spoken_to(own_place, monkeypatch):
         added(own_place, "reaching")
 
 
-def test_another_interpreter_with_a_package_of_its_own(own_place):
-    """It sees neither our path nor our modules' folder; options, files and the package's name are part of what it is."""
+def test_another_interpreter_and_weight_files_are_part_of_the_identity(own_place):
+    """The interpreter has a path of modules of its own; a card is refused once the content of its weight files changes."""
     (own_place / "weights.pth").write_bytes(b"seeded")
-    (own_place / "detectzoo.py").write_text(ZOO)
-    python = own_place / "zoo-python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={own_place} exec {sys.executable} "$@"\n')
+    elsewhere = own_place / "packages"
+    elsewhere.mkdir()
+    (elsewhere / "their_package.py").write_text("SHIFT = 0.25")
+    python = own_place / "other-python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={elsewhere} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    done = add_foreign(ForeignAddition("detectzoo", "grey", python=str(python), folder=own_place, options={"shift": 0.25}, licence="MIT"))
-    assert done.opened.identity["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
-    with opened(done.card) as process:
-        assert scores(process, [np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(math.log(0.45 / 0.55), abs=1e-6)]
-    raw = add_foreign(ForeignAddition("detectzoo", "aeroblade", python=str(python), folder=own_place))
-    assert (raw.card.terms, raw.card.architecture.arguments["scores"]) == ("none-stated", "above-threshold")
-    with opened(raw.card) as process:
-        assert scores(process, [np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(0.2 - 0.25)]
-    with pytest.raises(DetectorError, match="has no image detector nothing"):
-        add_foreign(ForeignAddition("detectzoo", "nothing", python=str(python), folder=own_place))
+    card = added(own_place, "Weighted", python=str(python))
+    assert read_identity(card, card.folder)["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
+    with opened(card) as process:
+        assert scores(process, of_width(9)) == [7.25]
+    (own_place / "weights.pth").write_bytes(b"others")
+    with opened(card) as process, pytest.raises(DetectorError, match="another detector by now: files was"):
+        process.open()
 
 
 def test_a_child_dies_with_its_parent(own_place):
@@ -214,7 +206,7 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
         (found,) = process.score([np.full((8, 8, 3), 255, np.uint8)])
     assert found.score == pytest.approx(36.7, abs=0.1)
     with pytest.raises(DetectorError, match="the module json has no by_width") as told:
-        add_foreign(ForeignAddition("callable", "json:by_width", folder=own_place, licence="own"))
+        add_callable(CallableAddition("json:by_width", folder=own_place, licence="own"))
     assert told.value.hint.startswith("rename your module: Python already has one of that name, ")
 
 
