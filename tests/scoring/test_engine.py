@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import costless
 from ray_app.errors import StorageError
 from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.stages import ScoringJob
+from tests.scoring import costless
 
 FUSED = ScoringLayout("fused", (2,), 0, 64, worker_cpus=0.4)
 SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1)
