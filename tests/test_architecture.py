@@ -91,7 +91,7 @@ def test_no_name_says_nothing():
 LIGHT = [
     ("import ray_app.cli.train", ("numpy", "sklearn", "pyarrow", "pydantic")),
     ("import ray_app.serving.client", ("pyarrow", "fastapi")),
-    ("import ray_app.images", ("pi_heif", "imagecodecs", "rawpy")),
+    ("import ray_app.images", ("pi_heif", "rawpy")),
     ("import ray_app.ensembles", ("sklearn",)),
     ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
     ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),

@@ -89,7 +89,7 @@ def test_the_pinned_boto3_botocore_and_s3fs_take_each_other():
 
 
 def test_it_reads_the_same_formats_as_the_image():
-    """Extras of pyproject bring formats (jxl, raw); HEIC and AVIF come without one. `aws` is for the launcher alone."""
+    """Extras of pyproject bring formats (raw); HEIC and AVIF come without one. `aws` is for the launcher alone."""
     installs = "".join(CONFIG["setup_commands"]), (PATH.parent / "Dockerfile").read_text()
     here, image = ({extra for found in re.findall(r"(?:\.|whl\)?)\[([a-z,]+)\]", text) for extra in found.split(",")} for text in installs)
     assert here - {"aws"} == image

@@ -48,7 +48,7 @@ def test_each_hint_installs_our_distribution_with_an_extra_that_it_has():
     assert {name for _, name, _ in found} == {NAME}, [one for one in found if one[1] != NAME]
     named = {extra for _, _, extras in found for extra in extras.split(",")}
     assert named <= EXTRAS
-    assert {"phash", "jxl", "generate"} <= named  # the pattern reads code, docs and cards
+    assert {"phash", "raw", "generate"} <= named  # the pattern reads code, docs and cards
 
 
 def test_no_line_installs_a_stranger_s_package():

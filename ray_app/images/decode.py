@@ -144,7 +144,6 @@ FORMATS = {
     "HEIC": ImageFormat(_of_stream(further_formats.open_heic), check=further_formats.check_items),
     "JPEG2000": ImageFormat(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
     "PNM": ImageFormat(_of_stream(further_formats.PnmFile)),
-    "JXL": ImageFormat(_of_stream(further_formats.JpegXlFile), many="animated"),
 }
 
 
@@ -261,7 +260,7 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
     found.frames = frames if 0 <= frames <= MOST["frames"] else None
     if isinstance(image, JpegImageFile):
         found.quality = jpeg.jpeg_quality(image.quantization)
-    if frames > 1 or (isinstance(image, further_formats.JpegXlFile) and image.is_animated):
+    if frames > 1:
         found.flags.add(form.many)
     _check_metadata(image, found.flags, max_text_bytes)
     profile = image.info.get("icc_profile", b"")

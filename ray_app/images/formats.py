@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from ray_app.images.boxes import CODESTREAM, CONTAINER
-
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 MOST_BRANDS = 32  # real files list fewer than ten; a hostile ftyp box could list millions
@@ -25,7 +23,6 @@ _STARTS = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
     "JPEG2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    "JXL": (CODESTREAM, CONTAINER),
     "RAW": (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb"),  # of Olympus, Panasonic, Fujifilm, Minolta, Sigma
 }
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
@@ -42,6 +39,8 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
     (b"\x89PNG", "a PNG with a damaged signature, as by FTP in ASCII mode: fetch it again"),
+    (b"\xff\x0a", "a JPEG XL image: convert it to PNG with djxl"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image: convert it to PNG with djxl"),
     (b"8BPS", "a Photoshop document: export it as PNG or TIFF"),
     (b"\0\0\x01\0", "an icon file (ICO)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
@@ -54,7 +53,7 @@ MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byt
 MOST_BOXES = 1000
 EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
 SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose declared end shows trailing bytes
-CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000", "JXL")  # Their bytes are nearly random. PNG has a signature against FTP.
+CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000")  # Their bytes are nearly random. PNG has a signature against FTP.
 MAX_SEARCHED_BYTES = 2**20
 _LONE_LF = re.compile(rb"\n(?<!\r\n)")
 # A window of random bytes has 8 LF. By chance, one in a billion has four CR LF and no other LF. Windows of text and of periodic coded data
@@ -74,7 +73,7 @@ MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could cla
 
 
 def sniff_format(data: bytes) -> str | None:
-    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, JXL, PNM or RAW (of a camera); None where it is none of these.
+    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM or RAW (of a camera); None where it is none of these.
 
     Says nothing of whether the rest is sound.
     """

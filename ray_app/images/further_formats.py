@@ -1,4 +1,4 @@
-"""Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits, JPEG XL, previews of camera RAW files.
+"""Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits, previews of camera RAW files.
 
 Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or says what to install for it.
 `check_webp` and `check_items` find coded data that is missing. What no such check sees: zeros in place of uncompressed samples (BMP, TIFF);
@@ -19,7 +19,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images.boxes import coded_items, read_jxl_header
+from ray_app.images.boxes import coded_items
 
 BIT_DEPTH = "bit_depth"  # in an image's `info`: bits per sample in the file, as pi-heif calls it
 MOST_CHUNKS = 1000  # of a WebP before its picture; it has three
@@ -101,51 +101,6 @@ def _nearest(samples: "np.ndarray[Any, Any]", most: int) -> "np.ndarray[Any, Any
     return levels
 
 
-class JpegXlFile(ImageFile):
-    """JPEG XL by imagecodecs: the first frame, turned as it says. Raises InputError at opening where that is not installed."""
-
-    format = "JXL"
-
-    def _open(self) -> None:
-        try:
-            import imagecodecs  # noqa: F401 - reported before anything is read
-        except ImportError:
-            raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone-forensics[jxl]'") from None
-        assert self.fp is not None
-        header = read_jxl_header(self.fp.read())
-        self._size, self._mode = header.size, "RGB"  # the channels are known once it is decoded
-        self.info[BIT_DEPTH] = header.bits
-        self.is_animated = header.is_animated
-        self.tile = []
-
-    def load(self) -> Any:
-        """Decode, if it is not done. Raises OSError where the file ends early, ValueError for what it cannot be."""
-        if self._im is None and self.fp is not None:
-            self.fp.seek(0)
-            samples = _jxl_samples(self.fp.read())
-            if samples.shape[1::-1] != self.size:
-                raise ValueError(f"{samples.shape[1]} × {samples.shape[0]} pixels, where its header says {self.width} × {self.height}")
-            image = Image.fromarray(samples)
-            self._mode, self.im = image.mode, image.im
-        return super().load()
-
-
-def _jxl_samples(data: bytes) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """(height, width) or (height, width, channels), the high 8 bits."""
-    import imagecodecs
-
-    try:
-        samples: np.ndarray[Any, Any] = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
-    except imagecodecs.JpegxlError as error:
-        raise OSError("truncated: more of it was expected" if "NEED_MORE_INPUT" in str(error) else str(error)) from error
-    if samples.dtype == np.uint16:
-        samples = (samples >> 8).astype(np.uint8)
-    if samples.dtype != np.uint8:
-        kind = f"samples of {samples.dtype} have no agreed range for black and white: save as 8 or 16 bits"
-        raise InputError(Status.UNSUPPORTED_FORMAT, kind)
-    return samples[..., 0] if samples.shape[2:] == (1,) else samples
-
-
 def camera_preview(data: bytes) -> bytes:
     """The largest JPEG that the camera itself put into its RAW file. Raises InputError where there is none, or rawpy is missing."""
     try:
@@ -208,10 +163,6 @@ def library_of(format_name: str) -> str | None:
             import pi_heif
 
             return f"pi-heif {pi_heif.__version__}/libheif {pi_heif.libheif_version()}"
-        if format_name == "JXL":
-            import imagecodecs
-
-            return f"imagecodecs {imagecodecs.__version__}/libjxl {imagecodecs.jpegxl_version().removeprefix('libjxl ')}"
         if format_name == "RAW":
             from rawpy import libraw_version
 

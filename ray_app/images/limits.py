@@ -23,7 +23,7 @@ from pydantic import Field
 from ray_app.child_process import is_running, own_process
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
-from ray_app.images import further_formats, jpeg
+from ray_app.images import jpeg
 
 ALWAYS_ALLOWED_PIXELS = 1_000_000  # 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
 
@@ -47,8 +47,7 @@ _NARROW = ("1", "L", "P")
 _CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
 _WITH_ALPHA, _DEEP_GREY = 8, 7
 # Bytes per pixel that a decoder holds beside the picture, of formats whose header says nothing of that.
-_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
-_DEEP_JXL = 18  # whatever its channels are, which its header does not say
+_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "PNM": 6}
 _WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
 
 _NOTE = struct.Struct("<qq")  # image_id; how often it was noted or cleared: odd while a decode is under way
@@ -199,8 +198,7 @@ def demand_of(image: ImageFile, data: bytes, format_name: str) -> Demand:
     elif isinstance(image, TiffImageFile):
         beside = max(beside, _tiff(image))
     else:
-        is_deep_jxl = format_name == "JXL" and image.info[further_formats.BIT_DEPTH] > 8
-        beside = max(beside, pixels * (_DEEP_JXL if is_deep_jxl else _DECODING.get(format_name, 0)))
+        beside = max(beside, pixels * _DECODING.get(format_name, 0))
     return Demand(pixels, min(_FIXED + pixels * stored + beside, _MOST))
 
 

@@ -168,12 +168,6 @@ def _directory(tags: list[tuple[int, int, Any]]) -> bytes:
     return struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def jxl(mode: str = "RGB", **options: Any) -> bytes:
-    import imagecodecs
-
-    return bytes(imagecodecs.jpegxl_encode(np.asarray(photo().convert(mode)), **options))
-
-
 def wide_pnm(most: int, channels: int = 1) -> bytes:
     """A ramp from black to white in samples of 16 bits, `most` being white."""
     ramp = np.repeat(np.linspace(0, most, 256).astype(">u2"), channels)
@@ -344,9 +338,6 @@ SOUND: dict[str, tuple[str, Maker]] = {
     "heic": ("HEIC", lambda: encoded(photo(), "HEIF")),
     "jpeg2000": ("JPEG2000", lambda: encoded(photo(), "JPEG2000")),
     "jpeg2000_codestream": ("JPEG2000", lambda: encoded(photo(), "JPEG2000", no_jp2=True)),
-    "jxl": ("JXL", lambda: jxl(distance=1)),
-    "jxl_lossless": ("JXL", lambda: jxl(lossless=True)),
-    "jxl_container": ("JXL", lambda: jxl(distance=1, usecontainer=True)),
     "ppm": ("PNM", lambda: encoded(photo(), "PPM")),
 }
 
@@ -393,8 +384,6 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "jpeg_and_zip": (("trailing_bytes",), jpeg_and_zip),
     "grey_jpeg2000": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG2000")),
     "alpha_jpeg2000": (("alpha",), lambda: encoded(see_through("RGBA"), "JPEG2000")),
-    "grey_jxl": (("grayscale",), lambda: jxl("L", lossless=True)),
-    "alpha_jxl": (("alpha",), lambda: jxl("RGBA", lossless=True)),
     "pgm": (("grayscale",), lambda: encoded(photo().convert("L"), "PPM")),
     "pbm": (("grayscale",), lambda: encoded(photo().convert("1"), "PPM")),
     "pgm_16": (("grayscale", "sixteen_bit"), lambda: wide_pnm(65_535)),

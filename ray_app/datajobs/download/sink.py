@@ -81,7 +81,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNO
 # (specs/localization.md §5.1), with ids kept whole where they have dots, and the ending corrected where the bytes say another format.
 _SUBTYPES = {
     "JPEG": ("jpeg", "jpg"), "PNG": ("png", "apng"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",), "TIFF": ("tiff", "tif"),
-    "AVIF": ("avif",), "HEIC": ("heic", "heif"), "JPEG2000": ("jp2", "jpx"), "JXL": ("jxl",), "PNM": ("pnm",), "RAW": ("raw",),
+    "AVIF": ("avif",), "HEIC": ("heic", "heif"), "JPEG2000": ("jp2", "jpx"), "PNM": ("pnm",), "RAW": ("raw",),
 }  # fmt: skip
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
 

@@ -32,7 +32,7 @@ SOURCE_TYPE = pa.struct(
     [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("version", _TEXT), ("sha256", _TEXT), ("format", _TEXT)]
 )
 FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
-           "JPEG2000": "jp2", "JXL": "jxl", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
+           "JPEG2000": "jp2", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
 NO_IMAGE = "bin"
 SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
 RESERVED = ("image", "source")

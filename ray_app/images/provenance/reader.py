@@ -39,7 +39,7 @@ _OFFLINE = {
     "builder": {"thumbnail": {"enabled": False}},
 }
 _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff", "AVIF": "image/avif",
-         "HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "JXL": "image/jxl", "PNM": "image/x-portable-anymap",
+         "HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "PNM": "image/x-portable-anymap",
          "RAW": "image/x-adobe-dng"}  # fmt: skip
 _LEGACY = "com.adobe.generative-ai"  # Adobe's assertion of 2023, before source types
 
