@@ -50,17 +50,6 @@ def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
     assert json.loads(shown) == {"files": [{"uri": name}]}
 
 
-OLD_NAMES = {"runs": ("report", "gallery", "masks", "audit", "leaderboard"), "data": ("split",)}
-
-
-@pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in OLD_NAMES.items() for name in names])
-def test_a_former_name_works_and_says_the_new_one(group, name, capsys):
-    assert main([name, "--help"]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith(f"Usage: touchstone {name}")
-    assert said.err == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0\n"
-
-
 @pytest.mark.parametrize("name", ["decide", "calibrate", "index", "collect", "generate", "pack"])
 def test_names_that_scripts_rely_on_stay(name, capsys):
     assert main([name, "--help"]) == 0
@@ -97,7 +86,7 @@ def test_what_is_shipped_is_listed_and_shown(group, capsys):
     [
         ("ev", "evaluate"),
         ("score --ensemble perm", "permissive"),
-        ("train touchstone-t", "touchstone-tiny"),
+        ("train touchstone-c", "touchstone-crop-permissive"),
         ("results run --status trunc", "truncated_image"),
         ("score --config over", "overnight"),
         ("ensembles show perm", "permissive"),
@@ -109,7 +98,7 @@ def test_words_are_completed(words, found):
     assert found in [one.value for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)]
 
 
-@pytest.mark.parametrize("words", ["check pho", "score --out pho", "runs report pho", "report pho", "score --ensemble ./pho"])
+@pytest.mark.parametrize("words", ["check pho", "score --out pho", "runs report pho", "score --ensemble ./pho"])
 def test_files_are_completed_wherever_a_path_may_stand(words):
     *typed, begun = words.split()
     found = ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
