@@ -9,7 +9,7 @@ from ray_app.cli.main import main
 from ray_app.config import config_root
 from tests.serving.served import served
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def test_quick_fits_a_head_that_scores_and_serves(tmp_path, monkeypatch):
