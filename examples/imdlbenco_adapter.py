@@ -14,8 +14,7 @@ Images are prepared by the package's own dataset, as its test scripts do. The sc
     MantraNet                       IMAGE_SIZE = 512, PADS = True, EDGE_MASK_WIDTH = 7
     IML_ViT                         IMAGE_SIZE = 1024, PADS = True, EDGE_MASK_WIDTH = 7
 
-For a model of your own, import the module that registers it before `MODELS` is read. With PADS, larger images get the status
-`detector_failed`: set `valid_range: {max_side_px: IMAGE_SIZE}` in the card.
+For a model of your own, import the module that registers it before `MODELS` is read.
 """
 
 import argparse
@@ -46,6 +45,7 @@ class Detector:
     """The model NAME. Touchstone creates one instance per process and calls it with batches of images."""
 
     weight_files = (CHECKPOINT,)  # Touchstone refuses the card once its content has changed.
+    max_side_px = IMAGE_SIZE if PADS else None  # The card says that larger images get no score.
 
     def __init__(self) -> None:
         _seed()

@@ -74,13 +74,16 @@ def add_callable(wanted: CallableAddition) -> AddedCard:
     draft = validate(_described(name, wanted), DetectorCard, where=str(path))
     with ForeignProcess(draft, None) as process:
         opened, measured, found = process.open(), None, list[Found | str]()
-        for size in _SAMPLES:
+        samples = [tuple(min(side, opened.max_side_px or side) for side in size) for size in _SAMPLES]
+        for size in samples:
             found += process.score([formula_image(*size)])
-            measured = process.measured if size == _SAMPLES[1] else measured
+            measured = process.measured if size == samples[1] else measured
     failure = next((one for one in found if isinstance(one, str)), None)
     if measured is None or process.hint:
         raise DetectorError(f"{name}: it scored no image by formula: {failure}", hint=process.hint or "try it there by hand, on an image")
     described = _described(name, wanted)
+    if opened.max_side_px is not None:
+        described["valid_range"] = {"max_side_px": opened.max_side_px}
     if any(isinstance(one, Found) and one.mask is not None for one in found):
         described["masks"] = True
         described["notes"] += ["Where it says nothing of the whole image, its score is the largest value in its mask, as log-odds."]
@@ -92,7 +95,7 @@ def add_callable(wanted: CallableAddition) -> AddedCard:
     score = found[-1].score if isinstance(found[-1], Found) else None
     if score is not None:
         said = ", ".join(f"{library} {version}" for library, version in opened.libraries.items())
-        width, height = _SAMPLES[-1]
+        width, height = samples[-1]
         described["golden"] = [{
             "image": "formula", "width": width, "height": height, "logit": score, "tolerance": _TOLERANCE * max(1, abs(score)),
             "source": f"scored when this card was written, with {said or 'none of the libraries that are looked for'}",

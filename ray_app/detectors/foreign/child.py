@@ -93,11 +93,12 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
             sys.addaudithook(_refuse_network)
         if wanted.get("probe"):
             return None, _probed(wanted)
-        score, identity = _callable(wanted)
+        score, identity, max_side_px = _callable(wanted)
     except BaseException as error:  # whatever a stranger's package raises, SystemExit too
         return None, {**_failure(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
-    return score, {"identity": identity, "libraries": {name: _version(name) for name in _LIBRARIES if _version(name)}}
+    libraries = {name: _version(name) for name in _LIBRARIES if _version(name)}
+    return score, {"identity": identity, "libraries": libraries, "max_side_px": max_side_px}
 
 
 def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +151,8 @@ def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]
     return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
 
 
-def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """Any function of a list of images, by `module:function` or by the name of an entry point."""
+def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
+    """Return a function of a list of images, what identifies it, and the largest side of an image that it takes, None = any."""
     _search_own_folder()
     target = wanted["target"]
     if ":" not in target:
@@ -172,7 +173,7 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     # Weights decide scores as much as the source does; a callable may name their paths in `weight_files`.
     identity["files"] = {Path(file).name: _sha256(Path(file)) for file in getattr(given, "weight_files", ())}
     score: Score = given if wanted["images"] == "arrays" else lambda images: given([_picture(image) for image in images])
-    return score, {key: value for key, value in identity.items() if value}
+    return score, {key: value for key, value in identity.items() if value}, getattr(given, "max_side_px", None)
 
 
 def _entry_point(name: str) -> str:

@@ -38,10 +38,14 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 class OpenedDetector(NamedTuple):
-    """What a process says of its detector: all that decides its scores, and the libraries that it runs on."""
+    """What a process says of its detector: all that decides its scores, and the libraries that it runs on.
+
+    `max_side_px`: the largest side of an image that it takes, None = any.
+    """
 
     identity: Mapping[str, Any]
     libraries: Mapping[str, str]
+    max_side_px: int | None
 
 
 class Found(NamedTuple):
@@ -78,7 +82,7 @@ class ForeignProcess(ChildProcess):
                 self.close()
                 last = str(said.get("trace", "")).strip().splitlines()
                 raise DetectorError(f"{self._card.name}: {said['error']}", hint=said.get("hint") or self._how_to_see(last))
-            opened = OpenedDetector(said["identity"], said.get("libraries", {}))
+            opened = OpenedDetector(said["identity"], said.get("libraries", {}), said.get("max_side_px"))
             if self._identity is not None and opened.identity != self._identity:
                 self.close()
                 raise DetectorError(

@@ -53,6 +53,12 @@ class Loaded:
     def __init__(self): self.shift = 0.5
     def __call__(self, images): return [float(image[0, 0, 0]) + self.shift for image in images]
 
+class Small:
+    max_side_px = 300
+    def __call__(self, images):
+        if max(images[0].shape) > 300: raise ValueError("too large")
+        return [image.shape[1] / 100 for image in images]
+
 class Weighted:
     weight_files = ("weights.pth",)
     def __init__(self):
@@ -160,12 +166,19 @@ def test_another_interpreter_and_weight_files_are_part_of_the_identity(own_place
     python.write_text(f'#!/bin/sh\nPYTHONPATH={elsewhere} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     card = added(own_place, "Weighted", python=str(python))
+    assert card.valid_range.max_side_px is None
     assert read_identity(card, card.folder)["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
     with opened(card) as process:
         assert scores(process, of_width(9)) == [7.25]
     (own_place / "weights.pth").write_bytes(b"others")
     with opened(card) as process, pytest.raises(DetectorError, match="another detector by now: files was"):
         process.open()
+
+
+def test_callable_with_a_largest_side_is_added_within_it(own_place):
+    card = added(own_place, "Small")
+    assert card.valid_range.max_side_px == 300
+    assert (card.golden[0].width, card.golden[0].height, card.golden[0].logit) == (300, 300, 3.0)
 
 
 def test_a_child_dies_with_its_parent(own_place):
