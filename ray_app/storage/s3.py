@@ -11,11 +11,8 @@ import asyncio
 import base64
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache, wraps
 from http import HTTPStatus
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -44,9 +41,6 @@ _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
 _PIECE = 2**20
 _opening = threading.Lock()
-
-_TEXTS = [re.compile(b"<%s>([^<]*)</%s>" % (name, name)) for name in (b"Key", b"ETag", b"Size", b"LastModified")]
-_IS_ENCODED = b"<EncodingType>url</EncodingType>"
 
 MOST_DELETED = 1000  # objects in one DeleteObjects
 
@@ -135,6 +129,7 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
     is_aws = not fs.endpoint_url or ".amazonaws.com" in fs.endpoint_url
     if not is_aws and fs.config_kwargs[_CHECKSUM_SETTING] == _WHEN_REQUIRED:
         session.register("before-sign.s3.DeleteObjects", _use_md5)
+    # Not an argument: s3fs pickles its arguments, and a session cannot be pickled.
     fs.session, fs.retries = session, 1
     return fs
 
@@ -179,19 +174,14 @@ def _requester_pays(options: Mapping[str, Any]) -> bool:
 
 
 def _session(profile: str | None) -> Any:
-    """Make botocore's session with other defaults.
+    """Make a session of aiobotocore that sends CRC checksums only if an operation requires them, since many stores refuse the headers.
 
-    It reads dates and listings more quickly: botocore takes more than twice as long for a page of keys. It sends CRC checksums only if an
-    operation requires them, since many stores refuse the headers. Uploads stay protected: without a CRC, botocore signs their SHA-256.
-    The variable and the configuration file of botocore change that.
+    Uploads stay protected: without a CRC, botocore signs their SHA-256. The variable and the configuration file of botocore change that.
     """
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     variables = {_CHECKSUM_SETTING: (_CHECKSUM_SETTING, CHECKSUM_VARIABLE, _WHEN_REQUIRED, None)}
-    session = AioSession(session_vars=variables, profile=profile)
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
-    session.register("before-parse.s3.ListObjectsV2", _take_contents)
-    return session
+    return AioSession(session_vars=variables, profile=profile)
 
 
 def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
@@ -215,36 +205,6 @@ def _use_md5(request: Any, **_: Any) -> None:
         del request.headers[name]
     request.headers["Content-Type"] = "application/xml"  # or a proxy may treat the body as a form
     request.headers["Content-MD5"] = base64.b64encode(hashlib.md5(request.data, usedforsecurity=False).digest()).decode()
-
-
-def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the objects out of a page of a listing, so that botocore's parsers are left with little. What is not as every store writes it
-    (elements that lack, references to characters) stays there for them.
-    """
-    if response_dict.get("status_code") != HTTPStatus.OK:
-        return
-    body: bytes = response_dict["body"]
-    start, end = body.find(b"<Contents>"), body.rfind(b"</Contents>") + len(b"</Contents>")
-    if start < 0:
-        return
-    inside = body[start:end].replace(b"&quot;", b"").replace(b"&#34;", b"").replace(b"&amp;", b"%26" if _IS_ENCODED in body else b"&amp;")
-    keys, etags, sizes, times = ([text.decode() for text in found.findall(inside)] for found in _TEXTS)
-    if b"&" in inside or b"<CommonPrefixes>" in inside or {len(keys), len(etags), len(sizes), len(times)} != {inside.count(b"<Contents>")}:
-        return
-    customized_response_dict["Contents"] = [
-        {"Key": key, "ETag": etag, "Size": int(size), "LastModified": _timestamp(time)}
-        for key, etag, size, time in zip(keys, etags, sizes, times, strict=True)
-    ]
-    response_dict["body"] = body[:start] + body[end:]
-
-
-def _timestamp(value: Any) -> Any:
-    try:
-        return datetime.fromisoformat(value) if value[:1].isdigit() else parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        from botocore.utils import parse_timestamp
-
-        return parse_timestamp(value)
 
 
 def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
