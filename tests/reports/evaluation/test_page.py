@@ -149,7 +149,7 @@ def test_all_sections_stand_with_their_figures_and_counts(words):
         "In and out of distribution; detection by Stacked ensemble of four",
         "other generators of their families out 310 87.7 %",
         "known ones left unnamed 11.2 %",
-        "Jaccard of tags",
+        "CLIP, image made anew",
     ):
         assert said in words
 
