@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
         with endpoint(pictures) as url:
             tab = browser.new_page(viewport={"width": WIDTH, "height": 820})
             tab.goto(url)
-            tab.set_input_files("input[type=file]", pictures / "pictures" / "archive" / "desk" / "drafts" / "4e1744.jpg")
+            tab.set_input_files("input[type=file]", pictures / "pictures" / "archive" / "desk" / "drafts" / "f12ffc.jpg")
             tab.get_by_text("log-odds").first.wait_for(timeout=60_000)
             keep(tab.screenshot(), "endpoint")
 
