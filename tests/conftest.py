@@ -18,8 +18,8 @@ from xdist.scheduler import LoadGroupScheduling
 from tests.groups import GROUPS, group_of
 from tests.s3_server import S3Server
 
-# Every Ray of a test obeys this run alone: those that tests start by hand inherit it, those of the product make a secret of their own.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# Every Ray of a test accepts requests from this run alone. Ray reads these variables when a test module imports it.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # No test reads the weights or trust lists that whoever runs them has fetched.
 os.environ["TOUCHSTONE_CACHE"] = os.path.join(tempfile.gettempdir(), "touchstone-tests-fetch-nothing")

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray._private.services import get_node_ip_address
-
 from tests.scoring.conftest import family_of, kill_family, wait_until
 
 BIN = Path(sys.executable).parent
@@ -59,6 +57,13 @@ def free_ports(count):
     return ports
 
 
+def outer_address():
+    """The address of this machine that other machines reach, as Ray finds it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("8.8.8.8", 80))  # Nothing is sent.
+        return probe.getsockname()[0]
+
+
 # An autoscaler that starts nodes on this machine within seconds, and removes them six seconds after their last work.
 AUTOSCALED = {
     "cluster_name": "fake",
@@ -94,13 +99,14 @@ def ray_head(cpus=2, *, node_types=None, programs=BIN, environment=os.environ, *
     """A head on free ports. `variables` are added to its `environment`; an autoscaler starts nodes of `node_types` as it finds right."""
     gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
     environment = environment | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{programs}:{environment['PATH']}"}
+    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # It keeps the Rays of this process to loopback.
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
         command = [
             programs / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
             f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
         ]  # fmt: skip
-        place = f"{get_node_ip_address()}:{gcs}"
+        place = f"{outer_address()}:{gcs}"
         if node_types is not None:
             write_autoscaling(Path(folder) / "autoscaling.json", place, node_types)
             command += [f"--autoscaling-config={folder}/autoscaling.json"]

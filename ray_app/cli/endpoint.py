@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,8 +93,10 @@ def serve(
     args |= {key: list(value) for key, value in given.items() if value}
     config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
 
+    stdout = sys.stdout  # While the command is connected to Ray, sys.stdout is stderr.
+
     def announce(url: str) -> None:
-        click.echo(f"{url}/" if config.page else url)
+        click.echo(f"{url}/" if config.page else url, file=stdout)
         click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
 
     if not (on_ray or os.environ.get("RAY_ADDRESS")):

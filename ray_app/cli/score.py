@@ -9,8 +9,6 @@ import click
 from ray_app.cli import options
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
 from ray_app.cli.options import ENSEMBLE
-from ray_app.cluster import warm_workers
-from ray_app.scoring import WARM
 
 
 @click.command()
@@ -36,8 +34,6 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
     """
     if archive_only and (images or limit):
         raise click.UsageError("--archive-only writes the whole sample archive: leave out FOLDER and --images.")
-    if not archive_only:
-        warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.scoring import demo
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
@@ -140,7 +136,6 @@ def score(
     if endpoint or token_file:
         requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
         return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
-    warm_workers.begin(WARM)  # which imports beside this process
     from ray_app.reports import summary_lines
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive

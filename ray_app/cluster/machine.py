@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ray_app.cluster import gpu_check, ray_cluster
+from ray_app.cluster.private_api import memory_seen_by_ray
 from ray_app.cluster.ray_folder import ray_base
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root, named_configs
 from ray_app.detectors import load_card
@@ -26,7 +27,6 @@ from ray_app.storage.node_budget import node_memory, usable_cores
 
 LEAST_MEMORY, LEAST_DISK = 2 * 2**30, 2**30
 _OLD_DAYS = 90  # of a trust list
-HEAD_S = 2.0  # a head that is there answers in milliseconds
 
 
 def _packages() -> tuple[str, str]:
@@ -59,7 +59,9 @@ def _cpu() -> tuple[str, str]:
 
 
 def _memory() -> tuple[str, str]:
-    free, shared = ray_cluster.memory_seen_by_ray()
+    if (seen := memory_seen_by_ray()) is None:
+        return f"{_gb(node_memory())}", ""
+    free, shared = seen
     found = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
     if free < LEAST_MEMORY:
         raise ClusterError(found, hint="end what takes it, or give it more")
@@ -114,7 +116,7 @@ def _cluster() -> tuple[str, str]:
     address = ray_cluster.named_cluster()
     if address is None:
         return "none named (RAY_ADDRESS): each command starts a Ray of its own", ""
-    ray_cluster.require_head(address, HEAD_S)
+    ray_cluster.require_head(address)
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
     return f"{address} {'takes our token' if has_token else 'obeys anybody'}", "" if has_token else "docs/security.md: RAY_AUTH_MODE=token"
 

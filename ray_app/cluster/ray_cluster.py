@@ -1,46 +1,32 @@
-"""Joins the Ray cluster of a job or starts a quiet local one (`cluster`); its nodes and resources (`resources`, `working_nodes`).
+"""Join the Ray cluster of a job or start a local Ray (`cluster`); report its nodes and resources (`resources`, `working_nodes`).
 
-`on_ray` applies a function to many items as Ray tasks.
-
-Keeps a local Ray to the process that starts it (`private_ray`): a token, loopback addresses, and a folder of this user alone.
+`on_ray` applies a function to many items as Ray tasks. `local_ray.py` keeps a local Ray to the process that starts it.
 """
 
-import json
 import math
 import os
 import pickle
-import secrets
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
-from ray_app.cluster import services, versions, warm_workers
+from ray_app.cluster import private_api, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment, private_ray, require_loopback
 from ray_app.cluster.ray_folder import private_folder
-from ray_app.cluster.warm_workers import SECRETS, WORKER_ENVIRONMENT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
 from ray_app.storage import s3
 from ray_app.storage.node_budget import node_memory, usable_cores
-
-# Where PyTorch's processes talk to each other, by itself on any address that the machine's name has.
-_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-_TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
-
-# By itself Ray starts workers at niceness 15, below its own daemons; who wants a run to yield starts it under `nice`, which they inherit.
-_NICENESS = {"RAY_worker_niceness": "0"}
-
-# Under `uv run` Ray uploads the current folder and puts it first on the module search path of its workers. Read when Ray is imported.
-_NO_UPLOAD = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 # Workers have another current folder than this process, so the paths in these variables have to be absolute.
 _PATH_VARIABLES = (
@@ -50,42 +36,6 @@ _PATH_VARIABLES = (
     "CURL_CA_BUNDLE", "HF_TOKEN_PATH", "FSSPEC_CONFIG_DIR", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT",
     "RAY_AUTH_TOKEN_PATH",
 )  # fmt: skip
-
-# For a Ray whose statistics are not read: collecting them costs 1 % of a core. And its driver need not wait for the first workers.
-_SHORT_START = {"RAY_enable_metrics_collection": "0", "RAY_prestart_worker_first_driver": "0"}
-
-
-@contextmanager
-def private_ray(hidden: Iterable[str], *, quick: bool = False) -> Iterator[Path]:
-    """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
-
-    Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every
-    user (docs/security.md has what was measured).
-
-    The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
-    clusters. SECRETS and `hidden` are not inherited. All is as before after the block. `quick`: a short start.
-    """
-    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    mine = {**access, **_TORCH, **_NICENESS, **_NO_UPLOAD, **(_SHORT_START if quick else {})}
-    left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
-    try:
-        with private_folder() as folder, _environment(mine, left_out):
-            from ray._private import ray_constants
-
-            # Ray's switch for machines whose firewall would ask, macOS and Windows: all that it starts binds to loopback.
-            with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
-                _read_anew()
-                yield folder / "ray"
-    finally:
-        _read_anew()
-
-
-def _read_anew() -> None:
-    """Make Ray read the environment again: it may have cached its mode and token in this process."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -98,29 +48,12 @@ def _module_folder(folder: Path) -> Iterator[None]:
     modules.mkdir(parents=True)
     (modules / PACKAGE.name).symlink_to(PACKAGE)  # It may not be installed: the current folder may be its checkout.
     paths = {name: os.path.abspath(path) for name in _PATH_VARIABLES if (path := os.environ.get(name)) and "://" not in path}
-    with _environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
+    with changed_environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
         yield
 
 
-@contextmanager
-def _environment(given: Mapping[str, str], without: Iterable[str]) -> Iterator[None]:
-    """The environment of this process with some variables set and others taken out."""
-    before = {name: os.environ.pop(name, None) for name in {*given, *without}}
-    os.environ.update(given)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-HEAD_WAIT_S = 20.0
-_POLL_S = 0.5
-_NO_GRPC = "Failed parsing HTTP/2"  # gRPC's message about a server of another protocol
-_AUTH_HINT = "set RAY_AUTH_MODE=token and the head's own RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
-_MESSAGE_LETTERS = 400  # of Ray's own message
+PROBE_S = 5.0
+_MESSAGE_LETTERS = 400  # Of Ray's own message.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 T = TypeVar("T")
@@ -128,87 +61,95 @@ R = TypeVar("R")
 
 # Small, so that tasks find room beside scoring processes however small the machine is.
 TASK_CPUS = 0.5
-_PRIVATE = b"touchstone_private"  # a key in the store of a Ray of our own
 _BESIDE_CPUS = 4  # cores for each task that runs beside processes which have taken them all
 MOST_AT_ONCE = 256
 
 
 @contextmanager
-def cluster(
-    config: ClusterConfig,
-    *,
-    hidden: Iterable[str] = (),
-    warm: Sequence[str] = (),
-) -> Iterator[None]:
-    """Connected to Ray inside the block: the one that this process has joined before, that of an address, or one that it starts.
+def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[None]:
+    """Connect to Ray inside the block: to the Ray that this process has joined before, to a named cluster, or to a Ray started here.
 
-    What it starts obeys this process alone (see `private_ray`). The names in `hidden` are taken out of its
-    environment. `warm`: for a short start: modules that its workers find imported; it has neither statistics nor agents then, and its
-    processes are of one core each. Raises ClusterError when the address does not answer.
+    Args:
+        config: Says which cluster to join, or how large the local Ray is.
+        hidden: Names of environment variables that a local Ray does not inherit.
+
+    Raises:
+        ClusterError: The address does not answer, or the local Ray did not start or listens on other addresses than loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = named_cluster(config.address)
     if address is None:
-        os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers of a cluster that this process starts
+        os.environ.update(WORKER_ENVIRONMENT)  # The workers of a local Ray inherit them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A job that is submitted with a variable of `worker_variables` has the same value here; Ray refuses equal names otherwise.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
+        ending.enter_context(redirect_stdout(sys.stderr))  # Ray prints to stdout that it lost a process; stdout is for results.
         if address:
-            warm_workers.end()
-            require_head(address)
-        try:
-            if address:
-                import ray
-
-                folder = ending.enter_context(private_folder())
-                variables_of_workers = {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1"}
-                with without_side_effects(), _module_folder(folder):
-                    ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, **quiet)
-            else:
-                warm_workers.begin(warm)
-                ending.callback(warm_workers.end)
-                folder = ending.enter_context(private_ray(hidden, quick=bool(warm)))
-                import ray
-
-                with without_side_effects(), services.without_services(agents=not warm), _module_folder(folder.parent):
-                    ray.init(address="local", include_dashboard=False, num_cpus=config.cpus or usable_cores(), num_gpus=config.gpus,
-                             _temp_dir=str(folder), object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
-                             **quiet)  # fmt: skip
-                    ray.experimental.internal_kv._internal_kv_put(_PRIVATE, b"1")
-                if warm:
-                    ray.remote(num_cpus=0)(int).remote()  # the first worker begins now, and its mould with what needs a raylet
-        except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
-            why = " ".join(str(error).split())[:_MESSAGE_LETTERS]
-            raise ClusterError(
-                f"cannot join the Ray cluster at {address}: {why}" if address else f"the Ray of this command did not start: {why}",
-                hint="check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head"
-                if address
-                else "a machine that is very busy or short of memory does that: give the same command again",
-            ) from error
-        ending.callback(ray.shutdown)
-        if address:
-            versions.require_nodes(address)
+            _join(address, ending)
+        else:
+            _start(config, hidden, ending)
         yield
+
+
+def _join(address: str, ending: ExitStack) -> None:
+    """Connect to a named cluster until `ending` closes."""
+    require_head(address)
+    folder = ending.enter_context(private_folder())
+    variables_of_workers = {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1"}
+    try:
+        import ray
+
+        with _kept_sigterm_handler(), _module_folder(folder):
+            ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, logging_level="ERROR", log_to_driver=False)
+    except Exception as error:  # Ray raises bare exceptions, too.
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: {_shortened(error)}",
+            hint="check that it runs Ray of this version, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head; "
+            "without RAY_ADDRESS and cluster.address a local Ray is started",
+        ) from error
+    ending.callback(ray.shutdown)
+    versions.require_nodes(address)
+
+
+def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> None:
+    """Start a local Ray that runs until `ending` closes."""
+    folder = ending.enter_context(private_ray(hidden))
+    try:
+        import ray
+
+        with _kept_sigterm_handler(), _module_folder(folder.parent):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=config.cpus or usable_cores(),
+                num_gpus=config.gpus,
+                object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
+    except Exception as error:  # Ray raises bare exceptions, too, for example if a node does not start in time.
+        raise ClusterError(
+            f"the local Ray did not start: {_shortened(error)}",
+            hint="run the same command again; a machine that is very busy or short of memory starts no Ray",
+        ) from error
+    ending.callback(ray.shutdown)
+    require_loopback()
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MESSAGE_LETTERS]
 
 
 def named_cluster(address: str | None = None) -> str | None:
     """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
-
-
-def memory_seen_by_ray() -> tuple[int, int]:
-    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here."""
-    from ray._private import utils
-
-    untyped: Any = utils
-    return untyped.estimate_available_memory(), untyped.get_shared_memory_bytes()
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
@@ -294,44 +235,20 @@ def has_other_nodes() -> bool:
 
 
 @contextmanager
-def without_side_effects() -> Iterator[None]:
-    """Joining Ray without its side effects: it writes to file descriptor 2, takes SIGTERM for itself, and prints to stdout what happens to
-    processes of its own, such as one that was lost and is made again.
-    """
-    from ray._private import worker
-
-    sys.stderr.flush()
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Restore this process's handler of SIGTERM, which `ray.init` replaces."""
     handler = signal.getsignal(signal.SIGTERM)
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
-        with mock.patch.object(worker, "listen_error_messages", return_value=None):
-            yield
+        yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
 def leaving_nodes() -> dict[str, float]:
-    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where that is not known."""
-    from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
-    from ray.exceptions import RayError
-
-    try:
-        notices: dict[str, int] = state.get_draining_nodes()
-    except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
-        return {}
+    """Return the nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf if that is unknown."""
+    notices = private_api.draining_nodes()
     return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
-
-
-def is_private() -> bool:
-    """Whether the Ray that this process is connected to is one that a command started for itself: one node, no dashboard."""
-    from ray.experimental.internal_kv import _internal_kv_exists
-
-    return bool(_internal_kv_exists(_PRIVATE))
 
 
 def own_node() -> str:
@@ -347,78 +264,24 @@ def on_own_node() -> dict[str, str]:
     return {"ray.io/node-id": own_node()}
 
 
-def require_head(address: str, wait_s: float | None = None) -> None:
-    """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError after `wait_s` (HEAD_WAIT_S).
+def require_head(address: str, wait_s: float = PROBE_S) -> None:
+    """Raise ClusterError if nothing listens at the address of a head. `ray.init` would try for minutes.
 
-    `ray.init` would wait for minutes for a head that is gone, and says nothing of a token that is another.
+    Args:
+        address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, which is not probed.
+        wait_s: Seconds to wait for a connection.
     """
-    import grpc
-    from ray._private.gcs_utils import create_gcs_channel
-    from ray._private.services import canonicalize_bootstrap_address
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
-    from ray.exceptions import AuthenticationError
-
-    is_client = address.startswith("ray://")  # whose server need only answer: it offers another service
-    try:
-        place = address.removeprefix("ray://") if is_client else canonicalize_bootstrap_address(address)
-    except (ValueError, OSError):
-        return  # ray.init says best what is wrong with an address that is none, or that no Ray here runs for `auto` to find
-    if place is None:
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
         return
-    wait_s = HEAD_WAIT_S if wait_s is None else wait_s
-    until = time.monotonic() + wait_s
-    with create_gcs_channel(place) as channel:
-        check_alive = NodeInfoGcsServiceStub(channel).CheckAlive  # type: ignore[no-untyped-call]
-        while True:
-            try:
-                answer = check_alive(CheckAliveRequest(), timeout=max(until - time.monotonic(), _POLL_S))
-                break
-            except AuthenticationError:  # Ray's own, before a request is sent
-                raise _not_joined(address, "RAY_AUTH_MODE is token, but this process has no token", _AUTH_HINT) from None
-            except grpc.RpcError as error:
-                code, detail = error.code(), str(error.details())
-            if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
-                return
-            if code is not grpc.StatusCode.UNAVAILABLE or _NO_GRPC in detail or time.monotonic() > until:
-                raise _no_head(address, code, detail, wait_s)
-            time.sleep(_POLL_S)  # a head that starts again is there in a moment
-        versions.require_head(address, answer.ray_version, None if is_client else _python_of(channel))
-
-
-def _python_of(channel: Any) -> str | None:
-    """The Python of the head, as Ray keeps it for its own comparison; None where it does not say."""
-    import grpc
-    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
-    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
-    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest  # type: ignore[attr-defined]
-    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
-
-    request, version = InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER), None
-    with suppress(grpc.RpcError, ValueError):
-        answer = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=HEAD_WAIT_S)  # type: ignore[no-untyped-call]
-        version = json.loads(answer.value).get("python_version")
-    return version
-
-
-def _no_head(address: str, code: Any, detail: str, wait_s: float) -> ClusterError:
-    """The error for an address where no head accepted us; `code` and `detail` are gRPC's."""
-    if code.name == "UNAUTHENTICATED":
-        why, hint = "its head does not accept this token", _AUTH_HINT
-    elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
-        why = "what answers there is not a Ray head"
-        hint = "give HOST:PORT of the head itself, usually port 6379; 8265 is its dashboard"
-    elif code.name == "DEADLINE_EXCEEDED":
-        why, hint = f"no answer in {wait_s:g} s", "check whether the head hangs (`ray status` there), or a firewall is in between"
-    else:
-        why, hint = f"no head there in {wait_s:g} s ({detail})", "check that the cluster is up, and that this is its head's address"
-    return _not_joined(address, why, hint)
-
-
-def _not_joined(address: str, why: str, hint: str) -> ClusterError:
-    return ClusterError(
-        f"cannot join the Ray cluster at {address}: {why}", hint=f"{hint}; without RAY_ADDRESS and cluster.address a local Ray is started"
-    )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), wait_s).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: {describe_error(error)}",
+            hint="check that the cluster is up, and that this is its head's address (HOST:PORT, usually port 6379); "
+            "without RAY_ADDRESS and cluster.address a local Ray is started",
+        ) from error
 
 
 def _resources_there(labels: Mapping[str, str]) -> Mapping[str, float]:

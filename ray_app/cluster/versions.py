@@ -4,7 +4,6 @@ Ray itself refuses another Ray or Python with a wall of text, and never looks at
 would mix their rows in one run.
 """
 
-import os
 import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,23 +25,6 @@ class NodeVersions(NamedTuple):
     ray: str
     python: str
     touchstone: str | None
-
-
-def require_head(address: str, ray_version: str, python_version: str | None) -> None:
-    """Whether the head at `address`, which says what it runs, takes a driver like this process (None: it does not say its Python)."""
-    import ray
-
-    if ray_version != ray.__version__:
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address}: it runs Ray {ray_version}, this is Ray {ray.__version__}",
-            hint=f"install the cluster's version of Ray here, or {_ON_THE_CLUSTER}",
-        )
-    own = platform.python_version()
-    if python_version is not None and _compared(python_version) != _compared(own):
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address}: it runs Python {python_version}, this is Python {own}",
-            hint=f"use the cluster's Python here (Ray compares all of its three numbers), or {_ON_THE_CLUSTER}",
-        )
 
 
 def require_nodes(address: str) -> None:
@@ -108,9 +90,3 @@ def _version_probe() -> Callable[[], tuple[str, str, str | None]]:
         return ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", touchstone
 
     return versions
-
-
-def _compared(python_version: str) -> list[str]:
-    """The part of it that Ray wants to be equal."""
-    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
-    return python_version.split(".")[: 2 if level == "minor" else 3]

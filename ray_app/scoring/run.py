@@ -4,7 +4,6 @@ Every step can be interrupted anywhere; the same command resumes from the facts 
 """
 
 import contextlib
-import importlib
 import itertools
 import math
 import shutil
@@ -30,7 +29,7 @@ from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, settled_state, small_files
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
-from ray_app.scoring import WARM, guarantee, identity, stages
+from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.follow import Arrivals
@@ -82,8 +81,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 finished = _unchanged(resolved, directory, lease, start)
             if finished is not None:
                 return finished
-            with ray_cluster.cluster(config.cluster, warm=WARM):
-                importlib.import_module(WARM[-1])  # Ray Data, while the first worker begins
+            with ray_cluster.cluster(config.cluster):
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = resolved.spec(gpus)
                 nodes, node_bytes = ray_cluster.planned_nodes(resolved.config.cluster.labels, cpus)

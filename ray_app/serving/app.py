@@ -25,7 +25,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ray_app.cluster.warm_workers import WORKER_ENVIRONMENT
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE, cpu_precision
 from ray_app.errors import ConfigError, TouchstoneError

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, named_cluster, without_side_effects
+from ray_app.cluster.ray_cluster import cluster, named_cluster
 from ray_app.config import absolute_name, validate
 from ray_app.detectors import resolve_weights
 from ray_app.detectors.card import split_variant
@@ -79,9 +79,8 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             address.await_ready(url)
             yield url
         finally:
-            with without_side_effects():
-                _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
-                serve.shutdown()  # type: ignore[no-untyped-call]
+            _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _with_absolute_paths(config: ServeConfig) -> ServeConfig:

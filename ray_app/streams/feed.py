@@ -4,8 +4,8 @@
         for message in stream(feed.log.items, pools):
             feed.ended()
 
-What it gives lies in the key-value store of Ray's head (`FeedLog`), of which the source, a generator task of Ray Data on the driver's node,
-reads every item by its place. So a generator that Ray begins anew gives the same items in the same order.
+The items are in an actor on the driver's node (`Ledger`). The source, a generator task of Ray Data on the same node, reads each item from
+the actor by its place (`FeedLog`), so a generator that Ray starts again gives the same items in the same order.
 
 `in_pool` is an `archives.Each` for functions that read images, which runs them in a pool of processes.
 """
@@ -15,16 +15,15 @@ import pickle
 import sys
 import threading
 import time
-import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from ray_app.cluster.ray_cluster import MOST_AT_ONCE, TASK_CPUS, at_once
+from ray_app.cluster.ray_cluster import MOST_AT_ONCE, TASK_CPUS, at_once, on_own_node
 from ray_app.errors import ClusterError
 from ray_app.streams.stage import IN_FLIGHT, OUT_OF_MEMORY_HINT, Stage
 
@@ -33,27 +32,68 @@ R = TypeVar("R")
 _LOOK_EVERY_S = 0.5  # for orders, and for room
 _POLL_S = 0.1  # for the next item
 _ENDING_S = 60.0  # for the next item, which is being made when all ends
-_NAMESPACE = b"touchstone_feed"
-_ORDERS = "-orders"
 _RETRIES = 3  # of an item whose process died
+
+
+class Ledger:
+    """Hold the items of a feed, its orders, and how often each item was started. Runs as an actor, which ends with the driver."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, bytes] = {}
+        self._starts: Counter[int] = Counter()
+        self._orders: tuple[bool, frozenset[str]] = (False, frozenset())
+
+    def put(self, place: int, item: bytes) -> None:
+        """Keep a pickled item at its place."""
+        self._items[place] = item
+
+    def item(self, place: int) -> tuple[bytes | None, bool]:
+        """Return the pickled item at a place, or None if it is not there yet, and whether no item may start any more."""
+        return self._items.get(place), self._orders[0]
+
+    def order(self, halted: bool, avoided: frozenset[str]) -> None:
+        """Replace the orders."""
+        self._orders = halted, avoided
+
+    def orders(self) -> tuple[bool, frozenset[str]]:
+        """Return whether no item may start any more, and the nodes on which none may."""
+        return self._orders
+
+    def start(self, place: int) -> int:
+        """Count a start of an item, and return how often the item was started before."""
+        self._starts[place] += 1
+        return self._starts[place] - 1
+
+    def close(self) -> None:
+        """Forget the items. A reader of them finishes."""
+        self._orders = True, frozenset()
+        self._items.clear()
+
+
+def start_ledger() -> Any:
+    """Start a ledger on this node. It reserves no CPU."""
+    import ray
+
+    return ray.remote(num_cpus=0, label_selector=on_own_node())(Ledger).remote()
 
 
 @dataclass(frozen=True)
 class FeedLog:
-    """Items in the order in which they were given, and where one may be begun; for any process of the cluster."""
+    """Items in the order in which the driver gave them, and where an item may start; for any process of the cluster."""
 
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    ledger: Any
 
     def put(self, place: int, item: Any) -> None:
-        """An item at its place; None: there is no further one."""
-        self._put(f"/{place}", item)
+        """Give an item its place. None means that no further item follows."""
+        self._call("put", place, pickle.dumps(item))
 
     def items(self) -> Iterator[Any]:
-        """Every item, as soon as it is there, until the last or until no more is to be begun."""
+        """Yield each item as soon as it is there, until the last item or until no more may start."""
         place = 0
         while True:
-            if (data := self._get(f"/{place}")) is None:
-                if self._orders()[0]:
+            data, halted = self._call("item", place)
+            if data is None:
+                if halted:
                     return
                 time.sleep(_POLL_S)
                 continue
@@ -63,41 +103,27 @@ class FeedLog:
             place += 1
 
     def order(self, halted: bool, avoided: frozenset[str]) -> None:
-        """`halted`: no item is to be begun any more; `avoided`: nor any on these nodes."""
-        self._put(_ORDERS, (halted, avoided))
+        """Say whether no item may start any more, and on which nodes none may."""
+        self._call("order", halted, avoided)
 
     def may_begin(self, node: str) -> bool:
-        """Whether an item may be begun on this node."""
-        halted, avoided = self._orders()
+        """Return whether an item may start on this node."""
+        halted, avoided = self._call("orders")
         return not halted and node not in avoided
 
     def begin(self, place: int) -> int:
         """Count a start of an item, and return how often the item was started before."""
-        started: int = pickle.loads(data) if (data := self._get(f"/starts/{place}")) else 0  # noqa: S301  (written by a stage)
-        self._put(f"/starts/{place}", started + 1)
+        started: int = self._call("start", place)
         return started
 
     def close(self) -> None:
-        """Remove the items from the store; a reader of them comes to an end."""
-        from ray.experimental.internal_kv import _internal_kv_del
+        """Forget the items. A reader of them finishes."""
+        self._call("close")
 
-        self.order(True, frozenset())
-        _internal_kv_del(f"{self.name}/".encode(), del_by_prefix=True, namespace=_NAMESPACE)
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
 
-    def _orders(self) -> tuple[bool, frozenset[str]]:
-        data = self._get(_ORDERS)
-        return (False, frozenset()) if data is None else pickle.loads(data)  # noqa: S301
-
-    def _put(self, key: str, content: Any) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        _internal_kv_put(f"{self.name}{key}".encode(), pickle.dumps(content), overwrite=True, namespace=_NAMESPACE)
-
-    def _get(self, key: str) -> bytes | None:
-        from ray.experimental.internal_kv import _internal_kv_get
-
-        found: bytes | None = _internal_kv_get(f"{self.name}{key}".encode(), namespace=_NAMESPACE)
-        return found
+        return ray.get(getattr(self.ledger, method).remote(*arguments))
 
 
 class Feed(Generic[T]):
@@ -127,7 +153,7 @@ class Feed(Generic[T]):
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        self.log, self._given, self._ends, self._limit = FeedLog(), 0, threading.Event(), self._most()
+        self.log, self._given, self._ends, self._limit = FeedLog(start_ledger()), 0, threading.Event(), self._most()
         self._threads = [threading.Thread(target=self._until_lost, args=(work,), daemon=True) for work in (self._feed, self._order)]
         for thread in self._threads:
             thread.start()

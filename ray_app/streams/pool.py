@@ -8,33 +8,23 @@ themselves; what is lost with a process or a node, Ray makes again. Measured in 
 
 import logging
 import math
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionResources
-from ray.data._internal import stats
-from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
-from ray.data._internal.execution import streaming_executor
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
-from ray.data._internal.execution.operators import actor_pool_map_operator
-from ray.data._internal.utils import cached_ray_internals
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import ActorUnavailableError, RayError
 
-from ray_app.cluster.ray_cluster import is_private, on_own_node
+from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.streams.private_api import EXECUTION_CALLBACKS
 from ray_app.streams.stage import IN_FLIGHT, OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, Stage, StageFailure, packed, unpacked
-
-# Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
-LOOK_EVERY_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -85,63 +75,6 @@ class ItemSource(Datasource):
         return [ReadTask(lambda: map(packed, items()), BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
 
 
-class WholeCluster(ClusterAutoscaler):
-    """Gives an execution all that there is, and requests no nodes: the processes of its pools that have no place yet do that, all at once,
-    and no longer than their driver lives. Ray Data's own would request a little more now and then, and so replace the requests of others.
-    """
-
-    def try_trigger_scaling(self) -> None:
-        """Nothing."""
-
-    def on_executor_shutdown(self) -> None:
-        """Nothing."""
-
-    def get_total_resources(self) -> ExecutionResources:
-        """Of all nodes of now."""
-        found: ExecutionResources = ExecutionResources.from_resource_dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        return found
-
-
-class StubActor:
-    """In the place of an actor whose answers are not needed."""
-
-    def __getattr__(self, method: str) -> Self:
-        if method.startswith("__"):
-            raise AttributeError(method)
-        return self
-
-    def remote(self, *given: Any) -> Any:
-        """Nothing is known."""
-        return ray.put({})
-
-
-def _unless_private(actor: Callable[[], Any]) -> Callable[[], Any]:
-    """An actor of Ray Data's, or a stub on a Ray of our own, which has one node and no dashboard to show statistics."""
-    return lambda: StubActor() if is_private() else actor()
-
-
-class PacedScheduler(ExecutionCallback):
-    """Keeps Ray Data's scheduler, a thread of the driver, from taking a whole core while the pools are ahead of it."""
-
-    def __init__(self) -> None:
-        self._looked_at = 0.0
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called after every look around."""
-        time.sleep(max(0.0, self._looked_at + LOOK_EVERY_S - time.monotonic()))
-        self._looked_at = time.monotonic()
-
-
-# Each of these would be a process that takes a core for a second before the first image.
-for _module, _name, _instead in (
-    (streaming_executor, "create_cluster_autoscaler", lambda *given, **named: WholeCluster()),
-    (stats, "get_or_create_stats_actor", _unless_private(stats.get_or_create_stats_actor)),
-    (actor_pool_map_operator, "get_or_create_actor_location_tracker", _unless_private(get_or_create_actor_location_tracker)),
-    (cached_ray_internals, "get_or_create_actor_location_tracker", _unless_private(get_or_create_actor_location_tracker)),
-):
-    setattr(_module, _name, _instead)
-
-
 def dataset(
     items: Callable[[], Iterator[Any]],
     pools: Sequence[Pool] = (),
@@ -165,7 +98,7 @@ def dataset(
     context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
-    context.custom_execution_callback_classes = [PacedScheduler]
+    context.custom_execution_callback_classes = EXECUTION_CALLBACKS
     context.execution_no_progress_timeout_s = stall_s or -1
     context.execution_options.preserve_order = ordered
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)

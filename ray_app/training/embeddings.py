@@ -32,9 +32,9 @@ from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
-from ray_app.training import checkpoints, export, file_notes, learner, networks, ray_data, run_directory, validate
+from ray_app.training import checkpoints, export, file_notes, learner, networks, run_directory, validate
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
+from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader, training_loader
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
@@ -194,7 +194,7 @@ class Embedder(Stage):
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
-            self._loaders[split] = ray_data.training_loader(self._job) if split == "train" else plain_loader(self._job, split)
+            self._loaders[split] = training_loader(self._job) if split == "train" else plain_loader(self._job, split)
         return self._loaders[split]
 
 

@@ -208,6 +208,14 @@ def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> 
     )
 
 
+def training_loader(job: TrainingJob) -> BatchLoader:
+    """Return a loader of the training split that augments images as the recipe's policy says."""
+    from ray_app.transforms.policy import make_policy
+
+    shape = job.card.preprocessing.shape
+    return plain_loader(job, "train", make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics))
+
+
 def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
     """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises ConfigError where none can be read."""
     reals = np.flatnonzero(~labels.fakes(loader.rows))

@@ -5,15 +5,15 @@ The board also carries the wish to stop the other way. No result depends on it.
 
 import pickle
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
-
-import ray
-from ray.actor import ActorHandle
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import own_node
 from ray_app.errors import TouchstoneError
 from ray_app.reports.format import duration
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 _NODE = "ray.io/node-id"  # the label that every node has
 _SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
@@ -41,7 +41,6 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._report = ProgressReport({})
         self._stop = False
-        self._controller: Any = None
 
     def report(self, figures: dict[str, Any], steps: int) -> bool:
         """Rank 0's figures, and how many steps it made since its last report."""
@@ -57,14 +56,6 @@ class ProgressBoard:
         """A checkpoint is still being judged."""
         self._report = replace(self._report, beats=self._report.beats + 1)
 
-    def introduce(self, controller: Any) -> None:
-        """The controller of Ray Train says who it is."""
-        self._controller = controller
-
-    def controller(self) -> Any:
-        """Ray Train's controller; None until it has begun."""
-        return self._controller
-
     def stop(self) -> None:
         """Ask the workers to save and stop."""
         self._stop = True
@@ -74,8 +65,10 @@ class ProgressBoard:
         return self._report
 
 
-def start_progress_board() -> ActorHandle[ProgressBoard]:
-    """A new board on this node; it costs no CPU of Ray's books."""
+def start_progress_board() -> "ActorHandle[ProgressBoard]":
+    """Start a board on this node. It reserves no CPU."""
+    import ray
+
     board: ActorHandle[ProgressBoard] = ray.remote(num_cpus=0, label_selector={_NODE: own_node()})(ProgressBoard).remote()  # type: ignore[assignment]
     return board
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
 from ray.train import DataConfig, get_dataset_shard
 
 from ray_app.errors import ClusterError
@@ -19,13 +18,11 @@ from ray_app.streams.pool import Pool, dataset, messages, through
 from ray_app.streams.stage import Stage
 from ray_app.training import checkpoints
 from ray_app.training.job import TrainingJob
+from ray_app.training.loader import Batch, training_loader
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
-    from ray_app.training.loader import BatchLoader
-
-Batch = dict[str, npt.NDArray[Any]]
 Loaded = list[tuple[int, Batch]]  # steps with what they are of
 
 TRAIN = "train"  # the dataset's name
@@ -51,15 +48,6 @@ class Loader(Stage):
             (step, {name: values[number * size : (number + 1) * size] for name, values in batch.items()})
             for number, step in enumerate(message)
         ]
-
-
-def training_loader(job: TrainingJob) -> "BatchLoader":
-    """What reads rows of the training split as the recipe's policy changes them."""
-    from ray_app.training.loader import plain_loader
-    from ray_app.transforms.policy import make_policy
-
-    shape = job.card.preprocessing.shape
-    return plain_loader(job, "train", make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics))
 
 
 def steps_to_come(job: TrainingJob) -> "Dataset":

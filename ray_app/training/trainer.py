@@ -1,25 +1,23 @@
 """One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only place that builds a trainer, and what
 each of its worker processes does (`train_worker`): take batches, learn, note, and commit checkpoints.
 
-Ray Train's `fit` runs in a thread, since in the main thread it would take SIGINT for itself; the main thread watches the board, draws
-the progress line and handles signals. Processes meet at one address (`OneAddress`): torch's store listens on all and needs no secret.
+Ray Train's `fit` runs in an actor of its own (`TrainerActor`). The driver watches the board, draws the progress line, and handles signals;
+it ends the session by killing the actor, which takes Ray Train's controller and the workers with it. `join_process_group` connects the
+workers: the store of torch.distributed needs no secret, so it listens on the address of one node alone.
 
 Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it is the whole position. All ranks do
 the same steps and report the same number of times; what is decided on the way (stop, look for notices) rank 0 decides. They also check
 while they wait for data: Ray Data gives a loader no more work once its machine is to go, so no step may come after which to save.
 """
 
-import contextlib
-import importlib
 import logging
 import os
 import pickle
 import socket
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from datetime import timedelta
 from functools import partial
@@ -32,16 +30,22 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
+from ray.train import (
+    Checkpoint,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
+from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch.config import TorchConfig, _TorchBackend
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError, describe_error
 from ray_app.storage import Store
@@ -50,6 +54,7 @@ from ray_app.training.captioner import embedding_batches, word_learner
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.job import TrainingJob
 from ray_app.training.learner import Learner
+from ray_app.training.loader import Batch
 from ray_app.training.progress import ProgressReport, TrainingProgress
 
 REPORT_EVERY_S = 0.5
@@ -59,7 +64,7 @@ GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 POLL_S = 0.5
 PRUNE_EVERY_S = 2.0
 STALL_S = 900.0
-END_S = 60.0  # on a busy machine
+GROUP_TIMEOUT = timedelta(seconds=1800)
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch in every worker of a busy machine takes its time
@@ -73,11 +78,9 @@ def fit(job: TrainingJob) -> None:
     Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
     KeyboardInterrupt, after the workers have saved, when a signal requests to stop.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     checkpoints.remove_ray_notes(job.out)
-    over = _in_thread(_trainer(job).fit)
+    actor: Any = ray.remote(num_cpus=0, label_selector=on_own_node())(TrainerActor).remote()
+    over = actor.fit.remote({"job": ray.put(job)})  # In a dict, so that Ray passes the reference.
     progress = TrainingProgress(job.total_steps)
     watch = _Watch(job, over, progress)
     try:
@@ -87,12 +90,9 @@ def fit(job: TrainingJob) -> None:
         raise
     finally:
         progress.close()
-        _end(job, over)
-    if over.done() and (error := over.exception()) is not None:
-        first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-        raise ClusterError(
-            f"training gave up: {describe_error(first)}", hint="the same command goes on; the Ray session's logs say more"
-        ) from error
+        ray.kill(actor)
+    if (failure := watch.failure()) is not None:
+        raise ClusterError(f"training gave up: {failure}", hint="the same command continues; the logs of the Ray session say more")
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
 
@@ -109,53 +109,26 @@ class _Marking(UserCallback):
             checkpoints.mark_complete(self._out, Path(checkpoint.path).name, finished=metrics[0]["finished"])
 
 
-class _Introduction(ControllerCallback):
-    """Makes Ray Train's controller known to the driver, which has no other way to end it but from the main thread."""
+class TrainerActor:
+    """Run Ray Train's trainer in a process of its own, so that the driver handles signals itself and can end the session at any time."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Called in the controller's own process."""
-        self._board.introduce.remote(ray.get_runtime_context().current_actor)
-
-
-def _end(job: TrainingJob, over: "futures.Future[None]") -> None:
-    """See the thread out of Ray: one that still waits inside while Ray is shut down takes the whole process along."""
-    if over.done():
-        return
-    controller = ray.get(job.board.controller.remote())
-    if controller is not None:
-        with contextlib.suppress(RayError):
-            ray.get(controller.abort.remote(), timeout=END_S)
-        with contextlib.suppress(RayError):
-            ray.kill(controller)
-    futures.wait([over], END_S)
-
-
-def _in_thread(call: Callable[[], Any]) -> "futures.Future[None]":
-    """Run a call in a thread of its own; the future says how it ends.
-
-    The future is checked instead of `Thread.is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has
-    ended (bpo-45274).
-    """
-    over: futures.Future[None] = futures.Future()
-
-    def run() -> None:
+    def fit(self, given: dict[str, Any]) -> str | None:
+        """Run the trainer of `given["job"]`, which refers to the `TrainingJob`. Return why it gave up, or None."""
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
-            call()
-            over.set_result(None)
-        except BaseException as error:  # whoever waits has to learn of any end
-            over.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    return over
+            _trainer(given["job"]).fit()
+        except Exception as error:
+            first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+            return describe_error(first)
+        return None
 
 
 class _Watch:
     """The main thread's view of one session."""
 
-    def __init__(self, job: TrainingJob, over: "futures.Future[None]", progress: TrainingProgress) -> None:
+    def __init__(self, job: TrainingJob, over: "ray.ObjectRef[str | None]", progress: TrainingProgress) -> None:
         self._job, self._over, self._progress = job, over, progress
         self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
         self._pruned_at = 0.0
@@ -163,12 +136,22 @@ class _Watch:
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
-        """Until the thread ends. Raises what a worker reported, and ClusterError at a standstill."""
-        while not self._over.done():
+        """Wait until the trainer ends. Raises what a worker reported, and ClusterError at a standstill."""
+        while not self._is_over(POLL_S):
             self._check_board()
-            futures.wait([self._over], POLL_S)
         self._check_board()
         self._name_files()
+
+    def failure(self) -> str | None:
+        """Return why the trainer gave up, or None if it finished."""
+        try:
+            failure: str | None = ray.get(self._over)
+        except RayError as error:
+            return describe_error(error)
+        return failure
+
+    def _is_over(self, wait_s: float) -> bool:
+        return bool(ray.wait([self._over], timeout=wait_s)[0])
 
     def _name_files(self) -> None:
         for line in self._files.new_lines():
@@ -182,8 +165,8 @@ class _Watch:
             return
         self._progress.say(f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once")
         self._job.board.stop.remote()
-        while not self._over.done() and time.monotonic() < until and not self._is_saved():
-            futures.wait([self._over], POLL_S)
+        while not self._is_over(POLL_S) and time.monotonic() < until and not self._is_saved():
+            pass
 
     def _is_saved(self) -> bool:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
@@ -211,16 +194,16 @@ class _Watch:
         self._progress.show(report)
 
 
-def _trainer(job: TrainingJob) -> TorchTrainer:
+def _trainer(shared: "ray.ObjectRef[TrainingJob]") -> TorchTrainer:
+    job = ray.get(shared)
     config, layout = job.config, job.layout
-    shared = ray.put(job)
     request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
     labels = dict(config.cluster.labels)
     judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": shared},
-        torch_config=OneAddress(),
+        torch_config=OwnProcessGroup(),
         datasets={} if "vectors" in job.shared else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
         dataset_config=ray_data.Shards(job),
         scaling_config=ScalingConfig(
@@ -232,7 +215,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
         run_config=RunConfig(
             **checkpoints.ray_storage(job.out),
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
-            callbacks=[_Introduction(job.board), _Marking(job.out)],  # type: ignore[list-item]
+            callbacks=[_Marking(job.out)],
         ),
         validation_config=ValidationConfig(
             fn=validate.validate,
@@ -250,35 +233,46 @@ def _last_judged(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> str:
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
-class OneAddress(TorchConfig):
-    """Ray Train's way to set up torch.distributed, but for the address of the store: that of the first worker's node alone."""
+class SharedDevices(Backend):  # type: ignore[misc]
+    """Lets the workers of one node see all of its GPUs, as NCCL needs to connect them. Sets up nothing else."""
+
+    share_cuda_visible_devices = True
+
+
+class OwnProcessGroup(TorchConfig):
+    """Leaves the process group to `join_process_group`. Ray Train's own store would listen on every address of the node."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         """See `ray.train.backend.BackendConfig`."""
-        return _Backend
+        return SharedDevices
 
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: WorkerGroup, backend_config: TorchConfig) -> None:  # type: ignore[override]  # as TorchBackend's own
-        worker_group.execute(meet_at_one_address)
-        super().on_start(worker_group, backend_config)
+def join_process_group(rank: int, world_size: int, backend: str, timeout: timedelta = GROUP_TIMEOUT) -> None:
+    """Connect this worker of Ray Train with the others. The store of rank 0 listens on the address of its node alone.
+
+    Args:
+        rank: The rank of this worker.
+        world_size: The number of workers.
+        backend: `nccl` or `gloo`.
+        timeout: How long an operation of the group may take.
+    """
+    listener = listen_on(ray.util.get_node_ip_address()) if rank == 0 else None
+    host, port = broadcast_from_rank_zero(None if listener is None else listener.getsockname()[:2])
+    store = open_store(host, port, world_size, timeout, listener)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def meet_at_one_address() -> None:
-    """From now on the store of this process's `env://` rendezvous listens on MASTER_ADDR alone. PyTorch has no setting for it."""
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # as an attribute of its package the name is a function
-    rendezvous._create_c10d_store = _store  # type: ignore[attr-defined]
+def listen_on(host: str) -> socket.socket:
+    """Return a socket that listens on a free port of one address, IPv4 or IPv6."""
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
 
 
-def _store(hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True) -> TCPStore:
-    if rank:
-        return TCPStore(hostname, port, world_size, is_master=False, timeout=timeout)
-    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
-    listening = socket.create_server((hostname, port), family=family, backlog=1024).detach()
-    return TCPStore(
-        hostname, port, world_size, is_master=True, timeout=timeout, multi_tenant=True, master_listen_fd=listening, use_libuv=use_libuv
-    )
+def open_store(host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None) -> TCPStore:
+    """Return a client of the store at an address, or its server if `listener` is the socket that it is to use."""
+    if listener is None:
+        return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
+    return TCPStore(host, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
 
 
 def train_worker(given: dict[str, Any]) -> None:
@@ -286,6 +280,7 @@ def train_worker(given: dict[str, Any]) -> None:
     job: TrainingJob = ray.get(given["job"])
     try:
         Rank(job).run()
+        dist.destroy_process_group()
     except TouchstoneError as error:
         if not isinstance(error, ClusterError):  # another attempt would meet the same
             ray.get(job.board.fail.remote(pickle.dumps(error)))
@@ -311,6 +306,7 @@ class Rank:
     def __init__(self, job: TrainingJob) -> None:
         context = ray.train.get_context()
         self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
+        join_process_group(self._rank, self._world, "nccl" if job.layout.worker_gpus else "gloo")
         job.settle_process(job.layout.device, job.layout.threads)
         _require_shared(job.out)
         # Rank 0 decides for all: listings of one folder may differ for a moment between nodes.
@@ -332,7 +328,7 @@ class Rank:
         self._saved_on_notice = False
         self._line: dict[str, Any] = {}
 
-    def _batches(self) -> Iterator[ray_data.Batch]:
+    def _batches(self) -> Iterator[Batch]:
         if "vectors" in self._job.shared:
             return embedding_batches(self._job, self._begun, self._rank, self._world)
         return ray_data.batches(self._begun)
@@ -362,7 +358,7 @@ class Rank:
                 return
             clock = time.monotonic()
 
-    def _awaited(self) -> ray_data.Batch | None:
+    def _awaited(self) -> Batch | None:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
         while self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._reply is None:
@@ -381,7 +377,7 @@ class Rank:
             self._learner.load(Path(folder))
         return False
 
-    def _learn(self, batch: ray_data.Batch, waited_s: float, began: float) -> None:
+    def _learn(self, batch: Batch, waited_s: float, began: float) -> None:
         figures = self._learner.step(batch)
         if self._job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()

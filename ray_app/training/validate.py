@@ -27,7 +27,7 @@ from ray_app.errors import TouchstoneError
 from ray_app.inference.small_pictures import thumbnail
 from ray_app.metrics import FIGURES, detection_figures, pixel_figures
 from ray_app.storage import Store
-from ray_app.training import checkpoints, file_notes, loader, ray_data, run_directory
+from ray_app.training import checkpoints, file_notes, loader, run_directory
 from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
 
@@ -137,14 +137,14 @@ def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int
     return judged
 
 
-def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray_data.Batch]:
+def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[loader.Batch]:
     """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own.
 
     The board gets a sign of life now and then.
     """
     own = threading.local()
 
-    def load(part: Rows) -> ray_data.Batch:
+    def load(part: Rows) -> loader.Batch:
         if not hasattr(own, "loader"):
             own.loader = loader.plain_loader(job, split)
         return own.loader.load(part, part)  # type: ignore[no-any-return]

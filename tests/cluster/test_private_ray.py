@@ -23,11 +23,11 @@ USERS = {
 }
 TWICE = """
 import os
-from ray_app.cluster.ray_cluster import private_ray
+from ray_app.cluster.local_ray import private_ray
 names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE")
 before = [os.environ.get(name) for name in names]
 for _ in range(2):
-    with private_ray(("MINE",)):
+    with private_ray(("MINE",)) as folder:
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert not {"RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE"} & os.environ.keys()
         print(os.environ["RAY_AUTH_TOKEN"])
@@ -71,15 +71,6 @@ def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
         assert str(folder.parent) == "/tmp"
 
 
-def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path):
-    folder = tmp_path / "job" / ("long" * 25)
-    folder.mkdir(parents=True)
-    program = "from ray_app.cluster import warm_workers\nwarm_workers.begin(('json', 'decimal'))\nwarm_workers.end()"
-    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(folder.iterdir()) == []
-
-
 def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
     """In a process of its own: this one may be connected to a Ray, which asks for its secret all the time."""
     done = subprocess.run([sys.executable, "-c", TWICE], env={**os.environ, **USERS}, capture_output=True, text=True, timeout=200)
@@ -87,6 +78,26 @@ def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
     seen = done.stdout.split()
     assert len({*seen, "of-a-cluster"}) == 3
     assert min(map(len, seen)) == 64
+
+
+IMPORTED_BEFORE = """
+import ray
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.errors import ClusterError
+try:
+    with cluster(ClusterConfig()):
+        print("started")
+except ClusterError as error:
+    print(error.message, error.exit_code)
+"""
+
+
+def test_local_ray_is_refused_if_ray_was_imported_before():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", IMPORTED_BEFORE], env=environment, capture_output=True, text=True, timeout=200)
+    assert "Ray was imported before Touchstone could restrict" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.endswith("5\n")
 
 
 def test_a_ray_that_is_there_already_is_left_as_it_is(monkeypatch):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ray_app.cluster.warm_workers import WORKER_ENVIRONMENT
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT
 from tests.images import factory
 from tests.images.flips import flipped
 from tests.scoring.conftest import ROOT

@@ -20,6 +20,7 @@ from ray_app.storage import Store
 from ray_app.streams.pool import messages
 from ray_app.training import ray_data
 from ray_app.training.job import plan_workers
+from ray_app.training.loader import training_loader
 from ray_app.training.networks import training_card
 from ray_app.training.run import make_job, prepare_data
 from tests.training.conftest import config
@@ -59,7 +60,7 @@ def of(job, *, workers, loaders):
 
 
 def alone(job):
-    loader, order = ray_data.training_loader(job), job.order()
+    loader, order = training_loader(job), job.order()
     return [images(loader.load_steps(order, [step])) for step in range(job.total_steps)]
 
 

@@ -1,6 +1,3 @@
-"""The store of torch.distributed listens where the processes meet, and nowhere else."""
-
-import importlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,25 +6,23 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_app.training.trainer import meet_at_one_address
+from ray_app.training.trainer import listen_on, open_store
 from tests import stranger
-from tests.ray_head import free_ports
+
+TIMEOUT = timedelta(seconds=60)
 
 
 @pytest.mark.timeout(180)
-def test_two_ranks_meet_on_loopback_alone(monkeypatch):
-    """Each rank is a thread here: a store and gloo neither know nor care, and nobody imports torch and Ray twice more."""
-    port = free_ports(1)[0]
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}.items():
-        monkeypatch.setenv(name, value)
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")  # as an attribute of its package the name is a function
-    monkeypatch.setattr(rendezvous, "_create_c10d_store", rendezvous._create_c10d_store)  # put back afterwards
-    meet_at_one_address()
+def test_store_listens_on_one_address_only(monkeypatch):
+    """Each rank is a thread here, so that torch and Ray are imported once."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     before = stranger.listeners(os.getpid())
+    listener = listen_on("127.0.0.1")
+    host, port = listener.getsockname()
 
     def join(rank):
-        store, rank, world = next(iter(rendezvous.rendezvous("env://", rank=rank, world_size=2)))
-        group = dist.ProcessGroupGloo(store, rank, world, timedelta(seconds=60))
+        store = open_store(host, port, 2, TIMEOUT, listener if rank == 0 else None)
+        group = dist.ProcessGroupGloo(store, rank, 2, TIMEOUT)
         total = torch.tensor([rank + 1])
         group.allreduce([total]).wait()
         return int(total), store, group
@@ -35,6 +30,6 @@ def test_two_ranks_meet_on_loopback_alone(monkeypatch):
     with ThreadPoolExecutor(2) as threads:
         joined = list(threads.map(join, (0, 1)))
     assert [total for total, *_ in joined] == [3, 3]
-    found = stranger.listeners(os.getpid()) - before
-    assert port in {one.port for one in found}
-    assert {one.address for one in found} == {"127.0.0.1"}
+    listening = stranger.listeners(os.getpid()) - before
+    assert port in {listener.port for listener in listening}
+    assert {listener.address for listener in listening} == {"127.0.0.1"}

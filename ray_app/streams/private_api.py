@@ -1,0 +1,32 @@
+"""Names of Ray Data without a public substitute, each with its reason and a fallback for a Ray that no longer has it."""
+
+import logging
+import time
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.02
+
+# Reason: Ray Data's scheduler, a thread of the driver, polls without a pause while results wait for the reader, and takes a whole core.
+# The setting `DataContext.custom_execution_callback_classes` is public, the base class of the callbacks is not.
+# Fallback: no callback; the driver takes more CPU while the pools are ahead of it.
+try:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+except ImportError as error:
+    _log.warning("this version of Ray Data has no execution callbacks: %s", error)
+    EXECUTION_CALLBACKS: list[type[Any]] = []
+else:
+
+    class PacedScheduler(ExecutionCallback):
+        """Pause after each step of the scheduler."""
+
+        def __init__(self) -> None:
+            self._stepped_at = 0.0
+
+        def on_execution_step(self, executor: Any) -> None:
+            """Wait until `LOOK_EVERY_S` after the last step."""
+            time.sleep(max(0.0, self._stepped_at + LOOK_EVERY_S - time.monotonic()))
+            self._stepped_at = time.monotonic()
+
+    EXECUTION_CALLBACKS = [PacedScheduler]
