@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Tests start many processes; where Python may write no bytecode, each of them would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-neural lint docs bench clean
+.PHONY: setup demo test test-neural test-newest lint docs bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -39,6 +39,13 @@ test-neural: $(STAMP)
 # The slow tests, by groups that tests/groups.py lists: `make test-faults`, `make test-all`, `make test-today`, which CI runs.
 test-%: $(STAMP)
 	$(BIN)/python -m tests.groups $*
+
+# The default tests with the newest versions that pyproject.toml allows, in an environment of their own. CI runs it on Mondays.
+test-newest:
+	$(PYTHON) -m venv --clear build/newest
+	build/newest/bin/python -m pip install --quiet uv
+	build/newest/bin/uv pip install $(CACHE) --quiet --compile-bytecode --python build/newest --editable '.[dev]'
+	build/newest/bin/python -m pytest --durations 20 $(TOGETHER)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

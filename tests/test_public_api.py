@@ -1,19 +1,26 @@
 """Product code uses the public API of its libraries. Exceptions are in the `private_api.py` of a package, with reason and fallback."""
 
 import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from ray_app.cluster import private_api as ray_private_api
+from ray_app.inference.private_api import pillow_blocks
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for folder in ("ray_app", "jobs") for path in (ROOT / folder).rglob("*.py") if path.name != "private_api.py")
 INTERNAL = ("ray.core.generated", "ray.train.v2")
+SETTINGS = ("torch.backends.",)  # Torch documents that these are assigned.
 
 
-def private_imports(tree):
+def imports(tree):
+    """The line and the full name of everything that a module imports from other packages."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -21,11 +28,14 @@ def private_imports(tree):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            parts = name.split(".")
-            is_private = any(part.startswith("_") and not part.startswith("__") for part in parts)
-            if parts[0] not in ("ray_app", "jobs") and (is_private or name.startswith(INTERNAL)):
-                yield node.lineno, name
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] not in ("ray_app", "jobs"))
+
+
+def private_imports(tree):
+    for line, name in imports(tree):
+        is_private = any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+        if is_private or name.startswith(INTERNAL):
+            yield line, name
 
 
 def imported_names(tree):
@@ -51,7 +61,7 @@ def patches(tree):
     for node in ast.walk(tree):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else []
         for target in targets:
-            if isinstance(target, ast.Attribute) and root_of(target) in imported:
+            if isinstance(target, ast.Attribute) and root_of(target) in imported and not ast.unparse(target).startswith(SETTINGS):
                 yield node.lineno, ast.unparse(target)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -88,6 +98,12 @@ def test_check_finds_private_names_and_patches(code, find):
 def test_private_names_still_exist():
     assert ray_private_api.memory_seen_by_ray() is not None
     assert EXECUTION_CALLBACKS
+    from PIL import _imaging
+
+    before = _imaging.get_block_size()
+    with pillow_blocks(2**20):
+        assert _imaging.get_block_size() == 2**20
+    assert _imaging.get_block_size() == before
 
 
 def test_missing_private_names_have_fallbacks(monkeypatch):
@@ -97,3 +113,23 @@ def test_missing_private_names_have_fallbacks(monkeypatch):
     assert ray_private_api.memory_seen_by_ray() is None
     monkeypatch.delattr(state, "state")
     assert ray_private_api.draining_nodes() == {}
+    from PIL import _imaging
+
+    monkeypatch.delattr(_imaging, "set_block_size")
+    with pillow_blocks(2**20):
+        pass
+
+
+def distribution_name(requirement):
+    return re.split(r"[\[><=~!; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_imported_distribution_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: required for name, required in project["optional-dependencies"].items() if name != "dev"}
+    declared = {distribution_name(one) for required in (project["dependencies"], *extras.values()) for one in required}
+    distributions = packages_distributions()
+    modules = {name.split(".")[0] for path in MODULES for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    provided = {module: {distribution_name(one) for one in distributions.get(module, [module])} for module in modules}
+    standard = {*sys.stdlib_module_names, "compression"}  # The module `compression` is part of Python 3.14.
+    assert {module for module in modules - standard if not provided[module] & declared} == set()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
@@ -23,6 +22,7 @@ from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchd
 from ray_app.images.decode import decode_image, has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, with_texture
 from ray_app.images.provenance import ProvenanceReader
+from ray_app.inference import private_api
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -182,8 +182,7 @@ class CarefulDecoder:
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
             with clock("wait"):
                 turn.enter_context(self._budget.turn(needed))
-            turn.callback(core.set_block_size, core.get_block_size())
-            core.set_block_size(_BLOCK_BYTES)
+            turn.enter_context(private_api.pillow_blocks(_BLOCK_BYTES))
 
 
 class BatchDecoder:
