@@ -52,6 +52,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_words.py > /dev/null
 
 # The documentation site, in build/site: open build/site/index.html. `python -m`, so that its hooks find the package.
 docs: $(STAMP)
