@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+            # Not in pyproject.toml: pytest would import Ray before the variables above are set.
+            item.add_marker(pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning"))
     slow = {item: group_of(item.path) for item in items if item.get_closest_marker("slow")}
     if lost := sorted({str(item.path) for item, group in slow.items() if group is None}):
         raise pytest.UsageError(f"slow tests that no group of tests/groups.py has: {', '.join(lost)}")
