@@ -3,6 +3,7 @@
 `on_ray` applies a function to many items as Ray tasks. `local_ray.py` keeps a local Ray to the process that starts it.
 """
 
+import logging
 import math
 import os
 import pickle
@@ -105,7 +106,7 @@ def _join(address: str, ending: ExitStack) -> None:
         import ray
 
         with _kept_sigterm_handler(), _module_folder(folder):
-            ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, logging_level="ERROR", log_to_driver=False)
+            ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises bare exceptions, too.
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {_shortened(error)}",
@@ -129,7 +130,7 @@ def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> N
                 num_cpus=config.cpus or usable_cores(),
                 num_gpus=config.gpus,
                 object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
                 _temp_dir=str(folder),
             )

@@ -34,15 +34,13 @@ from ray.train import (
     Checkpoint,
     CheckpointUploadMode,
     FailureConfig,
-    RunConfig,
-    ScalingConfig,
     UserCallback,
     ValidationConfig,
     ValidationTaskConfig,
 )
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ray_app.cluster.ray_cluster import on_own_node
@@ -194,25 +192,26 @@ class _Watch:
         self._progress.show(report)
 
 
-def _trainer(shared: "ray.ObjectRef[TrainingJob]") -> TorchTrainer:
+def _trainer(shared: "ray.ObjectRef[TrainingJob]") -> Any:
+    train: Any = ray.train  # Type checkers see the names of Ray Train V1 here; V2 is what runs.
     job = ray.get(shared)
     config, layout = job.config, job.layout
     request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
     labels = dict(config.cluster.labels)
     judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
-    return TorchTrainer(
+    return train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": shared},
         torch_config=OwnProcessGroup(),
         datasets={} if "vectors" in job.shared else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
         dataset_config=ray_data.Shards(job),
-        scaling_config=ScalingConfig(
+        scaling_config=train.ScalingConfig(
             num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
             use_gpu=layout.worker_gpus > 0,
             resources_per_worker=request,
             label_selector=labels or None,
         ),
-        run_config=RunConfig(
+        run_config=train.RunConfig(
             **checkpoints.ray_storage(job.out),
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
             callbacks=[_Marking(job.out)],
@@ -233,7 +232,7 @@ def _last_judged(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> str:
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
-class SharedDevices(Backend):  # type: ignore[misc]
+class SharedDevices(Backend):
     """Lets the workers of one node see all of its GPUs, as NCCL needs to connect them. Sets up nothing else."""
 
     share_cuda_visible_devices = True
@@ -257,7 +256,7 @@ def join_process_group(rank: int, world_size: int, backend: str, timeout: timede
         backend: `nccl` or `gloo`.
         timeout: How long an operation of the group may take.
     """
-    listener = listen_on(ray.util.get_node_ip_address()) if rank == 0 else None
+    listener = listen_on(ray.util.get_node_ip_address()) if rank == 0 else None  # type: ignore[no-untyped-call]
     host, port = broadcast_from_rank_zero(None if listener is None else listener.getsockname()[:2])
     store = open_store(host, port, world_size, timeout, listener)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
