@@ -69,7 +69,7 @@ class _Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first word. Raises UsageError that names the nearest one."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
             refuse_retired_command(" ".join([*ctx.command_path.split()[1:], name]))
             known = {name: name for name in self.commands} | self._elsewhere()
             nearest = difflib.get_close_matches(name, known, 1)

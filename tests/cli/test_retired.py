@@ -1,5 +1,6 @@
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from ray_app.cli.main import main, touchstone
 from ray_app.cli.retired import COMMANDS, OPTIONS
@@ -43,3 +44,8 @@ def test_help_lists_no_retired_command():
     groups = [command for command in touchstone.commands.values() if isinstance(command, click.Group)]
     listed = set(touchstone.commands) | {f"{group.name} {name}" for group in groups for name in group.commands}
     assert not listed & set(COMMANDS)
+
+
+@pytest.mark.parametrize("word", ["report", "scroe"])
+def test_completion_after_an_unknown_command_raises_nothing(word):
+    ShellComplete(touchstone, {}, "touchstone", "").get_completions([word], "")
