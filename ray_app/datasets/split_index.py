@@ -128,7 +128,7 @@ def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
     if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
         yield (
             f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
-            "far from those asked. Fewer kinds of --by, or --prompts 1, bind less."
+            "far from those asked. Fewer kinds of --by bind less."
         )
     if aside := document["splits"]["aside"]["images"]:
         yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."

@@ -1,6 +1,7 @@
 """Every part of the benchmark of GPUs, on a CPU and with little work."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu import BUDGET_S, Budget, detector_figures, main, measure_part
 from ray_app.detectors import load_card
+
+TINY = str(Path(__file__).resolve().parents[1] / "training" / "touchstone-tiny.yaml")
 
 
 def test_where_there_is_no_gpu_it_says_so_and_ends(tmp_path, capsys, monkeypatch):
@@ -56,11 +59,11 @@ def test_a_detector_is_held_to_its_golden_score_and_to_a_cpu():
 
 def test_recipes_step_and_the_result_is_written(tmp_path, capsys):
     target = tmp_path / "gpu.json"
-    words = ["--json", str(target), "--device", "cpu", "--parts", "detectors", "train", "--recipes", "touchstone-tiny", "clip-linear"]
+    words = ["--json", str(target), "--device", "cpu", "--parts", "detectors", "train", "--recipes", TINY, "clip-linear"]
     assert main([*words, "--detectors", "touchstone-tiny", "--most", "1", "--micro-batch", "2"]) == 0
     result = json.loads(target.read_text())
     assert result["parts"]["train"]["clip-linear"]["left_out"].startswith("method linear-probe")
-    step = result["parts"]["train"]["touchstone-tiny"]
+    step = result["parts"]["train"][TINY]
     assert step["rate"] > 0
     assert len(step["losses"]) == 2
     assert torch.__version__.startswith(result["versions"]["torch"])

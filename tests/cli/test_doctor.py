@@ -100,10 +100,9 @@ def test_an_installation_without_the_shipped_weights_ends_it_with_4(asked, monke
 
 def test_a_cluster_that_does_not_answer_is_named(asked, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(machine, "HEAD_S", 0.1)
     code, found = asked("cluster")
     assert code == ExitCode.CLUSTER
-    assert found["found"].startswith("cannot join the Ray cluster at 127.0.0.1:1: no head there in 0.1 s")
+    assert found["found"].startswith("cannot join the Ray cluster at 127.0.0.1:1: ")
     assert found["todo"]
 
 

@@ -38,7 +38,7 @@ def test_a_check_exits_with_2_where_splits_share_images(at, tmp_path):
     said = run(split, tmp_path / "out", "--check")
     lines = said.stdout.splitlines()
     assert said.return_value == 2
-    assert any(line.startswith("LEAK by the same prompt, or nearly: ") for line in lines)
+    assert any(line.startswith("LEAK by the same prompt: ") for line in lines)
     assert sum(line.startswith("  = /") for line in lines) == 5
     run(split, at, "--out", tmp_path / "whole")
     said = run(split, tmp_path / "whole", "--check")

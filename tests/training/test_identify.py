@@ -66,7 +66,7 @@ def test_nothing_is_fitted_on_what_is_held_out(trained):
     page = (out / "report.html").read_text()
     assert "<script" not in page
     assert all(words in page for words in (*KNOWN, *HELD_OUT, "macro F1"))
-    assert identifier_lines(facts)[-1].endswith(f"--identifier {out}/identifier.yaml --out NEW")
+    assert f"profile: {{identifier: {out}/identifier.yaml}}" in identifier_lines(facts)[-1]
 
 
 def test_a_dry_run_says_what_it_would_do(labels):
