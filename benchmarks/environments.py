@@ -1,4 +1,6 @@
-"""Environments for contenders whose packages do not go together with ours: made once, with uv, in a folder outside the tree."""
+"""Environments for contenders whose packages do not go together with ours: made once, with uv, in a
+folder outside the tree.
+"""
 
 import shutil
 import subprocess
@@ -13,7 +15,9 @@ MAKING_S, STARTING_S = 600.0, 120.0
 
 @dataclass(frozen=True)
 class Environment:
-    """`packages` laid before those of our own environment, so that torch and all else are the same files for every contender."""
+    """`packages` laid before those of our own environment, so that torch and all else are the same
+    files for every contender.
+    """
 
     name: str
     packages: tuple[str, ...]
@@ -23,7 +27,9 @@ class Environment:
         return folder / self.name / "bin" / "python"
 
     def made(self, folder: Path) -> str | None:
-        """Make it in `folder` unless it is there and works. None; else why it cannot be made, in one line."""
+        """Make it in `folder` unless it is there and works. None; else why it cannot be made, in
+        one line.
+        """
         if not self._problem(folder):
             return None
         uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
@@ -38,7 +44,8 @@ class Environment:
             if problem := _failure(command, MAKING_S):
                 return f"its environment cannot be made: {problem}"
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        below = folder / self.name / "lib" / version / "site-packages" / "ours.pth"  # comes after the environment's own packages
+        # comes after the environment's own packages
+        below = folder / self.name / "lib" / version / "site-packages" / "ours.pth"
         below.write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
         problem = self._problem(folder)
         return f"its environment does not work: {problem}" if problem else None

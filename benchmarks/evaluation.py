@@ -1,9 +1,11 @@
-"""How long does evaluating many rows take, and how much memory? A synthetic published run and its labels, in a process of their own.
+"""How long does evaluating many rows take, and how much memory? A synthetic published run and its
+labels, in a process of their own.
 
     python -m benchmarks.evaluation --rows 10000000 --json evaluation.json
 
-The run has an ensemble of three detectors; labels are a Parquet file of image_id, label and generator. No image exists, so thumbnails
-are left out. Memory is the peak resident set of the evaluating process.
+The run has an ensemble of three detectors; labels are a Parquet file of image_id, label and
+generator. No image exists, so thumbnails are left out. Memory is the peak resident set of the
+evaluating process.
 """
 
 import argparse
@@ -34,17 +36,25 @@ MOST_BYTES = 2 * 2**30
 
 def write_run(folder: Path, tables: Iterable[dict[str, Any]], detectors: Sequence[str] = DETECTORS, ensemble: dict[str, Any] | None = None,
               **fields: pa.DataType) -> RunDirectory:  # fmt: skip
-    """A finished run of these rows, a published file per table; columns that are not given are null. `fields`: columns beside the usual."""
+    """A finished run of these rows, a published file per table; columns that are not given are
+    null. `fields`: columns beside the usual.
+    """
     run = RunDirectory.open(str(folder))
     card = ensemble_of(list(detectors)).model_dump(mode="json") if ensemble is None else ensemble
-    run.claim({"detectors": {name: {} for name in detectors}, "source": [str(folder)]}, list(detectors), card)
+    run.claim(
+        {"detectors": {name: {} for name in detectors}, "source": [str(folder)]},
+        list(detectors),
+        card,
+    )
     schema = row_schema(list(detectors))
     for name, kind in fields.items():
         schema = schema.append(pa.field(name, kind))
     members = 0
     for number, columns in enumerate(tables):
         count = len(columns["image_id"])
-        rows = pa.Table.from_arrays([as_array(columns.get(one.name), one, count) for one in schema], schema=schema)
+        rows = pa.Table.from_arrays(
+            [as_array(columns.get(one.name), one, count) for one in schema], schema=schema
+        )
         path = folder / "scores" / f"00000-{number:08d}-{number:08d}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(rows, path, compression="zstd", row_group_size=ROW_GROUP)
@@ -57,11 +67,16 @@ def write_run(folder: Path, tables: Iterable[dict[str, Any]], detectors: Sequenc
 
 def struct_of(columns: dict[str, Any]) -> pa.StructArray:
     """A struct column of float32 scores; NaN is null."""
-    return pa.StructArray.from_arrays([pa.array(one, pa.float32(), mask=~np.isfinite(one)) for one in columns.values()], list(columns))
+    return pa.StructArray.from_arrays(
+        [pa.array(one, pa.float32(), mask=~np.isfinite(one)) for one in columns.values()],
+        list(columns),
+    )
 
 
 def synthetic(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows with scores that tell most fakes, generator by generator less well; every fiftieth image could not be read."""
+    """Rows with scores that tell most fakes, generator by generator less well; every fiftieth image
+    could not be read.
+    """
     rng = np.random.default_rng(seed)
     sides = np.array([[256, 256], [640, 480], [1024, 768], [2048, 1536], [4000, 3000]])
     for start in range(0, rows, ROWS_PER_FILE):
@@ -70,8 +85,13 @@ def synthetic(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         makers = _makers(ids)
         means = np.where(makers < GENERATORS, 2.5 - makers / 10, -2.0)
         ok = ids % 50 != 7
-        columns = {name: (means + rng.normal(0, 1.5, count)).astype(np.float32) for name in DETECTORS}
-        columns = {name: np.where(ok, column, np.nan).astype(np.float32) for name, column in columns.items()}
+        columns = {
+            name: (means + rng.normal(0, 1.5, count)).astype(np.float32) for name in DETECTORS
+        }
+        columns = {
+            name: np.where(ok, column, np.nan).astype(np.float32)
+            for name, column in columns.items()
+        }
         score = np.mean([column.astype(np.float64) for column in columns.values()], axis=0)
         size = sides[rng.integers(0, len(sides), count)]
         yield {
@@ -79,19 +99,25 @@ def synthetic(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
             "uri": pa.array(np.char.add("s3://bucket/archive/photographs/", ids.astype("U10"))),
             "occurrence": np.zeros(count, np.int32),
             "status": pa.array(np.where(ok, "ok", "corrupt_image")),
-            "format": pa.array(np.where(ok, np.where(rng.random(count) < 0.7, "JPEG", "PNG"), None), pa.string()),
+            "format": pa.array(
+                np.where(ok, np.where(rng.random(count) < 0.7, "JPEG", "PNG"), None), pa.string()
+            ),
             "width": pa.array(size[:, 0].astype(np.int32), mask=~ok),
             "height": pa.array(size[:, 1].astype(np.int32), mask=~ok),
             "scores": struct_of(columns),
             "score": pa.array(score, mask=~ok),
             "probability": pa.array(sigmoid(score), mask=~ok),
-            "verdict": pa.array(np.where(ok, np.where(score >= 0, "fake", "real"), None), pa.string()),
+            "verdict": pa.array(
+                np.where(ok, np.where(score >= 0, "fake", "real"), None), pa.string()
+            ),
         }
 
 
 def write_labels(path: Path, rows: int) -> None:
     """The truth of the synthetic rows, in another order than theirs."""
-    schema = pa.schema([("image_id", pa.int64()), ("label", pa.string()), ("generator", pa.string())])
+    schema = pa.schema(
+        [("image_id", pa.int64()), ("label", pa.string()), ("generator", pa.string())]
+    )
     names = np.array([f"generator-{number:02d}" for number in range(GENERATORS)] + ["real"])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in reversed(range(0, rows, ROWS_PER_FILE)):
@@ -118,7 +144,12 @@ def measure(folder: Path) -> dict[str, float]:
 
     start = time.monotonic()
     done = evaluate(
-        EvaluateConfig(at=(str(folder / "run"),), labels=str(folder / "labels.parquet"), out=str(folder / "out"), thumbnails=False)
+        EvaluateConfig(
+            at=(str(folder / "run"),),
+            labels=str(folder / "labels.parquet"),
+            out=str(folder / "out"),
+            thumbnails=False,
+        )
     )
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -127,7 +158,9 @@ def measure(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Write, evaluate, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

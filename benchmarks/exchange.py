@@ -1,6 +1,8 @@
-"""One keep-alive HTTP/1.1 connection on raw asyncio streams: a request built beforehand goes out, status, head and body come back.
+"""One keep-alive HTTP/1.1 connection on raw asyncio streams: a request built beforehand goes out,
+status, head and body come back.
 
-As lean as it can be: on two cores an HTTP library would cost more than the servers under test. Knows HTTP. Knows nothing about answers.
+As lean as it can be: on two cores an HTTP library would cost more than the servers under test.
+Knows HTTP. Knows nothing about answers.
 """
 
 import asyncio
@@ -12,19 +14,28 @@ BOUNDARY = "touchstone-load-boundary"
 
 
 class ExchangeError(Exception):
-    """An attempt that came to nothing: `kind` in a word or two; `connection` where the connection failed, not the answer."""
+    """An attempt that came to nothing: `kind` in a word or two; `connection` where the connection
+    failed, not the answer.
+    """
 
     def __init__(self, kind: str, *, connection: bool = False) -> None:
         super().__init__(kind)
         self.kind, self.connection = kind, connection
 
 
-def post(url: str, name: str, body: bytes, form: Literal["multipart", "raw"], token: str | None = None) -> bytes:
-    """A whole POST request that sends one file, as the field `file` of a form or as the body itself."""
+def post(
+    url: str, name: str, body: bytes, form: Literal["multipart", "raw"], token: str | None = None
+) -> bytes:
+    """A whole POST request that sends one file, as the field `file` of a form or as the body
+    itself.
+    """
     parts, kind = urlsplit(url), "application/octet-stream"
     if form == "multipart":
         part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: image/jpeg\r\n\r\n'
-        body, kind = part.encode() + body + f"\r\n--{BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={BOUNDARY}"
+        body, kind = (
+            part.encode() + body + f"\r\n--{BOUNDARY}--\r\n".encode(),
+            f"multipart/form-data; boundary={BOUNDARY}",
+        )
     lines = [
         f"POST {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
         f"Host: {parts.netloc.rpartition('@')[2]}",
@@ -60,7 +71,9 @@ class Connection:
 
     async def _ask(self, request: bytes) -> tuple[int, bytes, bytes]:
         if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._place, ssl=self._secure, limit=2**20)
+            self._streams = await asyncio.open_connection(
+                *self._place, ssl=self._secure, limit=2**20
+            )
         reader, writer = self._streams
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()

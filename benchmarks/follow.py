@@ -1,11 +1,14 @@
-"""A day of a bucket in ten minutes: 20,000 objects that arrive unevenly, some that change or go, while one command follows it, is killed
-once, and loses a node. How long does each arrival wait for its row, and is the end what one run over the end says?
+"""A day of a bucket in ten minutes: 20,000 objects that arrive unevenly, some that change or go,
+while one command follows it, is killed once, and loses a node. How long does each arrival wait for
+its row, and is the end what one run over the end says?
 
     nice python -m benchmarks.follow --json follow.json            lists the bucket again every ten seconds
 
-Everything is real but small: an S3 server (moto's), a Ray of a head and two nodes, the command of a user in a process of its own, its run
-directory in a bucket, pictures of 24 × 24 pixels, the shipped ensemble `tiny`. A latency is from the end of an object's PUT to the moment
-that its row was made, which is when its part is written. Server, nodes, command and the pictures' sender share this machine's cores.
+Everything is real but small: an S3 server (moto's), a Ray of a head and two nodes, the command of a
+user in a process of its own, its run directory in a bucket, pictures of 24 × 24 pixels, the shipped
+ensemble `tiny`. A latency is from the end of an object's PUT to the moment that its row was made,
+which is when its part is written. Server, nodes, command and the pictures' sender share this
+machine's cores.
 """
 
 import argparse
@@ -39,14 +42,17 @@ from tests.s3_server import S3Server
 from tests.scoring.conftest import ROOT, kill_family, wait_until
 from tests.scoring.nodes import Nodes
 
-HOURS = (1, 0, 0, 0, 1, 3, 8, 12, 10, 6, 5, 9, 14, 6, 4, 4, 6, 10, 16, 9, 5, 3, 2, 1)  # how much of a day comes in each of its hours
+# how much of a day comes in each of its hours
+HOURS = (1, 0, 0, 0, 1, 3, 8, 12, 10, 6, 5, 9, 14, 6, 4, 4, 6, 10, 16, 9, 5, 3, 2, 1)
 SOURCE, OUT, WHOLE = "s3://day/in", "s3://day-run/run", "s3://day-run/whole"
 COLUMNS = ["image_id", "uri", "status", "score", "scores", "verdict", "scored_at"]
 
 
 @dataclass(frozen=True)
 class Day:
-    """What happens: `seconds` long, `objects` arrive, `changed` and `deleted` of them later; listed every `every_s` seconds."""
+    """What happens: `seconds` long, `objects` arrive, `changed` and `deleted` of them later; listed
+    every `every_s` seconds.
+    """
 
     objects: int = 20_000
     changed: int = 50
@@ -60,7 +66,9 @@ class Day:
 
 @dataclass
 class Bucket:
-    """The bucket's own side: what was put there and when, by the id that a listing gives it; `there`: what is there now, by key."""
+    """The bucket's own side: what was put there and when, by the id that a listing gives it;
+    `there`: what is there now, by key.
+    """
 
     day: Day
     client: Any
@@ -71,8 +79,12 @@ class Bucket:
     def put(self, key: str, seed: int) -> None:
         """A new object, or another under the same key."""
         data = io.BytesIO()
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(data, "PNG", compress_level=1)
-        etag = self.client.put_object(Bucket="day", Key=f"in/{key}", Body=data.getvalue())["ETag"].strip('"')
+        Image.fromarray(
+            np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        ).save(data, "PNG", compress_level=1)
+        etag = self.client.put_object(Bucket="day", Key=f"in/{key}", Body=data.getvalue())[
+            "ETag"
+        ].strip('"')
         number = image_id(ListedMember(f"{SOURCE}/{key}", None, 0, etag, len(data.getvalue())))
         with self.lock:
             self.put_at[number], self.there[key] = time.time(), number
@@ -92,13 +104,21 @@ class Bucket:
         name = "{:02}/{:06} ü+.png".format  # as S3's events encode it
         keys = [name(int(at / hour_s), number) for number, at in enumerate(arrive_at)]
         plan = [
-            (at, lambda key=key, number=number: self.put(key, number)) for number, (at, key) in enumerate(zip(arrive_at, keys, strict=True))
+            (at, lambda key=key, number=number: self.put(key, number))
+            for number, (at, key) in enumerate(zip(arrive_at, keys, strict=True))
         ]
         chosen = chance.sample(range(day.objects), day.changed + day.deleted)
         for place, number in enumerate(chosen):
-            later = arrive_at[number] + (day.seconds - arrive_at[number]) * (0.2 + 0.8 * chance.random())
+            later = arrive_at[number] + (day.seconds - arrive_at[number]) * (
+                0.2 + 0.8 * chance.random()
+            )
             change = lambda key=keys[number], seed=day.objects + number: self.put(key, seed)  # noqa: E731
-            plan.append((later, change if place < day.changed else lambda key=keys[number]: self.delete(key)))
+            plan.append(
+                (
+                    later,
+                    change if place < day.changed else lambda key=keys[number]: self.delete(key),
+                )
+            )
         began = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
             waiting = []
@@ -112,7 +132,12 @@ class Bucket:
 @contextmanager
 def world(folder: Path) -> Iterator[tuple[S3Server, Nodes]]:
     """A server with two buckets, and a Ray."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}  # Ray has 15
+    # Ray has 15
+    token = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",
+    }
     with S3Server.start(folder) as server, patch.dict(os.environ, server.environment | token):
         for name in ("day", "day-run"):
             server.bucket(name)
@@ -127,8 +152,24 @@ class Following:
     """The command, which can be killed and given again."""
 
     def __init__(self, day: Day, address: str, log: Path) -> None:
-        self._words = ["score", SOURCE, "--out", OUT, "--ensemble", "tiny", "--follow", f"{day.every_s}s"]
-        self._words += ["--set", f"cluster.idle_s={day.idle_s}", "--set", f"cluster.address={address}", "--set", "thumbnails=false"]
+        self._words = [
+            "score",
+            SOURCE,
+            "--out",
+            OUT,
+            "--ensemble",
+            "tiny",
+            "--follow",
+            f"{day.every_s}s",
+        ]
+        self._words += [
+            "--set",
+            f"cluster.idle_s={day.idle_s}",
+            "--set",
+            f"cluster.address={address}",
+            "--set",
+            "thumbnails=false",
+        ]
         self.log, self.given = log, 0
         self.begin()
 
@@ -136,7 +177,13 @@ class Following:
         """Give the command."""
         command = [sys.executable, "-m", "ray_app.cli", *self._words]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+            )
         self.given += 1
 
     def kill(self) -> None:
@@ -159,12 +206,18 @@ def rows_of(url: str, *, vanished: bool = False) -> dict[int, dict[str, Any]]:
 
 def facts_of(rows: dict[int, dict[str, Any]]) -> dict[int, Any]:
     """What two runs must agree on, scores to the bit."""
-    return {number: tuple(repr(row[name]) for name in COLUMNS if name != "scored_at") for number, row in rows.items()}
+    return {
+        number: tuple(repr(row[name]) for name in COLUMNS if name != "scored_at")
+        for number, row in rows.items()
+    }
 
 
 def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
     """Let the day pass; what was found."""
-    with tempfile.TemporaryDirectory(prefix="follow-") as name, world(Path(name)) as (server, nodes):
+    with (
+        tempfile.TemporaryDirectory(prefix="follow-") as name,
+        world(Path(name)) as (server, nodes),
+    ):
         bucket = Bucket(day, server.client())
         bucket.put("first.png", 10 * day.objects)
         following = Following(day, nodes.address, log or Path(name) / "score.log")
@@ -202,10 +255,18 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
             "vanished": len(every) - len(rows),
             "after_the_last_s": round(settled_s, 1),
         }
-        waited = {number: row["scored_at"].timestamp() - bucket.put_at[number] for number, row in every.items() if number in bucket.put_at}
+        waited = {
+            number: row["scored_at"].timestamp() - bucket.put_at[number]
+            for number, row in every.items()
+            if number in bucket.put_at
+        }
         found["arrivals"] = len(waited)
         found["latency_s"] = quantiles(list(waited.values()))
-        calm = [one for number, one in waited.items() if not any(-30 < bucket.put_at[number] - at < 60 for at in moments.values())]
+        calm = [
+            one
+            for number, one in waited.items()
+            if not any(-30 < bucket.put_at[number] - at < 60 for at in moments.values())
+        ]
         found["latency_s_beside_kill_and_loss"] = quantiles(calm)
         found["pauses"] = following.log.read_text().count("processes end until something comes")
         words = [
@@ -221,25 +282,42 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
             "--set",
             "thumbnails=false",
         ]
-        subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-        found["equal"] = facts_of(rows) == facts_of(rows_of(WHOLE)) and rows.keys() == set(bucket.there.values())
+        subprocess.run(
+            words,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+        )
+        found["equal"] = facts_of(rows) == facts_of(rows_of(WHOLE)) and rows.keys() == set(
+            bucket.there.values()
+        )
         return found
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
     """Of latencies: how long half of them, 99 of 100, and the longest took."""
     middle, late = np.quantile(seconds, [0.5, 0.99])
-    return {"count": len(seconds), "median": round(float(middle), 1), "p99": round(float(late), 1), "max": round(max(seconds), 1)}
+    return {
+        "count": len(seconds),
+        "median": round(float(middle), 1),
+        "p99": round(float(late), 1),
+        "max": round(max(seconds), 1),
+    }
 
 
 def main() -> int:
     """Measure, print, and write what was found; 0 where the end is what it must be."""
-    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     given.add_argument("--objects", type=int, default=Day.objects)
     given.add_argument("--changed", type=int, default=Day.changed)
     given.add_argument("--deleted", type=int, default=Day.deleted)
     given.add_argument("--seconds", type=float, default=Day.seconds)
-    given.add_argument("--every", type=float, default=Day.every_s, help="seconds between two listings")
+    given.add_argument(
+        "--every", type=float, default=Day.every_s, help="seconds between two listings"
+    )
     given.add_argument("--log", type=Path, help="what the command says")
     given.add_argument("--json", type=Path)
     words = given.parse_args()
@@ -248,7 +326,9 @@ def main() -> int:
     print(json.dumps(found, indent=1))
     if words.json:
         words.json.write_text(json.dumps(found, indent=1))
-    return int(not (found["equal"] and found["proved"] and found["exit_code"] == ExitCode.INTERRUPTED))
+    return int(
+        not (found["equal"] and found["proved"] and found["exit_code"] == ExitCode.INTERRUPTED)
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""How long does listing a flat prefix take, and how many requests? Against a server of its own process that answers by a formula.
+"""How long does listing a flat prefix take, and how many requests? Against a server of its own
+process that answers by a formula.
 
     python -m benchmarks.listing --keys 1000000 10000000 --ways stream ranges portions --processes 2 --json listing.json
 
-Ways: `stream`: one page after the other, as any store without `start-after` is listed; `ranges`: the whole, listed in ranges of keys, into
-raw files; `portions`: with manifests, as `touchstone score` does it, by so many processes as tasks. Each case is a process of its own,
-whose peak memory is counted without its children; `--seconds` ends it early: keys and requests are then those until there.
+Ways: `stream`: one page after the other, as any store without `start-after` is listed; `ranges`:
+the whole, listed in ranges of keys, into raw files; `portions`: with manifests, as `touchstone
+score` does it, by so many processes as tasks. Each case is a process of its own, whose peak memory
+is counted without its children; `--seconds` ends it early: keys and requests are then those until
+there.
 """
 
 import argparse
@@ -55,13 +58,27 @@ def listed(way: str, processes: int, seconds: float) -> dict[str, Any]:
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="listing-"))
-        each = in_turn if processes == 1 else _tasks(stack.enter_context(ProcessPoolExecutor(processes)), processes)
+        each = (
+            in_turn
+            if processes == 1
+            else _tasks(stack.enter_context(ProcessPoolExecutor(processes)), processes)
+        )
         with suppress(_TimeIsUpError):
             if way == "portions":
-                for info in list_portions(Store.open(folder), archive, BlockPlan(), each=each, progress=progress):
-                    manifests.append({"members": info.members, "after_s": round(time.monotonic() - began, 1), "took_s": info.listing_s})
+                for info in list_portions(
+                    Store.open(folder), archive, BlockPlan(), each=each, progress=progress
+                ):
+                    manifests.append(
+                        {
+                            "members": info.members,
+                            "after_s": round(time.monotonic() - began, 1),
+                            "took_s": info.listing_s,
+                        }
+                    )
             else:
-                lister = SectionLister(Store.open(folder), "raw", archive.selection, archive.fetcher, identity_digest)
+                lister = SectionLister(
+                    Store.open(folder), "raw", archive.selection, archive.fetcher, identity_digest
+                )
                 Walk(lister, archive, each, progress=progress).sources(in_order=way == "stream")
         wall, own = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -74,7 +91,9 @@ def listed(way: str, processes: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _tasks(pool: ProcessPoolExecutor, processes: int) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
+def _tasks(
+    pool: ProcessPoolExecutor, processes: int
+) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
     """As Ray runs tasks: some at once, results in the order of items."""
 
     def each(function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]:
@@ -93,8 +112,24 @@ def measured(keys: int, way: str, processes: int, latency: float, seconds: float
     """One case, in a process of its own, against a server of its own."""
     server, url = started(keys, latency)
     try:
-        command = [sys.executable, "-m", "benchmarks.listing", "--one", way, "--processes", str(processes), "--seconds", str(seconds)]
-        ran = subprocess.run(command, env=os.environ | PLAIN | {"AWS_ENDPOINT_URL": url}, check=True, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.listing",
+            "--one",
+            way,
+            "--processes",
+            str(processes),
+            "--seconds",
+            str(seconds),
+        ]
+        ran = subprocess.run(
+            command,
+            env=os.environ | PLAIN | {"AWS_ENDPOINT_URL": url},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         with urllib.request.urlopen(f"{url}/.counts") as answer:  # noqa: S310 - this machine
             counts = json.load(answer)
         server_cpu = _cpu_s(server.pid)
@@ -106,7 +141,16 @@ def measured(keys: int, way: str, processes: int, latency: float, seconds: float
         "keys_per_s": round(found["listed"] / found["wall_s"]),
         "us_cpu_per_key": round(found["cpu_s"] / max(found["listed"], 1) * 1e6, 1),
     }
-    return {"keys": keys, "way": way, "processes": processes, "latency_s": latency, **found, **rate, **counts, "server_cpu_s": server_cpu}
+    return {
+        "keys": keys,
+        "way": way,
+        "processes": processes,
+        "latency_s": latency,
+        **found,
+        **rate,
+        **counts,
+        "server_cpu_s": server_cpu,
+    }
 
 
 def _cpu_s(pid: int) -> float:
@@ -116,12 +160,26 @@ def _cpu_s(pid: int) -> float:
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
     """The cases as Markdown."""
-    lines = ["| keys | way | processes | listed | seconds | keys/s | requests | CPU µs/key | peak MiB |", "| --- " * 9 + "|"]
+    lines = [
+        "| keys | way | processes | listed | seconds | keys/s | requests | CPU µs/key | peak MiB |",
+        "| --- " * 9 + "|",
+    ]
     for one in cases:
-        cells = [one["keys"], one["way"], one["processes"], one["listed"], one["wall_s"], one["keys_per_s"], one["requests"]]
+        cells = [
+            one["keys"],
+            one["way"],
+            one["processes"],
+            one["listed"],
+            one["wall_s"],
+            one["keys_per_s"],
+            one["requests"],
+        ]
         lines.append(
             "| "
-            + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in [*cells, one["us_cpu_per_key"], one["peak_mib"]])
+            + " | ".join(
+                f"{cell:,}" if isinstance(cell, int) else str(cell)
+                for cell in [*cells, one["us_cpu_per_key"], one["peak_mib"]]
+            )
             + " |"
         )
     return "\n".join(lines)
@@ -129,7 +187,9 @@ def table(cases: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure each number of keys in each way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keys", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--processes", type=int, default=1)
@@ -148,7 +208,8 @@ def main() -> None:
             print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     print(table(cases))
     if given.json:
-        from benchmarks.machine import machine  # which loads what would count as memory of the cases
+        # which loads what would count as memory of the cases
+        from benchmarks.machine import machine
 
         given.json.write_text(json.dumps({"machine": machine(), "cases": cases}, indent=1))
 

@@ -1,9 +1,11 @@
-"""A server of its own process that answers ListObjectsV2 for a bucket whose keys are given by a formula or a list: `ListingServer`.
+"""A server of its own process that answers ListObjectsV2 for a bucket whose keys are given by a
+formula or a list: `ListingServer`.
 
     python -m benchmarks.listing_server --keys 100000000 --latency 0.03     # prints its port
 
-Keys of the formula: `flat/img_000000000.jpg` to N - 1. A page costs the server a fraction of a millisecond, whatever N. Every answer waits
-`latency` seconds, as many at once as ask. `GET /.counts` tells how many requests there were, in all and at once.
+Keys of the formula: `flat/img_000000000.jpg` to N - 1. A page costs the server a fraction of a
+millisecond, whatever N. Every answer waits `latency` seconds, as many at once as ask. `GET
+/.counts` tells how many requests there were, in all and at once.
 """
 
 import argparse
@@ -32,9 +34,7 @@ _ANSWER = (
     b"<Prefix>%s</Prefix><KeyCount>%d</KeyCount><MaxKeys>%d</MaxKeys><EncodingType>url</EncodingType><IsTruncated>%s</IsTruncated>%s%s"
     b"</ListBucketResult>"
 )
-_THROTTLED = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
-)
+_THROTTLED = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 _MISSING = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>NoSuchKey</Code><Message>There is none.</Message></Error>'
 
 
@@ -44,7 +44,9 @@ class FormulaKeys(Sequence[str]):
     def __init__(self, count: int) -> None:
         self._count = count
         self._pieces = [
-            _CONTENTS % (b"flat/img_" + _MARK + b"%03d.jpg" % n, b"0" * 23 + _MARK + b"%03d" % n, 100_000 + n) for n in range(_RUN)
+            _CONTENTS
+            % (b"flat/img_" + _MARK + b"%03d.jpg" % n, b"0" * 23 + _MARK + b"%03d" % n, 100_000 + n)
+            for n in range(_RUN)
         ]
 
     def __len__(self) -> int:
@@ -82,13 +84,19 @@ class GivenKeys(Sequence[str]):
         """The XML of keys start … end - 1."""
         keys = self._keys[start:end]
         return b"".join(
-            _CONTENTS % (quote(key, safe="/").encode(), b"%032x" % zlib.crc32(key.encode()), 0 if key.endswith("/") else 9) for key in keys
+            _CONTENTS
+            % (
+                quote(key, safe="/").encode(),
+                b"%032x" % zlib.crc32(key.encode()),
+                0 if key.endswith("/") else 9,
+            )
+            for key in keys
         )
 
 
 class ListingServer:
-    """One bucket, whatever it is called. `page`: the most keys of an answer; `throttles(number of the request, how many are under way)`:
-    whether it is answered by SlowDown.
+    """One bucket, whatever it is called. `page`: the most keys of an answer; `throttles(number of
+    the request, how many are under way)`: whether it is answered by SlowDown.
     """
 
     def __init__(
@@ -106,9 +114,16 @@ class ListingServer:
     def _answer(self, target: str) -> tuple[int, bytes]:
         parts = urlsplit(target)
         if parts.path == "/.counts":
-            counts = {"requests": self.requests, "throttled": self.throttled, "most_under_way": self.most_under_way}
+            counts = {
+                "requests": self.requests,
+                "throttled": self.throttled,
+                "most_under_way": self.most_under_way,
+            }
             return 200, json.dumps(counts).encode()
-        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        query = {
+            name: values[0]
+            for name, values in parse_qs(parts.query, keep_blank_values=True).items()
+        }
         self.requests += 1
         if self.asked is not None:
             self.asked.append(query)
@@ -118,17 +133,29 @@ class ListingServer:
         return (200, self._listed(query)) if query.get("list-type") == "2" else (404, _MISSING)
 
     def _listed(self, query: dict[str, str]) -> bytes:
-        prefix, delimiter, limit = query.get("prefix", ""), query.get("delimiter", ""), min(self.page, int(query.get("max-keys", 1000)))
+        prefix, delimiter, limit = (
+            query.get("prefix", ""),
+            query.get("delimiter", ""),
+            min(self.page, int(query.get("max-keys", 1000))),
+        )
         if token := query.get("continuation-token"):
             start = int(token)
         else:
-            start = bisect_right(self.keys, max(query.get("start-after", ""), "").encode(), key=str.encode)
+            start = bisect_right(
+                self.keys, max(query.get("start-after", ""), "").encode(), key=str.encode
+            )
             start = max(start, self._first_at_or_after(prefix))
         end = self._first_at_or_after(_after_all(prefix)) if prefix else len(self.keys)
         if delimiter:
             return self._folded(prefix, delimiter, start, end, limit)
         stop = min(end, start + limit)
-        return self._page(prefix, limit, stop - start, self.keys.rendered(start, stop), stop if stop < end else None)
+        return self._page(
+            prefix,
+            limit,
+            stop - start,
+            self.keys.rendered(start, stop),
+            stop if stop < end else None,
+        )
 
     def _folded(self, prefix: str, delimiter: str, start: int, end: int, limit: int) -> bytes:
         parts, count = [], 0
@@ -136,7 +163,10 @@ class ListingServer:
             key = self.keys[start]
             head, mark, _ = key[len(prefix) :].partition(delimiter)
             if mark:
-                parts.append(b"<CommonPrefixes><Prefix>%s</Prefix></CommonPrefixes>" % quote(f"{prefix}{head}{mark}", safe="/").encode())
+                parts.append(
+                    b"<CommonPrefixes><Prefix>%s</Prefix></CommonPrefixes>"
+                    % quote(f"{prefix}{head}{mark}", safe="/").encode()
+                )
                 start = self._first_at_or_after(_after_all(prefix + head + mark))
             else:
                 parts.append(self.keys.rendered(start, start + 1))
@@ -144,12 +174,27 @@ class ListingServer:
             count += 1
         return self._page(prefix, limit, count, b"".join(parts), start if start < end else None)
 
-    def _page(self, prefix: str, limit: int, count: int, body: bytes, following: int | None) -> bytes:
-        token = b"" if following is None else b"<NextContinuationToken>%d</NextContinuationToken>" % following
-        return _ANSWER % (escape(prefix).encode(), count, limit, b"false" if following is None else b"true", token, body)
+    def _page(
+        self, prefix: str, limit: int, count: int, body: bytes, following: int | None
+    ) -> bytes:
+        token = (
+            b""
+            if following is None
+            else b"<NextContinuationToken>%d</NextContinuationToken>" % following
+        )
+        return _ANSWER % (
+            escape(prefix).encode(),
+            count,
+            limit,
+            b"false" if following is None else b"true",
+            token,
+            body,
+        )
 
     def _first_at_or_after(self, text: bytes | str) -> int:
-        return bisect_left(self.keys, text.encode() if isinstance(text, str) else text, key=str.encode)
+        return bisect_left(
+            self.keys, text.encode() if isinstance(text, str) else text, key=str.encode
+        )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until it is closed."""
@@ -201,7 +246,15 @@ def _after_all(prefix: str) -> bytes:
 
 def started(keys: int, latency: float) -> tuple[subprocess.Popen[str], str]:
     """A server as a process, and its URL."""
-    command = [sys.executable, "-m", "benchmarks.listing_server", "--keys", str(keys), "--latency", str(latency)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.listing_server",
+        "--keys",
+        str(keys),
+        "--latency",
+        str(latency),
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -216,7 +269,9 @@ def main() -> None:
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 
     async def run() -> None:
-        print(await ListingServer(FormulaKeys(given.keys), latency=given.latency).begin(), flush=True)
+        print(
+            await ListingServer(FormulaKeys(given.keys), latency=given.latency).begin(), flush=True
+        )
         await asyncio.Event().wait()
 
     asyncio.run(run())

@@ -1,4 +1,5 @@
-"""A closed loop of clients that send photographs to a server, each the next as soon as the last is answered, and check every answer.
+"""A closed loop of clients that send photographs to a server, each the next as soon as the last is
+answered, and check every answer.
 
     python -m benchmarks.load URL FOLDER --clients 32 --seconds 60 --json
 
@@ -28,7 +29,9 @@ MOST_PAUSE_S = 30.0  # of a Retry-After that is honoured
 
 @dataclass(frozen=True)
 class Photograph:
-    """One file to send, and the score that it must get; None = any, as long as it is always the same."""
+    """One file to send, and the score that it must get; None = any, as long as it is always the
+    same.
+    """
 
     name: str
     data: bytes
@@ -37,10 +40,12 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Load:
-    """How the server is asked. `field`: dotted place of the score in an answer. `precision`: what scores may differ by, see `agree`.
+    """How the server is asked. `field`: dotted place of the score in an answer. `precision`: what
+    scores may differ by, see `agree`.
 
-    `seconds` begin after `warm_up_s`; `timeout_s` bounds one request. `honour_retry_after`: a client that is told so pauses, else it
-    asks again at once. `attempts`: how often one photograph is asked about before it counts as lost; other than back-pressure only.
+    `seconds` begin after `warm_up_s`; `timeout_s` bounds one request. `honour_retry_after`: a
+    client that is told so pauses, else it asks again at once. `attempts`: how often one photograph
+    is asked about before it counts as lost; other than back-pressure only.
     """
 
     url: str
@@ -60,12 +65,17 @@ OnSecond = Callable[[int, Tally], object]
 
 
 def load(
-    asked: Load, photographs: Sequence[Photograph], *, on_second: OnSecond | None = None, until: Callable[[Tally], bool] | None = None
+    asked: Load,
+    photographs: Sequence[Photograph],
+    *,
+    on_second: OnSecond | None = None,
+    until: Callable[[Tally], bool] | None = None,
 ) -> Loaded:
     """Run the closed loop to its end: when `seconds` are over, or `until` says so after a second.
 
-    `on_second` is called once a second, in a thread of its own so that it may take its time (kill a replica, ask for metrics); what it
-    raises ends the load. Requests that are under way at the end are waited for, and counted, but are not in `rate`.
+    `on_second` is called once a second, in a thread of its own so that it may take its time (kill a
+    replica, ask for metrics); what it raises ends the load. Requests that are under way at the end
+    are waited for, and counted, but are not in `rate`.
     """
     return asyncio.run(_Loop(asked, photographs).run(on_second, until))
 
@@ -78,19 +88,27 @@ def load_apart(asked: Load, photographs: Sequence[Photograph]) -> Loaded:
 
 def photographs_in(folder: Path, expected: Mapping[str, float] | None = None) -> list[Photograph]:
     """The files of a folder, in order of names, with the scores that are expected of them by name."""
-    return [Photograph(path.name, path.read_bytes(), (expected or {}).get(path.name)) for path in sorted(folder.iterdir())]
+    return [
+        Photograph(path.name, path.read_bytes(), (expected or {}).get(path.name))
+        for path in sorted(folder.iterdir())
+    ]
 
 
 class _Loop:
     def __init__(self, asked: Load, photographs: Sequence[Photograph]) -> None:
         self._asked, self._photographs = asked, photographs
-        self._requests = [post(asked.url, photograph.name, photograph.data, asked.form, asked.token) for photograph in photographs]
+        self._requests = [
+            post(asked.url, photograph.name, photograph.data, asked.form, asked.token)
+            for photograph in photographs
+        ]
         self._tally = Tally()
         self._next = 0
         self._stopped = asyncio.Event()
         self._begin = self._window = time.monotonic()
 
-    async def run(self, on_second: OnSecond | None, until: Callable[[Tally], bool] | None) -> Loaded:
+    async def run(
+        self, on_second: OnSecond | None, until: Callable[[Tally], bool] | None
+    ) -> Loaded:
         cpu = time.process_time()
         self._begin = time.monotonic()
         self._window = self._begin + self._asked.warm_up_s
@@ -103,7 +121,9 @@ class _Loop:
             await asyncio.gather(*clients)
         return loaded(self._tally, max(ended - self._window, 1e-9), time.process_time() - cpu)
 
-    async def _watch(self, on_second: OnSecond | None, until: Callable[[Tally], bool] | None) -> None:
+    async def _watch(
+        self, on_second: OnSecond | None, until: Callable[[Tally], bool] | None
+    ) -> None:
         """Sleep until the end; once a second, let the caller know."""
         end, second = self._window + self._asked.seconds, 0
         while (now := time.monotonic()) < end:
@@ -146,7 +166,9 @@ class _Loop:
         self._tally.lost += 1
 
     def _judge(self, photograph: Photograph, status: int, head: bytes, body: bytes) -> float | None:
-        """None where it was accepted and is right, else the seconds of the pause that back-pressure asks for. Raises ExchangeError."""
+        """None where it was accepted and is right, else the seconds of the pause that back-pressure
+        asks for. Raises ExchangeError.
+        """
         self._tally.statuses[str(status)] += 1
         if status in BACK_PRESSURE and (asked := header(head, b"retry-after")) is not None:
             self._tally.back_pressure += 1
@@ -196,26 +218,65 @@ def _score(body: bytes, place: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     expected = json.loads(options.expected.read_text()) if options.expected else None
-    settings = {key: value for key, value in vars(options).items() if key not in ("folder", "expected", "json")}
+    settings = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("folder", "expected", "json")
+    }
     found = asdict(load(Load(**settings), photographs_in(options.folder, expected)))
     if options.json:
         print(json.dumps(found))
     else:
-        print("\n".join(f"{key:<18}{value}" for key, value in found.items() if key not in ("troubles", "scores")))
+        print(
+            "\n".join(
+                f"{key:<18}{value}"
+                for key, value in found.items()
+                if key not in ("troubles", "scores")
+            )
+        )
     return 1 if found["other"] else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.partition("\n")[0])
-    parser.add_argument("url", help="where photographs are sent, for example http://localhost:8000/v1/score")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "url", help="where photographs are sent, for example http://localhost:8000/v1/score"
+    )
     parser.add_argument("folder", type=Path, help="with nothing but photographs")
-    parser.add_argument("--clients", type=int, default=Load.clients, help="that ask at once  [%(default)s]")
-    parser.add_argument("--seconds", type=float, default=Load.seconds, help="after the warm-up  [%(default)s]")
-    parser.add_argument("--warm-up", type=float, default=Load.warm_up_s, dest="warm_up_s", metavar="SECONDS", help="[%(default)s]")
-    parser.add_argument("--form", choices=["multipart", "raw"], default=Load.form, help="[%(default)s]")
-    parser.add_argument("--field", default=Load.field, help="dotted place of the score in an answer  [%(default)s]")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default=Load.precision, help="how much scores may differ  [%(default)s]")
-    parser.add_argument("--attempts", type=int, default=Load.attempts, help="per photograph, back-pressure apart  [%(default)s]")
+    parser.add_argument(
+        "--clients", type=int, default=Load.clients, help="that ask at once  [%(default)s]"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=Load.seconds, help="after the warm-up  [%(default)s]"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=float,
+        default=Load.warm_up_s,
+        dest="warm_up_s",
+        metavar="SECONDS",
+        help="[%(default)s]",
+    )
+    parser.add_argument(
+        "--form", choices=["multipart", "raw"], default=Load.form, help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--field", default=Load.field, help="dotted place of the score in an answer  [%(default)s]"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default=Load.precision,
+        help="how much scores may differ  [%(default)s]",
+    )
+    parser.add_argument(
+        "--attempts",
+        type=int,
+        default=Load.attempts,
+        help="per photograph, back-pressure apart  [%(default)s]",
+    )
     parser.add_argument("--expected", type=Path, metavar="FILE", help='JSON {"file name": score}')
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)

@@ -14,11 +14,17 @@ from benchmarks.work import cores
 
 
 def machine() -> dict[str, Any]:
-    """Its processor, cores and memory; the load before we add to it. Warns on stderr where others are busy on it."""
+    """Its processor, cores and memory; the load before we add to it. Warns on stderr where others
+    are busy on it.
+    """
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     load = os.getloadavg()[0]
     if load > cores() / 2:
-        print(f"the machine is not quiet: load {load:.1f} on {cores()} cores; the figures will be too", file=sys.stderr, flush=True)
+        print(
+            f"the machine is not quiet: load {load:.1f} on {cores()} cores; the figures will be too",
+            file=sys.stderr,
+            flush=True,
+        )
     return {
         "cpu": model[1] if model else platform.processor(),
         "cores": cores(),

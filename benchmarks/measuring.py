@@ -1,4 +1,5 @@
-"""One contender's process, measured from outside: when it began and ended, what memory its process tree held. Linux only.
+"""One contender's process, measured from outside: when it began and ended, what memory its process
+tree held. Linux only.
 
 Knows processes and clocks. Knows nothing about images, detectors or what a contender does.
 """
@@ -20,14 +21,20 @@ from benchmarks.processor import ProcessorTimes, Sample
 
 MARK = "TOUCHSTONE_BENCHMARK"
 SAMPLE_EVERY_S = 0.5
-SAMPLE_SHARE = 0.02  # of a core: a contender of twenty processes takes 70 ms to sample, and must not be slowed for being sampled
+# of a core: a contender of twenty processes takes 70 ms to sample, and must not be slowed for being
+# sampled
+SAMPLE_SHARE = 0.02
 GRACE_S = 15.0  # Ray's daemons go by themselves some seconds after their driver
-WINDOW = (0.15, 0.9)  # share of the images between which the rate is steady: the start and the last, uneven batches are left out
+# share of the images between which the rate is steady: the start and the last, uneven batches are
+# left out
+WINDOW = (0.15, 0.9)
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished process: epoch seconds; of its process tree the largest sum of proportional set sizes, and processor time by kind."""
+    """A finished process: epoch seconds; of its process tree the largest sum of proportional set
+    sizes, and processor time by kind.
+    """
 
     stdout: str
     started_at: float
@@ -40,10 +47,14 @@ class ContenderError(Exception):
     """A contender ended with an error or did not end; carries the end of what it said."""
 
 
-def steady_rate(finished: Sequence[tuple[float, int]], total: int, window: tuple[float, float] = WINDOW) -> float:
-    """Images per second: least-squares slope of (seconds, images finished by then) where the count lies inside the window.
+def steady_rate(
+    finished: Sequence[tuple[float, int]], total: int, window: tuple[float, float] = WINDOW
+) -> float:
+    """Images per second: least-squares slope of (seconds, images finished by then) where the count
+    lies inside the window.
 
-    Raises ContenderError where fewer than three points lie inside: then there is no steady state to speak of.
+    Raises ContenderError where fewer than three points lie inside: then there is no steady state to
+    speak of.
     """
     low, high = window
     inside = [(t, count) for t, count in finished if low * total <= count <= high * total]
@@ -56,24 +67,42 @@ def steady_rate(finished: Sequence[tuple[float, int]], total: int, window: tuple
 
 
 def cumulative(batches: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    """(seconds, images in a batch that ended then), in any order → (seconds, images finished by then), in time order."""
+    """(seconds, images in a batch that ended then), in any order → (seconds, images finished by
+    then), in time order.
+    """
     ordered = sorted(batches)
-    return [(t, int(count)) for (t, _), count in zip(ordered, np.cumsum([size for _, size in ordered]), strict=True)]
+    return [
+        (t, int(count))
+        for (t, _), count in zip(ordered, np.cumsum([size for _, size in ordered]), strict=True)
+    ]
 
 
-def run_measured(command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float, log: Path) -> Ran:
-    """Run a command to its end and see that nothing of it stays behind; stderr goes to `log`. Raises ContenderError."""
+def run_measured(
+    command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float, log: Path
+) -> Ran:
+    """Run a command to its end and see that nothing of it stays behind; stderr goes to `log`.
+    Raises ContenderError.
+    """
     mark = uuid.uuid4().hex
     started_at = time.time()
-    printed = log.with_suffix(".out")  # a file, not a pipe: a daemon that outlives its parent would keep a pipe open
+    # a file, not a pipe: a daemon that outlives its parent would keep a pipe open
+    printed = log.with_suffix(".out")
     with log.open("wb") as errors, printed.open("wb") as output:
-        process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env={**environment, MARK: mark},
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
     tree = ProcessTree(process.pid, mark)
     sampler = Sampler(tree)
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        raise ContenderError(f"{' '.join(command)}: not finished after {timeout_s:.0f} s\n{_tail(log)}") from None
+        raise ContenderError(
+            f"{' '.join(command)}: not finished after {timeout_s:.0f} s\n{_tail(log)}"
+        ) from None
     finally:
         ended_at = time.time()
         sampler.stop()
@@ -81,11 +110,15 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], *, time
         process.wait()
     if process.returncode:
         raise ContenderError(f"{' '.join(command)}: exit code {process.returncode}\n{_tail(log)}")
-    return Ran(printed.read_text(), started_at, ended_at, sampler.peak_bytes, sampler.processor.samples)
+    return Ran(
+        printed.read_text(), started_at, ended_at, sampler.peak_bytes, sampler.processor.samples
+    )
 
 
 class ProcessTree:
-    """The processes that descend from one command, found by parent or by an environment mark, so that orphans stay known."""
+    """The processes that descend from one command, found by parent or by an environment mark, so
+    that orphans stay known.
+    """
 
     def __init__(self, root: int, mark: str) -> None:
         self._mark = f"{MARK}={mark}".encode()
@@ -93,7 +126,9 @@ class ProcessTree:
         self._others: set[int] = set()
 
     def living(self) -> list[int]:
-        """Process ids of the tree that run now; a number that another process took over meanwhile is not one of them."""
+        """Process ids of the tree that run now; a number that another process took over meanwhile
+        is not one of them.
+        """
         parents = {pid: stat[1] for pid in _process_ids() if (stat := _stat(pid)) is not None}
         self._others &= parents.keys()
         for pid in sorted(parents.keys() - self._members.keys() - self._others):
@@ -101,14 +136,20 @@ class ProcessTree:
                 self._members[pid] = _started(pid)
             else:
                 self._others.add(pid)
-        return [pid for pid, started in self._members.items() if pid in parents and _started(pid) == started]
+        return [
+            pid
+            for pid, started in self._members.items()
+            if pid in parents and _started(pid) == started
+        ]
 
     def memory_bytes(self) -> int:
         """Proportional set sizes, summed: a page that several processes share is counted once."""
         return sum(_pss_bytes(pid) for pid in self.living())
 
     def end(self, grace_s: float) -> None:
-        """Wait until the last process has gone; after `grace_s` kill those that are left, by their ids."""
+        """Wait until the last process has gone; after `grace_s` kill those that are left, by their
+        ids.
+        """
         deadline = time.monotonic() + grace_s
         tick = threading.Event()
         while (left := self.living()) and time.monotonic() < deadline + GRACE_S:

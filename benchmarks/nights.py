@@ -1,10 +1,13 @@
-"""What does a night cost after so many nights? One `score` command a night in this process, and the requests that its run directory gets.
+"""What does a night cost after so many nights? One `score` command a night in this process, and the
+requests that its run directory gets.
 
     python -m benchmarks.nights --nights 365 --json nights.json
 
-All of a night is done as ever (checks, listing, manifest, publishing, merging, the check that nothing is lost, summary and report), against
-a real S3 server, but for the scoring itself: no Ray is started, no picture decoded, and rows are made up. Sources lie on this disk, so that
-every request is one to the run directory; those of the lease, whose number is a matter of seconds, are left out.
+All of a night is done as ever (checks, listing, manifest, publishing, merging, the check that
+nothing is lost, summary and report), against a real S3 server, but for the scoring itself: no Ray
+is started, no picture decoded, and rows are made up. Sources lie on this disk, so that every
+request is one to the run directory; those of the lease, whose number is a matter of seconds, are
+left out.
 """
 
 import argparse
@@ -40,7 +43,9 @@ LOOKED_AT = (2, 60, 365)
 
 
 def kinds_of(requests: Sequence[Request]) -> Counter[str]:
-    """How many requests of each kind: LIST, GET, HEAD, PUT, DELETE, and POST for deletes of many objects at once."""
+    """How many requests of each kind: LIST, GET, HEAD, PUT, DELETE, and POST for deletes of many
+    objects at once.
+    """
     kinds = Counter[str]()
     for method, path in requests:
         if "/lease." not in path:
@@ -49,13 +54,22 @@ def kinds_of(requests: Sequence[Request]) -> Counter[str]:
 
 
 def made_up(run: ScoringRun, directory: RunDirectory, work: Listing) -> None:
-    """In the place of `ScoringRun.score`: each pending block gets rows whose scores follow from the images' names."""
+    """In the place of `ScoringRun.score`: each pending block gets rows whose scores follow from the
+    images' names.
+    """
     for ref in work.pending:
         members = read_block(directory.store, ref)
         digests = [hashlib.sha256(uri.encode()) for uri in members["uri"].to_pylist()]
-        outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(one.hexdigest(), "JPEG", 300, 200)) for one in digests]
+        outcomes = [
+            DecodeResult(Status.OK, None, ImageFileFacts(one.hexdigest(), "JPEG", 300, 200))
+            for one in digests
+        ]
         scores = np.array([one.digest()[0] / 32 - 4 for one in digests], np.float32)
-        scored = judge(run.spec, outcomes, DetectorOutputs.clean(scores={name: scores for name in run.spec.cards}))
+        scored = judge(
+            run.spec,
+            outcomes,
+            DetectorOutputs.clean(scores={name: scores for name in run.spec.cards}),
+        )
         rows = result_rows(members, scored, attempt=run.session.number, scored_at=datetime.now(UTC))
         directory.write_part(ref.manifest, ref.block, rows)
 
@@ -71,7 +85,11 @@ class Nights:
     """Nights of one run on a server: `night` adds images and runs the command."""
 
     def __init__(self, server: S3Server, folder: Path, run: str = "run") -> None:
-        self.server, self.source, self.run = server, folder / f"{run}-images", RunDirectory.open(f"s3://{BUCKET}/{run}")
+        self.server, self.source, self.run = (
+            server,
+            folder / f"{run}-images",
+            RunDirectory.open(f"s3://{BUCKET}/{run}"),
+        )
         self.source.mkdir()
         self._images = 0
 
@@ -97,7 +115,9 @@ class Nights:
 
 
 def measure(nights: int, looked_at: Sequence[int] = LOOKED_AT) -> dict[str, Any]:
-    """Go through so many nights; of some, the requests by kind of the night itself and of a command after it that finds nothing new."""
+    """Go through so many nights; of some, the requests by kind of the night itself and of a command
+    after it that finds nothing new.
+    """
     found: dict[str, Any] = {"nights": {}, "unchanged": {}, "totals": [], "seconds": []}
     with (
         tempfile.TemporaryDirectory(prefix="nights-") as name,
@@ -115,14 +135,21 @@ def measure(nights: int, looked_at: Sequence[int] = LOOKED_AT) -> dict[str, Any]
             if number in looked_at:
                 found["nights"][number] = dict(kinds)
                 found["unchanged"][number] = dict(run.night(0))
-                print(f"night {number}: {line(kinds)}; unchanged: {line(found['unchanged'][number])}", flush=True)
+                print(
+                    f"night {number}: {line(kinds)}; unchanged: {line(found['unchanged'][number])}",
+                    flush=True,
+                )
         found["files"] = len(run.run.store.names("scores"))
     return found
 
 
 def line(kinds: Counter[str] | dict[str, int]) -> str:
     """Requests by kind, in one line."""
-    return f"{sum(kinds.values())} (" + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) + ")"
+    return (
+        f"{sum(kinds.values())} ("
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        + ")"
+    )
 
 
 def main() -> None:
@@ -135,7 +162,9 @@ def main() -> None:
     found = measure(given.nights, given.at)
     later = found["totals"][1:]
     if later:
-        requests = f"{min(later)} to {max(later)} requests, {sum(later) / len(later):.1f} on average"
+        requests = (
+            f"{min(later)} to {max(later)} requests, {sum(later) / len(later):.1f} on average"
+        )
         took = f"{sum(found['seconds']):.0f} s in all, {np.median(found['seconds']):.2f} s a night"
         print(f"nights 2 to {given.nights}: {requests}; {found['files']} files in scores/; {took}")
     if given.json:

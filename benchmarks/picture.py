@@ -2,7 +2,8 @@
 
     python -m benchmarks.picture --scoring scoring.json --serving serving.json > docs/performance.svg
 
-Each panel has one work: images per second of ours and of its peers, the hardware's limit where there is one.
+Each panel has one work: images per second of ours and of its peers, the hardware's limit where
+there is one.
 """
 
 import argparse
@@ -38,9 +39,13 @@ def panels(scoring: Mapping[str, Any] | None, serving: Mapping[str, Any] | None)
     """What there is to show of the benchmarks' results: medians."""
     found = []
     for work, contenders in (scoring or {}).get("rates", {}).items():
-        found.append(Panel(WORDS.get(work, work), {name: of["median"] for name, of in contenders.items()}))
+        found.append(
+            Panel(WORDS.get(work, work), {name: of["median"] for name, of in contenders.items()})
+        )
     for model, servers in (serving or {}).get("figures", {}).items():
-        found.append(Panel(WORDS.get(model, model), {name: of["rate"] for name, of in servers.items()}))
+        found.append(
+            Panel(WORDS.get(model, model), {name: of["rate"] for name, of in servers.items()})
+        )
     return found
 
 
@@ -54,9 +59,15 @@ def drawing(shown: Sequence[Panel]) -> str:
         for name, rate in sorted(panel.rates.items(), key=lambda item: -item[1]):
             length = (WIDTH - LEFT - RIGHT) * rate / most
             kind = "ours" if name.startswith(OURS) else "theirs"
-            parts.append(f'<text x="{LEFT - 8}" y="{y + 14}" class="n">{escape(WORDS.get(name, name))}</text>')
-            parts.append(f'<rect x="{LEFT}" y="{y + 3}" width="{length:.1f}" height="{ROW - 7}" class="{kind}"/>')
-            parts.append(f'<text x="{LEFT + length + 6:.1f}" y="{y + 14}" class="v">{rate:.3g}</text>')
+            parts.append(
+                f'<text x="{LEFT - 8}" y="{y + 14}" class="n">{escape(WORDS.get(name, name))}</text>'
+            )
+            parts.append(
+                f'<rect x="{LEFT}" y="{y + 3}" width="{length:.1f}" height="{ROW - 7}" class="{kind}"/>'
+            )
+            parts.append(
+                f'<text x="{LEFT + length + 6:.1f}" y="{y + 14}" class="v">{rate:.3g}</text>'
+            )
             y += ROW
         y += 12
     style = (
@@ -64,15 +75,29 @@ def drawing(shown: Sequence[Panel]) -> str:
         ".ours{fill:#3b6ea5}.theirs{fill:#a9b4c0}"
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img">'
-    return "\n".join([head, "<title>Images per second of Touchstone and its peers</title>", f"<style>{style}</style>", *parts, "</svg>\n"])
+    return "\n".join(
+        [
+            head,
+            "<title>Images per second of Touchstone and its peers</title>",
+            f"<style>{style}</style>",
+            *parts,
+            "</svg>\n",
+        ]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.picture", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.picture",
+        description=__doc__.partition("\n")[0] if __doc__ else None,
+    )
     parser.add_argument("--scoring", type=Path, help="what benchmarks.scoring --json wrote")
     parser.add_argument("--serving", type=Path, help="what benchmarks.serving --json wrote")
     options = parser.parse_args(arguments)
-    read = [json.loads(file.read_text()) if file else None for file in (options.scoring, options.serving)]
+    read = [
+        json.loads(file.read_text()) if file else None
+        for file in (options.scoring, options.serving)
+    ]
     sys.stdout.write(drawing(panels(*read)))
     return 0
 

@@ -1,4 +1,5 @@
-"""Where processor time goes: seconds per image in the steady state, by kind of process: a contender's own, and each of Ray's daemons.
+"""Where processor time goes: seconds per image in the steady state, by kind of process: a
+contender's own, and each of Ray's daemons.
 
 Knows processes and clocks. Linux only.
 """
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 OWN = "own"
-# The first that is part of a command line names it; a raylet's holds those of the agents that it starts, so that it comes first.
+# The first that is part of a command line names it; a raylet's holds those of the agents that it
+# starts, so that it comes first.
 RAYS: dict[str, str] = {
     "raylet/raylet": "raylet",
     "gcs/gcs_server": "gcs",
@@ -27,7 +29,8 @@ RAYS: dict[str, str] = {
 }
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-Sample = tuple[float, Mapping[str, float]]  # epoch seconds, processor seconds by kind since the start
+# epoch seconds, processor seconds by kind since the start
+Sample = tuple[float, Mapping[str, float]]
 
 
 def kind_of(command_line: str) -> str:
@@ -36,7 +39,9 @@ def kind_of(command_line: str) -> str:
 
 
 class ProcessorTimes:
-    """Processor seconds of the processes of one tree, by kind; what a process took stays counted once it has ended."""
+    """Processor seconds of the processes of one tree, by kind; what a process took stays counted
+    once it has ended.
+    """
 
     def __init__(self) -> None:
         self._taken: dict[tuple[int, int], tuple[str, float]] = {}
@@ -55,11 +60,16 @@ class ProcessorTimes:
 
 
 def seconds_per_image(
-    samples: Sequence[Sample], finished: Sequence[tuple[float, int]], total: int, window: tuple[float, float]
+    samples: Sequence[Sample],
+    finished: Sequence[tuple[float, int]],
+    total: int,
+    window: tuple[float, float],
 ) -> dict[str, float]:
-    """Processor seconds per image by kind, between the first and the last moment at which the count lies inside the window.
+    """Processor seconds per image by kind, between the first and the last moment at which the count
+    lies inside the window.
 
-    `finished`: (epoch seconds, images finished by then). Nothing where there are too few of either to tell.
+    `finished`: (epoch seconds, images finished by then). Nothing where there are too few of either
+    to tell.
     """
     low, high = window
     inside = [(t, count) for t, count in finished if low * total <= count <= high * total]
@@ -75,10 +85,14 @@ def seconds_per_image(
 
 
 def _read(pid: int) -> tuple[int, float, str] | None:
-    """When a process started, in ticks; the seconds that it has taken; its kind. None once it is gone."""
+    """When a process started, in ticks; the seconds that it has taken; its kind. None once it is
+    gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        command_line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        command_line = (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     except OSError:
         return None
     return int(fields[19]), (int(fields[11]) + int(fields[12])) / _TICKS, kind_of(command_line)

@@ -1,11 +1,14 @@
-"""Does a run hold many members? Tiny images in Parquet shards, a null detector, and what the driver itself takes of time and memory.
+"""Does a run hold many members? Tiny images in Parquet shards, a null detector, and what the driver
+itself takes of time and memory.
 
     python -m benchmarks.scale --members 100000 1000000 [--kill] --json scale.json
 
-Every size is scored by `touchstone score` as a process of its own, and once more when it is finished. With `--kill`, another run of it gets
-SIGKILL when half of its rows are there, and the same command goes on: no row is lost or doubled. The images are distinct BMP files
-of 8 × 8 pixels; the detector takes the mean of their pixels, so that what is left is listing, fetching, decoding, rows, commits,
-compaction, the check that nothing is lost, and the summary. The driver's memory is its own peak (VmHWM), without its children.
+Every size is scored by `touchstone score` as a process of its own, and once more when it is
+finished. With `--kill`, another run of it gets SIGKILL when half of its rows are there, and the
+same command goes on: no row is lost or doubled. The images are distinct BMP files of 8 × 8 pixels;
+the detector takes the mean of their pixels, so that what is left is listing, fetching, decoding,
+rows, commits, compaction, the check that nothing is lost, and the summary. The driver's memory is
+its own peak (VmHWM), without its children.
 """
 
 import argparse
@@ -35,7 +38,8 @@ from benchmarks.seeded import write_weights
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_MEMBERS, ROW_GROUP = 20_000, 1_000
 SIDE = 8
-MOST_GROWTH, MOST_BYTES = 1.2, 2**30  # of the driver, from the smallest size to the largest, and in all
+# of the driver, from the smallest size to the largest, and in all
+MOST_GROWTH, MOST_BYTES = 1.2, 2**30
 
 FAMILY = """
 import torch
@@ -66,13 +70,21 @@ CARD = {
 
 
 def write_shards(folder: Path, members: int) -> None:
-    """Parquet files with the column `image` as the Hugging Face hub has it, and a label; all images differ."""
+    """Parquet files with the column `image` as the Hugging Face hub has it, and a label; all images
+    differ.
+    """
     folder.mkdir()
     for number, start in enumerate(range(0, members, SHARD_MEMBERS)):
         count = min(SHARD_MEMBERS, members - start)
         ids = np.arange(start, start + count, dtype=np.int64)
-        images = pa.StructArray.from_arrays([_bitmaps(ids), pa.array([f"{one:09}.bmp" for one in ids.tolist()])], ["bytes", "path"])
-        pq.write_table(pa.table({"image": images, "label": ids % 2}), folder / f"{number:05}.parquet", row_group_size=ROW_GROUP)
+        images = pa.StructArray.from_arrays(
+            [_bitmaps(ids), pa.array([f"{one:09}.bmp" for one in ids.tolist()])], ["bytes", "path"]
+        )
+        pq.write_table(
+            pa.table({"image": images, "label": ids % 2}),
+            folder / f"{number:05}.parquet",
+            row_group_size=ROW_GROUP,
+        )
 
 
 def _bitmaps(ids: np.ndarray) -> pa.Array:
@@ -99,15 +111,23 @@ def _bitmaps(ids: np.ndarray) -> pa.Array:
     files[:, 54:62] = ids.astype("<i8").view(np.uint8).reshape(-1, 8)
     files[:, 62:] = (ids % 251)[:, None]
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * size
-    return pa.Array.from_buffers(pa.binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(files)])
+    return pa.Array.from_buffers(
+        pa.binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(files)]
+    )
 
 
 def write_detector(folder: Path) -> Path:
-    """A card, its weights, and its family as an installed distribution would bring it; returns the card."""
+    """A card, its weights, and its family as an installed distribution would bring it; returns the
+    card.
+    """
     info = folder / "touchstone_benchmark_null-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: touchstone-benchmark-null\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[touchstone.families]\ntouchstone-benchmark-null = touchstone_benchmark_null\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: touchstone-benchmark-null\nVersion: 1.0\n"
+    )
+    (info / "entry_points.txt").write_text(
+        "[touchstone.families]\ntouchstone-benchmark-null = touchstone_benchmark_null\n"
+    )
     (folder / "touchstone_benchmark_null.py").write_text(FAMILY)
     write_weights(folder / "null.safetensors", {"offset": torch.zeros(1)})
     card = folder / "null.yaml"
@@ -116,9 +136,16 @@ def write_detector(folder: Path) -> Path:
 
 
 def measured(
-    command: list[str], environment: dict[str, str], run: Path, log: Path, *, enough: Callable[[], bool] = lambda: False
+    command: list[str],
+    environment: dict[str, str],
+    run: Path,
+    log: Path,
+    *,
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run one command; when each step of the run ended, and the most memory that its own process had. Once there is `enough`, kill it."""
+    """Run one command; when each step of the run ended, and the most memory that its own process
+    had. Once there is `enough`, kill it.
+    """
     steps: dict[str, Callable[[], bool]] = {
         "listed": lambda: (run / "manifest/0/_complete").exists(),
         "first_block": lambda: (run / "parts/00000").exists() or (run / "scores").exists(),
@@ -155,7 +182,9 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _killed_and_resumed(command: list[str], environment: dict[str, str], folder: Path, members: int) -> dict[str, Any]:
+def _killed_and_resumed(
+    command: list[str], environment: dict[str, str], folder: Path, members: int
+) -> dict[str, Any]:
     """Kill a run at half of its rows, and go on with the same command."""
     run = folder / "killed"
     command = [str(run) if word == str(folder / "run") else word for word in command]
@@ -168,23 +197,39 @@ def _killed_and_resumed(command: list[str], environment: dict[str, str], folder:
                 found += pq.read_metadata(path).num_rows
         return found
 
-    killed = measured(command, environment, run, folder / "killed.log", enough=lambda: rows() >= members / 2)
+    killed = measured(
+        command, environment, run, folder / "killed.log", enough=lambda: rows() >= members / 2
+    )
     there = rows()
     resumed = measured(command, environment, run, folder / "resumed.log")
-    ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (run / "scores").iterdir())["image_id"]
-    assert len(ids) == members == len(ids.unique()), f"{len(ids)} rows of {len(ids.unique())} images"
+    ids = pa.concat_tables(
+        pq.read_table(path, columns=["image_id"]) for path in (run / "scores").iterdir()
+    )["image_id"]
+    assert len(ids) == members == len(ids.unique()), (
+        f"{len(ids)} rows of {len(ids.unique())} images"
+    )
     session = json.loads((run / "summary.json").read_text())["session"]
     assert session["rows"] <= members - there, "what was committed is scored again"
-    return {**killed, "rows_at_kill": there, "rows_of_second": session["rows"], "wall_s": resumed["wall_s"], "ended_s": resumed["ended_s"]}
+    return {
+        **killed,
+        "rows_at_kill": there,
+        "rows_of_second": session["rows"],
+        "wall_s": resumed["wall_s"],
+        "ended_s": resumed["ended_s"],
+    }
 
 
-def measure(members: int, work: Path, arguments: list[str], *, kill: bool = False) -> dict[str, Any]:
+def measure(
+    members: int, work: Path, arguments: list[str], *, kill: bool = False
+) -> dict[str, Any]:
     """Make an archive, score it, and run the same command on the finished run."""
     folder = work / str(members)
     folder.mkdir()
     begun = time.monotonic()
     write_shards(folder / "archive", members)
-    print(f"{members:,} members made in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+    print(
+        f"{members:,} members made in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True
+    )
     card = write_detector(folder / "detector")
     command = [
         sys.executable, "-m", "ray_app.cli", "score", str(folder / "archive"), "--out", str(folder / "run"), "--detector", str(card),
@@ -219,8 +264,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--members", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to touchstone score")
-    parser.add_argument("--kill", action="store_true", help="kill another run of each size at half, and go on")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="passed on to touchstone score",
+    )
+    parser.add_argument(
+        "--kill", action="store_true", help="kill another run of each size at half, and go on"
+    )
     options = parser.parse_args()
     arguments = [word for setting in options.set for word in ("--set", setting)]
     figures: dict[str, Any] = {"machine": machine(), "sizes": []}
@@ -233,7 +286,8 @@ def main() -> int:
     peaks = [size["driver_peak_bytes"] for size in figures["sizes"]]
     is_flat = max(peaks) <= MOST_GROWTH * peaks[0] and max(peaks) < MOST_BYTES
     print(
-        f"driver: {', '.join(f'{peak / 2**20:.0f} MiB' for peak in peaks)}: {'within' if is_flat else 'OVER'} its bounds", file=sys.stderr
+        f"driver: {', '.join(f'{peak / 2**20:.0f} MiB' for peak in peaks)}: {'within' if is_flat else 'OVER'} its bounds",
+        file=sys.stderr,
     )
     return 0 if is_flat else 1
 

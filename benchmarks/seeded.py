@@ -1,6 +1,8 @@
-"""Random weights in the published files' own formats, so that tests and benchmarks run published networks without their weights.
+"""Random weights in the published files' own formats, so that tests and benchmarks run published
+networks without their weights.
 
-Knows cards and file formats. The scores mean nothing; the work per image is the published network's own.
+Knows cards and file formats. The scores mean nothing; the work per image is the published network's
+own.
 """
 
 import hashlib
@@ -19,8 +21,14 @@ PUBLISHED_PREFIX = {"community-forensics-vits384": "vit."}
 
 
 def seeded_state(card: DetectorCard, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The state dict of the card's own file as its library initialises it under a seed, under the published key names."""
-    own = {key: tensor for key, tensor in _state(card, seed).items() if card.backbone is None or not key.startswith(f"{BACKBONE}.")}
+    """The state dict of the card's own file as its library initialises it under a seed, under the
+    published key names.
+    """
+    own = {
+        key: tensor
+        for key, tensor in _state(card, seed).items()
+        if card.backbone is None or not key.startswith(f"{BACKBONE}.")
+    }
     prefix = PUBLISHED_PREFIX.get(card.name, "")
     return {prefix + key.removeprefix(card.weights.prefix): tensor for key, tensor in own.items()}
 
@@ -28,9 +36,15 @@ def seeded_state(card: DetectorCard, seed: int = 0) -> dict[str, torch.Tensor]:
 def seeded_backbone(card: DetectorCard, seed: int = 0) -> dict[str, torch.Tensor]:
     """The same for the file of its backbone; equal for all cards that name one and a seed."""
     assert card.backbone is not None
-    inner = f"{BACKBONE}.network." if card.family == "frozen-linear" else f"{BACKBONE}."  # a library's own network, under its names
-    own = {key.removeprefix(inner): tensor for key, tensor in _state(card, seed).items() if key.startswith(inner)}
-    prefix = card.backbone.weights.select if card.backbone.weights.strip_prefixes else ""  # what is selected keeps its name otherwise
+    # a library's own network, under its names
+    inner = f"{BACKBONE}.network." if card.family == "frozen-linear" else f"{BACKBONE}."
+    own = {
+        key.removeprefix(inner): tensor
+        for key, tensor in _state(card, seed).items()
+        if key.startswith(inner)
+    }
+    # what is selected keeps its name otherwise
+    prefix = card.backbone.weights.select if card.backbone.weights.strip_prefixes else ""
     return {prefix + key: tensor for key, tensor in own.items()}
 
 
@@ -41,8 +55,12 @@ def _state(card: DetectorCard, seed: int) -> dict[str, torch.Tensor]:
     return {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
 
 
-def write_weights(path: Path, state: Mapping[str, torch.Tensor], *, wrapper: str | None = None, prefix: str = "") -> Path:
-    """Save a state dict by the file's suffix: .safetensors, or .pth, there optionally under `wrapper` beside other training state."""
+def write_weights(
+    path: Path, state: Mapping[str, torch.Tensor], *, wrapper: str | None = None, prefix: str = ""
+) -> Path:
+    """Save a state dict by the file's suffix: .safetensors, or .pth, there optionally under
+    `wrapper` beside other training state.
+    """
     named = {prefix + key: tensor for key, tensor in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -50,7 +68,9 @@ def write_weights(path: Path, state: Mapping[str, torch.Tensor], *, wrapper: str
 
         save_file(named, path)
     else:
-        torch.save({wrapper: named, "epoch": 3, "optimizer": {"state": {}}} if wrapper else named, path)
+        torch.save(
+            {wrapper: named, "epoch": 3, "optimizer": {"state": {}}} if wrapper else named, path
+        )
     return path
 
 
@@ -58,7 +78,14 @@ def local_weights(weights: Weights, path: Path) -> Weights:
     """Weights as a card describes them, but this local file, known by its own hash."""
     form = "safetensors" if path.suffix == ".safetensors" else "torch"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    here = {"uri": str(path.resolve()), "sha256": digest, "format": form, "config": None, "unverified": None, "beside": {}}
+    here = {
+        "uri": str(path.resolve()),
+        "sha256": digest,
+        "format": form,
+        "config": None,
+        "unverified": None,
+        "beside": {},
+    }
     return weights.model_copy(update=here)
 
 
@@ -68,19 +95,33 @@ def card_with_weights(card: DetectorCard, path: Path) -> DetectorCard:
 
 
 def seeded_card(name_or_card: str | DetectorCard, folder: Path, seed: int = 0) -> DetectorCard:
-    """A card (or a shipped one by name) with seeded weights written into `folder` in the published format, ready for `load_detector`."""
+    """A card (or a shipped one by name) with seeded weights written into `folder` in the published
+    format, ready for `load_detector`.
+    """
     card = load_card(name_or_card) if isinstance(name_or_card, str) else name_or_card
     suffix = "safetensors" if card.weights.format == "safetensors" else "pth"
     wrapper = next(iter(card.weights.unwrap), None)
-    path = write_weights(folder / f"{card.name.replace(':', '-')}.{suffix}", seeded_state(card, seed), wrapper=wrapper)
+    path = write_weights(
+        folder / f"{card.name.replace(':', '-')}.{suffix}",
+        seeded_state(card, seed),
+        wrapper=wrapper,
+    )
     if card.backbone is not None:
-        shared = write_weights(folder / f"{card.backbone.name}.safetensors", seeded_backbone(card, seed))
-        backbone = card.backbone.model_copy(update={"weights": local_weights(card.backbone.weights, shared)})
+        shared = write_weights(
+            folder / f"{card.backbone.name}.safetensors", seeded_backbone(card, seed)
+        )
+        backbone = card.backbone.model_copy(
+            update={"weights": local_weights(card.backbone.weights, shared)}
+        )
         card = card.model_copy(update={"backbone": backbone})
     return card_with_weights(card, path)
 
 
 def write_card(card: DetectorCard, path: Path) -> Path:
     """A card as YAML, for commands that take a path."""
-    path.write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+    path.write_text(
+        yaml.safe_dump(
+            card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+        )
+    )
     return path

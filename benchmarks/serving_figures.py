@@ -1,4 +1,6 @@
-"""Measurements of servers → medians, ratios, targets: the JSON that checks read, the table that people read. Arithmetic and words only."""
+"""Measurements of servers → medians, ratios, targets: the JSON that checks read, the table that
+people read. Arithmetic and words only.
+"""
 
 import math
 import statistics
@@ -11,21 +13,28 @@ OURS: dict[str, dict[int, str]] = {
     "server": {1: "server", 2: "server_two_workers"},
     "ray": {1: "ray", 2: "ray_two"},
 }
-# Peer → how many cores its model can be at work on: it is compared with our server of as many. `before` is our own earlier version.
+# Peer → how many cores its model can be at work on: it is compared with our server of as many.
+# `before` is our own earlier version.
 PEERS = {"litserve": 1, "litserve_two_workers": 2, "fastapi": 2, "before": 1}
 
 # (model, way, peer) → the least throughput, ours ÷ theirs
-TARGETS = {(model, way, "litserve"): bar for model in ("tiny", "heavy") for way, bar in (("server", 1.0), ("ray", 0.7))}
+TARGETS = {
+    (model, way, "litserve"): bar
+    for model in ("tiny", "heavy")
+    for way, bar in (("server", 1.0), ("ray", 0.7))
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One server in one round. `rate`: accepted requests per second; latencies of accepted requests, in seconds.
+    """One server in one round. `rate`: accepted requests per second; latencies of accepted
+    requests, in seconds.
 
-    `other`: answers that were neither accepted nor the documented back-pressure; `wrong` of them had another score than expected.
-    `cpu_s_per_image`: CPU time of all processes of the server, per accepted request. `client_cpu_s`: what the load itself took of the
-    same cores; `elsewhere_cpu_s`: that and what else ran, warm-up included; `steal`: share of the machine's time that its host gave
-    to others.
+    `other`: answers that were neither accepted nor the documented back-pressure; `wrong` of them
+    had another score than expected. `cpu_s_per_image`: CPU time of all processes of the server, per
+    accepted request. `client_cpu_s`: what the load itself took of the same cores;
+    `elsewhere_cpu_s`: that and what else ran, warm-up included; `steal`: share of the machine's
+    time that its host gave to others.
     """
 
     model: str
@@ -49,7 +58,9 @@ class Measurement:
 
 
 def figures(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """Everything of the result file except what describes the machine. Ratios are of medians over the rounds, ours ÷ theirs."""
+    """Everything of the result file except what describes the machine. Ratios are of medians over
+    the rounds, ours ÷ theirs.
+    """
     models = list(dict.fromkeys(m.model for m in measured))
     found = {model: _by_server([m for m in measured if m.model == model]) for model in models}
     ratios = {model: _ratios(servers) for model, servers in found.items()}
@@ -57,9 +68,18 @@ def figures(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def targets(ratios: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each target with what was measured and whether it is met; those that were not measured are left out."""
+    """Each target with what was measured and whether it is met; those that were not measured are
+    left out.
+    """
     return [
-        {"model": model, "way": way, "against": peer, **measured, "bar": bar, "met": measured["throughput"] >= bar}
+        {
+            "model": model,
+            "way": way,
+            "against": peer,
+            **measured,
+            "bar": bar,
+            "met": measured["throughput"] >= bar,
+        }
         for (model, way, peer), bar in TARGETS.items()
         if (measured := ratios.get(model, {}).get(way, {}).get(peer))
     ]
@@ -88,7 +108,9 @@ def table(result: Mapping[str, Any]) -> str:
     lines += ["", "targets: throughput, ours ÷ theirs, medians"]
     for target in result["targets"]:
         met = "met" if target["met"] else "missed"
-        lines.append(f"  {target['model']:<9}{target['way']:<10}{target['against']:<12}≥ {target['bar']:<6g}{_ratio(target):<22}{met}")
+        lines.append(
+            f"  {target['model']:<9}{target['way']:<10}{target['against']:<12}≥ {target['bar']:<6g}{_ratio(target):<22}{met}"
+        )
     return "\n".join(lines)
 
 
@@ -110,7 +132,9 @@ def _ratios(servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Peers by our ways of serving."""
     by_way = {
         way: {
-            peer: _over(servers[ours[cores]], servers[peer]) for peer, cores in PEERS.items() if peer in servers and ours[cores] in servers
+            peer: _over(servers[ours[cores]], servers[peer])
+            for peer, cores in PEERS.items()
+            if peer in servers and ours[cores] in servers
         }
         for way, ours in OURS.items()
     }
@@ -118,7 +142,10 @@ def _ratios(servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _over(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
-    return {"throughput": _quotient(ours["rate"], theirs["rate"]), "p99": _quotient(ours["p99_s"], theirs["p99_s"])}
+    return {
+        "throughput": _quotient(ours["rate"], theirs["rate"]),
+        "p99": _quotient(ours["p99_s"], theirs["p99_s"]),
+    }
 
 
 def _quotient(ours: float, theirs: float) -> float:
@@ -127,11 +154,24 @@ def _quotient(ours: float, theirs: float) -> float:
 
 def _by_server(measured: Sequence[Measurement]) -> dict[str, Any]:
     names = [*(name for ours in OURS.values() for name in ours.values()), *PEERS]
-    return {name: _medians(rounds) for name in names if (rounds := [m for m in measured if m.server == name])}
+    return {
+        name: _medians(rounds)
+        for name in names
+        if (rounds := [m for m in measured if m.server == name])
+    }
 
 
 def _medians(rounds: Sequence[Measurement]) -> dict[str, Any]:
-    of = ("rate", "p50_s", "p90_s", "p99_s", "cpu_s_per_image", "startup_s", "client_cpu_s", "elsewhere_cpu_s")
+    of = (
+        "rate",
+        "p50_s",
+        "p90_s",
+        "p99_s",
+        "cpu_s_per_image",
+        "startup_s",
+        "client_cpu_s",
+        "elsewhere_cpu_s",
+    )
     worst = ("max_s", "memory_bytes", "steal")
     total = ("ok", "back_pressure", "other", "wrong")
     return {

@@ -1,14 +1,17 @@
-"""How long a command takes until it says something, until its first verdict, and to its end, and what memory it takes.
+"""How long a command takes until it says something, until its first verdict, and to its end, and
+what memory it takes.
 
     python -m benchmarks.startup [--rounds 7] [--only score "check all" …] [--before CHECKOUT] [--json FILE]
 
-Every command runs in a process of its own, from the shell's point of view: the clock starts before Python does. Rounds are interleaved, and
-what is printed are medians and from where to where they go. Beside them stand, for the machine, `import torch`, and the work that `check`
-cannot do without: torch, the networks, and one picture or all of them on all cores (`networks one`, `networks all`). The code of another
-checkout (`--before`) has every command in the same rounds. Memory is the largest sum of proportional set sizes over the process tree. A
-first verdict is the first committed part of a run, or the first line of JSON. The demo's pictures are made beforehand. The first step of a
-training is measured by benchmarks.training. Commands that this command line does not know are left out, and named. Run it on a quiet
-machine.
+Every command runs in a process of its own, from the shell's point of view: the clock starts before
+Python does. Rounds are interleaved, and what is printed are medians and from where to where they
+go. Beside them stand, for the machine, `import torch`, and the work that `check` cannot do without:
+torch, the networks, and one picture or all of them on all cores (`networks one`, `networks all`).
+The code of another checkout (`--before`) has every command in the same rounds. Memory is the
+largest sum of proportional set sizes over the process tree. A first verdict is the first committed
+part of a run, or the first line of JSON. The demo's pictures are made beforehand. The first step of
+a training is measured by benchmarks.training. Commands that this command line does not know are
+left out, and named. Run it on a quiet machine.
 """
 
 import argparse
@@ -56,13 +59,14 @@ with ThreadPoolExecutor(len(twins)) as pool:
 POLL_S, SAMPLE_S, TIMEOUT_S = 0.005, 0.05, 300.0
 PACKAGES = ("touchstone", "torch", "ray", "numpy", "pyarrow", "pydantic", "click")
 UNKNOWN = b"No such command"
-Seen = Callable[[Path], bool]  # whether there is a verdict, by the folder of the command: stdout, stderr, run
+# whether there is a verdict, by the folder of the command: stdout, stderr, run
+Seen = Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is started, in which `{out}` is the folder of the command. `serves`: it is ended by us, once it has spoken. `given`: a folder
-    that is copied to `{out}/run` beforehand.
+    """What is started, in which `{out}` is the folder of the command. `serves`: it is ended by us,
+    once it has spoken. `given`: a folder that is copied to `{out}/run` beforehand.
     """
 
     name: str
@@ -89,7 +93,9 @@ class UnknownCommandError(Exception):
 
 
 def commands(archive: Path, finished: Path, sample: Path) -> list[Command]:
-    """Everything that is measured; `finished`: a run of the pictures in `archive`; `sample`: a folder with the pictures of the demo."""
+    """Everything that is measured; `finished`: a run of the pictures in `archive`; `sample`: a
+    folder with the pictures of the demo.
+    """
     pictures = [str(picture) for picture in sorted(archive.iterdir())]
     return [
         Command("import torch", (sys.executable, "-c", "import torch; print(torch.__version__)")),
@@ -98,11 +104,19 @@ def commands(archive: Path, finished: Path, sample: Path) -> list[Command]:
         Command("--help", (*TOUCHSTONE, "--help")),
         Command("detectors list", (*TOUCHSTONE, "detectors", "list")),
         Command("results", (*TOUCHSTONE, "results", str(finished))),
-        Command("wrong path", (*TOUCHSTONE, "score", f"{archive}-not-there", "--out", "{out}/run"), exit_code=2),
-        Command("score", (*TOUCHSTONE, "score", str(archive), "--out", "{out}/run"), verdict=_has_part),
+        Command(
+            "wrong path",
+            (*TOUCHSTONE, "score", f"{archive}-not-there", "--out", "{out}/run"),
+            exit_code=2,
+        ),
+        Command(
+            "score", (*TOUCHSTONE, "score", str(archive), "--out", "{out}/run"), verdict=_has_part
+        ),
         Command("score again", (*TOUCHSTONE, "score", str(archive), "--out", str(finished))),
         Command("plan", (*TOUCHSTONE, "plan", str(archive))),
-        Command("demo", (*TOUCHSTONE, "demo", "--out", "{out}/run"), verdict=_has_part, given=sample),
+        Command(
+            "demo", (*TOUCHSTONE, "demo", "--out", "{out}/run"), verdict=_has_part, given=sample
+        ),
         Command("check one", (*TOUCHSTONE, "check", "--json", pictures[0]), verdict=_has_line),
         Command("check all", (*TOUCHSTONE, "check", "--json", *pictures), verdict=_has_line),
         Command("serve", (*TOUCHSTONE, "serve", "--port", str(_free_port())), serves=True),
@@ -112,7 +126,8 @@ def commands(archive: Path, finished: Path, sample: Path) -> list[Command]:
 def measure(command: Command, variables: Mapping[str, str], folder: Path) -> Started:
     """Run one command once, in a new folder below `folder`.
 
-    Raises ContenderError where it ends otherwise than it should, UnknownCommandError where the command line does not know it.
+    Raises ContenderError where it ends otherwise than it should, UnknownCommandError where the
+    command line does not know it.
     """
     out = Path(tempfile.mkdtemp(dir=folder))
     if command.given is not None:
@@ -121,7 +136,14 @@ def measure(command: Command, variables: Mapping[str, str], folder: Path) -> Sta
     mark = uuid.uuid4().hex
     with (out / "stdout").open("wb") as output, (out / "stderr").open("wb") as errors:
         start = time.monotonic()
-        process = subprocess.Popen(arguments, env={**variables, MARK: mark}, stdout=output, stderr=errors, cwd=out, start_new_session=True)
+        process = subprocess.Popen(
+            arguments,
+            env={**variables, MARK: mark},
+            stdout=output,
+            stderr=errors,
+            cwd=out,
+            start_new_session=True,
+        )
     tree = ProcessTree(process.pid, mark)
     sampler = Sampler(tree, SAMPLE_S)
     try:
@@ -134,20 +156,29 @@ def measure(command: Command, variables: Mapping[str, str], folder: Path) -> Sta
         if UNKNOWN in said:
             raise UnknownCommandError(command.name)
         if not command.serves and process.returncode != command.exit_code:
-            raise ContenderError(f"{command.name}: exit code {process.returncode}\n{said[-2000:].decode(errors='replace')}")
-        return Started(command.name, spoke, judged, None if command.serves else end, sampler.peak_bytes)
+            raise ContenderError(
+                f"{command.name}: exit code {process.returncode}\n{said[-2000:].decode(errors='replace')}"
+            )
+        return Started(
+            command.name, spoke, judged, None if command.serves else end, sampler.peak_bytes
+        )
     finally:
         discard(out)
 
 
-def _watched(command: Command, process: subprocess.Popen[bytes], out: Path, start: float) -> tuple[float | None, float | None, float]:
+def _watched(
+    command: Command, process: subprocess.Popen[bytes], out: Path, start: float
+) -> tuple[float | None, float | None, float]:
     """Wait for the end of a process: when it spoke, when it had a verdict, when it ended."""
     spoke: float | None = None
     judged: float | None = None
     while True:
         ended = process.poll() is not None
         now = time.monotonic() - start
-        if spoke is None and ((out / "stdout").stat().st_size or (not command.serves and (out / "stderr").stat().st_size)):
+        if spoke is None and (
+            (out / "stdout").stat().st_size
+            or (not command.serves and (out / "stderr").stat().st_size)
+        ):
             spoke = now
             if command.serves:
                 process.send_signal(signal.SIGTERM)
@@ -161,7 +192,8 @@ def _watched(command: Command, process: subprocess.Popen[bytes], out: Path, star
 
 
 def _has_part(out: Path) -> bool:
-    return any((out / "run" / "parts").glob("*")) or any((out / "run" / "run" / "parts").glob("*"))  # the demo's
+    # the demo's
+    return any((out / "run" / "parts").glob("*")) or any((out / "run" / "run" / "parts").glob("*"))
 
 
 def _has_line(out: Path) -> bool:
@@ -177,19 +209,33 @@ def _free_port() -> int:
 
 def medians(measured: Sequence[Started]) -> list[Started]:
     """One line per command, in the order of the first round."""
-    return [_of_rounds(name, measured, statistics.median) for name in dict.fromkeys(one.name for one in measured)]
+    return [
+        _of_rounds(name, measured, statistics.median)
+        for name in dict.fromkeys(one.name for one in measured)
+    ]
 
 
-def _of_rounds(name: str, measured: Sequence[Started], chosen: Callable[[Sequence[float]], float]) -> Started:
+def _of_rounds(
+    name: str, measured: Sequence[Started], chosen: Callable[[Sequence[float]], float]
+) -> Started:
     rounds = [asdict(one) for one in measured if one.name == name]
-    columns = {key: [one[key] for one in rounds if one[key] is not None] for key in rounds[0] if key != "name"}
-    return Started(name, **{key: chosen(values) if values else None for key, values in columns.items()})
+    columns = {
+        key: [one[key] for one in rounds if one[key] is not None]
+        for key in rounds[0]
+        if key != "name"
+    }
+    return Started(
+        name, **{key: chosen(values) if values else None for key, values in columns.items()}
+    )
 
 
 def table(measured: Sequence[Started]) -> str:
     """What is printed: medians, and from where to where the rounds go."""
     heads = f"{'command':<20}{'first output':>24}{'first verdict':>24}{'end':>24}{'memory':>11}"
-    lines = ((one, _of_rounds(one.name, measured, min), _of_rounds(one.name, measured, max)) for one in medians(measured))
+    lines = (
+        (one, _of_rounds(one.name, measured, min), _of_rounds(one.name, measured, max))
+        for one in medians(measured)
+    )
     return "\n".join([heads, *(_line(*one) for one in lines)])
 
 
@@ -197,7 +243,11 @@ def _line(one: Started, least: Started | None = None, most: Started | None = Non
     seconds = []
     for moment in ("first_output_s", "first_verdict_s", "end_s"):
         value = getattr(one, moment)
-        spread = f" ({getattr(least, moment):.2f} – {getattr(most, moment):.2f})" if value is not None and least and most else ""
+        spread = (
+            f" ({getattr(least, moment):.2f} – {getattr(most, moment):.2f})"
+            if value is not None and least and most
+            else ""
+        )
         seconds.append("–" if value is None else f"{value:.2f} s{spread}")
     return f"{one.name:<20}{seconds[0]:>24}{seconds[1]:>24}{seconds[2]:>24}{one.peak_memory_bytes / 2**20:>7.0f} MiB"
 
@@ -206,13 +256,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON where that is asked for."""
     options = _options(arguments)
     here, measured, unknown = machine(), list[Started](), list[str]()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the command under way is ended with us
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as name:  # short: the paths of Ray's sockets may have 107 characters
+    # so that the command under way is ended with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # short: the paths of Ray's sockets may have 107 characters
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as name:
         folder = Path(name)
-        archive, finished, sample, variables = folder / "photographs", folder / "finished", folder / "sample", environment(folder)
-        checkouts = {"": variables} | ({" before": {**variables, "PYTHONPATH": str(options.before.resolve())}} if options.before else {})
+        archive, finished, sample, variables = (
+            folder / "photographs",
+            folder / "finished",
+            folder / "sample",
+            environment(folder),
+        )
+        checkouts = {"": variables} | (
+            {" before": {**variables, "PYTHONPATH": str(options.before.resolve())}}
+            if options.before
+            else {}
+        )
         write_photographs(archive, options.images, size=SIZE, quality=QUALITY)
-        subprocess.run([*TOUCHSTONE, "demo", "--archive-only", "--out", str(sample)], env=variables, check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*TOUCHSTONE, "demo", "--archive-only", "--out", str(sample)],
+            env=variables,
+            check=True,
+            stdout=sys.stderr,
+        )
         wanted = [
             (replace(one, name=f"{one.name}{side}"), checkout)
             for side, checkout in checkouts.items()
@@ -221,24 +287,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for side, checkout in checkouts.items():
             run = finished.with_name(f"finished{side.strip()}")
-            subprocess.run([*TOUCHSTONE, "score", str(archive), "--out", str(run)], env=checkout, check=True, stdout=sys.stderr, cwd=folder)
+            subprocess.run(
+                [*TOUCHSTONE, "score", str(archive), "--out", str(run)],
+                env=checkout,
+                check=True,
+                stdout=sys.stderr,
+                cwd=folder,
+            )
         for number in range(options.rounds):
             for command, checkout in wanted if number % 2 == 0 else reversed(wanted):
                 if command.name in unknown:
                     continue
                 try:
                     measured.append(measure(command, checkout, folder))
-                    print(f"round {number + 1}/{options.rounds}  {_line(measured[-1])}", file=sys.stderr, flush=True)
+                    print(
+                        f"round {number + 1}/{options.rounds}  {_line(measured[-1])}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 except UnknownCommandError:
                     unknown.append(command.name)
     print(table(measured))
     if unknown:
         print(f"not known to this command line: {', '.join(unknown)}")
     if options.json:
-        facts = {"machine": here, "versions": versions(PACKAGES), "images": options.images, "rounds": options.rounds, "unknown": unknown}
+        facts = {
+            "machine": here,
+            "versions": versions(PACKAGES),
+            "images": options.images,
+            "rounds": options.rounds,
+            "unknown": unknown,
+        }
         options.json.write_text(
             json.dumps(
-                {**facts, "commands": [asdict(one) for one in medians(measured)], "all_rounds": [asdict(one) for one in measured]}, indent=2
+                {
+                    **facts,
+                    "commands": [asdict(one) for one in medians(measured)],
+                    "all_rounds": [asdict(one) for one in measured],
+                },
+                indent=2,
             )
         )
     return 0
@@ -246,12 +333,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__, formatter_class=as_written)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup", description=__doc__, formatter_class=as_written
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the result goes as well")
     parser.add_argument("--rounds", type=int, default=7, help="how often each command runs  [7]")
-    parser.add_argument("--images", type=int, default=100, help="photographs that are scored  [100]")
-    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure the code there as well, by turns")
-    parser.add_argument("--only", nargs="+", metavar="COMMAND", help="only these, by the names of the table")
+    parser.add_argument(
+        "--images", type=int, default=100, help="photographs that are scored  [100]"
+    )
+    parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="measure the code there as well, by turns"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="COMMAND", help="only these, by the names of the table"
+    )
     return parser.parse_args(arguments)
 
 

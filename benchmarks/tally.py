@@ -1,4 +1,6 @@
-"""What came of a closed loop of requests: counts while it runs, rate and latencies when it has ended. Arithmetic only."""
+"""What came of a closed loop of requests: counts while it runs, rate and latencies when it has
+ended. Arithmetic only.
+"""
 
 import math
 from collections import Counter
@@ -8,9 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """What came of it so far. A request is `ok` (200 with the right score), `back_pressure` (429 or 503 with Retry-After) or `other`.
+    """What came of it so far. A request is `ok` (200 with the right score), `back_pressure` (429 or
+    503 with Retry-After) or `other`.
 
-    Everything is counted from the first request on; `latencies_s` and `in_window` are of accepted requests answered after the warm-up.
+    Everything is counted from the first request on; `latencies_s` and `in_window` are of accepted
+    requests answered after the warm-up.
     """
 
     ok: int = 0
@@ -21,7 +25,8 @@ class Tally:
     recovered: int = 0  # photographs that were answered after an attempt had failed
     lost: int = 0  # photographs that were given up
     statuses: Counter[str] = field(default_factory=Counter)
-    troubles: list[tuple[float, str]] = field(default_factory=list)  # seconds since the start, what it was; the first of `other`
+    # seconds since the start, what it was; the first of `other`
+    troubles: list[tuple[float, str]] = field(default_factory=list)
     answers: dict[str, set[float]] = field(default_factory=dict)  # distinct scores per file
     in_window: int = 0
     latencies_s: list[float] = field(default_factory=list, repr=False)
@@ -29,7 +34,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A finished load. `rate`: accepted requests per second after the warm-up; latencies in seconds, NaN where none was accepted."""
+    """A finished load. `rate`: accepted requests per second after the warm-up; latencies in
+    seconds, NaN where none was accepted.
+    """
 
     seconds: float
     rate: float
@@ -57,14 +64,18 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def agree(score: float, expected: float, precision: str) -> bool:
-    """Whether two log-odds are the same score: fp32 within 1e-5 × max(1, |logit|), bf16 within 5e-3 of probability."""
+    """Whether two log-odds are the same score: fp32 within 1e-5 × max(1, |logit|), bf16 within 5e-3
+    of probability.
+    """
     if precision == "bf16":
         return abs(_sigmoid(score) - _sigmoid(expected)) <= 5e-3
     return abs(score - expected) <= 1e-5 * max(1.0, abs(expected))
 
 
 def loaded(tally: Tally, seconds: float, cpu_s: float) -> Loaded:
-    """The end of a load: `seconds` since the end of the warm-up, `cpu_s` that the clients themselves took."""
+    """The end of a load: `seconds` since the end of the warm-up, `cpu_s` that the clients
+    themselves took.
+    """
     ordered = sorted(tally.latencies_s)
     return Loaded(
         seconds=seconds, rate=tally.in_window / seconds,

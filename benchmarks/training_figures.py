@@ -1,4 +1,6 @@
-"""Measurements of trainers → medians, ratios, targets: the JSON that checks read, the table that people read. Arithmetic and words only."""
+"""Measurements of trainers → medians, ratios, targets: the JSON that checks read, the table that
+people read. Arithmetic and words only.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +13,16 @@ from benchmarks.measuring import WINDOW, ContenderError, steady_rate
 
 OURS, PEERS = "touchstone", ("torchrun",)
 BAR = 0.95  # steps per second, ours ÷ theirs (the project's benchmark bar)
-SAME_STEPS, SAME_LOSS = 20, 1e-2  # the losses of the first steps agree to this: the same images, the same network, the same arithmetic
+# the losses of the first steps agree to this: the same images, the same network, the same
+# arithmetic
+SAME_STEPS, SAME_LOSS = 20, 1e-2
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One trainer in one round. `rate`: steps per second in the steady state; `wait_s` and `compute_s`: what a step there waited for its
-    batch and took to learn, medians, and `waiting` the share of all that time spent waiting.
+    """One trainer in one round. `rate`: steps per second in the steady state; `wait_s` and
+    `compute_s`: what a step there waited for its batch and took to learn, medians, and `waiting`
+    the share of all that time spent waiting.
 
     `startup_s`: from the command to the end of the first step. `losses`: of the first steps.
     """
@@ -37,7 +42,9 @@ class Measurement:
 
 
 def steady_figures(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:
-    """Rate, wait and compute of the steps inside the window. Raises ContenderError where a step is missing, or stands twice."""
+    """Rate, wait and compute of the steps inside the window. Raises ContenderError where a step is
+    missing, or stands twice.
+    """
     if [line["step"] for line in lines] != list(range(steps)):
         raise ContenderError(f"{len(lines)} lines of history for {steps} steps")
     low, high = (round(share * steps) for share in WINDOW)
@@ -52,11 +59,17 @@ def steady_figures(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, 
 
 
 def figures(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """Everything of the result file except what describes the machine. Ratios are of medians over the rounds, ours ÷ theirs."""
+    """Everything of the result file except what describes the machine. Ratios are of medians over
+    the rounds, ours ÷ theirs.
+    """
     works = list(dict.fromkeys(m.work for m in measured))
     rates = _each(works, measured, lambda m: m.rate)
     ratios = {
-        work: {peer: rates[work][OURS]["median"] / rates[work][peer]["median"] for peer in PEERS if peer in rates[work]}
+        work: {
+            peer: rates[work][OURS]["median"] / rates[work][peer]["median"]
+            for peer in PEERS
+            if peer in rates[work]
+        }
         for work in works
         if OURS in rates[work]
     }
@@ -70,7 +83,9 @@ def figures(measured: Sequence[Measurement]) -> dict[str, Any]:
         "total_s": _each(works, measured, lambda m: m.total_s),
         "peak_memory_bytes": _each(works, measured, lambda m: float(m.peak_memory_bytes)),
         "steal": _each(works, measured, lambda m: m.steal),
-        "loss_disagreement": {work: _disagreement([m for m in measured if m.work == work]) for work in works},
+        "loss_disagreement": {
+            work: _disagreement([m for m in measured if m.work == work]) for work in works
+        },
         "targets": [
             {"work": work, "against": peer, "target": BAR, "measured": ratio, "met": ratio >= BAR}
             for work, of in ratios.items()
@@ -103,29 +118,44 @@ def table(result: Mapping[str, Any]) -> str:
             )
     lines += ["", "targets (ours ÷ theirs, medians)"]
     for target in result["targets"]:
-        verdict = "met" if target["met"] else f"short by {1 - target['measured'] / target['target']:.0%}"
-        lines.append(f"  {target['work']:<16}{target['against']:<12}≥ {target['target']:<6g}{target['measured']:>7.3f}  {verdict}")
+        verdict = (
+            "met" if target["met"] else f"short by {1 - target['measured'] / target['target']:.0%}"
+        )
+        lines.append(
+            f"  {target['work']:<16}{target['against']:<12}≥ {target['target']:<6g}{target['measured']:>7.3f}  {verdict}"
+        )
     return "\n".join(lines)
 
 
-_COLUMNS = ("input_s_per_step", "input_share", "compute_s_per_step", "startup_s", "peak_memory_bytes")
-_HEAD = (
-    f"  {'':<12}{'steps/s':>9}{'rounds':>16}{'ours ÷':>9}{'wait/step':>13}{'waiting':>8}{'learn/step':>14}{'1st step':>11}{'peak PSS':>12}"
+_COLUMNS = (
+    "input_s_per_step",
+    "input_share",
+    "compute_s_per_step",
+    "startup_s",
+    "peak_memory_bytes",
 )
+_HEAD = f"  {'':<12}{'steps/s':>9}{'rounds':>16}{'ours ÷':>9}{'wait/step':>13}{'waiting':>8}{'learn/step':>14}{'1st step':>11}{'peak PSS':>12}"
 
 
-def _each(works: Sequence[str], measured: Sequence[Measurement], value: Callable[[Measurement], float]) -> dict[str, Any]:
+def _each(
+    works: Sequence[str], measured: Sequence[Measurement], value: Callable[[Measurement], float]
+) -> dict[str, Any]:
     """Per work and trainer: the median over the rounds, and the rounds."""
     found: dict[str, Any] = {}
     for work in works:
         for trainer in (OURS, *PEERS):
             if rounds := [value(m) for m in measured if (m.work, m.trainer) == (work, trainer)]:
-                found.setdefault(work, {})[trainer] = {"median": statistics.median(rounds), "rounds": rounds}
+                found.setdefault(work, {})[trainer] = {
+                    "median": statistics.median(rounds),
+                    "rounds": rounds,
+                }
     return found
 
 
 def _disagreement(measured: Sequence[Measurement]) -> float:
-    """The largest difference between two trainers' losses of the same step; not a number where a loss is none."""
+    """The largest difference between two trainers' losses of the same step; not a number where a
+    loss is none.
+    """
     return float(np.ptp([m.losses for m in measured], axis=0).max())
 
 

@@ -1,4 +1,6 @@
-"""What every trainer gets: labelled photographs in an index, and one recipe. Knows folders and recipes; knows nothing about trainers."""
+"""What every trainer gets: labelled photographs in an index, and one recipe. Knows folders and
+recipes; knows nothing about trainers.
+"""
 
 import csv
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ import yaml
 from benchmarks.photographs import write_photographs
 from benchmarks.work import QUALITY, SIZE
 
-PHOTOGRAPHS, JUDGED = 384, 16  # to train on, and for the one validation after the last step: both are read from the page cache
+# to train on, and for the one validation after the last step: both are read from the page cache
+PHOTOGRAPHS, JUDGED = 384, 16
 WORKS = ("compute_bound", "input_bound")
 
 _CARDS: dict[str, dict[str, Any]] = {
@@ -22,7 +25,10 @@ _CARDS: dict[str, dict[str, Any]] = {
         },
         "augmentation": {"policy": "flips", "arguments": {"crop": 224}},
     },
-    "input_bound": {"detector": "touchstone-tiny", "augmentation": {"policy": "flips", "arguments": {"crop": 128}}},
+    "input_bound": {
+        "detector": "touchstone-tiny",
+        "augmentation": {"policy": "flips", "arguments": {"crop": 128}},
+    },
 }
 DETECTORS = {"compute_bound": "ViT-tiny at 224 px", "input_bound": "touchstone-tiny at 128 px"}
 BATCH = 16
@@ -38,8 +44,12 @@ class TrainingWork:
     workers: int
 
 
-def write_labelled_photographs(folder: Path, *, train: int = PHOTOGRAPHS, judged: int = JUDGED) -> Path:
-    """An index of photographs whose labels mean nothing: a step takes the same time whatever there is to learn."""
+def write_labelled_photographs(
+    folder: Path, *, train: int = PHOTOGRAPHS, judged: int = JUDGED
+) -> Path:
+    """An index of photographs whose labels mean nothing: a step takes the same time whatever there
+    is to learn.
+    """
     from ray_app.datasets.config import DatasetSource
     from ray_app.datasets.index import build_index
     from ray_app.storage import Store
@@ -50,13 +60,23 @@ def write_labelled_photographs(folder: Path, *, train: int = PHOTOGRAPHS, judged
         writer = csv.writer(stream)
         writer.writerow(["path", "label", "split"])
         for index, path in enumerate(paths):
-            writer.writerow([path.name, "fake" if index % 2 else "real", "train" if index < train else "validation"])
+            writer.writerow(
+                [
+                    path.name,
+                    "fake" if index % 2 else "real",
+                    "train" if index < train else "validation",
+                ]
+            )
     build_index(DatasetSource(at=(f"list::{labels}",)), Store.open(str(folder / "index")))
     return folder / "index"
 
 
-def write_work(folder: Path, name: str, index: Path, *, steps: int, workers: int = 1) -> TrainingWork:
-    """A recipe that trains on an index; everything about processes and threads but `workers` is at its default."""
+def write_work(
+    folder: Path, name: str, index: Path, *, steps: int, workers: int = 1
+) -> TrainingWork:
+    """A recipe that trains on an index; everything about processes and threads but `workers` is at
+    its default.
+    """
     recipe = {
         "name": name.replace("_", "-"),
         **_CARDS[name],

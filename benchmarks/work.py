@@ -1,4 +1,5 @@
-"""The work that every contender gets: photographs on disk, one detector, and how many images it is measured over.
+"""The work that every contender gets: photographs on disk, one detector, and how many images it is
+measured over.
 
 Knows folders and cards. Knows nothing about contenders.
 """
@@ -18,13 +19,15 @@ SIZE, QUALITY = (1024, 768), 90
 DETECTORS = {
     "decode_bound": "touchstone-tiny",
     "compute_bound": "community-forensics-vits384",
-    "clip_bound": "unifd",  # without its card's wish for fp32, whose scores bf16 changes by up to 0.075
+    # without its card's wish for fp32, whose scores bf16 changes by up to 0.075
+    "clip_bound": "unifd",
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """One detector over one folder of photographs; plain JSON, since each contender reads it in a process of its own.
+    """One detector over one folder of photographs; plain JSON, since each contender reads it in a
+    process of its own.
 
     `card` is a YAML file. `ensemble` is the shipped ensemble that means the same, or None.
     """
@@ -42,8 +45,12 @@ class Work:
         return sorted(Path(self.folder).iterdir())[:count]
 
 
-def prepare_work(folder: Path, photographs: int, names: Sequence[str] = tuple(DETECTORS)) -> list[Work]:
-    """Write photographs and cards under `folder`: the shipped tiny detector, and the published ones with seeded weights."""
+def prepare_work(
+    folder: Path, photographs: int, names: Sequence[str] = tuple(DETECTORS)
+) -> list[Work]:
+    """Write photographs and cards under `folder`: the shipped tiny detector, and the published ones
+    with seeded weights.
+    """
     archive = folder / "photographs"
     write_photographs(archive, photographs, size=SIZE, quality=QUALITY)
     seeded = folder / "seeded"

@@ -1,1 +1,3 @@
-"""The documentation site: what is made of the code at build time, and mkdocs' hooks. `make docs` builds it into build/site."""
+"""The documentation site: what is made of the code at build time, and mkdocs' hooks. `make docs`
+builds it into build/site.
+"""

@@ -1,4 +1,6 @@
-"""What is shipped by name: detectors, ensembles, recipes, protocols, layouts, perturbations (`pages`)."""
+"""What is shipped by name: detectors, ensembles, recipes, protocols, layouts, perturbations
+(`pages`).
+"""
 
 from typing import Any
 
@@ -17,9 +19,15 @@ from ray_app.transforms.perturbations import PerturbationList
 def pages() -> dict[str, str]:
     """Six pages, by name."""
     return {
-        "detectors": _page("Detectors", "Every detector that is shipped, as its card states it.", map(_detector, list_cards())),
+        "detectors": _page(
+            "Detectors",
+            "Every detector that is shipped, as its card states it.",
+            map(_detector, list_cards()),
+        ),
         "ensembles": _page(
-            "Ensembles", "Every ensemble that is shipped.", map(_ensemble, map(load_ensemble_card, named_configs("ensembles")))
+            "Ensembles",
+            "Every ensemble that is shipped.",
+            map(_ensemble, map(load_ensemble_card, named_configs("ensembles"))),
         ),
         "recipes": _page(
             "Recipes",
@@ -27,20 +35,28 @@ def pages() -> dict[str, str]:
             (_recipe(load_yaml(path, TrainConfig)) for path in named_configs("train").values()),
         ),
         "protocols": _page(
-            "Protocols", "Every protocol of `touchstone evaluate`.", map(_protocol, map(load_protocol, named_configs("evaluate")))
+            "Protocols",
+            "Every protocol of `touchstone evaluate`.",
+            map(_protocol, map(load_protocol, named_configs("evaluate"))),
         ),
         "layouts": _page(
             "Layouts of data sets",
             "Every layout of `touchstone data index`, with its `arguments`: those of code, then published sets.",
             [
                 *(_layout(name, kind) for name, kind in LAYOUTS.items()),
-                *(_published(load_yaml(path, PublishedLayout)) for path in named_configs("layouts").values()),
+                *(
+                    _published(load_yaml(path, PublishedLayout))
+                    for path in named_configs("layouts").values()
+                ),
             ],
         ),
         "perturbations": _page(
             "Lists of perturbations",
             "Every list of `--perturb`, with the names of its views.",
-            (_perturbations(load_yaml(path, PerturbationList)) for path in named_configs("perturb").values()),
+            (
+                _perturbations(load_yaml(path, PerturbationList))
+                for path in named_configs("perturb").values()
+            ),
         ),
     }
 
@@ -78,9 +94,15 @@ def _detector(card: DetectorCard) -> str:
             "licence": prose(f"{card.licence} ({card.terms.replace('-', ' ')})"),
             "about the licence": prose(card.licence_note or ""),
             "input": prose(_input(card)),
-            "network": prose(f"{card.family} {card.architecture.name}" + (f", {size}" if size else "")),
-            "weights": code(card.weights.uri) + (f", SHA-256 {code(card.weights.sha256)}" if card.weights.sha256 else ""),
-            "how to get them": prose(card.weights.obtain or ("fitted by `touchstone detectors fit`" if card.weights.fitted else "")),
+            "network": prose(
+                f"{card.family} {card.architecture.name}" + (f", {size}" if size else "")
+            ),
+            "weights": code(card.weights.uri)
+            + (f", SHA-256 {code(card.weights.sha256)}" if card.weights.sha256 else ""),
+            "how to get them": prose(
+                card.weights.obtain
+                or ("fitted by `touchstone detectors fit`" if card.weights.fitted else "")
+            ),
             "trained on": prose(f"{card.training_data.name} ({card.training_data.licence})"),
             "calibrated": "yes" if card.calibration else "no",
             "demonstration": "yes: not for decisions about any image" if card.demonstration else "",
@@ -88,7 +110,9 @@ def _detector(card: DetectorCard) -> str:
             "source": prose(f"{card.citation} {card.source}"),
             "variants": ", ".join(_variant(card, one) for one in variants_of(card)),
         },
-        table(["set", "figure", "value", "images", "recomputed by us", "source"], figures) if figures else "",
+        table(["set", "figure", "value", "images", "recomputed by us", "source"], figures)
+        if figures
+        else "",
         _notes(card.notes),
     )
 
@@ -96,7 +120,11 @@ def _detector(card: DetectorCard) -> str:
 def _variant(card: DetectorCard, variant: DetectorCard) -> str:
     """Its name, and which file it loads if that is another."""
     own = variant.weights
-    return code(variant.name) + (f" ({code(own.uri)}, SHA-256 {code(own.sha256 or 'unknown')})" if own.uri != card.weights.uri else "")
+    return code(variant.name) + (
+        f" ({code(own.uri)}, SHA-256 {code(own.sha256 or 'unknown')})"
+        if own.uri != card.weights.uri
+        else ""
+    )
 
 
 def _input(card: DetectorCard) -> str:
@@ -116,7 +144,8 @@ def _ensemble(card: EnsembleCard) -> str:
         {
             "title": prose(card.title),
             "detectors": ", ".join(
-                f"[{one.detector}](detectors.md#{one.detector.partition(':')[0].replace('.', '')})" for one in card.members
+                f"[{one.detector}](detectors.md#{one.detector.partition(':')[0].replace('.', '')})"
+                for one in card.members
             ),
             "rule": code(card.rule),
             "verdicts": f"real below {limits.real_below:g}, fake above {limits.fake_above:g} (log-odds)",
@@ -141,7 +170,9 @@ def _recipe(recipe: TrainConfig) -> str:
 
 
 def _protocol(protocol: Protocol) -> str:
-    faults = faults_of({"layout": protocol.layout, "at": protocol.sources, "arguments": protocol.arguments})
+    faults = faults_of(
+        {"layout": protocol.layout, "at": protocol.sources, "arguments": protocol.arguments}
+    )
     return _entry(
         protocol.name,
         {
@@ -152,25 +183,40 @@ def _protocol(protocol: Protocol) -> str:
             "averages": prose(" ".join(protocol.averages.split())),
             "commands": " ".join(code(one) for one in protocol.commands),
         },
-        _notes([*protocol.notes, *(f"A documented fault of the data: {one.what} ({one.source})." for one in faults)]),
+        _notes(
+            [
+                *protocol.notes,
+                *(f"A documented fault of the data: {one.what} ({one.source})." for one in faults),
+            ]
+        ),
     )
 
 
 def _layout(name: str, kind: type[DatasetLayout]) -> str:
     arguments = [
-        f"`{key}` (required)" if field.is_required() else f"`{key}={'null' if field.default is None else field.default}`"
+        f"`{key}` (required)"
+        if field.is_required()
+        else f"`{key}={'null' if field.default is None else field.default}`"
         for key, field in kind.model_fields.items()
     ]
     return f"## {name}\n\n{docstring(kind.__doc__)}\n{prose('Arguments: ' + ', '.join(arguments)) if arguments else ''}\n"
 
 
 def _published(layout: PublishedLayout) -> str:
-    facts = {"title": prose(layout.title), "layout": f"[{layout.layout}](#{layout.layout})", "source": prose(layout.source)}
+    facts = {
+        "title": prose(layout.title),
+        "layout": f"[{layout.layout}](#{layout.layout})",
+        "source": prose(layout.source),
+    }
     return _entry(layout.name, facts, prose(layout.note))
 
 
 def _perturbations(listed: PerturbationList) -> str:
     views = [*(one.name for one in listed.perturbations), *(one.name for one in listed.families)]
     absent = [f"`{one.name}`: {one.why}" for one in listed.absent]
-    facts = {"source": prose(listed.source), "views": ", ".join(map(code, views)), "not done": prose("; ".join(absent))}
+    facts = {
+        "source": prose(listed.source),
+        "views": ", ".join(map(code, views)),
+        "not done": prose("; ".join(absent)),
+    }
     return _entry(listed.name, facts, prose(listed.note))

@@ -1,4 +1,6 @@
-"""What each column that a row may have means (`COLUMN_MEANING`), for the reference; the columns themselves: `ray_app.runs.schema`."""
+"""What each column that a row may have means (`COLUMN_MEANING`), for the reference; the columns
+themselves: `ray_app.runs.schema`.
+"""
 
 from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, SECOND_LOOK
 

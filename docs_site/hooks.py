@@ -1,4 +1,6 @@
-"""mkdocs' hooks: pages made of the code, of the repository's root files and of notebooks; links between all of them."""
+"""mkdocs' hooks: pages made of the code, of the repository's root files and of notebooks; links
+between all of them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ _SOURCES = {page: name for name, page in ROOT_PAGES.items() if page != "index.md
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what does not lie in docs/ as Markdown."""
-    made = reference.pages() | {page: (ROOT / name).read_text(encoding="utf-8") for page, name in _SOURCES.items()}
+    made = reference.pages() | {
+        page: (ROOT / name).read_text(encoding="utf-8") for page, name in _SOURCES.items()
+    }
     made |= {
-        f"{file.src_uri.removesuffix('.ipynb')}.md": notebook_page(file.content_string) for file in files if file.src_uri.endswith(".ipynb")
+        f"{file.src_uri.removesuffix('.ipynb')}.md": notebook_page(file.content_string)
+        for file in files
+        if file.src_uri.endswith(".ipynb")
     }
     for page, text in (made | schemas.files()).items():
         files.append(File.generated(config, page, content=text))
@@ -41,6 +47,11 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """For screen readers: name the search, which the theme does not; a cell without a heading is no heading."""
-    named = output.replace('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"')
+    """For screen readers: name the search, which the theme does not; a cell without a heading is no
+    heading.
+    """
+    named = output.replace(
+        'data-md-component="search" role="dialog"',
+        'data-md-component="search" role="dialog" aria-label="Search"',
+    )
     return named.replace("<th></th>", "<td></td>")

@@ -1,4 +1,6 @@
-"""Markdown from Python: tables, prose from docstrings, a notebook as a page, links as they stand in the repository."""
+"""Markdown from Python: tables, prose from docstrings, a notebook as a page, links as they stand in
+the repository.
+"""
 
 import inspect
 import json
@@ -8,7 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # A link or a picture; or code, in which there is none.
-_LINK = re.compile(r"^```.*?^```$|`[^`\n]+`|(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(
+    r"^```.*?^```$|`[^`\n]+`|(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)",
+    re.DOTALL | re.MULTILINE,
+)
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 _SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # that mean something to Markdown
 _PAGE = re.compile(r"docs/([\w-]+)\.md")
@@ -17,7 +22,13 @@ _PAGE = re.compile(r"docs/([\w-]+)\.md")
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; a cell is Markdown already, in which bars and line breaks are made harmless."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in line)} |" for line in lines) + "\n"
+    return (
+        "\n".join(
+            f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in line)} |"
+            for line in lines
+        )
+        + "\n"
+    )
 
 
 def code(text: str) -> str:
@@ -26,9 +37,14 @@ def code(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A sentence or a paragraph of plain text with `names` in backticks, on a page of the reference: docs/NAME.md becomes a link."""
+    """A sentence or a paragraph of plain text with `names` in backticks, on a page of the
+    reference: docs/NAME.md becomes a link.
+    """
     parts = text.split("`")
-    return "".join(code(part) if number % 2 else _PAGE.sub(r"[\1](../\1.md)", _plain(part)) for number, part in enumerate(parts))
+    return "".join(
+        code(part) if number % 2 else _PAGE.sub(r"[\1](../\1.md)", _plain(part))
+        for number, part in enumerate(parts)
+    )
 
 
 def _plain(text: str) -> str:
@@ -41,7 +57,9 @@ def docstring(text: str | None) -> str:
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         lines = paragraph.splitlines()
         if "\b" in paragraph or all(line.startswith(("    ", ">>>")) for line in lines):
-            parts.append("\n".join(["```text", *(line for line in lines if line.strip("\b ")), "```"]))
+            parts.append(
+                "\n".join(["```text", *(line for line in lines if line.strip("\b ")), "```"])
+            )
         else:
             parts.append(prose(" ".join(line.strip() for line in lines)))
     return "\n\n".join(parts) + "\n"
@@ -62,7 +80,9 @@ def _output(output: Mapping[str, Any]) -> str:
     if "text/html" in data:
         return f'<div class="output">\n{"".join(data["text/html"])}\n</div>'
     if "image/png" in data:
-        return f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+        return (
+            f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+        )
     text = "".join(output.get("text", data.get("text/plain", output.get("traceback", ""))))
     return f"```text\n{text.rstrip()}\n```"
 
@@ -70,8 +90,9 @@ def _output(output: Mapping[str, Any]) -> str:
 def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) -> str:
     """A file's text with links that hold on the site.
 
-    `source`: where it lies in the repository; `page`: where it stands on the site; `pages`: files of the repository and where they stand
-    there. A link to a file that is not on the site stays as text.
+    `source`: where it lies in the repository; `page`: where it stands on the site; `pages`: files
+    of the repository and where they stand there. A link to a file that is not on the site stays as
+    text.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -89,7 +110,9 @@ def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) ->
 
 
 def spaced(markdown: str) -> str:
-    """With an empty line before each list that follows a paragraph at once, as GitHub needs none and Python's Markdown does."""
+    """With an empty line before each list that follows a paragraph at once, as GitHub needs none
+    and Python's Markdown does.
+    """
     lines: list[str] = []
     fenced = False
     for line in markdown.splitlines():

@@ -34,27 +34,42 @@ EXIT_MEANING: dict[ExitCode, str] = {
 
 def pages() -> dict[str, str]:
     """Markdown by place, for example `reference/statuses.md`."""
-    made = {f"commands-{name}": text for name, text in command_pages().items()} | settings.pages() | catalogue.pages()
-    made |= {"columns": columns_page(), "statuses": statuses_page(), "http": http_page(), "python": python_page()}
+    made = (
+        {f"commands-{name}": text for name, text in command_pages().items()}
+        | settings.pages()
+        | catalogue.pages()
+    )
+    made |= {
+        "columns": columns_page(),
+        "statuses": statuses_page(),
+        "http": http_page(),
+        "python": python_page(),
+    }
     return {f"reference/{name}.md": text for name, text in made.items()}
 
 
 def command_pages() -> dict[str, str]:
     """The core commands, and each group, by its name."""
     root = click.Context(touchstone, info_name="touchstone")
-    groups = {name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)}
+    groups = {
+        name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)
+    }
     core = [_command(one, root) for name, one in touchstone.commands.items() if name not in groups]
-    aliases = [[code(f"touchstone {name}"), code(f"touchstone {group} {name}")] for name, group in sorted(PERMANENT.items())]
-    start = (
-        "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
-    )
+    aliases = [
+        [code(f"touchstone {name}"), code(f"touchstone {group} {name}")]
+        for name, group in sorted(PERMANENT.items())
+    ]
+    start = "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
     note = "These names of before 0.15 work permanently. `--help` does not list them."
     former = f"## Short names\n\n{note}\n\n{table(['short', 'full'], aliases)}"
     made = {"core": "\n\n".join([start, *core, former])}
     for name, group in groups.items():
         inside = click.Context(group, parent=root, info_name=name)
         made[name] = "\n\n".join(
-            [f"# touchstone {name}\n\n{prose(group.help or '')}\n", *(_command(one, inside) for one in group.commands.values())]
+            [
+                f"# touchstone {name}\n\n{prose(group.help or '')}\n",
+                *(_command(one, inside) for one in group.commands.values()),
+            ]
         )
     return made
 
@@ -64,18 +79,35 @@ def _command(command: click.Command, parent: click.Context) -> str:
     context = click.Context(command, parent=parent, info_name=command.name)
     if isinstance(command, click.Group):
         return "\n\n".join(_command(one, context) for one in command.commands.values())
-    usage = f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
-    options = [_option(one, context) for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    usage = (
+        f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
+    )
+    options = [
+        _option(one, context)
+        for one in command.params
+        if isinstance(one, click.Option) and not one.hidden
+    ]
     return f"## {context.command_path}\n\n{usage}\n{docstring(command.help)}\n{table(['option', 'value', 'default', 'meaning'], options)}"
 
 
 def _option(option: click.Option, context: click.Context) -> list[str]:
     facts: dict[str, Any] = option.to_info_dict()
-    value = "" if facts["is_flag"] else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
+    value = (
+        ""
+        if facts["is_flag"]
+        else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
+    )
     given = option.get_default(context, call=False)
     said, _, otherwise = (option.help or "").partition("  [default: ")
-    stated = "required" if option.required else code(_default(given)) or prose(otherwise.rstrip("]"))
-    return [" ".join(code(name) for name in (*option.opts, *option.secondary_opts)), code(value), stated, prose(said)]
+    stated = (
+        "required" if option.required else code(_default(given)) or prose(otherwise.rstrip("]"))
+    )
+    return [
+        " ".join(code(name) for name in (*option.opts, *option.secondary_opts)),
+        code(value),
+        stated,
+        prose(said),
+    ]
 
 
 def _default(given: Any) -> str:
@@ -88,7 +120,9 @@ def columns_page() -> str:
     """What a row of a run may have."""
     every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], second_look=True,
                        identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
-    columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
+    columns = [
+        [code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every
+    ]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
     return (
         "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
@@ -98,13 +132,19 @@ def columns_page() -> str:
 
 
 def _type(given: pa.DataType) -> str:
-    """A column's type in words; texts that repeat are stored as dictionaries, which readers of Parquet see as texts."""
+    """A column's type in words; texts that repeat are stored as dictionaries, which readers of
+    Parquet see as texts.
+    """
     if pa.types.is_dictionary(given):
         return "string"
     if pa.types.is_list(given):
         return f"list of {_type(given.value_type)}"
     if pa.types.is_struct(given):
-        return f"struct with {_type(given.field(0).type)} by {given.field(0).name}" if given.num_fields else "struct"
+        return (
+            f"struct with {_type(given.field(0).type)} by {given.field(0).name}"
+            if given.num_fields
+            else "struct"
+        )
     return prose(str(given))
 
 
@@ -130,15 +170,24 @@ def http_page() -> str:
     ]
     for path, operations in document["paths"].items():
         parts += [_operation(method, path, one) for method, one in operations.items()]
-    codes = [[code(name), str(status), prose(message)] for name, (status, message) in MESSAGES.items()]
+    codes = [
+        [code(name), str(status), prose(message)] for name, (status, message) in MESSAGES.items()
+    ]
     parts.append(
         "## Error codes\n\nEvery refusal has the same shape (`Error`, below). An image that cannot be scored has a "
         f"[status](statuses.md) as its code.\n\n{table(['code', 'HTTP status', 'meaning'], codes)}"
     )
     parts.append("## Bodies")
     for name, schema in document["components"]["schemas"].items():
-        fields = [[code(field), _shape(one), prose(one.get("description", ""))] for field, one in schema.get("properties", {}).items()]
-        words = f"One of {', '.join(code(word) for word in schema['enum'])}.\n" if "enum" in schema else ""
+        fields = [
+            [code(field), _shape(one), prose(one.get("description", ""))]
+            for field, one in schema.get("properties", {}).items()
+        ]
+        words = (
+            f"One of {', '.join(code(word) for word in schema['enum'])}.\n"
+            if "enum" in schema
+            else ""
+        )
         parts.append(
             f"### {name}\n\n{docstring(schema.get('description'))}\n{words}{table(['field', 'type', 'meaning'], fields) if fields else ''}"
         )
@@ -147,14 +196,24 @@ def http_page() -> str:
 
 def _operation(method: str, path: str, one: dict[str, Any]) -> str:
     asked = [
-        [code(given["name"]), given["in"], _shape(given["schema"]), prose(given.get("description", ""))]
+        [
+            code(given["name"]),
+            given["in"],
+            _shape(given["schema"]),
+            prose(given.get("description", "")),
+        ]
         for given in one.get("parameters", ())
     ]
-    body = [[code(kind), _shape(content.get("schema", {}))] for kind, content in one.get("requestBody", {}).get("content", {}).items()]
+    body = [
+        [code(kind), _shape(content.get("schema", {}))]
+        for kind, content in one.get("requestBody", {}).get("content", {}).items()
+    ]
     answers = [
         [
             status,
-            ", ".join(_shape(content.get("schema", {})) for content in answer.get("content", {}).values()),
+            ", ".join(
+                _shape(content.get("schema", {})) for content in answer.get("content", {}).values()
+            ),
             prose(answer["description"]),
         ]
         for status, answer in one["responses"].items()
@@ -193,8 +252,16 @@ def python_page() -> str:
         call = "" if inspect.ismodule(one) else _signature(name, one)
         parts.append(f"## {name}\n\n{call}\n{docstring(inspect.getdoc(one))}")
         if inspect.isclass(one):
-            members = {member: value for member, value in vars(one).items() if not member.startswith("_") or member == "__call__"}
-            parts += [_member(name, member, value) for member, value in members.items() if getattr(value, "__doc__", None)]
+            members = {
+                member: value
+                for member, value in vars(one).items()
+                if not member.startswith("_") or member == "__call__"
+            }
+            parts += [
+                _member(name, member, value)
+                for member, value in members.items()
+                if getattr(value, "__doc__", None)
+            ]
     return "\n\n".join(parts)
 
 
@@ -207,12 +274,20 @@ def _member(owner: str, name: str, value: Any) -> str:
 
 
 def _signature(name: str, one: Any) -> str:
-    """A call as it is written, without the modules of its types; a long one has a line for each parameter."""
+    """A call as it is written, without the modules of its types; a long one has a line for each
+    parameter.
+    """
     signature = inspect.signature(one)
-    returned = "" if signature.return_annotation is signature.empty else f" -> {inspect.formatannotation(signature.return_annotation)}"
+    returned = (
+        ""
+        if signature.return_annotation is signature.empty
+        else f" -> {inspect.formatannotation(signature.return_annotation)}"
+    )
     given = list(signature.parameters.values())
     written = [str(parameter) for parameter in given]
-    if keyword_only := [number for number, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY]:
+    if keyword_only := [
+        number for number, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY
+    ]:
         written.insert(keyword_only[0], "*")
     short = [_MODULES.sub("", words) for words in (*written, returned)]
     whole = f"{name}({', '.join(short[:-1])}){short[-1]}"

@@ -25,4 +25,7 @@ def files() -> dict[str, str]:
 
 
 def _schema(document: type[BaseModel]) -> str:
-    return json.dumps(document.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(document.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False)
+        + "\n"
+    )

@@ -55,9 +55,25 @@ CARDS: dict[str, tuple[type[BaseModel], str, str]] = {
     "layout": (PublishedLayout, "A layout of a data set", "configs/layouts"),
     "cluster": (ClusterDescription, "A cluster, for touchstone plan", "configs/clusters"),
 }
-_PAGES = {model: f"config-{name}" for name, (model, _) in CONFIGS.items()} | {model: f"card-{name}" for name, (model, *_) in CARDS.items()}
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
-_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "at least", "max_length": "at most"}
+_PAGES = {model: f"config-{name}" for name, (model, _) in CONFIGS.items()} | {
+    model: f"card-{name}" for name, (model, *_) in CARDS.items()
+}
+_WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "anything",
+}
+_BOUNDS = {
+    "gt": ">",
+    "ge": "≥",
+    "lt": "<",
+    "le": "≤",
+    "min_length": "at least",
+    "max_length": "at most",
+}
 
 
 # Of keys that many cards have, and whose models say no more than the name.
@@ -87,10 +103,14 @@ def pages() -> dict[str, str]:
     made = {}
     for name, (model, command) in CONFIGS.items():
         told = f"The keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. {_READING}"
-        made[f"config-{name}"] = "\n\n".join([f"# Settings of {command}", told, *_parts(model, command)])
+        made[f"config-{name}"] = "\n\n".join(
+            [f"# Settings of {command}", told, *_parts(model, command)]
+        )
     for name, (model, title, folder) in CARDS.items():
         told = f"The keys of `{model.__name__}`, a YAML file; those that are shipped lie in `{folder}`. {_READING}"
-        made[f"card-{name}"] = "\n\n".join([f"# {title}", told, prose(_lead(model)), *_parts(model)])
+        made[f"card-{name}"] = "\n\n".join(
+            [f"# {title}", told, prose(_lead(model)), *_parts(model)]
+        )
     return made
 
 
@@ -102,14 +122,28 @@ class ConfigKey(NamedTuple):
     owner: type[BaseModel]
 
 
-def _parts(model: type[BaseModel], command: str = "", prefix: str = "", told: set[type] | None = None) -> Iterator[str]:
-    """A table of the keys, and below it each section under its own heading; what a section is for is told once."""
+def _parts(
+    model: type[BaseModel], command: str = "", prefix: str = "", told: set[type] | None = None
+) -> Iterator[str]:
+    """A table of the keys, and below it each section under its own heading; what a section is for
+    is told once.
+    """
     told = {model} if told is None else told
-    keys = [ConfigKey(prefix + (field.alias or name), field, model) for name, field in model.model_fields.items()]
-    rows = [[code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))] for key in keys]
+    keys = [
+        ConfigKey(prefix + (field.alias or name), field, model)
+        for name, field in model.model_fields.items()
+    ]
+    rows = [
+        [code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))]
+        for key in keys
+    ]
     yield table(["key", "value", "default", "meaning"], rows)
     for key in keys:
-        sections = [(section, key.path + below) for section, below in _sections(key.field.annotation) if section not in _PAGES]
+        sections = [
+            (section, key.path + below)
+            for section, below in _sections(key.field.annotation)
+            if section not in _PAGES
+        ]
         for section, path in sections:
             yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
             yield "" if section in told else prose(_lead(section))
@@ -118,7 +152,9 @@ def _parts(model: type[BaseModel], command: str = "", prefix: str = "", told: se
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
-    """Every key; sections are followed by their own keys, unless they are a config with a page of its own."""
+    """Every key; sections are followed by their own keys, unless they are a config with a page of
+    its own.
+    """
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
         yield ConfigKey(path, field, model)
@@ -128,7 +164,9 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
 
 
 def meaning_of(key: ConfigKey, command: str) -> str:
-    """What the field, the option of this name, its model's docstring (`key`: …), of a section its own, or a sentence with the key says."""
+    """What the field, the option of this name, its model's docstring (`key`: …), of a section its
+    own, or a sentence with the key says.
+    """
     if key.field.description:
         return key.field.description
     name = key.path.rpartition(".")[2]
@@ -140,9 +178,18 @@ def meaning_of(key: ConfigKey, command: str) -> str:
     sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
     if sections:
         return _SENTENCE_ENDS.split(sections[0])[0].rstrip(".")
-    if sentence := next((one for model in models for one in _SENTENCE_ENDS.split(_words_of(model)) if f"`{name}`" in one), None):
+    if sentence := next(
+        (
+            one
+            for model in models
+            for one in _SENTENCE_ENDS.split(_words_of(model))
+            if f"`{name}`" in one
+        ),
+        None,
+    ):
         return sentence.rstrip(".;")
-    return _PLAIN.get(name, "") if key.path == name or name != "name" else ""  # a section's `name` is whose the section says
+    # a section's `name` is whose the section says
+    return _PLAIN.get(name, "") if key.path == name or name != "name" else ""
 
 
 def _lead(model: type[BaseModel]) -> str:
@@ -154,7 +201,11 @@ def _told(model: type[BaseModel]) -> dict[str, str]:
     """What a docstring says of single keys (`key`: …, or `one`, `other`: …)."""
     _, *rest = re.split(f"({_keys(model)}): ", _words_of(model))
     pairs = zip(rest[::2], rest[1::2], strict=True)
-    return {name: text.strip().rstrip(".;") for keys, text in pairs for name in re.findall(r"`(\w+)`", keys)}
+    return {
+        name: text.strip().rstrip(".;")
+        for keys, text in pairs
+        for name in re.findall(r"`(\w+)`", keys)
+    }
 
 
 def _keys(model: type[BaseModel]) -> str:
@@ -171,7 +222,10 @@ def _option_help(command: str, name: str) -> str:
     found: click.Command = touchstone
     for word in command.split()[1:]:
         found = found.commands[word] if isinstance(found, click.Group) else found
-    said = next((one.help for one in found.params if isinstance(one, click.Option) and one.name == name), None)
+    said = next(
+        (one.help for one in found.params if isinstance(one, click.Option) and one.name == name),
+        None,
+    )
     return (said or "").partition("  [default")[0].rstrip(".")
 
 
@@ -219,11 +273,19 @@ def _words(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_words(one) for one in arguments))
     if origin in (tuple, list, frozenset):
         items = [one for one in arguments if one is not Ellipsis]
-        return f"[{', '.join(map(_words, items))}]" if origin is tuple and len(items) > 1 else f"list of {_words(items[0])}"
+        return (
+            f"[{', '.join(map(_words, items))}]"
+            if origin is tuple and len(items) > 1
+            else f"list of {_words(items[0])}"
+        )
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"keys with {_words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[{_PAGES[annotation].partition('-')[2]}]({_PAGES[annotation]}.md)" if annotation in _PAGES else "section"
+        return (
+            f"[{_PAGES[annotation].partition('-')[2]}]({_PAGES[annotation]}.md)"
+            if annotation in _PAGES
+            else "section"
+        )
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(code(str(one.value)) for one in annotation)
     return code(getattr(annotation, "__name__", str(annotation)))
@@ -233,8 +295,12 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel) or (isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)):
+    if isinstance(value, BaseModel) or (
+        isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)
+    ):
         return ""
     if isinstance(value, tuple | frozenset | set):
         value = [str(one.value) if isinstance(one, Enum) else one for one in value]
-    return code(yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip())
+    return code(
+        yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )

@@ -1,11 +1,13 @@
-"""A localizer of IMDLBenCo (https://github.com/scu-zjz/IMDLBenCo), with masks, as a callable of Touchstone.
+"""A localizer of IMDLBenCo (https://github.com/scu-zjz/IMDLBenCo), with masks, as a callable of
+Touchstone.
 
 Copy this file, set the constants, and add it with the Python that has the package:
 
     touchstone detectors add callable:imdlbenco_adapter:Detector --python benco/bin/python \\
         --pictures pil --scores probability --as mesorch
 
-Images are prepared by the package's own dataset, as its test scripts do. The scripts set these constants:
+Images are prepared by the package's own dataset, as its test scripts do. The scripts set these
+constants:
 
     Cat_Net, Mesorch, SparseViT     IMAGE_SIZE = 512
     MSCDI_Net, MVSSNet              IMAGE_SIZE = 512, EDGE_MASK_WIDTH = 7
@@ -42,7 +44,9 @@ DEVICE = "cpu"
 
 
 class Detector:
-    """The model NAME. Touchstone creates one instance per process and calls it with batches of images."""
+    """The model NAME. Touchstone creates one instance per process and calls it with batches of
+    images.
+    """
 
     weight_files = (CHECKPOINT,)  # Touchstone refuses the card once its content has changed.
     max_side_px = IMAGE_SIZE if PADS else None  # The card says that larger images get no score.
@@ -50,7 +54,8 @@ class Detector:
     def __init__(self) -> None:
         _seed()
         self.model = MODELS.get(NAME)(**ARGUMENTS)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # The training script saves its arguments.
+        # The training script saves its arguments.
+        with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state.get("model", state))
         self.model.to(DEVICE).eval()
@@ -61,17 +66,26 @@ class Detector:
         )  # fmt: skip
 
     def __call__(self, images: list[Any]) -> list[Any]:
-        """Return `(mask, P(fake))` of each PIL image, or the mask alone if the model gives no label."""
+        """Return `(mask, P(fake))` of each PIL image, or the mask alone if the model gives no
+        label.
+        """
         return [self._localize(image) for image in images]
 
     def _localize(self, image: Any) -> Any:
         if PADS and max(image.size) > IMAGE_SIZE:
-            raise ValueError(f"{image.width} × {image.height} is more than the {IMAGE_SIZE} px that images are padded to")
+            raise ValueError(
+                f"{image.width} × {image.height} is more than the {IMAGE_SIZE} px that images are padded to"
+            )
         _seed()
         self.dataset.img_loader = lambda path: image
         batch = torch.utils.data.default_collate([self.dataset[0]])
         with torch.no_grad():
-            result = self.model(**{key: value.to(DEVICE) if hasattr(value, "to") else value for key, value in batch.items()})
+            result = self.model(
+                **{
+                    key: value.to(DEVICE) if hasattr(value, "to") else value
+                    for key, value in batch.items()
+                }
+            )
         mask = result["pred_mask"][0, 0]
         if PADS:
             mask = mask[: image.height, : image.width]

@@ -1,6 +1,8 @@
-"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone data collect`; submit with
+"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone data collect`; submit
+with
 
-ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip --contact me@example.org
+ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip
+--contact me@example.org
 """
 
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # Python put the folder of this file there.
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # An uploaded checkout is not an installed package.
+# An uploaded checkout is not an installed package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from ray_app.cli.__main__ import script
 

@@ -1,6 +1,8 @@
-"""Ray job: evaluate a run, or score a labelled source and evaluate it. Same arguments as `touchstone evaluate`; submit with
+"""Ray job: evaluate a run, or score a labelled source and evaluate it. Same arguments as
+`touchstone evaluate`; submit with
 
-ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/openfake --protocol openfake-v1 --out s3://bucket/figures
+ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/openfake --protocol
+openfake-v1 --out s3://bucket/figures
 """
 
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # Python put the folder of this file there.
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # An uploaded checkout is not an installed package.
+# An uploaded checkout is not an installed package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from ray_app.cli.__main__ import script
 

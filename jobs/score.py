@@ -1,6 +1,7 @@
 """Ray job: score an archive. Same arguments as `touchstone score`; submit with
 
-ray job submit --working-dir . -- python jobs/score.py --config configs/score/overnight.yaml s3://bucket/photos --out s3://bucket/run
+ray job submit --working-dir . -- python jobs/score.py --config configs/score/overnight.yaml
+s3://bucket/photos --out s3://bucket/run
 """
 
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # Python put the folder of this file there.
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # An uploaded checkout is not an installed package.
+# An uploaded checkout is not an installed package.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from ray_app.cli.__main__ import script
 

@@ -5,8 +5,9 @@
     >>> ensemble.score("photo.jpg").verdict
     'real'
 
-`load_ensemble` and `load_detector` score images, `list_ensembles` and `list_detectors` have the names of those that are shipped, `load_run`
-reads what `touchstone score` wrote. Importing this package imports neither torch nor ray; the first two import torch when they are called.
+`load_ensemble` and `load_detector` score images, `list_ensembles` and `list_detectors` have the
+names of those that are shipped, `load_run` reads what `touchstone score` wrote. Importing this
+package imports neither torch nor ray; the first two import torch when they are called.
 """
 
 import ast
@@ -20,10 +21,11 @@ from ray_app import errors
 
 
 def on_first_use(package: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that offers names of its modules: each is imported when it is first asked for.
+    """The `__getattr__` of a package that offers names of its modules: each is imported when it is
+    first asked for.
 
-    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where readers find it, too, and mypy: pyproject.toml
-    names these packages to it (`implicit_reexport`).
+    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where readers
+    find it, too, and mypy: pyproject.toml names these packages to it (`implicit_reexport`).
     """
 
     @cache
@@ -31,8 +33,18 @@ def on_first_use(package: str) -> Callable[[str], Any]:
         module = sys.modules[package]
         assert module.__spec__ is not None
         source = module.__spec__.loader.get_source(package)  # type: ignore[union-attr]
-        imports = (node for block in ast.parse(source).body if isinstance(block, ast.If) for node in block.body)
-        return {alias.name: str(node.module) for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names}
+        imports = (
+            node
+            for block in ast.parse(source).body
+            if isinstance(block, ast.If)
+            for node in block.body
+        )
+        return {
+            alias.name: str(node.module)
+            for node in imports
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
 
     def offered(name: str) -> Any:
         if name == "__all__":

@@ -1,5 +1,6 @@
-"""A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the wall limit of what it does
-(`ChildDeadline`). One thread watches all limits. `is_running`: whether a process is still the one that it was.
+"""A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the
+wall limit of what it does (`ChildDeadline`). One thread watches all limits. `is_running`: whether a
+process is still the one that it was.
 """
 
 import fcntl
@@ -20,12 +21,16 @@ from typing import IO, Self, TypeVar
 
 T = TypeVar("T")
 
-LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
-_PIPE_BYTES = 2**20  # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64 KiB
+# between the end of a child's answers and the end of the child; one that lingers is killed
+LAST_WORDS_S = 1.0
+# a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64
+# KiB
+_PIPE_BYTES = 2**20
 
 
 class ChildProcess:
-    """A child that is started when it is first needed, and again after it died. One thread at a time.
+    """A child that is started when it is first needed, and again after it died. One thread at a
+    time.
 
     Use as a context manager, or `close()` it.
     """
@@ -53,7 +58,12 @@ class ChildProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _spawn(
@@ -66,25 +76,38 @@ class ChildProcess:
         folder: Path | None = None,
         errors: int | IO[bytes] = subprocess.DEVNULL,
     ) -> bool:
-        """Start a child in the place of any other; whether it wrote `ready` within the limit. Raises OSError."""
+        """Start a child in the place of any other; whether it wrote `ready` within the limit.
+        Raises OSError.
+        """
         self.close()
         child = self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment), cwd=folder
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=dict(environment),
+            cwd=folder,
         )
         assert child.stdin is not None
         assert child.stdout is not None
         for pipe in (child.stdin, child.stdout):
-            with suppress(OSError, AttributeError):  # Linux alone, and it may allow less: then messages go in more pieces
+            # Linux alone, and it may allow less: then messages go in more pieces
+            with suppress(OSError, AttributeError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         with ChildDeadline(child, limit_s):
             return child.stdout.read(len(ready)) == ready
 
     def _ask(
-        self, parts: Iterable[bytes | memoryview], limit_s: float, read: "Callable[[io.BufferedReader, ChildDeadline], T]"
+        self,
+        parts: Iterable[bytes | memoryview],
+        limit_s: float,
+        read: "Callable[[io.BufferedReader, ChildDeadline], T]",
     ) -> "tuple[T | None, ChildDeadline]":
-        """Send a request; what `read` makes of the answer, None where the child ended first, and the deadline that both had.
+        """Send a request; what `read` makes of the answer, None where the child ended first, and
+        the deadline that both had.
 
-        `read` raises ValueError for what is no answer: the child is closed, as it is where anything interrupts the exchange.
+        `read` raises ValueError for what is no answer: the child is closed, as it is where anything
+        interrupts the exchange.
         """
         child, answer = self._child, None
         assert child is not None
@@ -101,7 +124,8 @@ class ChildProcess:
             except ValueError:
                 self.close()
             except BaseException:
-                self.close()  # in the middle of an exchange: the next answer would be this one's rest
+                # in the middle of an exchange: the next answer would be this one's rest
+                self.close()
                 raise
         return answer, deadline
 
@@ -122,7 +146,9 @@ class ChildProcess:
 
 
 class ChildDeadline:
-    """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
+    """Kills a child by its own handle unless the block ends in time; only this can end a read from
+    a child that hangs.
+    """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
         self.has_passed = False
@@ -155,7 +181,9 @@ class ChildDeadline:
 
 
 class _Watchdog:
-    """One thread for all deadlines: a thread for each would cost half a millisecond of every image. It calls while `settled` is held."""
+    """One thread for all deadlines: a thread for each would cost half a millisecond of every image.
+    It calls while `settled` is held.
+    """
 
     def __init__(self) -> None:
         self.settled = threading.Condition()
@@ -167,8 +195,11 @@ class _Watchdog:
         """Call at that moment of the monotonic clock."""
         with self.settled:
             heapq.heappush(self._calls, (when, next(self._numbers), call))
-            if self._thread is None or not self._thread.is_alive():  # at first, and in a process that was forked
-                self._thread = threading.Thread(target=self._run, name="child-watchdog", daemon=True)
+            # at first, and in a process that was forked
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="child-watchdog", daemon=True
+                )
                 self._thread.start()
             elif self._calls[0][0] == when:
                 self.settled.notify()
@@ -201,7 +232,11 @@ def start_of(pid: int) -> str | None:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return None
-        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
-        return None if state in "ZX" else fields[18]  # field 22 of proc(5): clock ticks from boot to start
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        # the name before may hold spaces and parentheses
+        state, *fields = stat.rpartition(")")[2].split()
+        # field 22 of proc(5): clock ticks from boot to start
+        return None if state in "ZX" else fields[18]
+    shown = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return shown.stdout.strip() or None

@@ -1,6 +1,8 @@
-"""Read one YAML file into one frozen model; every error names file, key, value and the nearest valid key.
+"""Read one YAML file into one frozen model; every error names file, key, value and the nearest
+valid key.
 
-`Frozen` is the base of what people write, `Section` that of the JSON documents that commands write and reports read.
+`Frozen` is the base of what people write, `Section` that of the JSON documents that commands write
+and reports read.
 """
 
 import difflib
@@ -14,17 +16,29 @@ from types import NoneType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ray_app.errors import ConfigError
 
 CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"
-_SHALLOW = 10_000  # characters, so at most as many levels: libyaml takes 16,384 on a stack of 8 MiB, and crashes at 65,536
+# characters, so at most as many levels: libyaml takes 16,384 on a stack of 8 MiB, and crashes at
+# 65,536
+_SHALLOW = 10_000
 
 
 class Frozen(BaseModel):
-    """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
+    """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of
+    extras.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -33,7 +47,9 @@ class Frozen(BaseModel):
 
 
 class Placed(Frozen):
-    """Base of cards, which know where they were read from: what they name by relative places lies there."""
+    """Base of cards, which know where they were read from: what they name by relative places lies
+    there.
+    """
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -51,8 +67,8 @@ OptionalKey = Annotated[_T | None, Field(exclude_if=lambda value: value is None)
 class Section(BaseModel):
     """Base of every JSON document and its parts: the producer fills it, reports and tests read it.
 
-    Reading is tolerant, so that documents of other versions and partial ones still render: unknown keys pass, and a null means the same as
-    an absent key where the field knows no null.
+    Reading is tolerant, so that documents of other versions and partial ones still render: unknown
+    keys pass, and a null means the same as an absent key where the field knows no null.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -62,31 +78,46 @@ class Section(BaseModel):
     def _null_is_absent(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {key: value for key, value in data.items() if value is not None or key in _nullable(cls)}
+        return {
+            key: value for key, value in data.items() if value is not None or key in _nullable(cls)
+        }
 
     def written(self) -> dict[str, Any]:
-        """What was given of it, as plain JSON in the order of the fields; what was left open has no key."""
+        """What was given of it, as plain JSON in the order of the fields; what was left open has no
+        key.
+        """
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def given(self) -> dict[str, Any]:
         """What was given of it, by key, to build another section of."""
         fields = type(self).model_fields.items()
-        return {field.alias or name: getattr(self, name) for name, field in fields if name in self.model_fields_set}
+        return {
+            field.alias or name: getattr(self, name)
+            for name, field in fields
+            if name in self.model_fields_set
+        }
 
     @classmethod
     def of_parts(cls, *parts: "Section") -> Self:
         """A document of parts; where two give the same, the later one."""
-        return cls.model_validate({key: value for part in parts for key, value in part.given().items()})
+        return cls.model_validate(
+            {key: value for part in parts for key, value in part.given().items()}
+        )
 
 
 @cache
 def _nullable(model: type[BaseModel]) -> frozenset[str]:
     """Keys that may be null."""
     fields = ((field.alias or name, field.annotation) for name, field in model.model_fields.items())
-    return frozenset(key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation))
+    return frozenset(
+        key for key, annotation in fields if annotation is Any or NoneType in get_args(annotation)
+    )
 
 
-_SPAN, _UNITS = re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)"), {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN, _UNITS = (
+    re.compile(r"(\d+(?:\.\d+)?) ?([smhd]?)"),
+    {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400},
+)
 
 
 def seconds_of(given: Any) -> Any:
@@ -95,7 +126,8 @@ def seconds_of(given: Any) -> Any:
     return given if found is None else float(found[1]) * _UNITS[found[2]]
 
 
-Seconds = Annotated[float, BeforeValidator(seconds_of)]  # of a config: a number, or a text such as 5m
+# of a config: a number, or a text such as 5m
+Seconds = Annotated[float, BeforeValidator(seconds_of)]
 
 Model = TypeVar("Model", bound=BaseModel)
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
@@ -109,7 +141,9 @@ def config_root() -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where this user's copies of one kind of file lie, fetched or made: in $TOUCHSTONE_CACHE, else in ~/.cache/touchstone."""
+    """Where this user's copies of one kind of file lie, fetched or made: in $TOUCHSTONE_CACHE, else
+    in ~/.cache/touchstone.
+    """
     return Path(os.environ.get(CACHE_VARIABLE) or os.path.expanduser("~/.cache/touchstone")) / kind
 
 
@@ -119,7 +153,9 @@ def named_configs(kind: str) -> dict[str, Path]:
 
 
 def config_file() -> Path | None:
-    """The user's own config file: $TOUCHSTONE_CONFIG, else touchstone/config.yaml in $XDG_CONFIG_HOME or ~/.config; None without a home."""
+    """The user's own config file: $TOUCHSTONE_CONFIG, else touchstone/config.yaml in
+    $XDG_CONFIG_HOME or ~/.config; None without a home.
+    """
     if given := os.environ.get(CONFIG_VARIABLE):
         return Path(given)
     if root := os.environ.get("XDG_CONFIG_HOME"):
@@ -131,26 +167,39 @@ def config_file() -> Path | None:
 
 
 def added_configs(kind: str) -> dict[str, Path]:
-    """What this user has added of one kind, by name: files of a folder beside the user's own config file."""
+    """What this user has added of one kind, by name: files of a folder beside the user's own config
+    file.
+    """
     file = config_file()
     try:
-        return {path.stem: path for path in sorted((file.parent / kind).glob("*.yaml"))} if file else {}
-    except PermissionError:  # the home of somebody else, as under sudo: nothing there is this user's
+        return (
+            {path.stem: path for path in sorted((file.parent / kind).glob("*.yaml"))}
+            if file
+            else {}
+        )
+    # the home of somebody else, as under sudo: nothing there is this user's
+    except PermissionError:
         return {}
 
 
 def list_detectors() -> list[str]:
-    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list` says more of each."""
+    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list`
+    says more of each.
+    """
     return list(named_configs("detectors"))
 
 
 def list_ensembles() -> list[str]:
-    """The names of the shipped ensembles, which `load_ensemble` takes; `touchstone ensembles list` says more of each."""
+    """The names of the shipped ensembles, which `load_ensemble` takes; `touchstone ensembles list`
+    says more of each.
+    """
     return list(named_configs("ensembles"))
 
 
 def is_named(kind: str, name: str | Path) -> bool:
-    """Return whether a name means a shipped file or one that the user added, whatever files the current folder contains."""
+    """Return whether a name means a shipped file or one that the user added, whatever files the
+    current folder contains.
+    """
     return str(name) in named_configs(kind) or str(name) in added_configs(kind)
 
 
@@ -160,7 +209,12 @@ def absolute_name(kind: str, name_or_path: str) -> str:
     return os.path.abspath(name_or_path) if is_path else name_or_path
 
 
-_KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol", "serve": "settings of an endpoint"}
+_KINDS = {
+    "score": "settings of a run",
+    "train": "recipe",
+    "evaluate": "protocol",
+    "serve": "settings of an endpoint",
+}
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
@@ -221,7 +275,8 @@ def _fault(error: yaml.YAMLError) -> str:
 def _yaml(text: str) -> Any:
     """What a YAML text holds. Raises YAMLError.
 
-    libyaml is eight times as fast, but only the stack limits its depth. Errors are those of the parser in Python, which show the line.
+    libyaml is eight times as fast, but only the stack limits its depth. Errors are those of the
+    parser in Python, which show the line.
     """
     if len(text) <= _SHALLOW:
         with suppress(yaml.YAMLError):
@@ -232,7 +287,9 @@ def _yaml(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deep") from None
 
 
-def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()) -> Model:
+def validate(
+    data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()
+) -> Model:
     """Check a mapping against a model; `where` names the file in errors. Raises ConfigError."""
     merged = _deep_copy(data)
     for override in overrides:
@@ -245,9 +302,11 @@ def validate(data: Mapping[str, Any], model: type[Model], *, where: str, overrid
 
 
 def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """A config with what its user did not write, in whatever section, as it was `begun` with: plain JSON of the same model.
+    """A config with what its user did not write, in whatever section, as it was `begun` with: plain
+    JSON of the same model.
 
-    Where what was begun and what is written are no config together, it stays as it is: they differ, which its directory will say.
+    Where what was begun and what is written are no config together, it stays as it is: they differ,
+    which its directory will say.
     """
     try:
         return validate(overlaid(begun, written(config)), type(config), where=where)
@@ -258,7 +317,10 @@ def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
 def written(config: BaseModel) -> dict[str, Any]:
     """What its user wrote of a config, section by section; all else are defaults."""
     given = {name: getattr(config, name) for name in config.model_fields_set}
-    return {name: written(value) if isinstance(value, BaseModel) else value for name, value in given.items()}
+    return {
+        name: written(value) if isinstance(value, BaseModel) else value
+        for name, value in given.items()
+    }
 
 
 def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +336,10 @@ def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}: a key and a value are needed, with = between them", hint="for example --set batch_slots=8")
+        raise ConfigError(
+            f"--set {override}: a key and a value are needed, with = between them",
+            hint="for example --set batch_slots=8",
+        )
     *parents, leaf = key.split(".")
     for parent in parents:
         child = data.setdefault(parent, {})
@@ -285,7 +350,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
         data[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"--set {override}: the value is not YAML: {_fault(error)}", hint="quote it for your shell and for YAML"
+            f"--set {override}: the value is not YAML: {_fault(error)}",
+            hint="quote it for your shell and for YAML",
         ) from None
 
 
@@ -296,14 +362,17 @@ def _deep_copy(value: Any) -> Any:
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
-    location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))  # which of several kinds it was taken for
+    # which of several kinds it was taken for
+    location = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("("))
     if detail["type"] == "extra_forbidden":
         *parents, key = detail["loc"]
         models = _models_at(model, parents)
         for candidate in models:
             if replacement := getattr(candidate, "retired_keys", {}).get(key):
                 return f"{where}: {location}: retired: {replacement}"
-        return f"{where}: {location}: unknown key" + _nearest(str(key), [name for found in models for name in found.model_fields])
+        return f"{where}: {location}: unknown key" + _nearest(
+            str(key), [name for found in models for name in found.model_fields]
+        )
     if detail["type"] == "missing":
         return f"{where}: {location}: missing"
     wanted = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
@@ -316,7 +385,11 @@ def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:
     """Return the models that the annotations have at a place in the tree."""
     candidates = [model]
     for part in location:
-        fields = [c.model_fields[part].annotation for c in candidates if part in getattr(c, "model_fields", {})]
+        fields = [
+            c.model_fields[part].annotation
+            for c in candidates
+            if part in getattr(c, "model_fields", {})
+        ]
         candidates = [m for f in fields for m in _models_in(f)] if fields else candidates
     return candidates
 
@@ -324,7 +397,9 @@ def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:
 def _models_in(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
+    return [
+        model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)
+    ]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,5 @@
-"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes; and why a verdict may be withheld.
+"""Every way Touchstone can fail, as one tree, one list of statuses and one list of exit codes; and
+why a verdict may be withheld.
 
     TouchstoneError
     ├─ ConfigError              exit 2    the user edits a file or an argument
@@ -39,11 +40,17 @@ class Status(Explained):
     CORRUPT_IMAGE = "corrupt_image", "the image is damaged: its bytes do not decode"
     TRUNCATED_IMAGE = "truncated_image", "the file ends before the image does"
     IMAGE_TOO_LARGE = "image_too_large", "larger than the limits allow, refused before decoding"
-    METADATA_TOO_LARGE = "metadata_too_large", "printing colours whose profile is larger than the limits allow"
+    METADATA_TOO_LARGE = (
+        "metadata_too_large",
+        "printing colours whose profile is larger than the limits allow",
+    )
     UNSAFE_MEMBER = "unsafe_member", "a file in an archive with an unsafe name or type"
     ENCRYPTED_MEMBER = "encrypted_member", "an encrypted file in an archive"
     DECODE_TIMEOUT = "decode_timeout", "decoding took longer than the limit"
-    DECODER_CRASHED = "decoder_crashed", "the decoder crashed on it, or Touchstone's own code failed"
+    DECODER_CRASHED = (
+        "decoder_crashed",
+        "the decoder crashed on it, or Touchstone's own code failed",
+    )
     SOURCE_MISSING = "source_missing", "it was listed, but was gone when it was read"
     SOURCE_DENIED = "source_denied", "the storage refused access"
     SOURCE_THROTTLED = "source_throttled", "the storage kept asking to slow down"
@@ -53,14 +60,17 @@ class Status(Explained):
 
 
 class Reason(Explained):
-    """Why a verdict is `abstain`. Closed, and in order: where several hold, the first is named. What varies, such as names and figures,
-    goes to the `verdict_detail` column.
+    """Why a verdict is `abstain`. Closed, and in order: where several hold, the first is named.
+    What varies, such as names and figures, goes to the `verdict_detail` column.
     """
 
     NO_CONTENT = "no_content", "the image is one colour, or nearly: there is nothing to judge"
     NO_SCORE = "no_score", "a detector that the ensemble needs gave no score"
     OUT_OF_RANGE = "out_of_range", "the image is outside what a detector was made for"
-    UNLIKE_CALIBRATION = "unlike_calibration", "the image is outside what the ensemble was calibrated on"
+    UNLIKE_CALIBRATION = (
+        "unlike_calibration",
+        "the image is outside what the ensemble was calibrated on",
+    )
     INSIDE_BAND = "inside_band", "the score lies between the two thresholds"
     UNSTABLE = "unstable", "saved once more, the image gets another verdict (runs before 1.0)"
     UNLIKE_ARCHIVE = "unlike_archive", "the archive is not like what the ensemble was calibrated on"
@@ -107,7 +117,8 @@ class TouchstoneError(Exception):
             self.add_note(f"→ {hint}")  # which a traceback shows: from Python nobody else would
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Ray pickles exceptions between processes; keyword-only fields would be lost by the default.
+        # Ray pickles exceptions between processes; keyword-only fields would be lost by the
+        # default.
         return (_rebuild, (type(self), self.__dict__))
 
 
@@ -129,12 +140,20 @@ class IdentityError(ConfigError):
 
 
 class InputError(TouchstoneError):
-    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed` where it crossed a number.
+    """One image cannot be scored. Becomes a row with `status` and `detail`; `limit` and `observed`
+    where it crossed a number.
 
     `detail` may quote a file or a foreign library: it is kept as `one_line` makes it.
     """
 
-    def __init__(self, status: Status, detail: str, *, limit: float | None = None, observed: float | None = None) -> None:
+    def __init__(
+        self,
+        status: Status,
+        detail: str,
+        *,
+        limit: float | None = None,
+        observed: float | None = None,
+    ) -> None:
         detail = one_line(detail)
         super().__init__(f"{status}: {detail}")
         self.status = status
@@ -174,23 +193,31 @@ def resumable(*kinds: type[BaseException]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """Text as a row, JSON and a terminal can hold it: escapes for what cannot be printed (line breaks, controls, halves of characters),
-    and no more than `MOST_CHARACTERS`.
+    """Text as a row, JSON and a terminal can hold it: escapes for what cannot be printed (line
+    breaks, controls, halves of characters), and no more than `MOST_CHARACTERS`.
     """
     if not text.isprintable():
-        text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[: MOST_CHARACTERS + 1])
+        text = "".join(
+            one if one.isprintable() else one.encode("unicode_escape").decode()
+            for one in text[: MOST_CHARACTERS + 1]
+        )
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
 def is_want_of_memory(error: BaseException) -> bool:
     """Whether a process, or its GPU, had too little memory, whichever library says so."""
-    # torch's own class is known by its name, since a decoder has no torch; on a CPU torch raises a bare RuntimeError.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    # torch's own class is known by its name, since a decoder has no torch; on a CPU torch raises a
+    # bare RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in str(error)
+    )
 
 
 def is_of_one_image(error: Exception) -> bool:
-    """Whether an exception that nobody foresaw costs no more than the image that it met: neither memory nor a library was missing, and it
-    says nothing of settings, storage or the cluster.
+    """Whether an exception that nobody foresaw costs no more than the image that it met: neither
+    memory nor a library was missing, and it says nothing of settings, storage or the cluster.
     """
     return not (isinstance(error, TouchstoneError | ImportError) or is_want_of_memory(error))
 

@@ -18,13 +18,21 @@ from xdist.scheduler import LoadGroupScheduling
 from tests.groups import GROUPS, group_of
 from tests.s3_server import S3Server
 
-# Every Ray of a test accepts requests from this run alone. Ray reads these variables when a test module imports it.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Every Ray of a test accepts requests from this run alone. Ray reads these variables when a test
+# module imports it.
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 # No test reads the weights or trust lists that whoever runs them has fetched.
-os.environ["TOUCHSTONE_CACHE"] = os.path.join(tempfile.gettempdir(), "touchstone-tests-fetch-nothing")
+os.environ["TOUCHSTONE_CACHE"] = os.path.join(
+    tempfile.gettempdir(), "touchstone-tests-fetch-nothing"
+)
 
-# One thread per process of tests: small tensors gain nothing from a second one, and on a busy machine threads wait for each other.
+# One thread per process of tests: small tensors gain nothing from a second one, and on a busy
+# machine threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Processes that tests let die by a signal leave no core file, which would lie in the checkout.
@@ -32,32 +40,50 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_
 
 # The same cases on every machine, however slow or busy it is; nothing is kept beside the checkout.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
 
-# A test that sends SIGINT means it: who starts the tests in the background of a shell would have it ignored in all their children.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+# A test that sends SIGINT means it: who starts the tests in the background of a shell would have it
+# ignored in all their children.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--group", choices=tuple(GROUPS), help="of the slow tests those of this group (tests/groups.py)")
+    parser.addoption(
+        "--group",
+        choices=tuple(GROUPS),
+        help="of the slow tests those of this group (tests/groups.py)",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """What starts a Ray comes first, in one process of tests, since several Rays would share the cores. A slow test has a group."""
+    """What starts a Ray comes first, in one process of tests, since several Rays would share the
+    cores. A slow test has a group.
+    """
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
             # Not in pyproject.toml: pytest would import Ray before the variables above are set.
-            item.add_marker(pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning"))
+            item.add_marker(
+                pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
+            )
     slow = {item: group_of(item.path) for item in items if item.get_closest_marker("slow")}
     if lost := sorted({str(item.path) for item, group in slow.items() if group is None}):
-        raise pytest.UsageError(f"slow tests that no group of tests/groups.py has: {', '.join(lost)}")
+        raise pytest.UsageError(
+            f"slow tests that no group of tests/groups.py has: {', '.join(lost)}"
+        )
     if group := config.getoption("group"):
         config.hook.pytest_deselected(items=[item for item in items if slow.get(item) != group])
         items[:] = [item for item in items if slow.get(item) == group]
@@ -65,7 +91,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """As many processes as cores that these tests may use, and two on one core: one may wait for a Ray."""
+    """As many processes as cores that these tests may use, and two on one core: one may wait for a
+    Ray.
+    """
     return max(2, len(os.sched_getaffinity(0)))
 
 
@@ -81,8 +109,9 @@ class ByFile(LoadGroupScheduling):
         return nodeid.partition("::")[0] if scope == nodeid else scope
 
 
-# What is loaded before the first test stays: a collection of garbage that looks through all of torch each time takes seconds.
-# Given back before the process ends, or extension modules would complain of what is left of them.
+# What is loaded before the first test stays: a collection of garbage that looks through all of
+# torch each time takes seconds. Given back before the process ends, or extension modules would
+# complain of what is left of them.
 gc.disable()
 atexit.register(gc.unfreeze)
 
@@ -101,7 +130,9 @@ def pytest_terminal_summary(terminalreporter):
                 seconds["/".join(Path(report.location[0]).parts[:2])] += report.duration
     if len(seconds) > 1:
         terminalreporter.section("seconds per package")
-        terminalreporter.write_line("  ".join(f"{package} {spent:.0f}" for package, spent in seconds.most_common()))
+        terminalreporter.write_line(
+            "  ".join(f"{package} {spent:.0f}" for package, spent in seconds.most_common())
+        )
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +176,9 @@ def eight(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wheel_environment():
-    """The wheel of this tree, installed in an environment that has nothing else: see tests/wheel.py."""
+    """The wheel of this tree, installed in an environment that has nothing else: see
+    tests/wheel.py.
+    """
     from tests.wheel import WheelEnvironment
 
     return WheelEnvironment.of_this_tree()

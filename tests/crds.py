@@ -1,4 +1,6 @@
-"""KubeRay's CRDs (../shared/kuberay) as JSON schemas that know no unknown key; what needs them is skipped where they are not."""
+"""KubeRay's CRDs (../shared/kuberay) as JSON schemas that know no unknown key; what needs them is
+skipped where they are not.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "shared/kuberay"
 _WORDS = {"type": "object", "additionalProperties": {"type": "string"}}
 _METADATA = {
     "type": "object",
-    "properties": {"name": {"type": "string"}, "namespace": {"type": "string"}, "labels": _WORDS, "annotations": _WORDS},
+    "properties": {
+        "name": {"type": "string"},
+        "namespace": {"type": "string"},
+        "labels": _WORDS,
+        "annotations": _WORDS,
+    },
     "additionalProperties": False,
 }
 
@@ -20,11 +27,16 @@ _METADATA = {
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
     """A structural schema of Kubernetes in which a key that it does not name is an error."""
     if schema.get("x-kubernetes-int-or-string"):
-        return {"anyOf": [{"type": "integer"}, {"type": "string"}], **{key: schema[key] for key in ("pattern",) if key in schema}}
+        return {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            **{key: schema[key] for key in ("pattern",) if key in schema},
+        }
     result = dict(schema)
     if "properties" in schema:
         result["properties"] = {
-            key: _METADATA if key == "metadata" and "additionalProperties" not in value else strict(value)
+            key: _METADATA
+            if key == "metadata" and "additionalProperties" not in value
+            else strict(value)
             for key, value in schema["properties"].items()
         }
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
@@ -49,8 +61,13 @@ def validator(kind: str) -> jsonschema.Draft7Validator:
 
 
 def faults(kind: str, manifest: Any, *within: str) -> list[str]:
-    """What is wrong with a manifest, or with a part of one that the schema has at `within` (properties; `items` is implied)."""
+    """What is wrong with a manifest, or with a part of one that the schema has at `within`
+    (properties; `items` is implied).
+    """
     schema = validator(kind).schema
     for name in within:
         schema = schema.get("items", schema)["properties"][name]
-    return [f"{error.json_path}: {error.message}" for error in jsonschema.Draft7Validator(schema).iter_errors(manifest)]
+    return [
+        f"{error.json_path}: {error.message}"
+        for error in jsonschema.Draft7Validator(schema).iter_errors(manifest)
+    ]

@@ -4,7 +4,8 @@
     python -m tests.groups all               every one
     python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within sixteen days
 
-A slow test belongs to the first group that names its file, or a folder that it lies in (`group_of`). Exit code 1 where a test failed.
+A slow test belongs to the first group that names its file, or a folder that it lies in
+(`group_of`). Exit code 1 where a test failed.
 """
 
 import os
@@ -26,7 +27,9 @@ EACH_TIME = "readme"  # CI runs this group with every change
 
 @dataclass(frozen=True)
 class Group:
-    """`shows`: what for; `places`: files and folders below `tests`; `processes`: how many at a time, 1 where the tests start Rays."""
+    """`shows`: what for; `places`: files and folders below `tests`; `processes`: how many at a
+    time, 1 where the tests start Rays.
+    """
 
     shows: str
     places: tuple[str, ...]
@@ -92,7 +95,14 @@ class Ended(NamedTuple):
 def group_of(path: Path) -> str | None:
     """The group of a file with slow tests, by its path; None where no group has it."""
     place = path.relative_to(ROOT / "tests")
-    return next((name for name, group in GROUPS.items() if any(place.is_relative_to(one) for one in group.places)), None)
+    return next(
+        (
+            name
+            for name, group in GROUPS.items()
+            if any(place.is_relative_to(one) for one in group.places)
+        ),
+        None,
+    )
 
 
 def of_today(today: datetime) -> str:
@@ -103,7 +113,9 @@ def of_today(today: datetime) -> str:
 
 def make_targets() -> frozenset[str]:
     """What `make` makes: the targets that stand in the Makefile, and one for each group."""
-    written = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    written = re.findall(
+        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return frozenset(written) | {f"test-{name}" for name in (*GROUPS, "all", "today")}
 
 
@@ -111,32 +123,69 @@ def run(name: str) -> Ended:
     """Run one group; its log goes where ours goes."""
     group, begun = GROUPS[name], time.monotonic()
     print(f"== {name}: {group.shows}", flush=True)
-    apart = ["-n", str(group.processes), "--dist", "worksteal", "--max-worker-restart", "0"] if group.processes > 1 else []
+    apart = (
+        ["-n", str(group.processes), "--dist", "worksteal", "--max-worker-restart", "0"]
+        if group.processes > 1
+        else []
+    )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        words = ["--durations", "10", "-m", "slow", f"--junitxml={report}", f"--group={name}", *apart]
-        done = subprocess.run([sys.executable, "-m", "pytest", *words, *(f"tests/{one}" for one in group.places)], cwd=ROOT, check=False)
+        words = [
+            "--durations",
+            "10",
+            "-m",
+            "slow",
+            f"--junitxml={report}",
+            f"--group={name}",
+            *apart,
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words, *(f"tests/{one}" for one in group.places)],
+            cwd=ROOT,
+            check=False,
+        )
         suite = ElementTree.parse(report).getroot().find("testsuite") if report.exists() else None
-    tests, skipped, *bad = (int(suite.get(key, 0)) if suite is not None else 0 for key in ("tests", "skipped", "failures", "errors"))
-    failed = sum(bad) or int(done.returncode != 0)  # one that ran no test, or that was killed, has failed too
-    return Ended(name, max(tests - skipped - sum(bad), 0), skipped, failed, time.monotonic() - begun)
+    tests, skipped, *bad = (
+        int(suite.get(key, 0)) if suite is not None else 0
+        for key in ("tests", "skipped", "failures", "errors")
+    )
+    # one that ran no test, or that was killed, has failed too
+    failed = sum(bad) or int(done.returncode != 0)
+    return Ended(
+        name, max(tests - skipped - sum(bad), 0), skipped, failed, time.monotonic() - begun
+    )
 
 
 def table(ended: list[Ended]) -> str:
     """A line for each group, and the sum."""
-    total = Ended("all", *(sum(one[place] for one in ended) for place in range(1, 4)), sum(one.seconds for one in ended))
+    total = Ended(
+        "all",
+        *(sum(one[place] for one in ended) for place in range(1, 4)),
+        sum(one.seconds for one in ended),
+    )
     lines = [f"{'group':12} {'passed':>7} {'skipped':>8} {'failed':>7} {'minutes':>8}"]
     for name, passed, skipped, failed, seconds in [*ended, total]:
-        late = f"  more than {LONGEST_MINUTES}" if name != "all" and seconds > 60 * LONGEST_MINUTES else ""
+        late = (
+            f"  more than {LONGEST_MINUTES}"
+            if name != "all" and seconds > 60 * LONGEST_MINUTES
+            else ""
+        )
         lines.append(f"{name:12} {passed:7} {skipped:8} {failed:7} {seconds / 60:8.1f}{late}")
     return "\n".join(lines)
 
 
 def main(words: list[str]) -> int:
     """Run the groups that are named."""
-    names = [one for word in words for one in {"all": list(GROUPS), "today": [of_today(datetime.now(UTC))]}.get(word, [word])]
+    names = [
+        one
+        for word in words
+        for one in {"all": list(GROUPS), "today": [of_today(datetime.now(UTC))]}.get(word, [word])
+    ]
     if unknown := [name for name in names if name not in GROUPS]:
-        print(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}, all and today", file=sys.stderr)
+        print(
+            f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}, all and today",
+            file=sys.stderr,
+        )
         return 2
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     ended = [run(name) for name in names]

@@ -1,4 +1,6 @@
-"""A plain HTTP server on a real socket, in a thread of the test's process: what answers is up to the handler."""
+"""A plain HTTP server on a real socket, in a thread of the test's process: what answers is up to
+the handler.
+"""
 
 import ssl
 import threading

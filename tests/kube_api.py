@@ -1,6 +1,8 @@
-"""As much of Kubernetes' API as kubectl needs to create, get and delete RayJobs: `with KubeApi() as api`, then `api.url`.
+"""As much of Kubernetes' API as kubectl needs to create, get and delete RayJobs: `with KubeApi() as
+api`, then `api.url`.
 
-It keeps what it is sent in `objects`, by address, and in `verbs` what was asked of it, as a Role names that.
+It keeps what it is sent in `objects`, by address, and in `verbs` what was asked of it, as a Role
+names that.
 """
 
 import json
@@ -11,17 +13,35 @@ from tests.http_server import HttpServer
 
 VERBS = {"GET": "get", "DELETE": "delete", "POST": "create", "PUT": "update", "PATCH": "patch"}
 _KIND = {"group": "ray.io", "version": "v1", "kind": "RayJob"}
-_RESOURCE = {"name": "rayjobs", "singularName": "rayjob", "namespaced": True, "kind": "RayJob", "verbs": sorted(VERBS.values())}
+_RESOURCE = {
+    "name": "rayjobs",
+    "singularName": "rayjob",
+    "namespaced": True,
+    "kind": "RayJob",
+    "verbs": sorted(VERBS.values()),
+}
 _VERSION = {"groupVersion": "ray.io/v1", "version": "v1"}
-_STRICT = {"parameters": [{"name": "fieldValidation", "in": "query"}], "x-kubernetes-group-version-kind": _KIND}
+_STRICT = {
+    "parameters": [{"name": "fieldValidation", "in": "query"}],
+    "x-kubernetes-group-version-kind": _KIND,
+}
 # What is there, and that the server itself refuses unknown keys.
 DISCOVERY: dict[str, Any] = {
     "/version": {"major": "1", "minor": "33", "gitVersion": "v1.33.0"},
     "/api": {"kind": "APIVersions", "versions": ["v1"]},
     "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
-    "/apis": {"kind": "APIGroupList", "groups": [{"name": "ray.io", "versions": [_VERSION], "preferredVersion": _VERSION}]},
-    "/apis/ray.io/v1": {"kind": "APIResourceList", "groupVersion": "ray.io/v1", "resources": [_RESOURCE]},
-    "/openapi/v3": {"paths": {"apis/ray.io/v1": {"serverRelativeURL": "/openapi/v3/apis/ray.io/v1"}}},
+    "/apis": {
+        "kind": "APIGroupList",
+        "groups": [{"name": "ray.io", "versions": [_VERSION], "preferredVersion": _VERSION}],
+    },
+    "/apis/ray.io/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "ray.io/v1",
+        "resources": [_RESOURCE],
+    },
+    "/openapi/v3": {
+        "paths": {"apis/ray.io/v1": {"serverRelativeURL": "/openapi/v3/apis/ray.io/v1"}}
+    },
     "/openapi/v3/apis/ray.io/v1": {
         "openapi": "3.0.0",
         "info": {"title": "kubernetes", "version": "1"},
@@ -50,7 +70,13 @@ class KubeApi(HttpServer):
             self.objects[place] = sent
             return 201, sent
         if path not in self.objects:
-            return 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+            return 404, {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "reason": "NotFound",
+                "code": 404,
+            }
         return 200, self.objects.pop(path) if method == "DELETE" else self.objects[path]
 
 

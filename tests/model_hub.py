@@ -1,5 +1,5 @@
-"""The Hugging Face hub for models, as its client knows it: `resolve` answers for small files itself, and for large ones leads to another
-host, whose answers can be cut off.
+"""The Hugging Face hub for models, as its client knows it: `resolve` answers for small files
+itself, and for large ones leads to another host, whose answers can be cut off.
 """
 
 import hashlib
@@ -12,9 +12,11 @@ LARGE = 4000  # bytes; from there on a file is in Git LFS
 
 
 class ModelHub(HubServer):
-    """`server.cuts` are the numbers of bytes after which the next answers of the other host end; `server.damaged` what it serves instead.
+    """`server.cuts` are the numbers of bytes after which the next answers of the other host end;
+    `server.damaged` what it serves instead.
 
-    Revisions, commits and `gated` as in a hub of data sets; `server.private` are repositories that only show themselves to who is known.
+    Revisions, commits and `gated` as in a hub of data sets; `server.private` are repositories that
+    only show themselves to who is known.
     """
 
     def __init__(self) -> None:
@@ -34,9 +36,20 @@ class ModelHub(HubServer):
         owner, name, verb, revision, *below = parts
         repo, file = f"{owner}/{name}", "/".join(below)
         if repo in self.private or repo not in self.revisions:
-            return 401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}"
+            return (
+                401,
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+                b"{}",
+            )
         if repo in self.gated:
-            return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this repository is restricted"}, b"{}"
+            return (
+                403,
+                {
+                    "X-Error-Code": "GatedRepo",
+                    "X-Error-Message": "Access to this repository is restricted",
+                },
+                b"{}",
+            )
         commit = self.revisions[repo].get(revision)
         if commit is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
@@ -47,7 +60,11 @@ class ModelHub(HubServer):
             return self._file(data, commit, asked_range)
         digest = hashlib.sha256(data).hexdigest()
         self.elsewhere.files[f"/{digest}"] = data
-        told = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
+        told = {
+            "X-Linked-Etag": f'"{digest}"',
+            "X-Linked-Size": str(len(data)),
+            "X-Repo-Commit": commit,
+        }
         return 302, {**told, "Location": f"{self.elsewhere.url}/{digest}"}, b""
 
 

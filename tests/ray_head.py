@@ -19,7 +19,9 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """`environment` makes commands find it; `address` is its dashboard's, `gcs` its own, `logs` the folder of its session's logs."""
+    """`environment` makes commands find it; `address` is its dashboard's, `gcs` its own, `logs` the
+    folder of its session's logs.
+    """
 
     environment: dict
     address: str
@@ -28,13 +30,21 @@ class Head:
     logs: Path
 
     def pids(self, title):
-        """The processes of this cluster whose title begins so, for example `ray::ServeReplica:touchstone:detectors`."""
+        """The processes of this cluster whose title begins so, for example
+        `ray::ServeReplica:touchstone:detectors`.
+        """
         return [pid for pid in family_of(self.process.pid) if title_of(pid).startswith(title)]
 
 
 def title_of(pid):
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode(errors="replace")
+            .strip()
+        )
     except OSError:
         return ""
 
@@ -64,15 +74,31 @@ def outer_address():
         return probe.getsockname()[0]
 
 
-# An autoscaler that starts nodes on this machine within seconds, and removes them six seconds after their last work.
+# An autoscaler that starts nodes on this machine within seconds, and removes them six seconds after
+# their last work.
 AUTOSCALED = {
     "cluster_name": "fake",
     "head_node_type": "ray.head.default",
     "upscaling_speed": 1.0,
     "idle_timeout_minutes": 0.1,
     **{name: {} for name in ("auth", "docker", "file_mounts")},
-    **{name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands")},
-    **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+    **{
+        name: []
+        for name in (
+            "cluster_synced_files",
+            "initialization_commands",
+            "setup_commands",
+            "head_setup_commands",
+        )
+    },
+    **{
+        name: []
+        for name in (
+            "worker_setup_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+        )
+    },
 }
 PROVIDER = {
     "type": "fake_multinode",
@@ -86,20 +112,35 @@ PROVIDER = {
 def write_autoscaling(path, gcs, node_types):
     """The config for `ray start --autoscaling-config` of a head at `gcs` with such nodes beside it."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    types = {name: {"node_config": {}, "min_workers": 0, **node} for name, node in node_types.items()}
+    types = {
+        name: {"node_config": {}, "min_workers": 0, **node} for name, node in node_types.items()
+    }
     most = sum(node["max_workers"] for node in types.values())
     provider = {**PROVIDER, "gcs_address": gcs}
     path.write_text(
-        json.dumps({**AUTOSCALED, "max_workers": most, "provider": provider, "available_node_types": {"ray.head.default": head, **types}})
+        json.dumps(
+            {
+                **AUTOSCALED,
+                "max_workers": most,
+                "provider": provider,
+                "available_node_types": {"ray.head.default": head, **types},
+            }
+        )
     )
 
 
 @contextmanager
 def ray_head(cpus=2, *, node_types=None, programs=BIN, environment=os.environ, **variables):
-    """A head on free ports. `variables` are added to its `environment`; an autoscaler starts nodes of `node_types` as it finds right."""
+    """A head on free ports. `variables` are added to its `environment`; an autoscaler starts nodes
+    of `node_types` as it finds right.
+    """
     gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
-    environment = environment | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{programs}:{environment['PATH']}"}
-    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # It keeps the Rays of this process to loopback.
+    environment = environment | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{programs}:{environment['PATH']}",
+    }
+    # It keeps the Rays of this process to loopback.
+    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
         command = [
             programs / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--object-store-memory=209715200", f"--temp-dir={folder}",
@@ -115,7 +156,12 @@ def ray_head(cpus=2, *, node_types=None, programs=BIN, environment=os.environ, *
             process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
             address = f"http://127.0.0.1:{dashboard}"
             try:
-                wait_until(lambda: _answers(f"{address}/api/jobs/", process, environment["RAY_AUTH_TOKEN"]), 120)
+                wait_until(
+                    lambda: _answers(
+                        f"{address}/api/jobs/", process, environment["RAY_AUTH_TOKEN"]
+                    ),
+                    120,
+                )
                 yield Head(
                     environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address},
                     address,

@@ -1,9 +1,11 @@
-"""A real S3-protocol server (moto's) in a process of its own, with a request log that tests can read.
+"""A real S3-protocol server (moto's) in a process of its own, with a request log that tests can
+read.
 
     with S3Server.start(folder) as s3:
         s3.bucket("photos"); …; s3.requests()
 
-Run as a program it is the server: `python tests/s3_server.py LOG` prints its port and serves until it is stopped.
+Run as a program it is the server: `python tests/s3_server.py LOG` prints its port and serves until
+it is stopped.
 """
 
 import os
@@ -40,7 +42,13 @@ class S3Server:
         log = folder / "requests.log"
         log.touch()
         command = [sys.executable, __file__, str(log)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         assert process.stdout is not None
         return cls(f"http://127.0.0.1:{int(process.stdout.readline())}", log, process)
 
@@ -59,7 +67,13 @@ class S3Server:
         """A boto3 client, to put and look at objects without the code under test."""
         import boto3
 
-        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name=REGION)
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name=REGION,
+        )
 
     def bucket(self, name: str) -> str:
         """Create a bucket; returns its URL."""
@@ -67,9 +81,14 @@ class S3Server:
         return f"s3://{name}"
 
     def requests(self) -> list[Request]:
-        """All requests since the start or the last `clear_log`, in the order in which they were answered."""
+        """All requests since the start or the last `clear_log`, in the order in which they were
+        answered.
+        """
         lines = self.log.read_text().splitlines()
-        return [Request(method, unquote(urlsplit(target).path)) for method, _, target in (line.partition(" ") for line in lines)]
+        return [
+            Request(method, unquote(urlsplit(target).path))
+            for method, _, target in (line.partition(" ") for line in lines)
+        ]
 
     def clear_log(self) -> None:
         """Forget the requests so far (the server appends, so it goes on at the new end)."""
@@ -90,7 +109,11 @@ class S3Server:
 
 
 def serve(log: Path) -> None:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
     from werkzeug.serving import make_server
 
     lines = log.open("a", buffering=1)
@@ -102,7 +125,8 @@ def serve(log: Path) -> None:
     app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
 
     def answer(environ, start_response):
-        # moto looks whether an object is there and puts it in two steps, with others in between; S3 does it in one.
+        # moto looks whether an object is there and puts it in two steps, with others in between; S3
+        # does it in one.
         with one_at_a_time if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
             return app(environ, start_response)
 

@@ -1,4 +1,6 @@
-"""Somebody who reaches the ports of a Ray and has no secret of it: who listens there, and what they do for him. Knows processes alone."""
+"""Somebody who reaches the ports of a Ray and has no secret of it: who listens there, and what they
+do for him. Knows processes alone.
+"""
 
 import http.client
 import importlib
@@ -33,7 +35,9 @@ class Listener(NamedTuple):
 
 
 def outside_address():
-    """An address of this machine that is not loopback, or None. Nothing is sent: the kernel only looks up what it would send from."""
+    """An address of this machine that is not loopback, or None. Nothing is sent: the kernel only
+    looks up what it would send from.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -75,7 +79,9 @@ def is_open(host, port):
 
 
 def http_requests(marker):
-    """(method, path, body) of what starts code, reads objects or logs, or changes state in Ray's agents and dashboard."""
+    """(method, path, body) of what starts code, reads objects or logs, or changes state in Ray's
+    agents and dashboard.
+    """
     job = {"entrypoint": f"touch {marker}", "submission_id": "stranger"}
     application = {"applications": [{"name": "stranger", "import_path": "os:getcwd"}]}
     return [
@@ -83,9 +89,29 @@ def http_requests(marker):
         *(("POST", f"{path}stranger/stop", {}) for path in ("/api/job_agent/jobs/", "/api/jobs/")),
         ("PUT", "/api/serve/applications/", application),
         ("DELETE", "/api/serve/applications/", None),
-        *(("POST", path, {}) for path in ("/get_or_create_runtime_env", "/delete_runtime_env_if_possible", "/get_runtime_envs_info")),
-        *(("GET", path, None) for path in ("/api/v0/nodes", "/api/v0/logs", "/logs/", "/nodes?view=summary", "/api/jobs/", "/log_proxy")),
-        *(("GET", f"/worker/{what}?pid=1", None) for what in ("traceback", "cpu_profile", "memory_profile")),
+        *(
+            ("POST", path, {})
+            for path in (
+                "/get_or_create_runtime_env",
+                "/delete_runtime_env_if_possible",
+                "/get_runtime_envs_info",
+            )
+        ),
+        *(
+            ("GET", path, None)
+            for path in (
+                "/api/v0/nodes",
+                "/api/v0/logs",
+                "/logs/",
+                "/nodes?view=summary",
+                "/api/jobs/",
+                "/log_proxy",
+            )
+        ),
+        *(
+            ("GET", f"/worker/{what}?pid=1", None)
+            for what in ("traceback", "cpu_profile", "memory_profile")
+        ),
     ]
 
 
@@ -94,9 +120,13 @@ def http_answers(host, port, requests, token=None):
     answers = {}
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for method, path, body in requests:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{host}:{port}{path}", data, headers, method=method)
+        request = urllib.request.Request(
+            f"http://{host}:{port}{path}", data, headers, method=method
+        )
         try:
             with opener.open(request, timeout=TIMEOUT_S) as answer:
                 answers[method, path] = answer.status
@@ -108,18 +138,28 @@ def http_answers(host, port, requests, token=None):
 
 
 def grpc_methods():
-    """Every method of every service that Ray and Serve can offer; the object manager's have no Python of their own."""
+    """Every method of every service that Ray and Serve can offer; the object manager's have no
+    Python of their own.
+    """
     methods = {f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects")}
     for package in ("ray.core.generated", "ray.serve.generated"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             if module.name.endswith("_pb2"):
-                services = importlib.import_module(f"{package}.{module.name}").DESCRIPTOR.services_by_name.values()
-                methods |= {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+                services = importlib.import_module(
+                    f"{package}.{module.name}"
+                ).DESCRIPTOR.services_by_name.values()
+                methods |= {
+                    f"/{service.full_name}/{method.name}"
+                    for service in services
+                    for method in service.methods
+                }
     return methods
 
 
 def grpc_answers(host, port, methods, token=None):
-    """{method: status code} of a gRPC port, asked with an empty message; {} for one that speaks something else."""
+    """{method: status code} of a gRPC port, asked with an empty message; {} for one that speaks
+    something else.
+    """
     metadata = [("authorization", f"Bearer {token}")] if token else []
     answers = {}
     with grpc.insecure_channel(f"{host}:{port}") as channel:
@@ -127,7 +167,10 @@ def grpc_answers(host, port, methods, token=None):
             grpc.channel_ready_future(channel).result(timeout=TIMEOUT_S)
         except grpc.FutureTimeoutError:
             return {}
-        calls = {method: channel.unary_unary(method).future(b"", timeout=TIMEOUT_S, metadata=metadata) for method in sorted(methods)}
+        calls = {
+            method: channel.unary_unary(method).future(b"", timeout=TIMEOUT_S, metadata=metadata)
+            for method in sorted(methods)
+        }
         for method, call in calls.items():
             answers[method] = call.code()
     return answers
@@ -143,7 +186,17 @@ print("joined", len(ray.nodes()))
 def joins(address, token=None):
     """Whether `ray.init(address)` of another process succeeds, with this token or none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    environment |= (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        if token
+        else {"RAY_AUTH_MODE": "disabled"}
+    )
     environment |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}  # Ray would try for two minutes
-    done = subprocess.run([sys.executable, "-c", JOINING, address], env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        [sys.executable, "-c", JOINING, address],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
     return "joined" in done.stdout

@@ -29,7 +29,9 @@ NAMES = {name_of(source) for source in SOURCES}
 
 
 class Outline(NamedTuple):
-    """What is kept of a module: whole trees of all of them would cost seconds of collecting garbage."""
+    """What is kept of a module: whole trees of all of them would cost seconds of collecting
+    garbage.
+    """
 
     imports: list[ast.Import | ast.ImportFrom]  # also those inside of functions
     classes: list[str]
@@ -64,27 +66,50 @@ def imported_by(source: Path) -> set[str]:
 
 def test_no_modules_import_each_other_in_a_circle():
     modules = {name_of(source) for source in MODULES}
-    TopologicalSorter({name_of(source): imported_by(source) & modules for source in MODULES}).prepare()
+    TopologicalSorter(
+        {name_of(source): imported_by(source) & modules for source in MODULES}
+    ).prepare()
 
 
 def test_no_module_is_reached_through_its_package_without_being_imported():
-    """`archives.build.list` works only where `ray_app.archives.build` was imported before: packages offer names, not modules."""
-    pattern = re.compile(rf"(?<![\w.])({'|'.join(name.removeprefix('ray_app.') for name in NAMES if name.count('.') == 1)})\.(\w+)\.\w")
+    """`archives.build.list` works only where `ray_app.archives.build` was imported before: packages
+    offer names, not modules.
+    """
+    pattern = re.compile(
+        rf"(?<![\w.])({'|'.join(name.removeprefix('ray_app.') for name in NAMES if name.count('.') == 1)})\.(\w+)\.\w"
+    )
     found = []
     for source in MODULES:
         text = source.read_text()
-        packages = {name for name, module in set(pattern.findall(text)) if f"ray_app.{name}.{module}" in NAMES}
-        found += [f"{name_of(source)}: {name}" for name in packages if re.search(rf"^from ray_app import .*\b{name}\b", text, re.MULTILINE)]
+        packages = {
+            name
+            for name, module in set(pattern.findall(text))
+            if f"ray_app.{name}.{module}" in NAMES
+        }
+        found += [
+            f"{name_of(source)}: {name}"
+            for name in packages
+            if re.search(rf"^from ray_app import .*\b{name}\b", text, re.MULTILINE)
+        ]
     assert not found
 
 
 def test_no_public_class_has_a_namesake():
-    names = Counter(name for source in SOURCES for name in outline_of(source).classes if not name.startswith("_"))
+    names = Counter(
+        name
+        for source in SOURCES
+        for name in outline_of(source).classes
+        if not name.startswith("_")
+    )
     assert {name: times for name, times in names.items() if times > 1} == {}
 
 
 def test_no_name_says_nothing():
-    assert {str(source) for source in SOURCES if SAYS_NOTHING & {source.stem, *source.relative_to(ROOT).parts}} == set()
+    assert {
+        str(source)
+        for source in SOURCES
+        if SAYS_NOTHING & {source.stem, *source.relative_to(ROOT).parts}
+    } == set()
 
 
 # In this order in one process: what is run, and what it must not have loaded besides HEAVY.
@@ -93,25 +118,66 @@ LIGHT = [
     ("import ray_app.serving.client", ("pyarrow", "fastapi")),
     ("import ray_app.images", ("pi_heif", "rawpy")),
     ("import ray_app.ensembles", ("sklearn",)),
-    ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
+    (
+        "from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()",
+        (),
+    ),
     ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),
     ("import ray_app.inference.decoder_child, ray_app.cli.main", ()),
     ("import ray_app.scoring.run, ray_app.scoring.stages", ("scipy",)),
     *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
 ]
-# What commands load that need no cluster, each in a process of its own: what it must not have loaded besides HEAVY.
+# What commands load that need no cluster, each in a process of its own: what it must not have
+# loaded besides HEAVY.
 QUICK = {
     "--help": ("numpy", "pyarrow", "pydantic", "yaml", "fsspec"),
-    "results nowhere": ("PIL", "jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset", "ray_app.runs.document"),
-    "detectors list": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow", "ray_app.runs.document"),
-    "score nowhere --out run": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "huggingface_hub", "pyarrow.dataset"),
-    "results nowhere --image photo.jpg --json": ("PIL", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset"),
+    "results nowhere": (
+        "PIL",
+        "jinja2",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "s3fs",
+        "aiohttp",
+        "pyarrow.dataset",
+        "ray_app.runs.document",
+    ),
+    "detectors list": (
+        "jinja2",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "s3fs",
+        "aiohttp",
+        "pyarrow",
+        "ray_app.runs.document",
+    ),
+    "score nowhere --out run": (
+        "jinja2",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "s3fs",
+        "aiohttp",
+        "huggingface_hub",
+        "pyarrow.dataset",
+    ),
+    "results nowhere --image photo.jpg --json": (
+        "PIL",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "s3fs",
+        "aiohttp",
+        "pyarrow.dataset",
+    ),
 }
 TINY = """
 import numpy; from ray_app.detectors import load_detector
 assert numpy.isfinite(load_detector("touchstone-tiny").score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()
 """
-# One picture, scored by the default ensemble: with torch, and none of what takes as long to import again.
+# One picture, scored by the default ensemble: with torch, and none of what takes as long to import
+# again.
 CHECK = """
 import contextlib, io, tempfile; from PIL import Image; from ray_app.cli.main import main
 with tempfile.NamedTemporaryFile(suffix=".png") as file, contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +189,9 @@ HEAVY_FOR_ONE = ("torch._dynamo", "sklearn", "pandas", "scipy", "pyarrow", "fast
 
 
 def test_imports_are_light_and_touch_nothing(tmp_path):
-    """What a user's process loads before it knows what is wanted; the shipped detector, which needs torch alone."""
+    """What a user's process loads before it knows what is wanted; the shipped detector, which needs
+    torch alone.
+    """
     code = f"""
 import json, os, sys
 loaded = []
@@ -135,7 +203,9 @@ for code, more in {LIGHT!r}:
 check({TINY!r}, {HEAVY[1:]!r})
 print(json.dumps([loaded, os.listdir(".")]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert json.loads(done.stdout) == [[], []]
 
 
@@ -154,5 +224,7 @@ from ray_app.cli.main import main
 main({command.split()!r})
 print([name for name in {HEAVY + QUICK[command]!r} if name in sys.modules], file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert done.stderr.splitlines()[-1] == "[]"

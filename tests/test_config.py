@@ -29,7 +29,9 @@ def written(tmp_path, text):
 
 
 def test_reads_and_overrides(tmp_path):
-    config = load_yaml(written(tmp_path, "name: a\ninner: {depth_m: 2}\n"), Outer, ["inner.depth_m=3.5", "name=b"])
+    config = load_yaml(
+        written(tmp_path, "name: a\ninner: {depth_m: 2}\n"), Outer, ["inner.depth_m=3.5", "name=b"]
+    )
     assert (config.inner.depth_m, config.name) == (3.5, "b")
 
 
@@ -37,7 +39,10 @@ def test_reads_and_overrides(tmp_path):
     ("text", "expected"),
     [
         ("nane: a\n", "some.yaml: nane: unknown key — did you mean 'name'?"),
-        ("name: a\ninner: {dept_m: 1}\n", "some.yaml: inner.dept_m: unknown key — did you mean 'depth_m'?"),
+        (
+            "name: a\ninner: {dept_m: 1}\n",
+            "some.yaml: inner.dept_m: unknown key — did you mean 'depth_m'?",
+        ),
         ("name: a\ninner: {depth_ft: 1}\n", "some.yaml: inner.depth_ft: retired: use depth_m"),
         ("name: a\nitems: [{depth_ft: 1}]\n", "some.yaml: items.0.depth_ft: retired: use depth_m"),
         ("inner: {}\n", "some.yaml: name: missing"),
@@ -67,12 +72,16 @@ def test_unknown_name_lists_what_is_shipped():
     assert "published" in caught.value.hint
 
 
-@pytest.mark.parametrize("path", sorted((config_root() / "ensembles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((config_root() / "ensembles").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_ensemble_loads(path):
     assert load_ensemble_card(path.stem).name == path.stem
 
 
-@pytest.mark.parametrize("path", sorted((config_root() / "score").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((config_root() / "score").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_score_config_loads(path):
     load_yaml(path, ScoreConfig)
 

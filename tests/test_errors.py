@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.errors import ClusterError, ConfigError, InputError, Reason, Status, is_of_one_image, one_line
+from ray_app.errors import (
+    ClusterError,
+    ConfigError,
+    InputError,
+    Reason,
+    Status,
+    is_of_one_image,
+    one_line,
+)
 from ray_app.serving.http.schemas import ImageAnswer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +29,9 @@ def test_every_status_and_every_reason_has_a_meaning():
 
 def test_the_docs_list_every_reason_in_order_with_its_meaning():
     table = re.findall(
-        r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/trust.md").read_text().partition("## Why there is no verdict")[2], re.MULTILINE
+        r"^\| `(\w+)` \| ([^|]+) \|",
+        (ROOT / "docs/trust.md").read_text().partition("## Why there is no verdict")[2],
+        re.MULTILINE,
     )
     assert table[1 : len(Reason) + 1] == [(reason.value, reason.meaning) for reason in Reason]
 

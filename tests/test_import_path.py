@@ -1,4 +1,6 @@
-"""No command runs code from the folder that is scored or from the current folder, whatever the names of its files are."""
+"""No command runs code from the folder that is scored or from the current folder, whatever the
+names of its files are.
+"""
 
 import importlib.machinery
 import json
@@ -25,16 +27,38 @@ from tests.ray_head import BIN, free_ports, ray_head
 from tests.scoring.conftest import ROOT, kill_family, rows_of
 from tests.training.conftest import recipe
 
-# Modules that libraries try to import if they are installed, and those that Python itself imports at its start.
-OPTIONAL = ("tensorflow", "jax", "flax", "cupy", "cudf", "dask", "polars", "modin", "sitecustomize", "usercustomize", "ray_app", "tests")
-STUB = "with open({marker!r}, 'a') as marker:\n    marker.write(__name__ + ' ' + __file__ + '\\n')\n"
+# Modules that libraries try to import if they are installed, and those that Python itself imports
+# at its start.
+OPTIONAL = (
+    "tensorflow",
+    "jax",
+    "flax",
+    "cupy",
+    "cudf",
+    "dask",
+    "polars",
+    "modin",
+    "sitecustomize",
+    "usercustomize",
+    "ray_app",
+    "tests",
+)
+STUB = (
+    "with open({marker!r}, 'a') as marker:\n    marker.write(__name__ + ' ' + __file__ + '\\n')\n"
+)
 IMAGES = 6
 
 
 def top_level_modules():
     """The names of all modules that a process of this environment can import."""
     folders = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-    return sorted({*sys.stdlib_module_names, *(module.name for module in pkgutil.iter_modules(folders)), *OPTIONAL})
+    return sorted(
+        {
+            *sys.stdlib_module_names,
+            *(module.name for module in pkgutil.iter_modules(folders)),
+            *OPTIONAL,
+        }
+    )
 
 
 class Hostile:
@@ -47,7 +71,10 @@ class Hostile:
         for name in top_level_modules():
             (self.folder / f"{name}.py").write_text(STUB.format(marker=str(self.marker)))
         (self.folder / "matplotlibrc").write_bytes(b"\xff\xfe no settings")
-        labels = [f"{self.folder / path},{'fake' if number % 2 else 'real'},{number // 2}" for number, path in enumerate(self.images)]
+        labels = [
+            f"{self.folder / path},{'fake' if number % 2 else 'real'},{number // 2}"
+            for number, path in enumerate(self.images)
+        ]
         (self.folder / "labels.csv").write_text("\n".join(["uri,label,group", *labels]))
 
     @property
@@ -58,7 +85,11 @@ class Hostile:
     def run(self, *words, program="touchstone", code=0, **variables):
         """Run a command in the folder."""
         done = subprocess.run(
-            [BIN / program, *map(str, words)], cwd=self.folder, env=os.environ | variables, capture_output=True, text=True
+            [BIN / program, *map(str, words)],
+            cwd=self.folder,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
         )
         assert not self.imported
         assert done.returncode == code, done.stderr
@@ -71,17 +102,44 @@ def hostile(tmp_path):
 
 
 def test_stubs_have_the_names_of_modules_and_tell_when_imported(hostile):
-    assert {"click", "safetensors", "starlette", "PIL", "numpy", "multiprocessing", "colorsys", "json", "ray"} <= set(top_level_modules())
+    assert {
+        "click",
+        "safetensors",
+        "starlette",
+        "PIL",
+        "numpy",
+        "multiprocessing",
+        "colorsys",
+        "json",
+        "ray",
+    } <= set(top_level_modules())
     suffixes = importlib.machinery.SOURCE_SUFFIXES
     assert {path.suffix for path in hostile.folder.glob("click.*")} == set(suffixes)
-    subprocess.run([sys.executable, "-c", "import click"], cwd=hostile.folder, env=os.environ | {"PYTHONSAFEPATH": ""}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import click"],
+        cwd=hostile.folder,
+        env=os.environ | {"PYTHONSAFEPATH": ""},
+        check=True,
+    )
     assert hostile.imported.startswith("click ")
 
 
 @pytest.mark.ray
 def test_score_of_the_current_folder_imports_no_file_of_it(hostile):
-    # Python itself would search an empty entry of PYTHONPATH: with -E it does not, and the children inherit the variable.
-    hostile.run("-E", BIN / "touchstone", "score", ".", "--ensemble", "tiny", "--out", "../run", program="python", PYTHONPATH=":modules")
+    # Python itself would search an empty entry of PYTHONPATH: with -E it does not, and the children
+    # inherit the variable.
+    hostile.run(
+        "-E",
+        BIN / "touchstone",
+        "score",
+        ".",
+        "--ensemble",
+        "tiny",
+        "--out",
+        "../run",
+        program="python",
+        PYTHONPATH=":modules",
+    )
     statuses = [row["status"] for row in rows_of(hostile.folder.parent / "run").values()]
     assert statuses.count("ok") == IMAGES
     assert set(statuses) == {"ok", "unsupported_format"}
@@ -91,7 +149,9 @@ def test_a_library_that_torch_would_load_is_refused(tmp_path):
     hostile = tmp_path / "glibc-hwcaps" / "x86-64-v3"
     hostile.mkdir(parents=True)
     (hostile / "libcuda.so.1").write_bytes(b"\x7fELF")
-    done = subprocess.run([BIN / "touchstone", "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [BIN / "touchstone", "doctor"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "the current folder contains glibc-hwcaps/x86-64-v3/libcuda.so.1" in done.stderr
     assert "→ start the command in another folder" in done.stderr
@@ -100,7 +160,13 @@ def test_a_library_that_torch_would_load_is_refused(tmp_path):
 def test_links_that_lead_in_circles_are_searched_once(tmp_path):
     for name in ("tls", "haswell", "x86_64", "aarch64"):
         (tmp_path / name).symlink_to(".")
-    done = subprocess.run([BIN / "touchstone", "ensembles", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [BIN / "touchstone", "ensembles", "list"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -115,8 +181,11 @@ START = {
 def test_no_package_is_imported_from_the_current_folder_at_the_start(tmp_path, name):
     for module in ("click", "yaml", "numpy", "pydantic"):
         (tmp_path / f"{module}.py").write_text(STUB.format(marker=str(tmp_path / "imported.txt")))
-    variables = os.environ | {"PYTHONPATH": ":", "PYTHONSAFEPATH": ""}  # An empty entry is the current folder.
-    done = subprocess.run([*START[name], "--help"], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    # An empty entry is the current folder.
+    variables = os.environ | {"PYTHONPATH": ":", "PYTHONSAFEPATH": ""}
+    done = subprocess.run(
+        [*START[name], "--help"], cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
     assert not (tmp_path / "imported.txt").exists()
     assert done.returncode == 0, done.stderr
 
@@ -148,14 +217,35 @@ def test_check_in_the_current_folder_imports_no_file_of_it(hostile):
 
 def train(hostile):
     written = hostile.folder / "recipe.yaml"
-    written.write_text(yaml.safe_dump(recipe("labels.csv", workers={"count": 2}, loop={"epochs": 1, "batch": 2})))
+    written.write_text(
+        yaml.safe_dump(recipe("labels.csv", workers={"count": 2}, loop={"epochs": 1, "batch": 2}))
+    )
     return ["train", "recipe.yaml", "--out", "../out"]
 
 
 COMMANDS = {
-    "evaluate": lambda hostile: ["evaluate", ".", "--labels", "labels.csv", "--ensemble", "tiny", "--out", "../out"],
+    "evaluate": lambda hostile: [
+        "evaluate",
+        ".",
+        "--labels",
+        "labels.csv",
+        "--ensemble",
+        "tiny",
+        "--out",
+        "../out",
+    ],
     "plan": lambda hostile: ["plan", ".", "--ensemble", "tiny"],
-    "pack": lambda hostile: ["data", "pack", ".", "--out", "../out", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"],
+    "pack": lambda hostile: [
+        "data",
+        "pack",
+        ".",
+        "--out",
+        "../out",
+        "--set",
+        "cluster.workers=2",
+        "--set",
+        "cluster.cpus=2",
+    ],
     "index": lambda hostile: ["data", "index", "list::labels.csv", "--out", "../out"],
     "train": train,
     "doctor": lambda hostile: ["doctor"],
@@ -171,16 +261,32 @@ def test_a_command_imports_no_file_of_the_current_folder(hostile, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("options", [[], ["--workers", "2"], ["--ray"]], ids=["one", "several", "ray"])
+@pytest.mark.parametrize(
+    "options", [[], ["--workers", "2"], ["--ray"]], ids=["one", "several", "ray"]
+)
 def test_an_endpoint_imports_no_file_of_the_current_folder(hostile, tmp_path, options):
     (port,) = free_ports(1)
     command = [BIN / "touchstone", "serve", "--ensemble", "tiny", "--port", str(port), *options]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=hostile.folder, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=hostile.folder,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
     try:
-        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (tmp_path / "log").read_text()
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (
+            tmp_path / "log"
+        ).read_text()
         image = (hostile.folder / hostile.images[0]).read_bytes()
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/score", content=image, headers={"Content-Type": "image/jpeg"}, timeout=60)
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/v1/score",
+            content=image,
+            headers={"Content-Type": "image/jpeg"},
+            timeout=60,
+        )
         assert answer.status_code == 200, answer.text
         process.send_signal(signal.SIGINT)
         process.wait(90)
@@ -196,7 +302,9 @@ def test_a_job_imports_no_file_of_its_source_or_folder(hostile, tmp_path):
     command = f"cd {hostile.folder} && {sys.executable} {ROOT}/jobs/score.py . --ensemble tiny --out {tmp_path}/run"
     with ray_head() as head:
         words = [BIN / "ray", "job", "submit", "--", "bash", "-c", command]
-        done = subprocess.run(words, cwd=hostile.folder, env=head.environment, capture_output=True, text=True)
+        done = subprocess.run(
+            words, cwd=hostile.folder, env=head.environment, capture_output=True, text=True
+        )
     assert not hostile.imported
     assert done.returncode == 0, done.stdout[-3000:]
     assert [row["status"] for row in rows_of(tmp_path / "run").values()].count("ok") == IMAGES
@@ -231,8 +339,24 @@ def test_an_uploaded_working_dir_stays_importable(hostile, tmp_path):
     (uploaded / "mine.py").write_text(DETECTOR)
     (uploaded / "using.py").write_text(USING)
     with ray_head(TOUCHSTONE_CONFIG=str(tmp_path / "config.yaml")) as head:
-        words = ["job", "submit", "--working-dir", uploaded, "--", sys.executable, "using.py", hostile.folder, tmp_path / "run"]
-        done = subprocess.run([BIN / "ray", *map(str, words)], cwd=tmp_path, env=head.environment, capture_output=True, text=True)
+        words = [
+            "job",
+            "submit",
+            "--working-dir",
+            uploaded,
+            "--",
+            sys.executable,
+            "using.py",
+            hostile.folder,
+            tmp_path / "run",
+        ]
+        done = subprocess.run(
+            [BIN / "ray", *map(str, words)],
+            cwd=tmp_path,
+            env=head.environment,
+            capture_output=True,
+            text=True,
+        )
     assert not hostile.imported
     assert done.returncode == 0, done.stdout[-3000:]
     assert "in a task: []" in done.stdout

@@ -1,4 +1,6 @@
-"""The walk of docs/profile.md, run as it is written there, from prompts to a gallery; the pipelines are real ones with tiny components."""
+"""The walk of docs/profile.md, run as it is written there, from prompts to a gallery; the pipelines
+are real ones with tiny components.
+"""
 
 import json
 import re
@@ -23,21 +25,31 @@ TINY = ["--set", "sizes=[[32, 32], [48, 32]]", "--set", "steps=2", "--set", "pre
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """What the walk's reader has: prompts, photographs, the page's two files; and the two pipelines as small as they get."""
+    """What the walk's reader has: prompts, photographs, the page's two files; and the two pipelines
+    as small as they get.
+    """
     import torch
 
     from tests.datajobs.generate.pipelines import tiny_flux, tiny_sd3
 
     torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread
     folder = tmp_path_factory.mktemp("walk")
-    things, places = ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird"), ("hill", "river", "wall", "field")
-    (folder / "prompts.txt").write_text("".join(f"a {thing} by the {place}\n" for thing in things for place in places))
+    things, places = (
+        ("cat", "dog", "house", "tree", "ship", "lamp", "road", "bird"),
+        ("hill", "river", "wall", "field"),
+    )
+    (folder / "prompts.txt").write_text(
+        "".join(f"a {thing} by the {place}\n" for thing in things for place in places)
+    )
     (folder / "photos").mkdir()
     for seed in range(12):
         photo(64, 48, seed).save(folder / "photos" / f"{seed}.jpg", quality=80 + seed)
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
-    models = {"sd-3.5": tiny_sd3(folder / "tiny-sd3"), "flux.1-dev": tiny_flux(folder / "tiny-flux")}
+    models = {
+        "sd-3.5": tiny_sd3(folder / "tiny-sd3"),
+        "flux.1-dev": tiny_flux(folder / "tiny-flux"),
+    }
     return folder, models
 
 
@@ -57,9 +69,19 @@ def test_every_command_of_the_walk(workplace, ray_cluster, monkeypatch):
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["input"]["prompt"] and row["input"]["seed"] is not None for row in rows)
     assert {row["predicted_generator"] for row in rows} <= {*MADE, None}
-    assert all(sorted(row["generator_ranking"]) == sorted(MADE) and row["generator_confidence"] is not None for row in rows)
+    assert all(
+        sorted(row["generator_ranking"]) == sorted(MADE) and row["generator_confidence"] is not None
+        for row in rows
+    )
     named = json.loads(Path("figures/metrics.json").read_text(encoding="utf-8"))["identification"]
-    print("named", named["accuracy"], "top-1", named["top_1"]["value"], "given up", named["abstained_known"]["value"])
+    print(
+        "named",
+        named["accuracy"],
+        "top-1",
+        named["top_1"]["value"],
+        "given up",
+        named["abstained_known"]["value"],
+    )
     divided = json.loads(Path("divided/split.json").read_text(encoding="utf-8"))
     assert named["accuracy"]["n"] == divided["splits"]["test"]["images"] > 4
     assert named["known"] == sorted(MADE)

@@ -24,7 +24,11 @@ MAY = MUST | {"abstract", "type", "version", "license", "keywords", "references"
 def test_the_citation_has_what_its_format_asks_for():
     assert set(CITATION) >= MUST
     assert set(CITATION) <= MAY
-    assert (CITATION["cff-version"], CITATION["type"], CITATION["license"]) == ("1.2.0", "software", "Apache-2.0")
+    assert (CITATION["cff-version"], CITATION["type"], CITATION["license"]) == (
+        "1.2.0",
+        "software",
+        "Apache-2.0",
+    )
     assert str(CITATION["version"]) == __version__
 
 
@@ -34,7 +38,10 @@ def test_the_papers_of_all_published_detectors_are_named_with_their_cards():
         first = ARXIV.search(load_card(name).citation)
         if first and not name.startswith("touchstone-"):  # ours name what they learnt from
             cited.setdefault(first[0], set()).add(name)
-    told = {ARXIV.search(entry["url"])[0]: set(entry["notes"].split(", ")) for entry in CITATION["references"]}
+    told = {
+        ARXIV.search(entry["url"])[0]: set(entry["notes"].split(", "))
+        for entry in CITATION["references"]
+    }
     assert told == cited
 
 

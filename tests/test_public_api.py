@@ -1,4 +1,6 @@
-"""Product code uses the public API of its libraries. Exceptions are in the `private_api.py` of a package, with reason and fallback."""
+"""Product code uses the public API of its libraries. Exceptions are in the `private_api.py` of a
+package, with reason and fallback.
+"""
 
 import ast
 import re
@@ -14,6 +16,7 @@ from ray_app.inference.private_api import pillow_blocks
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
 
 ROOT = Path(__file__).resolve().parent.parent
+PENDING = {"ray_app/serving/http/connections.py"}  # Its limits become options of the HTTP server.
 MODULES = sorted(
     path
     for folder in ("ray_app", "jobs")
@@ -21,7 +24,6 @@ MODULES = sorted(
     if path.name != "private_api.py" and str(path.relative_to(ROOT)) not in PENDING
 )
 INTERNAL = ("ray.core.generated", "ray.train.v2")
-PENDING = {"ray_app/serving/http/connections.py"}  # Its limits become options of the HTTP server.
 SETTINGS = ("torch.backends.",)  # Torch documents that these are assigned.
 
 
@@ -34,12 +36,16 @@ def imports(tree):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from ((node.lineno, name) for name in names if name.split(".")[0] not in ("ray_app", "jobs"))
+        yield from (
+            (node.lineno, name) for name in names if name.split(".")[0] not in ("ray_app", "jobs")
+        )
 
 
 def private_imports(tree):
     for line, name in imports(tree):
-        is_private = any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+        is_private = any(
+            part.startswith("_") and not part.startswith("__") for part in name.split(".")
+        )
         if is_private or name.startswith(INTERNAL):
             yield line, name
 
@@ -49,7 +55,11 @@ def imported_names(tree):
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names if not alias.name.startswith("ray_app")}
+            names |= {
+                alias.asname or alias.name.split(".")[0]
+                for alias in node.names
+                if not alias.name.startswith("ray_app")
+            }
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("ray_app"):
             names |= {alias.asname or alias.name for alias in node.names}
     return names
@@ -62,12 +72,24 @@ def root_of(node):
 
 
 def patches(tree):
-    """Assignments to an attribute of an imported module or class, and `setattr` or `mock.patch` on it."""
+    """Assignments to an attribute of an imported module or class, and `setattr` or `mock.patch` on
+    it.
+    """
     imported = imported_names(tree)
     for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign | ast.AugAssign) else []
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AnnAssign | ast.AugAssign)
+            else []
+        )
         for target in targets:
-            if isinstance(target, ast.Attribute) and root_of(target) in imported and not ast.unparse(target).startswith(SETTINGS):
+            if (
+                isinstance(target, ast.Attribute)
+                and root_of(target) in imported
+                and not ast.unparse(target).startswith(SETTINGS)
+            ):
                 yield node.lineno, ast.unparse(target)
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -80,7 +102,9 @@ def patches(tree):
 @pytest.mark.parametrize("find", [private_imports, patches])
 def test_product_code_uses_public_names_only(find):
     found = {
-        f"{path.relative_to(ROOT)}:{line} {name}" for path in MODULES for line, name in find(ast.parse(path.read_text(encoding="utf-8")))
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in MODULES
+        for line, name in find(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == set()
 
@@ -132,10 +156,26 @@ def distribution_name(requirement):
 
 def test_every_imported_distribution_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: required for name, required in project["optional-dependencies"].items() if name != "dev"}
-    declared = {distribution_name(one) for required in (project["dependencies"], *extras.values()) for one in required}
+    extras = {
+        name: required
+        for name, required in project["optional-dependencies"].items()
+        if name != "dev"
+    }
+    declared = {
+        distribution_name(one)
+        for required in (project["dependencies"], *extras.values())
+        for one in required
+    }
     distributions = packages_distributions()
-    modules = {name.split(".")[0] for path in MODULES for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))}
-    provided = {module: {distribution_name(one) for one in distributions.get(module, [module])} for module in modules}
-    standard = {*sys.stdlib_module_names, "compression"}  # The module `compression` is part of Python 3.14.
+    modules = {
+        name.split(".")[0]
+        for path in MODULES
+        for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    provided = {
+        module: {distribution_name(one) for one in distributions.get(module, [module])}
+        for module in modules
+    }
+    # The module `compression` is part of Python 3.14.
+    standard = {*sys.stdlib_module_names, "compression"}
     assert {module for module in modules - standard if not provided[module] & declared} == set()

@@ -1,4 +1,6 @@
-"""The README's own lines, in an empty folder (`make test-readme`); test_fresh_machine.py has them set up a machine, too."""
+"""The README's own lines, in an empty folder (`make test-readme`); test_fresh_machine.py has them
+set up a machine, too.
+"""
 
 import os
 import re
@@ -28,7 +30,9 @@ def script(chosen):
         if language == "python":
             parts.append(f"python - <<'PYTHON'\n{block}PYTHON")
         else:
-            parts += [f"printf '%s\\n' {_quoted('$ ' + line)}\n{line}" for line in block.splitlines()]
+            parts += [
+                f"printf '%s\\n' {_quoted('$ ' + line)}\n{line}" for line in block.splitlines()
+            ]
     return "\n".join(parts)
 
 
@@ -52,9 +56,17 @@ def run(lines, folder, environment):
     """What the lines print, run in a folder under an environment's variables."""
     port = free_port()
     if port != PORT:
-        lines = lines.replace("touchstone serve &", f"touchstone serve --port {port} &").replace(f":{PORT}", f":{port}")
+        lines = lines.replace("touchstone serve &", f"touchstone serve --port {port} &").replace(
+            f":{PORT}", f":{port}"
+        )
     done = subprocess.run(
-        ["bash", "-c", lines], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1500
+        ["bash", "-c", lines],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
@@ -67,8 +79,12 @@ def check(told, folder):
             pattern = re.sub(r"\d+", r"\\d+", re.escape(line))
             assert line == "…" or re.search(f"^{pattern}$", told, re.MULTILINE), line
     assert '"verdict":' in told.partition("curl ")[2]
-    assert {"demo-run", "run", "figures", "verdicts.html", "verdicts.csv"} <= {path.name for path in folder.iterdir()}
-    verdicts = re.findall(r"/demo-run/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
+    assert {"demo-run", "run", "figures", "verdicts.html", "verdicts.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
+    verdicts = re.findall(
+        r"/demo-run/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE
+    )
     assert len(verdicts) > 10
 
 
@@ -78,12 +94,21 @@ def test_the_lines_run_in_an_empty_folder(tmp_path):
     """All but the set-up of a checkout and an environment: this one's is taken."""
     (_, made), (_, installed), *others = blocks()
     assert made == "make demo\nmake test\n"
-    assert all(line.startswith("pip install uv && uv pip install ") for line in installed.splitlines())
+    assert all(
+        line.startswith("pip install uv && uv pip install ") for line in installed.splitlines()
+    )
     target = (ROOT / "Makefile").read_text().partition("demo: $(STAMP)\n")[2].partition("\n\n")[0]
     demo = [line.strip().removeprefix("@").removeprefix("$(BIN)/") for line in target.splitlines()]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "RAY_A"))}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "RAY_A"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    check(run(script([("console", "\n".join(demo)), *others]), tmp_path, ours | {"PATH": path}), tmp_path)
+    check(
+        run(script([("console", "\n".join(demo)), *others]), tmp_path, ours | {"PATH": path}),
+        tmp_path,
+    )
 
 
 def test_it_has_no_placeholder():

@@ -1,4 +1,6 @@
-"""JSON schemas of the documents that commands write, as the documentation site publishes them, and documents of other versions."""
+"""JSON schemas of the documents that commands write, as the documentation site publishes them, and
+documents of other versions.
+"""
 
 import json
 
@@ -20,7 +22,12 @@ def example_training():
     return facts
 
 
-EXAMPLES = {"run_summary": example_summary, "evaluation": example_document, "training": example_training, "plan": lambda: PLAN}
+EXAMPLES = {
+    "run_summary": example_summary,
+    "evaluation": example_document,
+    "training": example_training,
+    "plan": lambda: PLAN,
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -40,6 +47,8 @@ def test_a_document_without_any_key_is_read_and_so_is_one_with_keys_of_another_v
 
 
 def test_a_null_is_kept_where_it_means_something_and_else_is_an_absent_key():
-    read = RunSummary.model_validate({"schema": 1, "members": None, "bottleneck": None, "profile": None})
+    read = RunSummary.model_validate(
+        {"schema": 1, "members": None, "bottleneck": None, "profile": None}
+    )
     assert read.members == 0
     assert read.written() == {"schema": 1, "bottleneck": None}

@@ -7,7 +7,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text()
-ROWS = [line.split("|") for line in TEXT.splitlines() if line.startswith("| ") and line.count("|") == 6 and "---" not in line][1:]
+ROWS = [
+    line.split("|")
+    for line in TEXT.splitlines()
+    if line.startswith("| ") and line.count("|") == 6 and "---" not in line
+][1:]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1].strip()[:40])

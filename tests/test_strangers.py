@@ -1,4 +1,6 @@
-"""Nobody without a run's own secret has anything from it: tried from an address of this machine that is not loopback, and from loopback."""
+"""Nobody without a run's own secret has anything from it: tried from an address of this machine
+that is not loopback, and from loopback.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ from tests.simulation.archive import build_sample_archive
 ROOT = Path(__file__).resolve().parents[1]
 NO = {401, 403, 404, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-SECRETS = {name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")}
+SECRETS = {
+    name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
+}
 CLI = ("-m", "ray_app.cli")
 TESTS_OWN = re.compile(r"\btests[./]")  # servers that other tests of this process left running
 pytestmark = pytest.mark.ray
@@ -33,17 +37,24 @@ def outside():
 
 
 def taken_but_refused(host, found, marker):
-    """Those of these ports that take a connection and answer, unlike a worker that is ending; what they do for a stranger, with no token
-    and with a wrong one, is nothing.
+    """Those of these ports that take a connection and answer, unlike a worker that is ending; what
+    they do for a stranger, with no token and with a wrong one, is nothing.
     """
     taken = []
     for one in (one for one in found if stranger.is_open(host, one.port)):
         for token in (None, stranger.WRONG):
             answers = stranger.http_answers(host, one.port, stranger.http_requests(marker), token)
-            codes = {} if answers else stranger.grpc_answers(host, one.port, stranger.grpc_methods(), token)
+            codes = (
+                {}
+                if answers
+                else stranger.grpc_answers(host, one.port, stranger.grpc_methods(), token)
+            )
             taken += [one] if (answers or codes) and token is None else []
-            no = NO if stranger.is_open(host, one.port) else NO | {grpc.StatusCode.UNAVAILABLE}  # an idle worker ended meanwhile
-            assert not {what: said for what, said in {**answers, **codes}.items() if said not in no}, one
+            # an idle worker ended meanwhile
+            no = NO if stranger.is_open(host, one.port) else NO | {grpc.StatusCode.UNAVAILABLE}
+            assert not {
+                what: said for what, said in {**answers, **codes}.items() if said not in no
+            }, one
     assert not Path(marker).exists()
     return taken
 
@@ -54,11 +65,23 @@ def test_a_local_ray_obeys_nobody_else(ray_cluster, outside, tmp_path):
     assert taken_but_refused(outside, found, tmp_path / "marker") == []
     gcs = next(one for one in found if "gcs_server" in one.title)
     pages = [
-        one for one in found if stranger.http_answers("127.0.0.1", one.port, [("GET", "/metrics", None)]) == {("GET", "/metrics"): 200}
+        one
+        for one in found
+        if stranger.http_answers("127.0.0.1", one.port, [("GET", "/metrics", None)])
+        == {("GET", "/metrics"): 200}
     ]
-    assert len(taken_but_refused("127.0.0.1", [one for one in found if one not in pages], tmp_path / "marker")) >= 6
+    assert (
+        len(
+            taken_but_refused(
+                "127.0.0.1", [one for one in found if one not in pages], tmp_path / "marker"
+            )
+        )
+        >= 6
+    )
     asked = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
-    assert stranger.grpc_answers("127.0.0.1", gcs.port, [asked], os.environ["RAY_AUTH_TOKEN"]) == {asked: grpc.StatusCode.OK}
+    assert stranger.grpc_answers("127.0.0.1", gcs.port, [asked], os.environ["RAY_AUTH_TOKEN"]) == {
+        asked: grpc.StatusCode.OK
+    }
 
 
 def test_the_session_is_for_this_user_alone(ray_cluster):
@@ -73,7 +96,17 @@ def photographs(folder):
 
 
 def score(folder):
-    return [*CLI, "score", photographs(folder), "--out", folder / "run", "--ensemble", "tiny", "--set", "block_members=8"]
+    return [
+        *CLI,
+        "score",
+        photographs(folder),
+        "--out",
+        folder / "run",
+        "--ensemble",
+        "tiny",
+        "--set",
+        "block_members=8",
+    ]
 
 
 def score_job(folder):
@@ -102,28 +135,58 @@ def generate(folder):
     from tests.datajobs.generate.pipelines import tiny_sd3
 
     card = write_card(folder, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(folder / "model"))
-    words = [*CLI, "data", "generate", card, "--prompts", write_prompts(folder / "prompts.txt", 64), "--out", folder / "out"]
+    words = [
+        *CLI,
+        "data",
+        "generate",
+        card,
+        "--prompts",
+        write_prompts(folder / "prompts.txt", 64),
+        "--out",
+        folder / "out",
+    ]
     return [*words, "--set", "device=cpu", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"]
 
 
 def collect(folder):
     from tests.datajobs.download.conftest import config, write_list
 
-    listed = write_list(folder, [{"id": str(number), "url": f"http://h{number % 7}.test:1/{number}.jpg"} for number in range(500)])
+    listed = write_list(
+        folder,
+        [
+            {"id": str(number), "url": f"http://h{number % 7}.test:1/{number}.jpg"}
+            for number in range(500)
+        ],
+    )
     written = folder / "collect.yaml"
-    settings = config(listed, folder / "out", retry={"attempts": 9, "base_s": 5, "cap_s": 60, "deadline_s": 600}, cluster={"workers": 2})
+    settings = config(
+        listed,
+        folder / "out",
+        retry={"attempts": 9, "base_s": 5, "cap_s": 60, "deadline_s": 600},
+        cluster={"workers": 2},
+    )
     written.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
     return [*CLI, "data", "collect", "--config", written]
 
 
 @contextmanager
 def running(words, folder, **variables):
-    """A command with an operator's secrets in its environment, and with what would open a Ray of 0.8.0; killed in the end, by its pids."""
-    environment = os.environ | SECRETS | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)} | variables
+    """A command with an operator's secrets in its environment, and with what would open a Ray of
+    0.8.0; killed in the end, by its pids.
+    """
+    environment = (
+        os.environ | SECRETS | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)} | variables
+    )
     command = [sys.executable, *map(str, words)]
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
     try:
         yield process
@@ -135,7 +198,10 @@ def is_working(process):
     """Whether a worker has been given something to do, and both agents listen, where there are any."""
     assert process.poll() is None
     titles = [title_of(pid) for pid in family_of(process.pid)]
-    if not any(title.startswith("ray::") and not title.startswith((*AGENTS, "ray::IDLE")) for title in titles):
+    if not any(
+        title.startswith("ray::") and not title.startswith((*AGENTS, "ray::IDLE"))
+        for title in titles
+    ):
         return False
     if any("cluster/services.py" in title for title in titles):
         return True
@@ -148,7 +214,11 @@ def secrets_inherited(pid):
     found = {}
     for child in family_of(pid)[1:]:
         environment = Path(f"/proc/{child}/environ")
-        held = [name for name, value in SECRETS.items() if environment.exists() and value.encode() in environment.read_bytes()]
+        held = [
+            name
+            for name, value in SECRETS.items()
+            if environment.exists() and value.encode() in environment.read_bytes()
+        ]
         if held:
             found[title_of(child)] = held
     return found
@@ -160,11 +230,21 @@ def gcs_of(found):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("words", [score, score_job, evaluate, train, collect, generate], ids=lambda words: words.__name__)
+@pytest.mark.parametrize(
+    "words",
+    [score, score_job, evaluate, train, collect, generate],
+    ids=lambda words: words.__name__,
+)
 def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):
     with running(words(tmp_path), tmp_path) as process:
-        wait_until(lambda: is_working(process) and (words is not train or any(tmp_path.glob("out/history/*"))), 300)
-        process.send_signal(signal.SIGSTOP)  # it cannot finish before we have looked; what it has started goes on
+        wait_until(
+            lambda: (
+                is_working(process) and (words is not train or any(tmp_path.glob("out/history/*")))
+            ),
+            300,
+        )
+        # it cannot finish before we have looked; what it has started goes on
+        process.send_signal(signal.SIGSTOP)
         found = stranger.listeners(process.pid)
         assert taken_but_refused(outside, found, tmp_path / "marker") == []
         assert not stranger.joins(f"{outside}:{gcs_of(found)}")
@@ -178,7 +258,9 @@ def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(outside,
     port = free_ports(1)[0]
     words = [*CLI, "serve", "--ray", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port]
     with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY="1") as process:
-        assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (tmp_path / "errors").read_text()
+        assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (
+            tmp_path / "errors"
+        ).read_text()
         found = stranger.listeners(process.pid)
         taken = taken_but_refused(outside, found, tmp_path / "marker")
         replicas = {one for one in taken if one.title.startswith("ray::ServeReplica:touchstone:")}
@@ -186,9 +268,19 @@ def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(outside,
         assert not stranger.joins(f"{outside}:{gcs_of(found)}")
         assert secrets_inherited(process.pid) == {}
         asked = ("GET", "/metrics", None)
-        assert stranger.http_answers(outside, port, [asked], SECRETS["TOUCHSTONE_TOKENS"]) == {asked[:2]: 200}
+        assert stranger.http_answers(outside, port, [asked], SECRETS["TOUCHSTONE_TOKENS"]) == {
+            asked[:2]: 200
+        }
         family = set(family_of(process.pid))
         process.kill()
         process.wait()
-        wait_until(lambda: not [pid for pid in family if title_of(pid) and not title_of(pid).startswith(AGENTS)], 60)
-        wait_until(lambda: not [pid for pid in family if title_of(pid)], 120)  # The agents miss their head after a minute.
+        wait_until(
+            lambda: (
+                not [
+                    pid for pid in family if title_of(pid) and not title_of(pid).startswith(AGENTS)
+                ]
+            ),
+            60,
+        )
+        # The agents miss their head after a minute.
+        wait_until(lambda: not [pid for pid in family if title_of(pid)], 120)

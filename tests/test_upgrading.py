@@ -20,7 +20,9 @@ def test_page_on_versions_guarantees_each_permanent_name():
     assert set(command_line.PERMANENT) <= set(re.findall(r"`(\w+)`", names))
 
 
-@pytest.mark.parametrize(("key", "replacement"), [("arena", "touchstone runs audit"), ("jobs", "ray job submit")])
+@pytest.mark.parametrize(
+    ("key", "replacement"), [("arena", "touchstone runs audit"), ("jobs", "ray job submit")]
+)
 def test_serve_config_refuses_retired_keys_with_a_hint(key, replacement):
     with pytest.raises(ConfigError, match=f"{key}: retired") as error:
         config.ServeConfig(**{key: {"max_images": 1000}})

@@ -1,7 +1,8 @@
-"""Folders that this process cannot list or enter, also if root runs the tests (`closed`), and folders in folders (`nested`).
+"""Folders that this process cannot list or enter, also if root runs the tests (`closed`), and
+folders in folders (`nested`).
 
-Root may read everything on Linux by two capabilities. They are switched off for this thread, and for the threads and the forks that it
-starts meanwhile.
+Root may read everything on Linux by two capabilities. They are switched off for this thread, and
+for the threads and the forks that it starts meanwhile.
 """
 
 import ctypes
@@ -20,7 +21,11 @@ class _Header(ctypes.Structure):
 
 
 class _Sets(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+    _fields_ = [
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    ]
 
 
 @contextmanager
@@ -69,4 +74,5 @@ def nested(folder, name, depth):
     try:
         yield
     finally:
-        subprocess.run(["rm", "-rf", f"{folder}/{name}"], check=True)  # pytest's own removal is recursive, and fails
+        # pytest's own removal is recursive, and fails
+        subprocess.run(["rm", "-rf", f"{folder}/{name}"], check=True)

@@ -1,4 +1,5 @@
-"""The wheel as a stranger gets it (`WheelEnvironment`): built from this tree and installed in an environment that has nothing else.
+"""The wheel as a stranger gets it (`WheelEnvironment`): built from this tree and installed in an
+environment that has nothing else.
 
 A test takes it by the session fixture `wheel_environment` (tests/conftest.py) and is marked `slow`:
 
@@ -7,12 +8,13 @@ A test takes it by the session fixture `wheel_environment` (tests/conftest.py) a
         assert "no evidence" in done.stdout
         names = wheel_environment.python("import ray_app; print(dir(ray_app))", folder=tmp_path)
 
-`run` and `python` fail the test where the exit code is not the expected one, and show what was printed. `environment()` is for processes
-that a test starts by itself, and `bin` holds the programs. With extras: `WheelEnvironment.of_this_tree("raw", "phash")`.
+`run` and `python` fail the test where the exit code is not the expected one, and show what was
+printed. `environment()` is for processes that a test starts by itself, and `bin` holds the
+programs. With extras: `WheelEnvironment.of_this_tree("raw", "phash")`.
 
-Dependencies are those of constraints.txt. The environment lies in .cache/wheels under the hash of all that is in it, so a second test, and
-a second session, finds it there; one that nobody used for a week is removed. Without a package index, and without what uv keeps of one,
-the test is skipped.
+Dependencies are those of constraints.txt. The environment lies in .cache/wheels under the hash of
+all that is in it, so a second test, and a second session, finds it there; one that nobody used for
+a week is removed. Without a package index, and without what uv keeps of one, the test is skipped.
 """
 
 import fcntl
@@ -36,8 +38,15 @@ PLACE = ROOT / ".cache" / "wheels"
 CONSTRAINTS = ROOT / "constraints.txt"
 KEPT_S = 7 * 24 * 3600
 # What uv says where no index answers, and nothing is kept of one.
-OFFLINE = ("Failed to fetch", "dns error", "Could not connect", "error sending request", "Network connectivity is disabled")
-# What a stranger does not have: what leads back into the checkout or its environment, settings, and the token of these tests' own Ray.
+OFFLINE = (
+    "Failed to fetch",
+    "dns error",
+    "Could not connect",
+    "error sending request",
+    "Network connectivity is disabled",
+)
+# What a stranger does not have: what leads back into the checkout or its environment, settings, and
+# the token of these tests' own Ray.
 OURS = ("PYTHON", "VIRTUAL_ENV", "PYTEST_", "TOUCHSTONE_", "RAY_A")
 
 
@@ -53,14 +62,33 @@ class WheelEnvironment:
         """Build the wheel, and install it with these extras where nobody has yet."""
         with _alone():
             wheel = build_wheel(PLACE / "built")
-            facts = (wheel.read_bytes(), CONSTRAINTS.read_bytes(), sys.version.encode(), ",".join(sorted(extras)).encode())
-            folder = PLACE / hashlib.sha256(b"".join(hashlib.sha256(fact).digest() for fact in facts)).hexdigest()[:16]
+            facts = (
+                wheel.read_bytes(),
+                CONSTRAINTS.read_bytes(),
+                sys.version.encode(),
+                ",".join(sorted(extras)).encode(),
+            )
+            folder = (
+                PLACE
+                / hashlib.sha256(
+                    b"".join(hashlib.sha256(fact).digest() for fact in facts)
+                ).hexdigest()[:16]
+            )
             ready = folder / ".ready"
             if not ready.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(folder))
                 wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
-                _uv("pip", "install", "--quiet", "--python", str(folder), "--constraint", str(CONSTRAINTS), wanted)
+                _uv(
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--python",
+                    str(folder),
+                    "--constraint",
+                    str(CONSTRAINTS),
+                    wanted,
+                )
             kept = shutil.copy(wheel, folder)
             ready.touch()
             _remove_unused()
@@ -68,9 +96,11 @@ class WheelEnvironment:
 
     @classmethod
     def beside_our_packages(cls) -> "WheelEnvironment":
-        """Build the wheel, and install it alone: all else comes from the environment of the tests, so nothing large is fetched.
+        """Build the wheel, and install it alone: all else comes from the environment of the tests,
+        so nothing large is fetched.
 
-        A folder that a `.pth` names is searched, but its own `.pth` are not read: the checkout, which is installed there, is not found.
+        A folder that a `.pth` names is searched, but its own `.pth` are not read: the checkout,
+        which is installed there, is not found.
         """
         with _alone():
             wheel = build_wheel(PLACE / "built")
@@ -79,10 +109,20 @@ class WheelEnvironment:
             if not ready.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 _uv("venv", "--quiet", "--python", sys.executable, str(folder))
-                _uv("pip", "install", "--quiet", "--python", str(folder), "--no-deps", "--compile-bytecode", str(wheel))
+                _uv(
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--python",
+                    str(folder),
+                    "--no-deps",
+                    "--compile-bytecode",
+                    str(wheel),
+                )
                 [packages] = folder.glob("lib/python*/site-packages")
                 (packages / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-                for program in distribution("ray").entry_points.select(group="console_scripts"):  # a reader's `ray` and `serve`
+                # a reader's `ray` and `serve`
+                for program in distribution("ray").entry_points.select(group="console_scripts"):
                     (folder / "bin" / program.name).write_text(
                         f"#!{folder}/bin/python\nfrom {program.module} import {program.attr}\n\n{program.attr}()\n"
                     )
@@ -99,19 +139,37 @@ class WheelEnvironment:
 
     def environment(self) -> dict[str, str]:
         """The variables of a process that knows this environment, and no checkout."""
-        elsewhere = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(sys.executable).parent]
+        elsewhere = [
+            part
+            for part in os.environ["PATH"].split(os.pathsep)
+            if Path(part) != Path(sys.executable).parent
+        ]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         return kept | {"PATH": os.pathsep.join([str(self.bin), *elsewhere])}
 
     def run(
-        self, *command: str, folder: Path, code: int = 0, timeout: float = 240, more: Mapping[str, str] | None = None
+        self,
+        *command: str,
+        folder: Path,
+        code: int = 0,
+        timeout: float = 240,
+        more: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a folder, with `more` variables; its exit code has to be `code`."""
         environment = self.environment() | dict(more or {})
         done = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
-        assert done.returncode == code, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, (
+            f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     def python(self, source: str, *, folder: Path) -> str:
@@ -120,7 +178,9 @@ class WheelEnvironment:
 
 
 def build_wheel(out: Path) -> Path:
-    """The wheel of this tree, the only one in the folder `out`. Skips the test where no build backend can be had."""
+    """The wheel of this tree, the only one in the folder `out`. Skips the test where no build
+    backend can be had.
+    """
     shutil.rmtree(out, ignore_errors=True)
     _uv("build", "--quiet", "--wheel", "--out-dir", str(out), str(ROOT))
     [wheel] = out.glob("*.whl")
@@ -128,11 +188,17 @@ def build_wheel(out: Path) -> Path:
 
 
 def _uv(*arguments: str) -> None:
-    """uv, of the environment of the tests or of the machine. Skips where it is not there, or where no package index answers."""
-    program = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    """uv, of the environment of the tests or of the machine. Skips where it is not there, or where
+    no package index answers.
+    """
+    program = shutil.which(
+        "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
     if program is None:
         pytest.skip("uv is not installed")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=900, check=False
+    )
     if done.returncode and any(sign in done.stderr for sign in OFFLINE):
         pytest.skip(f"no package index answers: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, f"uv {' '.join(arguments)}\n{done.stderr}"

@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "tools" / "words_baseline.json"
-EXCLUDED = {"docs/style.md", "CHANGELOG.md"}  # The word list itself, and entries of released versions.
+# The word list itself, and entries of released versions.
+EXCLUDED = {"docs/style.md", "CHANGELOG.md"}
 
 PROSE = {
     "where (for if)": r"\bwhere\b(?! `)",
@@ -59,10 +60,14 @@ NAMES = {
 
 
 def iter_text(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield (kind, line, text) for each piece of prose, and ("name", line, identifier) for each binding."""
+    """Yield (kind, line, text) for each piece of prose, and ("name", line, identifier) for each
+    binding.
+    """
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        prose = re.sub(r"```.*?```", lambda block: "\n" * block[0].count("\n"), source, flags=re.DOTALL)
+        prose = re.sub(
+            r"```.*?```", lambda block: "\n" * block[0].count("\n"), source, flags=re.DOTALL
+        )
         yield from (("md", line, text) for line, text in enumerate(prose.splitlines(), 1))
     else:
         yield from iter_tree(source)
@@ -81,13 +86,19 @@ def iter_tree(source: str) -> Iterator[tuple[str, int, str]]:
         if isinstance(statement, ast.AnnAssign)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+        if isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and (text := ast.get_docstring(node)):
             yield "docstring", getattr(node, "lineno", 1), text
         if isinstance(node, ast.Raise) and node.exc is not None:
             for child in ast.walk(node.exc):
                 if isinstance(child, ast.Constant) and isinstance(child.value, str):
                     yield "error", child.lineno, child.value
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields:
+        if (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Store)
+            and id(node) not in fields
+        ):
             yield "name", node.lineno, node.id
         elif isinstance(node, ast.arg):
             yield "name", node.lineno, node.arg
@@ -112,7 +123,11 @@ def find_matches() -> dict[str, list[str]]:
                 identifier = text.strip("_").lower()
                 keys = [f"name:{identifier}"] if identifier in NAMES else []
             else:
-                keys = [f"prose:{rule}" for rule, pattern in PROSE.items() for _ in re.finditer(pattern, text, re.MULTILINE)]
+                keys = [
+                    f"prose:{rule}"
+                    for rule, pattern in PROSE.items()
+                    for _ in re.finditer(pattern, text, re.MULTILINE)
+                ]
             for key in keys:
                 matches[key].append(f"{name}:{line}")
     return matches
@@ -121,18 +136,36 @@ def find_matches() -> dict[str, list[str]]:
 def package_name(location: str) -> str:
     """Return the package of a file:line, such as "ray_app/scoring" or "docs"."""
     parts = location.split("/")
-    return "/".join(parts[:2]) if parts[0] == "ray_app" and len(parts) > 2 else parts[0] if len(parts) > 1 else "top level"
+    return (
+        "/".join(parts[:2])
+        if parts[0] == "ray_app" and len(parts) > 2
+        else parts[0]
+        if len(parts) > 1
+        else "top level"
+    )
 
 
 def main(arguments: list[str]) -> int:
     """Run the check and return the exit code."""
     matches = find_matches()
     if arguments[:1] == ["--where"]:
-        print(*sorted(location for key, locations in matches.items() if arguments[1] in key for location in locations), sep="\n")
+        print(
+            *sorted(
+                location
+                for key, locations in matches.items()
+                if arguments[1] in key
+                for location in locations
+            ),
+            sep="\n",
+        )
         return 0
-    counts = Counter(package_name(location) for locations in matches.values() for location in locations)
+    counts = Counter(
+        package_name(location) for locations in matches.values() for location in locations
+    )
     if arguments == ["--update"]:
-        BASELINE.write_text(json.dumps(dict(sorted(counts.items())), indent=1) + "\n", encoding="utf-8")
+        BASELINE.write_text(
+            json.dumps(dict(sorted(counts.items())), indent=1) + "\n", encoding="utf-8"
+        )
         return 0
     for key, locations in sorted(matches.items(), key=lambda item: -len(item[1])):
         print(f"{len(locations):6} {key}")
@@ -140,9 +173,14 @@ def main(arguments: list[str]) -> int:
         print(f"{count:6} in {package}")
     print(f"{sum(counts.values()):6} total")
     baseline = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.exists() else counts
-    increased = {package: count for package, count in counts.items() if count > baseline.get(package, 0)}
+    increased = {
+        package: count for package, count in counts.items() if count > baseline.get(package, 0)
+    }
     for package, count in increased.items():
-        print(f"increased: {package} from {baseline.get(package, 0)} to {count}; see docs/style.md", file=sys.stderr)
+        print(
+            f"increased: {package} from {baseline.get(package, 0)} to {count}; see docs/style.md",
+            file=sys.stderr,
+        )
     return 1 if increased else 0
 
 

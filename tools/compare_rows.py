@@ -2,14 +2,16 @@
 
     python -m tools.compare_rows OLD NEW --photos FOLDER --work FOLDER
 
-OLD and NEW are roots of checkouts, each with its own .venv. Both score the demo archive, the files below --also, and the first
---count photographs below --photos in the order of their SHA-256: once with seven detectors and once with a cascade, in fp32 and in
-bf16, with watermarks read. NEW's environment runs this program and writes the detector cards. Published networks get narrow layers
+OLD and NEW are roots of checkouts, each with its own .venv. Both score the demo archive, the files
+below --also, and the first --count photographs below --photos in the order of their SHA-256: once
+with seven detectors and once with a cascade, in fp32 and in bf16, with watermarks read. NEW's
+environment runs this program and writes the detector cards. Published networks get narrow layers
 and seeded weights in the published format.
 
-A file is identified by its path and its name in an archive; a row that only one side has is a difference in the column `row`.
-intended_differences.csv lists the intended differences with their reasons. The exit code is 1 if another difference is found.
-differences.csv in the --work folder lists all of them.
+A file is identified by its path and its name in an archive; a row that only one side has is a
+difference in the column `row`. intended_differences.csv lists the intended differences with their
+reasons. The exit code is 1 if another difference is found. differences.csv in the --work folder
+lists all of them.
 """
 
 import argparse
@@ -44,7 +46,8 @@ COLUMNS = (
 PRECISIONS = ("fp32", "bf16")
 MAX_EXAMPLES = 5
 
-# Runs in the environment of the checkout that wrote the run: only its own code knows which rows are current.
+# Runs in the environment of the checkout that wrote the run: only its own code knows which rows are
+# current.
 EXPORT = """
 import json, sys
 from ray_app import load_run
@@ -56,7 +59,9 @@ for table in load_run(sys.argv[1]).tables():
 
 
 class Difference(NamedTuple):
-    """One value that differs. `file` is the path, then `::` and the name in the archive; `run` names ensemble and precision."""
+    """One value that differs. `file` is the path, then `::` and the name in the archive; `run`
+    names ensemble and precision.
+    """
 
     run: str
     file: str
@@ -83,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for side, checkout in (("old", options.old), ("new", options.new))
             )
             found = list(compare(run, before, after))
-            print(f"{run}: {len(before):,} files before, {len(after):,} after, {len(found):,} differing values", flush=True)
+            print(
+                f"{run}: {len(before):,} files before, {len(after):,} after, {len(found):,} differing values",
+                flush=True,
+            )
             differences += found
     unexpected = report(differences, read_intended(options.intended), work / "differences.csv")
     return int(bool(unexpected))
@@ -95,11 +103,26 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("old", type=Path, help="root of the checkout before the change")
     parser.add_argument("new", type=Path, help="root of the checkout after it")
     parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--count", type=int, default=2000, help="how many photographs to score [2000]")
-    parser.add_argument("--also", type=Path, nargs="*", default=[REALWORLD] if REALWORLD.exists() else [], help="more folders to score")
+    parser.add_argument(
+        "--count", type=int, default=2000, help="how many photographs to score [2000]"
+    )
+    parser.add_argument(
+        "--also",
+        type=Path,
+        nargs="*",
+        default=[REALWORLD] if REALWORLD.exists() else [],
+        help="more folders to score",
+    )
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--intended", type=Path, default=INTENDED, help="CSV of the intended differences")
-    parser.add_argument("--work", type=Path, required=True, help="folder for cards, runs, and results; finished runs there are used again")
+    parser.add_argument(
+        "--intended", type=Path, default=INTENDED, help="CSV of the intended differences"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder for cards, runs, and results; finished runs there are used again",
+    )
     return parser.parse_args(arguments)
 
 
@@ -136,14 +159,24 @@ def write_ensembles(folder: Path) -> list[Path]:
     for name in dict.fromkeys((*DETECTORS, *CASCADE)):
         members[name] = {"detector": name}
         if not name.startswith("touchstone-"):
-            card = small(name).model_copy(update={"name": name, "variants": {}, "golden": (), "terms": "permissive"})
-            if "vision_config" in card.architecture.arguments:  # Its positions fit the published image size, which the preprocessing has.
-                card.architecture.arguments["vision_config"]["image_size"] = card.preprocessing.resize.size
+            card = small(name).model_copy(
+                update={"name": name, "variants": {}, "golden": (), "terms": "permissive"}
+            )
+            # Its positions fit the published image size, which the preprocessing has.
+            if "vision_config" in card.architecture.arguments:
+                card.architecture.arguments["vision_config"]["image_size"] = (
+                    card.preprocessing.resize.size
+                )
             write_card(seeded_card(card, folder / "weights"), folder / f"{name}.yaml")
             members[name] = {"detector": f"{name}.yaml"}
     thresholds = {"real_below": -0.5, "fake_above": 0.5}
     cards = (
-        {"name": "detectors", "members": [members[name] for name in DETECTORS], "rule": "mean-logit", "thresholds": thresholds},
+        {
+            "name": "detectors",
+            "members": [members[name] for name in DETECTORS],
+            "rule": "mean-logit",
+            "thresholds": thresholds,
+        },
         {
             "name": "cascade",
             "members": [members[name] for name in CASCADE],
@@ -157,22 +190,48 @@ def write_ensembles(folder: Path) -> list[Path]:
     return paths
 
 
-def score(checkout: Path, sources: Sequence[str], ensemble: Path, precision: str, run: Path) -> dict[str, dict[str, Any]]:
+def score(
+    checkout: Path, sources: Sequence[str], ensemble: Path, precision: str, run: Path
+) -> dict[str, dict[str, Any]]:
     """Score the sources with a checkout, and return the compared values of each file."""
-    features = [option for name in FEATURES if ensemble.stem == "detectors" for option in ("--features", name)]
+    features = [
+        option
+        for name in FEATURES
+        if ensemble.stem == "detectors"
+        for option in ("--features", name)
+    ]
     settings = ["--set", f"precision={precision}", "--set", "provenance.watermarks=true"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     if not (run / "summary.json").exists():
-        command = [checkout / ".venv/bin/touchstone", "score", *sources, "--out", run, "--ensemble", ensemble, *features, *settings]
-        subprocess.run(command, check=True, cwd=run.parent, env=environment, stdout=subprocess.DEVNULL)
+        command = [
+            checkout / ".venv/bin/touchstone",
+            "score",
+            *sources,
+            "--out",
+            run,
+            "--ensemble",
+            ensemble,
+            *features,
+            *settings,
+        ]
+        subprocess.run(
+            command, check=True, cwd=run.parent, env=environment, stdout=subprocess.DEVNULL
+        )
     command = [checkout / ".venv/bin/python", "-P", "-c", EXPORT, run, json.dumps(COLUMNS)]
-    lines = subprocess.run(command, check=True, cwd=checkout, env=environment, capture_output=True, text=True).stdout
+    lines = subprocess.run(
+        command, check=True, cwd=checkout, env=environment, capture_output=True, text=True
+    ).stdout
     names, rows = {}, {}
     for row in map(json.loads, lines.splitlines()):
-        name = "::".join(filter(None, (row.pop("uri"), row.pop("member")))) + (f"#{row['occurrence']}" if row["occurrence"] else "")
+        name = "::".join(filter(None, (row.pop("uri"), row.pop("member")))) + (
+            f"#{row['occurrence']}" if row["occurrence"] else ""
+        )
         names[row.pop("image_id")] = name
         rows[name] = row
-    for kind, of_files in (("masks", read_artifacts(run / "masks", "png")), ("features", read_artifacts(run / "features"))):
+    for kind, of_files in (
+        ("masks", read_artifacts(run / "masks", "png")),
+        ("features", read_artifacts(run / "features")),
+    ):
         for image_id, values in of_files.items():
             if image_id in names:
                 rows[names[image_id]][kind] = values
@@ -180,7 +239,9 @@ def score(checkout: Path, sources: Sequence[str], ensemble: Path, precision: str
 
 
 def read_artifacts(folder: Path, content: str | None = None) -> dict[int, Any]:
-    """Return what the Parquet files of a folder hold for each image: one column's bytes as SHA-256, or all numbers."""
+    """Return what the Parquet files of a folder hold for each image: one column's bytes as SHA-256,
+    or all numbers.
+    """
     import pyarrow.parquet as pq
 
     values: dict[int, dict[str, Any]] = {}
@@ -193,16 +254,22 @@ def read_artifacts(folder: Path, content: str | None = None) -> dict[int, Any]:
     return values
 
 
-def compare(run: str, before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> Iterator[Difference]:
+def compare(
+    run: str, before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Difference]:
     """Yield each value that differs. A file that only one side has differs in the column `row`."""
     for file in sorted(before.keys() | after.keys()):
         old, new = before.get(file), after.get(file)
         if old is None or new is None:
-            yield Difference(run, file, "row", *("" if row is None else str(row["status"]) for row in (old, new)))
+            yield Difference(
+                run, file, "row", *("" if row is None else str(row["status"]) for row in (old, new))
+            )
             continue
         for column in sorted(old.keys() | new.keys()):
             if not is_equal(old.get(column), new.get(column)):
-                yield Difference(run, file, column, as_text(old.get(column)), as_text(new.get(column)))
+                yield Difference(
+                    run, file, column, as_text(old.get(column)), as_text(new.get(column))
+                )
 
 
 def is_equal(before: Any, after: Any) -> bool:
@@ -210,7 +277,9 @@ def is_equal(before: Any, after: Any) -> bool:
     if isinstance(before, float) and isinstance(after, float):
         return before == after or (math.isnan(before) and math.isnan(after))
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        return before.keys() == after.keys() and all(is_equal(value, after[key]) for key, value in before.items())
+        return before.keys() == after.keys() and all(
+            is_equal(value, after[key]) for key, value in before.items()
+        )
     if isinstance(before, list) and isinstance(after, list):
         return len(before) == len(after) and all(map(is_equal, before, after))
     return bool(before == after)
@@ -219,7 +288,11 @@ def is_equal(before: Any, after: Any) -> bool:
 def as_text(value: Any) -> str:
     """Return a value as short text for the report."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 300 else f"{text[:200]}… {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return (
+        text
+        if len(text) <= 300
+        else f"{text[:200]}… {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    )
 
 
 def read_intended(path: Path) -> list[dict[str, str]]:
@@ -229,7 +302,9 @@ def read_intended(path: Path) -> list[dict[str, str]]:
 
 
 def is_intended(difference: Difference, intended: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether a line of the list covers the difference. `*` and `?` are wildcards there; brackets are not."""
+    """Return whether a line of the list covers the difference. `*` and `?` are wildcards there;
+    brackets are not.
+    """
     return any(
         all(
             fnmatch.fnmatchcase(getattr(difference, field), line[field].replace("[", "[[]"))
@@ -239,7 +314,9 @@ def is_intended(difference: Difference, intended: Sequence[Mapping[str, str]]) -
     )
 
 
-def report(differences: Sequence[Difference], intended: Sequence[Mapping[str, str]], path: Path) -> list[Difference]:
+def report(
+    differences: Sequence[Difference], intended: Sequence[Mapping[str, str]], path: Path
+) -> list[Difference]:
     """Write all differences as CSV, print a summary, and return those that are not intended."""
     unexpected = [difference for difference in differences if not is_intended(difference, intended)]
     with path.open("w", newline="") as file:
@@ -248,9 +325,19 @@ def report(differences: Sequence[Difference], intended: Sequence[Mapping[str, st
         writer.writerows([*difference, difference not in unexpected] for difference in differences)
     for column, count in Counter(difference.column for difference in unexpected).most_common():
         print(f"{count:,} unexpected differences in {column}:")
-        examples = [difference for difference in unexpected if difference.column == column][:MAX_EXAMPLES]
-        print("".join(f"  {one.run} {one.file}\n    before {one.before}\n    after  {one.after}\n" for one in examples), end="")
-    print(f"{len(differences):,} differences, {len(unexpected):,} of them unexpected; {path} lists all")
+        examples = [difference for difference in unexpected if difference.column == column][
+            :MAX_EXAMPLES
+        ]
+        print(
+            "".join(
+                f"  {one.run} {one.file}\n    before {one.before}\n    after  {one.after}\n"
+                for one in examples
+            ),
+            end="",
+        )
+    print(
+        f"{len(differences):,} differences, {len(unexpected):,} of them unexpected; {path} lists all"
+    )
     return unexpected
 
 

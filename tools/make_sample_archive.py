@@ -1,7 +1,9 @@
-"""Write the sample archive that Touchstone ships, `configs/sample`: `python -m tools.make_sample_archive`.
+"""Write the sample archive that Touchstone ships, `configs/sample`: `python -m
+tools.make_sample_archive`.
 
-The archive has photographs of scikit-image and scikit-learn, images of simulated cameras, repainted images, and five odd files.
-Only scenes, cameras, and decoders that `touchstone-tiny` did not learn from are used. It needs the development dependencies.
+The archive has photographs of scikit-image and scikit-learn, images of simulated cameras, repainted
+images, and five odd files. Only scenes, cameras, and decoders that `touchstone-tiny` did not learn
+from are used. It needs the development dependencies.
 """
 
 import csv
@@ -25,13 +27,16 @@ SEED = 24
 SIMULATED = 75
 PHOTOGRAPH_QUALITY = 80
 PNG_NUMBERS = (10, 11)  # even numbers are real, odd numbers are generated
-FLOWERLESS = replace(SHOWN, scenes=tuple(scene for scene in SHOWN.scenes if scene != "flower"))  # flower.jpg is CC BY
+# flower.jpg is CC BY
+FLOWERLESS = replace(SHOWN, scenes=tuple(scene for scene in SHOWN.scenes if scene != "flower"))
 TEST_MAKERS = ("sinc", "camera:mirrorless", "scikit-learn")  # held out of the recipe `quick`
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph that the installed package `package` ships, with the author and licence that the package names."""
+    """A photograph that the installed package `package` ships, with the author and licence that the
+    package names.
+    """
 
     package: str
     module: str
@@ -51,7 +56,9 @@ class Photograph:
         assert spec is not None
         assert spec.submodule_search_locations is not None
         stream = io.BytesIO()
-        Image.open(Path(spec.submodule_search_locations[0]) / self.path).save(stream, "JPEG", quality=PHOTOGRAPH_QUALITY)
+        Image.open(Path(spec.submodule_search_locations[0]) / self.path).save(
+            stream, "JPEG", quality=PHOTOGRAPH_QUALITY
+        )
         return stream.getvalue()
 
     def credit(self) -> str:
@@ -66,9 +73,16 @@ class Photograph:
 _CC_BY = ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/")
 _CC0 = ("CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/")
 _PUBLIC = ("public domain", "")
-# Licences and authors: datasets/images/README.txt of scikit-learn, and the docstrings of skimage.data.
+# Licences and authors: datasets/images/README.txt of scikit-learn, and the docstrings of
+# skimage.data.
 PHOTOGRAPHS = (
-    Photograph("scikit-learn", "sklearn", "datasets/images/flower.jpg", "vultilion (https://www.flickr.com/photos/vultilion/)", *_CC_BY),
+    Photograph(
+        "scikit-learn",
+        "sklearn",
+        "datasets/images/flower.jpg",
+        "vultilion (https://www.flickr.com/photos/vultilion/)",
+        *_CC_BY,
+    ),
     Photograph("scikit-image", "skimage", "data/astronaut.png", "NASA", *_PUBLIC),
     Photograph("scikit-image", "skimage", "data/camera.png", "Lav Varshney", *_CC0),
     Photograph("scikit-image", "skimage", "data/chelsea.png", "Stefan van der Walt", *_CC0),
@@ -108,7 +122,12 @@ def main() -> None:
     load_scipy()
     files = [SampleFile(*row) for row in odd_files(np.random.default_rng([SEED, 1]), 400, 600)]
     files += map(simulated_file, range(SIMULATED))
-    files += [SampleFile(f"photographs/{photograph.name}", photograph.encode(), "real", photograph.package) for photograph in PHOTOGRAPHS]
+    files += [
+        SampleFile(
+            f"photographs/{photograph.name}", photograph.encode(), "real", photograph.package
+        )
+        for photograph in PHOTOGRAPHS
+    ]
     for file in files:
         path = folder / "archive" / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,14 +147,21 @@ def simulated_file(number: int) -> SampleFile:
     """Return image `number`: even numbers are real, odd numbers are generated."""
     rng = np.random.default_rng([SEED, 2, number])
     is_png = number in PNG_NUMBERS
-    long = 200 if is_png else round(264 * (360 / 264) ** rng.random() ** 1.7)  # many small, few large
+    # many small, few large
+    long = 200 if is_png else round(264 * (360 / 264) ** rng.random() ** 1.7)
     aspect = rng.choice([1.0, 4 / 3, 3 / 2])
     sides = sorted((round(max(long / aspect, 200)), long), reverse=bool(rng.random() < 0.3))
     pair = make_pair(FLOWERLESS, rng, *sides)
     encoding = SimulatedEncoding("PNG") if is_png else draw_encoding(number, rng)
-    label, pixels, maker = ("fake", pair.fake, pair.decoder) if number % 2 else ("real", pair.real, f"camera:{pair.camera}")
+    label, pixels, maker = (
+        ("fake", pair.fake, pair.decoder)
+        if number % 2
+        else ("real", pair.real, f"camera:{pair.camera}")
+    )
     name = hashlib.sha256(f"{SEED}/{number}".encode()).hexdigest()[:6]
-    return SampleFile(f"{rng.choice(ALBUMS)}/{name}{encoding.suffix}", encoding.encode(pixels), label, maker)
+    return SampleFile(
+        f"{rng.choice(ALBUMS)}/{name}{encoding.suffix}", encoding.encode(pixels), label, maker
+    )
 
 
 def draw_encoding(number: int, rng: np.random.Generator) -> SimulatedEncoding:

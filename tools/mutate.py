@@ -1,16 +1,19 @@
-"""Measure which faults the default tests catch: change one expression at a time and run the tests that cover its line.
+"""Measure which faults the default tests catch: change one expression at a time and run the tests
+that cover its line.
 
     python -m pytest -n 2 --cov=ray_app --cov-context=test --cov-report=          # writes .coverage; needs pytest-cov
     python -m tools.mutate select --out tools/mutations.csv                       # choose the mutations, once
     python -m tools.mutate run tools/mutations.csv --out results.csv              # --part 1/2 and 2/2: side by side, in two checkouts
     python -m tools.mutate compare tools/mutations_before.csv results.csv         # exit code 1 if a caught mutation now survives
 
-`select` takes every mutation of `storage/ssrf.py` and a seeded sample of the other modules, from lines that a default test runs in its own
-process. A mutation is found again by its function and its text, so that it survives a move within the file.
+`select` takes every mutation of `storage/ssrf.py` and a seeded sample of the other modules, from
+lines that a default test runs in its own process. A mutation is found again by its function and its
+text, so that it survives a move within the file.
 
-`run` changes the file in place, runs the covering tests that are nearest to the module first, stops at the first failure or after 60
-seconds, and restores the file. A mutation is `caught` if a test fails, `survived` if none does in that time, and `gone` if its
-function or its text no longer exists.
+`run` changes the file in place, runs the covering tests that are nearest to the module first, stops
+at the first failure or after 60 seconds, and restores the file. A mutation is `caught` if a test
+fails, `survived` if none does in that time, and `gone` if its function or its text no longer
+exists.
 """
 
 import argparse
@@ -79,7 +82,9 @@ FLIPPED: dict[type[ast.cmpop], str] = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of one expression. `occurrence` counts the equal changes in the same function, from 0."""
+    """One change of one expression. `occurrence` counts the equal changes in the same function,
+    from 0.
+    """
 
     file: str
     function: str
@@ -121,7 +126,9 @@ def find_changes(path: Path, root: Path = ROOT) -> list[_Change]:
         lines.append(lines[-1] + len(line))
     seen = Counter[tuple[str, str, str, str]]()
     changes = []
-    for function, kind, start, end, after in sorted(_walk(ast.parse(data), lines, data), key=lambda found: found[2:4]):
+    for function, kind, start, end, after in sorted(
+        _walk(ast.parse(data), lines, data), key=lambda found: found[2:4]
+    ):
         before = data[start:end].decode()
         if before == after:
             continue
@@ -133,7 +140,9 @@ def find_changes(path: Path, root: Path = ROOT) -> list[_Change]:
     return changes
 
 
-def _walk(tree: ast.Module, lines: Sequence[int], data: bytes) -> Iterator[tuple[str, str, int, int, str]]:
+def _walk(
+    tree: ast.Module, lines: Sequence[int], data: bytes
+) -> Iterator[tuple[str, str, int, int, str]]:
     """Yield (function, kind, start, end, replacement) for every change below functions."""
 
     def visit(node: ast.AST, function: str) -> Iterator[tuple[str, str, int, int, str]]:
@@ -154,11 +163,15 @@ def _walk(tree: ast.Module, lines: Sequence[int], data: bytes) -> Iterator[tuple
     yield from visit(tree, "")
 
 
-def _changes_of(node: ast.expr | ast.stmt, lines: Sequence[int], data: bytes) -> Iterator[tuple[str, int, int, str]]:
+def _changes_of(
+    node: ast.expr | ast.stmt, lines: Sequence[int], data: bytes
+) -> Iterator[tuple[str, int, int, str]]:
     def span(part: ast.expr | ast.stmt) -> tuple[int, int]:
         assert part.end_lineno is not None
         assert part.end_col_offset is not None
-        return lines[part.lineno - 1] + part.col_offset, lines[part.end_lineno - 1] + part.end_col_offset
+        return lines[part.lineno - 1] + part.col_offset, lines[
+            part.end_lineno - 1
+        ] + part.end_col_offset
 
     def text(part: ast.expr | ast.stmt) -> str:
         start, end = span(part)
@@ -166,7 +179,11 @@ def _changes_of(node: ast.expr | ast.stmt, lines: Sequence[int], data: bytes) ->
 
     match node:
         case ast.Compare(left=left, ops=[operator], comparators=[right]):
-            yield "comparison", *span(node), f"({text(left)}) {FLIPPED[type(operator)]} ({text(right)})"
+            yield (
+                "comparison",
+                *span(node),
+                f"({text(left)}) {FLIPPED[type(operator)]} ({text(right)})",
+            )
         case ast.Constant(value=bool() as value):
             yield "constant", *span(node), str(not value)
         case ast.Constant(value=int() | float() as value):
@@ -175,7 +192,9 @@ def _changes_of(node: ast.expr | ast.stmt, lines: Sequence[int], data: bytes) ->
             yield "branch", *span(test), "False"
         case ast.Raise():
             yield "exception", *span(node), "pass"
-        case ast.Call(args=[first, second, *_]) if not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
+        case ast.Call(args=[first, second, *_]) if not isinstance(
+            first, ast.Starred
+        ) and not isinstance(second, ast.Starred):
             start, end = span(first)[0], span(second)[1]
             between = data[span(first)[1] : span(second)[0]].decode()
             yield "argument", start, end, f"{text(second)}{between}{text(first)}"
@@ -192,7 +211,9 @@ class Coverage:
         self._lines: dict[str, dict[int, list[str]]] = {}
 
     def tests_of(self, file: str, line: int) -> list[str]:
-        """Return the ids of the tests that run this line, sorted by how near their file is to the module."""
+        """Return the ids of the tests that run this line, sorted by how near their file is to the
+        module.
+        """
         if file not in self._lines:
             self._lines[file] = self._data.contexts_by_lineno(str(self._root / file))
         tests = {context.split("|")[0] for context in self._lines[file].get(line, ()) if context}
@@ -213,21 +234,33 @@ def select_mutations(coverage: Coverage, count: int, seed: int) -> list[Mutation
         file = path.relative_to(ROOT).as_posix()
         if any(fnmatch.fnmatch(file, pattern) for pattern in LEFT_OUT):
             continue
-        covered = [change.mutation for change in find_changes(path) if coverage.tests_of(file, change.mutation.line)]
+        covered = [
+            change.mutation
+            for change in find_changes(path)
+            if coverage.tests_of(file, change.mutation.line)
+        ]
         (whole if file in WHOLE else others).extend(covered)
     by_kind = defaultdict[str, list[Mutation]](list)
     for mutation in others:
         by_kind[mutation.kind].append(mutation)
     draw, rest = random.Random(seed), count - len(whole)
     kinds = sorted(by_kind)
-    sample = [one for at, kind in enumerate(kinds) for one in draw.sample(by_kind[kind], rest // len(kinds) + (at < rest % len(kinds)))]
+    sample = [
+        one
+        for at, kind in enumerate(kinds)
+        for one in draw.sample(by_kind[kind], rest // len(kinds) + (at < rest % len(kinds)))
+    ]
     return sorted([*whole, *sample], key=lambda mutation: (mutation.file, mutation.line))
 
 
 def run_mutation(mutation: Mutation, coverage: Coverage, root: Path = ROOT) -> Result:
     """Change the file, run the tests that cover the line, and restore the file."""
     path = root / mutation.file
-    changes = {change.mutation.key: change for change in find_changes(path, root)} if path.exists() else {}
+    changes = (
+        {change.mutation.key: change for change in find_changes(path, root)}
+        if path.exists()
+        else {}
+    )
     change = changes.get(mutation.key)
     if change is None:
         return Result(**asdict(mutation), status="gone", test="", seconds="")
@@ -241,7 +274,9 @@ def run_mutation(mutation: Mutation, coverage: Coverage, root: Path = ROOT) -> R
         status, test = _run_tests(tests, root)
     finally:
         path.write_bytes(data)
-    return Result(**asdict(mutation), status=status, test=test, seconds=f"{time.monotonic() - begun:.0f}")
+    return Result(
+        **asdict(mutation), status=status, test=test, seconds=f"{time.monotonic() - begun:.0f}"
+    )
 
 
 def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
@@ -249,7 +284,13 @@ def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
                f"--timeout={TEST_TIMEOUT_S}", *tests]  # fmt: skip
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=MAX_SECONDS)
@@ -259,7 +300,9 @@ def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
         return "survived", "no failure in time"
     if process.returncode == 0:
         return "survived", ""
-    named = [line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    named = [
+        line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))
+    ]
     return "caught", named[0] if named else f"pytest exited with {process.returncode}"
 
 
@@ -282,15 +325,23 @@ def _mutation_from_row(row: dict[str, str]) -> Mutation:
     return Mutation(**{**values, "occurrence": int(row["occurrence"]), "line": int(row["line"])})  # type: ignore[arg-type]
 
 
-def compare(before: Sequence[dict[str, str]], after: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def compare(
+    before: Sequence[dict[str, str]], after: Sequence[dict[str, str]]
+) -> list[dict[str, str]]:
     """Return the rows of `after` that survive although the same mutation was caught before."""
     caught = {_mutation_from_row(row).key for row in before if row["status"] == "caught"}
-    return [row for row in after if row["status"] == "survived" and _mutation_from_row(row).key in caught]
+    return [
+        row
+        for row in after
+        if row["status"] == "survived" and _mutation_from_row(row).key in caught
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mutate", description=(__doc__ or "").splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     select = commands.add_parser("select")
     run = commands.add_parser("run")
@@ -316,8 +367,16 @@ def main(arguments: Sequence[str]) -> int:
     for row in read_rows(given.mutations)[first - 1 :: step]:
         results.append(run_mutation(_mutation_from_row(row), coverage))
         write_rows(given.out, Result, results)
-        print(f"{results[-1].status:9} {results[-1].seconds:>3} s  {results[-1].file}:{results[-1].line}", flush=True)
-    print(", ".join(f"{count} {status}" for status, count in Counter(result.status for result in results).most_common()))
+        print(
+            f"{results[-1].status:9} {results[-1].seconds:>3} s  {results[-1].file}:{results[-1].line}",
+            flush=True,
+        )
+    print(
+        ", ".join(
+            f"{count} {status}"
+            for status, count in Counter(result.status for result in results).most_common()
+        )
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""The contenders, one module each. Each runs in a fresh process, so that none profits from what another has warmed up."""
+"""The contenders, one module each. Each runs in a fresh process, so that none profits from what
+another has warmed up.
+"""
 
 from benchmarks.contenders import daft_guide, daft_model, dataloader, limit, ray_guide, touchstone
 from benchmarks.contenders.contender import Contender

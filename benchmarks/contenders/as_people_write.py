@@ -1,4 +1,6 @@
-"""The model and the transforms of a card as a person writes them from the model's page: torchvision on PIL images, fp32 weights."""
+"""The model and the transforms of a card as a person writes them from the model's page: torchvision
+on PIL images, fp32 weights.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,12 +42,18 @@ def geometry(preprocessing: Preprocessing) -> list[Any]:
 
 def pil_transform(preprocessing: Preprocessing) -> Callable[[Any], torch.Tensor]:
     """PIL image → normalised (3, H, W) float32, in the order of torchvision's examples."""
-    return transforms.Compose([*geometry(preprocessing), transforms.ToTensor(), _normalise(preprocessing)])
+    return transforms.Compose(
+        [*geometry(preprocessing), transforms.ToTensor(), _normalise(preprocessing)]
+    )
 
 
 def array_transform(preprocessing: Preprocessing) -> Callable[[Any], torch.Tensor]:
-    """(H, W, 3) uint8 array → normalised (3, H, W) float32, in the order of Ray Data's image guide: to a tensor first."""
-    return transforms.Compose([transforms.ToTensor(), *geometry(preprocessing), _normalise(preprocessing)])
+    """(H, W, 3) uint8 array → normalised (3, H, W) float32, in the order of Ray Data's image guide:
+    to a tensor first.
+    """
+    return transforms.Compose(
+        [transforms.ToTensor(), *geometry(preprocessing), _normalise(preprocessing)]
+    )
 
 
 def _normalise(preprocessing: Preprocessing) -> Any:

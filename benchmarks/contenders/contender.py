@@ -1,4 +1,6 @@
-"""What a contender is to the harness: a command to start, and a record of what it did. Knows nothing about torch or Ray."""
+"""What a contender is to the harness: a command to start, and a record of what it did. Knows
+nothing about torch or Ray.
+"""
 
 import json
 import sys
@@ -13,10 +15,12 @@ from benchmarks.work import Work
 
 @dataclass(frozen=True)
 class Record:
-    """What one process did; all times are epoch seconds, so that they compare with the harness's clock.
+    """What one process did; all times are epoch seconds, so that they compare with the harness's
+    clock.
 
-    `finished`: (time, images finished by then). `scores`: log-odds by file name. `marks`: when each step of the start was over.
-    `rate`: images per second where it follows from stage times instead of from `finished`. `detail`: figures for the reader of the JSON.
+    `finished`: (time, images finished by then). `scores`: log-odds by file name. `marks`: when each
+    step of the start was over. `rate`: images per second where it follows from stage times instead
+    of from `finished`. `detail`: figures for the reader of the JSON.
     """
 
     finished: Sequence[tuple[float, int]] = ()
@@ -38,10 +42,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Contender:
-    """`command(work, count, out)` scores `count` images and may write below `out`; `read(stdout, out)` tells what it did.
+    """`command(work, count, out)` scores `count` images and may write below `out`; `read(stdout,
+    out)` tells what it did.
 
-    `environment` is added to a plain user's; `needs_ray` says that it starts a Ray of its own. `lacks(folder)` makes what it needs in a
-    folder for environments, and says in one line why it cannot run here, or None. It does these `works` and no others.
+    `environment` is added to a plain user's; `needs_ray` says that it starts a Ray of its own.
+    `lacks(folder)` makes what it needs in a folder for environments, and says in one line why it
+    cannot run here, or None. It does these `works` and no others.
     """
 
     name: str
@@ -56,7 +62,14 @@ class Contender:
 
 def script(module: str, *extra: str) -> Callable[[Work, int, Path], list[str]]:
     """The command of a contender that is a script of ours: `python -m MODULE WORK-AS-JSON COUNT …`."""
-    return lambda work, count, out: [sys.executable, "-m", module, json.dumps(work.as_json()), str(count), *extra]
+    return lambda work, count, out: [
+        sys.executable,
+        "-m",
+        module,
+        json.dumps(work.as_json()),
+        str(count),
+        *extra,
+    ]
 
 
 def without(*packages: str) -> Callable[[Path], str | None]:
@@ -70,7 +83,9 @@ def without(*packages: str) -> Callable[[Path], str | None]:
 
 
 class InEnvironment:
-    """The command `python -m MODULE WORK-AS-JSON COUNT OUT` in an environment of its own, which `lacks` has made or found."""
+    """The command `python -m MODULE WORK-AS-JSON COUNT OUT` in an environment of its own, which
+    `lacks` has made or found.
+    """
 
     def __init__(self, environment: Environment, module: str) -> None:
         self._environment, self._module, self._folder = environment, module, FOLDER
@@ -80,7 +95,14 @@ class InEnvironment:
         return self._environment.made(folder)
 
     def command(self, work: Work, count: int, out: Path) -> list[str]:
-        return [str(self._environment.python(self._folder)), "-m", self._module, json.dumps(work.as_json()), str(count), str(out)]
+        return [
+            str(self._environment.python(self._folder)),
+            "-m",
+            self._module,
+            json.dumps(work.as_json()),
+            str(count),
+            str(out),
+        ]
 
 
 def arguments() -> tuple[Work, int, list[str]]:

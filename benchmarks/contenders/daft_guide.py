@@ -1,8 +1,10 @@
-"""Daft's own way to run a model over image files: `download`, then a class with the model whose method takes batches, one per core.
+"""Daft's own way to run a model over image files: `download`, then a class with the model whose
+method takes batches, one per core.
 
-The detector is ours by the same code, in bf16 in static slots, so that the network is equal. Decoding is ours too, in that method:
-scores from what Daft 0.7.26's `decode_image` gives differ by up to 0.16 × max(1, |score|) on these photographs, more than two contenders
-may. It runs in an environment of its own, since Daft wants an older pyarrow than ours.
+The detector is ours by the same code, in bf16 in static slots, so that the network is equal.
+Decoding is ours too, in that method: scores from what Daft 0.7.26's `decode_image` gives differ by
+up to 0.16 × max(1, |score|) on these photographs, more than two contenders may. It runs in an
+environment of its own, since Daft wants an older pyarrow than ours.
 """
 
 import time
@@ -43,14 +45,19 @@ def main() -> None:
             detector, scores = self.detector, []
             data = files.to_pylist()
             for start in range(0, len(data), detector.slots):
-                prepared = [detector.prepare(decode_image(one, self.limits).pixels) for one in data[start : start + detector.slots]]
+                prepared = [
+                    detector.prepare(decode_image(one, self.limits).pixels)
+                    for one in data[start : start + detector.slots]
+                ]
                 empty = [np.zeros_like(prepared[0])] * (detector.slots - len(prepared))
                 scores += detector.score(np.stack(prepared + empty))[: len(prepared)].tolist()
             finished_at = time.time()
             return [{"score": score, "finished_at": finished_at} for score in scores]
 
     photographs = daft.from_pydict({"path": [str(path) for path in work.files(count)]})
-    predictions = photographs.select("path", Model(work.card).score(download(col("path"))).alias("said"))
+    predictions = photographs.select(
+        "path", Model(work.card).score(download(col("path"))).alias("said")
+    )
     batches: Counter[float] = Counter()
     scores = {}
     for row in predictions.iter_rows():
@@ -61,7 +68,11 @@ def main() -> None:
 
 _APART = InEnvironment(ENVIRONMENT, "benchmarks.contenders.daft_guide")
 DAFT_GUIDE = Contender(
-    "daft_guide", "Daft: download, then a class with the detector, one per core", _APART.command, printed, lacks=_APART.lacks
+    "daft_guide",
+    "Daft: download, then a class with the detector, one per core",
+    _APART.command,
+    printed,
+    lacks=_APART.lacks,
 )
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""torch `DataLoader` scripts: the plain one that people write, in fp32 and under autocast, and one with all of our own tricks.
+"""torch `DataLoader` scripts: the plain one that people write, in fp32 and under autocast, and one
+with all of our own tricks.
 
-Plain: PIL, torchvision transforms, two workers, batches of 32, the model in the main process with torch's default threads.
-Tuned: one process per core that decodes with our decoder, scores in bf16 in static slots and sends nothing but scores.
+Plain: PIL, torchvision transforms, two workers, batches of 32, the model in the main process with
+torch's default threads. Tuned: one process per core that decodes with our decoder, scores in bf16
+in static slots and sends nothing but scores.
 """
 
 import time
@@ -13,12 +15,15 @@ from benchmarks.contenders.contender import Contender, Record, arguments, printe
 from benchmarks.measuring import cumulative
 from benchmarks.work import Work, cores
 
-WORKERS, BATCH, AHEAD = 2, 32, 2  # AHEAD is torch's own default: batches that each worker prepares in advance
+# AHEAD is torch's own default: batches that each worker prepares in advance
+WORKERS, BATCH, AHEAD = 2, 32, 2
 Scored = list[tuple[str, float]]
 
 
 def plain(work: Work, count: int, precision: str) -> Record:
-    """Score `count` images; the loader is given more, so that it never runs dry while the rate is measured."""
+    """Score `count` images; the loader is given more, so that it never runs dry while the rate is
+    measured.
+    """
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
@@ -31,7 +36,11 @@ def plain(work: Work, count: int, precision: str) -> Record:
 
     class Photographs(Dataset):
         def __init__(self, paths: list[Path], length: int) -> None:
-            self.paths, self.length, self.transform = paths, length, pil_transform(card.preprocessing)
+            self.paths, self.length, self.transform = (
+                paths,
+                length,
+                pil_transform(card.preprocessing),
+            )
 
         def __len__(self) -> int:
             return self.length
@@ -42,7 +51,11 @@ def plain(work: Work, count: int, precision: str) -> Record:
 
     model = plain_model(card)
     loaded = time.time()
-    loader = DataLoader(Photographs(work.files(count), count + WORKERS * AHEAD * BATCH), batch_size=BATCH, num_workers=WORKERS)
+    loader = DataLoader(
+        Photographs(work.files(count), count + WORKERS * AHEAD * BATCH),
+        batch_size=BATCH,
+        num_workers=WORKERS,
+    )
     batches, scores = [], {}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for names, images in islice(loader, -(-count // BATCH)):
@@ -74,12 +87,22 @@ def tuned(work: Work, count: int) -> Record:
             detector = load_detector(load_card(work.card))
             mine = iter(self.paths[worker.id :: worker.num_workers])
             while batch := list(islice(mine, detector.slots)):
-                pixels = np.stack([detector.prepare(decode_image(path.read_bytes(), limits).pixels) for path in batch])
+                pixels = np.stack(
+                    [
+                        detector.prepare(decode_image(path.read_bytes(), limits).pixels)
+                        for path in batch
+                    ]
+                )
                 scores = detector.score(pixels).tolist()
-                yield time.time(), [(path.name, score) for path, score in zip(batch, scores, strict=True)]
+                yield (
+                    time.time(),
+                    [(path.name, score) for path, score in zip(batch, scores, strict=True)],
+                )
 
     batches, scores = [], {}
-    for finished_at, scored in DataLoader(Share(work.files(count)), batch_size=None, num_workers=cores()):
+    for finished_at, scored in DataLoader(
+        Share(work.files(count)), batch_size=None, num_workers=cores()
+    ):
         batches.append((finished_at, len(scored)))
         scores |= dict(scored)
     return Record(cumulative(batches), scores, {"imported": imported})
@@ -92,7 +115,11 @@ def main() -> None:
 
 DATALOADERS = tuple(
     Contender(
-        f"dataloader_{name}", says, script("benchmarks.contenders.dataloader", variant), printed, lacks=without("torch", "torchvision")
+        f"dataloader_{name}",
+        says,
+        script("benchmarks.contenders.dataloader", variant),
+        printed,
+        lacks=without("torch", "torchvision"),
     )
     for name, variant, says in (
         ("tuned", "tuned", "a DataLoader given all of our own tricks"),

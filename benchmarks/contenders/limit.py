@@ -1,6 +1,7 @@
 """The limit: what the cores could do if nothing but decoding, preparing and the model took time.
 
-cores ÷ (seconds to decode and prepare + seconds of the model, per image), medians of one thread in one process with nothing beside it.
+cores ÷ (seconds to decode and prepare + seconds of the model, per image), medians of one thread in
+one process with nothing beside it.
 """
 
 import statistics
@@ -44,11 +45,22 @@ def main() -> None:
         scoring.append((time.perf_counter() - begin) / len(batch))
         scores |= {path.name: float(score) for path, score in zip(batch, scored, strict=True)}
     images = WARM_UP * detector.slots
-    stages = {"decode_s": decoding[images:], "prepare_s": preparing[images:], "model_s": scoring[WARM_UP:]}
+    stages = {
+        "decode_s": decoding[images:],
+        "prepare_s": preparing[images:],
+        "model_s": scoring[WARM_UP:],
+    }
     detail = {name: statistics.median(seconds) for name, seconds in stages.items()}
-    detail["rate_from_means"] = cores() / sum(statistics.fmean(seconds) for seconds in stages.values())
+    detail["rate_from_means"] = cores() / sum(
+        statistics.fmean(seconds) for seconds in stages.values()
+    )
     rate = cores() / sum(detail[name] for name in stages)
-    Record(scores=scores, marks={"imported": imported, "model loaded": loaded}, rate=rate, detail=detail).print()
+    Record(
+        scores=scores,
+        marks={"imported": imported, "model loaded": loaded},
+        rate=rate,
+        detail=detail,
+    ).print()
 
 
 LIMIT = Contender(

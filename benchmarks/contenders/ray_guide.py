@@ -1,8 +1,9 @@
 """The pipeline of Ray Data's own batch-inference guide for images, on CPUs.
 
-`read_images` → `map` with torchvision transforms, row by row, keeping the original → `map_batches` with the model in an actor pool,
-which hands the original on → the original is dropped. Where the guide's requests of a whole CPU for each stage would wait for each other
-for ever on two cores, they are made small; everything else is as it stands there.
+`read_images` → `map` with torchvision transforms, row by row, keeping the original → `map_batches`
+with the model in an actor pool, which hands the original on → the original is dropped. Where the
+guide's requests of a whole CPU for each stage would wait for each other for ever on two cores, they
+are made small; everything else is as it stands there.
 """
 
 import os
@@ -34,12 +35,22 @@ def main() -> None:
     card = load_card(work.card)
     transform = array_transform(card.preprocessing)
     imported = time.time()
-    ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=STORE_BYTES,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     up = time.time()
 
     def preprocess_image(row: dict[str, Any]) -> dict[str, Any]:
-        return {"path": row["path"], "original_image": row["image"], "transformed_image": transform(row["image"]).numpy()}
+        return {
+            "path": row["path"],
+            "original_image": row["image"],
+            "transformed_image": transform(row["image"]).numpy(),
+        }
 
     class Model:
         def __init__(self) -> None:
@@ -56,7 +67,9 @@ def main() -> None:
             }
 
     paths = [str(path) for path in work.files(count)]
-    photographs = ray.data.read_images(paths, mode="RGB", include_paths=True, ray_remote_args={"num_cpus": TASK_CPUS})
+    photographs = ray.data.read_images(
+        paths, mode="RGB", include_paths=True, ray_remote_args={"num_cpus": TASK_CPUS}
+    )
     predictions = photographs.map(preprocess_image, num_cpus=TASK_CPUS).map_batches(
         Model, compute=ActorPoolStrategy(size=cores()), num_cpus=ACTOR_CPUS, batch_size=BATCH
     )
@@ -64,7 +77,10 @@ def main() -> None:
     scores = {}
     for batch in predictions.drop_columns(["original_image"]).iter_batches(batch_size=None):
         batches.update(batch["finished_at"].tolist())
-        scores |= {Path(path).name: float(score) for path, score in zip(batch["path"], batch["score"], strict=True)}
+        scores |= {
+            Path(path).name: float(score)
+            for path, score in zip(batch["path"], batch["score"], strict=True)
+        }
     Record(cumulative(list(batches.items())), scores, {"imported": imported, "ray up": up}).print()
     ray.shutdown()
 
@@ -79,5 +95,6 @@ RAY_GUIDE = Contender(
 )
 
 if __name__ == "__main__":
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # as ours: no port obeys a stranger, no file is left
+    # as ours: no port obeys a stranger, no file is left
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     main()

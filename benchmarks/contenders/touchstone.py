@@ -1,4 +1,6 @@
-"""Ours: the `touchstone score` command as any user starts it, and what its run directory says afterwards."""
+"""Ours: the `touchstone score` command as any user starts it, and what its run directory says
+afterwards.
+"""
 
 import json
 import sys
@@ -32,20 +34,39 @@ def read(stdout: str, out: Path) -> Record:
     """Commit times and scores from the rows of the finished run."""
     rows = pq.read_table(out / "scores", columns=["uri", "score", "scored_at"]).to_pylist()
     commits = Counter(row["scored_at"].timestamp() for row in rows)
-    scores = {row["uri"].rpartition("/")[2]: row["score"] for row in rows if row["score"] is not None}
+    scores = {
+        row["uri"].rpartition("/")[2]: row["score"] for row in rows if row["score"] is not None
+    }
     sessions = [json.loads(path.read_text()) for path in sorted((out / "sessions").glob("*.json"))]
-    marks = {"ray up": datetime.fromisoformat(sessions[0]["started_at"]).timestamp()} if sessions else {}
+    marks = (
+        {"ray up": datetime.fromisoformat(sessions[0]["started_at"]).timestamp()}
+        if sessions
+        else {}
+    )
     return Record(cumulative(list(commits.items())), scores, marks, detail=_stages(sessions))
 
 
 def _stages(sessions: list[dict]) -> dict[str, float]:
     """Seconds that the workers spent in each stage, per image."""
     rows = sum(session["rows"] for session in sessions)
-    return {f"{stage}_s": seconds / rows for session in sessions[-1:] for stage, seconds in session["seconds"].items() if rows}
+    return {
+        f"{stage}_s": seconds / rows
+        for session in sessions[-1:]
+        for stage, seconds in session["seconds"].items()
+        if rows
+    }
 
 
 def _lacks(folder: Path) -> str | None:
     return None if PROGRAM.exists() else f"no {PROGRAM}; `make setup` installs it"
 
 
-TOUCHSTONE = Contender("touchstone", "touchstone score", command, read, needs_ray=True, lacks=_lacks, works=tuple(DETECTORS))
+TOUCHSTONE = Contender(
+    "touchstone",
+    "touchstone score",
+    command,
+    read,
+    needs_ray=True,
+    lacks=_lacks,
+    works=tuple(DETECTORS),
+)

@@ -1,6 +1,8 @@
-"""FastAPI and uvicorn as people write them: the model in the process, a plain function as endpoint, one image at a time, no batching.
+"""FastAPI and uvicorn as people write them: the model in the process, a plain function as endpoint,
+one image at a time, no batching.
 
-The function runs in FastAPI's pool of threads, so that several models' worth of work runs at once, each on one thread.
+The function runs in FastAPI's pool of threads, so that several models' worth of work runs at once,
+each on one thread.
 """
 
 from benchmarks.servers.server import Server, arguments, script
@@ -16,7 +18,8 @@ def main() -> None:
 
     work, port, _ = arguments()
     torch.set_num_threads(1)
-    detector, limits = load_detector(work.card, slots=1), ImageLimits()  # one slot: without batching nobody fills up a batch
+    # one slot: without batching nobody fills up a batch
+    detector, limits = load_detector(work.card, slots=1), ImageLimits()
     app = FastAPI()
 
     @app.get("/ready")
@@ -31,7 +34,12 @@ def main() -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-FASTAPI = Server("fastapi", "FastAPI + uvicorn, no batching, its thread pool", script("benchmarks.servers.fastapi"), 2)
+FASTAPI = Server(
+    "fastapi",
+    "FastAPI + uvicorn, no batching, its thread pool",
+    script("benchmarks.servers.fastapi"),
+    2,
+)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,6 @@
-"""How LitServe is started. The script is a module of its own: LitServe starts processes that import it, and nobody else needs LitServe."""
+"""How LitServe is started. The script is a module of its own: LitServe starts processes that import
+it, and nobody else needs LitServe.
+"""
 
 from importlib.util import find_spec
 
@@ -14,6 +16,22 @@ def missing() -> str | None:
 
 
 LITSERVES = (
-    Server("litserve", "LitServe, one worker", script(SCRIPT, "1"), 1, "/predict", "/health", missing=missing),
-    Server("litserve_two_workers", "LitServe, two workers", script(SCRIPT, "2"), 2, "/predict", "/health", missing=missing),
+    Server(
+        "litserve",
+        "LitServe, one worker",
+        script(SCRIPT, "1"),
+        1,
+        "/predict",
+        "/health",
+        missing=missing,
+    ),
+    Server(
+        "litserve_two_workers",
+        "LitServe, two workers",
+        script(SCRIPT, "2"),
+        2,
+        "/predict",
+        "/health",
+        missing=missing,
+    ),
 )

@@ -1,4 +1,6 @@
-"""LitServe with our own detector: decoding, preparing and the model in its workers; as many slots and the same wait. Run as a script."""
+"""LitServe with our own detector: decoding, preparing and the model in its workers; as many slots
+and the same wait. Run as a script.
+"""
 
 from typing import Any
 
@@ -41,7 +43,12 @@ def main() -> None:
     from ray_app.detectors.card import default_slots
 
     work, port, (workers,) = arguments()
-    server = litserve.LitServer(Detecting(work.card, default_slots("cpu")), accelerator="cpu", workers_per_device=int(workers), timeout=60)
+    server = litserve.LitServer(
+        Detecting(work.card, default_slots("cpu")),
+        accelerator="cpu",
+        workers_per_device=int(workers),
+        timeout=60,
+    )
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
 

@@ -1,4 +1,6 @@
-"""Ours: `touchstone serve` as any user starts it, the same on a Ray of its own (`--ray`), and that of an earlier version."""
+"""Ours: `touchstone serve` as any user starts it, the same on a Ray of its own (`--ray`), and that
+of an earlier version.
+"""
 
 import os
 import sys
@@ -11,12 +13,17 @@ from benchmarks.work import Work
 from ray_app.detectors import load_card
 
 BEFORE = "TOUCHSTONE_BEFORE"  # a checkout of an earlier version, to have both in one run
-ITS_TINY = "TOUCHSTONE_BEFORE_TINY"  # the ensemble of touchstone-tiny there; it was `default` until 0.9
+# the ensemble of touchstone-tiny there; it was `default` until 0.9
+ITS_TINY = "TOUCHSTONE_BEFORE_TINY"
 
 
 def missing() -> str | None:
     tree = os.environ.get(BEFORE)
-    return None if tree and (Path(tree) / "ray_app").is_dir() else f"${BEFORE} names no checkout of an earlier version"
+    return (
+        None
+        if tree and (Path(tree) / "ray_app").is_dir()
+        else f"${BEFORE} names no checkout of an earlier version"
+    )
 
 
 def _field(work: Work) -> str:
@@ -24,7 +31,17 @@ def _field(work: Work) -> str:
 
 
 def _command(module: str, work: Work, port: int, *options: str) -> list[str]:
-    return [sys.executable, "-m", module, "serve", "--port", str(port), "--ensemble", str(work.ensemble), *options]
+    return [
+        sys.executable,
+        "-m",
+        module,
+        "serve",
+        "--port",
+        str(port),
+        "--ensemble",
+        str(work.ensemble),
+        *options,
+    ]
 
 
 def _serve(*options: str) -> Callable[[Work, int], list[str]]:
@@ -45,7 +62,14 @@ OURS = (
     _ours("server_two_workers", "touchstone serve --workers 2", 2, "--workers", "2"),
     _ours("ray", "touchstone serve --ray", 1, "--ray"),
     # As many decoders as model processes: the peers decode in theirs.
-    _ours("ray_two", "touchstone serve --ray, two replicas", 2, "--ray", "--set", "detectors.replicas=2"),
+    _ours(
+        "ray_two",
+        "touchstone serve --ray, two replicas",
+        2,
+        "--ray",
+        "--set",
+        "detectors.replicas=2",
+    ),
 )
 BEFORES = (
     Server(

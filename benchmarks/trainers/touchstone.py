@@ -10,7 +10,13 @@ from benchmarks.training_work import TrainingWork
 
 def command(work: TrainingWork, out: Path) -> list[str]:
     """Every setting at its default."""
-    return [str(Path(sys.executable).with_name("touchstone")), "train", str(work.config), "--out", str(out)]
+    return [
+        str(Path(sys.executable).with_name("touchstone")),
+        "train",
+        str(work.config),
+        "--out",
+        str(out),
+    ]
 
 
 def history(out: Path) -> Sequence[Line]:

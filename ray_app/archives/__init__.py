@@ -1,4 +1,6 @@
-"""Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
+"""Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`,
+`read_block`, `MemberReader`).
+"""
 
 from typing import TYPE_CHECKING
 

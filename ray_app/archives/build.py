@@ -1,15 +1,19 @@
-"""`list_members`: an archive → its next manifest: all members the first time, later what is new; `list_portions`: a first listing in
-several manifests, so that the first is there early. `is_as_listed`: whether anything is new.
+"""`list_members`: an archive → its next manifest: all members the first time, later what is new;
+`list_portions`: a first listing in several manifests, so that the first is there early.
+`is_as_listed`: whether anything is new.
 
-1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list, then what is in containers. Where the
+1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list,
+then what is in containers. Where the
    sources name what they named before (a digest), that is all.
 2. Ids are joined: duplicates, collisions, what is known, what vanished.
-3. Runs of raw files are cut into blocks and written. Only then does the manifest count; what was interrupted before is listed anew.
+3. Runs of raw files are cut into blocks and written. Only then does the manifest count; what was
+interrupted before is listed anew.
 
-`Each` runs the steps, here or in tasks. Memory: a few numbers per section, block and container, a bit per member, and 8 bytes per vanished
-one; beside the join's own.
+`Each` runs the steps, here or in tasks. Memory: a few numbers per section, block and container, a
+bit per member, and 8 bytes per vanished one; beside the join's own.
 
-`write_selected`: a manifest made of members of other manifests, under their own ids: what is to be scored again.
+`write_selected`: a manifest made of members of other manifests, under their own ids: what is to be
+scored again.
 """
 
 import time
@@ -24,7 +28,17 @@ import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
 from ray_app.archives.known_ids import files_at, ids_in
-from ray_app.archives.members import BlockPlan, Digest, Each, Ids, ListedMember, block_sizes, first_word, identity_digest, in_turn
+from ray_app.archives.members import (
+    BlockPlan,
+    Digest,
+    Each,
+    Ids,
+    ListedMember,
+    block_sizes,
+    first_word,
+    identity_digest,
+    in_turn,
+)
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
 from ray_app.storage import Guard, Store
@@ -32,8 +46,14 @@ from ray_app.storage import Guard, Store
 
 def input_type_of(store: Store) -> pa.StructType | None:
     """The source's own columns, of whatever listing; None where it has none."""
-    firsts = (next(iter(manifest.read_blocks(store, number)), None) for number in manifest.manifests(store))
-    return manifest.joined_inputs((manifest.input_type(reader.read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
+    firsts = (
+        next(iter(manifest.read_blocks(store, number)), None)
+        for number in manifest.manifests(store)
+    )
+    return manifest.joined_inputs(
+        (manifest.input_type(reader.read_block(store, ref)) for ref in firsts if ref is not None),
+        as_text=True,
+    )
 
 
 def write_selected(
@@ -43,11 +63,14 @@ def write_selected(
     wanted: pa.StructType | None,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> manifest.ManifestInfo:
-    """Write manifest 0 of `store` from manifest rows, in their order, cut anew. `guard`: that of their own listing.
+    """Write manifest 0 of `store` from manifest rows, in their order, cut anew. `guard`: that of
+    their own listing.
 
     Memory: a few blocks.
     """
-    writer = cut_blocks.PartWriter(store, f"{manifest.folder_of(0)}/part-00000", manifest.manifest_schema(wanted))
+    writer = cut_blocks.PartWriter(
+        store, f"{manifest.folder_of(0)}/part-00000", manifest.manifest_schema(wanted)
+    )
     arriving = cut_blocks.TableStream(manifest.with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
         table = arriving.up_to(count)
@@ -67,7 +90,9 @@ _FEW_NAMED = 100_000  # files and containers that one process lists in some seco
 
 @dataclass(frozen=True)
 class Portions:
-    """How many members one task holds at once or one file of ids has, and how few are not worth a task at all."""
+    """How many members one task holds at once or one file of ids has, and how few are not worth a
+    task at all.
+    """
 
     raw_rows: int = raw_listing.RAW_ROWS
     id_rows: int = 1 << 20
@@ -76,8 +101,8 @@ class Portions:
 
 
 class ListingOptions(TypedDict, total=False):
-    """How a listing is made. `each` runs its steps; `progress` gets how many members there are so far; `limit`: no more than the first so
-    many. `digest`, `portions` and `clock` are for tests.
+    """How a listing is made. `each` runs its steps; `progress` gets how many members there are so
+    far; `limit`: no more than the first so many. `digest`, `portions` and `clock` are for tests.
     """
 
     each: Each
@@ -88,14 +113,18 @@ class ListingOptions(TypedDict, total=False):
     clock: Callable[[], float]
 
 
-def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> manifest.ManifestInfo | None:
+def list_members(
+    store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
+) -> manifest.ManifestInfo | None:
     """Write the next manifest; None when the archive is as the last one says.
 
-    A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
-    put back to an older version makes the old id current again, with the row that it has. Members of a folder or container that this
-    listing could not list stay as the last one left them.
+    A later manifest holds the members whose id no earlier one has, and as vanished all ids ever
+    listed that are not there now: a file put back to an older version makes the old id current
+    again, with the row that it has. Members of a folder or container that this listing could not
+    list stay as the last one left them.
 
-    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a source or the store is out of reach.
+    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a
+    source or the store is out of reach.
     """
     listing = _Listing(store, archive, plan, **options)
     walk, last = listing.walk, listing.last
@@ -107,11 +136,15 @@ def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unp
     return listing.written()
 
 
-def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> Iterator[manifest.ManifestInfo]:
-    """The same, where it is the first listing of a large archive in several manifests, given out as they come to count.
+def list_portions(
+    store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
+) -> Iterator[manifest.ManifestInfo]:
+    """The same, where it is the first listing of a large archive in several manifests, given out as
+    they come to count.
 
-    The first has some 50,000 members, each further one makes them about four times as many: the first can be scored while the others are
-    listed, and a listing that was interrupted goes on behind the last of them. `goes_on` is False for the last.
+    The first has some 50,000 members, each further one makes them about four times as many: the
+    first can be scored while the others are listed, and a listing that was interrupted goes on
+    behind the last of them. `goes_on` is False for the last.
     """
     last = manifest.last_listing(store)
     if options.get("limit") is not None or not (last is None or last.goes_on):
@@ -129,16 +162,22 @@ def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Un
             yield info
 
 
-def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED) -> bool:
-    """Whether the sources name the very files and containers of the last listing, so that `list_members` would find nothing new.
+def is_as_listed(
+    store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED
+) -> bool:
+    """Whether the sources name the very files and containers of the last listing, so that
+    `list_members` would find nothing new.
 
-    Opens no container, and gives up (False) where they named more than `most`. Raises as `list_members`.
+    Opens no container, and gives up (False) where they named more than `most`. Raises as
+    `list_members`.
     """
     info = manifest.last_listing(store)
     if info is None or not info.digest or info.named > most:
         return False
     folder = manifest.folder_of(info.manifest + 1)
-    lister = raw_listing.SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest)
+    lister = raw_listing.SectionLister(
+        store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest
+    )
     walk = Walk(lister, archive, limit=limit)
     walk.sources(in_order=True)
     store.clear(folder)
@@ -147,7 +186,9 @@ def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most:
 
 @dataclass
 class _Listing:
-    """The manifest that is being written, and the walk that leads there; for its settings see `ListingOptions`."""
+    """The manifest that is being written, and the walk that leads there; for its settings see
+    `ListingOptions`.
+    """
 
     store: Store
     archive: Archive
@@ -167,12 +208,19 @@ class _Listing:
         self.store.clear(manifest.folder_of(self.number))
         self._scratch = f"{manifest.folder_of(self.number)}/listing"
         lister = raw_listing.SectionLister(
-            self.store, self._scratch, self.archive.selection, self.archive.fetcher, self.digest, self.portions.raw_rows
+            self.store,
+            self._scratch,
+            self.archive.selection,
+            self.archive.fetcher,
+            self.digest,
+            self.portions.raw_rows,
         )
         self.walk = Walk(lister, self.archive, self.each, self.limit, self.progress)
 
     def portion(self) -> manifest.ManifestInfo | None:
-        """List on until there is a manifest's worth of new members, or nothing is left; None where nothing was new."""
+        """List on until there is a manifest's worth of new members, or nothing is left; None where
+        nothing was new.
+        """
         walk, info = self.walk, None
         while info is None:
             walk.step()
@@ -194,7 +242,9 @@ class _Listing:
         if not walk.listed and not goes_on:
             raise self.archive.empty(walk.found, walk.opened)
         files, each = walk.files, self.each
-        joined = manifest.joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files))
+        joined = manifest.joined_inputs(
+            (file.input_type for file in files), as_text=any(file.as_text for file in files)
+        )
         input_type = manifest.settled(joined)
         known, guard = manifest.listed_so_far(store)
         if max(walk.kept, known) <= self.portions.few:
@@ -205,12 +255,21 @@ class _Listing:
         )  # fmt: skip
         vanished = self._without_closed(vanished, replaced)
         runs = cut_blocks.runs_of(chosen, self.portions.run_rows)
-        if last is not None and not runs and (is_portion or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))):
+        if (
+            last is not None
+            and not runs
+            and (
+                is_portion
+                or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))
+            )
+        ):
             walk.next_portion()
             if goes_on:
                 return None
             store.clear(manifest.folder_of(number))
-            manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard)))
+            manifest.write_complete(
+                store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard))
+            )
             return None
         blocks = _cut(store, number, self.plan, runs, input_type, each)
         noted = _noted(walk, guard)
@@ -234,46 +293,78 @@ class _Listing:
         return info
 
     def _replaced_by_earlier(self) -> Ids | None:
-        """Return the ids of files of unknown version whose rows of the last listing stay current, so that each file has one row."""
+        """Return the ids of files of unknown version whose rows of the last listing stay current,
+        so that each file has one row.
+        """
         uris = {place.uri for place in self.walk.closed if place.version == ""}
         if not (uris and self._earlier):
             return None
-        uris = files_at(self.store, self._earlier, uris, manifest.read_vanished(self.store, self._earlier[-1]))
-        return np.unique(np.array([first_word(self.digest(ListedMember(uri, None, 0, "", -1), 0)) for uri in uris], np.int64))
+        uris = files_at(
+            self.store, self._earlier, uris, manifest.read_vanished(self.store, self._earlier[-1])
+        )
+        return np.unique(
+            np.array(
+                [first_word(self.digest(ListedMember(uri, None, 0, "", -1), 0)) for uri in uris],
+                np.int64,
+            )
+        )
 
     def _without_closed(self, vanished: Ids, replaced: Ids | None) -> Ids:
-        """Return the vanished ids without recent members of places that this listing could not list, which may still be there.
+        """Return the vanished ids without recent members of places that this listing could not
+        list, which may still be there.
 
         The ids in `replaced` stay vanished.
         """
         if not (self.walk.closed and len(vanished)):
             return vanished
-        recent = np.setdiff1d(vanished, manifest.read_vanished(self.store, self._earlier[-1]), assume_unique=True)
+        recent = np.setdiff1d(
+            vanished, manifest.read_vanished(self.store, self._earlier[-1]), assume_unique=True
+        )
         if replaced is not None:
             recent = np.setdiff1d(recent, replaced, assume_unique=True)
-        kept = ids_in(self.store, self._earlier, recent, self.walk.closed) if len(recent) else recent
+        kept = (
+            ids_in(self.store, self._earlier, recent, self.walk.closed) if len(recent) else recent
+        )
         return np.setdiff1d(vanished, kept, assume_unique=True)
 
 
 def _noted(walk: Walk, before: Guard) -> dict[str, Any]:
-    """What is kept of this listing for the next one; no digest where containers must be opened to know what is in them.
+    """What is kept of this listing for the next one; no digest where containers must be opened to
+    know what is in them.
 
     Members of earlier listings are read by the guard of those (`before`).
     """
     guard = walk.archive.fetcher.guard.joined(before)
     servers = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
-    closed = {"closed_folders": walk.closed_folders.count, "closed_example": walk.closed_folders.example}
-    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked, **closed}
+    closed = {
+        "closed_folders": walk.closed_folders.count,
+        "closed_example": walk.closed_folders.example,
+    }
+    return {
+        "named": walk.named,
+        "digest": walk.digest if walk.settled else "",
+        **servers,
+        **linked,
+        **closed,
+    }
 
 
 def _cut(
-    store: Store, number: int, plan: BlockPlan, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
+    store: Store,
+    number: int,
+    plan: BlockPlan,
+    runs: Sequence[cut_blocks.Run],
+    input_type: pa.StructType | None,
+    each: Each,
 ) -> pa.Table:
     """Write the manifest's parts; returns its blocks."""
     measure = partial(cut_blocks.block_ends, store, plan)
     measured = iter(each(measure, [run for run in runs if cut_blocks.reads_rows(plan, run)]))
     ends = [next(measured) if cut_blocks.reads_rows(plan, run) else measure(run) for run in runs]
     firsts = accumulate((len(one) for one in ends), initial=0)
-    tables = each(partial(cut_blocks.cut_run, store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
+    tables = each(
+        partial(cut_blocks.cut_run, store, number, input_type),
+        list(zip(runs, ends, firsts, strict=False)),
+    )
     return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -1,4 +1,5 @@
-"""Find which column of a user's table holds images and which one uris (`roles_of`), and what the others become in `input` (`input_rows`).
+"""Find which column of a user's table holds images and which one uris (`roles_of`), and what the
+others become in `input` (`input_rows`).
 
 Arrow types and the metadata that the `datasets` library writes decide.
 """
@@ -16,7 +17,19 @@ import pyarrow.compute as pc
 from ray_app.archives.members import TableColumns
 from ray_app.errors import ConfigError
 
-IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bytes",
+    "content",
+    "data",
+)
 URI_NAMES = ("uri", "url", "image_url", "path", "file_name", "image_path")
 
 Features = Mapping[str, Mapping[str, Any]]
@@ -24,7 +37,9 @@ Sizes = npt.NDArray[np.int64]
 
 
 def features_of(schema: pa.Schema) -> Features:
-    """What `datasets` says of each column in the schema's metadata; nothing where it says nothing or nonsense."""
+    """What `datasets` says of each column in the schema's metadata; nothing where it says nothing
+    or nonsense.
+    """
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
@@ -43,19 +58,28 @@ def holds_files(kind: pa.DataType) -> bool:
 
 
 def field_beside_bytes(kind: pa.DataType) -> str | None:
-    """Return the field that shows how many files each cell has, without reading them; None if cells are not lists of {bytes, path}.
+    """Return the field that shows how many files each cell has, without reading them; None if cells
+    are not lists of {bytes, path}.
 
     That is `path`, which `datasets` writes, or else any other field of the struct.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None
-    names = [field.name for field in kind.value_type if not pa.types.is_nested(field.type) and not has_binary(field.type)]
+    names = [
+        field.name
+        for field in kind.value_type
+        if not pa.types.is_nested(field.type) and not has_binary(field.type)
+    ]
     return "path" if "path" in names else next(iter(names), None)
 
 
 def nested_files(schema: pa.Schema) -> str | None:
-    """Return the first place where files are deeper in a column than they are read, such as `meta.image` or `pages[].scan`."""
-    return next((place for field in schema for place in _places_of_files(field.type, field.name)), None)
+    """Return the first place where files are deeper in a column than they are read, such as
+    `meta.image` or `pages[].scan`.
+    """
+    return next(
+        (place for field in schema for place in _places_of_files(field.type, field.name)), None
+    )
 
 
 def _places_of_files(kind: pa.DataType, place: str) -> Iterator[str]:
@@ -78,7 +102,9 @@ def _is_struct(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
@@ -91,16 +117,20 @@ def has_binary(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return has_binary(kind.value_type)
     return (
-        _is_bytes(kind) or bool(pa.types.is_fixed_size_binary(kind)) or any(has_binary(kind.field(i).type) for i in range(kind.num_fields))
+        _is_bytes(kind)
+        or bool(pa.types.is_fixed_size_binary(kind))
+        or any(has_binary(kind.field(i).type) for i in range(kind.num_fields))
     )
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The column that makes a table one of images, or the one that makes it a list of uris; never both.
+    """The column that makes a table one of images, or the one that makes it a list of uris; never
+    both.
 
     Attributes:
-        images: The column with lists of images, if no column has one image per row. A table may have it next to a column of uris.
+        images: The column with lists of images, if no column has one image per row. A table may
+            have it next to a column of uris.
     """
 
     image: str | None
@@ -108,8 +138,11 @@ class Roles:
     images: str | None = None
 
 
-def roles_of(schema: pa.Schema, columns: TableColumns, where: str, *, follows_uris: bool = False) -> Roles:
-    """Find what a table is, by what the user named, then by types, by `datasets`' metadata and by usual names.
+def roles_of(
+    schema: pa.Schema, columns: TableColumns, where: str, *, follows_uris: bool = False
+) -> Roles:
+    """Find what a table is, by what the user named, then by types, by `datasets`' metadata and by
+    usual names.
 
     Args:
         schema: The table's columns.
@@ -118,7 +151,8 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str, *, follows_ur
         follows_uris: Whether a column of uris makes the table a list, even next to lists of images.
 
     Raises:
-        ConfigError: more than one answer is left; the message has every candidate, the hint says how to choose.
+        ConfigError: more than one answer is left; the message has every candidate, the hint says
+            how to choose.
     """
     if columns.image in schema.names:
         kind = schema.field(columns.image).type
@@ -141,7 +175,8 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str, *, follows_ur
         raise no_column(where, columns.image or columns.uri or "", schema.names)
     if image is not None or columns.image is not None or (uri is not None and follows_uris):
         return Roles(image, None if image is not None else uri)
-    # Columns that earlier versions did not read come last, so that the ids of images in other columns stay.
+    # Columns that earlier versions did not read come last, so that the ids of images in other
+    # columns stay.
     image = _chosen(schema, encoded, where)
     if image is not None and (uri is None or _is_surely_images(schema, image)):
         return Roles(image, None)
@@ -150,7 +185,9 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str, *, follows_ur
 
 
 def uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
-    """The column of uris: the one named by the user (None where it is absent), else the first text column of a usual name."""
+    """The column of uris: the one named by the user (None where it is absent), else the first text
+    column of a usual name.
+    """
     if columns.uri is not None:
         return columns.uri if columns.uri in schema.names else None
     texts = {field.name.lower(): field.name for field in reversed(schema) if is_text(field.type)}
@@ -159,7 +196,9 @@ def uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
 
 def no_column(where: str, name: str, names: Sequence[str]) -> ConfigError:
     """What to say of a column that the user named and a table has not."""
-    return ConfigError(f"{where}: no column '{name}'", hint=f"its columns: {', '.join(names) or 'none'}")
+    return ConfigError(
+        f"{where}: no column '{name}'", hint=f"its columns: {', '.join(names) or 'none'}"
+    )
 
 
 def no_uris(where: str, names: Sequence[str]) -> ConfigError:
@@ -171,14 +210,22 @@ def no_uris(where: str, names: Sequence[str]) -> ConfigError:
 
 
 def _file_columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """Return the columns with one file in each cell: those of plain bytes, and those whose files are in a dictionary."""
+    """Return the columns with one file in each cell: those of plain bytes, and those whose files
+    are in a dictionary.
+    """
     columns = [field for field in schema if holds_files(field.type)]
-    plain = [field.name for field in columns if any(map(_is_bytes, [field.type, *_bytes_fields(field.type)]))]
+    plain = [
+        field.name
+        for field in columns
+        if any(map(_is_bytes, [field.type, *_bytes_fields(field.type)]))
+    ]
     return plain, [field.name for field in columns if field.name not in plain]
 
 
 def _chosen(schema: pa.Schema, candidates: list[str], where: str) -> str | None:
-    """Choose the column that `datasets` declares as images, else the only one, else the one with the most usual name."""
+    """Choose the column that `datasets` declares as images, else the only one, else the one with
+    the most usual name.
+    """
     features = features_of(schema)
     candidates = [name for name in candidates if _is_declared(features.get(name, {}))] or candidates
     if len(candidates) <= 1:
@@ -196,7 +243,9 @@ def _chosen(schema: pa.Schema, candidates: list[str], where: str) -> str | None:
 def _is_declared(feature: Mapping[str, Any]) -> bool:
     """Return whether `datasets` says that a column holds images, one or several in each row."""
     inner = feature.get("feature")
-    return feature.get("_type") == "Image" or (isinstance(inner, dict) and inner.get("_type") == "Image")
+    return feature.get("_type") == "Image" or (
+        isinstance(inner, dict) and inner.get("_type") == "Image"
+    )
 
 
 def _is_surely_images(schema: pa.Schema, name: str) -> bool:
@@ -205,12 +254,17 @@ def _is_surely_images(schema: pa.Schema, name: str) -> bool:
 
 
 def input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
-    """One dict per row, of values that Arrow can take back; a ClassLabel's number comes with its text as NAME_name."""
+    """One dict per row, of values that Arrow can take back; a ClassLabel's number comes with its
+    text as NAME_name.
+    """
     values: dict[str, list[Any]] = {}
     for name, column in columns.items():
         values[name] = _values(column)
         if (names := class_names(features.get(name, {}))) and f"{name}_name" not in columns:
-            values[f"{name}_name"] = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values[name]]
+            values[f"{name}_name"] = [
+                names[v] if isinstance(v, int) and 0 <= v < len(names) else None
+                for v in values[name]
+            ]
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
@@ -222,7 +276,11 @@ def class_names(feature: Mapping[str, Any]) -> list[str]:
 
 def _values(column: pa.Array) -> list[Any]:
     if isinstance(column.type, pa.BaseExtensionType):
-        column = pc.cast(column, column.type.storage_type) if isinstance(column, pa.ChunkedArray) else column.storage
+        column = (
+            pc.cast(column, column.type.storage_type)
+            if isinstance(column, pa.ChunkedArray)
+            else column.storage
+        )
     kind = column.type
     if (pa.types.is_temporal(kind)) and getattr(kind, "unit", "") == "ns":
         # Python's own dates and times end at microseconds.
@@ -234,12 +292,17 @@ def _values(column: pa.Array) -> list[Any]:
     except (pa.ArrowException, OverflowError, ValueError):
         values = [_value(cell) for cell in column]
     if pa.types.is_nested(kind) and _is_beyond_inference(kind):
-        return [None if value is None else json.dumps(value, default=str, ensure_ascii=False) for value in values]
+        return [
+            None if value is None else json.dumps(value, default=str, ensure_ascii=False)
+            for value in values
+        ]
     return values
 
 
 def _value(cell: pa.Scalar) -> Any:
-    """A cell's value; None where Python has none for it: a date beyond its calendar, bytes that are no text. It costs no other cell."""
+    """A cell's value; None where Python has none for it: a date beyond its calendar, bytes that are
+    no text. It costs no other cell.
+    """
     try:
         return cell.as_py()
     except (pa.ArrowException, OverflowError, ValueError):
@@ -247,19 +310,28 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def cell_bytes(column: pa.Array) -> Sizes:
-    """About how many bytes each cell takes when it stands alone, however many cells share them in a dictionary."""
+    """About how many bytes each cell takes when it stands alone, however many cells share them in a
+    dictionary.
+    """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return cell_bytes(column.storage)
     if pa.types.is_dictionary(kind):
         sizes = np.append(cell_bytes(column.dictionary), 0)  # of null: nothing
-        return _sizes(sizes[pc.fill_null(column.indices.cast(pa.int64()), len(sizes) - 1).to_numpy()])
+        return _sizes(
+            sizes[pc.fill_null(column.indices.cast(pa.int64()), len(sizes) - 1).to_numpy()]
+        )
     if is_text(kind) or _is_bytes(kind):
         view = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-        return _sizes(pc.fill_null(pc.binary_length(column.cast(view.get(kind, kind))), 0).to_numpy())
+        return _sizes(
+            pc.fill_null(pc.binary_length(column.cast(view.get(kind, kind))), 0).to_numpy()
+        )
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         cells = [column.keys, column.items] if pa.types.is_map(kind) else [column.values]
-        sums, offsets = np.append(0, np.cumsum(sum(map(cell_bytes, cells)))), column.offsets.to_numpy()
+        sums, offsets = (
+            np.append(0, np.cumsum(sum(map(cell_bytes, cells)))),
+            column.offsets.to_numpy(),
+        )
         return _sizes(sums[offsets[1:]] - sums[offsets[:-1]])
     if pa.types.is_struct(kind):
         return _sizes(sum(map(cell_bytes, column.flatten()), np.zeros(len(column), np.int64)))
@@ -273,10 +345,18 @@ def _sizes(values: Any) -> Sizes:
 def without(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
     """The column with null in some rows, its dictionary undone."""
     if not rows.any():
-        return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        return (
+            pc.cast(column, column.type.value_type)
+            if pa.types.is_dictionary(column.type)
+            else column
+        )
     kept = column.take(pa.array(np.arange(len(column)), pa.int64(), mask=rows))
     # A cast would reserve what all cells take in the mean, and that was too much.
-    return pa.array(kept.to_pylist(), kept.type.value_type) if pa.types.is_dictionary(kept.type) else kept
+    return (
+        pa.array(kept.to_pylist(), kept.type.value_type)
+        if pa.types.is_dictionary(kept.type)
+        else kept
+    )
 
 
 def _in_microseconds(kind: pa.DataType) -> pa.DataType:
@@ -292,23 +372,29 @@ def _signed(column: pa.Array) -> pa.Array:
 
 
 def _is_beyond_inference(kind: pa.DataType) -> bool:
-    """Whether Python's view of a nested type does not lead back to it (maps, unions, nanoseconds or extensions inside), or Parquet knows
-    no such type: structs without fields.
+    """Whether Python's view of a nested type does not lead back to it (maps, unions, nanoseconds or
+    extensions inside), or Parquet knows no such type: structs without fields.
     """
     if isinstance(kind, pa.BaseExtensionType) or pa.types.is_map(kind) or pa.types.is_union(kind):
         return True
     if pa.types.is_struct(kind) and not kind.num_fields:
         return True
-    if (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns") or pa.types.is_uint64(kind):
+    if (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns") or pa.types.is_uint64(
+        kind
+    ):
         return True
     return any(_is_beyond_inference(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether cells are single texts."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )

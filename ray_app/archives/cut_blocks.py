@@ -1,4 +1,6 @@
-"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`block_ends`, `cut_run`). Same input, same cuts."""
+"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`block_ends`,
+`cut_run`). Same input, same cuts.
+"""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,9 +16,11 @@ from ray_app.archives import dedup, manifest, members
 from ray_app.storage import Store
 
 RUN_ROWS = 4 * 131_072  # members that are cut by one task
-# Reading a block reads its file, in one request: few blocks to a file keep that small, many keep the number of files small.
+# Reading a block reads its file, in one request: few blocks to a file keep that small, many keep
+# the number of files small.
 BLOCKS_PER_FILE = 8
-_MOST_EMPTY = 1 / 8  # slots of a block left empty to end it where a container's group of members does
+# slots of a block left empty to end it where a container's group of members does
+_MOST_EMPTY = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ def runs_of(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
 
 
 def reads_rows(plan: members.BlockPlan, run: Run) -> bool:
-    """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
+    """Whether rows must be read to know where blocks end: where groups matter, or a block may hold
+    too many bytes.
+    """
     return run.has_groups or _may_be_heavy(plan, run)
 
 
@@ -88,16 +94,25 @@ def block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
 
 
 def _may_be_heavy(plan: members.BlockPlan, run: Run) -> bool:
-    return plan.max_block_bytes is not None and run.largest_bytes * plan.largest_block > plan.max_block_bytes
+    return (
+        plan.max_block_bytes is not None
+        and run.largest_bytes * plan.largest_block > plan.max_block_bytes
+    )
 
 
-def cut_run(store: Store, number: int, input_type: pa.StructType | None, item: tuple[Run, members.Ids, int]) -> pa.Table:
+def cut_run(
+    store: Store, number: int, input_type: pa.StructType | None, item: tuple[Run, members.Ids, int]
+) -> pa.Table:
     """Write the files of a run for manifest `number`; returns its rows of `blocks.parquet`.
 
     `item`: the run, the ends of its blocks, the number of its first block.
     """
     run, ends, block = item
-    writer = PartWriter(store, f"{manifest.folder_of(number)}/part-{run.number:05}", manifest.manifest_schema(input_type))
+    writer = PartWriter(
+        store,
+        f"{manifest.folder_of(number)}/part-{run.number:05}",
+        manifest.manifest_schema(input_type),
+    )
     rows = TableStream(manifest.with_input(table, input_type) for table in run.tables(store))
     for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
         writer.add(rows.take(size).combine_chunks(), block + place)
@@ -120,7 +135,10 @@ class TableStream:
 
     def up_to(self, count: int) -> pa.Table | None:
         """The next `count` rows, fewer where the tables end; None behind their end."""
-        while sum(map(len, self._waiting)) < count and (following := next(self._tables, None)) is not None:
+        while (
+            sum(map(len, self._waiting)) < count
+            and (following := next(self._tables, None)) is not None
+        ):
             self._waiting.append(following)
         if not any(map(len, self._waiting)):
             return None
@@ -165,7 +183,9 @@ class PartWriter:
 
     def _flush(self) -> None:
         file = io.BytesIO()
-        with pq.ParquetWriter(file, self._schema, compression="zstd", use_dictionary=False) as writer:
+        with pq.ParquetWriter(
+            file, self._schema, compression="zstd", use_dictionary=False
+        ) as writer:
             for table in self._waiting:
                 writer.write_table(table, row_group_size=len(table))
         self._store.write(self._path(), file.getvalue())
@@ -174,7 +194,9 @@ class PartWriter:
 
 
 def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
-    """For each row whether it is read apart from the row before: another file, or another group of one."""
+    """For each row whether it is read apart from the row before: another file, or another group of
+    one.
+    """
     found = [np.empty(0, bool)]
     before: tuple[object, object] = (None, None)
     for table in tables:
@@ -182,7 +204,13 @@ def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
             continue
         uris = table["uri"].combine_chunks().dictionary_encode()
         codes = uris.indices.to_numpy()
-        groups = table["place"].combine_chunks().field("group").fill_null(-1).to_numpy(zero_copy_only=False)
+        groups = (
+            table["place"]
+            .combine_chunks()
+            .field("group")
+            .fill_null(-1)
+            .to_numpy(zero_copy_only=False)
+        )
         starts = np.ones(len(table), bool)
         starts[1:] = (codes[1:] != codes[:-1]) | (groups[1:] != groups[:-1])
         starts[0] = (uris[0].as_py(), groups[0]) != before
@@ -192,13 +220,17 @@ def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
 
 
 def _bytes_before(tables: Iterator[pa.Table]) -> members.Ids:
-    """For each row, and behind the last, the bytes of all rows before it; those of unknown size count as nothing."""
+    """For each row, and behind the last, the bytes of all rows before it; those of unknown size
+    count as nothing.
+    """
     sizes = [np.maximum(table["size_bytes"].to_numpy(), 0) for table in tables if len(table)]
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
 
 
 def _size(size: int, starts: npt.NDArray[np.bool_], slots: int) -> int:
-    """`size`, or the number of members in its last half after which a group ends, if hardly a slot stays empty for it."""
+    """`size`, or the number of members in its last half after which a group ends, if hardly a slot
+    stays empty for it.
+    """
     sizes = np.flatnonzero(starts[size // 2 + 1 :]) + size // 2 + 1
     empty = -sizes % slots / np.maximum(sizes, 1)
     best = sizes[empty <= _MOST_EMPTY]

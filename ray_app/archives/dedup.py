@@ -1,7 +1,9 @@
-"""`choose_new`: which listed members are new; duplicates, colliding ids, known and vanished ones. One join of ids, in DuckDB.
+"""`choose_new`: which listed members are new; duplicates, colliding ids, known and vanished ones.
+One join of ids, in DuckDB.
 
-Members with one id but different digests collide: the one known before, else the first listed, keeps the id; the others are hashed again
-until each has an id of its own. That happens a handful of times in a lifetime.
+Members with one id but different digests collide: the one known before, else the first listed,
+keeps the id; the others are hashed again until each has an id of its own. That happens a handful of
+times in a lifetime.
 """
 
 import contextlib
@@ -21,13 +23,14 @@ from ray_app.archives import known_ids, manifest, members, raw_listing, reader
 from ray_app.errors import InputError, StorageError
 from ray_app.storage import Store, fetch
 
-# A member's position: how often it was hashed again, the number of its raw file, its row there. The lowest position claims an id first.
+# A member's position: how often it was hashed again, the number of its raw file, its row there. The
+# lowest position claims an id first.
 _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _KNOWN = -1  # the position of an id of an earlier manifest
 _FILES_AT_ONCE, _ROWS_AHEAD = 8, 8 * raw_listing.RAW_ROWS
-# What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps the rest in a temporary folder. Of 10**7
-# ids it does with 160 MB, of 4 * 10**7 it does not.
+# What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps
+# the rest in a temporary folder. Of 10**7 ids it does with 160 MB, of 4 * 10**7 it does not.
 _MEMORY = ((2_500_000, "64MB", 2), (4_000_000, "160MB", 4), (math.inf, "400MB", 4))
 _HELD_AT_ONCE = 1 << 22  # ids that are grouped at once
 
@@ -49,8 +52,8 @@ _VANISHED = """
 
 @dataclass(frozen=True)
 class ChosenMembers:
-    """The `rows` members of one raw file that a manifest gets. `kept`: a bit for each row of the file, None = all of them; `ids`: row and
-    id of those that were hashed again.
+    """The `rows` members of one raw file that a manifest gets. `kept`: a bit for each row of the
+    file, None = all of them; `ids`: row and id of those that were hashed again.
     """
 
     file: raw_listing.RawFile
@@ -62,11 +65,19 @@ class ChosenMembers:
         """Their rows with their ids, a bounded table at a time."""
         if not self.rows:
             return
-        stays = None if self.kept is None else np.unpackbits(np.frombuffer(self.kept, np.uint8), count=self.file.rows).astype(bool)
+        stays = (
+            None
+            if self.kept is None
+            else np.unpackbits(np.frombuffer(self.kept, np.uint8), count=self.file.rows).astype(
+                bool
+            )
+        )
         at = 0
         for table in self.file.tables(store, columns):
             renamed = self._renamed(table, at)
-            yield renamed if stays is None else renamed.filter(pa.array(stays[at : at + len(table)]))
+            yield (
+                renamed if stays is None else renamed.filter(pa.array(stays[at : at + len(table)]))
+            )
             at += len(table)
 
     def _renamed(self, table: pa.Table, at: int) -> pa.Table:
@@ -90,17 +101,21 @@ def choose_new(
     known: int = 0,
     without: members.Ids | None = None,
 ) -> tuple[list[ChosenMembers], members.Ids]:
-    """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
+    """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that
+    are not there any more.
 
-    `is_portion`: the files are a part of a listing, so no id counts as gone. `known`: about how many ids earlier manifests have.
-    `without`: ids of the files that are left out. Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and
-    8 bytes per vanished id. Raises StorageError.
+    `is_portion`: the files are a part of a listing, so no id counts as gone. `known`: about how
+    many ids earlier manifests have. `without`: ids of the files that are left out. Writes the new
+    ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id.
+    Raises StorageError.
     """
     with _database(known + sum(file.rows for file in files)) as db:
         for table in known_ids.known_ids(store, earlier):
             _claim(db, table, np.full(len(table), _KNOWN))
         jobs = ((file.rows, partial(_ids_of, store, file)) for file in files)
-        for place, table in enumerate(fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)):
+        for place, table in enumerate(
+            fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)
+        ):
             assert not isinstance(table, InputError), "a store raises no such thing"
             positions = (place << _ROW_BITS) + np.arange(len(table))
             if without is not None:
@@ -113,33 +128,48 @@ def choose_new(
             _hold(db)
         _write_ids(db, store, number, id_rows)
         chosen = _chosen(db, files)
-        return chosen, np.empty(0, np.int64) if is_portion else db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
+        return chosen, np.empty(0, np.int64) if is_portion else db.sql(_VANISHED).to_arrow_table()[
+            "image_id"
+        ].to_numpy()
 
 
 @contextlib.contextmanager
 def _database(ids: int) -> Iterator[Any]:
-    """An empty database for so many ids that holds little in memory, reads no file and no network, and is gone afterwards."""
+    """An empty database for so many ids that holds little in memory, reads no file and no network,
+    and is gone afterwards.
+    """
     import duckdb  # here: reading a manifest does not need it
 
     memory, threads = next((memory, threads) for most, memory, threads in _MEMORY if ids <= most)
     with tempfile.TemporaryDirectory(prefix="touchstone-ids-") as folder:
-        db = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
+        db = duckdb.connect(
+            config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        )
         try:
-            db.execute(f"SET memory_limit='{memory}'; SET threads={threads}; SET preserve_insertion_order=false")
+            db.execute(
+                f"SET memory_limit='{memory}'; SET threads={threads}; SET preserve_insertion_order=false"
+            )
             db.execute("SET temp_directory=?", [folder])
             db.execute("SET enable_external_access=false; SET lock_configuration=true")
             db.register("claimed", _CLAIMS.empty_table())
             db.execute("CREATE TABLE claims AS FROM claimed")
             yield db
         except duckdb.Error as error:
-            raise StorageError(f"cannot join ids in {folder}: {error}", hint="TMPDIR names a folder with more room") from error
+            raise StorageError(
+                f"cannot join ids in {folder}: {error}", hint="TMPDIR names a folder with more room"
+            ) from error
         finally:
             db.close()
 
 
 def _claim(db: Any, table: pa.Table, positions: members.Ids) -> None:
     """Each row of `table` (image_id, check) claims its id."""
-    db.register("claimed", pa.table([table["image_id"], table["check"], pa.array(positions, pa.int64())], schema=_CLAIMS))
+    db.register(
+        "claimed",
+        pa.table(
+            [table["image_id"], table["check"], pa.array(positions, pa.int64())], schema=_CLAIMS
+        ),
+    )
     db.execute("INSERT INTO claims FROM claimed")
 
 
@@ -151,7 +181,9 @@ def _hold(db: Any) -> None:
 
 
 def _stretches(count: int, most: int) -> list[tuple[int, int]]:
-    """The first and the last id of stretches by top bits, so many that each has at most about `most` of `count` ids."""
+    """The first and the last id of stretches by top bits, so many that each has at most about
+    `most` of `count` ids.
+    """
     bits = max(0, -(-count // most) - 1).bit_length()
     firsts = [(part << (64 - bits)) - (1 << 63) for part in range(1 << bits)]
     return [(first, first + (1 << (64 - bits)) - 1) for first in firsts]
@@ -162,30 +194,45 @@ def _ids_of(store: Store, file: raw_listing.RawFile, _: object) -> pa.Table:
 
 
 def _hash_again(
-    db: Any, store: Store, files: Sequence[raw_listing.RawFile], collided: Sequence[tuple[int, int]], digest: members.Digest
+    db: Any,
+    store: Store,
+    files: Sequence[raw_listing.RawFile],
+    collided: Sequence[tuple[int, int]],
+    digest: members.Digest,
 ) -> None:
     """Let members (position, check word) whose id is another's claim their next id."""
     moved = []
     by_file = sorted((position % _HASHED_AGAIN, position) for position, _ in collided)
     for file, places in groupby(by_file, lambda one: one[0] >> _ROW_BITS):
-        rows = [row for table in files[file].tables(store) for row in table.drop_columns("check").to_pylist()]
+        rows = [
+            row
+            for table in files[file].tables(store)
+            for row in table.drop_columns("check").to_pylist()
+        ]
         for place, position in places:
             again = position + _HASHED_AGAIN
-            number = members.first_word(digest(reader.listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN))
+            number = members.first_word(
+                digest(reader.listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN)
+            )
             moved.append({"before": position, "image_id": number, "position": again})
     db.register("again", pa.Table.from_pylist(moved))
     db.execute(_MOVE)
 
 
 def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
-    """The new ids, sorted, in 2**bits files by their top bits, each with the next word of its member's digest."""
+    """The new ids, sorted, in 2**bits files by their top bits, each with the next word of its
+    member's digest.
+    """
     [(count,)] = db.execute("SELECT count(*) FROM held WHERE first >= 0").fetchall()
     stretches = _stretches(count, id_rows)
     bits = len(stretches).bit_length() - 1
     for bucket, ids in enumerate(stretches):
         table = db.sql(_NEW_IDS, params=ids).to_arrow_table()
         if len(table):
-            store.write(f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet", manifest.parquet_bytes(table))
+            store.write(
+                f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet",
+                manifest.parquet_bytes(table),
+            )
 
 
 def _chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers]:
@@ -194,7 +241,9 @@ def _chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers
     for batch in db.sql(_NEW, params=[_HASHED_AGAIN]).to_arrow_reader():
         places = batch.column(0).to_numpy()
         rows = places & _ROW_MASK
-        np.bitwise_or.at(bits, starts[places >> _ROW_BITS] + (rows >> 3), (128 >> (rows & 7)).astype(np.uint8))
+        np.bitwise_or.at(
+            bits, starts[places >> _ROW_BITS] + (rows >> 3), (128 >> (rows & 7)).astype(np.uint8)
+        )
     others = defaultdict(list)
     for place, image_id in db.execute(_OTHER_IDS, [_HASHED_AGAIN]).fetchall():
         others[place >> _ROW_BITS].append((place & _ROW_MASK, image_id))
@@ -202,5 +251,9 @@ def _chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers
     for place, file in enumerate(files):
         kept = bits[starts[place] : starts[place + 1]]
         rows = int(np.bitwise_count(kept).sum())
-        found.append(ChosenMembers(file, rows, None if rows == file.rows else kept.tobytes(), tuple(others[place])))
+        found.append(
+            ChosenMembers(
+                file, rows, None if rows == file.rows else kept.tobytes(), tuple(others[place])
+            )
+        )
     return found

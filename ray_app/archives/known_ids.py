@@ -1,10 +1,12 @@
-"""The ids of earlier manifests, in a few files (`known_ids`); and the ids whose members are in given places (`ids_in`).
+"""The ids of earlier manifests, in a few files (`known_ids`); and the ids whose members are in
+given places (`ids_in`).
 
     ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; n stands in its metadata
 
-Each manifest has its own ids beside it. Those of manifests with few of them are kept together here: a listing reads the file and the ids
-of the manifests since, and writes it anew with these. What stands here only repeats, and never changes its meaning: any file of it may be
-removed or damaged, which costs requests.
+Each manifest has its own ids beside it. Those of manifests with few of them are kept together here:
+a listing reads the file and the ids of the manifests since, and writes it anew with these. What
+stands here only repeats, and never changes its meaning: any file of it may be removed or damaged,
+which costs requests.
 """
 
 import io
@@ -22,7 +24,8 @@ from ray_app.archives.raw_listing import ClosedPlace
 from ray_app.storage import Store, local_path
 
 FOLDER = "ids"
-FULL_BYTES = 8 * 2**20  # a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
+# a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
+FULL_BYTES = 8 * 2**20
 _NAME = re.compile(r"(\d+)\.parquet")
 _LAST = b"touchstone.last"
 _IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
@@ -30,7 +33,9 @@ _IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
 
 @dataclass
 class _Together:
-    """Ids of manifests in a row, `first` … `last`, as they come; `added`: whether any of them are not in a file of several yet."""
+    """Ids of manifests in a row, `first` … `last`, as they come; `added`: whether any of them are
+    not in a file of several yet.
+    """
 
     first: int
     last: int = -1
@@ -46,18 +51,28 @@ class _Together:
     def keep(self, store: Store) -> None:
         """Write them, unless they are written."""
         if self.added:
-            table = pa.concat_tables([_IDS.empty_table(), *self.tables]).replace_schema_metadata({_LAST: str(self.last)})
+            table = pa.concat_tables([_IDS.empty_table(), *self.tables]).replace_schema_metadata(
+                {_LAST: str(self.last)}
+            )
             file = io.BytesIO()
-            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_page_checksum=True)
+            pq.write_table(
+                table, file, compression="zstd", use_dictionary=False, write_page_checksum=True
+            )
             store.write(f"{FOLDER}/{self.first:05d}.parquet", file.getvalue())
 
 
 def known_ids(store: Store, earlier: Sequence[int]) -> Iterator[pa.Table]:
-    """Ids and check words of all members of these manifests, which follow one another; keeps them together for the next listing."""
+    """Ids and check words of all members of these manifests, which follow one another; keeps them
+    together for the next listing.
+    """
     if not earlier:
         return
     number, end = earlier[0], earlier[-1]
-    sizes = {int(match[1]): size for name, size in store.sizes(FOLDER).items() if (match := _NAME.fullmatch(name))}
+    sizes = {
+        int(match[1]): size
+        for name, size in store.sizes(FOLDER).items()
+        if (match := _NAME.fullmatch(name))
+    }
     waiting = _Together(number)
     while number <= end:
         kept = _read(store, number, end) if number in sizes else None
@@ -83,9 +98,14 @@ def known_ids(store: Store, earlier: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
-    """What stands in a kept file, and the last manifest in it; None where it cannot be read, or knows of manifests that are not."""
+    """What stands in a kept file, and the last manifest in it; None where it cannot be read, or
+    knows of manifests that are not.
+    """
     try:
-        table = pq.ParquetFile(pa.BufferReader(store.read(f"{FOLDER}/{first:05d}.parquet")), page_checksum_verification=True).read()
+        table = pq.ParquetFile(
+            pa.BufferReader(store.read(f"{FOLDER}/{first:05d}.parquet")),
+            page_checksum_verification=True,
+        ).read()
         last = int(table.schema.metadata[_LAST])
         return (table.select(_IDS.names).cast(_IDS), last) if first <= last <= end else None
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
@@ -100,8 +120,11 @@ def _own(store: Store, number: int) -> tuple[int, Iterator[pa.Table]]:
     return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
 
 
-def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
-    """Return the ids, of some sorted ids of earlier manifests, whose members are in one of these places.
+def ids_in(
+    store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]
+) -> members.Ids:
+    """Return the ids, of some sorted ids of earlier manifests, whose members are in one of these
+    places.
 
     Reads the uris of all members of the manifests.
     """
@@ -121,12 +144,19 @@ def ids_in(store: Store, earlier: Sequence[int], ids: members.Ids, places: Colle
     for table in _columns_of(store, earlier, ["image_id", "uri", "version"]):
         rows = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), ids)))
         facts = zip(rows["uri"].to_pylist(), rows["version"].to_pylist(), strict=True)
-        found += [image_id for image_id, fact in zip(rows["image_id"].to_pylist(), facts, strict=True) if is_inside(*fact)]
+        found += [
+            image_id
+            for image_id, fact in zip(rows["image_id"].to_pylist(), facts, strict=True)
+            if is_inside(*fact)
+        ]
     return np.unique(np.array(found, np.int64))
 
 
-def files_at(store: Store, earlier: Sequence[int], uris: Collection[str], without: members.Ids) -> set[str]:
-    """Return which of these uris have a row of the file itself, of a known version, in earlier manifests.
+def files_at(
+    store: Store, earlier: Sequence[int], uris: Collection[str], without: members.Ids
+) -> set[str]:
+    """Return which of these uris have a row of the file itself, of a known version, in earlier
+    manifests.
 
     Args:
         store: The run directory.
@@ -147,4 +177,6 @@ def _columns_of(store: Store, numbers: Iterable[int], columns: list[str]) -> Ite
     """Some columns of all members of manifests, a file at a time."""
     for number in numbers:
         for file in dict.fromkeys(ref.file for ref in manifest.read_blocks(store, number)):
-            yield pq.read_table(pa.BufferReader(store.read(manifest.path_in(number, file))), columns=columns)
+            yield pq.read_table(
+                pa.BufferReader(store.read(manifest.path_in(number, file))), columns=columns
+            )

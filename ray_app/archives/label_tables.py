@@ -1,7 +1,9 @@
-"""Tables that people bring, by the names of their columns (`LabelTable`): labels, lists of urls, prompts.
+"""Tables that people bring, by the names of their columns (`LabelTable`): labels, lists of urls,
+prompts.
 
-Every command reads such tables here: CSV with commas, semicolons, tabs, or bars, JSON lines, or Parquet, at a path or URL. Columns are
-found in any case. A table may be longer than memory: it is read in pieces.
+Every command reads such tables here: CSV with commas, semicolons, tabs, or bars, JSON lines, or
+Parquet, at a path or URL. Columns are found in any case. A table may be longer than memory: it is
+read in pieces.
 """
 
 import contextlib
@@ -32,7 +34,9 @@ _ERRORS = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 @dataclass(frozen=True)
 class LabelTable:
-    """One file with a table, at a path or fsspec URL; a CSV if its name has no ending of a table. It may be read more than once."""
+    """One file with a table, at a path or fsspec URL; a CSV if its name has no ending of a table.
+    It may be read more than once.
+    """
 
     place: str
 
@@ -43,32 +47,46 @@ class LabelTable:
 
     @functools.cached_property
     def column_names(self) -> list[str]:
-        """The names of the columns as the file has them. Raises ConfigError for a file that cannot be read."""
+        """The names of the columns as the file has them. Raises ConfigError for a file that cannot
+        be read.
+        """
         if get_ending(self.place) == ".parquet":  # its first rows may hold large images
             with self._opened() as file, pq.ParquetFile(file) as table:
                 return list(table.schema_arrow.names)
-        if get_ending(self.place) in _JSON_ENDINGS:  # a row may have a column that no row before it has
-            return list(dict.fromkeys(name for table in self._pieces(None) for name in table.column_names))
+        # a row may have a column that no row before it has
+        if get_ending(self.place) in _JSON_ENDINGS:
+            return list(
+                dict.fromkeys(name for table in self._pieces(None) for name in table.column_names)
+            )
         first = next(self._pieces(None), None)
         return [] if first is None else list(first.column_names)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns, under these names, some rows at a time. Cells of a CSV or of JSON are texts, null for an empty one.
+        """Yield these columns, under these names, some rows at a time. Cells of a CSV or of JSON
+        are texts, null for an empty one.
 
         Raises:
-            ConfigError: The file cannot be read, or has no such column; the message names the file and what is wrong in it.
+            ConfigError: The file cannot be read, or has no such column; the message names the file
+                and what is wrong in it.
         """
         found = match_columns(self.column_names, columns, self.name)
         if missing := [column for column in columns if column not in found]:
-            raise ConfigError(f"{self.name}: no column '{missing[0]}'", hint=columns_hint(self.column_names))
+            raise ConfigError(
+                f"{self.name}: no column '{missing[0]}'", hint=columns_hint(self.column_names)
+            )
         for table in self._pieces(list(found.values())):
             yield pa.table({column: table[found[column]] for column in columns})
 
     def read(self) -> pa.Table:
-        """Return the whole table, with the names that the file has. Raises ConfigError for a file that cannot be read."""
+        """Return the whole table, with the names that the file has. Raises ConfigError for a file
+        that cannot be read.
+        """
         tables = list(self._pieces(None))
         if not tables:
-            raise ConfigError(f"{self.name}: the table is empty", hint="a table has a line with the names of its columns")
+            raise ConfigError(
+                f"{self.name}: the table is empty",
+                hint="a table has a line with the names of its columns",
+            )
         return pa.concat_tables(tables, promote_options="default")
 
     def _pieces(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -80,16 +98,22 @@ class LabelTable:
     def _opened(self) -> Iterator[Any]:
         """Open the file; what is wrong with it is a ConfigError."""
         try:
-            with Fetcher(signed=[self.place]).open(strip_secrets(canonical(self.place)), "") as file:
+            with Fetcher(signed=[self.place]).open(
+                strip_secrets(canonical(self.place)), ""
+            ) as file:
                 yield file
         except InputError as error:
             raise ConfigError(f"{self.name}: {error.detail}") from None
         except _ERRORS as error:
             message = " ".join(str(error).split())[:300]
             if isinstance(error, UnicodeDecodeError) or "invalid utf" in message.lower():
-                raise ConfigError(f"{self.name}: its text is not UTF-8: {message}", hint=_SAVE_AS_UTF8) from None
+                raise ConfigError(
+                    f"{self.name}: its text is not UTF-8: {message}", hint=_SAVE_AS_UTF8
+                ) from None
             hint = "a table has one line with the names of its columns, and as many values in every row"
-            raise ConfigError(f"{self.name}: cannot be read as a table: {message}", hint=hint) from None
+            raise ConfigError(
+                f"{self.name}: cannot be read as a table: {message}", hint=hint
+            ) from None
 
 
 def is_label_table(place: str) -> bool:
@@ -124,7 +148,10 @@ def match_columns(names: Sequence[str], wanted: Iterable[str], where: str) -> di
     for name in wanted:
         candidates = [name] if name in names else by_plain_name.get(plain_name(name), [])
         if len(candidates) > 1:
-            raise ConfigError(f"{where}: the column '{name}' may be any of {', '.join(candidates)}", hint=f"rename one to {name}")
+            raise ConfigError(
+                f"{where}: the column '{name}' may be any of {', '.join(candidates)}",
+                hint=f"rename one to {name}",
+            )
         if candidates:
             found[name] = candidates[0]
     return found
@@ -141,7 +168,9 @@ def columns_hint(names: Sequence[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value of JSON as the text of a cell: a text as it is, all others as JSON writes them."""
+    """Return a value of JSON as the text of a cell: a text as it is, all others as JSON writes
+    them.
+    """
     if isinstance(value, str):
         return value
     return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)
@@ -149,8 +178,12 @@ def format_value(value: Any) -> str:
 
 def _csv_tables(file: Any, columns: Sequence[str] | None, delimiter: str) -> Iterator[pa.Table]:
     """Yield the columns that have a name: spreadsheets also save empty ones, and pandas an index."""
-    for table in tabular.csv_tables(file, delimiter=delimiter, columns=columns, texts=_check_names, size=_PIECE_BYTES):
-        yield table.select([number for number, name in enumerate(table.column_names) if name.strip()])
+    for table in tabular.csv_tables(
+        file, delimiter=delimiter, columns=columns, texts=_check_names, size=_PIECE_BYTES
+    ):
+        yield table.select(
+            [number for number, name in enumerate(table.column_names) if name.strip()]
+        )
 
 
 def _check_names(names: list[str]) -> list[str]:
@@ -159,8 +192,12 @@ def _check_names(names: list[str]) -> list[str]:
 
 
 def _format_cell(value: Any) -> str:
-    """Return a value of JSON as text. A whole number is one whether it is written as 1 or, as pandas does beside a gap, as 1.0."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else format_value(value)
+    """Return a value of JSON as text. A whole number is one whether it is written as 1 or, as
+    pandas does beside a gap, as 1.0.
+    """
+    return (
+        str(int(value)) if isinstance(value, float) and value.is_integer() else format_value(value)
+    )
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:

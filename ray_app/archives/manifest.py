@@ -1,12 +1,13 @@
-"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`, `read_blocks`, `write_listed`, and
-their Arrow rows.
+"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`,
+`read_blocks`, `write_listed`, and their Arrow rows.
 
-manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one file
-manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
-manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
-manifest/<n>/vanished.parquet            ids of earlier manifests that the listing of <n> no longer had
-manifest/<n>/unlisted.json               what a listing that goes on has not listed yet (`Walk.noted`)
-manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
+manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one
+file manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
+manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with
+the next word of its digest manifest/<n>/vanished.parquet            ids of earlier manifests that
+the listing of <n> no longer had manifest/<n>/unlisted.json               what a listing that goes
+on has not listed yet (`Walk.noted`) manifest/<n>/_complete                   counts, as JSON;
+written last: without it the folder does not count
 """
 
 import io
@@ -26,12 +27,28 @@ from ray_app.storage import Guard, Store
 _FORMAT = 1
 
 BLOCK_COLUMNS = pa.schema(
-    [("block", pa.int32()), ("file", pa.string()), ("row_group", pa.int32()), ("members", pa.int32()), ("size_bytes", pa.int64())]
+    [
+        ("block", pa.int32()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("members", pa.int32()),
+        ("size_bytes", pa.int64()),
+    ]
 )
 VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
 
-MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
-_PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
+# no store has a larger object; what states more counts as not known, and the sum of a block
+# overflows nothing
+MOST_BYTES = 2**48
+_PLACE = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("group", pa.int64()),
+        ("column", pa.string()),
+    ]
+)
 _REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
 
 _LISTED = [
@@ -48,14 +65,16 @@ _REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
 
 @dataclass(frozen=True)
 class ManifestInfo:
-    """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the known ones that it did not see.
+    """One finished listing: `members` are those it adds, `listed` all that it saw, `vanished` the
+    known ones that it did not see.
 
-    `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
-    `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
-    `closed_folders`: folders that could not be listed, and `closed_example`; each is a member.
-    `earlier`: how many members the manifests before have.
-    `servers`, `allow_private`: the guard of the listing, to be used when members are read; with `earlier`, joined with those before.
-    `goes_on`: it is a portion of a listing that goes on in the next manifest; `listed` and `named` count all portions so far.
+    `named`: files and containers that the sources themselves list; `digest` is over those, "" where
+    it does not say what containers hold. `linked_folders`: symbolic links to folders, which were
+    not followed; `linked_example` is the first of them. `closed_folders`: folders that could not be
+    listed, and `closed_example`; each is a member. `earlier`: how many members the manifests before
+    have. `servers`, `allow_private`: the guard of the listing, to be used when members are read;
+    with `earlier`, joined with those before. `goes_on`: it is a portion of a listing that goes on
+    in the next manifest; `listed` and `named` count all portions so far.
     """
 
     manifest: int
@@ -97,7 +116,9 @@ class BlockRef:
 
 
 class BlockList(Sequence[BlockRef]):
-    """Many blocks in the memory of a few: columns, of which references are made on access. A slice is one, too."""
+    """Many blocks in the memory of a few: columns, of which references are made on access. A slice
+    is one, too.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -133,7 +154,9 @@ class BlockList(Sequence[BlockRef]):
     def without(self, done: Collection[int]) -> "BlockList":
         """Those whose number is not among `done`."""
         numbers = np.fromiter(done, np.int32, len(done))
-        return BlockList(self._table.filter(pa.array(~np.isin(self._table["block"].to_numpy(), numbers))))
+        return BlockList(
+            self._table.filter(pa.array(~np.isin(self._table["block"].to_numpy(), numbers)))
+        )
 
     def where(self, wanted: Sequence[bool]) -> "BlockList":
         """Those at whose places it says so."""
@@ -203,7 +226,9 @@ def last_listing(store: Store) -> ManifestInfo | None:
 
 
 def guard_of(store: Store) -> Guard:
-    """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
+    """Which web servers are requested for the members of a store's manifests: those that their own
+    commands could ask.
+    """
     return listed_so_far(store)[1]
 
 
@@ -223,7 +248,10 @@ def write_complete(store: Store, info: ManifestInfo) -> None:
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
     """Write what a manifest has beside its parts (`blocks`: BLOCK_COLUMNS), and make it count."""
     store.write(path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
-    store.write(path_in(info.manifest, "vanished.parquet"), parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
+    store.write(
+        path_in(info.manifest, "vanished.parquet"),
+        parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)),
+    )
     write_complete(store, info)
 
 
@@ -242,7 +270,9 @@ def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
 def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
     table = read_table(store, path_in(number, "blocks.parquet"))
-    return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
+    return BlockList(
+        table.append_column("manifest", pa.array(np.full(len(table), number, np.int32)))
+    )
 
 
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
@@ -250,38 +280,63 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
     opened, file = None, ""
     for ref in blocks:
         if opened is None or ref.file != file:
-            opened, file = pq.ParquetFile(pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))), ref.file
+            opened, file = (
+                pq.ParquetFile(pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))),
+                ref.file,
+            )
         yield opened.read_row_group(ref.row_group, columns=["image_id"])["image_id"].to_numpy()
 
 
 def read_vanished(store: Store, number: int) -> Ids:
-    """The sorted ids of earlier manifests that are not in the archive any more, as of listing `number`."""
+    """The sorted ids of earlier manifests that are not in the archive any more, as of listing
+    `number`.
+    """
     vanished: Ids = read_table(store, path_in(number, "vanished.parquet"))["image_id"].to_numpy()
     return vanished
 
 
-# The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
-# one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
-# both, since no table there is to stop a run.
+# The struct column `input` is there only when the source has columns of its own: Parquet knows no
+# struct without fields. What a list has in one column is of one type, or the list is refused; what
+# several tables in an archive have under one name becomes text where no type holds both, since no
+# table there is to stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
     """The columns of a manifest."""
-    return pa.schema([*_LISTED, *_CUT, *_REST, *([pa.field("input", input_type)] if input_type is not None else [])])
+    return pa.schema(
+        [
+            *_LISTED,
+            *_CUT,
+            *_REST,
+            *([pa.field("input", input_type)] if input_type is not None else []),
+        ]
+    )
 
 
 def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
-    """Members that are not cut into blocks yet. Raises ConfigError for a list's column whose values are of several types."""
+    """Members that are not cut into blocks yet. Raises ConfigError for a list's column whose values
+    are of several types.
+    """
     columns = [
         pa.array(ids, pa.int64()),
         pa.array([item.uri for item in items], pa.string()),
         pa.array([item.member for item in items], pa.string()),
         pa.array([item.occurrence for item in items], pa.int32()),
         pa.array([item.version for item in items], pa.string()),
-        pa.array([item.size_bytes if item.size_bytes <= MOST_BYTES else -1 for item in items], pa.int64()),
+        pa.array(
+            [item.size_bytes if item.size_bytes <= MOST_BYTES else -1 for item in items], pa.int64()
+        ),
         _struct([item.place for item in items], _PLACE),
-        _struct([item.refused and replace(item.refused, detail=one_line(item.refused.detail)) for item in items], _REFUSED),
+        _struct(
+            [
+                item.refused and replace(item.refused, detail=one_line(item.refused.detail))
+                for item in items
+            ],
+            _REFUSED,
+        ),
     ]
     fields = [*_LISTED, *_REST]
-    if inputs := _inputs([item.input for item in items], as_text=any(map(has_columns_of_archive, items))):
+    if inputs := _inputs(
+        [item.input for item in items], as_text=any(map(has_columns_of_archive, items))
+    ):
         columns.append(inputs)
         fields.append(pa.field("input", inputs.type))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
@@ -296,7 +351,10 @@ def cut_rows(listed: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
     """The same members as one block of a manifest, in their slots."""
     count = len(listed)
     columns: dict[str, Any] = {name: listed[name] for name in listed.schema.names}
-    columns |= {"block": pa.array(np.full(count, block, np.int32)), "slot": pa.array(np.arange(count, dtype=np.int32))}
+    columns |= {
+        "block": pa.array(np.full(count, block, np.int32)),
+        "slot": pa.array(np.arange(count, dtype=np.int32)),
+    }
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
@@ -314,24 +372,37 @@ def with_input(table: pa.Table, wanted: pa.StructType | None) -> pa.Table:
         return table.append_column(pa.field("input", wanted), pa.nulls(count, wanted))
     given = table["input"].combine_chunks()
     names = [field.name for field in given.type]
-    children = [as_type(given.field(field.name), field.type) if field.name in names else pa.nulls(count, field.type) for field in wanted]
+    children = [
+        as_type(given.field(field.name), field.type)
+        if field.name in names
+        else pa.nulls(count, field.type)
+        for field in wanted
+    ]
     whole = pa.StructArray.from_arrays(children, fields=list(wanted), mask=given.is_null())
     return table.set_column(table.schema.get_field_index("input"), pa.field("input", wanted), whole)
 
 
 def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa.StructType | None:
-    """The type that holds all of these. A column of two types which no third holds becomes text, or raises ConfigError naming it."""
+    """The type that holds all of these. A column of two types which no third holds becomes text, or
+    raises ConfigError naming it.
+    """
     joined: dict[str, pa.DataType] = {}
     for one in types:
         for field in one or ():
             before = joined.get(field.name, field.type)
-            joined[field.name] = before if before == field.type else _wider(field.name, before, field.type, as_text=as_text)
+            joined[field.name] = (
+                before
+                if before == field.type
+                else _wider(field.name, before, field.type, as_text=as_text)
+            )
     return pa.struct(list(joined.items())) if joined else None
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column as a type that `joined_inputs` found; what is no text becomes one as JSON writes it."""
-    if pa.types.is_string(kind) and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if pa.types.is_string(kind) and not (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
         return pa.array([_text(value) for value in column.to_pylist()], kind)
     if column.type == kind:
         return column
@@ -341,14 +412,24 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def settled(kind: pa.StructType | None) -> pa.StructType | None:
     """The type as files keep it: a column without any value becomes one of texts."""
-    return kind and pa.struct([(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in kind])
+    return kind and pa.struct(
+        [
+            (field.name, pa.string() if pa.types.is_null(field.type) else field.type)
+            for field in kind
+        ]
+    )
 
 
 def _struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
     is_null = np.array([value is None for value in values], bool)
     if is_null.all():
         return pa.nulls(len(values), kind)
-    children = [pa.array([None if value is None else getattr(value, field.name) for value in values], field.type) for field in kind]
+    children = [
+        pa.array(
+            [None if value is None else getattr(value, field.name) for value in values], field.type
+        )
+        for field in kind
+    ]
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(is_null))
 
 
@@ -356,7 +437,9 @@ def _inputs(inputs: Sequence[dict[str, Any]], *, as_text: bool) -> pa.Array | No
     names = list(dict.fromkeys(name for one in inputs for name in one))
     if not names:
         return None
-    return pa.StructArray.from_arrays([_column(name, [one.get(name) for one in inputs], as_text=as_text) for name in names], names)
+    return pa.StructArray.from_arrays(
+        [_column(name, [one.get(name) for one in inputs], as_text=as_text) for name in names], names
+    )
 
 
 def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
@@ -373,11 +456,17 @@ def _column(name: str, values: list[Any], *, as_text: bool) -> pa.Array:
 
 
 def _has_times(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_temporal(kind)) or any(_has_times(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_temporal(kind)) or any(
+        _has_times(kind.field(i).type) for i in range(kind.num_fields)
+    )
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False).strip('"')
+    return (
+        value
+        if value is None or isinstance(value, str)
+        else json.dumps(value, default=str, ensure_ascii=False).strip('"')
+    )
 
 
 def _wider(name: str, one: pa.DataType, other: pa.DataType, *, as_text: bool) -> pa.DataType:
@@ -392,5 +481,6 @@ def _wider(name: str, one: pa.DataType, other: pa.DataType, *, as_text: bool) ->
 
 def _clash(name: str, kinds: str) -> ConfigError:
     return ConfigError(
-        f"column '{name}' of the source holds both {kinds}", hint="give it values of one type, or score the parts as runs of their own"
+        f"column '{name}' of the source holds both {kinds}",
+        hint="give it values of one type, or score the parts as runs of their own",
     )

@@ -1,5 +1,5 @@
-"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), how a list of them is cut into blocks
-(`BlockPlan`), and what applies a function to many items (`Each`).
+"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), how
+a list of them is cut into blocks (`BlockPlan`), and what applies a function to many items (`Each`).
 
 The same list and plan give the same cuts for ever.
 """
@@ -21,7 +21,8 @@ Ids = npt.NDArray[np.int64]
 _FOLDER = "folder:"  # the version of a folder that could not be listed begins with it
 _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
 
-# The first blocks are small, so that results come early and a small archive still divides among many workers.
+# The first blocks are small, so that results come early and a small archive still divides among
+# many workers.
 _FIRST_BLOCK_MEMBERS = 16
 
 
@@ -29,9 +30,10 @@ _FIRST_BLOCK_MEMBERS = 16
 class MemberLocation:
     """Where in its container a member lies, so that it is read without what lies before it.
 
-    `kind` names the container's format (`ray_app.archives.containers`). `offset`: the first byte of the data in an (unpacked) tar, of
-    the local header in a zip, the row's number in a Parquet file. `length`: bytes from there that hold it, -1 where the format
-    does not say. `group`: members of one group are read together (a Parquet row group; 0 in other formats). `column`: the one that
+    `kind` names the container's format (`ray_app.archives.containers`). `offset`: the first byte of
+    the data in an (unpacked) tar, of the local header in a zip, the row's number in a Parquet file.
+    `length`: bytes from there that hold it, -1 where the format does not say. `group`: members of
+    one group are read together (a Parquet row group; 0 in other formats). `column`: the one that
     holds the image, in a table.
     """
 
@@ -56,7 +58,8 @@ class RefusedMember:
 
 @dataclass(frozen=True, slots=True)
 class ListedMember:
-    """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names) tell it from others in one container.
+    """One encoded file as a source lists it; `member` and `occurrence` (0, 1, … of equal names)
+    tell it from others in one container.
 
     `place` is None for a file of its own.
     """
@@ -78,7 +81,9 @@ class ListedWithColumns(ListedMember):
 
 
 class VersionlessFile(ListedMember):
-    """A file whose version could not be read. A worker tries to read the file, because the error may have passed."""
+    """A file whose version could not be read. A worker tries to read the file, because the error
+    may have passed.
+    """
 
     __slots__ = ()
 
@@ -86,7 +91,8 @@ class VersionlessFile(ListedMember):
 class UnreadableFolder(ListedMember):
     """A folder that could not be listed, in place of its files.
 
-    Its version names the reason, so that it shares its id with no file and with no folder that was closed for another reason.
+    Its version names the reason, so that it shares its id with no file and with no folder that was
+    closed for another reason.
     """
 
     __slots__ = ()
@@ -94,17 +100,28 @@ class UnreadableFolder(ListedMember):
     @classmethod
     def for_reason(cls, uri: str, reason: InputError) -> "UnreadableFolder":
         """Create the member that stands for the folder at `uri`."""
-        return cls(uri, None, 0, f"{_FOLDER}{reason.status}", -1, refused=RefusedMember(reason.status, reason.detail))
+        return cls(
+            uri,
+            None,
+            0,
+            f"{_FOLDER}{reason.status}",
+            -1,
+            refused=RefusedMember(reason.status, reason.detail),
+        )
 
 
 def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
-    """Whether a member stands for a folder that could not be listed, also one that was read back from a manifest."""
+    """Whether a member stands for a folder that could not be listed, also one that was read back
+    from a manifest.
+    """
     return item.refused is not None and item.version == f"{_FOLDER}{item.refused.status}"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestMember:
-    """One row of a manifest: a listed file with its id and its fixed place, `slot` counting inside `block`. Size -1 = unknown."""
+    """One row of a manifest: a listed file with its id and its fixed place, `slot` counting inside
+    `block`. Size -1 = unknown.
+    """
 
     image_id: int
     uri: str
@@ -130,11 +147,17 @@ Digest = Callable[[ListedMember, int], bytes]
 
 
 def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
-    """SHA-256 over (uri, member, occurrence, version), each text after its length, so that no two members share an encoding.
+    """SHA-256 over (uri, member, occurrence, version), each text after its length, so that no two
+    members share an encoding.
 
     A `counter` above 0 joins the hash where a member before had the same id.
     """
-    parts = [_encode(item.uri), _encode(item.member), item.occurrence.to_bytes(8, "little"), _encode(item.version)]
+    parts = [
+        _encode(item.uri),
+        _encode(item.member),
+        item.occurrence.to_bytes(8, "little"),
+        _encode(item.version),
+    ]
     if counter:
         parts.append(counter.to_bytes(8, "little"))
     return hashlib.sha256(b"".join(parts)).digest()
@@ -160,15 +183,18 @@ def _encode(text: str | None) -> bytes:
 class TableColumns(Frozen):
     """Which columns of a table hold what; null = found by their types and usual names."""
 
-    image: str | None = Field(default=None, description="column with the encoded images: bytes, or a struct {bytes, path}")
+    image: str | None = Field(
+        default=None, description="column with the encoded images: bytes, or a struct {bytes, path}"
+    )
     uri: str | None = Field(default=None, description="column with the places of images, in a list")
 
 
 class BlockPlan(Frozen):
-    """What decides the cuts: slots in one batch, the most members (and bytes, where they are bounded) in one block, and how slowly
-    blocks grow up to that.
+    """What decides the cuts: slots in one batch, the most members (and bytes, where they are
+    bounded) in one block, and how slowly blocks grow up to that.
 
-    The more workers, the slower: the last blocks of a list, some worked on and some finished, should be a small part of it.
+    The more workers, the slower: the last blocks of a list, some worked on and some finished,
+    should be a small part of it.
     """
 
     batch_slots: int = Field(default=32, ge=1)
@@ -183,8 +209,8 @@ class BlockPlan(Frozen):
 
 
 def block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Sizes of block 0, 1, …: one batch, for an early verdict; then about 16 members, doubled after every `blocks_per_doubling` up to the
-    plan's limit, all whole batches.
+    """Sizes of block 0, 1, …: one batch, for an early verdict; then about 16 members, doubled after
+    every `blocks_per_doubling` up to the plan's limit, all whole batches.
 
     The last block of a list ends where the list does. A limit below one batch means one batch.
     """
@@ -204,10 +230,16 @@ R = TypeVar("R")
 
 
 class Each(Protocol):
-    """Something that applies a picklable function to items, in whatever processes, and gives the results in their order."""
+    """Something that applies a picklable function to items, in whatever processes, and gives the
+    results in their order.
+    """
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-        """Raises what the function raises, if it is a TouchstoneError as it was. To be closed by a caller that may leave early."""
+    def __call__(
+        self, function: Callable[[T], R], items: Iterable[T], /
+    ) -> Generator[R, None, None]:
+        """Raises what the function raises, if it is a TouchstoneError as it was. To be closed by a
+        caller that may leave early.
+        """
 
 
 def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:

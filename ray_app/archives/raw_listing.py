@@ -1,6 +1,7 @@
 """`SectionLister`: one section of an archive → raw files (`RawFile`), its members in order.
 
-Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of small ones travel with their description instead.
+Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of small ones travel
+with their description instead.
 """
 
 import hashlib
@@ -16,7 +17,14 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import members, object_prefix, sources
 from ray_app.archives.containers import Container, Unopened
-from ray_app.archives.manifest import has_columns_of_archive, input_type, joined_inputs, listed_rows, parquet_bytes, with_input
+from ray_app.archives.manifest import (
+    has_columns_of_archive,
+    input_type,
+    joined_inputs,
+    listed_rows,
+    parquet_bytes,
+    with_input,
+)
 from ray_app.archives.selection import Selection
 from ray_app.storage import Fetcher, NotedFolders, Store, noting_linked_folders
 
@@ -31,9 +39,11 @@ _CLOSED = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section, each with `check`, a further word of its digest, which differs where two members have one id.
+    """Consecutive members of one section, each with `check`, a further word of its digest, which
+    differs where two members have one id.
 
-    `as_text`: columns whose types clash become texts (`joined_inputs`). `data`: the content of a small file, which is not at `path`.
+    `as_text`: columns whose types clash become texts (`joined_inputs`). `data`: the content of a
+    small file, which is not at `path`.
     """
 
     rows: int
@@ -58,14 +68,17 @@ class RawFile:
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Its rows, a bounded table at a time."""
-        file = pq.ParquetFile(pa.BufferReader(store.read(self.path) if self.data is None else self.data))
+        file = pq.ParquetFile(
+            pa.BufferReader(store.read(self.path) if self.data is None else self.data)
+        )
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
 
 
 @dataclass(frozen=True)
 class ClosedPlace:
-    """A place whose members could not be listed: a container of this version, a file, or a folder, whose version is None.
+    """A place whose members could not be listed: a container of this version, a file, or a folder,
+    whose version is None.
 
     The version "" is unknown: the container or file may be of any version.
     """
@@ -76,12 +89,14 @@ class ClosedPlace:
 
 @dataclass(frozen=True)
 class SectionListing:
-    """What one section has: `found` members, with or without those that patterns leave out, and containers to be opened.
+    """What one section has: `found` members, with or without those that patterns leave out, and
+    containers to be opened.
 
-    `digest` tells it from every other: a sum over what was found, so that its parts add up to the same however they were cut (modulo
-    2**256; all of SHA-256). `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders that
-    are no part of it, since they are only linked to. `closed`: places whose members the store refused to list. `rest`: of a range of keys,
-    what was not listed yet.
+    `digest` tells it from every other: a sum over what was found, so that its parts add up to the
+    same however they were cut (modulo 2**256; all of SHA-256). `settled`: it names nothing outside
+    its containers and none that was out of reach. `linked`: folders that are no part of it, since
+    they are only linked to. `closed`: places whose members the store refused to list. `rest`: of a
+    range of keys, what was not listed yet.
     """
 
     found: int
@@ -97,10 +112,11 @@ class SectionListing:
 
 @dataclass(frozen=True)
 class SectionLister:
-    """Lists sections of one archive into `folder`; called with (number, sections), which it lists side by side.
+    """Lists sections of one archive into `folder`; called with (number, sections), which it lists
+    side by side.
 
-    Picklable, as tasks need it. `limit`: the first so many members that pass. `most`: of a range of keys about so many objects, whatever
-    they are.
+    Picklable, as tasks need it. `limit`: the first so many members that pass. `most`: of a range of
+    keys about so many objects, whatever they are.
     """
 
     store: Store
@@ -117,8 +133,15 @@ class SectionLister:
     def __call__(self, item: tuple[int, Sequence[sources.SourceSection]]) -> list[SectionListing]:
         """Raises ConfigError and StorageError from the source."""
         number, sections = item
-        one_of_many = replace(self, raw_rows=max(1, self.raw_rows // len(sections)), batch=max(1, self.batch // len(sections)))
-        stems = [f"{self.folder}/{number:06}" + f"-{place:02}" * (len(sections) > 1) for place in range(len(sections))]
+        one_of_many = replace(
+            self,
+            raw_rows=max(1, self.raw_rows // len(sections)),
+            batch=max(1, self.batch // len(sections)),
+        )
+        stems = [
+            f"{self.folder}/{number:06}" + f"-{place:02}" * (len(sections) > 1)
+            for place in range(len(sections))
+        ]
         if len(sections) == 1:
             return [self._listed(stems[0], sections[0])]
         with ThreadPoolExecutor(len(sections), thread_name_prefix="list") as pool:
@@ -142,7 +165,9 @@ class SectionLister:
                 found += 1
                 if passes:
                     assert isinstance(entry, members.ListedMember)
-                    is_for_good = entry.refused is not None and not entry.refused.status.startswith("source_")
+                    is_for_good = entry.refused is not None and not entry.refused.status.startswith(
+                        "source_"
+                    )
                     settled &= entry.place is not None or is_for_good
                     if isinstance(entry, _CLOSED) and not is_for_good:
                         is_folder = isinstance(entry, members.UnreadableFolder)
@@ -159,13 +184,27 @@ class SectionLister:
                     self.progress(count)
         files = tuple(writer.finish())
         for container in containers:
-            writer.add_digest(hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest())
+            writer.add_digest(
+                hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest()
+            )
         rest = None if begun is None else begun.rest
-        return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, tuple(closed), rest)
+        return SectionListing(
+            found,
+            count,
+            files,
+            tuple(containers),
+            writer.digest,
+            settled,
+            linked,
+            tuple(closed),
+            rest,
+        )
 
 
 class _RawWriter:
-    """Streams members into raw files; memory holds one of them. `digest` is the sum over all of them."""
+    """Streams members into raw files; memory holds one of them. `digest` is the sum over all of
+    them.
+    """
 
     def __init__(self, store: Store, stem: str, raw_rows: int) -> None:
         self._store, self._stem, self._raw_rows = store, stem, raw_rows
@@ -183,14 +222,18 @@ class _RawWriter:
         words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)
         if self._rows + len(items) > self._raw_rows:
             self._close()
-        self._tables.append(listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1])))
+        self._tables.append(
+            listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1]))
+        )
         self._rows += len(items)
         self._as_text |= any(map(has_columns_of_archive, items))
 
     def add_digest(self, digests: bytes) -> None:
         """Add digests of 32 bytes each, one behind another, to the sum of all."""
         columns = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64).tolist()
-        self.digest = (self.digest + sum(column << (32 * (7 - place)) for place, column in enumerate(columns))) % SUMS
+        self.digest = (
+            self.digest + sum(column << (32 * (7 - place)) for place, column in enumerate(columns))
+        ) % SUMS
 
     def finish(self) -> list[RawFile]:
         self._close()
@@ -210,5 +253,7 @@ class _RawWriter:
             path=f"{self._stem}-{len(self._files):05}.parquet",
             data=parquet_bytes(table, row_group=_BATCH),
         )
-        self._files.append(file if file.carried_bytes <= _CARRIED_BYTES else file.stored(self._store))
+        self._files.append(
+            file if file.carried_bytes <= _CARRIED_BYTES else file.stored(self._store)
+        )
         self._begin()

@@ -1,9 +1,11 @@
 """`Archive`: what a person names as sources → the sections that can be listed in parallel.
 
-Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
+Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden
+files are files too.
 
-A source is a URL or path. `KIND::URL` says what it is where its name does not: `files::photos/` opens no container in it,
-`tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as is one file that ends in .csv, .tsv, .jsonl or .ndjson).
+A source is a URL or path. `KIND::URL` says what it is where its name does not: `files::photos/`
+opens no container in it, `tar::https://host/download` is a tar, `list::uris.txt` a list of uris (as
+is one file that ends in .csv, .tsv, .jsonl or .ndjson).
 """
 
 import contextlib
@@ -31,7 +33,8 @@ from ray_app.storage import (
     urls,
 )
 
-_RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32  # ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
+# ranges of keys that threads read ahead; members to a chunk; chunks ahead in each
+_RANGES_AT_ONCE, _CHUNK, _AHEAD = 8, 1000, 32
 
 
 RETIRED_KINDS = {
@@ -45,11 +48,13 @@ class SourceSection(Protocol):
     """A part of a source that one task lists. Picklable and small."""
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
+        """Members and unopened containers, each with the path that patterns are compared with, in a
+        fixed order.
+        """
 
 
-# One way to keep an archive, as the function that names its parts, in a fixed order; their contents are not read yet. A new one is such a
-# function in a file of its own, and a line in `_source_for`.
+# One way to keep an archive, as the function that names its parts, in a fixed order; their contents
+# are not read yet. A new one is such a function in a file of its own, and a line in `_source_for`.
 Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 
@@ -62,7 +67,11 @@ class Opened:
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Their members, one container after the other."""
         for container in self.containers:
-            table = None if container.samples is None else object_prefix.SidecarTable(container.samples, fetcher)
+            table = (
+                None
+                if container.samples is None
+                else object_prefix.SidecarTable(container.samples, fetcher)
+            )
             for item in list_container(container, fetcher):
                 name = _name_in(container, item)
                 if table is not None and item.member is not None:
@@ -71,7 +80,9 @@ class Opened:
 
 
 def _name_in(container: Container, item: members.ListedMember) -> str | None:
-    """What patterns see of a member behind its container's path: its name, a row's own path, or the file that a list's row names."""
+    """What patterns see of a member behind its container's path: its name, a row's own path, or the
+    file that a list's row names.
+    """
     if item.place is not None and item.place.kind == "parquet":
         path = item.input.get("path")
         return path if isinstance(path, str) else None
@@ -79,11 +90,13 @@ def _name_in(container: Container, item: members.ListedMember) -> str | None:
 
 
 class Archive:
-    """All members of some sources, as patterns let them pass: files first, then what is in containers, each in order.
+    """All members of some sources, as patterns let them pass: files first, then what is in
+    containers, each in order.
 
-    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, in one order; `sections`
-    can be listed by many processes. Iterating raises ConfigError when no file is left, StorageError when a
-    source is out of reach. `allow_private`: see `fetcher_of`.
+    Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not.
+    Iterating lists anew, in one order; `sections` can be listed by many processes. Iterating raises
+    ConfigError when no file is left, StorageError when a source is out of reach. `allow_private`:
+    see `fetcher_of`.
     """
 
     def __init__(
@@ -100,11 +113,21 @@ class Archive:
     ) -> None:
         if not sources:
             raise ConfigError("no source given", hint="name a folder, s3://BUCKET/PREFIX or a file")
-        for option, pattern in [*(("--include", one) for one in include), *(("--exclude", one) for one in exclude)]:
+        for option, pattern in [
+            *(("--include", one) for one in include),
+            *(("--exclude", one) for one in exclude),
+        ]:
             if urls.has_braces(pattern):
-                raise ConfigError(f"{option} {pattern}: braces are not expanded", hint=f"give each pattern of its own: {option} repeatedly")
+                raise ConfigError(
+                    f"{option} {pattern}: braces are not expanded",
+                    hint=f"give each pattern of its own: {option} repeatedly",
+                )
         self._urls, self._columns, self._limits = list(sources), columns, limits
-        self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
+        self.selection = Selection(
+            tuple(include),
+            tuple(exclude),
+            tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip),
+        )
         self._sources = [_source_for(url, columns, limits, self.selection) for url in sources]
         self._names = [strip_secrets(url) for url in sources]
         self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
@@ -124,7 +147,10 @@ class Archive:
         """A stretch of the source of that number, an S3 prefix, as a section."""
         kind, url = _split_kind(self._urls[source])
         return object_prefix.PrefixRange(
-            object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits, self.selection), keys
+            object_prefix.ObjectPrefix(
+                canonical(url), kind, self._columns, self._limits, self.selection
+            ),
+            keys,
         )
 
     def __iter__(self) -> Iterator[members.ListedMember]:
@@ -132,7 +158,9 @@ class Archive:
 
     def beginning(self) -> Iterator[members.ListedMember]:
         """The same with nothing read ahead of it, for those who want the first few."""
-        return self._members(item for section in self.sections() for item in section.found(self.fetcher))
+        return self._members(
+            item for section in self.sections() for item in section.found(self.fetcher)
+        )
 
     def _members(self, listed: Iterator[Found]) -> Iterator[members.ListedMember]:
         found = kept = 0
@@ -146,7 +174,9 @@ class Archive:
                 if passes:
                     yield item
         for container in containers:
-            for (_, item), passes in self.selection.chosen(Opened((container,)).found(self.fetcher)):
+            for (_, item), passes in self.selection.chosen(
+                Opened((container,)).found(self.fetcher)
+            ):
                 assert isinstance(item, members.ListedMember)
                 found, kept = found + 1, kept + passes
                 if passes:
@@ -155,26 +185,43 @@ class Archive:
             raise self.empty(found, len(containers))
 
     def check(self) -> None:
-        """Whether each source is there, and something passes the patterns: as far into the archive as that takes. Raises as iterating."""
+        """Whether each source is there, and something passes the patterns: as far into the archive
+        as that takes. Raises as iterating.
+        """
         if len(self._sources) > 1:
             for source in self._sources:
-                next((True for section in source(self.fetcher) for _ in section.found(self.fetcher)), None)
+                next(
+                    (True for section in source(self.fetcher) for _ in section.found(self.fetcher)),
+                    None,
+                )
         next(self.beginning())
 
     def empty(self, found: int, opened: int) -> ConfigError:
-        """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
+        """What to say when nothing was kept of `found` files, those in `opened` containers among
+        them.
+        """
         names = ", ".join(self._names)
         if not found and opened:
-            return ConfigError(f"{names}: no file in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
-        patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
+            return ConfigError(
+                f"{names}: no file in {opened} archive{'s' * (opened != 1)}",
+                hint="folders in an archive are not counted",
+            )
+        patterns = " ".join(
+            [f"--include {p}" for p in self.selection.include]
+            + [f"--exclude {p}" for p in self.selection.exclude]
+        )
         if not found and not patterns:
             text = "no file there but those of the output directory, or only lists without rows"
-            return ConfigError(f"{names}: {text}", hint="give --out a folder of its own, and the folder of the images as source")
+            return ConfigError(
+                f"{names}: {text}",
+                hint="give --out a folder of its own, and the folder of the images as source",
+            )
         files = f"none of {found} file{'s' if found > 1 else ''}" if found else "no file"
         return ConfigError(
             f"{names}: {files} passes {patterns}",
             hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders"
-            + "; to choose archives and not what is in them, write the pattern into the source" * bool(opened),
+            + "; to choose archives and not what is in them, write the pattern into the source"
+            * bool(opened),
         )
 
 
@@ -182,13 +229,17 @@ open_source = Archive  # as a verb
 
 
 def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[Found]:
-    """All that sections hold, one section after the other; threads read some ranges of keys ahead of their turn."""
+    """All that sections hold, one section after the other; threads read some ranges of keys ahead
+    of their turn.
+    """
     waiting, reading, ended = iter(sections), deque[Iterator[Found]](), threading.Event()
     try:
         while True:
             while len(reading) < _RANGES_AT_ONCE and (section := next(waiting, None)) is not None:
                 is_range = isinstance(section, object_prefix.PrefixRange)
-                reading.append(_read_ahead(section, fetcher, ended) if is_range else section.found(fetcher))
+                reading.append(
+                    _read_ahead(section, fetcher, ended) if is_range else section.found(fetcher)
+                )
             if not reading:
                 return
             yield from reading.popleft()
@@ -196,8 +247,12 @@ def _in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[F
         ended.set()
 
 
-def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event) -> Iterator[Found]:
-    """What a section holds, and raises, read by a thread of its own until `ended`, no further ahead than memory is meant for."""
+def _read_ahead(
+    section: SourceSection, fetcher: Fetcher, ended: threading.Event
+) -> Iterator[Found]:
+    """What a section holds, and raises, read by a thread of its own until `ended`, no further ahead
+    than memory is meant for.
+    """
     chunks: queue.Queue[list[Found] | Exception] = queue.Queue(_AHEAD)
 
     def put(chunk: list[Found] | Exception) -> None:
@@ -228,12 +283,18 @@ def _read_ahead(section: SourceSection, fetcher: Fetcher, ended: threading.Event
 
 
 def places_of(sources: Sequence[str]) -> list[str]:
-    """The URLs of some sources as the user gave them, secrets and all, without the KIND:: before them."""
+    """The URLs of some sources as the user gave them, secrets and all, without the KIND:: before
+    them.
+    """
     return [_split_kind(source)[1] for source in sources]
 
 
-def fetcher_of(sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False) -> Fetcher:
-    """What reads the members of some sources. Lists in them may name web servers on the public Internet; `allow_private`: any."""
+def fetcher_of(
+    sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False
+) -> Fetcher:
+    """What reads the members of some sources. Lists in them may name web servers on the public
+    Internet; `allow_private`: any.
+    """
     urls = places_of(sources)
     return Fetcher(policy, signed=urls, guard=Guard.of(urls, allow_private=allow_private))
 
@@ -249,13 +310,18 @@ def _split_kind(source: str) -> tuple[str | None, str]:
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
-def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection) -> Sections:
+def _source_for(
+    source: str, columns: members.TableColumns, limits: ContainerLimits, selection: Selection
+) -> Sections:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
         raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
     if kind is not None and kind not in known:
-        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is not a kind of source", hint=f"known: {', '.join(known)}")
+        raise ConfigError(
+            f"{strip_secrets(source)}: '{kind}::' is not a kind of source",
+            hint=f"known: {', '.join(known)}",
+        )
     if not url:
         raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
@@ -265,9 +331,17 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
 
 
 def _objects(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[SourceSection]:
-    """A list where its name announces one and it is a file; else objects, of a large S3 prefix stretch by stretch in the order of keys."""
-    url, is_pattern = prefix.url, prefix.is_pattern  # Asked here once, and not by every task that lists a stretch.
-    if prefix.kind is None and uri_lists.looks_like_list(url) and not is_pattern and uri_lists.is_one_file(url, fetcher):
+    """A list where its name announces one and it is a file; else objects, of a large S3 prefix
+    stretch by stretch in the order of keys.
+    """
+    # Asked here once, and not by every task that lists a stretch.
+    url, is_pattern = prefix.url, prefix.is_pattern
+    if (
+        prefix.kind is None
+        and uri_lists.looks_like_list(url)
+        and not is_pattern
+        and uri_lists.is_one_file(url, fetcher)
+    ):
         yield from uri_lists.lists_at(url, prefix.columns, prefix.limits, fetcher)
         return
     divisions = list_divisions(url)

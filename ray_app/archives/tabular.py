@@ -1,8 +1,10 @@
-"""Tables that people bring, as text: CSV, TSV, JSON lines (`csv_tables`, `json_rows`, `json_tables`, `pieces`).
+"""Tables that people bring, as text: CSV, TSV, JSON lines (`csv_tables`, `json_rows`,
+`json_tables`, `pieces`).
 
-A table may be longer than memory: it is read in pieces of whole lines. What is wrong with it is a pa.ArrowException, a ValueError
-(UnicodeDecodeError is one) or an OSError, which say the line or the column; callers add the file's name.
-Texts are UTF-8, UTF-16, or UTF-32; a CSV may have semicolons, tabs, or bars in place of commas (`text_encoding`).
+A table may be longer than memory: it is read in pieces of whole lines. What is wrong with it is a
+pa.ArrowException, a ValueError (UnicodeDecodeError is one) or an OSError, which say the line or the
+column; callers add the file's name. Texts are UTF-8, UTF-16, or UTF-32; a CSV may have semicolons,
+tabs, or bars in place of commas (`text_encoding`).
 """
 
 import csv
@@ -21,7 +23,8 @@ from ray_app.archives.text_encoding import find_delimiter, utf8_chunks
 
 _PIECE = 1 << 20
 _MAX_LINE = 16 << 20  # no row of a list is longer; a file without line breaks is no list
-_SEPARATOR_LINE = re.compile(rb"sep=(.)\r?\n", re.IGNORECASE)  # the first line of some CSV files of Excel
+# the first line of some CSV files of Excel
+_SEPARATOR_LINE = re.compile(rb"sep=(.)\r?\n", re.IGNORECASE)
 _MAX_DEPTH = 64  # brackets in brackets; pyarrow's parser ends the process at some ten thousand
 
 
@@ -35,9 +38,10 @@ def csv_tables(
 ) -> Iterator[pa.Table]:
     """Tables of these columns (None: of all), one to a piece of the file.
 
-    `delimiter`: the separator that the name of the file announces; the header shows the real one (`find_delimiter`).
-    `texts`: given the names in the header, those that stay texts as they stand there (`007`, `1e5`, `NA`); others get the type of their
-    values, each table for itself. An empty field is null; a line break inside double quotes ends no row.
+    `delimiter`: the separator that the name of the file announces; the header shows the real one
+    (`find_delimiter`). `texts`: given the names in the header, those that stay texts as they stand
+    there (`007`, `1e5`, `NA`); others get the type of their values, each table for itself. An empty
+    field is null; a line break inside double quotes ends no row.
     """
     names: list[str] | None = None
     kinds: dict[str, pa.DataType] = {}
@@ -46,16 +50,22 @@ def csv_tables(
         if names is None:
             piece, names, delimiter = _read_header(piece, delimiter)
             kinds = dict.fromkeys(texts(names), pa.string())
-        read = pcsv.ReadOptions(column_names=None if first else names, use_threads=False, block_size=len(piece) + 1)
+        read = pcsv.ReadOptions(
+            column_names=None if first else names, use_threads=False, block_size=len(piece) + 1
+        )
         parse = pcsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        convert = pcsv.ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True, include_columns=columns)
+        convert = pcsv.ConvertOptions(
+            column_types=kinds, null_values=[""], strings_can_be_null=True, include_columns=columns
+        )
         yield pcsv.read_csv(io.BytesIO(piece), read, parse, convert)
 
 
 def _read_header(piece: bytes, expected: str) -> tuple[bytes, list[str], str]:
-    """Return the first piece of a CSV from its header on, the names in the header, and the separator.
+    """Return the first piece of a CSV from its header on, the names in the header, and the
+    separator.
 
-    Empty lines and a line `sep=;` before the header are removed. Raises ArrowInvalid if the header cannot be read.
+    Empty lines and a line `sep=;` before the header are removed. Raises ArrowInvalid if the header
+    cannot be read.
     """
     piece = piece.lstrip(b"\r\n")
     if line := _SEPARATOR_LINE.match(piece):
@@ -63,20 +73,30 @@ def _read_header(piece: bytes, expected: str) -> tuple[bytes, list[str], str]:
     else:
         delimiter = find_delimiter(piece.partition(b"\n")[0].decode(), expected)
     try:
-        return piece, next(csv.reader(io.StringIO(piece.decode(), newline=""), delimiter=delimiter), []), delimiter
+        return (
+            piece,
+            next(csv.reader(io.StringIO(piece.decode(), newline=""), delimiter=delimiter), []),
+            delimiter,
+        )
     except csv.Error as error:
-        raise pa.ArrowInvalid(f"its first line cannot be read ({error}); is a quotation mark missing?") from None
+        raise pa.ArrowInvalid(
+            f"its first line cannot be read ({error}); is a quotation mark missing?"
+        ) from None
 
 
 def named_once(names: list[str]) -> list[str]:
     """The same names. Raises ArrowInvalid where a header has one of them twice."""
     if len(set(names)) < len(names):
-        raise pa.ArrowInvalid(f"its first line should name each column once: {', '.join(map(repr, names))}")
+        raise pa.ArrowInvalid(
+            f"its first line should name each column once: {', '.join(map(repr, names))}"
+        )
     return names
 
 
 def json_rows(file: Any, size: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects of JSON lines, one by one; empty lines are none. What nests too deeply is an ArrowInvalid."""
+    """The objects of JSON lines, one by one; empty lines are none. What nests too deeply is an
+    ArrowInvalid.
+    """
     number = 0
     for piece in pieces(file, quoted=False, size=size):
         _check_depth(piece)
@@ -97,23 +117,33 @@ def _object(line: str, number: int) -> dict[str, Any]:
     return row
 
 
-def text_table(rows: Iterable[dict[str, Any]], text: Callable[[Any], str], columns: Sequence[str] | None = None) -> pa.Table:
+def text_table(
+    rows: Iterable[dict[str, Any]], text: Callable[[Any], str], columns: Sequence[str] | None = None
+) -> pa.Table:
     """Rows as columns of texts (None: all that a row has), null where a row has none or "" ."""
     rows = list(rows)
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
 
     def texts(name: str) -> list[str | None]:
-        return [None if (value := row.get(name)) is None or value == "" else text(value) for row in rows]
+        return [
+            None if (value := row.get(name)) is None or value == "" else text(value) for row in rows
+        ]
 
     return pa.table({name: pa.array(texts(name), pa.string()) for name in names})
 
 
 def json_tables(file: Any, texts: Collection[str | None]) -> Iterator[pa.Table]:
-    """Tables of JSON lines, typed by their values, each for itself; what is in `texts` is no time, even where it looks like one."""
+    """Tables of JSON lines, typed by their values, each for itself; what is in `texts` is no time,
+    even where it looks like one.
+    """
     for piece in pieces(file, quoted=False):
         _check_depth(piece)
         table = _json_table(piece, None)
-        mistaken = [field.with_type(pa.string()) for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
+        mistaken = [
+            field.with_type(pa.string())
+            for field in table.schema
+            if field.name in texts and pa.types.is_timestamp(field.type)
+        ]
         yield _json_table(piece, pa.schema(mistaken)) if mistaken else table
 
 
@@ -123,13 +153,19 @@ def _json_table(piece: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def _check_depth(piece: bytes) -> None:
-    """Raises ArrowInvalid, as a parser would, for lines of JSON that are nested too deeply, each in itself or one in the other."""
-    shown = piece.replace(rb"\\", b"").replace(rb"\"", b"")  # a quotation mark that is left begins a text or ends it
+    """Raises ArrowInvalid, as a parser would, for lines of JSON that are nested too deeply, each in
+    itself or one in the other.
+    """
+    # a quotation mark that is left begins a text or ends it
+    shown = piece.replace(rb"\\", b"").replace(rb"\"", b"")
     letters = np.frombuffer(shown, np.uint8)
-    is_outside = np.cumsum(letters == ord('"'), dtype=np.uint8) % 2 == 0  # brackets in texts do not count
+    # brackets in texts do not count
+    is_outside = np.cumsum(letters == ord('"'), dtype=np.uint8) % 2 == 0
     opened = (letters == ord("{")) | (letters == ord("["))
     closed = (letters == ord("}")) | (letters == ord("]"))
-    depth = np.cumsum((opened.astype(np.int8) - closed.astype(np.int8)) * is_outside, dtype=np.int64)
+    depth = np.cumsum(
+        (opened.astype(np.int8) - closed.astype(np.int8)) * is_outside, dtype=np.int64
+    )
     # One that closes nothing ends no other: what follows it counts from there.
     depth -= np.minimum.accumulate(np.append(0, depth))[:-1]
     if depth.max(initial=0) > _MAX_DEPTH:
@@ -139,7 +175,8 @@ def _check_depth(piece: bytes) -> None:
 
 
 def pieces(file: Any, *, quoted: bool, size: int | None = None) -> Iterator[bytes]:
-    """The file in pieces of whole lines, in UTF-8; with `quoted`, a line break inside double quotes ends no line.
+    """The file in pieces of whole lines, in UTF-8; with `quoted`, a line break inside double quotes
+    ends no line.
 
     Raises ArrowInvalid, as a parser would, for a line longer than memory should hold.
     """
@@ -154,13 +191,17 @@ def pieces(file: Any, *, quoted: bool, size: int | None = None) -> Iterator[byte
         else:
             waiting.append(data)
             if sum(map(len, waiting)) > _MAX_LINE:
-                raise pa.ArrowInvalid(f"a line of more than {_MAX_LINE} bytes; is a quotation mark missing?")
+                raise pa.ArrowInvalid(
+                    f"a line of more than {_MAX_LINE} bytes; is a quotation mark missing?"
+                )
     if left := b"".join(waiting):
         yield left
 
 
 def _last_end(data: bytes, is_inside: bool) -> int:
-    """The end of the last line that does not end inside quotes, 0 where there is none; `is_inside`: whether data begins in quotes."""
+    """The end of the last line that does not end inside quotes, 0 where there is none; `is_inside`:
+    whether data begins in quotes.
+    """
     letters = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(letters == ord("\n"))
     is_outside = np.cumsum(letters == ord('"'))[ends] % 2 == is_inside

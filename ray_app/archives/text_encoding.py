@@ -1,6 +1,8 @@
-"""Read the text tables that people bring: the encoding of a file (`utf8_chunks`) and the separator of its header (`find_delimiter`).
+"""Read the text tables that people bring: the encoding of a file (`utf8_chunks`) and the separator
+of its header (`find_delimiter`).
 
-Excel on Windows saves "Unicode text" as UTF-16, and CSV with semicolons if the decimal sign of the language is a comma.
+Excel on Windows saves "Unicode text" as UTF-16, and CSV with semicolons if the decimal sign of the
+language is a comma.
 """
 
 import codecs
@@ -24,7 +26,8 @@ _MARKS = (
 def find_encoding(start: bytes) -> tuple[str, int]:
     """Return the encoding that the first bytes of a text show, and the length of its mark.
 
-    A text without a mark is UTF-8, or UTF-16 if at least half of its first letters have a zero byte at the same side.
+    A text without a mark is UTF-8, or UTF-16 if at least half of its first letters have a zero byte
+    at the same side.
     """
     for mark, encoding in _MARKS:
         if start.startswith(mark):
@@ -38,7 +41,8 @@ def find_encoding(start: bytes) -> tuple[str, int]:
 
 
 def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
-    """Read a text file of any Unicode encoding in chunks of about `size` bytes, as UTF-8 without a mark.
+    """Read a text file of any Unicode encoding in chunks of about `size` bytes, as UTF-8 without a
+    mark.
 
     Chunks may end inside a character. UTF-8 is passed on as it is.
 
@@ -71,8 +75,9 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
 def find_delimiter(header: str, expected: str = ",") -> str:
     """Return the separator of the header line of a table.
 
-    Marks in double quotes, in brackets, and before a space are part of names, unless all marks are. `expected` wins if it gives two names
-    without other marks, and so does an expected tab. Otherwise the first mark wins, but a bar only if there is no other mark.
+    Marks in double quotes, in brackets, and before a space are part of names, unless all marks are.
+    `expected` wins if it gives two names without other marks, and so does an expected tab.
+    Otherwise the first mark wins, but a bar only if there is no other mark.
     """
     outside = "".join(header.split('"')[::2])
     text = _INSIDE_NAMES.sub("", outside)
@@ -80,7 +85,9 @@ def find_delimiter(header: str, expected: str = ",") -> str:
         text = outside
     names = text.split(expected)
     others = [mark for mark in DELIMITERS if mark != expected]
-    plain_names = [name for name in names if name.strip() and not any(mark in name for mark in others)]
+    plain_names = [
+        name for name in names if name.strip() and not any(mark in name for mark in others)
+    ]
     if len(names) > 1 and (expected == "\t" or len(plain_names) > 1):
         return expected
     marks = [letter for letter in text if letter in DELIMITERS]

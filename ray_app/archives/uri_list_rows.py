@@ -14,12 +14,13 @@ from ray_app.storage import canonical, errors, fetch, local_path, strip_secrets,
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
 _WINDOWS = re.compile(r"\\|^[A-Za-z]:/")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-UNCHAINED = ("s3", "http", "https", "file")  # read without fsspec: in their names :: is two letters like others
+# read without fsspec: in their names :: is two letters like others
+UNCHAINED = ("s3", "http", "https", "file")
 
 
 class ListEntries:
-    """Rows of one list, in order. A relative uri is below the list's folder; `version` or `etag`, and `size_bytes`, say what a store's
-    own listing would; every other column becomes `input`.
+    """Rows of one list, in order. A relative uri is below the list's folder; `version` or `etag`,
+    and `size_bytes`, say what a store's own listing would; every other column becomes `input`.
     """
 
     def __init__(self, list_uri: str, column: str) -> None:
@@ -37,10 +38,17 @@ class ListEntries:
             uri = row.pop(self._column, None)
             if not isinstance(uri, str) or not uri:
                 raise ConfigError(
-                    f"{self._list}: row {self._row} has no text in its column '{self._column}'", hint="each row should name one image"
+                    f"{self._list}: row {self._row} has no text in its column '{self._column}'",
+                    hint="each row should name one image",
                 )
-            version, etag, size = row.pop("version", None), row.pop("etag", None), row.pop("size_bytes", None)
-            yield self._member(uri, _version(version, etag), size if type(size) is int and size >= 0 else -1, row)
+            version, etag, size = (
+                row.pop("version", None),
+                row.pop("etag", None),
+                row.pop("size_bytes", None),
+            )
+            yield self._member(
+                uri, _version(version, etag), size if type(size) is int and size >= 0 else -1, row
+            )
 
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> ListedMember:
         place, refused = self._place(uri)
@@ -65,10 +73,15 @@ class ListEntries:
             return uri.rstrip("/"), None
         scheme = urls.scheme_of(uri)
         if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
-            return uri, RefusedMember(Status.UNSAFE_MEMBER, "a list may name files by path, s3://, gs://, az://, hf:// and https://")
+            return uri, RefusedMember(
+                Status.UNSAFE_MEMBER,
+                "a list may name files by path, s3://, gs://, az://, hf:// and https://",
+            )
         if scheme == "file" and (uri.startswith("/") or uri.lower().startswith("file:")):
             if not self._is_local:
-                return uri, RefusedMember(Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files")
+                return uri, RefusedMember(
+                    Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files"
+                )
             place, refused = _checked(uri)
             return (place, refused) if refused is not None else (urls.local_uri(place), None)
         return self._below_folder(uri) if scheme == "file" else _checked(uri)
@@ -80,7 +93,9 @@ class ListEntries:
         root, _, folder = below.partition("/")
         path = posixpath.normpath(posixpath.join("/", folder, uri))
         if posixpath.normpath(posixpath.join(folder, uri)).startswith(".."):
-            return uri, RefusedMember(Status.UNSAFE_MEMBER, f"a relative uri that leads out of {scheme}{mark}{root}")
+            return uri, RefusedMember(
+                Status.UNSAFE_MEMBER, f"a relative uri that leads out of {scheme}{mark}{root}"
+            )
         return _checked(f"{scheme}{mark}{root}{path}")
 
 
@@ -103,7 +118,11 @@ def _windows_path(uri: str, place: str) -> RefusedMember | None:
     if os.path.lexists(local_path(place)):
         return None
     other = "it is a path of Windows: name the file as it is called on this machine"
-    advice = other if _WINDOWS_ROOT.match(uri) else "it has backslashes, as Windows writes them: write / in their place"
+    advice = (
+        other
+        if _WINDOWS_ROOT.match(uri)
+        else "it has backslashes, as Windows writes them: write / in their place"
+    )
     return RefusedMember(Status.SOURCE_MISSING, f"{uri}: no such file; {advice}")
 
 
@@ -113,7 +132,9 @@ def _version(version: Any, etag: Any) -> str:
 
 
 def _local_facts(place: str) -> tuple[int, str, bool]:
-    """Return size and version as a listing of the folder gives them, and whether the file is there but they cannot be read."""
+    """Return size and version as a listing of the folder gives them, and whether the file is there
+    but they cannot be read.
+    """
     try:
         found = os.stat(local_path(place))
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Lists of uris as sources (`lists_at`): CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
+"""Lists of uris as sources (`lists_at`): CSV, TSV, JSON lines, plain text, Parquet, also
+compressed. Each row is a file of its own.
 
-A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all pieces is
-settled where the manifest is made.
+A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its
+own; what a column is over all pieces is settled where the manifest is made.
 """
 
 import functools
@@ -14,7 +15,13 @@ import pyarrow as pa
 
 from ray_app.archives import members, tabular, uri_list_rows
 from ray_app.archives.columns import URI_NAMES, input_rows, no_column, no_uris, uri_column
-from ray_app.archives.containers import Container, ContainerLimits, Unopened, kind_of, recognise_container
+from ray_app.archives.containers import (
+    Container,
+    ContainerLimits,
+    Unopened,
+    kind_of,
+    recognise_container,
+)
 from ray_app.archives.containers.parquet import index_uris
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.images.formats import describe_signature
@@ -32,11 +39,18 @@ Rows = Iterator[dict[str, Any]]
 LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
-def lists_at(url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher) -> Iterator["UriList"]:
-    """The lists that the source `list::URL` names, by name: one, or those in a folder or of a pattern. Raises as `list_objects`."""
+def lists_at(
+    url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher
+) -> Iterator["UriList"]:
+    """The lists that the source `list::URL` names, by name: one, or those in a folder or of a
+    pattern. Raises as `list_objects`.
+    """
     for info in list_objects(url, fetcher.guard):
         if isinstance(info, ClosedFolder):
-            raise StorageError(f"{info.uri}: {info.error.detail}", hint="name the lists by a pattern that leaves the folder out")
+            raise StorageError(
+                f"{info.uri}: {info.error.detail}",
+                hint="name the lists by a pattern that leaves the folder out",
+            )
         yield UriList(info.uri, info.version, info.size_bytes, columns, limits)
 
 
@@ -51,9 +65,11 @@ class UriList:
     limits: ContainerLimits
 
     def found(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
-        """A member per row, with its path below the list's folder where it lies there, else its whole uri.
+        """A member per row, with its path below the list's folder where it lies there, else its
+        whole uri.
 
-        Raises ConfigError naming the list, and the row or column that is wrong, StorageError when it cannot be read.
+        Raises ConfigError naming the list, and the row or column that is wrong, StorageError when
+        it cannot be read.
         """
         folder = self.uri.partition("?")[0].rpartition("/")[0] + "/"
         try:
@@ -69,16 +85,25 @@ class UriList:
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
         if kind_of(self.uri) == "parquet":
             name = self.uri.rpartition("/")[2]
-            container = Container(self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits)
+            container = Container(
+                self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits
+            )
             yield from self._readable(index_uris(container, fetcher), container, fetcher)
             return
         name, packed = _names(self.uri)
         if name not in _READERS:
-            raise ConfigError(f"{self.uri}: not a list", hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt")
+            raise ConfigError(
+                f"{self.uri}: not a list",
+                hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt",
+            )
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
             self._require_text(file.read(_HEAD_BYTES), packed)
             file.seek(0)
-            unpacked = file if packed is None else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
+            unpacked = (
+                file
+                if packed is None
+                else pa.CompressedInputStream(pa.PythonFile(file, "r"), packed)
+            )
             rows = _READERS[name](unpacked, self)
             first = next(rows, None)
             if first is not None:
@@ -89,7 +114,10 @@ class UriList:
         """Raise ConfigError if the first bytes are those of another kind of file."""
         if packed is not None and head.startswith(_PACKED_STARTS[packed]):
             return
-        ending = next((ending for ending, kind in _PACKED.items() if head.startswith(_PACKED_STARTS[kind])), None)
+        ending = next(
+            (ending for ending, kind in _PACKED.items() if head.startswith(_PACKED_STARTS[kind])),
+            None,
+        )
         if ending is not None:
             raise ConfigError(
                 f"{self.uri}: the list is packed, but its name does not end in {ending}",
@@ -97,20 +125,29 @@ class UriList:
             )
         if (description := describe_signature(head)) is not None:
             what, _, advice = description.partition(": ")
-            raise ConfigError(f"{self.uri}: not a list but {what}", hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}")
+            raise ConfigError(
+                f"{self.uri}: not a list but {what}",
+                hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}",
+            )
 
-    def _readable(self, items: Iterator[members.ListedMember], container: Container, fetcher: Fetcher) -> Iterator[members.ListedMember]:
+    def _readable(
+        self, items: Iterator[members.ListedMember], container: Container, fetcher: Fetcher
+    ) -> Iterator[members.ListedMember]:
         for item in items:
             if isinstance(item, Unopened) and item.refused is not None:
                 item = recognise_container(item, container, fetcher)
                 assert item.refused is not None
                 if item.refused.status.startswith("source_"):
                     raise StorageError(f"cannot read the list {self.uri}: {item.refused.detail}")
-                raise ConfigError(f"{self.uri}: {item.refused.detail}", hint="the list itself is not readable")
+                raise ConfigError(
+                    f"{self.uri}: {item.refused.detail}", hint="the list itself is not readable"
+                )
             yield item
 
     def uri_column(self, names: Sequence[str]) -> str:
-        """Return the column of uris among the names of all columns. Raises ConfigError if no column has uris."""
+        """Return the column of uris among the names of all columns. Raises ConfigError if no column
+        has uris.
+        """
         column = uri_column(pa.schema([(name, pa.string()) for name in names]), self.columns)
         if column is None and self.columns.uri is not None:
             raise no_column(self.uri, self.columns.uri, names)
@@ -135,13 +172,18 @@ def _names(uri: str) -> tuple[str, str | None]:
     name = uri.partition("?")[0].lower() if "://" in uri else uri.lower()
     packed = next((ending for ending in _PACKED if name.endswith(ending)), None)
     name = name.removesuffix(packed or "")
-    return "." + name.rpartition("/")[2].rpartition(".")[2], None if packed is None else _PACKED[packed]
+    return "." + name.rpartition("/")[2].rpartition(".")[2], None if packed is None else _PACKED[
+        packed
+    ]
 
 
 def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
     def texts(names: list[str]) -> list[str]:
         if len(set(names)) < len(names) or "" in names:
-            raise ConfigError(f"{where.uri}: its first line should name each column once", hint=f"found: {', '.join(names)}")
+            raise ConfigError(
+                f"{where.uri}: its first line should name each column once",
+                hint=f"found: {', '.join(names)}",
+            )
         return [where.uri_column(names), *_TEXTS]
 
     for table in tabular.csv_tables(file, delimiter=delimiter, texts=texts):

@@ -1,8 +1,10 @@
-"""`Walk`: the way through the sections of an archive, and what was found on it; first what its sources list, then what is in containers.
+"""`Walk`: the way through the sections of an archive, and what was found on it; first what its
+sources list, then what is in containers.
 
-Ranges of S3 keys are listed side by side and in steps, each of which goes through some of every range; ranges that are left behind are cut
-anew before the next one, so that many processes share what turned out to be heavy. A step is planned from what was listed before and from
-nothing else: neither time nor the number of processes decides what is on which side of an edge.
+Ranges of S3 keys are listed side by side and in steps, each of which goes through some of every
+range; ranges that are left behind are cut anew before the next one, so that many processes share
+what turned out to be heavy. A step is planned from what was listed before and from nothing else:
+neither time nor the number of processes decides what is on which side of an edge.
 """
 
 import hashlib
@@ -21,28 +23,35 @@ from ray_app.archives.members import Each, in_turn
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import KeyRange, NotedFolders
 
-Order = tuple[float, int, str]  # of a section among all: its source, its number there, the key that it begins behind
+# of a section among all: its source, its number there, the key that it begins behind
+Order = tuple[float, int, str]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SHARDS_AT_ONCE, _SHARD_BYTES = 8, 2**30  # containers that one task opens, whichever is reached first
+# containers that one task opens, whichever is reached first
+_SHARDS_AT_ONCE, _SHARD_BYTES = 8, 2**30
 _LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than by tasks
-_MOST_SECTIONS = 2048  # of very many containers, so many more to a task that there are no more tasks than this
+# of very many containers, so many more to a task that there are no more tasks than this
+_MOST_SECTIONS = 2048
 _CARRIED_BYTES = 16 * 2**20
 
-FIRST_STEP, GROWTH = 50_000, 4  # members of the first step, and by how much all that is listed grows with each
+# members of the first step, and by how much all that is listed grows with each
+FIRST_STEP, GROWTH = 50_000, 4
 _PAGE = 1000
-# A range costs two or three requests, to find it and where it ends: one for 25 pages that have been listed before. Those that are there are
-# cut again where eight times as many may be, since parting one in few pieces costs as much as in ten. One process reads several of them at
-# once: a core bears some forty pages a second, a store gives one in 50 to 200 ms.
+# A range costs two or three requests, to find it and where it ends: one for 25 pages that have been
+# listed before. Those that are there are cut again where eight times as many may be, since parting
+# one in few pieces costs as much as in ten. One process reads several of them at once: a core bears
+# some forty pages a second, a store gives one in 50 to 200 ms.
 _KEYS_A_RANGE, _FEWEST_RANGES, _MOST_RANGES, _CUT_AGAIN, _RANGES_A_TASK = 25 * _PAGE, 8, 512, 8, 5
 _UNKNOWN = 1_000_000  # members of a section that is no range of keys, before any was listed
 
 
 @dataclass(frozen=True)
 class Unlisted:
-    """A section that is still to be listed, or the rest of one; `source`, `ordinal`: where it began, of what the archive numbers."""
+    """A section that is still to be listed, or the rest of one; `source`, `ordinal`: where it
+    began, of what the archive numbers.
+    """
 
     source: int
     ordinal: int
@@ -63,10 +72,12 @@ class Unlisted:
 class Walk:
     """A way through an archive.
 
-    `found`: members, chosen or not; `listed`: the chosen ones, and `kept` those of them since the last portion; `opened`: how many
-    containers; `settled`: whether what they hold is known for good as long as their versions are the same. `named`: chosen files and
-    containers that the sources themselves list, and `digest` a hash of these. `linked`: folders that were not followed.
-    `closed`: places whose members this process could not list, `closed_folders` how many folders are among those of the whole listing.
+    `found`: members, chosen or not; `listed`: the chosen ones, and `kept` those of them since the
+    last portion; `opened`: how many containers; `settled`: whether what they hold is known for good
+    as long as their versions are the same. `named`: chosen files and containers that the sources
+    themselves list, and `digest` a hash of these. `linked`: folders that were not followed.
+    `closed`: places whose members this process could not list, `closed_folders` how many folders
+    are among those of the whole listing.
     """
 
     lister: raw_listing.SectionLister
@@ -89,10 +100,12 @@ class Walk:
     _waiting: list[tuple[Order, Container]] = field(default_factory=list)
     _carried: int = 0
     _sections: int = 0
-    _odd: tuple[int, int] = (0, 0)  # sections that are no ranges of keys, and what was found in them
+    # sections that are no ranges of keys, and what was found in them
+    _odd: tuple[int, int] = (0, 0)
 
     def sources(self, *, in_order: bool = False) -> None:
-        """List all that the sources themselves say, as far as `limit` goes: files, and containers that are not opened yet.
+        """List all that the sources themselves say, as far as `limit` goes: files, and containers
+        that are not opened yet.
 
         With `in_order` one section after another, with no request more than that takes.
         """
@@ -103,9 +116,11 @@ class Walk:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List on, about as much as makes all that is listed `GROWTH` times as much, in some of every range that is left.
+        """List on, about as much as makes all that is listed `GROWTH` times as much, in some of
+        every range that is left.
 
-        `is_portion`: of sections that are no ranges of keys no more than that takes; else all of them.
+        `is_portion`: of sections that are no ranges of keys no more than that takes; else all of
+        them.
         """
         waiting = self._divided(self._begun())
         target = max(FIRST_STEP, (GROWTH - 1) * self.found)
@@ -114,7 +129,11 @@ class Walk:
         left: list[Unlisted] = []
         before = self.found
         while waiting and (not is_portion or self.found - before < target):
-            count = self._enough(waiting, target - (self.found - before), most) if is_portion else len(waiting)
+            count = (
+                self._enough(waiting, target - (self.found - before), most)
+                if is_portion
+                else len(waiting)
+            )
             self._take(self._side_by_side(waiting[:count], most), left)
             del waiting[:count]
         self.unlisted = sorted([*left, *waiting], key=lambda one: one.order)
@@ -126,21 +145,37 @@ class Walk:
         order = (math.inf, 0, "")
         while waiting and (self.limit is None or self.listed < self.limit):
             groups, self._waiting = [Unlisted(0, 0, group) for group in _groups(waiting)], []
-            listings = self._in_order(groups) if self.limit is not None else self._side_by_side(groups, None)
+            listings = (
+                self._in_order(groups)
+                if self.limit is not None
+                else self._side_by_side(groups, None)
+            )
             self._take(listings, order=order)
             waiting = [container for _, container in self._waiting]
         self._waiting = []
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """What was kept since the last portion, in the order of one listing: what the sources list first."""
+        """What was kept since the last portion, in the order of one listing: what the sources list
+        first.
+        """
         return [file for _, file in sorted(self._files, key=lambda one: one[0])]
 
     @property
     def digest(self) -> str:
         """A hash of the listed files and containers, and of what chose them."""
         guard = self.archive.fetcher.guard
-        total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit, sorted(guard.named), guard.allow_private)).encode())
+        total = hashlib.sha256(
+            repr(
+                (
+                    __version__,
+                    self.archive.selection,
+                    self.limit,
+                    sorted(guard.named),
+                    guard.allow_private,
+                )
+            ).encode()
+        )
         total.update(self._sum.to_bytes(32, "big"))
         if self.linked.count:
             total.update(repr(self.linked).encode("utf-8", "surrogateescape"))
@@ -152,19 +187,37 @@ class Walk:
 
     def noted(self) -> bytes:
         """All that another process needs to go on from here, as JSON."""
-        counts = {name: getattr(self, name) for name in ("found", "listed", "opened", "settled", "named")}
+        counts = {
+            name: getattr(self, name) for name in ("found", "listed", "opened", "settled", "named")
+        }
         unlisted = [
-            {"source": one.source, "ordinal": one.ordinal, "keys": None if one.keys is None else asdict(one.keys)} for one in self._begun()
+            {
+                "source": one.source,
+                "ordinal": one.ordinal,
+                "keys": None if one.keys is None else asdict(one.keys),
+            }
+            for one in self._begun()
         ]
         folders = {"linked": asdict(self.linked), "closed_folders": asdict(self.closed_folders)}
-        return json.dumps({**counts, **folders, "sum": f"{self._sum:x}", "unlisted": unlisted}).encode()
+        return json.dumps(
+            {**counts, **folders, "sum": f"{self._sum:x}", "unlisted": unlisted}
+        ).encode()
 
     def resume(self, noted: bytes) -> None:
-        """Go on where another walk was `noted`; sections that are no ranges of keys are looked up anew."""
+        """Go on where another walk was `noted`; sections that are no ranges of keys are looked up
+        anew.
+        """
         state: Mapping[str, Any] = json.loads(noted)
-        self.found, self.listed, self.opened, self.named = (int(state[name]) for name in ("found", "listed", "opened", "named"))
-        self.settled, self.linked, self._sum = bool(state["settled"]), NotedFolders(**state["linked"]), int(state["sum"], 16)
-        self.closed_folders = NotedFolders(**state.get("closed_folders", {}))  # an older version did not write them
+        self.found, self.listed, self.opened, self.named = (
+            int(state[name]) for name in ("found", "listed", "opened", "named")
+        )
+        self.settled, self.linked, self._sum = (
+            bool(state["settled"]),
+            NotedFolders(**state["linked"]),
+            int(state["sum"], 16),
+        )
+        # an older version did not write them
+        self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
         rests = state["unlisted"]
         others = {(one["source"], one["ordinal"]) for one in rests if one["keys"] is None}
         numbered = self.archive.numbered_sections() if others else ()
@@ -202,12 +255,18 @@ class Walk:
             count += 1
         return count
 
-    def _side_by_side(self, sections: Sequence[Unlisted], most: int | None) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
+    def _side_by_side(
+        self, sections: Sequence[Unlisted], most: int | None
+    ) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
         lister = replace(self.lister, most=most)
         items: list[tuple[int, list[SourceSection]]] = []
         for is_range, run in groupby(sections, lambda one: one.keys is not None):
             together = [one.section for one in run]
-            size = math.ceil(len(together) / math.ceil(len(together) / _RANGES_A_TASK)) if is_range else 1
+            size = (
+                math.ceil(len(together) / math.ceil(len(together) / _RANGES_A_TASK))
+                if is_range
+                else 1
+            )
             for start in range(0, len(together), size):
                 items.append((self._sections, together[start : start + size]))
                 self._sections += 1
@@ -219,7 +278,9 @@ class Walk:
     def _each_of(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return (self.each if len(items) > 1 else in_turn)(function, items)
 
-    def _in_order(self, sections: Sequence[Unlisted]) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
+    def _in_order(
+        self, sections: Sequence[Unlisted]
+    ) -> Iterator[tuple[Unlisted, raw_listing.SectionListing]]:
         """One after another, since with a limit what comes later may not be wanted."""
         for one in sections:
             left = None if self.limit is None else self.limit - self.listed
@@ -237,7 +298,9 @@ class Walk:
         *,
         order: Order | None = None,
     ) -> None:
-        """Count and keep what was found; rests of ranges go to `left`. `order`: of what is in containers, which comes last."""
+        """Count and keep what was found; rests of ranges go to `left`. `order`: of what is in
+        containers, which comes last.
+        """
         for one, listing in listings:
             self.found += listing.found
             self.linked.add(listing.linked)

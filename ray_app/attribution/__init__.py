@@ -1,1 +1,3 @@
-"""Who made an image and from what words: known generators, heads that name them, models that predict prompts."""
+"""Who made an image and from what words: known generators, heads that name them, models that
+predict prompts.
+"""

@@ -1,7 +1,8 @@
-"""Known generators: their names, other spellings of them, and their families (`find_generator`, `family_of`, `title_of`), from
-configs/generators.yaml.
+"""Known generators: their names, other spellings of them, and their families (`find_generator`,
+`family_of`, `title_of`), from configs/generators.yaml.
 
-A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models are labelled.
+A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models
+are labelled.
 """
 
 import re
@@ -53,7 +54,9 @@ class GeneratorIndex(Frozen):
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """What the index knows of a name: the generator's own (None where only its family is known), and the family's."""
+    """What the index knows of a name: the generator's own (None where only its family is known),
+    and the family's.
+    """
 
     name: str | None
     family: str
@@ -71,7 +74,9 @@ def generator_index(path: Path | None = None) -> GeneratorIndex:
 
 
 def find_generator(name: str, index: GeneratorIndex | None = None) -> ResolvedGenerator | None:
-    """The generator that a name means, by any spelling; the family alone of a family's name or of FAMILY/NAME; None for a stranger."""
+    """The generator that a name means, by any spelling; the family alone of a family's name or of
+    FAMILY/NAME; None for a stranger.
+    """
     index, wanted = index or generator_index(), spelling_key(name)
     for own, entry in index.generators.items():
         if wanted in map(spelling_key, (own, *entry.aliases)):
@@ -88,9 +93,15 @@ def family_of(name: str, index: GeneratorIndex | None = None) -> str | None:
 
 
 def title_of(name: str) -> str:
-    """A generator's name for people: its title where the index knows it by this or another spelling, else the name itself."""
+    """A generator's name for people: its title where the index knows it by this or another
+    spelling, else the name itself.
+    """
     found = find_generator(name)
-    return name if found is None or found.name is None else generator_index().generators[found.name].title
+    return (
+        name
+        if found is None or found.name is None
+        else generator_index().generators[found.name].title
+    )
 
 
 def family_title(family: str) -> str:

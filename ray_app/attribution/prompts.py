@@ -1,5 +1,5 @@
-"""Prompt cleaning: prompts as people and tools wrote them → the words that a model can learn and be judged by (`cleaned`,
-`normalised_prompt`).
+"""Prompt cleaning: prompts as people and tools wrote them → the words that a model can learn and be
+judged by (`cleaned`, `normalised_prompt`).
 
 What is dropped: specs/localization.md §5, after DFLIP's own cleaning.
 """
@@ -31,10 +31,12 @@ _RATING = re.compile(
 
 
 def normalised_prompt(prompt: str) -> str:
-    """The words of a prompt without the syntax of Stable Diffusion's and Midjourney's front ends (specs/localization.md §5.1).
+    """The words of a prompt without the syntax of Stable Diffusion's and Midjourney's front ends
+    (specs/localization.md §5.1).
 
-    Dropped: leading image links, `<lora:…>` and its like, `--ar 16:9` and every other parameter (`--no x, y` with what it forbids),
-    weights `::2` and `(word:1.3)`, the brackets of emphasis, BREAK. Kept: brackets written `\\(so\\)`, both sides of `[from:to:0.5]`.
+    Dropped: leading image links, `<lora:…>` and its like, `--ar 16:9` and every other parameter
+    (`--no x, y` with what it forbids), weights `::2` and `(word:1.3)`, the brackets of emphasis,
+    BREAK. Kept: brackets written `\\(so\\)`, both sides of `[from:to:0.5]`.
     """
     text = _one_line(unicodedata.normalize("NFKC", prompt))
     for dropped in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):
@@ -52,9 +54,15 @@ def _one_line(text: str) -> str:
 
 
 def cleaned(prompt: str | None) -> str | None:
-    """The words of a prompt on one line, without front ends' syntax and without ratings (sfw, nsfw, rating:safe, R-18).
+    """The words of a prompt on one line, without front ends' syntax and without ratings (sfw, nsfw,
+    rating:safe, R-18).
 
     None for what is no prompt: fewer than 10 characters, more than 2,000, or not one letter.
     """
     text = normalised_prompt(_RATING.sub(" ", prompt or ""))
-    return text if LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS and any(letter.isalpha() for letter in text) else None
+    return (
+        text
+        if LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS
+        and any(letter.isalpha() for letter in text)
+        else None
+    )

@@ -1,4 +1,6 @@
-"""`touchstone check IMAGE…`: verdicts on some pictures at once, in this process; no run, no cluster."""
+"""`touchstone check IMAGE…`: verdicts on some pictures at once, in this process; no run, no
+cluster.
+"""
 
 import json
 import os
@@ -40,7 +42,11 @@ _IN_CROWD, _TILE, _ALONE = (160, 6_000), (320, 40_000), (960, 150_000)
 @options.licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
-@click.option("--html", metavar="FILE", help="Also write a page to FILE (.html): a report on one picture, or a tile for each.")
+@click.option(
+    "--html",
+    metavar="FILE",
+    help="Also write a page to FILE (.html): a report on one picture, or a tile for each.",
+)
 def check(
     images: tuple[str, ...],
     ensemble: str | None,
@@ -68,10 +74,14 @@ def check(
     if not images:
         raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")
     if detectors and ensemble:
-        raise ConfigError("--detector and --ensemble cannot be given together", hint="name the detectors, or the ensemble they belong to")
+        raise ConfigError(
+            "--detector and --ensemble cannot be given together",
+            hint="name the detectors, or the ensemble they belong to",
+        )
     page = None if html is None else _page_path(html)
     names, closed = _listed(images)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: as in a run's workers, so that scores are the same to the bit
+    # before torch is there: as in a run's workers, so that scores are the same to the bit
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     from ray_app.ensembles import ensemble_of, load_ensemble_card
     from ray_app.images import BatchLimits
@@ -82,11 +92,19 @@ def check(
     from ray_app.reports.check import CROWD
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
-    spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
+    spec, rows, pictures = (
+        make_spec(card, limits=BatchLimits(), device=device),
+        list[dict[str, Any]](),
+        list[bytes | None](),
+    )
     read = partial(_read, spec.limits.max_bytes, closed)
-    size = PictureSize(*(_ALONE if len(names) == 1 else _TILE if len(names) <= CROWD else _IN_CROWD))
+    size = PictureSize(
+        *(_ALONE if len(names) == 1 else _TILE if len(names) <= CROWD else _IN_CROWD)
+    )
     provenance = ProvenanceConfig(watermarks=True).policy()
-    with closing(IsolatedFiles(spec, read, provenance=provenance, picture_px=size.side_px if page else 0)) as files:
+    with closing(
+        IsolatedFiles(spec, read, provenance=provenance, picture_px=size.side_px if page else 0)
+    ) as files:
         found = _rows(names, files, spec, accepted, rows, pictures, size)
         try:
             _print(found, form, list(spec.cards))
@@ -96,7 +114,9 @@ def check(
                 _print_table(rows, shown, spec)
     if page is not None:
         _write_page(page, rows, shown, pictures, spec)
-    return ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
+    return (
+        ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
+    )
 
 
 def _rows(
@@ -108,14 +128,24 @@ def _rows(
     pictures: list[bytes | None],
     size: "PictureSize",
 ) -> Iterator[dict[str, Any]]:
-    """A row per name, in order, as they come; each is also noted in `rows`, and its picture in `pictures`."""
-    arriving = zip(names, files.ahead(names), strict=True)  # children decode while torch is imported here
+    """A row per name, in order, as they come; each is also noted in `rows`, and its picture in
+    `pictures`.
+    """
+    # children decode while torch is imported here
+    arriving = zip(names, files.ahead(names), strict=True)
     from ray_app.inference.ensemble import Ensemble
     from ray_app.inference.small_pictures import small_jpeg
 
-    ensemble = Ensemble(spec.ensemble, device=spec.device, limits=spec.limits, accept_licences=accepted, children=files.children)
+    ensemble = Ensemble(
+        spec.ensemble,
+        device=spec.device,
+        limits=spec.limits,
+        accept_licences=accepted,
+        children=files.children,
+    )
     side_by_side = _threads(len(names), spec)
-    free = deque([ensemble, *(ensemble.twin() for _ in range(side_by_side - 1))])  # one for each thread
+    # one for each thread
+    free = deque([ensemble, *(ensemble.twin() for _ in range(side_by_side - 1))])
 
     def scored(chunk: list[tuple[str, "ReadFile"]]) -> "list[Result]":
         mine = free.popleft()
@@ -126,23 +156,36 @@ def _rows(
 
     chunks = iter(lambda: list(islice(arriving, spec.slots)), [])
     with ThreadPoolExecutor(side_by_side, thread_name_prefix="scorer") as pool:
-        at_work = deque((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 2 * side_by_side))
+        at_work = deque(
+            (chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 2 * side_by_side)
+        )
         while at_work:
             chunk, results = at_work.popleft()
             for (name, file), result in zip(chunk, results.result(), strict=True):
                 rows.append(_row(name, file, result))
                 shape = rows[-1]["width"] or 1, rows[-1]["height"] or 1
-                pictures.append(None if file.picture is None else small_jpeg(file.picture, *shape, size))
+                pictures.append(
+                    None if file.picture is None else small_jpeg(file.picture, *shape, size)
+                )
                 yield rows[-1]
             at_work += ((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 1))
 
 
 def _threads(pictures: int, spec: "ScoringSpec") -> int:
-    """Return how many batches are scored at once: several only if all networks are small and run in one thread each."""
+    """Return how many batches are scored at once: several only if all networks are small and run in
+    one thread each.
+    """
     from ray_app.storage.node_budget import usable_cores
 
-    is_small = all(card.size is not None and card.size.parameters < _SMALL for card in spec.cards.values())
-    several = spec.device == "cpu" and is_small and spec.describer is None and os.environ.get("OMP_NUM_THREADS") == "1"
+    is_small = all(
+        card.size is not None and card.size.parameters < _SMALL for card in spec.cards.values()
+    )
+    several = (
+        spec.device == "cpu"
+        and is_small
+        and spec.describer is None
+        and os.environ.get("OMP_NUM_THREADS") == "1"
+    )
     return min(usable_cores(), _MOST_THREADS, -(-pictures // spec.slots)) if several else 1
 
 
@@ -151,8 +194,14 @@ def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:
 
     row = result.to_dict()
     del row["source"]
-    uri = strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name))
-    return {"uri": uri, **row, "provenance": file.provenance and json.loads(file.provenance.row() or "null")}
+    uri = (
+        strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name))
+    )
+    return {
+        "uri": uri,
+        **row,
+        "provenance": file.provenance and json.loads(file.provenance.row() or "null"),
+    }
 
 
 def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence[str]) -> None:
@@ -168,23 +217,42 @@ def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence
 
 
 def _shown(rows: Sequence[dict[str, Any]], images: Sequence[str]) -> list[str]:
-    """What people see of each row's place: of a local file its way from the folder that holds all that was named, else its uri."""
+    """What people see of each row's place: of a local file its way from the folder that holds all
+    that was named, else its uri.
+    """
     from ray_app.storage.urls import local_path, scheme_of
 
-    named = [os.path.dirname(os.path.abspath(local_path(one))) for one in images if one != STDIN and scheme_of(one) == "file"]
+    named = [
+        os.path.dirname(os.path.abspath(local_path(one)))
+        for one in images
+        if one != STDIN and scheme_of(one) == "file"
+    ]
     base = os.path.commonpath(named) if named else ""
     uris = [row["uri"] for row in rows]
-    return [local_path(uri).removeprefix(base).removeprefix("/") if scheme_of(uri) == "file" else uri for uri in uris]
+    return [
+        local_path(uri).removeprefix(base).removeprefix("/") if scheme_of(uri) == "file" else uri
+        for uri in uris
+    ]
 
 
 def _print_table(rows: Sequence[dict[str, Any]], names: Sequence[str], spec: "ScoringSpec") -> None:
     from ray_app.reports.check import CheckFacts, check_lines
 
-    click.echo("\n".join(check_lines(rows, names, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
+    click.echo(
+        "\n".join(
+            check_lines(
+                rows, names, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns
+            )
+        )
+    )
 
 
 def _write_page(
-    page: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], pictures: Sequence[bytes | None], spec: "ScoringSpec"
+    page: Path,
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    pictures: Sequence[bytes | None],
+    spec: "ScoringSpec",
 ) -> None:
     from ray_app.reports.check import CheckFacts, render_check
     from ray_app.runs import fingerprint
@@ -197,7 +265,9 @@ def _write_page(
             stream.writelines(render_check(rows, names, pictures, facts, page, version=__version__))
         half.replace(page)
     except OSError as error:
-        raise ConfigError(f"--html {page}: {error.strerror}", hint="name a file that can be written") from None
+        raise ConfigError(
+            f"--html {page}: {error.strerror}", hint="name a file that can be written"
+        ) from None
     finally:
         half.unlink(missing_ok=True)
     click.echo(f"page: {page}", err=True)
@@ -206,9 +276,15 @@ def _write_page(
 def _page_path(html: str) -> Path:
     page = Path(html)
     if page.suffix.lower() not in (".html", ".htm") or "://" in html:
-        raise ConfigError(f"--html {html}: not the name of a local .html file", hint="for example --html verdicts.html")
+        raise ConfigError(
+            f"--html {html}: not the name of a local .html file",
+            hint="for example --html verdicts.html",
+        )
     if not page.parent.is_dir():
-        raise ConfigError(f"--html {html}: there is no folder {page.parent}", hint="make it first, or name another one")
+        raise ConfigError(
+            f"--html {html}: there is no folder {page.parent}",
+            hint="make it first, or name another one",
+        )
     return page
 
 
@@ -236,12 +312,17 @@ def _listed(images: Sequence[str]) -> tuple[list[str], dict[str, SourceError]]:
             raise not_there(path)
         names += _below(path, closed) if os.path.isdir(path) else [path]
     if not names:
-        raise ConfigError(f"nothing to check: there is no file in {', '.join(images)}", hint="name pictures, or a folder with pictures")
+        raise ConfigError(
+            f"nothing to check: there is no file in {', '.join(images)}",
+            hint="name pictures, or a folder with pictures",
+        )
     return names, closed
 
 
 def _below(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
-    """Everything below a folder that is not a folder, and folders that cannot be listed, which are added to `closed`."""
+    """Everything below a folder that is not a folder, and folders that cannot be listed, which are
+    added to `closed`.
+    """
     from ray_app.storage.errors import closed_folder
     from ray_app.storage.listing import walk_folder
 
@@ -256,7 +337,9 @@ def _below(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
 
 
 def _read(max_bytes: int, closed: Mapping[str, SourceError], name: str) -> bytes:
-    """The bytes of an image by its name; web URLs over https and from public addresses alone. Raises InputError."""
+    """The bytes of an image by its name; web URLs over https and from public addresses alone.
+    Raises InputError.
+    """
     from ray_app.images.provenance import attach_sidecar
     from ray_app.storage import Fetcher
     from ray_app.storage.urls import local_uri, scheme_of
@@ -266,7 +349,12 @@ def _read(max_bytes: int, closed: Mapping[str, SourceError], name: str) -> bytes
     if name == STDIN:
         data = sys.stdin.buffer.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise InputError(Status.IMAGE_TOO_LARGE, f"over max_bytes ({max_bytes})", limit=max_bytes, observed=len(data))
+            raise InputError(
+                Status.IMAGE_TOO_LARGE,
+                f"over max_bytes ({max_bytes})",
+                limit=max_bytes,
+                observed=len(data),
+            )
         return data
     if scheme_of(name) in ("http", "https"):
         return _from_web(name, max_bytes)
@@ -282,7 +370,9 @@ def _require_file(name: str) -> None:
     try:
         os.stat(name)
     except FileNotFoundError:
-        raise SourceError(Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file") from None
+        raise SourceError(
+            Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file"
+        ) from None
     except OSError as error:
         raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
     if os.path.isdir(name):

@@ -1,4 +1,6 @@
-"""Commands on data: `pack` archives; `collect`, `generate`, `split` and `index` images to train and evaluate."""
+"""Commands on data: `pack` archives; `collect`, `generate`, `split` and `index` images to train and
+evaluate.
+"""
 
 import json
 import shlex
@@ -19,7 +21,12 @@ _MOST_LINES = 40
 @click.command()
 @click.argument("source", nargs=-1)
 @options.out_option
-@click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["parquet", "webdataset"]),
+    help="Form of the shards.  [default: parquet]",
+)
 @options.shard_option
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
 @options.include_option
@@ -28,7 +35,9 @@ _MOST_LINES = 40
 @options.retry_shards_option
 @options.overrides
 @options.as_json
-def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+def pack(
+    config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
+) -> int:
     """Pack many small files into shards, bytes untouched.
 
     Shards are Parquet as the Hugging Face hub writes it, or tars. SOURCE is what `touchstone score` takes. A file that cannot be read is
@@ -41,7 +50,9 @@ def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_
     from ray_app.datajobs.shards import PackConfig
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
 
-    summary = pack_archive(options.configured("pack", config_file, PackConfig, given, assignments), retry=retry)
+    summary = pack_archive(
+        options.configured("pack", config_file, PackConfig, given, assignments), retry=retry
+    )
     options.echo_document(summary, pack_lines(summary), as_json)
     return 0
 
@@ -59,18 +70,52 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 @click.argument("meta", required=False)
 @options.out_option
 @click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
-@click.option("--save_dir", metavar="DIR", help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.")
-@click.option("--form", type=click.Choice(["files", "parquet", "webdataset"]), help="Files named after ids, or shards.  [default: files]")
-@click.option("--per-host", type=click.IntRange(min=1), help="Requests at once to one host.  [default: 2]")
-@click.option("--pause", metavar="SECONDS", type=click.FloatRange(min=0), help="Seconds between two requests to one host.  [default: 0]")
-@click.option("--contact", metavar="MAIL|URL", help="Whom the owners of hosts can write to; it stands in the User-Agent.")
-@click.option("--generator", metavar="NAME", help="Who made the images, where the list does not say.")
-@click.option("--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones.")
-@click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Fetch again the urls that ended with these statuses.")
+@click.option(
+    "--save_dir",
+    metavar="DIR",
+    help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["files", "parquet", "webdataset"]),
+    help="Files named after ids, or shards.  [default: files]",
+)
+@click.option(
+    "--per-host", type=click.IntRange(min=1), help="Requests at once to one host.  [default: 2]"
+)
+@click.option(
+    "--pause",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Seconds between two requests to one host.  [default: 0]",
+)
+@click.option(
+    "--contact",
+    metavar="MAIL|URL",
+    help="Whom the owners of hosts can write to; it stands in the User-Agent.",
+)
+@click.option(
+    "--generator", metavar="NAME", help="Who made the images, where the list does not say."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones."
+)
+@click.option(
+    "--retry",
+    metavar="STATUS,…",
+    callback=_statuses,
+    help="Fetch again the urls that ended with these statuses.",
+)
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a collection.")
 @options.overrides
 @options.as_json
-def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def collect(
+    config_file: str | None,
+    assignments: tuple[str, ...],
+    retry: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> int:
     """Fetch images that a list names by url, restartably.
 
     META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls.
@@ -86,9 +131,14 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     from ray_app.datajobs.download.run import collect as run_collect
     from ray_app.datajobs.download.run import collect_lines
 
-    config = options.configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
+    config = options.configured(
+        "collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments]
+    )
     if not (config.politeness.contact or config.politeness.user_agent):
-        click.echo("no --contact: the owners of the hosts cannot reach you, and may refuse you for that", err=True)
+        click.echo(
+            "no --contact: the owners of the hosts cannot reach you, and may refuse you for that",
+            err=True,
+        )
     summary = run_collect(config, retry=retry)
     options.echo_document(summary, collect_lines(summary), as_json)
     return 0
@@ -102,11 +152,19 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _polite(options: dict[str, Any]) -> list[str]:
-    keys = {"per_host": options["per_host"], "pause_s": options["pause"], "contact": options["contact"]}
-    return [f"politeness.{key}={json.dumps(value)}" for key, value in keys.items() if value is not None]
+    keys = {
+        "per_host": options["per_host"],
+        "pause_s": options["pause"],
+        "contact": options["contact"],
+    }
+    return [
+        f"politeness.{key}={json.dumps(value)}" for key, value in keys.items() if value is not None
+    ]
 
 
-def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+def _accept(
+    context: click.Context, option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
     if not names:
         return ()
     from ray_app.datajobs.generate.config import accept
@@ -117,17 +175,37 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 @click.command()
 @click.argument("config_file", type=options.ShippedName("generate"), metavar="CONFIG")
 @options.out_option
-@click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.")
-@click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
-@click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]")
-@click.option("--limit", type=click.IntRange(min=1), help="Use no more than this many prompts, the first ones.")
-@click.option("--batch", type=click.IntRange(min=1), help="Images at once, halved when memory is short.  [default: the card's]")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Text, CSV, JSONL, Parquet, an index, or a run; for inpainting a table of images.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Base seed; each image has one of its own that follows from it.  [default: 0]",
+)
+@click.option(
+    "--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]"
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Use no more than this many prompts, the first ones.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Images at once, halved when memory is short.  [default: the card's]",
+)
 @click.option("--retry", is_flag=True, help="Make again the blocks in which images failed.")
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
               help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
 @options.overrides
 @options.as_json
-def generate(config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
+def generate(
+    config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any
+) -> int:
     """Make labelled images with a diffusion pipeline.
 
     From prompts, or by altering parts of real images, for training and for tests. Needs touchstone-forensics[generate].
@@ -154,11 +232,17 @@ def _config(named: str, given: dict[str, Any], assignments: tuple[str, ...]) -> 
 
     is_card = "diffusers_class" in read_mapping(find_config("generate", named))
     return options.configured(
-        "generate", None if is_card else named, GenerateConfig, given | ({"pipeline": named} if is_card else {}), assignments
+        "generate",
+        None if is_card else named,
+        GenerateConfig,
+        given | ({"pipeline": named} if is_card else {}),
+        assignments,
     )
 
 
-def _comma_separated(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+def _comma_separated(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip()) if text else ()
 
 
@@ -166,7 +250,9 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
 @click.argument("at", metavar="INDEX")
 @click.option("--out", metavar="DIR", help="Where the divided index goes; any fsspec URL.")
 @click.option("--train", type=float, help="The share of images to learn from.  [default: 0.8]")
-@click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
+@click.option(
+    "--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]"
+)
 @click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
 @click.option(
     "--by",
@@ -174,9 +260,17 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
     callback=_comma_separated,
     help="What keeps images together: group, prompt, looks.  [default: group,prompt,looks]",
 )
-@click.option("--hold-out", multiple=True, metavar="NAME|SHARE", help="A generator that is in test alone, or a share of all; repeatable.")
 @click.option(
-    "--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX to keep as it is; repeatable."
+    "--hold-out",
+    multiple=True,
+    metavar="NAME|SHARE",
+    help="A generator that is in test alone, or a share of all; repeatable.",
+)
+@click.option(
+    "--keep",
+    multiple=True,
+    type=click.Choice(["train", "validation", "test"]),
+    help="A split of INDEX to keep as it is; repeatable.",
 )
 @click.option("--after", metavar="DIR", help="An earlier split, none of whose images is moved.")
 @click.option(
@@ -185,9 +279,19 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
     default=None,
     help="Divide every generator evenly; images added later may then move others, unless --after is given.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]")
-@click.option("--clip", metavar="FOLDER", help="Also hold prompts against their images, by the CLIP in this folder.")
-@click.option("--check", is_flag=True, help="Only report what the splits of INDEX share; exit code 2 if they share anything.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]"
+)
+@click.option(
+    "--clip",
+    metavar="FOLDER",
+    help="Also hold prompts against their images, by the CLIP in this folder.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Only report what the splits of INDEX share; exit code 2 if they share anything.",
+)
 @options.as_json
 def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -> int:
     """Divide an index into train, validation and test.
@@ -214,8 +318,14 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **given: Any) -
         options.echo_document(found, map(visible, [*found["remarks"], *_checked(found)]), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
-        raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone data split INDEX --out DIR")
-    document = split_index(options.configured("split", None, SplitConfig, {"at": at, **given}, ()), lambda: faults_of_index(at, clip))
+        raise ConfigError(
+            "no directory for the divided index: --out DIR is missing",
+            hint="touchstone data split INDEX --out DIR",
+        )
+    document = split_index(
+        options.configured("split", None, SplitConfig, {"at": at, **given}, ()),
+        lambda: faults_of_index(at, clip),
+    )
     options.echo_document(document, map(visible, _split_lines(document, given["out"])), as_json)
     return ExitCode.DONE
 
@@ -224,20 +334,34 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports import format as wording
     from ray_app.reports.text import table
 
-    images, groups = wording.counted(document["images"], "image"), wording.counted(document["groups"], "group")
+    images, groups = (
+        wording.counted(document["images"], "image"),
+        wording.counted(document["groups"], "group"),
+    )
     yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
     yield ""
     shares = document["asked"]["shares"]
     rows = []
     for name, one in document["splits"].items():
         if one["images"] or name in shares:
-            share, goal = (wording.NONE if part is None else f"{part:.1%}" for part in (one["share"], shares.get(name)))
-            rows.append([name, f"{one['images']:,}", share, goal, f"{one['real']:,}", f"{one['fake']:,}"])
-    yield from table(["split", "images", "share", "asked", "real", "fake"], rows, 100, right=[1, 2, 3, 4, 5])
+            share, goal = (
+                wording.NONE if part is None else f"{part:.1%}"
+                for part in (one["share"], shares.get(name))
+            )
+            rows.append(
+                [name, f"{one['images']:,}", share, goal, f"{one['real']:,}", f"{one['fake']:,}"]
+            )
+    yield from table(
+        ["split", "images", "share", "asked", "real", "fake"], rows, 100, right=[1, 2, 3, 4, 5]
+    )
     yield ""
     names = list(document["splits"])
     strata = [
-        [one["label"], one["generator"] + (" (held out)" if one["held_out"] else ""), *(f"{one[name]:,}" for name in names)]
+        [
+            one["label"],
+            one["generator"] + (" (held out)" if one["held_out"] else ""),
+            *(f"{one[name]:,}" for name in names),
+        ]
         for one in document["strata"]
     ]
     yield from table(["label", "generator", *names], strata[:_MOST_LINES], 120, right=[2, 3, 4, 5])
@@ -271,19 +395,36 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 
 @click.command()
 @click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
-@click.option("--layout", metavar="NAME", help="How the source states its labels; see below.  [default: columns]")
+@click.option(
+    "--layout",
+    metavar="NAME",
+    help="How the source states its labels; see below.  [default: columns]",
+)
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
 @options.include_option
 @options.exclude_option
 @options.limit_option
 @click.option(
-    "--hash", "hashes", metavar="sha256,phash", callback=_comma_separated, help="Compute these, to find leakage: reads every image."
+    "--hash",
+    "hashes",
+    metavar="sha256,phash",
+    callback=_comma_separated,
+    help="Compute these, to find leakage: reads every image.",
 )
-@click.option("--leave-out-faults", is_flag=True, default=None, help="Leave out images and prompts that a documented fault spoils.")
-@click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones.")
+@click.option(
+    "--leave-out-faults",
+    is_flag=True,
+    default=None,
+    help="Leave out images and prompts that a documented fault spoils.",
+)
+@click.option(
+    "--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones."
+)
 @options.overrides
 @options.as_json
-def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def index(
+    out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any
+) -> int:
     """List images with their labels, for training and evaluation.
 
     SOURCE is labelled as a published layout does it. An unknown label is an error, never a default.
@@ -308,14 +449,23 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
 
     source = options.configured("index", None, DatasetSource, given, assignments)
     if source.split or source.generators:
-        raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
+        raise ConfigError(
+            "split and generators are chosen by those who read an index",
+            hint="say them in the recipe's data",
+        )
     info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
     faults = info.fault_lines()
     lines = [*_index_lines(info), *(f"known fault: {line}" for line in faults)]
     options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)
     if complete and not info.agrees:
-        message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
-        raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")
+        message = (
+            "no published count to compare with"
+            if info.agrees is None
+            else "the counts are not the published ones"
+        )
+        raise ConfigError(
+            f"{out}: {message}", hint="the index is written; without --complete this is no error"
+        )
     return 0
 
 
@@ -325,13 +475,18 @@ def _index_lines(info: "IndexInfo") -> "Iterator[str]":
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
     yield ""
-    rows = [[one["split"] or "–", one["label"], one["generator"], f"{one['rows']:,}"] for one in info.counts]
+    rows = [
+        [one["split"] or "–", one["label"], one["generator"], f"{one['rows']:,}"]
+        for one in info.counts
+    ]
     yield from table(["split", "label", "generator", "images"], rows[:_MOST_LINES], 120, right=[3])
     if len(rows) > _MOST_LINES:
         yield f"… and {len(rows) - _MOST_LINES:,} more; --json shows all"
     yield ""
     for one in info.published:
-        message = "no published count" if one["published"] is None else f"published {one['published']:,}"
+        message = (
+            "no published count" if one["published"] is None else f"published {one['published']:,}"
+        )
         word = {True: "agree", False: "DIFFER", None: "unknown"}[one["agrees"]]
         yield f"{one['subset']}: {one['rows']:,} · {message} · {word}"
     for name, kinds in (("left out", info.left_out), ("unreadable", info.unreadable)):

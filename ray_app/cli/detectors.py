@@ -1,4 +1,6 @@
-"""Commands on detectors: `touchstone detectors list`, `show`, `fetch`, `add`, `verify`. `fit` lies in `train`, `calibrate` in `trust`."""
+"""Commands on detectors: `touchstone detectors list`, `show`, `fetch`, `add`, `verify`. `fit` lies
+in `train`, `calibrate` in `trust`.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ _WIDEST_PAGE = 120
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
     """`--mirror`: where weights are looked for before any hub is asked, for this command."""
     text = "A folder or bucket that may hold the weights, as fetch --to fills it.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
-    return click.option("--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text)(command)
+    return click.option(
+        "--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text
+    )(command)
 
 
 def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | None) -> None:
@@ -35,17 +39,44 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
 
         before = os.environ.get(MIRROR_VARIABLE)
         os.environ[MIRROR_VARIABLE] = _absolute(mirror) or ""
-        context.call_on_close(lambda: os.environ.pop(MIRROR_VARIABLE) if before is None else os.environ.update({MIRROR_VARIABLE: before}))
+        context.call_on_close(
+            lambda: (
+                os.environ.pop(MIRROR_VARIABLE)
+                if before is None
+                else os.environ.update({MIRROR_VARIABLE: before})
+            )
+        )
 
 
 @click.command("fetch")
-@click.argument("names", type=options.ShippedName("detectors", "ensembles"), nargs=-1, metavar="DETECTOR|ENSEMBLE|PATH…")
-@click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
-@click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
+@click.argument(
+    "names",
+    type=options.ShippedName("detectors", "ensembles"),
+    nargs=-1,
+    metavar="DETECTOR|ENSEMBLE|PATH…",
+)
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every shipped detector whose licence is permissive or accepted.",
+)
+@click.option(
+    "--to",
+    "mirror",
+    metavar="URL",
+    help="Also copy them to this shared folder or bucket, for machines without internet.",
+)
 @mirror_option
 @options.licence_option
 @options.as_json
-def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
+def fetch(
+    names: tuple[str, ...],
+    everything: bool,
+    mirror: str | None,
+    accepted: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Fetch published weights, of a detector or of all in an ensemble, and check their SHA-256.
 
     Says first how much it will fetch, and whether the disk has room; what was cut off goes on where it was. The cache is $TOUCHSTONE_CACHE,
@@ -60,10 +91,20 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
     from ray_app.detectors import licences, load_card
 
     if bool(names) == everything:
-        raise click.UsageError("give names of detectors, or --all" if not names else "give either names of detectors or --all, not both")
+        raise click.UsageError(
+            "give names of detectors, or --all"
+            if not names
+            else "give either names of detectors or --all, not both"
+        )
     ensembles = {name: found for name in names if (found := _ensemble(name)) is not None}
-    wanted = [one.detector for found in ensembles.values() for one in found.members] + [name for name in names if name not in ensembles]
-    cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in dict.fromkeys(wanted)]
+    wanted = [one.detector for found in ensembles.values() for one in found.members] + [
+        name for name in names if name not in ensembles
+    ]
+    cards = (
+        list(_fetchable(accepted))
+        if everything
+        else [load_card(name) for name in dict.fromkeys(wanted)]
+    )
     for card in cards:
         licences.require_accepted(card, accepted)
     mirror = _absolute(mirror)
@@ -76,14 +117,20 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
             failed.append(error)
     _show_fetched(fetched, mirror, as_json)
     for name, ensemble in () if failed else ensembles.items():
-        _log(f"{name}: {len(ensemble.members)} detectors are here; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}")
+        _log(
+            f"{name}: {len(ensemble.members)} detectors are here; next: touchstone check PHOTO.jpg --ensemble {shlex.quote(name)}"
+        )
         if ensemble.guarantee is None:
-            _log(f"{name}: not calibrated: no error rate is promised before touchstone detectors calibrate")
+            _log(
+                f"{name}: not calibrated: no error rate is promised before touchstone detectors calibrate"
+            )
     return _report(failed)
 
 
 def _ensemble(name: str) -> "EnsembleCard | None":
-    """Return the ensemble that a name or path means; None for a detector. A name is never that of a file in the current folder."""
+    """Return the ensemble that a name or path means; None for a detector. A name is never that of a
+    file in the current folder.
+    """
     from ray_app.config import is_named, read_mapping
     from ray_app.detectors.card import split_variant
     from ray_app.ensembles import load_ensemble_card
@@ -95,7 +142,9 @@ def _ensemble(name: str) -> "EnsembleCard | None":
 
 
 def _log_sizes(cards: Sequence["DetectorCard"]) -> None:
-    """Say how much will be fetched. Raises DetectorError where the disk has no room. Offline, or with a mirror, no hub is asked."""
+    """Say how much will be fetched. Raises DetectorError where the disk has no room. Offline, or
+    with a mirror, no hub is asked.
+    """
     from ray_app.detectors import MIRROR_VARIABLE, downloads, weights
 
     if weights.is_offline() or MIRROR_VARIABLE in os.environ:
@@ -103,8 +152,15 @@ def _log_sizes(cards: Sequence["DetectorCard"]) -> None:
     plan = downloads.planned(part for card in cards for part in _published(card))
     if plan:
         sizes = [one.size for one in plan if one.size is not None]
-        known = [f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(plan)} downloads"] * bool(sizes)
-        _log("to fetch: " + "; ".join(known + [f"{len(plan) - len(sizes)} of unknown size"] * (len(sizes) < len(plan))))
+        known = [f"{sum(sizes) / 1e6:,.1f} MB in {len(sizes)} of {len(plan)} downloads"] * bool(
+            sizes
+        )
+        _log(
+            "to fetch: "
+            + "; ".join(
+                known + [f"{len(plan) - len(sizes)} of unknown size"] * (len(sizes) < len(plan))
+            )
+        )
     downloads.require_room(plan)
 
 
@@ -113,20 +169,32 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     from ray_app.detectors import licences, list_cards, weights
 
     for card in list_cards():
-        by_hand = [part for part in _published(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)]
+        by_hand = [
+            part
+            for part in _published(card)
+            if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
+        ]
         if not licences.is_accepted(card.name, card.licence, card.terms, accepted):
-            _log(f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+            _log(
+                f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}"
+            )
         elif by_hand:
-            _log(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
+            _log(
+                f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}"
+            )
         else:
             yield card
 
 
 def _published(card: "DetectorCard") -> "list[WeightSet]":
-    """The parts of a detector that are somewhere to be had: all, but for a head that nobody has fitted yet."""
+    """The parts of a detector that are somewhere to be had: all, but for a head that nobody has
+    fitted yet.
+    """
     from ray_app.detectors import weights
 
-    return [part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)]
+    return [
+        part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)
+    ]
 
 
 def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
@@ -139,9 +207,13 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
         path = weights.resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
-    _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as on the card, where it has one")
+    _log(
+        f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as on the card, where it has one"
+    )
     if len(parts) < len(weights.parts_of(card)):
-        _log(f"{card.name}: nobody publishes its head; fit one: touchstone detectors fit {card.name} LABELS --install")
+        _log(
+            f"{card.name}: nobody publishes its head; fit one: touchstone detectors fit {card.name} LABELS --install"
+        )
     if mirror:
         _log(f"{card.name}: copying to {mirror}")
         published, *_ = [weights.publish_part(part, mirror) for part in parts]
@@ -195,7 +267,12 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.command("add")
 @click.argument("places", nargs=-1, required=True, metavar="FILE|callable:MODULE:FUNCTION…", type=_PlaceToAdd(
     exists=True, dir_okay=False, path_type=Path))  # fmt: skip
-@click.option("--as", "name", metavar="NAME", help="FILE is the weights of this detector or backbone; or the name of a callable's card.")
+@click.option(
+    "--as",
+    "name",
+    metavar="NAME",
+    help="FILE is the weights of this detector or backbone; or the name of a callable's card.",
+)
 @_foreign_options
 @options.as_json
 def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given: Any) -> int:
@@ -218,30 +295,45 @@ def add(places: tuple[Path | str, ...], name: str | None, as_json: bool, **given
             raise click.UsageError("name callables apart from files, and one alone with --as")
         return _add_callables(callables, name, given, as_json=as_json)
     if name is None or len(places) > 1:
-        raise click.UsageError("say which weights one FILE is: touchstone detectors add FILE --as NAME")
+        raise click.UsageError(
+            "say which weights one FILE is: touchstone detectors add FILE --as NAME"
+        )
     from ray_app.detectors.added_weights import add_weights
 
     [file] = (place for place in places if isinstance(place, Path))
     added = add_weights(name, file)
     lines = [f"{file}: the weights of {added.part}; copied to {added.path}"]
     for detector, lacking in added.lacking.items():
-        next_step = f"still missing: {', '.join(lacking)}" if lacking else f"complete: touchstone detectors verify {detector}"
+        next_step = (
+            f"still missing: {', '.join(lacking)}"
+            if lacking
+            else f"complete: touchstone detectors verify {detector}"
+        )
         lines.append(f"{detector}: {next_step}")
     options.echo_document({**added._asdict(), "path": str(added.path)}, lines, as_json)
     return 0
 
 
-def _add_callables(words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool) -> int:
+def _add_callables(
+    words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool
+) -> int:
     from ray_app.detectors import licences
     from ray_app.detectors.foreign.addition import CallableAddition, add_callable
 
     folder = given.pop("folder") or Path()
     for word in words:
         _log(f"{word}: starting it")
-        done = add_callable(CallableAddition(word.partition(":")[2], folder=folder, name=name, **given))
+        done = add_callable(
+            CallableAddition(word.partition(":")[2], folder=folder, name=name, **given)
+        )
         card = done.card
         if as_json:
-            facts = {"name": card.name, "card": str(done.path), "identity": done.opened.identity, "libraries": done.opened.libraries}
+            facts = {
+                "name": card.name,
+                "card": str(done.path),
+                "identity": done.opened.identity,
+                "libraries": done.opened.libraries,
+            }
             click.echo(json.dumps(facts | {"score": done.score, "failure": done.failure}, indent=2))
             continue
         click.echo(f"{card.name}: its card is {done.path}")
@@ -289,9 +381,15 @@ def list_detectors(as_json: bool) -> int:
     from ray_app.detectors import list_cards, load_card
     from ray_app.reports.card import zoo_table
 
-    added = [load_card(path) for name, path in added_configs("detectors").items() if name not in named_configs("detectors")]
+    added = [
+        load_card(path)
+        for name, path in added_configs("detectors").items()
+        if name not in named_configs("detectors")
+    ]
     entries = [_entry(card) for card in [*list_cards(), *added]]
-    options.echo_document([entry.facts() for entry in entries], [zoo_table(entries, _columns())], as_json)
+    options.echo_document(
+        [entry.facts() for entry in entries], [zoo_table(entries, _columns())], as_json
+    )
     return 0
 
 
@@ -301,7 +399,12 @@ def _entry(card: "DetectorCard") -> "ZooEntry":
     from ray_app.reports.card import ZooEntry
 
     here = all(weights.located(part) for part in weights.parts_of(card))
-    return ZooEntry(card, licences.is_accepted(card.name, card.licence, card.terms), here, tuple(map(_entry, variants_of(card))))
+    return ZooEntry(
+        card,
+        licences.is_accepted(card.name, card.licence, card.terms),
+        here,
+        tuple(map(_entry, variants_of(card))),
+    )
 
 
 @click.command("show")
@@ -336,7 +439,9 @@ def _columns() -> int:
 @mirror_option
 @options.licence_option
 @options.as_json
-def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
+def verify(
+    names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool
+) -> int:
     """Check that a detector here is the published one.
 
     Each file's SHA-256, keys and shapes, counts, golden scores. Each part is checked on its own: the detector's own weights, its
@@ -364,7 +469,9 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
                 of = f"{check.part}: " if check.part not in ("", base_name(card.name)) else ""
                 click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {of}{check.told}")
         ok = all(check.outcome != "failed" for check in checks)
-        results.append({"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]})
+        results.append(
+            {"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]}
+        )
     if as_json:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
     return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR

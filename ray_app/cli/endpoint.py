@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. One that other machines reach needs tokens.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. One that other machines reach needs tokens.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on.",
+)
 @click.option(
     "--config",
     "config_file",
@@ -56,10 +67,17 @@ if TYPE_CHECKING:
     help="Any setting of the endpoint, for example --set limits.deadline_s=10; docs/serving.md has them; repeatable.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port, each with all detectors."
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that share the port, each with all detectors.",
 )
 @click.option(
-    "--ray", "on_ray", is_flag=True, help="Run on a Ray of this command's own, as a cluster would: replicas, updates, autoscaling."
+    "--ray",
+    "on_ray",
+    is_flag=True,
+    help="Run on a Ray of this command's own, as a cluster would: replicas, updates, autoscaling.",
 )
 def serve(
     host: str,
@@ -107,7 +125,9 @@ def serve(
         click.echo("ended; all running requests were finished", err=True)
         return 0
     if workers != 1:
-        raise click.UsageError("--workers is for the server without Ray; with --ray: --set detectors.replicas=N")
+        raise click.UsageError(
+            "--workers is for the server without Ray; with --ray: --set detectors.replicas=N"
+        )
     from ray_app.cluster.config import ClusterConfig
     from ray_app.serving.ray_server import endpoint
 
@@ -126,7 +146,8 @@ def serve(
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 TOKEN_VARIABLE = "TOUCHSTONE_TOKEN"  # noqa: S105 - the name of a variable
-APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "as_json"})  # what means something here
+# what means something here
+APPLY = frozenset({"source", "endpoint", "token_file", "ensemble", "detectors", "as_json"})
 
 
 def endpoint_options(command: Command) -> Command:
@@ -135,17 +156,28 @@ def endpoint_options(command: Command) -> Command:
         "Send local files and folders to this endpoint instead: verdicts on stdout, no --out. "
         "--ensemble is then one that it serves, --detector an optional one of its detectors, shown by --json."
     )
-    token = click.option("--token-file", metavar="FILE", help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]")
+    token = click.option(
+        "--token-file",
+        metavar="FILE",
+        help=f"File with the endpoint's token.  [default: ${TOKEN_VARIABLE}, if set]",
+    )
     return click.option("--endpoint", metavar="URL", help=text)(token(command))
 
 
 def score_at_endpoint(
-    url: str | None, source: Sequence[str], *, ensemble: str | None, detectors: Sequence[str], token_file: str | None, as_json: bool
+    url: str | None,
+    source: Sequence[str],
+    *,
+    ensemble: str | None,
+    detectors: Sequence[str],
+    token_file: str | None,
+    as_json: bool,
 ) -> int:
-    """Show a verdict per file: a table, or JSON lines as they come. What had come before an error is shown all the same.
+    """Show a verdict per file: a table, or JSON lines as they come. What had come before an error
+    is shown all the same.
 
-    `detectors`: optional ones, asked besides.
-    Raises ConfigError for what was typed and what the endpoint does not allow, ClusterError where it cannot be reached.
+    `detectors`: optional ones, asked besides. Raises ConfigError for what was typed and what the
+    endpoint does not allow, ClusterError where it cannot be reached.
     """
     from ray_app.errors import ConfigError
     from ray_app.serving.client import EndpointClient
@@ -160,8 +192,12 @@ def score_at_endpoint(
     files = list(_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
         answers = endpoint.score(files, ensemble, detectors=detectors)
-        requested = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
-        demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == requested)
+        requested = ensemble or next(
+            (one.name for one in endpoint.describe().ensembles if one.default), None
+        )
+        demonstration = any(
+            one.demonstration for one in endpoint.describe().ensembles if one.name == requested
+        )
         if not as_json:
             _print_table(answers, demonstration)
             return 0
@@ -177,7 +213,9 @@ def _print_table(answers: Iterator[Mapping[str, Any]], demonstration: bool) -> N
     rows: list[dict[str, Any]] = []
     try:  # what came before an error is shown
         for answer in answers:
-            rows.append(_row(answer) | {"provenance": (answer.get("image") or {}).get("provenance")})
+            rows.append(
+                _row(answer) | {"provenance": (answer.get("image") or {}).get("provenance")}
+            )
     finally:
         if rows:
             click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
@@ -196,7 +234,8 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(source: Sequence[str]) -> Iterator["Source"]:
-    """Yield the files that SOURCE means: of folders every regular file below them, in order, and folders that cannot be listed.
+    """Yield the files that SOURCE means: of folders every regular file below them, in order, and
+    folders that cannot be listed.
 
     Raises:
         ConfigError: A source is not local, or nothing is there.
@@ -211,7 +250,10 @@ def _files(source: Sequence[str]) -> Iterator["Source"]:
     found = False
     for one in source:
         if scheme_of(one) != "file":
-            raise ConfigError(f"{one}: --endpoint takes local files and folders", hint="without --endpoint, any source can be scored")
+            raise ConfigError(
+                f"{one}: --endpoint takes local files and folders",
+                hint="without --endpoint, any source can be scored",
+            )
         path = local_path(one)
         if not os.path.lexists(path):
             raise not_there(path)
@@ -219,11 +261,16 @@ def _files(source: Sequence[str]) -> Iterator["Source"]:
             found = True
             yield file
     if not found:
-        raise ConfigError(f"nothing to score: there is no file in {', '.join(source)}", hint="name pictures, or a folder with pictures")
+        raise ConfigError(
+            f"nothing to score: there is no file in {', '.join(source)}",
+            hint="name pictures, or a folder with pictures",
+        )
 
 
 def _below(folder: str) -> "Iterator[Source]":
-    """Yield the regular files below a folder, files that may be regular, and folders that cannot be listed. Raises StorageError."""
+    """Yield the regular files below a folder, files that may be regular, and folders that cannot be
+    listed. Raises StorageError.
+    """
     from ray_app.storage.errors import closed_folder, unreachable
     from ray_app.storage.listing import walk_folder
 
@@ -253,9 +300,14 @@ def _token(file: str | None) -> str | None:
     try:
         token = Path(file).read_text(encoding="utf-8").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"--token-file {file}: it cannot be read", hint="name a file whose first line is the token") from None
+        raise ConfigError(
+            f"--token-file {file}: it cannot be read",
+            hint="name a file whose first line is the token",
+        ) from None
     if not token:
-        raise ConfigError(f"--token-file {file}: it is empty", hint="its first line should be the token")
+        raise ConfigError(
+            f"--token-file {file}: it is empty", hint="its first line should be the token"
+        )
     return token
 
 
@@ -265,8 +317,12 @@ def _refuse_what_does_not_apply(context: click.Context) -> None:
     idle = [
         option.opts[0]
         for option in context.command.params
-        if option.name is not None and option.name not in APPLY and context.get_parameter_source(option.name) is given
+        if option.name is not None
+        and option.name not in APPLY
+        and context.get_parameter_source(option.name) is given
     ]
     if idle:
         verb = "does" if len(idle) == 1 else "do"
-        raise click.UsageError(f"{', '.join(idle)} {verb} not apply with --endpoint: the endpoint has settings of its own for that.")
+        raise click.UsageError(
+            f"{', '.join(idle)} {verb} not apply with --endpoint: the endpoint has settings of its own for that."
+        )

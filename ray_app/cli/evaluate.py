@@ -22,10 +22,27 @@ _OF_WHAT = click.option(
 
 @click.command()
 @click.argument("at", metavar="RUN|SOURCE…", nargs=-1)
-@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]")
-@click.option("--out", metavar="DIR", help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.")
-@click.option("--protocol", type=PROTOCOL, metavar="NAME|PATH", help="Evaluate as a paper did; its published figures stand beside ours.")
-@click.option("--layout", metavar="NAME", help="How the source states its labels; touchstone data index --help lists the layouts.")
+@click.option(
+    "--labels",
+    metavar="FILE|INDEX",
+    help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.",
+)
+@click.option(
+    "--protocol",
+    type=PROTOCOL,
+    metavar="NAME|PATH",
+    help="Evaluate as a paper did; its published figures stand beside ours.",
+)
+@click.option(
+    "--layout",
+    metavar="NAME",
+    help="How the source states its labels; touchstone data index --help lists the layouts.",
+)
 @options.key_option
 @options.split_option
 @click.option(
@@ -35,19 +52,47 @@ _OF_WHAT = click.option(
     help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]",
 )
 @options.detectors_option
-@click.option("--perturb", multiple=True, metavar="NAME", help="Score perturbed images too: a list by name, or jpeg:75; repeatable.")
+@click.option(
+    "--perturb",
+    multiple=True,
+    metavar="NAME",
+    help="Score perturbed images too: a list by name, or jpeg:75; repeatable.",
+)
 @options.include_option
 @options.exclude_option
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
-@click.option("--leave-out-faults", is_flag=True, default=None, help="Leave out images and prompts that a documented fault spoils.")
+@click.option(
+    "--leave-out-faults",
+    is_flag=True,
+    default=None,
+    help="Leave out images and prompts that a documented fault spoils.",
+)
 @_OF_WHAT
-@click.option("--regenerated", metavar="FOLDER", help="Images that data generate --prompts RUN made; with --set clip=FOLDER.")
-@click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")
-@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
+@click.option(
+    "--regenerated",
+    metavar="FOLDER",
+    help="Images that data generate --prompts RUN made; with --set clip=FOLDER.",
+)
+@click.option(
+    "--fragility",
+    metavar="FILE",
+    help="Also write what perturbations leave of each detector, as a section for its card.",
+)
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=None,
+    help="Pictures of mistakes in the report.  [default: with them]",
+)
 @options.licence_option
 @options.overrides
 @options.as_json
-def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, fragility: str | None, **given: Any) -> int:
+def evaluate(
+    assignments: tuple[str, ...],
+    accepted: tuple[str, ...],
+    as_json: bool,
+    fragility: str | None,
+    **given: Any,
+) -> int:
     """Measure how well detectors tell fake images from real ones.
 
     Says how well a RUN did, or a SOURCE that it scores first: on what, how surely, and where it breaks.
@@ -69,21 +114,36 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     from ray_app.storage import strip_secrets
 
     scoring = {name: given.pop(name) for name in _OF_SCORING} | {"accept_licences": accepted}
-    scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
-    config = options.configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments)
+    scoring = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in scoring.items()
+        if value not in (None, ())
+    }
+    config = options.configured(
+        "evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments
+    )
     evaluated = run_evaluation(config)
     document = evaluated.document
     if fragility is not None:
-        (options.local_folder(Path(fragility).parent) / Path(fragility).name).write_text(fragility_yaml(document), encoding="utf-8")
+        (options.local_folder(Path(fragility).parent) / Path(fragility).name).write_text(
+            fragility_yaml(document), encoding="utf-8"
+        )
     options.echo_document(document.written(), evaluation_lines(document), as_json)
-    click.echo(f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)", err=as_json)
+    click.echo(
+        f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)",
+        err=as_json,
+    )
     return evaluated.exit_code
 
 
 @click.command()
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the runs' own columns]")
+@click.option(
+    "--labels",
+    metavar="FILE|INDEX",
+    help="CSV, JSONL, Parquet or an index with labels.  [default: the runs' own columns]",
+)
 @click.option(
     "--by",
     type=click.Choice(["image_id", "sha256"]),

@@ -1,4 +1,6 @@
-"""The `touchstone` command: `main` parses, runs a command, and turns exceptions into one clear line and an exit code."""
+"""The `touchstone` command: `main` parses, runs a command, and turns exceptions into one clear line
+and an exit code.
+"""
 
 import difflib
 import errno
@@ -45,35 +47,50 @@ _GROUPS = {
     "config": ("Show settings, fetch trust lists, and set up completion in your shell.",
                (settings.show_config, settings.trust_lists, settings.completion)),
 }  # fmt: skip
-# Short names from before 0.15. They stay as hidden aliases, because docs/versioning.md guarantees them.
+# Short names from before 0.15. They stay as hidden aliases, because docs/versioning.md guarantees
+# them.
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "calibrate": "detectors",
 }  # fmt: skip
 
 
 class _Commands(click.Group):
-    """Commands in the order in which one comes to need them. A word that is none is answered with the nearest one."""
+    """Commands in the order in which one comes to need them. A word that is none is answered with
+    the nearest one.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in that order."""
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name; while a shell completes, with files wherever any text may stand."""
+        """The command of this name; while a shell completes, with files wherever any text may
+        stand.
+        """
         command = super().get_command(ctx, cmd_name)
         if ctx.resilient_parsing and command is not None:
             for parameter in command.params:
                 parameter.type = options.PLACE if parameter.type is click.STRING else parameter.type
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first word. Raises UsageError that names the nearest one."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+        if (
+            self.get_command(ctx, name) is None
+            and not name.startswith("-")
+            and not ctx.resilient_parsing
+        ):
             refuse_retired_command(" ".join([*ctx.command_path.split()[1:], name]))
             known = {name: name for name in self.commands} | self._elsewhere()
             nearest = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean '{known[nearest[0]]}'?" if nearest else f"Its commands: {', '.join(self.commands)}."
+            hint = (
+                f"Did you mean '{known[nearest[0]]}'?"
+                if nearest
+                else f"Its commands: {', '.join(self.commands)}."
+            )
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -83,7 +100,8 @@ class _Commands(click.Group):
 
 @contextmanager
 def _a_pipe_may_close() -> Iterator[None]:
-    """Inside, the command is done, quietly, once whoever reads stdout, `head` for example, has seen enough; click makes that exit code 1.
+    """Inside, the command is done, quietly, once whoever reads stdout, `head` for example, has seen
+    enough; click makes that exit code 1.
 
     Raises ClusterError where stdout is still read, and another connection broke.
     """
@@ -93,13 +111,18 @@ def _a_pipe_may_close() -> Iterator[None]:
         watch = select.poll()
         watch.register(sys.stdout.fileno(), 0)
         if not watch.poll(0):  # POLLERR or POLLHUP, which are always watched for
-            raise ClusterError("the other side closed a connection", hint="run the same command again") from error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+            raise ClusterError(
+                "the other side closed a connection", hint="run the same command again"
+            ) from error
+        # for what is still in the buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(ExitCode.DONE) from None
 
 
 class _Touchstone(_Commands):
-    """The core commands, the groups, and the former names of what is in a group now, which `--help` does not list."""
+    """The core commands, the groups, and the former names of what is in a group now, which `--help`
+    does not list.
+    """
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """The command line as it was parsed; `--help` is printed here."""
@@ -121,18 +144,33 @@ class _Touchstone(_Commands):
         """Write the core, and the names in each group."""
         widest = max(map(len, self.commands))
         room = formatter.width - widest - 4
-        core = [(f"{name:{widest}}", one.get_short_help_str(room)) for name, one in self.commands.items() if one in _CORE]
+        core = [
+            (f"{name:{widest}}", one.get_short_help_str(room))
+            for name, one in self.commands.items()
+            if one in _CORE
+        ]
         with formatter.section("Commands"):
             formatter.write_dl(core)
         with formatter.section("Groups (`touchstone GROUP --help` explains them)"):
-            formatter.write_dl([(f"{name:{widest}}", ", ".join(one.commands)) for name, one in _GROUP_COMMANDS.items()])
+            formatter.write_dl(
+                [
+                    (f"{name:{widest}}", ", ".join(one.commands))
+                    for name, one in _GROUP_COMMANDS.items()
+                ]
+            )
 
     def _elsewhere(self) -> dict[str, str]:
-        return {name: f"{group} {name}" for group, one in _GROUP_COMMANDS.items() for name in one.commands if name not in ("list", "show")}
+        return {
+            name: f"{group} {name}"
+            for group, one in _GROUP_COMMANDS.items()
+            for name in one.commands
+            if name not in ("list", "show")
+        }
 
 
 _GROUP_COMMANDS = {
-    name: _Commands(name, {str(one.name): one for one in commands}, help=summary) for name, (summary, commands) in _GROUPS.items()
+    name: _Commands(name, {str(one.name): one for one in commands}, help=summary)
+    for name, (summary, commands) in _GROUPS.items()
 }
 
 
@@ -159,12 +197,20 @@ for _command in (*_CORE, *_GROUP_COMMANDS.values()):
 
 
 def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. `typed`: the command as a shell was given it, for the line that says how to resume."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    """Run the command line; returns the exit code. `typed`: the command as a shell was given it,
+    for the line that says how to resume.
+    """
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         refuse_searched_library()
-        code = touchstone.main(args=None if arguments is None else list(arguments), prog_name="touchstone", standalone_mode=False)
+        code = touchstone.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="touchstone",
+            standalone_mode=False,
+        )
     except click.ClickException as error:
         explain_retired_name(error, PERMANENT).show()
         return ExitCode.USAGE
@@ -179,7 +225,8 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             raise
         where = f" {error.filename}" if error.filename else ""
         click.echo(
-            f"touchstone: cannot write{where}: {os.strerror(error.errno)}\n  → make room there, then run the same command again", err=True
+            f"touchstone: cannot write{where}: {os.strerror(error.errno)}\n  → make room there, then run the same command again",
+            err=True,
         )
         _print_resume_hint(error, typed)
         return ExitCode.CLUSTER
@@ -197,4 +244,7 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
         if isinstance(error, KeyboardInterrupt):
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
-        click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
+        click.echo(
+            f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}",
+            err=True,
+        )

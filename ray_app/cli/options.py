@@ -1,4 +1,6 @@
-"""Options that several commands share, and how they meet a config file: defaults < file < options < --set."""
+"""Options that several commands share, and how they meet a config file: defaults < file < options <
+--set.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,14 +21,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class ShippedName(click.ParamType[str]):
-    """The name of a file of these kinds (`detectors`, `ensembles`, `train`, …), shipped or added, or a path: a shell completes either."""
+    """The name of a file of these kinds (`detectors`, `ensembles`, `train`, …), shipped or added,
+    or a path: a shell completes either.
+    """
 
     name = "text"
 
     def __init__(self, *kinds: str) -> None:
         self._kinds = kinds
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
         """The names that begin so, else files."""
         from click.shell_completion import CompletionItem
 
@@ -34,30 +40,65 @@ class ShippedName(click.ParamType[str]):
         if self._kinds:
             from ray_app.config import added_configs, named_configs
 
-            names = [name for kind in self._kinds for name in (*named_configs(kind), *added_configs(kind)) if name.startswith(incomplete)]
-        return [CompletionItem(name) for name in dict.fromkeys(names)] or [CompletionItem(incomplete, type="file")]
+            names = [
+                name
+                for kind in self._kinds
+                for name in (*named_configs(kind), *added_configs(kind))
+                if name.startswith(incomplete)
+            ]
+        return [CompletionItem(name) for name in dict.fromkeys(names)] or [
+            CompletionItem(incomplete, type="file")
+        ]
 
 
 PLACE = ShippedName()  # a path alone
-DETECTOR, ENSEMBLE, RECIPE, PROTOCOL, SCORE = map(ShippedName, ("detectors", "ensembles", "train", "evaluate", "score"))
+DETECTOR, ENSEMBLE, RECIPE, PROTOCOL, SCORE = map(
+    ShippedName, ("detectors", "ensembles", "train", "evaluate", "score")
+)
 
 # Options that several commands have, word for word.
-out_option = click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
-ensemble_option = click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
+out_option = click.option(
+    "--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there."
+)
+ensemble_option = click.option(
+    "--ensemble",
+    type=ENSEMBLE,
+    metavar="NAME|PATH",
+    help="Which ensemble decides.  [default: default]",
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="List no more than this many files."
+)
 detectors_option = click.option(
-    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
+    "--detector",
+    "detectors",
+    type=DETECTOR,
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Score with these detectors instead; repeatable.",
 )
 include_option = click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable."
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Only files whose path below the source matches; repeatable.",
 )
 exclude_option = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches, and folders by FOLDER/**; repeatable."
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out files whose path matches, and folders by FOLDER/**; repeatable.",
 )
 shard_option = click.option(
-    "--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]"
+    "--shard-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Bytes of files in one shard, in MB.  [default: 256]",
 )
-retry_shards_option = click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
+retry_shards_option = click.option(
+    "--retry",
+    is_flag=True,
+    help="Write again the shards in which files could not be read from storage.",
+)
 key_option = click.option(
     "--key",
     type=click.Choice(["image_id", "sha256", "uri"]),
@@ -65,11 +106,19 @@ key_option = click.option(
 )
 split_option = click.option("--split", metavar="NAME", help="Only labels of this split.")
 run_labels_option = click.option(
-    "--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]"
+    "--labels",
+    metavar="FILE|INDEX",
+    help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]",
 )
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
-    click.option("--config", "config_file", type=SCORE, metavar="FILE", help="YAML of a run, or a name (laptop, overnight, follow)."),
+    click.option(
+        "--config",
+        "config_file",
+        type=SCORE,
+        metavar="FILE",
+        help="YAML of a run, or a name (laptop, overnight, follow).",
+    ),
     ensemble_option,
     detectors_option,
     include_option,
@@ -100,7 +149,9 @@ overrides = click.option(  # the value is YAML
 
 
 def what_is_scored(command: Command) -> Command:
-    """SOURCE, the config file, the detectors, and which files of the source: the same for every command on a run to be made."""
+    """SOURCE, the config file, the detectors, and which files of the source: the same for every
+    command on a run to be made.
+    """
     for option in reversed(_WHAT_IS_SCORED):
         command = option(command)
     return command
@@ -119,13 +170,23 @@ def echo_document(document: Any, lines: Iterable[str], as_json: bool) -> None:
     click.echo(json_text(document, indent=2) if as_json else "\n".join(lines))
 
 
-def json_text(document: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON as `json.dumps` has it; with an escape for all that is not ASCII where something in it would move a terminal's text."""
+def json_text(
+    document: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None
+) -> str:
+    """JSON as `json.dumps` has it; with an escape for all that is not ASCII where something in it
+    would move a terminal's text.
+    """
     text = json.dumps(document, indent=indent, default=default, ensure_ascii=False)
-    return text if text.replace("\n", "").isprintable() else json.dumps(document, indent=indent, default=default)
+    return (
+        text
+        if text.replace("\n", "").isprintable()
+        else json.dumps(document, indent=indent, default=default)
+    )
 
 
-def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+def _accept(
+    context: click.Context, option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
     if not names:
         return ()
     from ray_app.detectors.licences import accept_licence
@@ -147,7 +208,11 @@ def accepted_by(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> 
     """Accept licences, saying on stderr where that is remembered; their names. Raises ConfigError."""
     accepted = [accept(name) for name in names]
     for one in accepted:
-        where = f"remembered in {one.file}" if one.file else "for this command only: no config file can be written"
+        where = (
+            f"remembered in {one.file}"
+            if one.file
+            else "for this command only: no config file can be written"
+        )
         click.echo(f"accepted: {one.name}, licence {one.licence}; {where}", err=True)
     return tuple(one.name for one in accepted)
 
@@ -160,22 +225,42 @@ def moment(text: str) -> "datetime":
 
     span = seconds_of(text)
     try:
-        found = datetime.fromisoformat(text) if span == text else datetime.now(UTC) - timedelta(seconds=span)
+        found = (
+            datetime.fromisoformat(text)
+            if span == text
+            else datetime.now(UTC) - timedelta(seconds=span)
+        )
     except (ValueError, OverflowError):
-        raise click.BadParameter(f"{text!r} is neither a time such as 2026-11-26T08:30 nor a time span such as 24h") from None
+        raise click.BadParameter(
+            f"{text!r} is neither a time such as 2026-11-26T08:30 nor a time span such as 24h"
+        ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def configured(kind: str, name_or_path: str | None, model: "type[Model]", given: Mapping[str, Any], assignments: Sequence[str]) -> "Model":
-    """The model from a config file (if any), the options that were given, and `--set`. Raises ConfigError, whose hint is the help."""
+def configured(
+    kind: str,
+    name_or_path: str | None,
+    model: "type[Model]",
+    given: Mapping[str, Any],
+    assignments: Sequence[str],
+) -> "Model":
+    """The model from a config file (if any), the options that were given, and `--set`. Raises
+    ConfigError, whose hint is the help.
+    """
     from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError
 
     path = find_config(kind, name_or_path) if name_or_path else None
     data = read_mapping(path) if path else {}
-    data |= {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value not in (None, ())}
+    data |= {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in given.items()
+        if value not in (None, ())
+    }
     try:
-        return validate(data, model, where=str(path) if path else "command line", overrides=assignments)
+        return validate(
+            data, model, where=str(path) if path else "command line", overrides=assignments
+        )
     except ConfigError as error:
         error.hint = error.hint or f"{click.get_current_context().command_path} --help"
         raise
@@ -190,7 +275,9 @@ def shown(model: Any) -> str:
 
 
 def local_folder(path: "str | Path") -> "Path":
-    """A folder of this machine for what a command writes, made if it is not there. Raises ConfigError."""
+    """A folder of this machine for what a command writes, made if it is not there. Raises
+    ConfigError.
+    """
     from pathlib import Path
 
     from ray_app.errors import ConfigError
@@ -198,8 +285,14 @@ def local_folder(path: "str | Path") -> "Path":
     folder = Path(path)
     try:
         if "://" in str(path):
-            raise ConfigError(f"--out {path}: not a folder of this machine", hint="this command writes to local folders only")
+            raise ConfigError(
+                f"--out {path}: not a folder of this machine",
+                hint="this command writes to local folders only",
+            )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {path}: {error.strerror}", hint="name a folder of this machine in which you may write") from None
+        raise ConfigError(
+            f"--out {path}: {error.strerror}",
+            hint="name a folder of this machine in which you may write",
+        ) from None
     return folder

@@ -1,5 +1,5 @@
-"""`touchstone results`: the current rows of a run, filtered, sorted, as a table, JSON lines, CSV or Parquet; and commands on the images of
-a run: `gallery`, `masks`.
+"""`touchstone results`: the current rows of a run, filtered, sorted, as a table, JSON lines, CSV or
+Parquet; and commands on the images of a run: `gallery`, `masks`.
 """
 
 import json
@@ -24,21 +24,60 @@ _SHOWN = 50  # rows in a table, where no limit is given
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
-@click.option("--finding", metavar="WORDS", help="Only rows whose finding has these words, as 'says that' or 'signed by'.")
-@click.option("--status", type=click.Choice([status.value for status in Status]), metavar="STATUS", help="Only rows with this status.")
-@click.option("--generator", metavar="NAME", help="Only rows attributed to this generator or family; `unknown`: to none that is known.")
-@click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")
-@click.option("--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one.")
+@click.option(
+    "--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict."
+)
+@click.option(
+    "--finding",
+    metavar="WORDS",
+    help="Only rows whose finding has these words, as 'says that' or 'signed by'.",
+)
+@click.option(
+    "--status",
+    type=click.Choice([status.value for status in Status]),
+    metavar="STATUS",
+    help="Only rows with this status.",
+)
+@click.option(
+    "--generator",
+    metavar="NAME",
+    help="Only rows attributed to this generator or family; `unknown`: to none that is known.",
+)
+@click.option(
+    "--match",
+    metavar="GLOB",
+    help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.",
+)
+@click.option(
+    "--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one."
+)
 @click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
 @click.option("--since", metavar="TIME|DURATION", callback=lambda context, option, text: None if text is None else options.moment(text),
               help="Only rows scored since then: 15m, 24h, 7d, 2026-11-26 or 2026-11-26T08:30, in UTC.")  # fmt: skip
-@click.option("--sort", "order", metavar="COLUMN", help="Sort by this column: score has the lowest first, -score the highest.")
-@click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, else all]")
+@click.option(
+    "--sort",
+    "order",
+    metavar="COLUMN",
+    help="Sort by this column: score has the lowest first, -score the highest.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=None,
+    help="No more than this many rows.  [default: 50 in a table, else all]",
+)
 @click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
-@click.option("--image", metavar="URI", help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.")
-@click.option("--member", metavar="NAME", help="With --image: the name in the container that URI names.")
-@click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
+@click.option(
+    "--image",
+    metavar="URI",
+    help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.",
+)
+@click.option(
+    "--member", metavar="NAME", help="With --image: the name in the container that URI names."
+)
+@click.option(
+    "--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL."
+)
 @options.as_json
 def results(
     run: str,
@@ -66,8 +105,12 @@ def results(
     if image is not None:
         vanished = given.pop("vanished")
         if out or limit or any(given.values()):
-            raise click.UsageError("--image shows one row: leave out filters, --sort, --limit, and --out")
-        return _show_image(RunDirectory.open(run), image, member, vanished=vanished, as_json=as_json)
+            raise click.UsageError(
+                "--image shows one row: leave out filters, --sort, --limit, and --out"
+            )
+        return _show_image(
+            RunDirectory.open(run), image, member, vanished=vanished, as_json=as_json
+        )
     if out and as_json:
         raise click.UsageError("--json prints and --out writes a file: choose one")
     opened = RunDirectory.open(run)
@@ -102,8 +145,12 @@ def _parse_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "provenance": json.loads(row.get("provenance") or "null")}
 
 
-def _show_image(run: "RunDirectory", image: str, member: str | None, *, vanished: bool, as_json: bool) -> int:
-    """Print the row of one image: in a table, or as one JSON document with the digests and versions of what scored it."""
+def _show_image(
+    run: "RunDirectory", image: str, member: str | None, *, vanished: bool, as_json: bool
+) -> int:
+    """Print the row of one image: in a table, or as one JSON document with the digests and versions
+    of what scored it.
+    """
     from ray_app.runs.image_row import describe_image_row, find_image_row
 
     row = find_image_row(run, image, member, vanished=vanished)
@@ -111,12 +158,16 @@ def _show_image(run: "RunDirectory", image: str, member: str | None, *, vanished
         click.echo(line, err=True)
     if not as_json:
         return _print([row], None, as_json)
-    click.echo(options.json_text(describe_image_row(run, _parse_provenance(row)), indent=2, default=str))
+    click.echo(
+        options.json_text(describe_image_row(run, _parse_provenance(row)), indent=2, default=str)
+    )
     return 0
 
 
 def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
-    """Write the rows, be they none, as the file's ending says. Raises ConfigError for another ending."""
+    """Write the rows, be they none, as the file's ending says. Raises ConfigError for another
+    ending.
+    """
     from ray_app.reports.format import counted
     from ray_app.runs import current_tables
     from ray_app.runs.table_files import write_tables
@@ -127,21 +178,27 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
     forms: dict[str, Form] = {"csv": "csv", "parquet": "parquet"}
     if not stem or ending not in forms:
         raise ConfigError(
-            f"--out {strip_secrets(out)}: the name ends with neither .csv nor .parquet", hint="for example --out verdicts.csv"
+            f"--out {strip_secrets(out)}: the name ends with neither .csv nor .parquet",
+            hint="for example --out verdicts.csv",
         )
     schema = next(current_tables(run)).schema
     if ending == "csv":
-        schema = schema.empty_table().flatten().schema  # a column per detector, and per column of the source
+        # a column per detector, and per column of the source
+        schema = schema.empty_table().flatten().schema
         tables = (table.flatten() for table in tables)
     store = Store.open(folder or slash or ".")
-    rows = write_tables(store, stem, schema, (table.cast(schema) for table in tables), forms=(forms[ending],))
+    rows = write_tables(
+        store, stem, schema, (table.cast(schema) for table in tables), forms=(forms[ending],)
+    )
     click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
     return 0
 
 
 def _guarantee_notes(run: "RunDirectory") -> list[str]:
     """What a run found of its card's guarantee, where it is not known to hold."""
-    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    section = (
+        run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    )
     if not section or section["holds"] is True:
         return []
     from ray_app.reports.run import guarantee_lines
@@ -151,13 +208,42 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, metavar="DIR", help="Where the pages go; any fsspec URL. A gallery that is there is replaced.")
-@click.option("--verdict", type=click.Choice(["fake", "real", "abstain"]), help="Only images with this verdict.")
-@click.option("--generator", metavar="NAME", help="Only images attributed to this generator or family; `unknown`: to none that is known.")
-@click.option("--most", type=click.IntRange(min=1), metavar="N", help="Only the N highest scores of these.")
-@click.option("--per-page", type=click.IntRange(1, 1000), default=60, show_default=True, help="Images on one page.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Where the pages go; any fsspec URL. A gallery that is there is replaced.",
+)
+@click.option(
+    "--verdict",
+    type=click.Choice(["fake", "real", "abstain"]),
+    help="Only images with this verdict.",
+)
+@click.option(
+    "--generator",
+    metavar="NAME",
+    help="Only images attributed to this generator or family; `unknown`: to none that is known.",
+)
+@click.option(
+    "--most", type=click.IntRange(min=1), metavar="N", help="Only the N highest scores of these."
+)
+@click.option(
+    "--per-page",
+    type=click.IntRange(1, 1000),
+    default=60,
+    show_default=True,
+    help="Images on one page.",
+)
 @options.as_json
-def gallery(run: str, out: str, verdict: str | None, generator: str | None, most: int | None, per_page: int, as_json: bool) -> int:
+def gallery(
+    run: str,
+    out: str,
+    verdict: str | None,
+    generator: str | None,
+    most: int | None,
+    per_page: int,
+    as_json: bool,
+) -> int:
     """Write the images of a run as pages to browse.
 
     Pages have small pictures, verdicts, generators and words; index.html is the first.
@@ -173,9 +259,15 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     from ray_app.runs.selection import RowFilter
     from ray_app.scoring.gallery import make_gallery
 
-    made = make_gallery(run, out, RowFilter(verdict, generator=generator), most, per_page=per_page, quiet=as_json)
+    made = make_gallery(
+        run, out, RowFilter(verdict, generator=generator), most, per_page=per_page, quiet=as_json
+    )
     options.echo_document(
-        made, [f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html"], as_json
+        made,
+        [
+            f"{counted(made['images'], 'image')} on {counted(made['pages'], 'page')}: {made['out']}/index.html"
+        ],
+        as_json,
     )
     return 0
 
@@ -190,8 +282,14 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     show_default=True,
     help="Only masks that cover at least this share of the image.",
 )
-@click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
-@click.option("--vanished", is_flag=True, help="Also masks of files that the last listing no longer found.")
+@click.option(
+    "--native",
+    is_flag=True,
+    help="At the network's own size; without it, stretched to the image's.",
+)
+@click.option(
+    "--vanished", is_flag=True, help="Also masks of files that the last listing no longer found."
+)
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
     """Write the masks of a run as PNG files.
 
@@ -212,5 +310,8 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
             written += 1
     click.echo(f"{counted(written, 'mask')} in {folder}")
     if not written:
-        click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)
+        click.echo(
+            "none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large",
+            err=True,
+        )
     return 0

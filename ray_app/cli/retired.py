@@ -1,7 +1,8 @@
-"""Names of the command line that 1.0 retires, each with its replacement. Version 1.1 removes this file.
+"""Names of the command line that 1.0 retires, each with its replacement. Version 1.1 removes this
+file.
 
-`COMMANDS` and `OPTIONS` are the only list of such names. A retired name ends the command with exit code 2 and one line that names the
-replacement.
+`COMMANDS` and `OPTIONS` are the only list of such names. A retired name ends the command with exit
+code 2 and one line that names the replacement.
 """
 
 from collections.abc import Mapping
@@ -49,12 +50,20 @@ OPTIONS: dict[str, dict[str, str]] = {
     "compare": {"--out": "use --json > comparison.json"},
     "detectors calibrate": {"--method": "leave the option out; every calibration is Platt scaling"},
     "detectors show": {"--yaml": "leave the option out; the card is printed as YAML"},
-    "results": {"--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"},
+    "results": {
+        "--fdr": "use --verdict fake, and touchstone runs audit RUN --draw N --flagged --out DIR to bound the reals among them"
+    },
     # Data.
-    "data split": {"--prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"},
-    "data generate": {"--like": "use touchstone data generate … --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]'"},
+    "data split": {
+        "--prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
+    },
+    "data generate": {
+        "--like": "use touchstone data generate … --set 'encode.format=[JPEG,PNG]' --set 'encode.quality=[70,95]'"
+    },
     # Serving.
-    "serve": {"--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page shows images without verdicts"},
+    "serve": {
+        "--arena": "use touchstone runs audit RUN --draw N --out DIR, whose page shows images without verdicts"
+    },
     # Detectors and training.
     "detectors add": {
         "--card": "use touchstone detectors add FILE --as NAME, or weights.uri with the path of the file in your card",
@@ -64,8 +73,11 @@ OPTIONS: dict[str, dict[str, str]] = {
 """Command path without `touchstone` → option → what to use."""
 
 
-def explain_retired_name(error: click.ClickException, short_names: Mapping[str, str]) -> click.ClickException:
-    """Return the error to show: one line with the replacement if the command line used a retired option, otherwise the same error.
+def explain_retired_name(
+    error: click.ClickException, short_names: Mapping[str, str]
+) -> click.ClickException:
+    """Return the error to show: one line with the replacement if the command line used a retired
+    option, otherwise the same error.
 
     Args:
         error: The error of a command line.
@@ -76,10 +88,16 @@ def explain_retired_name(error: click.ClickException, short_names: Mapping[str, 
     path = error.ctx.command_path.removeprefix("touchstone ")
     path = f"{short_names[path]} {path}" if path in short_names else path
     replacement = OPTIONS.get(path, {}).get(error.option_name)
-    return click.ClickException(f"'{path} {error.option_name}' is retired: {replacement}") if replacement else error
+    return (
+        click.ClickException(f"'{path} {error.option_name}' is retired: {replacement}")
+        if replacement
+        else error
+    )
 
 
 def refuse_retired_command(path: str) -> None:
-    """Raise ClickException with the replacement if `path`, such as "runs rescore", is a retired command."""
+    """Raise ClickException with the replacement if `path`, such as "runs rescore", is a retired
+    command.
+    """
     if replacement := COMMANDS.get(path):
         raise click.ClickException(f"'{path}' is retired: {replacement}")

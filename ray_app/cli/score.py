@@ -13,14 +13,22 @@ from ray_app.cli.options import ENSEMBLE
 
 @click.command()
 @click.argument("images", required=False, metavar="[FOLDER]")
-@click.option("--out", metavar="DIR", help="Folder for the run, and for the sample archive.  [default: a new temporary folder]")
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Folder for the run, and for the sample archive.  [default: a new temporary folder]",
+)
 @click.option(
     "--images",
     "limit",
     type=click.IntRange(min=10, max=5000),
     help="Maximum number of files to score.  [default: all of the sample archive, 500 of FOLDER]",
 )
-@click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
+@click.option(
+    "--archive-only",
+    is_flag=True,
+    help="Write the sample archive and its labels, and score nothing.",
+)
 def demo(images: str | None, out: str | None, limit: int | None, archive_only: bool) -> int:
     """Score a small sample archive, or a folder of yours.
 
@@ -33,7 +41,9 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
     touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
     if archive_only and (images or limit):
-        raise click.UsageError("--archive-only writes the whole sample archive: leave out FOLDER and --images.")
+        raise click.UsageError(
+            "--archive-only writes the whole sample archive: leave out FOLDER and --images."
+        )
     from ray_app.scoring import demo
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
@@ -47,11 +57,27 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
 
 @click.command()
 @options.what_is_scored
-@click.option("--out", metavar="DIR", help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.")
-@click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
 @click.option(
-    "--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Files to score on one core, to measure the rates."
+    "--out",
+    metavar="DIR",
+    help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.",
+)
+@click.option(
+    "--cluster",
+    metavar="NAME|FILE",
+    help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.",
+)
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(min=0),
+    help="What the planned machines cost per hour together.",
+)
+@click.option(
+    "--probe",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Files to score on one core, to measure the rates.",
 )
 @options.licence_option
 @options.overrides
@@ -82,7 +108,13 @@ def plan(
     from ray_app.scoring.forecast.forecast import forecast
     from ray_app.scoring.forecast.rates import load_cluster
 
-    settings = options.configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    settings = options.configured(
+        "score",
+        config_file,
+        ScoreConfig,
+        {"source": source, "accept_licences": accepted, **given},
+        assignments,
+    )
     described = load_cluster(cluster) if cluster else None
     made = forecast(settings, probe=probe, cluster=described, price_per_hour=price_per_hour)
     options.echo_document(made.written(), plan_lines(made), as_json)
@@ -91,20 +123,36 @@ def plan(
 
 @click.command()
 @options.what_is_scored
-@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there.")
-@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after this many hours; the same command resumes.")
+@click.option(
+    "--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there."
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after this many hours; the same command resumes.",
+)
 @click.option(
     "--max-cost",
     type=click.FloatRange(min=0, min_open=True),
     help="Stop when this much is spent, by --set prices.…; the same command resumes.",
 )
-@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
-@click.option("--follow", metavar="INTERVAL", help="Go on: list the source again every 5m, 1h or so, and score what is new or changed.")
+@click.option(
+    "--prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of fakes to expect, for the report.",
+)
+@click.option(
+    "--follow",
+    metavar="INTERVAL",
+    help="Go on: list the source again every 5m, 1h or so, and score what is new or changed.",
+)
 @click.option(
     "--retry",
     "rescore",
     metavar="STATUS,…",
-    callback=lambda context, option, text: tuple(word.strip() for word in text.split(",")) if text is not None else (),
+    callback=lambda context, option, text: (
+        tuple(word.strip() for word in text.split(",")) if text is not None else ()
+    ),
     help="Score only the rows with one of these statuses again.",
 )
 @endpoint_options
@@ -135,12 +183,20 @@ def score(
     """
     if endpoint or token_file:
         requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
-        return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
+        return score_at_endpoint(
+            endpoint, source, **requested, token_file=token_file, as_json=as_json
+        )
     from ray_app.reports import summary_lines
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
-    settings = options.configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
+    settings = options.configured(
+        "score",
+        config_file,
+        ScoreConfig,
+        {"source": source, "accept_licences": accepted, **given},
+        assignments,
+    )
     finished = score_archive(settings)
     options.echo_document(finished.summary, summary_lines(finished.summary), as_json)
     return finished.exit_code
@@ -148,8 +204,16 @@ def score(
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
+@click.option(
+    "--prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of fakes to expect.",
+)
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=None,
+    help="Pictures of the 12 highest scores.  [default: as the run was asked]",
+)
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     """Write the report of a run again, with other options.
 
@@ -168,8 +232,18 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--ensemble", type=ENSEMBLE, required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
-@click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
+@click.option(
+    "--ensemble",
+    type=ENSEMBLE,
+    required=True,
+    metavar="NAME|PATH",
+    help="The ensemble card with the new rule or thresholds.",
+)
+@click.option(
+    "--waive-guarantee",
+    is_flag=True,
+    help="Keep verdicts that the card's guarantee does not cover.",
+)
 @options.unguarded_option
 def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> int:
     """Apply other rules or thresholds to the stored scores.
@@ -182,5 +256,11 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
     from ray_app.reports import summary_lines
     from ray_app.scoring.decide import decide_run
 
-    click.echo("\n".join(summary_lines(decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded))))
+    click.echo(
+        "\n".join(
+            summary_lines(
+                decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded)
+            )
+        )
+    )
     return 0

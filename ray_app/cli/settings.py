@@ -1,4 +1,6 @@
-"""What is shipped by name (`touchstone ensembles`, `recipes`, `protocols`), settings, completion in a shell, `touchstone doctor`."""
+"""What is shipped by name (`touchstone ensembles`, `recipes`, `protocols`), settings, completion in
+a shell, `touchstone doctor`.
+"""
 
 import json
 import platform
@@ -22,8 +24,15 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
         from ray_app.config import named_configs
         from ray_app.reports.text import table
 
-        entries = [{"name": name, "title": _title(path), "file": str(path)} for name, path in named_configs(kind).items()]
-        options.echo_document(entries, table(["name", "what it is"], [[one["name"], one["title"]] for one in entries]), as_json)
+        entries = [
+            {"name": name, "title": _title(path), "file": str(path)}
+            for name, path in named_configs(kind).items()
+        ]
+        options.echo_document(
+            entries,
+            table(["name", "what it is"], [[one["name"], one["title"]] for one in entries]),
+            as_json,
+        )
         return 0
 
     def show_shipped(name: str, as_json: bool) -> int:
@@ -37,11 +46,19 @@ def _catalogue(kind: str, noun: str, example: str) -> tuple[click.Command, click
         return 0
 
     group = f"{noun}s"
-    list_shipped.__doc__ = f"List the {group} that are shipped, by name.\n\n\b\ntouchstone {group} list\n"
-    show_shipped.__doc__ = f"Show one of the {group}: its YAML file.\n\n\b\ntouchstone {group} show {example}\n"
+    list_shipped.__doc__ = (
+        f"List the {group} that are shipped, by name.\n\n\b\ntouchstone {group} list\n"
+    )
+    show_shipped.__doc__ = (
+        f"Show one of the {group}: its YAML file.\n\n\b\ntouchstone {group} show {example}\n"
+    )
     return (
         click.command("list")(options.as_json(list_shipped)),
-        click.command("show")(click.argument("name", type=options.ShippedName(kind), metavar="NAME|PATH")(options.as_json(show_shipped))),
+        click.command("show")(
+            click.argument("name", type=options.ShippedName(kind), metavar="NAME|PATH")(
+                options.as_json(show_shipped)
+            )
+        ),
     )
 
 
@@ -72,7 +89,12 @@ def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -
     from ray_app.scoring import ScoreConfig
 
     settings = options.configured("score", file, ScoreConfig, {}, assignments)
-    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else options.shown(settings), nl=as_json)
+    click.echo(
+        json.dumps(settings.model_dump(mode="json"), indent=2)
+        if as_json
+        else options.shown(settings),
+        nl=as_json,
+    )
     return 0
 
 
@@ -106,12 +128,18 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 
     own = dict(pair.partition("=")[::2] for pair in addresses)
     if unknown := [name for name, address in own.items() if name not in ADDRESSES or not address]:
-        raise click.UsageError(f"--address {unknown[0]}: NAME=URL with one of {', '.join(ADDRESSES)}")
+        raise click.UsageError(
+            f"--address {unknown[0]}: NAME=URL with one of {', '.join(ADDRESSES)}"
+        )
     failed = 0
     for name, file, failure in trust_lists.update_cache(ADDRESSES | own, offline=is_offline()):
         failed += failure is not None
         if failure is not None:
-            kept = "nothing is there yet" if file is None else f"the one of {file.fetched_at[:10]} stays in use"
+            kept = (
+                "nothing is there yet"
+                if file is None
+                else f"the one of {file.fetched_at[:10]} stays in use"
+            )
             click.echo(f"{name}: {failure}; {kept}", err=True)
     _show_trust(as_json)
     return ExitCode.CLUSTER if failed else ExitCode.DONE
@@ -138,7 +166,11 @@ def _show_trust(as_json: bool) -> None:
         f"{name}: {one.certificates} certificates, {one.fetched_at[:10]}, sha256 {one.sha256}, from {one.address}"
         for name, one in files.items()
     ]
-    lines += [f"in {cache_folder('trust')}; used where no config names another list"] if files else [f"no trust list here: {UPDATE}"]
+    lines += (
+        [f"in {cache_folder('trust')}; used where no config names another list"]
+        if files
+        else [f"no trust list here: {UPDATE}"]
+    )
     options.echo_document({name: one.model_dump() for name, one in files.items()}, lines, as_json)
 
 
@@ -185,10 +217,16 @@ def doctor(as_json: bool) -> int:
         except TouchstoneError as error:
             failed, found, todo = error.exit_code, error.message, error.hint or ""
         except Exception as error:  # a damaged installation raises anything
-            failed, found, todo = ExitCode.DETECTOR, describe_error(error), "install Touchstone anew; if it stays, report it"
+            failed, found, todo = (
+                ExitCode.DETECTOR,
+                describe_error(error),
+                "install Touchstone anew; if it stays, report it",
+            )
         code, state = code or failed, "FAIL" if failed else "note" if todo else "ok"
         checks.append({"name": name, "state": state, "found": found, "todo": todo})
         line = f"{state:4}  {name:10}  {found}{' → ' * bool(todo)}{todo}"
         lines += textwrap.wrap(line, 100, subsequent_indent=" " * 18, break_on_hyphens=False)
-    options.echo_document({"machine": lines[0], "exit_code": int(code), "checks": checks}, lines, as_json)
+    options.echo_document(
+        {"machine": lines[0], "exit_code": int(code), "checks": checks}, lines, as_json
+    )
     return code

@@ -1,6 +1,8 @@
-"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier or a describer.
+"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an
+identifier or a describer.
 
-`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card.
+`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its
+card.
 """
 
 import hashlib
@@ -25,9 +27,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config_file", type=RECIPE, metavar="CONFIG")
-@click.option("--out", metavar="DIR", help="Where card, weights, figures and report go; any fsspec URL. The same command resumes there.")
-@click.option("--dry-run", is_flag=True, help="Show steps, memory and data counts, and train nothing.")
-@click.option("--push", metavar="URL", help="Also put card and weights there: any fsspec URL, or hf://ORGANISATION/NAME.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Where card, weights, figures and report go; any fsspec URL. The same command resumes there.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show steps, memory and data counts, and train nothing."
+)
+@click.option(
+    "--push",
+    metavar="URL",
+    help="Also put card and weights there: any fsspec URL, or hf://ORGANISATION/NAME.",
+)
 @options.licence_option
 @options.overrides
 @options.as_json
@@ -58,7 +70,9 @@ def train(
 
     if push is not None:
         assignments = (*assignments, f"export.push={json.dumps(push)}")
-    config = options.configured("train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments)
+    config = options.configured(
+        "train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments
+    )
     trained = run_training(config, dry_run=dry_run)
     options.echo_document(trained.facts, _lines(trained.facts, dry_run), as_json)
     return 0
@@ -72,17 +86,24 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
         from ray_app.training.config import PROFILING
         from ray_app.training.plan import plan_lines, source_lines
 
-        lines = {"identify": attribution.identifier_plan_lines, "describe": attribution.describer_plan_lines}.get(method, plan_lines)
+        lines = {
+            "identify": attribution.identifier_plan_lines,
+            "describe": attribution.describer_plan_lines,
+        }.get(method, plan_lines)
         return [*lines(facts), *source_lines(facts["sources"], one_class=method in PROFILING)]
-    told = {"identify": attribution.identifier_lines, "describe": attribution.describer_lines}.get(method, training.training_lines)
+    told = {"identify": attribution.identifier_lines, "describe": attribution.describer_lines}.get(
+        method, training.training_lines
+    )
     return [*told(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
 
 
-GROUPINGS = ("group", "family", "source")  # columns that may say what belongs together; the first that a labels file has
+# columns that may say what belongs together; the first that a labels file has
+GROUPINGS = ("group", "family", "source")
 
 
 class LabelledImage(NamedTuple):
-    """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in validation ("" = nothing).
+    """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in
+    validation ("" = nothing).
 
     `maker`: the generator of a fake or the source of a real image, "" where the file does not say.
     """
@@ -94,7 +115,9 @@ class LabelledImage(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """Usable images by the SHA-256 of their bytes, those that could not be read with the reason, and how many were there twice."""
+    """Usable images by the SHA-256 of their bytes, those that could not be read with the reason,
+    and how many were there twice.
+    """
 
     used: Mapping[str, LabelledImage]
     refused: Sequence[tuple[str, InputError]]
@@ -104,23 +127,48 @@ class Gathered(NamedTuple):
 @click.command("fit")
 @click.argument("card", type=options.DETECTOR, metavar="CARD")
 @click.argument("index", required=False, metavar="[INDEX]")
-@click.option("--labels", metavar="FILE", help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.")
-@click.option("--out", metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]",
+)
 @click.option(
     "--folds",
     metavar="COLUMN",
     help="The column whose groups no fold divides.  [default: the first of group, family, source that is there]",
 )
-@click.option("--even", is_flag=True, help="Give each group of a class the same weight in the fit, however many images it has.")
-@click.option("--features", "kept", metavar="FILE", help="Where features are kept, for heads to share.  [default: DIR/features.npz]")
-@click.option("--install", is_flag=True, help="Also keep the head as CARD's own, so that CARD and ensembles that name it score with it.")
+@click.option(
+    "--even",
+    is_flag=True,
+    help="Give each group of a class the same weight in the fit, however many images it has.",
+)
+@click.option(
+    "--features",
+    "kept",
+    metavar="FILE",
+    help="Where features are kept, for heads to share.  [default: DIR/features.npz]",
+)
+@click.option(
+    "--install",
+    is_flag=True,
+    help="Also keep the head as CARD's own, so that CARD and ensembles that name it score with it.",
+)
 @click.option(
     "--classifier",
     type=click.Choice(["svm", "logistic"]),
     help="Which linear classifier.  [default: logistic for a card without a head of its own, else svm]",
 )
-@click.option("--name", help="Name of the new detector; CARD's name and the classifier's otherwise.")
-@click.option("--device", default="cpu", show_default=True, help="Where the backbone runs: cpu, cuda, cuda:0.")
+@click.option(
+    "--name", help="Name of the new detector; CARD's name and the classifier's otherwise."
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where the backbone runs: cpu, cuda, cuda:0."
+)
 @options.licence_option
 def fit(
     card: str,
@@ -162,7 +210,8 @@ def fit(
         raise ConfigError(f"--out {out}: a head and its card are written to a local folder")
     if install and not base.weights.fitted:
         raise ConfigError(
-            f"--install: {base.name} has a head of its own, which is not replaced", hint="for cards whose head nobody publishes"
+            f"--install: {base.name} has a head of its own, which is not replaced",
+            hint="for cards whose head nobody publishes",
         )
     labels = labels_file(index or labels or "")
     rows, folder = read_labels(labels, folds), Path(out)
@@ -171,9 +220,11 @@ def fit(
             f"--even: {labels} does not say which group an image belongs to",
             hint="it needs a column group, family or source, or --folds COLUMN",
         )
-    classifier = classifier or ("logistic" if base.weights.fitted else "svm")  # log-odds, which an ensemble may average
+    # log-odds, which an ensemble may average
+    classifier = classifier or ("logistic" if base.weights.fitted else "svm")
     name = name or f"{base.name.replace(':', '-')}-{classifier}"
-    validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")  # now rather than after hours of features
+    # now rather than after hours of features
+    validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")
     linear_head.require_enough(np.array([row.label for row in rows]))
     reader = linear_head.FeatureReader(base, device=device)
     cache = linear_head.FeatureCache(Path(kept) if kept else folder / "features.npz", reader.key)
@@ -183,9 +234,12 @@ def fit(
     head, fitted, groups = _fitted_head(gathered, cache, classifier, labels, even=even)
     weights = folder / "weights.pth"
     sha256 = linear_head.save_head(weights, head)
-    written = linear_head.write_card(folder / "card.yaml", base, name=name, weights=weights, sha256=sha256, fit=fitted)
+    written = linear_head.write_card(
+        folder / "card.yaml", base, name=name, weights=weights, sha256=sha256, fit=fitted
+    )
     if base.terms != "permissive":
-        licences.remember_licence(written.name, written.licence)  # the same terms, which were accepted for the backbone
+        # the same terms, which were accepted for the backbone
+        licences.remember_licence(written.name, written.licence)
     click.echo(_summary(name, folder / "card.yaml", fitted, groups=groups))
     if install:
         click.echo(f"installed as {base.name}: {linear_head.install_head(base, weights)}")
@@ -199,33 +253,55 @@ def labels_file(place: str) -> str:
 
 
 def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
-    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value.
+    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises
+    ConfigError naming file, row and value.
 
-    `folds`: the column of the groups; without it the first of `GROUPINGS` that the file has, if any.
+    `folds`: the column of the groups; without it the first of `GROUPINGS` that the file has, if
+    any.
     """
-    from ray_app.archives.label_tables import LabelTable, columns_hint, is_label_table, match_columns
+    from ray_app.archives.label_tables import (
+        LabelTable,
+        columns_hint,
+        is_label_table,
+        match_columns,
+    )
     from ray_app.archives.uri_list_rows import ListEntries
     from ray_app.storage import canonical, strip_secrets
 
     if not is_label_table(place):
-        raise ConfigError(f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file")
+        raise ConfigError(
+            f"{place}: not a file of labels", hint="give a .csv, .tsv, .jsonl, or .parquet file"
+        )
     table = LabelTable(place)
     names = table.column_names
-    found = match_columns(names, ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])], place)
+    found = match_columns(
+        names, ["uri", "label", "generator", *GROUPINGS, *([folds] if folds else [])], place
+    )
     if missing := {"uri", "label"} - set(found):
-        raise ConfigError(f"{place}: labels need the column `{min(missing)}`", hint=columns_hint(names))
+        raise ConfigError(
+            f"{place}: labels need the column `{min(missing)}`", hint=columns_hint(names)
+        )
     if folds is not None and folds not in found:
-        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=columns_hint(names))
+        raise ConfigError(
+            f"{place}: --folds {folds}: there is no such column", hint=columns_hint(names)
+        )
     column = folds or next((name for name in GROUPINGS if name in found), GROUPINGS[0])
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
     rows = (row for piece in table.tables(list(found)) for row in piece.to_pylist())
-    labelled = [_labelled(place, number, row, entries, column) for number, row in enumerate(rows, 1)]
+    labelled = [
+        _labelled(place, number, row, entries, column) for number, row in enumerate(rows, 1)
+    ]
     if len({bool(row.group) for row in labelled}) > 1:
-        raise ConfigError(f"{place}: some rows have a {column} and some have none", hint="give every row one, or drop the column")
+        raise ConfigError(
+            f"{place}: some rows have a {column} and some have none",
+            hint="give every row one, or drop the column",
+        )
     return labelled
 
 
-def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries", column: str) -> LabelledImage:
+def _labelled(
+    place: str, number: int, row: Mapping[str, Any], entries: "ListEntries", column: str
+) -> LabelledImage:
     from ray_app.datasets.labels import parse_label
 
     if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
@@ -235,16 +311,27 @@ def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEnt
     if item.refused is not None:
         raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
     makers = [row.get(name) for name in (("generator",) if label else ("source", "generator"))]
-    return LabelledImage(item.uri, label, "" if row.get(column) is None else str(row[column]), str(next(filter(None, makers), "")))
+    return LabelledImage(
+        item.uri,
+        label,
+        "" if row.get(column) is None else str(row[column]),
+        str(next(filter(None, makers), "")),
+    )
 
 
 def gather(
-    rows: Sequence[LabelledImage], preprocessing: "Preprocessing", reader: "FeatureReader", cache: "FeatureCache", *, labels: str = ""
+    rows: Sequence[LabelledImage],
+    preprocessing: "Preprocessing",
+    reader: "FeatureReader",
+    cache: "FeatureCache",
+    *,
+    labels: str = "",
 ) -> Gathered:
-    """Bring the features of all readable images into the cache; what was extracted is kept even if this is interrupted.
+    """Bring the features of all readable images into the cache; what was extracted is kept even if
+    this is interrupted.
 
-    `labels`: the file that names them; on its own web server they may lie, wherever that is, else on the public Internet.
-    Raises ConfigError where the same bytes are labelled both real and fake.
+    `labels`: the file that names them; on its own web server they may lie, wherever that is, else
+    on the public Internet. Raises ConfigError where the same bytes are labelled both real and fake.
     """
     import numpy as np
 
@@ -258,7 +345,9 @@ def gather(
 
     def extract() -> None:
         if waiting:
-            cache.add(dict(zip(waiting, reader.read(np.stack(list(waiting.values()))), strict=True)))
+            cache.add(
+                dict(zip(waiting, reader.read(np.stack(list(waiting.values()))), strict=True))
+            )
             waiting.clear()
 
     try:
@@ -274,7 +363,9 @@ def gather(
                     continue
                 first = used.setdefault(sha256, row)
                 if first.label != row.label:
-                    raise ConfigError(f"{first.uri} and {row.uri} are the same image, labelled both real and fake")
+                    raise ConfigError(
+                        f"{first.uri} and {row.uri} are the same image, labelled both real and fake"
+                    )
                 if len(waiting) == reader.slots:
                     extract()
         extract()
@@ -286,7 +377,9 @@ def gather(
 def _fitted_head(
     gathered: Gathered, cache: "FeatureCache", classifier: "Classifier", labels: str, *, even: bool
 ) -> "tuple[Head, Fit, int]":
-    """The head of all images that could be used, what its card says of the fit, and how many groups they are of (0: the file has none)."""
+    """The head of all images that could be used, what its card says of the fit, and how many groups
+    they are of (0: the file has none).
+    """
     import numpy as np
 
     from ray_app.detectors import linear_head
@@ -298,11 +391,20 @@ def _fitted_head(
     groups = [row.group for row in gathered.used.values()]
     has_groups = any(groups)
     weighing = linear_head.even_weights(marks, groups) if even else None
-    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if has_groups else None, weights=weighing)
+    aucs = linear_head.cross_validated_auc(
+        features, marks, classifier, groups if has_groups else None, weights=weighing
+    )
     head = linear_head.fit_head(features, marks, classifier, weights=weighing)
-    makers = [[row.maker for row in gathered.used.values() if row.label == label] for label in (1, 0)]
+    makers = [
+        [row.maker for row in gathered.used.values() if row.label == label] for label in (1, 0)
+    ]
     fitted = linear_head.Fit(
-        classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs, SeenNames.of(*makers)
+        classifier,
+        Path(urlsplit(labels).path).name,
+        int((marks == 0).sum()),
+        int((marks == 1).sum()),
+        aucs,
+        SeenNames.of(*makers),
     )
     return head, fitted, len(set(groups)) if has_groups else 0
 
@@ -311,7 +413,10 @@ def _report_refused(gathered: Gathered, rows: int) -> None:
     if gathered.doubles:
         click.echo(f"{gathered.doubles} of {rows} rows repeat an image and count once", err=True)
     if gathered.refused:
-        click.echo(f"{len(gathered.refused)} of {rows} images could not be read and are left out:", err=True)
+        click.echo(
+            f"{len(gathered.refused)} of {rows} images could not be read and are left out:",
+            err=True,
+        )
     for uri, error in gathered.refused:
         click.echo(f"  {uri}: {error.status}: {error.detail}", err=True)
 
@@ -320,9 +425,15 @@ def _summary(name: str, card: Path, fit: "Fit", *, groups: int) -> str:
     lines = [f"{name}: fitted to {fit.real} real and {fit.fake} fake images, written to {card}"]
     if fit.aucs:
         mean, low, high = sum(fit.aucs) / len(fit.aucs), min(fit.aucs), max(fit.aucs)
-        unseen = f"saw neither it nor any other of its group, of which there are {groups}" if groups else "did not see it"
+        unseen = (
+            f"saw neither it nor any other of its group, of which there are {groups}"
+            if groups
+            else "did not see it"
+        )
         folds = f"mean of {len(fit.aucs)} folds, {low:.3f} to {high:.3f}"
-        lines.append(f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}")
+        lines.append(
+            f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}"
+        )
     else:
         lines.append("no cross-validated ROC AUC: every fold has images of one class only")
     lines.append(f"touchstone score SOURCE --detector {card} --out RUN")

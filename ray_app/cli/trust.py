@@ -9,29 +9,86 @@ import click
 from ray_app.cli import options
 
 _LEAST_DRAWN = 50  # of a sample of the whole archive
-_RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "gated-mean"]
+_RULES = [
+    "stacked",
+    "weighted",
+    "cascade",
+    "mean-logit",
+    "mean-probability",
+    "soft-or",
+    "max",
+    "median",
+    "log-sum-exp",
+    "gated-mean",
+]
 
 
 @click.command()
 @click.argument("run", metavar="RUN")
 @options.run_labels_option
-@click.option("--out", metavar="CARD.yaml", required=True, help="Where the card goes; its reference scores and report go beside it.")
+@click.option(
+    "--out",
+    metavar="CARD.yaml",
+    required=True,
+    help="Where the card goes; its reference scores and report go beside it.",
+)
 @options.key_option
 @options.split_option
 @click.option(
-    "--detector", "detectors", multiple=True, metavar="NAME", help="Only these of the run's detectors, in this order; repeatable."
+    "--detector",
+    "detectors",
+    multiple=True,
+    metavar="NAME",
+    help="Only these of the run's detectors, in this order; repeatable.",
 )
-@click.option("--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]")
+@click.option(
+    "--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]"
+)
 @click.option("--confidence", type=float, help="The confidence of that bound.  [default: 0.95]")
-@click.option("--rule", type=click.Choice(_RULES), help="How detectors combine.  [default: stacked; of one, its own score]")
-@click.option("--first", type=int, metavar="N", help="Cascade: how many detectors look at every image.  [default: 1]")
-@click.option("--share", type=float, help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]")
-@click.option("--audit", type=float, help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]")
-@click.option("--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]")
-@click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
-@click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
-@click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
-@click.option("--share-sources", is_flag=True, help="Let the parts share sources: promise for archives of these very sources.")
+@click.option(
+    "--rule",
+    type=click.Choice(_RULES),
+    help="How detectors combine.  [default: stacked; of one, its own score]",
+)
+@click.option(
+    "--first",
+    type=int,
+    metavar="N",
+    help="Cascade: how many detectors look at every image.  [default: 1]",
+)
+@click.option(
+    "--share",
+    type=float,
+    help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]",
+)
+@click.option(
+    "--audit",
+    type=float,
+    help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]",
+)
+@click.option(
+    "--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]"
+)
+@click.option(
+    "--prevalence",
+    type=float,
+    help="The share of fakes where the card is used.  [default: as among the labels]",
+)
+@click.option(
+    "--regroup",
+    is_flag=True,
+    help="Where the labels' own `part` divides images that hang together, move them to one part.",
+)
+@click.option(
+    "--share-generators",
+    is_flag=True,
+    help="Let the parts share generators; needed where there are fewer than three.",
+)
+@click.option(
+    "--share-sources",
+    is_flag=True,
+    help="Let the parts share sources: promise for archives of these very sources.",
+)
 @click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
 @options.as_json
 def calibrate(as_json: bool, **given: Any) -> int:
@@ -61,15 +118,50 @@ def calibrate(as_json: bool, **given: Any) -> int:
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option(
-    "--draw", type=click.IntRange(min=10), metavar="N", help="Draw this many images; writes sample.csv, audit.html and audit.json."
+    "--draw",
+    type=click.IntRange(min=10),
+    metavar="N",
+    help="Draw this many images; writes sample.csv, audit.html and audit.json.",
 )
-@click.option("--flagged", is_flag=True, help="With --draw: only images flagged as fake; 30 bound how many of those are real.")
-@click.option("--labels", metavar="FILE", help="The sample's labels: sample.csv with its last column filled in.")
-@click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed draws other images.")
-@click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
+@click.option(
+    "--flagged",
+    is_flag=True,
+    help="With --draw: only images flagged as fake; 30 bound how many of those are real.",
+)
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="The sample's labels: sample.csv with its last column filled in.",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Local folder of the audit; --labels finds there what --draw wrote.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Another seed draws other images.",
+)
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=True,
+    help="Pictures in audit.html, read from the archive.  [default: with them]",
+)
 @options.as_json
-def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
+def audit(
+    run: str,
+    draw: int | None,
+    flagged: bool,
+    labels: str | None,
+    out: str,
+    seed: int,
+    thumbnails: bool,
+    as_json: bool,
+) -> int:
     """Estimate from a labelled sample how right a run is.
 
     How many images of the archive are fake, how many of these RUN flags, and how many of its flags are right. The sample is stratified by
@@ -83,9 +175,13 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
     touchstone runs audit run --draw 30 --flagged --out tail
     """
     if (draw is None) == (labels is None):
-        raise click.UsageError("give --draw N, to make a sample, or --labels FILE, to read one back")
+        raise click.UsageError(
+            "give --draw N, to make a sample, or --labels FILE, to read one back"
+        )
     if flagged and draw is None:
-        raise click.UsageError("--flagged belongs to --draw: --labels reads from the sample how it was drawn")
+        raise click.UsageError(
+            "--flagged belongs to --draw: --labels reads from the sample how it was drawn"
+        )
     if draw is not None and draw < _LEAST_DRAWN and not flagged:
         raise click.UsageError(f"--draw: at least {_LEAST_DRAWN} images, or 10 with --flagged")
     folder = options.local_folder(out)
@@ -94,7 +190,11 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 
         drawn = draw_sample(run, draw, folder, only_flagged=flagged, seed=seed, pictures=thumbnails)
         asked = [one for one in drawn.strata if one.drawn]
-        among = f"{sum(one.size for one in asked):,} images flagged as fake" if flagged else f"{drawn.scored:,} images"
+        among = (
+            f"{sum(one.size for one in asked):,} images flagged as fake"
+            if flagged
+            else f"{drawn.scored:,} images"
+        )
         lines = [
             f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}",
             f"label: look at {folder / PAGE}, and fill in the last column of {folder / SAMPLE}",
@@ -106,5 +206,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
     from ray_app.reports.audit import audit_lines
 
     document = estimate(run, str(labels), folder)
-    options.echo_document(document, audit_lines(document, shutil.get_terminal_size((120, 24)).columns), as_json)
+    options.echo_document(
+        document, audit_lines(document, shutil.get_terminal_size((120, 24)).columns), as_json
+    )
     return 0

@@ -1,1 +1,3 @@
-"""Ray: a private local one, joining a cluster, stopping in time, tasks and their attempts. Importing it imports no Ray."""
+"""Ray: a private local one, joining a cluster, stopping in time, tasks and their attempts.
+Importing it imports no Ray.
+"""

@@ -7,18 +7,30 @@ from pydantic import Field
 from ray_app.config import Frozen, Seconds
 from ray_app.inference.decoder import WALL_LIMIT_S
 
-RAY_SHARE = 0.7  # of a node's memory, which Ray schedules on; the rest is the object store and the system
+# of a node's memory, which Ray schedules on; the rest is the object store and the system
+RAY_SHARE = 0.7
 
 
 class ClusterConfig(Frozen):
-    """Where the run executes. Operational: none of it changes a score, so a resumed run may set it anew."""
+    """Where the run executes. Operational: none of it changes a score, so a resumed run may set it
+    anew.
+    """
 
-    address: str | None = Field(default=None, description="Ray address; null starts a local cluster unless RAY_ADDRESS is set")
-    cpus: int | None = Field(default=None, ge=1, description="cores to plan for; null = what the cluster has now")
-    gpus: int | None = Field(
-        default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now"
+    address: str | None = Field(
+        default=None,
+        description="Ray address; null starts a local cluster unless RAY_ADDRESS is set",
     )
-    workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
+    cpus: int | None = Field(
+        default=None, ge=1, description="cores to plan for; null = what the cluster has now"
+    )
+    gpus: int | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="scoring processes; null = one per core, or one per GPU"
+    )
     worker_bytes: int | None = Field(
         default=None,
         ge=2**28,
@@ -26,9 +38,12 @@ class ClusterConfig(Frozen):
         "several passes; null = as many passes as take the least time in the memory of the smallest node",
     )
     labels: Mapping[str, str] = Field(
-        default={}, description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone"
+        default={},
+        description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone",
     )
-    object_store_bytes: int | None = Field(default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB")
+    object_store_bytes: int | None = Field(
+        default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB"
+    )
     stall_timeout_s: float | None = Field(
         default=None,
         gt=0,

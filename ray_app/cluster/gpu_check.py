@@ -1,7 +1,9 @@
-"""Whether torch can use the NVIDIA GPU of this node, as the last setup command of cluster.yaml: `python -m ray_app.cluster.gpu_check`.
+"""Whether torch can use the NVIDIA GPU of this node, as the last setup command of cluster.yaml:
+`python -m ray_app.cluster.gpu_check`.
 
-Says nothing and exits with 0 where torch can, or where the node has no such GPU. Otherwise it exits with 1, after one line that names the
-reason and the fix: without it such a node would join the cluster, take every GPU task, and fail each.
+Says nothing and exits with 0 where torch can, or where the node has no such GPU. Otherwise it exits
+with 1, after one line that names the reason and the fix: without it such a node would join the
+cluster, take every GPU task, and fail each.
 """
 
 import re
@@ -21,7 +23,9 @@ _IMAGE = "name another ImageId in cluster.yaml (docs/cluster.md)"
 
 
 def torch_and_gpus() -> tuple[str, str]:
-    """In words: which torch this is, and the GPUs that it can use ("" for none). Raises what importing torch raises where it is damaged."""
+    """In words: which torch this is, and the GPUs that it can use ("" for none). Raises what
+    importing torch raises where it is damaged.
+    """
     import torch
 
     from ray_app.detectors.precision import has_bf16
@@ -30,11 +34,16 @@ def torch_and_gpus() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return built, ""
     one, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"
-    return built, f"{torch.cuda.device_count()} × {one.name}, {one.total_memory / 1e9:.0f} GB, {precision}, driver {_version_of(DRIVER)}"
+    return (
+        built,
+        f"{torch.cuda.device_count()} × {one.name}, {one.total_memory / 1e9:.0f} GB, {precision}, driver {_version_of(DRIVER)}",
+    )
 
 
 def require_gpus(planned: int) -> None:
-    """A cluster's GPUs are not planned for on one machine that has none, which would start all their decoders. Raises ConfigError."""
+    """A cluster's GPUs are not planned for on one machine that has none, which would start all
+    their decoders. Raises ConfigError.
+    """
     import ray
     import torch
 
@@ -46,7 +55,9 @@ def require_gpus(planned: int) -> None:
 
 
 def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -> str | None:
-    """Why torch cannot use the GPU that the bus shows, and what mends it, in one line; None where it can, or there is none."""
+    """Why torch cannot use the GPU that the bus shows, and what mends it, in one line; None where
+    it can, or there is none.
+    """
     if not any(_is_gpu(one) for one in pci.glob("*")):
         return None
     import torch
@@ -78,7 +89,9 @@ def _version_of(driver: Path) -> str | None:
 
 def _is_gpu(device: Path) -> bool:
     try:
-        return (device / "vendor").read_text().strip() == _NVIDIA and (device / "class").read_text().startswith(_DISPLAY)
+        return (device / "vendor").read_text().strip() == _NVIDIA and (
+            device / "class"
+        ).read_text().startswith(_DISPLAY)
     except OSError:
         return False
 

@@ -1,7 +1,8 @@
-"""Keep a local Ray to the process that starts it (`private_ray`): a random token, loopback addresses, and a folder of this user alone.
+"""Keep a local Ray to the process that starts it (`private_ray`): a random token, loopback
+addresses, and a folder of this user alone.
 
-Without it Ray 2.60 listens on every address of the machine and makes the folder of its sockets, logs, and packages writable by every user.
-docs/security.md has the measurements.
+Without it Ray 2.60 listens on every address of the machine and makes the folder of its sockets,
+logs, and packages writable by every user. docs/security.md has the measurements.
 """
 
 import ipaddress
@@ -15,19 +16,24 @@ from pathlib import Path
 from ray_app.cluster.ray_folder import private_folder
 from ray_app.errors import ClusterError
 
-# The secrets of an endpoint and its clients. Workers never need them, and any task could read them there.
+# The secrets of an endpoint and its clients. Workers never need them, and any task could read them
+# there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
-# Ray scores in a thread; with a heap of its own the thread would ignore what ray_app.detectors.precision sets.
+# Ray scores in a thread; with a heap of its own the thread would ignore what
+# ray_app.detectors.precision sets.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
-# Ray's switch for operating systems whose firewall would ask. With 0, all processes of a local Ray bind to loopback.
+# Ray's switch for operating systems whose firewall would ask. With 0, all processes of a local Ray
+# bind to loopback.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # The network interface on which the processes of torch.distributed talk to each other.
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
-# Ray starts workers at niceness 15, below its own daemons. A user who wants a run to yield starts it under `nice`, which they inherit.
+# Ray starts workers at niceness 15, below its own daemons. A user who wants a run to yield starts
+# it under `nice`, which they inherit.
 _NICENESS = {"RAY_worker_niceness": "0"}
-# Under `uv run` Ray uploads the current folder and puts it first on the module search path of its workers. Read when Ray is imported.
+# Under `uv run` Ray uploads the current folder and puts it first on the module search path of its
+# workers. Read when Ray is imported.
 _NO_UPLOAD = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 # The variables with which this process imported Ray. Ray reads them once per process.
@@ -36,9 +42,11 @@ _access: dict[str, str] = {}
 
 @contextmanager
 def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
-    """Let a Ray that starts inside the block accept requests from this process alone. Yields the folder for its files.
+    """Let a Ray that starts inside the block accept requests from this process alone. Yields the
+    folder for its files.
 
-    The token is in the environment of Ray's processes and nowhere else. The environment is restored after the block.
+    The token is in the environment of Ray's processes and nowhere else. The environment is restored
+    after the block.
 
     Args:
         hidden: Names of further variables that Ray's processes do not inherit.
@@ -55,12 +63,23 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
 
 
 def _restricted_access() -> dict[str, str]:
-    """Return the variables that restrict a local Ray: new ones before the first import of Ray, afterwards those of that import."""
+    """Return the variables that restrict a local Ray: new ones before the first import of Ray,
+    afterwards those of that import.
+    """
     if "ray" not in sys.modules:
-        _access.update({**_LOOPBACK_ONLY, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        _access.update(
+            {**_LOOPBACK_ONLY, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        )
     elif not _access:
-        found = {name: os.environ.get(name, "") for name in (*_LOOPBACK_ONLY, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        if found != {**_LOOPBACK_ONLY, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": found["RAY_AUTH_TOKEN"] or None}:
+        found = {
+            name: os.environ.get(name, "")
+            for name in (*_LOOPBACK_ONLY, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+        }
+        if found != {
+            **_LOOPBACK_ONLY,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": found["RAY_AUTH_TOKEN"] or None,
+        }:
             raise ClusterError(
                 "Ray was imported before Touchstone could restrict a local Ray to this machine and this process",
                 hint="start Ray through Touchstone before you import ray, or call ray.init() yourself first; "
@@ -71,12 +90,16 @@ def _restricted_access() -> dict[str, str]:
 
 
 def require_loopback() -> None:
-    """Raise ClusterError and shut Ray down if the head or a node of the local Ray has another address than loopback."""
+    """Raise ClusterError and shut Ray down if the head or a node of the local Ray has another
+    address than loopback.
+    """
     import ray
 
     nodes = {str(node["NodeManagerAddress"]) for node in ray.nodes()}  # type: ignore[no-untyped-call]
     head = ray.get_runtime_context().gcs_address.rpartition(":")[0].strip("[]")
-    open_addresses = sorted(address for address in {head, *nodes} if not ipaddress.ip_address(address).is_loopback)
+    open_addresses = sorted(
+        address for address in {head, *nodes} if not ipaddress.ip_address(address).is_loopback
+    )
     if open_addresses:
         ray.shutdown()
         raise ClusterError(
@@ -87,7 +110,9 @@ def require_loopback() -> None:
 
 @contextmanager
 def changed_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
-    """Change the environment of this process inside the block: set `changes`, and take out the names in `removed`."""
+    """Change the environment of this process inside the block: set `changes`, and take out the
+    names in `removed`.
+    """
     before = {name: os.environ.pop(name, None) for name in {*changes, *removed}}
     os.environ.update(changes)
     try:

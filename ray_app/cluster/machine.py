@@ -1,6 +1,8 @@
-"""What this machine has of what `check` and `score` need (`CHECKS`), for `touchstone doctor`. Torch and Ray are imported by single checks.
+"""What this machine has of what `check` and `score` need (`CHECKS`), for `touchstone doctor`. Torch
+and Ray are imported by single checks.
 
-A check gives what it found and what to do about it, "" where it is ok; it raises what neither command could do without.
+A check gives what it found and what to do about it, "" where it is ok; it raises what neither
+command could do without.
 """
 
 import os
@@ -34,11 +36,21 @@ def _packages() -> tuple[str, str]:
     for owner in ("torchvision", "touchstone-forensics"):
         for wanted in map(Requirement, requires(owner) or ()):
             is_needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-            if is_needed and not wanted.specifier.contains(here := version(wanted.name), prereleases=True):
-                wrong[wanted.name] = f"{wanted.name} {here}, and {owner} is made for {wanted.specifier}"
+            if is_needed and not wanted.specifier.contains(
+                here := version(wanted.name), prereleases=True
+            ):
+                wrong[wanted.name] = (
+                    f"{wanted.name} {here}, and {owner} is made for {wanted.specifier}"
+                )
     if wrong:
-        raise DetectorError("; ".join(wrong.values()), hint=f"install Touchstone anew, or: pip install --upgrade {' '.join(wrong)}")
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "ray", "transformers", "timm")), ""
+        raise DetectorError(
+            "; ".join(wrong.values()),
+            hint=f"install Touchstone anew, or: pip install --upgrade {' '.join(wrong)}",
+        )
+    return ", ".join(
+        f"{name} {version(name)}"
+        for name in ("torch", "torchvision", "ray", "transformers", "timm")
+    ), ""
 
 
 def _gpu() -> tuple[str, str]:
@@ -54,7 +66,13 @@ def _gpu() -> tuple[str, str]:
 
 def _cpu() -> tuple[str, str]:
     cores, machine, allowed = usable_cores(), os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    limit = ", the limit of the container" if cores < allowed else ", the limit of this process" if cores < machine else ""
+    limit = (
+        ", the limit of the container"
+        if cores < allowed
+        else ", the limit of this process"
+        if cores < machine
+        else ""
+    )
     return f"commands use {cores} of {machine} cores{limit}; networks in {cpu_precision()}", ""
 
 
@@ -66,7 +84,12 @@ def _memory() -> tuple[str, str]:
     if free < LEAST_MEMORY:
         raise ClusterError(found, hint="end what takes it, or give it more")
     slow = shared < ray_cluster.LOCAL_OBJECT_STORE_BYTES
-    return found, "Ray takes a disk instead of /dev/shm, which is slow; give a container --shm-size=1g" if slow else ""
+    return (
+        found,
+        "Ray takes a disk instead of /dev/shm, which is slow; give a container --shm-size=1g"
+        if slow
+        else "",
+    )
 
 
 def _disk() -> tuple[str, str]:
@@ -84,9 +107,15 @@ def _disk() -> tuple[str, str]:
 def _cache() -> tuple[str, str]:
     folder = cache_folder("weights").parent
     try:
-        return f"{_gb(_writable(next(one for one in (folder, *folder.absolute().parents) if one.exists())))} free in {folder}", ""
+        return (
+            f"{_gb(_writable(next(one for one in (folder, *folder.absolute().parents) if one.exists())))} free in {folder}",
+            "",
+        )
     except OSError as error:
-        return f"{folder}: {error.strerror}", f"set {CACHE_VARIABLE} to a folder of yours, for fetched weights and trust lists"
+        return (
+            f"{folder}: {error.strerror}",
+            f"set {CACHE_VARIABLE} to a folder of yours, for fetched weights and trust lists",
+        )
 
 
 def _writable(folder: Path) -> int:
@@ -97,15 +126,27 @@ def _writable(folder: Path) -> int:
 
 def _weights() -> tuple[str, str]:
     cards = {name: load_ensemble_card(name) for name in named_configs("ensembles")}
-    needed = {name: [part for one in card.members for part in parts_of(load_card(one.detector))] for name, card in cards.items()}
-    here = [name for name, parts in needed.items() if cards[name].profile is None and all(map(located, parts))]
+    needed = {
+        name: [part for one in card.members for part in parts_of(load_card(one.detector))]
+        for name, card in cards.items()
+    }
+    here = [
+        name
+        for name, parts in needed.items()
+        if cards[name].profile is None and all(map(located, parts))
+    ]
     if "default" not in here:
-        raise DetectorError("those of the ensemble `default` are missing", hint="they come with the package: install it anew")
+        raise DetectorError(
+            "those of the ensemble `default` are missing",
+            hint="they come with the package: install it anew",
+        )
     return f"at hand for {', '.join(here)} ({len(here)} of {len(cards)} ensembles)", ""
 
 
 def _trust() -> tuple[str, str]:
-    fetched = [datetime.fromisoformat(one.fetched_at) for one in trust_lists.cached_files().values()]
+    fetched = [
+        datetime.fromisoformat(one.fetched_at) for one in trust_lists.cached_files().values()
+    ]
     if not fetched:
         return "none, so no signer (C2PA) is trusted", trust_lists.UPDATE
     age = (datetime.now(UTC) - min(fetched)).days
@@ -118,7 +159,10 @@ def _cluster() -> tuple[str, str]:
         return "none named (RAY_ADDRESS): each command starts a Ray of its own", ""
     ray_cluster.require_head(address)
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
-    return f"{address} {'takes our token' if has_token else 'obeys anybody'}", "" if has_token else "docs/security.md: RAY_AUTH_MODE=token"
+    return (
+        f"{address} {'takes our token' if has_token else 'obeys anybody'}",
+        "" if has_token else "docs/security.md: RAY_AUTH_MODE=token",
+    )
 
 
 def _chromium() -> tuple[str, str]:

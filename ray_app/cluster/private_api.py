@@ -1,4 +1,6 @@
-"""Names of Ray without a public substitute, each with its reason and a fallback for a Ray that no longer has it."""
+"""Names of Ray without a public substitute, each with its reason and a fallback for a Ray that no
+longer has it.
+"""
 
 import logging
 from typing import Any
@@ -7,11 +9,13 @@ _log = logging.getLogger(__name__)
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the nodes that are about to be taken away, each with its deadline in milliseconds since 1970, or 0 if it has none.
+    """Return the nodes that are about to be taken away, each with its deadline in milliseconds
+    since 1970, or 0 if it has none.
 
-    Reason: Ray publishes notices of preemption to the workers of Ray Train only (`ray.train.get_preemption_info`). A scoring run needs them
-    to give such nodes no further block. Ray Data, Train, and Serve read the same state.
-    Fallback: no node is known to leave; a block of a lost node is repeated elsewhere.
+    Reason: Ray publishes notices of preemption to the workers of Ray Train only
+    (`ray.train.get_preemption_info`). A scoring run needs them to give such nodes no further block.
+    Ray Data, Train, and Serve read the same state. Fallback: no node is known to leave; a block of
+    a lost node is repeated elsewhere.
     """
     from ray.exceptions import RayError
 
@@ -22,16 +26,18 @@ def draining_nodes() -> dict[str, int]:
     except (ImportError, AttributeError) as error:
         _log.warning("this version of Ray does not report nodes that will be taken away: %s", error)
         return {}
-    except (RayError, RuntimeError):  # A head that does not answer ends the run elsewhere, with a better message.
+    # A head that does not answer ends the run elsewhere, with a better message.
+    except (RayError, RuntimeError):
         return {}
     return notices
 
 
 def memory_seen_by_ray() -> tuple[int, int] | None:
-    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here, or None if Ray does not say.
+    """Return the free bytes of memory and of shared memory that Ray counts on if it starts here, or
+    None if Ray does not say.
 
-    Reason: only Ray's own functions know which limits of a container it takes into account; `doctor` prints them.
-    Fallback: `doctor` leaves the line out.
+    Reason: only Ray's own functions know which limits of a container it takes into account;
+    `doctor` prints them. Fallback: `doctor` leaves the line out.
     """
     try:
         from ray._private import utils

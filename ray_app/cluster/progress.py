@@ -1,4 +1,6 @@
-"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per minute elsewhere."""
+"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per minute
+elsewhere.
+"""
 
 import sys
 import time
@@ -10,12 +12,14 @@ from ray_app.reports.format import duration
 
 LOG_EVERY_S = 60.0
 DRAW_EVERY_S = 0.2
-RECENT_S = 300.0  # the rate, and so the time that is left, follow what was done lately: nodes come and go
+# the rate, and so the time that is left, follow what was done lately: nodes come and go
+RECENT_S = 300.0
 _NOTE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts members against a total. The rate is that of the last minutes, from the first result on, so that start-up does not spoil it.
+    """Counts members against a total. The rate is that of the last minutes, from the first result
+    on, so that start-up does not spoil it.
 
     `note` is asked for each log line what it should say besides.
     """
@@ -35,7 +39,8 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._done, self._bad = done, 0
         self._goes_on = False
-        self._recent: deque[tuple[float, int]] = deque()  # when so many were done: the first result, then now and then
+        # when so many were done: the first result, then now and then
+        self._recent: deque[tuple[float, int]] = deque()
         self._drawn_at = clock()
 
     def advance(self, members: int, bad: int) -> None:
@@ -47,7 +52,9 @@ class Progress:
             self._draw(now, self._note)
 
     def grow(self, members: int, *, goes_on: bool) -> None:
-        """Add members to the total; while `goes_on` more may come, so that the time left is not known."""
+        """Add members to the total; while `goes_on` more may come, so that the time left is not
+        known.
+        """
         self._total, self._goes_on = self._total + members, goes_on
 
     def say(self, text: str) -> None:
@@ -56,7 +63,9 @@ class Progress:
         self._stream.flush()
 
     def redraw(self) -> None:
-        """Bring the line up to date although nothing finished, so that a long first block does not look like a hang."""
+        """Bring the line up to date although nothing finished, so that a long first block does not
+        look like a hang.
+        """
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
             self._draw(now, self._note)
@@ -70,15 +79,26 @@ class Progress:
 
     def line(self, now: float) -> str:
         """The progress line as it stands."""
-        share = ", listing goes on" if self._goes_on else f" ({self._done / self._total:.0%})" if self._total else ""
+        share = (
+            ", listing goes on"
+            if self._goes_on
+            else f" ({self._done / self._total:.0%})"
+            if self._total
+            else ""
+        )
         parts = [f"{self._name}  {self._done:,}/{self._total:,}{share}"]
         rate = self._rate(now)
         if rate:
-            parts += [f"{rate:,.1f} img/s", *([] if self._goes_on else [f"ETA {duration((self._total - self._done) / rate)}"])]
+            parts += [
+                f"{rate:,.1f} img/s",
+                *([] if self._goes_on else [f"ETA {duration((self._total - self._done) / rate)}"]),
+            ]
         return "  ".join([*parts, f"bad {self._bad:,}"])
 
     def _remember(self, now: float) -> None:
-        """Keep how far it is, a few times a minute; of what is older than `RECENT_S` the last alone."""
+        """Keep how far it is, a few times a minute; of what is older than `RECENT_S` the last
+        alone.
+        """
         if not self._recent or now - self._recent[-1][0] >= _NOTE_EVERY_S:
             self._recent.append((now, self._done))
         while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_S:
@@ -88,7 +108,9 @@ class Progress:
         if not self._recent:
             return None
         since, before = self._recent[0]
-        return (self._done - before) / (now - since) if self._done > before and now > since else None
+        return (
+            (self._done - before) / (now - since) if self._done > before and now > since else None
+        )
 
     def _draw(self, now: float, note: Callable[[], str] | None) -> None:
         self._drawn_at = now

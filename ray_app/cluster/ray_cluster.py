@@ -1,6 +1,8 @@
-"""Join the Ray cluster of a job or start a local Ray (`cluster`); report its nodes and resources (`resources`, `working_nodes`).
+"""Join the Ray cluster of a job or start a local Ray (`cluster`); report its nodes and resources
+(`resources`, `working_nodes`).
 
-`on_ray` applies a function to many items as Ray tasks. `local_ray.py` keeps a local Ray to the process that starts it.
+`on_ray` applies a function to many items as Ray tasks. `local_ray.py` keeps a local Ray to the
+process that starts it.
 """
 
 import logging
@@ -22,14 +24,20 @@ from typing import Any, TypeVar
 
 from ray_app.cluster import private_api, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
-from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment, private_ray, require_loopback
+from ray_app.cluster.local_ray import (
+    WORKER_ENVIRONMENT,
+    changed_environment,
+    private_ray,
+    require_loopback,
+)
 from ray_app.cluster.ray_folder import private_folder
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.import_path import PACKAGE, SAFE_PATH, SEARCH_PATH, safe_variables, working_in
 from ray_app.storage import s3
 from ray_app.storage.node_budget import node_memory, usable_cores
 
-# Workers have another current folder than this process, so the paths in these variables have to be absolute.
+# Workers have another current folder than this process, so the paths in these variables have to be
+# absolute.
 _PATH_VARIABLES = (
     "TOUCHSTONE_CACHE", "TOUCHSTONE_CONFIG", "TOUCHSTONE_WEIGHTS_MIRROR", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME",
     "HF_HUB_CACHE", "TORCH_HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE",
@@ -41,14 +49,21 @@ _PATH_VARIABLES = (
 
 @contextmanager
 def _module_folder(folder: Path) -> Iterator[None]:
-    """Work in a folder that contains this package alone, and let child processes search no other current folder for modules.
+    """Work in a folder that contains this package alone, and let child processes search no other
+    current folder for modules.
 
-    `ray.init` puts the current folder first on the module search path of all workers, and the processes that it starts stay there.
+    `ray.init` puts the current folder first on the module search path of all workers, and the
+    processes that it starts stay there.
     """
     modules = folder / "modules"
     modules.mkdir(parents=True)
-    (modules / PACKAGE.name).symlink_to(PACKAGE)  # It may not be installed: the current folder may be its checkout.
-    paths = {name: os.path.abspath(path) for name in _PATH_VARIABLES if (path := os.environ.get(name)) and "://" not in path}
+    # It may not be installed: the current folder may be its checkout.
+    (modules / PACKAGE.name).symlink_to(PACKAGE)
+    paths = {
+        name: os.path.abspath(path)
+        for name in _PATH_VARIABLES
+        if (path := os.environ.get(name)) and "://" not in path
+    }
     with changed_environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
         yield
 
@@ -68,14 +83,16 @@ MOST_AT_ONCE = 256
 
 @contextmanager
 def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[None]:
-    """Connect to Ray inside the block: to the Ray that this process has joined before, to a named cluster, or to a Ray started here.
+    """Connect to Ray inside the block: to the Ray that this process has joined before, to a named
+    cluster, or to a Ray started here.
 
     Args:
         config: Says which cluster to join, or how large the local Ray is.
         hidden: Names of environment variables that a local Ray does not inherit.
 
     Raises:
-        ClusterError: The address does not answer, or the local Ray did not start or listens on other addresses than loopback.
+        ClusterError: The address does not answer, or the local Ray did not start or listens on
+            other addresses than loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -83,13 +100,15 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
     if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # The workers of a local Ray inherit them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A job that is submitted with a variable of `worker_variables` has the same value here; Ray refuses equal names otherwise.
+    # A job that is submitted with a variable of `worker_variables` has the same value here; Ray
+    # refuses equal names otherwise.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     with ExitStack() as ending:
-        ending.enter_context(redirect_stdout(sys.stderr))  # Ray prints to stdout that it lost a process; stdout is for results.
+        # Ray prints to stdout that it lost a process; stdout is for results.
+        ending.enter_context(redirect_stdout(sys.stderr))
         if address:
             _join(address, ending)
         else:
@@ -106,7 +125,12 @@ def _join(address: str, ending: ExitStack) -> None:
         import ray
 
         with _kept_sigterm_handler(), _module_folder(folder):
-            ray.init(address=address, runtime_env={"env_vars": variables_of_workers}, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": variables_of_workers},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
     except Exception as error:  # Ray raises bare exceptions, too.
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {_shortened(error)}",
@@ -134,7 +158,8 @@ def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> N
                 log_to_driver=False,
                 _temp_dir=str(folder),
             )
-    except Exception as error:  # Ray raises bare exceptions, too, for example if a node does not start in time.
+    # Ray raises bare exceptions, too, for example if a node does not start in time.
+    except Exception as error:
         raise ClusterError(
             f"the local Ray did not start: {_shortened(error)}",
             hint="run the same command again; a machine that is very busy or short of memory starts no Ray",
@@ -148,13 +173,16 @@ def _shortened(error: Exception) -> str:
 
 
 def named_cluster(address: str | None = None) -> str | None:
-    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a Ray of this machine's own."""
+    """The address of the cluster that a config's `address`, or else RAY_ADDRESS, names; None for a
+    Ray of this machine's own.
+    """
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
-    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
+    """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add
+    it), else what the cluster has now.
 
     Nodes that are yet to come are taken to have as much memory per core as those that are there.
     """
@@ -165,18 +193,26 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 
 
 def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
-    """How many of the living nodes with these labels have cores, and bytes of memory of the smallest of them."""
+    """How many of the living nodes with these labels have cores, and bytes of memory of the
+    smallest of them.
+    """
     import ray
 
     nodes = [node for node in _living(labels) if node["Resources"].get("CPU")]
     own = ray.get_runtime_context().get_node_id()
-    found = (node_memory() if node["NodeID"] == own else int(node["Resources"].get("memory", 0) / RAY_SHARE) for node in nodes)
+    found = (
+        node_memory()
+        if node["NodeID"] == own
+        else int(node["Resources"].get("memory", 0) / RAY_SHARE)
+        for node in nodes
+    )
     return max(len(nodes), 1), min(found, default=node_memory())
 
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
-    """How many nodes so many cores will be on, if those that are yet to come are like those that are there; and bytes of memory of the
-    smallest. None where no working node is there yet, whose memory is not known.
+    """How many nodes so many cores will be on, if those that are yet to come are like those that
+    are there; and bytes of memory of the smallest. None where no working node is there yet, whose
+    memory is not known.
     """
     there = _resources_there(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -184,18 +220,21 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
 
 
 def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
+    """The results in the order of the items; as many tasks at once as the cluster has room for, and
+    results wait for their turn.
 
-    A task that dies with its machine runs again, so `function` must bear that. When no more results are requested, the tasks that run
-    end by themselves: `ray.cancel` of a task that is just ending aborts the driver (Ray 2.60, "Tried to complete task that was not
-    pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
-    when Ray gives a task up.
+    A task that dies with its machine runs again, so `function` must bear that. When no more results
+    are requested, the tasks that run end by themselves: `ray.cancel` of a task that is just ending
+    aborts the driver (Ray 2.60, "Tried to complete task that was not pending"). Raises the
+    TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback,
+    ClusterError when Ray gives a task up.
     """
     return _in_tasks(function, items, TASK_CPUS, TASK_CPUS)
 
 
 def beside_others(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """The same, in few tasks that wait for no core: beside processes that have them all, and do not give them back before they get more.
+    """The same, in few tasks that wait for no core: beside processes that have them all, and do not
+    give them back before they get more.
 
     Raises as `on_ray`.
     """
@@ -209,7 +248,9 @@ def at_once(cpus_each: float = TASK_CPUS) -> int:
     return max(1, min(MOST_AT_ONCE, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
 
 
-def _in_tasks(function: Callable[[T], R], items: Iterable[T], cpus: float, cpus_each: float) -> Generator[R, None, None]:
+def _in_tasks(
+    function: Callable[[T], R], items: Iterable[T], cpus: float, cpus_each: float
+) -> Generator[R, None, None]:
     rest = iter(items)
     first = next(rest, rest)
     if first is rest:
@@ -247,9 +288,14 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 def leaving_nodes() -> dict[str, float]:
-    """Return the nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf if that is unknown."""
+    """Return the nodes that will be taken away (spot notice, scale-down), each with the seconds it
+    has left; inf if that is unknown.
+    """
     notices = private_api.draining_nodes()
-    return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
+    return {
+        node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf
+        for node, deadline_ms in notices.items()
+    }
 
 
 def own_node() -> str:
@@ -266,7 +312,8 @@ def on_own_node() -> dict[str, str]:
 
 
 def require_head(address: str, wait_s: float = PROBE_S) -> None:
-    """Raise ClusterError if nothing listens at the address of a head. `ray.init` would try for minutes.
+    """Raise ClusterError if nothing listens at the address of a head. `ray.init` would try for
+    minutes.
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, which is not probed.
@@ -301,14 +348,22 @@ def _living(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     leaving = leaving_nodes()
     for node in nodes:
-        if node["Alive"] and node["NodeID"] not in leaving and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items()):
+        if (
+            node["Alive"]
+            and node["NodeID"] not in leaving
+            and all(_has(node["Labels"].get(key), wanted) for key, wanted in labels.items())
+        ):
             yield node
 
 
 def _has(value: str | None, wanted: str) -> bool:
     """Whether a node's label matches Ray's selector syntax: `a`, `!a`, `in(a,b)` or `!in(a,b)`."""
     listed = wanted.removeprefix("!")
-    found = value in [one.strip() for one in listed[3:-1].split(",")] if listed.startswith("in(") else value == listed
+    found = (
+        value in [one.strip() for one in listed[3:-1].split(",")]
+        if listed.startswith("in(")
+        else value == listed
+    )
     return found != wanted.startswith("!")
 
 
@@ -320,7 +375,8 @@ def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | Non
         return None, pickle.dumps(error)
     except Exception:
         failure = TouchstoneError(
-            f"{type(function).__name__} failed:\n{traceback.format_exc()}", hint="this looks like a bug in Touchstone; please report it"
+            f"{type(function).__name__} failed:\n{traceback.format_exc()}",
+            hint="this looks like a bug in Touchstone; please report it",
         )
         return None, pickle.dumps(failure)
 
@@ -331,7 +387,10 @@ def _result(task: Any) -> Any:
     try:
         value, error = ray.get(task)
     except ray.exceptions.RayError as lost:
-        raise ClusterError(f"a task was lost: {describe_error(lost)}", hint="run the same command again: it goes on") from lost
+        raise ClusterError(
+            f"a task was lost: {describe_error(lost)}",
+            hint="run the same command again: it goes on",
+        ) from lost
     if error is not None:
         raise pickle.loads(error)  # noqa: S301  (made by a task of this run)
     return value

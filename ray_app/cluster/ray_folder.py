@@ -1,4 +1,6 @@
-"""Folders for the files of a Ray that a command starts (`private_folder`), and the folder that they are created in (`ray_base`)."""
+"""Folders for the files of a Ray that a command starts (`private_folder`), and the folder that they
+are created in (`ray_base`).
+"""
 
 import fcntl
 import os
@@ -9,13 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX, _LOCK = "ts-", "touchstone.lock"
-_MAX_BASE_BYTES = 24  # The path of a Unix socket has at most 107 bytes, and Ray's longest needs up to 80 of them below this folder.
+# The path of a Unix socket has at most 107 bytes, and Ray's longest needs up to 80 of them below
+# this folder.
+_MAX_BASE_BYTES = 24
 
 
 def ray_base() -> Path:
     """Return the folder for Ray's files and Unix sockets, and create it if necessary.
 
-    The folder is $RAY_TMPDIR, else Python's temporary folder, or /tmp if that path is too long for a socket below it.
+    The folder is $RAY_TMPDIR, else Python's temporary folder, or /tmp if that path is too long for
+    a socket below it.
     """
     wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     base = Path(wanted if len(os.fsencode(wanted)) <= _MAX_BASE_BYTES else "/tmp")  # noqa: S108 - Only private folders are created in it.
@@ -25,9 +30,11 @@ def ray_base() -> Path:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Create a folder that only this user may enter. The folder and its logs stay until the next call.
+    """Create a folder that only this user may enter. The folder and its logs stay until the next
+    call.
 
-    Ray opens its own folder to every user, so the folder of Ray has to be inside one that Ray does not know.
+    Ray opens its own folder to every user, so the folder of Ray has to be inside one that Ray does
+    not know.
     """
     base = ray_base()
     _remove_abandoned(base)
@@ -35,7 +42,8 @@ def private_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / _LOCK).exists():  # Otherwise another process found the folder before it was locked, and removed it.
+        # Otherwise another process found the folder before it was locked, and removed it.
+        if (folder / _LOCK).exists():
             break
         os.close(lock)
     try:
@@ -45,7 +53,9 @@ def private_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(base: Path) -> None:
-    """Remove the folders of processes that have ended. The lock ends with its process, even if the process is killed."""
+    """Remove the folders of processes that have ended. The lock ends with its process, even if the
+    process is killed.
+    """
     for held in base.glob(f"{_PREFIX}*/{_LOCK}"):
         with suppress(OSError):
             if held.parent.lstat().st_uid != os.getuid():

@@ -1,7 +1,7 @@
 """Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
 
-`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), and `Watch` runs it beside the main thread and notices a
-standstill.
+`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), and `Watch` runs it
+beside the main thread and notices a standstill.
 """
 
 import contextlib
@@ -16,14 +16,18 @@ from ray_app.errors import ClusterError
 
 SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
 LIMIT_GRACE_S = 60.0
-# Ray kills a submitted job so long after `ray job stop` unless RAY_JOB_STOP_WAIT_TIME_S, set for the job or on the head, says otherwise.
+# Ray kills a submitted job so long after `ray job stop` unless RAY_JOB_STOP_WAIT_TIME_S, set for
+# the job or on the head, says otherwise.
 JOB_STOP_WAIT_S = 3.0
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray hands a submitted job its config
-JOB_END_S = 3.0  # of that, to notice the end of the grace, write the session's state, give back nodes and lease
+# of that, to notice the end of the grace, write the session's state, give back nodes and lease
+JOB_END_S = 3.0
 
 
 def job_stop_wait_s() -> float | None:
-    """Seconds that Ray leaves this process between the signal of `ray job stop` and its kill; None where it is no submitted job."""
+    """Seconds that Ray leaves this process between the signal of `ray job stop` and its kill; None
+    where it is no submitted job.
+    """
     if _JOB_VARIABLE not in os.environ:
         return None
     try:
@@ -33,14 +37,17 @@ def job_stop_wait_s() -> float | None:
 
 
 def signal_grace_s(configured_s: float | None = None) -> float:
-    """Seconds between a signal and the end: those of the config, else `SIGNAL_GRACE_S`, in a submitted job no more than Ray leaves it."""
+    """Seconds between a signal and the end: those of the config, else `SIGNAL_GRACE_S`, in a
+    submitted job no more than Ray leaves it.
+    """
     wanted_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()
     return wanted_s if wait_s is None else max(0.0, min(wanted_s, wait_s - JOB_END_S))
 
 
 class Stopper:
-    """Gathers reasons, and measures the time that work under way still has. The engine reads it and orders its pipelines.
+    """Gathers reasons, and measures the time that work under way still has. The engine reads it and
+    orders its pipelines.
 
     `say` prints one line. `grace_s` replaces the grace times of all reasons.
     """
@@ -62,7 +69,9 @@ class Stopper:
         self._killed_after_s: float | None = None
 
     def ask(self, reason: str, grace_s: float) -> None:
-        """Begin no further block; give those under way so many seconds. The first reason is kept, and the shortest time."""
+        """Begin no further block; give those under way so many seconds. The first reason is kept,
+        and the shortest time.
+        """
         self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
 
     def _end_in(self, seconds: float, reason: str) -> None:
@@ -85,24 +94,38 @@ class Stopper:
             return
         if self.reason != self._announced[0]:
             left = max(0.0, self._until - self._clock())
-            kill = f" (Ray kills a job {wait_s:g} s after its stop: RAY_JOB_STOP_WAIT_TIME_S)" if (wait_s := self._killed_after_s) else ""
-            self._say(f"stopping: {self.reason}; running work has {left:.0f} s to be committed{kill}; a second signal stops at once")
+            kill = (
+                f" (Ray kills a job {wait_s:g} s after its stop: RAY_JOB_STOP_WAIT_TIME_S)"
+                if (wait_s := self._killed_after_s)
+                else ""
+            )
+            self._say(
+                f"stopping: {self.reason}; running work has {left:.0f} s to be committed{kill}; a second signal stops at once"
+            )
         if self.avoided != self._announced[1]:
-            self._say(f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away and get no new work")
+            self._say(
+                f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away and get no new work"
+            )
         self._announced = new
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises KeyboardInterrupt."""
+        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises
+        KeyboardInterrupt.
+        """
         kept = {}
         if threading.current_thread() is threading.main_thread():
-            kept = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
+            kept = {
+                signum: signal.signal(signum, self._on_signal)
+                for signum in (signal.SIGTERM, signal.SIGINT)
+            }
         try:
             yield
         finally:
             for signum, handler in kept.items():
                 signal.signal(signum, handler)
-            self.announce()  # also of a run that had nothing under way any more before the second was over
+            # also of a run that had nothing under way any more before the second was over
+            self.announce()
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -115,14 +138,17 @@ class Stopper:
 class Watch:
     """`with Watch(…) as watch:` in the main thread, which alone can be interrupted.
 
-    Calls `tick` each second; what it raises, the stopper's time being over, or no block ending in `stall_timeout_s` interrupts the
-    block, from which that very exception is then raised (KeyboardInterrupt for the stopper).
+    Calls `tick` each second; what it raises, the stopper's time being over, or no block ending in
+    `stall_timeout_s` interrupts the block, from which that very exception is then raised
+    (KeyboardInterrupt for the stopper).
     """
 
     def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
         self._progressed_at = time.monotonic()
-        self.rests = False  # until the next block ends, or `progressed` is called otherwise: there is none that could end
+        # until the next block ends, or `progressed` is called otherwise: there is none that could
+        # end
+        self.rests = False
         self._over = threading.Event()
         self._reason: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -135,7 +161,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         self._thread.join()
         if self._reason is not None and isinstance(error, KeyboardInterrupt):
@@ -150,7 +181,8 @@ class Watch:
             except BaseException as reason:  # whatever it is, the main thread is to raise it
                 self._reason = reason
                 self._stopper.at_once = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a flag alone wakes no thread that waits for a lock
+                # a flag alone wakes no thread that waits for a lock
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
 
     def _check(self) -> None:

@@ -1,7 +1,8 @@
-"""Whether driver, head and nodes run the same Ray, Python and Touchstone. A difference is one line that names the fix, a ClusterError.
+"""Whether driver, head and nodes run the same Ray, Python and Touchstone. A difference is one line
+that names the fix, a ClusterError.
 
-Ray itself refuses another Ray or Python with a wall of text, and never looks at what its users have installed: two versions of Touchstone
-would mix their rows in one run.
+Ray itself refuses another Ray or Python with a wall of text, and never looks at what its users have
+installed: two versions of Touchstone would mix their rows in one run.
 """
 
 import platform
@@ -20,7 +21,9 @@ _ONE_TOUCHSTONE = (
 
 
 class NodeVersions(NamedTuple):
-    """What a node runs: of Python its first two numbers; `touchstone` is None where it cannot be imported."""
+    """What a node runs: of Python its first two numbers; `touchstone` is None where it cannot be
+    imported.
+    """
 
     ray: str
     python: str
@@ -28,31 +31,54 @@ class NodeVersions(NamedTuple):
 
 
 def require_nodes(address: str) -> None:
-    """Whether all nodes of the cluster that this process has joined run what it runs: one small task each, all at once.
+    """Whether all nodes of the cluster that this process has joined run what it runs: one small
+    task each, all at once.
 
     Nodes that come later are asked by the workers that start on them (`require_same`).
     """
     own, found = NodeVersions(*_version_probe()()), _found()
-    for kind, here, versions in zip(("Ray", "Python", "Touchstone"), own, zip(*(node for _, node in found), strict=True), strict=False):
-        others = [(place, version) for (place, _), version in zip(found, versions, strict=True) if version != here]
+    for kind, here, versions in zip(
+        ("Ray", "Python", "Touchstone"),
+        own,
+        zip(*(node for _, node in found), strict=True),
+        strict=False,
+    ):
+        others = [
+            (place, version)
+            for (place, _), version in zip(found, versions, strict=True)
+            if version != here
+        ]
         if not others:
             continue
         place, version = others[0]
-        some = f"{len(others)} of {len(found)} nodes, {place} among them, have" if len(others) > 1 else f"node {place} has"
+        some = (
+            f"{len(others)} of {len(found)} nodes, {place} among them, have"
+            if len(others) > 1
+            else f"node {place} has"
+        )
         raise ClusterError(
             f"cannot use the Ray cluster at {address}: {some} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {here}",
-            hint=_ONE_TOUCHSTONE if kind == "Touchstone" else f"give all nodes one version, or {_ON_THE_CLUSTER}",
+            hint=_ONE_TOUCHSTONE
+            if kind == "Touchstone"
+            else f"give all nodes one version, or {_ON_THE_CLUSTER}",
         )
 
 
 def require_same(driver_version: str) -> None:
-    """Whether this process has the Touchstone of the run's driver; asked by every worker before it begins."""
+    """Whether this process has the Touchstone of the run's driver; asked by every worker before it
+    begins.
+    """
     if driver_version != __version__:
-        raise ClusterError(f"node {platform.node()} has Touchstone {__version__}, the run's driver {driver_version}", hint=_ONE_TOUCHSTONE)
+        raise ClusterError(
+            f"node {platform.node()} has Touchstone {__version__}, the run's driver {driver_version}",
+            hint=_ONE_TOUCHSTONE,
+        )
 
 
 def _found() -> list[tuple[str, NodeVersions]]:
-    """The addresses of the nodes that have cores, and what they run. Those that do not answer are left out: the run will meet them."""
+    """The addresses of the nodes that have cores, and what they run. Those that do not answer are
+    left out: the run will meet them.
+    """
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -60,12 +86,16 @@ def _found() -> list[tuple[str, NodeVersions]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     ask = ray.remote(num_cpus=0, max_retries=0)(_version_probe())
     asked = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node["NodeManagerAddress"]
+        ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(): node["NodeManagerAddress"]
         for node in nodes
         if node["Alive"] and node["Resources"].get("CPU")
     }
     found = []
-    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []:
+    for answer in (
+        ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []
+    ):
         try:
             found.append((asked[answer], NodeVersions(*ray.get(answer))))
         except RayError:
@@ -74,7 +104,9 @@ def _found() -> list[tuple[str, NodeVersions]]:
 
 
 def _version_probe() -> Callable[[], tuple[str, str, str | None]]:
-    """What a node is asked. A function inside of one is sent as code, so that it runs where there is no Touchstone, or another one."""
+    """What a node is asked. A function inside of one is sent as code, so that it runs where there
+    is no Touchstone, or another one.
+    """
 
     def versions() -> tuple[str, str, str | None]:
         import sys

@@ -1,7 +1,8 @@
-"""What the three jobs share: a directory of parts, which units of work leave there, and the loop over these units.
+"""What the three jobs share: a directory of parts, which units of work leave there, and the loop
+over these units.
 
-A part is a Parquet file of rows in parts/, one row for each image of a unit, written by the process that worked on it. What a part does not
-say has not been done: the same command does only that.
+A part is a Parquet file of rows in parts/, one row for each image of a unit, written by the process
+that worked on it. What a part does not say has not been done: the same command does only that.
 """
 
 import io
@@ -25,7 +26,9 @@ OK = "ok"
 _READERS = 16
 
 
-def write_part(store: Store, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+def write_part(
+    store: Store, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
+) -> None:
     """Write the part of this name whole. Raises StorageError."""
     store.write(f"{PARTS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema)))
 
@@ -52,8 +55,12 @@ def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tup
             yield from pool.map(read, names[start : start + _READERS])
 
 
-def labelled(lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]]) -> Callable[[Mapping[str, Any]], list[str]]:
-    """A function from a summary to lines for people, of one that gives (label, text); "" goes on with what the line before says."""
+def labelled(
+    lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]],
+) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function from a summary to lines for people, of one that gives (label, text); "" goes on
+    with what the line before says.
+    """
 
     @wraps(lines)
     def in_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -63,10 +70,16 @@ def labelled(lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]]) ->
 
 
 def work_through(
-    each: Each, work: Callable[[U], Mapping[str, int]], units: Sequence[U], *, progress: Progress, lease: Lease, say: str
+    each: Each,
+    work: Callable[[U], Mapping[str, int]],
+    units: Sequence[U],
+    *,
+    progress: Progress,
+    lease: Lease,
+    say: str,
 ) -> None:
-    """Have all units worked on; `work` returns how many {images, bad} a unit had. Raises IdentityError when another command took the
-    directory over.
+    """Have all units worked on; `work` returns how many {images, bad} a unit had. Raises
+    IdentityError when another command took the directory over.
     """
     progress.say(say)
     try:

@@ -1,4 +1,6 @@
-"""Labelled images: the layouts of published data sets, the index of labelled images, splits, and the sample order of a training."""
+"""Labelled images: the layouts of published data sets, the index of labelled images, splits, and
+the sample order of a training.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +8,14 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.datasets.config import DatasetSource
-    from ray_app.datasets.index import IndexInfo, build_index, index_source, read_index, read_info, write_index
+    from ray_app.datasets.index import (
+        IndexInfo,
+        build_index,
+        index_source,
+        read_index,
+        read_info,
+        write_index,
+    )
     from ray_app.datasets.labels import INPUT
     from ray_app.datasets.layouts import LAYOUTS, make_layout
 else:

@@ -1,4 +1,6 @@
-"""The configuration of a training's data: sources, splits, and how they are mixed (`Data`, `DatasetSource`, `Sampling`)."""
+"""The configuration of a training's data: sources, splits, and how they are mixed (`Data`,
+`DatasetSource`, `Sampling`).
+"""
 
 from collections.abc import Mapping
 from operator import not_
@@ -11,25 +13,34 @@ from ray_app.config import Frozen
 
 
 class DatasetSource(Frozen):
-    """Some labelled images: an index that `touchstone data index` wrote, or a source of members with the layout that labels them.
+    """Some labelled images: an index that `touchstone data index` wrote, or a source of members
+    with the layout that labels them.
 
-    `split`: only rows whose own split is this, or one of several, A+B. `generators`: only fakes of these (reals always pass); `arguments`
-    go to the layout.
+    `split`: only rows whose own split is this, or one of several, A+B. `generators`: only fakes of
+    these (reals always pass); `arguments` go to the layout.
     """
 
     at: tuple[str, ...] = Field(
-        min_length=1, description="an index directory, or folders, files, globs; sample:: for the shipped sample archive"
+        min_length=1,
+        description="an index directory, or folders, files, globs; sample:: for the shipped sample archive",
     )
-    layout: str = Field(default="columns", description="how labels are told; see touchstone data index --help")
+    layout: str = Field(
+        default="columns", description="how labels are told; see touchstone data index --help"
+    )
     arguments: Mapping[str, Any] = {}
     split: str | None = None
     generators: tuple[str, ...] = ()
-    leave_out_faults: bool = Field(default=False, exclude_if=not_, description="leave out what documented faults of the data spoil")
+    leave_out_faults: bool = Field(
+        default=False,
+        exclude_if=not_,
+        description="leave out what documented faults of the data spoil",
+    )
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     columns: TableColumns = TableColumns()
     allow_private: bool = Field(
-        default=False, description="read what a list names also from web servers that are not on the public Internet"
+        default=False,
+        description="read what a list names also from web servers that are not on the public Internet",
     )
     container_limits: ContainerLimits = ContainerLimits()
     limit: int | None = Field(default=None, ge=1)
@@ -40,13 +51,19 @@ class DatasetSource(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _one_or_many(cls, data: Any) -> Any:
-        return data | {"at": [data["at"]]} if isinstance(data, dict) and isinstance(data.get("at"), str) else data
+        return (
+            data | {"at": [data["at"]]}
+            if isinstance(data, dict) and isinstance(data.get("at"), str)
+            else data
+        )
 
 
 class HeldOut(Frozen):
-    """A split taken from the training sources: by generator, by group of prompts, or both; never by row.
+    """A split taken from the training sources: by generator, by group of prompts, or both; never by
+    row.
 
-    `generators`: their fakes are in no training. `groups`: this share of all groups (images of one prompt, scene or pair) is held out.
+    `generators`: their fakes are in no training. `groups`: this share of all groups (images of one
+    prompt, scene or pair) is held out.
     """
 
     generators: tuple[str, ...] = ()
@@ -60,24 +77,30 @@ class HeldOut(Frozen):
 
 
 class Data(Frozen):
-    """`validation` chooses the best checkpoint and calibrates; `test` is only measured, once, after everything is decided."""
+    """`validation` chooses the best checkpoint and calibrates; `test` is only measured, once, after
+    everything is decided.
+    """
 
     train: tuple[DatasetSource, ...] = ()
     validation: tuple[DatasetSource, ...] | HeldOut = ()
     test: tuple[DatasetSource, ...] | HeldOut = ()
     licence: str | None = Field(default=None, description="of the data, for the card")
-    name: str | None = Field(default=None, description="of the data, for the card; null = the sources' names")
+    name: str | None = Field(
+        default=None, description="of the data, for the card; null = the sources' names"
+    )
 
 
 class Sampling(Frozen):
     """How often which images are seen.
 
-    `classes`: `natural`, or `balanced`: as many real as fake. `generators`: within a class, the share of a generator with n images is in
-    proportion to n to this power: 1 natural, 0 all alike, between them a temperature. Where shares are natural, an epoch sees every row
-    once; where they are not, it is `epoch_rows` long (null: as many as there are rows) and small strata come round again. `epoch_rows`
-    therefore needs `classes: balanced` or `generators` below 1.
-    `twins`: a real and a fake of one group stand side by side, in one worker's batch; shares are then natural. `window`: null shuffles
-    all rows; a number shuffles runs of `run` neighbours and then the rows within this many, so that containers are read in runs.
+    `classes`: `natural`, or `balanced`: as many real as fake. `generators`: within a class, the
+    share of a generator with n images is in proportion to n to this power: 1 natural, 0 all alike,
+    between them a temperature. Where shares are natural, an epoch sees every row once; where they
+    are not, it is `epoch_rows` long (null: as many as there are rows) and small strata come round
+    again. `epoch_rows` therefore needs `classes: balanced` or `generators` below 1. `twins`: a real
+    and a fake of one group stand side by side, in one worker's batch; shares are then natural.
+    `window`: null shuffles all rows; a number shuffles runs of `run` neighbours and then the rows
+    within this many, so that containers are read in runs.
     """
 
     classes: Literal["natural", "balanced"] = "natural"

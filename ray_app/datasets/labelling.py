@@ -1,7 +1,8 @@
-"""Listed members → rows of an index, one block at a time: labels by a layout and, on request, hashes of the images (`Labeller`).
+"""Listed members → rows of an index, one block at a time: labels by a layout and, on request,
+hashes of the images (`Labeller`).
 
-`with_prompts` and `without_training_prompts` prepare labelled tables for a training on prompts; `ProgressLog` reports how far a listing
-or an index is.
+`with_prompts` and `without_training_prompts` prepare labelled tables for a training on prompts;
+`ProgressLog` reports how far a listing or an index is.
 """
 
 import hashlib
@@ -14,12 +15,27 @@ from typing import Literal
 
 import pyarrow as pa
 
-from ray_app.archives import BlockRef, ListedMember, ManifestMember, MemberReader, member_rows, read_block
+from ray_app.archives import (
+    BlockRef,
+    ListedMember,
+    ManifestMember,
+    MemberReader,
+    member_rows,
+    read_block,
+)
 from ray_app.archives.containers import kind_of
 from ray_app.archives.members import is_unreadable_folder
 from ray_app.attribution.prompts import cleaned
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labels import INPUT, KnownFault, Labels, prompt_group, spared, texts, with_input
+from ray_app.datasets.labels import (
+    INPUT,
+    KnownFault,
+    Labels,
+    prompt_group,
+    spared,
+    texts,
+    with_input,
+)
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
@@ -51,12 +67,17 @@ class SkippedMembers:
 
     def counted(self) -> list[dict[str, object]]:
         """As JSON, the most frequent first."""
-        return [{"why": why, "files": count, "example": self.examples[why]} for why, count in self.counts.most_common()]
+        return [
+            {"why": why, "files": count, "example": self.examples[why]}
+            for why, count in self.counts.most_common()
+        ]
 
 
 @dataclass
 class LabelledBlock:
-    """`rows`: manifest rows with INPUT; `left_out`: members that are no labelled image; `unreadable`: rows that have no image."""
+    """`rows`: manifest rows with INPUT; `left_out`: members that are no labelled image;
+    `unreadable`: rows that have no image.
+    """
 
     rows: pa.Table
     subsets: Counter[str]
@@ -66,7 +87,9 @@ class LabelledBlock:
 
 @dataclass(frozen=True)
 class Labeller:
-    """Labels the members of one block, without what the faults `spoiling` spoil; picklable, as tasks need it."""
+    """Labels the members of one block, without what the faults `spoiling` spoil; picklable, as
+    tasks need it.
+    """
 
     store: Store
     layout: DatasetLayout
@@ -93,16 +116,31 @@ class Labeller:
             labelled.append(labels)
             subsets[self.layout.subset(item, labels)] += 1
         hashes, unreadable = self._hashed([members[place] for place in kept])
-        columns = [[getattr(one, name) for one in labelled] if name in Labels.__slots__ else hashes[name] for name in INPUT.names]
-        inputs = pa.StructArray.from_arrays([pa.array(values, pa.string()) for values in columns], fields=list(INPUT))
-        rows = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
+        columns = [
+            [getattr(one, name) for one in labelled] if name in Labels.__slots__ else hashes[name]
+            for name in INPUT.names
+        ]
+        inputs = pa.StructArray.from_arrays(
+            [pa.array(values, pa.string()) for values in columns], fields=list(INPUT)
+        )
+        rows = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(
+            pa.array(kept, pa.int64())
+        )
         return LabelledBlock(rows.append_column("input", inputs), subsets, left_out, unreadable)
 
-    def _hashed(self, members: Sequence[ManifestMember]) -> tuple[dict[str, list[str | None]], SkippedMembers]:
-        """The columns of hashes, null where a member is not readable, and such members by reason; without hashes none is read."""
-        hashes: dict[str, list[str | None]] = {name: [None] * len(members) for name in ("sha256", "phash")}
+    def _hashed(
+        self, members: Sequence[ManifestMember]
+    ) -> tuple[dict[str, list[str | None]], SkippedMembers]:
+        """The columns of hashes, null where a member is not readable, and such members by reason;
+        without hashes none is read.
+        """
+        hashes: dict[str, list[str | None]] = {
+            name: [None] * len(members) for name in ("sha256", "phash")
+        }
         unreadable = SkippedMembers()
-        wanted = members if self.hashes else [member for member in members if member.refused is not None]
+        wanted = (
+            members if self.hashes else [member for member in members if member.refused is not None]
+        )
         reader = MemberReader(self.fetcher, max_bytes=self.limits.max_bytes)
         for place, (member, data) in enumerate(reader.read(wanted)):
             try:
@@ -111,14 +149,17 @@ class Labeller:
                 if "sha256" in self.hashes:
                     hashes["sha256"][place] = hashlib.sha256(data).hexdigest()
                 if "phash" in self.hashes:
-                    hashes["phash"][place] = facts.perceptual_hash(decode_image(data, self.limits).pixels)
+                    hashes["phash"][place] = facts.perceptual_hash(
+                        decode_image(data, self.limits).pixels
+                    )
             except InputError as error:
                 unreadable.add(error.status, f"{place_of(as_listed(member))}: {error.detail}")
         return hashes, unreadable
 
 
 def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
-    """Return a layout's labels of a member, or None for what it does not label, and for a folder or container that could not be listed.
+    """Return a layout's labels of a member, or None for what it does not label, and for a folder or
+    container that could not be listed.
 
     Raises ConfigError as `DatasetLayout.labels`.
     """
@@ -129,7 +170,14 @@ def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
 def as_listed(member: ManifestMember) -> ListedMember:
     """The member as its source listed it, which is all that a layout reads."""
     return ListedMember(
-        member.uri, member.member, member.occurrence, member.version, member.size_bytes, member.input, member.place, member.refused
+        member.uri,
+        member.member,
+        member.occurrence,
+        member.version,
+        member.size_bytes,
+        member.input,
+        member.place,
+        member.refused,
     )
 
 
@@ -141,23 +189,36 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         facts.require_perceptual_hash()
 
 
-def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
-    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
+def with_prompts(
+    open_source: Callable[[DatasetSource], pa.Table],
+) -> Callable[[DatasetSource], pa.Table]:
+    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and
+    its group where they had none.
+    """
     return lambda source: with_cleaned_prompts(open_source(source))
 
 
 def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
-    """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is of its prompt's."""
+    """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is
+    of its prompt's.
+    """
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
-    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
-    given = with_input(rows, prompt=pa.array(prompts, pa.string()), group=pa.array(groups, pa.string()))
+    groups = [
+        group or prompt_group(prompt)
+        for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)
+    ]
+    given = with_input(
+        rows, prompt=pa.array(prompts, pa.string()), group=pa.array(groups, pa.string())
+    )
     return given.filter(pa.array([prompt is not None for prompt in prompts]))
 
 
 def without_training_prompts(splits: Splits) -> Splits:
-    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
+    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no
+    other split.
 
-    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
+    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split
+    then has no image.
     """
     known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
     kept, left_out = {}, {}
@@ -168,18 +229,24 @@ def without_training_prompts(splits: Splits) -> Splits:
         kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
         if not any(new):
             raise ConfigError(
-                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
+                f"data.{name}: every prompt of its {len(new):,} images is in training too",
+                hint="data.validation: {groups: 0.1}",
             )
     findings = {
         **splits.findings,
-        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
+        "splits": {
+            **splits.findings["splits"],
+            **{name: counted(table) for name, table in kept.items()},
+        },
         "prompts_in_training": left_out,
     }
     return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
 
 
 class ProgressLog:
-    """A `progress` for listings and indexes: one line every ten seconds, none for what takes less. `name`: what is under way."""
+    """A `progress` for listings and indexes: one line every ten seconds, none for what takes less.
+    `name`: what is under way.
+    """
 
     def __init__(self, name: str) -> None:
         self._name, self._printed_at = name, time.monotonic()

@@ -1,4 +1,6 @@
-"""The pixels of a stored mask (`decode_mask`), and whether they mark a part of the image (`coverage_of`, `CoverageTally`)."""
+"""The pixels of a stored mask (`decode_mask`), and whether they mark a part of the image
+(`coverage_of`, `CoverageTally`).
+"""
 
 import math
 from collections import Counter
@@ -17,15 +19,21 @@ Altered = npt.NDArray[np.bool_]
 _WHITE = 255
 _FAINT = 63  # of 255: less is noise of a lossy format, or a soft edge
 _EVEN = 16  # levels by which pixels of one paint differ
-_CLEAR = 0.98  # the fraction of painted pixels that have the paint's colour, or are black or white; the others are edges
+# the fraction of painted pixels that have the paint's colour, or are black or white; the others are
+# edges
+_CLEAR = 0.98
 _MEANINGS: dict[Coverage, str] = {"empty": "nothing", "full": "everything"}
 _MAX_EXAMPLES = 3
 
 
 def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`). Raises InputError."""
+    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`). Raises
+    InputError.
+    """
     # A mask of a few shapes compresses like a bomb; max_pixels bounds what it can take.
-    return decode_image(data, limits.model_copy(update={"max_ratio": math.inf}), convert=to_mask).pixels
+    return decode_image(
+        data, limits.model_copy(update={"max_ratio": math.inf}), convert=to_mask
+    ).pixels
 
 
 def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
@@ -33,10 +41,13 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
     Black is intact in every rule; a mask that marks altered pixels in black is not recognised.
 
-    - Grey, of any depth: altered above half of white. White is the smallest of 1, 255, and the range of the format that holds the largest
+    - Grey, of any depth: altered above half of white. White is the smallest of 1, 255, and the
+    range of the format that holds the largest
       value, so that masks of 0 and 1 are read like those of 0 and 255. The mean of the channels counts (specs/localization.md §1.7).
-    - Colours on black: altered where there is a colour. A palette image whose two colours look alike: altered where the index is not 0.
-    - Transparent: what is painted in one colour is altered. If black and white are painted, white is.
+    - Colours on black: altered where there is a colour. A palette image whose two colours look
+    alike: altered where the index is not 0.
+    - Transparent: what is painted in one colour is altered. If black and white are painted, white
+    is.
 
     Args:
         image: The image as decoded.
@@ -44,7 +55,8 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
         sample_bits: Bits per sample in the file.
 
     Raises:
-        InputError: The painted part of a transparent mask is black, has many colours, or is white around a hole.
+        InputError: The painted part of a transparent mask is black, has many colours, or is white
+            around a hole.
     """
     altered = _altered(image, flags, sample_bits)
     return Image.fromarray(altered.astype(np.uint8) * np.uint8(_WHITE))
@@ -57,7 +69,9 @@ def coverage_of(mask: Image.Image) -> Coverage:
 
 
 class CoverageTally:
-    """Counts the masks of fakes that mark nothing or everything: most of them were saved in a way that means something else."""
+    """Counts the masks of fakes that mark nothing or everything: most of them were saved in a way
+    that means something else.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[Coverage] = Counter()
@@ -75,8 +89,14 @@ class CoverageTally:
         parts = []
         for coverage, meaning in _MEANINGS.items():
             if count := self._counts[coverage]:
-                subject = "the mask of 1 fake marks" if count == 1 else f"the masks of {count:,} fakes mark"
-                parts.append(f"{subject} {meaning} as altered, for example {', '.join(self._examples[coverage])}")
+                subject = (
+                    "the mask of 1 fake marks"
+                    if count == 1
+                    else f"the masks of {count:,} fakes mark"
+                )
+                parts.append(
+                    f"{subject} {meaning} as altered, for example {', '.join(self._examples[coverage])}"
+                )
         if not parts:
             return None
         sentence = "; ".join(parts)
@@ -86,20 +106,29 @@ class CoverageTally:
 def _altered(image: Image.Image, flags: set[str], sample_bits: int) -> Altered:
     """Return (H, W), True where the image was altered."""
     if image.mode.startswith("I;16"):
-        return _altered_by_samples(np.asarray(image), sample_bits, white_is_zero="white_is_zero" in image.info)
+        return _altered_by_samples(
+            np.asarray(image), sample_bits, white_is_zero="white_is_zero" in image.info
+        )
     if image.has_transparency_data:
-        return _altered_by_paint((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+        return _altered_by_paint(
+            (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        )
     altered = _altered_by_colour(colour.to_rgb(image, flags, sample_bits))
     if image.mode == "P" and altered.all() == altered.any():
         index = np.asarray(image)
-        if np.unique(index).tolist() in ([0, 1], [0, _WHITE]):  # a palette of one colour shows nothing
+        # a palette of one colour shows nothing
+        if np.unique(index).tolist() in ([0, 1], [0, _WHITE]):
             return np.asarray(index > 0)
     return altered
 
 
-def _altered_by_samples(samples: npt.NDArray[Any], sample_bits: int, *, white_is_zero: bool) -> Altered:
+def _altered_by_samples(
+    samples: npt.NDArray[Any], sample_bits: int, *, white_is_zero: bool
+) -> Altered:
     """Read one channel of more than 8 bits."""
-    white = next((white for white in (1, _WHITE, 2**sample_bits - 1) if samples.max() <= white), 2**16 - 1)
+    white = next(
+        (white for white in (1, _WHITE, 2**sample_bits - 1) if samples.max() <= white), 2**16 - 1
+    )
     return np.asarray(samples < white / 2 if white_is_zero else samples > white / 2)
 
 
@@ -127,12 +156,23 @@ def _altered_by_paint(image: Image.Image) -> Altered:
     paint = np.median(colours, axis=0)
     if (np.abs(colours - paint).max(axis=1) <= _EVEN).mean() >= _CLEAR:
         if paint.max() <= _FAINT:
-            raise InputError(Status.UNSUPPORTED_FORMAT, "it is black on transparent: save altered pixels as white on black")
+            raise InputError(
+                Status.UNSUPPORTED_FORMAT,
+                "it is black on transparent: save altered pixels as white on black",
+            )
         # Programs that fill holes store such masks, in which the hole is altered.
-        if paint.min() >= _WHITE - _FAINT and all(side.all() for side in (painted[0], painted[-1], painted[:, 0], painted[:, -1])):
-            raise InputError(Status.UNSUPPORTED_FORMAT, "it is white around a transparent hole: save altered pixels as white on black")
+        if paint.min() >= _WHITE - _FAINT and all(
+            side.all() for side in (painted[0], painted[-1], painted[:, 0], painted[:, -1])
+        ):
+            raise InputError(
+                Status.UNSUPPORTED_FORMAT,
+                "it is white around a transparent hole: save altered pixels as white on black",
+            )
         return painted
     is_black, is_white = highest <= _FAINT, lowest >= _WHITE - _FAINT
     if (is_black | is_white).mean() < _CLEAR:
-        raise InputError(Status.UNSUPPORTED_FORMAT, "its visible part has many colours: save altered pixels as white on black")
+        raise InputError(
+            Status.UNSUPPORTED_FORMAT,
+            "its visible part has many colours: save altered pixels as white on black",
+        )
     return painted & _altered_by_colour(image.convert("RGB"))

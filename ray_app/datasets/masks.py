@@ -1,11 +1,18 @@
-"""The mask of an altered image (`MaskReader`): the one that an index refers to, or the one that the label implies.
+"""The mask of an altered image (`MaskReader`): the one that an index refers to, or the one that the
+label implies.
 
 `may_name` and `may_lead` decide which masks an archive may refer to.
 """
 
 from PIL import Image
 
-from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced, uri_list_rows
+from ray_app.archives import (
+    ManifestMember,
+    MemberLocation,
+    MemberReader,
+    read_referenced,
+    uri_list_rows,
+)
 from ray_app.datasets.mask_pixels import decode_mask
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
@@ -13,8 +20,9 @@ from ray_app.storage import Fetcher, urls
 
 
 def may_name(uri: str, member: str | None, place: str) -> bool:
-    """Whether the columns of an image may say that its mask lies at `place`: in a cell of its own table, or, beside a file that a list
-    names, wherever such a list may lead, which is to local files only from local ones. What lies in an archive leads nowhere else.
+    """Whether the columns of an image may say that its mask lies at `place`: in a cell of its own
+    table, or, beside a file that a list names, wherever such a list may lead, which is to local
+    files only from local ones. What lies in an archive leads nowhere else.
     """
     if place.startswith(f"{uri}#row="):
         return True
@@ -22,14 +30,20 @@ def may_name(uri: str, member: str | None, place: str) -> bool:
 
 
 def may_lead(source: str, place: str) -> bool:
-    """Whether a list or file of labels at `source` may name `place`: what `ListEntries` lets a list name, and a store of its own kind.
+    """Whether a list or file of labels at `source` may name `place`: what `ListEntries` lets a list
+    name, and a store of its own kind.
 
-    A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have `::` in their names.
+    A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have
+    `::` in their names.
     """
     scheme, own = urls.scheme_of(place), urls.scheme_of(source)
     named = place.partition("://")[0]
-    is_chain = not place.startswith("/") and "::" in (named if named.lower() in uri_list_rows.UNCHAINED else place)
-    return not is_chain and (scheme == own or (scheme in uri_list_rows.SCHEMES and scheme != "file"))
+    is_chain = not place.startswith("/") and "::" in (
+        named if named.lower() in uri_list_rows.UNCHAINED else place
+    )
+    return not is_chain and (
+        scheme == own or (scheme in uri_list_rows.SCHEMES and scheme != "file")
+    )
 
 
 class MaskReader:
@@ -42,8 +56,9 @@ class MaskReader:
     def read(self, member: ManifestMember, size: tuple[int, int]) -> Image.Image:
         """The mask of an image of `size` (width, height) as mode L, 255 where it was altered.
 
-        A real is altered nowhere, whatever is kept beside it, and a fake without a mask everywhere (specs/localization.md §2.2). Raises
-        InputError where the mask is not readable, or not of the image's size.
+        A real is altered nowhere, whatever is kept beside it, and a fake without a mask everywhere
+        (specs/localization.md §2.2). Raises InputError where the mask is not readable, or not of
+        the image's size.
         """
         uri = member.input.get("mask_uri")
         if member.input["label"] != "fake":
@@ -55,14 +70,18 @@ class MaskReader:
         except InputError as refused:
             raise InputError(refused.status, f"its mask: {refused.detail}") from refused
         if mask.size != size:
-            reason = f"its mask is {mask.width} × {mask.height} pixels, the image {size[0]} × {size[1]}"
+            reason = (
+                f"its mask is {mask.width} × {mask.height} pixels, the image {size[0]} × {size[1]}"
+            )
             raise InputError(Status.CORRUPT_IMAGE, reason)
         return mask
 
     def _bytes(self, member: ManifestMember, uri: str) -> bytes:
         place = _beside(member, uri)
         if place is not None:
-            cell = ManifestMember(member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place)
+            cell = ManifestMember(
+                member.image_id, member.uri, member.member, 0, member.version, -1, 0, 0, {}, place
+            )
             [(_, data)] = self._members.read([cell])
             if isinstance(data, InputError):
                 raise data
@@ -73,7 +92,9 @@ class MaskReader:
 
 
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
-    """Where the mask lies if it is a cell of the image's own row: there it is read as images are, without opening the table anew."""
+    """Where the mask lies if it is a cell of the image's own row: there it is read as images are,
+    without opening the table anew.
+    """
     if member.place is None or member.place.kind != "parquet":
         return None
     own, mark, column = uri.partition("&column=")

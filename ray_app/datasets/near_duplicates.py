@@ -1,7 +1,9 @@
-"""Near-duplicates that belong into one split: the same group, bytes, or prompt, or the same or nearly the same looks.
+"""Near-duplicates that belong into one split: the same group, bytes, or prompt, or the same or
+nearly the same looks.
 
-`bonds_of` finds them, `connected_groups` joins them to groups, `leaks_of` counts those between splits, and `leakage` images of one split
-that are in another too, by file, near-duplicate or group. `near_pairs` compares perceptual hashes.
+`bonds_of` finds them, `connected_groups` joins them to groups, `leaks_of` counts those between
+splits, and `leakage` images of one split that are in another too, by file, near-duplicate or group.
+`near_pairs` compares perceptual hashes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,20 +32,28 @@ _EXAMPLES = 5
 def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
     """What every two splits share, as plain JSON.
 
-    `checked` {sha256, phash}: whether every split has such hashes; without, nothing is known. `unhashed` {…}: images without one, such as
-    unreadable ones. `pairs` {"validation in train": …}: how many images of the one split have their like in the other: `image_id` the
-    same place, `sha256` the same bytes, `phash` within NEAR_BITS, `group` the same group; and up to five `examples`, uris of the former
-    by bytes or looks.
+    `checked` {sha256, phash}: whether every split has such hashes; without, nothing is known.
+    `unhashed` {…}: images without one, such as unreadable ones. `pairs` {"validation in train": …}:
+    how many images of the one split have their like in the other: `image_id` the same place,
+    `sha256` the same bytes, `phash` within NEAR_BITS, `group` the same group; and up to five
+    `examples`, uris of the former by bytes or looks.
     """
-    missing = {name: [texts(table, name).null_count for table in splits.values()] for name in ("sha256", "phash")}
+    missing = {
+        name: [texts(table, name).null_count for table in splits.values()]
+        for name in ("sha256", "phash")
+    }
     sizes = [len(table) for table in splits.values()]
     alike = _alike(list(splits.values()))
     numbered = combinations(enumerate(splits), 2)
     return {
-        "checked": {name: all(count < size for count, size in zip(counts, sizes, strict=True)) for name, counts in missing.items()},
+        "checked": {
+            name: all(count < size for count, size in zip(counts, sizes, strict=True))
+            for name, counts in missing.items()
+        },
         "unhashed": {name: sum(counts) for name, counts in missing.items()},
         "pairs": {
-            f"{held} in {other}": _shared(splits[held], splits[other], alike[number][place]) for (place, other), (number, held) in numbered
+            f"{held} in {other}": _shared(splits[held], splits[other], alike[number][place])
+            for (place, other), (number, held) in numbered
         },
     }
 
@@ -51,14 +61,25 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
 def _shared(held: pa.Table, other: pa.Table, is_alike: npt.NDArray[np.bool_]) -> dict[str, Any]:
     found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
     for name in ("sha256", "group"):
-        found[name] = pc.is_in(texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True).to_numpy()
+        found[name] = pc.is_in(
+            texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True
+        ).to_numpy()
     found["phash"] = is_alike
-    examples = held["uri"].filter(pa.array(found["sha256"] | found["phash"])).slice(0, _EXAMPLES).to_pylist()
-    return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {"examples": examples}
+    examples = (
+        held["uri"]
+        .filter(pa.array(found["sha256"] | found["phash"]))
+        .slice(0, _EXAMPLES)
+        .to_pylist()
+    )
+    return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {
+        "examples": examples
+    }
 
 
 def _alike(tables: Sequence[pa.Table]) -> list[npt.NDArray[np.bool_]]:
-    """Per table (tables, N): whether a row's perceptual hash is one of each table's, or near one; a row without a hash is like none."""
+    """Per table (tables, N): whether a row's perceptual hash is one of each table's, or near one; a
+    row without a hash is like none.
+    """
     rows = [(codes, _hashes(names)) for codes, names in (coded(table, "phash") for table in tables)]
     hashes = np.unique(np.concatenate([own for _, own in rows]))
     is_of = np.stack([np.isin(hashes, own) for _, own in rows])
@@ -68,7 +89,10 @@ def _alike(tables: Sequence[pa.Table]) -> list[npt.NDArray[np.bool_]]:
             for near, own in zip(is_near, is_of, strict=True):
                 np.logical_or.at(near, one, own[two])
     unhashed = np.zeros((len(tables), 1), np.bool_)
-    return [np.hstack([is_near[:, np.searchsorted(hashes, own)], unhashed])[:, codes] for codes, own in rows]
+    return [
+        np.hstack([is_near[:, np.searchsorted(hashes, own)], unhashed])[:, codes]
+        for codes, own in rows
+    ]
 
 
 def _hashes(texts: Sequence[str]) -> Hashes:
@@ -82,18 +106,24 @@ WORDS: Mapping[Kind, str] = {
     "prompt": "the same prompt",
     "looks": "pictures that look alike",
 }
-_FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
+# a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other
+# such
+_FLAT = 8
 
-_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
+# hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few
+# others share
+_PARTS, _AGREE = 7, 3
 _MOST = 1 << 23  # pairs that are kept: 128 MiB
 assert _PARTS - NEAR_BITS == _AGREE
 
 
 @dataclass(frozen=True)
 class Bond:
-    """One kind of likeness: rows of one value are bound, and so are rows of two values that are a pair.
+    """One kind of likeness: rows of one value are bound, and so are rows of two values that are a
+    pair.
 
-    `codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value.
+    `codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the
+    same. `known`: rows that have a value.
     """
 
     kind: Kind
@@ -109,10 +139,15 @@ class Bond:
 def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
     """Return the bonds of these kinds, in that order.
 
-    rows: `image_id` and `input` of an index. A kind of which no row knows anything has no value and no pair.
+    rows: `image_id` and `input` of an index. A kind of which no row knows anything has no value and
+    no pair.
     """
     made: Mapping[Kind, Callable[[], Bond]] = {
-        "image": lambda: Bond("image", np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64), _no_pairs()),
+        "image": lambda: Bond(
+            "image",
+            np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64),
+            _no_pairs(),
+        ),
         "bytes": lambda: Bond("bytes", coded(rows, "sha256")[0].astype(np.int64), _no_pairs()),
         "group": lambda: Bond("group", coded(rows, "group")[0].astype(np.int64), _no_pairs()),
         "prompt": lambda: _of_prompts(rows),
@@ -122,7 +157,9 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
 
 
 def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
-    """(count,) the number of every row's connected group, and how many groups there are: union-find over rows and their values."""
+    """(count,) the number of every row's connected group, and how many groups there are: union-find
+    over rows and their values.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -133,15 +170,17 @@ def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
         seconds += [nodes + bond.codes[rows], nodes + bond.pairs[:, 1]]
         nodes += int(bond.codes.max(initial=-1)) + 1
     first, second = np.concatenate(firsts), np.concatenate(seconds)
-    _, found = connected_components(coo_array((np.ones(len(first), np.int8), (first, second)), (nodes, nodes)), directed=False)
+    _, found = connected_components(
+        coo_array((np.ones(len(first), np.int8), (first, second)), (nodes, nodes)), directed=False
+    )
     names, codes = np.unique(found[:count], return_inverse=True)
     return codes.astype(np.int64), len(names)
 
 
 def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
-    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
-    [row, row of the other split].
+    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such
+    a value), `values` (how many values, or pairs of values, are in two splits), `images` (of them),
+    `between` {"test in train": values} and `rows`, up to five [row, row of the other split].
 
     splits: (N,) place among `names`, -1 = in no split, and so in no leak.
     """
@@ -149,12 +188,13 @@ def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> lis
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
-    """(m, 2) the places of all pairs of hashes (n,), all different, that differ in at most `bits` ≤ NEAR_BITS of their 64 bits; each pair
-    once, the lower place first, in order.
+    """(m, 2) the places of all pairs of hashes (n,), all different, that differ in at most `bits` ≤
+    NEAR_BITS of their 64 bits; each pair once, the lower place first, in order.
 
-    Hashes are sorted by every three of seven parts and compared where these agree, `_AT_ONCE` at a time: a million different ones take
-    seconds, unless great numbers of them differ in few bits. k hashes that are all near have k² / 2 pairs; once there are more than
-    `_MOST`, those that connect the same hashes stand for all, fewer than n.
+    Hashes are sorted by every three of seven parts and compared where these agree, `_AT_ONCE` at a
+    time: a million different ones take seconds, unless great numbers of them differ in few bits. k
+    hashes that are all near have k² / 2 pairs; once there are more than `_MOST`, those that connect
+    the same hashes stand for all, fewer than n.
     """
     found, count = [_no_pairs()], 0
     for some in _near(hashes, bits):
@@ -185,7 +225,13 @@ def _near(hashes: Hashes, bits: int) -> Iterator[Pairs]:
 def _of_prompts(rows: pa.Table) -> Bond:
     codes, texts = coded(rows, "prompt")
     places: dict[str, int] = {}
-    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
+    values = np.array(
+        [
+            places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1
+            for text in texts
+        ],
+        np.int64,
+    )
     return Bond("prompt", np.append(values, -1)[codes], _no_pairs())
 
 
@@ -208,7 +254,9 @@ def _connecting(pairs: Pairs, count: int) -> Pairs:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import minimum_spanning_tree
 
-    forest = minimum_spanning_tree(coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)).tocsr()).tocoo()
+    forest = minimum_spanning_tree(
+        coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)).tocsr()
+    ).tocoo()
     return np.sort(np.stack([forest.row, forest.col], axis=1), axis=1).astype(np.int64)
 
 
@@ -217,7 +265,8 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
     order = np.argsort(keys)
     ordered = keys[order]
     bounds = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(keys)]])
-    after = np.repeat(bounds[1:], np.diff(bounds)) - np.arange(len(keys)) - 1  # of each key in order: how many equal ones follow
+    # of each key in order: how many equal ones follow
+    after = np.repeat(bounds[1:], np.diff(bounds)) - np.arange(len(keys)) - 1
     left = np.flatnonzero(after)
     begun = np.concatenate([[0], np.cumsum(after[left])])
     while len(left):
@@ -251,10 +300,18 @@ def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
     leaking[crossing[is_leak].ravel()] = True
     images = int(leaking[bond.codes[used]].sum())
     head: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
-    return {**head, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
+    return {
+        **head,
+        "values": int(is_leak.sum()),
+        "images": images,
+        "between": between,
+        "rows": examples[:_EXAMPLES],
+    }
 
 
-def _pairs(first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int) -> list[list[int]]:
+def _pairs(
+    first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int
+) -> list[list[int]]:
     """A row of each side of these crossings, that of the later split first."""
     rows = np.stack([first[crossing[:, 0], here], first[crossing[:, 1], there]], axis=1)
     return [row if here == later else row[::-1] for row in rows.tolist()]

@@ -1,4 +1,6 @@
-"""Cards, preprocessing, weights and networks: pixels → scores. Cards and preprocessing load without torch; the rest loads on first use."""
+"""Cards, preprocessing, weights and networks: pixels → scores. Cards and preprocessing load without
+torch; the rest loads on first use.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,12 @@ if TYPE_CHECKING:  # `as`: what docs/versioning.md promises, for type checkers o
     from ray_app.detectors.detector import Detector, load_detector
     from ray_app.detectors.preprocessing import Preprocessing as Preprocessing
     from ray_app.detectors.preprocessing import ResizeMode
-    from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
+    from ray_app.detectors.weights import (
+        MIRROR_VARIABLE,
+        publish_weights,
+        resolve_weights,
+        verify_weights,
+        weights_digest,
+    )
 else:
     __getattr__ = on_first_use(__name__)

@@ -1,4 +1,6 @@
-"""`add_weights`: copy a file that the user already has into the cache, as the weights of one detector or backbone."""
+"""`add_weights`: copy a file that the user already has into the cache, as the weights of one
+detector or backbone.
+"""
 
 import shutil
 import tempfile
@@ -13,7 +15,9 @@ from ray_app.errors import DetectorError
 
 
 class AddedWeights(NamedTuple):
-    """Weights of `part` in the cache. `lacking`: the parts that each detector with this part still needs."""
+    """Weights of `part` in the cache. `lacking`: the parts that each detector with this part still
+    needs.
+    """
 
     part: str
     sha256: str
@@ -22,7 +26,8 @@ class AddedWeights(NamedTuple):
 
 
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
-    """Copy `file`, and the files that belong next to it, into the cache as the weights of the detector or backbone `name`.
+    """Copy `file`, and the files that belong next to it, into the cache as the weights of the
+    detector or backbone `name`.
 
     Args:
         name: A detector or backbone of a card.
@@ -30,17 +35,24 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
         cards: The cards to search. Defaults to the shipped ones and their variants.
 
     Raises:
-        DetectorError: No card has `name`, a SHA-256 is not the card's, a key or shape does not fit, or a file cannot be copied.
+        DetectorError: No card has `name`, a SHA-256 is not the card's, a key or shape does not fit,
+            or a file cannot be copied.
     """
     cards = _shipped_cards() if cards is None else cards
     found = [(card, part) for card in cards for part in weights.parts_of(card) if part.name == name]
     if not found:
-        raise DetectorError(f"--as {name}: there is no detector or backbone with that name", hint="run touchstone detectors list")
+        raise DetectorError(
+            f"--as {name}: there is no detector or backbone with that name",
+            hint="run touchstone detectors list",
+        )
     card, part = _choose(found, file)
     stated = {file.name: part.weights.sha256, **part.weights.beside}
     sources = {other: file.parent / other for other in stated}
     if missing := [other for other, source in sources.items() if not source.is_file()]:
-        raise DetectorError(f"--as {name}: not in {file.parent}: {', '.join(missing)}", hint="copy all files of the weights to one folder")
+        raise DetectorError(
+            f"--as {name}: not in {file.parent}: {', '.join(missing)}",
+            hint="copy all files of the weights to one folder",
+        )
     for other, source in sources.items():
         _check_digest(name, source, stated[other])
     if part.weights.sha256 is None:
@@ -58,8 +70,12 @@ def _shipped_cards() -> list[DetectorCard]:
     return [card for base in list_cards() for card in (base, *variants_of(base))]
 
 
-def _choose(found: Sequence[tuple[DetectorCard, WeightSet]], file: Path) -> tuple[DetectorCard, WeightSet]:
-    """Return the part whose card states the SHA-256 of the file; variants of a card may state others. Defaults to the first part."""
+def _choose(
+    found: Sequence[tuple[DetectorCard, WeightSet]], file: Path
+) -> tuple[DetectorCard, WeightSet]:
+    """Return the part whose card states the SHA-256 of the file; variants of a card may state
+    others. Defaults to the first part.
+    """
     try:
         digest = weights.file_sha256(file)
     except OSError as error:

@@ -1,6 +1,8 @@
-"""`compile_checked`: torch.compile with CUDA graphs for one detector on a GPU, kept only where its scores stay what they were.
+"""`compile_checked`: torch.compile with CUDA graphs for one detector on a GPU, kept only where its
+scores stay what they were.
 
-Compiling takes about a minute per network and shape; it is for runs of many hundred thousand images, and never for a CPU.
+Compiling takes about a minute per network and shape; it is for runs of many hundred thousand
+images, and never for a CPU.
 """
 
 from collections.abc import Callable
@@ -24,15 +26,23 @@ def with_cuda_graphs(network: nn.Module) -> Any:
     return torch.compile(network, mode="reduce-overhead", dynamic=False)
 
 
-def compile_checked(detector: Detector, count: int, compiler: Compiler = with_cuda_graphs) -> str | None:
-    """Let a detector's network run compiled from now on, for batches of `count`; None, or why it stays as it was.
+def compile_checked(
+    detector: Detector, count: int, compiler: Compiler = with_cuda_graphs
+) -> str | None:
+    """Let a detector's network run compiled from now on, for batches of `count`; None, or why it
+    stays as it was.
 
-    Both ways score a batch of made images; the compiled one has to agree within the tolerance of the precision, twice, since the first
-    pass records what later ones replay. What keeps images' sizes, answers in words, shares a backbone or keeps embeddings has no static
-    graph of its own.
+    Both ways score a batch of made images; the compiled one has to agree within the tolerance of
+    the precision, twice, since the first pass records what later ones replay. What keeps images'
+    sizes, answers in words, shares a backbone or keeps embeddings has no static graph of its own.
     """
     card, eager = detector.card, detector.network
-    if card.preprocessing.shape is None or card.replies or card.backbone is not None or detector.keeps_embeddings:
+    if (
+        card.preprocessing.shape is None
+        or card.replies
+        or card.backbone is not None
+        or detector.keeps_embeddings
+    ):
         return "not compiled: it has no static graph of its own"
     pixels = _made_images(count, card.preprocessing.shape)
     expected = _scores(detector, pixels)
@@ -57,5 +67,7 @@ def _made_images(count: int, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _scores(detector: Detector, pixels: torch.Tensor) -> npt.NDArray[np.float32]:
-    scores: npt.NDArray[np.float32] = detector.read(detector.normalise(pixels)).scores.float().cpu().numpy()
+    scores: npt.NDArray[np.float32] = (
+        detector.read(detector.normalise(pixels)).scores.float().cpu().numpy()
+    )
     return scores

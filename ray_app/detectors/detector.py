@@ -1,9 +1,11 @@
-"""`Detector`: prepared pixels → log-odds of fake, on one device (`load_detector`); `Prediction` is what networks give, `BatchPrediction`
-what it makes of it.
+"""`Detector`: prepared pixels → log-odds of fake, on one device (`load_detector`); `Prediction` is
+what networks give, `BatchPrediction` what it makes of it.
 
-From a card to its network: `build_network`, `load_network`. A family's module is imported when a card needs it, never before.
+From a card to its network: `build_network`, `load_network`. A family's module is imported when a
+card needs it, never before.
 
-One from outside this tree is found by its entry point in the group `touchstone.families`: a module with `build(card)`.
+One from outside this tree is found by its entry point in the group `touchstone.families`: a module
+with `build(card)`.
 """
 
 import importlib
@@ -23,7 +25,15 @@ from torch import nn
 
 from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard, default_slots, load_card
-from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, forbid_tf32, keep_freed_memory, lower_to_bf16, resolve_precision
+from ray_app.detectors.precision import (
+    Precision,
+    ResolvedPrecision,
+    Tap,
+    forbid_tf32,
+    keep_freed_memory,
+    lower_to_bf16,
+    resolve_precision,
+)
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import DetectorError
@@ -32,17 +42,28 @@ BACKBONE = "backbone"  # the submodule that several detectors may share
 
 
 def build_network(card: DetectorCard) -> nn.Module:
-    """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a Prediction. No network access.
+    """The card's network in evaluation mode, randomly initialised: (N, 3, H, W) → logits or a
+    Prediction. No network access.
 
-    Its last linear layer is taken for the head (see `precision`). Raises DetectorError, also for whatever a family's constructor or its
-    library, as it is imported, too, says against the card's arguments.
+    Its last linear layer is taken for the head (see `precision`). Raises DetectorError, also for
+    whatever a family's constructor or its library, as it is imported, too, says against the card's
+    arguments.
     """
     kind: Any = None
     try:
         module = _module(card)
         kind = getattr(module, FAMILIES.get(card.family, "").partition(":")[2], None)
-        network: nn.Module = module.build(card) if kind is None else kind(**card.architecture.arguments)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        network: nn.Module = (
+            module.build(card) if kind is None else kind(**card.architecture.arguments)
+        )
+    except (
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
         named = f"{card.family} cannot build {card.architecture.name or 'its network'}: {error}"
         hint = "check architecture.name and architecture.arguments in the card"
         if kind is not None:
@@ -52,7 +73,9 @@ def build_network(card: DetectorCard) -> nn.Module:
 
 
 def bare_network(card: DetectorCard) -> nn.Module:
-    """The card's network without values, or with random ones where a family from outside needs some while it is built."""
+    """The card's network without values, or with random ones where a family from outside needs some
+    while it is built.
+    """
     try:
         with torch.device("meta"):
             return build_network(card)
@@ -60,12 +83,16 @@ def bare_network(card: DetectorCard) -> nn.Module:
         return build_network(card)
 
 
-def load_network(card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Path]] = ()) -> nn.Module:
-    """The card's network with its weights: every key and shape of every file fits, or DetectorError says which does not.
+def load_network(
+    card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Path]] = ()
+) -> nn.Module:
+    """The card's network with its weights: every key and shape of every file fits, or DetectorError
+    says which does not.
 
-    The submodule `backbone` comes from the backbone's own file where the card names one. A family may also have
-    `published_keys(state, network)`, where the file's names need not be the network's; a network may have `attach(folder)`, for what
-    lies beside its weights, and `reads_its_own_weights`, where another engine loads them. `files`: where the weights are (see
+    The submodule `backbone` comes from the backbone's own file where the card names one. A family
+    may also have `published_keys(state, network)`, where the file's names need not be the
+    network's; a network may have `attach(folder)`, for what lies beside its weights, and
+    `reads_its_own_weights`, where another engine loads them. `files`: where the weights are (see
     `weights.resolved`), which finds them if left out.
     """
     network = build_network(card)
@@ -74,21 +101,30 @@ def load_network(card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Pa
         load_backbone(card, network, file, part)
     if not getattr(network, "reads_its_own_weights", False):
         state = own_keys(card, weights.read_state_dict(path, own.weights), network)
-        weights.load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
+        weights.load_strictly(
+            network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None
+        )
     if callable(attach := getattr(network, "attach", None)):
         attach(path.parent)
     return network
 
 
-def load_backbone(card: DetectorCard, network: nn.Module, path: Path, part: weights.WeightSet) -> None:
-    """Load a network's submodule `backbone` from that part's file: every key and shape fits, or DetectorError says which does not."""
+def load_backbone(
+    card: DetectorCard, network: nn.Module, path: Path, part: weights.WeightSet
+) -> None:
+    """Load a network's submodule `backbone` from that part's file: every key and shape fits, or
+    DetectorError says which does not.
+    """
     backbone = network.get_submodule(BACKBONE)
     state = own_keys(card, weights.read_state_dict(path, part.weights), backbone)
     weights.load_strictly(backbone, state, where=f"{part.owner}: {path}")
 
 
-def own_keys(card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
-    """A file's tensors under the names of the network, or of its backbone, where the card's family knows that files have others.
+def own_keys(
+    card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module
+) -> Mapping[str, torch.Tensor]:
+    """A file's tensors under the names of the network, or of its backbone, where the card's family
+    knows that files have others.
 
     Raises DetectorError.
     """
@@ -106,18 +142,22 @@ def _module(card: DetectorCard) -> ModuleType:
     try:
         module: ModuleType = point.load()
     except Exception as error:  # whatever a stranger's module raises when it is imported
-        raise DetectorError(f"{card.name}: the family {card.family!r}, which is {point.value}, does not load: {error}") from error
+        raise DetectorError(
+            f"{card.name}: the family {card.family!r}, which is {point.value}, does not load: {error}"
+        ) from error
     return module
 
 
-GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
+# images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
+GROUP_PIXELS = 2**22
 
 
 class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
 
-    `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a pixel was altered, at the network's
-    own size, or one (h, w) uint8 each, 255 = 1. `replies`: one text per image, where it has words. `failures`: why one has no score.
+    `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a
+    pixel was altered, at the network's own size, or one (h, w) uint8 each, 255 = 1. `replies`: one
+    text per image, where it has words. `failures`: why one has no score.
     """
 
     logits: torch.Tensor
@@ -127,10 +167,12 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.decision`).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see
+    `inference.decision`).
 
-    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: uint8, round(255 p), (N, H, W) or one each. `replies`: one text per image.
-    `embeddings`: (N, d) float32, of a detector that keeps them. `failures`: per image why it has no score, of one that says so.
+    `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: uint8, round(255 p), (N, H, W) or
+    one each. `replies`: one text per image. `embeddings`: (N, d) float32, of a detector that keeps
+    them. `failures`: per image why it has no score, of one that says so.
     """
 
     scores: torch.Tensor
@@ -143,11 +185,12 @@ class BatchPrediction(NamedTuple):
 class Detector:
     """One network on one device, with its card.
 
-    `slots` is the number of images in every batch that the network sees: fewer are filled up with black ones, so that shapes are static
-    and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
-    is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
-    `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `BatchPrediction` that are never None, but
-    for the embeddings, which are given once they are requested.
+    `slots` is the number of images in every batch that the network sees: fewer are filled up with
+    black ones, so that shapes are static and a score does not depend on how many images came with
+    it. Where a card keeps the size of every image (`card.preprocessing.shape` is None), images of
+    one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU. `fingerprint`
+    holds all that decides a score; it is plain JSON. `kinds`: the fields of a `BatchPrediction`
+    that are never None, but for the embeddings, which are given once they are requested.
     """
 
     def __init__(
@@ -164,17 +207,33 @@ class Detector:
         compiled: bool = False,
         group_pixels: int | None = None,
     ) -> None:
-        self._group_pixels = group_pixels or (0 if torch.device(device).type == "cpu" else GROUP_PIXELS)
-        self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
+        self._group_pixels = group_pixels or (
+            0 if torch.device(device).type == "cpu" else GROUP_PIXELS
+        )
+        self.card, self.device, self.precision, self.resize, self.slots = (
+            card,
+            device,
+            precision,
+            resize,
+            slots,
+        )
         self._fake, self._device_type = fake, torch.device(device).type
-        self.kinds = ("scores", *(["masks"] if card.masks else []), *(["replies"] if card.replies else []), "embeddings")
+        self.kinds = (
+            "scores",
+            *(["masks"] if card.masks else []),
+            *(["replies"] if card.replies else []),
+            "embeddings",
+        )
         self.kinds += ("failures",) if card.process else ()
         if precision == "bf16":
             network = lower_to_bf16(network, device)
         elif torch.device(device).type == "cuda":
             forbid_tf32()
         network = network.to(device).to(memory_format=torch.channels_last)
-        self.network: nn.Module = torch.compile(network, mode="reduce-overhead") if compiled else network  # type: ignore[assignment]
+        compiled_network: Any = (
+            torch.compile(network, mode="reduce-overhead") if compiled else network
+        )
+        self.network: nn.Module = compiled_network
         self.normalise = Normalise(card.preprocessing).to(device)
         self._tap: Tap | None = None
         self.fingerprint: dict[str, Any] = {
@@ -194,8 +253,8 @@ class Detector:
         return self.card.preprocessing.prepare(image, self.resize)
 
     def keep_embeddings(self) -> None:
-        """From now on `read` also gives what the head is given. Raises DetectorError where the network has no head; `read` does where the
-        head takes no single vector per image.
+        """From now on `read` also gives what the head is given. Raises DetectorError where the
+        network has no head; `read` does where the head takes no single vector per image.
         """
         self._tap = self._tap or Tap(self.card.name, self.network)
 
@@ -207,26 +266,42 @@ class Detector:
     def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
         """Log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32, for any N.
 
-        NaN or infinity, where the network gives it, is handed on: the caller says `detector_failed` for that image.
+        NaN or infinity, where the network gives it, is handed on: the caller says `detector_failed`
+        for that image.
         """
         images = torch.as_tensor(pixels)
         self._check(images)
-        step = self.slots if self.card.preprocessing.shape else self.together(images.shape[2], images.shape[1])
+        step = (
+            self.slots
+            if self.card.preprocessing.shape
+            else self.together(images.shape[2], images.shape[1])
+        )
         parts = [images[start : start + step] for start in range(0, len(images), step)]
-        scores = [self.read(self.normalise(self._filled(part))).scores[: len(part)] for part in parts]
-        joined: npt.NDArray[np.float32] = torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
+        scores = [
+            self.read(self.normalise(self._filled(part))).scores[: len(part)] for part in parts
+        ]
+        joined: npt.NDArray[np.float32] = (
+            torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
+        )
         return joined
 
     @torch.inference_mode()
     def read(self, normalised: torch.Tensor) -> BatchPrediction:
         """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
-        with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+        with torch.autocast(
+            self._device_type,
+            dtype=torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=False,
+        ):
             given = self.network(normalised)
         prediction = given if isinstance(given, Prediction) else Prediction(given)
         masks = prediction.masks
         return BatchPrediction(
             log_odds(self.card, self._fake, prediction.logits.float(), len(normalised)),
-            (masks.float() * 255).round().to(torch.uint8) if isinstance(masks, torch.Tensor) else masks,
+            (masks.float() * 255).round().to(torch.uint8)
+            if isinstance(masks, torch.Tensor)
+            else masks,
             prediction.replies,
             None if self._tap is None else self._tap.taken(prediction.logits),
             prediction.failures,
@@ -238,9 +313,16 @@ class Detector:
 
     def _check(self, images: torch.Tensor) -> None:
         shape = self.card.preprocessing.shape
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or (shape is not None and images.shape[1:3] != shape):
+        if (
+            images.dtype != torch.uint8
+            or images.ndim != 4
+            or images.shape[3] != 3
+            or (shape is not None and images.shape[1:3] != shape)
+        ):
             wanted = f"(N, {shape[0]}, {shape[1]}, 3)" if shape else "(N, height, width, 3)"
-            raise ValueError(f"{self.card.name}: expected uint8 {wanted}, got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(
+                f"{self.card.name}: expected uint8 {wanted}, got {images.dtype} {tuple(images.shape)}"
+            )
 
     def _filled(self, part: torch.Tensor) -> torch.Tensor:
         if self.card.preprocessing.shape is None or len(part) == self.slots:
@@ -251,7 +333,8 @@ class Detector:
 class Normalise(nn.Module):
     """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std.
 
-    Batches may be on any device; the result is on the module's. Equal preprocessings give equal tensors.
+    Batches may be on any device; the result is on the module's. Equal preprocessings give equal
+    tensors.
     """
 
     scale: torch.Tensor
@@ -259,7 +342,10 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        mean, std = torch.tensor(preprocessing.mean, dtype=torch.float64), torch.tensor(preprocessing.std, dtype=torch.float64)
+        mean, std = (
+            torch.tensor(preprocessing.mean, dtype=torch.float64),
+            torch.tensor(preprocessing.std, dtype=torch.float64),
+        )
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
@@ -267,14 +353,26 @@ class Normalise(nn.Module):
         """Normalise a batch; see the class for shapes."""
         # Whole rows at once: broadcasting over three channels is five times slower.
         count, height, width, _ = pixels.shape
-        rows = pixels.to(self.scale.device, non_blocking=True).reshape(count, height, 3 * width).float()
-        return torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
+        rows = (
+            pixels.to(self.scale.device, non_blocking=True)
+            .reshape(count, height, 3 * width)
+            .float()
+        )
+        return (
+            torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
+            .view(pixels.shape)
+            .permute(0, 3, 1, 2)
+        )
 
 
 def log_odds(card: DetectorCard, fake: int, logits: torch.Tensor, count: int) -> torch.Tensor:
-    """(count, 1 or 2) logits → (count,) log-odds of fake, the logit at `fake`. Raises DetectorError where they are not as the card says."""
+    """(count, 1 or 2) logits → (count,) log-odds of fake, the logit at `fake`. Raises DetectorError
+    where they are not as the card says.
+    """
     if logits.shape != (count, 1 if card.output.sign is not None else 2):
-        raise DetectorError(f"{card.name}: the network gives {tuple(logits.shape)}, the card says {(count, card.output.logits)}")
+        raise DetectorError(
+            f"{card.name}: the network gives {tuple(logits.shape)}, the card says {(count, card.output.logits)}"
+        )
     if card.output.sign is not None:
         return logits[:, 0] * card.output.sign
     return logits[:, fake] - logits[:, 1 - fake]
@@ -292,15 +390,22 @@ def load_detector(
 ) -> Detector:
     """A detector by shipped name, by path of a card, or from a card, ready to score.
 
-    `slots` defaults to 4 on a CPU and 64 on a GPU. `compiled` switches `torch.compile` on: it pays on a GPU for runs much longer than
-    the minute it takes; it is refused on a CPU. Raises ConfigError for the card and DetectorError for weights, network or device.
+    `slots` defaults to 4 on a CPU and 64 on a GPU. `compiled` switches `torch.compile` on: it pays
+    on a GPU for runs much longer than the minute it takes; it is refused on a CPU. Raises
+    ConfigError for the card and DetectorError for weights, network or device.
     """
-    card = name_or_path_or_card if isinstance(name_or_path_or_card, DetectorCard) else load_card(name_or_path_or_card)
+    card = (
+        name_or_path_or_card
+        if isinstance(name_or_path_or_card, DetectorCard)
+        else load_card(name_or_path_or_card)
+    )
     kind = _available(device)
     if kind == "cpu":
         keep_freed_memory()
     if compiled and kind != "cuda":
-        raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
+        raise DetectorError(
+            f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives"
+        )
     files = weights.resolved(card, offline)
     fake = fake_index(card, weights.checkpoint_config(card, files[0][1]))
     return Detector(
@@ -316,17 +421,23 @@ def _available(device: str) -> str:
     except RuntimeError:
         raise DetectorError(f"no device is called {device}", hint="cpu, cuda or cuda:0") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise DetectorError(f"{device}: torch sees no GPU here", hint="use --device cpu, or install torch with CUDA")
+        raise DetectorError(
+            f"{device}: torch sees no GPU here", hint="use --device cpu, or install torch with CUDA"
+        )
     return kind
 
 
 def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
-    """Which logit is fake, by the checkpoint's own labels where it has some. Raises DetectorError where card and checkpoint differ."""
+    """Which logit is fake, by the checkpoint's own labels where it has some. Raises DetectorError
+    where card and checkpoint differ.
+    """
     _agree(card.architecture.arguments, checkpoint, card.name)
     if card.output.sign is not None:
         return 0
     named = checkpoint.get("id2label")
-    labels = tuple(str(named[key]) for key in sorted(named, key=int)) if named else card.output.labels
+    labels = (
+        tuple(str(named[key]) for key in sorted(named, key=int)) if named else card.output.labels
+    )
     try:
         index = card.output.index_among(labels)
         if card.output.labels and index != card.output.index_among(card.output.labels):
@@ -334,7 +445,9 @@ def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
                 f"the card has it at {1 - index} ({', '.join(card.output.labels)}), the checkpoint at {index} ({', '.join(labels)})"
             )
     except ValueError as error:
-        raise DetectorError(f"{card.name}: which logit is fake? {error}", hint="correct `output` in the card") from None
+        raise DetectorError(
+            f"{card.name}: which logit is fake? {error}", hint="correct `output` in the card"
+        ) from None
     return index
 
 
@@ -344,4 +457,6 @@ def _agree(stated: Mapping[str, Any], checkpoint: Mapping[str, Any], where: str)
         if isinstance(value, Mapping) and isinstance(found, Mapping):
             _agree(value, found, f"{where}.{key}")
         elif not isinstance(value, Mapping) and found != value:
-            raise DetectorError(f"{where}: the card says {key} = {value}, the checkpoint's own configuration says {found}")
+            raise DetectorError(
+                f"{where}: the card says {key} = {value}, the checkpoint's own configuration says {found}"
+            )

@@ -1,4 +1,6 @@
-"""What fetching weights takes, asked before it begins: `planned` finds what is missing and its size, `require_room` a disk too small."""
+"""What fetching weights takes, asked before it begins: `planned` finds what is missing and its
+size, `require_room` a disk too small.
+"""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,7 +13,9 @@ from ray_app.errors import DetectorError
 
 
 class Download(NamedTuple):
-    """One part to fetch: its uri, its bytes as the server says (None: it does not), and the folder that they go to."""
+    """One part to fetch: its uri, its bytes as the server says (None: it does not), and the folder
+    that they go to.
+    """
 
     uri: str
     size: int | None
@@ -19,7 +23,9 @@ class Download(NamedTuple):
 
 
 def planned(parts: Iterable[WeightSet]) -> list[Download]:
-    """What is not on this machine, each once; servers are asked for sizes. What cannot be had has no size: fetching it says why."""
+    """What is not on this machine, each once; servers are asked for sizes. What cannot be had has
+    no size: fetching it says why.
+    """
     missing = {part.weights.uri: part for part in parts if located(part) is None}
     return [_download(part) for part in missing.values()]
 
@@ -30,7 +36,10 @@ def _download(part: WeightSet) -> Download:
         return Download(uri, _web_size(uri), default_cache())
     import huggingface_hub
 
-    folder, names = Path(huggingface_hub.constants.HF_HUB_CACHE), (*part.weights.beside, place["file"].rpartition("/")[2])
+    folder, names = (
+        Path(huggingface_hub.constants.HF_HUB_CACHE),
+        (*part.weights.beside, place["file"].rpartition("/")[2]),
+    )
     try:
         found = [hub_file(part, place, name, offline=False, dry_run=True) for name in names]
     except DetectorError:

@@ -1,9 +1,11 @@
-"""Heads of our own: a linear classifier on a backbone's features (`fit_head`, `save_head`, `write_card`), with a card that `score` takes.
+"""Heads of our own: a linear classifier on a backbone's features (`fit_head`, `save_head`,
+`write_card`), with a card that `score` takes.
 
-Features are the expensive part and are kept in a file (`FeatureCache`); scikit-learn does the fitting and is imported only then.
+Features are the expensive part and are kept in a file (`FeatureCache`); scikit-learn does the
+fitting and is imported only then.
 
-Embeddings that outlive their images: what decides one (`embedding_facts`), which heads suit it, and the scores that a head gives it
-(`LinearHead`).
+Embeddings that outlive their images: what decides one (`embedding_facts`), which heads suit it, and
+the scores that a head gives it (`LinearHead`).
 """
 
 import functools
@@ -26,8 +28,25 @@ from ray_app.config import named_configs, read_mapping, validate
 from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
-from ray_app.detectors.detector import Detector, Prediction, bare_network, build_network, fake_index, load_backbone, log_odds, own_keys
-from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
+from ray_app.detectors.detector import (
+    Detector,
+    Prediction,
+    bare_network,
+    build_network,
+    fake_index,
+    load_backbone,
+    log_odds,
+    own_keys,
+)
+from ray_app.detectors.precision import (
+    Precision,
+    ResolvedPrecision,
+    Tap,
+    autocast,
+    head_of,
+    no_embedding,
+    resolve_precision,
+)
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
 from ray_app.detectors.registry import HEADS
 from ray_app.detectors.weights import file_sha256
@@ -39,9 +58,11 @@ _SIDE_PX = 224  # of the image that a network is tried with where images keep th
 
 
 class LinearHead:
-    """The head of a card alone: embeddings in, log-odds of fake out, in fp32 on a CPU. The backbone's weights are not read.
+    """The head of a card alone: embeddings in, log-odds of fake out, in fp32 on a CPU. The
+    backbone's weights are not read.
 
-    Raises DetectorError where the card's network has no such head, or its weights are missing or do not fit.
+    Raises DetectorError where the card's network has no such head, or its weights are missing or do
+    not fit.
     """
 
     def __init__(self, card: DetectorCard) -> None:
@@ -50,13 +71,22 @@ class LinearHead:
         own = weight_files.parts_of(card)[0]
         path = weight_files.resolve_part(own)
         state = own_keys(card, weight_files.read_state_dict(path, own.weights), network)
-        wanted = {key: getattr(layer, key).shape for key in ("weight", "bias") if getattr(layer, key) is not None}
+        wanted = {
+            key: getattr(layer, key).shape
+            for key in ("weight", "bias")
+            if getattr(layer, key) is not None
+        }
         found = {key: state[f"{name}.{key}"] for key in wanted if f"{name}.{key}" in state}
         if {key: tensor.shape for key, tensor in found.items()} != wanted:
-            raise DetectorError(f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}")
+            raise DetectorError(
+                f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}"
+            )
         self.card = card
         self._fake = fake_index(card, weight_files.checkpoint_config(card, path))
-        self._weight, self._bias = found["weight"].float(), found["bias"].float() if "bias" in found else None
+        self._weight, self._bias = (
+            found["weight"].float(),
+            found["bias"].float() if "bias" in found else None,
+        )
 
     @torch.inference_mode()
     def score(self, vectors: Vectors) -> Vectors:
@@ -66,11 +96,15 @@ class LinearHead:
         return scores
 
 
-def embedding_facts(card: DetectorCard, *, precision: ResolvedPrecision, resize: ResizeMode) -> dict[str, Any]:
-    """All that decides an embedding beside the image, as plain JSON; cards for which it is equal have equal embeddings.
+def embedding_facts(
+    card: DetectorCard, *, precision: ResolvedPrecision, resize: ResizeMode
+) -> dict[str, Any]:
+    """All that decides an embedding beside the image, as plain JSON; cards for which it is equal
+    have equal embeddings.
 
-    `sha256`: of the weights before the head: the backbone's file, where the card names one. `width`: numbers per image.
-    Reads weights, builds no network with values. Raises DetectorError where the detector has no embedding, or weights are missing.
+    `sha256`: of the weights before the head: the backbone's file, where the card names one.
+    `width`: numbers per image. Reads weights, builds no network with values. Raises DetectorError
+    where the detector has no embedding, or weights are missing.
     """
     width = _width(card)
     architecture = dict(card.architecture_facts)
@@ -88,7 +122,9 @@ def embedding_facts(card: DetectorCard, *, precision: ResolvedPrecision, resize:
 
 
 def _width(card: DetectorCard) -> int:
-    """Numbers per image, of a network that was tried without values. Raises DetectorError where its head takes no single vector."""
+    """Numbers per image, of a network that was tried without values. Raises DetectorError where its
+    head takes no single vector.
+    """
     network = bare_network(card)
     _, head = head_of(card.name, network)
     if head.out_features != card.output.logits:
@@ -98,7 +134,8 @@ def _width(card: DetectorCard) -> int:
     try:
         with torch.device("meta"), torch.inference_mode():
             given = network(torch.empty(1, 3, height, width))
-    except (RuntimeError, NotImplementedError):  # some do not run without values; the first batch will tell
+    # some do not run without values; the first batch will tell
+    except (RuntimeError, NotImplementedError):
         return head.in_features
     tap.taken((given if isinstance(given, Prediction) else Prediction(given)).logits)
     return head.in_features
@@ -114,9 +151,11 @@ def _body_sha256(card: DetectorCard) -> str:
 
 @functools.cache
 def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
-    """Of all tensors in a card's own file but those of its head, by their names in the network; "" where there are none.
+    """Of all tensors in a card's own file but those of its head, by their names in the network; ""
+    where there are none.
 
-    `described`: the card as JSON. `file_digest` stands for the content of the file, which is read once per process.
+    `described`: the card as JSON. `file_digest` stands for the content of the file, which is read
+    once per process.
     """
     card = DetectorCard.model_validate_json(described)
     network = bare_network(card)
@@ -132,7 +171,8 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
 
 Classifier = Literal["svm", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
-FEWEST_PER_CLASS = 5  # with fewer, not even a cross-validation of five folds has one of each class in every fold
+# with fewer, not even a cross-validation of five folds has one of each class in every fold
+FEWEST_PER_CLASS = 5
 MOST_FOLDS = 5
 _SEED = 0
 
@@ -149,10 +189,12 @@ class Head(NamedTuple):
 
 
 class FeatureReader:
-    """A card's network up to its head: prepared pixels in, features out. The card's own head need not exist.
+    """A card's network up to its head: prepared pixels in, features out. The card's own head need
+    not exist.
 
-    `slots`: images that go through at once. `key`: all that decides a feature beside the image, as one line of JSON.
-    Raises ConfigError for a card of another family, DetectorError where the backbone's weights are missing or do not fit.
+    `slots`: images that go through at once. `key`: all that decides a feature beside the image, as
+    one line of JSON. Raises ConfigError for a card of another family, DetectorError where the
+    backbone's weights are missing or do not fit.
     """
 
     def __init__(
@@ -171,14 +213,27 @@ class FeatureReader:
         _, part = weight_files.parts_of(card)
         path = weight_files.resolve_part(part)
         load_backbone(card, network, path, part)
-        digest, resolved = weight_files.digest_of(part, path), resolve_precision(precision, device, card.precision)
+        digest, resolved = (
+            weight_files.digest_of(part, path),
+            resolve_precision(precision, device, card.precision),
+        )
         self.slots = default_slots(device)
         self._detector = Detector(
-            card, network, fake=0, device=device, precision=resolved, resize="exact", slots=self.slots, weights_sha256=digest
+            card,
+            network,
+            fake=0,
+            device=device,
+            precision=resolved,
+            resize="exact",
+            slots=self.slots,
+            weights_sha256=digest,
         )
         decisive = {
             "backbone": digest,
-            "arguments": [dict(card.backbone.architecture.arguments), dict(card.architecture.arguments)],
+            "arguments": [
+                dict(card.backbone.architecture.arguments),
+                dict(card.architecture.arguments),
+            ],
             "preprocessing": card.preprocessing.model_dump(mode="json"),
             "precision": resolved,
         }
@@ -197,7 +252,9 @@ class FeatureReader:
 
 
 class FeatureCache:
-    """Features by the SHA-256 of an image's bytes, in one npz file; another `key` than the file's begins anew."""
+    """Features by the SHA-256 of an image's bytes, in one npz file; another `key` than the file's
+    begins anew.
+    """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
@@ -207,7 +264,9 @@ class FeatureCache:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     if str(file["key"]) == key:
-                        self._features = dict(zip(file["sha256"].tolist(), file["features"], strict=True))
+                        self._features = dict(
+                            zip(file["sha256"].tolist(), file["features"], strict=True)
+                        )
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 pass  # half a file is no file: everything in it can be read again
             self._saved = len(self._features)
@@ -229,29 +288,45 @@ class FeatureCache:
         if len(self._features) == self._saved:
             return
         file = io.BytesIO()
-        np.savez(file, key=self._key, sha256=list(self._features), features=np.stack(list(self._features.values())))
+        np.savez(
+            file,
+            key=self._key,
+            sha256=list(self._features),
+            features=np.stack(list(self._features.values())),
+        )
         _put(self._path, file.getvalue())
         self._saved = len(self._features)
 
 
 def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> npt.NDArray[np.float64]:
-    """(n,) weights that add up to n. `power`: a group of a class with m images counts as m to this power: 0 all alike, 1 as they come."""
+    """(n,) weights that add up to n. `power`: a group of a class with m images counts as m to this
+    power: 0 all alike, 1 as they come.
+    """
     units = list(zip(labels.tolist(), groups, strict=True))
     sizes = Counter(units)
-    weights: npt.NDArray[np.float64] = np.array([sizes[unit] ** (power - 1) for unit in units], np.float64)
+    weights: npt.NDArray[np.float64] = np.array(
+        [sizes[unit] ** (power - 1) for unit in units], np.float64
+    )
     weights *= len(units) / weights.sum()
     return weights
 
 
 def fit_head(
-    features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0, weights: npt.NDArray[np.float64] | None = None
+    features: Features,
+    labels: Labels,
+    classifier: Classifier = "svm",
+    *,
+    c: float = 1.0,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Head:
-    """Fit (n, d) features to (n,) labels, 1 = fake. Both classes weigh the same however many images they have.
+    """Fit (n, d) features to (n,) labels, 1 = fake. Both classes weigh the same however many images
+    they have.
 
-    `svm`: scikit-learn's LinearSVC; its score ranks, but is no log-odds until it is calibrated. `logistic`: LogisticRegression.
-    `c`: the inverse strength of the penalty, for features that are centred and scaled to a mean square length of 1; that shift and scale
-    are folded into the head, so that it takes features as they come. `weights`: (n,) of the images, all alike if left out; see
-    `even_weights`. Raises ConfigError for too few images of a class.
+    `svm`: scikit-learn's LinearSVC; its score ranks, but is no log-odds until it is calibrated.
+    `logistic`: LogisticRegression. `c`: the inverse strength of the penalty, for features that are
+    centred and scaled to a mean square length of 1; that shift and scale are folded into the head,
+    so that it takes features as they come. `weights`: (n,) of the images, all alike if left out;
+    see `even_weights`. Raises ConfigError for too few images of a class.
     """
     require_enough(labels)
     return _fitted(features, labels, classifier, c, weights)
@@ -266,7 +341,8 @@ def cross_validated_auc(
     c: float = 1.0,
     weights: npt.NDArray[np.float64] | None = None,
 ) -> list[float]:
-    """ROC AUC per fold, each of images that its head did not see, nor any image of their groups. Raises ConfigError.
+    """ROC AUC per fold, each of images that its head did not see, nor any image of their groups.
+    Raises ConfigError.
 
     At most 5 stratified folds; a fold that holds one class only has no AUC and is left out.
     """
@@ -277,19 +353,32 @@ def cross_validated_auc(
     folds = min(MOST_FOLDS, *(_units(labels, groups, label) for label in (0, 1)))
     if folds < 2:
         raise ConfigError(
-            "all images of one class are of one group: nothing is left to validate on", hint="give more groups, or none at all"
+            "all images of one class are of one group: nothing is left to validate on",
+            hint="give more groups, or none at all",
         )
     splitter = StratifiedGroupKFold if groups is not None else StratifiedKFold
     aucs = []
-    for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(features, labels, groups):
+    for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(
+        features, labels, groups
+    ):
         if len(set(labels[seen])) == 2 == len(set(labels[unseen])):
-            head = _fitted(features[seen], labels[seen], classifier, c, None if weights is None else weights[seen])
-            aucs.append(float(roc_auc_score(labels[unseen], features[unseen] @ head.weight[0] + head.bias)))
+            head = _fitted(
+                features[seen],
+                labels[seen],
+                classifier,
+                c,
+                None if weights is None else weights[seen],
+            )
+            aucs.append(
+                float(roc_auc_score(labels[unseen], features[unseen] @ head.weight[0] + head.bias))
+            )
     return aucs
 
 
 def save_head(path: Path, head: Head) -> str:
-    """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}; returns the file's SHA-256."""
+    """Write a head as CLIP-D's is published, {"model": {"fc.weight", "fc.bias"}}; returns the
+    file's SHA-256.
+    """
     state = {"fc.weight": torch.from_numpy(head.weight), "fc.bias": torch.tensor([head.bias])}
     file = io.BytesIO()
     torch.save({"model": state}, file)
@@ -298,10 +387,11 @@ def save_head(path: Path, head: Head) -> str:
 
 
 def install_head(base: DetectorCard, weights: Path) -> Path:
-    """Keep a fitted head in the cache as the own weights of a card whose head nobody publishes; where it lies.
+    """Keep a fitted head in the cache as the own weights of a card whose head nobody publishes;
+    where it lies.
 
-    From then on the card scores with it, and so do ensembles that name the card. Another head takes its place; runs know which by its
-    hash. Raises DetectorError for a card that has a head.
+    From then on the card scores with it, and so do ensembles that name the card. Another head takes
+    its place; runs know which by its hash. Raises DetectorError for a card that has a head.
     """
     if not base.weights.fitted:
         raise DetectorError(f"{base.name} has a head of its own, which is not replaced")
@@ -315,7 +405,9 @@ def _put(path: Path, data: bytes) -> None:
 
 
 class Fit(NamedTuple):
-    """What the card of a head states: its classifier, the file of labels, how many real and fake images, the folds' AUC, what was seen."""
+    """What the card of a head states: its classifier, the file of labels, how many real and fake
+    images, the folds' AUC, what was seen.
+    """
 
     classifier: Classifier
     labels: str
@@ -330,17 +422,27 @@ _NOTES = {
         "The scores of a support vector machine rank images; they are no log-odds until they are calibrated.",
         "The validation says how the head does on images like these, not on other generators.",
     ),
-    "logistic": ("The scores are not calibrated. The validation says how the head does on images like these, not on other generators.",),
+    "logistic": (
+        "The scores are not calibrated. The validation says how the head does on images like these, not on other generators.",
+    ),
 }
 
 
-def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: Fit) -> DetectorCard:
-    """Write the card of a head fitted for `base`: the same backbone, feature and preprocessing, the head's own weights beside it.
+def write_card(
+    path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: Fit
+) -> DetectorCard:
+    """Write the card of a head fitted for `base`: the same backbone, feature and preprocessing, the
+    head's own weights beside it.
 
     Raises ConfigError, before anything is written, where the name is not one that a card can have.
     """
     assert base.backbone is not None
-    trained_on = TrainingData(name=fit.labels, images=f"{fit.real} real and {fit.fake} fake", licence="unknown", **fit.seen._asdict())
+    trained_on = TrainingData(
+        name=fit.labels,
+        images=f"{fit.real} real and {fit.fake} fake",
+        licence="unknown",
+        **fit.seen._asdict(),
+    )
     data = {
         "name": name,
         "title": f"{name}: a linear head, fitted to {fit.labels}, on {base.backbone.title}",
@@ -364,7 +466,9 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
         "notes": list(_NOTES[fit.classifier]),
     }
     validate(data | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8"
+    )
     return load_card(path)
 
 
@@ -385,7 +489,10 @@ def _named(backbone: Backbone) -> str | dict[str, Any]:
     """A shipped backbone by name; any other as it is, with a local file by its whole path."""
     described = backbone.model_dump(mode="json")
     shipped = named_configs("backbones").get(backbone.name)
-    if shipped is not None and Backbone.model_validate(read_mapping(shipped)).model_dump(mode="json") == described:
+    if (
+        shipped is not None
+        and Backbone.model_validate(read_mapping(shipped)).model_dump(mode="json") == described
+    ):
         return backbone.name
     beside = backbone.folder / backbone.weights.uri
     if beside.is_file():
@@ -393,7 +500,13 @@ def _named(backbone: Backbone) -> str | dict[str, Any]:
     return described
 
 
-def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float, weights: npt.NDArray[np.float64] | None) -> Head:
+def _fitted(
+    features: Features,
+    labels: Labels,
+    classifier: Classifier,
+    c: float,
+    weights: npt.NDArray[np.float64] | None,
+) -> Head:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -401,18 +514,23 @@ def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float
     centred = features - centre
     scale = float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
     kind = LinearSVC if classifier == "svm" else LogisticRegression
-    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels, sample_weight=weights)
+    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(
+        centred / scale, labels, sample_weight=weights
+    )
     weight = model.coef_ / scale
     return Head(weight.astype(np.float32), float(model.intercept_[0] - weight[0] @ centre))
 
 
 def require_enough(labels: Labels) -> None:
-    """Raises ConfigError where (n,) labels, 1 = fake, hold too few of a class for a head and its validation."""
+    """Raises ConfigError where (n,) labels, 1 = fake, hold too few of a class for a head and its
+    validation.
+    """
     counts = {"real": int((labels == 0).sum()), "fake": int((labels == 1).sum())}
     few = [f"{count} {name}" for name, count in counts.items() if count < FEWEST_PER_CLASS]
     if few:
         raise ConfigError(
-            f"too few images to fit a head: {' and '.join(few)}", hint=f"at least {FEWEST_PER_CLASS} of each class are needed"
+            f"too few images to fit a head: {' and '.join(few)}",
+            hint=f"at least {FEWEST_PER_CLASS} of each class are needed",
         )
 
 

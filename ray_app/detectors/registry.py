@@ -1,5 +1,6 @@
-"""The families of networks (`FAMILIES`): the module of each, imported when a card needs it, and the network's class where the card's
-`architecture.arguments` are all that it is built from; else the module has `build(card)`.
+"""The families of networks (`FAMILIES`): the module of each, imported when a card needs it, and the
+network's class where the card's `architecture.arguments` are all that it is built from; else the
+module has `build(card)`.
 """
 
 from ray_app.errors import ConfigError
@@ -33,15 +34,24 @@ FAMILIES = {
     "callable": "ray_app.detectors.families.foreign",
 }
 ENTRY_POINTS = "touchstone.families"
-HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
+# one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
+HEADS = ("clip-linear", "frozen-linear")
 
-RETIRED_FAMILIES = {"detectzoo": "examples/detectzoo_adapter.py", "imdlbenco": "examples/imdlbenco_adapter.py"}
+RETIRED_FAMILIES = {
+    "detectzoo": "examples/detectzoo_adapter.py",
+    "imdlbenco": "examples/imdlbenco_adapter.py",
+}
 """Family that 1.0 retires → the example module that replaces it."""
 
 
 def refuse_retired_family(name: str) -> None:
-    """Raise ConfigError with the replacement if `name` is a retired family, or a detector such as "detectzoo:safe"."""
+    """Raise ConfigError with the replacement if `name` is a retired family, or a detector such as
+    "detectzoo:safe".
+    """
     family = name.partition(":")[0]
     if family in RETIRED_FAMILIES:
         example = RETIRED_FAMILIES[family]
-        raise ConfigError(f"{name}: the adapter {family} is retired", hint=f"copy {example} and run the command in its first lines")
+        raise ConfigError(
+            f"{name}: the adapter {family} is retired",
+            hint=f"copy {example} and run the command in its first lines",
+        )

@@ -1,4 +1,6 @@
-"""What detectors in one process have in common is held once and run once (`share_backbones`, `hold_equal_weights_once`)."""
+"""What detectors in one process have in common is held once and run once (`share_backbones`,
+`hold_equal_weights_once`).
+"""
 
 import weakref
 from collections import defaultdict
@@ -12,9 +14,11 @@ from ray_app.detectors.detector import BACKBONE, Detector
 
 
 class SharedBackbone(nn.Module):
-    """A backbone that several heads ask about one batch after another: it runs for the first, the others get the same features.
+    """A backbone that several heads ask about one batch after another: it runs for the first, the
+    others get the same features.
 
-    `asked` and `runs` count. A batch is known by being the very same tensor; its features are kept until the next one comes.
+    `asked` and `runs` count. A batch is known by being the very same tensor; its features are kept
+    until the next one comes.
     """
 
     def __init__(self, name: str, tower: nn.Module) -> None:
@@ -35,10 +39,11 @@ class SharedBackbone(nn.Module):
 
 
 def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
-    """Give detectors with one backbone the same module; and let equal weights of all of them lie in memory once.
+    """Give detectors with one backbone the same module; and let equal weights of all of them lie in
+    memory once.
 
-    One backbone is one name, one architecture and equal weights: a name alone is only what a card says. Precision is part of the
-    bargain: a backbone in bf16 is not one in fp32.
+    One backbone is one name, one architecture and equal weights: a name alone is only what a card
+    says. Precision is part of the bargain: a backbone in bf16 is not one in fp32.
     """
     detectors = list(detectors)
     shared: dict[tuple[str, ...], list[SharedBackbone]] = defaultdict(list)
@@ -56,22 +61,36 @@ def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(left, right) for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(left, right)
+        for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def hold_equal_weights_once(networks: Iterable[nn.Module]) -> int:
-    """Point parameters with equal content at one tensor; returns the bytes saved. The networks must not be trained afterwards.
+    """Point parameters with equal content at one tensor; returns the bytes saved. The networks must
+    not be trained afterwards.
 
-    A detector may carry a frozen backbone inside its own checkpoint (MaskCLIP: OpenAI's CLIP) that another one names as a file; where
-    both run in one precision, it lies in memory once.
+    A detector may carry a frozen backbone inside its own checkpoint (MaskCLIP: OpenAI's CLIP) that
+    another one names as a file; where both run in one precision, it lies in memory once.
     """
     held: defaultdict[tuple[object, ...], list[torch.Tensor]] = defaultdict(list)
     saved = 0
     for network in networks:
         for parameter in network.parameters():
-            first = tuple(parameter.flatten()[:8].tolist())  # tells most apart without comparing millions of values
-            alike = held[(parameter.shape, parameter.dtype, parameter.device, parameter.stride(), first)]
-            same = next((tensor for tensor in alike if tensor.data_ptr() != parameter.data_ptr() and torch.equal(tensor, parameter)), None)
+            # tells most apart without comparing millions of values
+            first = tuple(parameter.flatten()[:8].tolist())
+            alike = held[
+                (parameter.shape, parameter.dtype, parameter.device, parameter.stride(), first)
+            ]
+            same = next(
+                (
+                    tensor
+                    for tensor in alike
+                    if tensor.data_ptr() != parameter.data_ptr() and torch.equal(tensor, parameter)
+                ),
+                None,
+            )
             if same is not None:
                 saved += parameter.nbytes
                 parameter.data = same

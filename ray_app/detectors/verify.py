@@ -1,4 +1,5 @@
-"""`verify_detector`: checks of a detector on this machine: each of its files, the keys and counts of its networks, and its golden scores.
+"""`verify_detector`: checks of a detector on this machine: each of its files, the keys and counts
+of its networks, and its golden scores.
 
 `fits` is the check of one part's keys. torch is imported when a network is built.
 """
@@ -34,7 +35,9 @@ Outcome = Literal["ok", "failed", "skipped"]
 
 
 class DetectorCheck(NamedTuple):
-    """One check and its result; where it was `skipped`, why. `part`: whose files were looked at, "" for the detector as a whole."""
+    """One check and its result; where it was `skipped`, why. `part`: whose files were looked at, ""
+    for the detector as a whole.
+    """
 
     name: str
     outcome: Outcome
@@ -43,46 +46,67 @@ class DetectorCheck(NamedTuple):
 
 
 def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[DetectorCheck]:
-    """Check each part on its own (present, SHA-256 of every file, keys and shapes), then counts, loading and golden scores.
+    """Check each part on its own (present, SHA-256 of every file, keys and shapes), then counts,
+    loading and golden scores.
 
-    A part that is missing or wrong keeps no other one from being checked; what needs all of them is skipped then. `images`: a folder
-    that holds the images of published scores under any name. Nothing is downloaded but from the mirror. Raises DetectorError where no
-    network can be built of the card.
+    A part that is missing or wrong keeps no other one from being checked; what needs all of them is
+    skipped then. `images`: a folder that holds the images of published scores under any name.
+    Nothing is downloaded but from the mirror. Raises DetectorError where no network can be built of
+    the card.
     """
     from ray_app.detectors.detector import bare_network
 
     network, sound = bare_network(card), True
     for part in parts_of(card):
         for check in _check_part(card, part, network):
-            sound = sound and check.outcome != "failed" and (check.name, check.outcome) != ("present", "skipped")
+            sound = (
+                sound
+                and check.outcome != "failed"
+                and (check.name, check.outcome) != ("present", "skipped")
+            )
             yield check
     yield from _check_counts(card, network)
     detector: Detector | None = None
     if not sound:
-        yield DetectorCheck("loads", "skipped", "a part is missing, or not the one that the card means")
+        yield DetectorCheck(
+            "loads", "skipped", "a part is missing, or not the one that the card means"
+        )
     else:
         check, detector = _load(card)
         yield check
     yield from _check_golden(card, detector, images)
 
 
-def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module") -> Iterator[DetectorCheck]:
+def _check_part(
+    card: DetectorCard, part: WeightSet, network: "nn.Module"
+) -> Iterator[DetectorCheck]:
     try:
         path = located(part) or resolve_part(part, offline=True)
     except DetectorError as error:
         if part.weights.fitted:
-            yield DetectorCheck("present", "skipped", f"no head is fitted yet: {error.hint}", part.name)
+            yield DetectorCheck(
+                "present", "skipped", f"no head is fitted yet: {error.hint}", part.name
+            )
             return
         incomplete = missing_beside(part)
-        told = f"{incomplete[0]} is here, but not beside it: {', '.join(incomplete[1])}" if incomplete else error.message
+        told = (
+            f"{incomplete[0]} is here, but not beside it: {', '.join(incomplete[1])}"
+            if incomplete
+            else error.message
+        )
         yield DetectorCheck("present", "failed", f"{told}; {error.hint}", part.name)
         return
     yield DetectorCheck("present", "ok", str(path), part.name)
     files = [_check_file(part, path, part.weights.sha256, part.weights.unverified)]
-    files += [_check_file(part, path.parent / name, stated, "the card states none") for name, stated in part.weights.beside.items()]
+    files += [
+        _check_file(part, path.parent / name, stated, "the card states none")
+        for name, stated in part.weights.beside.items()
+    ]
     yield from files
     if any(check.outcome == "failed" for check in files):
-        yield DetectorCheck("keys", "skipped", "not read: a file is not the one that the card means", part.name)
+        yield DetectorCheck(
+            "keys", "skipped", "not read: a file is not the one that the card means", part.name
+        )
         return
     try:
         yield DetectorCheck("keys", "ok", fits(card, part, path, network), part.name)
@@ -90,17 +114,30 @@ def _check_part(card: DetectorCard, part: WeightSet, network: "nn.Module") -> It
         yield DetectorCheck("keys", "failed", error.message, part.name)
 
 
-def _check_file(part: WeightSet, path: Path, stated: str | None, unverified: str | None) -> DetectorCheck:
+def _check_file(
+    part: WeightSet, path: Path, stated: str | None, unverified: str | None
+) -> DetectorCheck:
     digest = file_sha256(path)
     if stated is None:
-        return DetectorCheck("sha256", "skipped", f"{path} has {digest}; no sha256 to compare with: {unverified}", part.name)
+        return DetectorCheck(
+            "sha256",
+            "skipped",
+            f"{path} has {digest}; no sha256 to compare with: {unverified}",
+            part.name,
+        )
     if digest != stated:
-        return DetectorCheck("sha256", "failed", f"{path} has {digest}, the card says {stated}", part.name)
+        return DetectorCheck(
+            "sha256", "failed", f"{path} has {digest}, the card says {stated}", part.name
+        )
     return DetectorCheck("sha256", "ok", f"{path} {digest}", part.name)
 
 
-def fits(card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | None" = None) -> str:
-    """Read a part's file and compare every key and shape with the card's network; says what was found to fit. Raises DetectorError."""
+def fits(
+    card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | None" = None
+) -> str:
+    """Read a part's file and compare every key and shape with the card's network; says what was
+    found to fit. Raises DetectorError.
+    """
     from ray_app.detectors.detector import BACKBONE, bare_network, own_keys
     from ray_app.detectors.weights import require_fit
 
@@ -112,7 +149,12 @@ def fits(card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | 
         backbone = network.get_submodule(BACKBONE)
         require_fit(backbone, own_keys(card, state, backbone), where)
     else:
-        require_fit(network, own_keys(card, state, network), where, without=None if card.backbone is None else f"{BACKBONE}.")
+        require_fit(
+            network,
+            own_keys(card, state, network),
+            where,
+            without=None if card.backbone is None else f"{BACKBONE}.",
+        )
         checkpoint_config(card, path)
     return f"all {len(state)} keys and shapes of the file fit the network, and none is missing"
 
@@ -121,8 +163,11 @@ def _load(card: DetectorCard) -> "tuple[DetectorCheck, Detector | None]":
     from ray_app.detectors import load_detector
 
     try:
-        # Golden scores are those of single images in full precision; where there are none, memory counts more.
-        detector = load_detector(card, precision="fp32" if card.golden else "auto", slots=1, offline=True)
+        # Golden scores are those of single images in full precision; where there are none, memory
+        # counts more.
+        detector = load_detector(
+            card, precision="fp32" if card.golden else "auto", slots=1, offline=True
+        )
     except DetectorError as error:
         return DetectorCheck("loads", "failed", error.message), None
     return DetectorCheck("loads", "ok", f"all parts together, in {detector.precision}"), detector
@@ -130,30 +175,50 @@ def _load(card: DetectorCard) -> "tuple[DetectorCheck, Detector | None]":
 
 def _check_counts(card: DetectorCard, network: "nn.Module") -> Iterator[DetectorCheck]:
     if card.size is None:
-        yield from (DetectorCheck(name, "skipped", "the card states no size") for name in ("parameters", "tensors"))
+        yield from (
+            DetectorCheck(name, "skipped", "the card states no size")
+            for name in ("parameters", "tensors")
+        )
         return
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    counts = {"parameters": (parameters, card.size.parameters), "tensors": (len(network.state_dict()), card.size.tensors)}
+    counts = {
+        "parameters": (parameters, card.size.parameters),
+        "tensors": (len(network.state_dict()), card.size.tensors),
+    }
     for name, (found, stated) in counts.items():
         same = found == stated
-        yield DetectorCheck(name, "ok" if same else "failed", f"{found:,}" if same else f"{found:,}, the card says {stated:,}")
+        yield DetectorCheck(
+            name,
+            "ok" if same else "failed",
+            f"{found:,}" if same else f"{found:,}, the card says {stated:,}",
+        )
 
 
-def _check_golden(card: DetectorCard, detector: "Detector | None", images: Path | None) -> Iterator[DetectorCheck]:
+def _check_golden(
+    card: DetectorCard, detector: "Detector | None", images: Path | None
+) -> Iterator[DetectorCheck]:
     if not card.golden:
         yield DetectorCheck("golden", "skipped", "the card has no score of a single image")
         return
     wanted = {golden.sha256 for golden in card.golden if isinstance(golden, GoldenScore)}
     found = _find_images(images, wanted) if images and detector and wanted else {}
     for golden in card.golden:
-        name = f"formula {golden.width} × {golden.height}" if isinstance(golden, FormulaScore) else golden.name
+        name = (
+            f"formula {golden.width} × {golden.height}"
+            if isinstance(golden, FormulaScore)
+            else golden.name
+        )
         if detector is None:
             yield DetectorCheck("golden", "skipped", f"{name}: the network was not loaded")
         elif isinstance(golden, FormulaScore):
             yield _replay(detector, golden)
         elif (path := found.get(golden.sha256)) is None:
             where = f"is not in {images}" if images else "is needed (--images FOLDER)"
-            yield DetectorCheck("golden", "skipped", f"{name} {where}: sha256 {golden.sha256}; published: {golden.source}")
+            yield DetectorCheck(
+                "golden",
+                "skipped",
+                f"{name} {where}: sha256 {golden.sha256}; published: {golden.source}",
+            )
         else:
             yield _compare(detector, golden, path)
 

@@ -1,7 +1,8 @@
-"""Weights: from a card's uri to verified files on this machine (`resolve_weights`), and from a file to a state dict that fits
-(`read_state_dict`, `load_strictly`).
+"""Weights: from a card's uri to verified files on this machine (`resolve_weights`), and from a file
+to a state dict that fits (`read_state_dict`, `load_strictly`).
 
-Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where tensors are read.
+Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where
+tensors are read.
 """
 
 import argparse
@@ -36,7 +37,9 @@ _HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # what the hub's cache calls a large 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weight files of a detector: its own, or those of the backbone that it may share. `owner` is the card, for messages."""
+    """One set of weight files of a detector: its own, or those of the backbone that it may share.
+    `owner` is the card, for messages.
+    """
 
     name: str
     weights: Weights
@@ -61,21 +64,28 @@ def parts_of(card: DetectorCard) -> list[WeightSet]:
     """The detector's own weights first, then its backbone's. Variants of a card share their files."""
     own = WeightSet(base_name(card.name), card.weights, card.folder, card.name)
     backbone = card.backbone
-    return [own] if backbone is None else [own, WeightSet(backbone.name, backbone.weights, backbone.folder, card.name)]
+    return (
+        [own]
+        if backbone is None
+        else [own, WeightSet(backbone.name, backbone.weights, backbone.folder, card.name)]
+    )
 
 
 def is_offline() -> bool:
     """Whether no hub may be reached ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
-    return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
+    return any(
+        os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
+    )
 
 
 def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
-    """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
+    """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's
+    are fetched if they are not there yet.
 
-    Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names (any fsspec URL; filled by
-    `publish_weights`, so that workers do not storm a hub), the uri.
-    Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
-    Raises DetectorError, always one: missing, unreachable, or not the file that the card means.
+    Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR
+    names (any fsspec URL; filled by `publish_weights`, so that workers do not storm a hub), the
+    uri. Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri. Raises DetectorError, always
+    one: missing, unreachable, or not the file that the card means.
     """
     (_, own), *_ = resolved(card, offline)
     return own
@@ -98,7 +108,9 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
 
 
 def located(part: WeightSet) -> Path | None:
-    """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not hashed, nothing fetched, no mirror."""
+    """Where a part's file lies on this machine, with all that belongs beside it; None if not. Not
+    hashed, nothing fetched, no mirror.
+    """
     found = _local(part)
     if found is not None or not part.weights.uri.startswith("hf://"):
         return found
@@ -109,7 +121,8 @@ def located(part: WeightSet) -> Path | None:
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy verified weights to a bucket or shared folder from which workers read them; returns the URL of the detector's own file.
+    """Copy verified weights to a bucket or shared folder from which workers read them; returns the
+    URL of the detector's own file.
 
     Raises DetectorError.
     """
@@ -127,28 +140,39 @@ def publish_part(part: WeightSet, mirror: str) -> str:
         folder = path.rpartition("/")[0]
         filesystem.makedirs(folder, exist_ok=True)
         config = part.weights.config
-        beside = [*part.weights.beside, *([config] if config and (found.parent / config).is_file() else [])]
+        beside = [
+            *part.weights.beside,
+            *([config] if config and (found.parent / config).is_file() else []),
+        ]
         for name in dict.fromkeys(beside):
             _put(filesystem, found.parent / name, f"{folder}/{name}")
         _put(filesystem, found, path)
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise DetectorError(f"{part.owner}: cannot write weights to {url}: {describe_error(error)}") from error
+        raise DetectorError(
+            f"{part.owner}: cannot write weights to {url}: {describe_error(error)}"
+        ) from error
     return url
 
 
 def _put(filesystem: Any, file: Path, path: str) -> None:
-    """Copy a file that is not there yet; a name in a mirror stands for one content, or for one that is checked when it is read."""
+    """Copy a file that is not there yet; a name in a mirror stands for one content, or for one that
+    is checked when it is read.
+    """
     if not filesystem.exists(path) or filesystem.size(path) != file.stat().st_size:
         filesystem.put_file(str(file), path)
 
 
 def weights_digest(card: DetectorCard) -> str:
-    """One SHA-256 for all that a detector's weights hold: the file's own where there is one file. Raises DetectorError."""
+    """One SHA-256 for all that a detector's weights hold: the file's own where there is one file.
+    Raises DetectorError.
+    """
     return digest_of_all([digest_of(*one) for one in resolved(card)])
 
 
 def stated_digest(card: DetectorCard) -> str | None:
-    """What `weights_digest` gives for files that are as the card states; None where it does not state all of them. Touches no file."""
+    """What `weights_digest` gives for files that are as the card states; None where it does not
+    state all of them. Touches no file.
+    """
     digests = []
     for weights in (part.weights for part in parts_of(card)):
         if weights.sha256 is None or None in weights.beside.values():
@@ -162,30 +186,47 @@ def digest_of_all(lines: Sequence[str]) -> str:
     return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def with_kept_weights(card: DetectorCard, digest: str, mirrors: Sequence[str]) -> DetectorCard | None:
-    """The card with the weights of this digest, which its name stood for earlier, where the cache or one of the mirrors still has them.
+def with_kept_weights(
+    card: DetectorCard, digest: str, mirrors: Sequence[str]
+) -> DetectorCard | None:
+    """The card with the weights of this digest, which its name stood for earlier, where the cache
+    or one of the mirrors still has them.
 
     None where none has, and for weights of several files.
     """
     [own, *others] = parts_of(card)
     if others or own.weights.beside:
         return None
-    part = replace(own, weights=own.weights.model_copy(update={"sha256": digest, "unverified": None}))
+    part = replace(
+        own, weights=own.weights.model_copy(update={"sha256": digest, "unverified": None})
+    )
     kept = cached_path(part)
-    if not kept.is_file() and not any(_copy(part, _mirrored(part, mirror), kept, required=False) for mirror in mirrors):
+    if not kept.is_file() and not any(
+        _copy(part, _mirrored(part, mirror), kept, required=False) for mirror in mirrors
+    ):
         return None
     return card.model_copy(update={"weights": part.weights.model_copy(update={"uri": str(kept)})})
 
 
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """The SHA-256 of the card's own weights file. Raises DetectorError where the card knows another one."""
+    """The SHA-256 of the card's own weights file. Raises DetectorError where the card knows another
+    one.
+    """
     return digest_of(parts_of(card)[0], path)
 
 
 def digest_of(part: WeightSet, path: Path) -> str:
-    """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises DetectorError where one is another."""
+    """The SHA-256 of a part: of its file, or of that and the digests of what lies beside. Raises
+    DetectorError where one is another.
+    """
     digest = _checked(part, path, part.weights.sha256)
-    return _joined(digest, {name: _checked(part, path.parent / name, stated) for name, stated in part.weights.beside.items()})
+    return _joined(
+        digest,
+        {
+            name: _checked(part, path.parent / name, stated)
+            for name, stated in part.weights.beside.items()
+        },
+    )
 
 
 def _joined(digest: str, beside: Mapping[str, str | None]) -> str:
@@ -200,7 +241,11 @@ def _checked(part: WeightSet, path: Path, stated: str | None) -> str:
         stated, who = path.name, "the hub said"
     if stated not in (None, digest):
         kind = kind_of_file(path)
-        what, first = ("", "") if kind.name in ("torch", "safetensors") else (f"; it is {kind.what}", f"{kind.hint}; or ")
+        what, first = (
+            ("", "")
+            if kind.name in ("torch", "safetensors")
+            else (f"; it is {kind.what}", f"{kind.hint}; or ")
+        )
         raise DetectorError(
             f"{part.owner}: {path} is not the file that the card means: sha256 {digest}, {who} {stated}{what}",
             hint=f"{first}delete it and run: touchstone detectors fetch {part.owner}",
@@ -227,16 +272,24 @@ def cached_path(part: WeightSet) -> Path:
 
 
 def missing_beside(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """A part's own file where it lies without something that belongs beside it, and what; None where there is no such file."""
+    """A part's own file where it lies without something that belongs beside it, and what; None
+    where there is no such file.
+    """
     for path in _candidates(part):
-        if path.is_file() and (absent := [name for name in part.weights.beside if not (path.parent / name).is_file()]):
+        if path.is_file() and (
+            absent := [name for name in part.weights.beside if not (path.parent / name).is_file()]
+        ):
             return path, absent
     return None
 
 
 def _local(part: WeightSet) -> Path | None:
     needed = part.weights.beside
-    whole = (path for path in _candidates(part) if path.is_file() and all((path.parent / name).is_file() for name in needed))
+    whole = (
+        path
+        for path in _candidates(part)
+        if path.is_file() and all((path.parent / name).is_file() for name in needed)
+    )
     return next(whole, None)
 
 
@@ -244,9 +297,15 @@ def _candidates(part: WeightSet) -> list[Path]:
     candidates = [cached_path(part)]
     place = urlsplit(part.weights.uri)
     if place.scheme in ("", "file"):
-        # A card travels to workers by value: on another machine the shipped weights lie beside that machine's own cards.
+        # A card travels to workers by value: on another machine the shipped weights lie beside that
+        # machine's own cards.
         name = Path(place.path)
-        candidates = [part.folder / name, config_root() / "detectors" / name, default_cache() / name, *candidates]
+        candidates = [
+            part.folder / name,
+            config_root() / "detectors" / name,
+            default_cache() / name,
+            *candidates,
+        ]
     return candidates
 
 
@@ -263,7 +322,9 @@ def _fetch(part: WeightSet, offline: bool) -> Path:
             + f" (needed together: {needed})" * bool(part.weights.beside),
         )
     if offline:
-        raise _missing(part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache")
+        raise _missing(
+            part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache"
+        )
     fetched = _copy(part, uri, cached_path(part), required=True)
     assert fetched is not None
     return fetched
@@ -274,18 +335,28 @@ def _from_hub(part: WeightSet, offline: bool) -> Path:
     assert place is not None
     file = place["file"].rpartition("/")[2]
     config = [] if part.weights.config is None or offline else [part.weights.config]
-    *_, path = (hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file))
+    *_, path = (
+        hub_file(part, place, name, offline) for name in (*part.weights.beside, *config, file)
+    )
     return Path(path)
 
 
-def hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool, *, dry_run: bool = False) -> Any:
-    """The path of a file in the hub's cache, fetched unless it is there; in a `dry_run` its `DryRunFileInfo`. Raises DetectorError."""
+def hub_file(
+    part: WeightSet, place: re.Match[str], file: str, offline: bool, *, dry_run: bool = False
+) -> Any:
+    """The path of a file in the hub's cache, fetched unless it is there; in a `dry_run` its
+    `DryRunFileInfo`. Raises DetectorError.
+    """
     import huggingface_hub
 
     folder = place["file"].rpartition("/")[0]
     try:
         fetch = functools.partial(
-            huggingface_hub.hf_hub_download, place["repo"], file, subfolder=folder or None, revision=place["revision"]
+            huggingface_hub.hf_hub_download,
+            place["repo"],
+            file,
+            subfolder=folder or None,
+            revision=place["revision"],
         )
         try:
             return fetch(local_files_only=True, dry_run=dry_run)
@@ -296,33 +367,66 @@ def hub_file(part: WeightSet, place: re.Match[str], file: str, offline: bool, *,
             return fetch(dry_run=dry_run)
     except huggingface_hub.errors.RepositoryNotFoundError as error:  # also of one that is gated
         gated = f"who accepted the terms of https://huggingface.co/{place['repo']} and is known may have it"
-        why = gated if isinstance(error, huggingface_hub.errors.GatedRepoError) else f"there is no {place['repo']}, or not for everybody"
-        raise _missing(part, f"{file}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks") from None
-    except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
-        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {describe_error(error)}") from None
+        why = (
+            gated
+            if isinstance(error, huggingface_hub.errors.GatedRepoError)
+            else f"there is no {place['repo']}, or not for everybody"
+        )
+        raise _missing(
+            part, f"{file}: the hub says: {why}; `hf auth login`, or HF_TOKEN, says who asks"
+        ) from None
+    # the hub's own errors and its HTTP library's; a file that is cached raises none of them
+    except Exception as error:
+        raise _missing(
+            part,
+            f"offline, and {file} is not in the hub's cache"
+            if offline
+            else f"{file}: {describe_error(error)}",
+        ) from None
 
 
 def _reach(endpoint: str) -> None:
-    """Raise OSError where there is no way to a host: the hub's library would try for half a minute and warn a dozen times."""
+    """Raise OSError where there is no way to a host: the hub's library would try for half a minute
+    and warn a dozen times.
+    """
     place = urlsplit(endpoint)
     if not urllib.request.getproxies().get(place.scheme):
-        socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10).close()
+        socket.create_connection(
+            (place.hostname or "", place.port or (443 if place.scheme == "https" else 80)),
+            timeout=10,
+        ).close()
 
 
 def _copy(part: WeightSet, url: str, target: Path, *, required: bool) -> Path | None:
     """Copy a part's file and then what belongs beside it; None if one is absent and not required."""
     folder = url.rpartition("/")[0]
     files = [(url, target, part.weights.sha256)]
-    files += [(f"{folder}/{name}", target.parent / name, stated) for name, stated in part.weights.beside.items()]
+    files += [
+        (f"{folder}/{name}", target.parent / name, stated)
+        for name, stated in part.weights.beside.items()
+    ]
     if part.weights.config:
-        _download(part, f"{folder}/{part.weights.config}", target.parent / part.weights.config, None, required=False)
+        _download(
+            part,
+            f"{folder}/{part.weights.config}",
+            target.parent / part.weights.config,
+            None,
+            required=False,
+        )
     # The part's own file comes last: where it is, all are.
-    copied = [_download(part, source, path, stated, required=required) for source, path, stated in reversed(files)]
+    copied = [
+        _download(part, source, path, stated, required=required)
+        for source, path, stated in reversed(files)
+    ]
     return target if all(copied) else None
 
 
-def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, required: bool) -> bool:
-    """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is absent and not required."""
+def _download(
+    part: WeightSet, url: str, target: Path, stated: str | None, *, required: bool
+) -> bool:
+    """Copy `url` to `target` in one rename, so that no reader ever sees half a file; False if it is
+    absent and not required.
+    """
     from ray_app.storage.object_store import retrying_fsspec_for
 
     partial: str | None = None
@@ -343,7 +447,9 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, re
         if not required:
             return False
         # What fsspec's HTTP calls not found may be a host that does not answer.
-        raise _missing(part, "not found" if error.__cause__ is None else describe_error(error.__cause__)) from None
+        raise _missing(
+            part, "not found" if error.__cause__ is None else describe_error(error.__cause__)
+        ) from None
     except Exception as error:  # fsspec lets every backend's own exceptions through
         raise _missing(part, describe_error(error)) from None
     finally:
@@ -353,12 +459,21 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, re
 
 def _missing(part: WeightSet, why: str) -> DetectorError:
     weights = part.weights
-    what = "no weights" if part.name == base_name(part.owner) else f"no weights of its backbone {part.name}"
+    what = (
+        "no weights"
+        if part.name == base_name(part.owner)
+        else f"no weights of its backbone {part.name}"
+    )
     if weights.fitted:
         hint = f"nobody publishes it: touchstone detectors fetch {part.owner}, then touchstone detectors fit {part.owner} LABELS --install"
-        return DetectorError(f"{part.owner}: no weights of its head, {weights.uri}: {why}", hint=hint)
+        return DetectorError(
+            f"{part.owner}: no weights of its head, {weights.uri}: {why}", hint=hint
+        )
     first = weights.obtain or "With a network, once:"
-    return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
+    return DetectorError(
+        f"{part.owner}: {what}: {weights.uri}: {why}",
+        hint=f"{first} touchstone detectors fetch {part.owner}",
+    )
 
 
 def _file_name(part: WeightSet) -> str:
@@ -370,7 +485,9 @@ def _mirrored(part: WeightSet, mirror: str) -> str:
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """What the checkpoint says of itself in the file that the card names; empty where there is none. Raises DetectorError."""
+    """What the checkpoint says of itself in the file that the card names; empty where there is
+    none. Raises DetectorError.
+    """
     if card.weights.config is None:
         return {}
     path = weights.parent / card.weights.config
@@ -386,14 +503,26 @@ def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
 
 
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises DetectorError."""
+    """Tensors of a file under the network's own key names: unwrapped, prefixes stripped. Raises
+    DetectorError.
+    """
     import torch
 
     state: Any = _READERS[weights.format](path)
-    while isinstance(state, dict) and (inner := next((state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None)):
+    while isinstance(state, dict) and (
+        inner := next(
+            (state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None
+        )
+    ):
         state = {name: state[name] for name in weights.keep if name in state} | inner
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DetectorError(f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
+        raise DetectorError(
+            f"{path}: no state dict, neither at the top nor under {', '.join(weights.unwrap) or '(no name given)'}"
+        )
     return _renamed(state, weights)
 
 
@@ -420,10 +549,19 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 def _read_shards(index: Path) -> "dict[str, torch.Tensor]":
     try:
-        shards = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        shards = sorted(
+            {
+                str(name)
+                for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            }
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise unreadable(index, "safetensors-index weights", error, name="json") from error
-    return {key: tensor for shard in shards for key, tensor in read_safetensors(index.parent / Path(shard).name).items()}
+    return {
+        key: tensor
+        for shard in shards
+        for key, tensor in read_safetensors(index.parent / Path(shard).name).items()
+    }
 
 
 def _read_torch(path: Path) -> Any:
@@ -434,21 +572,36 @@ def _read_torch(path: Path) -> Any:
         warnings.simplefilter("ignore")  # of what the error below says better
         try:
             return torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # a damaged file fails in zip or pickle, each with exceptions of its own
-            raise unreadable(path, "torch weights", error, name="torch") from None  # torch advises to open it with less care
+        # a damaged file fails in zip or pickle, each with exceptions of its own
+        except Exception as error:
+            # torch advises to open it with less care
+            raise unreadable(path, "torch weights", error, name="torch") from None
 
 
-_READERS = {"safetensors": read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
+_READERS = {
+    "safetensors": read_safetensors,
+    "safetensors-index": _read_shards,
+    "torch": _read_torch,
+}
 
 
 def require_fit(
-    network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None
+    network: "torch.nn.Module",
+    state: "Mapping[str, torch.Tensor]",
+    where: str,
+    *,
+    without: str | None = None,
 ) -> "dict[str, torch.Tensor]":
-    """Refuse a state dict of which a key or a shape does not fit; the network's own tensors that it stands for. Raises DetectorError.
+    """Refuse a state dict of which a key or a shape does not fit; the network's own tensors that it
+    stands for. Raises DetectorError.
 
     `without` as for `load_strictly`.
     """
-    own = {key: tensor for key, tensor in network.state_dict().items() if without is None or not key.startswith(without)}
+    own = {
+        key: tensor
+        for key, tensor in network.state_dict().items()
+        if without is None or not key.startswith(without)
+    }
     faults = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -460,31 +613,56 @@ def require_fit(
     }
     if any(faults.values()):
         message = "; ".join(
-            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})" for fault, keys in faults.items() if keys
+            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
+            for fault, keys in faults.items()
+            if keys
         )
         raise DetectorError(
-            f"{where}: the weights do not fit the network: {message}", hint="check architecture, unwrap and strip_prefixes in the card"
+            f"{where}: the weights do not fit the network: {message}",
+            hint="check architecture, unwrap and strip_prefixes in the card",
         )
     return own
 
 
-def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
-    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
+def load_strictly(
+    network: "torch.nn.Module",
+    state: "Mapping[str, torch.Tensor]",
+    where: str,
+    *,
+    without: str | None = None,
+) -> None:
+    """Load a state dict of which every key and shape fits. Raises DetectorError that names what
+    does not.
 
     `without`: the prefix of a submodule that is loaded from another file.
     """
     own = require_fit(network, state, where, without=without)
-    network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
+    network.load_state_dict(
+        state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values())
+    )
 
 
 def _renamed(state: "dict[str, torch.Tensor]", weights: Weights) -> "dict[str, torch.Tensor]":
-    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes off, the network's own put on."""
-    state = _stripped(state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select))
-    state = _stripped({key: tensor for key, tensor in state.items() if key.startswith(weights.select)}, weights.strip_prefixes)
+    """Wrappers' prefixes off, what the network does not have left out, the rest of the prefixes
+    off, the network's own put on.
+    """
+    state = _stripped(
+        state, tuple(prefix for prefix in weights.strip_prefixes if prefix != weights.select)
+    )
+    state = _stripped(
+        {key: tensor for key, tensor in state.items() if key.startswith(weights.select)},
+        weights.strip_prefixes,
+    )
     return {weights.prefix + key: tensor for key, tensor in state.items()}
 
 
-def _stripped(state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]) -> "dict[str, torch.Tensor]":
-    while state and (prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None)):
+def _stripped(
+    state: "dict[str, torch.Tensor]", prefixes: tuple[str, ...]
+) -> "dict[str, torch.Tensor]":
+    while state and (
+        prefix := next(
+            (prefix for prefix in prefixes if all(key.startswith(prefix) for key in state)), None
+        )
+    ):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state

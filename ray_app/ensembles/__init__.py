@@ -1,4 +1,6 @@
-"""Detector scores → verdicts: ensemble cards, combination rules, thresholds, cascades, and the population a calibration holds for."""
+"""Detector scores → verdicts: ensemble cards, combination rules, thresholds, cascades, and the
+population a calibration holds for.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
         sigmoid,
     )
     from ray_app.ensembles.finding import Finding, Ground, error_rates, find
-    from ray_app.ensembles.population import LabelledPart, Population, PopulationTally, population_of, properties_of
+    from ray_app.ensembles.population import (
+        LabelledPart,
+        Population,
+        PopulationTally,
+        population_of,
+        properties_of,
+    )
 else:
     __getattr__ = on_first_use(__name__)

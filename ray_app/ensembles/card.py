@@ -1,6 +1,8 @@
-"""The ensemble card: which detectors, how their scores combine, where verdicts begin (`EnsembleCard`).
+"""The ensemble card: which detectors, how their scores combine, where verdicts begin
+(`EnsembleCard`).
 
-`load_ensemble_card` reads one, `ensemble_of` makes one of detectors, `decision_facts` is what a run's identity keeps of it.
+`load_ensemble_card` reads one, `ensemble_of` makes one of detectors, `decision_facts` is what a
+run's identity keeps of it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +23,8 @@ FEWEST_GATED = 3  # members of whom one can be far from the others
 
 
 class EnsembleMember(Frozen):
-    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it; its weight under `weighted`.
+    """One detector in an ensemble: a shipped name, or a card's path or URL, `:VARIANT` behind it;
+    its weight under `weighted`.
 
     `calibration` holds instead of the detector card's own.
     """
@@ -48,12 +51,15 @@ class Thresholds(Frozen):
     @model_validator(mode="after")
     def _ordered(self) -> "Thresholds":
         if self.real_below > self.fake_above:
-            raise ValueError(f"real_below ({self.real_below}) must not exceed fake_above ({self.fake_above})")
+            raise ValueError(
+                f"real_below ({self.real_below}) must not exceed fake_above ({self.fake_above})"
+            )
         return self
 
 
 class Stacking(Frozen):
-    """A logistic regression on calibrated member scores, fitted by `fit_stacking`; one number per member, in their order.
+    """A logistic regression on calibrated member scores, fitted by `fit_stacking`; one number per
+    member, in their order.
 
     Log-odds = Σ coefficient × (score − mean) / scale + intercept.
     """
@@ -65,10 +71,12 @@ class Stacking(Frozen):
 
 
 class OutlierGate(Frozen):
-    """When `gated-mean` leaves a member out of the mean for an image: its log-odds lie too far from the median of all members'.
+    """When `gated-mean` leaves a member out of the mean for an image: its log-odds lie too far from
+    the median of all members'.
 
-    By the modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median > `deviations` × the median of all
-    distances, where that is at least `floor`, so that no member is left out where they nearly agree. At least half always stay.
+    By the modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median >
+    `deviations` × the median of all distances, where that is at least `floor`, so that no member is
+    left out where they nearly agree. At least half always stay.
     """
 
     deviations: float = Field(default=3.5, ge=1, description="Iglewicz and Hoaglin's own is 3.5")
@@ -76,7 +84,9 @@ class OutlierGate(Frozen):
 
 
 class CascadeStage(Frozen):
-    """How one stage of a cascade makes a score of its members' calibrated ones: `rule`, then `calibration`."""
+    """How one stage of a cascade makes a score of its members' calibrated ones: `rule`, then
+    `calibration`.
+    """
 
     rule: SymmetricRule | Literal["stacked"] = "mean-logit"
     stacking: Stacking | None = None
@@ -84,17 +94,24 @@ class CascadeStage(Frozen):
 
 
 class Cascade(Frozen):
-    """Cheap members look at every image, and all of them at those that the cheap ones leave uncertain.
+    """Cheap members look at every image, and all of them at those that the cheap ones leave
+    uncertain.
 
-    `first`: how many of the ensemble's members, from the front, look at every image; `early` makes their score, `late` that of all.
-    An image goes on where its early score lies in `band` (both ends included), or where it belongs to the `audit_share` of images that
-    is drawn by their bytes, whatever they score: so what the second stage would have said of the rest stays measurable.
+    `first`: how many of the ensemble's members, from the front, look at every image; `early` makes
+    their score, `late` that of all. An image goes on where its early score lies in `band` (both
+    ends included), or where it belongs to the `audit_share` of images that is drawn by their bytes,
+    whatever they score: so what the second stage would have said of the rest stays measurable.
     """
 
     first: int = Field(ge=1)
     band: tuple[float, float]
     audit_share: float = Field(default=0.01, ge=0, le=1)
-    expected_share: float | None = Field(default=None, ge=0, le=1, description="of images that go on, as was measured; for planning alone")
+    expected_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="of images that go on, as was measured; for planning alone",
+    )
     early: CascadeStage = CascadeStage()
     late: CascadeStage = CascadeStage()
 
@@ -108,11 +125,13 @@ class Cascade(Frozen):
 class Guarantee(Frozen):
     """What is known of the false-positive rate above `fake_above`.
 
-    With `confidence`, the rate among reals of the calibration's population is under `target_fpr`: of `n_real` of them, which nothing else
-    was fitted on, `false_positives` reached the threshold. All labelled reals are of `groups` groups (sources, looks), worth `effective`
-    independent ones; null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one of both sets' exact
-    binomial upper bounds (Clopper and Pearson 1934, one-sided). `these_sources`: it is promised for archives of the labels' own sources
-    in their shares. `references`: a Parquet beside the card with the ensemble scores of all labelled reals.
+    With `confidence`, the rate among reals of the calibration's population is under `target_fpr`:
+    of `n_real` of them, which nothing else was fitted on, `false_positives` reached the threshold.
+    All labelled reals are of `groups` groups (sources, looks), worth `effective` independent ones;
+    null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one
+    of both sets' exact binomial upper bounds (Clopper and Pearson 1934, one-sided).
+    `these_sources`: it is promised for archives of the labels' own sources in their shares.
+    `references`: a Parquet beside the card with the ensemble scores of all labelled reals.
     """
 
     target_fpr: float = Field(gt=0, lt=1)
@@ -128,7 +147,9 @@ class Guarantee(Frozen):
 
 
 class Settings(Frozen):
-    """Under what the calibrated scores were made: another precision or resize mode gives other scores, another decoder other pixels."""
+    """Under what the calibrated scores were made: another precision or resize mode gives other
+    scores, another decoder other pixels.
+    """
 
     precision: Mapping[str, Literal["bf16", "fp32"]]
     resize: Literal["exact", "fast"] = "exact"
@@ -136,10 +157,12 @@ class Settings(Frozen):
 
 
 class EnsembleProfile(Frozen):
-    """What is predicted of an image beside its verdict: by which head which generator made it, and by what model from which words.
+    """What is predicted of an image beside its verdict: by which head which generator made it, and
+    by what model from which words.
 
-    `identifier` and `describer` are cards, by name or path. The identifier names every image that has an embedding. `describe`: the
-    describer, which is dear, says something of what is `flagged` (its verdict is `fake`), or of `all`.
+    `identifier` and `describer` are cards, by name or path. The identifier names every image that
+    has an embedding. `describe`: the describer, which is dear, says something of what is `flagged`
+    (its verdict is `fake`), or of `all`.
     """
 
     identifier: str | None = None
@@ -156,18 +179,26 @@ class EnsembleProfile(Frozen):
 class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
-    In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`. `guarantee`, `settings` and `population` are
-    what `touchstone detectors calibrate` knows: what the thresholds promise, and of which scores and which images.
+    In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`.
+    `guarantee`, `settings` and `population` are what `touchstone detectors calibrate` knows: what
+    the thresholds promise, and of which scores and which images.
     """
 
     name: str
     title: str
     members: tuple[EnsembleMember, ...] = Field(min_length=1)
     rule: Rule = "mean-logit"
-    bias: float = Field(default=0.0, description="added after the rule; the intercept of `weighted`")
+    bias: float = Field(
+        default=0.0, description="added after the rule; the intercept of `weighted`"
+    )
     stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
-    gate: OutlierGate | None = Field(default=None, description="the numbers of `gated-mean`; null = the usual ones")
-    calibration: Platt | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
+    gate: OutlierGate | None = Field(
+        default=None, description="the numbers of `gated-mean`; null = the usual ones"
+    )
+    calibration: Platt | None = Field(
+        default=None,
+        description="of the ensemble's score, after rule and bias; null = not calibrated",
+    )
     thresholds: Thresholds = Thresholds()
     cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
     guarantee: Guarantee | None = None
@@ -179,12 +210,19 @@ class EnsembleCard(Frozen):
     @model_validator(mode="after")
     def _cascade_has_its_stages(self) -> "EnsembleCard":
         if (self.rule == "cascade") != (self.cascade is not None):
-            raise ValueError(f"`cascade` belongs to rule cascade, and that rule needs it (rule: {self.rule})")
+            raise ValueError(
+                f"`cascade` belongs to rule cascade, and that rule needs it (rule: {self.rule})"
+            )
         if self.cascade is None:
             return self
         if self.cascade.first >= len(self.members):
-            raise ValueError(f"cascade.first is {self.cascade.first} of {len(self.members)} detectors: none is left for the second look")
-        for name, stage, count in (("early", self.cascade.early, self.cascade.first), ("late", self.cascade.late, len(self.members))):
+            raise ValueError(
+                f"cascade.first is {self.cascade.first} of {len(self.members)} detectors: none is left for the second look"
+            )
+        for name, stage, count in (
+            ("early", self.cascade.early, self.cascade.first),
+            ("late", self.cascade.late, len(self.members)),
+        ):
             _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, count)
         return self
 
@@ -201,15 +239,24 @@ class EnsembleCard(Frozen):
         if self.gate is not None and self.rule != "gated-mean":
             raise ValueError(f"`gate` belongs to rule gated-mean (rule: {self.rule})")
         if self.rule == "gated-mean" and len(self.members) < FEWEST_GATED:
-            raise ValueError(f"gated-mean needs {FEWEST_GATED} detectors: of two, neither is far from the other's median")
+            raise ValueError(
+                f"gated-mean needs {FEWEST_GATED} detectors: of two, neither is far from the other's median"
+            )
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
             raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
         return self
 
     @property
     def leaves_one_score_alone(self) -> bool:
-        """Whether the ensemble has one member and its calibrated score is the ensemble's, so that its calibration is too."""
-        return len(self.members) == 1 and self.members[0].weight == 1 and self.bias == 0 and self.stacking is None
+        """Whether the ensemble has one member and its calibrated score is the ensemble's, so that
+        its calibration is too.
+        """
+        return (
+            len(self.members) == 1
+            and self.members[0].weight == 1
+            and self.bias == 0
+            and self.stacking is None
+        )
 
     @property
     def first(self) -> int:
@@ -224,9 +271,16 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
     shipped = named_configs("ensembles").values()
     if path in shipped:
         return card
-    members = tuple(member.model_copy(update={"detector": _beside(path, member.detector)}) for member in card.members)
+    members = tuple(
+        member.model_copy(update={"detector": _beside(path, member.detector)})
+        for member in card.members
+    )
     profile = card.profile and card.profile.model_copy(
-        update={kind: _beside(path, name) for kind in ("identifier", "describer") if (name := getattr(card.profile, kind)) is not None}
+        update={
+            kind: _beside(path, name)
+            for kind in ("identifier", "describer")
+            if (name := getattr(card.profile, kind)) is not None
+        }
     )
     return card.model_copy(update={"members": members, "profile": profile})
 
@@ -244,7 +298,8 @@ def ensemble_of(detectors: list[str]) -> EnsembleCard:
 def decision_facts(card: EnsembleCard) -> dict[str, Any]:
     """All that decides what becomes of detector scores, as plain JSON: part of a run's identity.
 
-    What a card leaves out is left out here, so that a run keeps its identity when cards learn a new key.
+    What a card leaves out is left out here, so that a run keeps its identity when cards learn a new
+    key.
     """
     facts: dict[str, Any] = {
         "rule": card.rule,
@@ -254,11 +309,16 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
     }
     if card.rule == "gated-mean":
         facts["gate"] = (card.gate or OutlierGate()).model_dump(mode="json")
-    facts |= card.model_dump(mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True)
+    facts |= card.model_dump(
+        mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True
+    )
     if "cascade" in facts:
         facts["cascade"].pop("expected_share", None)  # it plans, and decides nothing
     if any(member.calibration for member in card.members):
-        facts["calibrations"] = [member.calibration and member.calibration.model_dump(mode="json") for member in card.members]
+        facts["calibrations"] = [
+            member.calibration and member.calibration.model_dump(mode="json")
+            for member in card.members
+        ]
     if card.population is not None:
         facts["population"] = card.population.sha256
     return facts
@@ -267,10 +327,14 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
 def _check_stacking(where: str, rule: str, stacking: Stacking | None, members: int) -> None:
     prefix = f"{where}: " if where else ""
     if (rule == "stacked") != (stacking is not None):
-        raise ValueError(f"{prefix}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})")
+        raise ValueError(
+            f"{prefix}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})"
+        )
     for key in ("mean", "scale", "coefficients") if stacking else ():
         if len(getattr(stacking, key)) != members:
-            raise ValueError(f"{prefix}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members")
+            raise ValueError(
+                f"{prefix}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members"
+            )
 
 
 def _beside(card: Path, detector: str) -> str:

@@ -1,8 +1,10 @@
-"""One finding per file (`find`): a word, and the grounds that it rests on, strongest first, each with its error rate.
+"""One finding per file (`find`): a word, and the grounds that it rests on, strongest first, each
+with its error rate.
 
-Grounds are what the file states of its own origin (`images.provenance`) and the detectors' verdict. The finding is the word of the
-strongest ground that has one (`Strength`); a ground that speaks against it stays in the list and says so. Nothing of this changes a
-verdict, a score or a rate that was measured: a statement that anybody can write or remove has no error rate.
+Grounds are what the file states of its own origin (`images.provenance`) and the detectors' verdict.
+The finding is the word of the strongest ground that has one (`Strength`); a ground that speaks
+against it stays in the list and says so. Nothing of this changes a verdict, a score or a rate that
+was measured: a statement that anybody can write or remove has no error rate.
 """
 
 from collections.abc import Iterator
@@ -14,14 +16,22 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.ensembles.card import Thresholds
-from ray_app.images.provenance.statement import AI_SOURCE_TYPES, ContentCredentials, Provenance, standing
+from ray_app.images.provenance.statement import (
+    AI_SOURCE_TYPES,
+    ContentCredentials,
+    Provenance,
+    standing,
+)
 
 Source = Literal["credentials", "watermark", "declaration", "camera", "detectors"]
 UNSIGNED = "unsigned claim"
 DETECTORS = {"fake": "flagged by detectors", "abstain": "left open", "real": "no evidence found"}
 
-# https://cv.iptc.org/newscodes/digitalsourcetype: what a camera took; and, of `AI_SOURCE_TYPES`, what a model made as a whole.
-_CAPTURED = frozenset({"digitalCapture", "computationalCapture", "compositeCapture", "negativeFilm", "positiveFilm"})
+# https://cv.iptc.org/newscodes/digitalsourcetype: what a camera took; and, of `AI_SOURCE_TYPES`,
+# what a model made as a whole.
+_CAPTURED = frozenset(
+    {"digitalCapture", "computationalCapture", "compositeCapture", "negativeFilm", "positiveFilm"}
+)
 _WHOLE = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
 _LONGEST_NAME, _LONGEST_PLACE = 80, 160
 _NO_PROOF = "“no evidence found” does not say that a picture is genuine"
@@ -34,9 +44,10 @@ _SEEN = {
 
 
 class Strength(IntEnum):
-    """What a ground is worth; the lowest is the strongest. Whoever claims to be a camera gains by it, so that a signature by nobody known
-    is worth less there than what was measured; who admits to a model has no such reason. What was changed after it was signed counts as
-    if it had no signature.
+    """What a ground is worth; the lowest is the strongest. Whoever claims to be a camera gains by
+    it, so that a signature by nobody known is worth less there than what was measured; who admits
+    to a model has no such reason. What was changed after it was signed counts as if it had no
+    signature.
     """
 
     TRUSTED = auto()
@@ -55,8 +66,12 @@ class Ground(Frozen):
     """What one source says of a picture's origin."""
 
     source: Source
-    says: str = Field(examples=["its Content Credentials, signed by Example, say that a model made it"])
-    error: str = Field(description="the error rate as it was measured, or why there is none", examples=[UNSIGNED])
+    says: str = Field(
+        examples=["its Content Credentials, signed by Example, say that a model made it"]
+    )
+    error: str = Field(
+        description="the error rate as it was measured, or why there is none", examples=[UNSIGNED]
+    )
 
 
 class Finding(NamedTuple):
@@ -75,22 +90,43 @@ class _Said(NamedTuple):
 
 @lru_cache(maxsize=1024)  # most files say nothing of themselves
 def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
-    """The finding on one file: by its statements (JSON, as `Provenance.row` has it), the ensemble's verdict (None: it has no score), and
-    the rates that the ensemble's thresholds were measured with.
+    """The finding on one file: by its statements (JSON, as `Provenance.row` has it), the ensemble's
+    verdict (None: it has no score), and the rates that the ensemble's thresholds were measured
+    with.
     """
-    said = [] if provenance is None else list(_statements(Provenance.model_validate_json(provenance)))
+    said = (
+        [] if provenance is None else list(_statements(Provenance.model_validate_json(provenance)))
+    )
     if verdict is not None:
-        strength, speaks = (Strength.FLAGGED, _AI) if verdict == "fake" else (Strength.NOT_FLAGGED, _NOT_AI * (verdict == "real"))
-        said.append(_Said(strength, speaks, DETECTORS[verdict], Ground(source="detectors", says=_SEEN[verdict], error=rates(thresholds))))
+        strength, speaks = (
+            (Strength.FLAGGED, _AI)
+            if verdict == "fake"
+            else (Strength.NOT_FLAGGED, _NOT_AI * (verdict == "real"))
+        )
+        said.append(
+            _Said(
+                strength,
+                speaks,
+                DETECTORS[verdict],
+                Ground(source="detectors", says=_SEEN[verdict], error=rates(thresholds)),
+            )
+        )
     said.sort(key=lambda one: one.strength)
     leading = next((one for one in said if one.word is not None), None)
     if leading is None:
         return Finding(None, tuple(one.ground for one in said))
-    return Finding(leading.word, tuple(_against(one.ground) if one.speaks * leading.speaks < 0 else one.ground for one in said))
+    return Finding(
+        leading.word,
+        tuple(
+            _against(one.ground) if one.speaks * leading.speaks < 0 else one.ground for one in said
+        ),
+    )
 
 
 def rates(thresholds: Thresholds) -> str:
-    """How often the detectors flagged real and generated pictures when their threshold was chosen, in words."""
+    """How often the detectors flagged real and generated pictures when their threshold was chosen,
+    in words.
+    """
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} pictures"
         for rate, count, kind in (
@@ -103,10 +139,13 @@ def rates(thresholds: Thresholds) -> str:
 
 
 def error_rates(ensemble: str, thresholds: Thresholds | None) -> str:
-    """The line beside all verdicts: how often the ensemble of that name flags real pictures and how many generated ones it finds, as its
-    card states it, or that nobody measured it.
+    """The line beside all verdicts: how often the ensemble of that name flags real pictures and how
+    many generated ones it finds, as its card states it, or that nobody measured it.
     """
-    cuts, name = thresholds or Thresholds(), f"The ensemble {_name(ensemble)}" if ensemble else "This ensemble"
+    cuts, name = (
+        thresholds or Thresholds(),
+        f"The ensemble {_name(ensemble)}" if ensemble else "This ensemble",
+    )
     rates = (cuts.false_positive_rate, cuts.true_positive_rate)
     if rates == (None, None):
         return (
@@ -114,8 +153,18 @@ def error_rates(ensemble: str, thresholds: Thresholds | None) -> str:
             "them on labelled pictures of yours."
         )
     wrong, found = map(_about, rates)
-    counts = " and ".join(f"{n:,} {kind}" for n, kind in ((cuts.n_real, "real"), (cuts.n_fake, "generated")) if n)
-    of = ", ".join(filter(None, (f"{counts} ones" if counts else "", cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE))))
+    counts = " and ".join(
+        f"{n:,} {kind}" for n, kind in ((cuts.n_real, "real"), (cuts.n_fake, "generated")) if n
+    )
+    of = ", ".join(
+        filter(
+            None,
+            (
+                f"{counts} ones" if counts else "",
+                cuts.measured_on and _name(cuts.measured_on, _LONGEST_PLACE),
+            ),
+        )
+    )
     where = f" (measured on {of})" if of else ""
     return f"{name} flags {wrong} of real pictures and finds {found} of generated ones, so {_NO_PROOF}{where}."
 
@@ -124,7 +173,13 @@ def _about(rate: float | None) -> str:
     if rate is None:
         return "an unmeasured share"
     percent = 100 * rate
-    said = f"{percent:.0f}" if 9.5 <= percent <= 99 else f"{percent:.1g}" if percent < 0.1 else f"{round(percent, 1):g}"
+    said = (
+        f"{percent:.0f}"
+        if 9.5 <= percent <= 99
+        else f"{percent:.1g}"
+        if percent < 0.1
+        else f"{round(percent, 1):g}"
+    )
     return f"about {said} %" if 0 < rate < 1 else f"{said} %"
 
 
@@ -140,45 +195,72 @@ def _statements(said: Provenance) -> Iterator[_Said]:
         mark, name = said.watermark, _name(said.watermark.of)
         says = f"its pixels carry the watermark of {name}: {mark.bits} of {mark.length} bits"
         error = f"by chance in {mark.chance:.0e} of unmarked pictures"
-        yield _Said(Strength.WATERMARK, _AI, f"carries the watermark of {name}", Ground(source="watermark", says=says, error=error))
+        yield _Said(
+            Strength.WATERMARK,
+            _AI,
+            f"carries the watermark of {name}",
+            Ground(source="watermark", says=says, error=error),
+        )
     if said.generator is not None:
-        name, models = _name(said.generator.tool), said.generator.model or ", ".join(said.generator.models)
+        name, models = (
+            _name(said.generator.tool),
+            said.generator.model or ", ".join(said.generator.models),
+        )
         made = f"says that {name} made it"
-        yield _declared(made, f"its metadata {made}" + (f", with {_name(models)}" if models else ""))
+        yield _declared(
+            made, f"its metadata {made}" + (f", with {_name(models)}" if models else "")
+        )
     codes = [code for code in said.digital_source_type if code in AI_SOURCE_TYPES]
     if codes:
         made = f"says that a model made {_how_much(codes)}"
         yield _declared(made, f"its metadata {made} (IPTC: {', '.join(codes)})")
     if said.camera is not None and (said.camera.make or said.camera.model):
         named = " ".join(dict.fromkeys(filter(None, (said.camera.make, said.camera.model))))
-        ground = Ground(source="camera", says=f"its EXIF names a camera, {_name(named)}", error=UNSIGNED)
+        ground = Ground(
+            source="camera", says=f"its EXIF names a camera, {_name(named)}", error=UNSIGNED
+        )
         yield _Said(Strength.CAMERA, _NOT_AI, None, ground)
     if said.unread:
-        ground = Ground(source="declaration", says=f"not all of its metadata was read: {'; '.join(said.unread)}", error="not checked")
+        ground = Ground(
+            source="declaration",
+            says=f"not all of its metadata was read: {'; '.join(said.unread)}",
+            error="not checked",
+        )
         yield _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
 
 
 def _declared(word: str, says: str) -> _Said:
-    return _Said(Strength.DECLARED, _AI, word, Ground(source="declaration", says=says, error=UNSIGNED))
+    return _Said(
+        Strength.DECLARED, _AI, word, Ground(source="declaration", says=says, error=UNSIGNED)
+    )
 
 
 def _credentials(c2pa: ContentCredentials) -> _Said:
     """What Content Credentials say, and how far that can be believed."""
     codes = [code for code in c2pa.source_types if code in AI_SOURCE_TYPES]
     speaks = _AI if codes else _NEITHER if _CAPTURED.isdisjoint(c2pa.source_types) else _NOT_AI
-    claim = {_AI: f"that a model made {_how_much(codes)}", _NOT_AI: "that a camera took it", _NEITHER: "neither who nor what made it"}[
-        speaks
-    ]
+    claim = {
+        _AI: f"that a model made {_how_much(codes)}",
+        _NOT_AI: "that a camera took it",
+        _NEITHER: "neither who nor what made it",
+    }[speaks]
     signer = _name(c2pa.signer)
     if c2pa.state == "unreadable":
         where = "lie elsewhere and were not fetched" if c2pa.remote else "could not be checked"
-        ground = Ground(source="credentials", says=f"its Content Credentials {where}", error="not checked")
+        ground = Ground(
+            source="credentials", says=f"its Content Credentials {where}", error="not checked"
+        )
         return _Said(Strength.WITHOUT_WORD, _NEITHER, None, ground)
     if c2pa.state == "invalid":
         made = f"says that {_name(c2pa.claim_generator or c2pa.signer)} made {_how_much(codes)}"
         says = f"it was signed by {signer}, then changed; its Content Credentials say {claim}"
         strength = Strength.BROKEN_AI if codes else Strength.WITHOUT_WORD
-        return _Said(strength, speaks, made if codes else None, Ground(source="credentials", says=says, error=UNSIGNED))
+        return _Said(
+            strength,
+            speaks,
+            made if codes else None,
+            Ground(source="credentials", says=says, error=UNSIGNED),
+        )
     is_trusted = c2pa.state == "trusted"
     by = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
     says = f"its Content Credentials, {by}, say {claim}"
@@ -186,9 +268,19 @@ def _credentials(c2pa: ContentCredentials) -> _Said:
     ground = Ground(source="credentials", says=says, error=error)
     if codes:
         part = "" if _how_much(codes) == "it" else " in part"
-        return _Said(Strength.TRUSTED if is_trusted else Strength.VALID_AI, speaks, f"made by AI{part}, {by}", ground)
+        return _Said(
+            Strength.TRUSTED if is_trusted else Strength.VALID_AI,
+            speaks,
+            f"made by AI{part}, {by}",
+            ground,
+        )
     if speaks == _NOT_AI:
-        return _Said(Strength.TRUSTED if is_trusted else Strength.VALID_CAMERA, speaks, f"camera, {by}", ground)
+        return _Said(
+            Strength.TRUSTED if is_trusted else Strength.VALID_CAMERA,
+            speaks,
+            f"camera, {by}",
+            ground,
+        )
     return _Said(Strength.WITHOUT_WORD, speaks, None, ground)
 
 

@@ -1,1 +1,3 @@
-"""How good a run's scores are: joined with labels, by a paper's protocol, into figures, a table and a page. Runs on Ray what is large."""
+"""How good a run's scores are: joined with labels, by a paper's protocol, into figures, a table and
+a page. Runs on Ray what is large.
+"""

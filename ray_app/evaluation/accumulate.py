@@ -1,7 +1,9 @@
-"""What an evaluation counts of labelled rows (`count_rows`): every score in the cell of its image's truth, format and size; a sample of the
-rows; the most confident mistakes; and the digest of the labelled images (`digest_of`).
+"""What an evaluation counts of labelled rows (`count_rows`): every score in the cell of its image's
+truth, format and size; a sample of the rows; the most confident mistakes; and the digest of the
+labelled images (`digest_of`).
 
-Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept. Pictures of rows: `pictures_of`.
+Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are
+kept. Pictures of rows: `pictures_of`.
 """
 
 import base64
@@ -36,7 +38,15 @@ BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 UNKNOWN = "unknown"
 FACTS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
 _PREDICTED = ("predicted_generator", "predicted_prompt")
-COLUMNS = ("status", "verdict", VIEWS, *FACTS, *_PREDICTED, "generator_ranking", "generator_confidence")
+COLUMNS = (
+    "status",
+    "verdict",
+    VIEWS,
+    *FACTS,
+    *_PREDICTED,
+    "generator_ranking",
+    "generator_confidence",
+)
 """What is read of a run beside its scores."""
 Words = npt.NDArray[np.uint64]
 _IMAGES = """
@@ -50,7 +60,9 @@ _IN_CELLS = "images JOIN cells USING (code, form, band)"
 
 
 class FileCell(NamedTuple):
-    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file could not be read."""
+    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file
+    could not be read.
+    """
 
     group: EvaluationGroup
     format: str
@@ -62,9 +74,10 @@ Histograms = Mapping[FileCell, ScoreHistogram]
 
 @dataclass(frozen=True)
 class Cells:
-    """What was counted. `rows`: labelled rows by cell, status and verdict (None = not scored). `scores`: by a system's name its scores in
-    each cell; `views`: the same for each view of perturbed pixels, in the run's order. `predicted`: rows with such a prediction.
-    `mistakes`: as the document has them, without pictures.
+    """What was counted. `rows`: labelled rows by cell, status and verdict (None = not scored).
+    `scores`: by a system's name its scores in each cell; `views`: the same for each view of
+    perturbed pixels, in the run's order. `predicted`: rows with such a prediction. `mistakes`: as
+    the document has them, without pictures.
     """
 
     rows: Counter[tuple[FileCell, str, str | None]]
@@ -82,18 +95,27 @@ class Cells:
 
 
 def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) -> Cells:
-    """Count rows that were joined with `COLUMNS` and `systems`; the sample has no more than `most`. `scores` and `views` are counted when
-    they are called: those of one system at a time are in memory.
+    """Count rows that were joined with `COLUMNS` and `systems`; the sample has no more than `most`.
+    `scores` and `views` are counted when they are called: those of one system at a time are in
+    memory.
     """
     database = labelled.database
     database.rows(_IMAGES)
     database.rows(_CELLS)
     cells = [
-        FileCell(EvaluationGroup(one["kind"], one["generator"]), one["form"], (*BANDS, UNKNOWN)[one["band"]])
+        FileCell(
+            EvaluationGroup(one["kind"], one["generator"]),
+            one["form"],
+            (*BANDS, UNKNOWN)[one["band"]],
+        )
         for one in database.table("FROM cells ORDER BY cell").to_pylist()
     ]
-    counted = database.rows(f"SELECT cell, coalesce(status, 'unknown'), verdict, count(*) FROM {_IN_CELLS} GROUP BY ALL")
-    [predicted] = database.rows("SELECT count(predicted_generator), count(predicted_prompt) FROM images")
+    counted = database.rows(
+        f"SELECT cell, coalesce(status, 'unknown'), verdict, count(*) FROM {_IN_CELLS} GROUP BY ALL"
+    )
+    [predicted] = database.rows(
+        "SELECT count(predicted_generator), count(predicted_prompt) FROM images"
+    )
     columns = database.columns("joined")
     ids, digest = _lowest(database, most)
     return Cells(
@@ -114,16 +136,23 @@ def _histograms(database: Database, cells: Sequence[FileCell], column: str) -> H
     """The scores of one column in each cell that has any."""
     score = quoted(column)
     pieces: dict[FileCell, list[ScoreHistogram]] = defaultdict(list)
-    # Sorted on disk where there are many: a hash table of as many groups as there are scores would not fit into the database's memory.
-    for table in database.tables(f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL ORDER BY cell, score"):
+    # Sorted on disk where there are many: a hash table of as many groups as there are scores would
+    # not fit into the database's memory.
+    for table in database.tables(
+        f"SELECT cell, {score} AS score FROM {_IN_CELLS} WHERE {score} IS NOT NULL ORDER BY cell, score"
+    ):
         places, starts = np.unique(table["cell"].to_numpy(), return_index=True)
-        for place, some in zip(places.tolist(), np.split(table["score"].to_numpy(), starts[1:]), strict=True):
+        for place, some in zip(
+            places.tolist(), np.split(table["score"].to_numpy(), starts[1:]), strict=True
+        ):
             pieces[cells[place]].append(ScoreHistogram.of(some))
     return {cell: ScoreHistogram.merged(some) for cell, some in pieces.items()}
 
 
 def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:
-    """The ids that hash lowest, in that order, `most` at most; and the digest of all labelled images."""
+    """The ids that hash lowest, in that order, `most` at most; and the digest of all labelled
+    images.
+    """
     kept, digest = np.empty(0, np.int64), 0
     for table in database.tables("SELECT image_id, label = 'fake' AS fake FROM images"):
         ids = table["image_id"].to_numpy()
@@ -134,18 +163,39 @@ def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:
     return kept[np.argsort(hashed(kept))[:most]], digest
 
 
-def _sample(database: Database, ids: npt.NDArray[np.int64], systems: Systems, there: Sequence[str]) -> pa.Table:
-    """The rows of these ids, in their order: facts of the file, truth, verdict, and a column `score:SYSTEM` for each system, float64."""
-    database.add("sampled", pa.table({"image_id": pa.array(ids), "place": pa.array(np.arange(len(ids)))}))
-    scores = [f"{quoted(f'score:{one.name}')}::DOUBLE AS {quoted(f'score:{one.name}')}" for one in systems.all]
-    names = ["image_id", *FACTS, "verdict", "kind", "generator", *(["label_source AS source"] if "label_source" in there else []), *scores]
-    rows = database.table(f"SELECT {', '.join(names)}, band FROM sampled JOIN images USING (image_id) ORDER BY place")
+def _sample(
+    database: Database, ids: npt.NDArray[np.int64], systems: Systems, there: Sequence[str]
+) -> pa.Table:
+    """The rows of these ids, in their order: facts of the file, truth, verdict, and a column
+    `score:SYSTEM` for each system, float64.
+    """
+    database.add(
+        "sampled", pa.table({"image_id": pa.array(ids), "place": pa.array(np.arange(len(ids)))})
+    )
+    scores = [
+        f"{quoted(f'score:{one.name}')}::DOUBLE AS {quoted(f'score:{one.name}')}"
+        for one in systems.all
+    ]
+    names = [
+        "image_id",
+        *FACTS,
+        "verdict",
+        "kind",
+        "generator",
+        *(["label_source AS source"] if "label_source" in there else []),
+        *scores,
+    ]
+    rows = database.table(
+        f"SELECT {', '.join(names)}, band FROM sampled JOIN images USING (image_id) ORDER BY place"
+    )
     sizes = pa.array((*BANDS, UNKNOWN)).take(rows["band"])
     return rows.drop_columns(["band"]).append_column("size", sizes)
 
 
 def _mistakes(database: Database, system: System) -> list[dict[str, Any]]:
-    """Images on the wrong side of the threshold, the farthest from it first; of equal ones the lower id."""
+    """Images on the wrong side of the threshold, the farthest from it first; of equal ones the
+    lower id.
+    """
     score = f"{quoted(f'score:{system.name}')}::DOUBLE"
     found = database.table(
         f"SELECT image_id, uri, member, verdict, label, generator, {score} AS score FROM images "
@@ -163,44 +213,68 @@ def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 
 
 def digest_of(image_ids: npt.NDArray[np.int64] | Words, is_fake: npt.NDArray[np.bool_]) -> int:
-    """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds up to that of both.
+    """The sum of 64-bit hashes of images (n,) with their labels, modulo 2⁶⁴: that of two parts adds
+    up to that of both.
 
-    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not against an adversary.
+    Each image is hashed by SplitMix64 (Steele, Lea and Flood 2014): enough against chance, not
+    against an adversary.
     """
     with np.errstate(over="ignore"):
-        words: Words = image_ids.astype(np.uint64) + np.where(is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D))
+        words: Words = image_ids.astype(np.uint64) + np.where(
+            is_fake, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D)
+        )
         return int(mixed(words).sum(dtype=np.uint64))
 
 
 def mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the same."""
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of words (n,), which gives no two the
+    same.
+    """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
-def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool) -> list[MistakeFacts]:
-    """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it cannot be read, or none is wanted."""
+def with_thumbnails(
+    rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wanted: bool
+) -> list[MistakeFacts]:
+    """The rows with `thumbnail`: a small JPEG of the picture as it is now, in base64; None where it
+    cannot be read, or none is wanted.
+    """
     pictures = pictures_of(run, [row["image_id"] for row in rows]) if wanted and rows else {}
     return [
-        MistakeFacts(**row, thumbnail=base64.b64encode(picture).decode() if (picture := pictures.get(row["image_id"])) else None)
+        MistakeFacts(
+            **row,
+            thumbnail=base64.b64encode(picture).decode()
+            if (picture := pictures.get(row["image_id"]))
+            else None,
+        )
         for row in rows
     ]
 
 
 def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
-    """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
+    """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more
+    has none.
+    """
     return {image_id: thumbnail(pixels, side) for image_id, pixels in decoded_images(run, ids)}
 
 
 def decoded_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
-    """The images of these ids that can still be read, each with its id, in the order in which they lie in the archive."""
-    in_place = sorted(members_of(run, set(ids)).values(), key=lambda member: (member.uri, member.block, member.slot))
+    """The images of these ids that can still be read, each with its id, in the order in which they
+    lie in the archive.
+    """
+    in_place = sorted(
+        members_of(run, set(ids)).values(),
+        key=lambda member: (member.uri, member.block, member.slot),
+    )
     for member, image in decoded(in_place, Fetcher(guard=guard_of(run.store)), run.limits()):
         yield member.image_id, image
 
 
-def decoded(members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits) -> Iterator[tuple[ManifestMember, Image.Image]]:
+def decoded(
+    members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits
+) -> Iterator[tuple[ManifestMember, Image.Image]]:
     """Those of the members that can be read, in their order."""
     for member, data in MemberReader(fetcher, max_bytes=limits.max_bytes).read(members):
         if not isinstance(data, InputError):

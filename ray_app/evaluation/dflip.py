@@ -1,10 +1,11 @@
 """The scores of DFLIP-3K, version 1, of answers in words (`dflip_v1`).
 
-Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Detection: an answer is right if it holds "ai generated" for a
-fake, "real" for a real. Identification: the whole sentence counts; a name that is none of the known ones counts as `sd`. Departures, where
-theirs is not known or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too, and groups are
-divided by their size, not by their size and .001 (`theirs` has that number). The output of a detector and an identifier becomes such a
-sentence (`sentence_of`).
+Source: specs/localization.md §5.1 (utils/evaluate.py of dflip3k/DFLIP-3K). Detection: an answer is
+right if it holds "ai generated" for a fake, "real" for a real. Identification: the whole sentence
+counts; a name that is none of the known ones counts as `sd`. Departures, where theirs is not known
+or plainly a slip: an answer that is no such sentence is wrong rather than `sd`, a missing one too,
+and groups are divided by their size, not by their size and .001 (`theirs` has that number). The
+output of a detector and an identifier becomes such a sentence (`sentence_of`).
 """
 
 import re
@@ -17,7 +18,9 @@ from ray_app.metrics import arrays, attribution, intervals
 from ray_app.reports.format import counted
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
-"""How many images have each label (real or fake), generator, verdict and predicted generator; the last may be an answer in words."""
+"""How many images have each label (real or fake), generator, verdict and predicted generator; the
+last may be an answer in words.
+"""
 Answers = Counter[tuple[str, str, str | None]]
 """How many images have each label, generator and answer; None = no answer."""
 FAMILIES = ("dalle", "mj", "sd")
@@ -29,7 +32,13 @@ _REALLY = re.compile(r"\breal\b")
 _NAMES = {"StableDiffusion": "sd", "Midjourney": "mj", "DALLE": "dalle"}
 _WRITTEN = {family: name for name, family in _NAMES.items()}
 # Their groups by the families of our index.
-_OF_OURS = {"dalle": "dalle", "midjourney": "mj", "sd_1.5": "sd", "imagen": "imagen", "parti": "parti"}
+_OF_OURS = {
+    "dalle": "dalle",
+    "midjourney": "mj",
+    "sd_1.5": "sd",
+    "imagen": "imagen",
+    "parti": "parti",
+}
 _FAMILY_OF = (
     (re.compile(r"dall-?e(-?2)?", re.IGNORECASE), "dalle"),
     (re.compile(r"mj|midjourney.*", re.IGNORECASE), "mj"),
@@ -42,14 +51,20 @@ _NO_IMAGE = "no image"
 
 
 def class_of(label: str, generator: str) -> str:
-    """The class that a label stands for: `real`, a family, a group out of distribution, or a fine-tuned model by its own name."""
+    """The class that a label stands for: `real`, a family, a group out of distribution, or a
+    fine-tuned model by its own name.
+    """
     if label == "real":
         return "real"
-    return next((family for pattern, family in _FAMILY_OF if pattern.fullmatch(generator)), generator)
+    return next(
+        (family for pattern, family in _FAMILY_OF if pattern.fullmatch(generator)), generator
+    )
 
 
 def named_in(answer: str | None, known: Collection[str]) -> str | None:
-    """The class that an answer names, `sd` for an unknown one; None where it is no sentence of theirs."""
+    """The class that an answer names, `sd` for an unknown one; None where it is no sentence of
+    theirs.
+    """
     if answer is None:
         return None
     if answer.strip() == REAL:
@@ -70,11 +85,14 @@ def name_in(answer: str | None) -> str | None:
 
 
 def sentence_of(verdict: str | None, name: str | None) -> str | None:
-    """What a verdict and a generator's name are in their words; an answer in words as it is. None: no answer, as of an abstention.
+    """What a verdict and a generator's name are in their words; an answer in words as it is. None:
+    no answer, as of an abstention.
 
     A fake without a name is by `an unknown generator`, which their matching takes for `sd`.
     """
-    if name is not None and ("ai generated" in name or (_REALLY.search(name) and len(name.split()) > 3)):
+    if name is not None and (
+        "ai generated" in name or (_REALLY.search(name) and len(name.split()) > 3)
+    ):
         return name
     if verdict == "real":
         return REAL
@@ -90,11 +108,14 @@ def detects(label: str, answer: str | None) -> bool:
 
 
 def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
-    """The section `identification` under their rules, figures as JSON; `missing`: images of the test list without any row, all wrong.
+    """The section `identification` under their rules, figures as JSON; `missing`: images of the
+    test list without any row, all wrong.
 
-    `accuracy` is of identification, by the images of its classes and all that are missing; `macro_f1` as scikit-learn has it by default,
-    over all classes that are true or answered. `by_index`: both with names compared through the index of generators, an unknown one being
-    wrong. `detection`: of real or fake, as a whole and by group, whose reals are their own. `flaws`: of their rules, in sentences.
+    `accuracy` is of identification, by the images of its classes and all that are missing;
+    `macro_f1` as scikit-learn has it by default, over all classes that are true or answered.
+    `by_index`: both with names compared through the index of generators, an unknown one being
+    wrong. `detection`: of real or fake, as a whole and by group, whose reals are their own.
+    `flaws`: of their rules, in sentences.
     """
     answers: Answers = Counter()
     for (label, generator, verdict, name), n in words.items():
@@ -117,14 +138,18 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
         "accuracy": _share_right(pairs, missing).row(),
         "macro_f1": _macro_f1(pairs).row(),
         "pairs": [list(pair) for pair in wrong[:50]],
-        "by_index": arrays.figure_rows({"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}),
+        "by_index": arrays.figure_rows(
+            {"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}
+        ),
         "detection": _detection(answers, missing),
         "flaws": list(_flaws(answers, known, missing)),
     }
 
 
 def _ours(name: str | None, names: Names) -> str | None:
-    """A class as the index has it: their families for its own, a fine-tuned model by its name in any spelling."""
+    """A class as the index has it: their families for its own, a fine-tuned model by its name in
+    any spelling.
+    """
     key = names.predicted(name)
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
@@ -141,12 +166,21 @@ def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.FigureFacts
         return arrays.undefined(_NO_IMAGE)
     truth, predicted = [one for one, _ in pairs], [other or "" for _, other in pairs]
     classes = sorted({*truth, *predicted} - {""})
-    value = f1_score(truth, predicted, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
+    value = f1_score(
+        truth,
+        predicted,
+        labels=classes,
+        sample_weight=list(pairs.values()),
+        average="macro",
+        zero_division=0,
+    )
     return arrays.FigureFacts(value=float(value), n=sum(pairs.values()))
 
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:
-    if not any(answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers):
+    if not any(
+        answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers
+    ):
         why = arrays.undefined("no answer is a sentence, and there is no verdict").row()
         return {"accuracy": why, "macro_f1": why, "groups": []}
     hits: Counter[str] = Counter()
@@ -158,7 +192,9 @@ def _detection(answers: Answers, missing: int) -> dict[str, Any]:
         sizes[group] += n
         hits[group] += n * detects(label, answer)
         other = "real" if label == "fake" else "fake"
-        pairs[label, label if detects(label, answer) else other if detects(other, answer) else None] += n
+        pairs[
+            label, label if detects(label, answer) else other if detects(other, answer) else None
+        ] += n
     rows = [{"name": one, "n": sizes[one], "distribution": "out" if one in OUT_OF_DISTRIBUTION else "in",
              "accuracy": intervals.proportion(hits[one], sizes[one], _NO_IMAGE).row(), "theirs": hits[one] / (sizes[one] + 0.001)}
             for one in sorted(sizes)]  # fmt: skip

@@ -1,6 +1,7 @@
 """Names of generators as an evaluation compares them (`Names`): by any spelling, and by family.
 
-What an identifier could have named at all stands in its run's identity: names that it has no class for are unknown to it (`names_of`).
+What an identifier could have named at all stands in its run's identity: names that it has no class
+for are unknown to it (`names_of`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,15 @@ REAL = "real"
 
 
 class Names:
-    """Keys that are equal where two names mean one generator. `classes`: an identifier's; `families`: of those the index does not know.
+    """Keys that are equal where two names mean one generator. `classes`: an identifier's;
+    `families`: of those the index does not know.
 
     Where all classes are families of the index, names are compared as families throughout.
     """
 
-    def __init__(self, classes: Sequence[str] = (), families: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, classes: Sequence[str] = (), families: Mapping[str, str] | None = None
+    ) -> None:
         self._keys: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._predicted: dict[str, str] = {}
@@ -29,7 +33,11 @@ class Names:
         self._predicted = {self._key(name): name for name in classes}
         self.classes = frozenset(self._families) - {REAL} if classes else None
         """The keys that could be named, None where nobody knows."""
-        self.class_families = frozenset(self._families[key] for key in self.classes) if self.classes is not None else None
+        self.class_families = (
+            frozenset(self._families[key] for key in self.classes)
+            if self.classes is not None
+            else None
+        )
 
     def label(self, name: str) -> str:
         """The key of a true name. Its first spelling is the one that is shown."""
@@ -50,7 +58,9 @@ class Names:
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
-        """The family of a key or name: the identifier's, the index's, or itself where none is known."""
+        """The family of a key or name: the identifier's, the index's, or itself where none is
+        known.
+        """
         if found := self._families.get(key):
             return found
         entry = find_generator(key)
@@ -77,5 +87,7 @@ def _key(name: str) -> str:
         return spelling_key(name) or name
     own = name.partition("/")[2]
     return found.name or (
-        f"{found.family}/{spelling_key(own)}" if own and spelling_key(name) != spelling_key(found.family) else found.family
+        f"{found.family}/{spelling_key(own)}"
+        if own and spelling_key(name) != spelling_key(found.family)
+        else found.family
     )

@@ -1,7 +1,9 @@
-"""The rows of a run joined with labels (`LabelledRows`), in a DuckDB database in a temporary folder: one join, whatever the labels are.
+"""The rows of a run joined with labels (`LabelledRows`), in a DuckDB database in a temporary
+folder: one join, whatever the labels are.
 
-`read_labels` takes a file or an index of labels, `own_labels` the column `input` of the run itself. What does not fit into `_MEMORY` is on
-disk, so that millions of rows and labels need no more memory than thousands.
+`read_labels` takes a file or an index of labels, `own_labels` the column `input` of the run itself.
+What does not fit into `_MEMORY` is on disk, so that millions of rows and labels need no more memory
+than thousands.
 """
 
 import contextlib
@@ -26,7 +28,9 @@ from ray_app.runs.reader import current_files, tables_in
 from ray_app.storage import Guard
 
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
-"""Labelled rows with the columns asked for, null where there is no such column; called as often as they are read."""
+"""Labelled rows with the columns asked for, null where there is no such column; called as often as
+they are read.
+"""
 KEYS = ("image_id", "sha256", "uri")
 OWN, VIEWS = "input", "views"
 """The key of labels that stand in the run's own column `input`."""
@@ -35,12 +39,15 @@ _OF_GENERATORS = ("release_date", "architecture")
 _OF_LABELS = ("mask_uri", "prompt", *_OF_GENERATORS, "source")
 _IN_WORDS = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
 _MEMORY, _THREADS = "512MB", 2
-_GROUPED_AT_ONCE = 4_000_000  # labels whose keys are counted together: that many fit into the memory
+# labels whose keys are counted together: that many fit into the memory
+_GROUPED_AT_ONCE = 4_000_000
 _ROWS = 65_536
 
 
 class Database:
-    """A DuckDB database in a temporary folder. Raises StorageError where the folder has too little room."""
+    """A DuckDB database in a temporary folder. Raises StorageError where the folder has too little
+    room.
+    """
 
     def __init__(self) -> None:
         import duckdb  # commands that do not evaluate are spared its start
@@ -53,7 +60,9 @@ class Database:
             "threads": _THREADS,
         }
         self._db: Any = duckdb.connect(config=config | {"temp_directory": self._folder.name})
-        self._db.execute("SET preserve_insertion_order=false; SET enable_external_access=false; SET lock_configuration=true")
+        self._db.execute(
+            "SET preserve_insertion_order=false; SET enable_external_access=false; SET lock_configuration=true"
+        )
         self._columns: dict[str, set[str]] = {}
 
     def close(self) -> None:
@@ -62,7 +71,9 @@ class Database:
         self._folder.cleanup()
 
     def add(self, table: str, rows: pa.Table) -> None:
-        """Append rows to a table, which gets the columns that it does not have yet; a column of nulls alone is left out."""
+        """Append rows to a table, which gets the columns that it does not have yet; a column of
+        nulls alone is left out.
+        """
         rows = rows.select([one.name for one in rows.schema if not pa.types.is_null(one.type)])
         self._db.register("added", rows)
         known = self._columns.setdefault(table, set())
@@ -104,18 +115,21 @@ class Database:
             yield
         except duckdb.Error as error:
             raise StorageError(
-                f"cannot join labels in {self._folder.name}: {error}", hint="TMPDIR names a folder with more room"
+                f"cannot join labels in {self._folder.name}: {error}",
+                hint="TMPDIR names a folder with more room",
             ) from error
 
 
 @dataclass
 class LabelledRows:
-    """Labels; and after `join` the rows of a run, each with its label. To be used in a `with`, after which nothing can be read any more.
+    """Labels; and after `join` the rows of a run, each with its label. To be used in a `with`,
+    after which nothing can be read any more.
 
-    `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`. `guard`: the web servers that may be asked
-    for masks. `rows`: labels read, of which `other_split` belong to another split and `doubled` stand there again.
-    `joined`: rows with a label; `others`: rows without, `other`: one of them by its key; `unused`: labels without a row, `unused_key`: the
-    first of them. `faults`: sentences on the data of an index.
+    `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`.
+    `guard`: the web servers that may be asked for masks. `rows`: labels read, of which
+    `other_split` belong to another split and `doubled` stand there again. `joined`: rows with a
+    label; `others`: rows without, `other`: one of them by its key; `unused`: labels without a row,
+    `unused_key`: the first of them. `faults`: sentences on the data of an index.
     """
 
     name: str
@@ -148,35 +162,63 @@ class LabelledRows:
         return self.rows - self.other_split - self.doubled
 
     def read(self, source: LabelTables, names: Sequence[str]) -> None:
-        """Add the labels of a file or an index. Raises ConfigError for labels without key or label, and for contradictory ones."""
+        """Add the labels of a file or an index. Raises ConfigError for labels without key or label,
+        and for contradictory ones.
+        """
         split = self.split if "split" in names else None
-        columns = [name for name in (*_key_columns(self.key), *_TRUTH, *TEXTS, *(["split"] if split else [])) if name in names]
+        columns = [
+            name
+            for name in (*_key_columns(self.key), *_TRUTH, *TEXTS, *(["split"] if split else []))
+            if name in names
+        ]
         for table in source.tables(columns):
             codes, keys = self._coder.codes(table, complete=True), _keys_of(self.key, table)
             if keys.null_count:
-                raise ConfigError(f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}")
+                raise ConfigError(
+                    f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}"
+                )
             texts = {f"label_{name}": table[name] for name in TEXTS if name in names}
             places = pa.array(np.arange(self.rows, self.rows + len(table)))
-            labels = pa.table({"key": keys, "place": places, "code": pa.array(codes), **texts}).filter(_of_split(table, split))
+            labels = pa.table(
+                {"key": keys, "place": places, "code": pa.array(codes), **texts}
+            ).filter(_of_split(table, split))
             self.database.add("labels", labels)
-            self.rows, self.other_split = self.rows + len(table), self.other_split + len(table) - len(labels)
+            self.rows, self.other_split = (
+                self.rows + len(table),
+                self.other_split + len(table) - len(labels),
+            )
         if self.rows == self.other_split:
-            raise ConfigError(f"{self.name}: no labels" + (f" of split '{split}'" if self.rows else ""))
+            raise ConfigError(
+                f"{self.name}: no labels" + (f" of split '{split}'" if self.rows else "")
+            )
         self._once()
 
     def join(
-        self, run: RunDirectory, columns: Sequence[str], *, systems: Systems | None = None, each: Each | None = None
+        self,
+        run: RunDirectory,
+        columns: Sequence[str],
+        *,
+        systems: Systems | None = None,
+        each: Each | None = None,
     ) -> "LabelledRows":
-        """Join the labels with the current rows of a run: these columns of them, and those of `systems.score_columns`. Returns itself.
+        """Join the labels with the current rows of a run: these columns of them, and those of
+        `systems.score_columns`. Returns itself.
 
-        With `VIEWS` among the columns scores of views are there, too.
-        `each`: reads the run's files, in tasks. Raises ConfigError where there is no run, and for labels of its own that are none.
+        With `VIEWS` among the columns scores of views are there, too. `each`: reads the run's
+        files, in tasks. Raises ConfigError where there is no run, and for labels of its own that
+        are none.
         """
         of_scores = ("scores", "score", *systems.columns) if systems else ()
-        wanted = dict.fromkeys(["image_id", "uri", "member", *columns, *_key_columns(self.key), *of_scores])
+        wanted = dict.fromkeys(
+            ["image_id", "uri", "member", *columns, *_key_columns(self.key), *of_scores]
+        )
         reader = _Reader(run, tuple(wanted), systems)
         files = current_files(run)
-        pieces = reader.tables(files) if each is None else chain.from_iterable(each(reader, [[path] for path in files]))
+        pieces = (
+            reader.tables(files)
+            if each is None
+            else chain.from_iterable(each(reader, [[path] for path in files]))
+        )
         row = 0
         for table in chain([_EMPTY], pieces):
             self.database.add("rows", self._numbered(table, row))
@@ -190,40 +232,59 @@ class LabelledRows:
             self.database.rows("DROP TABLE rows")
         for name in set(columns) - {OWN, VIEWS, *self.database.columns("joined")}:
             self.database.rows(f"ALTER TABLE joined ADD COLUMN {quoted(name)} VARCHAR")
-        groups = {name: pa.array([getattr(group, name) for group in self._coder.groups], pa.string()) for name in _TRUTH}
-        self.database.add("groups", pa.table({"code": pa.array(range(len(self._coder.groups)), pa.int32()), **groups}))
+        groups = {
+            name: pa.array([getattr(group, name) for group in self._coder.groups], pa.string())
+            for name in _TRUTH
+        }
+        self.database.add(
+            "groups",
+            pa.table({"code": pa.array(range(len(self._coder.groups)), pa.int32()), **groups}),
+        )
         self._count()
         return self
 
     def tables(self, columns: Sequence[str], *, every: bool = False) -> Iterator[pa.Table]:
-        """The labelled rows in the order of the run, with these columns: the run's, and `label`, `generator`, `kind` and `TEXTS` of the
-        labels; null where there is none. `every`: also the rows without a label.
+        """The labelled rows in the order of the run, with these columns: the run's, and `label`,
+        `generator`, `kind` and `TEXTS` of the labels; null where there is none. `every`: also the
+        rows without a label.
 
         Raises ConfigError for a mask that the run's own column may not name.
         """
         there = self.database.columns("joined")
         checked = self.key == OWN and "mask_uri" in columns
-        parts = [f"{_expression(name, there)} AS {quoted(name)}" for name in dict.fromkeys([*columns, *(["uri", "member"] * checked)])]
+        parts = [
+            f"{_expression(name, there)} AS {quoted(name)}"
+            for name in dict.fromkeys([*columns, *(["uri", "member"] * checked)])
+        ]
         where = "" if every else "WHERE code IS NOT NULL"
-        for table in self.database.tables(f"SELECT {', '.join(parts)} FROM joined LEFT JOIN groups USING (code) {where} ORDER BY row"):
+        for table in self.database.tables(
+            f"SELECT {', '.join(parts)} FROM joined LEFT JOIN groups USING (code) {where} ORDER BY row"
+        ):
             if checked:
                 _check_masks(table)
             yield table.select(list(columns))
 
     def _once(self) -> None:
-        """Raises ConfigError for an image with two labels that differ; of equal ones the first stays."""
+        """Raises ConfigError for an image with two labels that differ; of equal ones the first
+        stays.
+        """
         parts, doubled, differing = self.rows // _GROUPED_AT_ONCE + 1, 0, None
         for part in range(parts):
             twice = f"SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels WHERE hash(key) % {parts} = {part}"
             twice += " GROUP BY key HAVING count(*) > 1"
-            [(more, key)] = self.database.rows(f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})")
+            [(more, key)] = self.database.rows(
+                f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})"
+            )
             doubled, differing = doubled + int(more), key if differing is None else differing
         if differing is not None:
-            rows = self.database.table("SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing).to_pylist()
+            rows = self.database.table(
+                "SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing
+            ).to_pylist()
             pair = rows[0], next(row for row in rows if row["code"] != rows[0]["code"])
             groups = [self._coder.groups[row["code"]] for row in pair]
             rows_in_words = [
-                f"row {row['place'] + 1} says {_IN_WORDS[one.kind]} of {one.generator}" for row, one in zip(pair, groups, strict=True)
+                f"row {row['place'] + 1} says {_IN_WORDS[one.kind]} of {one.generator}"
+                for row, one in zip(pair, groups, strict=True)
             ]
             raise ConfigError(
                 f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(rows_in_words)}",
@@ -231,30 +292,46 @@ class LabelledRows:
             )
         self.doubled = doubled
         if self.doubled:
-            self.database.rows("DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place")
+            self.database.rows(
+                "DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place"
+            )
 
     def _numbered(self, table: pa.Table, row: int) -> pa.Table:
         """The rows with their numbers, from `row` on, and their keys, or the labels of their own."""
         fields = own_fields(table)
         columns: dict[str, Any] = {"row": pa.array(np.arange(row, row + len(table)))}
         prefix = "label" if self.key == OWN else "own"
-        columns |= {f"{prefix}_{name}": fields[name].cast(pa.string()) for name in TEXTS if name in fields.column_names}
+        columns |= {
+            f"{prefix}_{name}": fields[name].cast(pa.string())
+            for name in TEXTS
+            if name in fields.column_names
+        }
         if self.key != OWN:
             columns["key"] = _keys_of(self.key, table)
         elif "label" in fields.column_names:
             codes = self._coder.codes(fields, complete=False)
             is_in = _of_split(fields, self.split if "split" in fields.column_names else None)
-            columns["code"] = pc.if_else(pc.and_(is_in, pa.array(codes >= 0)), pa.array(codes), None)
+            columns["code"] = pc.if_else(
+                pc.and_(is_in, pa.array(codes >= 0)), pa.array(codes), None
+            )
         else:
             columns["code"] = pa.nulls(len(table), pa.int32())
         return pa.table(columns | {name: table[name] for name in table.column_names if name != OWN})
 
     def _count(self) -> None:
         """How many rows and labels belong together, and one example of each that do not."""
-        [(self.joined, self.others)] = self.database.rows("SELECT count(code), count(*) - count(code) FROM joined")
+        [(self.joined, self.others)] = self.database.rows(
+            "SELECT count(code), count(*) - count(code) FROM joined"
+        )
         key = "NULL" if self.key == OWN else "key"
-        for other, *place in self.database.rows(f"SELECT {key}, uri, member FROM joined WHERE code IS NULL ORDER BY row LIMIT 1"):
-            self.other = _shown(other) if other is not None else "/".join(part for part in place if part is not None)
+        for other, *place in self.database.rows(
+            f"SELECT {key}, uri, member FROM joined WHERE code IS NULL ORDER BY row LIMIT 1"
+        ):
+            self.other = (
+                _shown(other)
+                if other is not None
+                else "/".join(part for part in place if part is not None)
+            )
         if self.key == OWN:
             self.rows = self.joined
             return
@@ -263,10 +340,14 @@ class LabelledRows:
         self.unused_key = None if first is None else _shown(first)
 
 
-def read_labels(source: LabelTables, *, key: str | None = None, split: str | None = None) -> LabelledRows:
-    """All labels of a file or an index. `key`: None = the first of KEYS that there is. `split`: only labels of it, where they name any.
+def read_labels(
+    source: LabelTables, *, key: str | None = None, split: str | None = None
+) -> LabelledRows:
+    """All labels of a file or an index. `key`: None = the first of KEYS that there is. `split`:
+    only labels of it, where they name any.
 
-    Raises ConfigError for labels without key or label, for doubled ones that contradict each other, and for a split that is not there.
+    Raises ConfigError for labels without key or label, for doubled ones that contradict each other,
+    and for a split that is not there.
     """
     named = source.names()
     chosen = key or next((name for name in KEYS if name in named), None)
@@ -284,7 +365,9 @@ def read_labels(source: LabelTables, *, key: str | None = None, split: str | Non
 
 
 def own_labels(url: str, split: str | None = None) -> LabelledRows:
-    """The labels that a run carries in its own column `input`; only those of `split` where their rows have any."""
+    """The labels that a run carries in its own column `input`; only those of `split` where their
+    rows have any.
+    """
     return LabelledRows(f"the columns of {url}", OWN, Guard(), split)
 
 
@@ -294,7 +377,9 @@ def _key_columns(key: str) -> list[str]:
 
 
 def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
-    """What names each row's image (n,): a number, a digest, or an address with the name inside an archive after a zero."""
+    """What names each row's image (n,): a number, a digest, or an address with the name inside an
+    archive after a zero.
+    """
     if key == "image_id":
         return table["image_id"]
     if key == "sha256":
@@ -303,16 +388,29 @@ def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
     if "member" not in table.column_names or table["member"].null_count == len(table):
         return uris
     members = table["member"].cast(pa.string())
-    return pc.if_else(pc.is_valid(members), pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"), uris)
+    return pc.if_else(
+        pc.is_valid(members),
+        pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"),
+        uris,
+    )
 
 
 def own_fields(table: pa.Table) -> pa.Table:
     """The fields of `input` that are labels; a ClassLabel's number by its name."""
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
-    names = [] if inputs is None or not pa.types.is_struct(inputs.type) else [one.name for one in inputs.type]
-    fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
+    names = (
+        []
+        if inputs is None or not pa.types.is_struct(inputs.type)
+        else [one.name for one in inputs.type]
+    )
+    fields = {
+        "label": "label_name" if "label_name" in names else "label",
+        "mask_uri": "mask_uri" if "mask_uri" in names else "mask",
+    }
     columns = {name: fields.get(name, name) for name in (*_TRUTH, *TEXTS, "split")}
-    return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
+    return pa.table(
+        {name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names}
+    )
 
 
 def quoted(name: str) -> str:
@@ -321,7 +419,10 @@ def quoted(name: str) -> str:
 
 
 _EMPTY = pa.table(
-    {name: pa.array([], pa.int64() if name == "image_id" else pa.string()) for name in ("image_id", "sha256", "uri", "member")}
+    {
+        name: pa.array([], pa.int64() if name == "image_id" else pa.string())
+        for name in ("image_id", "sha256", "uri", "member")
+    }
 )
 
 
@@ -337,10 +438,16 @@ class _Reader:
         return list(self.tables(files))
 
     def tables(self, files: Sequence[str]) -> Iterator[pa.Table]:
-        """Their current rows, with a column for each score instead of the structs of scores where systems are asked for."""
+        """Their current rows, with a column for each score instead of the structs of scores where
+        systems are asked for.
+        """
         for table in tables_in(self.run, files, list(self.columns)):
             scores = self.systems.score_columns(table) if self.systems else {}
-            kept = [name for name in table.column_names if not scores or name not in ("scores", "score", VIEWS)]
+            kept = [
+                name
+                for name in table.column_names
+                if not scores or name not in ("scores", "score", VIEWS)
+            ]
             yield pa.table({**{name: _plain(table[name]) for name in kept}, **scores})
 
 
@@ -349,7 +456,9 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _expression(name: str, there: Sequence[str]) -> str:
-    """What a column of labelled rows is read from: the truth, a text of the labels, or the run's own column."""
+    """What a column of labelled rows is read from: the truth, a text of the labels, or the run's
+    own column.
+    """
     if name in _TRUTH:
         return f"groups.{name}"
     if name in _OF_LABELS:
@@ -366,13 +475,20 @@ def _of_split(table: pa.Table, split: str | None) -> pa.Array:
     """Which rows (n,) belong to the split: all where none is asked for, or no row names any."""
     if split is None or table["split"].null_count == len(table):
         return pa.array(np.ones(len(table), np.bool_))
-    return pa.array(np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False)))
+    return pa.array(
+        np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False))
+    )
 
 
 def _check_masks(rows: pa.Table) -> None:
-    """Raises ConfigError for a mask's address that the archive in which its image lies may not name."""
-    for uri, member, mask in zip(*(rows[name].to_pylist() for name in ("uri", "member", "mask_uri")), strict=True):
+    """Raises ConfigError for a mask's address that the archive in which its image lies may not
+    name.
+    """
+    for uri, member, mask in zip(
+        *(rows[name].to_pylist() for name in ("uri", "member", "mask_uri")), strict=True
+    ):
         if mask is not None and not may_name(uri or "", member, mask):
             raise ConfigError(
-                f"{uri}: what lies in an archive may not say that a mask lies at {mask}", hint="give the labels as a file: --labels FILE"
+                f"{uri}: what lies in an archive may not say that a mask lies at {mask}",
+                hint="give the labels as a file: --labels FILE",
             )

@@ -1,6 +1,8 @@
-"""Files and indexes of labels as bounded tables (`open_labels`), and the group that each label stands for (`GroupCoder`).
+"""Files and indexes of labels as bounded tables (`open_labels`), and the group that each label
+stands for (`GroupCoder`).
 
-CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or what `touchstone data index` wrote.
+CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`);
+or what `touchstone data index` wrote.
 """
 
 import functools
@@ -54,14 +56,23 @@ class LabelsOfIndex(_Place):
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
-        return [name for name in COLUMNS if name in ("image_id", "uri", "member", *labels.INPUT.names)]
+        return [
+            name for name in COLUMNS if name in ("image_id", "uri", "member", *labels.INPUT.names)
+        ]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """These columns of all rows, in order, a block at a time: `image_id` int64, `label` of any type, all others texts."""
+        """These columns of all rows, in order, a block at a time: `image_id` int64, `label` of any
+        type, all others texts.
+        """
         store = Store.open(self.place)
         for ref in read_blocks(store, 0):
             rows = read_block(store, ref)
-            yield pa.table({name: labels.texts(rows, name) if name in labels.INPUT.names else rows[name] for name in columns})
+            yield pa.table(
+                {
+                    name: labels.texts(rows, name) if name in labels.INPUT.names else rows[name]
+                    for name in columns
+                }
+            )
 
 
 @dataclass(frozen=True)
@@ -82,25 +93,38 @@ class LabelFile(_Place):
         return self._table.column_names
 
     def names(self) -> list[str]:
-        """Return which of COLUMNS there are, in any case. Raises ConfigError for a file that cannot be read."""
+        """Return which of COLUMNS there are, in any case. Raises ConfigError for a file that cannot
+        be read.
+        """
         return list(match_columns(self.list_columns(), COLUMNS, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
-        folder = posixpath.dirname(canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name)
+        """The same, some rows at a time. Raises ConfigError naming the file and what is wrong in
+        it.
+        """
+        folder = posixpath.dirname(
+            canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name
+        )
         for table in self._table.tables(columns):
-            yield pa.table({name: self._typed(name, table[name].combine_chunks(), folder) for name in columns})
+            yield pa.table(
+                {name: self._typed(name, table[name].combine_chunks(), folder) for name in columns}
+            )
 
     def _typed(self, name: str, column: pa.Array, folder: str) -> pa.Array:
         if name == "label":
             return column
-        column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        column = (
+            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        )
         try:
             if name == "image_id":
                 return _whole_numbers(column).cast(pa.int64())
             column = column.cast(pa.string())
         except pa.ArrowInvalid as error:
-            raise ConfigError(f"{self.name}: column '{name}': {error}", hint="an image_id is a whole number of 64 bits") from None
+            raise ConfigError(
+                f"{self.name}: column '{name}': {error}",
+                hint="an image_id is a whole number of 64 bits",
+            ) from None
         if name == "mask_uri":
             return self._led(_absolute(column, folder))
         return _absolute(column, folder) if name == "uri" else column
@@ -110,7 +134,8 @@ class LabelFile(_Place):
         for place in masks.unique().to_pylist():
             if place is not None and not may_lead(self.place, place):
                 raise ConfigError(
-                    f"{self.name}: it may not say that a mask lies at {place}", hint="labels from elsewhere name no local files"
+                    f"{self.name}: it may not say that a mask lies at {place}",
+                    hint="labels from elsewhere name no local files",
                 )
         return masks
 
@@ -119,7 +144,9 @@ LabelTables = LabelFile | LabelsOfIndex
 
 
 def open_labels(place: str) -> LabelTables:
-    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
+    """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of
+    labels nor an index.
+    """
     if is_label_table(place):
         return LabelFile(place)
     if index.is_index(place):
@@ -131,18 +158,34 @@ def open_labels(place: str) -> LabelTables:
 
 
 def _whole_numbers(column: pa.Array) -> pa.Array:
-    """Return texts without a fraction of zeros, which pandas writes for whole numbers in a column that has a gap."""
-    return pc.replace_substring_regex(column, r"\.0+$", "") if pa.types.is_string(column.type) else column
+    """Return texts without a fraction of zeros, which pandas writes for whole numbers in a column
+    that has a gap.
+    """
+    return (
+        pc.replace_substring_regex(column, r"\.0+$", "")
+        if pa.types.is_string(column.type)
+        else column
+    )
 
 
 def _absolute(column: pa.Array, folder: str) -> pa.Array:
     """Uris as a run writes them: whole, without secrets."""
-    is_plain = pc.and_(pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)")))
-    is_url = pc.and_(pc.match_substring(column, "://"), pc.invert(pc.match_substring_regex(column, r"^file://|[?@]")))
+    is_plain = pc.and_(
+        pc.starts_with(column, "/"), pc.invert(pc.match_substring_regex(column, r"/\.{0,2}(/|$)"))
+    )
+    is_url = pc.and_(
+        pc.match_substring(column, "://"),
+        pc.invert(pc.match_substring_regex(column, r"^file://|[?@]")),
+    )
     is_done = pc.fill_null(pc.or_(is_plain, is_url), True)
     if pc.all(is_done, min_count=0).as_py():
         return column
-    others = pa.array([one if ok else _whole(one, folder) for one, ok in zip(column.to_pylist(), is_done.to_pylist(), strict=True)])
+    others = pa.array(
+        [
+            one if ok else _whole(one, folder)
+            for one, ok in zip(column.to_pylist(), is_done.to_pylist(), strict=True)
+        ]
+    )
     return others.cast(pa.string())
 
 
@@ -169,7 +212,9 @@ _KINDS = {
 
 
 class EvaluationGroup(NamedTuple):
-    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as in the labels."""
+    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph).
+    `generator`: as in the labels.
+    """
 
     kind: str
     generator: str
@@ -181,7 +226,9 @@ class EvaluationGroup(NamedTuple):
 
 
 class GroupCoder:
-    """Numbers groups in the order in which it meets them. `where`: what the labels are called in messages."""
+    """Numbers groups in the order in which it meets them. `where`: what the labels are called in
+    messages.
+    """
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -194,33 +241,46 @@ class GroupCoder:
         return list(self._numbers)
 
     def codes(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
-        """(n,) the number of every row's group, by its columns `label`, `generator`, `kind` and `mask_uri` (all but the first may be
-        missing); -1 for a row without a label, which `complete` refuses.
+        """(n,) the number of every row's group, by its columns `label`, `generator`, `kind` and
+        `mask_uri` (all but the first may be missing); -1 for a row without a label, which
+        `complete` refuses.
 
-        A fake with a mask, or of kind local, is a local edit. Raises ConfigError naming file, row and value.
+        A fake with a mask, or of kind local, is a local edit. Raises ConfigError naming file, row
+        and value.
         """
-        label, kind, mask, generator = (_words(table, name) for name in ("label", "kind", "mask_uri", "generator"))
+        label, kind, mask, generator = (
+            _words(table, name) for name in ("label", "kind", "mask_uri", "generator")
+        )
         has_mask = pc.if_else(pc.equal(mask, ""), "", "mask")
-        found = pc.binary_join_element_wise(label, kind, has_mask, generator, _BETWEEN).dictionary_encode()
+        found = pc.binary_join_element_wise(
+            label, kind, has_mask, generator, _BETWEEN
+        ).dictionary_encode()
         indices = np.asarray(found.indices)
         numbers = [
-            self._number(words.split(_BETWEEN, 3), indices == code, complete) for code, words in enumerate(found.dictionary.to_pylist())
+            self._number(words.split(_BETWEEN, 3), indices == code, complete)
+            for code, words in enumerate(found.dictionary.to_pylist())
         ]
         self._rows += len(table)
         codes: npt.NDArray[np.int32] = np.array(numbers, np.int32)[indices]
         return codes
 
     def _number(self, words: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
-        """The number of the group of some rows (n,), bool, by their label, kind, mask (empty: none) and generator."""
+        """The number of the group of some rows (n,), bool, by their label, kind, mask (empty: none)
+        and generator.
+        """
         label, kind, mask, generator = words
         where = f"{self._where}, row {self._rows + int(np.argmax(rows)) + 1}"
         if not label:
             if complete:
-                raise ConfigError(f"{where}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
+                raise ConfigError(
+                    f"{where}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)"
+                )
             return -1
         is_fake = parse_label(label, where) == "fake"
         if kind and kind.lower() not in _KINDS:
-            raise ConfigError(f"{where}: {kind!r} is no kind", hint="kinds are real, whole and local")
+            raise ConfigError(
+                f"{where}: {kind!r} is no kind", hint="kinds are real, whole and local"
+            )
         if is_fake and names_a_real(generator):
             raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
         usual = "local" if mask else "whole"
@@ -232,7 +292,8 @@ class GroupCoder:
         number = self._numbers.setdefault(group, len(self._numbers))
         if number >= MOST_GROUPS:
             raise ConfigError(
-                f"{self._where}: more than {MOST_GROUPS:,} generators, such as '{group.generator}'", hint="is that the right column?"
+                f"{self._where}: more than {MOST_GROUPS:,} generators, such as '{group.generator}'",
+                hint="is that the right column?",
             )
         return number
 

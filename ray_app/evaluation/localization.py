@@ -1,8 +1,10 @@
-"""The masks of a run against the masks of its labels: the sections `localization` (`localization_of_run`) and `overlays` (`Overlays`).
+"""The masks of a run against the masks of its labels: the sections `localization`
+(`localization_of_run`) and `overlays` (`Overlays`).
 
 Overlays are small pictures of the images whose masks agree worst and best with the truth.
 
-Images with masks beside their labels (`masked_images`), and each mask measured against its truth (`MaskMeasurer`).
+Images with masks beside their labels (`masked_images`), and each mask measured against its truth
+(`MaskMeasurer`).
 
 Masks are measured at the network's size and at the image's own.
 """
@@ -23,7 +25,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, member_rows, read_block, read_blocks
+from ray_app.archives import (
+    ManifestMember,
+    MemberReader,
+    guard_of,
+    manifests,
+    member_rows,
+    read_block,
+    read_blocks,
+)
 from ray_app.datasets.mask_pixels import Coverage, CoverageTally, coverage_of
 from ray_app.datasets.masks import MaskReader
 from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
@@ -49,7 +59,9 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """Where an image was altered, by its labels. `kind`: real, whole (generated as a whole) or local (altered where its mask says)."""
+    """Where an image was altered, by its labels. `kind`: real, whole (generated as a whole) or
+    local (altered where its mask says).
+    """
 
     kind: Kind
     generator: str
@@ -61,7 +73,13 @@ class MaskTruths:
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         pieces = [_columns(table) for table in tables]
-        whole = pa.concat_tables(pieces, promote_options="permissive").unify_dictionaries().combine_chunks() if pieces else None
+        whole = (
+            pa.concat_tables(pieces, promote_options="permissive")
+            .unify_dictionaries()
+            .combine_chunks()
+            if pieces
+            else None
+        )
         ids = np.empty(0, np.int64) if whole is None else whole["image_id"].to_numpy()
         order = np.argsort(ids)
         self._ids: npt.NDArray[np.int64] = ids[order]
@@ -79,7 +97,9 @@ class MaskTruths:
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """One labelled image with all its masks, as rows of `masks/`; `member` carries what `datasets.masks` needs."""
+    """One labelled image with all its masks, as rows of `masks/`; `member` carries what
+    `datasets.masks` needs.
+    """
 
     member: ManifestMember
     truth: MaskTruth
@@ -92,8 +112,8 @@ class MaskedImage:
 
 
 class MaskMeasurement(NamedTuple):
-    """One mask of an image. `network`, `original` (None where not requested): at the requested threshold; `half`: network size, at ½, where
-    that is another threshold.
+    """One mask of an image. `network`, `original` (None where not requested): at the requested
+    threshold; `half`: network size, at ½, where that is another threshold.
     """
 
     system: str
@@ -120,13 +140,26 @@ class UnreadableMask:
 
 
 class MaskMeasurer:
-    """Reads truths and measures masks. Safe to share between threads: each keeps the tables open that it reads masks from.
+    """Reads truths and measures masks. Safe to share between threads: each keeps the tables open
+    that it reads masks from.
 
     `at_original`: the kinds of images that are measured at their own size, too.
     """
 
-    def __init__(self, fetcher: Fetcher, limits: ImageLimits, *, threshold: float, at_original: Collection[Kind]) -> None:
-        self._fetcher, self._limits, self._threshold, self._at_original = fetcher, limits, threshold, at_original
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        limits: ImageLimits,
+        *,
+        threshold: float,
+        at_original: Collection[Kind],
+    ) -> None:
+        self._fetcher, self._limits, self._threshold, self._at_original = (
+            fetcher,
+            limits,
+            threshold,
+            at_original,
+        )
         self._own = threading.local()
 
     def measure(self, image: MaskedImage) -> MeasuredImage | UnreadableMask:
@@ -137,49 +170,78 @@ class MaskMeasurer:
             return UnreadableMask(image, refused.status, refused.detail)
         except ConfigError as error:
             return UnreadableMask(image, "no_reference", error.message)
-        return MeasuredImage([self._measured(row, truth, image) for row in image.masks], coverage_of(Image.fromarray(truth)))
+        return MeasuredImage(
+            [self._measured(row, truth, image) for row in image.masks],
+            coverage_of(Image.fromarray(truth)),
+        )
 
     def truth(self, image: MaskedImage) -> NDArray[np.uint8]:
-        """(H, W) at the image's own size, 255 where it was altered. Raises InputError or ConfigError where that is not known."""
+        """(H, W) at the image's own size, 255 where it was altered. Raises InputError or
+        ConfigError where that is not known.
+        """
         if image.truth.kind == "local" and image.truth.mask_uri is None:
-            raise InputError(Status.SOURCE_MISSING, "a local edit without a mask: where it was altered is not known")
+            raise InputError(
+                Status.SOURCE_MISSING,
+                "a local edit without a mask: where it was altered is not known",
+            )
         if not hasattr(self._own, "reader"):
             self._own.reader = MaskReader(self._fetcher, self._limits)
         truth: NDArray[np.uint8] = np.asarray(self._own.reader.read(image.member, image.size))
         return truth
 
-    def _measured(self, row: dict[str, Any], truth: NDArray[np.uint8], image: MaskedImage) -> MaskMeasurement:
+    def _measured(
+        self, row: dict[str, Any], truth: NDArray[np.uint8], image: MaskedImage
+    ) -> MaskMeasurement:
         small = np.asarray(mask_image(row, stretched=False)[0])
         levels = localization.PixelLevels.of(small, nearest(truth, small.shape))
         original = None
         if image.truth.kind in self._at_original:
-            original = localization.PixelLevels.of(np.asarray(mask_image(row, stretched=True)[0]), truth).figures(self._threshold)
-        half = None if self._threshold == localization.THRESHOLD else levels.figures(localization.THRESHOLD)
-        return MaskMeasurement(row["detector"], row.get("view"), levels.figures(self._threshold), original, half)
+            original = localization.PixelLevels.of(
+                np.asarray(mask_image(row, stretched=True)[0]), truth
+            ).figures(self._threshold)
+        half = (
+            None
+            if self._threshold == localization.THRESHOLD
+            else levels.figures(localization.THRESHOLD)
+        )
+        return MaskMeasurement(
+            row["detector"], row.get("view"), levels.figures(self._threshold), original, half
+        )
 
 
 def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Every image of a run that has masks, a block in memory at a time; None in place of one without a label.
+    """Every image of a run that has masks, a block in memory at a time; None in place of one
+    without a label.
 
     Only current rows are labelled, so masks of members that vanished are among those without.
     """
     for manifest in manifests(run.store):
-        with_masks = {int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")}
+        with_masks = {
+            int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")
+        }
         for ref in read_blocks(run.store, manifest):
             if ref.block in with_masks and len(masks := run.block_masks(manifest, ref.block)):
-                members = {member.image_id: member for member in member_rows(read_block(run.store, ref))}
+                members = {
+                    member.image_id: member for member in member_rows(read_block(run.store, ref))
+                }
                 yield from _of_block(masks, members, truths)
 
 
 def nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A mask (H, W) at another size (h, w): of each new pixel the old one at its upper left corner, as OpenCV's INTER_NEAREST."""
-    rows, columns = (np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True))
+    """A mask (H, W) at another size (h, w): of each new pixel the old one at its upper left corner,
+    as OpenCV's INTER_NEAREST.
+    """
+    rows, columns = (
+        np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True)
+    )
     smaller: NDArray[np.uint8] = truth[rows][:, columns]
     return smaller
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What `work` gives of each, in their order, from a few threads that are a few items ahead: masks are waited for, not computed."""
+    """What `work` gives of each, in their order, from a few threads that are a few items ahead:
+    masks are waited for, not computed.
+    """
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="masks") as pool:
         running: deque[Future[R]] = deque()
         try:
@@ -194,7 +256,9 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 future.cancel()
 
 
-def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskTruths) -> Iterator[MaskedImage | None]:
+def _of_block(
+    masks: pa.Table, members: dict[int, ManifestMember], truths: MaskTruths
+) -> Iterator[MaskedImage | None]:
     by_image: dict[int, list[dict[str, Any]]] = {}
     for row in masks.to_pylist():
         by_image.setdefault(row["image_id"], []).append(row)
@@ -209,7 +273,9 @@ def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskT
 
 
 def _columns(table: pa.Table) -> pa.Table:
-    """`COLUMNS`, the words of few kinds coded, places of masks with room for more than 2 GiB of them."""
+    """`COLUMNS`, the words of few kinds coded, places of masks with room for more than 2 GiB of
+    them.
+    """
     columns: dict[str, Any] = {name: table[name] for name in COLUMNS}
     columns |= {name: table[name].dictionary_encode() for name in ("label", "generator", "kind")}
     return pa.table(columns | {"mask_uri": table["mask_uri"].cast(pa.large_string())})
@@ -219,12 +285,15 @@ def _truth(row: dict[str, Any]) -> MaskTruth:
     if row["label"] == "real":
         return MaskTruth("real", row["generator"] or "real", None)
     is_local = row["mask_uri"] is not None or row["kind"] == "local"
-    return MaskTruth("local" if is_local else "whole", row["generator"] or "unknown", row["mask_uri"])
+    return MaskTruth(
+        "local" if is_local else "whole", row["generator"] or "unknown", row["mask_uri"]
+    )
 
 
 MOST = 12
 SIDE_PX = 320
-FOUND, TRUE = (220, 38, 38), (250, 204, 21)  # marked pixels are tinted red; a yellow line goes round those that were altered
+# marked pixels are tinted red; a yellow line goes round those that were altered
+FOUND, TRUE = (220, 38, 38), (250, 204, 21)
 _TINT = 115  # of 255
 _KINDS: tuple[Kind, ...] = ("real", "whole", "local")
 _EDITS: tuple[Kind, ...] = ("local",)
@@ -237,33 +306,56 @@ _IMAGES = {
 
 
 class Overlays:
-    """The six worst and the six best of each system while images pass by; of equal ones those of lower id."""
+    """The six worst and the six best of each system while images pass by; of equal ones those of
+    lower id.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[tuple[float, int, localization.MaskFigures, MaskedImage, dict[str, Any]]]] = {}
+        self._kept: dict[
+            str, list[tuple[float, int, localization.MaskFigures, MaskedImage, dict[str, Any]]]
+        ] = {}
 
-    def see(self, figures: localization.MaskFigures, image: MaskedImage, row: dict[str, Any]) -> None:
+    def see(
+        self, figures: localization.MaskFigures, image: MaskedImage, row: dict[str, Any]
+    ) -> None:
         """One mask of a local edit, at the image's own size."""
         if figures.altered and figures.f1 is not None:
             kept = self._kept.setdefault(row["detector"], [])
-            insort(kept, (figures.f1, image.member.image_id, figures, image, row), key=lambda one: one[:2])
+            insort(
+                kept,
+                (figures.f1, image.member.image_id, figures, image, row),
+                key=lambda one: one[:2],
+            )
             if len(kept) > MOST:
                 del kept[MOST // 2]
 
-    def pictures(self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits) -> list[model.OverlayFacts]:
-        """At most twelve, shared out among systems, the worst of each first: {image_id, uri, member, system, generator, f1, iou, picture}.
+    def pictures(
+        self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
+    ) -> list[model.OverlayFacts]:
+        """At most twelve, shared out among systems, the worst of each first: {image_id, uri,
+        member, system, generator, f1, iou, picture}.
 
-        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has the reason.
+        `picture`: base64 of a JPEG, None where the image cannot be read any more; then `why` has
+        the reason.
         """
         reader, overlays = MemberReader(fetcher, max_bytes=limits.max_bytes), []
         each = max(MOST // max(len(self._kept), 1), 1)
         for system, kept in sorted(self._kept.items())[:MOST]:
             worst = (each + 1) // 2
-            for _, _, figures, image, row in kept if len(kept) <= each else kept[:worst] + kept[len(kept) - (each - worst) :]:
+            for _, _, figures, image, row in (
+                kept if len(kept) <= each else kept[:worst] + kept[len(kept) - (each - worst) :]
+            ):
                 member = image.member
-                entry: dict[str, Any] = {"image_id": member.image_id, "uri": member.uri, "member": member.member, "system": system}
+                entry: dict[str, Any] = {
+                    "image_id": member.image_id,
+                    "uri": member.uri,
+                    "member": member.member,
+                    "system": system,
+                }
                 entry |= {"generator": image.truth.generator, "f1": figures.f1, "iou": figures.iou}
-                overlays.append(model.OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits)))
+                overlays.append(
+                    model.OverlayFacts(**entry, **_picture(image, row, measurer, reader, limits))
+                )
         return overlays
 
 
@@ -283,20 +375,27 @@ def localization_of_run(
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Both sections of a run whose joined rows `tables` gives (called with `COLUMNS`); None where no detector localizes.
+    """Both sections of a run whose joined rows `tables` gives (called with `COLUMNS`); None where
+    no detector localizes.
 
-    Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
-    `empty`: how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
+    Masks are read within the run's own limits, from its own web servers and those of `guard`, which
+    are those of the labels. `empty`: how images without altered pixels count under the plain
+    policy. A truth that cannot be read is counted with its reason.
     """
     if not run.store.folders("masks"):
         return None
     rules = rules or protocols.LocalizationRules()
     headline = _Headline(rules, empty)
     fetcher, limits = Fetcher(guard=guard_of(run.store).joined(guard)), run.limits()
-    measurer = MaskMeasurer(fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds})
+    measurer = MaskMeasurer(
+        fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds}
+    )
     gathered = _Gathered()
     truths = MaskTruths(tables(COLUMNS))
-    for image, found in side_by_side(lambda image: (image, None if image is None else measurer.measure(image)), masked_images(run, truths)):
+    for image, found in side_by_side(
+        lambda image: (image, None if image is None else measurer.measure(image)),
+        masked_images(run, truths),
+    ):
         gathered.add(image, found)
     section = model.LocalizationFacts(
         policy=headline.row(),
@@ -304,15 +403,25 @@ def localization_of_run(
         systems=tuple(gathered.systems(headline)),
         warning=gathered.coverage.warning(),
     )
-    return Localized(section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else [])
+    return Localized(
+        section, gathered.overlays.pictures(measurer, fetcher, limits) if pictures else []
+    )
 
 
 def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Image.Image:
-    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those that were altered (L, not 0)."""
+    """A picture (RGB) with the pixels that were found (L, not 0) tinted, and a line round those
+    that were altered (L, not 0).
+    """
     size = picture.size
-    tinted = Image.composite(Image.new("RGB", size, FOUND), picture, _shrunk(found, size).point(lambda level: level * _TINT // 255))
+    tinted = Image.composite(
+        Image.new("RGB", size, FOUND),
+        picture,
+        _shrunk(found, size).point(lambda level: level * _TINT // 255),
+    )
     inside = _shrunk(truth, size)
-    line = ImageChops.difference(inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3)))
+    line = ImageChops.difference(
+        inside.filter(ImageFilter.MaxFilter(3)), inside.filter(ImageFilter.MinFilter(3))
+    )
     return Image.composite(Image.new("RGB", size, TRUE), tinted, line)
 
 
@@ -322,7 +431,11 @@ class _Headline:
     def __init__(self, rules: protocols.LocalizationRules, empty: localization.Empty) -> None:
         self._rules, self._empty = rules, empty
         with_reals: tuple[Kind, ...] = ("local",) if empty == "skip" else ("local", "real")
-        self.kinds: tuple[Kind, ...] = {"plain": with_reals, "opensdi": ("local",), "imdlbenco": ("local", "real", "whole")}[rules.policy]
+        self.kinds: tuple[Kind, ...] = {
+            "plain": with_reals,
+            "opensdi": ("local",),
+            "imdlbenco": ("local", "real", "whole"),
+        }[rules.policy]
 
     def figures(self, rows: arrays.Floats) -> dict[str, FigureFacts]:
         """Those of rows of `kinds`."""
@@ -332,7 +445,9 @@ class _Headline:
 
     def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> model.MaskRow:
         """The entry of some rows."""
-        return model.MaskRow(name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {}))
+        return model.MaskRow(
+            name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {})
+        )
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -342,7 +457,10 @@ class _Headline:
             "name": policy,
             "resolution": self._rules.resolution,
             "threshold": self._rules.threshold,
-            "images": _IMAGES.get(policy, f"{plain}, each counting once; the AUC of those with altered and intact pixels"),
+            "images": _IMAGES.get(
+                policy,
+                f"{plain}, each counting once; the AUC of those with altered and intact pixels",
+            ),
             "empty": self._empty if policy == "plain" else "zero",
             "empty_images": localization.EMPTY[self._empty if policy == "plain" else "zero"],
             "resizing": RESIZING,
@@ -350,7 +468,9 @@ class _Headline:
 
 
 class _Group(NamedTuple):
-    """What rows are gathered by. `size`: network or original at the requested threshold, half: network at ½."""
+    """What rows are gathered by. `size`: network or original at the requested threshold, half:
+    network at ½.
+    """
 
     system: str
     view: str | None
@@ -375,7 +495,9 @@ class _Gathered:
             self._unlabelled += 1
         elif isinstance(found, UnreadableMask):
             self._unreadable[found.status] += 1
-            self._examples.setdefault(found.status, f"{image.truth.mask_uri or image.member.uri}: {found.detail}")
+            self._examples.setdefault(
+                found.status, f"{image.truth.mask_uri or image.member.uri}: {found.detail}"
+            )
         else:
             self._images += 1
             if image.truth.mask_uri is not None:
@@ -393,9 +515,18 @@ class _Gathered:
             self.overlays.see(one.original, image, row)
 
     def counts(self) -> dict[str, Any]:
-        """How many images were measured, have masks but no label, and have a truth that cannot be read, and why."""
-        reasons = [model.MaskFailures(reason=reason, n=n, example=self._examples[reason]) for reason, n in self._unreadable.most_common()]
-        return {"images": self._images, "without_label": self._unlabelled, "unreadable": tuple(reasons)}
+        """How many images were measured, have masks but no label, and have a truth that cannot be
+        read, and why.
+        """
+        reasons = [
+            model.MaskFailures(reason=reason, n=n, example=self._examples[reason])
+            for reason, n in self._unreadable.most_common()
+        ]
+        return {
+            "images": self._images,
+            "without_label": self._unlabelled,
+            "unreadable": tuple(reasons),
+        }
 
     def systems(self, headline: _Headline) -> Iterator[model.LocalizationSystem]:
         """One entry per detector and size."""
@@ -406,34 +537,65 @@ class _Gathered:
     def _system(self, system: str, size: Size, headline: _Headline) -> model.LocalizationSystem:
         rows = self._table(system, size, headline.kinds)
         here = [group for group in self._rows if (group.system, group.size) == (system, size)]
-        views = {group.view for group in here if group.view is not None and group.kind in headline.kinds}
+        views = {
+            group.view for group in here if group.view is not None and group.kind in headline.kinds
+        }
         return model.LocalizationSystem(
             name=system,
             resolution=size,
             counts=model.MaskCounts(**localization.counts_of(rows)),
             figures=headline.figures(rows),
             generators=tuple(
-                headline.mask_row(name, self._table(system, size, _EDITS, generator=name), kind="local")
-                for name in sorted({group.generator for group in here if group.view is None and group.kind == "local"})
+                headline.mask_row(
+                    name, self._table(system, size, _EDITS, generator=name), kind="local"
+                )
+                for name in sorted(
+                    {
+                        group.generator
+                        for group in here
+                        if group.view is None and group.kind == "local"
+                    }
+                )
             ),
-            views=tuple(headline.mask_row(view, self._table(system, size, headline.kinds, view=view)) for view in sorted(views)),
-            **(self._benchmarks(system) if size == "network" else {"imdlbenco": None, "opensdi": None}),
+            views=tuple(
+                headline.mask_row(view, self._table(system, size, headline.kinds, view=view))
+                for view in sorted(views)
+            ),
+            **(
+                self._benchmarks(system)
+                if size == "network"
+                else {"imdlbenco": None, "opensdi": None}
+            ),
         )
 
     def _benchmarks(self, system: str) -> dict[str, Any]:
         """As IMDLBenCo and OpenSDI measure: clean masks at the network's size and at ½."""
-        half: Size = "half" if any(group.system == system and group.size == "half" for group in self._rows) else "network"
+        half: Size = (
+            "half"
+            if any(group.system == system and group.size == "half" for group in self._rows)
+            else "network"
+        )
         every, edits = self._table(system, half), self._table(system, half, _EDITS)
-        modes: dict[str, Any] = {mode: localization.imdlbenco_of(every, mode=mode) for mode in _MODES}
+        modes: dict[str, Any] = {
+            mode: localization.imdlbenco_of(every, mode=mode) for mode in _MODES
+        }
         return {
-            "imdlbenco": model.ImdlBencoFacts(counts=model.MaskCounts(**localization.counts_of(every)), modes=modes),
+            "imdlbenco": model.ImdlBencoFacts(
+                counts=model.MaskCounts(**localization.counts_of(every)), modes=modes
+            ),
             "opensdi": model.OpenSdiFacts(
-                counts=model.MaskCounts(**localization.counts_of(edits)), figures=localization.imdlbenco_of(edits)
+                counts=model.MaskCounts(**localization.counts_of(edits)),
+                figures=localization.imdlbenco_of(edits),
             ),
         }
 
     def _table(
-        self, system: str, size: Size, kinds: Collection[Kind] = _KINDS, view: str | None = None, generator: str | None = None
+        self,
+        system: str,
+        size: Size,
+        kinds: Collection[Kind] = _KINDS,
+        view: str | None = None,
+        generator: str | None = None,
     ) -> arrays.Floats:
         """The rows of some groups together."""
         mine = [
@@ -445,7 +607,13 @@ class _Gathered:
         return np.concatenate([localization.MaskRows().table(), *mine])
 
 
-def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
+def _picture(
+    image: MaskedImage,
+    row: dict[str, Any],
+    measurer: MaskMeasurer,
+    reader: MemberReader,
+    limits: ImageLimits,
+) -> dict[str, Any]:
     [(_, data)] = reader.read([image.member])
     try:
         if isinstance(data, InputError):
@@ -459,10 +627,14 @@ def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, re
     marked = np.asarray(mask_image(row, stretched=True)[0]) > 127
     pixels.thumbnail((SIDE_PX, SIDE_PX))
     buffer = io.BytesIO()
-    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(buffer, "JPEG", quality=80)
+    overlay(pixels, truth, Image.fromarray(marked.astype(np.uint8) * np.uint8(255))).save(
+        buffer, "JPEG", quality=80
+    )
     return {"picture": base64.b64encode(buffer.getvalue()).decode()}
 
 
 def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
+    """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that
+    nothing thin is lost.
+    """
     return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)

@@ -1,10 +1,12 @@
-"""Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by which rules, and what was published.
+"""Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by
+which rules, and what was published.
 
-The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image that
-is right at the threshold. `traits_of`: when each generator was released, or of what architecture it is, as labels or a run's own columns
-have it.
+The averages are those that others compute (specs/detectors.md §11), each under its own name, the
+wrong ones too. A hit is an image that is right at the threshold. `traits_of`: when each generator
+was released, or of what architecture it is, as labels or a run's own columns have it.
 
-The table of a protocol (`table_of`): rows, footers, and published columns beside ours (`reference_of`).
+The table of a protocol (`table_of`): rows, footers, and published columns beside ours
+(`reference_of`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +22,14 @@ from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.evaluation.systems import combined_overlap, is_named
 from ray_app.metrics.arrays import FigureFacts, ScoreHistogram, undefined
 from ray_app.metrics.intervals import proportion
-from ray_app.reports.evaluation.model import LocalizationFacts, MaskRow, ProtocolFacts, ReferenceFacts, TableFacts, TableRow
+from ray_app.reports.evaluation.model import (
+    LocalizationFacts,
+    MaskRow,
+    ProtocolFacts,
+    ReferenceFacts,
+    TableFacts,
+    TableRow,
+)
 from ray_app.reports.evaluation.model import TableFooter as FooterFacts
 from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts
 
@@ -28,9 +37,11 @@ RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
     "pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy",
 ]  # fmt: skip
-"""What a row may hold. `rate`: the share that is right. Against all real images: `auc`, `average_precision`, `oracle_accuracy` (sidbench's
-best accuracy on the test data itself), `balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes.
-`pixel_…`: of masks (ray_app.metrics.localization)."""
+"""What a row may hold. `rate`: the share that is right. Against all real images: `auc`,
+`average_precision`, `oracle_accuracy` (sidbench's best accuracy on the test data itself),
+`balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes. `pixel_…`: of
+masks (ray_app.metrics.localization).
+"""
 Automatic = Literal["sources", "generators", "years"]
 Value = Annotated[float, Field(ge=0, le=1)]
 _NONE_SCORED = "none of these images was scored"
@@ -39,11 +50,12 @@ _NOT_COMPUTED = undefined("was not computed")
 
 
 class ProtocolRow(Frozen):
-    """One row: images of the generators that its globs name, by their names or their architectures, together. Without globs the cells
-    stay empty, for the reason `why`.
+    """One row: images of the generators that its globs name, by their names or their architectures,
+    together. Without globs the cells stay empty, for the reason `why`.
 
-    `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local edits. `mean`: of the figures of its
-    generators, each counting once; rows of each of them may stand beside it.
+    `excluding`: globs over names that belong elsewhere. `kind`: only whole fakes, or only local
+    edits. `mean`: of the figures of its generators, each counting once; rows of each of them may
+    stand beside it.
     """
 
     name: str
@@ -59,7 +71,9 @@ class ProtocolRow(Frozen):
     @model_validator(mode="after")
     def _named_or_said(self) -> "ProtocolRow":
         if bool(self.generators or self.architectures) == (self.why is not None):
-            raise ValueError("give generators or architectures, or say under `why` why they cannot be named")
+            raise ValueError(
+                "give generators or architectures, or say under `why` why they cannot be named"
+            )
         return self
 
     def holds(self, generator: GeneratorFacts) -> bool:
@@ -69,7 +83,13 @@ class ProtocolRow(Frozen):
         return (
             generator.label == self.label
             and self.kind in (None, generator.kind)
-            and (named or (family is not None and any(is_named(family, glob) for glob in self.architectures)))
+            and (
+                named
+                or (
+                    family is not None
+                    and any(is_named(family, glob) for glob in self.architectures)
+                )
+            )
             and not any(is_named(name, glob) for glob in self.excluding)
         )
 
@@ -77,9 +97,11 @@ class ProtocolRow(Frozen):
 class ProtocolFooter(Frozen):
     """One figure of a system as a whole, under a name that says what it is.
 
-    `figure`: a key of a system's `figures` or `averages`; `mean:FIGURE` and `weighted:FIGURE` of the table's fake rows with that figure,
-    each row counting once or by its images; `report.CLASS.FIGURE` of the classification report; or a convention of
-    ray_app.evaluation.protocols. `rows`: those that a mean is of; without, all but rows that have no generators, and years.
+    `figure`: a key of a system's `figures` or `averages`; `mean:FIGURE` and `weighted:FIGURE` of
+    the table's fake rows with that figure, each row counting once or by its images;
+    `report.CLASS.FIGURE` of the classification report; or a convention of
+    ray_app.evaluation.protocols. `rows`: those that a mean is of; without, all but rows that have
+    no generators, and years.
     """
 
     name: str
@@ -88,9 +110,11 @@ class ProtocolFooter(Frozen):
 
 
 class Reference(Frozen):
-    """A published column. `rows`: by names of rows and footers. `mark`: why the column is wrong or not comparable, `marks`: single cells.
+    """A published column. `rows`: by names of rows and footers. `mark`: why the column is wrong or
+    not comparable, `marks`: single cells.
 
-    `detector`: which of ours it is, if any. `verified`: somebody ran its weights on the real data and compared the figures.
+    `detector`: which of ours it is, if any. `verified`: somebody ran its weights on the real data
+    and compared the figures.
     """
 
     column: str
@@ -109,7 +133,9 @@ class Reference(Frozen):
 
 
 class LocalizationRules(Frozen):
-    """How masks are measured: by whose rules, at which size, and above which probability a pixel counts as altered."""
+    """How masks are measured: by whose rules, at which size, and above which probability a pixel
+    counts as altered.
+    """
 
     policy: Literal["opensdi", "imdlbenco", "plain"] = "plain"
     resolution: Literal["network", "original"] = "original"
@@ -131,13 +157,16 @@ class Groups(Frozen):
 
 
 class Protocol(Frozen):
-    """One way to evaluate. `layout` and `arguments`: how its images are labelled (null = any). `sources`, `split`: where they are.
+    """One way to evaluate. `layout` and `arguments`: how its images are labelled (null = any).
+    `sources`, `split`: where they are.
 
-    `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`, at it. `perturb`: lists of
-    perturbations by name. `rows` come first; then, for each of `automatic`, a row for every source of real images, every generator (by
-    release, then name) or every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`: in and out of
-    distribution; without, they follow from the classes of the run's identifier. `paired`: by sources of real images the generators (all
-    globs) whose average precision is against these alone, as if there were as many of them as fakes.
+    `detectors`, `ensemble`: its columns. Fake is a log-odds above `threshold`, or, unless `strict`,
+    at it. `perturb`: lists of perturbations by name. `rows` come first; then, for each of
+    `automatic`, a row for every source of real images, every generator (by release, then name) or
+    every year of release, with each of `figures`. `averages`: how it averages, in words. `groups`:
+    in and out of distribution; without, they follow from the classes of the run's identifier.
+    `paired`: by sources of real images the generators (all globs) whose average precision is
+    against these alone, as if there were as many of them as fakes.
     """
 
     name: str
@@ -174,10 +203,14 @@ class Protocol(Frozen):
             raise ValueError(f"rows and footers of one name: {', '.join(sorted(doubled))}")
         for column in self.reference:
             if strangers := column.rows.keys() - set(named):
-                raise ValueError(f"reference {column.column}: no row or footer is called {', '.join(sorted(strangers))}")
+                raise ValueError(
+                    f"reference {column.column}: no row or footer is called {', '.join(sorted(strangers))}"
+                )
         for footer in self.footers:
             if strangers := set(footer.rows) - {row.name for row in self.rows}:
-                raise ValueError(f"footer {footer.name}: no row is called {', '.join(sorted(strangers))}")
+                raise ValueError(
+                    f"footer {footer.name}: no row is called {', '.join(sorted(strangers))}"
+                )
         grouped = (*self.groups.inside, *self.groups.out) if self.groups else ()
         if strangers := set(grouped) - {row.name for row in self.rows}:
             raise ValueError(f"groups: no row is called {', '.join(sorted(strangers))}")
@@ -189,26 +222,49 @@ class Protocol(Frozen):
     def traits(self) -> Mapping[str, str]:
         """What the table must know of generators, by its name in a document the column of labels."""
         found = {"released": "release_date"} if "years" in self.automatic else {}
-        return found | ({"architecture": "architecture"} if any(row.architectures for row in self.rows) else {})
+        return found | (
+            {"architecture": "architecture"} if any(row.architectures for row in self.rows) else {}
+        )
 
     def facts(self) -> ProtocolFacts:
         """The section `protocol` of an evaluation's document."""
-        kept = ("name", "title", "source", "what", "threshold", "strict", "averages", "notes", "commands")
+        kept = (
+            "name",
+            "title",
+            "source",
+            "what",
+            "threshold",
+            "strict",
+            "averages",
+            "notes",
+            "commands",
+        )
         return ProtocolFacts(**{name: getattr(self, name) for name in kept})
 
 
 def f1_by_source(generators: Sequence[GeneratorFacts]) -> FigureFacts:
     """OpenFake v2's cross-benchmark F1: the F1 of every source by itself, weighted by its images.
 
-    It means nothing: a source of real images alone has an F1 of 0 however well it is classified, and one of fakes 2 · TPR / (1 + TPR).
+    It means nothing: a source of real images alone has an F1 of 0 however well it is classified,
+    and one of fakes 2 · TPR / (1 + TPR).
     """
-    parts = [(one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0) for one in generators if one.rate.n]
+    parts = [
+        (one.rate.n, (one.rate.value or 0.0) if one.label == "fake" else 0.0)
+        for one in generators
+        if one.rate.n
+    ]
     n = sum(weight for weight, _ in parts)
-    return FigureFacts(value=sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n) if n else undefined(_NONE_SCORED)
+    return (
+        FigureFacts(value=sum(weight * 2 * tpr / (1 + tpr) for weight, tpr in parts) / n, n=n)
+        if n
+        else undefined(_NONE_SCORED)
+    )
 
 
 def missing_is_wrong(generators: Sequence[GeneratorFacts]) -> FigureFacts:
-    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score included."""
+    """DFLIP-3K v1's accuracy: right ones among all images of the list, those without a score
+    included.
+    """
     right, n = correct_counts(generators)
     return proportion(right, n + sum(one.unscored for one in generators), "there are no images")
 
@@ -224,7 +280,8 @@ CONVENTIONS: Mapping[str, Callable[[Sequence[GeneratorFacts]], FigureFacts]] = {
     "accuracy_missing_wrong": missing_is_wrong,
     "false_positive_rate": false_positive_rate,
 }
-"""What a footer may name beside figures, averages and means of rows: of all generators of a system."""
+"""What a footer may name beside figures, averages and means of rows: of all generators of a system.
+"""
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
@@ -233,7 +290,9 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
 
 
 def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
-    """The mean of the two shares judged correctly. What others print as the ROC AUC of hard decisions is the same number."""
+    """The mean of the two shares judged correctly. What others print as the ROC AUC of hard
+    decisions is the same number.
+    """
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
@@ -241,7 +300,9 @@ def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -
 
 
 def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> FigureFacts:
-    """The F1 of the fake class if there were as many real images as fakes, by the shares judged correctly of both."""
+    """The F1 of the fake class if there were as many real images as fakes, by the shares judged
+    correctly of both.
+    """
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
@@ -261,7 +322,8 @@ def correct_counts(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
 
 
 def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 100) -> FigureFacts:
-    """sidbench's accuracy at its oracle threshold: the best over `points` probabilities from 0 to 1, chosen on the test data itself.
+    """sidbench's accuracy at its oracle threshold: the best over `points` probabilities from 0 to
+    1, chosen on the test data itself.
 
     Too good by construction. Scores are log-odds; fake is a probability above the threshold.
     """
@@ -271,17 +333,24 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
     with np.errstate(divide="ignore"):
         grid = np.linspace(0, 1, points)
         thresholds = np.log(grid) - np.log1p(-grid)
-    return FigureFacts(value=max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n)
+    return FigureFacts(
+        value=max(fakes.above(t) + reals.n - reals.above(t) for t in thresholds.tolist()) / n, n=n
+    )
 
 
-def traits_of(tables: Callable[[Sequence[str]], Iterable[pa.Table]], column: str) -> Mapping[str, str]:
+def traits_of(
+    tables: Callable[[Sequence[str]], Iterable[pa.Table]], column: str
+) -> Mapping[str, str]:
     """By generator of fakes the least text of its rows in a column, so the earliest `release_date`.
 
-    Generators without one are left out; so is a date that does not begin with its year. `tables`: labelled rows with the columns asked for.
+    Generators without one are left out; so is a date that does not begin with its year. `tables`:
+    labelled rows with the columns asked for.
     """
     found: dict[str, str] = {}
     for table in tables((column, "generator", "label")):
-        known = pc.match_substring_regex(table[column], r"^\d{4}" if column == "release_date" else r"\S")
+        known = pc.match_substring_regex(
+            table[column], r"^\d{4}" if column == "release_date" else r"\S"
+        )
         rows = table.filter(pc.and_(pc.equal(table["label"], "fake"), known))
         for row in rows.group_by("generator").aggregate([(column, "min")]).to_pylist():
             least = row[f"{column}_min"]
@@ -319,7 +388,9 @@ _NOT_OF_SEVERAL = "not to be had of several generators together from the figures
 
 
 class _Line(NamedTuple):
-    """A row of the table before it has cells. `year`: only generators that were released then; `only`: only that of this very name."""
+    """A row of the table before it has cells. `year`: only generators that were released then;
+    `only`: only that of this very name.
+    """
 
     row: ProtocolRow
     year: str | None = None
@@ -333,25 +404,40 @@ class _Line(NamedTuple):
 
 
 def table_of(
-    protocol: Protocol | None, systems: Sequence[SystemFacts], localization: LocalizationFacts | None = None, *, of_images: bool = True
+    protocol: Protocol | None,
+    systems: Sequence[SystemFacts],
+    localization: LocalizationFacts | None = None,
+    *,
+    of_images: bool = True,
 ) -> TableFacts:
-    """The document's section `table`: rows × systems and footers. All its intervals are of further images of the rows' generators.
+    """The document's section `table`: rows × systems and footers. All its intervals are of further
+    images of the rows' generators.
 
-    `of_images`: so are those of figures as a whole; where they are not, footers have none: they stand in the systems' own tables.
+    `of_images`: so are those of figures as a whole; where they are not, footers have none: they
+    stand in the systems' own tables.
 
-    `systems` and `localization` are the sections of those names; the latter only for rows of masks. A row that no generator of the data
-    belongs to stands there with undefined cells. `seen` of a row is by its worst: seen if one of its generators was.
+    `systems` and `localization` are the sections of those names; the latter only for rows of masks.
+    A row that no generator of the data belongs to stands there with undefined cells. `seen` of a
+    row is by its worst: seen if one of its generators was.
     """
     rules = protocol or PLAIN
     lines = [_Line(row) for row in rules.rows] + _automatic(rules, systems)
     masks = _masks_of(rules, localization)
-    cells = {system.name: {line.row.name: _cell(line, system, masks) for line in lines} for system in systems}
+    cells = {
+        system.name: {line.row.name: _cell(line, system, masks) for line in lines}
+        for system in systems
+    }
     return TableFacts(
         rows=tuple(_head(line, systems) for line in lines),
         columns=tuple(system.name for system in systems),
         cells=cells,
         footers=tuple(
-            FooterFacts(name=one.name, cells={system.name: _footer(one, system, lines, cells, of_images) for system in systems})
+            FooterFacts(
+                name=one.name,
+                cells={
+                    system.name: _footer(one, system, lines, cells, of_images) for system in systems
+                },
+            )
             for one in rules.footers
         ),
     )
@@ -360,32 +446,54 @@ def table_of(
 def reference_of(protocol: Protocol | None) -> list[ReferenceFacts]:
     """The document's section `reference`: published columns with what is wrong about them."""
     columns = protocol.reference if protocol else ()
-    return [ReferenceFacts(**one.model_dump(exclude={"detector"}), system=one.detector) for one in columns]
+    return [
+        ReferenceFacts(**one.model_dump(exclude={"detector"}), system=one.detector)
+        for one in columns
+    ]
 
 
 def _automatic(rules: Protocol, systems: Sequence[SystemFacts]) -> list[_Line]:
-    """Rows for what is in the data, in order of release and name; generators that a row of the protocol holds already, but for one of a
-    mean, are left out.
+    """Rows for what is in the data, in order of release and name; generators that a row of the
+    protocol holds already, but for one of a mean, are left out.
     """
     known = {(one.label, one.name): one for system in systems for one in system.generators}
-    rest = [one for one in known.values() if not any(row.holds(one) and not row.mean for row in rules.rows)]
+    rest = [
+        one
+        for one in known.values()
+        if not any(row.holds(one) and not row.mean for row in rules.rows)
+    ]
     rest.sort(key=lambda one: (one.released or "9", one.name))
     taken = {row.name for row in rules.rows}
     lines: list[_Line] = []
     for wanted in rules.automatic:
         if wanted == "years":
-            years = sorted({year for one in known.values() if one.label == "fake" and (year := _year(one))})
-            lines += [_Line(ProtocolRow(name=f"released {year}", generators=("*",)), year=year) for year in years]
+            years = sorted(
+                {year for one in known.values() if one.label == "fake" and (year := _year(one))}
+            )
+            lines += [
+                _Line(ProtocolRow(name=f"released {year}", generators=("*",)), year=year)
+                for year in years
+            ]
         elif wanted == "sources":
             lines += [_exactly(one, "rate", known, taken) for one in rest if one.label == "real"]
         else:
             words = {**_WORDS, "rate": "TPR" if len(rules.figures) > 1 else ""}
             fakes = [one for one in rest if one.label == "fake"]
-            lines += [_exactly(one, figure, known, taken, words[figure]) for figure in rules.figures for one in fakes]
+            lines += [
+                _exactly(one, figure, known, taken, words[figure])
+                for figure in rules.figures
+                for one in fakes
+            ]
     return lines
 
 
-def _exactly(generator: GeneratorFacts, figure: RowFigure, known: Mapping[tuple[str, str], Any], taken: set[str], words: str = "") -> _Line:
+def _exactly(
+    generator: GeneratorFacts,
+    figure: RowFigure,
+    known: Mapping[tuple[str, str], Any],
+    taken: set[str],
+    words: str = "",
+) -> _Line:
     """The row of one generator of the data, whose name is like no other row's."""
     name, label = generator.name, generator.label
     mixed = ("real" if label == "fake" else "fake", name) in known
@@ -393,7 +501,12 @@ def _exactly(generator: GeneratorFacts, figure: RowFigure, known: Mapping[tuple[
     while row in taken:
         row += " (in the data)"
     taken.add(row)
-    return _Line(ProtocolRow(name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=figure), only=name)
+    return _Line(
+        ProtocolRow(
+            name=row, generators=("*",), label="fake" if label == "fake" else "real", figure=figure
+        ),
+        only=name,
+    )
 
 
 def _head(line: _Line, systems: Sequence[SystemFacts]) -> TableRow:
@@ -412,7 +525,10 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
         return undefined("no image of the data belongs here")
     if line.row.mean:
         each = line.row.model_copy(update={"mean": False})
-        found = [_cell(_Line(each, only=name), system, masks) for name in dict.fromkeys(one.name for one in mine)]
+        found = [
+            _cell(_Line(each, only=name), system, masks)
+            for name in dict.fromkeys(one.name for one in mine)
+        ]
         return _mean(found, [1] * len(found), sum(one.n for one in mine), "generators")
     if figure == "rate":
         return correct_share(mine)
@@ -422,41 +538,77 @@ def _cell(line: _Line, system: SystemFacts, masks: Mapping[str, Sequence[MaskRow
         return (balanced if figure == "balanced_accuracy" else f1_even)(fakes, reals)
     if figure.startswith("pixel_"):
         names = {one.name for one in mine}
-        drawn = [one.figures.get(figure, _NOT_COMPUTED) for one in masks.get(system.name, []) if one.name in names]
-        return _pooled(drawn, [one.n for one in drawn]) if drawn else undefined("this detector draws no masks, or they were not measured")
+        drawn = [
+            one.figures.get(figure, _NOT_COMPUTED)
+            for one in masks.get(system.name, [])
+            if one.name in names
+        ]
+        return (
+            _pooled(drawn, [one.n for one in drawn])
+            if drawn
+            else undefined("this detector draws no masks, or they were not measured")
+        )
     found = [one.figures.get(figure, _NOT_COMPUTED) for one in mine]
     # The others are not linear in the fakes.
-    return _pooled(found, [one.n for one in mine]) if len(found) == 1 or figure == "auc" else undefined(_NOT_OF_SEVERAL)
+    return (
+        _pooled(found, [one.n for one in mine])
+        if len(found) == 1 or figure == "auc"
+        else undefined(_NOT_OF_SEVERAL)
+    )
 
 
 def _pooled(found: Sequence[FigureFacts], images: Sequence[int]) -> FigureFacts:
-    """Of several generators together, each by its images: exact for means of images, and for AUCs against the same real ones."""
+    """Of several generators together, each by its images: exact for means of images, and for AUCs
+    against the same real ones.
+    """
     if len(found) == 1:
         return found[0]
     if missing := [one.why for one in found if one.value is None]:
         return undefined(missing[0])
     n = sum(images)
-    return FigureFacts(value=sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n, n=n)
+    return FigureFacts(
+        value=sum(count * (one.value or 0.0) for one, count in zip(found, images, strict=True)) / n,
+        n=n,
+    )
 
 
-def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mapping[str, Sequence[MaskRow]]:
+def _masks_of(
+    rules: Protocol, localization: LocalizationFacts | None
+) -> Mapping[str, Sequence[MaskRow]]:
     """By system, the document's rows of its masks on each generator, at the size of the protocol's."""
     size = rules.localization.resolution if rules.localization else "original"
-    return {one.name: one.generators for one in (localization.systems if localization else ()) if one.resolution == size}
+    return {
+        one.name: one.generators
+        for one in (localization.systems if localization else ())
+        if one.resolution == size
+    }
 
 
 def _footer(
-    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, FigureFacts]], of_images: bool
+    footer: ProtocolFooter,
+    system: SystemFacts,
+    lines: Sequence[_Line],
+    cells: Mapping[str, Mapping[str, FigureFacts]],
+    of_images: bool,
 ) -> FigureFacts:
     way, _, figure = footer.figure.partition(":")
     if figure:
         usual = [
-            line.row for line in lines if line.row.label == "fake" and line.year is None and line.row.why is None and not line.row.mean
+            line.row
+            for line in lines
+            if line.row.label == "fake"
+            and line.year is None
+            and line.row.why is None
+            and not line.row.mean
         ]
         rows = footer.rows or [row.name for row in usual if row.figure == figure]
         images = {line.row.name: sum(one.n for one in line.of(system)) for line in lines}
         chosen = [cells[system.name][row] for row in rows]
-        return _mean(chosen, [images[row] if way == "weighted" else 1 for row in rows], sum(images[row] for row in rows))
+        return _mean(
+            chosen,
+            [images[row] if way == "weighted" else 1 for row in rows],
+            sum(images[row] for row in rows),
+        )
     if way.startswith("report."):
         return _reported(way.split(".")[1:], system.report)
     if way in CONVENTIONS:
@@ -465,13 +617,19 @@ def _footer(
     return found if of_images or found.value is None else FigureFacts(value=found.value, n=found.n)
 
 
-def _mean(found: Sequence[FigureFacts], weights: Sequence[int], n: int, of: str = "rows") -> FigureFacts:
+def _mean(
+    found: Sequence[FigureFacts], weights: Sequence[int], n: int, of: str = "rows"
+) -> FigureFacts:
     """Over rows, or generators; not defined where one of them is not."""
     if not found:
         return undefined("no row has that figure")
     if missing := [one.why for one in found if one.value is None]:
         return undefined(f"{len(missing)} of {len(found)} {of} have no figure: {missing[0]}", n)
-    return FigureFacts(value=sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True)) / sum(weights), n=n)
+    return FigureFacts(
+        value=sum(weight * (one.value or 0.0) for one, weight in zip(found, weights, strict=True))
+        / sum(weights),
+        n=n,
+    )
 
 
 def _reported(path: Sequence[str], report: Mapping[str, Any]) -> FigureFacts:
@@ -482,7 +640,11 @@ def _reported(path: Sequence[str], report: Mapping[str, Any]) -> FigureFacts:
     if value is None:
         return undefined("the report has no such number")
     n = round(section["support"] if group else report["weighted avg"]["support"])
-    return proportion(round(value * n), n, "") if key in ("recall", "accuracy") and n else FigureFacts(value=float(value), n=n)
+    return (
+        proportion(round(value * n), n, "")
+        if key in ("recall", "accuracy") and n
+        else FigureFacts(value=float(value), n=n)
+    )
 
 
 def _year(generator: GeneratorFacts) -> str | None:

@@ -1,8 +1,11 @@
-"""One evaluation: labels, a run (scored first where there is none), one pass over both, and the document of what was found.
+"""One evaluation: labels, a run (scored first where there is none), one pass over both, and the
+document of what was found.
 
-Everything that takes long can be interrupted: the same command scores on from what is committed, and uses the same index again.
+Everything that takes long can be interrupted: the same command scores on from what is committed,
+and uses the same index again.
 
-The source of an evaluation's labels (`labels_for`): a file, an index, a layout of the source, or the run itself.
+The source of an evaluation's labels (`labels_for`): a file, an index, a layout of the source, or
+the run itself.
 """
 
 import contextlib
@@ -34,36 +37,57 @@ _LOOKED_AT = 1000  # members of a source, for labels of its own, before any is s
 MANY_FILES = 64  # of 64 to 256 MiB each: more of them are read side by side by tasks
 
 
-def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory | None, out: Store) -> LabelledRows | None:
-    """The labels that a config names, read; None where they are the run's own columns and there is no run yet.
+def labels_for(
+    config: EvaluateConfig,
+    protocol: protocols.Protocol | None,
+    run: RunDirectory | None,
+    out: Store,
+) -> LabelledRows | None:
+    """The labels that a config names, read; None where they are the run's own columns and there is
+    no run yet.
 
-    A layout, the config's or else the protocol's, labels the source of the run (or the config's own) into `out`/index, which is used
-    again by the same evaluation. Raises ConfigError as labels and layouts do.
+    A layout, the config's or else the protocol's, labels the source of the run (or the config's
+    own) into `out`/index, which is used again by the same evaluation. Raises ConfigError as labels
+    and layouts do.
     """
     split = _split_of(config, protocol)
     layout = config.layout or (protocol.layout if protocol else None)
     if config.leave_out_faults and (config.labels or layout is None):
-        raise ConfigError("leave_out_faults: labels are taken as they are", hint="--layout NAME, or data index … --leave-out-faults")
+        raise ConfigError(
+            "leave_out_faults: labels are taken as they are",
+            hint="--layout NAME, or data index … --leave-out-faults",
+        )
     if config.labels:
         return _read(open_labels(config.labels), config.key, split)
     if layout is None:
         return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
-    named: dict[str, Any] = {"layout": layout, "arguments": arguments, "leave_out_faults": config.leave_out_faults}
+    named: dict[str, Any] = {
+        "layout": layout,
+        "arguments": arguments,
+        "leave_out_faults": config.leave_out_faults,
+    }
     store = out.below(INDEX)
-    build_index(DatasetSource(**named, **(_of_config(config) if run is None else _of_run(run))), store)
+    build_index(
+        DatasetSource(**named, **(_of_config(config) if run is None else _of_run(run))), store
+    )
     return _read(LabelsOfIndex(store.url), "image_id", split)
 
 
 def _read(source: LabelTables, key: str | None, split: str | None) -> LabelledRows:
     labels = read_labels(source, key=key, split=split)
     if isinstance(source, LabelsOfIndex) and (info := read_info(Store.open(source.place))):
-        labels.faults = [*info.fault_lines(split), *data_faults.shared_by_splits(source.place, info)]
+        labels.faults = [
+            *info.fault_lines(split),
+            *data_faults.shared_by_splits(source.place, info),
+        ]
     return labels
 
 
 def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
-    """What is odd about a join, in sentences. Raises ConfigError where no row is labelled, with one example of each side."""
+    """What is odd about a join, in sentences. Raises ConfigError where no row is labelled, with one
+    example of each side.
+    """
     own = labels.key == OWN
     if not labels.joined and own:
         raise ConfigError(
@@ -80,9 +104,13 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     remarks = []
     if labels.unused:
         example = f"{labels.key} {labels.unused_key}"
-        remarks.append(f"{labels.unused:,} of {counted(labels.distinct, 'label')} without a row in the run, for example {example}.")
+        remarks.append(
+            f"{labels.unused:,} of {counted(labels.distinct, 'label')} without a row in the run, for example {example}."
+        )
     if labels.others:
-        remarks.append(f"{counted(labels.others, 'row')} without a label, {'' if own else 'left out; '}for example {labels.other}.")
+        remarks.append(
+            f"{counted(labels.others, 'row')} without a label, {'' if own else 'left out; '}for example {labels.other}."
+        )
     if labels.doubled:
         remarks.append(f"{counted(labels.doubled, 'label')} given more than once, counted once.")
     if labels.other_split:
@@ -104,21 +132,30 @@ def _of_run(run: RunDirectory) -> dict[str, Any]:
     """What the run was made of, by its identity."""
     identity = run.describe()["identity"]
     if not identity.get("source"):
-        raise ConfigError(f"{run.store.url}: the run does not say what its source was", hint="give --labels")
+        raise ConfigError(
+            f"{run.store.url}: the run does not say what its source was", hint="give --labels"
+        )
     usual = ScoreConfig()
-    settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
+    settings = {
+        name: identity.get(name, getattr(usual, name))
+        for name in ("include", "exclude", "limit", "columns", "container_limits")
+    }
     return {"at": tuple(identity["source"]), **settings}
 
 
 def _hint(key: str) -> str:
     others = ", ".join(name for name in KEYS if name != key)
     whole = "uris are joined whole, relative ones being relative to the labels file, and are not guessed from their ends; "
-    return f"{whole if key == 'uri' else ''}--key joins by {others} instead, where the labels have it"
+    return (
+        f"{whole if key == 'uri' else ''}--key joins by {others} instead, where the labels have it"
+    )
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """How an evaluation ended. `document`: the content of `metrics.json`; `exit_code`: TOO_MANY_BAD where scoring ended so."""
+    """How an evaluation ended. `document`: the content of `metrics.json`; `exit_code`: TOO_MANY_BAD
+    where scoring ended so.
+    """
 
     document: EvaluationDocument
     exit_code: ExitCode = ExitCode.DONE
@@ -126,10 +163,11 @@ class Evaluated:
 
 @with_s3_settings
 def evaluate(config: EvaluateConfig) -> Evaluated:
-    """Evaluate a run, or a source that is scored into `out`/run first, and write metrics.json, metrics.csv and report.html into `out`.
+    """Evaluate a run, or a source that is scored into `out`/run first, and write metrics.json,
+    metrics.csv and report.html into `out`.
 
-    Raises ConfigError (no labels, or labels of something else), and what scoring raises; a scoring that was interrupted is resumed by
-    the same call.
+    Raises ConfigError (no labels, or labels of something else), and what scoring raises; a scoring
+    that was interrupted is resumed by the same call.
     """
     with resumable(KeyboardInterrupt):
         return _evaluated(config)
@@ -139,7 +177,11 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
     protocol = protocols.load_protocol(config.protocol) if config.protocol else None
     config = _completed(config, protocol)
     if not config.at or not config.out:
-        missing = "nothing to evaluate" if not config.at else "no directory for the figures: --out DIR is missing"
+        missing = (
+            "nothing to evaluate"
+            if not config.at
+            else "no directory for the figures: --out DIR is missing"
+        )
         raise ConfigError(missing, hint="touchstone evaluate RUN --labels FILE --out DIR")
     out = Store.open(config.out)
     run, code = _run_at(config), ExitCode.DONE
@@ -155,41 +197,65 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
             stack.enter_context(labels)
         if run is None:
             run, code = _scored(config, out, own_labels=labels is None)
-        labels = labels or stack.enter_context(own_labels(run.store.url, _split_of(config, protocol)))
+        labels = labels or stack.enter_context(
+            own_labels(run.store.url, _split_of(config, protocol))
+        )
         document = measure(config, protocol, run, labels)
     write_document(document, out)
     return Evaluated(document, code)
 
 
-def measure(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory, labels: LabelledRows) -> EvaluationDocument:
+def measure(
+    config: EvaluateConfig,
+    protocol: protocols.Protocol | None,
+    run: RunDirectory,
+    labels: LabelledRows,
+) -> EvaluationDocument:
     """Join labels with a run, count scores and compute the document's figures; nothing is written."""
-    systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
+    systems = systems_of(
+        run,
+        threshold=protocol.threshold if protocol else None,
+        strict=protocol.strict if protocol else True,
+    )
     _print_progress("counting scores")
     columns = [*accumulate.COLUMNS, *([OWN] if protocol and protocol.traits else [])]
     _on_tasks(config, run, lambda each: labels.join(run, columns, systems=systems, each=each))
     unfinished = f"{run.store.url} is not finished: only what is scored so far is evaluated."
-    warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, run)]
+    warnings = [
+        *([] if run.store.exists("summary.json") else [unfinished]),
+        *check_joined(labels, run),
+    ]
     for warning in warnings:
         _print_progress(warning)
     cells = accumulate.count_rows(labels, systems, most=config.sample)
     prompted = labels.tables(data_faults.PROMPTED.names)
-    beside = data_faults.prompts_beside_images(prompted, partial(accumulate.decoded_images, run), config.clip)
+    beside = data_faults.prompts_beside_images(
+        prompted, partial(accumulate.decoded_images, run), config.clip
+    )
     found = Evaluation(run, labels, systems, cells, protocol, config, (*labels.faults, *beside))
     return document_of(found, warnings, _print_progress)
 
 
 def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:
-    """The config with a protocol's values for what is left open: source, detectors, ensemble, perturbations."""
+    """The config with a protocol's values for what is left open: source, detectors, ensemble,
+    perturbations.
+    """
     if protocol is None:
         return config
     score, given = config.score, config.score.model_fields_set
     changes: dict[str, Any] = {}
     if not score.detectors and "ensemble" not in given:
-        named = {"detectors": protocol.detectors} if protocol.detectors else {"ensemble": protocol.ensemble}
+        named = (
+            {"detectors": protocol.detectors}
+            if protocol.detectors
+            else {"ensemble": protocol.ensemble}
+        )
         changes = {name: value for name, value in named.items() if value}
     if protocol.perturb and not score.perturb:
         changes["perturb"] = protocol.perturb
-    return config.model_copy(update={"at": config.at or protocol.sources, "score": score.model_copy(update=changes)})
+    return config.model_copy(
+        update={"at": config.at or protocol.sources, "score": score.model_copy(update=changes)}
+    )
 
 
 def _run_at(config: EvaluateConfig) -> RunDirectory | None:
@@ -202,8 +268,14 @@ def _run_at(config: EvaluateConfig) -> RunDirectory | None:
 
 
 def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
-    """Raises ConfigError where detectors or perturbations are requested, and the run was made without."""
-    given = {"detectors", "ensemble", "perturb"} & config.score.model_fields_set if not config.protocol else set()
+    """Raises ConfigError where detectors or perturbations are requested, and the run was made
+    without.
+    """
+    given = (
+        {"detectors", "ensemble", "perturb"} & config.score.model_fields_set
+        if not config.protocol
+        else set()
+    )
     if any(getattr(config.score, name) for name in given):
         names = ", ".join(f"--{name.removesuffix('s')}" for name in sorted(given))
         raise ConfigError(
@@ -212,12 +284,17 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
         )
 
 
-def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[RunDirectory, ExitCode]:
+def _scored(
+    config: EvaluateConfig, out: Store, *, own_labels: bool
+) -> tuple[RunDirectory, ExitCode]:
     from ray_app.scoring.backlog import archive_of
     from ray_app.scoring.run import score_archive
 
     run, score = RunDirectory(out.below(RUN)), _scoring(config, out)
-    if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score).beginning(), _LOOKED_AT)):
+    if own_labels and not any(
+        {"label", "label_name"} & item.input.keys()
+        for item in islice(archive_of(score).beginning(), _LOOKED_AT)
+    ):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
             hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",

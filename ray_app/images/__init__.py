@@ -1,4 +1,6 @@
-"""Image decoding: encoded bytes → RGB pixels and file facts (`decode_image`), or a refusal with a status."""
+"""Image decoding: encoded bytes → RGB pixels and file facts (`decode_image`), or a refusal with a
+status.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +8,22 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.images.decode import decode_image, decoder_name
-    from ray_app.images.facts import FLAG_MEANING, DecodedImage, ImageFileFacts, ImageRefused, inspect_bytes
+    from ray_app.images.facts import (
+        FLAG_MEANING,
+        DecodedImage,
+        ImageFileFacts,
+        ImageRefused,
+        inspect_bytes,
+    )
     from ray_app.images.formats import sniff_format
-    from ray_app.images.limits import NAMED_LIMIT, Admit, BatchLimits, Breadcrumb, Demand, ImageLimits, Watchdog
+    from ray_app.images.limits import (
+        NAMED_LIMIT,
+        Admit,
+        BatchLimits,
+        Breadcrumb,
+        Demand,
+        ImageLimits,
+        Watchdog,
+    )
 else:
     __getattr__ = on_first_use(__name__)

@@ -1,5 +1,5 @@
-"""Boxes of AVIF and HEIC (ISO 14496-12): `boxes`, the items of a `meta` box (`items_in`), and what those items are (`coded_items`,
-`foreign_kinds`). Within limits, whatever the bytes are.
+"""Boxes of AVIF and HEIC (ISO 14496-12): `boxes`, the items of a `meta` box (`items_in`), and what
+those items are (`coded_items`, `foreign_kinds`). Within limits, whatever the bytes are.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,11 @@ class _Fields:
     def take(self, size: int) -> int:
         """The next `size` bytes as one number."""
         self.at += size
-        return int.from_bytes(self._data[self.at - size : self.at], "big") if self.at <= self._end else 0
+        return (
+            int.from_bytes(self._data[self.at - size : self.at], "big")
+            if self.at <= self._end
+            else 0
+        )
 
     @property
     def is_over(self) -> bool:
@@ -52,12 +56,16 @@ def boxes(data: bytes, at: int, end: int) -> Iterator[BmffBox]:
 
 
 def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the coded pictures of an AVIF or HEIC stand, tiles and thumbnails too: (offset, size) of each that lies in one piece."""
+    """Where the coded pictures of an AVIF or HEIC stand, tiles and thumbnails too: (offset, size)
+    of each that lies in one piece.
+    """
     yield from ((start, size) for kind, start, size in _items_of(data) if kind in _CODED)
 
 
 def foreign_kinds(data: bytes) -> list[str]:
-    """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
+    """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know;
+    empty where one is.
+    """
     kinds = {kind for kind, _, _ in _items_of(data)} - {b"Exif", XMP_ITEM}
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
 
@@ -75,14 +83,21 @@ def items_in(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
     kinds = dict(_item_kinds(data, inner[b"iinf"]))
     held = inner.get(b"idat")
     for item, method, start, size in _item_places(data, inner[b"iloc"]):
-        start, end = (start, len(data)) if method == 0 else (held.start + start, held.end) if method == 1 and held else (0, 0)
+        start, end = (
+            (start, len(data))
+            if method == 0
+            else (held.start + start, held.end)
+            if method == 1 and held
+            else (0, 0)
+        )
         if item in kinds and 0 < size <= end - start:
             yield kinds[item], start, size
 
 
 def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
     """(item id, its type; of text, XMP alone)."""
-    first = iinf.start + (6 if data[iinf.start : iinf.start + 1] == b"\0" else 8)  # version and flags, and how many
+    # version and flags, and how many
+    first = iinf.start + (6 if data[iinf.start : iinf.start + 1] == b"\0" else 8)
     for number, box in enumerate(boxes(data, first, iinf.end)):
         if number >= MOST_ITEMS:
             return
@@ -90,10 +105,17 @@ def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
             continue
         fields = _Fields(data, box.start, box.end)
         version, _ = fields.take(1), fields.take(3)
-        item, _, kind = fields.take(4 if version == 3 else 2), fields.take(2), fields.take(4).to_bytes(4, "big")
+        item, _, kind = (
+            fields.take(4 if version == 3 else 2),
+            fields.take(2),
+            fields.take(4).to_bytes(4, "big"),
+        )
         if kind != b"mime":
             yield item, kind
-        elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
+        elif (
+            b"application/rdf+xml"
+            in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]
+        ):
             yield item, XMP_ITEM
 
 

@@ -1,4 +1,6 @@
-"""Colour conversion: whatever mode Pillow decoded → 8-bit RGB (`to_rgb`), the way the detectors' authors saw it."""
+"""Colour conversion: whatever mode Pillow decoded → 8-bit RGB (`to_rgb`), the way the detectors'
+authors saw it.
+"""
 
 import contextlib
 import io
@@ -8,7 +10,8 @@ from PIL import Image, ImageCms, features
 
 from ray_app.errors import InputError, Status
 
-MATTE = (255, 255, 255)  # what a browser shows behind transparency, and what an editor flattens onto
+# what a browser shows behind transparency, and what an editor flattens onto
+MATTE = (255, 255, 255)
 
 _GREY = ("1", "L", "LA", "La")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -17,10 +20,12 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
-    """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to be decided.
+    """The image as RGB; the very same object where it is RGB already. Adds to `flags` what had to
+    be decided.
 
-    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through its own profile, Lab to sRGB;
-    an RGB image's profile is not applied, as the authors of the detectors do not. Raises InputError for samples without an agreed range.
+    Alpha is composited on white, samples of more than 8 bits keep their high 8, CMYK goes through
+    its own profile, Lab to sRGB; an RGB image's profile is not applied, as the authors of the
+    detectors do not. Raises InputError for samples without an agreed range.
     """
     mode = image.mode
     if mode in _GREY or mode.startswith("I;16"):
@@ -40,11 +45,16 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
             return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     if mode in _PLAIN:
         return image.convert("RGB")
-    raise InputError(Status.UNSUPPORTED_FORMAT, f"pixels of mode {mode} have no agreed range for black and white: save as 8 or 16 bits")
+    raise InputError(
+        Status.UNSUPPORTED_FORMAT,
+        f"pixels of mode {mode} have no agreed range for black and white: save as 8 or 16 bits",
+    )
 
 
 def is_icc_profile(profile: object) -> bool:
-    """Whether a profile has a profile's signature and is complete (ICC.1 §7.2: size at byte 0, `acsp` at byte 36)."""
+    """Whether a profile has a profile's signature and is complete (ICC.1 §7.2: size at byte 0,
+    `acsp` at byte 36).
+    """
     if not isinstance(profile, bytes) or len(profile) < 128:
         return False
     return profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
@@ -86,6 +96,8 @@ def _cmyk_to_rgb(image: Image.Image, flags: set[str]) -> Image.Image:
 
 def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """From the colours of a profile to sRGB, by perceptual intent. Raises _ICC_ERRORS."""
-    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    converted = ImageCms.profileToProfile(
+        image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
     assert converted is not None  # it is only where the image itself is to be changed
     return converted

@@ -1,7 +1,9 @@
-"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller; `decoder_name` says by which library.
+"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller;
+`decoder_name` says by which library.
 
-Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called directly: no other plugin ever sees the
-bytes, a multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called
+directly: no other plugin ever sees the bytes, a multi-picture JPEG (MPO) is read as the JPEG that
+it starts with, and Pillow's process-wide bomb limit stays as it is.
 """
 
 import contextlib
@@ -34,7 +36,8 @@ from ray_app.images import tiff as tiff_pixels
 from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused
 from ray_app.images.limits import Admit, ImageLimits, admit_all, demand_of, webp_demand
 
-# What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
+# What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what
+# our fuzzing added to it.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -55,23 +58,32 @@ BITS_PER_SAMPLE = 258  # TIFF tag
 MOST_WORDS = 200  # of a foreign message in `detail`
 
 
-Opener = Callable[[bytes, set[str], int], ImageFile]  # Takes the file, flags to add to, and max_text_bytes.
-Converter = Callable[[Image.Image, set[str], int], Image.Image]  # Takes a decoded image, flags to add to, and the bits per sample.
+# Takes the file, flags to add to, and max_text_bytes.
+Opener = Callable[[bytes, set[str], int], ImageFile]
+# Takes a decoded image, flags to add to, and the bits per sample.
+Converter = Callable[[Image.Image, set[str], int], Image.Image]
 
-# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
-# on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
-# The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
-# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
-# does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
-GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
+# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little
+# shade. What detectors say of it hangs on the noise alone: touchstone-tiny gives a flat grey +4.2
+# (fake), and -9.1 (real) once it has noise of 4 levels. The limits are levels of 0 to 255, in any
+# channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
+# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5
+# levels lies below all three limits, and so does a shade from edge to edge of 16. A shade of 24, a
+# page with a word on it, and noise of 8 count as content.
+# pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it
+# costs
+GLANCE, SAMPLE = 12, 32
 MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
 MOST_DEVIATION = 6.0
-REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
+# the sides of the reduced copy; and at least so many pixels a side make one of it
+REDUCED, BOX = 64, 8
 MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 
 def _open_avif(data: bytes, flags: set[str], _: int) -> ImageFile:
-    """libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped."""
+    """libavif refuses the whole image for a malformed EXIF item; under another type the item is
+    skipped.
+    """
     try:
         return AvifImageFile(io.BytesIO(data))
     except (ValueError, SyntaxError):
@@ -88,7 +100,9 @@ def _of_stream(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
 
 
 def _load(image: ImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is there."""
+    """Every pixel: verify() accepts files cut in half, only decoding proves that all of it is
+    there.
+    """
     del data, flags
     image.load()
     image._decoder = None  # type: ignore[attr-defined] # of WebP and AVIF: it holds the picture once more
@@ -104,10 +118,12 @@ def _tiff_bits(image: ImageFile, data: bytes) -> int:
 
 
 class ImageFormat(NamedTuple):
-    """How files of one format are read. `open` reads the header and notes flags; `load` gives every pixel, or raises.
+    """How files of one format are read. `open` reads the header and notes flags; `load` gives every
+    pixel, or raises.
 
-    `libraries`: what Pillow decodes with, by name and Pillow's name of it. `check` refuses a decoded picture whose coded data was not all
-    there, where Pillow says nothing of that. `frames` and `bits` (per sample): where Pillow does not know them.
+    `libraries`: what Pillow decodes with, by name and Pillow's name of it. `check` refuses a
+    decoded picture whose coded data was not all there, where Pillow says nothing of that. `frames`
+    and `bits` (per sample): where Pillow does not know them.
     """
 
     open: Opener
@@ -120,7 +136,9 @@ class ImageFormat(NamedTuple):
 
 
 FORMATS = {
-    "JPEG": ImageFormat(jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))),
+    "JPEG": ImageFormat(
+        jpeg.open_header, jpeg.load, (("libjpeg-turbo", "libjpeg_turbo"), ("libjpeg", "jpg"))
+    ),
     "PNG": ImageFormat(
         png.open_header,
         png.load,
@@ -135,9 +153,17 @@ FORMATS = {
         frames=formats.count_tiff_pages,
         bits=_tiff_bits,
     ),
-    "AVIF": ImageFormat(_open_avif, libraries=(("libavif", "avif"),), check=further_formats.check_items, many="animated"),
+    "AVIF": ImageFormat(
+        _open_avif,
+        libraries=(("libavif", "avif"),),
+        check=further_formats.check_items,
+        many="animated",
+    ),
     "WEBP": ImageFormat(
-        _of_stream(further_formats.open_webp), libraries=(("libwebp", "webp"),), check=further_formats.check_webp, many="animated"
+        _of_stream(further_formats.open_webp),
+        libraries=(("libwebp", "webp"),),
+        check=further_formats.check_webp,
+        many="animated",
     ),
     "GIF": ImageFormat(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
     "BMP": ImageFormat(_of_stream(BmpImageFile)),
@@ -164,21 +190,27 @@ class _Findings:
     quality: int | None = None
 
     def take_size(self, width: int, height: int) -> None:
-        """Note the size that the file states. Raises InputError: corrupt_image for one that no row holds, and then notes none."""
+        """Note the size that the file states. Raises InputError: corrupt_image for one that no row
+        holds, and then notes none.
+        """
         self.width = self.height = None
         if not (0 <= width <= MOST["width"] and 0 <= height <= MOST["height"]):
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         self.width, self.height = width, height
 
 
-def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all, *, convert: Converter | None = None) -> DecodedImage:
-    """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
+def decode_image(
+    data: bytes, limits: ImageLimits, admit: Admit = admit_all, *, convert: Converter | None = None
+) -> DecodedImage:
+    """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or
+    refuse it.
 
-    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
-    then `admit` gets what decoding will take, and may wait until that is there, or refuse with an InputError.
-    `convert` makes the pixels instead of `colour.to_rgb`, from an image in whatever mode it is stored, for files that hold no photograph.
-    Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
-    nothing else, whatever the bytes.
+    EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are
+    checked before pixels are decoded; then `admit` gets what decoding will take, and may wait until
+    that is there, or refuse with an InputError. `convert` makes the pixels instead of
+    `colour.to_rgb`, from an image in whatever mode it is stored, for files that hold no photograph.
+    Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused
+    with the facts known by then, and nothing else, whatever the bytes.
     """
     _quieten_pillow()
     found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
@@ -196,10 +228,14 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all, *, 
     try:
         raise ImageRefused.because(refusal, facts) from refusal.__cause__
     finally:
-        del refusal  # its traceback holds this frame, and so the file, which would stay until a garbage collection
+        # its traceback holds this frame, and so the file, which would stay until a garbage
+        # collection
+        del refusal
 
 
-def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, convert: Converter | None) -> Image.Image:
+def _decode(
+    data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, convert: Converter | None
+) -> Image.Image:
     format_name = found.format
     limits.check_bytes(len(data))
     if format_name is None:
@@ -207,7 +243,10 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, co
         raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
     found.decoder = decoder_name(format_name)
     if format_name in formats.CODED and formats.are_line_ends_converted(data):
-        raise InputError(Status.CORRUPT_IMAGE, "its line ends were converted, as by FTP in ASCII mode: fetch it again")
+        raise InputError(
+            Status.CORRUPT_IMAGE,
+            "its line ends were converted, as by FTP in ASCII mode: fetch it again",
+        )
     if format_name in formats.EARLY_SIZES:
         _check_early(data, limits, found, format_name, admit)
     if format_name == "RAW":
@@ -227,7 +266,9 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, co
         if form.check is not None:
             form.check(loaded, data)
         is_plain = convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
-        pixels = loaded if is_plain else (convert or colour.to_rgb)(loaded, found.flags, sample_bits)
+        pixels = (
+            loaded if is_plain else (convert or colour.to_rgb)(loaded, found.flags, sample_bits)
+        )
     found.mode = image.mode
     if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
         found.take_size(*pixels.size)
@@ -241,8 +282,12 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, co
     return pixels
 
 
-def _check_early(data: bytes, limits: ImageLimits, found: _Findings, format_name: str, admit: Admit) -> None:
-    """Refuse by a size that stands at a fixed place. libwebp allocates its canvas at opening: what that takes is admitted here."""
+def _check_early(
+    data: bytes, limits: ImageLimits, found: _Findings, format_name: str, admit: Admit
+) -> None:
+    """Refuse by a size that stands at a fixed place. libwebp allocates its canvas at opening: what
+    that takes is admitted here.
+    """
     size = formats.header_size(data, format_name)
     if size is None:
         return
@@ -252,8 +297,12 @@ def _check_early(data: bytes, limits: ImageLimits, found: _Findings, format_name
         admit(webp_demand(*size))
 
 
-def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findings, max_text_bytes: int) -> int:
-    """Note what the header says; returns the bits per sample in the file, which Pillow hides for colour. Raises InputError."""
+def _read_header(
+    image: ImageFile, data: bytes, form: ImageFormat, found: _Findings, max_text_bytes: int
+) -> int:
+    """Note what the header says; returns the bits per sample in the file, which Pillow hides for
+    colour. Raises InputError.
+    """
     found.take_size(*image.size)
     found.mode = image.mode
     frames = form.frames(data) if form.frames else int(getattr(image, "n_frames", 1))
@@ -265,10 +314,15 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
     _check_metadata(image, found.flags, max_text_bytes)
     profile = image.info.get("icc_profile", b"")
     found.icc = bool(profile)
-    if "icc_profile" in image.info and not colour.is_icc_profile(profile) and len(profile or b"") <= max_text_bytes:
+    if (
+        "icc_profile" in image.info
+        and not colour.is_icc_profile(profile)
+        and len(profile or b"") <= max_text_bytes
+    ):
         found.flags.add("broken_icc")
     found.orientation = 1
-    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
+    # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it
+    # as it decodes.
     if (exif := image.info.get("exif")) and not isinstance(image, TiffImageFile):
         try:
             found.orientation = formats.exif_orientation(exif)
@@ -276,14 +330,17 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
             found.flags.add("broken_exif")
     if found.orientation != 1:
         found.flags.add("oriented")
-    sample_bits = form.bits(image, data) if form.bits else int(image.info.get(further_formats.BIT_DEPTH, 8))
+    sample_bits = (
+        form.bits(image, data) if form.bits else int(image.info.get(further_formats.BIT_DEPTH, 8))
+    )
     if 8 < sample_bits <= 16:
         found.flags.add("sixteen_bit")
     return sample_bits
 
 
 def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> None:
-    """Flag metadata over the limit. It costs the pixels only if they need it: printing colours are converted by their profile.
+    """Flag metadata over the limit. It costs the pixels only if they need it: printing colours are
+    converted by their profile.
 
     Raises InputError METADATA_TOO_LARGE.
     """
@@ -305,7 +362,9 @@ def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -
     try:
         yield
     except _TOO_LARGE as error:
-        raise InputError(Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}") from error
+        raise InputError(
+            Status.IMAGE_TOO_LARGE, f"the decoder refused its size: {_words(error)}"
+        ) from error
     except _PILLOW_ERRORS as error:
         if reason := _unread(error, data, format_name):
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from error
@@ -315,7 +374,9 @@ def _translated(data: bytes, format_name: str, image: ImageFile | None = None) -
 
 
 def _unread(error: BaseException, data: bytes, format_name: str) -> str | None:
-    """What a valid file is that its decoder does not know, and what to do; None where it says nothing of that."""
+    """What a valid file is that its decoder does not know, and what to do; None where it says
+    nothing of that.
+    """
     words = _words(error)
     if format_name == "BMP" and _UNREAD_BMP.match(words):
         return f"{words}: save it as PNG"
@@ -344,7 +405,11 @@ def _how_far(data: bytes, format_name: str, image: ImageFile | None) -> str:
 
 
 def _words(error: BaseException) -> str:
-    kind = "" if isinstance(error, OSError | ValueError | SyntaxError) and str(error) else f"{type(error).__name__}: "
+    kind = (
+        ""
+        if isinstance(error, OSError | ValueError | SyntaxError) and str(error)
+        else f"{type(error).__name__}: "
+    )
     return f"{kind}{error}"[:MOST_WORDS]
 
 
@@ -365,9 +430,11 @@ def _pillow_name(format_name: str) -> str:
 
 @functools.cache
 def _quieten_pillow() -> None:
-    """Once per process: keep Pillow's remarks out of stderr. What matters of them is a status or a flag here.
+    """Once per process: keep Pillow's remarks out of stderr. What matters of them is a status or a
+    flag here.
 
-    libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without redirecting it for the whole process.
+    libtiff writes to file descriptor 2 from C on some damaged TIFFs; that cannot be caught without
+    redirecting it for the whole process.
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -378,12 +445,16 @@ def has_content(pixels: Image.Image) -> bool:
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
     glance = pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)
-    # Most pictures get no further; NumPy would take five times as long, a tenth of what a tiny picture takes in all.
+    # Most pictures get no further; NumPy would take five times as long, a tenth of what a tiny
+    # picture takes in all.
     red, green, blue = cast(tuple[tuple[int, int], ...], glance.getextrema())
     if max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0]) > MOST_SAMPLED:
         return True
     sample = np.asarray(pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest))
-    if np.ptp(sample, axis=(0, 1)).max() > MOST_SAMPLED or sample.std(axis=(0, 1)).max() > MOST_DEVIATION:
+    if (
+        np.ptp(sample, axis=(0, 1)).max() > MOST_SAMPLED
+        or sample.std(axis=(0, 1)).max() > MOST_DEVIATION
+    ):
         return True
     boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
     reduced = np.asarray(pixels.resize(boxes, Image.Resampling.BOX))

@@ -1,7 +1,8 @@
-"""File facts: `ImageFileFacts`, `DecodedImage` (pixels with their facts), `ImageRefused` (a refusal with them), `perceptual_hash`,
-and what is measured on pixels where a card asks (`with_texture`).
+"""File facts: `ImageFileFacts`, `DecodedImage` (pixels with their facts), `ImageRefused` (a refusal
+with them), `perceptual_hash`, and what is measured on pixels where a card asks (`with_texture`).
 
-The hash is one that similar pictures share: 64 signs of the low frequencies of a picture, ImageHash's `phash`.
+The hash is one that similar pictures share: 64 signs of the low frequencies of a picture,
+ImageHash's `phash`.
 """
 
 import hashlib
@@ -35,18 +36,27 @@ FLAG_MEANING = {
 }
 
 
-# The largest numbers that a row holds. What a file, or a process that decoded one, states beyond them is not believed.
-MOST = {"width": 2**31 - 1, "height": 2**31 - 1, "frames": 2**31 - 1, "orientation": 8, "quality": 100}
+# The largest numbers that a row holds. What a file, or a process that decoded one, states beyond
+# them is not believed.
+MOST = {
+    "width": 2**31 - 1,
+    "height": 2**31 - 1,
+    "frames": 2**31 - 1,
+    "orientation": 8,
+    "quality": 100,
+}
 _Word = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 
 @dataclass(frozen=True)
 class ImageFileFacts:
-    """What a row says of the file, known as far as it was read: what was not reached is None, or was no such number.
+    """What a row says of the file, known as far as it was read: what was not reached is None, or
+    was no such number.
 
-    `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
-    and for TIFF and HEIC, whose decoders turn them. `flags` are sorted; `decoder` names library and version.
-    `quality`: of a JPEG, 1 … 100 (see `jpeg_quality`). `texture` and `graphics`: see `texture_of`; None where not measured.
+    `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the
+    pixels upright: 1 where there is none, and for TIFF and HEIC, whose decoders turn them. `flags`
+    are sorted; `decoder` names library and version. `quality`: of a JPEG, 1 … 100 (see
+    `jpeg_quality`). `texture` and `graphics`: see `texture_of`; None where not measured.
     """
 
     sha256: str
@@ -66,7 +76,9 @@ class ImageFileFacts:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's metadata attached."""
+    """One image: `pixels` loaded, mode RGB, EXIF orientation not applied, none of the file's
+    metadata attached.
+    """
 
     pixels: Image.Image
     facts: ImageFileFacts
@@ -76,7 +88,13 @@ class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a
     """This image has no pixels for us; `facts` hold what was learned before that."""
 
     def __init__(
-        self, status: Status, detail: str, facts: ImageFileFacts, *, limit: float | None = None, observed: float | None = None
+        self,
+        status: Status,
+        detail: str,
+        facts: ImageFileFacts,
+        *,
+        limit: float | None = None,
+        observed: float | None = None,
     ) -> None:
         super().__init__(status, detail, limit=limit, observed=observed)
         self.facts = facts
@@ -84,7 +102,9 @@ class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a
     @classmethod
     def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
         """The same refusal, with the facts that were known by then."""
-        return cls(reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed)
+        return cls(
+            reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed
+        )
 
 
 def inspect_bytes(data: bytes) -> ImageFileFacts:
@@ -93,7 +113,9 @@ def inspect_bytes(data: bytes) -> ImageFileFacts:
 
 
 def perceptual_hash(pixels: Image.Image) -> str:
-    """The 64-bit DCT hash of a decoded image as 16 hex digits; two pictures are alike when few of the 64 bits differ."""
+    """The 64-bit DCT hash of a decoded image as 16 hex digits; two pictures are alike when few of
+    the 64 bits differ.
+    """
     import imagehash  # an extra, and half a second of scipy
 
     return str(imagehash.phash(pixels))
@@ -102,7 +124,9 @@ def perceptual_hash(pixels: Image.Image) -> str:
 def require_perceptual_hash() -> None:
     """Raises ConfigError where the library that computes it is missing."""
     if find_spec("imagehash") is None:
-        raise ConfigError("phash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'")
+        raise ConfigError(
+            "phash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'"
+        )
 
 
 SIDE = 256
@@ -110,34 +134,49 @@ FLAT, SOFT, SHARP = 1, 23, 48  # steps: at most, at most, at least
 
 
 def with_texture(image: DecodedImage) -> DecodedImage:
-    """The image, with facts that have `texture` and `graphics`; takes about a third of a millisecond, whatever its size."""
+    """The image, with facts that have `texture` and `graphics`; takes about a third of a
+    millisecond, whatever its size.
+    """
     texture, graphics = texture_of(image.pixels)
     return replace(image, facts=replace(image.facts, texture=texture, graphics=graphics))
 
 
 def texture_of(pixels: Image.Image) -> tuple[float, float]:
-    """(`texture`, `graphics`) of an RGB picture, rounded to 4 digits; both 0 for one that is a pixel wide.
+    """(`texture`, `graphics`) of an RGB picture, rounded to 4 digits; both 0 for one that is a
+    pixel wide.
 
-    Both look at how far neighbouring pixels of a row lie apart (the largest difference of a channel, 0 … 255) in a view of at most 256 ×
-    256 pixels, each of which is one of the picture's own: shrinking by averages would take the noise out of photographs, and make them flat
-    too.
+    Both look at how far neighbouring pixels of a row lie apart (the largest difference of a
+    channel, 0 … 255) in a view of at most 256 × 256 pixels, each of which is one of the picture's
+    own: shrinking by averages would take the noise out of photographs, and make them flat too.
 
     `texture`: the mean of those steps. A wall or a sky has 1 to 2, an ordinary photograph 13.
 
-    `graphics`: how much of a poster, screenshot, chart or drawing an image is: min(flat, 15 sharp, 1 − 2 soft), and no less than 0. Flat:
-    the share of steps of at most 1, sharp: of at least 48, soft: of 2 to 23. Drawn pictures have areas of one colour and hard edges between
-    them, and little else; a photograph has noise and shades. The factors and steps were chosen on 533 photographs of 20 sources and 48
-    screenshots and diagrams, each as found and again at 512 px and JPEG 75: above 0.55 lie 4 and 4 of the photographs (playing cards and
-    white cut-outs) and 36 and 30 of the others. Of 222 photographs of 11 further sources none lies above it, of 44 further screenshots and
-    diagrams 24 and 19. Posters that are painted or photographed are not found by it: 1 of 60 from a gallery of generated ones.
+    `graphics`: how much of a poster, screenshot, chart or drawing an image is: min(flat, 15 sharp,
+    1 − 2 soft), and no less than 0. Flat: the share of steps of at most 1, sharp: of at least 48,
+    soft: of 2 to 23. Drawn pictures have areas of one colour and hard edges between them, and
+    little else; a photograph has noise and shades. The factors and steps were chosen on 533
+    photographs of 20 sources and 48 screenshots and diagrams, each as found and again at 512 px and
+    JPEG 75: above 0.55 lie 4 and 4 of the photographs (playing cards and white cut-outs) and 36 and
+    30 of the others. Of 222 photographs of 11 further sources none lies above it, of 44 further
+    screenshots and diagrams 24 and 19. Posters that are painted or photographed are not found by
+    it: 1 of 60 from a gallery of generated ones.
     """
     width, height = pixels.size
-    sample = np.asarray(pixels.resize((min(width, SIDE), min(height, SIDE)), Image.Resampling.NEAREST))
+    sample = np.asarray(
+        pixels.resize((min(width, SIDE), min(height, SIDE)), Image.Resampling.NEAREST)
+    )
     left, right = sample[:, :-1], sample[:, 1:]
     apart = np.maximum(left, right) - np.minimum(left, right)
-    steps = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])  # `max(axis=2)` takes thirty times as long
+    # `max(axis=2)` takes thirty times as long
+    steps = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
     if not steps.size:
         return 0.0, 0.0
     shares = np.bincount(steps.ravel(), minlength=256) / steps.size
-    flat, soft, sharp = shares[: FLAT + 1].sum(), shares[FLAT + 1 : SOFT + 1].sum(), shares[SHARP:].sum()
-    return round(float(shares @ np.arange(256)), 4), round(max(0.0, float(min(flat, 15 * sharp, 1 - 2 * soft))), 4)
+    flat, soft, sharp = (
+        shares[: FLAT + 1].sum(),
+        shares[FLAT + 1 : SOFT + 1].sum(),
+        shares[SHARP:].sum(),
+    )
+    return round(float(shares @ np.arange(256)), 4), round(
+        max(0.0, float(min(flat, 15 * sharp, 1 - 2 * soft))), 4
+    )

@@ -1,8 +1,9 @@
-"""File signatures and headers: `sniff_format`, `describe_unsupported`, `header_size`, `declared_end`, frame counts, and `Tiff`, a reader of
-TIFF tags.
+"""File signatures and headers: `sniff_format`, `describe_unsupported`, `header_size`,
+`declared_end`, frame counts, and `Tiff`, a reader of TIFF tags.
 
-By the bytes alone, never by names or MIME types; nothing is decoded, and work is bounded. The reader of tags (TIFF 6.0, BigTIFF, EXIF) is
-our own because Pillow's prints warnings, follows every pointer and refuses whole images for one bad tag.
+By the bytes alone, never by names or MIME types; nothing is decoded, and work is bounded. The
+reader of tags (TIFF 6.0, BigTIFF, EXIF) is our own because Pillow's prints warnings, follows every
+pointer and refuses whole images for one bad tag.
 """
 
 import re
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+HEIC_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+)
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 MOST_BRANDS = 32  # real files list fewer than ten; a hostile ftyp box could list millions
 
@@ -23,7 +26,8 @@ _STARTS = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
     "JPEG2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
-    "RAW": (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb"),  # of Olympus, Panasonic, Fujifilm, Minolta, Sigma
+    # of Olympus, Panasonic, Fujifilm, Minolta, Sigma
+    "RAW": (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb"),
 }
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
@@ -46,18 +50,24 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"RIFF", "a RIFF file that is not WebP (audio or video)"),
     (b"PAR1", "a Parquet file: name it .parquet to score the images in it"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository",
+    ),
 )
 
-MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
+# 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
+MOST_GIF_BLOCKS = 200_000
 MOST_BOXES = 1000
 EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
 SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose declared end shows trailing bytes
-CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000")  # Their bytes are nearly random. PNG has a signature against FTP.
+# Their bytes are nearly random. PNG has a signature against FTP.
+CODED = ("JPEG", "WEBP", "GIF", "AVIF", "HEIC", "JPEG2000")
 MAX_SEARCHED_BYTES = 2**20
 _LONE_LF = re.compile(rb"\n(?<!\r\n)")
-# A window of random bytes has 8 LF. By chance, one in a billion has four CR LF and no other LF. Windows of text and of periodic coded data
-# compress to at most 80 % of their size; each of 200 converted photographs has a window that compresses to at least 95 %.
+# A window of random bytes has 8 LF. By chance, one in a billion has four CR LF and no other LF.
+# Windows of text and of periodic coded data compress to at most 80 % of their size; each of 200
+# converted photographs has a window that compresses to at least 95 %.
 _WINDOW_BYTES = 2048
 MIN_CONVERTED = 4
 MIN_COMPRESSED_RATIO = 0.9
@@ -66,14 +76,33 @@ _END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
 _DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
+# bytes per value, by kind
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 MOST_PAGES = 1000  # a hostile chain of directories could hold millions
 MOST_STRIPS = 1_000_000
 MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
 
 
 def sniff_format(data: bytes) -> str | None:
-    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM or RAW (of a camera); None where it is none of these.
+    """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM or RAW (of a camera); None where
+    it is none of these.
 
     Says nothing of whether the rest is sound.
     """
@@ -93,12 +122,20 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Return text for the `detail` of bytes that `sniff_format` does not know: what they are and what to do."""
-    return describe_signature(data) or _describe_text(data[:1024]) or f"not a known image format (first bytes {data[:8].hex(' ')})"
+    """Return text for the `detail` of bytes that `sniff_format` does not know: what they are and
+    what to do.
+    """
+    return (
+        describe_signature(data)
+        or _describe_text(data[:1024])
+        or f"not a known image format (first bytes {data[:8].hex(' ')})"
+    )
 
 
 def describe_signature(data: bytes) -> str | None:
-    """Return what a file is that is not an image, and what to do, by its first 262 bytes; None if they have no known signature."""
+    """Return what a file is that is not an image, and what to do, by its first 262 bytes; None if
+    they have no known signature.
+    """
     for start, description in _ELSE:
         if data.startswith(start):
             return description
@@ -106,13 +143,24 @@ def describe_signature(data: bytes) -> str | None:
         return "a video or audio file (MP4 family)"
     if data[4:8] == b"jumb":
         return "a C2PA manifest (sidecar): it is read with the image of the same name next to it"
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+    if (
+        data.removeprefix(b"\xef\xbb\xbf")
+        .lstrip()[:14]
+        .lower()
+        .startswith((b"<!doctype html", b"<html"))
+    ):
         return "an HTML page, perhaps an error page saved in place of the file"
-    return "a tar archive: name it .tar to score the images in it" if data[257:262] == b"ustar" else None
+    return (
+        "a tar archive: name it .tar to score the images in it"
+        if data[257:262] == b"ustar"
+        else None
+    )
 
 
 def _is_raw_tiff(data: bytes) -> bool:
-    """Whether its first picture is a preview of what the sensor saw: CR2, which says so, DNG, NEF and kin."""
+    """Whether its first picture is a preview of what the sensor saw: CR2, which says so, DNG, NEF
+    and kin.
+    """
     if data[8:10] == b"CR":
         return True
     try:
@@ -146,22 +194,33 @@ def _describe_text(start: bytes) -> str | None:
 
 
 def are_line_ends_converted(data: bytes) -> bool:
-    """Return whether every LF of coded data follows a CR, as after FTP in ASCII mode. Text and periodic data may have such line ends."""
-    if _LONE_LF.search(data, 0, MAX_SEARCHED_BYTES):  # An intact image has one among its first few hundred bytes.
+    """Return whether every LF of coded data follows a CR, as after FTP in ASCII mode. Text and
+    periodic data may have such line ends.
+    """
+    # An intact image has one among its first few hundred bytes.
+    if _LONE_LF.search(data, 0, MAX_SEARCHED_BYTES):
         return False
     end = min(len(data), MAX_SEARCHED_BYTES)
-    return any(_is_window_converted(data[at : at + _WINDOW_BYTES]) for at in range(0, end - _WINDOW_BYTES + 1, _WINDOW_BYTES // 2))
+    return any(
+        _is_window_converted(data[at : at + _WINDOW_BYTES])
+        for at in range(0, end - _WINDOW_BYTES + 1, _WINDOW_BYTES // 2)
+    )
 
 
 def _is_window_converted(window: bytes) -> bool:
     """Return whether nearly random bytes have several CR LF."""
-    return window.count(b"\r\n") >= MIN_CONVERTED and len(zlib.compress(window, 1)) >= MIN_COMPRESSED_RATIO * _WINDOW_BYTES
+    return (
+        window.count(b"\r\n") >= MIN_CONVERTED
+        and len(zlib.compress(window, 1)) >= MIN_COMPRESSED_RATIO * _WINDOW_BYTES
+    )
 
 
 def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
-    """Width and height where they stand at a fixed place; None elsewhere or if the file is too short.
+    """Width and height where they stand at a fixed place; None elsewhere or if the file is too
+    short.
 
-    Asked before Pillow opens a file: libwebp allocates its canvas at opening, and a refusal can then name the size.
+    Asked before Pillow opens a file: libwebp allocates its canvas at opening, and a refusal can
+    then name the size.
     """
     try:
         if format_name == "PNG":
@@ -176,9 +235,11 @@ def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
 
 
 def declared_end(data: bytes, format_name: str) -> int | None:
-    """Offset at which the file says that it ends, possibly past the bytes present; None where it does not say.
+    """Offset at which the file says that it ends, possibly past the bytes present; None where it
+    does not say.
 
-    For JPEG and PNG it is the last end marker in the bytes, so that data appended with a marker of its own at its very end is not seen.
+    For JPEG and PNG it is the last end marker in the bytes, so that data appended with a marker of
+    its own at its very end is not seen.
     """
     if format_name in _END_MARKS:
         mark, length = _END_MARKS[format_name]
@@ -199,20 +260,28 @@ def declared_end(data: bytes, format_name: str) -> int | None:
 
 
 def ends_early(data: bytes, format_name: str) -> bool:
-    """Whether the file lacks its end: for files that did not decode, to distinguish truncated from corrupt."""
+    """Whether the file lacks its end: for files that did not decode, to distinguish truncated from
+    corrupt.
+    """
     end = declared_end(data, format_name)
-    return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
+    return (
+        end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
+    )
 
 
 def count_gif_frames(data: bytes) -> int:
-    """Frames in the bytes present, at least 1, counted within MOST_GIF_BLOCKS blocks; no frame is decoded."""
+    """Frames in the bytes present, at least 1, counted within MOST_GIF_BLOCKS blocks; no frame is
+    decoded.
+    """
     return max(1, sum(is_image for is_image, *_ in gif_blocks(data, MOST_GIF_BLOCKS)))
 
 
 def gif_blocks(data: bytes, most: int) -> Iterator[tuple[bool, int, int, int | None]]:
-    """The images and extensions of a GIF: whether it is an image, an extension's label, where its sub-blocks start, and their terminator.
+    """The images and extensions of a GIF: whether it is an image, an extension's label, where its
+    sub-blocks start, and their terminator.
 
-    No terminator (None) for the last, where the file ends before it or there were `most` sub-blocks.
+    No terminator (None) for the last, where the file ends before it or there were `most`
+    sub-blocks.
     """
     blocks = 0
     with suppress(IndexError):  # the file ends there
@@ -279,13 +348,15 @@ def _boxes_end(data: bytes) -> int | None:
 def _jpeg2000_end(data: bytes) -> int | None:
     if data.startswith(b"\xff\x4f"):
         return declared_end(data, "JPEG")  # it ends with the same marker
-    return _boxes_end(data) if b"jp2c" in data else len(data) + 8  # the box with the picture has yet to come
+    # the box with the picture has yet to come
+    return _boxes_end(data) if b"jp2c" in data else len(data) + 8
 
 
 def _tiff_end(data: bytes) -> int | None:
     try:
         return Tiff(data).data_end()
-    except TiffError:  # most writers put the directory last: it is the first thing that a cut takes away
+    # most writers put the directory last: it is the first thing that a cut takes away
+    except TiffError:
         return None
 
 
@@ -294,7 +365,9 @@ class TiffError(ValueError):
 
 
 class TiffEntry(NamedTuple):
-    """One tag's value: its kind, how many, and the inline bytes (the value itself, or the offset where it stands)."""
+    """One tag's value: its kind, how many, and the inline bytes (the value itself, or the offset
+    where it stands).
+    """
 
     kind: int
     number: int
@@ -332,7 +405,11 @@ class Tiff:
                 break
             seen.add(offset)
             # Many writers leave out the link after the last directory.
-            offset = self._unpack(self._link, end) if end + struct.calcsize(self._link) <= len(self._data) else 0
+            offset = (
+                self._unpack(self._link, end)
+                if end + struct.calcsize(self._link) <= len(self._data)
+                else 0
+            )
         return len(seen)
 
     def integers(self, entry: TiffEntry) -> tuple[int, ...]:
@@ -357,12 +434,20 @@ class Tiff:
         return self._data[at : at + size]
 
     def data_end(self) -> int:
-        """The furthest byte that the first page refers to: of its strips, its tiles and the values of its tags."""
+        """The furthest byte that the first page refers to: of its strips, its tiles and the values
+        of its tags.
+        """
         tags = self.directory()
-        ends = [self._at(entry) + _SIZES.get(entry.kind, 0) * entry.number for entry in tags.values() if self._is_elsewhere(entry)]
+        ends = [
+            self._at(entry) + _SIZES.get(entry.kind, 0) * entry.number
+            for entry in tags.values()
+            if self._is_elsewhere(entry)
+        ]
         for offsets, lengths in zip(_DATA_OFFSETS, _DATA_LENGTHS, strict=True):
             if offsets in tags and lengths in tags:
-                pairs = zip(self.integers(tags[offsets]), self.integers(tags[lengths]), strict=False)
+                pairs = zip(
+                    self.integers(tags[offsets]), self.integers(tags[lengths]), strict=False
+                )
                 ends += [offset + length for offset, length in pairs]
         return max(ends, default=0)
 
@@ -393,8 +478,11 @@ class Tiff:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown). Raises TiffError."""
-    tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))  # some writers put the prefix twice
+    """The orientation that an EXIF block states, 1 to 8; 1 where it states none or 0 (unknown).
+    Raises TiffError.
+    """
+    # some writers put the prefix twice
+    tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))
     entry = tiff.directory().get(ORIENTATION)
     if entry is None:
         return 1
@@ -405,7 +493,9 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def is_camera_raw(tiff: Tiff) -> bool:
-    """Whether the first picture is a preview of sensor data (DNG, NEF and kin): scoring it would score the wrong image."""
+    """Whether the first picture is a preview of sensor data (DNG, NEF and kin): scoring it would
+    score the wrong image.
+    """
     tags = tiff.directory()
     subfile = tiff.integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
     return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)

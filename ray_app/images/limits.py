@@ -1,8 +1,9 @@
-"""Intake limits (`ImageLimits`, `BatchLimits`); the peak memory of decoding an image, estimated from its header (`Demand`, `demand_of`);
-and, of a decode in this process, the crash marker that names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
+"""Intake limits (`ImageLimits`, `BatchLimits`); the peak memory of decoding an image, estimated
+from its header (`Demand`, `demand_of`); and, of a decode in this process, the crash marker that
+names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
 
-`ImageLimits` are those of the endpoint, and the default; `BatchLimits` those of archives, of the command line's pictures and
-of Python. docs/formats.md says where each is listed.
+`ImageLimits` are those of the endpoint, and the default; `BatchLimits` those of archives, of the
+command line's pictures and of Python. docs/formats.md says where each is listed.
 """
 
 import itertools
@@ -25,56 +26,86 @@ from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
 
-ALWAYS_ALLOWED_PIXELS = 1_000_000  # 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
+# 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
+ALWAYS_ALLOWED_PIXELS = 1_000_000
 
-# Cameras and scanners write their largest pictures in these, which decode row by row or in strips (WebP for its own side of 16 383).
+# Cameras and scanners write their largest pictures in these, which decode row by row or in strips
+# (WebP for its own side of 16 383).
 LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
 
-# How a refusal's `detail` names the limit that was crossed: a field here, one of `container_limits`, or `decode_bytes` of a node.
+# How a refusal's `detail` names the limit that was crossed: a field here, one of
+# `container_limits`, or `decode_bytes` of a node.
 NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
 
-SMALL_BYTES = 384 * 2**20  # any process has room for this beside its libraries; what takes more waits for its turn on a node
-LIMIT_PIXELS = 50_000_000  # a decode limit in seconds is meant for so many pixels; larger images have as much longer
+# any process has room for this beside its libraries; what takes more waits for its turn on a node
+SMALL_BYTES = 384 * 2**20
+# a decode limit in seconds is meant for so many pixels; larger images have as much longer
+LIMIT_PIXELS = 50_000_000
 
 _MOST = 2**63 - 1  # what a header claims may be anything
 _FIXED = 8 * 2**20  # whatever a decoder allocates for the smallest image
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags
 
-# Pillow keeps four bytes for a pixel of several channels, one for a pixel of one. Beside the picture stand what its decoder holds and what
-# becomes of it on the way to RGB. The figures were measured (tests/images/test_limits.py measures them again) and are upper bounds.
+# Pillow keeps four bytes for a pixel of several channels, one for a pixel of one. Beside the
+# picture stand what its decoder holds and what becomes of it on the way to RGB. The figures were
+# measured (tests/images/test_limits.py measures them again) and are upper bounds.
 _NARROW = ("1", "L", "P")
 # Bytes per pixel that are held beside the picture until it is RGB, by its mode.
-_CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
+_CONVERTING = {
+    "RGB": 0,
+    "1": 4,
+    "L": 4,
+    "P": 4,
+    "CMYK": 4,
+    "YCbCr": 4,
+    "RGBX": 4,
+    "HSV": 4,
+    "I": 7,
+    "F": 4,
+}
 _WITH_ALPHA, _DEEP_GREY = 8, 7
-# Bytes per pixel that a decoder holds beside the picture, of formats whose header says nothing of that.
+# Bytes per pixel that a decoder holds beside the picture, of formats whose header says nothing of
+# that.
 _DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "PNM": 6}
 _WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
 
-_NOTE = struct.Struct("<qq")  # image_id; how often it was noted or cleared: odd while a decode is under way
+# image_id; how often it was noted or cleared: odd while a decode is under way
+_NOTE = struct.Struct("<qq")
 _SUFFIX = ".crumb"
 _serial = itertools.count()
 
 
 class ImageLimits(Frozen):
-    """The intake limits; all are checked from sizes and headers before any pixel is decoded (specs/intake.md §4.2)."""
+    """The intake limits; all are checked from sizes and headers before any pixel is decoded
+    (specs/intake.md §4.2).
+    """
 
     max_bytes: int = Field(
-        default=32 * 1024**2, gt=0, description="Encoded bytes of one file: bounds what is in flight between storage and decoder."
+        default=32 * 1024**2,
+        gt=0,
+        description="Encoded bytes of one file: bounds what is in flight between storage and decoder.",
     )
     max_pixels: int = Field(
-        default=50_000_000, gt=0, description="Width × height: 50 MP is 150 MB of RGB, what a request may cost beside many others."
+        default=50_000_000,
+        gt=0,
+        description="Width × height: 50 MP is 150 MB of RGB, what a request may cost beside many others.",
     )
     max_whole_pixels: int | None = Field(
         default=None,
         gt=0,
-        exclude_if=lambda pixels: pixels is None,  # endpoints, and runs that were made before the key existed, keep their identity
+        # endpoints, and runs that were made before the key existed, keep their identity
+        exclude_if=lambda pixels: pixels is None,
         description="The same of formats that a decoder holds as a whole, more than once (all but JPEG, TIFF and WebP); null = max_pixels.",
     )
     max_side: int = Field(
-        default=16_384, gt=0, description="Longer side in pixels: a resize of one line of a huge side costs as much as a whole image."
+        default=16_384,
+        gt=0,
+        description="Longer side in pixels: a resize of one line of a huge side costs as much as a whole image.",
     )
     max_aspect: float = Field(
-        default=20.0, ge=1, description="Longer ÷ shorter side: 'short side to 224' would make a 60 000 × 1 image 13 million pixels wide."
+        default=20.0,
+        ge=1,
+        description="Longer ÷ shorter side: 'short side to 224' would make a 60 000 × 1 image 13 million pixels wide.",
     )
     max_ratio: float = Field(
         default=2000.0,
@@ -89,19 +120,31 @@ class ImageLimits(Frozen):
     )
 
     def check_bytes(self, size_bytes: int) -> None:
-        """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was observed."""
+        """Refuse an encoded file by its size alone. Raises InputError naming the limit and what was
+        observed.
+        """
         if size_bytes > self.max_bytes:
             reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
-            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self.max_bytes, observed=size_bytes)
+            raise InputError(
+                Status.IMAGE_TOO_LARGE, reason, limit=self.max_bytes, observed=size_bytes
+            )
 
-    def check_size(self, width: int, height: int, size_bytes: int, format_name: str | None = None) -> None:
-        """Refuse a width × height that a file of `size_bytes` declares. Raises InputError naming the limit and what was observed."""
+    def check_size(
+        self, width: int, height: int, size_bytes: int, format_name: str | None = None
+    ) -> None:
+        """Refuse a width × height that a file of `size_bytes` declares. Raises InputError naming
+        the limit and what was observed.
+        """
         short, long = sorted((width, height))
         pixels = width * height
         if short <= 0:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         is_whole = format_name is not None and format_name not in LARGEST
-        most = min(self.max_pixels, self.max_whole_pixels or self.max_pixels) if is_whole else self.max_pixels
+        most = (
+            min(self.max_pixels, self.max_whole_pixels or self.max_pixels)
+            if is_whole
+            else self.max_pixels
+        )
         limit: float
         observed: float
         if pixels > most:
@@ -119,21 +162,31 @@ class ImageLimits(Frozen):
             reason = f"{observed:.0f} decoded bytes per encoded byte is over max_ratio ({limit:g})"
         else:
             return
-        raise InputError(Status.IMAGE_TOO_LARGE, f"{width} × {height} pixels: {reason}", limit=limit, observed=observed)
+        raise InputError(
+            Status.IMAGE_TOO_LARGE,
+            f"{width} × {height} pixels: {reason}",
+            limit=limit,
+            observed=observed,
+        )
 
 
 class BatchLimits(ImageLimits):
-    """What an archive may hold: pictures as the cameras, scanners and screens of this year make them.
+    """What an archive may hold: pictures as the cameras, scanners and screens of this year make
+    them.
 
-    No single number here makes a worker safe: what decoding takes is reckoned from the header, and large images share a budget
-    of their node (`demand_of`, `storage.node_budget`).
+    No single number here makes a worker safe: what decoding takes is reckoned from the header, and
+    large images share a budget of their node (`demand_of`, `storage.node_budget`).
     """
 
     max_bytes: int = Field(
-        default=512 * 1024**2, gt=0, description="Encoded bytes of one file: a 60 MP camera's 16-bit TIFF is 361 MB, a 100 MP one's 606 MB."
+        default=512 * 1024**2,
+        gt=0,
+        description="Encoded bytes of one file: a 60 MP camera's 16-bit TIFF is 361 MB, a 100 MP one's 606 MB.",
     )
     max_pixels: int = Field(
-        default=250_000_000, gt=0, description="Width × height: telephones make 200 MP, the largest cameras 150 MP, in JPEG and TIFF."
+        default=250_000_000,
+        gt=0,
+        description="Width × height: telephones make 200 MP, the largest cameras 150 MP, in JPEG and TIFF.",
     )
     max_whole_pixels: int | None = Field(
         default=120_000_000,
@@ -143,10 +196,14 @@ class BatchLimits(ImageLimits):
         "pictures, an A3 page at 600 dpi; null = max_pixels.",
     )
     max_side: int = Field(
-        default=65_535, gt=0, description="Longer side in pixels: JPEG's own; panoramas and screenshots of whole pages go beyond 16 384."
+        default=65_535,
+        gt=0,
+        description="Longer side in pixels: JPEG's own; panoramas and screenshots of whole pages go beyond 16 384.",
     )
     max_aspect: float = Field(
-        default=100.0, ge=1, description="Longer ÷ shorter side: a screenshot of 720 × 40 000 has 56; 'short side to 440' is 19 MP at 100."
+        default=100.0,
+        ge=1,
+        description="Longer ÷ shorter side: a screenshot of 720 × 40 000 has 56; 'short side to 440' is 19 MP at 100.",
     )
     max_ratio: float = Field(
         default=1e6,
@@ -164,7 +221,9 @@ class Demand(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes more memory than any process has room for, or more time than a limit is meant for."""
+        """Whether it takes more memory than any process has room for, or more time than a limit is
+        meant for.
+        """
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
     @property
@@ -212,16 +271,21 @@ def _tiff(image: TiffImageFile) -> int:
     if all(codec == "raw" for codec, *_ in image.tile):
         return 0
     tags = image.tag_v2
-    width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, min(tags.get(_ROWS_PER_STRIP, image.height), image.height))
+    width, height = (
+        tags.get(_TILE_WIDTH, image.width),
+        tags.get(_TILE_HEIGHT, min(tags.get(_ROWS_PER_STRIP, image.height), image.height)),
+    )
     bits = max(tags.get(_BITS, (8,))) * tags.get(_SAMPLES, 1)
     return int(width * height * max(bits / 8, 4))
 
 
 class Breadcrumb:
-    """A note of the image being decoded by one thread, in a file of its own in `folder` (local to the node).
+    """A note of the image being decoded by one thread, in a file of its own in `folder` (local to
+    the node).
 
-    A decode that crashes takes its process along, and no `except` runs. A note in a mapped file outlives it: the kernel keeps it.
-    The file is named by process id and process start time, so that a process which comes later under the same id is not mistaken for it.
+    A decode that crashes takes its process along, and no `except` runs. A note in a mapped file
+    outlives it: the kernel keeps it. The file is named by process id and process start time, so
+    that a process which comes later under the same id is not mistaken for it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -276,10 +340,12 @@ class Breadcrumb:
 
 
 class Watchdog:
-    """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a hang then costs the same as a crash.
+    """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a
+    hang then costs the same as a crash.
 
-    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the note's `patience`). It gets its turn
-    since all decoders run without the interpreter lock. `re` does not: what it looks for in a file must take no more than linear time.
+    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the
+    note's `patience`). It gets its turn since all decoders run without the interpreter lock. `re`
+    does not: what it looks for in a file must take no more than linear time.
     """
 
     EXIT_CODE = 86
@@ -294,7 +360,12 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
 

@@ -1,7 +1,9 @@
-"""PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others, `load` refuses what is not whole.
+"""PNG → pixels and facts: `open_header` gives Pillow the chunks that decide pixels and no others,
+`load` refuses what is not whole.
 
-What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a broken profile) therefore never costs the
-pixels. `chunks`, `read_text` and `inflate` also serve the readers of metadata. Source: ISO 15948, called PNG here.
+What a chunk of metadata holds (a text of many megabytes, a wrong checksum, a broken profile)
+therefore never costs the pixels. `chunks`, `read_text` and `inflate` also serve the readers of
+metadata. Source: ISO 15948, called PNG here.
 """
 
 import io
@@ -30,18 +32,31 @@ _BAND_PIXELS = 1 << 20
 _DECIDING = (b"IHDR", b"PLTE", b"tRNS")
 _UNWRITTEN = (145, 61, 107, 90)
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7: first x and y, steps
+# Adam7: first x and y, steps
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 
 class PngImage(PngImageFile):
-    """Pillow's reader of the chunks that decide pixels, into memory where rows that are never decoded differ from black ones."""
+    """Pillow's reader of the chunks that decide pixels, into memory where rows that are never
+    decoded differ from black ones.
+    """
 
     head = b""
     pixels_at = 0
 
     @classmethod
     def open_chunks(cls, head: bytes, data: bytes, pixels_at: int) -> "PngImage":
-        """Open `head`, which ends with the length and the type of the first IDAT chunk, and read pixels from `data` at `pixels_at`."""
+        """Open `head`, which ends with the length and the type of the first IDAT chunk, and read
+        pixels from `data` at `pixels_at`.
+        """
         image = cls(io.BytesIO(head))
         image.head, image.pixels_at = head, pixels_at
         assert image.png is not None
@@ -50,7 +65,9 @@ class PngImage(PngImageFile):
         return image
 
     def load_prepare(self) -> None:
-        """Fill the memory with a colour that no row has throughout, before the first row is decoded."""
+        """Fill the memory with a colour that no row has throughout, before the first row is
+        decoded.
+        """
         if self._im is None:
             self.im = Image.new(self.mode, self.size, _unwritten(self.mode)).im
         super().load_prepare()
@@ -75,11 +92,13 @@ class PngText(NamedTuple):
 
 
 def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFile:
-    """Read the header without any chunk of metadata; profile and EXIF are added to the image's `info`, frames are counted.
+    """Read the header without any chunk of metadata; profile and EXIF are added to the image's
+    `info`, frames are counted.
 
     Args:
         data: The file.
-        flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for texts over the limit.
+        flags: Gets `irregular_png` for a chunk of metadata that is broken and `metadata_unread` for
+            texts over the limit.
         max_text_bytes: Limit on the unpacked size of texts and profile together.
 
     Raises:
@@ -103,7 +122,8 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
     image.n_frames = metadata.frames
     flags |= metadata.flags
     key = image.info.get("transparency")
-    if isinstance(key, int) and image.mode in ("1", "L"):  # in the file's own scale, and the pixels are in that of 8 bits
+    # in the file's own scale, and the pixels are in that of 8 bits
+    if isinstance(key, int) and image.mode in ("1", "L"):
         image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
     return image
 
@@ -112,7 +132,9 @@ def _describe_missing_pixels(data: bytes) -> str:
     """Return why there are no pixels: a damaged length of one chunk hides the chunks after it."""
     at = SIGNATURE_BYTES
     for _, start, end in chunks(data):
-        if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
             break
         at = end + 4
     return f"the chunk at byte {at} is damaged" if b"IDAT" in data[at:] else "no pixel data"
@@ -137,7 +159,9 @@ class _PngMetadata:
         if self._chunks > MAX_CHUNKS:
             self.flags.add("metadata_unread")
             return
-        if zlib.crc32(memoryview(self._data)[start - 4 : end]) != int.from_bytes(self._data[end : end + 4], "big"):
+        if zlib.crc32(memoryview(self._data)[start - 4 : end]) != int.from_bytes(
+            self._data[end : end + 4], "big"
+        ):
             self.flags.add("irregular_png")
         if kind in METADATA_KINDS:
             self._add_metadata(kind, start, end)
@@ -153,7 +177,9 @@ class _PngMetadata:
         if kind == b"iCCP":
             if "icc_profile" in self.info:
                 return
-            self.info["icc_profile"], size_bytes = _unpack_profile(self._data[start:end], self._max_bytes)
+            self.info["icc_profile"], size_bytes = _unpack_profile(
+                self._data[start:end], self._max_bytes
+            )
             if not self.info["icc_profile"]:
                 self.flags.add("irregular_png")
         elif kind == b"eXIf":
@@ -168,14 +194,18 @@ class _PngMetadata:
 
     @property
     def frames(self) -> int:
-        """The number of frames, with the first image if it is not a frame of the animation; 1 without a valid animation."""
+        """The number of frames, with the first image if it is not a frame of the animation; 1
+        without a valid animation.
+        """
         if len(self._counts) != 1 or not 0 < self._counts[0] <= _MAX_FRAMES:
             return 1
         return self._counts[0] + (not self._is_first_frame)
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of the content, end of the content) of each chunk up to IEND; the last one may end after the file does."""
+    """(type, start of the content, end of the content) of each chunk up to IEND; the last one may
+    end after the file does.
+    """
     at, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
     while at <= last:
         size, kind = _CHUNK_HEAD.unpack_from(data, at)
@@ -223,56 +253,88 @@ def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
 
 
 def _unpack_profile(body: bytes, max_bytes: int) -> tuple[bytes, int]:
-    """Return the profile in an iCCP chunk, cut one byte over the limit, and its size as `inflate` does."""
+    """Return the profile in an iCCP chunk, cut one byte over the limit, and its size as `inflate`
+    does.
+    """
     _, _, rest = body.partition(b"\0")
     return inflate(rest[1:], max_bytes + 1) if rest[:1] == b"\0" else (b"", 0)
 
 
 def _unwritten(mode: str) -> int | tuple[int, ...]:
-    """A colour that no row of a picture has throughout, or hardly any; black in modes of few colours."""
-    return _UNWRITTEN[: len(mode)] if mode in ("LA", "RGB", "RGBA") else _UNWRITTEN[0] if mode in ("L", "P", "I;16") else 0
+    """A colour that no row of a picture has throughout, or hardly any; black in modes of few
+    colours.
+    """
+    return (
+        _UNWRITTEN[: len(mode)]
+        if mode in ("LA", "RGB", "RGBA")
+        else _UNWRITTEN[0]
+        if mode in ("L", "P", "I;16")
+        else 0
+    )
 
 
 def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    """Decode the pixels. Raises what Pillow raises, and InputError (TRUNCATED_IMAGE, CORRUPT_IMAGE) if data is missing or changed."""
+    """Decode the pixels. Raises what Pillow raises, and InputError (TRUNCATED_IMAGE, CORRUPT_IMAGE)
+    if data is missing or changed.
+    """
     image.load()
     _check(image, data)
-    if isinstance(image, PngImage) and data[24] == 16 and isinstance(image.info.get("transparency"), tuple):
+    if (
+        isinstance(image, PngImage)
+        and data[24] == 16
+        and isinstance(image.info.get("transparency"), tuple)
+    ):
         _paint_transparent_colour(image, data)
         flags.add("alpha")
     return image
 
 
 def _paint_transparent_colour(image: PngImage, data: bytes) -> None:
-    """Paint the matte over pixels of the transparent colour, which has 16 bits; Pillow keeps the high 8 of them."""
+    """Paint the matte over pixels of the transparent colour, which has 16 bits; Pillow keeps the
+    high 8 of them.
+    """
     low = PngImage.open_chunks(image.head, data, image.pixels_at)
-    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # The other byte order gives the low 8 bits.
+    # The other byte order gives the low 8 bits.
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
     low.load()
     key = np.array(image.info.pop("transparency"))
     rows = max(_BAND_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         band = (0, top, image.width, min(top + rows, image.height))
-        is_key = (np.asarray(image.crop(band)) == key >> 8) & (np.asarray(low.crop(band)) == key & 255)
+        is_key = (np.asarray(image.crop(band)) == key >> 8) & (
+            np.asarray(low.crop(band)) == key & 255
+        )
         if (hidden := is_key.all(axis=2)).any():
             image.paste(MATTE, band, Image.fromarray(hidden))
 
 
 def _check(image: Image.Image, data: bytes) -> None:
-    """Pillow compares no checksum of pixel data, and takes a stream that ends before the last row for a whole picture.
+    """Pillow compares no checksum of pixel data, and takes a stream that ends before the last row
+    for a whole picture.
 
-    Nothing for a decoded image whose data was all there. Raises InputError, TRUNCATED_IMAGE or CORRUPT_IMAGE.
+    Nothing for a decoded image whose data was all there. Raises InputError, TRUNCATED_IMAGE or
+    CORRUPT_IMAGE.
     """
     parts = []
     for kind, start, end in chunks(data):
         if kind == b"IDAT":
             parts.append(memoryview(data)[start:end])
             if end + 4 > len(data):
-                raise InputError(Status.TRUNCATED_IMAGE, f"the file ends after {len(data)} bytes, within its pixel data")
-            if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise InputError(Status.CORRUPT_IMAGE, f"the checksum of pixel data at byte {start - 8} does not match")
+                raise InputError(
+                    Status.TRUNCATED_IMAGE,
+                    f"the file ends after {len(data)} bytes, within its pixel data",
+                )
+            if zlib.crc32(memoryview(data)[start - 4 : end]) != int.from_bytes(
+                data[end : end + 4], "big"
+            ):
+                raise InputError(
+                    Status.CORRUPT_IMAGE,
+                    f"the checksum of pixel data at byte {start - 8} does not match",
+                )
         elif parts:
             break
-    # The last row, and the row before it, which is one of the last pass if an interlaced picture has an odd number of rows.
+    # The last row, and the row before it, which is one of the last pass if an interlaced picture
+    # has an odd number of rows.
     bottom = np.asarray(image.crop((0, max(image.height - 2, 0), image.width, image.height)))
     if (bottom == np.asarray(_unwritten(image.mode))).reshape(len(bottom), -1).all(axis=1).any():
         _check_rows(parts, _scanline_bytes(data))
@@ -290,7 +352,9 @@ def _check_rows(parts: list[memoryview], needed: int) -> None:
 
 
 def _scanline_bytes(data: bytes) -> int:
-    """Of a PNG's picture before compression, with the filter byte of each line (ISO 15948, §7 and §8)."""
+    """Of a PNG's picture before compression, with the filter byte of each line (ISO 15948, §7 and
+    §8).
+    """
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     total = 0
     for left, top, across, down in _PASSES if data[28] else ((0, 0, 1, 1),):

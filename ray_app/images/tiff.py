@@ -1,5 +1,5 @@
-"""TIFF → pixels: `open_header` refuses layouts (`TiffLayout`) that Pillow would read wrong, and helps it with others; `check` finds missing
-data.
+"""TIFF → pixels: `open_header` refuses layouts (`TiffLayout`) that Pillow would read wrong, and
+helps it with others; `check` finds missing data.
 
 Source: TIFF 6.0; the tests compare every layout with libvips.
 """
@@ -17,33 +17,57 @@ from ray_app.images.formats import MOST_STRIPS, Tiff, TiffError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
 STRIP_OFFSETS, STRIP_ROWS, STRIP_COUNTS = 273, 278, 279
-PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 320, 322, 323, 324, 325
+PLANAR, COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = (
+    284,
+    320,
+    322,
+    323,
+    324,
+    325,
+)
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 332, 338, 339, 347, 530
 RAW, LZW = 1, 5
 MOST_TABLE_BYTES = 65_536
-MIN_PIECE_PIXELS = 2**20  # A JPEG may be larger than its strip or tile: by padding to whole MCUs, or in the last strip.
+# A JPEG may be larger than its strip or tile: by padding to whole MCUs, or in the last strip.
+MIN_PIECE_PIXELS = 2**20
 MOST_VALUES = 65_536  # of a tag that has one for each sample, or for each colour of a palette
 WHITE_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 2, 3, 5, 6, 8
 
-_PHOTOMETRIC = {0: "grey from white to black", 1: "grey", RGB: "RGB", PALETTE: "palette", CMYK: "inks", YCBCR: "YCbCr", LAB: "Lab"}
-_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}  # 1 is unsigned, 4 is undefined and meant so
-_MOST_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}  # of further ones Pillow makes wrong colours
+_PHOTOMETRIC = {
+    0: "grey from white to black",
+    1: "grey",
+    RGB: "RGB",
+    PALETTE: "palette",
+    CMYK: "inks",
+    YCBCR: "YCbCr",
+    LAB: "Lab",
+}
+# 1 is unsigned, 4 is undefined and meant so
+_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+# of further ones Pillow makes wrong colours
+_MOST_PLANES = {0: 1, 1: 1, PALETTE: 1, RGB: 4, CMYK: 4, YCBCR: 3, LAB: 0}
 _UNREAD = {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG",
            50001: "WebP", 50002: "JPEG XL"}  # fmt: skip
 _WHAT_TO_DO = "save it as PNG, or as a TIFF of 8-bit RGB"
 
 
 class TiffImage(TiffImageFile):
-    """Pillow's reader, helped where its own unpacking of uncompressed samples fails and where it takes no notice of a tag."""
+    """Pillow's reader, helped where its own unpacking of uncompressed samples fails and where it
+    takes no notice of a tag.
+    """
 
     def _setup(self) -> None:
         tags = self.tag_v2
-        is_tiled_as_strips = TILE_WIDTH in tags and TILE_OFFSETS not in tags  # as old libtiffs wrote them
-        if tags.get(COMPRESSION, RAW) == RAW and (tags.get(PLANAR) == 2 or tags.get(PHOTOMETRIC) == YCBCR or is_tiled_as_strips):
+        # as old libtiffs wrote them
+        is_tiled_as_strips = TILE_WIDTH in tags and TILE_OFFSETS not in tags
+        if tags.get(COMPRESSION, RAW) == RAW and (
+            tags.get(PLANAR) == 2 or tags.get(PHOTOMETRIC) == YCBCR or is_tiled_as_strips
+        ):
             # To Pillow, what is compressed is libtiff's, which reads this tag in the file itself.
             tags[COMPRESSION] = LZW
         super()._setup()
-        if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # of writers that took 8 bits for 16
+        # of writers that took 8 bits for 16
+        if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:
             self.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
         if self.mode.startswith("I;16") and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
             self.info["white_is_zero"] = True
@@ -73,8 +97,14 @@ class TiffLayout(NamedTuple):
         entries = tiff.directory()
 
         def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
-            """Only the tags that are needed: four thousand tags may each say that a million values stand at one place."""
-            return tiff.integers(entries[tag]) if tag in entries and entries[tag].number <= most else ()
+            """Only the tags that are needed: four thousand tags may each say that a million values
+            stand at one place.
+            """
+            return (
+                tiff.integers(entries[tag])
+                if tag in entries and entries[tag].number <= most
+                else ()
+            )
 
         def one(tag: int, otherwise: int) -> int:
             return (every(tag) or (otherwise,))[0]
@@ -92,7 +122,10 @@ class TiffLayout(NamedTuple):
             every(EXTRA_SAMPLES),
             one(INK_SET, 1),
             every(SUBSAMPLING) or (2, 2),
-            (one(TILE_WIDTH, width), one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length))),
+            (
+                one(TILE_WIDTH, width),
+                one(TILE_LENGTH, min(one(STRIP_ROWS, length) or length, length)),
+            ),
             every(TILE_OFFSETS, MOST_STRIPS) or every(STRIP_OFFSETS, MOST_STRIPS),
             every(TILE_COUNTS, MOST_STRIPS) or every(STRIP_COUNTS, MOST_STRIPS),
         )
@@ -105,8 +138,11 @@ class TiffLayout(NamedTuple):
         return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
 
     def unread(self) -> str | None:
-        """Why these samples are not read, or would be read wrong; None where nothing speaks against it."""
-        planes = self.samples - (0 if any(self.extra) else len(self.extra))  # Pillow leaves out unspecified extra samples
+        """Why these samples are not read, or would be read wrong; None where nothing speaks against
+        it.
+        """
+        # Pillow leaves out unspecified extra samples
+        planes = self.samples - (0 if any(self.extra) else len(self.extra))
         if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:
             return f"a TIFF compressed as {_UNREAD.get(self.compression, f'number {self.compression}')}: save it with LZW or Deflate"
         if not 1 <= min(self.bits) <= max(self.bits) <= 64:
@@ -123,11 +159,16 @@ class TiffLayout(NamedTuple):
     @property
     def pieces(self) -> int:
         """How many strips or tiles the picture has."""
-        across, down = (-(-side // max(step, 1)) for side, step in zip((self.width, self.length), self.piece, strict=True))
+        across, down = (
+            -(-side // max(step, 1))
+            for side, step in zip((self.width, self.length), self.piece, strict=True)
+        )
         return across * down * (self.samples if self.is_planar else 1)
 
     def missing(self) -> str | None:
-        """What the tags leave out of the picture, in words; None where they name all of it, or a size that no picture has."""
+        """What the tags leave out of the picture, in words; None where they name all of it, or a
+        size that no picture has.
+        """
         if max(self.width, self.length) >= 2**31:
             return None
         needed = self.pieces
@@ -144,7 +185,9 @@ class TiffLayout(NamedTuple):
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, about which libtiff reports nothing. Raises InputError."""
+    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, about which libtiff reports
+    nothing. Raises InputError.
+    """
     if image.info.get("compression") != "jpeg":
         return
     tiff = Tiff(data)
@@ -152,14 +195,23 @@ def check(image: Image.Image, data: bytes) -> None:
     start = tiff.octets(tables, MOST_TABLE_BYTES)[:-2] if tables else b"\xff\xd8"
     max_pixels = 2 * layout.piece[0] * layout.piece[1] + MIN_PIECE_PIXELS
     for offset, count in zip(layout.offsets[: layout.pieces], layout.counts, strict=False):
-        if damage := jpeg.find_damage(start + data[offset + 2 : offset + count] + b"\xff\xd9", max_pixels):
-            raise InputError(damage.status, f"{damage.detail}, in the strip or tile at byte {offset}")
+        if damage := jpeg.find_damage(
+            start + data[offset + 2 : offset + count] + b"\xff\xd9", max_pixels
+        ):
+            raise InputError(
+                damage.status, f"{damage.detail}, in the strip or tile at byte {offset}"
+            )
 
 
 def open_header(data: bytes) -> TiffImageFile:
-    """The first page as Pillow opens it. Raises what Pillow raises, and InputError for layouts that are not read or not whole."""
+    """The first page as Pillow opens it. Raises what Pillow raises, and InputError for layouts that
+    are not read or not whole.
+    """
     if data.startswith(b"MM\0+"):
-        raise InputError(Status.UNSUPPORTED_FORMAT, "a big-endian BigTIFF, which Touchstone does not read: save it as an ordinary TIFF")
+        raise InputError(
+            Status.UNSUPPORTED_FORMAT,
+            "a big-endian BigTIFF, which Touchstone does not read: save it as an ordinary TIFF",
+        )
     layout = None
     with contextlib.suppress(TiffError):
         layout = TiffLayout.of(Tiff(data))
@@ -172,4 +224,6 @@ def open_header(data: bytes) -> TiffImageFile:
     except SyntaxError as error:
         if layout is None or "unknown pixel mode" not in str(error) or max(layout.bits) > 16:
             raise
-        raise InputError(Status.UNSUPPORTED_FORMAT, f"{layout.describe()}: {_WHAT_TO_DO}") from error
+        raise InputError(
+            Status.UNSUPPORTED_FORMAT, f"{layout.describe()}: {_WHAT_TO_DO}"
+        ) from error

@@ -1,4 +1,6 @@
-"""Members of a block → batches of uint8 tensors (`BlockReader`): bytes are fetched ahead of the decoder."""
+"""Members of a block → batches of uint8 tensors (`BlockReader`): bytes are fetched ahead of the
+decoder.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +10,14 @@ from typing import TYPE_CHECKING
 from ray_app.errors import InputError, Status
 from ray_app.images.provenance import attach_sidecar
 from ray_app.inference.batch import Batch, DecodeResult
-from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, StageClock, file_bytes
+from ray_app.inference.decoder import (
+    AHEAD_BYTES,
+    BUDGET,
+    WALL_LIMIT_S,
+    BatchDecoder,
+    StageClock,
+    file_bytes,
+)
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
@@ -40,14 +49,24 @@ class BlockReader:
         self.fetcher = fetcher
         budget = NodeBudget(BUDGET, decode_bytes)
         files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
-        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
+        self._members = MemberReader(
+            self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files
+        )
         self.decoder = BatchDecoder(
-            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, budget=budget
+            spec,
+            clock,
+            crumbs,
+            hand_over=hand_over,
+            keeps_files=keeps_files,
+            wall_limit_s=wall_limit_s,
+            budget=budget,
         )
 
-    def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
-        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
-        added to `noted`.
+    def read(
+        self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None
+    ) -> Iterator[Batch]:
+        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its
+        slot, empty. What became of each is added to `noted`.
         """
         from ray_app.archives.uri_lists import looks_like_list
 
@@ -69,11 +88,18 @@ class BlockReader:
     def _fetched(
         self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
     ) -> Iterator[tuple[int, bytes | InputError]]:
-        """The next members as their bytes come; none of them is held here while the next is waited for."""
+        """The next members as their bytes come; none of them is held here while the next is waited
+        for.
+        """
         for _ in range(count):
             with self._clock("fetch"):
                 member, data = next(arriving)
-                if self._looks_for_sidecars and member.place is None and isinstance(data, bytes) and scheme_of(member.uri) == "file":
+                if (
+                    self._looks_for_sidecars
+                    and member.place is None
+                    and isinstance(data, bytes)
+                    and scheme_of(member.uri) == "file"
+                ):
                     data = attach_sidecar(data, local_path(member.uri))
             yield member.image_id, data
             del data

@@ -1,8 +1,9 @@
-"""What detectors said of the images of a block (`DetectorOutputs`) → decisions per image (`judge`), and which generators made them
-(`identified`). No torch at import.
+"""What detectors said of the images of a block (`DetectorOutputs`) → decisions per image (`judge`),
+and which generators made them (`identified`). No torch at import.
 
-The outputs of detectors and of a describer are one table of columns, keyed by view, detector and kind. A new kind needs nothing here: a
-field of `detectors.detector.BatchPrediction` is kept under its name.
+The outputs of detectors and of a describer are one table of columns, keyed by view, detector and
+kind. A new kind needs nothing here: a field of `detectors.detector.BatchPrediction` is kept under
+its name.
 """
 
 import functools
@@ -19,7 +20,16 @@ import numpy.typing as npt
 from ray_app.attribution import cards, identifier
 from ray_app.attribution.captions import Caption
 from ray_app.detectors import card_sections
-from ray_app.ensembles import Decisions, Finding, Thresholds, decide, decision, drawn_by_audit, find, second_looks
+from ray_app.ensembles import (
+    Decisions,
+    Finding,
+    Thresholds,
+    decide,
+    decision,
+    drawn_by_audit,
+    find,
+    second_looks,
+)
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch
@@ -28,14 +38,18 @@ from ray_app.inference.spec import ScoringSpec
 Scores = dict[str, npt.NDArray[np.float32]]
 
 CLEAN = ""  # the view of an image as it is
-SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `BatchPrediction`
+# kinds: the fields of a `BatchPrediction`
+SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"
 FAILURES = "failures"  # a kind: why a detector gave no score, of one that says so
 CAPTIONS = "captions"  # a kind: what a describer says
-LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
+# kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
+LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)
 
 
 class OutputKey(NamedTuple):
-    """Which column: the view's name (`CLEAN`: the image as it is), the name of the detector or describer, the kind of output."""
+    """Which column: the view's name (`CLEAN`: the image as it is), the name of the detector or
+    describer, the kind of output.
+    """
 
     view: str
     detector: str
@@ -46,8 +60,9 @@ class OutputKey(NamedTuple):
 class DetectorOutputs:
     """What was found of some images, in their order; every column has one entry per image.
 
-    By kind: `scores` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W) uint8 each, 255 =
-    surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Caption` each.
+    By kind: `scores` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W)
+    uint8 each, 255 = surely altered; `replies` one text each, of detectors that answer in words;
+    `captions` one `Caption` each.
     """
 
     columns: Mapping[OutputKey, Any] = field(default_factory=dict)
@@ -55,7 +70,13 @@ class DetectorOutputs:
     @classmethod
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
         """Columns of images as they are, by kind and detector."""
-        return cls({OutputKey(CLEAN, name, kind): column for kind, columns in kinds.items() for name, column in columns.items()})
+        return cls(
+            {
+                OutputKey(CLEAN, name, kind): column
+                for kind, columns in kinds.items()
+                for name, column in columns.items()
+            }
+        )
 
     def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
         """The columns of one kind and view, by detector."""
@@ -66,7 +87,9 @@ class DetectorOutputs:
         return found
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The columns of one kind in every view but the clean one, by the view's name and by detector."""
+        """The columns of one kind in every view but the clean one, by the view's name and by
+        detector.
+        """
         found: dict[str, dict[str, Any]] = {}
         for key, column in self.columns.items():
             if key.kind == kind and key.view != CLEAN:
@@ -89,10 +112,18 @@ class DetectorOutputs:
 
     def among(self, names: Collection[str]) -> "DetectorOutputs":
         """The columns of some detectors, and captions."""
-        return DetectorOutputs({key: column for key, column in self.columns.items() if key.detector in names or key.kind == CAPTIONS})
+        return DetectorOutputs(
+            {
+                key: column
+                for key, column in self.columns.items()
+                if key.detector in names or key.kind == CAPTIONS
+            }
+        )
 
     def ranked(self, names: Iterable[str]) -> "DetectorOutputs":
-        """Scores of these detectors alone, in this order; all else as it is. Raises KeyError where a detector has no scores."""
+        """Scores of these detectors alone, in this order; all else as it is. Raises KeyError where
+        a detector has no scores.
+        """
         columns = {}
         for key, column in self.columns.items():
             if key.kind != SCORES:
@@ -104,10 +135,14 @@ class DetectorOutputs:
         return DetectorOutputs(columns)
 
     def in_order(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
-        """The columns as detectors of these names give them who are asked together: view after view, and in each by name."""
+        """The columns as detectors of these names give them who are asked together: view after
+        view, and in each by name.
+        """
         places = {name: place for place, name in enumerate(names)}
         shown = {view: place for place, view in enumerate([CLEAN, *views])}
-        ordered = sorted(self.columns.items(), key=lambda item: (shown[item[0].view], places[item[0].detector]))
+        ordered = sorted(
+            self.columns.items(), key=lambda item: (shown[item[0].view], places[item[0].detector])
+        )
         return DetectorOutputs(dict(ordered))
 
     def rows(self, rows: slice) -> "DetectorOutputs":
@@ -115,7 +150,9 @@ class DetectorOutputs:
         return DetectorOutputs({key: column[rows] for key, column in self.columns.items()})
 
     def spread(self, rows: Sequence[int], count: int) -> "DetectorOutputs":
-        """These columns at `rows` (one per image) of `count` images; of the others nothing was found."""
+        """These columns at `rows` (one per image) of `count` images; of the others nothing was
+        found.
+        """
         columns = {}
         for key, column in self.columns.items():
             wide = blank(key.kind, count, np.shape(column)[1:] if key.kind not in LISTS else ())
@@ -125,7 +162,9 @@ class DetectorOutputs:
         return DetectorOutputs(columns)
 
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
-        """The same without objects of some images; their numbers stay, since those of an image without a score stand in no row."""
+        """The same without objects of some images; their numbers stay, since those of an image
+        without a score stand in no row.
+        """
         return DetectorOutputs({
             key: [None if row in rows else one for row, one in enumerate(column)] if key.kind in LISTS else column
             for key, column in self.columns.items()
@@ -149,8 +188,11 @@ def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
     return [None] * count if kind in LISTS else np.full((count, *shape), np.nan, np.float32)
 
 
-def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> identifier.Identified | None:
-    """What the spec's identifier says of all members; None where it has none, or where its detector's embeddings were not kept.
+def identified(
+    spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]
+) -> identifier.Identified | None:
+    """What the spec's identifier says of all members; None where it has none, or where its
+    detector's embeddings were not kept.
 
     Raises DetectorError where its weights are missing.
     """
@@ -161,22 +203,32 @@ def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float3
 
 
 def require_embeddings(spec: ScoringSpec) -> None:
-    """Whether the profile's cards were fitted on the embeddings that the spec's detectors leave; numbers in bf16 stand for those in fp32.
+    """Whether the profile's cards were fitted on the embeddings that the spec's detectors leave;
+    numbers in bf16 stand for those in fp32.
 
-    Raises ConfigError that says what differs, DetectorError where weights are missing or a detector leaves no embedding.
+    Raises ConfigError that says what differs, DetectorError where weights are missing or a detector
+    leaves no embedding.
     """
     for card in (spec.identifier, spec.describer):
         if card is None or card.detector is None:
             continue
-        from ray_app.detectors.linear_head import embedding_facts  # torch: only where there is something to compare
+        # torch: only where there is something to compare
+        from ray_app.detectors.linear_head import embedding_facts
 
         detector = spec.cards[card.detector]
-        found = embedding_facts(detector, precision=spec.precision[card.detector], resize=spec.resize)
+        found = embedding_facts(
+            detector, precision=spec.precision[card.detector], resize=spec.resize
+        )
         wanted = {key: value for key, value in card.embedding.items() if key != "precision"}
-        differing = [key for key, value in wanted.items() if _plain(value) != _plain(found.get(key))]
+        differing = [
+            key for key, value in wanted.items() if _plain(value) != _plain(found.get(key))
+        ]
         if differing or "width" not in wanted:
             differences = (
-                "; ".join(f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing) or "its card states no width"
+                "; ".join(
+                    f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing
+                )
+                or "its card states no width"
             )
             raise ConfigError(
                 f"{card.name} was fitted on other embeddings of {card.detector}: {differences}",
@@ -207,9 +259,11 @@ def finite(value: float | np.floating[Any]) -> float | None:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Outcomes, outputs and decisions of some images, in their order; and which generators made them, where somebody was asked.
+    """Outcomes, outputs and decisions of some images, in their order; and which generators made
+    them, where somebody was asked.
 
-    `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order. `thresholds`: the ensemble's.
+    `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order.
+    `thresholds`: the ensemble's.
     """
 
     outcomes: list[batch.DecodeResult]
@@ -221,11 +275,17 @@ class BlockResult:
 
     @property
     def findings(self) -> list[Finding]:
-        """What all that is known of each image comes to; of one without a score, what its file says. A bug of ours is raised."""
+        """What all that is known of each image comes to; of one without a score, what its file
+        says. A bug of ours is raised.
+        """
         verdicts = [
-            verdict if one.status is Status.OK else None for one, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
+            verdict if one.status is Status.OK else None
+            for one, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
         ]
-        return [find(one.provenance, verdict, self.thresholds) for one, verdict in zip(self.outcomes, verdicts, strict=True)]
+        return [
+            find(one.provenance, verdict, self.thresholds)
+            for one, verdict in zip(self.outcomes, verdicts, strict=True)
+        ]
 
 
 def judge(
@@ -236,8 +296,9 @@ def judge(
     *,
     names: bool = True,
 ) -> BlockResult:
-    """Decide on every image, and name generators where the spec has an identifier and `names` is set; an image that decoded, and that no
-    detector could score although it should have, becomes `detector_failed`. `clock`: counts the naming, as the stage `identify`.
+    """Decide on every image, and name generators where the spec has an identifier and `names` is
+    set; an image that decoded, and that no detector could score although it should have, becomes
+    `detector_failed`. `clock`: counts the naming, as the stage `identify`.
     """
     scores = outputs.of(SCORES)
     if list(scores) != list(spec.cards):
@@ -253,11 +314,24 @@ def judge(
     scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
     for row, outcome in enumerate(outcomes):
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
-            checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
+            checked[row] = replace(
+                outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row)
+            )
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
-    doubts = range_doubts(spec, sizes, formats, facts_of(spec, [outcome.facts for outcome in outcomes]) if spec.bounded else {})
+    doubts = range_doubts(
+        spec,
+        sizes,
+        formats,
+        facts_of(spec, [outcome.facts for outcome in outcomes]) if spec.bounded else {},
+    )
     decisions = decide(
-        spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn, blank=blank
+        spec.ensemble,
+        scores,
+        calibrations=spec.calibrations,
+        out_of_range=doubts,
+        remarks=remarks,
+        audited=drawn,
+        blank=blank,
     )
     named = None
     if spec.identifier is not None and names:
@@ -268,21 +342,37 @@ def judge(
 
 def audited_among(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
     """Which members the audit of a cascade draws, by their bytes; empty for any other rule."""
-    return drawn_by_audit(spec.ensemble, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
+    return drawn_by_audit(
+        spec.ensemble,
+        [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes],
+    )
 
 
-def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> list[int]:
-    """The rows, ascending, that all members of a cascade look at; none of other rules. `outputs`: at least what the first ones gave."""
+def second_stage_rows(
+    spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
+) -> list[int]:
+    """The rows, ascending, that all members of a cascade look at; none of other rules. `outputs`:
+    at least what the first ones gave.
+    """
     if spec.ensemble.cascade is None:
         return []
     scores = outputs.scores
     first = {name: scores[name] for name in spec.first}
-    reasons = second_looks(spec.ensemble, first, spec.calibrations, audited_among(spec, outcomes)) or ()
-    return [row for row, why in enumerate(reasons) if why is not None and outcomes[row].status is Status.OK]
+    reasons = (
+        second_looks(spec.ensemble, first, spec.calibrations, audited_among(spec, outcomes)) or ()
+    )
+    return [
+        row
+        for row, why in enumerate(reasons)
+        if why is not None and outcomes[row].status is Status.OK
+    ]
 
 
-def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> list[int]:
-    """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
+def rows_to_describe(
+    spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
+) -> list[int]:
+    """The rows, ascending, that the profile wants words for: of what has a score all, or what the
+    ensemble calls fake.
 
     `outputs`: what all detectors said.
     """
@@ -292,14 +382,19 @@ def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], 
     scored = judge(spec, outcomes, outputs, names=False)
     return [
         row
-        for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))
+        for row, (outcome, verdict) in enumerate(
+            zip(scored.outcomes, scored.decisions.verdict, strict=True)
+        )
         if outcome.status is Status.OK and (profile.describe == "all" or verdict == "fake")
     ]
 
 
 def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
     """What to say of a detector that answered in words but gave no score, per detector and row."""
-    return {name: [None if reply is None else f"it replied {reply!r}" for reply in texts] for name, texts in replies.items()}
+    return {
+        name: [None if reply is None else f"it replied {reply!r}" for reply in texts]
+        for name, texts in replies.items()
+    }
 
 
 def is_blank(flags: Sequence[str] | None) -> bool:
@@ -310,26 +405,41 @@ def is_blank(flags: Sequence[str] | None) -> bool:
 def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> card_sections.Facts:
     """The facts that cards of the spec bound, of each file; None where one is not known."""
     fields = {name: card_sections.FACTS[name][0] for name in spec.bounded}
-    return {name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()}
+    return {
+        name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()
+    }
 
 
-def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts) -> dict[str, list[str | None]]:
-    """Per detector and image (width, height in pixels; format; facts that cards bound): why the image lies outside the card's valid
-    range or beyond a bound, or None. A detector that judges all of them is left out.
+def range_doubts(
+    spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts
+) -> dict[str, list[str | None]]:
+    """Per detector and image (width, height in pixels; format; facts that cards bound): why the
+    image lies outside the card's valid range or beyond a bound, or None. A detector that judges all
+    of them is left out.
 
-    Under `IMAGE`, where the ensemble's card knows what its calibration saw: why the image is none of that.
+    Under `IMAGE`, where the ensemble's card knows what its calibration saw: why the image is none
+    of that.
     """
     doubts: dict[str, list[str | None]] = {}
     population = spec.ensemble.population
     if population is not None and population.seen is not None:
-        doubts[decision.IMAGE] = list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
-    width, height = np.array(sizes, np.float64).reshape(-1, 2).T  # None becomes NaN, which lies inside of everything
+        doubts[decision.IMAGE] = (
+            list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
+        )
+    # None becomes NaN, which lies inside of everything
+    width, height = np.array(sizes, np.float64).reshape(-1, 2).T
     for name, card in spec.cards.items():
         fits = card.valid_range
         longest = np.inf if fits.max_side_px is None else fits.max_side_px
         largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
-        beyond = (np.minimum(width, height) < fits.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
-        outside: dict[int, str | None] = dict(card.fragility.doubts(facts)) if card.fragility.abstains else {}
+        beyond = (
+            (np.minimum(width, height) < fits.min_side_px)
+            | (np.maximum(width, height) > longest)
+            | (width * height > largest)
+        )
+        outside: dict[int, str | None] = (
+            dict(card.fragility.doubts(facts)) if card.fragility.abstains else {}
+        )
         for row in np.flatnonzero(beyond).tolist():
             outside[row] = fits.doubt(int(width[row]), int(height[row]))
         if outside:
@@ -340,7 +450,11 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None],
 def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
     """Whether at least one detector should have given a score for an image of this size."""
     width, height = size
-    return width is None or height is None or any(spec.is_scored(name, width, height) for name in spec.first)
+    return (
+        width is None
+        or height is None
+        or any(spec.is_scored(name, width, height) for name in spec.first)
+    )
 
 
 def _failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:

@@ -1,7 +1,7 @@
 """Encoded images → batches of uint8 tensors, every image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child. `StageClock`
-counts the seconds of each stage, from here to the last.
+`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in
+this process or in a child. `StageClock` counts the seconds of each stage, from here to the last.
 """
 
 import hashlib
@@ -44,24 +44,31 @@ from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
-TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
-# Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel AVIF takes 11 s on a busy core.
-# Images of more than 50 megapixels have as much longer as they are larger.
+# on one node; beyond that the library, not the member, is suspect, and every image goes to the
+# child
+TRUSTED_CRASHES = 3
+# Of 7,639 hostile files none took over a second (specs/intake.md §4.2), but an honest 49-megapixel
+# AVIF takes 11 s on a busy core. Images of more than 50 megapixels have as much longer as they are
+# larger.
 WALL_LIMIT_S = 20.0
 
 AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
 BUDGET = "pixels"  # the name of what large images share on a node
-# Bytes per pixel beside the RGB image, which has four: an array of it, through the bytes that it is made from; a recompressed view, its
-# JPEG and what is decoded from that again.
+# Bytes per pixel beside the RGB image, which has four: an array of it, through the bytes that it is
+# made from; a recompressed view, its JPEG and what is decoded from that again.
 _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
-_BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
+# of a large picture's memory, so that it is given back to the system and not kept for the next
+# batch
+_BLOCK_BYTES = 64 * 2**20
 
 
 STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
 
 
 class StageClock:
-    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
+    """Wall seconds spent in each stage by one worker thread; a stage within another does not count
+    for that one too.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -89,14 +96,17 @@ class StageClock:
         return taken
 
 
-# Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crash marker it leaves
-# names the member that the next worker hands to a child process, and after a few crashes all of them go there. A large image waits, once
-# its header is read, until its node has the memory that it will take, and has it until it is prepared.
+# Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the
+# process; the crash marker it leaves names the member that the next worker hands to a child
+# process, and after a few crashes all of them go there. A large image waits, once its header is
+# read, until its node has the memory that it will take, and has it until it is prepared.
 class CarefulDecoder:
-    """One image at a time: in this process, where it is fastest, or in a child where it killed a process of this node before.
+    """One image at a time: in this process, where it is fastest, or in a child where it killed a
+    process of this node before.
 
-    `crumbs` is a folder on the node's own disk, or None where a crash may take the process along. `budget`: what large images share with
-    others on this node; None = nobody else is there. `children`: where all images are decoded, never in this process; others close them.
+    `crumbs` is a folder on the node's own disk, or None where a crash may take the process along.
+    `budget`: what large images share with others on this node; None = nobody else is there.
+    `children`: where all images are decoded, never in this process; others close them.
     """
 
     def __init__(
@@ -116,7 +126,9 @@ class CarefulDecoder:
         if crumbs is not None:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
             self._closing.enter_context(Watchdog(self._crumb, wall_limit_s))
-            pool = IsolatedDecoders(limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None)
+            pool = IsolatedDecoders(
+                limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None
+            )
             self._pool = self._closing.enter_context(closing(pool))
 
     def close(self) -> None:
@@ -130,7 +142,9 @@ class CarefulDecoder:
 
     def is_suspect(self, image_id: int) -> bool:
         """Whether a process died of this member, or of so many that the library is to blame."""
-        return self._trusts_none or image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+        return (
+            self._trusts_none or image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+        )
 
     @contextmanager
     def noted(self, image_id: int) -> Iterator[None]:
@@ -145,8 +159,11 @@ class CarefulDecoder:
             self._crumb.clear()
 
     @contextmanager
-    def opened(self, image_id: int, data: File | InputError, clock: StageClock, bytes_per_pixel: int) -> Iterator[DecodedImage]:
-        """An image, with its turn on this node where it is large: both last as long as the block. Raises InputError.
+    def opened(
+        self, image_id: int, data: File | InputError, clock: StageClock, bytes_per_pixel: int
+    ) -> Iterator[DecodedImage]:
+        """An image, with its turn on this node where it is large: both last as long as the block.
+        Raises InputError.
 
         `bytes_per_pixel`: what is made of it takes so much memory.
         """
@@ -166,17 +183,30 @@ class CarefulDecoder:
                         image = decode_image(data, self._limits, admit)
             yield image
 
-    def _admit(self, turn: ExitStack, image_id: int, clock: StageClock, bytes_per_pixel: int, demand: Demand) -> None:
-        """Wait until this node has what a large image will take; it is given back with `turn`. Raises InputError where it never will."""
+    def _admit(
+        self,
+        turn: ExitStack,
+        image_id: int,
+        clock: StageClock,
+        bytes_per_pixel: int,
+        demand: Demand,
+    ) -> None:
+        """Wait until this node has what a large image will take; it is given back with `turn`.
+        Raises InputError where it never will.
+        """
         if not demand.is_large:
             return
         with ExitStack() as noted:
-            if self._crumb is not None and self._crumb.is_noted:  # to wait is not to hang; and a large image may take longer
+            # to wait is not to hang; and a large image may take longer
+            if self._crumb is not None and self._crumb.is_noted:
                 self._crumb.clear()
                 noted.callback(self._crumb.note, image_id, demand.patience)
             if self._budget is None:
                 return
-            needed, most = max(demand.peak_bytes, demand.pixels * bytes_per_pixel), self._budget.total_bytes
+            needed, most = (
+                max(demand.peak_bytes, demand.pixels * bytes_per_pixel),
+                self._budget.total_bytes,
+            )
             if needed > most:
                 reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
                 raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
@@ -188,8 +218,9 @@ class CarefulDecoder:
 class BatchDecoder:
     """Decodes and prepares what a spec asks for; `careful` says how to decode, and may be shared.
 
-    With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
+    With `hand_over`, images that keep their size are not prepared: their encoded bytes go along
+    instead, to be decoded where they are scored. With `keeps_files`, all files go along, since some
+    members may be looked at again.
     """
 
     def __init__(
@@ -209,13 +240,19 @@ class BatchDecoder:
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0}  # images, since the start
-        self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
+        self._origins = (
+            None
+            if spec.provenance is None
+            else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
+        )
         self._bytes_per_pixel = _bytes_per_pixel(spec)
         self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
         self._scored = self._wanted[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
-        """One that prepares images as another spec says and counts for itself, with the same crumb and child."""
+        """One that prepares images as another spec says and counts for itself, with the same crumb
+        and child.
+        """
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
     def close(self) -> None:
@@ -223,8 +260,9 @@ class BatchDecoder:
         self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
-        """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
-        its bytes are let go before the next is asked for. A `PreparedImage` is taken as it is, where the spec has no views.
+        """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each
+        as it comes: unless files go along, its bytes are let go before the next is asked for. A
+        `PreparedImage` is taken as it is, where the spec has no views.
         """
         ids, outcomes, kept = [], [], []
         sizes: list[Size | None] = []
@@ -235,17 +273,30 @@ class BatchDecoder:
             if isinstance(data, PreparedImage):
                 (outcome, tensors, image), file = _prepared_elsewhere(data), data.data
             else:
-                (outcome, tensors, image), file = self._one(image_id, data), None if isinstance(data, InputError) else data
+                (outcome, tensors, image), file = (
+                    self._one(image_id, data),
+                    None if isinstance(data, InputError) else data,
+                )
             ids.append(image_id)
             outcomes.append(outcome)
             prepared.append(tensors)
-            sizes.append(None if tensors is None or outcome.facts is None else (outcome.facts.width or 0, outcome.facts.height or 0))
-            goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
+            sizes.append(
+                None
+                if tensors is None or outcome.facts is None
+                else (outcome.facts.width or 0, outcome.facts.height or 0)
+            )
+            goes_along = (
+                (self._keeps_files or self._hand_over)
+                and tensors is not None
+                and self._goes_along(outcome)
+            )
             encoded.append(file if goes_along else None)
             kept.append(image)
             del data, file
         with self._clock("prepare"):
-            pixels: tuple[Pixels | Ragged, ...] = self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
+            pixels: tuple[Pixels | Ragged, ...] = (
+                self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
+            )
             views = []
             for place, view in enumerate(self._spec.views if pixels else ()):
                 views.append(self._batch_view(prepared, kept, place, view))
@@ -253,35 +304,61 @@ class BatchDecoder:
             return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
 
     def _goes_along(self, outcome: DecodeResult) -> bool:
-        """Whether the file is decoded again: for a second look, or by detectors in another process that look at images of this size."""
+        """Whether the file is decoded again: for a second look, or by detectors in another process
+        that look at images of this size.
+        """
         if self._keeps_files or self._spec.views:
             return True
-        width, height = (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)
-        native = (name for name, card in self._spec.cards.items() if card.preprocessing.shape is None)
+        width, height = (
+            (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)
+        )
+        native = (
+            name for name, card in self._spec.cards.items() if card.preprocessing.shape is None
+        )
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
+        """Images that were handed over encoded are decoded when they are looked at, one by one,
+        since they may be large.
+        """
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
+        images, count = (
+            LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)),
+            len(batch.encoded),
+        )
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
         )
         files = batch.encoded if self._keeps_files else ()
-        return replace(batch, pixels=self._completed(images, count, batch.pixels, None), encoded=files, views=tuple(views))
-
-    def _completed(
-        self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None
-    ) -> tuple[Pixels | Ragged, ...]:
-        return tuple(
-            LazyImages(count, images, partial(self._prepared, wanted), view) if wanted.shape is None else tensor
-            for wanted, tensor in zip(self._wanted, pixels, strict=False)  # views have none of the describer's
+        return replace(
+            batch,
+            pixels=self._completed(images, count, batch.pixels, None),
+            encoded=files,
+            views=tuple(views),
         )
 
-    def _one(self, image_id: int, data: File | InputError) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
-        """What became of one member, its tensors, and how its pixels are had again, where they are wanted again.
+    def _completed(
+        self,
+        images: ImageOf,
+        count: int,
+        pixels: tuple[Pixels | Ragged, ...],
+        view: Perturbation | None,
+    ) -> tuple[Pixels | Ragged, ...]:
+        return tuple(
+            LazyImages(count, images, partial(self._prepared, wanted), view)
+            if wanted.shape is None
+            else tensor
+            # views have none of the describer's
+            for wanted, tensor in zip(self._wanted, pixels, strict=False)
+        )
+
+    def _one(
+        self, image_id: int, data: File | InputError
+    ) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+        """What became of one member, its tensors, and how its pixels are had again, where they are
+        wanted again.
 
         A bug of ours costs the image that met it, and no other.
         """
@@ -299,46 +376,77 @@ class BatchDecoder:
                     prepared = PreparedViews([], [])
                     for wanted in self._wanted:
                         is_late = self._hand_over and wanted.shape is None
-                        prepared.tensors.append(None if is_late else self._prepared(wanted, image.pixels))
+                        prepared.tensors.append(
+                            None if is_late else self._prepared(wanted, image.pixels)
+                        )
                     for view in self._spec.views:
                         prepared.views.append(self._view(view, image))
         except InputError as refused:
             facts = refused.facts if isinstance(refused, ImageRefused) else facts
-            return DecodeResult(refused.status, refused.detail, facts, provenance=provenance), None, None
+            return (
+                DecodeResult(refused.status, refused.detail, facts, provenance=provenance),
+                None,
+                None,
+            )
         except Exception as error:
             if not is_of_one_image(error):
                 raise
-            return DecodeResult.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
+            return (
+                DecodeResult.of_failure(
+                    error, inspect_bytes(data) if isinstance(data, bytes) else None
+                ),
+                None,
+                None,
+            )
         again: Opening | None = None
         if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
-            again = partial(self._opened, image_id, data) if is_large(image) else lambda: nullcontext(image)
+            again = (
+                partial(self._opened, image_id, data)
+                if is_large(image)
+                else lambda: nullcontext(image)
+            )
         return DecodeResult(Status.OK, None, facts, provenance=provenance), prepared, again
 
-    def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
-        """An image's tensors in one view; those that keep sizes are made when they are read. None: that view has no scores of it."""
+    def _view(
+        self, view: Perturbation, image: DecodedImage
+    ) -> tuple[Size, list[Pixels | None]] | None:
+        """An image's tensors in one view; those that keep sizes are made when they are read. None:
+        that view has no scores of it.
+        """
         seen = perturbed(view, image)
         if seen is None:
             return None
         try:
-            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._scored]
+            return seen.size, [
+                None if one.shape is None else self._prepared(one, seen) for one in self._scored
+            ]
         except InputError:
             return None
 
     def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
-        """None where no detector would score an image of this size, and it is not what the describer sees."""
+        """None where no detector would score an image of this size, and it is not what the
+        describer sees.
+        """
         is_sure = wanted.is_described or wanted.shape is not None
-        if not is_sure and not any(self._spec.is_scored(name, *image.size) for name in wanted.detectors):
+        if not is_sure and not any(
+            self._spec.is_scored(name, *image.size) for name in wanted.detectors
+        ):
             return None
         return wanted.preprocessing.prepare(image, self._spec.resize)
 
-    def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
+    def _opened(
+        self, image_id: int, data: File | InputError
+    ) -> AbstractContextManager[DecodedImage]:
         """As `CarefulDecoder.opened`, counted."""
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
-    def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image) -> str | None:
-        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
-        member that killed a process keeps its score and loses only what that code would have found.
+    def _provenance(
+        self, image_id: int, data: File | InputError, facts: ImageFileFacts, pixels: Image.Image
+    ) -> str | None:
+        """What a file that decoded says of its origin. A C2PA manifest is read by native code: it
+        gets the same crumb and watchdog, and a member that killed a process keeps its score and
+        loses only what that code would have found.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
@@ -347,13 +455,23 @@ class BatchDecoder:
             provenance = self._origins.read(data, facts.format, native=native, pixels=pixels)
         return None if provenance is None else provenance.row()
 
-    def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:
-        """Of each preprocessing, what the members have in one view (None = clean); nothing where no member has anything."""
+    def _stack(
+        self, prepared: Sequence[PreparedViews | None], view: int | None
+    ) -> tuple[Pixels | Ragged, ...]:
+        """Of each preprocessing, what the members have in one view (None = clean); nothing where no
+        member has anything.
+        """
         stacked: list[Pixels | Ragged] = []
         for place, wanted in enumerate(self._wanted if view is None else self._scored):
             images: list[Pixels | None] = []
             for one in prepared:
-                tensors = None if one is None else one.tensors if view is None else (one.views[view] or (None, None))[1]
+                tensors = (
+                    None
+                    if one is None
+                    else one.tensors
+                    if view is None
+                    else (one.views[view] or (None, None))[1]
+                )
                 images.append(None if tensors is None else tensors[place])
             shape = wanted.shape
             if shape is None:
@@ -367,23 +485,31 @@ class BatchDecoder:
         return tuple(stacked)
 
     def _batch_view(
-        self, prepared: Sequence[PreparedViews | None], kept: Sequence[Opening | None], place: int, view: Perturbation
+        self,
+        prepared: Sequence[PreparedViews | None],
+        kept: Sequence[Opening | None],
+        place: int,
+        view: Perturbation,
     ) -> PerturbedBatch:
         pixels = self._stack(prepared, place)
         if not self._hand_over:
-            pixels = self._completed(lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view)
+            pixels = self._completed(
+                lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view
+            )
         seen = [None if one is None else one.views[place] for one in prepared]
         return PerturbedBatch(pixels, tuple(None if one is None else one[0] for one in seen))
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
-    """What encoded files over AHEAD_BYTES may take together on a node where large images may take `decode_bytes`: at least one of them."""
+    """What encoded files over AHEAD_BYTES may take together on a node where large images may take
+    `decode_bytes`: at least one of them.
+    """
     return max(decode_bytes // 4, limits.max_bytes)
 
 
 class _Wanted(NamedTuple):
-    """A preprocessing, its (height, width) or None where it keeps sizes, the detectors that score what is prepared so, and whether the
-    describer sees it, whatever its size.
+    """A preprocessing, its (height, width) or None where it keeps sizes, the detectors that score
+    what is prepared so, and whether the describer sees it, whatever its size.
     """
 
     preprocessing: Preprocessing
@@ -393,24 +519,36 @@ class _Wanted(NamedTuple):
 
     @classmethod
     def of(cls, spec: ScoringSpec, preprocessing: Preprocessing) -> "_Wanted":
-        users = tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing)
+        users = tuple(
+            name for name, card in spec.cards.items() if card.preprocessing == preprocessing
+        )
         return cls(preprocessing, preprocessing.shape, users, preprocessing == spec.words_seen)
 
 
 def _bytes_per_pixel(spec: ScoringSpec) -> int:
     """What preparing takes: the RGB image, and the most of what is made of it."""
-    makes_arrays = spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in spec.preprocessings)
+    makes_arrays = spec.resize == "fast" or any(
+        one.resampler != "pillow" or one.shape is None for one in spec.preprocessings
+    )
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
 
 
-def _prepared_elsewhere(image: PreparedImage) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+def _prepared_elsewhere(
+    image: PreparedImage,
+) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
     """As `BatchDecoder._one`."""
     provenance = None if image.provenance is None else image.provenance.row()
-    return DecodeResult(Status.OK, None, image.facts, provenance=provenance), PreparedViews(list(image.pixels), []), None
+    return (
+        DecodeResult(Status.OK, None, image.facts, provenance=provenance),
+        PreparedViews(list(image.pixels), []),
+        None,
+    )
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:
-    """An image that somebody else decoded: the same colour rules; `sha256` is that of its RGB pixels, since there is no file."""
+    """An image that somebody else decoded: the same colour rules; `sha256` is that of its RGB
+    pixels, since there is no file.
+    """
     flags: set[str] = set()
     pixels = colour.to_rgb(image, flags, 8)
     if not has_content(pixels):

@@ -1,10 +1,13 @@
-"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. `decoder_pool` alone starts it; no torch, Ray or secrets.
+"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. `decoder_pool` alone
+starts it; no torch, Ray or secrets.
 
-Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file, its sidecar if it has one. Answer: lengths of JSON
-and pixels (2 × uint64), a JSON `Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a
-large image the child sends a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
+Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file, its sidecar
+if it has one. Answer: lengths of JSON and pixels (2 × uint64), a JSON `Report`, pixels: RGB, or one
+tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child
+sends a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
 
-Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon and stay small.
+Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon
+and stay small.
 """
 
 import os
@@ -19,8 +22,11 @@ from importlib import util
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":  # Load this very package, but no other module from the folder that contains it.
-    package = util.spec_from_file_location("ray_app", Path(__file__).resolve().parents[1] / "__init__.py")
+# Load this very package, but no other module from the folder that contains it.
+if __name__ == "__main__":
+    package = util.spec_from_file_location(
+        "ray_app", Path(__file__).resolve().parents[1] / "__init__.py"
+    )
     assert package is not None
     assert package.loader is not None
     sys.modules["ray_app"] = util.module_from_spec(package)
@@ -30,21 +36,29 @@ from PIL import Image
 from pydantic import Field, FiniteFloat
 
 from ray_app.config import Frozen
-from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE  # one frame for all children
+
+# one frame for all children
+from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused, with_texture
 from ray_app.images.limits import Admit, Demand, ImageLimits
-from ray_app.images.provenance import FileWithSidecar, Provenance, ProvenancePolicy, ProvenanceReader
+from ray_app.images.provenance import (
+    FileWithSidecar,
+    Provenance,
+    ProvenancePolicy,
+    ProvenanceReader,
+)
 
 DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
 _STATM = Path("/proc/self/statm")
 
 
 class DecodeRequest(Frozen):
-    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for those that keep sizes; how its
-    provenance is read; whether its facts have what is measured on pixels; and how many of the last bytes are its sidecar's.
+    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for
+    those that keep sizes; how its provenance is read; whether its facts have what is measured on
+    pixels; and how many of the last bytes are its sidecar's.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
@@ -62,7 +76,9 @@ class DecodeRequest(Frozen):
     @property
     def needs_torch(self) -> bool:
         """Whether torch may resize one of them: importing it takes longer than an image may."""
-        return any(each.resampler == "torch" or self.resize == "fast" for each in self.preprocessings or ())
+        return any(
+            each.resampler == "torch" or self.resize == "fast" for each in self.preprocessings or ()
+        )
 
 
 class Refused(Frozen):
@@ -94,7 +110,9 @@ Answer = tuple[Report, Sequence[bytes | memoryview]]
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until stdin closes. Arguments: memory beyond the libraries in bytes, wall limit in s, ImageLimits as JSON, `torch` or ``."""
+    """Serve until stdin closes. Arguments: memory beyond the libraries in bytes, wall limit in s,
+    ImageLimits as JSON, `torch` or ``.
+    """
     limits, wall_limit_s = ImageLimits.model_validate_json(arguments[2]), float(arguments[1])
     if arguments[3] == "torch":
         squash = Resize(mode="squash", size=2)
@@ -113,7 +131,8 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
     answers.flush()
 
     def patience(times: float) -> None:
-        # The parent kills us at the wall limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
+        # The parent kills us at the wall limit; should it die first, the kernel's default for
+        # SIGALRM does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, times and 2 * wall_limit_s * times + 1)
 
     def admit(demand: Demand) -> None:
@@ -146,14 +165,22 @@ def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admi
     try:
         image = decode_image(data, limits, admit)
         facts = with_texture(image).facts if wanted.measured else image.facts
-        tensors = [each.prepare(image.pixels, wanted.resize).data.cast("B") for each in wanted.preprocessings or () if each.shape]
+        tensors = [
+            each.prepare(image.pixels, wanted.resize).data.cast("B")
+            for each in wanted.preprocessings or ()
+            if each.shape
+        ]
     except InputError as refusal:
         facts = refusal.facts if isinstance(refusal, ImageRefused) else facts
         assert facts is not None
-        return Report(facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)), ()
+        return Report(
+            facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)
+        ), ()
     provenance = None
     if wanted.provenance is not None:
-        provenance = _reader(wanted.provenance, limits.max_text_bytes).read(data, facts.format, native=wanted.native, pixels=image.pixels)
+        provenance = _reader(wanted.provenance, limits.max_text_bytes).read(
+            data, facts.format, native=wanted.native, pixels=image.pixels
+        )
     pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors
     return Report(facts=facts, provenance=provenance, seconds=time.perf_counter() - started), pixels
 

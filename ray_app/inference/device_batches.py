@@ -1,8 +1,9 @@
-"""How prepared pixels come to a GPU: through pinned buffers that are used again (`PinnedRing`, `DeviceUpload`), in batches as large as pays
-(`measured_batches`, `paying_batch`).
+"""How prepared pixels come to a GPU: through pinned buffers that are used again (`PinnedRing`,
+`DeviceUpload`), in batches as large as pays (`measured_batches`, `paying_batch`).
 
-Sizes are tried by doubling, as far as memory allows, and the smallest is taken whose rate is near the best one's. What a GPU does here is
-done by an object that a test may replace: `DeviceMeter`, and what makes buffers and events.
+Sizes are tried by doubling, as far as memory allows, and the smallest is taken whose rate is near
+the best one's. What a GPU does here is done by an object that a test may replace: `DeviceMeter`,
+and what makes buffers and events.
 """
 
 import time
@@ -13,27 +14,41 @@ import torch
 
 from ray_app.errors import ConfigError
 
-RING_DEPTH = 2  # buffers of one size: one is being copied to the GPU while the next batch is written into the other
+# buffers of one size: one is being copied to the GPU while the next batch is written into the other
+RING_DEPTH = 2
 NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
-MOST_MEMORY = 0.4  # of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is the smallest
+# of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is
+# the smallest
+MOST_MEMORY = 0.4
 LONGEST_S = 0.5  # a batch that takes longer is not doubled: it has long been worth its launch
 ROUNDS = 3  # passes that are timed, after one that is not: it loads kernels
 
 
 class PinnedRing:
-    """Host memory from which a GPU copies by itself, kept and used again: to pin it anew takes longer than to copy from it.
+    """Host memory from which a GPU copies by itself, kept and used again: to pin it anew takes
+    longer than to copy from it.
 
-    `allocate` makes a flat uint8 tensor of so many bytes, `event` what knows when a copy has ended: `record()`, `synchronize()`, which
-    returns at once where nothing was recorded. Buffers have a power of two of bytes, so that batches of many shapes share a few.
+    `allocate` makes a flat uint8 tensor of so many bytes, `event` what knows when a copy has ended:
+    `record()`, `synchronize()`, which returns at once where nothing was recorded. Buffers have a
+    power of two of bytes, so that batches of many shapes share a few.
     """
 
-    def __init__(self, allocate: Callable[[int], torch.Tensor], event: Callable[[], Any], depth: int = RING_DEPTH) -> None:
+    def __init__(
+        self,
+        allocate: Callable[[int], torch.Tensor],
+        event: Callable[[], Any],
+        depth: int = RING_DEPTH,
+    ) -> None:
         self._allocate, self._event, self._depth = allocate, event, depth
         self._rings: dict[int, list[tuple[torch.Tensor, Any]]] = {}
         self._turns: dict[int, int] = {}
 
-    def copied(self, source: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What `copy` makes of `source` in pinned memory; it may return before the copy has ended. A buffer is written again only then."""
+    def copied(
+        self, source: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """What `copy` makes of `source` in pinned memory; it may return before the copy has ended.
+        A buffer is written again only then.
+        """
         size = 1 << max(source.nbytes - 1, 0).bit_length()
         ring = self._rings.setdefault(size, [])
         turn = self._turns.get(size, 0)
@@ -50,18 +65,24 @@ class PinnedRing:
 
 
 class DeviceUpload:
-    """Tensors of the host → the same on a GPU, beside what it computes: `upload(tensor)` does not wait for the copy to end."""
+    """Tensors of the host → the same on a GPU, beside what it computes: `upload(tensor)` does not
+    wait for the copy to end.
+    """
 
     def __init__(self, device: str, ring: PinnedRing | None = None) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._ring = ring or PinnedRing(lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event)
+        self._ring = ring or PinnedRing(
+            lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event
+        )
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the GPU, for what is computed there from now on."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
-            moved = self._ring.copied(tensor, lambda pinned: pinned.to(self._device, non_blocking=True))
+            moved = self._ring.copied(
+                tensor, lambda pinned: pinned.to(self._device, non_blocking=True)
+            )
         computing.wait_stream(self._stream)
         moved.record_stream(computing)
         return moved
@@ -86,7 +107,10 @@ class DeviceMeter:
         """The largest share of the device's memory that was taken by tensors since the last call."""
         if not self._is_cuda:
             return 0.0
-        share = torch.cuda.max_memory_allocated(self._device) / torch.cuda.get_device_properties(self._device).total_memory
+        share = (
+            torch.cuda.max_memory_allocated(self._device)
+            / torch.cuda.get_device_properties(self._device).total_memory
+        )
         torch.cuda.reset_peak_memory_stats(self._device)
         return share
 
@@ -101,7 +125,9 @@ class DeviceMeter:
 
 
 class MeasuredBatch(NamedTuple):
-    """A batch of so many images: images per second, and the share of the device's memory that it took."""
+    """A batch of so many images: images per second, and the share of the device's memory that it
+    took.
+    """
 
     size: int
     rate: float
@@ -109,16 +135,21 @@ class MeasuredBatch(NamedTuple):
 
 
 def batch_sizes(slots: int, most: int) -> list[int]:
-    """What is tried, ascending: a decoded batch of `slots` in whole parts, down to an eighth of it, and several of them, up to `most`."""
+    """What is tried, ascending: a decoded batch of `slots` in whole parts, down to an eighth of it,
+    and several of them, up to `most`.
+    """
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
     while 2 * parts[-1] <= most:
         parts.append(2 * parts[-1])
     return parts
 
 
-def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter) -> list[MeasuredBatch]:
-    """Run batches of these sizes, ascending, until one is too much: for memory, with an error or beyond `MOST_MEMORY`, or for a kernel that
-    indexes with 32 bits. Raises where not even the smallest runs.
+def measured_batches(
+    sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter
+) -> list[MeasuredBatch]:
+    """Run batches of these sizes, ascending, until one is too much: for memory, with an error or
+    beyond `MOST_MEMORY`, or for a kernel that indexes with 32 bits. Raises where not even the
+    smallest runs.
     """
     measured: list[MeasuredBatch] = []
     meter.peak_share()
@@ -141,10 +172,12 @@ def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: 
 
 
 def paying_batch(measured: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
-    """The smallest size whose rate is within 5 % of the best. `pieces`: how many images come together, whose last batch is filled up
-    with nothing; none: as many as one likes.
+    """The smallest size whose rate is within 5 % of the best. `pieces`: how many images come
+    together, whose last batch is filled up with nothing; none: as many as one likes.
     """
-    rates: Mapping[int, float] = {one.size: one.rate * _filled(one.size, pieces) for one in measured}
+    rates: Mapping[int, float] = {
+        one.size: one.rate * _filled(one.size, pieces) for one in measured
+    }
     return min(size for size, rate in rates.items() if rate >= (1 - NEAR) * max(rates.values()))
 
 
@@ -154,11 +187,15 @@ def _filled(size: int, pieces: Sequence[int]) -> float:
 
 
 def found_device(device: str) -> str:
-    """The device that is meant: of `auto` a GPU where this process has one, else the CPU. Raises ConfigError for what is no device."""
+    """The device that is meant: of `auto` a GPU where this process has one, else the CPU. Raises
+    ConfigError for what is no device.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device {device!r} is none that PyTorch knows: auto, cpu, cuda or cuda:0") from None
+        raise ConfigError(
+            f"device {device!r} is none that PyTorch knows: auto, cpu, cuda or cuda:0"
+        ) from None
     return device

@@ -1,4 +1,6 @@
-"""The ensemble as a Python object (`load_ensemble`): images in, in whatever form, verdicts out; no cluster, no files written."""
+"""The ensemble as a Python object (`load_ensemble`): images in, in whatever form, verdicts out; no
+cluster, no files written.
+"""
 
 import copy
 import logging
@@ -23,30 +25,56 @@ from ray_app.errors import ConfigError, InputError, Status, StorageError, descri
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.images.provenance import ProvenanceConfig, attach_sidecar
-from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
+from ray_app.inference import (
+    decision,
+    decoder,
+    device_batches,
+    image_inputs,
+    result,
+    scorer,
+    second_pass,
+    spec,
+)
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
-from ray_app.storage import ClosedFolder, Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
+from ray_app.storage import (
+    ClosedFolder,
+    Fetcher,
+    errors,
+    fetch,
+    is_pattern,
+    list_objects,
+    node_budget,
+    strip_secrets,
+    urls,
+)
 from ray_app.storage.http import WEB
 
 _log = logging.getLogger(__name__)
 
-_MOST_BATCHES = 8  # that are scored before their results are handed out: a GPU is waited for once for all of them
+# that are scored before their results are handed out: a GPU is waited for once for all of them
+_MOST_BATCHES = 8
 _TEXTS = ("status", "finding", "verdict", "predicted_generator", "predicted_prompt")
-_AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16  # of files on other machines that are read before they are wanted
+# of files on other machines that are read before they are wanted
+_AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16
 
-Arriving = Iterator[tuple[int, File | PreparedImage | InputError]]  # numbers are for decoders that know images by one: 0
-Sources = list[tuple[str | int | None, Any]]  # the name of each image, and what it can be drawn from
+# numbers are for decoders that know images by one: 0
+Arriving = Iterator[tuple[int, File | PreparedImage | InputError]]
+# the name of each image, and what it can be drawn from
+Sources = list[tuple[str | int | None, Any]]
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score. `device`: `cpu`, `cuda`, `cuda:0`, or `auto`: a GPU where there is one. `batch_size`:
-    images that go through the networks together; None = 4 on a CPU, 64 on a GPU. `accept_licences`: detectors, or licences, whose terms you
-    accept. `image_column`: which column of a batch has the images; None = found. `provenance`: how what files say of themselves is read.
-    `children`: what has to be decoded is decoded in these processes, which others close; else in this one.
+    """Detectors loaded on one device, ready to score. `device`: `cpu`, `cuda`, `cuda:0`, or `auto`:
+    a GPU where there is one. `batch_size`: images that go through the networks together; None = 4
+    on a CPU, 64 on a GPU. `accept_licences`: detectors, or licences, whose terms you accept.
+    `image_column`: which column of a batch has the images; None = found. `provenance`: how what
+    files say of themselves is read. `children`: what has to be decoded is decoded in these
+    processes, which others close; else in this one.
 
-    May be called from several threads, one at a time is scored; `twin` is for those who want more. Pickled, it is loaded anew.
+    May be called from several threads, one at a time is scored; `twin` is for those who want more.
+    Pickled, it is loaded anew.
     """
 
     def __init__(
@@ -67,7 +95,11 @@ class Ensemble:
         if isinstance(name_or_path, spec.ScoringSpec):
             self.spec: spec.ScoringSpec = name_or_path
         else:
-            card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
+            card = (
+                name_or_path
+                if isinstance(name_or_path, EnsembleCard)
+                else load_ensemble_card(name_or_path)
+            )
             self.spec = spec.make_spec(
                 card, device=device_batches.found_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
                 slots=None if batch_size is None else _checked(batch_size), waive_guarantee=waive_guarantee,
@@ -78,25 +110,38 @@ class Ensemble:
         decision.require_embeddings(self.spec)
         self._image_column, self._accepted = image_column, tuple(accept_licences)
         self._inputs, self._lock = ImageInputs(self.spec.limits.max_bytes), threading.RLock()
-        self._is_demonstration = any(detector.demonstration for detector in self.spec.cards.values())
+        self._is_demonstration = any(
+            detector.demonstration for detector in self.spec.cards.values()
+        )
         clock = StageClock()
-        # Beside others of its kind large images take turns, as in a run; but none is too large for the caller's machine.
+        # Beside others of its kind large images take turns, as in a run; but none is too large for
+        # the caller's machine.
         most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
         budget = node_budget.NodeBudget(decoder.BUDGET, most)
-        self._careful = decoder.CarefulDecoder(self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children)
+        self._careful = decoder.CarefulDecoder(
+            self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children
+        )
         self._is_late = children is not None  # what keeps its size is decoded when it is read
         self._describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._loaded = scorer.LoadedDetectors(self.spec)
         self._set_up(self.spec, clock)
 
     def _set_up(self, wanted: spec.ScoringSpec, clock: StageClock) -> None:
-        """Decode and score by a spec that may differ in the size of batches from the one that detectors were loaded by."""
+        """Decode and score by a spec that may differ in the size of batches from the one that
+        detectors were loaded by.
+        """
         self.spec = wanted
         self._decoder = decoder.BatchDecoder(
-            wanted.early, clock, keeps_files=wanted.looks_again, hand_over=self._is_late, careful=self._careful
+            wanted.early,
+            clock,
+            keeps_files=wanted.looks_again,
+            hand_over=self._is_late,
+            careful=self._careful,
         )
         detectors = scorer.EnsembleScorer(wanted, clock, loaded=self._loaded)
-        self._scorer = second_pass.CascadeScorer(wanted, detectors, self._decoder, clock, describing=self._describing).simplest
+        self._scorer = second_pass.CascadeScorer(
+            wanted, detectors, self._decoder, clock, describing=self._describing
+        ).simplest
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -104,45 +149,73 @@ class Ensemble:
         return self.spec.cards
 
     @overload
-    def score(self, images: bytes | bytearray | Image.Image, *, batch_size: int | None = None, progress: bool = False) -> result.Result: ...
+    def score(
+        self,
+        images: bytes | bytearray | Image.Image,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> result.Result: ...
     @overload
     def score(
-        self, images: list[Any] | tuple[Any, ...] | Iterator[Any], *, batch_size: int | None = None, progress: bool = False
+        self,
+        images: list[Any] | tuple[Any, ...] | Iterator[Any],
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> result.Results: ...
     @overload
-    def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any: ...
+    def score(
+        self, images: Any, *, batch_size: int | None = None, progress: bool = False
+    ) -> Any: ...
     def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any:
-        """Score one image, which gives a `Result`, or many, which give `Results`: an iterator, in order, that scores as it is read.
+        """Score one image, which gives a `Result`, or many, which give `Results`: an iterator, in
+        order, that scores as it is read.
 
-        One image is a path or URL, the bytes of a file, a binary file, a PIL image, a uint8 array or tensor, or a dict with `bytes` or
-        `path`. Many are a folder or a glob, and any iterable of these (see `image_inputs.ACCEPTED`). An image that cannot be scored is a
-        result whose `status` says why, never an exception.
+        One image is a path or URL, the bytes of a file, a binary file, a PIL image, a uint8 array
+        or tensor, or a dict with `bytes` or `path`. Many are a folder or a glob, and any iterable
+        of these (see `image_inputs.ACCEPTED`). An image that cannot be scored is a result whose
+        `status` says why, never an exception.
 
-        `batch_size`: images that go through the networks together in this call. `progress`: a bar on stderr, or in a notebook.
+        `batch_size`: images that go through the networks together in this call. `progress`: a bar
+        on stderr, or in a notebook.
 
-        Raises UnknownInputError, a TypeError, for what is not accepted; ConfigError for a folder or glob without a file.
+        Raises UnknownInputError, a TypeError, for what is not accepted; ConfigError for a folder or
+        glob without a file.
         """
-        ensemble = self if batch_size in (None, self.spec.slots) else self._in_batches_of(_checked(batch_size))
+        ensemble = (
+            self
+            if batch_size in (None, self.spec.slots)
+            else self._in_batches_of(_checked(batch_size))
+        )
         given = self._inputs.sources(images)
         if isinstance(given, image_inputs.ImageSource):
-            return ensemble._scored(iter([(0, self._inputs.read(given.given))]), [(given.name, given.picture)])[0]
+            return ensemble._scored(
+                iter([(0, self._inputs.read(given.given))]), [(given.name, given.picture)]
+            )[0]
         stream = ensemble._stream(given.sources, given.total, progress=progress)
         return result.Results(stream, tuple(self.spec.cards), given.total)
 
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
-        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early` in a child process (`PreparedImage`),
-        and why there is nothing of it (InputError). One result each, in order.
+        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early`
+        in a child process (`PreparedImage`), and why there is nothing of it (InputError). One
+        result each, in order.
         """
         return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
 
     def twin(self) -> "Ensemble":
-        """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
+        """One for another thread: the same weights, in memory once, and its own of whatever else a
+        network keeps while it runs.
+        """
         held: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
         for network in (detector.network for detector in self._loaded.by_name.values()):
-            held |= {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+            held |= {
+                id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())
+            }
         other = self._copied()
         other._lock = threading.RLock()
-        other._scorer = copy.deepcopy(self._scorer, held)  # its second argument: what is taken as it is
+        # its second argument: what is taken as it is
+        other._scorer = copy.deepcopy(self._scorer, held)
         return other
 
     def _in_batches_of(self, size: int) -> "Ensemble":
@@ -157,16 +230,21 @@ class Ensemble:
         return other
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (partial(type(self), image_column=self._image_column, accept_licences=self._accepted), (self.spec,))
+        return (
+            partial(type(self), image_column=self._image_column, accept_licences=self._accepted),
+            (self.spec,),
+        )
 
     def __call__(self, images: Any) -> Any:
-        """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and `datasets.Dataset.map(…, batched=True)`
-        pass it), its columns `status`, `finding`, `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
-        `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and `prompt_likelihood`.
+        """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and
+        `datasets.Dataset.map(…, batched=True)` pass it), its columns `status`, `finding`,
+        `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
+        `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and
+        `prompt_likelihood`.
 
-        A dict comes back with these added; of any other mapping, such as that of `datasets`, they come alone. Images are in
-        `image_column`, else in `bytes` or `image`, else in the one column that shows by its first value that it has images. Raises
-        ConfigError where there is none.
+        A dict comes back with these added; of any other mapping, such as that of `datasets`, they
+        come alone. Images are in `image_column`, else in `bytes` or `image`, else in the one column
+        that shows by its first value that it has images. Raises ConfigError where there is none.
         """
         if not isinstance(images, Mapping) or image_inputs.is_picture(images):
             return self.score(images)
@@ -174,7 +252,10 @@ class Ensemble:
         if not isinstance(images, dict):
             return found
         has_arrays = any(isinstance(column, np.ndarray) for column in images.values())
-        as_given = {name: np.array(column, object if name in _TEXTS else np.float64) for name, column in found.items()}
+        as_given = {
+            name: np.array(column, object if name in _TEXTS else np.float64)
+            for name, column in found.items()
+        }
         return {**images, **(as_given if has_arrays else found)}
 
     def _columns(self, images: Any) -> dict[str, list[Any]]:
@@ -184,12 +265,20 @@ class Ensemble:
         names += ("predicted_generator", "generator_probability") if self.spec.identifier else ()
         names += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
         columns |= {name: [getattr(one, name) for one in results] for name in names}
-        return columns | {f"score_{name}": [one.scores[name] for one in results] for name in self.spec.cards}
+        return columns | {
+            f"score_{name}": [one.scores[name] for one in results] for name in self.spec.cards
+        }
 
     def _stream(
-        self, sources: Iterator[image_inputs.ImageSource], count: int | None = None, *, progress: bool = False
+        self,
+        sources: Iterator[image_inputs.ImageSource],
+        count: int | None = None,
+        *,
+        progress: bool = False,
     ) -> Iterator[result.Result]:
-        """Results as they come: the first after one batch, later ones after some batches more at a time."""
+        """Results as they come: the first after one batch, later ones after some batches more at a
+        time.
+        """
         noted, batches = Sources(), 1
         arriving = self._inputs.arriving(sources, noted)
         with _progress_bar(self.spec.ensemble.name, count) if progress else nullcontext() as bar:
@@ -204,8 +293,12 @@ class Ensemble:
                     return
                 batches = min(2 * batches, _MOST_BATCHES)
 
-    def _scored(self, arriving: Arriving, sources: Iterable[tuple[str | int | None, Any]]) -> list[result.Result]:
-        """A result of each; `sources` has names and pictures of as many by the time all have been read. A bug of ours is logged."""
+    def _scored(
+        self, arriving: Arriving, sources: Iterable[tuple[str | int | None, Any]]
+    ) -> list[result.Result]:
+        """A result of each; `sources` has names and pictures of as many by the time all have been
+        read. A bug of ours is logged.
+        """
         outcomes = list[DecodeResult]()
         with self._lock:
             outputs = self._scorer.score(self._batches(arriving, outcomes))
@@ -213,15 +306,35 @@ class Ensemble:
         decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
         has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
         results = []
-        for row, (outcome, (source, picture)) in enumerate(zip(block.outcomes, sources, strict=False)):
+        for row, (outcome, (source, picture)) in enumerate(
+            zip(block.outcomes, sources, strict=False)
+        ):
             if outcome.failure is not None:
-                _log.error("image %s: this is a bug in Touchstone; please report it\n%s", source, outcome.failure)
+                _log.error(
+                    "image %s: this is a bug in Touchstone; please report it\n%s",
+                    source,
+                    outcome.failure,
+                )
             verdict = decisions.verdict[row] if outcome.status is Status.OK else None
             finding, grounds = find(outcome.provenance, verdict, block.thresholds)
-            origin: dict[str, Any] = {"source": source, "demonstration": self._is_demonstration, "finding": finding, "grounds": grounds}
+            origin: dict[str, Any] = {
+                "source": source,
+                "demonstration": self._is_demonstration,
+                "finding": finding,
+                "grounds": grounds,
+            }
             scores: dict[str, float | None] = dict.fromkeys(block.scores)
             if outcome.status is not Status.OK:
-                nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
+                nothing: tuple[Any, ...] = (
+                    None,
+                    None,
+                    None,
+                    decisions.calibrated,
+                    None,
+                    scores,
+                    outcome.facts,
+                    {},
+                )
                 results.append(result.Result(outcome.status, outcome.detail, *nothing, **origin))
                 continue
             for name, column in block.scores.items():
@@ -236,7 +349,9 @@ class Ensemble:
         return results
 
     def _batches(self, arriving: Arriving, outcomes: list[DecodeResult]) -> Iterator[Batch]:
-        """One batch after another, so that no more than one is in memory; what became of each image is added to `outcomes`."""
+        """One batch after another, so that no more than one is in memory; what became of each image
+        is added to `outcomes`.
+        """
         for first in arriving:
             batch = self._decoder.decode(chain([first], islice(arriving, self.spec.slots - 1)))
             outcomes += batch.outcomes
@@ -250,11 +365,12 @@ class ImageInputs:
         self._max_bytes = max_bytes
 
     def sources(self, given: Any) -> image_inputs.ImageSource | image_inputs.ManySources:
-        """One image, or many. Of a list or tuple all types are checked here, of any other iterable each as it comes.
-        What is at another machine's prefix shows only when one asks whether it is one file.
+        """One image, or many. Of a list or tuple all types are checked here, of any other iterable
+        each as it comes. What is at another machine's prefix shows only when one asks whether it is
+        one file.
 
-        Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without a file, StorageError for one that
-        cannot be listed.
+        Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without
+        a file, StorageError for one that cannot be listed.
         """
         if not isinstance(given, str | os.PathLike):
             one = image_inputs.one_image(given, None, keeps=True)
@@ -274,7 +390,8 @@ class ImageInputs:
             return self._listed(place)
         data = self.read(place)
         if isinstance(data, InputError):
-            with suppress(ConfigError, StorageError):  # nothing is below it either: what the first answer said stands
+            # nothing is below it either: what the first answer said stands
+            with suppress(ConfigError, StorageError):
                 if next(list_objects(place)).uri != name:
                     return self._listed(place)
         return image_inputs.ImageSource(name, data, data)
@@ -290,13 +407,17 @@ class ImageInputs:
                 return image_inputs.loaded_image(given)
             if hasattr(given, "read"):
                 return self._of_file(given)
-            return bytes(given) if isinstance(given, bytearray | memoryview) else image_inputs.image_of_array(given)
+            return (
+                bytes(given)
+                if isinstance(given, bytearray | memoryview)
+                else image_inputs.image_of_array(given)
+            )
         except InputError as refused:
             return refused
 
     def arriving(self, sources: Iterable[image_inputs.ImageSource], noted: Sources) -> Arriving:
-        """What was read of every source, in order, once its name and picture are `noted`. Where the first source is on another machine,
-        several are read at once.
+        """What was read of every source, in order, once its name and picture are `noted`. Where the
+        first source is on another machine, several are read at once.
         """
         waiting = iter(sources)
         first = next(waiting, None)
@@ -330,7 +451,9 @@ class ImageInputs:
                     raise errors.too_large(facts.st_size, self._max_bytes)
                 data = file.read()
         except IsADirectoryError:
-            reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
+            reason = (
+                "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
+            )
             raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
         except OSError as error:
             raise errors.translate(error, path) from error
@@ -354,16 +477,22 @@ class ImageInputs:
                 file.seek(0)
             data = file.read(self._max_bytes + 1)
         except (OSError, ValueError) as error:
-            raise InputError(Status.SOURCE_DENIED, f"the file cannot be read: {describe_error(error)}") from None
+            raise InputError(
+                Status.SOURCE_DENIED, f"the file cannot be read: {describe_error(error)}"
+            ) from None
         if len(data) > self._max_bytes:
             raise errors.too_large(len(data), self._max_bytes)
         return bytes(data)
 
     def _listed(self, place: str) -> image_inputs.ManySources:
-        """The files of a folder or glob, sorted, and folders that cannot be listed. Raises ConfigError if nothing is there."""
+        """The files of a folder or glob, sorted, and folders that cannot be listed. Raises
+        ConfigError if nothing is there.
+        """
         found = list_objects(place)
         sources = (
-            image_inputs.ImageSource(info.uri, info.error, None) if isinstance(info, ClosedFolder) else image_inputs.source_at(info.uri)
+            image_inputs.ImageSource(info.uri, info.error, None)
+            if isinstance(info, ClosedFolder)
+            else image_inputs.source_at(info.uri)
             for info in chain([next(found)], found)
         )
         return image_inputs.ManySources(sources, None)
@@ -373,7 +502,11 @@ def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
     """What a profile says of one image, by the names of a result's fields."""
     identified, captions = scored.identified, scored.outputs.captions
     words = captions[row] if captions else None
-    found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    found: dict[str, Any] = (
+        {}
+        if words is None
+        else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    )
     if identified is None or not np.isfinite(identified.confidence[row]):
         return found
     code = identified.codes[row]
@@ -389,7 +522,8 @@ def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
     """A shipped ensemble by name, or any by the path of its card. Options as for `Ensemble`.
 
-    Raises ConfigError for an unknown name and DetectorError where weights are missing or a licence is not accepted.
+    Raises ConfigError for an unknown name and DetectorError where weights are missing or a licence
+    is not accepted.
     """
     return Ensemble(name_or_path, **options)
 

@@ -1,4 +1,6 @@
-"""Files that child processes decode ahead of the network, and while torch is imported (`IsolatedFiles`)."""
+"""Files that child processes decode ahead of the network, and while torch is imported
+(`IsolatedFiles`).
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +25,8 @@ _MOST_PROCESSES = 4
 
 
 class ReadFile(NamedTuple):
-    """One file: what to score, or why there is nothing; and, where these are made, its small picture, a square (side, side, 3) of the whole
-    picture.
+    """One file: what to score, or why there is nothing; and, where these are made, its small
+    picture, a square (side, side, 3) of the whole picture.
     """
 
     given: PreparedImage | InputError
@@ -42,28 +44,41 @@ class ReadFile(NamedTuple):
 
 
 class IsolatedFiles:
-    """Decodes files in child processes, in order. Each is read (`read`, which raises InputError) in a thread and decoded in a process.
+    """Decodes files in child processes, in order. Each is read (`read`, which raises InputError) in
+    a thread and decoded in a process.
 
-    For a spec without views. `children` may also decode what has to be decoded once more. `picture_px`: the side of a small picture that is
-    made besides; 0 = none. `close()` it.
+    For a spec without views. `children` may also decode what has to be decoded once more.
+    `picture_px`: the side of a small picture that is made besides; 0 = none. `close()` it.
     """
 
     def __init__(
-        self, spec: ScoringSpec, read: Callable[[str], bytes], *, provenance: ProvenancePolicy | None = None, picture_px: int = 0
+        self,
+        spec: ScoringSpec,
+        read: Callable[[str], bytes],
+        *,
+        provenance: ProvenancePolicy | None = None,
+        picture_px: int = 0,
     ) -> None:
         early = spec.early
         self._read, self._spec = read, spec
         shown = [square(picture_px)] if picture_px else []
         self._extra = len(shown)
         self._wanted = DecodeRequest(
-            preprocessings=(*early.preprocessings, *shown), resize=early.resize, provenance=provenance, measured=bool(early.measured)
+            preprocessings=(*early.preprocessings, *shown),
+            resize=early.resize,
+            provenance=provenance,
+            measured=bool(early.measured),
         )
         processes = min(max(usable_cores() - 1, 1), _MOST_PROCESSES)
-        self.children = IsolatedDecoders(spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None)
+        self.children = IsolatedDecoders(
+            spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None
+        )
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-files")
 
     def ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
-        """One for each name, in order. The first are at work when this returns: some are read before anybody asks for them."""
+        """One for each name, in order. The first are at work when this returns: some are read
+        before anybody asks for them.
+        """
         names, waiting = iter(names), deque[Future[ReadFile]]()
 
         def fill() -> None:
@@ -91,7 +106,9 @@ class IsolatedFiles:
     @property
     def _most(self) -> int:
         each = sum(3 * height * width for height, width, _ in filter(None, self._wanted.shapes))
-        return max(AHEAD_BYTES // (each + _KEPT_FILE_BYTES * self._keeps_files + 1), self._spec.slots)
+        return max(
+            AHEAD_BYTES // (each + _KEPT_FILE_BYTES * self._keeps_files + 1), self._spec.slots
+        )
 
     def _one(self, name: str) -> ReadFile:
         try:
@@ -100,5 +117,7 @@ class IsolatedFiles:
         except InputError as refused:
             return ReadFile(refused)
         count = len(image.pixels) - self._extra
-        prepared = replace(image, pixels=image.pixels[:count], data=data if self._keeps_files else None)
+        prepared = replace(
+            image, pixels=image.pixels[:count], data=data if self._keeps_files else None
+        )
         return ReadFile(prepared, *image.pixels[count:])

@@ -1,4 +1,5 @@
-"""Small pictures of files for pages (`SmallPictures`): decoded in child processes, made anew as JPEG, bounded in pixels and in bytes.
+"""Small pictures of files for pages (`SmallPictures`): decoded in child processes, made anew as
+JPEG, bounded in pixels and in bytes.
 
 No metadata of a file survives, and a file that kills its decoder costs its own picture alone.
 """
@@ -28,22 +29,31 @@ class PictureSize(NamedTuple):
 
 
 class SmallPictures:
-    """Makes small pictures, from any thread. Its processes start with the first picture. `close()` it.
+    """Makes small pictures, from any thread. Its processes start with the first picture. `close()`
+    it.
 
     `wall_limit_s`: what one image may take to decode.
     """
 
-    def __init__(self, limits: ImageLimits, size: PictureSize, *, wall_limit_s: float = 5.0) -> None:
+    def __init__(
+        self, limits: ImageLimits, size: PictureSize, *, wall_limit_s: float = 5.0
+    ) -> None:
         self._size = size
         self._wanted = DecodeRequest(preprocessings=(square(size.side_px),))
-        self._children = IsolatedDecoders(limits, processes=_PROCESSES, wall_limit_s=wall_limit_s, memory_limit_bytes=None)
+        self._children = IsolatedDecoders(
+            limits, processes=_PROCESSES, wall_limit_s=wall_limit_s, memory_limit_bytes=None
+        )
 
     def of(self, data: bytes) -> tuple[bytes, str]:
-        """JPEG bytes of an encoded image, and the SHA-256 of the file. Raises InputError where it does not decode."""
+        """JPEG bytes of an encoded image, and the SHA-256 of the file. Raises InputError where it
+        does not decode.
+        """
         image = self._children.prepare_now(data, self._wanted)
         (pixels,) = image.pixels
         assert pixels is not None
-        return small_jpeg(pixels, image.facts.width or 1, image.facts.height or 1, self._size), image.facts.sha256
+        return small_jpeg(
+            pixels, image.facts.width or 1, image.facts.height or 1, self._size
+        ), image.facts.sha256
 
     def close(self) -> None:
         """End the processes."""
@@ -51,12 +61,16 @@ class SmallPictures:
 
 
 def square(side_px: int) -> Preprocessing:
-    """What a decoder is asked for, so that what comes back has a known size: the whole picture in a square."""
+    """What a decoder is asked for, so that what comes back has a known size: the whole picture in a
+    square.
+    """
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
 def small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> bytes:
-    """JPEG bytes of a picture that a decoder gave as a square, (side, side, 3), in its own shape: that of `width` × `height`."""
+    """JPEG bytes of a picture that a decoder gave as a square, (side, side, 3), in its own shape:
+    that of `width` × `height`.
+    """
     picture = Image.fromarray(pixels)
     longer = min(size.side_px, max(width, height))
     while True:

@@ -1,8 +1,11 @@
-"""Everything a worker needs to score encoded images, as one small picklable value (`ScoringSpec`, `make_spec`). No torch.
+"""Everything a worker needs to score encoded images, as one small picklable value (`ScoringSpec`,
+`make_spec`). No torch.
 
-`under_settings` and `departures` hold precision, resize mode and decoders against those of a calibration.
+`under_settings` and `departures` hold precision, resize mode and decoders against those of a
+calibration.
 
-What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of processes, bytes between them, multiply-adds.
+What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of processes, bytes
+between them, multiply-adds.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,16 +30,27 @@ Precisions = Mapping[str, Literal["bf16", "fp32"]]
 
 
 def under_settings(
-    card: EnsembleCard, usual: Precisions, precision: RequestedPrecision, resize: RequestedResize, *, waived: bool = False
+    card: EnsembleCard,
+    usual: Precisions,
+    precision: RequestedPrecision,
+    resize: RequestedResize,
+    *,
+    waived: bool = False,
 ) -> tuple[Precisions, ResizeMode]:
-    """Precision per detector and resize mode for an ensemble; `usual`: the precision that holds where its card knows nothing.
+    """Precision per detector and resize mode for an ensemble; `usual`: the precision that holds
+    where its card knows nothing.
 
-    `auto` is what the card was calibrated under. Raises ConfigError where something else is asked for, unless the guarantee is waived.
+    `auto` is what the card was calibrated under. Raises ConfigError where something else is asked
+    for, unless the guarantee is waived.
     """
     settings = card.settings
     if settings is None:
         return usual, "exact" if resize == "auto" else resize
-    chosen = {name: settings.precision.get(name, one) for name, one in usual.items()} if precision == "auto" else usual
+    chosen = (
+        {name: settings.precision.get(name, one) for name, one in usual.items()}
+        if precision == "auto"
+        else usual
+    )
     mode = settings.resize if resize == "auto" else resize
     departing = departures(settings, chosen, mode)
     if departing and not waived:
@@ -49,7 +63,9 @@ def under_settings(
 
 
 def departures(settings: Settings | None, precision: Precisions, resize: str) -> list[str]:
-    """How scores are made otherwise than those of a calibration, in words; none where they are made alike, or where nobody noted how."""
+    """How scores are made otherwise than those of a calibration, in words; none where they are made
+    alike, or where nobody noted how.
+    """
     if settings is None:
         return []
     found = [
@@ -57,18 +73,28 @@ def departures(settings: Settings | None, precision: Precisions, resize: str) ->
         for name, one in precision.items()
         if settings.precision.get(name, one) != one
     ]
-    return found + ([f"resize {resize} (calibrated with {settings.resize})"] if resize != settings.resize else [])
+    return found + (
+        [f"resize {resize} (calibrated with {settings.resize})"]
+        if resize != settings.resize
+        else []
+    )
 
 
 def decoders_here(card: EnsembleCard) -> set[str]:
-    """What this process decodes those formats with that the card's calibration saw; none where nobody noted these."""
+    """What this process decodes those formats with that the card's calibration saw; none where
+    nobody noted these.
+    """
     seen = card.population and card.population.seen
     return {decoder_name(format) for format in seen.formats} if seen else set()
 
 
 def other_decoders(settings: Settings | None, decoders: Collection[str]) -> list[str]:
     """Those that a calibration did not have; none where nobody noted its own."""
-    return sorted(set(decoders) - set(settings.decoders)) if settings is not None and settings.decoders else []
+    return (
+        sorted(set(decoders) - set(settings.decoders))
+        if settings is not None and settings.decoders
+        else []
+    )
 
 
 def guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
@@ -79,19 +105,21 @@ def guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> l
 
 Precision = Literal["bf16", "fp32"]
 
-LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0  # a describer beyond either shares no process with detectors
+# a describer beyond either shares no process with detectors
+LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here, and what scoring costs is
-    `ResourceEstimate`.
+    """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational
+    stands here, and what scoring costs is `ResourceEstimate`.
 
-    `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
-    number of images per batch. `provenance` (None = not read) adds a column and changes no score. `views`: every
-    image is also scored as these perturbations show it; `absent`: by the name of a view that was asked for and is not there its kind and
-    why. `features`: what decides the embeddings of the detectors that keep them.
-    `identifier` and `describer` are of the ensemble's profile.
+    `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the
+    same names; `slots` is the static number of images per batch. `provenance` (None = not read)
+    adds a column and changes no score. `views`: every image is also scored as these perturbations
+    show it; `absent`: by the name of a view that was asked for and is not there its kind and why.
+    `features`: what decides the embeddings of the detectors that keep them. `identifier` and
+    `describer` are of the ensemble's profile.
     """
 
     ensemble: EnsembleCard
@@ -125,30 +153,57 @@ class ScoringSpec:
 
     @cached_property
     def early(self) -> "ScoringSpec":
-        """What is made of every image: this spec, asking none but the first detectors, and the describer."""
-        return replace(self.limited_to(self.first, self.views), describer=self.describer) if self.late else self
+        """What is made of every image: this spec, asking none but the first detectors, and the
+        describer.
+        """
+        return (
+            replace(self.limited_to(self.first, self.views), describer=self.describer)
+            if self.late
+            else self
+        )
 
-    def limited_to(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
-        """Some of the detectors, in other views, no describer: how images are prepared and read. To decide, the whole spec is needed."""
-        return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views, describer=None)
+    def limited_to(
+        self, names: Collection[str], views: tuple[Perturbation, ...] = ()
+    ) -> "ScoringSpec":
+        """Some of the detectors, in other views, no describer: how images are prepared and read. To
+        decide, the whole spec is needed.
+        """
+        return replace(
+            self,
+            cards={name: card for name, card in self.cards.items() if name in names},
+            views=views,
+            describer=None,
+        )
 
     @property
     def looks_again(self) -> bool:
-        """Whether some members are decoded a second time, for which their files have to be kept until it is known of which."""
+        """Whether some members are decoded a second time, for which their files have to be kept
+        until it is known of which.
+        """
         return bool(self.late)
 
     @cached_property
     def embedded(self) -> dict[str, int]:
-        """The detectors whose embeddings are wanted, to be kept or to make a profile of, with the numbers of each."""
-        profiled = {card.detector: card.embedding["width"] for card in (self.identifier, self.describer) if card and card.detector}
+        """The detectors whose embeddings are wanted, to be kept or to make a profile of, with the
+        numbers of each.
+        """
+        profiled = {
+            card.detector: card.embedding["width"]
+            for card in (self.identifier, self.describer)
+            if card and card.detector
+        }
         return {name: facts["width"] for name, facts in self.features.items()} | profiled
 
     @cached_property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The distinct preprocessings, in order of first use: one tensor each, however many detectors share it. Last the describer's,
-        unless it is one of theirs.
+        """The distinct preprocessings, in order of first use: one tensor each, however many
+        detectors share it. Last the describer's, unless it is one of theirs.
         """
-        return tuple(dict.fromkeys([*self.scored_preprocessings, *([self.words_seen] if self.words_seen else [])]))
+        return tuple(
+            dict.fromkeys(
+                [*self.scored_preprocessings, *([self.words_seen] if self.words_seen else [])]
+            )
+        )
 
     @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -157,21 +212,30 @@ class ScoringSpec:
 
     @cached_property
     def words_seen(self) -> Preprocessing | None:
-        """How images are prepared for the describer; None where it reads embeddings, or where there is none."""
+        """How images are prepared for the describer; None where it reads embeddings, or where there
+        is none.
+        """
         return self.describer.preprocessing if self.describer else None
 
     @cached_property
     def describes_apart(self) -> bool:
-        """Whether the describer has processes of its own, after those of all detectors: by its card's word or for its size."""
+        """Whether the describer has processes of its own, after those of all detectors: by its
+        card's word or for its size.
+        """
         card = self.describer
         if card is None:
             return False
-        return card.own_pool or (card.parameters or 0) > LARGE_PARAMETERS or (card.gmac or 0) > LARGE_GMAC
+        return (
+            card.own_pool
+            or (card.parameters or 0) > LARGE_PARAMETERS
+            or (card.gmac or 0) > LARGE_GMAC
+        )
 
     @cached_property
     def pools(self) -> tuple[tuple[str, ...], ...]:
-        """Which detectors share a process: all but those too large for it, which have a pool each. In the ensemble's order; no detector of
-        a cascade that looks again stands in a pool before one that looks at everything.
+        """Which detectors share a process: all but those too large for it, which have a pool each.
+        In the ensemble's order; no detector of a cascade that looks again stands in a pool before
+        one that looks at everything.
         """
         if any(self.cards[name].own_pool for name in self.first):
             return (*self._pools_of(self.first), *self._pools_of(self.late))
@@ -179,8 +243,14 @@ class ScoringSpec:
 
     @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
-        """The detectors' pools, and after them that of a describer with processes of its own, under its card's name."""
-        return (*self.pools, (self.describer.name,)) if self.describer and self.describes_apart else self.pools
+        """The detectors' pools, and after them that of a describer with processes of its own, under
+        its card's name.
+        """
+        return (
+            (*self.pools, (self.describer.name,))
+            if self.describer and self.describes_apart
+            else self.pools
+        )
 
     def _pools_of(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         together = tuple(name for name in names if not self.cards[name].own_pool)
@@ -189,7 +259,9 @@ class ScoringSpec:
 
     @cached_property
     def keeps_sizes(self) -> bool:
-        """Whether some detector looks at images in their own size, which only encoded bytes can carry between processes."""
+        """Whether some detector looks at images in their own size, which only encoded bytes can
+        carry between processes.
+        """
         return any(preprocessing.shape is None for preprocessing in self.preprocessings)
 
     @cached_property
@@ -205,7 +277,9 @@ class ScoringSpec:
     @cached_property
     def bounded(self) -> tuple[FactName, ...]:
         """The facts of an image beyond whose bounds some detector's verdict abstains."""
-        return tuple(dict.fromkeys(fact for card in self.cards.values() for fact in card.fragility.abstains))
+        return tuple(
+            dict.fromkeys(fact for card in self.cards.values() for fact in card.fragility.abstains)
+        )
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
@@ -213,18 +287,24 @@ class ScoringSpec:
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def doubt(self, name: str, width: int, height: int, facts: Facts | None = None) -> str | None:
-        """Why one image of this size, with these facts (one value each), lies outside of what a detector judges; None if inside."""
+        """Why one image of this size, with these facts (one value each), lies outside of what a
+        detector judges; None if inside.
+        """
         card = self.cards[name]
         return card.valid_range.doubt(width, height) or card.fragility.doubts(facts or {}).get(0)
 
     def is_scored(self, name: str, width: int, height: int) -> bool:
-        """Whether a detector gives a score for an image of this size; one that keeps sizes stops at its valid range."""
+        """Whether a detector gives a score for an image of this size; one that keeps sizes stops at
+        its valid range.
+        """
         card = self.cards[name]
         return card.preprocessing.shape is not None or card.valid_range.doubt(width, height) is None
 
     @cached_property
     def calibrations(self) -> dict[str, Platt | None]:
-        """Per detector, what the ensemble says of its member, else the detector's own card; None = not calibrated."""
+        """Per detector, what the ensemble says of its member, else the detector's own card; None =
+        not calibrated.
+        """
         members = zip(self.ensemble.members, self.cards.items(), strict=True)
         return {name: member.calibration or card.calibration for member, (name, card) in members}
 
@@ -242,7 +322,8 @@ def make_spec(
     views: tuple[Perturbation, ...] = (),
     waive_guarantee: bool = False,
 ) -> ScoringSpec:
-    """Resolve an ensemble's cards (its members', unless `cards` are given), the precision for `device` and the batch slots.
+    """Resolve an ensemble's cards (its members', unless `cards` are given), the precision for
+    `device` and the batch slots.
 
     Raises ConfigError.
     """
@@ -254,7 +335,9 @@ def make_spec(
     cards = cards or [load_card(member.detector) for member in ensemble.members]
     named = {card.name: card for card in cards}
     if len(named) < len(cards):
-        raise ConfigError(f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}")
+        raise ConfigError(
+            f"{ensemble.name}: two of its cards have the same name: {', '.join(card.name for card in cards)}"
+        )
     usual = {name: precision_on(device, card, precision) for name, card in named.items()}
     resolved, mode = under_settings(ensemble, usual, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
@@ -265,11 +348,14 @@ def make_spec(
     )  # fmt: skip
 
 
-def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> tuple[IdentifierCard | None, DescriberCard | None]:
-    """The identifier and the describer of an ensemble's profile, which name the detector of the ensemble whose embeddings they read.
+def profile_cards(
+    ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]
+) -> tuple[IdentifierCard | None, DescriberCard | None]:
+    """The identifier and the describer of an ensemble's profile, which name the detector of the
+    ensemble whose embeddings they read.
 
-    Raises ConfigError where there is none such, or where it looks only at images that go on in a cascade; for a describer that is called
-    like a detector, or that sees images in their own sizes.
+    Raises ConfigError where there is none such, or where it looks only at images that go on in a
+    cascade; for a describer that is called like a detector, or that sees images in their own sizes.
     """
     profile = ensemble.profile
     if profile is None:
@@ -284,36 +370,59 @@ def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> 
                 hint=f"make it one of the ensemble's detectors, or use a profile that reads one of {', '.join(first)}",
             )
     if describer is not None and describer.name in cards:
-        raise ConfigError(f"{ensemble.name}: its describer and one of its detectors are both called {describer.name}")
-    if describer is not None and describer.preprocessing is not None and describer.preprocessing.shape is None:
-        raise ConfigError(f"{describer.name}: a describer sees images of one size", hint="give its preprocessing a resize or a crop to one")
+        raise ConfigError(
+            f"{ensemble.name}: its describer and one of its detectors are both called {describer.name}"
+        )
+    if (
+        describer is not None
+        and describer.preprocessing is not None
+        and describer.preprocessing.shape is None
+    ):
+        raise ConfigError(
+            f"{describer.name}: a describer sees images of one size",
+            hint="give its preprocessing a resize or a crop to one",
+        )
     return identifier, describer
 
 
-def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]) -> Precision:
-    """What was asked for, or what `auto` means on a device that this process need not have: a GPU is taken for one with bf16."""
+def precision_on(
+    device: str, card: DetectorCard, asked: Literal["auto", "bf16", "fp32"]
+) -> Precision:
+    """What was asked for, or what `auto` means on a device that this process need not have: a GPU
+    is taken for one with bf16.
+    """
     if asked != "auto":
         return asked
-    return "bf16" if card.precision == "auto" and (device != "cpu" or cpu_precision() == "bf16") else "fp32"
+    return (
+        "bf16"
+        if card.precision == "auto" and (device != "cpu" or cpu_precision() == "bf16")
+        else "fp32"
+    )
 
 
 PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images
 ENCODED_BYTES = 2**21  # a photograph, as files go
-KEPT_ENCODED_BYTES = 2**19  # the same on average, where every file of a block is kept for those that go on; more would make blocks small
+# the same on average, where every file of a block is kept for those that go on; more would make
+# blocks small
+KEPT_ENCODED_BYTES = 2**19
 EXPECTED_SHARE = 0.2  # of images that go on, where a cascade's card does not say
-EXPECTED_FLAGGED = 0.2  # of images that are flagged, and so described: nobody knows before they are scored
+# of images that are flagged, and so described: nobody knows before they are scored
+EXPECTED_FLAGGED = 0.2
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
     """What images of one `ScoringSpec` are expected to take.
 
-    `process_bytes`: a process that holds all detectors, and the describer, takes at most: libraries, fp32 weights, the largest of them
-    twice while it loads, a batch of images in every view, and the process of its own that each detector of another package has besides.
-    `tensor_bytes`: one image between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept.
-    `pool_gmac`: billions of multiply-adds per image (of a megapixel where sizes are kept) in each of the spec's `all_pools`, over all
-    passes; what no card states is nothing. Detectors of a cascade's second stage count with `second_stage_share`, the share of images that
-    is expected there, the describer with `share_described`. `worst_gmac`: the sum for the largest image that every detector takes.
+    `process_bytes`: a process that holds all detectors, and the describer, takes at most:
+    libraries, fp32 weights, the largest of them twice while it loads, a batch of images in every
+    view, and the process of its own that each detector of another package has besides.
+    `tensor_bytes`: one image between processes: its prepared tensors, and its encoded bytes
+    (guessed) where sizes are kept. `pool_gmac`: billions of multiply-adds per image (of a megapixel
+    where sizes are kept) in each of the spec's `all_pools`, over all passes; what no card states is
+    nothing. Detectors of a cascade's second stage count with `second_stage_share`, the share of
+    images that is expected there, the describer with `share_described`. `worst_gmac`: the sum for
+    the largest image that every detector takes.
     """
 
     process_bytes: int
@@ -328,7 +437,12 @@ class ResourceEstimate:
         """By the cards of a spec."""
         second_stage, described = _second_stage_share(spec), _share_described(spec)
         return cls(
-            _process_bytes(spec), _tensor_bytes(spec), _pool_gmac(spec, second_stage, described), _worst_gmac(spec), second_stage, described
+            _process_bytes(spec),
+            _tensor_bytes(spec),
+            _pool_gmac(spec, second_stage, described),
+            _worst_gmac(spec),
+            second_stage,
+            described,
         )
 
 
@@ -346,21 +460,34 @@ def _share_described(spec: ScoringSpec) -> float:
 
 
 def _process_bytes(spec: ScoringSpec) -> int:
-    held = counted_once({name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size}, spec, lambda card: ())
+    held = counted_once(
+        {name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size},
+        spec,
+        lambda card: (),
+    )
     weights = [int(size) for size in held.values()]
-    children = sum(card.process.memory_bytes for card in spec.cards.values() if card.process is not None)
+    children = sum(
+        card.process.memory_bytes for card in spec.cards.values() if card.process is not None
+    )
     if spec.describer and spec.describer.parameters and not spec.describes_apart:
         weights.append(4 * spec.describer.parameters)
     views = spec.slots * len(spec.views) * _prepared_bytes(spec.scored_preprocessings)
     return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views + children
 
 
-def counted_once(sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]) -> dict[str, float]:
-    """Sizes by detector, of those that share a backbone in one precision only the first with it: the others count what they have more than
-    the smallest of them. `also`: what must be equal besides.
+def counted_once(
+    sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]
+) -> dict[str, float]:
+    """Sizes by detector, of those that share a backbone in one precision only the first with it:
+    the others count what they have more than the smallest of them. `also`: what must be equal
+    besides.
     """
     counted, smallest = dict(sizes), dict[tuple[Any, ...], float]()
-    keys = {name: (card.backbone.name, spec.precision[name], *also(card)) for name, card in spec.cards.items() if card.backbone}
+    keys = {
+        name: (card.backbone.name, spec.precision[name], *also(card))
+        for name, card in spec.cards.items()
+        if card.backbone
+    }
     for name in sizes.keys() & keys.keys():
         smallest[keys[name]] = min(sizes[name], smallest.get(keys[name], sizes[name]))
     met = set[tuple[Any, ...]]()
@@ -377,7 +504,9 @@ def _tensor_bytes(spec: ScoringSpec) -> int:
     native = sum(preprocessing.shape is None for preprocessing in early.preprocessings)
     files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * spec.looks_again
     words = early.preprocessings[len(early.scored_preprocessings) :]
-    return files + spec.passes * _prepared_bytes(early.scored_preprocessings) + _prepared_bytes(words)
+    return (
+        files + spec.passes * _prepared_bytes(early.scored_preprocessings) + _prepared_bytes(words)
+    )
 
 
 def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
@@ -388,7 +517,9 @@ def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
 def _pool_gmac(spec: ScoringSpec, second_stage: float, described: float) -> tuple[float, ...]:
     shares = dict.fromkeys(spec.late, second_stage)
     sizes = {name: shares.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
-    sizes = counted_once(sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares))
+    sizes = counted_once(
+        sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares)
+    )
     words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
     return (*others, last, words) if spec.describes_apart else (*others, last + words)
@@ -396,6 +527,9 @@ def _pool_gmac(spec: ScoringSpec, second_stage: float, described: float) -> tupl
 
 def _worst_gmac(spec: ScoringSpec) -> float:
     sized = [(card.gmac, card) for card in spec.cards.values()]
-    once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
+    once = sum(
+        gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0)
+        for gmac, card in sized
+    )
     words = (spec.describer.gmac or 0.0) if spec.describer else 0.0
     return spec.passes * once + words

@@ -1,5 +1,5 @@
-"""What figures are computed from and given as: checked arrays (`checked`), exact score histograms (`ScoreHistogram`), one figure with its
-interval or its reason (`FigureFacts`).
+"""What figures are computed from and given as: checked arrays (`checked`), exact score histograms
+(`ScoreHistogram`), one figure with its interval or its reason (`FigureFacts`).
 """
 
 import math
@@ -22,9 +22,11 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled.
+    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,):
+    none only where they were resampled.
 
-    It loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
+    It loses nothing but the order of the images, and two of them merge into that of both: so a run
+    of any size is read in pieces.
     """
 
     values: Floats
@@ -32,7 +34,9 @@ class ScoreHistogram:
 
     @classmethod
     def of(cls, scores: ArrayLike) -> "ScoreHistogram":
-        """That of scores (n,) in any order, maybe none. Raises ValueError for scores that are not finite."""
+        """That of scores (n,) in any order, maybe none. Raises ValueError for scores that are not
+        finite.
+        """
         numbers = np.asarray(scores, dtype=np.float64)
         _require_finite(numbers)
         return cls(*np.unique(numbers, return_counts=True))
@@ -49,7 +53,10 @@ class ScoreHistogram:
         order = np.argsort(values, kind="stable")  # which merges runs that are in order already
         values = values[order]
         starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-        return cls(values[starts], np.add.reduceat(np.concatenate([one.counts for one in pieces])[order], starts))
+        return cls(
+            values[starts],
+            np.add.reduceat(np.concatenate([one.counts for one in pieces])[order], starts),
+        )
 
     @cached_property
     def passed(self) -> Counts:
@@ -68,7 +75,9 @@ class ScoreHistogram:
         return self.passed[np.searchsorted(self.values, thresholds, "left")]
 
     def below_and_up_to(self, thresholds: Floats) -> tuple[Counts, Counts]:
-        """How many images score lower than each of some thresholds (t,), and how many no higher, from one search: int64 (t,) each."""
+        """How many images score lower than each of some thresholds (t,), and how many no higher,
+        from one search: int64 (t,) each.
+        """
         places = np.searchsorted(self.values, thresholds, "left")
         below = self.passed[places]
         if len(self.values):
@@ -89,8 +98,9 @@ class ScoreHistogram:
 
 
 class FigureFacts(Section):
-    """One figure, as metrics give it and documents hold it. `value`: the number, finite; `interval`: the two ends of its 95 % interval, by
-    `method`, empty where it has none; `n`: images that it is of; `why`: the reason why there is no value, or no interval.
+    """One figure, as metrics give it and documents hold it. `value`: the number, finite;
+    `interval`: the two ends of its 95 % interval, by `method`, empty where it has none; `n`: images
+    that it is of; `why`: the reason why there is no value, or no interval.
 
     Read from a document it may be anything of these types: `number` and `ends` are what is usable.
     """
@@ -105,7 +115,13 @@ class FigureFacts(Section):
     def row(self) -> dict[str, Any]:
         """As plain JSON: all five keys, null for what there is none of."""
         interval = list(self.interval) or None
-        return {"value": self.value, "interval": interval, "method": self.method or None, "n": self.n, "why": self.why or None}
+        return {
+            "value": self.value,
+            "interval": interval,
+            "method": self.method or None,
+            "n": self.n,
+            "why": self.why or None,
+        }
 
     @property
     def number(self) -> float | None:
@@ -115,7 +131,11 @@ class FigureFacts(Section):
     @property
     def ends(self) -> tuple[float, float] | None:
         """The ends of its interval, where it has one."""
-        usable = self.number is not None and len(self.interval) == 2 and all(map(math.isfinite, self.interval))
+        usable = (
+            self.number is not None
+            and len(self.interval) == 2
+            and all(map(math.isfinite, self.interval))
+        )
         return (self.interval[0], self.interval[1]) if usable else None
 
     @property
@@ -125,7 +145,9 @@ class FigureFacts(Section):
 
     @property
     def bare(self) -> "FigureFacts":
-        """The same without its interval, for where that would be of something else than its neighbours'."""
+        """The same without its interval, for where that would be of something else than its
+        neighbours'.
+        """
         return self.model_copy(update={"interval": (), "method": ""})
 
     @property
@@ -147,17 +169,22 @@ NOT_MEASURED = FigureFacts(why="not measured")
 def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     """Scores as float64 (n,) and whether each is of a fake, bool (n,).
 
-    Raises ValueError for lengths that differ, no scores at all, scores that are not finite, and labels other than 0 and 1.
+    Raises ValueError for lengths that differ, no scores at all, scores that are not finite, and
+    labels other than 0 and 1.
     """
     numbers = np.asarray(scores, dtype=np.float64)
     marks: NDArray[Any] = np.asarray(labels)
     if numbers.ndim != 1 or numbers.shape != marks.shape:
-        raise ValueError(f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length")
+        raise ValueError(
+            f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length"
+        )
     if not len(numbers):
         raise ValueError("there are no scores")
     _require_finite(numbers)
     if not np.isin(marks, (0, 1)).all():
-        raise ValueError(f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}")
+        raise ValueError(
+            f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}"
+        )
     return numbers, marks.astype(np.bool_)
 
 
@@ -174,4 +201,6 @@ def undefined(why: str, n: int = 0) -> FigureFacts:
 def _require_finite(numbers: Floats) -> None:
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
+        raise ValueError(
+            f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}"
+        )

@@ -1,4 +1,5 @@
-"""Generator attribution: accuracy, F1, confusions and top-k (`attribution_of`), and the open-set AUROC (`open_set_auroc`).
+"""Generator attribution: accuracy, F1, confusions and top-k (`attribution_of`), and the open-set
+AUROC (`open_set_auroc`).
 
 None in place of a name: none was given.
 """
@@ -17,7 +18,14 @@ from ray_app.metrics.arrays import Counts, FigureFacts, Floats, ScoreHistogram, 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
 TOP = (1, 3, 5)
-AVERAGES = ("macro_f1", "micro_f1", "weighted_f1", "macro_precision", "micro_precision", "macro_recall")
+AVERAGES = (
+    "macro_f1",
+    "micro_f1",
+    "weighted_f1",
+    "macro_precision",
+    "micro_precision",
+    "macro_recall",
+)
 """Over names; micro and weighted recall are the accuracy."""
 _NO_IMAGE = "no image of a known generator"
 _NO_LIST = "no list of known generators"
@@ -27,8 +35,9 @@ _MOST_PAIRS = 50  # confusions listed; those after them are in the classes' own 
 
 @dataclass(frozen=True)
 class Attribution:
-    """`figures` by name, see `attribution_of`. `classes`: per true name, most frequent first, n, how often it was predicted, precision,
-    recall and F1. `pairs`: (true, predicted, n) of wrong answers, most frequent first, at most 50.
+    """`figures` by name, see `attribution_of`. `classes`: per true name, most frequent first, n,
+    how often it was predicted, precision, recall and F1. `pairs`: (true, predicted, n) of wrong
+    answers, most frequent first, at most 50.
     """
 
     figures: dict[str, FigureFacts]
@@ -37,36 +46,55 @@ class Attribution:
 
 
 def attribution_of(
-    predicted: Sequence[str | None], truth: Sequence[str], *, rankings: Sequence[Sequence[str]] | None = None
+    predicted: Sequence[str | None],
+    truth: Sequence[str],
+    *,
+    rankings: Sequence[Sequence[str]] | None = None,
 ) -> Attribution:
-    """The figures of names (n,) against the true ones (n,), all of which are known: those of `attribution_of_pairs`.
+    """The figures of names (n,) against the true ones (n,), all of which are known: those of
+    `attribution_of_pairs`.
 
-    With `rankings` (best first) also, for each k of `TOP`, the share of images whose true name is among the first k; only for k = 1 does
-    the predicted name serve without. Raises ValueError for lengths that differ.
+    With `rankings` (best first) also, for each k of `TOP`, the share of images whose true name is
+    among the first k; only for k = 1 does the predicted name serve without. Raises ValueError for
+    lengths that differ.
     """
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
     found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)))
     if rankings is None:
         return found
-    among = {k: sum(name in ranking[:k] for name, ranking in zip(truth, rankings, strict=True)) for k in TOP}
-    return replace(found, figures=found.figures | {f"top_{k}": intervals.proportion(n, len(truth), _NO_IMAGE) for k, n in among.items()})
+    among = {
+        k: sum(name in ranking[:k] for name, ranking in zip(truth, rankings, strict=True))
+        for k in TOP
+    }
+    return replace(
+        found,
+        figures=found.figures
+        | {f"top_{k}": intervals.proportion(n, len(truth), _NO_IMAGE) for k, n in among.items()},
+    )
 
 
-def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP) -> Attribution:
-    """Accuracy and `AVERAGES` over the images of `known` names (None: all are), and what became of the others.
+def attribution_of_pairs(
+    pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP
+) -> Attribution:
+    """Accuracy and `AVERAGES` over the images of `known` names (None: all are), and what became of
+    the others.
 
-    A missing name is a wrong one. Macro figures are means over the true names, weighted ones those by their images, micro ones of all
-    answers together: scikit-learn's with `labels` the true names and `zero_division` 0; a name that is only ever predicted is no class of
-    its own (scikit-learn's default would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names that got a
-    known one.
+    A missing name is a wrong one. Macro figures are means over the true names, weighted ones those
+    by their images, micro ones of all answers together: scikit-learn's with `labels` the true names
+    and `zero_division` 0; a name that is only ever predicted is no class of its own (scikit-learn's
+    default would count it as one of F1 = 0). `unknown_named`: the share of images of unknown names
+    that got a known one.
     """
     among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     others = {pair: n for pair, n in pairs.items() if pair not in among}
     counts, n = _Confusion(among), sum(among.values())
     figures = {"accuracy": intervals.proportion(int(counts.hits.sum()), n, _NO_IMAGE)}
     figures |= {
-        f"top_{k}": figures["accuracy"] if k == 1 else undefined("no ranking of generators beside the predicted ones") for k in top_k
+        f"top_{k}": figures["accuracy"]
+        if k == 1
+        else undefined("no ranking of generators beside the predicted ones")
+        for k in top_k
     }
     figures |= counts.averages()
     figures["unknown_named"] = intervals.proportion(
@@ -75,13 +103,18 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, 
     )  # fmt: skip
     figures["open_set_auroc"] = undefined(_NO_LIST if known is None else _NO_CONFIDENCE)
     wrong = sorted(
-        ((truth, name, n) for (truth, name), n in pairs.items() if truth != name), key=lambda one: (-one[2], one[0], one[1] or "")
+        ((truth, name, n) for (truth, name), n in pairs.items() if truth != name),
+        key=lambda one: (-one[2], one[0], one[1] or ""),
     )
     return Attribution(figures, counts.classes(), wrong[:_MOST_PAIRS])
 
 
-def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None) -> FigureFacts:
-    """The AUC of confidence (n,) for images of known names against those of unknown ones, with DeLong's interval."""
+def open_set_auroc(
+    truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
+) -> FigureFacts:
+    """The AUC of confidence (n,) for images of known names against those of unknown ones, with
+    DeLong's interval.
+    """
     if known is None:
         return undefined(_NO_LIST)
     if confidence is None:
@@ -92,47 +125,73 @@ def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confiden
     is_known = np.array([name in known for name in truth], np.bool_)
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
-    return detection.auc_figure(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
+    return detection.auc_figure(
+        ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known])
+    )
 
 
 class _Confusion:
     """The counts of pairs as arrays: what resampling images does to them is one multinomial draw."""
 
     def __init__(self, pairs: Pairs) -> None:
-        pairs = dict(sorted(pairs.items(), key=lambda one: (one[0][0], one[0][1] or "")))  # draws must not hang on the order of rows
+        # draws must not hang on the order of rows
+        pairs = dict(sorted(pairs.items(), key=lambda one: (one[0][0], one[0][1] or "")))
         names = sorted({truth for truth, _ in pairs})
         self._places = {name: place for place, name in enumerate(names)}
         outside = len(names)  # all names that are nobody's, and none
         self._truth = np.array([self._places[truth] for truth, _ in pairs], np.int64)
-        self._answers = np.array([self._places.get(name, outside) if name is not None else outside for _, name in pairs], np.int64)
+        self._answers = np.array(
+            [self._places.get(name, outside) if name is not None else outside for _, name in pairs],
+            np.int64,
+        )
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
     def averages(self) -> dict[str, FigureFacts]:
-        """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed seed; a resample's over its own names."""
+        """`AVERAGES`, each with its percentile bootstrap over images, 1,000 resamples of a fixed
+        seed; a resample's over its own names.
+        """
         n = int(self._n.sum())
         if not n:
             return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
         generator = np.random.default_rng(0)
-        drawn = np.array([_averages(*self._sums(generator.multinomial(n, self._n / n))) for _ in range(intervals.DRAWS)])
-        found = zip(AVERAGES, _averages(self.hits, self.support, self.predicted), drawn.T.tolist(), strict=True)
+        drawn = np.array(
+            [
+                _averages(*self._sums(generator.multinomial(n, self._n / n)))
+                for _ in range(intervals.DRAWS)
+            ]
+        )
+        found = zip(
+            AVERAGES,
+            _averages(self.hits, self.support, self.predicted),
+            drawn.T.tolist(),
+            strict=True,
+        )
         return {name: intervals.resampled(value, draws, n) for name, value, draws in found}
 
     def classes(self) -> list[dict[str, Any]]:
         """One row per name, most frequent first."""
         f1 = _f1(self.hits, self.support, self.predicted)
         rows = []
-        for name, hits, n, predicted, own in zip(self._places, self.hits, self.support, self.predicted, f1, strict=True):
+        for name, hits, n, predicted, own in zip(
+            self._places, self.hits, self.support, self.predicted, f1, strict=True
+        ):
             precision = intervals.proportion(int(hits), int(predicted), "never predicted")
             recall = intervals.proportion(int(hits), int(n), "no image")
-            figures = {"precision": precision, "recall": recall, "f1": FigureFacts(value=float(own), n=int(n))}
+            figures = {
+                "precision": precision,
+                "recall": recall,
+                "f1": FigureFacts(value=float(own), n=int(n)),
+            }
             rows.append({"name": name, "n": int(n), "predicted": int(predicted)} | figures)
         return sorted(rows, key=lambda row: (-row["n"], row["name"]))
 
     def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:
         """By name: how often rightly predicted, how often true, how often predicted."""
         size = len(self._places)
-        hits = np.bincount(self._truth, weights=weights * (self._truth == self._answers), minlength=size)
+        hits = np.bincount(
+            self._truth, weights=weights * (self._truth == self._answers), minlength=size
+        )
         support = np.bincount(self._truth, weights=weights, minlength=size)
         predicted = np.bincount(self._answers, weights=weights, minlength=size + 1)[:size]
         return hits.astype(np.float64), support.astype(np.float64), predicted.astype(np.float64)
@@ -141,11 +200,22 @@ class _Confusion:
 def _averages(hits: Floats, support: Floats, predicted: Floats) -> tuple[float, ...]:
     """`AVERAGES` of counts by name."""
     there = support > 0
-    f1, precision, recall = _f1(hits, support, predicted), hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
+    f1, precision, recall = (
+        _f1(hits, support, predicted),
+        hits / np.maximum(predicted, 1),
+        hits / np.maximum(support, 1),
+    )
     means = [float(one[there].mean()) for one in (f1, precision, recall)]
     micro = 2 * hits.sum() / (support.sum() + predicted.sum())
     weighted = f1 @ support / support.sum()
-    return means[0], float(micro), float(weighted), means[1], float(hits.sum() / max(predicted.sum(), 1)), means[2]
+    return (
+        means[0],
+        float(micro),
+        float(weighted),
+        means[1],
+        float(hits.sum() / max(predicted.sum(), 1)),
+        means[2],
+    )
 
 
 def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:

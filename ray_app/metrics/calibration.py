@@ -1,6 +1,8 @@
-"""Calibration: Platt scaling (`fit_platt`), and how good scores are as probabilities: log-loss, Brier score, reliability, ECE.
+"""Calibration: Platt scaling (`fit_platt`), and how good scores are as probabilities: log-loss,
+Brier score, reliability, ECE.
 
-The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
+The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score
+without.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +17,19 @@ from ray_app.metrics import clusters, intervals, operating_points
 from ray_app.metrics.arrays import Bools, FigureFacts, Floats, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
-FEWEST_IN_BIN = 20  # of a reliability diagram: the interval of a share of fewer says next to nothing
+# of a reliability diagram: the interval of a share of fewer says next to nothing
+FEWEST_IN_BIN = 20
 _LARGEST = np.finfo(np.float64).max
 
 
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
-    """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least cross-entropy.
+    """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least
+    cross-entropy.
 
-    The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores which separate the classes still get a
-    finite slope. The probabilities are right where as large a share is fake as here.
-    Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
+    The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores
+    which separate the classes still get a finite slope. The probabilities are right where as large
+    a share is fake as here. Raises ValueError where one class is missing or where the scores do not
+    rise from real to fake, and as `checked` does.
     """
     numbers, fake = _both_classes(scores, labels)
     slope, intercept = _least_cross_entropy(numbers, fake)
@@ -35,44 +40,62 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     return Platt(slope=slope, intercept=intercept)
 
 
-def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """How far P(fake) (n,) lies from the share that is fake, on average over `bins` of equal width, by images (Guo et al. 2017).
+def expected_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
+    """How far P(fake) (n,) lies from the share that is fake, on average over `bins` of equal width,
+    by images (Guo et al. 2017).
 
     Raises ValueError for probabilities outside 0 … 1, and as `checked` does.
     """
     chances, fake = checked(probabilities, labels)
     if chances.min() < 0 or chances.max() > 1:
-        raise ValueError(f"probabilities lie between 0 and 1; these go from {chances.min():g} to {chances.max():g}")
+        raise ValueError(
+            f"probabilities lie between 0 and 1; these go from {chances.min():g} to {chances.max():g}"
+        )
     _, expected = binned(chances, np.ones(len(chances)), bins)
     n_fake, _ = binned(chances, fake.astype(np.float64), bins)
     return float(np.abs(expected - n_fake).sum() / len(chances))
 
 
-def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None) -> FigureFacts:
-    """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
+def log_loss(
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None
+) -> FigureFacts:
+    """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score
+    that is wrong costs all that it says.
+    """
     return _mean_loss(losses, fakes, reals, calibration)
 
 
-def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None) -> FigureFacts:
+def brier_score(
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None
+) -> FigureFacts:
     """The mean square of what chance and truth, 0 or 1, are apart (Brier 1950)."""
     return _mean_loss(squares, fakes, reals, calibration)
 
 
-def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 15) -> FigureFacts:
-    """The expected calibration error (Guo et al. 2017, bins of equal width) less the part of it that comes from the bins' being finite.
+def debiased_ece(
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 15
+) -> FigureFacts:
+    """The expected calibration error (Guo et al. 2017, bins of equal width) less the part of it
+    that comes from the bins' being finite.
 
-    The plain one is above 0 even of perfect chances, the more so the fewer images. The correction is that of Kumar, Liang and Ma (2019)
-    for the mean of absolute differences, `debias=True, p=1` in their library `uncertainty-calibration`: twice the error less what it
-    would be on average with the bins' shares drawn anew, from normal distributions with the shares' binomial variances. That average is
-    computed (the mean of a folded normal) where theirs is of 1,000 draws. Never below 0. It removes most of the bias, not all.
-    Not defined with one class or with fewer than `FEWEST_FOR_ECE` images, of which the correction is mostly noise.
+    The plain one is above 0 even of perfect chances, the more so the fewer images. The correction
+    is that of Kumar, Liang and Ma (2019) for the mean of absolute differences, `debias=True, p=1`
+    in their library `uncertainty-calibration`: twice the error less what it would be on average
+    with the bins' shares drawn anew, from normal distributions with the shares' binomial variances.
+    That average is computed (the mean of a folded normal) where theirs is of 1,000 draws. Never
+    below 0. It removes most of the bias, not all. Not defined with one class or with fewer than
+    `FEWEST_FOR_ECE` images, of which the correction is mostly noise.
     """
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
         return undefined(operating_points.ONE_CLASS, n)
     if n < FEWEST_FOR_ECE:
         return undefined(f"it needs {FEWEST_FOR_ECE} images or more; there are {n}", n)
-    by_class = [binned(_chances(one.values, calibration), one.counts, bins) for one in (fakes, reals)]
+    by_class = [
+        binned(_chances(one.values, calibration), one.counts, bins) for one in (fakes, reals)
+    ]
     total, expected = by_class[0][0] + by_class[1][0], by_class[0][1] + by_class[1][1]
     filled = total > 0
     in_bin, n_fake, expected = total[filled], by_class[0][0][filled], expected[filled]
@@ -96,12 +119,16 @@ def squares(scores: Floats, is_fake: bool, calibration: Platt | None = None) -> 
 
 
 def bin_gaps(
-    classes: Sequence[tuple[clusters.ClassSample, bool, float]], calibration: Platt | None = None, bins: int = 15
+    classes: Sequence[tuple[clusters.ClassSample, bool, float]],
+    calibration: Platt | None = None,
+    bins: int = 15,
 ) -> tuple[Floats, Floats]:
-    """Of each bin how far chances lie above truths, in shares of all images (bins,), and the covariance of that (bins, bins).
+    """Of each bin how far chances lie above truths, in shares of all images (bins,), and the
+    covariance of that (bins, bins).
 
-    `classes`: scores, whether they are fakes, and the class's share. Of clusters the covariance is widened by Student's t of theirs; the
-    variance of a bin is no less than of a share with one more fake and one more real.
+    `classes`: scores, whether they are fakes, and the class's share. Of clusters the covariance is
+    widened by Student's t of theirs; the variance of a bin is no less than of a share with one more
+    fake and one more real.
     """
     gap, spread = np.zeros(bins), np.zeros((bins, bins))
     n_fake, n, images = np.zeros(bins), np.zeros(bins), 0
@@ -113,25 +140,33 @@ def bin_gaps(
         gap += share * apart.mean(axis=0)
         spread += share**2 * clusters.covariance_of(apart - apart.mean(axis=0), sample)
         counts = np.bincount(bin_of, minlength=bins)
-        n, n_fake, images = n + counts, n_fake + counts * is_fake, images + max(sample.n, len(probabilities))
+        n, n_fake, images = (
+            n + counts,
+            n_fake + counts * is_fake,
+            images + max(sample.n, len(probabilities)),
+        )
     smoothed = (n_fake + 1) / (n + 2)
     least = n / max(n.sum(), 1) * smoothed * (1 - smoothed) / max(images, 1)
     spread[np.diag_indices(bins)] = np.maximum(np.diag(spread), least)
     return gap, spread
 
 
-def reliability(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 10) -> list[dict[str, Any]]:
-    """Bins of equal count over the stated chances, in order: least and greatest chance (`low`, `high`), `n`, their mean `probability`,
-    `fake_share` and its `interval` (Clopper and Pearson's).
+def reliability(
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt | None = None, bins: int = 10
+) -> list[dict[str, Any]]:
+    """Bins of equal count over the stated chances, in order: least and greatest chance (`low`,
+    `high`), `n`, their mean `probability`, `fake_share` and its `interval` (Clopper and Pearson's).
 
-    At most `bins` of them, each of `FEWEST_IN_BIN` images or more where there are as many; images of one chance are never divided. The
-    calibration errors have bins of equal width.
+    At most `bins` of them, each of `FEWEST_IN_BIN` images or more where there are as many; images
+    of one chance are never divided. The calibration errors have bins of equal width.
     """
     values = np.concatenate([_chances(one.values, calibration) for one in (fakes, reals)])
     counts = np.concatenate([fakes.counts, reals.counts]).astype(np.int64)
     chances, place_of = np.unique(values, return_inverse=True)
     n = np.bincount(place_of, weights=counts).astype(np.int64)
-    n_fake = np.bincount(place_of[: len(fakes.values)], weights=fakes.counts, minlength=len(chances)).astype(np.int64)
+    n_fake = np.bincount(
+        place_of[: len(fakes.values)], weights=fakes.counts, minlength=len(chances)
+    ).astype(np.int64)
     total = int(n.sum())
     if not total:
         return []
@@ -159,9 +194,14 @@ def reliability(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Platt
 
 
 def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Chances 0 … 1 (k,) in bins of equal width, each as often as its weight: how many are in each bin, and their sum."""
+    """Chances 0 … 1 (k,) in bins of equal width, each as often as its weight: how many are in each
+    bin, and their sum.
+    """
     bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
-    sums = [np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64) for each in (weights, weights * chances)]
+    sums = [
+        np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64)
+        for each in (weights, weights * chances)
+    ]
     return sums[0], sums[1]
 
 
@@ -169,14 +209,20 @@ def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     numbers, fake = checked(scores, labels)
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
     if not n_fake or not n_real:
-        raise ValueError(f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake")
+        raise ValueError(
+            f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake"
+        )
     if numbers.min() == numbers.max():
-        raise ValueError(f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}")
+        raise ValueError(
+            f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}"
+        )
     return numbers, fake
 
 
 def _least_cross_entropy(numbers: Floats, fake: Bools) -> tuple[float, float]:
-    """Return the slope and intercept of logistic regression on scores (n,) that differ, with Platt's targets."""
+    """Return the slope and intercept of logistic regression on scores (n,) that differ, with
+    Platt's targets.
+    """
     from sklearn.linear_model import LogisticRegression
 
     n_fake, n_real = int(fake.sum()), int((~fake).sum())
@@ -200,7 +246,9 @@ def _mean_loss(
 ) -> FigureFacts:
     n = fakes.n + reals.n
     total = sum(
-        float(loss(one.values, is_fake, calibration) @ (one.counts / n)) for one, is_fake in ((fakes, True), (reals, False)) if one.n
+        float(loss(one.values, is_fake, calibration) @ (one.counts / n))
+        for one, is_fake in ((fakes, True), (reals, False))
+        if one.n
     )
     return FigureFacts(value=total, n=n) if n else undefined("there are no images")
 
@@ -225,5 +273,7 @@ def _mean_of_folded(mean: Floats, deviation: Floats) -> Floats:
 
     with np.errstate(over="ignore", under="ignore"):
         ratio = mean / np.maximum(deviation, np.finfo(np.float64).tiny)
-        folded: Floats = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + mean * erf(ratio / np.sqrt(2))
+        folded: Floats = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + mean * erf(
+            ratio / np.sqrt(2)
+        )
     return folded

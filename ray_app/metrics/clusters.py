@@ -1,10 +1,13 @@
-"""How surely a figure is known where images come in clusters, of generators or sources: a `Spread` for each class, and what follows.
+"""How surely a figure is known where images come in clusters, of generators or sources: a `Spread`
+for each class, and what follows.
 
-`spread_of` estimates a variance from what each cluster contributes, `ends_of` gives a 95 % interval, `probability_of` the p of a
-difference. One method for every figure: clusters left out one at a time (the jackknife: Efron and Stein 1981; Obuchowski 1997 for AUCs).
+`spread_of` estimates a variance from what each cluster contributes, `ends_of` gives a 95 %
+interval, `probability_of` the p of a difference. One method for every figure: clusters left out one
+at a time (the jackknife: Efron and Stein 1981; Obuchowski 1997 for AUCs).
 
-How many independent images grouped ones are worth (`effective_size`), for rates of rare events: images of one source score alike, and
-what counts is how alike they are in the tail, which few of them reach.
+How many independent images grouped ones are worth (`effective_size`), for rates of rare events:
+images of one source score alike, and what counts is how alike they are in the tail, which few of
+them reach.
 """
 
 import math
@@ -20,10 +23,13 @@ from ray_app.metrics.arrays import Bools, Counts, Floats
 from ray_app.metrics.intervals import inverse_logit
 
 CLUSTER_JACKKNIFE = "cluster jackknife"
-FEWEST_CLUSTERS = 3  # of two nothing can be said of further ones: Student's t of one degree of freedom is 12.7
+# of two nothing can be said of further ones: Student's t of one degree of freedom is 12.7
+FEWEST_CLUSTERS = 3
 MOST_CLUSTERS = 100  # more are put together at random, which costs no width
 BLOCKS = 30  # of images, where a figure has no formula for what an image contributes
-_CAUTION = 2 / 3  # of the degrees of freedom count, above _SURE: clusters' figures are skewed, which Student's t does not know
+# of the degrees of freedom count, above _SURE: clusters' figures are skewed, which Student's t does
+# not know
+_CAUTION = 2 / 3
 _SURE = 2.25
 
 Scale = Literal["plain", "log", "logit"]
@@ -31,7 +37,9 @@ Codes = npt.NDArray[np.int64]
 
 
 class Spread(NamedTuple):
-    """Variance of a figure that one class brings in, towards smaller and towards larger values, and its degrees of freedom."""
+    """Variance of a figure that one class brings in, towards smaller and towards larger values, and
+    its degrees of freedom.
+    """
 
     below: float
     above: float
@@ -50,7 +58,8 @@ NOTHING = Spread(0.0, 0.0, math.inf)
 
 
 class ClassSample(NamedTuple):
-    """One class: scores (m,), the cluster of each (m,) 0 … `clusters` − 1, and of how many images `n` they are a sample.
+    """One class: scores (m,), the cluster of each (m,) 0 … `clusters` − 1, and of how many images
+    `n` they are a sample.
 
     With fewer than `FEWEST_CLUSTERS` `clusters` is 0: images are taken for independent.
     """
@@ -61,11 +70,21 @@ class ClassSample(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, scores: Floats, names: npt.NDArray[np.object_] | None = None, n: int | None = None, seed: int = 0) -> "ClassSample":
-        """Of scores (m,), the NaN left out, with the names (m,) of their clusters; more than MOST_CLUSTERS of them are put together."""
+    def of(
+        cls,
+        scores: Floats,
+        names: npt.NDArray[np.object_] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+    ) -> "ClassSample":
+        """Of scores (m,), the NaN left out, with the names (m,) of their clusters; more than
+        MOST_CLUSTERS of them are put together.
+        """
         there = np.isfinite(scores)
         kept = scores[there]
-        codes, clusters = (np.zeros(len(kept), np.int64), 0) if names is None else codes_of(names[there], seed)
+        codes, clusters = (
+            (np.zeros(len(kept), np.int64), 0) if names is None else codes_of(names[there], seed)
+        )
         return cls(kept, codes, clusters, len(kept) if n is None else n)
 
     @property
@@ -74,7 +93,9 @@ class ClassSample(NamedTuple):
         return np.bincount(self.codes, minlength=self.clusters) / len(self.codes)
 
     def spread_of(self, values: Floats, *, even: bool = False) -> Spread:
-        """That of the mean of values (m,), one for each score; of images it is brought to all n. `even`: as in `spread_of`."""
+        """That of the mean of values (m,), one for each score; of images it is brought to all n.
+        `even`: as in `spread_of`.
+        """
         images = spread_of(values - values.mean(), even=even).scaled(len(values) / max(self.n, 1))
         if not self.clusters:
             return images
@@ -83,7 +104,9 @@ class ClassSample(NamedTuple):
 
 
 def codes_of(names: npt.NDArray[np.object_], seed: int = 0) -> tuple[Codes, int]:
-    """The cluster of each name (m,), and how many there are; 0 where there are fewer than `FEWEST_CLUSTERS`."""
+    """The cluster of each name (m,), and how many there are; 0 where there are fewer than
+    `FEWEST_CLUSTERS`.
+    """
     distinct, codes = np.unique(names.astype(str), return_inverse=True)
     if len(distinct) < FEWEST_CLUSTERS:
         return np.zeros(len(names), np.int64), 0
@@ -92,14 +115,18 @@ def codes_of(names: npt.NDArray[np.object_], seed: int = 0) -> tuple[Codes, int]
     return codes.astype(np.int64), min(len(distinct), MOST_CLUSTERS)
 
 
-def spread_of(contributions: Floats, weights: Floats | None = None, *, even: bool = False) -> Spread:
-    """That of a figure to which clusters contribute (k,): for a mean, weight times how far each one's own mean lies off.
+def spread_of(
+    contributions: Floats, weights: Floats | None = None, *, even: bool = False
+) -> Spread:
+    """That of a figure to which clusters contribute (k,): for a mean, weight times how far each
+    one's own mean lies off.
 
-    `weights` (k,) add up to 1; None: contributions are of k images, in units of the mean, not divided by k.
-    The variance has no bias where clusters vary alike, whatever their sizes; the degrees of freedom are those of Bell and McCaffrey
-    (2002), less where contributions have heavy tails. Where clusters lie farther off on one side, the variance on that side is larger,
-    and degrees of freedom are taken away for what few clusters do not show of a skewed distribution; not where it is `even`, as that of a
-    difference of two systems is.
+    `weights` (k,) add up to 1; None: contributions are of k images, in units of the mean, not
+    divided by k. The variance has no bias where clusters vary alike, whatever their sizes; the
+    degrees of freedom are those of Bell and McCaffrey (2002), less where contributions have heavy
+    tails. Where clusters lie farther off on one side, the variance on that side is larger, and
+    degrees of freedom are taken away for what few clusters do not show of a skewed distribution;
+    not where it is `even`, as that of a difference of two systems is.
     """
     k = len(contributions)
     if k < 2:
@@ -110,7 +137,9 @@ def spread_of(contributions: Floats, weights: Floats | None = None, *, even: boo
         bends = weights**2 / (1 - weights)
         residual = np.eye(k) - weights
         form = residual.T @ (bends[:, None] * residual)
-        parts = contributions**2 / (1 - weights) * (float((weights**2).sum()) / float(np.trace(form)))
+        parts = (
+            contributions**2 / (1 - weights) * (float((weights**2).sum()) / float(np.trace(form)))
+        )
         off, freedom = contributions / weights, float(np.trace(form)) ** 2 / float((form**2).sum())
     variance = float(parts.sum())
     if variance <= 0:
@@ -121,11 +150,16 @@ def spread_of(contributions: Floats, weights: Floats | None = None, *, even: boo
     if even:
         return Spread(variance, variance, max(1.0, freedom))
     freedom = _cautious(freedom)
-    return Spread(max(variance, 2 * float(parts[off < 0].sum())), max(variance, 2 * float(parts[off > 0].sum())), freedom)
+    return Spread(
+        max(variance, 2 * float(parts[off < 0].sum())),
+        max(variance, 2 * float(parts[off > 0].sum())),
+        freedom,
+    )
 
 
 def covariance_of(values: Floats, sample: ClassSample) -> Floats:
-    """The covariance (d, d) of the mean of centred values (m, d), one row a score: over clusters where there are any, else over images.
+    """The covariance (d, d) of the mean of centred values (m, d), one row a score: over clusters
+    where there are any, else over images.
 
     Over clusters it is widened so that the normal distribution has the width of Student's t.
     """
@@ -135,22 +169,40 @@ def covariance_of(values: Floats, sample: ClassSample) -> Floats:
     images: Floats = values.T @ values / (m * (m - 1)) * (m / max(sample.n, m))
     if not sample.clusters:
         return images
-    sums = np.stack([np.bincount(sample.codes, column, sample.clusters) for column in values.T], axis=1) / m
-    found: Floats = (sums / np.sqrt(1 - sample.weights)[:, None]).T @ (sums / np.sqrt(1 - sample.weights)[:, None])
+    sums = (
+        np.stack(
+            [np.bincount(sample.codes, column, sample.clusters) for column in values.T], axis=1
+        )
+        / m
+    )
+    found: Floats = (sums / np.sqrt(1 - sample.weights)[:, None]).T @ (
+        sums / np.sqrt(1 - sample.weights)[:, None]
+    )
     found *= (_t(_cautious(sample.clusters - 1)) / _t(math.inf)) ** 2
     short = np.diag(images) > np.diag(found)
     found[short, short] = np.diag(images)[short]
     return found
 
 
-def ends_of(value: float, spreads: Sequence[Spread], scale: Scale = "logit") -> tuple[float, float] | None:
+def ends_of(
+    value: float, spreads: Sequence[Spread], scale: Scale = "logit"
+) -> tuple[float, float] | None:
     """A figure's 95 % interval; None where nothing varies, or the figure is at an end of its scale.
 
-    Each class has Student's t of its own clusters, and the squares of the widths add up, which never covers less than it says
-    (Banerjee 1960). On a `logit` (0 … 1) or `log` (from 0) scale, so that ends stay within.
+    Each class has Student's t of its own clusters, and the squares of the widths add up, which
+    never covers less than it says (Banerjee 1960). On a `logit` (0 … 1) or `log` (from 0) scale, so
+    that ends stay within.
     """
-    low, high = (math.sqrt(sum(_t(one.freedom) ** 2 * getattr(one, side) for one in spreads)) for side in ("below", "above"))
-    if not low or not high or (scale != "plain" and value <= 0) or (scale == "logit" and value >= 1):
+    low, high = (
+        math.sqrt(sum(_t(one.freedom) ** 2 * getattr(one, side) for one in spreads))
+        for side in ("below", "above")
+    )
+    if (
+        not low
+        or not high
+        or (scale != "plain" and value <= 0)
+        or (scale == "logit" and value >= 1)
+    ):
         return None
     if scale == "plain":
         return value - low, value + high
@@ -161,7 +213,9 @@ def ends_of(value: float, spreads: Sequence[Spread], scale: Scale = "logit") -> 
 
 
 def probability_of(difference: float, spreads: Sequence[Spread]) -> float:
-    """The two-sided p of a difference's being 0: 1 less the confidence at which its interval ends there."""
+    """The two-sided p of a difference's being 0: 1 less the confidence at which its interval ends
+    there.
+    """
     from scipy.special import stdtrit
 
     side = "below" if difference > 0 else "above"
@@ -172,23 +226,37 @@ def probability_of(difference: float, spreads: Sequence[Spread]) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         tail = math.exp(middle) / 2
-        reach = sum(float(stdtrit(min(freedom, 1e9), tail)) ** 2 * variance for freedom, variance in parts)
+        reach = sum(
+            float(stdtrit(min(freedom, 1e9), tail)) ** 2 * variance for freedom, variance in parts
+        )
         low, high = (middle, high) if reach > difference**2 else (low, middle)
     return math.exp(high)
 
 
 def left_out(figure: Callable[[Floats], float], counts: Floats) -> Spread:
-    """The spread of a figure of one class by counts (k, v) of its clusters at v scores, each left out; `figure` takes counts (v,)."""
+    """The spread of a figure of one class by counts (k, v) of its clusters at v scores, each left
+    out; `figure` takes counts (v,).
+    """
     if len(counts) < 2:  # without the only cluster there is no figure
         return NOTHING
     every = counts.sum(axis=0)
     weights = counts.sum(axis=1) / every.sum()
     value = figure(every)
-    return spread_of(np.array([(1 - weight) * (value - figure(every - one)) for weight, one in zip(weights, counts, strict=True)]), weights)
+    return spread_of(
+        np.array(
+            [
+                (1 - weight) * (value - figure(every - one))
+                for weight, one in zip(weights, counts, strict=True)
+            ]
+        ),
+        weights,
+    )
 
 
 def blocks_of(m: int, seed: int = 0) -> Codes:
-    """m images in BLOCKS random blocks of equal size, or each by itself where there are fewer: the block of each (m,)."""
+    """m images in BLOCKS random blocks of equal size, or each by itself where there are fewer: the
+    block of each (m,).
+    """
     return np.random.default_rng(seed).permutation(m) % min(BLOCKS, max(m, 1))
 
 
@@ -211,9 +279,11 @@ _GRID = np.linspace(-8, 8, 801)  # standard deviations, over which the tail is i
 
 @dataclass(frozen=True)
 class EffectiveSize:
-    """`n` images of `groups` groups, the largest of which has the number `largest` and `largest_share` of the images.
+    """`n` images of `groups` groups, the largest of which has the number `largest` and
+    `largest_share` of the images.
 
-    `effective`: of how many independent images a rate would be known as well; n where each group has one image.
+    `effective`: of how many independent images a rate would be known as well; n where each group
+    has one image.
     """
 
     n: int
@@ -224,13 +294,16 @@ class EffectiveSize:
 
 
 def effective_size(scores: ArrayLike, groups: ArrayLike, share: float) -> EffectiveSize:
-    """That of scores (n,) of images in groups (n,), whole numbers, for the rate of images above the threshold that `share` of them reach.
+    """That of scores (n,) of images in groups (n,), whole numbers, for the rate of images above the
+    threshold that `share` of them reach.
 
-    n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive
-    counts"). deff is the larger one of two design effects: that of the variance of group totals above the threshold, and
-    1 + (b − 1) ρ (Kish 1965), b the size of an image's group on average. ρ is the correlation of being above it, for images of one
-    group whose scores, as normal ones, are correlated as the analysis of variance of their ranks has it (Donner 1986). The former alone is
-    too unsure where few images reach the threshold, the latter knows nothing of groups that are rare and apart.
+    n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for proportions with small
+    expected number of positive counts"). deff is the larger one of two design effects: that of the
+    variance of group totals above the threshold, and 1 + (b − 1) ρ (Kish 1965), b the size of an
+    image's group on average. ρ is the correlation of being above it, for images of one group whose
+    scores, as normal ones, are correlated as the analysis of variance of their ranks has it (Donner
+    1986). The former alone is too unsure where few images reach the threshold, the latter knows
+    nothing of groups that are rare and apart.
     """
     from scipy.stats import norm, t
 
@@ -242,13 +315,17 @@ def effective_size(scores: ArrayLike, groups: ArrayLike, share: float) -> Effect
         return EffectiveSize(n, m, largest, largest_share, float(n if m == n else 0))
     seen = _observed_effect(numbers >= np.quantile(numbers, 1 - share), codes, sizes)
     mean_size = float((sizes.astype(np.float64) ** 2).sum()) / n
-    expected = 1 + (mean_size - 1) * tail_correlation(rank_correlation(numbers, codes, sizes), share)
+    expected = 1 + (mean_size - 1) * tail_correlation(
+        rank_correlation(numbers, codes, sizes), share
+    )
     few = float(t.ppf(_CONFIDENCE, m - 1) / norm.ppf(_CONFIDENCE)) ** 2
     return EffectiveSize(n, m, largest, largest_share, n / (max(seen, expected, 1.0) * few))
 
 
 def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
-    """The intraclass correlation of scores (n,) made normal by their ranks, by analysis of variance; groups by `codes` (n,), 0 … m − 1."""
+    """The intraclass correlation of scores (n,) made normal by their ranks, by analysis of
+    variance; groups by `codes` (n,), 0 … m − 1.
+    """
     from scipy.stats import norm, rankdata
 
     n, m = len(scores), len(sizes)
@@ -262,7 +339,8 @@ def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
 
 
 def tail_correlation(correlation: float, share: float) -> float:
-    """The correlation of lying above the quantile that `share` of a normal population exceeds, for two that are so correlated.
+    """The correlation of lying above the quantile that `share` of a normal population exceeds, for
+    two that are so correlated.
 
     Of negative correlations it is 0.
     """
@@ -275,7 +353,9 @@ def tail_correlation(correlation: float, share: float) -> float:
 
 
 def _observed_effect(above: Bools, codes: Counts, sizes: Counts) -> float:
-    """The variance of the share above, by totals of groups, over that of as many independent images."""
+    """The variance of the share above, by totals of groups, over that of as many independent
+    images.
+    """
     n, m, share = len(above), len(sizes), float(above.mean())
     if not 0 < share < 1:
         return 1.0

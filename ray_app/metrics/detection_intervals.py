@@ -1,7 +1,9 @@
-"""95 % intervals of all figures of detection by one meaning (`with_intervals`): images, generators and sources are drawn anew.
+"""95 % intervals of all figures of detection by one meaning (`with_intervals`): images, generators
+and sources are drawn anew.
 
-Rates come first; what is computed from both has its interval from theirs (MOVER: Zou and Donner 2008). A class in clusters
-(`ClassSample.clusters`) has intervals of further generators, or sources; any other has them of further images.
+Rates come first; what is computed from both has its interval from theirs (MOVER: Zou and Donner
+2008). A class in clusters (`ClassSample.clusters`) has intervals of further generators, or sources;
+any other has them of further images.
 """
 
 import math
@@ -23,7 +25,9 @@ MOVER, WOODRUFF, JACKKNIFE, TRIANGLE = "mover", "woodruff", "jackknife", "triang
 _DRAWS = 1_000
 _FEW_FOR_AP = 30  # fakes below which what each brings into the average precision is too uneven
 _FEW_FOR_EER = 50  # images of a class below which the equal error rate moves in steps
-_FEW = 200  # images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and Student's stands for it
+# images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and
+# Student's stands for it
+_FEW = 200
 _AT_FPR = {"tpr_at_fpr_5": 20, "tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
 Figures = Mapping[str, FigureFacts]
 
@@ -44,10 +48,12 @@ def with_intervals(
     figures: Figures, fakes: ScoredClass, reals: ScoredClass, *, threshold: float = 0.0, strict: bool = True,
     calibration: Platt | None = None, seed: int = 0,
 ) -> dict[str, FigureFacts]:  # fmt: skip
-    """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had keeps none.
+    """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had
+    keeps none.
 
-    Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters, or small. Figures
-    that hang on the share of fakes are of sets of as many images, each of which is a fake with that chance.
+    Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is
+    of is in clusters, or small. Figures that hang on the share of fakes are of sets of as many
+    images, each of which is a fake with that chance.
     """
     if not len(fakes.sample.scores) or not len(reals.sample.scores):
         return dict(figures) | _of_one_class(figures, fakes, reals, threshold, strict)
@@ -62,9 +68,15 @@ def with_intervals(
         found["auc"] = _auc_ends(figures["auc"], fakes, reals), method
     for name, of_counts in (("average_precision", _average_precision), ("eer", _equal_error_rate)):
         if _has(figures, name):
-            found[name] = _left_out(figures[name], of_counts, fakes.sample, reals.sample, share, seed), method
+            found[name] = (
+                _left_out(figures[name], of_counts, fakes.sample, reals.sample, share, seed),
+                method,
+            )
     if "average_precision" in found and at.n_fake < _FEW_FOR_AP:
-        found["average_precision"] = None, f"an interval needs {_FEW_FOR_AP} fakes; there are {at.n_fake}"
+        found["average_precision"] = (
+            None,
+            f"an interval needs {_FEW_FOR_AP} fakes; there are {at.n_fake}",
+        )
     if _has(figures, "eer") and min(at.n_fake, at.n_real) < _FEW_FOR_EER:
         found["eer"] = _eer_ends(fakes, reals), method
     found |= {
@@ -73,7 +85,9 @@ def with_intervals(
     }
     if _has(figures, "ece"):
         found["ece"] = _ece_ends(figures["ece"], fakes, reals, share, calibration, seed), TRIANGLE
-    return dict(figures) | {name: with_ends(figures[name], *one) for name, one in found.items() if _has(figures, name)}
+    return dict(figures) | {
+        name: with_ends(figures[name], *one) for name, one in found.items() if _has(figures, name)
+    }
 
 
 def with_ends(figure: FigureFacts, ends: Ends | None, how: str) -> FigureFacts:
@@ -85,14 +99,26 @@ def with_ends(figure: FigureFacts, ends: Ends | None, how: str) -> FigureFacts:
 
 
 def _rates(
-    figures: Figures, fakes: ScoredClass, reals: ScoredClass, at: operating_points.Confusion, cut: tuple[float, bool]
+    figures: Figures,
+    fakes: ScoredClass,
+    reals: ScoredClass,
+    at: operating_points.Confusion,
+    cut: tuple[float, bool],
 ) -> dict[str, tuple[Ends | None, str]]:
     """The intervals of both rates, and of what is computed from them."""
     threshold, strict = cut
-    flagged = [one.sample.scores > threshold if strict else one.sample.scores >= threshold for one in (fakes, reals)]
+    flagged = [
+        one.sample.scores > threshold if strict else one.sample.scores >= threshold
+        for one in (fakes, reals)
+    ]
     ends = fakes.rate_ends(at.fake_fake, flagged[0]), reals.rate_ends(at.real_real, ~flagged[1])
-    ways = [clusters.CLUSTER_JACKKNIFE if one.sample.clusters else intervals.CLOPPER_PEARSON for one in (fakes, reals)]
-    found: dict[str, tuple[Ends | None, str]] = dict(zip(("tpr", "tnr"), zip(ends, ways, strict=True), strict=True))
+    ways = [
+        clusters.CLUSTER_JACKKNIFE if one.sample.clusters else intervals.CLOPPER_PEARSON
+        for one in (fakes, reals)
+    ]
+    found: dict[str, tuple[Ends | None, str]] = dict(
+        zip(("tpr", "tnr"), zip(ends, ways, strict=True), strict=True)
+    )
     point, share = (at.fake_fake / at.n_fake, at.real_real / at.n_real), at.n_fake / at.n
     shares = intervals.proportion_interval(at.n_fake, at.n)
     for name, (of_rates, by_share) in _OF_RATES.items():
@@ -100,12 +126,22 @@ def _rates(
             value = of_rates(share, *point)
             moved = [of_rates(one, *point) - value for one in shares] if by_share else [0.0]
             low, high = mover(partial(of_rates, share), point, ends)
-            found[name] = (value - math.hypot(value - low, min(0.0, *moved)), value + math.hypot(high - value, max(0.0, *moved))), MOVER
+            found[name] = (
+                (
+                    value - math.hypot(value - low, min(0.0, *moved)),
+                    value + math.hypot(high - value, max(0.0, *moved)),
+                ),
+                MOVER,
+            )
     return found
 
 
-def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None) -> FigureFacts:
-    """The AUC of scores (n,) with its interval: of further generators and sources, by `names` (n,), or, without, DeLong's."""
+def auc_by_cluster(
+    scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None
+) -> FigureFacts:
+    """The AUC of scores (n,) with its interval: of further generators and sources, by `names` (n,),
+    or, without, DeLong's.
+    """
     own, others = (ScoreHistogram.of(scores[mine]) for mine in (fakes, ~fakes))
     auc = detection.auc_figure(own, others)
     classes = [ScoredClass(histogram, clusters.ClassSample.of(scores[mine], None if names is None else names[mine]))
@@ -116,9 +152,11 @@ def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] 
 
 
 def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> Ends:
-    """The 95 % interval of a share of n images: Clopper and Pearson's, or Student's over clusters on a logit scale.
+    """The 95 % interval of a share of n images: Clopper and Pearson's, or Student's over clusters
+    on a logit scale.
 
-    Where all clusters are alike, all right or all wrong, it is that of as many images as there are clusters: wide, and never of no width.
+    Where all clusters are alike, all right or all wrong, it is that of as many images as there are
+    clusters: wide, and never of no width.
     """
     if not sample.clusters:
         return intervals.proportion_interval(hits, n)
@@ -130,12 +168,16 @@ def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> 
 def mover(figure: Callable[[float, float], float], point: Ends, ends: Sequence[Ends]) -> Ends:
     """The interval of a figure that rises with both of two rates, from theirs."""
     value = figure(*point)
-    sides = [[figure(ends[0][side], point[1]) - value, figure(point[0], ends[1][side]) - value] for side in (0, 1)]
+    sides = [
+        [figure(ends[0][side], point[1]) - value, figure(point[0], ends[1][side]) - value]
+        for side in (0, 1)
+    ]
     return value - math.hypot(*sides[0]), value + math.hypot(*sides[1])
 
 
 def mean_rate_ends(rates: Sequence[tuple[int, int]], *, drawn: bool) -> Ends | None:
-    """The interval of the unweighted mean of generators' rates, (hits, n) each, n above 0: of further generators (`drawn`), or images.
+    """The interval of the unweighted mean of generators' rates, (hits, n) each, n above 0: of
+    further generators (`drawn`), or images.
 
     None of a single rate's further generators, and of fewer than `clusters.FEWEST_CLUSTERS`.
     """
@@ -147,7 +189,11 @@ def mean_rate_ends(rates: Sequence[tuple[int, int]], *, drawn: bool) -> Ends | N
     mean = float(shares.mean())
     within = float((smoothed * (1 - smoothed) / sizes).sum()) / k**2
     images = clusters.Spread(within, within, math.inf)
-    spread = clusters.spread_of((shares - mean) / k, np.full(k, 1 / k)).at_least(images) if drawn else images
+    spread = (
+        clusters.spread_of((shares - mean) / k, np.full(k, 1 / k)).at_least(images)
+        if drawn
+        else images
+    )
     if 0 < mean < 1:
         return clusters.ends_of(mean, [spread])
     return intervals.share_interval(mean, k if drawn else int(sizes.min()) * k)
@@ -156,19 +202,29 @@ def mean_rate_ends(rates: Sequence[tuple[int, int]], *, drawn: bool) -> Ends | N
 def mixed_rate_ends(parts: Sequence[tuple[float, float, Ends]]) -> Ends:
     """The interval of a mean of rates, (weight, rate, its interval) each; weights add up to 1."""
     value = sum(weight * rate for weight, rate, _ in parts)
-    low, high = (math.hypot(*(weight * (ends[side] - rate) for weight, rate, ends in parts)) for side in (0, 1))
+    low, high = (
+        math.hypot(*(weight * (ends[side] - rate) for weight, rate, ends in parts))
+        for side in (0, 1)
+    )
     return max(0.0, value - low), min(1.0, value + high)
 
 
-def _of_one_class(figures: Figures, fakes: ScoredClass, reals: ScoredClass, threshold: float, strict: bool) -> dict[str, FigureFacts]:
+def _of_one_class(
+    figures: Figures, fakes: ScoredClass, reals: ScoredClass, threshold: float, strict: bool
+) -> dict[str, FigureFacts]:
     """The rate of the class that there is, which is the accuracy, too."""
     found: dict[str, FigureFacts] = {}
     for name, one in (("tpr", fakes), ("tnr", reals)):
         figure = figures[name]
         if one.sample.clusters and figure.value is not None:
             flagged = one.sample.scores > threshold if strict else one.sample.scores >= threshold
-            ends = one.rate_ends(round(figure.value * figure.n), flagged if name == "tpr" else ~flagged)
-            found |= {key: figures[key].with_interval(ends, clusters.CLUSTER_JACKKNIFE) for key in (name, "accuracy")}
+            ends = one.rate_ends(
+                round(figure.value * figure.n), flagged if name == "tpr" else ~flagged
+            )
+            found |= {
+                key: figures[key].with_interval(ends, clusters.CLUSTER_JACKKNIFE)
+                for key in (name, "accuracy")
+            }
     return found
 
 
@@ -180,7 +236,10 @@ def _precision(share: float, tpr: float, tnr: float) -> float:
 _OF_RATES: Mapping[str, tuple[Callable[[float, float, float], float], bool]] = {
     "balanced_accuracy": (lambda share, tpr, tnr: (tpr + tnr) / 2, False),
     "accuracy": (lambda share, tpr, tnr: share * tpr + (1 - share) * tnr, True),
-    "f1": (lambda share, tpr, tnr: 2 * share * tpr / (share + share * tpr + (1 - share) * (1 - tnr)), True),
+    "f1": (
+        lambda share, tpr, tnr: 2 * share * tpr / (share + share * tpr + (1 - share) * (1 - tnr)),
+        True,
+    ),
     "precision": (_precision, True),
     "precision_at_prior_01": (lambda share, tpr, tnr: _precision(0.001, tpr, tnr), False),
     "precision_at_prior_1": (lambda share, tpr, tnr: _precision(0.01, tpr, tnr), False),
@@ -190,9 +249,11 @@ _OF_RATES: Mapping[str, tuple[Callable[[float, float, float], float], bool]] = {
 
 
 def _at_fpr(fakes: ScoredClass, reals: ScoredClass, one_in: int) -> Ends:
-    """Of the TPR where one real in `one_in` is flagged: the fakes' own, and how far the threshold may lie off (Woodruff 1952).
+    """Of the TPR where one real in `one_in` is flagged: the fakes' own, and how far the threshold
+    may lie off (Woodruff 1952).
 
-    Of reals in clusters as many count as would be as sure if they were independent (Korn and Graubard 1998).
+    Of reals in clusters as many count as would be as sure if they were independent (Korn and
+    Graubard 1998).
     """
     from scipy.special import betaincinv
 
@@ -204,8 +265,17 @@ def _at_fpr(fakes: ScoredClass, reals: ScoredClass, one_in: int) -> Ends:
     fewest = float(betaincinv(rate * size, size - rate * size + 1, 0.025)) * n
     most = float(betaincinv(rate * size + 1, size - rate * size, 0.975)) * n
     found = hits / fakes.scores.n
-    low = 0.0 if fewest < 1 else fakes.scores.above(float(reals.scores.ranked(n - math.floor(fewest)))) / fakes.scores.n
-    high = 1.0 if most >= n - 1 else fakes.scores.above(float(reals.scores.ranked(n - 1 - math.ceil(most)))) / fakes.scores.n
+    low = (
+        0.0
+        if fewest < 1
+        else fakes.scores.above(float(reals.scores.ranked(n - math.floor(fewest)))) / fakes.scores.n
+    )
+    high = (
+        1.0
+        if most >= n - 1
+        else fakes.scores.above(float(reals.scores.ranked(n - 1 - math.ceil(most))))
+        / fakes.scores.n
+    )
     return (
         max(0.0, found - math.hypot(found - ends[0], max(0.0, found - low))),
         min(1.0, found + math.hypot(ends[1] - found, max(0.0, high - found))),
@@ -224,7 +294,12 @@ def _independent(one: ScoredClass, flagged: Bools) -> float:
     if not 0 < share < 1 or not spread.above:
         return float(sample.clusters)
     size = share * (1 - share) / max(spread.above, spread.below)
-    return float(max(sample.clusters, min(one.scores.n, size) * (intervals.Z95 / float(stdtrit(spread.freedom, 0.975))) ** 2))
+    return float(
+        max(
+            sample.clusters,
+            min(one.scores.n, size) * (intervals.Z95 / float(stdtrit(spread.freedom, 0.975))) ** 2,
+        )
+    )
 
 
 def _auc_ends(auc: FigureFacts, fakes: ScoredClass, reals: ScoredClass) -> Ends | None:
@@ -234,27 +309,51 @@ def _auc_ends(auc: FigureFacts, fakes: ScoredClass, reals: ScoredClass) -> Ends 
     found = (below + upto) / (2 * reals.scores.n)
     below, upto = fakes.scores.below_and_up_to(reals.sample.scores)
     passed = 1 - (below + upto) / (2 * fakes.scores.n)
-    ends = clusters.ends_of(auc.value, [fakes.sample.spread_of(found), reals.sample.spread_of(passed)])
-    return ends or intervals.share_interval(auc.value, min(one.clusters or one.n for one in (fakes.sample, reals.sample)))
+    ends = clusters.ends_of(
+        auc.value, [fakes.sample.spread_of(found), reals.sample.spread_of(passed)]
+    )
+    return ends or intervals.share_interval(
+        auc.value, min(one.clusters or one.n for one in (fakes.sample, reals.sample))
+    )
 
 
 def _of_chances(
-    figures: Figures, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Platt | None
+    figures: Figures,
+    fakes: ScoredClass,
+    reals: ScoredClass,
+    share: float,
+    calibration: Platt | None,
 ) -> dict[str, Ends | None]:
     """Log-loss and Brier score, which are means over images."""
     found: dict[str, Ends | None] = {}
-    for name, losses, scale in (("log_loss", chances.losses, "log"), ("brier", chances.squares, "logit")):
+    for name, losses, scale in (
+        ("log_loss", chances.losses, "log"),
+        ("brier", chances.squares, "logit"),
+    ):
         if _has(figures, name):
-            values = [losses(one.sample.scores, is_fake, calibration) for one, is_fake in ((fakes, True), (reals, False))]
+            values = [
+                losses(one.sample.scores, is_fake, calibration)
+                for one, is_fake in ((fakes, True), (reals, False))
+            ]
             spreads = [one.sample.spread_of(some).scaled(part**2)
                        for one, some, part in zip((fakes, reals), values, (share, 1 - share), strict=True)]  # fmt: skip
-            spreads.append(_of_share(float(values[0].mean() - values[1].mean()), share, fakes.scores.n + reals.scores.n))
-            found[name] = clusters.ends_of(figures[name].value or 0.0, spreads, "log" if scale == "log" else "logit")
+            spreads.append(
+                _of_share(
+                    float(values[0].mean() - values[1].mean()),
+                    share,
+                    fakes.scores.n + reals.scores.n,
+                )
+            )
+            found[name] = clusters.ends_of(
+                figures[name].value or 0.0, spreads, "log" if scale == "log" else "logit"
+            )
     return found
 
 
 def _of_share(slope: float, share: float, n: int) -> clusters.Spread:
-    """That a figure changes by `slope` with the share of fakes, which is one of n images drawn at random."""
+    """That a figure changes by `slope` with the share of fakes, which is one of n images drawn at
+    random.
+    """
     variance = slope**2 * share * (1 - share) / n
     return clusters.Spread(variance, variance, math.inf)
 
@@ -267,7 +366,9 @@ def _left_out(
     share: float,
     seed: int,
 ) -> Ends | None:
-    """Of a figure of the share of fakes and of counts (v,) of fakes and of reals at v ascending scores."""
+    """Of a figure of the share of fakes and of counts (v,) of fakes and of reals at v ascending
+    scores.
+    """
     values = np.unique(np.concatenate([fakes.scores, reals.scores]))
     places = [np.searchsorted(values, one.scores) for one in (fakes, reals)]
     every = [np.bincount(one, minlength=len(values)).astype(np.float64) for one in places]
@@ -277,26 +378,36 @@ def _left_out(
         (reals, places[1], lambda counts: of_counts(share, every[0], counts)),
     ):
         blocks = clusters.blocks_of(len(place), seed)
-        spread = clusters.left_out(ways, _table(blocks, place, len(values))).scaled(len(place) / max(sample.n, 1))
+        spread = clusters.left_out(ways, _table(blocks, place, len(values))).scaled(
+            len(place) / max(sample.n, 1)
+        )
         if sample.clusters:
-            spread = clusters.left_out(ways, _table(sample.codes, place, len(values))).at_least(spread)
+            spread = clusters.left_out(ways, _table(sample.codes, place, len(values))).at_least(
+                spread
+            )
         spreads.append(spread)
     step = min(share, 1 - share) / 10
     slope = (of_counts(share + step, *every) - of_counts(share - step, *every)) / (2 * step)
     spreads.append(_of_share(slope, share, fakes.n + reals.n))
     few = min(one.clusters or one.n for one in (fakes, reals))
-    return clusters.ends_of(figure.value or 0.0, spreads) or intervals.share_interval(figure.value or 0.0, few)
+    return clusters.ends_of(figure.value or 0.0, spreads) or intervals.share_interval(
+        figure.value or 0.0, few
+    )
 
 
 def _table(codes: clusters.Codes, places: npt.NDArray[np.int64], size: int) -> Floats:
     k = int(codes.max()) + 1
-    return np.bincount(codes * size + places, minlength=k * size).reshape(k, size).astype(np.float64)
+    return (
+        np.bincount(codes * size + places, minlength=k * size).reshape(k, size).astype(np.float64)
+    )
 
 
 def _average_precision(share: float, fakes: Floats, reals: Floats) -> float:
     found, alarms = (np.cumsum(one[::-1])[::-1] / one.sum() for one in (fakes, reals))
     flagged = share * found + (1 - share) * alarms
-    return float(fakes @ (share * found / np.maximum(flagged, np.finfo(np.float64).tiny))) / float(fakes.sum())
+    return float(fakes @ (share * found / np.maximum(flagged, np.finfo(np.float64).tiny))) / float(
+        fakes.sum()
+    )
 
 
 def _equal_error_rate(_share: float, fakes: Floats, reals: Floats) -> float:
@@ -308,8 +419,8 @@ def _equal_error_rate(_share: float, fakes: Floats, reals: Floats) -> float:
 
 
 def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
-    """Of few images: at any threshold the equal error rate lies between both classes’ shares judged wrongly, so between their intervals'
-    ends at its own.
+    """Of few images: at any threshold the equal error rate lies between both classes’ shares judged
+    wrongly, so between their intervals' ends at its own.
     """
     at = operating_points.equal_error_threshold(fakes.scores, reals.scores)
     found = fakes.rate_ends(fakes.scores.at_or_above(at), fakes.sample.scores >= at)
@@ -317,16 +428,31 @@ def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
     return min(1 - found[1], flagged[0]), max(1 - found[0], flagged[1])
 
 
-def _ece_ends(ece: FigureFacts, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Platt | None, seed: int) -> Ends:
-    """Of the calibration error by the triangle inequality: it is off by no more than the bins' errors are in sum.
+def _ece_ends(
+    ece: FigureFacts,
+    fakes: ScoredClass,
+    reals: ScoredClass,
+    share: float,
+    calibration: Platt | None,
+    seed: int,
+) -> Ends:
+    """Of the calibration error by the triangle inequality: it is off by no more than the bins'
+    errors are in sum.
 
-    Their sum's 95 % point is drawn from a normal distribution of the bins, whose variances are no less than those of a share that has one
-    more fake and one more real. It covers more than it says, and does not lean on the error's being far from 0.
+    Their sum's 95 % point is drawn from a normal distribution of the bins, whose variances are no
+    less than those of a share that has one more fake and one more real. It covers more than it
+    says, and does not lean on the error's being far from 0.
     """
-    gap, spread = chances.bin_gaps([(fakes.sample, True, share), (reals.sample, False, 1 - share)], calibration)
+    gap, spread = chances.bin_gaps(
+        [(fakes.sample, True, share), (reals.sample, False, 1 - share)], calibration
+    )
     plain = float(np.abs(gap).sum())
     values, vectors = np.linalg.eigh(spread)
-    drawn = np.random.default_rng(seed).normal(size=(_DRAWS, len(gap))) * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    drawn = (
+        np.random.default_rng(seed).normal(size=(_DRAWS, len(gap)))
+        * np.sqrt(np.maximum(values, 0))
+        @ vectors.T
+    )
     off = float(np.quantile(np.abs(drawn).sum(axis=1), 0.95))
     value = ece.value or 0.0
     return max(0.0, min(value, plain - off)), min(1.0, max(value, plain + off))

@@ -1,5 +1,6 @@
-"""Drift of scores, and of what files are like: Kolmogorov–Smirnov and the population stability index of two score histograms (`drift_of`),
-and how far an archive is from any mixture of a population's reals and fakes (`shift_of`, `most_fakes`).
+"""Drift of scores, and of what files are like: Kolmogorov–Smirnov and the population stability
+index of two score histograms (`drift_of`), and how far an archive is from any mixture of a
+population's reals and fakes (`shift_of`, `most_fakes`).
 """
 
 import math
@@ -17,7 +18,9 @@ _PIECE = 2**18  # scores that are looked at together
 
 NOTICED_PSI = 0.1  # under it a population counts as stable (Siddiqi 2006, Credit Risk Scorecards)
 LIMIT_PSI = 0.25  # from it as another one (there too)
-NOTICED_P = 0.001  # so that small archives, whose index is large by chance alone, are not suspected; after Holm over the properties
+# so that small archives, whose index is large by chance alone, are not suspected; after Holm over
+# the properties
+NOTICED_P = 0.001
 
 _SPARSE = 5.0  # images that a bin of the test has at least
 _CLOSE = 1e-9
@@ -25,7 +28,9 @@ _CLOSE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """`ks`: the largest distance of the cumulative shares, 0 … 1, at score `at`. `psi`: the stability index. `p`s: of no drift at all."""
+    """`ks`: the largest distance of the cumulative shares, 0 … 1, at score `at`. `psi`: the
+    stability index. `p`s: of no drift at all.
+    """
 
     ks: float
     ks_p: float
@@ -39,7 +44,9 @@ class Drift:
 
 
 def drift_of(first: ScoreHistogram, second: ScoreHistogram) -> Drift | None:
-    """All of it; None where one has no score. The images need not be the same; where they are, both p are too cautious."""
+    """All of it; None where one has no score. The images need not be the same; where they are, both
+    p are too cautious.
+    """
     if not first.n or not second.n:
         return None
     ks, ks_p, at = kolmogorov_smirnov(first, second)
@@ -49,11 +56,13 @@ def drift_of(first: ScoreHistogram, second: ScoreHistogram) -> Drift | None:
 
 @dataclass(frozen=True)
 class Shift:
-    """How one property of an archive differs from the best mixture of a population's reals and fakes.
+    """How one property of an archive differs from the best mixture of a population's reals and
+    fakes.
 
-    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated shares at a bin's end, of words half the
-    sum of all differences; `p`: of no difference, by χ²; `share`: of fakes in that mixture; `n`: images of the archive;
-    `tells`: whether so few images could show a difference at the limit at all.
+    `psi`: population stability index over the bins; `ks`: the largest distance of the cumulated
+    shares at a bin's end, of words half the sum of all differences; `p`: of no difference, by χ²;
+    `share`: of fakes in that mixture; `n`: images of the archive; `tells`: whether so few images
+    could show a difference at the limit at all.
     """
 
     psi: float
@@ -72,17 +81,28 @@ class Shift:
         return self.psi > LIMIT_PSI and self.noticed(p)
 
 
-def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes: float = 1.0, ordered: bool = True) -> Shift:
-    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same bins.
+def shift_of(
+    archive: ArrayLike,
+    real: ArrayLike,
+    fake: ArrayLike,
+    *,
+    most_fakes: float = 1.0,
+    ordered: bool = True,
+) -> Shift:
+    """Compare counts (k,) of an archive with those of a population's reals and fakes over the same
+    bins.
 
-    More fakes than the population had are no shift: both are compared at the share of fakes at which they fit best.
-    `most_fakes`: no larger share of fakes explains the archive; `ordered`: whether bins follow each other (numbers) or not (words).
-    Raises ValueError where the archive or the reals have no image.
+    More fakes than the population had are no shift: both are compared at the share of fakes at
+    which they fit best. `most_fakes`: no larger share of fakes explains the archive; `ordered`:
+    whether bins follow each other (numbers) or not (words). Raises ValueError where the archive or
+    the reals have no image.
     """
     counts = np.stack([np.asarray(one, np.float64) for one in (archive, real, fake)])
     n, n_real, _ = counts.sum(axis=1)
     if not n or not n_real:
-        raise ValueError(f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}")
+        raise ValueError(
+            f"a shift needs images on both sides; there are {n:,.0f} and {n_real:,.0f}"
+        )
     share, expected = _mixed(counts, most_fakes)
     found = _halved(counts[0])
     apart = counts[0] / n - _mixture(share, *(_shares(one) for one in counts[1:]))
@@ -98,9 +118,11 @@ def shift_of(archive: ArrayLike, real: ArrayLike, fake: ArrayLike, *, most_fakes
 
 
 def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
-    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the best one has a p of `NOTICED_P`.
+    """The largest share of fakes that an archive's scores allow: that whose likelihood ratio to the
+    best one has a p of `NOTICED_P`.
 
-    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin are known no better.
+    Archive and population count as one sample of nm / (n + m) images, for the shares in each bin
+    are known no better.
     """
     from scipy.stats import chi2
 
@@ -113,7 +135,9 @@ def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
     allowed = chi2.isf(2 * NOTICED_P, 1) / 2 * n * (n + m) / (n * m)
 
     def worse(share: float) -> float:
-        return float((counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum())
+        return float(
+            (counts[0] * np.log(_mixture(best, reals, fakes) / _mixture(share, reals, fakes))).sum()
+        )
 
     low, high = best, 1.0
     if worse(high) <= allowed:
@@ -125,20 +149,25 @@ def most_fakes(archive: ArrayLike, real: ArrayLike, fake: ArrayLike) -> float:
 
 
 def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[float, float, float]:
-    """The two-sample statistic, its two-sided p, and the score at which the shares are farthest apart.
+    """The two-sample statistic, its two-sided p, and the score at which the shares are farthest
+    apart.
 
-    p is scipy's asymptotic one: Kolmogorov's distribution of as many images as nm / (n + m). With ties it is too large rather than too
-    small. Raises ValueError where one has no score.
+    p is scipy's asymptotic one: Kolmogorov's distribution of as many images as nm / (n + m). With
+    ties it is too large rather than too small. Raises ValueError where one has no score.
     """
     from scipy.stats import kstwo
 
     n, m = _sizes(first, second)
     distance, at = 0.0, float(min(first.values[0], second.values[0]))
     for one, other in ((first, second), (second, first)):
-        # A piece at a time: of 10⁷ distinct scores, arrays of all of them would be most of the memory.
+        # A piece at a time: of 10⁷ distinct scores, arrays of all of them would be most of the
+        # memory.
         for start in range(0, len(one.values), _PIECE):
             values = one.values[start : start + _PIECE]
-            apart = np.abs(one.passed[start + 1 : start + 1 + len(values)] / one.n - _up_to(other, values) / other.n)
+            apart = np.abs(
+                one.passed[start + 1 : start + 1 + len(values)] / one.n
+                - _up_to(other, values) / other.n
+            )
             place = int(apart.argmax())
             if apart[place] > distance:
                 distance, at = float(apart[place]), float(values[place])
@@ -146,17 +175,26 @@ def kolmogorov_smirnov(first: ScoreHistogram, second: ScoreHistogram) -> tuple[f
     return distance, min(1.0, p), at
 
 
-def stability_index(first: ScoreHistogram, second: ScoreHistogram, bins: int = BINS) -> tuple[float, float]:
-    """The population stability index over bins of equal count of both together, and the p of its being 0. Symmetric.
+def stability_index(
+    first: ScoreHistogram, second: ScoreHistogram, bins: int = BINS
+) -> tuple[float, float]:
+    """The population stability index over bins of equal count of both together, and the p of its
+    being 0. Symmetric.
 
-    A bin counts half an image more than it has, so that an empty one stays finite. Below 0.1 is usually called stable, above 0.25 a
-    change. Without drift it is about χ² of (bins − 1) over nm / (n + m) (Yurdakul 2018): in small runs it is large by chance alone.
-    Fewer bins are left where scores tie. Raises ValueError where one has no score.
+    A bin counts half an image more than it has, so that an empty one stays finite. Below 0.1 is
+    usually called stable, above 0.25 a change. Without drift it is about χ² of (bins − 1) over nm /
+    (n + m) (Yurdakul 2018): in small runs it is large by chance alone. Fewer bins are left where
+    scores tie. Raises ValueError where one has no score.
     """
     from scipy.stats import chi2
 
     n, m = _sizes(first, second)
-    ends = np.unique([_first_reached(first, second, math.ceil(share * (n + m) / bins)) for share in range(1, bins)])
+    ends = np.unique(
+        [
+            _first_reached(first, second, math.ceil(share * (n + m) / bins))
+            for share in range(1, bins)
+        ]
+    )
     counts = [np.diff(_up_to(one, ends), prepend=0, append=one.n) for one in (first, second)]
     filled = counts[0] + counts[1] > 0  # after the highest score there may be no image
     if filled.sum() < 2:
@@ -167,7 +205,9 @@ def stability_index(first: ScoreHistogram, second: ScoreHistogram, bins: int = B
 
 
 def quantiles_of(scores: ScoreHistogram, shares: tuple[float, ...]) -> list[float]:
-    """The scores under or at which these shares of the images are, shares in (0, 1]. Raises ValueError where there is no score."""
+    """The scores under or at which these shares of the images are, shares in (0, 1]. Raises
+    ValueError where there is no score.
+    """
     if not scores.n:
         raise ValueError("no score, no quantile")
     upto = np.cumsum(scores.counts)
@@ -206,7 +246,9 @@ def _mixed(counts: Floats, most: float) -> tuple[float, Floats]:
 
 
 def _best_share(archive: Floats, reals: Floats, fakes: Floats, most: float) -> float:
-    """The share of fakes ≤ `most` at which an archive is likeliest: its log-likelihood is concave, so that its slope is halved down."""
+    """The share of fakes ≤ `most` at which an archive is likeliest: its log-likelihood is concave,
+    so that its slope is halved down.
+    """
     low, high = 0.0, most
     while high - low > _CLOSE:
         middle = (low + high) / 2
@@ -216,10 +258,12 @@ def _best_share(archive: Floats, reals: Floats, fakes: Floats, most: float) -> f
 
 
 def _distance(counts: Floats, most: float) -> tuple[float, int]:
-    """The squared distance of archive and mixture in units of its covariance, a χ², and its degrees of freedom.
+    """The squared distance of archive and mixture in units of its covariance, a χ², and its degrees
+    of freedom.
 
-    All three samples are drawn ones: their multinomial covariances add up. The share of fakes is the one that brings the distance down
-    most (generalised least squares); since its bound may keep it from that, no degree is taken away: p is too large rather than too small.
+    All three samples are drawn ones: their multinomial covariances add up. The share of fakes is
+    the one that brings the distance down most (generalised least squares); since its bound may keep
+    it from that, no degree is taken away: p is too large rather than too small.
     """
     counts = _merged(counts)
     if counts.shape[1] == 1:
@@ -230,7 +274,10 @@ def _distance(counts: Floats, most: float) -> tuple[float, int]:
     pooled = _halved(counts[1] + counts[0] - fakes_of), _halved(counts[2] + fakes_of)
     likely = _mixture(share, *pooled), *pooled
     weights = (1 / totals[0], (1 - share) ** 2 / totals[1], share**2 / totals[2])
-    spread = sum(weight * (np.diag(one) - np.outer(one, one)) for weight, one in zip(weights, likely, strict=True))[:-1, :-1]
+    spread = sum(
+        weight * (np.diag(one) - np.outer(one, one))
+        for weight, one in zip(weights, likely, strict=True)
+    )[:-1, :-1]
     found, reals, fakes = (counts / totals[:, None])[:, :-1]
     apart, lean = found - reals, fakes - reals
     bent = np.linalg.solve(spread, np.stack([apart, lean], axis=1))
@@ -241,7 +288,9 @@ def _distance(counts: Floats, most: float) -> tuple[float, int]:
 
 
 def _merged(counts: Floats) -> Floats:
-    """The bins (3, k), neighbours put together until each would have a few images of the smaller of archive and reals."""
+    """The bins (3, k), neighbours put together until each would have a few images of the smaller of
+    archive and reals.
+    """
     n, n_real, _ = counts.sum(axis=1)
     images = (counts[0] + counts[1]) / (n + n_real) * min(n, n_real)
     ends, gathered = [], 0.0
@@ -250,7 +299,8 @@ def _merged(counts: Floats) -> Floats:
         if gathered >= _SPARSE:
             ends.append(place + 1)
             gathered = 0.0
-    return np.add.reduceat(counts, [0, *ends[:-1]], axis=1)  # what is left at the end belongs to the last
+    # what is left at the end belongs to the last
+    return np.add.reduceat(counts, [0, *ends[:-1]], axis=1)
 
 
 def _survival(x2: float, freedom: int) -> float:

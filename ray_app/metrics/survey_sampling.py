@@ -1,5 +1,5 @@
-"""Estimates for a whole archive: prevalence, precision, recall and the false-positive rate from the labels of a stratified sample
-(`archive_figures`).
+"""Estimates for a whole archive: prevalence, precision, recall and the false-positive rate from the
+labels of a stratified sample (`archive_figures`).
 """
 
 import math
@@ -19,7 +19,8 @@ WIDEST_RECALL = 0.5  # a recall with a wider interval is not defined, and its re
 
 @dataclass(frozen=True)
 class LabelledStratum:
-    """`size` images of which some, drawn at random, are labelled. `flagged`: whether their verdict is fake.
+    """`size` images of which some, drawn at random, are labelled. `flagged`: whether their verdict
+    is fake.
 
     `unsure`: drawn images that could not be labelled; they count as not drawn.
     """
@@ -38,16 +39,24 @@ class LabelledStratum:
 
 
 def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, FigureFacts]:
-    """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged;
-    `false_positive_rate`: the share of reals that is flagged.
+    """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of
+    fakes that is flagged; `false_positive_rate`: the share of reals that is flagged.
 
-    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals follow
-    from `fakes_ends`; those of recall and of the false-positive rate have both of their numbers at the worse ends, and so are wider than
-    95 % needs. A recall that may be nearly anything (an interval wider than `WIDEST_RECALL`) is not defined, and its reason names the ends.
-    Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `unsure_bounds` for the rest.
+    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased
+    whatever the strata. Intervals follow from `fakes_ends`; those of recall and of the
+    false-positive rate have both of their numbers at the worse ends, and so are wider than 95 %
+    needs. A recall that may be nearly anything (an interval wider than `WIDEST_RECALL`) is not
+    defined, and its reason names the ends. Unsure images are left out: within its stratum each is
+    as likely fake as those that are labelled. See `unsure_bounds` for the rest.
     """
-    sizes, flagged = np.array([one.size for one in strata], np.int64), np.array([one.flagged for one in strata], np.bool_)
-    fakes, labelled = np.array([one.fakes for one in strata], np.int64), np.array([one.labelled for one in strata], np.int64)
+    sizes, flagged = (
+        np.array([one.size for one in strata], np.int64),
+        np.array([one.flagged for one in strata], np.bool_),
+    )
+    fakes, labelled = (
+        np.array([one.fakes for one in strata], np.int64),
+        np.array([one.labelled for one in strata], np.int64),
+    )
     ends = _ends(strata)
     n = int(labelled.sum())
     figures = {}
@@ -55,12 +64,17 @@ def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, FigureFacts]
         point = float(value)
         low, high = min(ends[name][0], point), max(ends[name][1], point)
         why = _missing(name, strata) or _vague(name, low, high)
-        figures[name] = undefined(why, n) if why else FigureFacts(value=point, interval=(low, high), method=METHOD, n=n)
+        figures[name] = (
+            undefined(why, n)
+            if why
+            else FigureFacts(value=point, interval=(low, high), method=METHOD, n=n)
+        )
     return figures
 
 
 def unsure_bounds(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, float]]:
-    """The ends of each figure's interval if all unsure images were what makes it least, and what makes it greatest.
+    """The ends of each figure's interval if all unsure images were what makes it least, and what
+    makes it greatest.
 
     Only figures that are defined either way.
     """
@@ -85,13 +99,18 @@ def unsure_bounds(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, f
 def fakes_ends(strata: Sequence[LabelledStratum]) -> tuple[float, float]:
     """Return the ends of the interval of the number of fakes in all images of these strata.
 
-    The ends are joined from the exact interval of each stratum (Clopper and Pearson 1934) by MOVER (Zou and Donner 2008): the distances
-    from the estimate are added as squares. A stratum of which many images are labelled has narrower ones (finite population correction).
+    The ends are joined from the exact interval of each stratum (Clopper and Pearson 1934) by MOVER
+    (Zou and Donner 2008): the distances from the estimate are added as squares. A stratum of which
+    many images are labelled has narrower ones (finite population correction).
     """
     estimate = below = above = 0.0
     for stratum in strata:
         share = stratum.fakes / max(stratum.labelled, 1)
-        low, high = intervals.proportion_interval(stratum.fakes, stratum.labelled) if stratum.labelled else (0.0, 1.0)
+        low, high = (
+            intervals.proportion_interval(stratum.fakes, stratum.labelled)
+            if stratum.labelled
+            else (0.0, 1.0)
+        )
         spread = math.sqrt(stratum.size * (stratum.size - stratum.labelled))
         estimate += stratum.size * share
         below += ((share - low) * spread) ** 2
@@ -102,7 +121,9 @@ def fakes_ends(strata: Sequence[LabelledStratum]) -> tuple[float, float]:
 
 
 def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Floats]:
-    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
+    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide
+    by 0 is 0.
+    """
     counted = np.asarray(fakes, np.float64)
     total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
     images, calls = int(sizes.sum()), int(sizes[flagged].sum())
@@ -110,7 +131,9 @@ def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mappi
         "prevalence": total / max(images, 1),
         "precision": hits / max(calls, 1),
         "recall": np.divide(hits, total, out=np.zeros_like(total), where=total > 0),
-        "false_positive_rate": np.divide(calls - hits, images - total, out=np.zeros_like(total), where=total < images),
+        "false_positive_rate": np.divide(
+            calls - hits, images - total, out=np.zeros_like(total), where=total < images
+        ),
     }
 
 
@@ -125,7 +148,10 @@ def _ends(strata: Sequence[LabelledStratum]) -> dict[str, tuple[float, float]]:
         "prevalence": (low / max(images, 1), high / max(images, 1)),
         "precision": (few_hits / max(calls, 1), most_hits / max(calls, 1)),
         "recall": (_share(few_hits, most_missed), _share(most_hits, few_missed)),
-        "false_positive_rate": (_share(calls - most_hits, passed - few_missed), _share(calls - few_hits, passed - most_missed)),
+        "false_positive_rate": (
+            _share(calls - most_hits, passed - few_missed),
+            _share(calls - few_hits, passed - most_missed),
+        ),
     }
 
 
@@ -144,7 +170,9 @@ def _missing(name: str, strata: Sequence[LabelledStratum]) -> str | None:
     if not needed:
         return "no image is flagged as fake" if name == "precision" else "there are no images"
     if unseen := [one for one in needed if one.size and not one.labelled]:
-        if not any(one.flagged for one in unseen) and not any(one.labelled for one in strata if not one.flagged):
+        if not any(one.flagged for one in unseen) and not any(
+            one.labelled for one in strata if not one.flagged
+        ):
             return "only images flagged as fake are labelled"
         return f"no image of stratum {', '.join(one.name for one in unseen)} is labelled"
     if name == "recall" and not any(one.fakes for one in strata):

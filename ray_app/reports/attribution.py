@@ -1,4 +1,5 @@
-"""The training of an identifier or a describer: its HTML page, and its end and its plan in a few lines.
+"""The training of an identifier or a describer: its HTML page, and its end and its plan in a few
+lines.
 
 Every text in the facts is taken for hostile.
 """
@@ -35,7 +36,12 @@ _IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
 _MOST = 60
 _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
-_SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
+_SYSTEMS = {
+    "describer": "predicted",
+    "retrieval": "nearest image's",
+    "random": "any prompt",
+    "most_frequent": "the commonest",
+}
 
 
 class NamedClass(Section):
@@ -60,7 +66,9 @@ class UnknownGenerator(Section):
 
 
 class NamedSplit(Section):
-    """How well one split's images are named (ray_app.training.identify). `pairs`: true name, wrong name, how many."""
+    """How well one split's images are named (ray_app.training.identify). `pairs`: true name, wrong
+    name, how many.
+    """
 
     n_known: int = 0
     n_unknown: int = 0
@@ -72,9 +80,10 @@ class NamedSplit(Section):
 
 
 class IdentifierTraining(Section):
-    """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`: training images of each; `c`: the
-    regression's, chosen by `log_losses`; `open_set`: the card's rule for giving no name. `unreadable_files`: the first of the images that
-    could not be read; absent if there are none.
+    """The document of an identifier's training, `metrics.json`: `training` fills it. `classes`:
+    training images of each; `c`: the regression's, chosen by `log_losses`; `open_set`: the card's
+    rule for giving no name. `unreadable_files`: the first of the images that could not be read;
+    absent if there are none.
     """
 
     schema_number: int = Field(default=1, alias="schema")
@@ -107,14 +116,22 @@ class IdentifierTraining(Section):
     @property
     def splits(self) -> list[tuple[str, NamedSplit]]:
         """The splits that were measured."""
-        return [(name, split) for name, split in (("validation", self.validation), ("test", self.test)) if split is not None]
+        return [
+            (name, split)
+            for name, split in (("validation", self.validation), ("test", self.test))
+            if split is not None
+        ]
 
 
 def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
     """Write an identifier's training as one self-contained HTML page."""
     facts = IdentifierTraining.model_validate(document)
     last = facts.splits[-1]
-    unmeasured = [f"{words}: {last[1].figures[key].why}" for key, words in FIGURES.items() if last[1].figures[key].number is None]
+    unmeasured = [
+        f"{words}: {last[1].figures[key].why}"
+        for key, words in FIGURES.items()
+        if last[1].figures[key].number is None
+    ]
     return render(
         "identifier.html",
         document=facts,
@@ -137,12 +154,21 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
     lines = [_headline(facts)]
     for name, split in facts.splits:
         figures = [
-            f"{FIGURES[one]} {in_words('accuracy', split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None
+            f"{FIGURES[one]} {in_words('accuracy', split.figures[one])}"
+            for one in _IN_LINES
+            if split.figures[one].value is not None
         ]
-        lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}")
+        lines.append(
+            f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}"
+        )
     lines.append(open_set_in_words(facts))
     if pairs := facts.splits[-1][1].pairs[:3]:
-        lines.append("most often confused: " + ", ".join(f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs))
+        lines.append(
+            "most often confused: "
+            + ", ".join(
+                f"{_name(true)} taken for {_name(str(said))} ({n:,})" for true, said, n in pairs
+            )
+        )
     if facts.left_out:
         lines.append(f"left out for too few images: {_counts(facts.left_out)}")
     lines += file_warnings(facts.unreadable_files, None, facts.out)
@@ -167,11 +193,21 @@ def identifier_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     ]
     for name, split in planned["splits"].items():
         others = f"; besides {_counts(split['others'])}" if split["others"] else ""
-        lines.append(f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}")
-    lines += [f"held out    {', '.join(map(_name, planned['held_out']))}"] if planned["held_out"] else []
-    lines += [f"left out    {_counts(planned['left_out'])}: too few images"] if planned["left_out"] else []
+        lines.append(
+            f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}"
+        )
+    lines += (
+        [f"held out    {', '.join(map(_name, planned['held_out']))}"] if planned["held_out"] else []
+    )
+    lines += (
+        [f"left out    {_counts(planned['left_out'])}: too few images"]
+        if planned["left_out"]
+        else []
+    )
     if "test" not in planned["splits"]:
-        lines.append("there is no test split: how good it is on images that decided nothing stays unknown")
+        lines.append(
+            "there is no test split: how good it is on images that decided nothing stays unknown"
+        )
     return [wording.visible(line) for line in lines]
 
 
@@ -187,26 +223,44 @@ def open_set_in_words(facts: IdentifierTraining) -> str:
         return f"{asked}; no test image says what share it is."
     words = f"{asked}; on test it was {in_words('abstained', test.figures['abstained'])}"
     unknown = test.figures["unknown_abstained"]
-    return f"{words}, and {in_words('abstained', unknown)} of those of unknown generators." if unknown.value is not None else f"{words}."
+    return (
+        f"{words}, and {in_words('abstained', unknown)} of those of unknown generators."
+        if unknown.value is not None
+        else f"{words}."
+    )
 
 
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
     """What came out: figures of each split beside what costs nothing, and where the card lies."""
-    lines = [f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"]
+    lines = [
+        f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"
+    ]
     for split, systems in facts["figures"].items():
         lines.append(f"{split}: {facts['n'][split]:,} images with prompts that training has not")
-        lines += [f"  {title:<16}{_figures_in_words(systems[system])}" for system, title in _SYSTEMS.items()]
-    return [*lines, "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer"]
+        lines += [
+            f"  {title:<16}{_figures_in_words(systems[system])}"
+            for system, title in _SYSTEMS.items()
+        ]
+    return [
+        *lines,
+        "touchstone score ARCHIVE --out RUN with an ensemble whose profile names this card as its describer",
+    ]
 
 
 def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     """The dry run."""
     counts = ", ".join(f"{split} {count:,}" for split, count in planned["images"].items())
-    lines = [f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"]
+    lines = [
+        f"{planned['name']}: {planned['tier']} by {planned['detector']}; images with prompts: {counts}"
+    ]
     if planned["steps"]:
         lines.append(f"{planned['steps']:,} steps of {planned['batch']:,} images")
     left_out = planned["data"].get("prompts_in_training", {})
-    return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
+    return lines + [
+        f"{split}: {count:,} images left out, since training has their prompt"
+        for split, count in left_out.items()
+        if count
+    ]
 
 
 def _headline(facts: IdentifierTraining) -> str:
@@ -226,7 +280,9 @@ def _chances_in_words(facts: IdentifierTraining) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     words = [f"{_name(name)} {n:,}" for name, n in list(counts.items())[:_MOST_IN_LINE]]
-    return ", ".join([*words, *([f"{len(counts) - len(words):,} more"] if len(counts) > len(words) else [])])
+    return ", ".join(
+        [*words, *([f"{len(counts) - len(words):,} more"] if len(counts) > len(words) else [])]
+    )
 
 
 def _name(name: str) -> str:
@@ -235,4 +291,8 @@ def _name(name: str) -> str:
 
 def _figures_in_words(figures: Mapping[str, Any]) -> str:
     exact = figures["exact"]
-    return f"not known: {exact['why']}" if exact["value"] is None else f"word for word {exact['value']:.3f}"
+    return (
+        f"not known: {exact['why']}"
+        if exact["value"] is None
+        else f"word for word {exact['value']:.3f}"
+    )

@@ -1,7 +1,8 @@
-"""A sample of images → one HTML page that shows them to a person who labels them (`render_audit`), and an audit's answer in lines
-(`audit_lines`).
+"""A sample of images → one HTML page that shows them to a person who labels them (`render_audit`),
+and an audit's answer in lines (`audit_lines`).
 
-The page shows no score and no verdict, so that nobody is led by them. It runs no script and loads nothing.
+The page shows no score and no verdict, so that nobody is led by them. It runs no script and loads
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,12 @@ _WORDS = {
 }
 
 
-def render_audit(facts: Mapping[str, Any], images: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> str:
-    """The page. `facts`: the content of `audit.json`; `images`: `image_id`, `uri` and `member` of each, in the order of sample.csv, and
-    JPEGs of them by id, of those that could be read. Every text is taken for hostile.
+def render_audit(
+    facts: Mapping[str, Any], images: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]
+) -> str:
+    """The page. `facts`: the content of `audit.json`; `images`: `image_id`, `uri` and `member` of
+    each, in the order of sample.csv, and JPEGs of them by id, of those that could be read. Every
+    text is taken for hostile.
     """
     shown = {image_id: jpeg_uri(data) for image_id, data in pictures.items()}
     return render("audit.html", facts=facts, images=images, shown=shown)
@@ -40,7 +44,9 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     for name, words in _WORDS.items():
         figure = FigureFacts.model_validate(document["figures"][name])
         cells = [words, *_stated(figure)]
-        rows.append([*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])])
+        rows.append(
+            [*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])]
+        )
     lines += ["", *text.table(heads, rows, width, right={1}, wrap={0, 2, 3}), ""]
     heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
     rows = [

@@ -1,6 +1,7 @@
 """The report of `touchstone detectors calibrate` as lines for the terminal: `calibration_lines`.
 
-The document of a calibration, `CARD.report.json`: `calibration` fills it, the terminal's lines and tests read it.
+The document of a calibration, `CARD.report.json`: `calibration` fills it, the terminal's lines and
+tests read it.
 
 Fields stand in the order of the file.
 """
@@ -65,7 +66,9 @@ class CalibratedCascade(Section):
 
 
 class LeftOutGenerator(Section):
-    """Figures on a generator's images by a card that never saw it. `fitted_again`: whether the card that is written saw some."""
+    """Figures on a generator's images by a card that never saw it. `fitted_again`: whether the card
+    that is written saw some.
+    """
 
     generator: str
     n: int
@@ -90,8 +93,8 @@ class QualityBand(Section):
 
 
 class SelfCheck(Section):
-    """The card tried on images that it was made from, as if they were an archive. `unlike`: properties in which they would be called so;
-    `finding`: what is odd about it, in a sentence.
+    """The card tried on images that it was made from, as if they were an archive. `unlike`:
+    properties in which they would be called so; `finding`: what is odd about it, in a sentence.
     """
 
     name: str
@@ -101,7 +104,9 @@ class SelfCheck(Section):
 
 
 class CalibrationReport(Section):
-    """What was fitted on what, what is promised, and what it is worth on images that it did not see. `report`: where this was written."""
+    """What was fitted on what, what is promised, and what it is worth on images that it did not
+    see. `report`: where this was written.
+    """
 
     schema_number: int = Field(default=CALIBRATION_SCHEMA, alias="schema")
     version: str = ""
@@ -134,12 +139,25 @@ _MOST_ROWS = 20
 
 
 def calibration_lines(report: CalibrationReport) -> list[str]:
-    """A calibration in words: what was fitted on what, what is promised, what it is worth on images that it did not see."""
+    """A calibration in words: what was fitted on what, what is promised, what it is worth on images
+    that it did not see.
+    """
     images = report.images
     left = "; ".join(f"{count:,} {reason}" for reason, count in images.left_out.items())
-    parts = [[part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"] for part in report.parts]
+    parts = [
+        [part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"]
+        for part in report.parts
+    ]
     systems = [
-        [one.name, *(_number(getattr(when, figure)) for figure in ("log_loss", "ece") for when in (one.before, one.after)), one.calibration]
+        [
+            one.name,
+            *(
+                _number(getattr(when, figure))
+                for figure in ("log_loss", "ece")
+                for when in (one.before, one.after)
+            ),
+            one.calibration,
+        ]
         for one in report.systems
     ]
     heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
@@ -161,8 +179,14 @@ def _promise(report: CalibrationReport) -> list[str]:
     found, scope = thresholds.true_positive_rate, []
     if promise.these_sources:
         scope = ["  promised for archives of these very sources, in these shares"]
-    elif promise.groups is not None and promise.effective is not None and promise.effective < promise.groups:
-        scope = [f"  all labelled reals are of {promise.groups:,} sources or looks, worth {promise.effective:,.0f} independent ones"]
+    elif (
+        promise.groups is not None
+        and promise.effective is not None
+        and promise.effective < promise.groups
+    ):
+        scope = [
+            f"  all labelled reals are of {promise.groups:,} sources or looks, worth {promise.effective:,.0f} independent ones"
+        ]
     return [
         f"fake at {thresholds.fake_above:.3f} and above: under {_share(promise.target_fpr)} of reals, "
         f"at {_share(promise.confidence)} confidence",
@@ -191,12 +215,25 @@ def _cascade(cascade: CalibratedCascade) -> list[str]:
 def _generators(report: CalibrationReport) -> list[str]:
     every = report.generators_left_out
     rows = [
-        [one.generator, f"{one.n:,}", _number(one.found, share=True), *map(_number, (one.auc, one.log_loss, one.ece))]
+        [
+            one.generator,
+            f"{one.n:,}",
+            _number(one.found, share=True),
+            *map(_number, (one.auc, one.log_loss, one.ece)),
+        ]
         for one in every[:_MOST_ROWS]
     ]
     hidden = len(every) - len(rows) + report.generators_not_shown
     more = [f"  and {hidden:,} more in the report"] if hidden else []
-    return text.table(["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"], rows, _WIDTH, right={1, 2, 3, 4, 5}) + more
+    return (
+        text.table(
+            ["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"],
+            rows,
+            _WIDTH,
+            right={1, 2, 3, 4, 5},
+        )
+        + more
+    )
 
 
 def _qualities(bands: Sequence[QualityBand]) -> list[str]:

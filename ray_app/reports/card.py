@@ -8,7 +8,8 @@ from ray_app.detectors import DetectorCard
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
-# Billions of multiply-adds per image, or per megapixel where images keep their size, below which a detector is of that class.
+# Billions of multiply-adds per image, or per megapixel where images keep their size, below which a
+# detector is of that class.
 SPEED_CLASSES = {"fast": 5, "medium": 50, "slow": 500}
 SLOWEST = "very slow"
 SPEED_WORDS = (
@@ -21,7 +22,9 @@ _TIED = "\u00a0"  # a space at which no line is broken
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A detector as it stands on this machine: whether its terms are accepted and its weights are here; its variants likewise."""
+    """A detector as it stands on this machine: whether its terms are accepted and its weights are
+    here; its variants likewise.
+    """
 
     card: DetectorCard
     accepted: bool
@@ -100,7 +103,11 @@ def _row(entry: ZooEntry) -> list[str]:
 
 def _beginning(licence: str) -> str:
     """A licence begins with its name; `show` has the rest."""
-    return licence if len(licence) <= _LONGEST_LICENCE else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
+    return (
+        licence
+        if len(licence) <= _LONGEST_LICENCE
+        else licence[: _LONGEST_LICENCE - 1].rstrip(" (,;") + "…"
+    )
 
 
 def _millions(parameters: int) -> str:

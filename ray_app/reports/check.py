@@ -1,9 +1,10 @@
-"""Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its own, to keep), a table with what
-explains it (`check_lines`), and CSV (`csv_lines`). What many files have in common is said once (`gathered`).
+"""Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its
+own, to keep), a table with what explains it (`check_lines`), and CSV (`csv_lines`). What many files
+have in common is said once (`gathered`).
 
-Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`, `verdict`, `verdict_reason`,
-`verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile
-adds.
+Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`,
+`verdict`, `verdict_reason`, `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by
+detector), `width`, `height`, `format`, `provenance` and what a profile adds.
 """
 
 import csv
@@ -61,12 +62,15 @@ CAVEATS = {
         "Ask for the original file: a copy of a copy has lost much of what would decide.",
     ),
 }
-ALWAYS = "It says nothing about what the image shows. A true photograph misleads under a false caption."
+ALWAYS = (
+    "It says nothing about what the image shows. A true photograph misleads under a false caption."
+)
 
 
 class CheckFacts(NamedTuple):
-    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what it cannot see, in sentences; its
-    thresholds with their rates, its detectors' titles by name, its fingerprint ("" = not asked for), and when it was asked (ISO 8601).
+    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what
+    it cannot see, in sentences; its thresholds with their rates, its detectors' titles by name, its
+    fingerprint ("" = not asked for), and when it was asked (ISO 8601).
     """
 
     name: str
@@ -94,7 +98,9 @@ class CheckFacts(NamedTuple):
 
 
 class SharedText(NamedTuple):
-    """A text that some files have, but for its figures: as the first of them has it, the name of that one, and how many there are."""
+    """A text that some files have, but for its figures: as the first of them has it, the name of
+    that one, and how many there are.
+    """
 
     text: str
     first: str
@@ -104,7 +110,11 @@ class SharedText(NamedTuple):
     def who(self) -> str:
         """The files in words, for the terminal."""
         first = wording.shortened(self.first, _LONGEST)
-        return first if self.files == 1 else f"{wording.counted(self.files, 'file')}, the first {first}"
+        return (
+            first
+            if self.files == 1
+            else f"{wording.counted(self.files, 'file')}, the first {first}"
+        )
 
 
 def gathered(said: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
@@ -118,23 +128,43 @@ def gathered(said: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
 
 
 def form(text: str) -> str:
-    """The text without its figures: what remains is the same for all files of which the same is said."""
+    """The text without its figures: what remains is the same for all files of which the same is
+    said.
+    """
     return _FIGURES.sub("0", text)
 
 
 def render_check(
-    rows: Sequence[Row], names: Sequence[str], pictures: Sequence[bytes | None], facts: CheckFacts, page: Path, *, version: str = ""
+    rows: Sequence[Row],
+    names: Sequence[str],
+    pictures: Sequence[bytes | None],
+    facts: CheckFacts,
+    page: Path,
+    *,
+    version: str = "",
 ) -> Iterator[str]:
-    """The page in pieces: a tile per row with its picture (JPEG, None = there is none), in the order of the rows; of one row a report.
+    """The page in pieces: a tile per row with its picture (JPEG, None = there is none), in the
+    order of the rows; of one row a report.
 
-    `names`: what is shown of each row's place. `page`: where the page will lie, so that its links to files hold when both are moved.
+    `names`: what is shown of each row's place. `page`: where the page will lie, so that its links
+    to files hold when both are moved.
     """
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
 
     beside = os.path.dirname(os.path.abspath(page))
     if len(rows) == 1:
-        return iter([_render_one({**rows[0], "uri": names[0]}, pictures[0], facts, file_link(rows[0]["uri"], None, beside), version)])
+        return iter(
+            [
+                _render_one(
+                    {**rows[0], "uri": names[0]},
+                    pictures[0],
+                    facts,
+                    file_link(rows[0]["uri"], None, beside),
+                    version,
+                )
+            ]
+        )
     texts = [explained(row) for row in rows]
     whys = gathered((name, text) for name, text in zip(names, texts, strict=True) if text)
     place = {key: number for number, key in enumerate(whys)}
@@ -165,7 +195,9 @@ def render_check(
     )
 
 
-def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, link: str | None, version: str) -> str:
+def _render_one(
+    row: Row, picture: bytes | None, facts: CheckFacts, link: str | None, version: str
+) -> str:
     from ray_app.reports import run
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import jpeg_uri, render
@@ -185,7 +217,11 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, link: str | 
         detectors=[(name, facts.detectors.get(name, ""), score) for name, score in scores.items()],
         end=max([4.0, *(abs(score) for score in scores.values() if score is not None)]),
         said=tile_texts(row),
-        notes=[note for key, note in (("predicted_generator", run.NEAREST), ("predicted_prompt", run.WORDS)) if key in row],
+        notes=[
+            note
+            for key, note in (("predicted_generator", run.NEAREST), ("predicted_prompt", run.WORDS))
+            if key in row
+        ],
         origin=_provenance_rows(row.get("provenance")),
         caveats=[*CAVEATS.get(row["verdict"] or "", ()), *facts.blind_to, ALWAYS],
     )
@@ -202,23 +238,41 @@ def _provenance_rows(provenance: Mapping[str, Any] | None) -> list[tuple[str, st
     return [*rows, ("declares itself generated", "yes" if provenance.get("ai_declared") else "no")]
 
 
-def check_lines(rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int) -> list[str]:
-    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts. `names`: as in `render_check`."""
+def check_lines(
+    rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int
+) -> list[str]:
+    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts.
+    `names`: as in `render_check`.
+    """
     rows = [{**row, "uri": name} for row, name in zip(rows, names, strict=True)]
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
-        lines.append(f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}")
-    whys = list(gathered((str(row["uri"]), text) for row in rows if (text := explained(row))).values())
+        lines.append(
+            f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}"
+        )
+    whys = list(
+        gathered((str(row["uri"]), text) for row in rows if (text := explained(row))).values()
+    )
     lines += [f"{one.who}: {wording.shortened(one.text, 2 * _LONGEST)}" for one in whys[:_MOST]]
     if len(whys) > _MOST:
-        lines.append(f"… and {wording.counted(len(whys) - _MOST, 'other reason')}; --json says why of each")
+        lines.append(
+            f"… and {wording.counted(len(whys) - _MOST, 'other reason')}; --json says why of each"
+        )
     return [*lines, *_grounds(rows), *_limits(facts, rows)]
 
 
 def _grounds(rows: Sequence[Row]) -> Iterator[str]:
-    """The grounds of findings that are more than the detectors' verdict, whose error rates stand below."""
-    told = [row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())]
-    found = list(gathered((str(row["uri"]), "\n".join(map(_ground, row["grounds"]))) for row in told).values())
+    """The grounds of findings that are more than the detectors' verdict, whose error rates stand
+    below.
+    """
+    told = [
+        row for row in rows if any(one["source"] != "detectors" for one in row.get("grounds") or ())
+    ]
+    found = list(
+        gathered(
+            (str(row["uri"]), "\n".join(map(_ground, row["grounds"]))) for row in told
+        ).values()
+    )
     for one in found[:_MOST]:
         yield from (f"{one.who}:", *one.text.split("\n"))
     if len(found) > _MOST:
@@ -226,20 +280,28 @@ def _grounds(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _ground(one: Mapping[str, Any]) -> str:
-    return wording.visible(f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})"))
+    return wording.visible(
+        f"  {one['says']}" + ("" if one["source"] == "detectors" else f" ({one['error']})")
+    )
 
 
 def explained(row: Row) -> str:
     """Why a row has no score, or its verdict abstains, in words; empty for any other."""
     if row["status"] != "ok":
         return row.get("detail") or wording.meaning(row["status"]) or str(row["status"])
-    return wording.why(row["verdict_reason"], row.get("verdict_detail")) if row.get("verdict_reason") else ""
+    return (
+        wording.why(row["verdict_reason"], row.get("verdict_detail"))
+        if row.get("verdict_reason")
+        else ""
+    )
 
 
 def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
-    """The lines of a CSV file, the head first, each as its row comes; a column `score_NAME` per detector, nested values as JSON.
+    """The lines of a CSV file, the head first, each as its row comes; a column `score_NAME` per
+    detector, nested values as JSON.
 
-    A text that a spreadsheet would take for a formula has a ' before it, and what hides or moves text is shown as an escape.
+    A text that a spreadsheet would take for a formula has a ' before it, and what hides or moves
+    text is shown as an escape.
     """
     names = [*COLUMNS, *(f"score_{name}" for name in detectors)]
     yield _csv_line(names)
@@ -263,7 +325,13 @@ COLUMNS = (
         "score",
         "second_look",
     ),
-    *("predicted_generator", "generator_family", "generator_probability", "predicted_prompt", "prompt_likelihood"),
+    *(
+        "predicted_generator",
+        "generator_family",
+        "generator_probability",
+        "predicted_prompt",
+        "prompt_likelihood",
+    ),
     *("format", "width", "height", "sha256", "provenance"),
 )
 
@@ -273,7 +341,9 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if value is None or isinstance(value, int | float):
         return "" if value is None else repr(value)
-    text = wording.visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    text = wording.visible(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
     return wording.no_formula(text)
 
 
@@ -285,20 +355,37 @@ def _csv_line(cells: Sequence[str]) -> str:
 
 def _counts(rows: Sequence[Row]) -> list[tuple[str, int]]:
     """How many have each verdict, and how many have no score."""
-    found = [(words, sum(row["verdict"] == verdict for row in rows)) for verdict, words in wording.VERDICT_WORDS.items()]
+    found = [
+        (words, sum(row["verdict"] == verdict for row in rows))
+        for verdict, words in wording.VERDICT_WORDS.items()
+    ]
     return [*found, ("not scored", sum(row["status"] != "ok" for row in rows))]
 
 
 def _signers(rows: Sequence[Row]) -> Counter[str]:
     """Where the signers of sound manifests stand, in words."""
     found = [(row.get("provenance") or {}).get("c2pa") or {} for row in rows]
-    return Counter(words for one in found if (words := standing(one.get("state", ""), one.get("trust_lists", ()))))
+    return Counter(
+        words
+        for one in found
+        if (words := standing(one.get("state", ""), one.get("trust_lists", ())))
+    )
 
 
 def _limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
     if not any(row["status"] == "ok" for row in rows):
         return []
-    said = [*([wording.DEMONSTRATION] if facts.demonstration else []), wording.visible(facts.error_rates)]
+    said = [
+        *([wording.DEMONSTRATION] if facts.demonstration else []),
+        wording.visible(facts.error_rates),
+    ]
     said += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
-    said += [f"C2PA: {wording.counted(number, 'signer')} {where}" for where, number in _signers(rows).items()]
-    return said if all(row["calibrated"] for row in rows if row["status"] == "ok") else [*said, wording.UNCALIBRATED]
+    said += [
+        f"C2PA: {wording.counted(number, 'signer')} {where}"
+        for where, number in _signers(rows).items()
+    ]
+    return (
+        said
+        if all(row["calibrated"] for row in rows if row["status"] == "ok")
+        else [*said, wording.UNCALIBRATED]
+    )

@@ -1,4 +1,6 @@
-"""Numbers, names and figures as text, the same on the page and on the terminal: `visible`, `duration`, `size`, `figure`, `written`, …."""
+"""Numbers, names and figures as text, the same on the page and on the terminal: `visible`,
+`duration`, `size`, `figure`, `written`, ….
+"""
 
 import math
 import re
@@ -47,7 +49,9 @@ METHODS: Mapping[str, str] = {
 
 
 class Meaning(NamedTuple):
-    """The name of a figure, what it means in a sentence, and whether it is a share, written in per cent."""
+    """The name of a figure, what it means in a sentence, and whether it is a share, written in per
+    cent.
+    """
 
     words: str
     sentence: str
@@ -55,88 +59,244 @@ class Meaning(NamedTuple):
 
 
 MEANINGS: Mapping[str, Meaning] = {
-    "auc": Meaning("ROC AUC", "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.", False),
-    "tpr_at_fpr_5": Meaning("fakes found at 5 % false flags", "The share of fakes above a threshold that one real image in 20 passes."),
-    "tpr_at_fpr_1": Meaning("fakes found at 1 % false flags", "The share of fakes above a threshold that one real image in 100 passes."),
-    "tpr_at_fpr_01": Meaning("fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."),
-    "balanced_accuracy": Meaning("balanced accuracy", "The mean of both shares judged correctly, of fakes and of reals, at the threshold."),
-    "tpr": Meaning("fakes found", "The true-positive rate: the share of fakes that is called fake at the threshold."),
-    "tnr": Meaning("real images cleared", "The true-negative rate: the share of real images that is not called fake."),
-    "accuracy": Meaning("accuracy", "The share of all images judged correctly. It depends on how many of them are fake."),
-    "precision": Meaning("precision", "The share of fakes among what is called fake, with as many fakes as there are here."),
-    "f1": Meaning("F1", "The harmonic mean of precision and fakes found. It depends on how many images are fake.", False),
+    "auc": Meaning(
+        "ROC AUC",
+        "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.",
+        False,
+    ),
+    "tpr_at_fpr_5": Meaning(
+        "fakes found at 5 % false flags",
+        "The share of fakes above a threshold that one real image in 20 passes.",
+    ),
+    "tpr_at_fpr_1": Meaning(
+        "fakes found at 1 % false flags",
+        "The share of fakes above a threshold that one real image in 100 passes.",
+    ),
+    "tpr_at_fpr_01": Meaning(
+        "fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."
+    ),
+    "balanced_accuracy": Meaning(
+        "balanced accuracy",
+        "The mean of both shares judged correctly, of fakes and of reals, at the threshold.",
+    ),
+    "tpr": Meaning(
+        "fakes found",
+        "The true-positive rate: the share of fakes that is called fake at the threshold.",
+    ),
+    "tnr": Meaning(
+        "real images cleared",
+        "The true-negative rate: the share of real images that is not called fake.",
+    ),
+    "accuracy": Meaning(
+        "accuracy",
+        "The share of all images judged correctly. It depends on how many of them are fake.",
+    ),
+    "precision": Meaning(
+        "precision",
+        "The share of fakes among what is called fake, with as many fakes as there are here.",
+    ),
+    "f1": Meaning(
+        "F1",
+        "The harmonic mean of precision and fakes found. It depends on how many images are fake.",
+        False,
+    ),
     "average_precision": Meaning(
         "average precision",
         "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
         False,
     ),
-    "mean_generator_auc": Meaning("mean AUC of generators", "Each generator’s AUC against all real images, averaged.", False),
-    "worst_generator_auc": Meaning("AUC of the worst generator", "The least AUC that a generator has against all real images.", False),
-    "loss": Meaning("loss", "Mean cross-entropy of the log-odds, in nats: 0.693 is a coin, less is better.", False),
-    "eer": Meaning("equal error rate", "The share judged wrongly where as large a share of fakes is missed as of real images flagged."),
-    "log_loss": Meaning("log loss", "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.", False),
-    "brier": Meaning("Brier score", "Mean squared distance of the stated probability from what is true; 0.25 is a coin.", False),
+    "mean_generator_auc": Meaning(
+        "mean AUC of generators", "Each generator’s AUC against all real images, averaged.", False
+    ),
+    "worst_generator_auc": Meaning(
+        "AUC of the worst generator",
+        "The least AUC that a generator has against all real images.",
+        False,
+    ),
+    "loss": Meaning(
+        "loss",
+        "Mean cross-entropy of the log-odds, in nats: 0.693 is a coin, less is better.",
+        False,
+    ),
+    "eer": Meaning(
+        "equal error rate",
+        "The share judged wrongly where as large a share of fakes is missed as of real images flagged.",
+    ),
+    "log_loss": Meaning(
+        "log loss",
+        "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.",
+        False,
+    ),
+    "brier": Meaning(
+        "Brier score",
+        "Mean squared distance of the stated probability from what is true; 0.25 is a coin.",
+        False,
+    ),
     "ece": Meaning(
         "calibration error, debiased",
         "How far stated probabilities lie from the share that is fake (15 bins of equal width), less what chance would give.",
     ),
-    "precision_at_prior_01": Meaning("flags that are right if 0.1 % are fake", "Precision as it would be if one image in 1,000 were fake."),
-    "precision_at_prior_1": Meaning("flags that are right if 1 % are fake", "Precision as it would be if one image in 100 were fake."),
-    "precision_at_prior_10": Meaning("flags that are right if 10 % are fake", "Precision as it would be if one image in 10 were fake."),
-    "tpr_mean": Meaning("fakes found, mean of generators", "Each generator counts the same, however many images it has."),
-    "tpr_weighted": Meaning("fakes found, by number of images", "Each generator counts by its images: the share of all fakes."),
-    "reals_named": Meaning("real images given a generator’s name", "The share of real images of which a generator was named all the same."),
+    "precision_at_prior_01": Meaning(
+        "flags that are right if 0.1 % are fake",
+        "Precision as it would be if one image in 1,000 were fake.",
+    ),
+    "precision_at_prior_1": Meaning(
+        "flags that are right if 1 % are fake",
+        "Precision as it would be if one image in 100 were fake.",
+    ),
+    "precision_at_prior_10": Meaning(
+        "flags that are right if 10 % are fake",
+        "Precision as it would be if one image in 10 were fake.",
+    ),
+    "tpr_mean": Meaning(
+        "fakes found, mean of generators",
+        "Each generator counts the same, however many images it has.",
+    ),
+    "tpr_weighted": Meaning(
+        "fakes found, by number of images",
+        "Each generator counts by its images: the share of all fakes.",
+    ),
+    "reals_named": Meaning(
+        "real images given a generator’s name",
+        "The share of real images of which a generator was named all the same.",
+    ),
     "top_1": Meaning(
-        "nearest known is right", "The share of fakes by known generators of which the nearest known one is right, given up or not."
+        "nearest known is right",
+        "The share of fakes by known generators of which the nearest known one is right, given up or not.",
     ),
-    "top_3": Meaning("among the first 3", "The share of fakes whose generator is among the three likeliest names."),
-    "top_5": Meaning("among the first 5", "The share of fakes whose generator is among the five likeliest names."),
-    "unknown_named": Meaning("unknown ones given a known name", "The share of fakes by unknown generators that got a known one’s name."),
-    "abstained_known": Meaning("known ones left unnamed", "The share of fakes by known generators that were taken for none of them."),
-    "abstained_unknown": Meaning("unknown ones left unnamed", "The share of fakes by unknown generators that were taken for none."),
-    "abstained": Meaning("taken for none of the known", "The share of the images asked for which no generator was named."),
-    "family_accuracy": Meaning("family named correctly", "The share of fakes whose base architecture is named correctly, in any version."),
-    "coverage": Meaning("coverage", "The share of images that get a verdict, fake or no evidence, and no abstention."),
-    "accuracy_of_decided": Meaning("accuracy where it decides", "The share judged correctly of the images that get a verdict."),
-    "tpr_of_decided": Meaning("fakes found where it decides", "The share called fake of the fakes that get a verdict."),
-    "tnr_of_decided": Meaning("real images cleared where it decides", "The share not flagged of the real images that get a verdict."),
+    "top_3": Meaning(
+        "among the first 3",
+        "The share of fakes whose generator is among the three likeliest names.",
+    ),
+    "top_5": Meaning(
+        "among the first 5", "The share of fakes whose generator is among the five likeliest names."
+    ),
+    "unknown_named": Meaning(
+        "unknown ones given a known name",
+        "The share of fakes by unknown generators that got a known one’s name.",
+    ),
+    "abstained_known": Meaning(
+        "known ones left unnamed",
+        "The share of fakes by known generators that were taken for none of them.",
+    ),
+    "abstained_unknown": Meaning(
+        "unknown ones left unnamed",
+        "The share of fakes by unknown generators that were taken for none.",
+    ),
+    "abstained": Meaning(
+        "taken for none of the known",
+        "The share of the images asked for which no generator was named.",
+    ),
+    "family_accuracy": Meaning(
+        "family named correctly",
+        "The share of fakes whose base architecture is named correctly, in any version.",
+    ),
+    "coverage": Meaning(
+        "coverage",
+        "The share of images that get a verdict, fake or no evidence, and no abstention.",
+    ),
+    "accuracy_of_decided": Meaning(
+        "accuracy where it decides", "The share judged correctly of the images that get a verdict."
+    ),
+    "tpr_of_decided": Meaning(
+        "fakes found where it decides", "The share called fake of the fakes that get a verdict."
+    ),
+    "tnr_of_decided": Meaning(
+        "real images cleared where it decides",
+        "The share not flagged of the real images that get a verdict.",
+    ),
     "accuracy_strict": Meaning(
-        "accuracy, abstaining is wrong", "The share judged correctly of all images: no verdict and no score count as wrong."
+        "accuracy, abstaining is wrong",
+        "The share judged correctly of all images: no verdict and no score count as wrong.",
     ),
-    "balanced_accuracy_strict": Meaning("balanced accuracy, abstaining is wrong", "The mean of the two strict shares."),
-    "tpr_strict": Meaning("fakes found, abstaining is wrong", "The share called fake of all fakes, those without a score included."),
-    "tnr_strict": Meaning("real images cleared, abstaining is wrong", "The share cleared of all real images."),
+    "balanced_accuracy_strict": Meaning(
+        "balanced accuracy, abstaining is wrong", "The mean of the two strict shares."
+    ),
+    "tpr_strict": Meaning(
+        "fakes found, abstaining is wrong",
+        "The share called fake of all fakes, those without a score included.",
+    ),
+    "tnr_strict": Meaning(
+        "real images cleared, abstaining is wrong", "The share cleared of all real images."
+    ),
     "aurc": Meaning(
         "area under risk–coverage",
         "The share judged wrongly, averaged over all ways to abstain where the score is nearest the threshold.",
         False,
     ),
-    "pixel_f1": Meaning("F1 of pixels", "Overlap of mask and truth, counted twice, over the size of both; mean over images.", False),
-    "pixel_iou": Meaning("IoU of pixels", "Overlap of mask and truth over what either covers; mean over images.", False),
-    "pixel_auc": Meaning("AUC of pixels", "The chance that an altered pixel scores above an unaltered one of the same image.", False),
-    "pixel_accuracy": Meaning("accuracy of pixels", "The share of pixels judged correctly. Small edits make it high whatever is marked."),
-    "macro_f1": Meaning("macro F1", "F1 of each generator by name, averaged: rare ones count as much as frequent ones.", False),
-    "micro_f1": Meaning("micro F1", "F1 of all answers together; those that were named none lower it less than accuracy.", False),
-    "weighted_f1": Meaning("weighted F1", "F1 of each generator by name, averaged by number of images.", False),
-    "macro_precision": Meaning("macro precision", "The share of each name’s answers that are right, averaged over names."),
-    "micro_precision": Meaning("correct where a name was given", "The share of names given that are right."),
+    "pixel_f1": Meaning(
+        "F1 of pixels",
+        "Overlap of mask and truth, counted twice, over the size of both; mean over images.",
+        False,
+    ),
+    "pixel_iou": Meaning(
+        "IoU of pixels",
+        "Overlap of mask and truth over what either covers; mean over images.",
+        False,
+    ),
+    "pixel_auc": Meaning(
+        "AUC of pixels",
+        "The chance that an altered pixel scores above an unaltered one of the same image.",
+        False,
+    ),
+    "pixel_accuracy": Meaning(
+        "accuracy of pixels",
+        "The share of pixels judged correctly. Small edits make it high whatever is marked.",
+    ),
+    "macro_f1": Meaning(
+        "macro F1",
+        "F1 of each generator by name, averaged: rare ones count as much as frequent ones.",
+        False,
+    ),
+    "micro_f1": Meaning(
+        "micro F1",
+        "F1 of all answers together; those that were named none lower it less than accuracy.",
+        False,
+    ),
+    "weighted_f1": Meaning(
+        "weighted F1", "F1 of each generator by name, averaged by number of images.", False
+    ),
+    "macro_precision": Meaning(
+        "macro precision", "The share of each name’s answers that are right, averaged over names."
+    ),
+    "micro_precision": Meaning(
+        "correct where a name was given", "The share of names given that are right."
+    ),
     "recall": Meaning("recall", "The share of a generator’s images that is named correctly."),
-    "macro_recall": Meaning("macro recall", "The share of each generator’s images named correctly, averaged over names."),
-    "open_set_auroc": Meaning("open-set AUROC", "How well confidence tells known generators from those that cannot be named.", False),
-    "clip_image": Meaning("CLIP, image made anew", "Cosine of an image and of what its predicted prompt gives back.", False),
-    "clip_image_chance": Meaning("CLIP, image of another prompt", "The same with what other images’ prompts give back.", False),
+    "macro_recall": Meaning(
+        "macro recall", "The share of each generator’s images named correctly, averaged over names."
+    ),
+    "open_set_auroc": Meaning(
+        "open-set AUROC",
+        "How well confidence tells known generators from those that cannot be named.",
+        False,
+    ),
+    "clip_image": Meaning(
+        "CLIP, image made anew",
+        "Cosine of an image and of what its predicted prompt gives back.",
+        False,
+    ),
+    "clip_image_chance": Meaning(
+        "CLIP, image of another prompt",
+        "The same with what other images’ prompts give back.",
+        False,
+    ),
 }
 
 
 def visible(text: str) -> str:
-    """Show as an escape what would hide, reorder or overflow text: controls, bidi marks, zero width, lone surrogates, piles of marks."""
+    """Show as an escape what would hide, reorder or overflow text: controls, bidi marks, zero
+    width, lone surrogates, piles of marks.
+    """
     if text.isascii() and text.isprintable():
         return text
     shown, marks = [], 0
     for character in text:
         category = unicodedata.category(character)
         marks = marks + 1 if category in _MARKS else 0
-        shown.append(_escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character)
+        shown.append(
+            _escaped(character) if category in _INVISIBLE or marks > _MOST_MARKS else character
+        )
     return "".join(shown)
 
 
@@ -146,12 +306,16 @@ def no_formula(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """Terminal columns that a text takes: wide East Asian characters count two, combining marks none."""
+    """Terminal columns that a text takes: wide East Asian characters count two, combining marks
+    none.
+    """
     return len(text) if text.isascii() else sum(map(_character_columns, text))
 
 
 def shortened(text: str, limit: int) -> str:
-    """The visible text in at most `limit` columns; the middle goes, because the end of a path is the most specific."""
+    """The visible text in at most `limit` columns; the middle goes, because the end of a path is
+    the most specific.
+    """
     text = visible(text)
     if columns(text) <= limit:
         return text
@@ -177,7 +341,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def second_look(run: "RunSummary") -> list[str]:
-    """Of a cascade, which share of images all detectors scored, and what either stage takes; nothing of any other run."""
+    """Of a cascade, which share of images all detectors scored, and what either stage takes;
+    nothing of any other run.
+    """
     found, looks = run.second_look, run.session.looks or {}
     if found is None:
         return []
@@ -185,7 +351,10 @@ def second_look(run: "RunSummary") -> list[str]:
     said = [f"all detectors looked at {percent(found.share)} of the images: {audited}"]
     hours = {name: look.hours_per_million for name, look in looks.items()}
     if all(hours.get(name) is not None for name in ("first", "second")):
-        costs = {name: f" ({money(look.cost_per_million)})" if look.cost_per_million is not None else "" for name, look in looks.items()}
+        costs = {
+            name: f" ({money(look.cost_per_million)})" if look.cost_per_million is not None else ""
+            for name, look in looks.items()
+        }
         said.append(
             f"a million such images take {measured(hours['first'] or 0.0)} worker hours{costs['first']} for the first look, "
             f"{measured(hours['second'] or 0.0)}{costs['second']} for the second"
@@ -202,11 +371,16 @@ def linked_folders_in_words(count: int, example: str) -> str:
 
 
 def kept_settings(session: "SessionSummary") -> list[str]:
-    """Which settings are as the run was begun and not as today, and how to move; nothing where all are as today."""
+    """Which settings are as the run was begun and not as today, and how to move; nothing where all
+    are as today.
+    """
     kept = session.kept
     if not kept:
         return []
-    shown = [[shortened(text, _LONGEST_SETTING) for text in (one.key, one.run, one.today)] for one in kept[:_MOST_SETTINGS]]
+    shown = [
+        [shortened(text, _LONGEST_SETTING) for text in (one.key, one.run, one.today)]
+        for one in kept[:_MOST_SETTINGS]
+    ]
     named = [f"{key} {run} (today {today})" for key, run, today in shown]
     more = f" and {len(kept) - len(named)} more in summary.json" if len(kept) > len(named) else ""
     return [
@@ -218,9 +392,9 @@ def kept_settings(session: "SessionSummary") -> list[str]:
 
 def unguarded(session: "SessionSummary") -> list[str]:
     """What was lost on a store without conditional writes; nothing on any other."""
-    return ["nothing stops two commands from writing into this directory at once: its store has no conditional writes"] * bool(
-        session.unguarded
-    )
+    return [
+        "nothing stops two commands from writing into this directory at once: its store has no conditional writes"
+    ] * bool(session.unguarded)
 
 
 def plain(value: float) -> str:
@@ -242,7 +416,13 @@ def approximate(number: float) -> str:
 
 def measured(number: float) -> str:
     """A measured number: three digits, all of them from a hundred on, and no exponent."""
-    return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}" if number >= 0.001 else f"{number:.2g}"
+    return (
+        f"{number:,.0f}"
+        if number >= 99.95
+        else f"{number:.3g}"
+        if number >= 0.001
+        else f"{number:.2g}"
+    )
 
 
 def percent(share: float | None) -> str:
@@ -285,7 +465,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    )
 
 
 def size(size_bytes: int) -> str:
@@ -299,7 +483,9 @@ def size(size_bytes: int) -> str:
 
 
 def money(amount: float) -> str:
-    """An amount in whatever currency the prices are: two digits, more below one, never a false zero."""
+    """An amount in whatever currency the prices are: two digits, more below one, never a false
+    zero.
+    """
     if 0 < amount < 0.0001:
         return "< 0.0001"
     return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.4f}"
@@ -350,9 +536,14 @@ def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
     """The most frequent entries, most frequent first; the rest as one line."""
-    ranked = sorted(((name, number) for name, number in counts.items() if number), key=lambda item: (-item[1], item[0]))
+    ranked = sorted(
+        ((name, number) for name, number in counts.items() if number),
+        key=lambda item: (-item[1], item[0]),
+    )
     rest = ranked[limit:]
-    return ranked[:limit] + ([(f"{len(rest):,} others", sum(number for _, number in rest))] if rest else [])
+    return ranked[:limit] + (
+        [(f"{len(rest):,} others", sum(number for _, number in rest))] if rest else []
+    )
 
 
 def headline(run: "RunSummary") -> str:
@@ -360,7 +551,11 @@ def headline(run: "RunSummary") -> str:
     if not run.members:
         return "No files: there was nothing to score."
     if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):
-        none = "The file is not an image" if run.members == 1 else f"None of the {run.members:,} files is an image"
+        none = (
+            "The file is not an image"
+            if run.members == 1
+            else f"None of the {run.members:,} files is an image"
+        )
         return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
@@ -381,7 +576,9 @@ def named(key: str) -> str:
 
 
 def written(key: str, value: float | None) -> str:
-    """A value of that figure: shares in per cent, losses with three digits, others with four and never 1 by rounding."""
+    """A value of that figure: shares in per cent, losses with three digits, others with four and
+    never 1 by rounding.
+    """
     if value is None or not math.isfinite(value):
         return NONE
     if key in MEANINGS and MEANINGS[key].is_share:
@@ -432,7 +629,10 @@ def three_digits(value: float | None) -> str:
 def three_digit_ends(ends: tuple[float, float]) -> tuple[str, str]:
     """An interval's ends likewise, rounded outwards where rounding would reach 0 or 1."""
     low, high = ends
-    return ("0.999" if 0.9995 <= low < 1 else f"{low:.3f}", "0.001" if 0 < high < 0.0005 else f"{high:.3f}")
+    return (
+        "0.999" if 0.9995 <= low < 1 else f"{low:.3f}",
+        "0.001" if 0 < high < 0.0005 else f"{high:.3f}",
+    )
 
 
 def p_value(p: float | None) -> str:
@@ -446,7 +646,13 @@ def _escaped(character: str) -> str:
     if character in _SHORT_ESCAPES:
         return _SHORT_ESCAPES[character]
     code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 def _character_columns(character: str) -> int:

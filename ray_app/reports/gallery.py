@@ -1,7 +1,9 @@
-"""A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its generator and words, known and predicted.
+"""A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its
+generator and words, known and predicted.
 
-A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names by its hash: it sorts, filters and
-enlarges the tiles of that page, and without it they all stand there in the order of the archive.
+A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names
+by its hash: it sorts, filters and enlarges the tiles of that page, and without it they all stand
+there in the order of the archive.
 """
 
 import math
@@ -19,7 +21,9 @@ _CUT = 160  # characters of a prompt before it folds
 
 
 class GalleryTile(NamedTuple):
-    """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or in words why there is none."""
+    """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or
+    in words why there is none.
+    """
 
     row: Mapping[str, Any]
     picture: bytes | None
@@ -34,7 +38,9 @@ class PageNumber(NamedTuple):
 
 
 class TileText(NamedTuple):
-    """A tile's text on generator or words, and its source; `opening`: the first of it, where it is long."""
+    """A tile's text on generator or words, and its source; `opening`: the first of it, where it is
+    long.
+    """
 
     term: str
     said: str
@@ -58,12 +64,16 @@ def render_gallery_page(
     version: str = "",
     ensemble: EnsembleSummary,
 ) -> str:
-    """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile;
-    `ensemble`: what gave the verdicts, as the run's summary has it.
+    """One page. `shown`: which images of the run, in words; `images`: how many on all pages;
+    `first`: number of the first tile; `ensemble`: what gave the verdicts, as the run's summary has
+    it.
     """
     return render(
         "gallery.html",
-        tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, tile_texts(tile.row)) for tile in tiles],
+        tiles=[
+            (tile, jpeg_uri(tile.picture) if tile.picture else None, tile_texts(tile.row))
+            for tile in tiles
+        ],
         place=place,
         page_name=page_name,
         run=run,
@@ -74,29 +84,52 @@ def render_gallery_page(
         demonstration=ensemble.demonstration,
         error_rates=error_rates(ensemble.name, ensemble.thresholds),
         script_hash=script_hash("gallery.js"),
-        verdicts={"all", *(tile.row["verdict"] if tile.row["verdict"] in wording.VERDICT_WORDS else "none" for tile in tiles)},
+        verdicts={
+            "all",
+            *(
+                tile.row["verdict"] if tile.row["verdict"] in wording.VERDICT_WORDS else "none"
+                for tile in tiles
+            ),
+        },
         notes=(NEAREST, WORDS),
         is_uncalibrated=any(tile.row["calibrated"] is False for tile in tiles),
-        is_profiled=any("generator_confidence" in tile.row or "prompt_likelihood" in tile.row for tile in tiles),
+        is_profiled=any(
+            "generator_confidence" in tile.row or "prompt_likelihood" in tile.row for tile in tiles
+        ),
     )
 
 
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
-    """Generator and words of a row, what is known before what is predicted; nothing where there is neither."""
+    """Generator and words of a row, what is known before what is predicted; nothing where there is
+    neither.
+    """
     given = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
-    named = generator_in_words(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))
-    sure = f"{100 * probability:.0f} % among the known" if row.get("predicted_generator") and probability is not None else ""
+    named = generator_in_words(
+        row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking")
+    )
+    sure = (
+        f"{100 * probability:.0f} % among the known"
+        if row.get("predicted_generator") and probability is not None
+        else ""
+    )
     likely = "" if likelihood is None or math.isnan(likelihood) else f"likelihood {likelihood:.2f}"
     entries = [
         ("Label", given.get("label"), ""),
         ("Generator, known", _title(given.get("generator")), ""),
-        ("Generator, were it fake" if row.get("verdict") == "real" else "Generator, predicted", named, sure),
+        (
+            "Generator, were it fake" if row.get("verdict") == "real" else "Generator, predicted",
+            named,
+            sure,
+        ),
         ("Words, known", given.get("prompt"), ""),
         ("Words, predicted", row.get("predicted_prompt"), likely),
     ]
     texts = [(term, str(said), small) for term, said, small in entries if said not in (None, "")]
-    return [TileText(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small) for term, said, small in texts]
+    return [
+        TileText(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small)
+        for term, said, small in texts
+    ]
 
 
 def _title(name: Any) -> str | None:

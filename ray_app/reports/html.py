@@ -1,4 +1,6 @@
-"""Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder it."""
+"""Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder
+it.
+"""
 
 import base64
 import hashlib
@@ -35,25 +37,36 @@ def render_in_pieces(template: str, **facts: Any) -> Iterator[str]:
 
 
 def script_hash(template: str) -> str:
-    """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that includes it lets it run."""
+    """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that
+    includes it lets it run.
+    """
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 
 def jpeg_uri(data: bytes | str | None) -> str | None:
-    """A JPEG's bytes, or base64 of them, as a data URI; None for anything else, so that no other type can be smuggled into a page."""
+    """A JPEG's bytes, or base64 of them, as a data URI; None for anything else, so that no other
+    type can be smuggled into a page.
+    """
     try:
         data = base64.b64decode(data or b"", validate=True) if not isinstance(data, bytes) else data
     except ValueError:
         return None
-    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else None
+    return (
+        f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        if data.startswith(b"\xff\xd8\xff")
+        else None
+    )
 
 
 def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
-    """Where a browser finds a file: `file://` of a local one, `https://` of one on the web whose address is all that it takes.
+    """Where a browser finds a file: `file://` of a local one, `https://` of one on the web whose
+    address is all that it takes.
 
-    From a page in the folder `beside`, the way to a local file, where a folder other than the root holds both.
+    From a page in the folder `beside`, the way to a local file, where a folder other than the root
+    holds both.
 
-    None inside a container, for buckets, and for addresses with a name, a password or a query: a report is passed on.
+    None inside a container, for buckets, and for addresses with a name, a password or a query: a
+    report is passed on.
     """
     if member is not None or not uri.isprintable():
         return None
@@ -64,9 +77,11 @@ def file_link(uri: str, member: str | None, beside: str = "") -> str | None:
         if not path.startswith("/") or path.startswith("//"):
             return None
         if beside and os.path.commonpath([beside, path]) != "/":
-            return quote(os.fsencode(os.path.relpath(path, beside)))  # a colon is quoted, so no name becomes a scheme
+            # a colon is quoted, so no name becomes a scheme
+            return quote(os.fsencode(os.path.relpath(path, beside)))
         return "file://" + quote(os.fsencode(path))
-    except (UnicodeEncodeError, ConfigError):  # A list may name a file of another host, whose row says so.
+    # A list may name a file of another host, whose row says so.
+    except (UnicodeEncodeError, ConfigError):
         return None
 
 
@@ -85,7 +100,20 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = ("count", "decimal", "approximate", "percent", "probability", "duration", "size", "money", "moment", "meaning", "plain", "stated")
+    own = (
+        "count",
+        "decimal",
+        "approximate",
+        "percent",
+        "probability",
+        "duration",
+        "size",
+        "money",
+        "moment",
+        "meaning",
+        "plain",
+        "stated",
+    )
     environment.filters.update({name: getattr(wording, name) for name in own})
     environment.filters.update(
         score=lambda value: wording.score(value).replace("-", "−"),
@@ -106,8 +134,13 @@ def _environment() -> Environment:
 
 
 def _finalize(value: object) -> object:
-    # Runs on every expression of the template before it is escaped, so that no name can be forgotten.
-    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    # Runs on every expression of the template before it is escaped, so that no name can be
+    # forgotten.
+    return (
+        wording.visible(value)
+        if isinstance(value, str) and not isinstance(value, Markup)
+        else value
+    )
 
 
 def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
@@ -119,7 +152,9 @@ def _path_parts(uri: str, member: str | None) -> tuple[str, str]:
 def _breakable(text: str) -> Markup:
     """Lines may break after a slash or an underscore, as a reader would."""
     return Markup("").join(
-        piece + Markup("<wbr>") if piece in "/_" else piece for piece in re.split("([/_])", wording.visible(text)) if piece
+        piece + Markup("<wbr>") if piece in "/_" else piece
+        for piece in re.split("([/_])", wording.visible(text))
+        if piece
     )
 
 
@@ -137,5 +172,11 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             yield from _flat(item, f"{path}[{index}]")
     else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None or value == {} else str(value)
+        text = (
+            ", ".join(map(str, value))
+            if isinstance(value, list)
+            else ""
+            if value is None or value == {}
+            else str(value)
+        )
         yield path, text or wording.NONE

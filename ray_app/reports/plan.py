@@ -14,14 +14,34 @@ _NO_PRICE = "not known: no price per hour is given (--cluster NAME or FILE, or -
 WIDTH = 11
 _LONGEST_EXAMPLE = 90
 _FLOAT_BYTES = 4
-_FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet": "Parquet"} | dict.fromkeys(COMPRESSED, "compressed tar")
-Lines = Iterator[tuple[str, str]]  # a label, which stands at the first of its lines alone, and a text
+_FORMATS = {
+    "files": "files of their own",
+    "tar": "tar",
+    "zip": "zip",
+    "parquet": "Parquet",
+} | dict.fromkeys(COMPRESSED, "compressed tar")
+# a label, which stands at the first of its lines alone, and a text
+Lines = Iterator[tuple[str, str]]
 
 
 def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
-    """What would be scored and what is left of it, which processes do it, how fast, what holds them up, and what it costs."""
+    """What would be scored and what is left of it, which processes do it, how fast, what holds them
+    up, and what it costs.
+    """
     plan = Plan.model_validate(found)
-    parts = (_archive, _asked, _images, _nodes, _memory, _probe, _stages, _detectors, _forecast, _requests, _cost)
+    parts = (
+        _archive,
+        _asked,
+        _images,
+        _nodes,
+        _memory,
+        _probe,
+        _stages,
+        _detectors,
+        _forecast,
+        _requests,
+        _cost,
+    )
     lines, last = list[str](), ""
     for label, text in chain.from_iterable(part(plan) for part in parts):
         lines.append(f"{'' if label == last else label:{WIDTH}} {text}")
@@ -30,11 +50,16 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
 
 
 def _archive(plan: Plan) -> Lines:
-    """What is to be scored, how far a run is that was begun before, and the table that its rows go to."""
+    """What is to be scored, how far a run is that was begun before, and the table that its rows go
+    to.
+    """
     run, unknown = plan.run, plan.unknown_sizes
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
     left = " to score" if run else ""
-    yield "archive", f"{wording.counted(plan.members, 'file')}{left}, {'of unknown size' if unknown == plan.members > 0 else sizes}"
+    yield (
+        "archive",
+        f"{wording.counted(plan.members, 'file')}{left}, {'of unknown size' if unknown == plan.members > 0 else sizes}",
+    )
     for kind, kept in plan.kinds.items() if set(plan.kinds) - {"files"} else ():
         inside = f" in {wording.counted(kept.containers, 'file')}" if kept.containers else ""
         known = f", {wording.size(kept.size_bytes)}" if kept.size_bytes else ""
@@ -42,7 +67,10 @@ def _archive(plan: Plan) -> Lines:
     for status, number in plan.refused_in_listing.items():
         yield "archive", f"{number:,} refused by the listing: {status}, {wording.meaning(status)}"
     if run is not None and run.state == "begun":
-        yield "run", f"{wording.visible(run.url)}: begun, but its listing never ended and is made again"
+        yield (
+            "run",
+            f"{wording.visible(run.url)}: begun, but its listing never ended and is made again",
+        )
     elif run is not None:
         done = f"{wording.counted(run.members_done, 'file')} in {wording.counted(run.blocks_done, 'block')}"
         rest = f"{wording.counted(run.members_left, 'file')} in {wording.counted(run.blocks_left, 'block')}"
@@ -50,12 +78,20 @@ def _archive(plan: Plan) -> Lines:
         if run.state == "unfinished":
             yield "run", f"left: {rest}; the listing is there and is not made again"
         else:
-            yield "run", f"left: {rest}, new or changed since" if run.members_left else "left: nothing; no file is new or changed"
+            yield (
+                "run",
+                f"left: {rest}, new or changed since"
+                if run.members_left
+                else "left: nothing; no file is new or changed",
+            )
 
 
 def _asked(plan: Plan) -> Lines:
     """The ensemble, what its card promises, and what else is wanted of each image."""
-    yield "ensemble", f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"
+    yield (
+        "ensemble",
+        f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}",
+    )
     if (promised := plan.guarantee) is not None:
         yield "guarantee", promise(promised.target_fpr, promised.confidence, promised.population)
         if promised.otherwise:
@@ -66,15 +102,22 @@ def _asked(plan: Plan) -> Lines:
                 "at its end the run compares the archive with those images; where they differ much, all verdicts abstain",
             )
     if views := plan.views:
-        yield "perturb", f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}"
+        yield (
+            "perturb",
+            f"{len(views) + 1} passes over every image, decoded once: as it is, and {', '.join(views)}",
+        )
     if looks := plan.cascade:
-        on_about = f"{', '.join(looks.second)} on about {wording.percent(looks.share)} of the images"
+        on_about = (
+            f"{', '.join(looks.second)} on about {wording.percent(looks.share)} of the images"
+        )
         yield "cascade", f"{', '.join(looks.first)} on all, {on_about}"
         if looks.seconds_per_image:
             first, second = (looks.seconds_per_image[look] for look in ("first", "second"))
             cost = looks.cost_per_million or {}
             paid = (
-                f"; a million images cost {wording.money(cost['first'])} and {wording.money(cost['second'])}" if sum(cost.values()) else ""
+                f"; a million images cost {wording.money(cost['first'])} and {wording.money(cost['second'])}"
+                if sum(cost.values())
+                else ""
             )
             yield (
                 "cascade",
@@ -83,10 +126,15 @@ def _asked(plan: Plan) -> Lines:
 
 
 def _images(plan: Plan) -> Lines:
-    """What is kept and named of each image, how often it is decoded, for whom it is prepared, and what its networks compute."""
+    """What is kept and named of each image, how often it is decoded, for whom it is prepared, and
+    what its networks compute.
+    """
     for name, width in (plan.features or {}).items():
         kept = wording.size(_FLOAT_BYTES * width * plan.members)
-        yield "embeddings", f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for other heads"
+        yield (
+            "embeddings",
+            f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for other heads",
+        )
     profile = plan.profile
     if profile and profile.identifier:
         yield "profile", f"{profile.identifier} names the generator of every image"
@@ -95,7 +143,12 @@ def _images(plan: Plan) -> Lines:
         share = "" if profile.share is None else f", {wording.percent(profile.share)} of the images"
         yield "profile", f"{profile.describer} predicts the prompt of {whom}{share}"
     again = plan.kind != "fused" and plan.keeps_sizes
-    yield "decode", "every image once for fixed sizes, and again where it is scored in its own" if again else "every image once"
+    yield (
+        "decode",
+        "every image once for fixed sizes, and again where it is scored in its own"
+        if again
+        else "every image once",
+    )
     for tensor in plan.tensors:
         yield "tensors", f"{_shape(tensor)} for {', '.join(tensor.detectors)}"
     for backbone in plan.backbones:
@@ -110,40 +163,69 @@ def _nodes(plan: Plan) -> Lines:
     cluster, passes = plan.cluster, plan.passes or ()
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
-    price = f"{wording.money(cluster.price_per_hour)} per hour" if is_priced else "no price per hour given"
-    yield "cluster", f"{wording.visible(cluster.name or 'of no name')}: {wording.counted(cluster.cpus, 'core')}, {gpus}; {price}"
+    price = (
+        f"{wording.money(cluster.price_per_hour)} per hour"
+        if is_priced
+        else "no price per hour given"
+    )
+    yield (
+        "cluster",
+        f"{wording.visible(cluster.name or 'of no name')}: {wording.counted(cluster.cpus, 'core')}, {gpus}; {price}",
+    )
     for node in cluster.nodes:
-        has = f"{node.cpus} cores" + (f", {node.gpus} × {wording.visible(node.gpu or 'GPU')}" if node.gpus else "")
+        has = f"{node.cpus} cores" + (
+            f", {node.gpus} × {wording.visible(node.gpu or 'GPU')}" if node.gpus else ""
+        )
         each = f"{wording.money(node.price_per_hour)} per hour each"
         yield "cluster", f"{node.count} × {wording.visible(node.name or 'node')}: {has}; {each}"
     if passes:
         why = "one after another, since the detectors do not fit together; each fetches and decodes every image once"
         yield "passes", f"{len(passes)}, {why}"
     for number, one in enumerate(passes, 1):
-        rate = "" if one.images_per_s is None else f"; {wording.measured(one.images_per_s)} images/s"
+        rate = (
+            "" if one.images_per_s is None else f"; {wording.measured(one.images_per_s)} images/s"
+        )
         yield "passes", f"{number}: {', '.join(one.detectors)}"
-        yield "passes", f"   {one.layout}, about {wording.size(one.process_bytes)} for a process{rate}"
+        yield (
+            "passes",
+            f"   {one.layout}, about {wording.size(one.process_bytes)} for a process{rate}",
+        )
         for backbone in one.backbones:
             if any(len(users) > 1 for users in backbone.runs_once_for):
                 yield "passes", f"   {_shared(backbone)}"
-    yield "layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files"
+    yield (
+        "layout",
+        f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files",
+    )
 
 
 def _memory(plan: Plan) -> Lines:
     """What processes and large images take on each node, and the pools of detectors."""
     memory = plan.memory
-    yield "memory", f"about {wording.size(plan.process_bytes)} for a process that holds all detectors, by the sizes on their cards"
+    yield (
+        "memory",
+        f"about {wording.size(plan.process_bytes)} for a process that holds all detectors, by the sizes on their cards",
+    )
     if memory.total_bytes is None or memory.decode_bytes is None or memory.file_bytes is None:
-        yield "memory", "and a quarter of each node's memory, which nobody has stated, for large images, which take turns"
+        yield (
+            "memory",
+            "and a quarter of each node's memory, which nobody has stated, for large images, which take turns",
+        )
     else:
         decoding, files = wording.size(memory.decode_bytes), wording.size(memory.file_bytes)
         together = _counted_processes(memory.processes, "process")
         most = f"at most {wording.size(memory.total_bytes)} on a node: {together}"
-        yield "memory", f"{most}, {decoding} for large images, which take turns, {files} for large files"
+        yield (
+            "memory",
+            f"{most}, {decoding} for large images, which take turns, {files} for large files",
+        )
         if memory.worst_bytes > memory.decode_bytes:
             refused = f"images that take more than {decoding} to decode are image_too_large there"
             let_in = f"though the limits let in up to {wording.size(memory.worst_bytes)}"
-            yield "memory", f"{refused}, {let_in}: --set cluster.decode_bytes={memory.worst_bytes} where there is so much"
+            yield (
+                "memory",
+                f"{refused}, {let_in}: --set cluster.decode_bytes={memory.worst_bytes} where there is so much",
+            )
     if len(plan.pools) > 1:
         yield from (("pools", ", ".join(pool)) for pool in plan.pools)
 
@@ -154,16 +236,32 @@ def _probe(plan: Plan) -> Lines:
     if probe is None:
         return
     scored = "" if probe.scored in (0, probe.members) else f"; {probe.scored} of them were scored"
-    yield "probe", f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}"
+    yield (
+        "probe",
+        f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}",
+    )
     low, high = (wording.percent(getattr(probe.refused_share, end)) for end in ("low", "high"))
     if not probe.refused:
-        yield "probe", f"none of {probe.members} refused; of the archive at most {high} (95 % interval)"
+        yield (
+            "probe",
+            f"none of {probe.members} refused; of the archive at most {high} (95 % interval)",
+        )
         return
-    counts = ", ".join(f"{number} {status}" for status, number in probe.statuses.items() if status != "ok")
-    yield "probe", f"{probe.refused} of {probe.members} refused: {counts}; of the archive {low} to {high} (95 % interval)"
+    counts = ", ".join(
+        f"{number} {status}" for status, number in probe.statuses.items() if status != "ok"
+    )
+    yield (
+        "probe",
+        f"{probe.refused} of {probe.members} refused: {counts}; of the archive {low} to {high} (95 % interval)",
+    )
     for status, examples in probe.examples.items():
-        name = wording.shortened(wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE)
-        yield "probe", f"  {status}: e.g. {name}: {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}"
+        name = wording.shortened(
+            wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE
+        )
+        yield (
+            "probe",
+            f"  {status}: e.g. {name}: {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}",
+        )
 
 
 def _stages(plan: Plan) -> Lines:
@@ -182,42 +280,75 @@ def _stages(plan: Plan) -> Lines:
     if rows:
         if plan.slowest_pass is not None:
             yield "stages", f"of pass {plan.slowest_pass}, the slowest:"
-        yield from (("stages", line) for line in table(["stage", "s per image", "at most", "with", ""], rows, right={1, 2}))
+        yield from (
+            ("stages", line)
+            for line in table(["stage", "s per image", "at most", "with", ""], rows, right={1, 2})
+        )
         if plan.kind == "fused":
-            yield "stages", "each process does all of it in turn; “at most” is what it would reach if it did nothing else"
+            yield (
+                "stages",
+                "each process does all of it in turn; “at most” is what it would reach if it did nothing else",
+            )
         else:
-            yield "stages", "fetch, decode and prepare share their cores; “at most” is what each would reach alone"
+            yield (
+                "stages",
+                "fetch, decode and prepare share their cores; “at most” is what each would reach alone",
+            )
     if plan.bottleneck:
         yield "bottleneck", f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"
 
 
 def _detectors(plan: Plan) -> Lines:
     """What each of several detectors costs, and what a million images do."""
-    heads, rows = ["detector", "ms per image", "beside others", "of the time", "per million", ""], []
+    heads, rows = (
+        ["detector", "ms per image", "beside others", "of the time", "per million", ""],
+        [],
+    )
     for name, cost in (plan.costs or {}).items():
-        known = (wording.NONE if one is None else wording.measured(one) for one in (cost.ms_per_image, cost.spent_ms))
+        known = (
+            wording.NONE if one is None else wording.measured(one)
+            for one in (cost.ms_per_image, cost.spent_ms)
+        )
         share = wording.NONE if cost.share is None else wording.percent(cost.share)
-        money = wording.NONE if cost.cost_per_million is None else wording.money(cost.cost_per_million)
+        money = (
+            wording.NONE if cost.cost_per_million is None else wording.money(cost.cost_per_million)
+        )
         rows.append([name, *known, share, money, cost.basis])
     if len(rows) > 1:
         yield from (("detectors", line) for line in table(heads, rows, right={1, 2, 3, 4}))
         if plan.backbones:
-            yield "detectors", "“ms per image”: alone, on one core or GPU; beside others the first that shares a backbone pays for it"
+            yield (
+                "detectors",
+                "“ms per image”: alone, on one core or GPU; beside others the first that shares a backbone pays for it",
+            )
     million = plan.million
     if million is not None and million.hours is not None:
         paid = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
         again = f", which each of {million.passes} passes repeats" if million.passes > 1 else ""
-        read = "" if million.share_read is None else f"; {wording.percent(million.share_read)} of the time is reading and decoding{again}"
-        yield "million", f"a million images take {wording.duration(3600 * million.hours)}{paid}{read}"
+        read = (
+            ""
+            if million.share_read is None
+            else f"; {wording.percent(million.share_read)} of the time is reading and decoding{again}"
+        )
+        yield (
+            "million",
+            f"a million images take {wording.duration(3600 * million.hours)}{paid}{read}",
+        )
 
 
 def _forecast(plan: Plan) -> Lines:
     """Rate and hours, and where a limit of the run would stop it."""
     forecast, stops = plan.forecast, plan.stops
     if forecast is None or forecast.images_per_s is None:
-        yield "forecast", "none: no probe was made (--probe 0)" if forecast is None else "nothing to do"
+        yield (
+            "forecast",
+            "none: no probe was made (--probe 0)" if forecast is None else "nothing to do",
+        )
         return
-    total, starting, listing = (wording.duration(seconds) for seconds in (3600 * forecast.hours, forecast.starting_s, forecast.listing_s))
+    total, starting, listing = (
+        wording.duration(seconds)
+        for seconds in (3600 * forecast.hours, forecast.starting_s, forecast.listing_s)
+    )
     rate = f"{forecast.images_per_s:,.1f} images/s ({wording.size(forecast.bytes_per_s or 0)}/s from the source)"
     parts = f"{starting} of it starting and {listing} listing; machines that have yet to come add their time"
     yield "forecast", f"{rate}: {total} in all, {parts}"
@@ -226,7 +357,9 @@ def _forecast(plan: Plan) -> Lines:
         yield "forecast", f"the detectors' time is no measurement, since no GPU is here: {assumed}"
     if stops.share is not None and stops.share < 1:
         given = {"--max-hours": stops.max_hours, "--max-cost": stops.max_cost}
-        limits = " and ".join(f"{name} {limit:g}" for name, limit in given.items() if limit is not None)
+        limits = " and ".join(
+            f"{name} {limit:g}" for name, limit in given.items() if limit is not None
+        )
         share = f"about {wording.percent(stops.share)} of that"
         yield "forecast", f"{limits} would stop it at {share}; the same command goes on from there"
 
@@ -237,7 +370,10 @@ def _requests(plan: Plan) -> Lines:
     if not requests.any:
         yield "requests", f"none that a store would bill: everything is on this machine; {read}"
         return
-    yield "requests", f"{requests.lists:,} LIST, {requests.gets:,} GET, {requests.puts:,} PUT, at the least; {read}"
+    yield (
+        "requests",
+        f"{requests.lists:,} LIST, {requests.gets:,} GET, {requests.puts:,} PUT, at the least; {read}",
+    )
     if any(kind.startswith("tar.") for kind in plan.kinds) and plan.workers > 1:
         why = "they can only be read from their beginning, by every worker that gets a part of one"
         yield "requests", f"more for compressed tars: {why}"
@@ -249,15 +385,31 @@ def _cost(plan: Plan) -> Lines:
     is_priced = bool(prices["per_hour"] or plan.cluster.nodes)
     total = "without the machines"
     if cost.compute is None or forecast is None or not is_priced:
-        rows = [["compute", wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE]]
+        rows = [
+            ["compute", wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE]
+        ]
     else:
         hours = f"{wording.measured(forecast.hours)} hours at {prices['per_hour']:g} per hour"
         rows = [["compute", wording.money(cost.compute), hours]]
     if plan.requests.any:
-        rows.append(["egress", wording.money(cost.egress), f"{wording.size(plan.bytes_read)} at {prices['egress_per_gb']:g} per GB"])
+        rows.append(
+            [
+                "egress",
+                wording.money(cost.egress),
+                f"{wording.size(plan.bytes_read)} at {prices['egress_per_gb']:g} per GB",
+            ]
+        )
     if cost.compute is not None and is_priced:
-        each = "" if cost.per_1000_members is None else f", {wording.money(cost.per_1000_members)} per 1,000 files"
-        share = "" if cost.compute_share is None else f"; {wording.percent(cost.compute_share)} of it is compute"
+        each = (
+            ""
+            if cost.per_1000_members is None
+            else f", {wording.money(cost.per_1000_members)} per 1,000 files"
+        )
+        share = (
+            ""
+            if cost.compute_share is None
+            else f"; {wording.percent(cost.compute_share)} of it is compute"
+        )
         total = f"in the currency of the prices{each}{share}"
     rows.append(["total", wording.money(cost.total), total])
     yield from (("cost", line) for line in table(rows[0], rows[1:], right={1}))
@@ -270,8 +422,14 @@ def _counted_processes(count: int, word: str) -> str:
 def _shape(tensor: PlannedTensor) -> str:
     shape, resize = tensor.shape, tensor.preprocessing.get("resize", {"mode": "none"})
     if shape is None:
-        return "own size" if resize["mode"] == "none" else f"own aspect, at most {resize['size']} px"
-    how = "crop" if resize["mode"] == "none" else f"{resize['mode']}, {tensor.preprocessing.get('filter', 'bilinear')}"
+        return (
+            "own size" if resize["mode"] == "none" else f"own aspect, at most {resize['size']} px"
+        )
+    how = (
+        "crop"
+        if resize["mode"] == "none"
+        else f"{resize['mode']}, {tensor.preprocessing.get('filter', 'bilinear')}"
+    )
     return f"{shape[0]} × {shape[1]} ({how.replace('_', ' ')})"
 
 

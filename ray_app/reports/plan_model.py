@@ -1,6 +1,7 @@
 """The document of a plan: `touchstone plan --json` prints it, and its lines are made of it.
 
-Fields stand in the order in which they are printed. What the work does not have (a cascade, a profile, views) has no key.
+Fields stand in the order in which they are printed. What the work does not have (a cascade, a
+profile, views) has no key.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,9 @@ class PlannedCluster(Section):
 
 
 class PlannedGuarantee(Section):
-    """What the ensemble's card guarantees; `otherwise`: why it would not hold whatever the archive is like."""
+    """What the ensemble's card guarantees; `otherwise`: why it would not hold whatever the archive
+    is like.
+    """
 
     target_fpr: float
     confidence: float
@@ -63,7 +66,9 @@ class PlannedGuarantee(Section):
 
 
 class PlannedProfile(Section):
-    """The identifier, the describer, and the share of the images that it describes; None where no probe measured it."""
+    """The identifier, the describer, and the share of the images that it describes; None where no
+    probe measured it.
+    """
 
     identifier: str | None = None
     describer: str | None = None
@@ -72,7 +77,9 @@ class PlannedProfile(Section):
 
 
 class PlannedTensor(Section):
-    """A preprocessing with the detectors that share its tensor; `shape`: None where images keep their size."""
+    """A preprocessing with the detectors that share its tensor; `shape`: None where images keep
+    their size.
+    """
 
     preprocessing: Mapping[str, Any] = {}
     shape: tuple[int, ...] | None = None
@@ -109,7 +116,9 @@ class RefusedShare(Section):
 
 
 class ProbeResult(Section):
-    """What became of the members that were tried. `score_basis`: whether the detectors' time was measured."""
+    """What became of the members that were tried. `score_basis`: whether the detectors' time was
+    measured.
+    """
 
     members: int = 0
     scored: int = 0
@@ -123,7 +132,9 @@ class ProbeResult(Section):
 
 
 class PlannedCascade(Section):
-    """Of a cascade: the share of images that is expected to go on; by stage what a core spends on an image, and what a million cost."""
+    """Of a cascade: the share of images that is expected to go on; by stage what a core spends on
+    an image, and what a million cost.
+    """
 
     first: Sequence[str] = ()
     second: Sequence[str] = ()
@@ -133,7 +144,9 @@ class PlannedCascade(Section):
 
 
 class PlannedStage(Section):
-    """What one stage does at most; None where it is not known. `basis`: measured, estimated or unknown."""
+    """What one stage does at most; None where it is not known. `basis`: measured, estimated or
+    unknown.
+    """
 
     stage: str
     seconds_per_image: float | None = None
@@ -144,7 +157,9 @@ class PlannedStage(Section):
 
 
 class PlannedBottleneck(Section):
-    """The stage that sets the rate, and what would raise it; `scorers_busy`: the share of time that they work."""
+    """The stage that sets the rate, and what would raise it; `scorers_busy`: the share of time that
+    they work.
+    """
 
     stage: str
     advice: str = ""
@@ -152,7 +167,9 @@ class PlannedBottleneck(Section):
 
 
 class PlannedTime(Section):
-    """Rate and hours; machines that have yet to come are not in it. `assumed_gmac_per_s`: where no GPU could be measured."""
+    """Rate and hours; machines that have yet to come are not in it. `assumed_gmac_per_s`: where no
+    GPU could be measured.
+    """
 
     images_per_s: float | None = None
     hours: float = 0.0
@@ -164,8 +181,8 @@ class PlannedTime(Section):
 
 
 class PlannedPass(Section):
-    """One of several passes over the files: its detectors, processes (`process_bytes`: of one), and what runs once in it for several.
-    `images_per_s`: None without a probe.
+    """One of several passes over the files: its detectors, processes (`process_bytes`: of one), and
+    what runs once in it for several. `images_per_s`: None without a probe.
     """
 
     detectors: Sequence[str] = ()
@@ -179,8 +196,9 @@ class PlannedPass(Section):
 
 
 class PlannedDetector(Section):
-    """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the others, where the first that has a shared
-    backbone pays for it; `share`: of all the time that is spent on an image; `cost_per_million`: that share of what a million images cost.
+    """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the
+    others, where the first that has a shared backbone pays for it; `share`: of all the time that is
+    spent on an image; `cost_per_million`: that share of what a million images cost.
     """
 
     ms_per_image: float | None = None
@@ -191,8 +209,9 @@ class PlannedDetector(Section):
 
 
 class PlannedMillion(Section):
-    """What a million images take and cost (machines alone), in all passes; `share_read`: of the time, what goes into fetching, decoding and
-    preparing, which every pass repeats. None where nobody knows.
+    """What a million images take and cost (machines alone), in all passes; `share_read`: of the
+    time, what goes into fetching, decoding and preparing, which every pass repeats. None where
+    nobody knows.
     """
 
     hours: float | None = None
@@ -221,7 +240,9 @@ class PlannedCost(CostSummary):
 
 
 class PlannedStops(Section):
-    """The limits that the run was given, and the share of the work that they leave it time or money for."""
+    """The limits that the run was given, and the share of the work that they leave it time or money
+    for.
+    """
 
     max_hours: float | None = None
     max_cost: float | None = None
@@ -229,10 +250,12 @@ class PlannedStops(Section):
 
 
 class Plan(Section):
-    """What a scoring run will do and cost: the archive, the work, the prediction of a probe, and the bill.
+    """What a scoring run will do and cost: the archive, the work, the prediction of a probe, and
+    the bill.
 
-    `unknown_sizes`: members whose size is known only after reading. Without a probe all that it predicts is
-    null; of several passes, stages and bottleneck are those of the slowest, whose number is `slowest_pass`.
+    `unknown_sizes`: members whose size is known only after reading. Without a probe all that it
+    predicts is null; of several passes, stages and bottleneck are those of the slowest, whose
+    number is `slowest_pass`.
     """
 
     members: int = 0

@@ -1,7 +1,8 @@
-"""A run's summary → one HTML page that loads nothing and runs nothing (`render_run_report`), and its parts in sentences for page and
-terminal.
+"""A run's summary → one HTML page that loads nothing and runs nothing (`render_run_report`), and
+its parts in sentences for page and terminal.
 
-The parts: the card's guarantee, the profile, how many flags will be wrong, and what the limits refused.
+The parts: the card's guarantee, the profile, how many flags will be wrong, and what the limits
+refused.
 """
 
 import math
@@ -19,7 +20,13 @@ from ray_app.errors import ConfigError
 from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary, UnseenShift
+from ray_app.runs.document import (
+    GeneratorCount,
+    GuaranteeSummary,
+    ProfileSummary,
+    RunSummary,
+    UnseenShift,
+)
 
 FEATURE_WORDS = {
     "score": "score",
@@ -43,7 +50,10 @@ _MEANING = {
     "max_side": ("a longer side", "a resize takes memory by the longer side"),
     "max_aspect": ("a longer and narrower picture", "a resize takes memory by the longer side"),
     "max_ratio": ("fewer bytes for so many pixels", "the pixels bound the memory"),
-    "max_text_bytes": ("a larger profile of printing colours", "it is held while the image is decoded"),
+    "max_text_bytes": (
+        "a larger profile of printing colours",
+        "it is held while the image is decoded",
+    ),
 }
 
 
@@ -56,7 +66,9 @@ class Rate(NamedTuple):
 
 
 class RightShare(NamedTuple):
-    """What flags are worth if `prior` of the archive is fake; `right` is None where nothing would be flagged."""
+    """What flags are worth if `prior` of the archive is fake; `right` is None where nothing would
+    be flagged.
+    """
 
     prior: float
     flags: float
@@ -85,19 +97,30 @@ class FalseFlags:
 
 def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
     """The same for a terminal, from that section of a run's summary."""
-    return [f"guarantee: {sentence}" for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))]
+    return [
+        f"guarantee: {sentence}"
+        for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))
+    ]
 
 
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
-    """How many of a run's flags will be false, for a terminal; nothing where its thresholds have no stated rates."""
+    """How many of a run's flags will be false, for a terminal; nothing where its thresholds have no
+    stated rates.
+    """
     run = RunSummary.model_validate(dict(summary))
     flags = _flags_of(run, prior)
     if flags is None or not run.scored:
         return []
     images = wording.counted(run.scored, "scored image")
-    lines = [f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.approximate(flags.expected.value)}"]
+    lines = [
+        f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.approximate(flags.expected.value)}"
+    ]
     for share in flags.shares:
-        between = f" ({wording.percent(share.right_low)} to {wording.percent(share.right_high)})" if flags.has_interval else ""
+        between = (
+            f" ({wording.percent(share.right_low)} to {wording.percent(share.right_high)})"
+            if flags.has_interval
+            else ""
+        )
         lines.append(
             f"if {wording.stated(share.prior)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
         )
@@ -111,23 +134,31 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
     lines = []
     if profile.identified:
         named = {title: flagged for title, flagged, _ in families(profile.generators)}
-        parts = [f"{wording.visible(title)} {number:,}" for title, number in wording.largest(named, _MOST_IN_LINE)]
+        parts = [
+            f"{wording.visible(title)} {number:,}"
+            for title, number in wording.largest(named, _MOST_IN_LINE)
+        ]
         parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
         parts += [f"no say {profile.silent:,}"] if profile.silent else []
         lines.append(f"flagged images are nearest to: {', '.join(parts)}")
     if profile.describes:
-        lines.append(f"words: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}")
+        lines.append(
+            f"words: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}"
+        )
     return lines
 
 
 def render_run_report(
-    summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes | str] | None = None
+    summary: Mapping[str, Any],
+    *,
+    prior: float | None = None,
+    thumbnails: Mapping[int, bytes | str] | None = None,
 ) -> str:
     """Write a run's summary as one self-contained HTML page.
 
-    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are made anew and
-    free of metadata, or to words why there is no picture; these files are shown with them, the others in a table.
-    Raises ConfigError for a prior outside (0, 1).
+    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to
+    JPEG bytes that are made anew and free of metadata, or to words why there is no picture; these
+    files are shown with them, the others in a table. Raises ConfigError for a prior outside (0, 1).
     """
     run, given = RunSummary.model_validate(dict(summary)), thumbnails or {}
     flags = _flags_of(run, prior)
@@ -142,13 +173,20 @@ def render_run_report(
         limits=limit_sentences(run),
         error_rates=error_rates(run.ensemble.name, run.ensemble.thresholds),
         guarantee=guarantee_sentences(run.guarantee),
-        shifted=[(feature(shift.feature), shift) for shift in (run.guarantee.shifts if run.guarantee else ())],
+        shifted=[
+            (feature(shift.feature), shift)
+            for shift in (run.guarantee.shifts if run.guarantee else ())
+        ],
         flags=flags,
         flag_scale=max(flags.raised, flags.expected.high) if flags else 0.0,
         stages=_stages(run),
         pictured=[row for row in run.top if row.image_id in given],
         listed=[row for row in run.top if row.image_id not in given],
-        thumbnails={image_id: uri for image_id, data in given.items() if isinstance(data, bytes) and (uri := jpeg_uri(data))},
+        thumbnails={
+            image_id: uri
+            for image_id, data in given.items()
+            if isinstance(data, bytes) and (uri := jpeg_uri(data))
+        },
         missing={image_id: why for image_id, why in given.items() if isinstance(why, str)},
         identity=settings(run.identity),
         prior=prior,
@@ -163,10 +201,17 @@ def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
     """The promise, and whether it holds; nothing where a run's card promises nothing."""
     if found is None or not found.stated:
         return []
-    sentences = [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
+    sentences = (
+        [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
+    )
     why = f": {wording.shortened(found.why, 400)}" if found.why else ""
     if found.holds:
-        names = ", ".join(dict.fromkeys("scores of detectors" if ":" in one.feature else feature(one.feature) for one in found.shifts))
+        names = ", ".join(
+            dict.fromkeys(
+                "scores of detectors" if ":" in one.feature else feature(one.feature)
+                for one in found.shifts
+            )
+        )
         sentences.append(
             f"no difference was noticed between {wording.counted(found.images or 0, 'image')} of this archive and those that the card was "
             f"calibrated on ({names})"
@@ -178,7 +223,9 @@ def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
     if found.unseen is not None and not found.unlike:
         sentences.append(_unseen(found.unseen))
     if found.unlike:
-        sentences.append("so different that no verdict is given: all abstain (calibrate on labelled images of this archive)")
+        sentences.append(
+            "so different that no verdict is given: all abstain (calibrate on labelled images of this archive)"
+        )
     elif found.waived:
         sentences.append("it was waived: verdicts stand that the card does not answer for")
     return sentences
@@ -188,7 +235,9 @@ def _unseen(unseen: UnseenShift) -> str:
     """What a comparison without a difference does not show, and what would."""
     rise, rate = unseen.standard_deviations, wording.stated(unseen.false_positive_rate)
     higher = (
-        "any rise of the real images’ scores" if rise is None else f"a rise of all real images’ scores by {rise:.2g} standard deviations"
+        "any rise of the real images’ scores"
+        if rise is None
+        else f"a rise of all real images’ scores by {rise:.2g} standard deviations"
     )
     called = f" ({rate} of them called fake)" if rise is not None else ""
     flagged = f", as all {unseen.flagged:,} flagged ones may be" if unseen.flagged > 1 else ""
@@ -214,7 +263,8 @@ def feature(name: str) -> str:
 
 
 def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
-    """Titles of families with their flagged images, and the same of their generators where there are several.
+    """Titles of families with their flagged images, and the same of their generators where there
+    are several.
 
     The most frequent first, the rest of either as one line.
     """
@@ -222,13 +272,17 @@ def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tupl
     for one in counts:
         by_family[family_title(one.family)][title_of(one.generator)] += one.flagged
     ranked = wording.largest({title: names.total() for title, names in by_family.items()}, _MOST)
-    members = {title: wording.largest(names, _MOST) for title, names in by_family.items() if list(names) != [title]}
+    members = {
+        title: wording.largest(names, _MOST)
+        for title, names in by_family.items()
+        if list(names) != [title]
+    }
     return [(title, flagged, members.get(title, [])) for title, flagged in ranked]
 
 
 def generator_in_words(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
-    """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" where there is
-    none.
+    """One image's generator in words: the name with its family, or that it is like none known and
+    which is nearest; "" where there is none.
     """
     if name is not None:
         title, base = title_of(name), family_title(family or name)
@@ -242,21 +296,29 @@ def beginning(text: str, limit: int = 200) -> str:
     return shown if len(shown) <= limit else f"{shown[:limit].rsplit(' ', 1)[0]} …"
 
 
-def false_flags(thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None) -> FalseFlags | None:
-    """Set flags raised against flags to expect at this archive's size; None where no false-positive rate is stated.
+def false_flags(
+    thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None
+) -> FalseFlags | None:
+    """Set flags raised against flags to expect at this archive's size; None where no false-positive
+    rate is stated.
 
-    Shares are those of `prior`, or of three priors where it is None, and empty where no true-positive rate is stated.
-    Raises ConfigError for a prior outside (0, 1).
+    Shares are those of `prior`, or of three priors where it is None, and empty where no
+    true-positive rate is stated. Raises ConfigError for a prior outside (0, 1).
     """
     if prior is not None and not 0 < prior < 1:
-        raise ConfigError(f"prior {prior}: must lie between 0 and 1", hint="0.01 says that one image in a hundred is fake")
+        raise ConfigError(
+            f"prior {prior}: must lie between 0 and 1",
+            hint="0.01 says that one image in a hundred is fake",
+        )
     if thresholds.false_positive_rate is None:
         return None
     wrong = measured_rate(thresholds.false_positive_rate, thresholds.n_real)
     shares: tuple[RightShare, ...] = ()
     if thresholds.true_positive_rate is not None:
         found = measured_rate(thresholds.true_positive_rate, thresholds.n_fake)
-        shares = tuple(_right_share(p, found, wrong, scored) for p in (PRIORS if prior is None else (prior,)))
+        shares = tuple(
+            _right_share(p, found, wrong, scored) for p in (PRIORS if prior is None else (prior,))
+        )
     return FalseFlags(
         scored=scored,
         raised=raised,
@@ -268,7 +330,9 @@ def false_flags(thresholds: Thresholds, *, scored: int, raised: int, prior: floa
 
 
 def measured_rate(rate: float, n: int | None) -> Rate:
-    """A rate seen in n trials with its Wilson score interval (Wilson 1927), which stays honest at 0 and 1."""
+    """A rate seen in n trials with its Wilson score interval (Wilson 1927), which stays honest at 0
+    and 1.
+    """
     if not n:
         return Rate(rate, rate, rate)
     scale = 1 + _Z95**2 / n
@@ -285,20 +349,29 @@ def share_right(prior: float, found: float, wrong: float) -> float | None:
 
 
 def limit_sentences(run: RunSummary) -> list[str]:
-    """Nothing where limits refused no more than 1 % of the members; else first how many they are, then each limit."""
+    """Nothing where limits refused no more than 1 % of the members; else first how many they are,
+    then each limit.
+    """
     refused = sum(run.refused_by_limits.values())
     if not run.members or refused <= LOUD_SHARE * run.members:
         return []
     share = wording.percent(refused / run.members)
     return [
         f"limits refused {share} of the archive, {wording.counted(refused, 'file')} that have no verdict",
-        *(_sentence(run, name, number) for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))),
+        *(
+            _sentence(run, name, number)
+            for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))
+        ),
     ]
 
 
 def _flags_of(run: RunSummary, prior: float | None) -> FalseFlags | None:
     thresholds = run.ensemble.thresholds
-    return false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    return (
+        false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior)
+        if thresholds
+        else None
+    )
 
 
 def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightShare:
@@ -325,15 +398,25 @@ def _sentence(run: RunSummary, name: str, number: int) -> str:
         return f"{name}: {members}; --set {name}=… raises it, in a run directory of its own"
     what, memory = _MEANING[name]
     limit = run.identity.get("limits", {}).get(name)
-    stated, twice = (f" ({limit:,})", str(2 * limit)) if isinstance(limit, int | float) else ("", "…")
+    stated, twice = (
+        (f" ({limit:,})", str(2 * limit)) if isinstance(limit, int | float) else ("", "…")
+    )
     return f"{name}{stated}: {members} with {what}; --set limits.{name}={twice} admits more, in a run directory of its own; {memory}"
 
 
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
-    """Style class, words and count of every fate that a member can have; empty ones only where they inform."""
-    fates = [(word, words, run.verdict(word)) for word, words in wording.VERDICT_WORDS.items()] if run.scored else []
+    """Style class, words and count of every fate that a member can have; empty ones only where they
+    inform.
+    """
+    fates = (
+        [(word, words, run.verdict(word)) for word, words in wording.VERDICT_WORDS.items()]
+        if run.scored
+        else []
+    )
     fates += [("none", "could not be scored", run.not_scored)] if run.not_scored else []
-    fates += [("unseen", "not reached yet", run.members - run.rows)] if run.members > run.rows else []
+    fates += (
+        [("unseen", "not reached yet", run.members - run.rows)] if run.members > run.rows else []
+    )
     return fates
 
 
@@ -346,24 +429,47 @@ def _score_chart(run: RunSummary) -> Markup | None:
     described += f"{edges[peak]:g} to {edges[peak + 1]:g}."
     zones = (thresholds.real_below, thresholds.fake_above) if thresholds else None
     described += f" Abstain band from {zones[0]:g} to {zones[1]:g}." if zones else ""
-    return charts.histogram(edges, counts, ident="scores", title="How many images have which score", description=described, zones=zones)
+    return charts.histogram(
+        edges,
+        counts,
+        ident="scores",
+        title="How many images have which score",
+        description=described,
+        zones=zones,
+    )
 
 
 def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
-    """Of each detector; none of one that is all that the ensemble consists of, whose scores stand above."""
+    """Of each detector; none of one that is all that the ensemble consists of, whose scores stand
+    above.
+    """
     if len(run.histogram.detectors) == len(run.ensemble.members) == 1 and run.histogram.ensemble:
         return []
     titles = {detector.name: detector.title for detector in run.ensemble.members}
     drawn = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
-        texts: Any = {"ident": f"detector-{index}", "title": f"Scores of {titles.get(name) or name}"}
+        texts: Any = {
+            "ident": f"detector-{index}",
+            "title": f"Scores of {titles.get(name) or name}",
+        }
         described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
-        drawn.append((name, charts.histogram(run.histogram.edges, counts, **texts, description=described, compact=True)))
+        drawn.append(
+            (
+                name,
+                charts.histogram(
+                    run.histogram.edges, counts, **texts, description=described, compact=True
+                ),
+            )
+        )
     return drawn
 
 
 def _stages(run: RunSummary) -> list[tuple[str, float, float]]:
     """Stage, summed worker seconds and share, in the order of the walk."""
-    spent = {stage: seconds for stage, seconds in run.session.seconds.items() if math.isfinite(seconds)}
+    spent = {
+        stage: seconds for stage, seconds in run.session.seconds.items() if math.isfinite(seconds)
+    }
     total = sum(spent.values())
-    return [(stage, seconds, seconds / total) for stage, seconds in spent.items()] if total > 0 else []
+    return (
+        [(stage, seconds, seconds / total) for stage, seconds in spent.items()] if total > 0 else []
+    )

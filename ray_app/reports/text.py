@@ -1,5 +1,5 @@
-"""Plain text for the terminal: columns (`table`) and paragraphs of a given width, rows (`verdict_table`) and a run's end
-(`summary_lines`).
+"""Plain text for the terminal: columns (`table`) and paragraphs of a given width, rows
+(`verdict_table`) and a run's end (`summary_lines`).
 """
 
 import shlex
@@ -24,68 +24,118 @@ _MOST_REASONS, _MOST_FINDINGS, _MOST_DAYS = 5, 8, 3
 
 
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
-    """One line per row: file, finding, verdict, probability, score, status; aligned and at most `width` columns wide.
+    """One line per row: file, finding, verdict, probability, score, status; aligned and at most
+    `width` columns wide.
 
-    Rows are result rows (`uri`, `member`, `finding`, `verdict`, `probability`, `score`, `status`, `calibrated`); missing values are dashes.
-    Another column names the generator that a profile finds nearest, of rows that are not called real.
-    A folder that all files share is named once, above. Where the columns beside the file leave it fewer than 16, lines grow wider.
+    Rows are result rows (`uri`, `member`, `finding`, `verdict`, `probability`, `score`, `status`,
+    `calibrated`); missing values are dashes. Another column names the generator that a profile
+    finds nearest, of rows that are not called real. A folder that all files share is named once,
+    above. Where the columns beside the file leave it fewer than 16, lines grow wider.
     """
     rows = list(rows)
     if not rows:
         return "no rows"
-    names = [wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member"))) for row in rows]
+    names = [
+        wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member")))
+        for row in rows
+    ]
     folder = _common_folder(names)
     cells = [_cells(row) for row in rows]
-    uncalibrated = any(row.get("calibrated") is False and row.get("probability") is not None for row in rows)
+    uncalibrated = any(
+        row.get("calibrated") is False and row.get("probability") is not None for row in rows
+    )
     heads = ["verdict", "probability*" if uncalibrated else "probability", "score", "status"]
     named = [_named(row) for row in rows]
     if any(named):
-        heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
+        heads, cells = (
+            [*heads, "nearest generator"],
+            [[*line, words] for line, words in zip(cells, named, strict=True)],
+        )
     right = {2, 3}
     if any("finding" in row for row in rows):
-        found = [wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows]
-        heads, cells, right = ["finding", *heads], [[words, *line] for line, words in zip(cells, found, strict=True)], {3, 4}
-    widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
+        found = [
+            wording.shortened(row.get("finding") or wording.NONE, _LONGEST_FINDING) for row in rows
+        ]
+        heads, cells, right = (
+            ["finding", *heads],
+            [[words, *line] for line, words in zip(cells, found, strict=True)],
+            {3, 4},
+        )
+    widths = [
+        max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))
+    ]
     room = max(_NARROWEST_FILE, width - sum(widths) - len(GAP) * len(heads))
     files = [wording.shortened(name[len(folder) :], room) for name in names]
     lines = [f"in {wording.shortened(folder, max(width - 3, _NARROWEST_FILE))}"] if folder else []
-    lines += table(["file", *heads], [[file, *line] for file, line in zip(files, cells, strict=True)], right=right)
+    lines += table(
+        ["file", *heads],
+        [[file, *line] for file, line in zip(files, cells, strict=True)],
+        right=right,
+    )
     if uncalibrated:
         lines.append("* the plain sigmoid of the score, not calibrated")
     return "\n".join(lines)
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = _WIDE, *, right: Collection[int] = (), wrap: Collection[int] = ()
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int = _WIDE,
+    *,
+    right: Collection[int] = (),
+    wrap: Collection[int] = (),
 ) -> list[str]:
-    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all fits `width`, others never.
+    """Aligned lines under `heads`; cells of the columns in `wrap` are broken into lines until all
+    fits `width`, others never.
 
-    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash can be copied.
+    `right`: columns that are aligned to the right. Words are never broken, so that a path or a hash
+    can be copied.
     """
-    widths = [max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    widths = [
+        max(wording.columns(row[column]) for row in [heads, *rows]) for column in range(len(heads))
+    ]
     floors = list(widths)
     for column in (one for one in wrap if one < len(heads)):
-        floors[column] = max([_NARROWEST, *(wording.columns(word) for row in [heads, *rows] for word in row[column].split())])
+        floors[column] = max(
+            [
+                _NARROWEST,
+                *(wording.columns(word) for row in [heads, *rows] for word in row[column].split()),
+            ]
+        )
     while sum(widths) + len(GAP) * (len(heads) - 1) > width:
-        spare, column = max((have - least, column) for column, (have, least) in enumerate(zip(widths, floors, strict=True)))
+        spare, column = max(
+            (have - least, column)
+            for column, (have, least) in enumerate(zip(widths, floors, strict=True))
+        )
         if spare <= 0:
             break
         widths[column] -= 1
     lines = []
     for row in [heads, *rows]:
-        cells = [paragraph(cell, size) if column in wrap else [cell] for column, (cell, size) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            paragraph(cell, size) if column in wrap else [cell]
+            for column, (cell, size) in enumerate(zip(row, widths, strict=True))
+        ]
         for index in range(max(map(len, cells))):
-            lines.append(aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right))
+            lines.append(
+                aligned([cell[index] if index < len(cell) else "" for cell in cells], widths, right)
+            )
     return lines
 
 
 def paragraph(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no text."""
-    return textwrap.wrap(text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False) or [""]
+    """The text in lines of at most `width` columns, broken at spaces only; one empty line for no
+    text.
+    """
+    return textwrap.wrap(
+        text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The end of a run in words: what became of the files, how fast, what held it up, where to read on."""
+    """The end of a run in words: what became of the files, how fast, what held it up, where to read
+    on.
+    """
     from ray_app.ensembles.finding import error_rates
     from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
     from ray_app.runs.document import RunSummary
@@ -93,15 +143,26 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     run = RunSummary.model_validate(dict(summary))
     lines = [wording.headline(run)]
     if run.members and not run.complete:
-        lines.append(f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here")
-    lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
+        lines.append(
+            f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here"
+        )
+    lines += [
+        sentence.upper() if place == 0 else f"  {sentence}"
+        for place, sentence in enumerate(limit_sentences(run))
+    ]
     lines += _status_lines(run)
     if run.own_failures:
         lines.append(f"bug: {wording.own_failures(run.own_failures)}")
     if run.linked_folders.count:
-        lines.append(f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}")
+        lines.append(
+            f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}"
+        )
     lines += _verdict_lines(run)
-    lines += [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))] if run.scored else []
+    lines += (
+        [wording.visible(error_rates(run.ensemble.name, run.ensemble.thresholds))]
+        if run.scored
+        else []
+    )
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += profile_lines(run.profile)
@@ -111,19 +172,27 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"unguarded: {sentence}" for sentence in wording.unguarded(run.session)]
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)
-    lines += [f"limits: {wording.visible(sentence)}" for sentence in (run.ensemble.blind_to or ()) if run.scored]
+    lines += [
+        f"limits: {wording.visible(sentence)}"
+        for sentence in (run.ensemble.blind_to or ())
+        if run.scored
+    ]
     if run.scored and not run.ensemble.calibrated:
         lines.append(wording.UNCALIBRATED)
     if run.run:
         lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
         lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
         if any(member.masks for member in run.ensemble.members):
-            lines.append(f"masks: touchstone runs masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
+            lines.append(
+                f"masks: touchstone runs masks {wording.visible(shlex.quote(run.run))} --out FOLDER"
+            )
     return lines
 
 
 def aligned(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
-    """One line of cells, each filled up to its width; those of the columns in `right` from the left."""
+    """One line of cells, each filled up to its width; those of the columns in `right` from the
+    left.
+    """
     padded = []
     for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         space = " " * (width - wording.columns(cell))
@@ -142,7 +211,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    """The predicted generator of a row that is not called real; "unknown" where the image is like no known generator."""
+    """The predicted generator of a row that is not called real; "unknown" where the image is like
+    no known generator.
+    """
     if row.get("verdict") == "real" or row.get("generator_confidence") is None:
         return ""
     name = row.get("predicted_generator")
@@ -150,27 +221,45 @@ def _named(row: Mapping[str, Any]) -> str:
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """The longest prefix of all names that ends with a slash, where there is more than one name to share it."""
+    """The longest prefix of all names that ends with a slash, where there is more than one name to
+    share it.
+    """
     if len(names) < 2:
         return ""
     # The first and the last in order differ the earliest, so their shared start is everybody's.
     first, last = min(names), max(names)
-    shared = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    shared = next(
+        (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
     return first[: first.rfind("/", 0, shared) + 1]
 
 
 def _status_lines(run: "RunSummary") -> list[str]:
     statuses = wording.ordered_statuses(run.statuses)
-    shown = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
-    widths = [max((wording.columns(line[index]) for line in shown), default=0) for index in range(3)]
+    shown = [
+        [wording.visible(status), wording.count(number), wording.meaning(status)]
+        for status, number in statuses
+    ]
+    widths = [
+        max((wording.columns(line[index]) for line in shown), default=0) for index in range(3)
+    ]
     lines = []
     for (status, _), cells in zip(statuses, shown, strict=True):
         lines.append("  " + aligned(cells, widths, right={1}))
         examples = run.examples.get(status, [])
         if examples and status != "ok":
-            name = wording.shortened(wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE)
-            detail = f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}" if examples[0].detail else ""
-            lines.append("  " + " " * (widths[0] + widths[1] + 2 * len(GAP)) + f"e.g. {name}{detail}")
+            name = wording.shortened(
+                wording.file_name(examples[0].uri, examples[0].member), _LONGEST_EXAMPLE
+            )
+            detail = (
+                f": {wording.shortened(examples[0].detail, _LONGEST_EXAMPLE)}"
+                if examples[0].detail
+                else ""
+            )
+            lines.append(
+                "  " + " " * (widths[0] + widths[1] + 2 * len(GAP)) + f"e.g. {name}{detail}"
+            )
     return lines
 
 
@@ -178,8 +267,14 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
     counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
-    found = [f"{wording.shortened(words, _LONGEST_REASON)} {number:,}" for words, number in wording.largest(run.findings, _MOST_FINDINGS)]
-    lines = [*([f"findings: {', '.join(found)}"] if found else []), f"verdicts: {', '.join(counts)}"]
+    found = [
+        f"{wording.shortened(words, _LONGEST_REASON)} {number:,}"
+        for words, number in wording.largest(run.findings, _MOST_FINDINGS)
+    ]
+    lines = [
+        *([f"findings: {', '.join(found)}"] if found else []),
+        f"verdicts: {', '.join(counts)}",
+    ]
     days = [
         f"{wording.visible(day)} {wording.counted(one.get('files', 0), 'file')}, {one.get('fake', 0):,} flagged"
         for day, one in run.days.items()
@@ -188,19 +283,33 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     reasons = wording.reasons(run.verdict_reasons, _MOST_REASONS)
     if reasons:
         lines.append(
-            "no verdict because: " + "; ".join(f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons)
+            "no verdict because: "
+            + "; ".join(
+                f"{wording.shortened(why, _LONGEST_REASON)} ({number:,})" for why, number in reasons
+            )
         )
     return lines
 
 
 def _declaration_lines(run: "RunSummary") -> list[str]:
     said = run.provenance
-    signers = [f"C2PA: {wording.counted(number, 'signer')} {where}" for where, number in said.signers.items()]
+    signers = [
+        f"C2PA: {wording.counted(number, 'signer')} {where}"
+        for where, number in said.signers.items()
+    ]
     if not said.declaring:
         return signers
-    parts = [f"{number:,} {words}" for word, words in wording.VERDICT_WORDS.items() if (number := said.declared.get(word, 0))]
+    parts = [
+        f"{number:,} {words}"
+        for word, words in wording.VERDICT_WORDS.items()
+        if (number := said.declared.get(word, 0))
+    ]
     parts += [f"{number:,} without a verdict"] if (number := said.declared.get("none", 0)) else []
-    who = "1 file declares itself" if said.declaring == 1 else f"{said.declaring:,} files declare themselves"
+    who = (
+        "1 file declares itself"
+        if said.declaring == 1
+        else f"{said.declaring:,} files declare themselves"
+    )
     return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}", *signers]
 
 
@@ -208,40 +317,64 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     session = run.session
     if not session.rows:
         return ["nothing was scored this time: no file is new or changed"] if run.rows else []
-    rate = "too short to tell" if session.images_per_s is None else f"{wording.decimal(session.images_per_s)} images/s"
+    rate = (
+        "too short to tell"
+        if session.images_per_s is None
+        else f"{wording.decimal(session.images_per_s)} images/s"
+    )
     lines = [
         f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
         f"{wording.counted(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
     ]
     cost = session.cost
     if cost is not None:
-        parts = f"machines {wording.money(cost.compute or 0.0)}, egress {wording.money(cost.egress)}"
+        parts = (
+            f"machines {wording.money(cost.compute or 0.0)}, egress {wording.money(cost.egress)}"
+        )
         lines.append(f"cost: {wording.money(cost.total)} by the prices set: {parts}")
     if session.peak_worker_bytes:
         of_all = session.memory and session.memory.total_bytes
         of_node = f" of at most {wording.size(of_all)} on a node" if of_all else ""
-        lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}")
+        lines.append(
+            f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}"
+        )
     for name, sharing in session.backbones.items():
         if sharing.asked > sharing.runs:
             requests = wording.counted(sharing.asked, "request")
-            lines.append(f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors")
+            lines.append(
+                f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors"
+            )
     for number, one in enumerate(session.passes or (), 1):
-        most = f", at most {wording.size(one.peak_worker_bytes)} in one worker" if one.peak_worker_bytes else ""
+        most = (
+            f", at most {wording.size(one.peak_worker_bytes)} in one worker"
+            if one.peak_worker_bytes
+            else ""
+        )
         names = wording.visible(wording.shortened(", ".join(one.detectors), _LONGEST_PASS))
-        lines.append(f"pass {number}: {wording.counted(one.images, 'file')} in {wording.duration(one.wall_s)}{most}: {names}")
+        lines.append(
+            f"pass {number}: {wording.counted(one.images, 'file')} in {wording.duration(one.wall_s)}{most}: {names}"
+        )
     costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
     if len(costly) > 1:
         spent = (
-            f"{wording.visible(name)} {wording.measured(one.ms_per_image)} ms" for name, one in costly[:_MOST_DETECTORS] if one.ms_per_image
+            f"{wording.visible(name)} {wording.measured(one.ms_per_image)} ms"
+            for name, one in costly[:_MOST_DETECTORS]
+            if one.ms_per_image
         )
         others = len(costly) - _MOST_DETECTORS
         rest = f", {others} others less" if others > 0 else ""
         lines.append(f"detectors: per image on one worker {', '.join(spent)}{rest}")
     if session.throttled or session.retried:
         repeated = wording.counted(session.retried, "read")
-        lines.append(f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {repeated} repeated")
+        lines.append(
+            f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {repeated} repeated"
+        )
     if run.scored and run.bottleneck and run.bottleneck.stage:
-        share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
+        share = (
+            f" ({wording.percent(run.bottleneck.share)} of the workers' time)"
+            if run.bottleneck.share is not None
+            else ""
+        )
         advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
         lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")
     return lines

@@ -1,4 +1,5 @@
-"""A training's document (`TrainingFacts`, `metrics.json`) → one HTML page (`render_training_report`), and a few lines (`training_lines`).
+"""A training's document (`TrainingFacts`, `metrics.json`) → one HTML page
+(`render_training_report`), and a few lines (`training_lines`).
 
 Fields stand in the order of the file; `history` and `mistakes` are for the page alone. The
 page loads nothing and runs nothing. Every text in the facts is taken for hostile.
@@ -48,11 +49,14 @@ class GeneratorFigures(Section):
     @property
     def rate(self) -> FigureFacts:
         """The share judged correctly: flagged of fakes, not flagged of real images."""
-        return FigureFacts(value=self.tpr if self.label == "fake" else self.tnr, interval=self.interval)
+        return FigureFacts(
+            value=self.tpr if self.label == "fake" else self.tnr, interval=self.interval
+        )
 
 
 class Figures(Section):
-    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are any: `n` of them).
+    """Figures of one split (ray_app.metrics.detection_figures, and those of masks where there are
+    any: `n` of them).
 
     `unreadable`: rows that have no score.
     """
@@ -76,14 +80,20 @@ class Figures(Section):
     unreadable: int = 0
 
     def figure(self, name: str) -> FigureFacts:
-        """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value where it was not measured."""
+        """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value
+        where it was not measured.
+        """
         value: float | None = getattr(self, name) if name in FIGURES else None
         return FigureFacts(value=value, interval=getattr(self, f"{name}_interval", None) or ())
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
         """The generators of one label, the least AUC first; those that have none come last."""
-        mine = [(name, figures) for name, figures in self.generators.items() if figures.label == label]
-        return sorted(mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0]))
+        mine = [
+            (name, figures) for name, figures in self.generators.items() if figures.label == label
+        ]
+        return sorted(
+            mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0])
+        )
 
 
 class HistoryPoint(Section):
@@ -97,7 +107,9 @@ class HistoryPoint(Section):
 
 
 class TrainingMistake(Section):
-    """One image that the network misclassifies; `jpeg`: its thumbnail, re-encoded and free of metadata."""
+    """One image that the network misclassifies; `jpeg`: its thumbnail, re-encoded and free of
+    metadata.
+    """
 
     jpeg: bytes = b""
     label: str = ""
@@ -124,7 +136,9 @@ class SetAside(Section):
 
 
 class Shared(Section):
-    """How many images of one split have their like in another: the same place, the same bytes, a like perceptual hash, the same group."""
+    """How many images of one split have their like in another: the same place, the same bytes, a
+    like perceptual hash, the same group.
+    """
 
     image_id: int = 0
     sha256: int = 0
@@ -139,8 +153,8 @@ class Shared(Section):
 
 
 class Leakage(Section):
-    """What every two splits share. `checked`: whether every split has hashes of that name; without, a count of 0 has no meaning.
-    `unhashed`: how many images have none all the same.
+    """What every two splits share. `checked`: whether every split has hashes of that name; without,
+    a count of 0 has no meaning. `unhashed`: how many images have none all the same.
     """
 
     checked: Mapping[str, bool] = {}
@@ -149,13 +163,25 @@ class Leakage(Section):
 
     @property
     def uncompared(self) -> list[str]:
-        """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
-        counts = {words: self.unhashed.get(key, 0) for key, words in (("sha256", "bytes"), ("phash", "looks")) if self.checked.get(key)}
-        return [f"{wording.counted(n, 'image')} could not be compared by {words}: no hash." for words, n in counts.items() if n]
+        """Which images no other was compared with, though their splits have hashes: a sentence for
+        each kind.
+        """
+        counts = {
+            words: self.unhashed.get(key, 0)
+            for key, words in (("sha256", "bytes"), ("phash", "looks"))
+            if self.checked.get(key)
+        }
+        return [
+            f"{wording.counted(n, 'image')} could not be compared by {words}: no hash."
+            for words, n in counts.items()
+            if n
+        ]
 
 
 class DataFindings(Section):
-    """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images left out for their prompts."""
+    """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images
+    left out for their prompts.
+    """
 
     splits: Mapping[str, SplitCounts] = {}
     set_aside: SetAside = SetAside()
@@ -166,7 +192,10 @@ class DataFindings(Section):
     def by_generator(self) -> list[tuple[str, list[int]]]:
         """Images of each generator by split, the most frequent first."""
         counts = [split.generators for split in self.splits.values()]
-        rows = [(name, [one.get(name, 0) for one in counts]) for name in {name for one in counts for name in one}]
+        rows = [
+            (name, [one.get(name, 0) for one in counts])
+            for name in {name for one in counts for name in one}
+        ]
         return sorted(rows, key=lambda row: (-sum(row[1]), row[0]))
 
 
@@ -181,11 +210,13 @@ class UnreadableFile(Section):
 
 
 class TrainingFacts(Section):
-    """A training from beginning to end. `out`: where its files lie. `validations`: for each its `step` and figures, side by side.
+    """A training from beginning to end. `out`: where its files lie. `validations`: for each its
+    `step` and figures, side by side.
 
-    `calibration_note`: why there is no calibration. `unreadable`: images of the training split that could not be read and were left out.
-    `unreadable_files`: the first of them, and of those of other splits; absent if there are none. `mask_warning`: which masks of fakes
-    mark nothing or everything; absent if none does. `probe`: of a linear probe alone.
+    `calibration_note`: why there is no calibration. `unreadable`: images of the training split that
+    could not be read and were left out. `unreadable_files`: the first of them, and of those of
+    other splits; absent if there are none. `mask_warning`: which masks of fakes mark nothing or
+    everything; absent if none does. `probe`: of a linear probe alone.
     """
 
     schema_number: int = Field(default=TRAINING_SCHEMA, alias="schema")
@@ -218,12 +249,20 @@ class TrainingFacts(Section):
     @property
     def splits(self) -> list[tuple[str, Figures]]:
         """The splits that were measured."""
-        return [(name, found) for name, found in (("validation", self.validation), ("test", self.test)) if found is not None]
+        return [
+            (name, found)
+            for name, found in (("validation", self.validation), ("test", self.test))
+            if found is not None
+        ]
 
     @property
     def figures(self) -> list[str]:
         """Names of the figures that any split has, the one that chose first."""
-        return [name for name in self._chosen_first() if any(found.figure(name).number is not None for _, found in self.splits)]
+        return [
+            name
+            for name in self._chosen_first()
+            if any(found.figure(name).number is not None for _, found in self.splits)
+        ]
 
     @property
     def validated_figures(self) -> list[str]:
@@ -232,7 +271,9 @@ class TrainingFacts(Section):
 
     @property
     def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
-        """The figures of all validations, by step; of very many those of the last, and of the one that was chosen."""
+        """The figures of all validations, by step; of very many those of the last, and of the one
+        that was chosen.
+        """
         found: dict[int, dict[str, float]] = {}
         for name in FIGURES:
             for step, value in self.validated(name):
@@ -246,24 +287,45 @@ class TrainingFacts(Section):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The steps that a chart shows: all of the training, though it ended early or is still going on."""
-        return 0, max([self.steps, 1, *(point.step for point in self.history), *(step for step, _ in self.validated("loss"))])
+        """The steps that a chart shows: all of the training, though it ended early or is still
+        going on.
+        """
+        return 0, max(
+            [
+                self.steps,
+                1,
+                *(point.step for point in self.history),
+                *(step for step, _ in self.validated("loss")),
+            ]
+        )
 
     def validated(self, name: str) -> list[tuple[int, float]]:
         """One figure at every validation, by step; left out where it was not measured."""
         found = [(validation.get("step"), validation.get(name)) for validation in self.validations]
-        return [(step, float(value)) for step, value in found if isinstance(step, int) and isinstance(value, int | float)]
+        return [
+            (step, float(value))
+            for step, value in found
+            if isinstance(step, int) and isinstance(value, int | float)
+        ]
 
 
 def render_training_report(facts: Mapping[str, Any]) -> str:
-    """Write a training as one self-contained HTML page; the keys of `facts` are those of TrainingFacts, each may be absent.
+    """Write a training as one self-contained HTML page; the keys of `facts` are those of
+    TrainingFacts, each may be absent.
 
-    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not shown.
-    Raises pydantic's ValidationError for a value of another type.
+    Thumbnails are JPEG bytes, already re-encoded and free of metadata; what is no JPEG is not
+    shown. Raises pydantic's ValidationError for a value of another type.
     """
     training = TrainingFacts.model_validate(dict(facts))
-    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
-    paces = [(caption, _history_chart(training, name, caption, compact=True)) for name, caption in captions.items()]
+    captions = {
+        "rate": "Learning rate",
+        "gradient_norm": "Norm of the gradients",
+        "images_per_s": "Images per second",
+    }
+    paces = [
+        (caption, _history_chart(training, name, caption, compact=True))
+        for name, caption in captions.items()
+    ]
     departures = training.recipe.get("departures") or ()
     return render(
         "training.html",
@@ -275,7 +337,9 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         validation_charts=_validation_charts(training),
         axis_start=charts.axis_start,
         most_generators=_MOST_GENERATORS,
-        departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
+        departures=list(map(str, departures))
+        if isinstance(departures, list | tuple)
+        else [str(departures)],
         recipe=settings(training.recipe),
         environment=settings(training.environment),
         card=settings(training.card),
@@ -283,34 +347,61 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
 
 
 def training_lines(facts: Mapping[str, Any]) -> list[str]:
-    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds hardest, where things lie."""
+    """The end of a training in words, for the terminal: the chosen step, its figures, what it finds
+    hardest, where things lie.
+    """
     training = TrainingFacts.model_validate(dict(facts))
     lines = [headline(training)]
     for name, split in training.splits:
         if split.n_real + split.n_fake:
-            parts = [f"{named(key)} {in_words(key, split.figure(key))}" for key in FIGURES if split.figure(key).number is not None]
-            lines.append(f"{name} ({split.n_real:,} real, {split.n_fake:,} fake): {', '.join(parts)}")
+            parts = [
+                f"{named(key)} {in_words(key, split.figure(key))}"
+                for key in FIGURES
+                if split.figure(key).number is not None
+            ]
+            lines.append(
+                f"{name} ({split.n_real:,} real, {split.n_fake:,} fake): {', '.join(parts)}"
+            )
             if ranks_backwards(split.figure("auc"), split.n_real, split.n_fake):
-                lines.append(f"warning: the labels of {name} may be swapped: the detector scores its real images higher than its fakes")
+                lines.append(
+                    f"warning: the labels of {name} may be swapped: the detector scores its real images higher than its fakes"
+                )
     if training.validation.n_fake:
         lines.append(calibration_in_words(training))
     lines += file_warnings(training.unreadable_files, training.mask_warning, training.out)
     hardest = (training.test or training.validation).hardest("fake")[:_HARDEST]
     if len(hardest) > 1:
-        shown = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.written('auc', found.auc)})" for name, found in hardest]
+        shown = [
+            f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.written('auc', found.auc)})"
+            for name, found in hardest
+        ]
         lines.append(f"hardest generators: {', '.join(shown)}")
     if training.out:
         out = wording.visible(training.out.rstrip("/"))
-        lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
+        lines += [
+            f"report: {out}/report.html",
+            f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN",
+        ]
     return lines
 
 
-def file_warnings(unreadable: Sequence[UnreadableFile] | None, mask_warning: str | None, out: str) -> list[str]:
-    """Return the lines for the terminal about files that could not be read and masks that may be misread."""
+def file_warnings(
+    unreadable: Sequence[UnreadableFile] | None, mask_warning: str | None, out: str
+) -> list[str]:
+    """Return the lines for the terminal about files that could not be read and masks that may be
+    misread.
+    """
     lines = [f"warning: {wording.visible(mask_warning)}"] if mask_warning else []
     if unreadable:
-        names = ", ".join(wording.visible(wording.file_name(file.uri, file.member)) for file in unreadable[:_NAMED])
-        rest = f" and more, all in {wording.visible(out.rstrip('/'))}/unreadable.jsonl" if len(unreadable) > _NAMED else ""
+        names = ", ".join(
+            wording.visible(wording.file_name(file.uri, file.member))
+            for file in unreadable[:_NAMED]
+        )
+        rest = (
+            f" and more, all in {wording.visible(out.rstrip('/'))}/unreadable.jsonl"
+            if len(unreadable) > _NAMED
+            else ""
+        )
         lines.append(f"could not be read: {names}{rest}")
     return lines
 
@@ -330,26 +421,42 @@ def calibration_in_words(facts: TrainingFacts) -> str:
     if facts.calibration is None:
         why = f": {wording.visible(facts.calibration_note)}" if facts.calibration_note else ""
         return f"Not calibrated{why}. Scores rank images; they are not chances."
-    off = f"; on test, probabilities are off by {wording.percent(facts.calibration_error)}" if facts.calibration_error is not None else ""
+    off = (
+        f"; on test, probabilities are off by {wording.percent(facts.calibration_error)}"
+        if facts.calibration_error is not None
+        else ""
+    )
     return f"Calibrated on validation: {facts.calibration}{off}."
 
 
-def _history_chart(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Markup | None:
+def _history_chart(
+    facts: TrainingFacts, name: str, caption: str, *, compact: bool = False
+) -> Markup | None:
     points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
     described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
     chosen = None if compact else facts.best_step
     texts: Any = {"ident": f"history-{name}", "title": caption, "description": described}
-    return charts.line_chart(points, facts.span, **texts, chosen=chosen, from_zero=True, compact=compact)
+    return charts.line_chart(
+        points, facts.span, **texts, chosen=chosen, from_zero=True, compact=compact
+    )
 
 
 def _validation_charts(facts: TrainingFacts) -> list[tuple[str, Markup]]:
-    """Every figure over the validations with its caption, the one that chose first; none where there is but one validation."""
+    """Every figure over the validations with its caption, the one that chose first; none where
+    there is but one validation.
+    """
     drawn = []
     for name in facts.validated_figures:
         points = [(float(step), value) for step, value in facts.validated(name)]
         described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
-        texts: Any = {"ident": f"validation-{name}", "title": f"Validation: {named(name)}", "description": described}
-        chart = charts.line_chart(points, facts.span, **texts, chosen=facts.best_step, compact=name != facts.metric)
+        texts: Any = {
+            "ident": f"validation-{name}",
+            "title": f"Validation: {named(name)}",
+            "description": described,
+        }
+        chart = charts.line_chart(
+            points, facts.span, **texts, chosen=facts.best_step, compact=name != facts.metric
+        )
         if chart and len(points) > 1:
             drawn.append((named(name)[0].upper() + named(name)[1:], chart))
     return drawn

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.runs.artifacts import block_features, feature_rows, kept_features, mask_image, mask_rows, vectors_of, write_features
+    from ray_app.runs.artifacts import (
+        block_features,
+        feature_rows,
+        kept_features,
+        mask_image,
+        mask_rows,
+        vectors_of,
+        write_features,
+    )
     from ray_app.runs.directory import RunDirectory, differences, fingerprint
     from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
     from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry

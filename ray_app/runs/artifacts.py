@@ -1,6 +1,8 @@
-"""Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet (`write_features`, `kept_features`).
+"""Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet
+(`write_features`, `kept_features`).
 
-features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
+features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings
+stands in the file's metadata
 """
 
 import io
@@ -24,11 +26,16 @@ ALTERED = 128  # the first grey level above one half
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are the image's, for stretching it back.
+    """The masks of some members as 8-bit PNG at the network's own size; `width` and `height` are
+    the image's, for stretching it back.
 
-    Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
+    Where there are views, those that leave everything in its place have rows too, and a column
+    `view` says which it is.
     """
-    seen = [(None, scored.outputs.of(decision.MASKS)), *scored.outputs.by_view(decision.MASKS).items()]
+    seen = [
+        (None, scored.outputs.of(decision.MASKS)),
+        *scored.outputs.by_view(decision.MASKS).items(),
+    ]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
          "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
@@ -37,21 +44,40 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema.VIEWED_MASK_SCHEMA if scored.outputs.by_view(decision.SCORES) else schema.MASK_SCHEMA)
+    return pa.Table.from_pylist(
+        rows,
+        schema.VIEWED_MASK_SCHEMA
+        if scored.outputs.by_view(decision.SCORES)
+        else schema.MASK_SCHEMA,
+    )
 
 
-def mask_measures(masks: Mapping[str, Sequence[batch.Pixels | None]]) -> dict[str, list[np.ndarray]]:
+def mask_measures(
+    masks: Mapping[str, Sequence[batch.Pixels | None]],
+) -> dict[str, list[np.ndarray]]:
     """Per column and localizer, one number per member; NaN where there is no mask."""
-    area = [np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32) for column in masks.values()]
-    peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
+    area = [
+        np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32)
+        for column in masks.values()
+    ]
+    peak = [
+        np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32)
+        for column in masks.values()
+    ]
     return dict(zip(schema.MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
-    """The mask of one row of `masks/` as a grey image, bilinearly stretched to the scored image's size if asked, and its area."""
+    """The mask of one row of `masks/` as a grey image, bilinearly stretched to the scored image's
+    size if asked, and its area.
+    """
     image = Image.open(io.BytesIO(row["png"]))
     area = mask_area(np.asarray(image))
-    return (image.resize((row["width"], row["height"]), Image.Resampling.BILINEAR) if stretched and row["width"] else image), area
+    return (
+        image.resize((row["width"], row["height"]), Image.Resampling.BILINEAR)
+        if stretched and row["width"]
+        else image
+    ), area
 
 
 def mask_area(mask: batch.Pixels) -> float:
@@ -66,8 +92,9 @@ def mask_png(mask: batch.Pixels) -> bytes:
     return buffer.getvalue()
 
 
-# One file per block and detector, since detectors have vectors of different widths; they are left as they are when parts are merged: a
-# block of 256 images of 768 numbers is 0.8 MB, which no merging would make smaller.
+# One file per block and detector, since detectors have vectors of different widths; they are left
+# as they are when parts are merged: a block of 256 images of 768 numbers is 0.8 MB, which no
+# merging would make smaller.
 FACTS = b"touchstone.features"
 Vectors = npt.NDArray[np.float32]
 
@@ -77,14 +104,20 @@ def folder_of(detector: str) -> str:
     return f"features/{detector.replace(':', '-')}"
 
 
-def feature_rows(image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]) -> pa.Table:
-    """`image_id`, `detector` and `vector`, a list of d float32, of the members (n,) whose vectors (n, d) are finite.
+def feature_rows(
+    image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]
+) -> pa.Table:
+    """`image_id`, `detector` and `vector`, a list of d float32, of the members (n,) whose vectors
+    (n, d) are finite.
 
-    `facts`: what decides these embeddings beside the image (`detectors.linear_head.embedding_facts`), for the file's metadata.
+    `facts`: what decides these embeddings beside the image
+    (`detectors.linear_head.embedding_facts`), for the file's metadata.
     """
     kept = np.isfinite(vectors).all(axis=1)
     ids = np.asarray(image_ids)[kept]
-    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(ids), np.int32)), pa.array([detector]))
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(len(ids), np.int32)), pa.array([detector])
+    )
     flat = pa.array(np.ascontiguousarray(vectors[kept], np.float32).reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     rows = pa.table({"image_id": pa.array(ids, pa.int64()), "detector": names, "vector": vector})
@@ -94,18 +127,26 @@ def feature_rows(image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping
 def vectors_of(rows: pa.Table, image_ids: Ids, width: int) -> Vectors:
     """(n, width) float32 of members by their ids, in that order; NaN where the rows have none."""
     vectors = np.full((len(image_ids), width), np.nan, np.float32)
-    places = pc.fill_null(pc.index_in(pa.array(image_ids), value_set=rows["image_id"]), -1).to_numpy()
+    places = pc.fill_null(
+        pc.index_in(pa.array(image_ids), value_set=rows["image_id"]), -1
+    ).to_numpy()
     kept = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
     vectors[places >= 0] = kept[places[places >= 0]]
     return vectors
 
 
-def write_features(run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table) -> None:
-    """Keep a block's embeddings; called before the block is committed, so that a row whose block is done has its own."""
+def write_features(
+    run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table
+) -> None:
+    """Keep a block's embeddings; called before the block is committed, so that a row whose block is
+    done has its own.
+    """
     run.write_beside(folder_of(detector), manifest, block, rows)
 
 
-def block_features(run: directory.RunDirectory, manifest: int, block: int, detector: str) -> pa.Table:
+def block_features(
+    run: directory.RunDirectory, manifest: int, block: int, detector: str
+) -> pa.Table:
     """The embeddings of one block. Raises ConfigError where it has no such file."""
     rows = run.beside(folder_of(detector), manifest, block)
     if rows is None:
@@ -117,15 +158,22 @@ def block_features(run: directory.RunDirectory, manifest: int, block: int, detec
 
 
 def kept_features(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """What a run keeps embeddings of: per detector what decides them (see `feature_rows`), read off one file of each."""
-    found = (next(_files(run, f"features/{folder}"), None) for folder in run.store.folders("features"))
+    """What a run keeps embeddings of: per detector what decides them (see `feature_rows`), read off
+    one file of each.
+    """
+    found = (
+        next(_files(run, f"features/{folder}"), None) for folder in run.store.folders("features")
+    )
     facts = [_facts(run, path) for path in found if path is not None]
     return {str(one.pop("detector")): one for one in facts}
 
 
 def _files(run: directory.RunDirectory, folder: str) -> Iterator[str]:
     for manifest in manifests(run.store):
-        yield from (f"{folder}/{manifest:05d}/{name}" for name in run.store.names(f"{folder}/{manifest:05d}"))
+        yield from (
+            f"{folder}/{manifest:05d}/{name}"
+            for name in run.store.names(f"{folder}/{manifest:05d}")
+        )
 
 
 def _facts(run: directory.RunDirectory, path: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The run directory (`RunDirectory`): what the run is, its rows as a table that grows by parts, and what stands beside them.
+"""The run directory (`RunDirectory`): what the run is, its rows as a table that grows by parts, and
+what stands beside them.
 
-What two commands must share to use one directory: a run's identity (`fingerprint`, `differences`), and the JSON file by which any
-command's directory is claimed (`claim_directory`, `is_claimed`).
+What two commands must share to use one directory: a run's identity (`fingerprint`, `differences`),
+and the JSON file by which any command's directory is claimed (`claim_directory`, `is_claimed`).
 
 Only what changes a score or a verdict belongs here; workers, retries and cluster do not.
 """
@@ -33,19 +34,30 @@ Identity = Mapping[str, Any]
 
 def fingerprint(identity: Identity) -> str:
     """SHA-256 of the canonical JSON of an identity; also names a served ensemble."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def differences(ours: Identity, theirs: Identity) -> list[str]:
     """One line per key that differs, as `key: this command X, the run Y`; empty when they match."""
-    return [f"{key}: this command {left}, the run {right}" for key, left, right in differing_keys(ours, theirs)]
+    return [
+        f"{key}: this command {left}, the run {right}"
+        for key, left, right in differing_keys(ours, theirs)
+    ]
 
 
 def differing_keys(ours: Identity, theirs: Identity) -> list[tuple[str, str, str]]:
-    """Each dotted key that differs, with either's value as JSON or `has none`; empty when they match."""
+    """Each dotted key that differs, with either's value as JSON or `has none`; empty when they
+    match.
+    """
     left, right = dict(_leaves(ours)), dict(_leaves(theirs))
     keys = [*left, *(key for key in right if key not in left)]
-    return [(".".join(key), _show(left, key), _show(right, key)) for key in keys if left.get(key) != right.get(key)]
+    return [
+        (".".join(key), _show(left, key), _show(right, key))
+        for key in keys
+        if left.get(key) != right.get(key)
+    ]
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -73,10 +85,15 @@ KINDS = {
 
 
 def refuse_others(store: Store, name: str) -> None:
-    """Raises ConfigError for a directory of another kind than the one that is known by the file `name`."""
+    """Raises ConfigError for a directory of another kind than the one that is known by the file
+    `name`.
+    """
     for other, what in KINDS.items():
         if other != name and store.exists(other):
-            raise ConfigError(f"{store.url} is another command's directory: {what} ({other})", hint="give another --out")
+            raise ConfigError(
+                f"{store.url} is another command's directory: {what} ({other})",
+                hint="give another --out",
+            )
 
 
 def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> None:
@@ -86,7 +103,9 @@ def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, sam
 
 
 def claimed_by(store: Store, name: str) -> dict[str, Any] | None:
-    """The identity of the command that a directory is of, by the file `name`; None where there is none."""
+    """The identity of the command that a directory is of, by the file `name`; None where there is
+    none.
+    """
     try:
         return dict(json.loads(store.read(name)))
     except FileNotFoundError:
@@ -96,54 +115,68 @@ def claimed_by(store: Store, name: str) -> dict[str, Any] | None:
 def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> bool:
     """Whether a directory is this command's already; False where it is free. Writes nothing.
 
-    `name`: the file that holds the identity, one of KINDS. `same`: what would have to be the same, in words. Raises ConfigError for
-    another kind, IdentityError with the differences.
+    `name`: the file that holds the identity, one of KINDS. `same`: what would have to be the same,
+    in words. Raises ConfigError for another kind, IdentityError with the differences.
     """
     theirs = claimed_by(store, name)
     if theirs is None:
         refuse_others(store, name)
         return False
-    differing = [line.replace(", the run ", ", the directory ") for line in differences(identity, theirs)]
+    differing = [
+        line.replace(", the run ", ", the directory ") for line in differences(identity, theirs)
+    ]
     if differing:
         raise IdentityError(
-            f"{store.url} was made by another command:\n  " + "\n  ".join(differing), hint=f"give another --out, or the same {same}"
+            f"{store.url} was made by another command:\n  " + "\n  ".join(differing),
+            hint=f"give another --out, or the same {same}",
         )
     return True
 
 
 SETTLED = "settled.json"  # see `runs.settled_state`; a change of published rows removes it first
-SCORE_DECIDES = "score"  # which command writes verdicts anew, as `run.json` notes it; others note True
+# which command writes verdicts anew, as `run.json` notes it; others note True
+SCORE_DECIDES = "score"
 
 
 @dataclass(frozen=True)
 class RunDirectory(PartTable):
-    """One run on any fsspec URL. Small and picklable: workers receive it and write their parts through it."""
+    """One run on any fsspec URL. Small and picklable: workers receive it and write their parts
+    through it.
+    """
 
     @classmethod
     def open(cls, url: str) -> "RunDirectory":
         """The run directory at a URL or path; touches nothing yet."""
         return cls(Store.open(url))
 
-    # -- what the run is ---------------------------------------------------------------------------------
+    # -- what the run is
+    # ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         """Whether a run was ever begun here."""
         return self.store.exists("run.json")
 
     def missing(self) -> ConfigError:
-        """What to say where no run was ever begun: whether nothing is there, a file, another command's directory or something else."""
+        """What to say where no run was ever begun: whether nothing is there, a file, another
+        command's directory or something else.
+        """
         hint = "name the folder that `touchstone score SOURCE --out FOLDER` wrote"
         folder = self.store.local_path("")
         if folder:
             if not os.path.lexists(folder):
                 beside = [path.parent.name for path in folder.parent.glob("*/run.json")]
                 nearest = difflib.get_close_matches(folder.name, beside, 1)
-                return ConfigError(f"there is no folder {folder}", hint=f"did you mean {folder.parent / nearest[0]}?" if nearest else hint)
+                return ConfigError(
+                    f"there is no folder {folder}",
+                    hint=f"did you mean {folder.parent / nearest[0]}?" if nearest else hint,
+                )
             if not folder.is_dir():
                 return ConfigError(f"{folder} is a file, not the folder of a run", hint=hint)
         for name, what in KINDS.items():
             if self.store.exists(name):
-                return ConfigError(f"no run in {self.store.url}: it holds {what} ({name})", hint=hint)
+                return ConfigError(
+                    f"no run in {self.store.url}: it holds {what} ({name})", hint=hint
+                )
         return ConfigError(f"no run in {self.store.url}: it has no run.json", hint=hint)
 
     def describe(self) -> dict[str, Any]:
@@ -156,7 +189,9 @@ class RunDirectory(PartTable):
         described = self.read_json("run.json")
         if described["schema"] < OLDEST_SCHEMA:
             sessions = self.store.names("sessions")
-            version = self.read_json(f"sessions/{sessions[-1]}")["version"] if sessions else "of its time"
+            version = (
+                self.read_json(f"sessions/{sessions[-1]}")["version"] if sessions else "of its time"
+            )
             raise ConfigError(
                 f"{self.store.url}: Touchstone {version} wrote this run, and this version reads runs that 0.20 or later began",
                 hint=f"finish or read it with Touchstone {version}, or score the source again with another --out",
@@ -170,8 +205,9 @@ class RunDirectory(PartTable):
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_settled(self, *, by_score: bool = False) -> None:
-        """Raises ConfigError while verdicts were being written anew, by `touchstone runs decide` or at the end of `touchstone score`,
-        and that was interrupted: different ones then stand side by side. `by_score`: to a `score` command that finishes its own work.
+        """Raises ConfigError while verdicts were being written anew, by `touchstone runs decide` or
+        at the end of `touchstone score`, and that was interrupted: different ones then stand side
+        by side. `by_score`: to a `score` command that finishes its own work.
         """
         deciding = self.describe().get("deciding")
         if deciding and not (by_score and deciding == SCORE_DECIDES):
@@ -182,8 +218,9 @@ class RunDirectory(PartTable):
             )
 
     def check_known(self) -> None:
-        """Raises ConfigError where rows are of a later schema than this Touchstone writes. To read them is well, to write beside them is
-        not: what is new in them would be lost. So too for a run with `--stability`, whose verdicts this Touchstone cannot decide.
+        """Raises ConfigError where rows are of a later schema than this Touchstone writes. To read
+        them is well, to write beside them is not: what is new in them would be lost. So too for a
+        run with `--stability`, whose verdicts this Touchstone cannot decide.
         """
         described = self.describe()
         if "stability" in described["identity"]:
@@ -201,23 +238,34 @@ class RunDirectory(PartTable):
             )
 
     def describe_finished(self) -> dict[str, Any]:
-        """The same of a run that has ended. Raises ConfigError where there is none, or where blocks are still to be scored."""
+        """The same of a run that has ended. Raises ConfigError where there is none, or where blocks
+        are still to be scored.
+        """
         if not self.store.exists("summary.json"):
             if not self.exists():
                 raise self.missing()
             raise ConfigError(
-                f"the run in {self.store.url} is not finished yet", hint="the `touchstone score` command that began it finishes it"
+                f"the run in {self.store.url} is not finished yet",
+                hint="the `touchstone score` command that began it finishes it",
             )
         return self.describe()
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
-        """Make the directory this command's, or check that it already is. Raises IdentityError with the differences."""
+        """Make the directory this command's, or check that it already is. Raises IdentityError with
+        the differences.
+        """
         self.check_free()
         if not self.exists():
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.write_json(
                 "run.json",
-                {"schema": SCHEMA_VERSION, "created_at": now, "detectors": detectors, "ensemble": ensemble, "identity": dict(identity)},
+                {
+                    "schema": SCHEMA_VERSION,
+                    "created_at": now,
+                    "detectors": detectors,
+                    "ensemble": ensemble,
+                    "identity": dict(identity),
+                },
             )
             return
         self.check_settled(by_score=True)
@@ -241,13 +289,19 @@ class RunDirectory(PartTable):
             "give another --out, or the same source, detectors and settings; what a command does not say is as in the run; "
             "`touchstone runs decide` applies other thresholds without scoring again"
         )
-        return IdentityError(f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing), hint=hint or usual)
+        return IdentityError(
+            f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing),
+            hint=hint or usual,
+        )
 
     def differing(self, identity: Identity) -> list[str]:
-        """How the identity of a command differs from the run's, in lines; none where it is the run's own."""
+        """How the identity of a command differs from the run's, in lines; none where it is the
+        run's own.
+        """
         return differences(identity, self.describe()["identity"])
 
-    # -- what stands beside rows -------------------------------------------------------------------------
+    # -- what stands beside rows
+    # -------------------------------------------------------------------------
 
     def block_masks(self, manifest: int, block: int) -> pa.Table:
         """The masks of one block; none where it has no such file."""
@@ -255,7 +309,8 @@ class RunDirectory(PartTable):
         return MASK_SCHEMA.empty_table() if found is None else found
 
     def write_beside(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
-        """Keep what stands beside a block's rows, in `folder`: masks, embeddings. Their bytes hardly compress, so nothing is tried.
+        """Keep what stands beside a block's rows, in `folder`: masks, embeddings. Their bytes
+        hardly compress, so nothing is tried.
 
         Called before the block is committed, so that a row whose block is done has its own.
         """
@@ -271,11 +326,14 @@ class RunDirectory(PartTable):
             return None
 
     def masks(self, manifest: int) -> Iterator[pa.Table]:
-        """The masks of a manifest in all its views (`MASK_SCHEMA`, or the viewed one), a bounded table at a time, in block order."""
+        """The masks of a manifest in all its views (`MASK_SCHEMA`, or the viewed one), a bounded
+        table at a time, in block order.
+        """
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)
 
-    # -- small files -------------------------------------------------------------------------------------
+    # -- small files
+    # -------------------------------------------------------------------------------------
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A small file of the run. Raises FileNotFoundError."""

@@ -1,6 +1,7 @@
 """The document of a run, `summary.json` (`RunSummary`).
 
-Fields stand in the order of the file. What a run does not have (a cascade, a profile, a guarantee) has no key in it.
+Fields stand in the order of the file. What a run does not have (a cascade, a profile, a guarantee)
+has no key in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ class TopRow(Section):
 
 
 class Histogram(Section):
-    """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what lies beyond them."""
+    """Counts of scores (log-odds) per bin, n + 1 edges for n bins; the outermost bins hold what
+    lies beyond them.
+    """
 
     edges: Sequence[float] = ()
     counts: Mapping[str, list[int]] = {}
@@ -47,14 +50,20 @@ class Histogram(Section):
 
     @property
     def detectors(self) -> dict[str, Sequence[int]]:
-        """Counts per detector; empty where the ensemble is one detector and would only be shown twice."""
+        """Counts per detector; empty where the ensemble is one detector and would only be shown
+        twice.
+        """
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
 
     def _drawable(self) -> dict[str, Sequence[int]]:
         if len(self.edges) < 2 or not self.edges[-1] > self.edges[0]:
             return {}
-        return {name: counts for name, counts in self.counts.items() if len(counts) == len(self.edges) - 1 and any(counts)}
+        return {
+            name: counts
+            for name, counts in self.counts.items()
+            if len(counts) == len(self.edges) - 1 and any(counts)
+        }
 
 
 class DetectorSummary(Section):
@@ -69,7 +78,9 @@ class DetectorSummary(Section):
 
 
 class EnsembleSummary(Section):
-    """What gave the verdicts. `blind_to`: what its detectors cannot see, in sentences; None where their cards say nothing of it."""
+    """What gave the verdicts. `blind_to`: what its detectors cannot see, in sentences; None where
+    their cards say nothing of it.
+    """
 
     name: str = ""
     title: str = ""
@@ -82,15 +93,18 @@ class EnsembleSummary(Section):
 
 
 class Sharing(Section):
-    """How often detectors asked a shared backbone for features, and how often it had to run for them."""
+    """How often detectors asked a shared backbone for features, and how often it had to run for
+    them.
+    """
 
     runs: int = 0
     asked: int = 0
 
 
 class DetectorTime(Section):
-    """What a detector took: `seconds` of all workers for `images`, counted in every view. `ms_per_image`: what one takes it alone, with the
-    run of a shared backbone that another detector paid for.
+    """What a detector took: `seconds` of all workers for `images`, counted in every view.
+    `ms_per_image`: what one takes it alone, with the run of a shared backbone that another detector
+    paid for.
     """
 
     seconds: float = 0.0
@@ -99,8 +113,9 @@ class DetectorTime(Section):
 
 
 class PassSummary(Section):
-    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on cards; `peak_worker_bytes`: measured),
-    the images it looked at, how long it took, and which backbones ran once for several.
+    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on
+    cards; `peak_worker_bytes`: measured), the images it looked at, how long it took, and which
+    backbones ran once for several.
     """
 
     detectors: Sequence[str] = ()
@@ -115,8 +130,8 @@ class PassSummary(Section):
 
 
 class CostSummary(Section):
-    """A bill in the currency of its prices: machines, and bytes out of the store. `compute`: None if the hours are not known;
-    `compute_share`: of the total, None if nothing has a price.
+    """A bill in the currency of its prices: machines, and bytes out of the store. `compute`: None
+    if the hours are not known; `compute_share`: of the total, None if nothing has a price.
     """
 
     compute: float | None = None
@@ -126,7 +141,9 @@ class CostSummary(Section):
 
 
 class CascadeStageCost(Section):
-    """What one look of a cascade took in the last command, and costs for a million images of such an archive (machines alone)."""
+    """What one look of a cascade took in the last command, and costs for a million images of such
+    an archive (machines alone).
+    """
 
     images: int = 0
     seconds: float = 0.0
@@ -135,8 +152,8 @@ class CascadeStageCost(Section):
 
 
 class Memory(Section):
-    """What a run takes of one node's memory at most: processes, and what images and files of any size take in turns beside them; None where
-    the node's memory is not stated.
+    """What a run takes of one node's memory at most: processes, and what images and files of any
+    size take in turns beside them; None where the node's memory is not stated.
     """
 
     processes: int = 0
@@ -154,7 +171,9 @@ class LinkedFoldersSummary(Section):
 
 
 class KeptSetting(Section):
-    """A setting that the command left open, and that the run has otherwise than a new one would; values as JSON."""
+    """A setting that the command left open, and that the run has otherwise than a new one would;
+    values as JSON.
+    """
 
     key: str = ""
     run: str = ""
@@ -162,7 +181,9 @@ class KeptSetting(Section):
 
 
 class RetrySummary(Section):
-    """A retry that the last command worked on: of the members with these statuses. `begun_by`: the number of the command that began it."""
+    """A retry that the last command worked on: of the members with these statuses. `begun_by`: the
+    number of the command that began it.
+    """
 
     begun_by: int
     statuses: list[str]
@@ -170,9 +191,11 @@ class RetrySummary(Section):
 
 
 class SessionSummary(Section):
-    """What the last command did; `seconds` per stage are summed over the workers. `described`: members that words were found for.
+    """What the last command did; `seconds` per stage are summed over the workers. `described`:
+    members that words were found for.
 
-    `passes`: where the detectors did not go over the files together; `images_per_s` is then that of all passes, one after another.
+    `passes`: where the detectors did not go over the files together; `images_per_s` is then that of
+    all passes, one after another.
     """
 
     number: int = 0
@@ -211,8 +234,9 @@ class Bottleneck(Section):
 
 
 class Declarations(Section):
-    """What files say of their own origin: rows per verdict, of those that declare themselves generated and of the others; per state of a
-    manifest; and of sound ones by where their signer stands: on which list, not on which, or there was none.
+    """What files say of their own origin: rows per verdict, of those that declare themselves
+    generated and of the others; per state of a manifest; and of sound ones by where their signer
+    stands: on which list, not on which, or there was none.
     """
 
     stated: int = 0
@@ -252,7 +276,9 @@ class ProfileExample(Section):
 
 
 class ProfileSummary(Section):
-    """Of the flagged images: which generators they are nearest to, how many are `unlike` any known one or got no say, and words."""
+    """Of the flagged images: which generators they are nearest to, how many are `unlike` any known
+    one or got no say, and words.
+    """
 
     flagged: int = 0
     identified: bool = False
@@ -273,8 +299,9 @@ class SecondLookSummary(Section):
 
 
 class ShiftSummary(Section):
-    """How far one property of the archive is from what the card was calibrated on; `fakes`: the share of them that explains it best,
-    `tells`: whether there are images enough to conclude anything.
+    """How far one property of the archive is from what the card was calibrated on; `fakes`: the
+    share of them that explains it best, `tells`: whether there are images enough to conclude
+    anything.
     """
 
     feature: str = ""
@@ -289,8 +316,9 @@ class ShiftSummary(Section):
 
 
 class UnseenShift(Section):
-    """What the comparison would not have noticed at this size: that all reals score higher by so many standard deviations (None: by any),
-    of which `false_positive_rate` would be called fake; and at any size, that the `flagged` images are all reals of a new kind.
+    """What the comparison would not have noticed at this size: that all reals score higher by so
+    many standard deviations (None: by any), of which `false_positive_rate` would be called fake;
+    and at any size, that the `flagged` images are all reals of a new kind.
     """
 
     standard_deviations: float | None = None
@@ -299,9 +327,11 @@ class UnseenShift(Section):
 
 
 class GuaranteeSummary(Section):
-    """What the ensemble's card guarantees of its false positives, and what contradicts it in this archive.
+    """What the ensemble's card guarantees of its false positives, and what contradicts it in this
+    archive.
 
-    `holds`: False where a difference was noticed, True where none was, which is no proof (`unseen`); None for too few images.
+    `holds`: False where a difference was noticed, True where none was, which is no proof
+    (`unseen`); None for too few images.
     """
 
     holds: bool | None = None
@@ -324,7 +354,9 @@ class GuaranteeSummary(Section):
 
 
 class RunHead(Section):
-    """Which run it is, and when it was worked on last. `schema`: of this document; `row_schema`: the newest that rows of it may have."""
+    """Which run it is, and when it was worked on last. `schema`: of this document; `row_schema`:
+    the newest that rows of it may have.
+    """
 
     schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
     row_schema: int = 0
@@ -339,7 +371,9 @@ class RunHead(Section):
 
 
 class RunCounts(Section):
-    """What is counted on a run's rows; `days`: by the day (UTC) of their rows how many `files`, and of each status and verdict."""
+    """What is counted on a run's rows; `days`: by the day (UTC) of their rows how many `files`, and
+    of each status and verdict.
+    """
 
     members: int = 0
     statuses: Mapping[str, int] = {}
@@ -367,7 +401,8 @@ class RunCounts(Section):
 class RunSummary(RunCounts, RunHead):
     """A run in figures: its head, what was counted, and what is known of it besides, in this order.
 
-    `detectors` and `memory_per_worker_bytes` (the most of any process, measured) are of all commands that worked on the run.
+    `detectors` and `memory_per_worker_bytes` (the most of any process, measured) are of all
+    commands that worked on the run.
     """
 
     guarantee: OptionalKey[GuaranteeSummary] = None

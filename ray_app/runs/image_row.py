@@ -1,4 +1,6 @@
-"""Find the row of one image in a run, and describe it with the digests and versions of what scored it."""
+"""Find the row of one image in a run, and describe it with the digests and versions of what scored
+it.
+"""
 
 import re
 from typing import Any
@@ -15,7 +17,9 @@ _KEYS = ["image_id", "uri", "member", "occurrence"]
 _MAX_NAMED = 3
 
 
-def find_image_row(run: RunDirectory, image: str, member: str | None = None, *, vanished: bool = False) -> dict[str, Any]:
+def find_image_row(
+    run: RunDirectory, image: str, member: str | None = None, *, vanished: bool = False
+) -> dict[str, Any]:
     """Return the row of one image.
 
     Args:
@@ -30,20 +34,30 @@ def find_image_row(run: RunDirectory, image: str, member: str | None = None, *, 
     matches: list[tuple[str, dict[str, Any]]] = []
     for path in reader.current_files(run):
         for table in reader.tables_in(run, [path], _KEYS, vanished=vanished):
-            matches += [(path, keys) for keys in table.filter(_matches(table, image, member)).to_pylist()]
+            matches += [
+                (path, keys) for keys in table.filter(_matches(table, image, member)).to_pylist()
+            ]
     name = strip_secrets(image) if member is None else f"{strip_secrets(image)}, member {member}"
     if not matches:
         hint = f"touchstone results {run.store.url} --json shows the uri, member, and image_id of each row"
         raise ConfigError(f"{run.store.url}: no row of {name}", hint=hint)
     if len(matches) > 1:
-        raise ConfigError(f"{run.store.url}: {len(matches):,} rows of {name}", hint=_explain_choice([keys for _, keys in matches]))
+        raise ConfigError(
+            f"{run.store.url}: {len(matches):,} rows of {name}",
+            hint=_explain_choice([keys for _, keys in matches]),
+        )
     path, keys = matches[0]
-    tables = (table.filter(pc.equal(table["image_id"], keys["image_id"])) for table in reader.tables_in(run, [path], vanished=vanished))
+    tables = (
+        table.filter(pc.equal(table["image_id"], keys["image_id"]))
+        for table in reader.tables_in(run, [path], vanished=vanished)
+    )
     return next(row for table in tables for row in table.to_pylist())
 
 
 def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON document: the row, the digests of the cards and weights, the versions, and the settings that identify the run."""
+    """Return a JSON document: the row, the digests of the cards and weights, the versions, and the
+    settings that identify the run.
+    """
     described = run.describe()
     identity = described["identity"]
     sessions = [run.read_json(f"sessions/{name}") for name in sorted(run.store.names("sessions"))]
@@ -53,7 +67,12 @@ def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]
             "run": fingerprint(identity),
             "ensemble": fingerprint(described["ensemble"]),
             "detectors": {
-                name: {"card": fingerprint({key: value for key, value in facts.items() if key != "weights"}), "weights": facts["weights"]}
+                name: {
+                    "card": fingerprint(
+                        {key: value for key, value in facts.items() if key != "weights"}
+                    ),
+                    "weights": facts["weights"],
+                }
                 for name, facts in identity["detectors"].items()
             },
         },
@@ -61,7 +80,12 @@ def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]
             "touchstone": list(dict.fromkeys(session["version"] for session in sessions)),
             "row_schema": described["schema"],
         },
-        "run": {"url": run.store.url, "created_at": described["created_at"], "ensemble": described["ensemble"], "identity": identity},
+        "run": {
+            "url": run.store.url,
+            "created_at": described["created_at"],
+            "ensemble": described["ensemble"],
+            "identity": identity,
+        },
     }
 
 
@@ -69,7 +93,9 @@ def _matches(table: pa.Table, image: str, member: str | None) -> pa.ChunkedArray
     uris = pa.array(sorted({strip_secrets(image), strip_secrets(canonical(image))}))
     matching = pc.is_in(table["uri"].cast(pa.string()), uris)
     if member is not None:
-        return pc.and_(matching, pc.fill_null(pc.equal(table["member"].cast(pa.string()), member), False))
+        return pc.and_(
+            matching, pc.fill_null(pc.equal(table["member"].cast(pa.string()), member), False)
+        )
     if re.fullmatch(r"-?\d{1,19}", image) and -(2**63) <= int(image) < 2**63:
         return pc.or_(matching, pc.equal(table["image_id"], int(image)))
     return matching

@@ -1,10 +1,11 @@
-"""A table of result rows that grows by parts (`PartTable`): a part for each block, merged into the files that people read.
+"""A table of result rows that grows by parts (`PartTable`): a part for each block, merged into the
+files that people read.
 
     parts/<manifest>/<block>.parquet    the rows of one block; a block is done when its part is there, or a published file covers it
     scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB each (see `score_files`)
 
-Both are facts on disk, read back by listing names. A published file is written before its parts go: wherever that ends, published files
-and remaining parts together hold every row once.
+Both are facts on disk, read back by listing names. A published file is written before its parts go:
+wherever that ends, published files and remaining parts together hold every row once.
 """
 
 import io
@@ -22,8 +23,10 @@ from ray_app.archives import BlockList, Each, in_turn, read_blocks
 from ray_app.runs.score_files import Published, named, split_off
 from ray_app.storage import Store
 
-PUBLISHED_BYTES = 64 * 2**20  # compressed size at which a published file is closed: few files, each quick to read
-TASK_BYTES = 8 * PUBLISHED_BYTES  # of parts; merged they take less, so that a task still fills a file or several
+# compressed size at which a published file is closed: few files, each quick to read
+PUBLISHED_BYTES = 64 * 2**20
+# of parts; merged they take less, so that a task still fills a file or several
+TASK_BYTES = 8 * PUBLISHED_BYTES
 ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
 _REQUESTS = 16  # parts that are read at once
@@ -47,11 +50,16 @@ class Stretch:
         count = max(1, self.size_bytes // TASK_BYTES)
         ends = np.searchsorted(np.cumsum(self.sizes), self.size_bytes * np.arange(1, count) / count)
         cuts = [0, *np.unique(ends[ends > 0]).tolist(), len(self.sizes)]
-        return [Stretch(self.manifest, self.first + start, self.sizes[start:end]) for start, end in pairwise(cuts)]
+        return [
+            Stretch(self.manifest, self.first + start, self.sizes[start:end])
+            for start, end in pairwise(cuts)
+        ]
 
 
 def consecutive(manifest: int, sizes: Mapping[int, int], covered: Container[int]) -> list[Stretch]:
-    """The parts that no published file covers, as runs without a gap: no file may reach over blocks of another."""
+    """The parts that no published file covers, as runs without a gap: no file may reach over blocks
+    of another.
+    """
     runs: list[list[int]] = []
     for block in sorted(block for block in sizes if block not in covered):
         if runs and runs[-1][-1] == block - 1:
@@ -99,14 +107,18 @@ class Merger:
         if not self._waiting:
             return
         rows = pa.concat_tables(self._waiting)
-        self._writer = self._writer or pq.ParquetWriter(self._buffer, rows.schema, compression="zstd")
+        self._writer = self._writer or pq.ParquetWriter(
+            self._buffer, rows.schema, compression="zstd"
+        )
         self._writer.write_table(rows.unify_dictionaries(), row_group_size=ROW_GROUP)
         self._waiting, self._rows = [], 0
 
 
 @dataclass(frozen=True)
 class PartTable:
-    """The rows of a run, or of a retry within it, below one store. Small and picklable: workers receive it and write their parts by it."""
+    """The rows of a run, or of a retry within it, below one store. Small and picklable: workers
+    receive it and write their parts by it.
+    """
 
     store: Store
 
@@ -131,21 +143,38 @@ class PartTable:
 
     def _part_sizes(self, manifest: int) -> dict[int, int]:
         sizes = self.store.sizes(f"parts/{manifest:05d}")
-        return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
+        return {
+            int(name.removesuffix(".parquet")): size
+            for name, size in sizes.items()
+            if re.fullmatch(r"\d+\.parquet", name)
+        }
 
-    def part_spans(self, manifest: int, parts: Iterable[int], most: int) -> Iterator[tuple[Published, tuple[str, ...]]]:
-        """Of some blocks with a part of their own those that are consecutive, at most so many together, and their files."""
+    def part_spans(
+        self, manifest: int, parts: Iterable[int], most: int
+    ) -> Iterator[tuple[Published, tuple[str, ...]]]:
+        """Of some blocks with a part of their own those that are consecutive, at most so many
+        together, and their files.
+        """
         for stretch in consecutive(manifest, dict.fromkeys(parts, 0), ()):
             for start in range(0, len(stretch.sizes), most):
-                blocks = range(stretch.first + start, stretch.first + min(start + most, len(stretch.sizes)))
-                yield Published(manifest, blocks[0], blocks[-1]), tuple(self.part_path(manifest, block) for block in blocks)
+                blocks = range(
+                    stretch.first + start, stretch.first + min(start + most, len(stretch.sizes))
+                )
+                yield (
+                    Published(manifest, blocks[0], blocks[-1]),
+                    tuple(self.part_path(manifest, block) for block in blocks),
+                )
 
     def part_folders(self) -> list[int]:
-        """Manifests that may have blocks with a part of their own: of those that are published, none has on a store without folders."""
+        """Manifests that may have blocks with a part of their own: of those that are published,
+        none has on a store without folders.
+        """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
     def published(self) -> list[Published]:
-        """The files that people read, in the order of their blocks; small ones in whose place a merged one stands are passed over."""
+        """The files that people read, in the order of their blocks; small ones in whose place a
+        merged one stands are passed over.
+        """
         return split_off(self.all_published())[0]
 
     def all_published(self) -> list[Published]:
@@ -161,7 +190,9 @@ class PartTable:
         """Every block that needs no more work."""
         files = [file for file in self.published() if manifest in file.manifests()]
         count = len(read_blocks(self.store, manifest)) if files else 0
-        return set(self.parts(manifest)) | {block for file in files for block in file.blocks_of(manifest, count)}
+        return set(self.parts(manifest)) | {
+            block for file in files for block in file.blocks_of(manifest, count)
+        }
 
     def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
         """Of manifests and all their blocks those blocks that need work."""
@@ -174,7 +205,8 @@ class PartTable:
         return pending
 
     def row_files(self, wanted: Sequence[int]) -> list[str]:
-        """The files with the rows of some manifests, in block order; a part that a published file covers is passed over.
+        """The files with the rows of some manifests, in block order; a part that a published file
+        covers is passed over.
 
         A merged file may also have rows of others.
         """
@@ -184,12 +216,18 @@ class PartTable:
         for number in self.part_folders():
             if number in numbers:
                 covering = [file for file in files if number in file.manifests()]
-                own = [block for block in self.parts(number) if not any(file.holds(number, block) for file in covering)]
+                own = [
+                    block
+                    for block in self.parts(number)
+                    if not any(file.holds(number, block) for file in covering)
+                ]
                 placed += [((number, block), self.part_path(number, block)) for block in own]
         return [path for _, path in sorted(placed)]
 
     def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
+        """The rows of a manifest in block order, a bounded table at a time; a part that a published
+        file covers is passed over.
+        """
         files = {file.path: file for file in self.published()}
         for path in self.row_files([manifest]):
             if path not in files or len(files[path].manifests()) == 1:
@@ -197,7 +235,9 @@ class PartTable:
             else:
                 yield from self._rows_of(files[path], manifest, columns)
 
-    def _rows_of(self, file: Published, manifest: int, columns: list[str] | None) -> Iterator[pa.Table]:
+    def _rows_of(
+        self, file: Published, manifest: int, columns: list[str] | None
+    ) -> Iterator[pa.Table]:
         """The rows that a merged file has of one manifest."""
         first = sum(self._members_in(file, number) for number in range(file.manifest, manifest))
         end, at = first + self._members_in(file, manifest), 0
@@ -218,25 +258,36 @@ class PartTable:
                 yield file.read_row_group(group, columns=columns)
 
     def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
-        """Merge the parts of a finished manifest into files of 64 to 128 MiB, each published before its parts go.
+        """Merge the parts of a finished manifest into files of 64 to 128 MiB, each published before
+        its parts go.
 
-        Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
-        `each` runs what is not little.
+        Interrupted anywhere, the next call goes on: published files and remaining parts together
+        hold every row once. `each` runs what is not little.
         """
         files = [file for file in self.published() if manifest in file.manifests()]
         sizes = self._part_sizes(manifest)
         covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
         self.remove_parts(manifest, sorted(covered))
-        pieces = [piece for stretch in consecutive(manifest, sizes, covered) for piece in stretch.divided()]
+        pieces = [
+            piece
+            for stretch in consecutive(manifest, sizes, covered)
+            for piece in stretch.divided()
+        ]
         is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
-        paths = [path for paths in (in_turn if is_little else each)(_Compactor(self), pieces) for path in paths]
+        paths = [
+            path
+            for paths in (in_turn if is_little else each)(_Compactor(self), pieces)
+            for path in paths
+        ]
         self.store.drop_folder(f"parts/{manifest:05d}")
         return paths
 
     def publish_all(self, *, each: Each = in_turn) -> list[str]:
         """Publish whatever manifest has parts, and finish merges that were interrupted."""
         self.remove_replaced()
-        return [path for manifest in self.part_folders() for path in self.publish(manifest, each=each)]
+        return [
+            path for manifest in self.part_folders() for path in self.publish(manifest, each=each)
+        ]
 
     def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace all published rows by `change` of them, file by file, each at once."""
@@ -258,12 +309,16 @@ class _Compactor:
     table: PartTable
 
     def __call__(self, parts: Stretch) -> list[str]:
-        """Publish files of `PUBLISHED_BYTES` to twice that, the last or only one perhaps smaller; each before its parts go."""
+        """Publish files of `PUBLISHED_BYTES` to twice that, the last or only one perhaps smaller;
+        each before its parts go.
+        """
         paths: list[str] = []
         merger, first, left = Merger(), parts.first, parts.size_bytes
         taken = written = 0
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            for block, (size, table) in enumerate(zip(parts.sizes, self._tables(parts, pool), strict=True), start=parts.first):
+            for block, (size, table) in enumerate(
+                zip(parts.sizes, self._tables(parts, pool), strict=True), start=parts.first
+            ):
                 if not merger.takes(table):  # a later session was asked for one more column
                     written += merger.size_bytes
                     paths.append(self._publish(parts.manifest, first, block - 1, merger))
@@ -279,8 +334,13 @@ class _Compactor:
 
     def _tables(self, parts: Stretch, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
         for start in range(0, len(parts.sizes), _REQUESTS):
-            blocks = range(parts.first + start, parts.first + min(start + _REQUESTS, len(parts.sizes)))
-            for data in pool.map(lambda block: self.table.store.read(self.table.part_path(parts.manifest, block)), blocks):
+            blocks = range(
+                parts.first + start, parts.first + min(start + _REQUESTS, len(parts.sizes))
+            )
+            for data in pool.map(
+                lambda block: self.table.store.read(self.table.part_path(parts.manifest, block)),
+                blocks,
+            ):
                 yield pq.ParquetFile(pa.BufferReader(data)).read()
 
     def _publish(self, manifest: int, first: int, last: int, merger: "Merger") -> str:

@@ -1,4 +1,5 @@
-"""Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables of a block (`block_tables`).
+"""Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables
+of a block (`block_tables`).
 
 `with_findings` derives findings again from other thresholds.
 """
@@ -35,7 +36,9 @@ def result_rows(
     scored_at: datetime,
     measured: tuple[str, ...] = (),
 ) -> pa.Table:
-    """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
+    """One row per member of the manifest table, in its order. Raises AssertionError when the counts
+    differ.
+    """
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     outputs = scored.outputs
@@ -58,24 +61,42 @@ def result_rows(
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {}
-    for name in ("image_id", "uri", "member", "occurrence", *(["input"] if "input" in schema.names else [])):
+    for name in (
+        "image_id",
+        "uri",
+        "member",
+        "occurrence",
+        *(["input"] if "input" in schema.names else []),
+    ):
         columns[name] = members[name].combine_chunks()
     columns["status"] = [outcome.status.value for outcome in scored.outcomes]
     columns["detail"] = [outcome.detail for outcome in scored.outcomes]
     for name in FACTS:
-        columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
-    columns["scores"] = _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
+        columns[name] = [
+            None if outcome.facts is None else getattr(outcome.facts, name)
+            for outcome in scored.outcomes
+        ]
+    columns["scores"] = _struct(
+        schema.field("scores").type, list(scored.scores.values()), has_score
+    )
     if views:
         kind = schema.field("views").type
-        seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
-        columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
+        seen = [
+            _struct(kind.field(view).type, list(scores.values()), has_score)
+            for view, scores in views.items()
+        ]
+        columns["views"] = pa.StructArray.from_arrays(
+            seen, fields=list(kind), mask=pa.array(~has_score)
+        )
     for name, drawn in mask_measures(masks).items() if masks else ():
         columns[name] = _struct(schema.field(name).type, drawn, has_score)
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
     columns |= finding_columns(scored.findings) | decided_columns(scored.decisions, has_score)
-    columns |= identified_columns(scored.identified, has_score) if scored.identified is not None else {}
+    columns |= (
+        identified_columns(scored.identified, has_score) if scored.identified is not None else {}
+    )
     columns |= described_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
@@ -85,13 +106,17 @@ def result_rows(
 
 
 def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
-    """The columns that an ensemble's decision fills; null where a row has no score. `second_look` stands only where a cascade decided."""
+    """The columns that an ensemble's decision fills; null where a row has no score. `second_look`
+    stands only where a cascade decided.
+    """
     looks = decisions.second_look
     text, hidden = pa.string(), ~has_score
     return {
         **({} if looks is None else {SECOND_LOOK: pa.array(looks, text, mask=hidden)}),
         "score": pa.array(decisions.score, mask=~(has_score & np.isfinite(decisions.score))),
-        "probability": pa.array(decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))),
+        "probability": pa.array(
+            decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))
+        ),
         "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=hidden),
         "verdict": pa.array(decisions.verdict, text, mask=hidden),
         "verdict_reason": pa.array(decisions.reason, text, mask=hidden),
@@ -118,14 +143,19 @@ def identified_columns(identified: Identified, has_score: np.ndarray) -> dict[st
         "generator_family": [families[code] if code >= 0 else None for code in codes],
         "generator_probability": pa.array(identified.probability, pa.float32(), mask=~there),
         "generator_confidence": pa.array(identified.confidence, pa.float32(), mask=~there),
-        "generator_ranking": [[classes[code] for code in ranking] if ok else None for ranking, ok in rankings],
+        "generator_ranking": [
+            [classes[code] for code in ranking] if ok else None for ranking, ok in rankings
+        ],
     }
 
 
 def described_columns(described: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
     """The columns that a describer fills; null where nothing was said, or a row has no score."""
     said = [one if ok else None for one, ok in zip(described, has_score, strict=True)]
-    likelihood = np.array([np.nan if one is None or one.likelihood is None else one.likelihood for one in said], np.float32)
+    likelihood = np.array(
+        [np.nan if one is None or one.likelihood is None else one.likelihood for one in said],
+        np.float32,
+    )
     return {
         "predicted_prompt": [None if one is None else one.text for one in said],
         "prompt_likelihood": pa.array(likelihood, mask=~np.isfinite(likelihood)),
@@ -151,7 +181,9 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 
 
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """Return the rows with the findings that follow from their statements and verdicts, and from an ensemble's thresholds."""
+    """Return the rows with the findings that follow from their statements and verdicts, and from an
+    ensemble's thresholds.
+    """
     given = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
     findings = [find(text, verdict, thresholds) for text, verdict in given]
     rows = rows.drop_columns([FINDING, GROUNDS])
@@ -165,12 +197,16 @@ def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
     """The facts of rows that cards bound, by their names; None where a run has not measured one."""
     columns = {name: card_sections.FACTS[name][0] for name in names}
-    return {name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows) for name, column in columns.items()}
+    return {
+        name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows)
+        for name, column in columns.items()
+    }
 
 
 @dataclass(frozen=True)
 class BlockTables:
-    """`masks`: None where no detector localizes. `features`: per detector that keeps embeddings. `bad`: how many images have no score.
+    """`masks`: None where no detector localizes. `features`: per detector that keeps embeddings.
+    `bad`: how many images have no score.
 
     `failures`: the members on which our own code failed, each with its traceback, as plain JSON.
     """
@@ -192,10 +228,12 @@ def block_tables(
     measured: tuple[str, ...] = (),
     features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BlockTables:
-    """The tables of a block's members, in their order; `features`: per detector what decides its embeddings (see `feature_rows`).
+    """The tables of a block's members, in their order; `features`: per detector what decides its
+    embeddings (see `feature_rows`).
 
-    Should they not be had, every member is tried alone, and one that fails becomes `decoder_crashed`. Raises what was raised where that is
-    no single member's (see `errors.is_of_one_image`).
+    Should they not be had, every member is tried alone, and one that fails becomes
+    `decoder_crashed`. Raises what was raised where that is no single member's (see
+    `errors.is_of_one_image`).
     """
 
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
@@ -211,7 +249,9 @@ def block_tables(
                 [member] = members.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()
                 failures.append(member | {"traceback": outcome.failure})
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, measured=measured)
-        return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures)
+        return BlockTables(
+            rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures
+        )
 
     try:
         return build(members, scored)
@@ -225,7 +265,9 @@ def block_tables(
     return build(members, _without(scored, failed))
 
 
-def _failing_alone(build: Callable[[pa.Table, BlockResult], object], members: pa.Table, scored: BlockResult) -> dict[int, Exception]:
+def _failing_alone(
+    build: Callable[[pa.Table, BlockResult], object], members: pa.Table, scored: BlockResult
+) -> dict[int, Exception]:
     failed: dict[int, Exception] = {}
     for row in range(len(members)):
         try:
@@ -239,15 +281,28 @@ def _failing_alone(build: Callable[[pa.Table, BlockResult], object], members: pa
 
 def _only(scored: BlockResult, rows: slice) -> BlockResult:
     """What was found of some members."""
-    decided = {field.name: getattr(scored.decisions, field.name) for field in fields(scored.decisions)}
-    per_member = {name: value[rows] for name, value in decided.items() if value is not None and not isinstance(value, bool)}
+    decided = {
+        field.name: getattr(scored.decisions, field.name) for field in fields(scored.decisions)
+    }
+    per_member = {
+        name: value[rows]
+        for name, value in decided.items()
+        if value is not None and not isinstance(value, bool)
+    }
     said = scored.identified
     return BlockResult(
         scored.outcomes[rows],
         scored.outputs.rows(rows),
         {name: column[rows] for name, column in scored.scores.items()},
         replace(scored.decisions, **per_member),
-        said and replace(said, **{name: getattr(said, name)[rows] for name in ("codes", "probability", "confidence", "ranking")}),
+        said
+        and replace(
+            said,
+            **{
+                name: getattr(said, name)[rows]
+                for name in ("codes", "probability", "confidence", "ranking")
+            },
+        ),
         scored.thresholds,
     )
 
@@ -255,6 +310,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
 def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResult:
     """The same, where nothing was found of some members but that our code failed on them."""
     outcomes = [
-        DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome for row, outcome in enumerate(scored.outcomes)
+        DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome
+        for row, outcome in enumerate(scored.outcomes)
     ]
     return replace(scored, outcomes=outcomes, outputs=scored.outputs.without(failed))

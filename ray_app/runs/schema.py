@@ -1,7 +1,7 @@
 """The columns of a result row (`row_schema`); docs_site/columns.py describes each.
 
-A reader of schema n reads n-1; a column is never renamed. Schema 8 leaves out the columns of features that 1.0 retires (`reused`,
-`stability`, `phash`); older files keep them.
+A reader of schema n reads n-1; a column is never renamed. Schema 8 leaves out the columns of
+features that 1.0 retires (`reused`, `stability`, `phash`); older files keep them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,13 @@ IDENTIFIED = {
 DESCRIBED = {"prompt_likelihood": pa.float32()}
 
 MASK_SCHEMA = pa.schema(
-    [("image_id", pa.int64()), ("detector", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("png", pa.binary())],
+    [
+        ("image_id", pa.int64()),
+        ("detector", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("png", pa.binary()),
+    ],
     metadata={"touchstone.schema": str(SCHEMA_VERSION)},
 )
 # Of runs with perturbations: `view` is the perturbation's name, null in the rows of the clean pass.
@@ -45,11 +51,12 @@ def row_schema(
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
-    `localizers`, `speakers`: detectors that localize, that answer in words; `views`:
-    perturbations; `measured`: facts of pixels, where a detector's card bounds them (see `ImageFileFacts`). Columns of what was not asked
-    for are left out. Where an identifier knows no generator like this one, generator and family are null, and `generator_ranking` (best
-    first) and `generator_probability` (of the first) still say which is nearest.
-    `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
+    `localizers`, `speakers`: detectors that localize, that answer in words; `views`: perturbations;
+    `measured`: facts of pixels, where a detector's card bounds them (see `ImageFileFacts`). Columns
+    of what was not asked for are left out. Where an identifier knows no generator like this one,
+    generator and family are null, and `generator_ranking` (best first) and `generator_probability`
+    (of the first) still say which is nearest. `input` repeats the source's own columns and stands
+    only where the source has any: Parquet has no empty struct.
     """
     text, words = pa.string(), pa.dictionary(pa.int32(), pa.string())
     scores = pa.struct([(name, pa.float32()) for name in detectors])
@@ -75,7 +82,11 @@ def row_schema(
         *((name, pa.float64()) for name in measured),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),
-        *[(column, pa.struct([(name, pa.float32()) for name in localizers])) for column in MASK_COLUMNS if localizers],
+        *[
+            (column, pa.struct([(name, pa.float32()) for name in localizers]))
+            for column in MASK_COLUMNS
+            if localizers
+        ],
         *([("replies", pa.struct([(name, text) for name in speakers]))] if speakers else []),
         (FINDING, words),
         (GROUNDS, pa.list_(pa.struct([(name, text) for name in ("source", "says", "error")]))),

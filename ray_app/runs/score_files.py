@@ -1,9 +1,11 @@
-"""The files of `scores/` by their names (`Published`): which blocks of which manifests each holds, and which stand in for others.
+"""The files of `scores/` by their names (`Published`): which blocks of which manifests each holds,
+and which stand in for others.
 
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
     scores/00003-00000000--00027-00000001.parquet    all from block 0 of manifest 3 up to block 1 of manifest 27, merged from smaller files
 
-A merged file is written before the files that it was merged from go. Where both are there, the merged one is read.
+A merged file is written before the files that it was merged from go. Where both are there, the
+merged one is read.
 """
 
 import re
@@ -17,7 +19,9 @@ Place = tuple[int, int]  # a manifest and a block of it
 
 @dataclass(frozen=True, order=True)
 class Published:
-    """One file of `scores/`: the rows from block `first` of `manifest` to block `last` of `manifest`, or of `until` where it is merged."""
+    """One file of `scores/`: the rows from block `first` of `manifest` to block `last` of
+    `manifest`, or of `until` where it is merged.
+    """
 
     manifest: int
     first: int
@@ -78,8 +82,12 @@ def merged(files: Sequence[Published]) -> Published:
 def named(names: Iterable[str]) -> list[Published]:
     """The files of these names, in the order of their blocks; other names are passed over."""
     matches = (_NAME.fullmatch(name) for name in names)
-    found = (Published(int(m[1]), int(m[2]), int(m[4]), int(m[3]) if m[3] else -1) for m in matches if m)
-    return sorted(found, key=lambda file: (file.start, [-number for number in file.end], not file.is_merged))
+    found = (
+        Published(int(m[1]), int(m[2]), int(m[4]), int(m[3]) if m[3] else -1) for m in matches if m
+    )
+    return sorted(
+        found, key=lambda file: (file.start, [-number for number in file.end], not file.is_merged)
+    )
 
 
 def split_off(files: Sequence[Published]) -> tuple[list[Published], list[Published]]:

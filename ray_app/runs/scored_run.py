@@ -1,4 +1,6 @@
-"""A run that `touchstone score` wrote, to be read from Python: `load_run`, and what it gives, `ScoredRun`, with its `RunImage`s."""
+"""A run that `touchstone score` wrote, to be read from Python: `load_run`, and what it gives,
+`ScoredRun`, with its `RunImage`s.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class ScoredRun:
-    """A run directory, read and never written. `url`: where it is; `summary`: the content of its `summary.json`.
+    """A run directory, read and never written. `url`: where it is; `summary`: the content of its
+    `summary.json`.
 
     Rows are current ones: the last of each image that the last listing found.
     """
@@ -32,7 +35,9 @@ class ScoredRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says: counts of statuses and verdicts, the bottleneck. Raises ConfigError before the run has ended."""
+        """What `summary.json` says: counts of statuses and verdicts, the bottleneck. Raises
+        ConfigError before the run has ended.
+        """
         self._run.describe_finished()
         return self._run.read_json("summary.json")
 
@@ -41,31 +46,43 @@ class ScoredRun:
         """The detectors that scored."""
         return tuple(self._described["detectors"])
 
-    def tables(self, columns: Sequence[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
+    def tables(
+        self, columns: Sequence[str] | None = None, *, vanished: bool = False
+    ) -> Iterator[pa.Table]:
         """The rows, a bounded table at a time; all columns of `runs.schema.row_schema`, or some.
 
-        `vanished`: also of files that were changed or removed since. Raises ConfigError that names the columns for one that there is not.
+        `vanished`: also of files that were changed or removed since. Raises ConfigError that names
+        the columns for one that there is not.
         """
         wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
         for table in reader.current_tables(self._run, wanted, vanished=vanished):
             if missing := [name for name in columns or () if name not in table.column_names]:
                 known = ", ".join(next(reader.current_tables(self._run)).column_names)
-                raise ConfigError(f"{self.url}: no column {', '.join(missing)} here; the columns are: {known}")
+                raise ConfigError(
+                    f"{self.url}: no column {', '.join(missing)} here; the columns are: {known}"
+                )
             yield table if columns is None else table.select(list(columns))
 
     def table(self, columns: Sequence[str] | None = None, *, vanished: bool = False) -> pa.Table:
         """The same as one table, all of it in memory."""
         tables = list(self.tables(columns, vanished=vanished))
         if not tables:
-            raise ConfigError(f"{self.url}: this run has no rows yet", hint="the `touchstone score` command that made it goes on with it")
+            raise ConfigError(
+                f"{self.url}: this run has no rows yet",
+                hint="the `touchstone score` command that made it goes on with it",
+            )
         return pa.concat_tables(tables, promote_options="permissive")
 
     def to_frame(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        """The same as a table of pandas; in place of `scores` a column `score_NAME` for each detector."""
+        """The same as a table of pandas; in place of `scores` a column `score_NAME` for each
+        detector.
+        """
         table = self.table(columns)
         for name in self.detectors if "scores" in table.column_names else ():
             table = table.append_column(f"score_{name}", pc.struct_field(table["scores"], name))
-        return table.drop_columns([name for name in ("scores",) if name in table.column_names]).to_pandas()
+        return table.drop_columns(
+            [name for name in ("scores",) if name in table.column_names]
+        ).to_pandas()
 
     def images(
         self,
@@ -78,14 +95,20 @@ class ScoredRun:
         max_score: float | None = None,
         finding: str | None = None,
     ) -> Iterator["RunImage"]:
-        """The images in the order of the archive, each with its row: of one verdict (`fake`, `real`, `abstain`), one `status`, of one
-        `generator` or family that the profile names, whose path fits a glob (`match`), with a score from `min_score` to `max_score`, whose
-        finding has these words (`finding`).
+        """The images in the order of the archive, each with its row: of one verdict (`fake`,
+        `real`, `abstain`), one `status`, of one `generator` or family that the profile names, whose
+        path fits a glob (`match`), with a score from `min_score` to `max_score`, whose finding has
+        these words (`finding`).
 
         Raises ConfigError for a word that is none of these, and for a run that has not ended.
         """
-        chosen = selection.RowFilter(verdict, status, generator, match, min_score, max_score, finding)
-        for word, known, what in ((verdict, VERDICT_WORDS, "verdict"), (chosen.status, [one.value for one in Status], "status")):
+        chosen = selection.RowFilter(
+            verdict, status, generator, match, min_score, max_score, finding
+        )
+        for word, known, what in (
+            (verdict, VERDICT_WORDS, "verdict"),
+            (chosen.status, [one.value for one in Status], "status"),
+        ):
             if word is not None and word not in known:
                 raise ConfigError(f"'{word}' is no {what}; known are: {', '.join(known)}")
         if chosen.generator is not None:
@@ -103,13 +126,17 @@ class ScoredRun:
     def __repr__(self) -> str:
         if not self._run.store.exists("summary.json"):
             return f"ScoredRun({self.url!r}, not finished)"
-        counts = ", ".join(f"{count:,} {verdict}" for verdict, count in self.summary["verdicts"].items())
+        counts = ", ".join(
+            f"{count:,} {verdict}" for verdict, count in self.summary["verdicts"].items()
+        )
         return f"ScoredRun({self.url!r}, {self.summary['members']:,} images: {counts})"
 
 
 @dataclass(frozen=True)
 class RunImage:
-    """One image of a run: its `row` (see `runs.schema.row_schema`), and a way to its file where this lies as it was scored."""
+    """One image of a run: its `row` (see `runs.schema.row_schema`), and a way to its file where
+    this lies as it was scored.
+    """
 
     row: Mapping[str, Any]
     _member: ManifestMember
@@ -127,8 +154,12 @@ class RunImage:
         return self.row["member"]  # type: ignore[no-any-return]
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises InputError (SourceError where the file is gone, or is another one by now)."""
-        [(_, data)] = MemberReader(self._fetcher, max_bytes=self._limits.max_bytes).read([self._member])
+        """The encoded bytes. Raises InputError (SourceError where the file is gone, or is another
+        one by now).
+        """
+        [(_, data)] = MemberReader(self._fetcher, max_bytes=self._limits.max_bytes).read(
+            [self._member]
+        )
         if isinstance(data, InputError):
             raise data
         return data
@@ -147,11 +178,15 @@ class RunImage:
             picture = self.read() if self.row["status"] == Status.OK else None
         except InputError:
             picture = None
-        return result_html.card({**self.row, "source": place, "scores": self.row["scores"] or {}}, picture)
+        return result_html.card(
+            {**self.row, "source": place, "scores": self.row["scores"] or {}}, picture
+        )
 
 
 def load_run(path: str) -> ScoredRun:
-    """The run at a path or any fsspec URL, as `touchstone score --out` wrote it. Raises ConfigError where there is none."""
+    """The run at a path or any fsspec URL, as `touchstone score --out` wrote it. Raises ConfigError
+    where there is none.
+    """
     run = directory.RunDirectory.open(str(path))
     if not run.exists():
         raise run.missing()

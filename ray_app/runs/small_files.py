@@ -1,10 +1,12 @@
 """Small published files → large ones (`merge_small`), so that a run of many nights has few files.
 
-Files that follow one another are merged once there are more than `MOST_SMALL` of them, and again where the merged ones have become many: a
-night's work is constant on average, and files are few whatever the number of nights.
+Files that follow one another are merged once there are more than `MOST_SMALL` of them, and again
+where the merged ones have become many: a night's work is constant on average, and files are few
+whatever the number of nights.
 
-A merged file is written before those in whose place it stands go. Whoever reads `scores/*.parquet` in that moment sees their rows twice
-(equal ones); readers that know the names pass them over. An interrupted merge is finished by the next command.
+A merged file is written before those in whose place it stands go. Whoever reads `scores/*.parquet`
+in that moment sees their rows twice (equal ones); readers that know the names pass them over. An
+interrupted merge is finished by the next command.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +25,18 @@ SMALL_BYTES = 8 * 2**20
 MOST_SMALL = 8
 
 
-def groups(files: Sequence[score_files.Published], sizes: Mapping[str, int]) -> list[list[score_files.Published]]:
-    """Which files, given with their bytes by name, are to become one each: neighbours that are small, else such that are no whole file."""
+def groups(
+    files: Sequence[score_files.Published], sizes: Mapping[str, int]
+) -> list[list[score_files.Published]]:
+    """Which files, given with their bytes by name, are to become one each: neighbours that are
+    small, else such that are no whole file.
+    """
     small = _many(files, lambda file: sizes[file.name] < SMALL_BYTES)
-    few = small or _many(files, lambda file: sizes[file.name] < parts.PUBLISHED_BYTES, counts=lambda file: sizes[file.name] >= SMALL_BYTES)
+    few = small or _many(
+        files,
+        lambda file: sizes[file.name] < parts.PUBLISHED_BYTES,
+        counts=lambda file: sizes[file.name] >= SMALL_BYTES,
+    )
     return [group for row in few for group in _divided(row, sizes) if len(group) > 1]
 
 
@@ -45,7 +55,9 @@ def _many(
     return [row for row in rows if sum(map(counts, row)) > MOST_SMALL]
 
 
-def _divided(row: Sequence[score_files.Published], sizes: Mapping[str, int]) -> Iterator[list[score_files.Published]]:
+def _divided(
+    row: Sequence[score_files.Published], sizes: Mapping[str, int]
+) -> Iterator[list[score_files.Published]]:
     """The same in groups that each make about a whole file."""
     group: list[score_files.Published] = []
     for file in row:
@@ -56,8 +68,11 @@ def _divided(row: Sequence[score_files.Published], sizes: Mapping[str, int]) -> 
     yield group
 
 
-def merge_small(run: parts.PartTable, written: Callable[[], object] = lambda: None, *, each: Each = in_turn) -> list[str]:
-    """Merge small published files of a run in which no block is missing; returns the files written. `each` runs what is not little.
+def merge_small(
+    run: parts.PartTable, written: Callable[[], object] = lambda: None, *, each: Each = in_turn
+) -> list[str]:
+    """Merge small published files of a run in which no block is missing; returns the files written.
+    `each` runs what is not little.
 
     `written` is called when merged files are there, before those in whose place they stand go.
     """
@@ -74,7 +89,9 @@ def merge_small(run: parts.PartTable, written: Callable[[], object] = lambda: No
 
 @dataclass(frozen=True)
 class _FileMerger:
-    """Writes one file of the rows of several; called with those. Picklable, as tasks need it. Memory: the compressed files, twice."""
+    """Writes one file of the rows of several; called with those. Picklable, as tasks need it.
+    Memory: the compressed files, twice.
+    """
 
     run: parts.PartTable
 
@@ -92,7 +109,8 @@ class _FileMerger:
         found = pq.read_table(pa.BufferReader(data), columns=["image_id"])["image_id"].to_numpy()
         if not np.array_equal(found, np.concatenate(ids)):
             raise ClusterError(
-                f"{self.run.store.url}: {whole.path} does not hold the rows that it was merged from", hint="please report this: it is a bug"
+                f"{self.run.store.url}: {whole.path} does not hold the rows that it was merged from",
+                hint="please report this: it is a bug",
             )
         self.run.store.write(whole.path, data)
         return whole.path
@@ -100,7 +118,8 @@ class _FileMerger:
 
 @dataclass(frozen=True)
 class _Shape:
-    """The schema of rows that were written by several sessions: what some do not have is null in theirs.
+    """The schema of rows that were written by several sessions: what some do not have is null in
+    theirs.
 
     The source's own columns are of the type that holds all of them, else texts.
     """
@@ -114,7 +133,9 @@ class _Shape:
         empty = [schema.empty_table() for schema in schemas]
         given = joined_inputs(map(input_type, empty), as_text=True)
         found = [with_input(table, given).schema for table in empty]
-        fields = {field.name: field for field in pa.unify_schemas(found, promote_options="permissive")}
+        fields = {
+            field.name: field for field in pa.unify_schemas(found, promote_options="permissive")
+        }
         longest = max(found, key=lambda schema: len(schema.names)).names
         names = [*longest, *(name for name in fields if name not in longest)]
         return cls(pa.schema([fields[name] for name in names], metadata=found[-1].metadata), given)
@@ -122,6 +143,13 @@ class _Shape:
     def table(self, rows: pa.Table) -> pa.Table:
         """Rows in this shape."""
         rows = with_input(rows, self.given)
-        empty = {field.name: pa.nulls(len(rows), field.type) for field in self.schema if field.name not in rows.column_names}
-        columns = [empty[field.name] if field.name in empty else rows[field.name].cast(field.type) for field in self.schema]
+        empty = {
+            field.name: pa.nulls(len(rows), field.type)
+            for field in self.schema
+            if field.name not in rows.column_names
+        }
+        columns = [
+            empty[field.name] if field.name in empty else rows[field.name].cast(field.type)
+            for field in self.schema
+        ]
         return pa.Table.from_arrays(columns, schema=self.schema)

@@ -1,6 +1,8 @@
-"""What a run found (`summarise`), counted in one streaming pass over its current rows: the content of `summary.json`.
+"""What a run found (`summarise`), counted in one streaming pass over its current rows: the content
+of `summary.json`.
 
-Each table is counted by itself, and counts of consecutive rows are added (`joined`). `bottleneck` names the stage that limits a run.
+Each table is counted by itself, and counts of consecutive rows are added (`joined`). `bottleneck`
+names the stage that limits a run.
 """
 
 import json
@@ -29,10 +31,12 @@ C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
 NO_VERDICT = "none"
 EDGES = np.linspace(-12.0, 12.0, 49)  # log-odds; scores beyond are counted in the outermost bins
 EXAMPLES = 3
-MOST_FINDINGS = 200  # distinct ones of a run that are counted: signers may call themselves whatever they like
+# distinct ones of a run that are counted: signers may call themselves whatever they like
+MOST_FINDINGS = 200
 _OVER_LIMITS = (Status.IMAGE_TOO_LARGE.value, Status.METADATA_TOO_LARGE.value)
 TOP = 24
-_MOST = {"top": TOP, "told": MOST_EXAMPLES}  # rows with the highest scores, by the field of a summary
+# rows with the highest scores, by the field of a summary
+_MOST = {"top": TOP, "told": MOST_EXAMPLES}
 COLUMNS = [
     "image_id",
     "uri",
@@ -56,22 +60,39 @@ COLUMNS = [
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunCounts:
-    """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says, score histograms, the highest scores."""
+    """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says,
+    score histograms, the highest scores.
+    """
     nothing = {name: [0] * (len(EDGES) - 1) for name in ["ensemble", *detectors]}
     empty = document.RunCounts(
-        verdicts=dict.fromkeys(("real", "fake", "abstain"), 0), histogram=document.Histogram(edges=EDGES.tolist(), counts=nothing)
+        verdicts=dict.fromkeys(("real", "fake", "abstain"), 0),
+        histogram=document.Histogram(edges=EDGES.tolist(), counts=nothing),
     )
     return reduce(joined, (_counts(table, detectors) for table in tables), joined(empty, empty))
 
 
 def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     """Those of one table."""
-    looks = _counted(table[schema.SECOND_LOOK]) if schema.SECOND_LOOK in table.column_names else None
+    looks = (
+        _counted(table[schema.SECOND_LOOK]) if schema.SECOND_LOOK in table.column_names else None
+    )
     crashed = pc.equal(table["status"].cast(pa.string()), Status.DECODER_CRASHED.value)
-    # Rows on which Touchstone's own code failed: no child process, and so no file, can give that status.
-    own = pc.sum(pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))).as_py() or 0
-    scores = {"ensemble": table["score"], **{name: pc.struct_field(table["scores"], name) for name in detectors}}
-    values = {name: np.clip(pc.drop_null(column).to_numpy(), EDGES[0], EDGES[-1]) for name, column in scores.items()}
+    # Rows on which Touchstone's own code failed: no child process, and so no file, can give that
+    # status.
+    own = (
+        pc.sum(
+            pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))
+        ).as_py()
+        or 0
+    )
+    scores = {
+        "ensemble": table["score"],
+        **{name: pc.struct_field(table["scores"], name) for name in detectors},
+    }
+    values = {
+        name: np.clip(pc.drop_null(column).to_numpy(), EDGES[0], EDGES[-1])
+        for name, column in scores.items()
+    }
     histogram = {name: np.histogram(found, EDGES)[0].tolist() for name, found in values.items()}
     return document.RunCounts(
         members=len(table),
@@ -82,7 +103,9 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         findings=_counted(table[schema.FINDING]),
         verdicts=_counted(table["verdict"]),
         verdict_reasons=_counted(table["verdict_reason"]),
-        second_look=None if looks is None else document.SecondLookSummary(band=looks.get("band", 0), audit=looks.get("audit", 0)),
+        second_look=None
+        if looks is None
+        else document.SecondLookSummary(band=looks.get("band", 0), audit=looks.get("audit", 0)),
         flags=_counted(table["flags"]),
         formats=_counted(table["format"]),
         provenance=declarations(table),
@@ -96,10 +119,20 @@ def _counts(table: pa.Table, detectors: list[str]) -> document.RunCounts:
 def _days(table: pa.Table) -> dict[str, dict[str, int]]:
     """Statuses and verdicts by the day on which rows were made."""
     days = table["scored_at"].cast(pa.date32()).cast(pa.string())
-    seen = pa.table([days, *(table[name].cast(pa.string()) for name in ("status", "verdict"))], names=["day", "status", "verdict"])
+    seen = pa.table(
+        [days, *(table[name].cast(pa.string()) for name in ("status", "verdict"))],
+        names=["day", "status", "verdict"],
+    )
     found = defaultdict[str, Counter[str]](Counter)
-    for one in seen.filter(pc.is_valid(days)).group_by(seen.column_names).aggregate([([], "count_all")]).to_pylist():
-        found[one["day"]].update({name: one["count_all"] for name in ("files", one["status"], one["verdict"]) if name})
+    for one in (
+        seen.filter(pc.is_valid(days))
+        .group_by(seen.column_names)
+        .aggregate([([], "count_all")])
+        .to_pylist()
+    ):
+        found[one["day"]].update(
+            {name: one["count_all"] for name in ("files", one["status"], one["verdict"]) if name}
+        )
     return {day: dict(counts) for day, counts in sorted(found.items())}
 
 
@@ -109,26 +142,45 @@ def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.R
     if both.second_look is None:
         return both
     looked, scored = both.second_look.band + both.second_look.audit, both.scored
-    return both.model_copy(update={"second_look": both.second_look.model_copy(update={"share": looked / scored if scored else None})})
+    return both.model_copy(
+        update={
+            "second_look": both.second_look.model_copy(
+                update={"share": looked / scored if scored else None}
+            )
+        }
+    )
 
 
 def _added_sections(one: S, other: S) -> S:
-    return type(one)(**{name: _added(name, getattr(one, name), getattr(other, name)) for name in type(one).model_fields})
+    return type(one)(
+        **{
+            name: _added(name, getattr(one, name), getattr(other, name))
+            for name in type(one).model_fields
+        }
+    )
 
 
 def _added(name: str, one: Any, other: Any) -> Any:
-    """What two sections have in a field, together: numbers are added, of lists the first or the highest stay."""
+    """What two sections have in a field, together: numbers are added, of lists the first or the
+    highest stay.
+    """
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, Section):
         return _added_sections(one, other)
     if name == "counts":  # of a histogram
         return {
-            detector: [left + right for left, right in zip(one.get(detector, [0] * len(counts)), counts, strict=True)]
+            detector: [
+                left + right
+                for left, right in zip(one.get(detector, [0] * len(counts)), counts, strict=True)
+            ]
             for detector, counts in other.items()
         }
     if name == "examples":
-        return {status: [*one.get(status, ()), *other.get(status, ())][:EXAMPLES] for status in {**one, **other}}
+        return {
+            status: [*one.get(status, ()), *other.get(status, ())][:EXAMPLES]
+            for status in {**one, **other}
+        }
     if name == "generators":
         flagged = Counter[tuple[str, str]]()
         for item in (*one, *other):
@@ -137,11 +189,16 @@ def _added(name: str, one: Any, other: Any) -> Any:
     if name in _MOST:
         return sorted([*one, *other], key=lambda row: -row.score)[: _MOST[name]]
     if name == "days":
-        return {day: dict(Counter(one.get(day, {})) + Counter(other.get(day, {}))) for day in sorted({**one, **other})}
+        return {
+            day: dict(Counter(one.get(day, {})) + Counter(other.get(day, {})))
+            for day in sorted({**one, **other})
+        }
     if isinstance(one, Mapping):
         counts = Counter(one)
         counts.update(other)
-        return dict(counts.most_common(MOST_FINDINGS) if name == "findings" else counts.most_common())
+        return dict(
+            counts.most_common(MOST_FINDINGS) if name == "findings" else counts.most_common()
+        )
     return one + other if isinstance(one, int) and not isinstance(one, bool) else one or other
 
 
@@ -168,13 +225,18 @@ _ADVICE = {
 
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    return {item["values"]: item["counts"] for item in pc.value_counts(pc.drop_null(values.cast(pa.string()))).to_pylist()}
+    return {
+        item["values"]: item["counts"]
+        for item in pc.value_counts(pc.drop_null(values.cast(pa.string()))).to_pylist()
+    }
 
 
 def _examples(table: pa.Table) -> dict[str, list[document.Example]]:
     """A few members of each status but `ok`."""
     found: defaultdict[str, list[document.Example]] = defaultdict(list)
-    failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(["status", "uri", "member", "detail"])
+    failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(
+        ["status", "uri", "member", "detail"]
+    )
     for row in failed.slice(0, 2_000).to_pylist():
         status = row.pop("status")
         if len(found[status]) < EXAMPLES:
@@ -190,25 +252,39 @@ def _crossed(table: pa.Table) -> dict[str, int]:
 
 
 def _highest(table: pa.Table) -> list[document.TopRow]:
-    scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict", "sha256"])
-    best = scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")])) if len(scored) > TOP else scored
+    scored = table.filter(pc.is_valid(table["score"])).select(
+        ["image_id", "uri", "member", "score", "probability", "verdict", "sha256"]
+    )
+    best = (
+        scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")]))
+        if len(scored) > TOP
+        else scored
+    )
     return sorted((document.TopRow(**row) for row in best.to_pylist()), key=lambda row: -row.score)
 
 
 def declarations(table: pa.Table) -> document.Declarations:
-    """What files state of their own origin, by the columns `provenance` and `verdict`: `stated`: rows with any statement; `declared` and
-    `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest; `signers`: rows with a sound one by where its signer stands.
+    """What files state of their own origin, by the columns `provenance` and `verdict`: `stated`:
+    rows with any statement; `declared` and `undeclared`: rows per verdict; `c2pa`: rows per state
+    of a manifest; `signers`: rows with a sound one by where its signer stands.
 
-    No JSON is parsed: a row's is this package's own (`Provenance.row`), and every quote inside a value is escaped, so that what stands
-    between bare quotes is a key or a closed word, and `ai_declared` comes last.
+    No JSON is parsed: a row's is this package's own (`Provenance.row`), and every quote inside a
+    value is escaped, so that what stands between bare quotes is a key or a closed word, and
+    `ai_declared` comes last.
     """
     said = table["provenance"]
     declared = pc.fill_null(pc.ends_with(said, '"ai_declared":true}'), False)
     verdicts = pc.fill_null(table["verdict"].cast(pa.string()), NO_VERDICT)
-    states = {state: pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0 for state in C2PA_STATES}
+    states = {
+        state: pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0
+        for state in C2PA_STATES
+    }
     # As a JSON object of two fields: state, and lists where any were asked.
     signed = pc.struct_field(
-        pc.extract_regex(said, r'"c2pa":(?P<signed>\{"state":"(?:trusted|intact)"(?:,"trust_lists":\[[^\]]*\])?)'), "signed"
+        pc.extract_regex(
+            said, r'"c2pa":(?P<signed>\{"state":"(?:trusted|intact)"(?:,"trust_lists":\[[^\]]*\])?)'
+        ),
+        "signed",
     )
     signed = pc.binary_join_element_wise(signed, "}", "")
     return document.Declarations(
@@ -221,20 +297,36 @@ def declarations(table: pa.Table) -> document.Declarations:
 
 
 def _profile(table: pa.Table) -> document.ProfileSummary | None:
-    """What a profile says of flagged images alone: an identifier names a generator for real images too, and means nothing by it. None for
-    rows of runs without a profile.
+    """What a profile says of flagged images alone: an identifier names a generator for real images
+    too, and means nothing by it. None for rows of runs without a profile.
 
-    `generators` by how many are flagged, those `unlike` any known one, those `silent`: with no say; `described`: with words; `told`: the
-    highest scores with what was said of them, of equal ones the first of the archive.
+    `generators` by how many are flagged, those `unlike` any known one, those `silent`: with no say;
+    `described`: with words; `told`: the highest scores with what was said of them, of equal ones
+    the first of the archive.
     """
-    identifies, describes = ("generator_confidence" in table.column_names), ("prompt_likelihood" in table.column_names)
+    identifies, describes = (
+        ("generator_confidence" in table.column_names),
+        ("prompt_likelihood" in table.column_names),
+    )
     if not (identifies or describes):
         return None
-    flagged = table.filter(pc.fill_null(pc.equal(table["verdict"].cast(pa.string()), "fake"), False))
+    flagged = table.filter(
+        pc.fill_null(pc.equal(table["verdict"].cast(pa.string()), "fake"), False)
+    )
     silent = flagged["generator_confidence"].null_count if identifies else 0
-    pairs = zip(flagged["generator_family"].to_pylist(), flagged["predicted_generator"].to_pylist(), strict=True) if identifies else ()
+    pairs = (
+        zip(
+            flagged["generator_family"].to_pylist(),
+            flagged["predicted_generator"].to_pylist(),
+            strict=True,
+        )
+        if identifies
+        else ()
+    )
     rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
-    best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MOST_EXAMPLES]).to_pylist()
+    best = rows.take(
+        pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MOST_EXAMPLES]
+    ).to_pylist()
     return document.ProfileSummary(
         flagged=len(flagged),
         identified=identifies,
@@ -250,4 +342,7 @@ def _profile(table: pa.Table) -> document.ProfileSummary | None:
 def _generators(flagged: Mapping[tuple[str, str], int]) -> list[document.GeneratorCount]:
     """Counts by family and name, most frequent first."""
     ranked = sorted(flagged.items(), key=lambda item: (-item[1], item[0]))
-    return [document.GeneratorCount(family=family, generator=name, flagged=count) for (family, name), count in ranked]
+    return [
+        document.GeneratorCount(family=family, generator=name, flagged=count)
+        for (family, name), count in ranked
+    ]

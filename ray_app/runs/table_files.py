@@ -1,4 +1,6 @@
-"""Tables of any length as one Parquet or CSV file, a table in memory at a time (`write_tables`); `plain`: a value as JSON has it."""
+"""Tables of any length as one Parquet or CSV file, a table in memory at a time (`write_tables`);
+`plain`: a value as JSON has it.
+"""
 
 import base64
 import json
@@ -22,7 +24,9 @@ _FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 def plain(value: Any) -> Any:
-    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
+    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as
+    null.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,24 +40,47 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, forms: Sequence[Form] = ("parquet",)) -> int:
-    """Write STEM.parquet or STEM.csv, or both, from tables of one schema; returns the number of rows.
+def write_tables(
+    store: Store,
+    stem: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    *,
+    forms: Sequence[Form] = ("parquet",),
+) -> int:
+    """Write STEM.parquet or STEM.csv, or both, from tables of one schema; returns the number of
+    rows.
 
-    Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that a spreadsheet would run as a formula
-    has an apostrophe before it: names of files are a stranger's.
+    Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that
+    a spreadsheet would run as a formula has an apostrophe before it: names of files are a
+    stranger's.
     """
     rows = 0
     flat = pa.schema([pa.field(field.name, _flat(field.type)) for field in schema])
-    header = pa.schema([pa.field(name, field.type) for name, field in zip(_tame(pa.array(flat.names)).to_pylist(), flat, strict=True)])
+    header = pa.schema(
+        [
+            pa.field(name, field.type)
+            for name, field in zip(_tame(pa.array(flat.names)).to_pylist(), flat, strict=True)
+        ]
+    )
     with tempfile.TemporaryDirectory(prefix="touchstone-list-") as folder, ExitStack() as files:
         paths = {form: Path(folder) / f"rows.{form}" for form in forms}
-        columns = files.enter_context(pq.ParquetWriter(paths["parquet"], schema, compression="zstd")) if "parquet" in paths else None
-        lines = files.enter_context(pa_csv.CSVWriter(paths["csv"], header)) if "csv" in paths else None
+        columns = (
+            files.enter_context(pq.ParquetWriter(paths["parquet"], schema, compression="zstd"))
+            if "parquet" in paths
+            else None
+        )
+        lines = (
+            files.enter_context(pa_csv.CSVWriter(paths["csv"], header)) if "csv" in paths else None
+        )
         for table in tables:
             if columns is not None:
                 columns.write_table(table)
             if lines is not None:
-                texts = [_as_text(column, field.type) for column, field in zip(table.columns, header, strict=True)]
+                texts = [
+                    _as_text(column, field.type)
+                    for column, field in zip(table.columns, header, strict=True)
+                ]
                 lines.write_table(pa.Table.from_arrays(texts, schema=header))
             rows += len(table)
         files.close()
@@ -64,19 +91,36 @@ def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa
 
 def _flat(kind: pa.DataType) -> pa.DataType:
     """The type itself where a CSV has a way to say it, else text."""
-    is_number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind)
-    return kind if is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) else pa.string()
+    is_number = (
+        pa.types.is_integer(kind)
+        or pa.types.is_float32(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_boolean(kind)
+    )
+    return (
+        kind if is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) else pa.string()
+    )
 
 
 def _as_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if column.type != kind:
-        column = pa.chunked_array([pa.array([None if value is None else _text(value) for value in column.to_pylist()], kind)])
+        column = pa.chunked_array(
+            [
+                pa.array(
+                    [None if value is None else _text(value) for value in column.to_pylist()], kind
+                )
+            ]
+        )
     return _tame(column) if pa.types.is_string(kind) else column
 
 
 def _tame(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Texts of which none begins as a formula does (OWASP, CSV injection); a number with a sign stays one."""
-    is_formula = pc.and_not(pc.match_substring_regex(texts, _FORMULA), pc.match_substring_regex(texts, _SIGNED))
+    """Texts of which none begins as a formula does (OWASP, CSV injection); a number with a sign
+    stays one.
+    """
+    is_formula = pc.and_not(
+        pc.match_substring_regex(texts, _FORMULA), pc.match_substring_regex(texts, _SIGNED)
+    )
     return pc.if_else(is_formula, pc.binary_join_element_wise("'", texts, ""), texts)
 
 

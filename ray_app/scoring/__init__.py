@@ -1,4 +1,6 @@
-"""Scoring an archive on Ray: manifest → blocks → run. Importing this package imports no Ray; running something does."""
+"""Scoring an archive on Ray: manifest → blocks → run. Importing this package imports no Ray;
+running something does.
+"""
 
 from typing import TYPE_CHECKING
 

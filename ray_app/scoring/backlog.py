@@ -1,5 +1,5 @@
-"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides, which are scored while the
-listing goes on (`arriving_blocks`).
+"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source
+has besides, which are scored while the listing goes on (`arriving_blocks`).
 """
 
 import sys
@@ -29,7 +29,8 @@ class StoppedError(Exception):
 
 
 class ListingTasks:
-    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then beside what is (`aside`).
+    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then
+    beside what is (`aside`).
 
     `stopped`: the rest of it is not wanted; `halted`: why the command is to stop, if it is.
     """
@@ -40,7 +41,9 @@ class ListingTasks:
         self.halted: Callable[[], str | None] = lambda: None
 
     def wait(self, seconds: float) -> None:
-        """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to stop."""
+        """Nothing for so long. Raises StoppedError, and KeyboardInterrupt where the command is to
+        stop.
+        """
         if self.stopped.wait(seconds):
             raise StoppedError
         if (reason := self.halted()) is not None:
@@ -50,7 +53,9 @@ class ListingTasks:
         """From now on beside other work."""
         self._each = beside_others
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+    def __call__(
+        self, function: Callable[[T], R], items: Iterable[T], /
+    ) -> Generator[R, None, None]:
         """The results in order, as long as they are wanted."""
         for result in self._each(function, items):
             if self.stopped.is_set():
@@ -60,10 +65,11 @@ class ListingTasks:
 
 @dataclass(frozen=True)
 class Listing:
-    """Blocks of every manifest that is not settled, and those among them that have no rows yet; of settled ones their numbers.
+    """Blocks of every manifest that is not settled, and those among them that have no rows yet; of
+    settled ones their numbers.
 
-    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on; None: none yet;
-    `tasks`: who does it.
+    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing
+    that goes on; None: none yet; `tasks`: who does it.
     """
 
     manifests: list[int]
@@ -87,18 +93,31 @@ class Listing:
 
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
-    """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
+    """The archive that a config names, without its own run directory; touches nothing yet. Raises
+    ConfigError.
+    """
     skip = [RunDirectory.open(config.out).store.url] if config.out else []
     columns, limits, private = config.columns, config.container_limits, config.allow_private
     return archives.open_source(
-        config.source, config.include, config.exclude, skip=skip, columns=columns, limits=limits, allow_private=private, fetcher=fetcher
+        config.source,
+        config.include,
+        config.exclude,
+        skip=skip,
+        columns=columns,
+        limits=limits,
+        allow_private=private,
+        fetcher=fetcher,
     )
 
 
-def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef | None]:
-    """The pending blocks of `work`, and then those of each further manifest once it counts; None where there is none yet.
+def arriving_blocks(
+    store: Store, work: Listing, progress: Progress, meter: RunMeter
+) -> Iterator[archives.BlockRef | None]:
+    """The pending blocks of `work`, and then those of each further manifest once it counts; None
+    where there is none yet.
 
-    An error that ends the listing early is shown at once and raised at the end, unless the rest is not wanted (`ListingTasks.stopped`).
+    An error that ends the listing early is shown at once and raised at the end, unless the rest is
+    not wanted (`ListingTasks.stopped`).
     """
     if work.portions is not None:
         work.tasks.aside()
@@ -127,32 +146,77 @@ def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunM
 
 
 def end_listing(run: RunDirectory) -> None:
-    """Publish the ids that vanished, and report folders that the listing did not follow or could not list on stderr."""
+    """Publish the ids that vanished, and report folders that the listing did not follow or could
+    not list on stderr.
+    """
     reader.publish_vanished(run)
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
-        print(f"listing: {linked_folders_in_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
+        print(
+            f"listing: {linked_folders_in_words(linked.count, linked.example)}",
+            file=sys.stderr,
+            flush=True,
+        )
     if closed.count:
-        print(f"listing: {describe_closed_folders(closed.count, closed.example)}", file=sys.stderr, flush=True)
+        print(
+            f"listing: {describe_closed_folders(closed.count, closed.example)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def is_complete(run: RunDirectory) -> bool:
-    """Whether the last session finished the run, and nothing was done to it since: rows, files and summary are as they should be."""
+    """Whether the last session finished the run, and nothing was done to it since: rows, files and
+    summary are as they should be.
+    """
     sessions = run.store.names("sessions")
-    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished" or not run.store.exists("summary.json"):
+    if (
+        not sessions
+        or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished"
+        or not run.store.exists("summary.json")
+    ):
         return False
-    summary, described, numbers = run.read_json("summary.json"), run.describe(), archives.manifests(run.store)
-    noted = (summary.get("version"), summary["listing"], summary["fingerprint"], described.get("deciding"))
-    if noted != (__version__, numbers[-1], fingerprint(described["identity"]), None) or begun_retry(run) is not None:
+    summary, described, numbers = (
+        run.read_json("summary.json"),
+        run.describe(),
+        archives.manifests(run.store),
+    )
+    noted = (
+        summary.get("version"),
+        summary["listing"],
+        summary["fingerprint"],
+        described.get("deciding"),
+    )
+    if (
+        noted != (__version__, numbers[-1], fingerprint(described["identity"]), None)
+        or begun_retry(run) is not None
+    ):
         return False
     done = settled_state.read_settled(run, numbers)
-    return done is not None and done.manifest == numbers[-1] and not any(run.parts(number) for number in run.part_folders())
+    return (
+        done is not None
+        and done.manifest == numbers[-1]
+        and not any(run.parts(number) for number in run.part_folders())
+    )
 
 
 def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
     """The blocks of a run, as its files have them; `whole`: settled ones, too."""
     numbers = archives.manifests(run.store)
     done = None if whole else settled_state.read_settled(run, numbers)
-    lists = {number: archives.read_blocks(run.store, number) for number in numbers if done is None or number > done.manifest}
-    blocks, pending = (archives.BlockList.joined(some) for some in (list(lists.values()), run.without_rows(lists) if lists else []))
-    return Listing(numbers, blocks, pending, settled_blocks=done.blocks if done else 0, settled_members=done.members if done else 0)
+    lists = {
+        number: archives.read_blocks(run.store, number)
+        for number in numbers
+        if done is None or number > done.manifest
+    }
+    blocks, pending = (
+        archives.BlockList.joined(some)
+        for some in (list(lists.values()), run.without_rows(lists) if lists else [])
+    )
+    return Listing(
+        numbers,
+        blocks,
+        pending,
+        settled_blocks=done.blocks if done else 0,
+        settled_members=done.members if done else 0,
+    )

@@ -19,9 +19,14 @@ _REQUEST_PRICE = "multiply requests of touchstone plan SOURCE --json by the pric
 class TrafficPrices(Frozen):
     """What a store bills for bytes that leave it."""
 
-    retired_keys: ClassVar[Mapping[str, str]] = {"get_per_1000": _REQUEST_PRICE, "put_per_1000": _REQUEST_PRICE}
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "get_per_1000": _REQUEST_PRICE,
+        "put_per_1000": _REQUEST_PRICE,
+    }
 
-    egress_per_gb: float = Field(default=0.0, ge=0, description="of bytes read from the source: 0 inside its region")
+    egress_per_gb: float = Field(
+        default=0.0, ge=0, description="of bytes read from the source: 0 inside its region"
+    )
 
 
 class Prices(TrafficPrices):
@@ -43,22 +48,38 @@ class ScoreConfig(Frozen):
         "jpeg_decoder": "remove it; libjpeg decodes every JPEG",
     }
 
-    source: tuple[str, ...] = Field(default=(), description="folders, files, prefixes or globs; any fsspec URL")
+    source: tuple[str, ...] = Field(
+        default=(), description="folders, files, prefixes or globs; any fsspec URL"
+    )
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
-    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out; a folder by FOLDER/**, unlisted")
+    include: tuple[str, ...] = Field(
+        default=(), description="globs on the path below the source; none = everything"
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="globs on the same path that leave files out; a folder by FOLDER/**, unlisted",
+    )
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
-    detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
-    accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
+    detectors: tuple[str, ...] = Field(
+        default=(), description="instead of an ensemble: the mean of these detectors"
+    )
+    accept_licences: tuple[str, ...] = Field(
+        default=(), description="detectors, or licences, whose terms you accept for this run"
+    )
     columns: TableColumns = TableColumns()
     allow_private: bool = Field(
-        default=False, description="read what a list names also from web servers that are not on the public Internet"
+        default=False,
+        description="read what a list names also from web servers that are not on the public Internet",
     )
     limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where the run has GPUs")
-    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as the ensemble was calibrated, or as cards say")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto = cuda where the run has GPUs"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="auto = as the ensemble was calibrated, or as cards say"
+    )
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto",
         description="exact = as published; fast = at most one grey level away; auto = as the ensemble was calibrated, or exact",
@@ -68,34 +89,56 @@ class ScoreConfig(Frozen):
         description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, a different kind of archive",
     )
     compiled: bool = Field(
-        default=False, description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images"
+        default=False,
+        description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images",
     )
-    batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
+    batch_slots: int | None = Field(
+        default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU"
+    )
     block_members: int = Field(
         default=2048,
         ge=1,
         description="largest block, the unit of commit and resume; smaller where it would take over a minute or 512 MiB of tensors",
     )
     max_bad_fraction: float | None = Field(
-        default=None, ge=0, le=1, description="maximum fraction of bad files, else exit code 3; null = only if no file could be read"
+        default=None,
+        ge=0,
+        le=1,
+        description="maximum fraction of bad files, else exit code 3; null = only if no file could be read",
     )
-    max_hours: float | None = Field(default=None, gt=0, description="stop after this many hours; the same command resumes")
+    max_hours: float | None = Field(
+        default=None, gt=0, description="stop after this many hours; the same command resumes"
+    )
     max_cost: float | None = Field(
-        default=None, gt=0, description="stop when this much is spent in this session, by `prices`; the same command resumes"
+        default=None,
+        gt=0,
+        description="stop when this much is spent in this session, by `prices`; the same command resumes",
     )
     prices: Prices = Prices()
     follow: Seconds | None = Field(
-        default=None, ge=1, description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing"
+        default=None,
+        ge=1,
+        description="continue, and list the source again at this interval, such as 5m or 1h; null = one listing",
     )
-    rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
+    rescore: tuple[Status, ...] = Field(
+        default=(), description="score only the rows with one of these statuses again (--retry)"
+    )
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
         default=(),
         description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
     )
-    features: tuple[str, ...] = Field(default=(), description="keep the embeddings of these detectors or backbones, for other heads")
-    prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
-    thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
+    features: tuple[str, ...] = Field(
+        default=(),
+        description="keep the embeddings of these detectors or backbones, for other heads",
+    )
+    prior: float | None = Field(
+        default=None, gt=0, lt=1, description="share of fakes to expect, for the report"
+    )
+    thumbnails: bool = Field(
+        default=True,
+        description="small pictures of the 12 highest scores in the report, read from the source again",
+    )
     retry: RetryPolicy = RetryPolicy()
     s3: S3Config = S3Config()
     unguarded: bool = Field(default=False, description=UNGUARDED)
@@ -104,13 +147,16 @@ class ScoreConfig(Frozen):
     @model_validator(mode="after")
     def _follows_all(self) -> Self:
         if self.follow and (self.limit or self.rescore):
-            raise ValueError("--follow scores all new files, so it cannot be combined with --limit or --retry")
+            raise ValueError(
+                "--follow scores all new files, so it cannot be combined with --limit or --retry"
+            )
         return self
 
     @field_validator("limits", mode="before")
     @classmethod
     def _of_archives(cls, limits: Any) -> Any:
-        return written(limits) if type(limits) is ImageLimits else limits  # what a program wrote down of them holds; the rest are defaults
+        # what a program wrote down of them holds; the rest are defaults
+        return written(limits) if type(limits) is ImageLimits else limits
 
     @field_validator("rescore", mode="before")
     @classmethod
@@ -118,5 +164,7 @@ class ScoreConfig(Frozen):
         failed = [status.value for status in Status if status is not Status.OK]
         unknown = [str(word) for word in words if word not in failed]
         if unknown:
-            raise ValueError(f"--retry {','.join(unknown)}: not a status of files without a score; these are: {', '.join(failed)}")
+            raise ValueError(
+                f"--retry {','.join(unknown)}: not a status of files without a score; these are: {', '.join(failed)}"
+            )
         return words

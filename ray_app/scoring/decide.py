@@ -1,4 +1,6 @@
-"""Other rules or thresholds on stored scores: `decide_run` writes verdict columns anew; nothing is fetched, decoded or scored."""
+"""Other rules or thresholds on stored scores: `decide_run` writes verdict columns anew; nothing is
+fetched, decoded or scored.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +18,18 @@ from ray_app.scoring.identity import decision_identity, promises
 from ray_app.storage import Lease
 
 
-def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguarded: bool = False) -> dict[str, Any]:
+def decide_run(
+    url: str, ensemble: str, *, waive_guarantee: bool = False, unguarded: bool = False
+) -> dict[str, Any]:
     """Apply an ensemble card to a finished run; returns the new summary.
 
-    The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
-    the run says that its verdicts are mixed. Names of generators and words stay as they are: what the new card calls fake and the old one
-    did not has no words, and the summary's `profile` counts how many have. Raises ConfigError when a detector of the card was not run, the
-    card has another profile, the run is unfinished, or it scored otherwise than the card was calibrated, unless `waive_guarantee`: then
-    verdicts stand that the card does not answer for.
+    The directory then belongs to a `score` command with that ensemble. Interrupted, the same
+    command finishes it; until then the run says that its verdicts are mixed. Names of generators
+    and words stay as they are: what the new card calls fake and the old one did not has no words,
+    and the summary's `profile` counts how many have. Raises ConfigError when a detector of the card
+    was not run, the card has another profile, the run is unfinished, or it scored otherwise than
+    the card was calibrated, unless `waive_guarantee`: then verdicts stand that the card does not
+    answer for.
     """
     run = RunDirectory.open(url)
     run.describe_finished()  # a lease would make a directory of a misspelt name
@@ -31,20 +37,32 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         described = run.describe_finished()
         run.check_known()
         if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
-            raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
+            raise ConfigError(
+                f"{url}: a newer listing is still being scored",
+                hint="finish it with its `touchstone score` command first",
+            )
         if begun_retry(run) is not None:
-            raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
+            raise ConfigError(
+                f"{url}: a retry is not finished",
+                hint="finish it with its `touchstone score` command first",
+            )
         card = load_ensemble_card(ensemble)
         identity = described["identity"]
         spec = make_spec(card, limits=ImageLimits(**identity["limits"]))
         missing = [name for name in spec.cards if name not in described["detectors"]]
         if missing:
-            raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
+            raise ConfigError(
+                f"{url}: the run has no scores of {', '.join(missing)}",
+                hint=f"it has {', '.join(described['detectors'])}",
+            )
         _check_settings(url, card, identity, waive_guarantee)
         _check_profile(url, spec, identity)
         references = guarantee.references_beside(ensemble, card)
         facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
-        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
+        changed = described | {
+            "identity": _identity(identity, spec, waive_guarantee),
+            "ensemble": facts,
+        }
         run.write_json("run.json", changed | {"deciding": True})
         guarantee.keep_references(run, references)
         was_settled = settled_state.read_settled(run, manifests(run.store)) is not None
@@ -62,7 +80,9 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         return summary
 
 
-def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
+def _check_settings(
+    url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool
+) -> None:
     differing = departures(card.settings, identity["precision"], identity["resize"])
     if differing and not waived:
         raise ConfigError(
@@ -85,14 +105,27 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
 
 def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
     kept = {key: value for key, value in identity.items() if key != guarantee.WAIVED}
-    return kept | ({guarantee.WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
+    return (
+        kept
+        | ({guarantee.WAIVED: True} if waived and promises(spec.ensemble) else {})
+        | decision_identity(spec)
+    )
 
 
 def _summary(
-    run: RunDirectory, spec: ScoringSpec, promised: document.GuaranteeSummary | None, rows: settled_state.NewRows
+    run: RunDirectory,
+    spec: ScoringSpec,
+    promised: document.GuaranteeSummary | None,
+    rows: settled_state.NewRows,
 ) -> dict[str, Any]:
-    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", schema.SECOND_LOOK)}
-    summary = document.RunSummary.model_validate(before | report.counted(run, spec, promised, rows) | {"run": run.store.url}).written()
+    before = {
+        key: value
+        for key, value in run.read_json("summary.json").items()
+        if key not in ("guarantee", schema.SECOND_LOOK)
+    }
+    summary = document.RunSummary.model_validate(
+        before | report.counted(run, spec, promised, rows) | {"run": run.store.url}
+    ).written()
     run.write_json("summary.json", summary)
     report.write_report(run, thumbnails=False)  # which would fetch images
     return summary

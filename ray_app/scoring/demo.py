@@ -1,6 +1,7 @@
 """`touchstone demo`: the shipped sample archive, or a folder of the user's, scored (`run_demo`).
 
-The sample archive, `configs/sample`, has photographs, simulated images, and broken files. Its verdicts are compared with its labels.
+The sample archive, `configs/sample`, has photographs, simulated images, and broken files. Its
+verdicts are compared with its labels.
 """
 
 import csv
@@ -22,11 +23,13 @@ from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.run import ScoringResult, score_archive
 from ray_app.storage import canonical
 
-PHOTOGRAPH, DRAWN, SIMULATED = "photographs", "images of simulated cameras", "generated images, simulated"
-EXPECTED_VERDICTS: Mapping[str, str] = {PHOTOGRAPH: "real", SIMULATED: "fake"}
-SENTENCE = (
-    "This shows that the machinery works, not how well a detector does: for that it takes many images of many sources that it never saw."
+PHOTOGRAPH, DRAWN, SIMULATED = (
+    "photographs",
+    "images of simulated cameras",
+    "generated images, simulated",
 )
+EXPECTED_VERDICTS: Mapping[str, str] = {PHOTOGRAPH: "real", SIMULATED: "fake"}
+SENTENCE = "This shows that the machinery works, not how well a detector does: for that it takes many images of many sources that it never saw."
 MAX_FILES = 500
 """Files of a folder of the user's that are scored if the user gives no number."""
 _MAX_SHOWN_ROWS = 24
@@ -39,7 +42,8 @@ class DemoArchive:
 
     Args:
         source: The folder.
-        kinds: Kind of each image of the sample archive, by its URI. Empty for a folder of the user's.
+        kinds: Kind of each image of the sample archive, by its URI. Empty for a folder of the
+            user's.
         labels: The labels of the sample archive, for `touchstone evaluate`.
         credits: The file that names authors and licences of the photographs.
         limit: Maximum number of files to score. None is all.
@@ -61,9 +65,14 @@ class DemoResult:
     archive: DemoArchive
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines for the terminal: some rows, the end of the run, the comparison with the labels, and the next commands."""
+        """Yield the lines for the terminal: some rows, the end of the run, the comparison with the
+        labels, and the next commands.
+        """
         summary, archive = self.finished.summary, self.archive
-        run, described = wording.visible(shlex.quote(str(summary["run"]))), RunSummary.model_validate(summary)
+        run, described = (
+            wording.visible(shlex.quote(str(summary["run"]))),
+            RunSummary.model_validate(summary),
+        )
         shown = shown_rows(self.rows)
         yield verdict_table(shown, 110)
         if len(shown) < len(self.rows):
@@ -73,7 +82,10 @@ class DemoResult:
         yield wording.headline(described)
         if len(self.rows) == archive.limit:
             yield f"At most {archive.limit:,} files were scored; --images takes more."
-        yield from paragraph(wording.visible(error_rates(described.ensemble.name, described.ensemble.thresholds)), 110)
+        yield from paragraph(
+            wording.visible(error_rates(described.ensemble.name, described.ensemble.thresholds)),
+            110,
+        )
         if archive.kinds:
             yield from comparison_lines(self.rows, archive.kinds, summary["ensemble"])
         yield from [] if archive.credits is None else [_credit_line(archive.credits)]
@@ -92,8 +104,10 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
 
     Args:
         folder: Where the run, and the copy of the sample archive, are written.
-        images: The folder to score, by the ensemble `default`. None is the sample archive, by the ensemble `tiny`.
-        limit: Maximum number of files to score. None is all files of the sample archive, and `MAX_FILES` of `images`.
+        images: The folder to score, by the ensemble `default`. None is the sample archive, by the
+            ensemble `tiny`.
+        limit: Maximum number of files to score. None is all files of the sample archive, and
+            `MAX_FILES` of `images`.
 
     Returns:
         The run and its rows. Raises the same errors as `score_archive`.
@@ -102,21 +116,35 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
         archive, ensemble = copy_sample(folder, limit), "tiny"
     else:
         archive, ensemble = DemoArchive(str(images), {}, limit=limit or MAX_FILES), "default"
-    config = ScoreConfig(source=(archive.source,), out=str(folder / "run"), ensemble=ensemble, limit=archive.limit)
+    config = ScoreConfig(
+        source=(archive.source,), out=str(folder / "run"), ensemble=ensemble, limit=archive.limit
+    )
     finished = score_archive(config)
     return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
 
 
 def shown_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of the table: flagged, abstained, not scored, and the others, each by score, of many rows the first of each."""
+    """Return the rows of the table: flagged, abstained, not scored, and the others, each by score,
+    of many rows the first of each.
+    """
     ordered = sorted(rows, key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
     each = len(rows) if len(rows) <= _MAX_SHOWN_ROWS else _MAX_SHOWN_ROWS // 3
-    return [row for verdict in _VERDICT_ORDER for row in [row for row in ordered if row["verdict"] == verdict][:each]]
+    return [
+        row
+        for verdict in _VERDICT_ORDER
+        for row in [row for row in ordered if row["verdict"] == verdict][:each]
+    ]
 
 
 def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
-    """Copy the sample archive, its labels, and its credits to `folder`. A copy that is there is used again."""
-    archive, labels, credits = folder / "archive", folder / "archive-labels.csv", folder / "CREDITS.txt"
+    """Copy the sample archive, its labels, and its credits to `folder`. A copy that is there is
+    used again.
+    """
+    archive, labels, credits = (
+        folder / "archive",
+        folder / "archive-labels.csv",
+        folder / "CREDITS.txt",
+    )
     if not labels.exists():  # copied last
         shipped = config_root() / "sample"
         shutil.copytree(shipped / archive.name, archive, dirs_exist_ok=True)
@@ -125,13 +153,21 @@ def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
     kinds = {}
     with labels.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            kind = SIMULATED if row["label"] == "fake" else DRAWN if row["generator"].startswith("camera:") else PHOTOGRAPH
+            kind = (
+                SIMULATED
+                if row["label"] == "fake"
+                else DRAWN
+                if row["generator"].startswith("camera:")
+                else PHOTOGRAPH
+            )
             kinds[canonical(str(folder / row["uri"]))] = kind
     return DemoArchive(str(archive), kinds, labels, credits, limit)
 
 
 def written_lines(archive: DemoArchive) -> Iterator[str]:
-    """Yield what was written where, for the terminal: the archive by kinds, its labels, and its credits."""
+    """Yield what was written where, for the terminal: the archive by kinds, its labels, and its
+    credits.
+    """
     counts = Counter(archive.kinds.values())
     files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
     yield f"archive: {wording.visible(archive.source)}, {wording.counted(files, 'file')}, 3 of them broken or not an image"
@@ -144,8 +180,12 @@ def _credit_line(credits: Path) -> str:
     return f"credits: {wording.visible(str(credits))} names the photographers and the licences"
 
 
-def comparison_lines(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], ensemble: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the number of right verdicts for each kind of image. An image without a row does not count."""
+def comparison_lines(
+    rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], ensemble: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the number of right verdicts for each kind of image. An image without a row does not
+    count.
+    """
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         if (kind := kinds.get(row["uri"])) is not None:
@@ -159,8 +199,19 @@ def comparison_lines(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]
 
 
 def _describe_verdicts(counts: Counter[str], expected: str | None) -> str:
-    names = {"real": "no evidence found", "fake": "flagged as fake", "abstain": "abstained", "none": "not scored"}
+    names = {
+        "real": "no evidence found",
+        "fake": "flagged as fake",
+        "abstain": "abstained",
+        "none": "not scored",
+    }
     if expected is None:
-        return ", ".join(f"{counts[verdict]:,} {name}" for verdict, name in names.items() if counts[verdict])
-    others = "".join(f", {counts[verdict]:,} {name}" for verdict, name in names.items() if verdict != expected and counts[verdict])
+        return ", ".join(
+            f"{counts[verdict]:,} {name}" for verdict, name in names.items() if counts[verdict]
+        )
+    others = "".join(
+        f", {counts[verdict]:,} {name}"
+        for verdict, name in names.items()
+        if verdict != expected and counts[verdict]
+    )
     return f"{counts[expected]:,} of {counts.total():,} right ({names[expected]}){others}"

@@ -5,12 +5,14 @@
 
 What one Ray block is, at each arrow: a block of images of the manifest, as one row.
 - BlockRef: where its members stand in the manifest. About 100 bytes.
-- OpenBlock behind the decoders: all its members, with a status each and their prepared uint8 tensors, or their files where detectors keep
+- OpenBlock behind the decoders: all its members, with a status each and their prepared uint8
+tensors, or their files where detectors keep
   sizes; 512 MiB at most, in Ray's object store, never in the driver. Behind the last pool that looks at images: statuses and scores.
 - BlockReport: that the part is written, with what it took. About 1 kB, all that the driver sees.
 
-The parts are the checkpoint: a kill loses the blocks under way and nothing else. No more of them are under way than the layout's
-`most_open`, so a stop has little to hand back, and what waits between the stages fits the object store.
+The parts are the checkpoint: a kill loses the blocks under way and nothing else. No more of them
+are under way than the layout's `most_open`, so a stop has little to hand back, and what waits
+between the stages fits the object store.
 """
 
 import math
@@ -47,12 +49,14 @@ def score_blocks(
     leaves: Callable[[], None] = lambda: None,
     idle_s: float = math.inf,
 ) -> Iterator[BlockReport]:
-    """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a second, since nodes come and go.
+    """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a
+    second, since nodes come and go.
 
-    `blocks` are made in a thread, and may take their time: None is one that is not there yet, and where none came for `idle_s`, the
-    processes end until one does. `leaves` is called when the rest is not wanted. To be iterated in the main thread, inside `watch`. Raises
-    KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and whatever TouchstoneError a stage
-    met; once all blocks that came are scored, what `blocks` raised.
+    `blocks` are made in a thread, and may take their time: None is one that is not there yet, and
+    where none came for `idle_s`, the processes end until one does. `leaves` is called when the rest
+    is not wanted. To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt where
+    a stop was requested and blocks are left, ClusterError where Ray gives up, and whatever
+    TouchstoneError a stage met; once all blocks that came are scored, what `blocks` raised.
     """
     feed = Feed(
         blocks,
@@ -71,7 +75,14 @@ def score_blocks(
         return found
 
     while has_more():  # once more where blocks came back at the very end, or come after a pause
-        with feed, closing(stream(feed.log.items, pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:
+        with (
+            feed,
+            closing(
+                stream(
+                    feed.log.items, pools_of(replace(job, feed=feed.log), layout()), name="score"
+                )
+            ) as messages,
+        ):
             for message in messages:
                 watch.progressed()
                 feed.ended(message.ref if isinstance(message, HandedBack) else None)
@@ -82,15 +93,29 @@ def score_blocks(
 
 
 def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
-    """The stages as pools of processes. Scorers wait for nothing but a GPU; what they leave of a node's cores, decoders fill."""
+    """The stages as pools of processes. Scorers wait for nothing but a GPU; what they leave of a
+    node's cores, decoders fill.
+    """
 
     def pool(stage: type[Stage], size: int, cpus: float, gpus: float = 0.0, *given: Any) -> Pool:
-        return Pool(stage, (job, *given), size, None if layout.grows else size, cpus, gpus, layout.labels)
+        return Pool(
+            stage, (job, *given), size, None if layout.grows else size, cpus, gpus, layout.labels
+        )
 
     if layout.kind == "fused":
         return [pool(BlockScorer, layout.scorers[0], layout.worker_cpus)]
     scorers = [
-        pool(TensorScorer if names in job.spec.pools else BlockDescriber, size, layout.scorer_cpus, layout.scorer_gpus, names)
+        pool(
+            TensorScorer if names in job.spec.pools else BlockDescriber,
+            size,
+            layout.scorer_cpus,
+            layout.scorer_gpus,
+            names,
+        )
         for names, size in zip(job.spec.all_pools, layout.scorers, strict=True)
     ]
-    return [pool(BlockDecoder, layout.decoders, layout.worker_cpus), *scorers, pool(BlockCommitter, layout.committers, COMMIT_CPUS)]
+    return [
+        pool(BlockDecoder, layout.decoders, layout.worker_cpus),
+        *scorers,
+        pool(BlockCommitter, layout.committers, COMMIT_CPUS),
+    ]

@@ -1,7 +1,7 @@
 """List a source again at an interval (`Arrivals`), for new and changed files.
 
-What is found makes a manifest, as that of a nightly command does, and its blocks join the stream of those before. At the end of a day, in
-UTC, the stream ends, and the run is settled as after a night.
+What is found makes a manifest, as that of a nightly command does, and its blocks join the stream of
+those before. At the end of a day, in UTC, the stream ends, and the run is settled as after a night.
 """
 
 import sys
@@ -25,22 +25,30 @@ def today() -> date:
 
 
 class Arrivals:
-    """What comes to a config's source after its first listing. `at_once`: whether all detectors look at a file in one pass."""
+    """What comes to a config's source after its first listing. `at_once`: whether all detectors
+    look at a file in one pass.
+    """
 
-    def __init__(self, run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *, at_once: bool) -> None:
+    def __init__(
+        self, run: RunDirectory, config: ScoreConfig, plan: BlockPlan, *, at_once: bool
+    ) -> None:
         self._run, self._archive, self._plan, self._at_once = run, archive_of(config), plan, at_once
         self._every_s = config.follow or 0.0
         last, self._day = last_listing(run.store), today()
-        self._due = time.monotonic() + (self._every_s if last is None or last.goes_on else 0.0)  # in the first case it is being listed
+        # in the first case it is being listed
+        self._due = time.monotonic() + (self._every_s if last is None or last.goes_on else 0.0)
 
     def turned(self) -> bool:
         """Whether another day has begun since this was asked last."""
         before, self._day = self._day, today()
         return self._day != before
 
-    def portions(self, tasks: ListingTasks, rest: Iterable[ManifestInfo | None]) -> Iterator[ManifestInfo | None]:
-        """`rest`, and then each further manifest until the day ends, or where further passes are to follow the first one; None where
-        there is none yet. A source that fails is looked at again. Raises as `ListingTasks.wait`.
+    def portions(
+        self, tasks: ListingTasks, rest: Iterable[ManifestInfo | None]
+    ) -> Iterator[ManifestInfo | None]:
+        """`rest`, and then each further manifest until the day ends, or where further passes are to
+        follow the first one; None where there is none yet. A source that fails is looked at again.
+        Raises as `ListingTasks.wait`.
         """
         yield from rest
         while today() == self._day:

@@ -1,6 +1,8 @@
-"""`touchstone runs gallery`: `make_gallery` writes a finished run as pages of pictures with their rows.
+"""`touchstone runs gallery`: `make_gallery` writes a finished run as pages of pictures with their
+rows.
 
-Streams rows and manifest side by side, one page in memory; of the files nothing but small new pictures is kept.
+Streams rows and manifest side by side, one page in memory; of the files nothing but small new
+pictures is kept.
 """
 
 import json
@@ -53,20 +55,36 @@ _SHOWN = [
     "height",
     *summary.PROFILE_COLUMNS,
 ]
-_CHOSEN = ["image_id", "score", "verdict", "predicted_generator", "generator_family", "generator_confidence"]
+_CHOSEN = [
+    "image_id",
+    "score",
+    "verdict",
+    "predicted_generator",
+    "generator_family",
+    "generator_confidence",
+]
 _ALL = selection.RowFilter()
 _PAGE = re.compile(r"page-\d{5,}\.html")
 
 
 def make_gallery(
-    url: str, out: str, chosen: selection.RowFilter = _ALL, most: int | None = None, *, per_page: int = PER_PAGE, quiet: bool = False
+    url: str,
+    out: str,
+    chosen: selection.RowFilter = _ALL,
+    most: int | None = None,
+    *,
+    per_page: int = PER_PAGE,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write the gallery of the run at `url` to `out` (any fsspec URL) and return what `gallery.json` says of it.
+    """Write the gallery of the run at `url` to `out` (any fsspec URL) and return what
+    `gallery.json` says of it.
 
-    `chosen`: of which verdict and generator images are shown; `most`: no more than so many, those with the highest scores.
+    `chosen`: of which verdict and generator images are shown; `most`: no more than so many, those
+    with the highest scores.
 
-    Images stand in the order of the archive, so that the same run gives the same pages. One that cannot be read is a tile that says so.
-    Raises ConfigError where no run has finished, where it has no profile to choose a generator by, or `out` holds something else.
+    Images stand in the order of the archive, so that the same run gives the same pages. One that
+    cannot be read is a tile that says so. Raises ConfigError where no run has finished, where it
+    has no profile to choose a generator by, or `out` holds something else.
     """
     from ray_app.reports import gallery
 
@@ -77,7 +95,9 @@ def make_gallery(
         selection.require_known_generator(run, chosen.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
-        raise ConfigError(f"{store.url} is not empty, and holds no gallery", hint="give another --out")
+        raise ConfigError(
+            f"{store.url} is not empty, and holds no gallery", hint="give another --out"
+        )
     highest, images = _highest(run, chosen, most)
     pages = max(math.ceil(images / per_page), 1)
     ensemble = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble
@@ -121,13 +141,21 @@ def _words(chosen: selection.RowFilter, most: int | None) -> str:
     """What is shown, for people."""
     parts = [VERDICT_WORDS[chosen.verdict]] if chosen.verdict else []
     if chosen.generator:
-        parts.append("like no known generator" if chosen.generator == selection.UNKNOWN else f"attributed to {visible(chosen.generator)}")
+        parts.append(
+            "like no known generator"
+            if chosen.generator == selection.UNKNOWN
+            else f"attributed to {visible(chosen.generator)}"
+        )
     parts += ["the highest scores"] if most else []
     return ", ".join(parts) or "the whole run"
 
 
-def _highest(run: RunDirectory, chosen: selection.RowFilter, most: int | None) -> tuple[npt.NDArray[np.int64] | None, int]:
-    """The sorted ids of the `most` highest scores (None: all that are chosen), and how many are shown. Holds no more than it gives."""
+def _highest(
+    run: RunDirectory, chosen: selection.RowFilter, most: int | None
+) -> tuple[npt.NDArray[np.int64] | None, int]:
+    """The sorted ids of the `most` highest scores (None: all that are chosen), and how many are
+    shown. Holds no more than it gives.
+    """
     ids, scores, count = np.empty(0, np.int64), np.empty(0), 0
     for table in current_tables(run, _CHOSEN):
         rows = chosen.of(table)
@@ -141,7 +169,10 @@ def _highest(run: RunDirectory, chosen: selection.RowFilter, most: int | None) -
 
 
 def _tiles(
-    run: RunDirectory, chosen: selection.RowFilter, highest: npt.NDArray[np.int64] | None, pictured: SmallPictures
+    run: RunDirectory,
+    chosen: selection.RowFilter,
+    highest: npt.NDArray[np.int64] | None,
+    pictured: SmallPictures,
 ) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
     for table, listed in reader.current_members(run, _SHOWN):
@@ -154,18 +185,37 @@ def _tiles(
 
 
 def _pictured(
-    images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], pictured: SmallPictures
+    images: MemberReader,
+    rows: Sequence[dict[str, Any]],
+    members: Sequence[ManifestMember],
+    pictured: SmallPictures,
 ) -> "Iterator[gallery.GalleryTile]":
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
-    read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
+    read = images.read(
+        [member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK]
+    )
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="gallery") as threads:
         at_work: deque[tuple[dict[str, Any], Future[tuple[bytes, str]] | str]] = deque()
         for row in rows:
             if row["status"] != Status.OK:
-                at_work.append((row, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]]))))
+                at_work.append(
+                    (
+                        row,
+                        "; ".join(
+                            filter(None, [meaning(row["status"]) or row["status"], row["detail"]])
+                        ),
+                    )
+                )
             else:
                 _, data = next(read)
-                at_work.append((row, pictures.why_not(data) if isinstance(data, InputError) else threads.submit(pictured.of, data)))
+                at_work.append(
+                    (
+                        row,
+                        pictures.why_not(data)
+                        if isinstance(data, InputError)
+                        else threads.submit(pictured.of, data),
+                    )
+                )
                 del data
             if len(at_work) > _AT_ONCE:
                 yield _tile(*at_work.popleft())
@@ -177,6 +227,10 @@ def _tile(row: dict[str, Any], picture: "Future[tuple[bytes, str]] | str") -> "g
     from ray_app.reports import gallery
 
     try:
-        return gallery.GalleryTile(row, None, picture) if isinstance(picture, str) else gallery.GalleryTile(row, picture.result()[0])
+        return (
+            gallery.GalleryTile(row, None, picture)
+            if isinstance(picture, str)
+            else gallery.GalleryTile(row, picture.result()[0])
+        )
     except InputError as refused:
         return gallery.GalleryTile(row, None, pictures.why_not(refused))

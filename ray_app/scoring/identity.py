@@ -1,7 +1,8 @@
 """What a command scores with, and whether that is what a run was begun with.
 
-`resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another command on a directory must match.
-Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings.
+`resolve` takes the ensemble, cards and settings from config and run; `identity_of` is what another
+command on a directory must match. Beside them, what a run is made with that follows from both:
+references of a guarantee, kept embeddings.
 """
 
 import os
@@ -12,9 +13,23 @@ from typing import Any
 
 from ray_app.archives import name_of
 from ray_app.config import config_root, overlaid, validate, written
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights, weights_digest
+from ray_app.detectors import (
+    MIRROR_VARIABLE,
+    DetectorCard,
+    load_card,
+    publish_weights,
+    resolve_weights,
+    weights,
+    weights_digest,
+)
 from ray_app.detectors.card import with_run_facts
-from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ensemble_of, load_ensemble_card
+from ray_app.ensembles import (
+    EnsembleCard,
+    EnsembleMember,
+    decision_facts,
+    ensemble_of,
+    load_ensemble_card,
+)
 from ray_app.errors import ConfigError, IdentityError, TouchstoneError
 from ray_app.inference import ScoringSpec, decision, make_spec
 from ray_app.inference.spec import Precision
@@ -34,13 +49,24 @@ UNNOTED: Mapping[str, Mapping[str, Any]] = {
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
 # In a config as in an identity.
-_SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")
+_SAME = (
+    "include",
+    "exclude",
+    "limit",
+    "limits",
+    "columns",
+    "container_limits",
+    "resize",
+    "batch_slots",
+)
 LoadCard = Callable[[str], DetectorCard]
 
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """An existing run: its `run.json`, the config of the command that continues it, and whether its own ensemble still decides."""
+    """An existing run: its `run.json`, the config of the command that continues it, and whether its
+    own ensemble still decides.
+    """
 
     run: RunDirectory
     described: Mapping[str, Any]
@@ -55,9 +81,9 @@ class ResumedRun:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it;
-    `absent`: views that were asked for and are not there, by name their kind and why.
-
+    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per
+    detector, as far as a run says it; `absent`: views that were asked for and are not there, by
+    name their kind and why.
     """
 
     config: ScoreConfig
@@ -94,14 +120,22 @@ class Resolved:
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
         spec = spec if precision == spec.precision else replace(spec, precision=precision)
         decision.require_embeddings(spec)
-        return replace(spec, absent=self.absent, features=kept_embeddings_of(spec, config.features) if config.features else spec.features)
+        return replace(
+            spec,
+            absent=self.absent,
+            features=kept_embeddings_of(spec, config.features)
+            if config.features
+            else spec.features,
+        )
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
         """What the run must match. Raises DetectorError where weights are missing."""
         return identity_of(self.config, spec)
 
     def require_own(self) -> None:
-        """Whether the run is this command's, as far as can be known without a cluster: with GPUs or without. Raises IdentityError."""
+        """Whether the run is this command's, as far as can be known without a cluster: with GPUs or
+        without. Raises IdentityError.
+        """
         if self.begun is None:
             return
         run = self.begun.run
@@ -115,12 +149,16 @@ class Resolved:
         raise run.mismatch(fewest, hint=_way_out(run.store.url) if shipped else None)
 
     def references(self) -> bytes | None:
-        """The scores that the ensemble's guarantee rests on; None where there are none, or the run has them already."""
+        """The scores that the ensemble's guarantee rests on; None where there are none, or the run
+        has them already.
+        """
         has_them = self.config.detectors or (self.begun is not None and self.begun.own_ensemble)
         return None if has_them else references_beside(self.config.ensemble, self.ensemble)
 
     def kept(self, spec: ScoringSpec) -> list[dict[str, str]]:
-        """How the run goes on otherwise than the same command would begin today: each key, with the run's value and today's as JSON."""
+        """How the run goes on otherwise than the same command would begin today: each key, with the
+        run's value and today's as JSON.
+        """
         begun = self.begun
         if begun is None:
             return []
@@ -129,10 +167,17 @@ class Resolved:
             today = resolve(begun.given, load=self.load).spec(float(spec.device != "cpu"))
             ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
         except TouchstoneError as error:
-            return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
+            return [
+                {
+                    "key": "ensemble",
+                    "run": self.ensemble.name,
+                    "today": f"cannot be had: {error.message}",
+                }
+            ]
         found = directory.differing_keys(ours, theirs)
         mine, now = ([card.name for card in self.cards], list(today.cards))
-        if (today.ensemble.name, now) != (self.ensemble.name, mine):  # then nearly every key of theirs differs
+        # then nearly every key of theirs differs
+        if (today.ensemble.name, now) != (self.ensemble.name, mine):
             others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
             names = (today.ensemble.name, self.ensemble.name)
             if len(set(names)) == 1:
@@ -141,7 +186,9 @@ class Resolved:
         return [{"key": key, "run": run, "today": now} for key, now, run in found]
 
 
-def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadCard | None = None) -> Resolved:
+def resolve(
+    config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadCard | None = None
+) -> Resolved:
     """What a command scores with, alone or going on with a run; each card is read once, by `load`.
 
     Raises ConfigError for cards and perturbations that are not there.
@@ -152,14 +199,29 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
         cards = tuple(load(member.detector) for member in ensemble.members)
         return Resolved(config, ensemble, cards, *_of_lists(config), load=load)
     described = run.describe()
-    given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
+    given = {
+        name: value
+        for name, value in written(config).items()
+        if name not in _AUTOMATIC or value != _AUTOMATIC[name]
+    }
     is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
     begun = ResumedRun(run, described, config, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
-    ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
-    cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
-    views, absent = _of_lists(config) if "perturb" in given else (_views(noted, where), noted.get("perturb_absent", {}))
+    ensemble = (
+        validate(described["ensemble"], EnsembleCard, where=where)
+        if is_own
+        else _ensemble_of(config)
+    )
+    cards = tuple(
+        _card_as_noted(begun, member, load) if is_own else load(member.detector)
+        for member in ensemble.members
+    )
+    views, absent = (
+        _of_lists(config)
+        if "perturb" in given
+        else (_views(noted, where), noted.get("perturb_absent", {}))
+    )
     precision = noted.get("precision", {}) if "precision" not in given else {}
     return Resolved(settled, ensemble, cards, views, absent, precision, begun, load)
 
@@ -167,45 +229,66 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
 def _as_config(noted: directory.Identity) -> dict[str, Any]:
     """A run's identity in the words of a config, as far as that has words for it."""
     content = {name: noted[name] for name in _SAME if name in noted}
-    return content | {"features": noted.get("features", []), "perturb": list(noted.get("perturb", {})), WAIVED: noted.get(WAIVED, False)}
+    return content | {
+        "features": noted.get("features", []),
+        "perturb": list(noted.get("perturb", {})),
+        WAIVED: noted.get(WAIVED, False),
+    }
 
 
-def _of_lists(config: ScoreConfig) -> tuple[tuple[perturbations.Perturbation, ...], dict[str, dict[str, str]]]:
+def _of_lists(
+    config: ScoreConfig,
+) -> tuple[tuple[perturbations.Perturbation, ...], dict[str, dict[str, str]]]:
     """The views that a config's lists stand for, and those that are not there."""
     views = perturbations.load_perturbations(config.perturb)
-    return views, {one.name: {"kind": one.kind, "why": one.why} for one in perturbations.absent_views(config.perturb)}
+    return views, {
+        one.name: {"kind": one.kind, "why": one.why}
+        for one in perturbations.absent_views(config.perturb)
+    }
 
 
 def _views(noted: directory.Identity, where: str) -> tuple[perturbations.Perturbation, ...]:
     kinds = noted.get("perturb_kinds", {})
     views = tuple(
         validate(
-            {"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})}, perturbations.Perturbation, where=where
+            {"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})},
+            perturbations.Perturbation,
+            where=where,
         )
         for name, steps in noted.get("perturb", {}).items()
     )
     for view in views:
-        if view.calls_own_code:  # A run that somebody else wrote must not choose the code that runs here.
-            raise ConfigError(f"{where}: the view {view.name} calls a function of yours", hint="give the same --perturb again")
+        # A run that somebody else wrote must not choose the code that runs here.
+        if view.calls_own_code:
+            raise ConfigError(
+                f"{where}: the view {view.name} calls a function of yours",
+                hint="give the same --perturb again",
+            )
     return views
 
 
 def _ensemble_of(config: ScoreConfig) -> EnsembleCard:
-    return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
+    return (
+        ensemble_of(list(config.detectors))
+        if config.detectors
+        else load_ensemble_card(config.ensemble)
+    )
 
 
 def _card_as_noted(begun: ResumedRun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
-    """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
+    """The card of a member of the run's own ensemble, with what the run notes of it where the card
+    says something else by now.
 
-    Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it
-    is, and the run's identity will not match.
+    Weights of another content are taken from where they are kept: the cache, the mirror, the run.
+    Where they are not, the card stays as it is, and the run's identity will not match.
     """
     url = begun.run.store.url
     try:
         card = load(member.detector)
     except ConfigError as error:
         raise IdentityError(
-            f"{url} was begun with the detector {member.detector}, which can no longer be read: {error.message}", hint=_way_out(url)
+            f"{url} was begun with the detector {member.detector}, which can no longer be read: {error.message}",
+            hint=_way_out(url),
         ) from None
     facts = begun.noted.get("detectors", {}).get(card.name) or {}
     card, digest = with_run_facts(card, facts), facts.get("weights")
@@ -224,13 +307,22 @@ def _way_out(url: str) -> str:
 
 
 def _kept_digest(identity: directory.Identity, card: DetectorCard) -> str | None:
-    """The digest of a card's weights by its word; of those that it does not know, the run's: they are no default that has changed."""
+    """The digest of a card's weights by its word; of those that it does not know, the run's: they
+    are no default that has changed.
+    """
     return weights.stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")
 
 
-def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
-    """What another command on the same run directory must match (DESIGN §3). Raises DetectorError where weights are missing."""
-    containers = {"columns": config.columns.model_dump(mode="json"), "container_limits": config.container_limits.model_dump(mode="json")}
+def identity_of(
+    config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest
+) -> dict[str, Any]:
+    """What another command on the same run directory must match (DESIGN §3). Raises DetectorError
+    where weights are missing.
+    """
+    containers = {
+        "columns": config.columns.model_dump(mode="json"),
+        "container_limits": config.container_limits.model_dump(mode="json"),
+    }
     return {
         "source": [name_of(source) for source in config.source],
         "include": list(config.include),
@@ -246,9 +338,15 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weig
 
 
 def _views_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """The steps of all views, which of them are no plain degradations, and which were asked for and are not there."""
+    """The steps of all views, which of them are no plain degradations, and which were asked for and
+    are not there.
+    """
     kinds = {view.name: view.kind for view in spec.views if view.kind != "degradation"}
-    facts = {"perturb": {view.name: view.facts() for view in spec.views}, "perturb_kinds": kinds, "perturb_absent": dict(spec.absent)}
+    facts = {
+        "perturb": {view.name: view.facts() for view in spec.views},
+        "perturb_kinds": kinds,
+        "perturb_absent": dict(spec.absent),
+    }
     return {name: value for name, value in facts.items() if value}
 
 
@@ -260,7 +358,10 @@ def promises(card: EnsembleCard) -> bool:
 def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
     """The part that a served ensemble has too: detectors, settings, decision."""
     return {
-        "detectors": {name: {"weights": digest(card), **card.scoring_facts} for name, card in spec.cards.items()},
+        "detectors": {
+            name: {"weights": digest(card), **card.scoring_facts}
+            for name, card in spec.cards.items()
+        },
         "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,
@@ -276,7 +377,9 @@ def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
     if identifier is not None:
         content["identifier"] = identifier.facts()
     if describer is not None:
-        content["describer"] = describer.facts() | {"precision": describer.precision_on(spec.device)}
+        content["describer"] = describer.facts() | {
+            "precision": describer.precision_on(spec.device)
+        }
     return content
 
 
@@ -286,7 +389,8 @@ def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
-    """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the run directory, else (shipped ones) None.
+    """Where the workers of a cluster find weights: $TOUCHSTONE_WEIGHTS_MIRROR, else a copy in the
+    run directory, else (shipped ones) None.
 
     The driver alone fetches; a thousand workers that query a hub at once would be refused.
     """
@@ -306,10 +410,12 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
 
 
 def kept_embeddings_of(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Per detector whose embeddings are to be kept, what decides them. `requested`: names of detectors, or of backbones that they share.
+    """Per detector whose embeddings are to be kept, what decides them. `requested`: names of
+    detectors, or of backbones that they share.
 
-    Of detectors with one backbone and equal embeddings the first stands for all. Raises ConfigError for a name that is none of the
-    ensemble's and for a detector that does not look at every image, DetectorError where there is no embedding or no weights.
+    Of detectors with one backbone and equal embeddings the first stands for all. Raises ConfigError
+    for a name that is none of the ensemble's and for a detector that does not look at every image,
+    DetectorError where there is no embedding or no weights.
     """
     if not requested:
         return {}
@@ -328,10 +434,19 @@ def kept_embeddings_of(spec: ScoringSpec, requested: Sequence[str]) -> dict[str,
 
 def _named(spec: ScoringSpec, word: str) -> list[str]:
     """The detectors that a word means."""
-    found = [name for name, card in spec.cards.items() if word in (name, card.backbone and card.backbone.name)]
+    found = [
+        name
+        for name, card in spec.cards.items()
+        if word in (name, card.backbone and card.backbone.name)
+    ]
     if not found:
-        backbones = dict.fromkeys(card.backbone.name for card in spec.cards.values() if card.backbone)
-        raise ConfigError(f"--features {word}: not a detector of this run", hint=f"one of {', '.join([*spec.cards, *backbones])}")
+        backbones = dict.fromkeys(
+            card.backbone.name for card in spec.cards.values() if card.backbone
+        )
+        raise ConfigError(
+            f"--features {word}: not a detector of this run",
+            hint=f"one of {', '.join([*spec.cards, *backbones])}",
+        )
     late = [name for name in found if name in spec.late]
     if late == found:
         raise ConfigError(

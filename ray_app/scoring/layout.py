@@ -1,7 +1,9 @@
-"""Which processes to run where, from the cores and GPUs of a cluster: `plan_layout` gives a `ScoringLayout`.
+"""Which processes to run where, from the cores and GPUs of a cluster: `plan_layout` gives a
+`ScoringLayout`.
 
-Every request is a stated fraction and the sum stays below what a node has: on a small machine a stage that requests
-a whole core waits forever behind the others, without a message (specs/ray.md §F2).
+Every request is a stated fraction and the sum stays below what a node has: on a small machine a
+stage that requests a whole core waits forever behind the others, without a message (specs/ray.md
+§F2).
 """
 
 import math
@@ -14,28 +16,35 @@ from ray_app.errors import ClusterError
 from ray_app.inference import ResourceEstimate
 from ray_app.streams.stage import IN_FLIGHT
 
-# A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each, for GPU scorers and committers.
+# A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each,
+# for GPU scorers and committers.
 WORKER_CPUS = 0.97
 GPU_SCORER_CPUS = 0.005
 COMMIT_CPUS = 0.001
 REFERENCES = 8  # to blocks, per process
-BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
+# per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
+BLOCKS_PER_DOUBLING = 4
 TENSOR_BYTES = 2**29  # prepared tensors of one block
-HAND_OVER_SHARE = 0.4  # of the object stores, for what is under way: well below the 80 % at which Ray spills
-BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
+# of the object stores, for what is under way: well below the 80 % at which Ray spills
+HAND_OVER_SHARE = 0.4
+# of encoded files in one block: large ones take seconds each, and a kill loses the whole block
+BLOCK_BYTES = 2**30
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
-GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
+# multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
+GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}
 DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
 SLACK = 4.0  # a shared core may be that much slower
 
 
 @dataclass(frozen=True)
 class ScoringLayout:
-    """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
-    `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
+    """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a
+    process. `split`: cores fetch and decode for scorers, one pool of them after another; prepared
+    uint8 tensors cross the object store.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `grows`: whether
-    pools take what room nodes have that come late. `labels`: of the nodes that any process may stand on.
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one
+    of them requests. `grows`: whether pools take what room nodes have that come late. `labels`: of
+    the nodes that any process may stand on.
     """
 
     kind: Literal["fused", "split"]
@@ -61,15 +70,21 @@ class ScoringLayout:
 
     @property
     def most_open(self) -> int:
-        """Blocks that are under way at most: what each process works on, and what travels to it meanwhile. Where no tensors travel, more of
-        them wait, each for 100 bytes: small ones take less time than the driver needs to give further ones.
+        """Blocks that are under way at most: what each process works on, and what travels to it
+        meanwhile. Where no tensors travel, more of them wait, each for 100 bytes: small ones take
+        less time than the driver needs to give further ones.
         """
         return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
         doubling = BLOCKS_PER_DOUBLING * self.workers
-        return BlockPlan(batch_slots=slots, max_block_members=self.block_members, blocks_per_doubling=doubling, max_block_bytes=BLOCK_BYTES)
+        return BlockPlan(
+            batch_slots=slots,
+            max_block_members=self.block_members,
+            blocks_per_doubling=doubling,
+            max_block_bytes=BLOCK_BYTES,
+        )
 
     @property
     def workers(self) -> int:
@@ -77,8 +92,15 @@ class ScoringLayout:
         return sum(self.scorers) + self.decoders
 
     def slowest_block_s(self, worst_gmac: float) -> float:
-        """Seconds that no block takes longer than, if every image in it is as large as the detectors allow."""
-        return self.block_members * worst_gmac / GMAC_PER_S["gpu" if self.scorer_gpus else "cpu"] * SLACK
+        """Seconds that no block takes longer than, if every image in it is as large as the
+        detectors allow.
+        """
+        return (
+            self.block_members
+            * worst_gmac
+            / GMAC_PER_S["gpu" if self.scorer_gpus else "cpu"]
+            * SLACK
+        )
 
     @property
     def described(self) -> str:
@@ -104,9 +126,10 @@ def plan_layout(
     memory_bytes: float = math.inf,
     store_bytes: float = math.inf,
 ) -> ScoringLayout:
-    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold all detectors, and blocks to batches of
-    `slots` images and to the object stores, `store_bytes` together, where tensors pass through them. `passes`: how often detectors look at
-    an image, clean and perturbed, of which `cost` has the sum.
+    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold
+    all detectors, and blocks to batches of `slots` images and to the object stores, `store_bytes`
+    together, where tensors pass through them. `passes`: how often detectors look at an image, clean
+    and perturbed, of which `cost` has the sum.
 
     Raises ClusterError when nothing fits.
     """
@@ -116,37 +139,68 @@ def plan_layout(
             hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
         )
     on_core_s = (DECODE_GMAC + (sum(cost.pool_gmac) if gpus < 1 else 0.0)) / GMAC_PER_S["cpu"]
-    image_s = max(on_core_s, passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(cost.pool_gmac) / GMAC_PER_S["gpu"])
+    image_s = max(
+        on_core_s, passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(cost.pool_gmac) / GMAC_PER_S["gpu"]
+    )
     block_members = int(min(block_members, BLOCK_S / image_s))
     if gpus < 1 and len(cost.pool_gmac) == 1:
         fitting = max(1, int(min(cpus, memory_bytes // max(cost.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)
         members = _whole_batches(block_members, slots)
-        return ScoringLayout("fused", (workers or fitting,), 0, members, grows=workers is None and not short, short_of_memory=short)
-    # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
+        return ScoringLayout(
+            "fused",
+            (workers or fitting,),
+            0,
+            members,
+            grows=workers is None and not short,
+            short_of_memory=short,
+        )
+    # A perturbed image takes a core about as long as decoding it did, so that decoding's share of
+    # the work stays what it was.
     once = tuple(gmac / passes for gmac in cost.pool_gmac)
     layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, once)
     tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.most_open)
     block_members = int(min(block_members, tensor_bytes // max(cost.tensor_bytes, 1)))
-    return replace(layout, block_members=_whole_batches(block_members, slots), grows=workers is None)
+    return replace(
+        layout, block_members=_whole_batches(block_members, slots), grows=workers is None
+    )
 
 
-def _with_gpus(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:
+def _with_gpus(
+    cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]
+) -> ScoringLayout:
     beside_decoder = int((cpus - WORKER_CPUS - COMMIT_CPUS) / GPU_SCORER_CPUS)  # 5 on a single core
     scorers = _spread(max(min(workers or gpus, gpus, beside_decoder), len(pool_gmac)), pool_gmac)
     share = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
-    return ScoringLayout("split", scorers, max(1, cpus - sum(scorers)), 0, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
+    return ScoringLayout(
+        "split",
+        scorers,
+        max(1, cpus - sum(scorers)),
+        0,
+        scorer_cpus=GPU_SCORER_CPUS,
+        scorer_gpus=share,
+    )
 
 
-def _on_cores(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:
-    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool by their work."""
-    decoders, *scorers = _spread(max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac))
-    each = min(WORKER_CPUS, math.floor(100 * (cpus - COMMIT_CPUS) / (decoders + sum(scorers))) / 100)
+def _on_cores(
+    cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]
+) -> ScoringLayout:
+    """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool
+    by their work.
+    """
+    decoders, *scorers = _spread(
+        max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac)
+    )
+    each = min(
+        WORKER_CPUS, math.floor(100 * (cpus - COMMIT_CPUS) / (decoders + sum(scorers))) / 100
+    )
     return ScoringLayout("split", tuple(scorers), decoders, 0, worker_cpus=each, scorer_cpus=each)
 
 
 def _spread(count: int, loads: Sequence[float]) -> tuple[int, ...]:
-    """`count` processes over stages: one each, and every further one to the stage whose processes have most to do."""
+    """`count` processes over stages: one each, and every further one to the stage whose processes
+    have most to do.
+    """
     given = [1] * len(loads)
     for _ in range(count - len(loads)):
         given[max(range(len(loads)), key=lambda stage: loads[stage] / given[stage])] += 1

@@ -1,4 +1,5 @@
-"""One scoring session from top to bottom: `score_archive` checks, then a `ScoringRun` lists, scores, publishes, verifies and summarizes.
+"""One scoring session from top to bottom: `score_archive` checks, then a `ScoringRun` lists,
+scores, publishes, verifies and summarizes.
 
 Every step can be interrupted anywhere; the same command resumes from the facts on disk.
 """
@@ -16,7 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
+from ray_app.archives import (
+    BlockPlan,
+    fetcher_of,
+    is_as_listed,
+    last_listing,
+    list_portions,
+    manifests,
+)
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
@@ -30,27 +38,44 @@ from ray_app.reports.format import counted, headline, shortened
 from ray_app.runs import RunDirectory, check_conservation, document, settled_state, small_files
 from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
 from ray_app.scoring import guarantee, identity, stages
-from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, work_of
+from ray_app.scoring.backlog import (
+    Listing,
+    archive_of,
+    arriving_blocks,
+    end_listing,
+    is_complete,
+    work_of,
+)
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.follow import Arrivals
 from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
-from ray_app.scoring.report import bad_fraction, has_read_nothing, renew_summary, write_report, write_summary
+from ray_app.scoring.report import (
+    bad_fraction,
+    has_read_nothing,
+    renew_summary,
+    write_report,
+    write_summary,
+)
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.storage import Lease, node_budget, with_s3_settings
 
 STALL_S = 900.0
-HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
+# where members are of this size on average: large images also wait for each other
+HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20
 NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that will be taken away
-STORE_SHARE = 0.4  # of the memory that Ray schedules on: as large is a node's object store, which has 30 % of it all
+# of the memory that Ray schedules on: as large is a node's object store, which has 30 % of it all
+STORE_SHARE = 0.4
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """How a run ended: `exit_code` is DONE or TOO_MANY_BAD, `summary` the content of `summary.json`."""
+    """How a run ended: `exit_code` is DONE or TOO_MANY_BAD, `summary` the content of
+    `summary.json`.
+    """
 
     exit_code: ExitCode
     summary: dict[str, Any]
@@ -58,18 +83,25 @@ class ScoringResult:
 
 @with_s3_settings
 def score_archive(config: ScoreConfig) -> ScoringResult:
-    """Score `config.source` into `config.out`, from wherever an earlier session of the same command stopped.
+    """Score `config.source` into `config.out`, from wherever an earlier session of the same command
+    stopped.
 
-    What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the directory is another command's or in use),
-    DetectorError, StorageError, ClusterError, and KeyboardInterrupt on a request to stop. Those that the same call resumes from carry
-    the note RESUMABLE.
+    What the config leaves open is as the run was begun. Raises ConfigError, IdentityError (the
+    directory is another command's or in use), DetectorError, StorageError, ClusterError, and
+    KeyboardInterrupt on a request to stop. Those that the same call resumes from carry the note
+    RESUMABLE.
     """
     if not config.source or not config.out:
         raise ConfigError(
-            "nothing to score" if not config.source else "no run directory: --out DIR is missing", hint="touchstone score SOURCE --out DIR"
+            "nothing to score" if not config.source else "no run directory: --out DIR is missing",
+            hint="touchstone score SOURCE --out DIR",
         )
     require_prices(config)
-    if config.cluster.gpus and config.device != "cpu" and ray_cluster.named_cluster(config.cluster.address) is None:
+    if (
+        config.cluster.gpus
+        and config.device != "cpu"
+        and ray_cluster.named_cluster(config.cluster.address) is None
+    ):
         gpu_check.require_gpus(config.cluster.gpus)
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
@@ -85,32 +117,50 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = resolved.spec(gpus)
                 nodes, node_bytes = ray_cluster.planned_nodes(resolved.config.cluster.labels, cpus)
-                plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
-                layout = widest_layout([layout_for(resolved.config, one, cpus, gpus, memory_bytes) for one in plan.specs()])
-                directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+                plan = plan_passes(
+                    resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes
+                )
+                layout = widest_layout(
+                    [
+                        layout_for(resolved.config, one, cpus, gpus, memory_bytes)
+                        for one in plan.specs()
+                    ]
+                )
+                directory.claim(
+                    resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
+                )
                 guarantee.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
-                    was_complete = not config.rescore and is_complete(directory)  # before this session is begun
-                    return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
+                    # before this session is begun
+                    was_complete = not config.rescore and is_complete(directory)
+                    return ScoringRun(resolved, directory, lease, spec, start).finished(
+                        layout, plan, was_complete=was_complete
+                    )
 
 
 @with_s3_settings
 def check_scoring(config: ScoreConfig) -> None:
-    """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as that does; fetches weights."""
+    """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as
+    that does; fetches weights.
+    """
     directory = RunDirectory.open(config.out or "")
     check_resolved(identity.resolve(config, directory), directory)
 
 
 def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None:
-    """What can be refused before anything is written or a cluster started: a directory of another command, an unknown card, a licence,
-    missing weights, a trust list, a source that is not there or empty, settings that an ensemble was not calibrated under.
+    """What can be refused before anything is written or a cluster started: a directory of another
+    command, an unknown card, a licence, missing weights, a trust list, a source that is not there
+    or empty, settings that an ensemble was not calibrated under.
     """
     config = resolved.config
     directory.check_free()
     if directory.exists():
         directory.check_known()
     elif config.rescore:
-        raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
+        raise ConfigError(
+            f"there is no run in {directory.store.url} to retry",
+            hint="the same command without --retry makes one",
+        )
     check_detectors(resolved)
     resolved.spec(gpus=0)
     resolved.references()
@@ -119,13 +169,23 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
         archive_of(config).check()
 
 
-def _unchanged(resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
-    """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
+def _unchanged(
+    resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float
+) -> ScoringResult | None:
+    """The end of a finished run whose source is as it was, for which no cluster is started; None
+    where there may be something to do.
+    """
     config = resolved.config
-    if config.rescore or config.follow is not None or not directory.exists() or not is_complete(directory):
+    if (
+        config.rescore
+        or config.follow is not None
+        or not directory.exists()
+        or not is_complete(directory)
+    ):
         return None
     began = time.monotonic()
-    if not is_as_listed(directory.store, archive_of(config), config.limit):  # so short a check that it needs no cluster
+    # so short a check that it needs no cluster
+    if not is_as_listed(directory.store, archive_of(config), config.limit):
         return None
     listing_s = time.monotonic() - began
     run = ScoringRun(resolved, directory, lease, resolved.spec(gpus=0), start)
@@ -134,25 +194,47 @@ def _unchanged(resolved: identity.Resolved, directory: RunDirectory, lease: Leas
 
 
 class ScoringRun:
-    """A session on a run directory that is this command's. `spec` is what everything is scored with; it is resolved once, by the caller."""
+    """A session on a run directory that is this command's. `spec` is what everything is scored
+    with; it is resolved once, by the caller.
+    """
 
-    def __init__(self, resolved: identity.Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
+    def __init__(
+        self,
+        resolved: identity.Resolved,
+        directory: RunDirectory,
+        lease: Lease,
+        spec: ScoringSpec,
+        start: float,
+    ) -> None:
         self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
         kept = resolved.kept(spec)
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
-            print(f"settings stay as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+            print(
+                f"settings stay as the run was begun: {shortened(named, 400)}",
+                file=sys.stderr,
+                flush=True,
+            )
         self.start, self.spent_before = start, 0.0
         self.arrivals: Arrivals | None = None
         facts = lease.facts() | ({"kept": kept} if kept else {})
-        self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
+        self.session = ScoringSession(
+            directory, self.config.model_dump(mode="json"), start, noted=facts
+        )
 
-    def finished(self, layout: ScoringLayout, passes: PassPlan, *, was_complete: bool) -> ScoringResult:
-        """All steps, on the cluster that this process has joined; `layout`: the processes that the user sees, of the pass that takes most
-        of them.
+    def finished(
+        self, layout: ScoringLayout, passes: PassPlan, *, was_complete: bool
+    ) -> ScoringResult:
+        """All steps, on the cluster that this process has joined; `layout`: the processes that the
+        user sees, of the pass that takes most of them.
         """
         self.layout, self.passes = layout, passes
-        self.session.planned(layout, memory_of(self.config, passes, layout, *ray_cluster.working_nodes(self.config.cluster.labels)))
+        self.session.planned(
+            layout,
+            memory_of(
+                self.config, passes, layout, *ray_cluster.working_nodes(self.config.cluster.labels)
+            ),
+        )
         plan = layout.block_plan(self.spec.slots)
         finish_retry(self.directory, self.session, self.score)
         if self.config.rescore:
@@ -168,11 +250,15 @@ class ScoringRun:
         return self.settled()
 
     def follow(self, plan: BlockPlan) -> NoReturn:
-        """Score what the source has and gets, and settle as a night does at the end of each day, which is a session of its own; once more
-        where it is stopped and everything that was listed is scored. Raises as `score`, KeyboardInterrupt for every end.
+        """Score what the source has and gets, and settle as a night does at the end of each day,
+        which is a session of its own; once more where it is stopped and everything that was listed
+        is scored. Raises as `score`, KeyboardInterrupt for every end.
         """
-        often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})  # a few hundred images are not to be a dozen blocks
-        self.arrivals = Arrivals(self.directory, self.config, often, at_once=len(self.passes.groups()) == 1)
+        # a few hundred images are not to be a dozen blocks
+        often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})
+        self.arrivals = Arrivals(
+            self.directory, self.config, often, at_once=len(self.passes.groups()) == 1
+        )
         while True:
             try:
                 self.score(self.directory, self.list(plan))
@@ -197,16 +283,25 @@ class ScoringRun:
         return self.summarize(promised)
 
     def list(self, plan: BlockPlan) -> Listing:
-        """The work there is: an unfinished run's blocks, else those of its source, listed anew; a listing that was begun goes on meanwhile.
+        """The work there is: an unfinished run's blocks, else those of its source, listed anew; a
+        listing that was begun goes on meanwhile.
 
-        Raises ConfigError for an empty source. A first listing that fails by what the user gave frees the directory again.
+        Raises ConfigError for an empty source. A first listing that fails by what the user gave
+        frees the directory again.
         """
         start, directory = time.monotonic(), self.directory
         work, last = work_of(directory), last_listing(directory.store)
         goes_on = last is not None and last.goes_on
         if goes_on or not (work.pending or (self.arrivals and last)):
             source, progress = archive_of(self.config), ProgressLog("listing").count
-            portions = list_portions(directory.store, source, plan, each=work.tasks, progress=progress, limit=self.config.limit)
+            portions = list_portions(
+                directory.store,
+                source,
+                plan,
+                each=work.tasks,
+                progress=progress,
+                limit=self.config.limit,
+            )
             if not work.pending:
                 try:
                     first = next(portions, None)
@@ -216,7 +311,11 @@ class ScoringRun:
                         directory.give_up()
                     raise
                 goes_on = first is not None and first.goes_on
-                work = work if first is None else replace(work_of(directory), is_new=True, tasks=work.tasks)
+                work = (
+                    work
+                    if first is None
+                    else replace(work_of(directory), is_new=True, tasks=work.tasks)
+                )
             work = replace(work, portions=portions if goes_on else None)
         if not goes_on:
             end_listing(directory)
@@ -226,18 +325,24 @@ class ScoringRun:
         return work
 
     def score(self, directory: RunDirectory, work: Listing) -> None:
-        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it. In as many passes as it takes,
-        the first one beside a listing that goes on.
+        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry
+        within it. In as many passes as it takes, the first one beside a listing that goes on.
 
-        Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError, StorageError and whatever else a worker met.
+        Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError,
+        StorageError and whatever else a worker met.
         """
 
         found = [work]
-        for one in passes_of(self.passes, directory, lambda: found[-1].pending, listing=work.portions is not None):
+        for one in passes_of(
+            self.passes, directory, lambda: found[-1].pending, listing=work.portions is not None
+        ):
             portions = work.portions if one.number == 1 else None
-            self._score_pass(directory, replace(found[-1], pending=one.pending, portions=portions), one)
+            self._score_pass(
+                directory, replace(found[-1], pending=one.pending, portions=portions), one
+            )
             if not one.is_last:
-                self.session.log("started")  # what this pass took is known, however the next one ends
+                # what this pass took is known, however the next one ends
+                self.session.log("started")
                 found.append(work_of(directory))
 
     def _score_pass(self, directory: RunDirectory, work: Listing, one: Pass) -> None:
@@ -245,13 +350,21 @@ class ScoringRun:
         from ray_app.scoring.engine import score_blocks
 
         cluster_config, done = self.config.cluster, work.members - work.pending.members
-        exported, layout = ray_cluster.named_cluster(cluster_config.address) is not None, self._layout_of(one)
+        exported, layout = (
+            ray_cluster.named_cluster(cluster_config.address) is not None,
+            self._layout_of(one),
+        )
         estimate = ResourceEstimate.of(one.spec)
         begun = document.PassSummary(
-            detectors=list(one.spec.cards), kind=layout.kind, workers=layout.workers, process_bytes=estimate.process_bytes
+            detectors=list(one.spec.cards),
+            kind=layout.kind,
+            workers=layout.workers,
+            process_bytes=estimate.process_bytes,
         )
         tally = self.session.passing(begun)
-        meter = RunMeter(name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported)
+        meter = RunMeter(
+            name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported
+        )
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(work.settled_blocks + len(work.blocks), 'block')}"
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
@@ -260,19 +373,27 @@ class ScoringRun:
         work.tasks.halted = lambda: stopper.reason
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         seconds, emulating = itertools.count(), frozenset[str]()
-        patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
+        patience_s = cluster_config.stall_timeout_s or max(
+            stall_s, layout.slowest_block_s(estimate.worst_gmac)
+        )
         try:
             with (
                 self._job(directory, one) as job,
                 stopper.listening(),
-                Watch(patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))) as watch,
+                Watch(
+                    patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))
+                ) as watch,
             ):
                 leaves, idle_s = work.tasks.stopped.set, cluster_config.idle_s
                 now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
                 blocks = arriving_blocks(directory.store, work, progress, meter)
-                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch, leaves=leaves, idle_s=idle_s):
+                for report in score_blocks(
+                    blocks, job, now, stopper=stopper, watch=watch, leaves=leaves, idle_s=idle_s
+                ):
                     for node in report.work.emulating - emulating:
-                        progress.say(f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it")
+                        progress.say(
+                            f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it"
+                        )
                     emulating |= report.work.emulating
                     self.session.committed(report)
                     progress.advance(report.ref.members, report.bad)
@@ -281,7 +402,8 @@ class ScoringRun:
                 if not one.is_last and stopper.reason is not None:
                     raise KeyboardInterrupt(stopper.reason)
         except BaseException:
-            with contextlib.suppress(StorageError):  # what ends the run may be the very place that this is written to
+            # what ends the run may be the very place that this is written to
+            with contextlib.suppress(StorageError):
                 self.session.log("interrupted")
             raise
         finally:
@@ -295,28 +417,47 @@ class ScoringRun:
         self.directory.store.clear(PARTIALS)
 
     def verify(self) -> document.GuaranteeSummary | None:
-        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary.
+        """Check that no member is lost or doubled, and that verdicts are covered by what the
+        ensemble promises; that part of a summary.
 
         What earlier sessions settled is not looked at again, where it is as it was.
         """
         settled = settled_state.read_settled(self.directory, manifests(self.directory.store))
-        check_conservation(self.directory, each=ray_cluster.on_ray, after=settled.manifest if settled else -1)
+        check_conservation(
+            self.directory, each=ray_cluster.on_ray, after=settled.manifest if settled else -1
+        )
         self.rows = settled_state.NewRows.since(self.directory, settled)
-        return guarantee.settle_guarantee(self.directory, self.spec, self.rows, each=ray_cluster.on_ray)
+        return guarantee.settle_guarantee(
+            self.directory, self.spec, self.rows, each=ray_cluster.on_ray
+        )
 
     def summarize(self, promised: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, note what is settled by that, merge small files, and report."""
-        summary = write_summary(self.directory, self.spec, self.session, promised, self.rows, thumbnails=self.config.thumbnails)
+        summary = write_summary(
+            self.directory,
+            self.spec,
+            self.session,
+            promised,
+            self.rows,
+            thumbnails=self.config.thumbnails,
+        )
         settled_state.settle(self.directory, self.rows.found)
-        small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=ray_cluster.on_ray)
+        small_files.merge_small(
+            self.directory,
+            lambda: settled_state.settle(self.directory, self.rows.found),
+            each=ray_cluster.on_ray,
+        )
         return self._reported(summary)
 
     def renewed(self) -> ScoringResult:
-        """The end of a session that found nothing to do: no row is counted again, and a report that is there stays (its pictures would be
-        fetched anew), unless another prior is wanted.
+        """The end of a session that found nothing to do: no row is counted again, and a report that
+        is there stays (its pictures would be fetched anew), unless another prior is wanted.
         """
         summary = renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails)
-        return self._reported(summary, reports=self.config.prior is not None or not self.directory.store.exists("report.html"))
+        return self._reported(
+            summary,
+            reports=self.config.prior is not None or not self.directory.store.exists("report.html"),
+        )
 
     def _reported(self, summary: dict[str, Any], *, reports: bool = True) -> ScoringResult:
         config = self.config
@@ -332,7 +473,11 @@ class ScoringRun:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-        mirror = identity.share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
+        mirror = (
+            identity.share_weights(self.spec, self.directory)
+            if ray_cluster.has_other_nodes()
+            else None
+        )
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
@@ -347,20 +492,28 @@ class ScoringRun:
         if one.spec is self.spec:
             return self.layout
         return replace(
-            layout_for(self.config, one.spec, *ray_cluster.resources(self.config.cluster)), block_members=self.layout.block_members
+            layout_for(self.config, one.spec, *ray_cluster.resources(self.config.cluster)),
+            block_members=self.layout.block_members,
         )
 
     def _layout_now(self, spec: ScoringSpec, planned: ScoringLayout) -> ScoringLayout:
-        """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes like those it began with."""
+        """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes
+        like those it began with.
+        """
         try:
             now = layout_for(self.config, spec, *ray_cluster.resources(self.config.cluster))
         except ClusterError:
             return planned
-        same = (now.kind, len(now.scorers), now.scorer_gpus) == (planned.kind, len(planned.scorers), planned.scorer_gpus)
+        same = (now.kind, len(now.scorers), now.scorer_gpus) == (
+            planned.kind,
+            len(planned.scorers),
+            planned.scorer_gpus,
+        )
         return replace(now, block_members=planned.block_members) if same else planned
 
     def _tick(self, progress: Progress, meter: RunMeter, stopper: Stopper, second: int) -> None:
-        """What is checked every second: the lease, the limits of time and cost, machines that will be taken away.
+        """What is checked every second: the lease, the limits of time and cost, machines that will
+        be taken away.
 
         Raises StorageError once the lease is lost; all else requests a stop.
         """
@@ -369,7 +522,8 @@ class ScoringRun:
         if self.lease.lost.is_set():
             url = self.directory.store.url
             raise StorageError(
-                f"{url}: another run took this directory over", hint="only one run may write there at a time; lease.json there names it"
+                f"{url}: another run took this directory over",
+                hint="only one run may write there at a time; lease.json there names it",
             )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and time.monotonic() - self.start > hours * 3600:
@@ -381,7 +535,10 @@ class ScoringRun:
             stopper.avoid(leaving)
             left_s = leaving.get(ray_cluster.own_node())
             if left_s is not None:
-                stopper.ask("this machine will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
+                stopper.ask(
+                    "this machine will be taken away",
+                    max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
+                )
 
 
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
@@ -392,7 +549,10 @@ def finish_retry(run: RunDirectory, session: ScoringSession, score: ScoreBlocks)
     retry = begun_retry(run)
     if retry is None:
         return
-    print(f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    print(
+        f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}",
+        file=sys.stderr,
+    )
     session.retrying(retry.number, retry.statuses, retry.members)
     pending = retry.pending()
     if pending:
@@ -400,31 +560,58 @@ def finish_retry(run: RunDirectory, session: ScoringSession, score: ScoreBlocks)
     merge_retry(run, retry)
 
 
-def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSession, plan: BlockPlan, score: ScoreBlocks) -> None:
+def retry_members(
+    config: ScoreConfig,
+    run: RunDirectory,
+    session: ScoringSession,
+    plan: BlockPlan,
+    score: ScoreBlocks,
+) -> None:
     """Score the current members whose row has one of `config.rescore` again; nothing is listed.
 
-    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
-    still to be scored for the first time.
+    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError
+    while blocks of the run are still to be scored for the first time.
     """
     last = last_listing(run.store)
     if last is None or last.goes_on or work_of(run).pending:
-        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="run the same command without --retry first")
+        raise ConfigError(
+            f"{run.store.url}: not all files have been scored once",
+            hint="run the same command without --retry first",
+        )
     settled_state.finish_merge(run)
     run.publish_all(each=ray_cluster.on_ray)
     passed_over = list[int]()
-    retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
+    retry = begin_retry(
+        run,
+        session.number,
+        [status.value for status in config.rescore],
+        plan,
+        passed_over=passed_over.append,
+    )
     if sum(passed_over):
         refused = f"{sum(passed_over):,} that were refused when the archive was listed"
-        print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
+        print(
+            f"not retried: {refused}; the same command without --retry lists it again",
+            file=sys.stderr,
+        )
     elif retry is None:
-        print(f"no file has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
+        print(
+            f"no file has the status {' or '.join(config.rescore)}: nothing to retry",
+            file=sys.stderr,
+        )
     finish_retry(run, session, score)
 
 
-def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
-    """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
+def layout_for(
+    config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float
+) -> ScoringLayout:
+    """The processes that a run of this config uses on such a cluster. Raises ClusterError when
+    nothing fits.
+    """
     is_local = ray_cluster.named_cluster(config.cluster.address) is None
-    store_bytes = config.cluster.object_store_bytes or (ray_cluster.LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes)
+    store_bytes = config.cluster.object_store_bytes or (
+        ray_cluster.LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes
+    )
     layout = plan_layout(
         ResourceEstimate.of(spec),
         slots=spec.slots,
@@ -441,28 +628,52 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
 
 def widest_layout(layouts: Sequence[ScoringLayout]) -> ScoringLayout:
     """That of the pass with most processes, with blocks that suit all of them."""
-    return replace(max(layouts, key=lambda one: one.workers), block_members=min(one.block_members for one in layouts))
+    return replace(
+        max(layouts, key=lambda one: one.workers),
+        block_members=min(one.block_members for one in layouts),
+    )
 
 
-def memory_of(config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> document.Memory:
-    """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
-    decode_bytes = config.cluster.decode_bytes or (node_budget.budget_of(node_bytes) if node_bytes else None)
+def memory_of(
+    config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None
+) -> document.Memory:
+    """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has
+    `node_bytes` of memory.
+    """
+    decode_bytes = config.cluster.decode_bytes or (
+        node_budget.budget_of(node_bytes) if node_bytes else None
+    )
     encoded = None if decode_bytes is None else decoder.file_bytes(decode_bytes, config.limits)
     process_bytes = max(ResourceEstimate.of(spec).process_bytes for spec in passes.specs())
     processes = math.ceil(layout.workers / nodes)
-    total = None if decode_bytes is None or encoded is None else processes * process_bytes + decode_bytes + encoded
+    total = (
+        None
+        if decode_bytes is None or encoded is None
+        else processes * process_bytes + decode_bytes + encoded
+    )
     return document.Memory(
-        processes=processes, process_bytes=process_bytes, decode_bytes=decode_bytes, file_bytes=encoded, total_bytes=total
+        processes=processes,
+        process_bytes=process_bytes,
+        decode_bytes=decode_bytes,
+        file_bytes=encoded,
+        total_bytes=total,
     )
 
 
 def check_detectors(resolved: identity.Resolved) -> None:
-    """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and DetectorError for licence or weights."""
+    """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and
+    DetectorError for licence or weights.
+    """
     cards = {card.name: card for card in resolved.cards}
     for card in cards.values():
         licences.require_accepted(card, resolved.config.accept_licences)
         resolve_weights(card)
         if card.process is not None:
             require_startable(card)
-    for part in (part for profiling in profile_cards(resolved.ensemble, cards) if profiling is not None for part in profiling.parts):
+    for part in (
+        part
+        for profiling in profile_cards(resolved.ensemble, cards)
+        if profiling is not None
+        for part in profiling.parts
+    ):
         weights.resolve_part(part)

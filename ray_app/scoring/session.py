@@ -1,4 +1,6 @@
-"""One session of a run: `ScoringSession` sums its workers' reports (`Tally`) and writes its file in `sessions/`; `spent` is the bill."""
+"""One session of a run: `ScoringSession` sums its workers' reports (`Tally`) and writes its file in
+`sessions/`; `spent` is the bill.
+"""
 
 import logging
 import os
@@ -40,13 +42,19 @@ def is_billed(url: str) -> bool:
 def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
     """Return the bill, unrounded, for `hours` of the cluster and the bytes that it read meanwhile.
 
-    `counts`: `requests` (GET and HEAD over a network) and `bytes_read`; a count that is not known is 0. Bytes cost egress only if they
-    came over a network: without a request no byte left a store.
+    `counts`: `requests` (GET and HEAD over a network) and `bytes_read`; a count that is not known
+    is 0. Bytes cost egress only if they came over a network: without a request no byte left a
+    store.
     """
     compute = hours * prices.per_hour
     egress = counts.get(BYTES, 0) / GB * prices.egress_per_gb if counts.get(GETS) else 0.0
     total = compute + egress
-    return document.CostSummary(compute=compute, egress=egress, total=total, compute_share=compute / total if total else None)
+    return document.CostSummary(
+        compute=compute,
+        egress=egress,
+        total=total,
+        compute_share=compute / total if total else None,
+    )
 
 
 def is_priced(prices: Prices) -> bool:
@@ -64,7 +72,9 @@ def require_prices(config: ScoreConfig) -> None:
 
 
 class Tally:
-    """Sums over blocks as they are committed, by one thread, and read by others (`standing`); times are monotonic."""
+    """Sums over blocks as they are committed, by one thread, and read by others (`standing`); times
+    are monotonic.
+    """
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
@@ -90,7 +100,9 @@ class Tally:
             self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
 
     def standing(self) -> tuple[int, int, int, int, dict[str, float]]:
-        """What other threads read at one time: blocks, images, images without a score, bytes read, and seconds by stage."""
+        """What other threads read at one time: blocks, images, images without a score, bytes read,
+        and seconds by stage.
+        """
         with self._lock:
             return self.blocks, self.images, self.bad, self.counts[BYTES], dict(self.seconds)
 
@@ -98,7 +110,9 @@ class Tally:
     def images_per_s(self) -> float | None:
         """Between the first and the last block."""
         steady = self.last - (self.first or self.last)
-        return round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
+        return (
+            round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
+        )
 
     def in_pass(self, begun: document.PassSummary) -> document.PassSummary:
         """A pass as it began, with what it did."""
@@ -108,12 +122,21 @@ class Tally:
 
 
 class ScoringSession:
-    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
+    """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry
+    it as `attempt`.
 
-    `start` is the monotonic time at which the user's command began; `noted`: what its summary says of it besides.
+    `start` is the monotonic time at which the user's command began; `noted`: what its summary says
+    of it besides.
     """
 
-    def __init__(self, run: RunDirectory, settings: dict[str, Any], start: float, *, noted: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        settings: dict[str, Any],
+        start: float,
+        *,
+        noted: Mapping[str, Any] | None = None,
+    ) -> None:
         self._run, self._settings, self._noted = run, settings, dict(noted or {})
         self._prices = Prices.model_validate(settings.get("prices", {}))
         self.number = 1 + len(run.store.names("sessions"))
@@ -157,7 +180,9 @@ class ScoringSession:
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
-        self._retries.append(document.RetrySummary(begun_by=number, statuses=list(statuses), members=members))
+        self._retries.append(
+            document.RetrySummary(begun_by=number, statuses=list(statuses), members=members)
+        )
         self.log("started")
 
     def committed(self, report: BlockReport) -> None:
@@ -170,19 +195,27 @@ class ScoringSession:
             self._log_failure(failure)
 
     def _log_failure(self, failure: Mapping[str, Any]) -> None:
-        """Log a member on which our own code failed; a traceback that was shown before is not shown again for each of a million."""
+        """Log a member on which our own code failed; a traceback that was shown before is not shown
+        again for each of a million.
+        """
         *where, _ = lines = failure["traceback"].rstrip().splitlines()
         name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
         shown = lines if tuple(where) not in self._logged else lines[-1:]
         self._logged.add(tuple(where))
-        _log.error("this is a bug in Touchstone; please report it: %s\n%s", name, "\n".join(map(visible, shown)))
+        _log.error(
+            "this is a bug in Touchstone; please report it: %s\n%s",
+            name,
+            "\n".join(map(visible, shown)),
+        )
 
     def cost(self) -> document.CostSummary:
         """What this session cost so far, by the config's prices."""
         return spent(self._prices, self.elapsed_s() / 3600, self._total.counts)
 
     def facts(self) -> document.SessionSummary:
-        """The `session` section of a summary; the rate is that between the first and the last committed block."""
+        """The `session` section of a summary; the rate is that between the first and the last
+        committed block.
+        """
         total, counts = self._total, self._total.counts
         passes = [tally.in_pass(begun) for begun, tally in self._passes]
         return document.SessionSummary(
@@ -190,7 +223,9 @@ class ScoringSession:
             rows=total.images,
             wall_s=round(self.elapsed_s(), 2),
             first_result_s=None if total.first is None else round(total.first - self._start, 2),
-            images_per_s=total.images_per_s if len(passes) < 2 else one_after_another([one.images_per_s for one in passes]),
+            images_per_s=total.images_per_s
+            if len(passes) < 2
+            else one_after_another([one.images_per_s for one in passes]),
             **dict[str, Any]((name, counts[name]) for name in _COUNTED),
             retries=self._retries,
             backbones=sharing(counts),
@@ -203,24 +238,33 @@ class ScoringSession:
             cost=self.cost() if is_priced(self._prices) else None,
             looks=self._cascade_stages() if LOOKED in counts else None,
             described=counts.get(DESCRIBED),
-            seconds={stage: round(seconds, 6) for stage, seconds in {"list": self._listing_s, **total.seconds}.items()},
+            seconds={
+                stage: round(seconds, 6)
+                for stage, seconds in {"list": self._listing_s, **total.seconds}.items()
+            },
             **self._noted,
         )
 
     def _cascade_stages(self) -> dict[str, document.CascadeStageCost]:
-        """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
-        (machines alone) by that; the two of them add up to what the workers did.
+        """Of a cascade's first look and its second: images, seconds of all workers, and what a
+        million images of the archive take and cost (machines alone) by that; the two of them add up
+        to what the workers did.
         """
         again_s = self._total.counts[LOOKED_MS] / 1000
         spent_s = {"first": sum(self._total.seconds.values()) - again_s, "second": again_s}
         images = {"first": self._total.images, "second": self._total.counts[LOOKED]}
-        total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
+        total, compute = (
+            max(sum(spent_s.values()), 1e-9),
+            self.cost().compute if is_priced(self._prices) else None,
+        )
         return {
             look: document.CascadeStageCost(
                 images=images[look],
                 seconds=round(seconds, 6),
                 hours_per_million=round(seconds / max(self._total.images, 1) * 1e6 / 3600, 3),
-                cost_per_million=None if compute is None else round(compute * seconds / total / max(self._total.images, 1) * 1e6, 4),
+                cost_per_million=None
+                if compute is None
+                else round(compute * seconds / total / max(self._total.images, 1) * 1e6, 4),
             )
             for look, seconds in spent_s.items()
         }
@@ -234,24 +278,35 @@ class ScoringSession:
 
 def sharing(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
     """Per shared backbone, how often it was asked and how often it ran."""
-    runs = {name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)}
-    return {name: document.Sharing(runs=count, asked=counts.get(REQUESTED + name, 0)) for name, count in runs.items()}
+    runs = {
+        name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)
+    }
+    return {
+        name: document.Sharing(runs=count, asked=counts.get(REQUESTED + name, 0))
+        for name, count in runs.items()
+    }
 
 
 def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
     """Per detector, how long it took for how many images."""
-    seen = {name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)}
+    seen = {
+        name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)
+    }
     return {
         name: document.DetectorTime(
             seconds=round(counts.get(SPENT_US + name, 0) / 1e6, 6),
             images=images,
-            ms_per_image=round(counts.get(ALONE_US + name, 0) / 1000 / images, 4) if images else None,
+            ms_per_image=round(counts.get(ALONE_US + name, 0) / 1000 / images, 4)
+            if images
+            else None,
         )
         for name, images in seen.items()
     }
 
 
 def one_after_another(rates: Iterable[float | None]) -> float | None:
-    """Images a second of passes over the same images, by the rate of each; None where one is not known."""
+    """Images a second of passes over the same images, by the rate of each; None where one is not
+    known.
+    """
     known = [1 / rate if rate else None for rate in rates]
     return None if None in known else round(1 / sum(one for one in known if one), 2)

@@ -1,8 +1,9 @@
-"""The stages of scoring, each a class that takes one message about a block and gives the next: `BlockRef` → `OpenBlock` → … →
-`BlockReport`, and `HandedBack` for what is not begun.
+"""The stages of scoring, each a class that takes one message about a block and gives the next:
+`BlockRef` → `OpenBlock` → … → `BlockReport`, and `HandedBack` for what is not begun.
 
-Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
-processes of its own → `BlockCommitter`. Committing a block ends both.
+Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another →
+`BlockDescriber`, where a describer has processes of its own → `BlockCommitter`. Committing a block
+ends both.
 """
 
 import math
@@ -27,7 +28,16 @@ from ray_app.cluster.ray_cluster import own_node
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge
+from ray_app.inference import (
+    BatchDecoder,
+    BlockReader,
+    DecodeResult,
+    DetectorOutputs,
+    ScoringSpec,
+    StageClock,
+    decision,
+    judge,
+)
 from ray_app.inference.batch import Batch
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.runs import RunDirectory, block_tables, write_features
@@ -44,7 +54,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What a block took so far: seconds by stage, what was counted, and the most memory of a process.
+    """What a block took so far: seconds by stage, what was counted, and the most memory of a
+    process.
 
     `emulating`: names of nodes whose processor has no bf16 and emulates the run's.
     """
@@ -57,19 +68,26 @@ class BlockWork:
     def joined(self, other: "BlockWork") -> "BlockWork":
         """Both, one after the other."""
         counts = Counter(self.counts)
-        counts.update(other.counts)  # a sum of counters would forget what was counted and is none, such as second looks
+        # a sum of counters would forget what was counted and is none, such as second looks
+        counts.update(other.counts)
         seconds = Counter(self.seconds)
         seconds.update(other.seconds)
-        return BlockWork(seconds, counts, max(self.peak_bytes, other.peak_bytes), self.emulating | other.emulating)
+        return BlockWork(
+            seconds,
+            counts,
+            max(self.peak_bytes, other.peak_bytes),
+            self.emulating | other.emulating,
+        )
 
 
 @dataclass(frozen=True)
 class OpenBlock:
     """A block under way: its members, one row each, and what is known of them, in their order.
 
-    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes` and `outputs`, once the first detectors
-    have scored. `files`: (image id, file) of the members that later pools decode again, None of others. `seen`: what the describer may look
-    at of each member, once the batches travel no further.
+    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes`
+    and `outputs`, once the first detectors have scored. `files`: (image id, file) of the members
+    that later pools decode again, None of others. `seen`: what the describer may look at of each
+    member, once the batches travel no further.
     """
 
     ref: BlockRef
@@ -81,16 +99,24 @@ class OpenBlock:
     files: "Sequence[tuple[int, File] | None]" = ()
     seen: "DescriberInputs" = ()
 
-    def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenBlock":
+    def after(
+        self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs
+    ) -> "OpenBlock":
         """The same block with what one more stage did and found."""
-        return replace(self, work=self.work.joined(work), outcomes=outcomes, outputs=self.outputs.joined(outputs))
+        return replace(
+            self,
+            work=self.work.joined(work),
+            outcomes=outcomes,
+            outputs=self.outputs.joined(outputs),
+        )
 
 
 @dataclass(frozen=True)
 class BlockReport:
     """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
 
-    `is_partial`: instead of a part, what this pass found is kept, since detectors of another pass have yet to score it.
+    `is_partial`: instead of a part, what this pass found is kept, since detectors of another pass
+    have yet to score it.
     """
 
     ref: BlockRef
@@ -118,17 +144,24 @@ class ScoringJob:
     crumbs: Path
     mirror: str | None
     decode_limit_s: float = WALL_LIMIT_S
-    decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
-    feed: FeedLog | None = None  # the log of the blocks, which says whether one may be begun; None = no other process is there to say so
+    # what large images may take together on a node; None = a quarter of its memory
+    decode_bytes: int | None = None
+    # the log of the blocks, which says whether one may be begun; None = no other process is there
+    # to say so
+    feed: FeedLog | None = None
     members: int = 0  # of a whole block, which come to a GPU together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
-    whole: ScoringSpec | None = None  # of all detectors, where `spec` is of those of one pass, or some scored in an earlier one
-    earlier: Sequence[frozenset[str]] = ()  # groups of detectors that may have scored a block before
+    # of all detectors, where `spec` is of those of one pass, or some scored in an earlier one
+    whole: ScoringSpec | None = None
+    # groups of detectors that may have scored a block before
+    earlier: Sequence[frozenset[str]] = ()
 
 
 class BlockStage(Stage):
-    """Base of the stages: loads what they need, and counts what they do. `pool`: the detectors of one that scores."""
+    """Base of the stages: loads what they need, and counts what they do. `pool`: the detectors of
+    one that scores.
+    """
 
     def start(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
         """Load, once per process."""
@@ -161,7 +194,8 @@ class BlockStage(Stage):
         return BlockWork(self._clock.take(), done, peak_bytes, self._emulating)
 
     def _committed(self, block: OpenBlock) -> BlockReport:
-        """Decide on every member and write the block's part; the part last, since with it the block is done. Reports this stage's own work.
+        """Decide on every member and write the block's part; the part last, since with it the block
+        is done. Reports this stage's own work.
 
         Where detectors of another pass have yet to score it, what these found is kept instead.
         """
@@ -170,9 +204,15 @@ class BlockStage(Stage):
         bad, failures = 0, []
         with self._clock("write"):
             if job.whole is not None:
-                found = Partials(job.run, spec.cards).completed(ref.place, job.spec.cards, (block.outcomes, block.outputs), job.earlier)
+                found = Partials(job.run, spec.cards).completed(
+                    ref.place, job.spec.cards, (block.outcomes, block.outputs), job.earlier
+                )
             if found is not None:
-                outputs = found[1] if job.whole is None else found[1].in_order(spec.cards, [view.name for view in spec.views])
+                outputs = (
+                    found[1]
+                    if job.whole is None
+                    else found[1].in_order(spec.cards, [view.name for view in spec.views])
+                )
                 made = block_tables(
                     block.members,
                     judge(spec, found[0], outputs, self._clock),
@@ -203,14 +243,24 @@ class BlockStage(Stage):
             decode_bytes=job.decode_bytes,
         )
 
-    def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
+    def _looking(
+        self,
+        decoder: BatchDecoder,
+        *,
+        describing: "Describing | None" = None,
+        holds_block: bool = False,
+    ) -> "CascadeScorer":
         from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.scorer import EnsembleScorer
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer
 
         spec = self._job.spec
         scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
-        if spec.device == "cpu" and cpu_precision() == "fp32" and "bf16" in {spec.precision[name] for name in scorer.names}:
+        if (
+            spec.device == "cpu"
+            and cpu_precision() == "fp32"
+            and "bf16" in {spec.precision[name] for name in scorer.names}
+        ):
             self._emulating = frozenset({platform.node()})
         if self._job.members and spec.device != "cpu" and spec.slots == default_slots(spec.device):
             scorer.fit_batches((self._job.members,), DeviceMeter(spec.device))
@@ -218,8 +268,11 @@ class BlockStage(Stage):
             for name, why in scorer.compile().items():
                 if why is not None:
                     print(f"{name}: {why}", file=sys.stderr, flush=True)
-        kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
-        return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, describing=describing)
+        # where the files of a block have arrived together, they are all here anyway
+        kept_bytes = math.inf if holds_block else KEPT_BYTES
+        return CascadeScorer(
+            spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, describing=describing
+        )
 
 
 class BlockScorer(BlockStage):
@@ -245,14 +298,18 @@ class BlockScorer(BlockStage):
 
 
 class BlockDecoder(BlockStage):
-    """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
+    """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card
+    resizes with it.
+    """
 
     def _load(self) -> None:
         self._reading = self._reader(hand_over=True)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
-        """A reference → its members with prepared uint8 tensors, and encoded files for detectors that keep sizes."""
+        """A reference → its members with prepared uint8 tensors, and encoded files for detectors
+        that keep sizes.
+        """
         if not self._may_begin():
             return HandedBack(ref)
         members = read_block(self._job.run.store, ref)
@@ -262,25 +319,38 @@ class BlockDecoder(BlockStage):
 
 
 class TensorScorer(BlockStage):
-    """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is one."""
+    """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is
+    one.
+    """
 
     def _load(self) -> None:
-        """The pool's detectors; in the last pool also the describer, unless it has processes of its own."""
+        """The pool's detectors; in the last pool also the describer, unless it has processes of its
+        own.
+        """
         from ray_app.inference.scorer import Describing
 
         # Pixels are read where Ray has them, and no detector writes to what it is given.
         warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
         spec = self._job.spec
-        here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
+        here = (
+            spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
+        )
         self._describing = Describing(spec, self._clock) if here else None
         budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
-        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
+        self._decoding = BatchDecoder(
+            spec.early, self._clock, keeps_files=spec.looks_again, budget=budget
+        )
         self._scoring = self._looking(self._decoding, holds_block=True)
-        self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
+        self._counting = (
+            self._scoring,
+            self._decoding,
+            *((self._describing,) if self._describing else ()),
+        )
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
-        scored, only the files of members that go on travel further, and what the describer may look at.
+        """Prepared tensors → the same with what this pool says of them; the last pool drops them.
+        Once a cascade's first detectors have scored, only the files of members that go on travel
+        further, and what the describer may look at.
         """
         from ray_app.inference.scorer import describer_inputs
         from ray_app.inference.second_pass import files_of
@@ -289,7 +359,11 @@ class TensorScorer(BlockStage):
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             if block.batches:
                 outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-                seen = [image for batch in block.batches for image in describer_inputs(spec, batch)] if spec.describer else ()
+                seen = (
+                    [image for batch in block.batches for image in describer_inputs(spec, batch)]
+                    if spec.describer
+                    else ()
+                )
                 outputs = self._scoring.score(map(self._decoding.complete, block.batches))
             else:
                 outputs = self._scoring.again(outcomes, block.files, block.outputs)
@@ -298,16 +372,27 @@ class TensorScorer(BlockStage):
         scored = block.after(self._work(), outcomes, outputs)
         if self._pool == spec.pools[-1]:
             asks = spec.describes_apart and spec.words_seen is not None
-            seen = _some(seen, decision.rows_to_describe(spec, outcomes, scored.outputs)) if asks else ()
+            seen = (
+                _some(seen, decision.rows_to_describe(spec, outcomes, scored.outputs))
+                if asks
+                else ()
+            )
             return replace(scored, batches=(), files=(), seen=seen)
         if block.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
             files = (file for batch in block.batches for file in files_of(batch))
-            return replace(scored, batches=(), files=_some(files, decision.second_stage_rows(spec, outcomes, scored.outputs)), seen=seen)
+            return replace(
+                scored,
+                batches=(),
+                files=_some(files, decision.second_stage_rows(spec, outcomes, scored.outputs)),
+                seen=seen,
+            )
         return scored
 
 
 class BlockDescriber(BlockStage):
-    """A stage of its own for a describer too large to share a process: after all detectors, before what is written."""
+    """A stage of its own for a describer too large to share a process: after all detectors, before
+    what is written.
+    """
 
     def _load(self) -> None:
         from ray_app.inference.scorer import Describing
@@ -316,7 +401,9 @@ class BlockDescriber(BlockStage):
         self._counting = (self._describing,)
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
+        """Outputs, and what is to be looked at of the members that the profile asks for → the
+        outputs with words.
+        """
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
         return replace(block.after(self._work(), block.outcomes, outputs), seen=())

@@ -1,4 +1,6 @@
-"""Where an endpoint listens: who may be let in there, whether it is free, and when somebody answers."""
+"""Where an endpoint listens: who may be let in there, whether it is free, and when somebody
+answers.
+"""
 
 import errno
 import os
@@ -16,7 +18,12 @@ START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:
     """Without tokens only this machine may ask. Raises ConfigError."""
-    if auth.BearerTokens(config.access).configured or config.access.anonymous or host == "localhost" or auth.is_loopback(host):
+    if (
+        auth.BearerTokens(config.access).configured
+        or config.access.anonymous
+        or host == "localhost"
+        or auth.is_loopback(host)
+    ):
         return
     raise ConfigError(
         f"--host {host} would let everybody in: no tokens are set",
@@ -40,9 +47,18 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{host}:{port}: another program listens on this port already", hint="choose another one: --port") from None
-        why = os.strerror(error.errno).lower() if error.errno is not None and error.errno > 0 else str(error)
-        raise ConfigError(f"cannot listen on {host}:{port}: {why}", hint="choose another --host or --port") from None
+            raise ConfigError(
+                f"{host}:{port}: another program listens on this port already",
+                hint="choose another one: --port",
+            ) from None
+        why = (
+            os.strerror(error.errno).lower()
+            if error.errno is not None and error.errno > 0
+            else str(error)
+        )
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {why}", hint="choose another --host or --port"
+        ) from None
     return listener
 
 

@@ -1,7 +1,8 @@
-"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress` and deployments of detectors.
+"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress` and deployments of
+detectors.
 
-Each process counts for itself (`RayMeter`) and hands its numbers to the metric agent of its node, from which Prometheus has those of all
-replicas.
+Each process counts for itself (`RayMeter`) and hands its numbers to the metric agent of its node,
+from which Prometheus has those of all replicas.
 """
 
 import asyncio
@@ -21,7 +22,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -47,28 +52,53 @@ if TYPE_CHECKING:
 NAME = "touchstone"
 SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
 Handle = DeploymentHandle[Any]
-DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
+DIED = (
+    ActorDiedError,
+    ActorUnavailableError,
+    WorkerCrashedError,
+    ObjectLostError,
+    OwnerDiedError,
+    grpc.aio.AioRpcError,
+)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
-MOST_FUSED_GMAC = 1.0  # billions of multiply-adds of an image in all detectors: on a core about what decoding and HTTP take of it
-RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize", "waive_guarantee"}
+# billions of multiply-adds of an image in all detectors: on a core about what decoding and HTTP
+# take of it
+MOST_FUSED_GMAC = 1.0
+RELOADABLE = {
+    "ensembles",
+    "optional_detectors",
+    "accept_licences",
+    "generation",
+    "precision",
+    "resize",
+    "waive_guarantee",
+}
 _log = logging.getLogger(__name__)
 
 
 def build(config: ServeConfig) -> Application:
-    """The application of one config. For `serve deploy`, its secrets stand in the environment of the cluster's nodes, or in files.
+    """The application of one config. For `serve deploy`, its secrets stand in the environment of
+    the cluster's nodes, or in files.
 
     Raises ConfigError and DetectorError for what can be known before weights are loaded.
     """
     spec, _, _ = plan_release(config)
     slots, most = spec.slots, config.limits.max_requests
-    # The ingress must refuse a request before Serve's proxy does, so it admits more than it works on. For each request of `most`, one is
-    # processed, two send their bodies, and two are refused but still send (`http.app.install`). The rest is for health checks and pages.
+    # The ingress must refuse a request before Serve's proxy does, so it admits more than it works
+    # on. For each request of `most`, one is processed, two send their bodies, and two are refused
+    # but still send (`http.app.install`). The rest is for health checks and pages.
     at_ingress: dict[str, Any] = {"name": "ingress", "max_ongoing_requests": 6 * most + 100}
     if is_fused(config, spec):
         both = _fused_resources(config)
-        options = {**at_ingress, "user_config": {"generation": config.generation}, **_replicas(both, config, load=2 * slots)}
-        return _deployment(serve.ingress()(FusedIngress), **options).bind(config, list(groups_of(spec)))
+        options = {
+            **at_ingress,
+            "user_config": {"generation": config.generation},
+            **_replicas(both, config, load=2 * slots),
+        }
+        return _deployment(serve.ingress()(FusedIngress), **options).bind(
+            config, list(groups_of(spec))
+        )
     groups = {
         name: _deployment(
             DetectorDeployment,
@@ -80,21 +110,32 @@ def build(config: ServeConfig) -> Application:
         ).bind(name, config, list(groups_of(spec)))
         for name in groups_of(spec)
     }
-    ingress = _deployment(serve.ingress()(Ingress), **at_ingress, **_replicas(config.ingress, config, load=most / 2))
+    ingress = _deployment(
+        serve.ingress()(Ingress), **at_ingress, **_replicas(config.ingress, config, load=most / 2)
+    )
     return ingress.bind(config, groups)
 
 
 def is_fused(config: ServeConfig, spec: ScoringSpec) -> bool:
-    """Whether all detectors run in the ingress: as `fused` says, or where all are small, on CPUs, and no group has resources of its own."""
+    """Whether all detectors run in the ingress: as `fused` says, or where all are small, on CPUs,
+    and no group has resources of its own.
+    """
     if config.fused is not None:
         return config.fused
     on_cpus = config.device == "cpu" and not config.detectors.num_gpus and not config.groups
     sizes = [card.size.gmac if card.size else None for card in spec.cards.values()]
-    return on_cpus and len(spec.pools) == 1 and all(sizes) and sum(filter(None, sizes)) <= MOST_FUSED_GMAC
+    return (
+        on_cpus
+        and len(spec.pools) == 1
+        and all(sizes)
+        and sum(filter(None, sizes)) <= MOST_FUSED_GMAC
+    )
 
 
 def _fused_resources(config: ServeConfig) -> Resources:
-    """What a replica takes that is ingress and detectors: both CPUs and memory, as many replicas as the more numerous has."""
+    """What a replica takes that is ingress and detectors: both CPUs and memory, as many replicas as
+    the more numerous has.
+    """
     parts = (config.ingress, config.detectors)
     most = [one.max_replicas for one in parts if one.max_replicas]
     return config.detectors.model_copy(
@@ -114,13 +155,21 @@ def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
 
 
 def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> dict[str, Any]:
-    """Deployment options; `load` is how many requests at a time one replica should have before another is started."""
+    """Deployment options; `load` is how many requests at a time one replica should have before
+    another is started.
+    """
     actor: dict[str, Any] = {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
-        # One precision for all replicas, also where their nodes have other processors: equal fingerprints mean equal scores.
+        # One precision for all replicas, also where their nodes have other processors: equal
+        # fingerprints mean equal scores.
         "runtime_env": {
-            "env_vars": {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1", CPU_PRECISION_VARIABLE: cpu_precision()}
+            "env_vars": {
+                **WORKER_ENVIRONMENT,
+                **s3.worker_variables(),
+                SAFE_PATH: "1",
+                CPU_PRECISION_VARIABLE: cpu_precision(),
+            }
         },
     }
     if resources.memory_bytes:
@@ -129,44 +178,68 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
         actor["label_selector"] = dict(resources.labels)
     many: dict[str, Any] = {"num_replicas": resources.replicas}
     if resources.max_replicas:
-        scaling = {"min_replicas": resources.replicas, "max_replicas": resources.max_replicas, "target_ongoing_requests": load}
+        scaling = {
+            "min_replicas": resources.replicas,
+            "max_replicas": resources.max_replicas,
+            "target_ongoing_requests": load,
+        }
         many = {"autoscaling_config": scaling}
     # New replicas are up before old ones stop: an update fails no request.
     ends = config.limits.deadline_s + SHUTDOWN_MARGIN_S
-    return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}
+    return {
+        "ray_actor_options": actor,
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": ends,
+        **many,
+    }
 
 
 class _Reconfigured:
-    """A replica with some `groups` of all that are `needed`. `user_config` may change RELOADABLE keys of the config without a restart."""
+    """A replica with some `groups` of all that are `needed`. `user_config` may change RELOADABLE
+    keys of the config without a restart.
+    """
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, DetectorGroup], needed: Collection[str]) -> None:
+    def __init__(
+        self, config: ServeConfig, groups: Mapping[str, DetectorGroup], needed: Collection[str]
+    ) -> None:
         self._config, self._local, self._needed = config, groups, set(needed)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now requests; requests are answered by what was loaded before until then.
+        """Load what the config now requests; requests are answered by what was loaded before until
+        then.
 
-        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
+        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica
+        whose reconfiguration raises.
         """
         try:
             await asyncio.to_thread(self._load, dict(user_config))
         except TouchstoneError as error:
             if not all(group.is_loaded for group in self._local.values()):
                 raise
-            _log.error("not loaded; the previous ensembles stay in use: %s; %s", error.message, error.hint)
+            _log.error(
+                "not loaded; the previous ensembles stay in use: %s; %s", error.message, error.hint
+            )
 
     def _load(self, changes: dict[str, Any]) -> None:
         if unknown := changes.keys() - RELOADABLE:
             raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
                               hint=f"these can: {', '.join(sorted(RELOADABLE))}; for all else change `args`")  # fmt: skip
-        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
+        config = validate(
+            self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config"
+        )
         needed = groups_of(plan_release(config)[0]).keys()
         if needed != self._needed:
-            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy again")
+            raise ConfigError(
+                f"these ensembles need the groups {', '.join(needed)}",
+                hint="change `args` and deploy again",
+            )
         for group in self._local.values():
             group.load(config)
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them. Raises DetectorError."""
+        """Serve replaces a replica whose detectors raise on everything: a device may have failed
+        under them. Raises DetectorError.
+        """
         for group in self._local.values():
             group.require_scores()
 
@@ -186,17 +259,23 @@ class Ingress:
     def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:
         _log_beside_serve()
         self._config, self._meter = config, RayMeter()
-        self._groups: Mapping[str, engine.GroupHandle] = {name: RemoteGroup(handle) for name, handle in groups.items()}
+        self._groups: Mapping[str, engine.GroupHandle] = {
+            name: RemoteGroup(handle) for name, handle in groups.items()
+        }
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_app.serving.http.app import create_app
 
-        scorer = engine.EndpointScorer(self._config, self._groups, engine.started_decoders(self._config), self._meter)
+        scorer = engine.EndpointScorer(
+            self._config, self._groups, engine.started_decoders(self._config), self._meter
+        )
         return create_app(self._config, scorer, self._meter, echo_request_id=False)
 
 
 class FusedIngress(_Reconfigured, Ingress):
-    """The HTTP side and all detectors in one process: for small networks, the way between two processes costs more than they do."""
+    """The HTTP side and all detectors in one process: for small networks, the way between two
+    processes costs more than they do.
+    """
 
     def __init__(self, config: ServeConfig, groups: Collection[str]) -> None:
         Ingress.__init__(self, config, {})
@@ -215,9 +294,13 @@ class RemoteGroup:
         answer: ScoreResponse | ReleaseOffer = await _answered(self._handle.score.remote(request))
         return answer
 
-    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
+    async def profile(
+        self, request: attribution.ProfileRequest
+    ) -> attribution.ProfileResponse | ReleaseOffer:
         """See `engine.GroupHandle`."""
-        response: attribution.ProfileResponse | ReleaseOffer = await _answered(self._handle.profile.remote(request))
+        response: attribution.ProfileResponse | ReleaseOffer = await _answered(
+            self._handle.profile.remote(request)
+        )
         return response
 
     async def describe(self) -> "Release":
@@ -227,7 +310,9 @@ class RemoteGroup:
 
 
 async def _answered(response: Any) -> Any:
-    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, becomes our own error."""
+    """The answer of another replica. Its own refusals are raised; that it is gone, or has no place,
+    becomes our own error.
+    """
     try:
         answer = await response
     except DIED:
@@ -262,18 +347,25 @@ def _log_beside_serve() -> None:
 
 
 class RayMeter(Meter):
-    """Count also with Ray's metric library, in a process that Ray runs. Numbers reach the node's metric agent within about 10 s."""
+    """Count also with Ray's metric library, in a process that Ray runs. Numbers reach the node's
+    metric agent within about 10 s.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._ray_counters = {
-            name: Counter(f"touchstone_{name}", description=meaning, tag_keys=labels) for name, (meaning, labels) in COUNTERS.items()
+            name: Counter(f"touchstone_{name}", description=meaning, tag_keys=labels)
+            for name, (meaning, labels) in COUNTERS.items()
         }
         self._ray_histograms = {
-            name: Histogram(f"touchstone_{name}", description=meaning, boundaries=list(bounds), tag_keys=labels)
+            name: Histogram(
+                f"touchstone_{name}", description=meaning, boundaries=list(bounds), tag_keys=labels
+            )
             for name, (meaning, labels, bounds) in HISTOGRAMS.items()
         }
-        self._ray_in_flight = Gauge("touchstone_images_in_flight", description=GAUGES["images_in_flight"])
+        self._ray_in_flight = Gauge(
+            "touchstone_images_in_flight", description=GAUGES["images_in_flight"]
+        )
 
     def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         super()._add(name, amount, labels)

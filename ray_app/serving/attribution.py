@@ -1,6 +1,8 @@
-"""Generator and prompt of an image behind the endpoint, once an ensemble has decided: `ProfileRequest` → `ProfileResponse`.
+"""Generator and prompt of an image behind the endpoint, once an ensemble has decided:
+`ProfileRequest` → `ProfileResponse`.
 
-Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group.
+Heads and describers sit with the detector whose embeddings they read, those that look at pixels in
+the first group.
 """
 
 import logging
@@ -23,8 +25,9 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """One image for the profile of an ensemble, as a group with this fingerprint has it. `identify`: an embedding (d,), None where that is
-    not this group's, or not wanted; `describe`: an embedding or pixels (H, W, 3) uint8, likewise.
+    """One image for the profile of an ensemble, as a group with this fingerprint has it.
+    `identify`: an embedding (d,), None where that is not this group's, or not wanted; `describe`:
+    an embedding or pixels (H, W, 3) uint8, likewise.
     """
 
     group: str
@@ -35,14 +38,18 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class ProfileResponse:
-    """What a profile predicts for one image (`identified`: one row); None where it was not requested, or there is none."""
+    """What a profile predicts for one image (`identified`: one row); None where it was not
+    requested, or there is none.
+    """
 
     identified: Identified | None = None
     described: Caption | None = None
 
     def joined(self, other: "ProfileResponse") -> "ProfileResponse":
         """Both, of other groups."""
-        return ProfileResponse(self.identified or other.identified, self.described or other.described)
+        return ProfileResponse(
+            self.identified or other.identified, self.described or other.described
+        )
 
 
 def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ...]:
@@ -52,20 +59,28 @@ def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ..
 
 def group_of_card(card: IdentifierCard | DescriberCard, groups: Mapping[str, Sequence[str]]) -> str:
     """The group of a profile's card: that of its detector, the first for one that looks at pixels."""
-    return next((name for name, pool in groups.items() if card.detector in pool), next(iter(groups)))
+    return next(
+        (name for name, pool in groups.items() if card.detector in pool), next(iter(groups))
+    )
 
 
 def without_profile(spec: ScoringSpec, profiled: Sequence[ScoringSpec]) -> ScoringSpec:
-    """A spec of all detectors: embeddings are kept of those that the profiles of some ensembles read, and nothing is made of them."""
+    """A spec of all detectors: embeddings are kept of those that the profiles of some ensembles
+    read, and nothing is made of them.
+    """
     cards = [card for one in profiled for card in profile_cards(one)]
     read = {card.detector: dict(card.embedding) for card in cards if card.detector is not None}
     return replace(spec, identifier=None, describer=None, features=read)
 
 
 class Profilers:
-    """The identifiers and describers of one group, by ensemble. Raises ConfigError and DetectorError where one cannot be loaded."""
+    """The identifiers and describers of one group, by ensemble. Raises ConfigError and
+    DetectorError where one cannot be loaded.
+    """
 
-    def __init__(self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str) -> None:
+    def __init__(
+        self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str
+    ) -> None:
         from ray_app.attribution.captioners import load_describing
         from ray_app.inference.decision import require_embeddings
 
@@ -91,31 +106,52 @@ class Profilers:
                 describer.describe(np.zeros((1, *card.preprocessing.shape, 3), np.uint8))
 
     def say(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse]:
-        """One answer per request, in order. One that raises predicts nothing, of the images that came with it neither."""
+        """One answer per request, in order. One that raises predicts nothing, of the images that
+        came with it neither.
+        """
         answers = [ProfileResponse()] * len(requests)
         for name in dict.fromkeys(request.ensemble for request in requests):
             places = [place for place, request in enumerate(requests) if request.ensemble == name]
             if head := self._identifiers.get(name):
-                for place, one in _predicted([(place, requests[place].identify) for place in places], partial(_identified_rows, head)):
+                for place, one in _predicted(
+                    [(place, requests[place].identify) for place in places],
+                    partial(_identified_rows, head),
+                ):
                     answers[place] = replace(answers[place], identified=one)
             if describer := self._describers.get(name):
-                for place, words in _predicted([(place, requests[place].describe) for place in places], describer.describe):
-                    answers[place] = replace(answers[place], described=words if words.text and words.likelihood is not None else None)
+                for place, words in _predicted(
+                    [(place, requests[place].describe) for place in places], describer.describe
+                ):
+                    answers[place] = replace(
+                        answers[place],
+                        described=words if words.text and words.likelihood is not None else None,
+                    )
         return answers
 
 
 def _identified_rows(head: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
     found, columns = head.identify(vectors), ("codes", "probability", "confidence", "ranking")
-    return [replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns}) for row in range(len(vectors))]
+    return [
+        replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns})
+        for row in range(len(vectors))
+    ]
 
 
-def _predicted(inputs: Sequence[tuple[int, Any]], predict: Callable[[npt.NDArray[Any]], Sequence[Any]]) -> list[tuple[int, Any]]:
+def _predicted(
+    inputs: Sequence[tuple[int, Any]], predict: Callable[[npt.NDArray[Any]], Sequence[Any]]
+) -> list[tuple[int, Any]]:
     """Places with the prediction for what stands there; none for what is not there or not finite."""
     there = [(place, one) for place, one in inputs if one is not None and np.isfinite(one).all()]
     if not there:
         return []
     try:
-        return list(zip([place for place, _ in there], predict(np.stack([one for _, one in there])), strict=True))
+        return list(
+            zip(
+                [place for place, _ in there],
+                predict(np.stack([one for _, one in there])),
+                strict=True,
+            )
+        )
     except Exception:
         _log.exception("a profile predicted nothing for %d images", len(there))
         return []

@@ -26,9 +26,11 @@ from ray_app.storage import RetryPolicy, errors, strip_secrets
 Source = str | Path | tuple[str, bytes | InputError]
 Result = dict[str, Any]
 Query = dict[str, str | Sequence[str]]
-PART_BYTES = 1024  # of a multipart body besides the file: boundary, headers and the longest name that is sent
+# of a multipart body besides the file: boundary, headers and the longest name that is sent
+PART_BYTES = 1024
 NAME_CHARACTERS = 120
-BETTER_APART = frozenset({400, 408, 413, 415, 422, 500, 504})  # what a request of several files may get, and each of them alone may not
+# what a request of several files may get, and each of them alone may not
+BETTER_APART = frozenset({400, 408, 413, 415, 422, 500, 504})
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
 BUSY = frozenset({429, 503})
 BROKEN = frozenset({500, 502, 504})
@@ -49,21 +51,36 @@ class _File:
 
     @property
     def sent_name(self) -> str:
-        return os.path.basename(self.given).encode("utf-8", "replace").decode()[-NAME_CHARACTERS:] or "image"
+        return (
+            os.path.basename(self.given).encode("utf-8", "replace").decode()[-NAME_CHARACTERS:]
+            or "image"
+        )
 
 
 class EndpointClient:
-    """Asks one endpoint, with as few requests as its limits allow. `timeout_s`: without a sign of life in one attempt.
+    """Asks one endpoint, with as few requests as its limits allow. `timeout_s`: without a sign of
+    life in one attempt.
 
-    A busy endpoint (429, 503) is tried again when it says; a broken one (500, 502, 504, no connection) after a growing, random pause.
-    `patience.deadline_s` bounds one request with all its attempts.
+    A busy endpoint (429, 503) is tried again when it says; a broken one (500, 502, 504, no
+    connection) after a growing, random pause. `patience.deadline_s` bounds one request with all its
+    attempts.
 
-    Refusals of the endpoint to work at all are errors: ConfigError (no such endpoint, token or ensemble), ClusterError (out of reach).
+    Refusals of the endpoint to work at all are errors: ConfigError (no such endpoint, token or
+    ensemble), ClusterError (out of reach).
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0, *, patience: RetryPolicy = PATIENCE) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        *,
+        patience: RetryPolicy = PATIENCE,
+    ) -> None:
         headers = {"Authorization": f"Bearer {_checked(token)}"} if token else {}
-        self._http = httpx.Client(base_url=_base(url), headers=headers, timeout=timeout_s, follow_redirects=False)
+        self._http = httpx.Client(
+            base_url=_base(url), headers=headers, timeout=timeout_s, follow_redirects=False
+        )
         self._url, self._patience = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
         self._described: Ensembles | None = None
 
@@ -89,12 +106,17 @@ class EndpointClient:
         return self._described
 
     def score(
-        self, images: Iterable[Source], ensemble: str | None = None, masks: bool = False, detectors: Sequence[str] = ()
+        self,
+        images: Iterable[Source],
+        ensemble: str | None = None,
+        masks: bool = False,
+        detectors: Sequence[str] = (),
     ) -> Iterator[Result]:
-        """Yield one result per image, in the order of the images. Keys as in `POST /v1/score`; `name` is as you gave it.
+        """Yield one result per image, in the order of the images. Keys as in `POST /v1/score`;
+        `name` is as you gave it.
 
-        Files are read as they are sent. A file that is refused, by the endpoint or because it cannot be read here, is a result: `status`
-        and `error` show why.
+        Files are read as they are sent. A file that is refused, by the endpoint or because it
+        cannot be read here, is a result: `status` and `error` show why.
 
         Args:
             images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
@@ -106,9 +128,15 @@ class EndpointClient:
             ConfigError: The ensemble or a detector is not served there. Raised at once.
         """
         served = self.describe()
-        self._refuse_unserved("ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles])
+        self._refuse_unserved(
+            "ensemble", [ensemble] if ensemble else [], [one.name for one in served.ensembles]
+        )
         self._refuse_unserved("optional detector", detectors, served.optional_detectors)
-        query: Query = {"ensemble": ensemble or "", "masks": "true" if masks else "", "detector": tuple(detectors)}
+        query: Query = {
+            "ensemble": ensemble or "",
+            "masks": "true" if masks else "",
+            "detector": tuple(detectors),
+        }
         return self._score(images, {key: value for key, value in query.items() if value})
 
     def _refuse_unserved(self, what: str, requested: Iterable[str], served: Sequence[str]) -> None:
@@ -139,10 +167,14 @@ class EndpointClient:
             yield group
 
     def _request(self, files: Sequence[_File], query: Query) -> Iterator[Result]:
-        """Request all at once; where that is refused, for each half, so that one file cannot spoil the others' answers."""
+        """Request all at once; where that is refused, for each half, so that one file cannot spoil
+        the others' answers.
+        """
         if not files:
             return
-        parts = [("file", (file.sent_name, file.data, "application/octet-stream")) for file in files]
+        parts = [
+            ("file", (file.sent_name, file.data, "application/octet-stream")) for file in files
+        ]
         apart = BETTER_APART if len(files) > 1 else ()
         response = self._ask("POST", "v1/score", settled=apart, params=query, files=parts)
         if response.status_code == 200:
@@ -158,22 +190,32 @@ class EndpointClient:
         try:
             body = response.json()
             results: list[Result] = body.get("results", [body])
-            answers = [{**answer, "name": file.given} for file, answer in zip(files, results, strict=True)]
+            answers = [
+                {**answer, "name": file.given} for file, answer in zip(files, results, strict=True)
+            ]
         except (ValueError, TypeError, AttributeError):
             text = f"{self._url}: the answer to {len(files)} files cannot be understood"
-            raise ClusterError(text, hint="check whether a proxy between here and the endpoint changes answers") from None
+            raise ClusterError(
+                text, hint="check whether a proxy between here and the endpoint changes answers"
+            ) from None
         yield from answers
 
-    def _ask(self, method: str, path: str, *, settled: Collection[int] = (), **request: Any) -> httpx.Response:
-        """The response; a status in `settled` is handed on at once, 500 and 504 once the attempts are used up.
+    def _ask(
+        self, method: str, path: str, *, settled: Collection[int] = (), **request: Any
+    ) -> httpx.Response:
+        """The response; a status in `settled` is handed on at once, 500 and 504 once the attempts
+        are used up.
 
-        Raises ConfigError where this endpoint does not let us ask, ClusterError where it is out of reach or stays busy.
+        Raises ConfigError where this endpoint does not let us ask, ClusterError where it is out of
+        reach or stays busy.
         """
         deadline = time.monotonic() + self._patience.deadline_s
         pauses = self._patience.pauses(random.random)
         while True:
             response, trouble = self._attempt(method, path, request)
-            if response is not None and (response.status_code in settled or response.status_code not in BUSY | BROKEN):
+            if response is not None and (
+                response.status_code in settled or response.status_code not in BUSY | BROKEN
+            ):
                 return self._allowed(response)
             pause = self._pause(response, pauses)
             if pause is None or time.monotonic() + pause > deadline:
@@ -182,11 +224,15 @@ class EndpointClient:
                 raise self._final_error(response, trouble, pause)
             time.sleep(pause)
 
-    def _attempt(self, method: str, path: str, request: dict[str, Any]) -> tuple[httpx.Response | None, str]:
+    def _attempt(
+        self, method: str, path: str, request: dict[str, Any]
+    ) -> tuple[httpx.Response | None, str]:
         try:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:
-            return None, "nothing listens there" if "refused" in str(error).lower() else describe_error(error)
+            return None, "nothing listens there" if "refused" in str(
+                error
+            ).lower() else describe_error(error)
         return response, f"answered {response.status_code}"
 
     def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
@@ -202,26 +248,43 @@ class EndpointClient:
     def _allowed(self, response: httpx.Response) -> httpx.Response:
         status = response.status_code
         if status in NOT_ALLOWED:
-            raise ConfigError(f"{self._url}: {_message(response) or 'not allowed'} ({status})", hint=NOT_ALLOWED[status])
+            raise ConfigError(
+                f"{self._url}: {_message(response) or 'not allowed'} ({status})",
+                hint=NOT_ALLOWED[status],
+            )
         if response.is_redirect:
             raise ConfigError(
                 f"{self._url}: it redirects to another address ({status})",
                 hint="use the address that it leads to; a token is never sent on",
             )
         if status in (404, 405):
-            raise ConfigError(f"{self._url}: there is no Touchstone endpoint at this address ({status})", hint=NOT_AN_ENDPOINT)
+            raise ConfigError(
+                f"{self._url}: there is no Touchstone endpoint at this address ({status})",
+                hint=NOT_AN_ENDPOINT,
+            )
         return response
 
-    def _final_error(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
+    def _final_error(
+        self, response: httpx.Response | None, trouble: str, pause: float | None
+    ) -> ClusterError:
         if response is None:
             text = f"{self._url}: the endpoint cannot be reached: {trouble}"
-            return ClusterError(text, hint="is this its URL, and does it run? `touchstone serve` starts one on this machine")
+            return ClusterError(
+                text,
+                hint="is this its URL, and does it run? `touchstone serve` starts one on this machine",
+            )
         if response.status_code in BUSY:
-            when = f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
+            when = (
+                f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
+            )
             hint = "try later, send less at once, or give the endpoint more replicas"
-            return ClusterError(f"{self._url}: {_message(response) or 'too busy'} ({response.status_code}); {when}", hint=hint)
+            return ClusterError(
+                f"{self._url}: {_message(response) or 'too busy'} ({response.status_code}); {when}",
+                hint=hint,
+            )
         return ClusterError(
-            f"{self._url}: {trouble}, {self._patience.attempts} times", hint="check that the endpoint runs behind its proxy"
+            f"{self._url}: {trouble}, {self._patience.attempts} times",
+            hint="check that the endpoint runs behind its proxy",
         )
 
 
@@ -229,36 +292,69 @@ def _read(image: Source, limits: EndpointLimits) -> _File:
     if isinstance(image, tuple):
         name, data = image
         if isinstance(data, InputError):
-            return _File(name, result=_without_verdict(_File(name), _error(data.status, data.detail)))
+            return _File(
+                name, result=_without_verdict(_File(name), _error(data.status, data.detail))
+            )
         return _too_large(name, len(data), limits) or _File(name, data)
     name = str(image)
     try:
         facts = os.stat(image)
         if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for, a device never ends
-            return _File(name, result=_without_verdict(_File(name), _error(Status.SOURCE_DENIED, "not a regular file")))
+            return _File(
+                name,
+                result=_without_verdict(
+                    _File(name), _error(Status.SOURCE_DENIED, "not a regular file")
+                ),
+            )
         return _too_large(name, facts.st_size, limits) or _File(name, Path(image).read_bytes())
     except OSError as error:
         status = errors.translate(error, name).status
-        return _File(name, result=_without_verdict(_File(name), _error(status, error.strerror or "cannot be read")))
+        return _File(
+            name,
+            result=_without_verdict(
+                _File(name), _error(status, error.strerror or "cannot be read")
+            ),
+        )
 
 
 def _too_large(name: str, size: int, limits: EndpointLimits) -> _File | None:
     """Not even read: the endpoint has stated that it would refuse it."""
     if size <= limits.max_file_bytes:
         return None
-    error = _error("file_too_large", "more bytes than one image may have", limits.max_file_bytes, size)
+    error = _error(
+        "file_too_large", "more bytes than one image may have", limits.max_file_bytes, size
+    )
     return _File(name, result=_without_verdict(_File(name), error))
 
 
-def _error(code: str, message: str, limit: int | None = None, observed: int | None = None) -> dict[str, Any]:
-    return {"code": str(code), "message": message, "limit": limit, "observed": observed, "request_id": None}
+def _error(
+    code: str, message: str, limit: int | None = None, observed: int | None = None
+) -> dict[str, Any]:
+    return {
+        "code": str(code),
+        "message": message,
+        "limit": limit,
+        "observed": observed,
+        "request_id": None,
+    }
 
 
 def _without_verdict(file: _File, error: dict[str, Any]) -> Result:
     """A result with all keys of an answer: the file has no verdict, and this is why."""
-    known = {"name": file.given, "status": error["code"], "error": error, "calibrated": False, "scores": {}, "detectors": {}}
+    known = {
+        "name": file.given,
+        "status": error["code"],
+        "error": error,
+        "calibrated": False,
+        "scores": {},
+        "detectors": {},
+    }
     digest = hashlib.sha256(file.data).hexdigest() if file.data else None
-    return dict.fromkeys(ImageAnswer.model_fields) | known | {"sha256": digest, "request_id": error["request_id"]}
+    return (
+        dict.fromkeys(ImageAnswer.model_fields)
+        | known
+        | {"sha256": digest, "request_id": error["request_id"]}
+    )
 
 
 def _base(url: str) -> str:
@@ -274,13 +370,16 @@ def _base(url: str) -> str:
 def _checked(token: str) -> str:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            "the token has characters that a token cannot have", hint="it is one line of letters, digits and signs, without spaces"
+            "the token has characters that a token cannot have",
+            hint="it is one line of letters, digits and signs, without spaces",
         )
     return token
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, given as seconds or as a date; None where it says nothing that can be understood."""
+    """Seconds of a Retry-After header, given as seconds or as a date; None where it says nothing
+    that can be understood.
+    """
     if header is None:
         return None
     try:
@@ -294,7 +393,9 @@ def retry_after(header: str | None) -> float | None:
 
 
 def refusal(response: httpx.Response) -> dict[str, Any]:
-    """The endpoint's error shape: {code, message, limit, observed, request_id}; of a proxy that answered in its place, the status."""
+    """The endpoint's error shape: {code, message, limit, observed, request_id}; of a proxy that
+    answered in its place, the status.
+    """
     try:
         body = response.json()
     except ValueError:

@@ -1,4 +1,6 @@
-"""The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`. Defaults run on a laptop."""
+"""The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`.
+Defaults run on a laptop.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,14 +16,30 @@ from ray_app.images.provenance import ProvenanceConfig
 class RequestLimits(Frozen):
     """What one request may cost, and all requests of one ingress replica together."""
 
-    max_body_bytes: int = Field(default=64 * 2**20, gt=0, description="one request to /v1/score; cut while it streams in: 413")
+    max_body_bytes: int = Field(
+        default=64 * 2**20,
+        gt=0,
+        description="one request to /v1/score; cut while it streams in: 413",
+    )
     max_files: int = Field(default=16, ge=1, le=16, description="files in one request to /v1/score")
-    max_requests: int = Field(default=64, ge=1, description="running requests in one ingress replica; the next one gets 503")
-    max_bytes_in_flight: int = Field(default=2**30, gt=0, description="bodies in memory of one ingress replica; beyond: 503")
-    deadline_s: float = Field(default=30.0, gt=0, description="from the first byte to the answer; beyond: 504")
-    decode_limit_s: float = Field(default=5.0, gt=0, description="decoding one image; beyond: 422 decode_timeout")
+    max_requests: int = Field(
+        default=64,
+        ge=1,
+        description="running requests in one ingress replica; the next one gets 503",
+    )
+    max_bytes_in_flight: int = Field(
+        default=2**30, gt=0, description="bodies in memory of one ingress replica; beyond: 503"
+    )
+    deadline_s: float = Field(
+        default=30.0, gt=0, description="from the first byte to the answer; beyond: 504"
+    )
+    decode_limit_s: float = Field(
+        default=5.0, gt=0, description="decoding one image; beyond: 422 decode_timeout"
+    )
     requests_per_minute: int | None = Field(
-        default=None, ge=1, description="per token (or, without tokens, in all), in one ingress replica; beyond: 429; null = no limit"
+        default=None,
+        ge=1,
+        description="per token (or, without tokens, in all), in one ingress replica; beyond: 429; null = no limit",
     )
     formats: tuple[str, ...] = Field(
         default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC"),
@@ -30,39 +48,64 @@ class RequestLimits(Frozen):
 
 
 class Access(Frozen):
-    """Who may ask. Tokens stand in the environment or in a file, never here: at most their digests do."""
+    """Who may ask. Tokens stand in the environment or in a file, never here: at most their digests
+    do.
+    """
 
-    tokens_variable: str = Field(default="TOUCHSTONE_TOKENS", description="environment variable with bearer tokens, one per line or comma")
+    tokens_variable: str = Field(
+        default="TOUCHSTONE_TOKENS",
+        description="environment variable with bearer tokens, one per line or comma",
+    )
     tokens_file: str | None = Field(
-        default=None, description="file with one token per line, for example a mounted secret; read anew when it changes"
+        default=None,
+        description="file with one token per line, for example a mounted secret; read anew when it changes",
     )
     tokens_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
         default=(), description="SHA-256 of further tokens, in hex: lets them in without being one"
     )
     anonymous: bool = Field(
-        default=False, description="answer everybody although there are no tokens; otherwise only this machine is answered"
+        default=False,
+        description="answer everybody although there are no tokens; otherwise only this machine is answered",
     )
-    cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may use the endpoint; none = CORS is off")
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="web origins whose pages may use the endpoint; none = CORS is off"
+    )
 
 
 class Resources(Frozen):
     """What the replicas of one deployment take, and how many there are."""
 
-    replicas: int = Field(default=1, ge=1, description="replicas, or the least of them where max_replicas is set")
-    max_replicas: int | None = Field(default=None, ge=1, description="scale up to this many with the load; null = no scaling")
+    replicas: int = Field(
+        default=1, ge=1, description="replicas, or the least of them where max_replicas is set"
+    )
+    max_replicas: int | None = Field(
+        default=None, ge=1, description="scale up to this many with the load; null = no scaling"
+    )
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs of each replica")
-    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one")
-    memory_bytes: int | None = Field(default=None, gt=0, description="memory that Ray reserves for each replica; null = none")
+    num_gpus: float = Field(
+        default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one"
+    )
+    memory_bytes: int | None = Field(
+        default=None, gt=0, description="memory that Ray reserves for each replica; null = none"
+    )
     labels: Mapping[str, str] = Field(
-        default={}, description="Ray node labels that a replica's node must have, for example {workload: serving}"
+        default={},
+        description="Ray node labels that a replica's node must have, for example {workload: serving}",
     )
 
 
 class Batching(Frozen):
     """How images of several requests share a batch."""
 
-    slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = as in batch jobs: 4 on CPU, 64 on GPU")
-    wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for others to share its batch")
+    slots: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="images per batch; null = as in batch jobs: 4 on CPU, 64 on GPU",
+    )
+    wait_ms: float = Field(
+        default=5.0, ge=0, description="how long an image waits for others to share its batch"
+    )
 
 
 class ServeConfig(Frozen):
@@ -75,18 +118,28 @@ class ServeConfig(Frozen):
     }
 
     ensembles: tuple[str, ...] = Field(
-        default=("default",), min_length=1, description="names or paths; a request that names none gets the first"
+        default=("default",),
+        min_length=1,
+        description="names or paths; a request that names none gets the first",
     )
     optional_detectors: tuple[str, ...] = Field(
-        default=(), description="further detectors that a request may name, for example a slow one; they have no part in the verdict"
+        default=(),
+        description="further detectors that a request may name, for example a slow one; they have no part in the verdict",
     )
-    accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept")
+    accept_licences: tuple[str, ...] = Field(
+        default=(), description="detectors, or licences, whose terms you accept"
+    )
     generation: int = Field(default=0, ge=0, description="raise it to load cards and weights again")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the networks run")
-    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as calibrated, or as the cards say")
-    resize: Literal["auto", "exact", "fast"] = Field(default="auto", description="auto = as the ensembles were calibrated, or exact")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="auto = as calibrated, or as the cards say"
+    )
+    resize: Literal["auto", "exact", "fast"] = Field(
+        default="auto", description="auto = as the ensembles were calibrated, or exact"
+    )
     waive_guarantee: bool = Field(
-        default=False, description="serve calibrated ensembles under other settings than their guarantees hold for"
+        default=False,
+        description="serve calibrated ensembles under other settings than their guarantees hold for",
     )
     images: ImageLimits = ImageLimits()
     provenance: ProvenanceConfig = ProvenanceConfig()
@@ -94,13 +147,16 @@ class ServeConfig(Frozen):
     decoders: int = Field(default=1, ge=1, description="decoder processes per ingress replica")
     ingress: Resources = Resources(num_cpus=0.2)
     detectors: Resources = Field(
-        default=Resources(), description="each group of detectors that share a process; `groups` says otherwise by name"
+        default=Resources(),
+        description="each group of detectors that share a process; `groups` says otherwise by name",
     )
     groups: Mapping[str, Resources] = Field(
-        default={}, description="resources of one group: `detectors`, or a detector with a process of its own"
+        default={},
+        description="resources of one group: `detectors`, or a detector with a process of its own",
     )
     fused: bool | None = Field(
-        default=None, description="on Ray, all detectors in the ingress's process; null = where they are small and on CPUs"
+        default=None,
+        description="on Ray, all detectors in the ingress's process; null = where they are small and on CPUs",
     )
     limits: RequestLimits = RequestLimits()
     access: Access = Access()
@@ -120,17 +176,27 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Of a Serve config file: the args of its application, where they stand, for errors, and how it logs. Raises ConfigError."""
+    """Of a Serve config file: the args of its application, where they stand, for errors, and how it
+    logs. Raises ConfigError.
+    """
     if name_or_path is None:
         return {}, "command line", QUIET
     path = find_config("serve", name_or_path)
     config = read_mapping(path)
     applications = config.get("applications")
-    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
-        raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
+    if (
+        not isinstance(applications, list)
+        or len(applications) != 1
+        or not isinstance(applications[0], dict)
+    ):
+        raise ConfigError(
+            f"{path}: expected a Serve config with one entry in `applications`",
+            hint="see configs/serve/laptop.yaml",
+        )
     logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
     if not isinstance(logs, dict):
         raise ConfigError(
-            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}", hint="for example {log_level: INFO}"
+            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}",
+            hint="for example {log_level: INFO}",
         )
     return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs

@@ -1,7 +1,8 @@
-"""Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls the groups of detectors, decides.
+"""Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls
+the groups of detectors, decides.
 
-The way of a batch run with processes in between: the same decoder, networks and decision. `ReleaseTracker` keeps which release of ensembles
-the groups serve.
+The way of a batch run with processes in between: the same decoder, networks and decision.
+`ReleaseTracker` keeps which release of ensembles the groups serve.
 """
 
 import asyncio
@@ -20,9 +21,16 @@ from ray_app.serving import attribution, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.release import Release, groups_of, plan_release
-from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse, golden_image, group_preprocessings
+from ray_app.serving.replica import (
+    ReleaseOffer,
+    ScoreRequest,
+    ScoreResponse,
+    golden_image,
+    group_preprocessings,
+)
 
-READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
+# what was found holds so long: readiness checks must not load a busy endpoint
+READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0
 FRESH_S = 2.0  # what is reported of the ensembles is no older
 MOST_DEATHS = 3  # of processes at work on one image, a second apart: then the image is to blame
 MOST_MOVING_S = 5.0  # groups that do not come to serve one generation in this time: come back later
@@ -35,13 +43,17 @@ class ReleaseChanging(Exception):  # noqa: N818 - an event, not a fault of the r
 
 
 class GroupHandle(Protocol):
-    """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is full."""
+    """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is
+    full.
+    """
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What its detectors say of one image."""
         ...
 
-    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
+    async def profile(
+        self, request: attribution.ProfileRequest
+    ) -> attribution.ProfileResponse | ReleaseOffer:
         """What its heads and describers say of one image."""
         ...
 
@@ -53,12 +65,17 @@ class GroupHandle(Protocol):
 class EndpointScorer:
     """Scores images by asking `groups`, by name as `groups_of` has them.
 
-    It follows the release that its groups serve: where one answers with another release, the request is made again for that one, so
-    that during an update every answer still comes from one release.
+    It follows the release that its groups serve: where one answers with another release, the
+    request is made again for that one, so that during an update every answer still comes from one
+    release.
     """
 
     def __init__(
-        self, config: ServeConfig, groups: Mapping[str, GroupHandle], decoders: decoder_pool.IsolatedDecoders, meter: metrics.Meter
+        self,
+        config: ServeConfig,
+        groups: Mapping[str, GroupHandle],
+        decoders: decoder_pool.IsolatedDecoders,
+        meter: metrics.Meter,
     ) -> None:
         self._groups, self._decoders, self._meter = groups, decoders, meter
         self._followed = ReleaseTracker(groups)
@@ -79,15 +96,23 @@ class EndpointScorer:
     ) -> schemas.ImageAnswer:
         """The answer for one image; waits while replicas are replaced, as long as its caller does.
 
-        `beside`: optional detectors. Raises InputError where the image is refused and Refusal where the request is.
+        `beside`: optional detectors. Raises InputError where the image is refused and Refusal where
+        the request is.
         """
         if len(data) > self._max_bytes:
             raise errors.Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
         started = time.perf_counter()
         image = _PreparedImage(data, self._decoders)
         with self._counted():
-            generation, chosen, replies, profiled = await self._score_until_answered(image, ensemble, beside)
-        timings = schemas.Timings(decode=image.decode_s, wait=image.wait_s, score=image.score_s, total=time.perf_counter() - started)
+            generation, chosen, replies, profiled = await self._score_until_answered(
+                image, ensemble, beside
+            )
+        timings = schemas.Timings(
+            decode=image.decode_s,
+            wait=image.wait_s,
+            score=image.score_s,
+            total=time.perf_counter() - started,
+        )
         answered = responses.scored_answer(
             generation, chosen, responses.outputs_of(replies), image.prepared.facts, name=name, size_bytes=len(data),
             provenance=image.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
@@ -98,12 +123,15 @@ class EndpointScorer:
         return answered
 
     async def ready(self) -> list[schemas.EnsembleName]:
-        """The ensembles, once every group has its weights and images are scored. Raises Refusal not_ready."""
+        """The ensembles, once every group has its weights and images are scored. Raises Refusal
+        not_ready.
+        """
         async with self._checking:
             if time.monotonic() < self._unready_until:
                 raise errors.Refusal("not_ready")
             if time.monotonic() > self._ready_until:
-                self._unready_until = time.monotonic() + UNREADY_FOR_S  # also where the check is cut short
+                # also where the check is cut short
+                self._unready_until = time.monotonic() + UNREADY_FOR_S
                 await self._check()
                 self._unready_until = 0.0
         generation = await self._followed.fresh(FRESH_S)
@@ -131,7 +159,9 @@ class EndpointScorer:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
             await gather_or_cancel(group.describe() for group in self._groups.values())
-            await self._score_until_answered(_PreparedImage(golden_image(), self._decoders), None, (), whole=True)
+            await self._score_until_answered(
+                _PreparedImage(golden_image(), self._decoders), None, (), whole=True
+            )
         except errors.Refusal as refused:
             if refused.code != "overloaded":
                 raise
@@ -139,7 +169,9 @@ class EndpointScorer:
             raise errors.Refusal("not_ready", "a golden image gets no score") from None
 
     async def _resolved(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
-        """The generation, and the name of the ensemble; what is not known is looked up once more before it is refused."""
+        """The generation, and the name of the ensemble; what is not known is looked up once more
+        before it is refused.
+        """
         try:
             generation = await self._followed.current()
             return generation, _chosen(generation, ensemble, beside)
@@ -148,7 +180,12 @@ class EndpointScorer:
             return generation, _chosen(generation, ensemble, beside)
 
     async def _score_until_answered(
-        self, image: "_PreparedImage", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
+        self,
+        image: "_PreparedImage",
+        ensemble: str | None,
+        beside: Sequence[str],
+        *,
+        whole: bool = False,
     ) -> tuple[Release, str, list[ScoreResponse], attribution.ProfileResponse]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
@@ -175,16 +212,27 @@ class EndpointScorer:
             self._meter.in_flight(self._in_flight)
 
     async def _score_stages(
-        self, generation: Release, ensemble: str, beside: Sequence[str], image: "_PreparedImage", whole: bool
+        self,
+        generation: Release,
+        ensemble: str,
+        beside: Sequence[str],
+        image: "_PreparedImage",
+        whole: bool,
     ) -> list[ScoreResponse]:
-        """One reply per group that is needed; of a cascade the second stage runs only where an image goes on, or for the `whole`.
+        """One reply per group that is needed; of a cascade the second stage runs only where an
+        image goes on, or for the `whole`.
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
         first, rest = responses.stage_detectors(generation, ensemble, beside)
         image.wait_s = image.score_s = 0.0
         replies = await self._score_stage(generation, first, image)
-        if rest and (whole or responses.needs_second_stage(generation.ensembles[ensemble], replies, image.prepared.facts)):
+        if rest and (
+            whole
+            or responses.needs_second_stage(
+                generation.ensembles[ensemble], replies, image.prepared.facts
+            )
+        ):
             replies += await self._score_stage(generation, rest, image)
         if all(reply.generation != generation.id for reply in replies):
             # The same detectors may now be decided on otherwise.
@@ -193,14 +241,22 @@ class EndpointScorer:
         return replies
 
     async def _profiled(
-        self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: "_PreparedImage"
+        self,
+        generation: Release,
+        ensemble: str,
+        replies: Sequence[ScoreResponse],
+        image: "_PreparedImage",
     ) -> attribution.ProfileResponse:
-        """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
+        """What the ensemble's profile says, words only of what it wants words for. Raises as
+        `_score_stages`.
+        """
         if not attribution.profile_cards(generation.ensembles[ensemble]):
             return attribution.ProfileResponse()
         requests = await _profile_requests(generation, ensemble, replies, image)
         started, profiled = time.perf_counter(), attribution.ProfileResponse()
-        for found in await gather_or_cancel(self._groups[name].profile(request) for name, request in requests.items()):
+        for found in await gather_or_cancel(
+            self._groups[name].profile(request) for name, request in requests.items()
+        ):
             if isinstance(found, ReleaseOffer):
                 self._followed.follow(found.generation)
                 raise ReleaseChanging
@@ -208,16 +264,21 @@ class EndpointScorer:
         image.score_s += time.perf_counter() - started
         return profiled
 
-    async def _score_stage(self, generation: Release, wanted: Sequence[str], image: "_PreparedImage") -> list[ScoreResponse]:
+    async def _score_stage(
+        self, generation: Release, wanted: Sequence[str], image: "_PreparedImage"
+    ) -> list[ScoreResponse]:
         """What some detectors say, all of them at once. Raises as `_score_stages`."""
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
-            raise ReleaseChanging  # an update brings a group that this ingress does not know; its successor does
+            # an update brings a group that this ingress does not know; its successor does
+            raise ReleaseChanging
         preprocessings = tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted))
         await image.prepare(preprocessings, spec.resize, measured=bool(spec.measured))
         started = time.perf_counter()
         requests = {group: image.request(generation, group, pool) for group, pool in pools.items()}
-        answers = await gather_or_cancel(self._groups[group].score(request) for group, request in requests.items())
+        answers = await gather_or_cancel(
+            self._groups[group].score(request) for group, request in requests.items()
+        )
         elapsed = time.perf_counter() - started
         for offer in answers:
             if isinstance(offer, ReleaseOffer):
@@ -231,7 +292,9 @@ class EndpointScorer:
 
 
 def started_decoders(config: ServeConfig) -> decoder_pool.IsolatedDecoders:
-    """The endpoint's decoder processes, up and with the libraries that its ensembles need. Raises TouchstoneError."""
+    """The endpoint's decoder processes, up and with the libraries that its ensembles need. Raises
+    TouchstoneError.
+    """
     decoders = decoder_pool.IsolatedDecoders(
         config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
         provenance=config.provenance.policy(),
@@ -242,7 +305,9 @@ def started_decoders(config: ServeConfig) -> decoder_pool.IsolatedDecoders:
 
 
 async def gather_or_cancel(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all of them give, in order; the first that fails ends the others, so that nobody works for an answer that is refused."""
+    """What all of them give, in order; the first that fails ends the others, so that nobody works
+    for an answer that is refused.
+    """
     tasks = [asyncio.ensure_future(one) for one in calls]
     try:
         return await asyncio.gather(*tasks)
@@ -263,7 +328,9 @@ class _Patience:
         self._moving_since: float | None = None
 
     def accept(self, event: GroupLost | ReleaseChanging) -> None:
-        """Raises InputError where the image ends the processes that score it, and Refusal not_ready where an update takes long."""
+        """Raises InputError where the image ends the processes that score it, and Refusal not_ready
+        where an update takes long.
+        """
         now = time.monotonic()
         if isinstance(event, ReleaseChanging):
             self._moving_since = self._moving_since or now
@@ -272,11 +339,15 @@ class _Patience:
         elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
             self._deaths, self._last_death = self._deaths + 1, now
             if self._deaths == MOST_DEATHS:
-                raise InputError(Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it") from None
+                raise InputError(
+                    Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it"
+                ) from None
 
 
 class _PreparedImage:
-    """One image on its way: prepared once in every way that is requested, however often its detectors have to be called."""
+    """One image on its way: prepared once in every way that is requested, however often its
+    detectors have to be called.
+    """
 
     def __init__(self, data: bytes, decoders: decoder_pool.IsolatedDecoders) -> None:
         self._data, self._decoders = data, decoders
@@ -286,9 +357,12 @@ class _PreparedImage:
         self.decode_s = self.wait_s = self.score_s = 0.0
         self.prepared: decoder_pool.PreparedImage
 
-    async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, *, measured: bool) -> None:
-        """Decode for what is not there yet: what most images need not, for their second look, only those that go on do. Raises
-        ImageRefused. `measured`: with the facts that are measured on pixels.
+    async def prepare(
+        self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, *, measured: bool
+    ) -> None:
+        """Decode for what is not there yet: what most images need not, for their second look, only
+        those that go on do. Raises ImageRefused. `measured`: with the facts that are measured on
+        pixels.
         """
         if self._resize != resize or (measured and not self._measured):
             self._pixels, self._resize, self._measured = {}, resize, measured
@@ -296,12 +370,16 @@ class _PreparedImage:
         if self._pixels and not any(one.shape for one in missing):
             return  # its detectors decode it themselves
         started = time.perf_counter()
-        self.prepared = await self._decoders.prepare(self._data, missing, resize, measured=self._measured)
+        self.prepared = await self._decoders.prepare(
+            self._data, missing, resize, measured=self._measured
+        )
         self.decode_s += time.perf_counter() - started
         self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
 
     async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> batch.Pixels | None:
-        """The image prepared in one way, decoded once more where no detector looks at it so. Raises ImageRefused."""
+        """The image prepared in one way, decoded once more where no detector looks at it so. Raises
+        ImageRefused.
+        """
         await self.prepare((preprocessing,), resize, measured=self._measured)
         return self._pixels.get(preprocessing)
 
@@ -312,7 +390,10 @@ class _PreparedImage:
             generation.groups[group],
             detectors,
             self.prepared.facts,
-            tuple(self._pixels.get(one) if one in needed else None for one in group_preprocessings(generation.spec, group)),
+            tuple(
+                self._pixels.get(one) if one in needed else None
+                for one in group_preprocessings(generation.spec, group)
+            ),
             self._data if any(one.shape is None for one in needed) else None,
         )
 
@@ -320,32 +401,53 @@ class _PreparedImage:
 async def _profile_requests(
     generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
 ) -> dict[str, attribution.ProfileRequest]:
-    """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
+    """The request to every group that has a part of the ensemble's profile; none where there is
+    nothing to predict from.
+    """
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: rows[0] for name, rows in responses.outputs_of(replies).of(EMBEDDINGS).items()}
-    requests = {name: attribution.ProfileRequest(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    requests = {
+        name: attribution.ProfileRequest(fingerprint, ensemble, None, None)
+        for name, fingerprint in generation.groups.items()
+    }
     if spec.identifier is not None:
         group = attribution.group_of_card(spec.identifier, pools)
         requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
         group, seen = attribution.group_of_card(spec.describer, pools), spec.describer.preprocessing
-        found = vectors.get(spec.describer.detector or "") if seen is None else await image.look(seen, spec.resize)
+        found = (
+            vectors.get(spec.describer.detector or "")
+            if seen is None
+            else await image.look(seen, spec.resize)
+        )
         requests[group] = replace(requests[group], describe=found)
-    return {name: request for name, request in requests.items() if request.identify is not None or request.describe is not None}
+    return {
+        name: request
+        for name, request in requests.items()
+        if request.identify is not None or request.describe is not None
+    }
 
 
 def _pools(generation: Release, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Which of these detectors sit in which group."""
-    pools = {group: tuple(name for name in pool if name in wanted) for group, pool in groups_of(generation.spec).items()}
+    pools = {
+        group: tuple(name for name in pool if name in wanted)
+        for group, pool in groups_of(generation.spec).items()
+    }
     return {group: pool for group, pool in pools.items() if pool}
 
 
 def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) -> str:
     if ensemble is not None and ensemble not in generation.ensembles:
-        raise errors.Refusal("malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}")
+        raise errors.Refusal(
+            "malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}"
+        )
     unknown = [name for name in beside if name not in generation.optional]
     if unknown:
-        raise errors.Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
+        raise errors.Refusal(
+            "malformed_request",
+            f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}",
+        )
     return ensemble or generation.default
 
 
@@ -354,7 +456,9 @@ class GroupDied(GroupLost):
 
 
 class ReleaseTracker:
-    """The generation that is served: fetched at first, then learnt from what groups answer and offer."""
+    """The generation that is served: fetched at first, then learnt from what groups answer and
+    offer.
+    """
 
     def __init__(self, groups: Mapping[str, GroupHandle]) -> None:
         self._groups = groups
@@ -363,7 +467,9 @@ class ReleaseTracker:
         self._updated_at = 0.0
 
     async def current(self) -> Release:
-        """The last one known; at first waits for an answer of the first group, as long as its caller does."""
+        """The last one known; at first waits for an answer of the first group, as long as its
+        caller does.
+        """
         pause = FIRST_PAUSE_S
         while self._known is None:
             try:
@@ -374,7 +480,9 @@ class ReleaseTracker:
         return self._known
 
     async def fresh(self, max_age_s: float) -> Release:
-        """The release, learnt at most `max_age_s` ago; where no group answers now, the last one known."""
+        """The release, learnt at most `max_age_s` ago; where no group answers now, the last one
+        known.
+        """
         if self._known is not None and time.monotonic() - self._updated_at > max_age_s:
             try:
                 await self.ask(self._first)

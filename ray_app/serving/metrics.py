@@ -1,16 +1,38 @@
-"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes have pages of their own, see `serving.app`."""
+"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes have pages of
+their own, see `serving.app`.
+"""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
-PREFIX = "ray_touchstone_"  # of every series, as Ray writes it: dashboards and alerts are the same for both servers
-SHARED = "PROMETHEUS_MULTIPROC_DIR"  # a folder in which several processes count together; read when prometheus_client is imported
+# of every series, as Ray writes it: dashboards and alerts are the same for both servers
+PREFIX = "ray_touchstone_"
+# a folder in which several processes count together; read when prometheus_client is imported
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+)
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
-# Of each metric: what it is and its labels. Ray exports it as `ray_touchstone_<name>`, a counter with `_total` behind it.
+# Of each metric: what it is and its labels. Ray exports it as `ray_touchstone_<name>`, a counter
+# with `_total` behind it.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("requests answered", ("route", "status")),
     "refusals": ("requests and images refused", ("code",)),
@@ -21,33 +43,49 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "request_seconds": ("from the first byte of a request to its answer", ("route",), SECONDS),
     "stage_seconds": ("one image in one stage: decode, wait, score, total", ("stage",), SECONDS),
     "batch_images": ("images in one batch", ("group",), BATCH_SIZES),
-    "batch_wait_seconds": ("how long a batch's first image waited until its batch began", ("group",), SECONDS),
+    "batch_wait_seconds": (
+        "how long a batch's first image waited until its batch began",
+        ("group",),
+        SECONDS,
+    ),
 }
 GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
 
 class Meter:
-    """Counts in this process or, where the variable SHARED names a folder, together with all workers that have the same. No call blocks, or
-    raises for what a client sent. On Ray: `app.RayMeter`.
+    """Counts in this process or, where the variable SHARED names a folder, together with all
+    workers that have the same. No call blocks, or raises for what a client sent. On Ray:
+    `app.RayMeter`.
     """
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+        from prometheus_client import (
+            CollectorRegistry,
+            Counter,
+            Gauge,
+            Histogram,
+            disable_created_metrics,
+        )
 
         disable_created_metrics()  # type: ignore[no-untyped-call]
         own = self._registry = CollectorRegistry()
         self._counters: dict[str, Any] = {
-            name: Counter(PREFIX + name, meaning, keys, registry=own) for name, (meaning, keys) in COUNTERS.items()
+            name: Counter(PREFIX + name, meaning, keys, registry=own)
+            for name, (meaning, keys) in COUNTERS.items()
         }
         self._histograms: dict[str, Any] = {
             name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=own)
             for name, (meaning, keys, bounds) in HISTOGRAMS.items()
         }
         (gauge,) = GAUGES.items()
-        self._in_flight: Any = Gauge(PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum")
+        self._in_flight: Any = Gauge(
+            PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum"
+        )
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One answered request. `route` is the template (`/page/{name}`), never the path: every value is a series for ever."""
+        """One answered request. `route` is the template (`/page/{name}`), never the path: every
+        value is a series for ever.
+        """
         self._add("requests", 1, {"route": route, "status": str(status)})
         self._observe("request_seconds", seconds, {"route": route})
 
@@ -64,9 +102,11 @@ class Meter:
         self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
     def batch(self, group: str, size: int, waited_s: float) -> None:
-        """A detector group took `size` images at once; the first of them had waited `waited_s` until then.
+        """A detector group took `size` images at once; the first of them had waited `waited_s`
+        until then.
 
-        Its size counts twice, as a distribution and as images, since Ray rebuilds the sum of a histogram from its buckets.
+        Its size counts twice, as a distribution and as images, since Ray rebuilds the sum of a
+        histogram from its buckets.
         """
         self._observe("batch_images", size, {"group": group})
         self._add("batched_images", size, {"group": group})

@@ -1,4 +1,5 @@
-"""An endpoint on this machine's own Ray (`touchstone serve --ray`): Ray, Serve and the application up, waited for, and down again.
+"""An endpoint on this machine's own Ray (`touchstone serve --ray`): Ray, Serve and the application
+up, waited for, and down again.
 
 For clusters there is `serve deploy`; without Ray there is `serving.server`.
 """
@@ -22,35 +23,49 @@ from ray_app.serving.http import auth, connections
 
 _log = logging.getLogger(__name__)
 
-# Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
-# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is how
-# long one of three waits for a new proxy is: after 5 s each Serve ends it, and a slow machine's proxy imports longer than that.
+# Serve reads these when it is first imported, here and in the workers of a Ray that this process
+# starts. The first gives a third more requests per second, measured on two cores; the second writes
+# a log line when it is said; the third limits connections. The last is how long one of three waits
+# for a new proxy is: after 5 s each Serve ends it, and a slow machine's proxy imports longer than
+# that.
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     connections.CALLBACK: connections.INSTALL,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
-# HAProxy would listen on every address for its statistics, and outlive a killed command. With direct ingress, which throughput optimization
-# enables, replicas would listen on ports of their own.
+# HAProxy would listen on every address for its statistics, and outlive a killed command. With
+# direct ingress, which throughput optimization enables, replicas would listen on ports of their
+# own.
 _PYTHON_PROXY = {auth.HAPROXY_ENABLED: "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
+# Serve's own time-out answers 408 in its own words: ours comes first
+REQUEST_TIMEOUT_MARGIN_S = 10.0
 
 
 @contextmanager
-def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfig, logs: Mapping[str, Any] = QUIET) -> Iterator[str]:
-    """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for all its processes.
+def endpoint(
+    config: ServeConfig,
+    host: str,
+    port: int,
+    at_cluster: ClusterConfig,
+    logs: Mapping[str, Any] = QUIET,
+) -> Iterator[str]:
+    """The endpoint's URL while it runs, ready to score. `logs`: a `logging_config` of Serve, for
+    all its processes.
 
-    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError
-    if it does not start.
+    Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for
+    licences and weights, and ClusterError if it does not start.
     """
     address.refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
     address.listening(host, port).close()
     for card in release.plan_release(config)[0].cards.values():
-        resolve_weights(card)  # fetched here and once; what is missing is an error before Ray starts
+        # fetched here and once; what is missing is an error before Ray starts
+        resolve_weights(card)
     connections.connection_limits()
-    config = _with_absolute_paths(config.model_copy(update={"access": auth.by_digests(config.access)}))
+    config = _with_absolute_paths(
+        config.model_copy(update={"access": auth.by_digests(config.access)})
+    )
     for name, value in SERVE_VARIABLES.items():
         os.environ.setdefault(name, value)
     os.environ.update(_PYTHON_PROXY)
@@ -66,7 +81,11 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
         bound = build(config)
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},
+            http_options={
+                "host": host,
+                "port": port,
+                "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S,
+            },
             logging_config=logging_config,
         )
         try:
@@ -74,7 +93,9 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
                 serve.run(bound, name=NAME, route_prefix="/", logging_config=logging_config)
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                raise ClusterError(f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}") from error
+                raise ClusterError(
+                    f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}"
+                ) from error
             url = address.url_of(host, port)
             address.await_ready(url)
             yield url
@@ -84,7 +105,9 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
 
 
 def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
-    """Name all files of a config by absolute paths: replicas are in another folder than this command."""
+    """Name all files of a config by absolute paths: replicas are in another folder than this
+    command.
+    """
     access, provenance = config.access, config.provenance
     tokens, trusted = access.tokens_file, provenance.trust_list
     changes = {
@@ -92,7 +115,11 @@ def _with_absolute_paths(config: ServeConfig) -> ServeConfig:
         "optional_detectors": tuple(map(_absolute_detector, config.optional_detectors)),
         "access": access.model_copy(update={"tokens_file": tokens and os.path.abspath(tokens)}),
         "provenance": provenance.model_copy(
-            update={"trust_list": trusted if trusted in (None, "none") else absolute_name("trust", trusted)}
+            update={
+                "trust_list": trusted
+                if trusted in (None, "none")
+                else absolute_name("trust", trusted)
+            }
         ),
     }
     return config.model_copy(update=changes)
@@ -105,8 +132,11 @@ def _absolute_detector(name_or_path: str) -> str:
 
 
 def _drain(name: str, limit_s: float) -> None:
-    """Delete the application and wait until its replicas have finished their requests. A shutdown would begin with the proxy."""
-    # `serve.delete` takes no deadline. A daemon thread does not keep this process alive if Serve never answers.
+    """Delete the application and wait until its replicas have finished their requests. A shutdown
+    would begin with the proxy.
+    """
+    # `serve.delete` takes no deadline. A daemon thread does not keep this process alive if Serve
+    # never answers.
     deleting = threading.Thread(target=_delete, args=(name,), daemon=True)
     deleting.start()
     deleting.join(limit_s)
@@ -129,7 +159,9 @@ def _delete(name: str) -> None:
 
 
 def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
-    """What this process starts it also ends: it must not be what `serve deploy` made. Raises ConfigError."""
+    """What this process starts it also ends: it must not be what `serve deploy` made. Raises
+    ConfigError.
+    """
     import ray
 
     if named_cluster(at_cluster.address) or ray.is_initialized():

@@ -1,4 +1,6 @@
-"""Which ensembles an endpoint serves, as one value: a `Release` changes as a whole, and every answer names it. Imports no torch."""
+"""Which ensembles an endpoint serves, as one value: a `Release` changes as a whole, and every
+answer names it. Imports no torch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,16 +16,20 @@ from ray_app.scoring.identity import scoring_identity
 from ray_app.serving.attribution import group_of_card, profile_cards, without_profile
 from ray_app.serving.config import ServeConfig
 
-SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
+# the group of all detectors that share one process; one with a process of its own names its group
+SHARED = "detectors"
 
 
 @dataclass(frozen=True)
 class Release:
-    """Specs and fingerprints of all ensembles; picklable, so that an ingress learns it from the detectors and needs no card of its own.
+    """Specs and fingerprints of all ensembles; picklable, so that an ingress learns it from the
+    detectors and needs no card of its own.
 
-    `spec` covers the detectors of all ensembles and the optional ones, `ensembles` has one spec by name, the default first. Equal
-    fingerprints give equal scores: each is the SHA-256 of that part of a batch run's identity (DESIGN §3). `groups` has a fingerprint for
-    each group of detectors that share a process: what they say is the same as long as it is, whatever else an update changes.
+    `spec` covers the detectors of all ensembles and the optional ones, `ensembles` has one spec by
+    name, the default first. Equal fingerprints give equal scores: each is the SHA-256 of that part
+    of a batch run's identity (DESIGN §3). `groups` has a fingerprint for each group of detectors
+    that share a process: what they say is the same as long as it is, whatever else an update
+    changes.
     """
 
     spec: ScoringSpec
@@ -35,7 +41,13 @@ class Release:
     @cached_property
     def id(self) -> str:
         """One name for all of it; every reply carries it."""
-        return fingerprint({"ensembles": self.fingerprints, "detectors": list(self.spec.cards), "optional": list(self.optional)})
+        return fingerprint(
+            {
+                "ensembles": self.fingerprints,
+                "detectors": list(self.spec.cards),
+                "optional": list(self.optional),
+            }
+        )
 
     @property
     def default(self) -> str:
@@ -43,20 +55,28 @@ class Release:
         return next(iter(self.ensembles))
 
 
-def plan_release(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpec], tuple[str, ...]]:
-    """The spec of all detectors, those of the ensembles, and the names of the optional detectors. Reads cards, no weights.
+def plan_release(
+    config: ServeConfig,
+) -> tuple[ScoringSpec, dict[str, ScoringSpec], tuple[str, ...]]:
+    """The spec of all detectors, those of the ensembles, and the names of the optional detectors.
+    Reads cards, no weights.
 
-    Raises ConfigError for what the cards contradict and DetectorError for a licence that is not accepted.
+    Raises ConfigError for what the cards contradict and DetectorError for a licence that is not
+    accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
     ensembles = {card.name: _spec(card, config) for card in cards}
     if len(ensembles) < len(cards):
-        raise ConfigError(f"two ensembles have the same name: {', '.join(card.name for card in cards)}")
+        raise ConfigError(
+            f"two ensembles have the same name: {', '.join(card.name for card in cards)}"
+        )
     specs = list(ensembles.values())
     optional: tuple[str, ...] = ()
     if config.optional_detectors:
         beside = _spec(ensemble_of(list(config.optional_detectors)), config)
-        optional = tuple(name for name in beside.cards if not any(name in spec.cards for spec in specs))
+        optional = tuple(
+            name for name in beside.cards if not any(name in spec.cards for spec in specs)
+        )
         specs.append(beside)
     specs = _agreed(specs)
     ensembles = dict(zip(ensembles, specs, strict=False))
@@ -67,7 +87,9 @@ def plan_release(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpe
 
 
 def load_release(config: ServeConfig) -> Release:
-    """What `config` requests, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
+    """What `config` requests, with fingerprints. Hashes weights. Raises ConfigError and
+    DetectorError.
+    """
     together, ensembles, optional = plan_release(config)
     fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
     identity = scoring_identity(together)
@@ -85,13 +107,20 @@ def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
     return {pool[0] if spec.cards[pool[0]].own_pool else SHARED: pool for pool in spec.pools}
 
 
-def _profiles_in(group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]) -> dict[str, object]:
+def _profiles_in(
+    group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]
+) -> dict[str, object]:
     """What identifiers and describers of a group say something by; nothing for a group without any."""
     pools = groups_of(together)
     facts = {
-        name: [card.facts() for card in profile_cards(spec) if group_of_card(card, pools) == group] for name, spec in ensembles.items()
+        name: [card.facts() for card in profile_cards(spec) if group_of_card(card, pools) == group]
+        for name, spec in ensembles.items()
     }
-    return {"profiles": found} if (found := {name: cards for name, cards in facts.items() if cards}) else {}
+    return (
+        {"profiles": found}
+        if (found := {name: cards for name, cards in facts.items() if cards})
+        else {}
+    )
 
 
 def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
@@ -100,21 +129,35 @@ def _spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
 
 
 def _agreed(specs: list[ScoringSpec]) -> list[ScoringSpec]:
-    """The specs under one resize mode and one precision per detector: those of calibrated ensembles, to which the others give way.
+    """The specs under one resize mode and one precision per detector: those of calibrated
+    ensembles, to which the others give way.
 
     Raises ConfigError where two of them were calibrated otherwise.
     """
     precision: dict[str, Precision] = {}
-    resize = {spec.resize: spec.ensemble.name for spec in specs if spec.ensemble.settings is not None}
+    resize = {
+        spec.resize: spec.ensemble.name for spec in specs if spec.ensemble.settings is not None
+    }
     for spec in specs:
         for name, one in spec.precision.items() if spec.ensemble.settings is not None else ():
             if precision.setdefault(name, one) != one:
-                raise ConfigError(f"the ensembles were calibrated with {name} in bf16 and in fp32", hint="serve them apart")
+                raise ConfigError(
+                    f"the ensembles were calibrated with {name} in bf16 and in fp32",
+                    hint="serve them apart",
+                )
     if len(resize) > 1:
-        raise ConfigError(f"{' and '.join(resize.values())} were calibrated under different resize modes", hint="serve them apart")
+        raise ConfigError(
+            f"{' and '.join(resize.values())} were calibrated under different resize modes",
+            hint="serve them apart",
+        )
     mode = next(iter(resize), specs[0].resize)
     return [
-        replace(spec, precision={name: precision.get(name, one) for name, one in spec.precision.items()}, resize=mode) for spec in specs
+        replace(
+            spec,
+            precision={name: precision.get(name, one) for name, one in spec.precision.items()},
+            resize=mode,
+        )
+        for spec in specs
     ]
 
 
@@ -124,7 +167,9 @@ def _merged(specs: list[ScoringSpec]) -> ScoringSpec:
     for spec in specs:
         for name, card in spec.cards.items():
             if cards.setdefault(name, card) != card:
-                raise ConfigError(f"two different cards are called {name}", hint="rename one of them")
+                raise ConfigError(
+                    f"two different cards are called {name}", hint="rename one of them"
+                )
         precision.update(spec.precision)
     merged = replace(specs[0], ensemble=ensemble_of(list(cards)), cards=cards, precision=precision)
     return without_profile(merged, specs)

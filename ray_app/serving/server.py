@@ -1,6 +1,8 @@
-"""One machine's endpoint without Ray (`touchstone serve`): uvicorn with our limits, the application, the detectors in the same process.
+"""One machine's endpoint without Ray (`touchstone serve`): uvicorn with our limits, the
+application, the detectors in the same process.
 
-With several workers each is such a process on the same port; one that dies is started anew. What only Ray can do: docs/serving.md.
+With several workers each is such a process on the same port; one that dies is started anew. What
+only Ray can do: docs/serving.md.
 """
 
 import json
@@ -32,7 +34,8 @@ from ray_app.storage.node_budget import usable_cores
 
 SHUTDOWN_MARGIN_S = 10  # requests at work when it ends have `deadline_s` and this
 KEEP_ALIVE_S = 90  # longer than a front proxy keeps idle connections, so that the proxy closes them
-HUNG_S = 60  # a worker that answers nothing for so long is replaced; importing takes seconds in which it cannot
+# a worker that answers nothing for so long is replaced; importing takes seconds in which it cannot
+HUNG_S = 60
 THREADS = "OMP_NUM_THREADS"
 _log = logging.getLogger(__name__)
 
@@ -45,10 +48,20 @@ class LogSettings(Frozen):
     enable_access_log: bool = False
 
 
-def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], object], *, workers: int = 1, logs: Any = QUIET) -> None:
-    """Answer until SIGINT or SIGTERM, then finish the requests at work. `announce(url)` is called once images are scored.
+def serve(
+    config: ServeConfig,
+    host: str,
+    port: int,
+    announce: Callable[[str], object],
+    *,
+    workers: int = 1,
+    logs: Any = QUIET,
+) -> None:
+    """Answer until SIGINT or SIGTERM, then finish the requests at work. `announce(url)` is called
+    once images are scored.
 
-    Raises ConfigError for a host, port or `logs` that it must not take, DetectorError for licences and weights.
+    Raises ConfigError for a host, port or `logs` that it must not take, DetectorError for licences
+    and weights.
     """
     address.refuse_open_host(config, host)
     settings = validate(logs, LogSettings, where="logging_config")
@@ -58,7 +71,8 @@ def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], o
         url = address.url_of(host, port)
         for card in release.plan_release(config)[0].cards.values():
             resolve_weights(card)  # fetched here and once; what is missing is an error here
-        # Networks of one worker after another's: more threads than cores would only be in each other's way. One core decodes.
+        # Networks of one worker after another's: more threads than cores would only be in each
+        # other's way. One core decodes.
         os.environ.setdefault(THREADS, str(max(1, usable_cores() // workers - 1)))
         _log_to_stderr(settings)
         options: dict[str, Any] = {
@@ -68,23 +82,36 @@ def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], o
         }  # fmt: skip
         if workers == 1:
             server = _Server(uvicorn.Config(application(config), **options), partial(announce, url))
-            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by these and raises them once more for the handlers before: none
+            # uvicorn ends by these and raises them once more for the handlers before: none
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: None)
             server.run([listener])
             return
-        os.environ[metrics.SHARED] = ending.enter_context(tempfile.TemporaryDirectory(prefix="ts-metrics-"))
+        os.environ[metrics.SHARED] = ending.enter_context(
+            tempfile.TemporaryDirectory(prefix="ts-metrics-")
+        )
         several = uvicorn.Config(
-            partial(_of_worker, config, settings), factory=True, workers=workers, timeout_worker_healthcheck=HUNG_S, **options
+            partial(_of_worker, config, settings),
+            factory=True,
+            workers=workers,
+            timeout_worker_healthcheck=HUNG_S,
+            **options,
         )
         _Workers(several, [listener], partial(announce, url)).run()
 
 
 def application(config: ServeConfig) -> FastAPI:
-    """The whole application with its detectors loaded and its decoders up. Raises ConfigError, DetectorError and TouchstoneError."""
+    """The whole application with its detectors loaded and its decoders up. Raises ConfigError,
+    DetectorError and TouchstoneError.
+    """
     meter = metrics.Meter()
     with ThreadPoolExecutor(1) as beside:
-        starting = beside.submit(engine.started_decoders, config)  # their imports run beside torch's
-        groups = {name: DetectorGroup(name, meter) for name in release.groups_of(release.plan_release(config)[0])}
+        # their imports run beside torch's
+        starting = beside.submit(engine.started_decoders, config)
+        groups = {
+            name: DetectorGroup(name, meter)
+            for name in release.groups_of(release.plan_release(config)[0])
+        }
         try:
             for group in groups.values():
                 group.load(config)
@@ -111,7 +138,9 @@ class _Server(uvicorn.Server):
 class _Workers(Multiprocess):
     """Says when all workers accept requests, and forgets what one that died was counting just then."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], object]
+    ) -> None:
         super().__init__(config, sockets)
         self._announce: Callable[[], object] | None = announce
 
@@ -124,19 +153,27 @@ class _Workers(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         before = {process.pid for process in self.processes}
         for process in self.processes:
-            process.child_conn.close()  # the worker has its own: with ours open, one that ends while it is pinged is waited for, HUNG_S
+            # the worker has its own: with ours open, one that ends while it is pinged is waited
+            # for, HUNG_S
+            process.child_conn.close()
         super().keep_subprocess_alive()
         for gone in before - {process.pid for process in self.processes}:
             from prometheus_client.multiprocess import mark_process_dead
 
             mark_process_dead(gone)  # type: ignore[no-untyped-call]
-        if self._announce is not None and not self.should_exit.is_set() and all(process.is_ready(HUNG_S) for process in self.processes):
+        if (
+            self._announce is not None
+            and not self.should_exit.is_set()
+            and all(process.is_ready(HUNG_S) for process in self.processes)
+        ):
             self._announce()
             self._announce = None
 
 
 def _of_worker(config: ServeConfig, settings: LogSettings) -> FastAPI:
-    """The application of one worker; uvicorn gives up where the exit code says that it could not start."""
+    """The application of one worker; uvicorn gives up where the exit code says that it could not
+    start.
+    """
     _log_to_stderr(settings)
     LimitedProtocol.limits = connection_limits()
     try:
@@ -148,7 +185,12 @@ def _of_worker(config: ServeConfig, settings: LogSettings) -> FastAPI:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"asctime": self.formatTime(record), "levelname": record.levelname, "logger": record.name, "message": record.getMessage()}
+        line = {
+            "asctime": self.formatTime(record),
+            "levelname": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if record.exc_info:
             line["exc_text"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

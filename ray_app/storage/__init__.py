@@ -1,4 +1,6 @@
-"""Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries (`RetryPolicy`), `Lease`."""
+"""Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries
+(`RetryPolicy`), `Lease`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +9,13 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
     from ray_app.storage.http import Guard
-    from ray_app.storage.key_ranges import KeyRange, ObjectInfo, RangeReader, list_divisions, split_range
+    from ray_app.storage.key_ranges import (
+        KeyRange,
+        ObjectInfo,
+        RangeReader,
+        list_divisions,
+        split_range,
+    )
     from ray_app.storage.lease import UNGUARDED, Lease
     from ray_app.storage.listing import (
         ClosedFile,
@@ -21,6 +29,13 @@ if TYPE_CHECKING:
     )
     from ray_app.storage.s3 import S3Config, with_s3_settings
     from ray_app.storage.store import Store
-    from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, matcher_of_all_below, strip_secrets
+    from ray_app.storage.urls import (
+        canonical,
+        local_path,
+        matcher,
+        matcher_below,
+        matcher_of_all_below,
+        strip_secrets,
+    )
 else:
     __getattr__ = on_first_use(__name__)

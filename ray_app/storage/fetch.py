@@ -1,8 +1,9 @@
-"""Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with retries (`Retrier`) and adaptive
-concurrency (`Gate`).
+"""Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with
+retries (`Retrier`) and adaptive concurrency (`Gate`).
 
-`read`, `read_range` and `size` are single requests of one version ("" = whichever), without retries: they raise what the libraries raise.
-`guard`: which web servers may be requested, for places that are no local ones; `left`: the seconds that a request may take.
+`read`, `read_range` and `size` are single requests of one version ("" = whichever), without
+retries: they raise what the libraries raise. `guard`: which web servers may be requested, for
+places that are no local ones; `left`: the seconds that a request may take.
 """
 
 import os
@@ -25,26 +26,37 @@ from ray_app.config import Frozen
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
 from ray_app.storage import errors, http, object_store, ranged, s3
 from ray_app.storage.http import WEB, Guard
-from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
+from ray_app.storage.urls import (
+    bucket_and_key,
+    canonical,
+    local_path,
+    scheme_of,
+    strip_secrets,
+    version_of,
+)
 
 T = TypeVar("T")
 
-# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
+# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per
+# thread keep it busy.
 _AHEAD_PER_THREAD = 16
 
 _NO_SERVERS = Guard()
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
-# Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
+# Large enough that a fast network is busy with one request after the other, small enough to be held
+# by every reader.
 WINDOW_BYTES = 4 * 2**20
 
 
 class RetryPolicy(Frozen):
-    """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
+    """How patient one request is: exponential backoff with full jitter, so that a thousand workers
+    do not come back together.
 
-    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds. `deadline_s`: for one file, all its
-    attempts and pauses.
+    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds.
+    `deadline_s`: for one file, all its attempts and pauses.
 
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full
+    jitter").
     """
 
     attempts: int = Field(default=6, ge=1)
@@ -64,7 +76,9 @@ class CancelledError(Exception):
 
 @dataclass
 class Retrier:
-    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to share between threads."""
+    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to
+    share between threads.
+    """
 
     policy: RetryPolicy
     _: KW_ONLY
@@ -76,9 +90,14 @@ class Retrier:
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def call(
-        self, ask: Callable[[float], T], cancelled: threading.Event | None = None, gate: AbstractContextManager[None] | None = None
+        self,
+        ask: Callable[[float], T],
+        cancelled: threading.Event | None = None,
+        gate: AbstractContextManager[None] | None = None,
     ) -> T:
-        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as it is, or CancelledError."""
+        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as
+        it is, or CancelledError.
+        """
         deadline = self.clock() + self.policy.deadline_s
         pauses: Iterator[float] | None = None
         while True:
@@ -101,7 +120,8 @@ class Retrier:
         return next(pauses, None) if errors.is_transient(error) else None
 
     def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
-        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected clock sleeps otherwise.
+        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected
+        # clock sleeps otherwise.
         if cancelled is not None and self.sleep is time.sleep:
             cancelled.wait(pause)
         else:
@@ -111,7 +131,8 @@ class Retrier:
 
 
 class Gate:
-    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`.
+    """How many requests run at once: half as many after a throttle, one more after a full round of
+    answers, never more than `width`.
 
     `entered` counts the requests, those made again among them.
     """
@@ -139,11 +160,14 @@ class Gate:
             self._changed.notify_all()
 
 
-def read_ahead(jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int) -> Iterator[T | InputError]:
-    """Every job's answer in order, or the InputError that it raised, up to `depth_bytes` in flight or waiting.
+def read_ahead(
+    jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int
+) -> Iterator[T | InputError]:
+    """Every job's answer in order, or the InputError that it raised, up to `depth_bytes` in flight
+    or waiting.
 
-    A job is (bytes to reserve, what to call). One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that
-    every job gets.
+    A job is (bytes to reserve, what to call). One that is larger than `depth_bytes` still passes,
+    alone. Leaving early sets the event that every job gets.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
@@ -154,7 +178,11 @@ def read_ahead(jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, de
         upcoming = next(arriving, None)
         while waiting or upcoming is not None:
             if upcoming is not None and (
-                not waiting or (in_flight + upcoming[0] <= depth_bytes and len(waiting) < threads * _AHEAD_PER_THREAD)
+                not waiting
+                or (
+                    in_flight + upcoming[0] <= depth_bytes
+                    and len(waiting) < threads * _AHEAD_PER_THREAD
+                )
             ):
                 size, job = upcoming
                 waiting.append((size, pool.submit(job, cancelled)))
@@ -188,10 +216,12 @@ class Fetchable(Protocol):
 
 
 class Fetcher:
-    """Reads members with patience, and counts what it met. One per process; safe to share between threads.
+    """Reads members with patience, and counts what it met. One per process; safe to share between
+    threads.
 
-    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
-    which web servers are requested; null = those of `signed`, and the public Internet.
+    `signed` are source URLs as the user gave them: a member whose uri is one of them without its
+    secrets is read with them. `guard` says which web servers are requested; null = those of
+    `signed`, and the public Internet.
     """
 
     def __init__(
@@ -216,7 +246,12 @@ class Fetcher:
         self.bytes_read = 0
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (partial(Fetcher, self._retrier.policy, signed=tuple(self._signed.values()), guard=self.guard), ())
+        return (
+            partial(
+                Fetcher, self._retrier.policy, signed=tuple(self._signed.values()), guard=self.guard
+            ),
+            (),
+        )
 
     @cached_property
     def _gate(self) -> Gate:
@@ -229,27 +264,40 @@ class Fetcher:
 
     @property
     def counts(self) -> dict[str, int]:
-        """By name, since the start: `bytes_read`; `requests` that went over a network, which is what a store bills (local files ask for
-        none); `retried`: those that were made again; `throttled`: answers that asked to slow down.
+        """By name, since the start: `bytes_read`; `requests` that went over a network, which is
+        what a store bills (local files ask for none); `retried`: those that were made again;
+        `throttled`: answers that asked to slow down.
         """
         retrier = self._retrier
-        return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
+        return {
+            "bytes_read": self.bytes_read,
+            "requests": self._gate.entered,
+            "retried": retrier.retried,
+            "throttled": retrier.throttled,
+        }
 
-    def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
-        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is requested again once it is `cancelled`.
+    def fetch(
+        self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None
+    ) -> bytes:
+        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is
+        requested again once it is `cancelled`.
 
-        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
+        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError
+        (image_too_large, before the body is read).
         """
         data = self._ask(uri, cancelled, read, version, max_bytes)
         with self._counting:
             self.bytes_read += len(data)
         return data
 
-    def prefetch(self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int) -> Iterator[bytes | InputError]:
-        """Every member's bytes in order, or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
+    def prefetch(
+        self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int
+    ) -> Iterator[bytes | InputError]:
+        """Every member's bytes in order, or the reason why not, read ahead up to `depth_bytes` in
+        flight or waiting.
 
-        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
-        All are in the first one's store, or in one like it.
+        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is
+        refused without a request. All are in the first one's store, or in one like it.
         """
         arriving = iter(members)
         first = next(arriving, None)
@@ -257,8 +305,16 @@ class Fetcher:
             jobs = map(partial(self._job, max_bytes), chain([first], arriving))
             yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(first.uri))
 
-    def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
-        """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
+    def fetch_range(
+        self,
+        uri: str,
+        version: str,
+        start: int,
+        length: int,
+        cancelled: threading.Event | None = None,
+    ) -> bytes:
+        """The `length` bytes from `start` of the object, which is still of `version`; fewer only
+        where the object ends.
 
         Raises SourceError (missing, denied, throttled, timeout, changed).
         """
@@ -270,45 +326,77 @@ class Fetcher:
     def prefetch_ranges(
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
-        jobs = ((length, partial(self.fetch_range, uri, version, start, length)) for start, length in ranges)
+        """The bytes of every (start, length) of one object in order, or the reason why not, read
+        ahead as in `prefetch`.
+        """
+        jobs = (
+            (length, partial(self.fetch_range, uri, version, start, length))
+            for start, length in ranges
+        )
         return read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri))
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
         return self._ask(uri, None, size, version)
 
-    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> ranged.RangedFile:
-        """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
+    def open(
+        self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES
+    ) -> ranged.RangedFile:
+        """The object as a seekable file that holds one window of it at a time; any read raises what
+        `fetch_range` does.
 
         `size_bytes` saves a request where it is known. For one thread.
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return ranged.RangedFile(partial(self.fetch_range, uri, version), size, window)
 
-    def _job(self, max_bytes: int, member: Fetchable) -> tuple[int, Callable[[threading.Event], bytes]]:
-        """What reads a member, and bytes to reserve: nothing for what is refused unread, the limit for what is unknown."""
+    def _job(
+        self, max_bytes: int, member: Fetchable
+    ) -> tuple[int, Callable[[threading.Event], bytes]]:
+        """What reads a member, and bytes to reserve: nothing for what is refused unread, the limit
+        for what is unknown.
+        """
         if member.size_bytes > max_bytes:
             return 0, partial(_refuse, errors.too_large(member.size_bytes, max_bytes))
-        return max_bytes if member.size_bytes < 0 else member.size_bytes, partial(self.fetch, member.uri, member.version, max_bytes)
+        return max_bytes if member.size_bytes < 0 else member.size_bytes, partial(
+            self.fetch, member.uri, member.version, max_bytes
+        )
 
-    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *arguments: str | int) -> T:
-        """The answer of a request such as `read`, retried where that may help. Raises InputError alone."""
+    def _ask(
+        self,
+        uri: str,
+        cancelled: threading.Event | None,
+        request: Callable[..., T],
+        *arguments: str | int,
+    ) -> T:
+        """The answer of a request such as `read`, retried where that may help. Raises InputError
+        alone.
+        """
         place = self._signed.get(uri, uri)
         is_local = "://" not in place or scheme_of(place) == "file"
         guard = _NO_SERVERS if is_local else self.guard
         try:
-            return self._retrier.call(partial(request, place, guard, *arguments), cancelled, None if is_local else self._gate)
+            return self._retrier.call(
+                partial(request, place, guard, *arguments),
+                cancelled,
+                None if is_local else self._gate,
+            )
         except CancelledError:
-            raise SourceError(Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed") from None
+            raise SourceError(
+                Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed"
+            ) from None
         except InputError:
             raise
         except ConfigError as error:  # a scheme that is not read here
-            raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
+            raise SourceError(
+                Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))
+            ) from error
         except ValueError as error:  # what a list names need not be a place at all
             if isinstance(error, OSError):  # a certificate that is not accepted is both
                 raise errors.translate(error, place) from error
-            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {describe_error(error)}") from error
+            raise SourceError(
+                Status.SOURCE_MISSING, f"{strip_secrets(place)}: {describe_error(error)}"
+            ) from error
         except Exception as error:
             raise errors.translate(error, place) from error
 
@@ -336,7 +424,9 @@ def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) ->
     return _read_other(place, version, None, 0, max_bytes)
 
 
-def read_range(place: str, guard: Guard, version: str, start: int, length: int, left: float) -> bytes:
+def read_range(
+    place: str, guard: Guard, version: str, start: int, length: int, left: float
+) -> bytes:
     """The `length` bytes from `start`, fewer only where the object ends."""
     scheme = scheme_of(place)
     if scheme == "file":
@@ -378,7 +468,9 @@ def local_version(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
-def _read_local(path: str, version: str, start: int, length: int, max_bytes: int | None = None) -> bytes:
+def _read_local(
+    path: str, version: str, start: int, length: int, max_bytes: int | None = None
+) -> bytes:
     """Bytes of a regular file that is of `version`, and is the same when they are there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -390,18 +482,27 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
             raise errors.too_large(before.st_size, max_bytes)
         wanted = max(0, min(length, before.st_size - start))
         data = os.pread(descriptor, wanted, start)
-        while len(data) < wanted and (more := os.pread(descriptor, wanted - len(data), start + len(data))):
+        while len(data) < wanted and (
+            more := os.pread(descriptor, wanted - len(data), start + len(data))
+        ):
             data += more
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (
+        before.st_size,
+        before.st_mtime_ns,
+    ):
         raise errors.ObjectChangedError("it changed while it was read")
     return data
 
 
-def _read_other(place: str, version: str, start: int | None, length: int, max_bytes: int | None = None) -> bytes:
-    """Through fsspec: the `length` bytes from `start`, fewer where the object ends; all of it where `start` is None."""
+def _read_other(
+    place: str, version: str, start: int | None, length: int, max_bytes: int | None = None
+) -> bytes:
+    """Through fsspec: the `length` bytes from `start`, fewer where the object ends; all of it where
+    `start` is None.
+    """
     fs, path = object_store.reading_place(place)
     info: dict[str, Any] = fs.info(path)
     errors.require_version(version, version_of(info))

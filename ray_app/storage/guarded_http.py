@@ -1,7 +1,8 @@
-"""The one HTTP client for URLs that other people wrote: `GuardedClient` for single requests, `fetch_image` for `touchstone check URL`.
+"""The one HTTP client for URLs that other people wrote: `GuardedClient` for single requests,
+`fetch_image` for `touchstone check URL`.
 
-`storage.ssrf` decides which URLs and addresses are allowed. The client follows no redirect by itself: the next URL has to be checked again,
-and its host may have limits of its own.
+`storage.ssrf` decides which URLs and addresses are allowed. The client follows no redirect by
+itself: the next URL has to be checked again, and its host may have limits of its own.
 """
 
 import asyncio
@@ -28,7 +29,8 @@ _CHUNK_BYTES = 64 * 2**10
 _DNS_CACHE_S = 300
 _MAX_IMAGE_REDIRECTS = 3
 _IMAGE_TIMEOUT_S = 10.0
-_RAW_BYTE = re.compile("[\udc80-\udcff]")  # A byte of a header that is not UTF-8. No row could hold such a URL.
+# A byte of a header that is not UTF-8. No row could hold such a URL.
+_RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the program.
@@ -59,7 +61,12 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
     ) -> None:
         super().__init__(f"{status}: {detail}")
         self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
-        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
+        self.answered, self.asked, self.http_status, self.sha256 = (
+            answered,
+            asked,
+            http_status,
+            sha256,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,11 @@ class FetchRules:
         total_timeout_s: Time for one request, including its body.
         schemes: Allowed schemes.
         port: The only allowed port, or None for any.
-        is_literal_allowed: Whether a URL may have an IP address as its host. The address has to be allowed, too.
+        is_literal_allowed: Whether a URL may have an IP address as its host. The address has to be
+            allowed, too.
         bare_names: Whether a host name may have no dot.
-        keep_alive: Whether to keep connections, and the checked addresses of a name for five minutes.
+        keep_alive: Whether to keep connections, and the checked addresses of a name for five
+            minutes.
     """
 
     user_agent: str
@@ -104,13 +113,14 @@ class HttpResponse:
 class GuardedClient:
     """Request URLs without becoming a way into the own network.
 
-    Create the client inside an event loop and `close` it. It keeps no cookies and uses no credentials, proxies, or settings of the
-    environment.
+    Create the client inside an event loop and `close` it. It keeps no cookies and uses no
+    credentials, proxies, or settings of the environment.
 
     Args:
         rules: Which URLs to request, and the limits of one request.
         resolver: Finds the addresses of a name.
-        is_allowed_address: Whether the client may connect to an address. Every address of a name must be allowed.
+        is_allowed_address: Whether the client may connect to an address. Every address of a name
+            must be allowed.
     """
 
     def __init__(
@@ -121,7 +131,8 @@ class GuardedClient:
         is_allowed_address: Callable[[str], bool] = ssrf.is_public_address,
     ) -> None:
         self._rules, self._is_allowed_address = rules, is_allowed_address
-        # The connector dials an address that the resolver checked, also if it takes the address from its cache.
+        # The connector dials an address that the resolver checked, also if it takes the address
+        # from its cache.
         connector = aiohttp.TCPConnector(
             resolver=ssrf.CheckedResolver(resolver, is_allowed_address),
             limit=0,
@@ -138,12 +149,17 @@ class GuardedClient:
                 sock_connect=rules.connect_timeout_s,
                 sock_read=rules.read_timeout_s,
             ),
-            headers={"User-Agent": rules.user_agent, "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
+            headers={
+                "User-Agent": rules.user_agent,
+                "Accept": "image/*,*/*;q=0.1",
+                "Accept-Encoding": "identity",
+            },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
         )
-        self._session._retry_connection = False  # aiohttp would send a second, uncounted request. It has no public option.
+        # aiohttp would send a second, uncounted request. It has no public option.
+        self._session._retry_connection = False
 
     async def close(self) -> None:
         """Close all connections."""
@@ -157,37 +173,60 @@ class GuardedClient:
                 if answer.status in _REDIRECTS:
                     return HttpResponse(moved=_next_url(target, answer), http_status=answer.status)
                 _check_status(answer.status, answer.headers)
-                return HttpResponse(await self._read_body(answer), answer.headers.get("Content-Type"))
+                return HttpResponse(
+                    await self._read_body(answer), answer.headers.get("Content-Type")
+                )
 
     async def follow(self, url: str, max_redirects: int) -> HttpResponse:
-        """Make requests until there is a body. Each redirect is checked like the first URL. Raises FetchFailed."""
+        """Make requests until there is a body. Each redirect is checked like the first URL. Raises
+        FetchFailed.
+        """
         for _ in range(max_redirects + 1):
             response = await self.get(url)
             if response.moved is None:
                 return response
             url = response.moved
-        raise FetchFailed(Status.SOURCE_DENIED, f"redirected more than {max_redirects} times", http_status=response.http_status)
+        raise FetchFailed(
+            Status.SOURCE_DENIED,
+            f"redirected more than {max_redirects} times",
+            http_status=response.http_status,
+        )
 
     def _check(self, text: str) -> URL:
         """Return the URL that is dialled. Raises FetchFailed."""
         rules = self._rules
-        is_literal_allowed = ssrf.is_address if rules.is_literal_allowed else _refuse_literal  # Its address is checked below.
+        # Its address is checked below.
+        is_literal_allowed = ssrf.is_address if rules.is_literal_allowed else _refuse_literal
         try:
             url = ssrf.checked_url(
-                text, schemes=rules.schemes, port=rules.port, is_literal_allowed=is_literal_allowed, bare_names=rules.bare_names
+                text,
+                schemes=rules.schemes,
+                port=rules.port,
+                is_literal_allowed=is_literal_allowed,
+                bare_names=rules.bare_names,
             )
         except ssrf.UrlRefused as refused:
             raise FetchFailed(BAD_URL, str(refused), asked=False) from None
         host = url.raw_host or ""
         if ssrf.is_address(host) and not self._is_allowed_address(host):
-            raise FetchFailed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
+            raise FetchFailed(
+                FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False
+            )
         return url
 
     async def _read_body(self, answer: aiohttp.ClientResponse) -> bytes:
         """Return the body, cut at `max_bytes` whatever its Content-Length says."""
-        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            # An image gains nothing by compression, and the size of its content is unknown until it is unpacked.
-            raise FetchFailed(Status.SOURCE_DENIED, "the host compresses what it sends, though asked not to", http_status=200)
+        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in (
+            "",
+            "identity",
+        ):
+            # An image gains nothing by compression, and the size of its content is unknown until it
+            # is unpacked.
+            raise FetchFailed(
+                Status.SOURCE_DENIED,
+                "the host compresses what it sends, though asked not to",
+                http_status=200,
+            )
         announced, max_bytes = answer.content_length or 0, self._rules.max_bytes
         body = bytearray()
         if announced <= max_bytes:
@@ -197,8 +236,16 @@ class GuardedClient:
                     break
         if max(announced, len(body)) > max_bytes:
             answer.close()  # Otherwise the rest would be read to keep the connection.
-            message = f"{announced:,} bytes" if announced > max_bytes else f"more than {max_bytes:,} bytes"
-            raise FetchFailed(Status.IMAGE_TOO_LARGE, f"{message}, over the limit of {max_bytes:,}", http_status=200)
+            message = (
+                f"{announced:,} bytes"
+                if announced > max_bytes
+                else f"more than {max_bytes:,} bytes"
+            )
+            raise FetchFailed(
+                Status.IMAGE_TOO_LARGE,
+                f"{message}, over the limit of {max_bytes:,}",
+                http_status=200,
+            )
         return bytes(body)
 
 
@@ -224,7 +271,13 @@ async def fetch_image(
         InputError: The body is over `max_bytes`.
     """
     agent = f"touchstone/{__version__}"
-    rules = FetchRules(agent, max_bytes, connect_timeout_s=timeout_s / 2, read_timeout_s=timeout_s, total_timeout_s=timeout_s)
+    rules = FetchRules(
+        agent,
+        max_bytes,
+        connect_timeout_s=timeout_s / 2,
+        read_timeout_s=timeout_s,
+        total_timeout_s=timeout_s,
+    )
     client = GuardedClient(rules, resolver=resolver, is_allowed_address=is_allowed_address)
     try:
         with _translated():
@@ -241,7 +294,9 @@ async def fetch_image(
 
 
 def parse_retry_after(retry_after: str | None, now: datetime) -> float | None:
-    """Return the wait of a Retry-After header, in seconds or as an HTTP date (RFC 9110 §10.2.3), or None if it is neither."""
+    """Return the wait of a Retry-After header, in seconds or as an HTTP date (RFC 9110 §10.2.3), or
+    None if it is neither.
+    """
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -260,11 +315,17 @@ def _refuse_literal(address: str) -> bool:
 def _next_url(target: URL, answer: aiohttp.ClientResponse) -> str:
     location = answer.headers.get("Location")
     if not location:
-        raise FetchFailed(Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status)
+        raise FetchFailed(
+            Status.SOURCE_DENIED, "the host redirects to nowhere", http_status=answer.status
+        )
     try:
-        return urljoin(str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location))
+        return urljoin(
+            str(target), _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", location)
+        )
     except ValueError:
-        raise FetchFailed(BAD_URL, "it is redirected to what is not a URL", http_status=answer.status) from None
+        raise FetchFailed(
+            BAD_URL, "it is redirected to what is not a URL", http_status=answer.status
+        ) from None
 
 
 def _check_status(status: int, headers: Mapping[str, str]) -> None:
@@ -275,37 +336,58 @@ def _check_status(status: int, headers: Mapping[str, str]) -> None:
         raise FetchFailed(Status.SOURCE_MISSING, message, http_status=status)
     wait_s = parse_retry_after(headers.get("Retry-After"), datetime.now(UTC))
     if status in (429, 503):
-        raise FetchFailed(Status.SOURCE_THROTTLED, message, passing=True, wait_s=wait_s, http_status=status)
+        raise FetchFailed(
+            Status.SOURCE_THROTTLED, message, passing=True, wait_s=wait_s, http_status=status
+        )
     if status >= 500 or status in (408, 425):
-        raise FetchFailed(Status.SOURCE_TIMEOUT, message, passing=True, wait_s=wait_s, http_status=status)
+        raise FetchFailed(
+            Status.SOURCE_TIMEOUT, message, passing=True, wait_s=wait_s, http_status=status
+        )
     raise FetchFailed(Status.SOURCE_DENIED, message, http_status=status)
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Raise FetchFailed for foreign exceptions, without their text, which contains URLs, addresses, and secrets."""
+    """Raise FetchFailed for foreign exceptions, without their text, which contains URLs, addresses,
+    and secrets.
+    """
     try:
         yield
     except ssrf.NoAddress:
-        raise FetchFailed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
+        raise FetchFailed(
+            Status.SOURCE_MISSING, "there is no host of that name", answered=False
+        ) from None
     except ssrf.UrlRefused:
         raise FetchFailed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
     except SourceError as error:  # The name service may know the name later.
         raise FetchFailed(error.status, error.detail, passing=True, answered=False) from None
     except aiohttp.ClientSSLError:
-        raise FetchFailed(Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name") from None
+        raise FetchFailed(
+            Status.SOURCE_DENIED, "its host has no certificate that is trusted for this name"
+        ) from None
     except aiohttp.ClientPayloadError:
         raise FetchFailed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
     except TimeoutError:
-        raise FetchFailed(Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False) from None
+        raise FetchFailed(
+            Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False
+        ) from None
     except (aiohttp.ClientConnectionError, OSError) as error:
-        raise FetchFailed(Status.SOURCE_TIMEOUT, f"no connection: {_describe(error)}", passing=True, answered=False) from None
+        raise FetchFailed(
+            Status.SOURCE_TIMEOUT,
+            f"no connection: {_describe(error)}",
+            passing=True,
+            answered=False,
+        ) from None
     except aiohttp.ClientError as error:
-        raise FetchFailed(Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}") from None
+        raise FetchFailed(
+            Status.SOURCE_DENIED, f"what the host answers is not HTTP: {type(error).__name__}"
+        ) from None
 
 
 def _describe(error: BaseException) -> str:
-    """Return the operating system's text for the error number: asyncio's own text contains the address."""
+    """Return the operating system's text for the error number: asyncio's own text contains the
+    address.
+    """
     cause = getattr(error, "os_error", None) or error
     number = getattr(cause, "errno", None)
     return os.strerror(number) if number and number > 0 else type(cause).__name__

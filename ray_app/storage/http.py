@@ -1,7 +1,9 @@
-"""HTTP requests to plain web servers: `head`, `get`, `get_range`; and `Guard`, the servers that may be requested. No retries.
+"""HTTP requests to plain web servers: `head`, `get`, `get_range`; and `Guard`, the servers that may
+be requested. No retries.
 
-Hosts that the user names are requested by fsspec's own session, whatever their address is. All others, named by a list, a label or a
-redirect, go through the SSRF guard (`storage.ssrf`). Exceptions are aiohttp's, for `storage.errors` to translate, or SourceError.
+Hosts that the user names are requested by fsspec's own session, whatever their address is. All
+others, named by a list, a label or a redirect, go through the SSRF guard (`storage.ssrf`).
+Exceptions are aiohttp's, for `storage.errors` to translate, or SourceError.
 """
 
 import asyncio
@@ -28,7 +30,8 @@ _MOST_REDIRECTS = 10  # as aiohttp follows by itself
 
 @dataclass(frozen=True)
 class Guard:
-    """Which web servers may be requested: those that the user names (`named`: their origins), and all on the public Internet.
+    """Which web servers may be requested: those that the user names (`named`: their origins), and
+    all on the public Internet.
 
     `allow_private`: every other one too.
     """
@@ -60,7 +63,8 @@ def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
                 return _facts(answer)
             if answer.status in _NOTHING_THERE:
                 answer.raise_for_status()
-        # A URL presigned for GET, or a server that knows no HEAD: ask for the file, and leave before its body.
+        # A URL presigned for GET, or a server that knows no HEAD: ask for the file, and leave
+        # before its body.
         async with _answer("GET", url, guard) as answer:
             answer.raise_for_status()
             return _facts(answer)
@@ -69,7 +73,9 @@ def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
 
 
 def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole file if it is still of `version`. Raises InputError as soon as more than `max_bytes` have come."""
+    """The whole file if it is still of `version`. Raises InputError as soon as more than
+    `max_bytes` have come.
+    """
 
     async def request() -> bytes:
         async with _answer("GET", url, guard) as answer:
@@ -87,17 +93,27 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: floa
     return _ask(request, timeout_s)
 
 
-def get_range(url: str, guard: Guard, start: int, length: int, *, version: str, timeout_s: float) -> bytes:
+def get_range(
+    url: str, guard: Guard, start: int, length: int, *, version: str, timeout_s: float
+) -> bytes:
     """`length` bytes from `start`, fewer where the file ends, if it is still of `version`."""
 
     async def request() -> bytes:
-        async with _answer("GET", url, guard, {"Range": ranged.range_header(start, length)}) as answer:
+        async with _answer(
+            "GET", url, guard, {"Range": ranged.range_header(start, length)}
+        ) as answer:
             if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""  # the file ends before
             answer.raise_for_status()
             facts = _facts(answer)
             errors.require_version(version, version_of(facts))
-            return await ranged.take(answer.content.iter_any(), answer.headers.get("Content-Range"), facts["size"], start, length)
+            return await ranged.take(
+                answer.content.iter_any(),
+                answer.headers.get("Content-Range"),
+                facts["size"],
+                start,
+                length,
+            )
 
     return _ask(request, timeout_s)
 
@@ -113,11 +129,17 @@ def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
 
 
 @asynccontextmanager
-async def _answer(method: str, url: str, guard: Guard, headers: Mapping[str, str] | None = None) -> AsyncIterator[Any]:
-    """The answer behind all redirects; the place that one leads to is looked at like any other. Raises SourceError (source_denied)."""
+async def _answer(
+    method: str, url: str, guard: Guard, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Any]:
+    """The answer behind all redirects; the place that one leads to is looked at like any other.
+    Raises SourceError (source_denied).
+    """
     for _ in range(_MOST_REDIRECTS + 1):
         session, place = await _session_for(url, guard)
-        async with session.request(method, place, headers={**_AS_STORED, **(headers or {})}, allow_redirects=False) as answer:
+        async with session.request(
+            method, place, headers={**_AS_STORED, **(headers or {})}, allow_redirects=False
+        ) as answer:
             if answer.status not in _REDIRECTS:
                 yield answer
                 return
@@ -131,7 +153,9 @@ def _next_place(answer: Any, requested: str) -> str:
         place = urljoin(str(answer.url), str(answer.headers["Location"]))
         led = urlsplit(place)
     except (KeyError, ValueError):
-        raise SourceError(Status.SOURCE_DENIED, "the server redirects without saying where") from None
+        raise SourceError(
+            Status.SOURCE_DENIED, "the server redirects without saying where"
+        ) from None
     user, at, _ = urlsplit(requested).netloc.rpartition("@")
     if not at or "@" in led.netloc or _origin(place) != _origin(requested):
         return place
@@ -139,7 +163,9 @@ def _next_place(answer: Any, requested: str) -> str:
 
 
 async def _session_for(url: str, guard: Guard) -> tuple[Any, Any]:
-    """The session for a URL, and the URL to request. Raises SourceError for one that may not be requested."""
+    """The session for a URL, and the URL to request. Raises SourceError for one that may not be
+    requested.
+    """
     if guard.trusts(url):
         fs, _ = object_store.fsspec_for(url)
         return await fs.set_session(), fs.encode_url(url)
@@ -163,4 +189,8 @@ def _origin(url: str) -> str | None:
 def _facts(answer: Any) -> dict[str, Any]:
     whole = ranged.total_size(answer.headers.get("Content-Range"), answer.content_length)
     size = None if answer.headers.get("Content-Encoding") else whole
-    return {"size": size, "ETag": answer.headers.get("ETag"), "Last-Modified": answer.headers.get("Last-Modified")}
+    return {
+        "size": size,
+        "ETag": answer.headers.get("ETag"),
+        "Last-Modified": answer.headers.get("Last-Modified"),
+    }

@@ -1,10 +1,13 @@
-"""Listing S3: `list_prefix` in the order of keys; and large prefixes in ranges of keys, to be listed side by side: `list_divisions` cuts
-one at its folders, `split_range` where keys are found by probing; `RangeReader` reads one, as far as is wanted.
+"""Listing S3: `list_prefix` in the order of keys; and large prefixes in ranges of keys, to be
+listed side by side: `list_divisions` cuts one at its folders, `split_range` where keys are found by
+probing; `RangeReader` reads one, as far as is wanted.
 
-The ranges of a prefix follow each other in key order and leave nothing out: together they give the one listing, in its order, wherever they
-were cut. An edge need not be a key. Python compares texts by code points, which is the order of their UTF-8, and so that of S3.
+The ranges of a prefix follow each other in key order and leave nothing out: together they give the
+one listing, in its order, wherever they were cut. An edge need not be a key. Python compares texts
+by code points, which is the order of their UTF-8, and so that of S3.
 
-Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order by UTF-8).
+Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order
+by UTF-8).
 """
 
 from collections.abc import Iterator
@@ -16,7 +19,8 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, fetch, s3, urls
 
 PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
-# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
+# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking
+# for them may cost.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
 _LETTERS = 64  # that are distinguished at one position of the keys, unless more pieces are wanted
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
@@ -26,7 +30,9 @@ _gate = fetch.Gate(64)
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in ns, else ""."""
+    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in
+    ns, else "".
+    """
 
     uri: str
     size_bytes: int
@@ -35,7 +41,8 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first, to its last.
+    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first,
+    to its last.
 
     `pattern` is compared with the path below the prefix.
     """
@@ -48,7 +55,9 @@ class KeyRange:
 
 
 def list_prefix(place: str) -> Iterator[ObjectInfo]:
-    """The objects below a prefix in the order of their keys, or the one object of that name; a page after the other."""
+    """The objects below a prefix in the order of their keys, or the one object of that name; a page
+    after the other.
+    """
     bucket, key = urls.bucket_and_key(place)
     empty = True
     for info in RangeReader(_below(bucket, key)):
@@ -59,17 +68,24 @@ def list_prefix(place: str) -> Iterator[ObjectInfo]:
 
 
 def _object_at(place: str) -> ObjectInfo | None:
-    """The one object of that name, as a listing of now would have it; None where there is none. Raises StorageError."""
+    """The one object of that name, as a listing of now would have it; None where there is none.
+    Raises StorageError.
+    """
     bucket, key = urls.bucket_and_key(place)
     try:
         found = _patient()(lambda left: s3.found(bucket, key, timeout_s=left))
     except Exception as error:
         raise errors.unreachable(error, place, "look at") from error
-    return None if found is None else ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
+    return (
+        None
+        if found is None
+        else ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
+    )
 
 
 def list_divisions(source: str) -> list[KeyRange]:
-    """The ranges that make up a source of more than one page, cut at its folders; none where one listing does as well.
+    """The ranges that make up a source of more than one page, cut at its folders; none where one
+    listing does as well.
 
     Raises StorageError when the store is out of reach or refuses.
     """
@@ -87,7 +103,8 @@ def list_divisions(source: str) -> list[KeyRange]:
 
 
 class RangeReader:
-    """The files of one range, sorted by uri; iterated once, a page at a time, until `stop` is called.
+    """The files of one range, sorted by uri; iterated once, a page at a time, until `stop` is
+    called.
 
     `rest`: what was not read, None where that is nothing. Raises as `list_objects`.
     """
@@ -98,7 +115,9 @@ class RangeReader:
         self.rest: KeyRange | None = None
 
     def stop(self, *, here: bool = False) -> None:
-        """Read no further than to the end of the page; `here`: behind the file that came last, whose page is then asked for again."""
+        """Read no further than to the end of the page; `here`: behind the file that came last,
+        whose page is then asked for again.
+        """
         self._stops, self._stops_here = True, here
 
     def __iter__(self) -> Iterator[ObjectInfo]:
@@ -118,7 +137,10 @@ class RangeReader:
             contents = page.get("Contents")
             last = contents[-1]["Key"] if contents else last
             is_end = not page.get("IsTruncated") or (keys.until is not None and last >= keys.until)
-            for info in _objects_of(keys.bucket, page if keys.until is None or last <= keys.until else _up_to(keys.until, page)):
+            for info in _objects_of(
+                keys.bucket,
+                page if keys.until is None or last <= keys.until else _up_to(keys.until, page),
+            ):
                 key = info.uri[place:]
                 if matches is None or matches(key[len(keys.prefix) :]):
                     yield info
@@ -133,17 +155,25 @@ class RangeReader:
 
 
 def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
-    """A range in about so many, of equal size where keys are spread evenly over their letters; itself where it has no two keys to part.
+    """A range in about so many, of equal size where keys are spread evenly over their letters;
+    itself where it has no two keys to part.
 
-    Keys are found by requests for one each. From a known key on, these find how many of its first letters all keys behind it share; then,
-    one after the other, which letters follow there: of numbered keys some 15 requests for ten pieces. Raises StorageError.
+    Keys are found by requests for one each. From a known key on, these find how many of its first
+    letters all keys behind it share; then, one after the other, which letters follow there: of
+    numbered keys some 15 requests for ten pieces. Raises StorageError.
     """
     probe = _Probe(keys, most=2 * max(pieces, _LETTERS) + 16)
     try:
-        first = keys.after if keys.after is not None and keys.after.startswith(keys.prefix) else probe.behind(keys.after or "")
+        first = (
+            keys.after
+            if keys.after is not None and keys.after.startswith(keys.prefix)
+            else probe.behind(keys.after or "")
+        )
         ranges = [(keys, first)]
         while len(ranges) < pieces / 2:
-            divided = [part for whole, known in ranges for part in _parted(whole, known, probe, pieces)]
+            divided = [
+                part for whole, known in ranges for part in _parted(whole, known, probe, pieces)
+            ]
             if len(divided) == len(ranges):
                 break
             ranges = divided
@@ -163,9 +193,17 @@ class _Probe:
         if self._left <= 0:
             return None
         self._left -= 1
-        page = self._call(lambda left: s3.page(self._keys.bucket, self._keys.prefix, timeout_s=left, above=text, limit=1))
+        page = self._call(
+            lambda left: s3.page(
+                self._keys.bucket, self._keys.prefix, timeout_s=left, above=text, limit=1
+            )
+        )
         found = [item["Key"] for item in page.get("Contents", ())]
-        return found[0] if found and (self._keys.until is None or found[0] <= self._keys.until) else None
+        return (
+            found[0]
+            if found and (self._keys.until is None or found[0] <= self._keys.until)
+            else None
+        )
 
     def behind_all(self, stem: str) -> str | None:
         """The first key after all that begin with `stem`."""
@@ -173,8 +211,12 @@ class _Probe:
         return None if len(following) <= len(self._keys.prefix) else self.behind(following)
 
 
-def _parted(keys: KeyRange, known: str | None, probe: _Probe, pieces: int) -> list[tuple[KeyRange, str | None]]:
-    """A range parted where its keys first differ, each part with a key that it begins with; `known` is such a key of the range itself."""
+def _parted(
+    keys: KeyRange, known: str | None, probe: _Probe, pieces: int
+) -> list[tuple[KeyRange, str | None]]:
+    """A range parted where its keys first differ, each part with a key that it begins with; `known`
+    is such a key of the range itself.
+    """
     if known is None:
         return [(keys, None)]
     shared, end = len(keys.prefix), len(known)
@@ -189,7 +231,11 @@ def _parted(keys: KeyRange, known: str | None, probe: _Probe, pieces: int) -> li
     if following is None:  # those that are left begin with all of `known`
         following = _beginning(keys, probe.behind(known), shared + 1)
     cuts: list[tuple[str, str]] = []  # edges, and the first key behind each
-    while following is not None and len(cuts) < max(pieces, _LETTERS) and following[: shared + 1] > (keys.after or ""):
+    while (
+        following is not None
+        and len(cuts) < max(pieces, _LETTERS)
+        and following[: shared + 1] > (keys.after or "")
+    ):
         cuts.append((following[: shared + 1], following))
         following = _beginning(keys, probe.behind_all(cuts[-1][0]), shared + 1)
     step = -(-(len(cuts) + 1) // (2 * pieces))
@@ -197,17 +243,23 @@ def _parted(keys: KeyRange, known: str | None, probe: _Probe, pieces: int) -> li
     edges = [keys.after, *(edge for edge, _ in cuts), keys.until]
     return [
         (replace(keys, after=after, until=until), first)
-        for (after, until), first in zip(pairwise(edges), [known, *(first for _, first in cuts)], strict=True)
+        for (after, until), first in zip(
+            pairwise(edges), [known, *(first for _, first in cuts)], strict=True
+        )
     ]
 
 
 def _beginning(keys: KeyRange, key: str | None, length: int) -> str | None:
-    """A key whose first letters are a place to cut the range at; a key that is its last one, and no longer than they are, is not."""
+    """A key whose first letters are a place to cut the range at; a key that is its last one, and no
+    longer than they are, is not.
+    """
     return None if key is None or (keys.until is not None and key[:length] >= keys.until) else key
 
 
 def _successor(stem: str) -> str:
-    """The least text of its length that is larger than all that begin with `stem`; shorter where there is none."""
+    """The least text of its length that is larger than all that begin with `stem`; shorter where
+    there is none.
+    """
     while stem and ord(stem[-1]) == _LAST_POINT:
         stem = stem[:-1]
     point = ord(stem[-1]) + 1 if stem else 0
@@ -224,7 +276,11 @@ def _whole(place: str, call: s3.Call) -> KeyRange | None:
     bucket, key = urls.bucket_and_key(place)
     keys = _below(bucket, key)
     first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if not first.get("Contents") and urls.has_magic(place) and call(lambda left: s3.found(bucket, key, timeout_s=left)) is None:
+    if (
+        not first.get("Contents")
+        and urls.has_magic(place)
+        and call(lambda left: s3.found(bucket, key, timeout_s=left)) is None
+    ):
         base, pattern = urls.split_at_magic(place)
         keys = replace(_below(*urls.bucket_and_key(base)), pattern=pattern)
         first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
@@ -236,9 +292,11 @@ def _below(bucket: str, key: str) -> KeyRange:
 
 
 def _folders(keys: KeyRange, call: s3.Call) -> list[str]:
-    """Folders of a prefix, level by level until there are enough of them, or finding more costs too much; sorted.
+    """Folders of a prefix, level by level until there are enough of them, or finding more costs too
+    much; sorted.
 
-    A page without any ends the search in its folder: what lies there side by side is better parted by probing.
+    A page without any ends the search in its folder: what lies there side by side is better parted
+    by probing.
     """
     found: list[str] = []
     level, requests = [keys.prefix], _MAX_REQUESTS

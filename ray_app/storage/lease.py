@@ -1,9 +1,11 @@
-"""`Lease`: one run per directory, by a small file that names its `Holder` (host and process) and is renewed by a heartbeat.
+"""`Lease`: one run per directory, by a small file that names its `Holder` (host and process) and is
+renewed by a heartbeat.
 
-A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat shows whether it
-lives. No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for the
-exclusive creation of a file named after that holder's token. A store that does not create exclusively is detected by trying to create the
-lease once more.
+A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since
+only its heartbeat shows whether it lives. No clock of another machine is ever compared with ours.
+Of many that find the same dead holder, one gets its place: they race for the exclusive creation of
+a file named after that holder's token. A store that does not create exclusively is detected by
+trying to create the lease once more.
 """
 
 import json
@@ -33,7 +35,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease: a process (pid and when it started) of a machine, and a token that no other acquisition shares."""
+    """Who holds a lease: a process (pid and when it started) of a machine, and a token that no
+    other acquisition shares.
+    """
 
     host: str
     machine: str
@@ -58,11 +62,13 @@ class Holder:
 
 
 class Lease:
-    """`with Lease(store) as lease:` — nobody else has this store meanwhile; `lease.check()` before what must not be done by two.
+    """`with Lease(store) as lease:` — nobody else has this store meanwhile; `lease.check()` before
+    what must not be done by two.
 
-    Raises IdentityError on entering when another living run holds it, naming its host and process, and StorageError where the store would
-    let two of them in (it ignores or refuses `If-None-Match`, or is of a kind that was never tried), unless `unguarded`; `is_guarded`
-    then says whether it would.
+    Raises IdentityError on entering when another living run holds it, naming its host and process,
+    and StorageError where the store would let two of them in (it ignores or refuses
+    `If-None-Match`, or is of a kind that was never tried), unless `unguarded`; `is_guarded` then
+    says whether it would.
     """
 
     def __init__(
@@ -90,11 +96,18 @@ class Lease:
         self.acquire()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as the class says."""
+        """Take the lease and keep it warm. Raises IdentityError while another living run has it,
+        and StorageError as the class says.
+        """
         while not self._taken():
             pass
         self.is_guarded = self._store.is_exclusive and not self._created(
@@ -130,14 +143,18 @@ class Lease:
             )
 
     def _taken(self) -> bool:
-        """Take an empty place, or a dead holder's. It is read first: not every store refuses to write over a living one's."""
+        """Take an empty place, or a dead holder's. It is read first: not every store refuses to
+        write over a living one's.
+        """
         other = self._read(_PATH)
         if other is None:
             return self._created(_PATH, self.holder)
         return self._is_dead(other) and self._take_over(other)
 
     def _created(self, path: str, holder: Holder) -> bool:
-        """Write unless something is there; where the store refuses that condition, write in any case."""
+        """Write unless something is there; where the store refuses that condition, write in any
+        case.
+        """
         try:
             return self._store.create(path, holder.encode())
         except StorageError as error:
@@ -156,7 +173,11 @@ class Lease:
                 hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
                 "directory at the same time, say so by the key `unguarded` (docs/continuing.md)",
             )
-        _log.warning("lease_unguarded url=%s lost=%r", url, "nothing stops two commands from writing into this directory at once")
+        _log.warning(
+            "lease_unguarded url=%s lost=%r",
+            url,
+            "nothing stops two commands from writing into this directory at once",
+        )
 
     def _read(self, path: str) -> Holder | None:
         try:
@@ -165,11 +186,14 @@ class Lease:
             return None
         except (ValueError, TypeError):
             raise IdentityError(
-                f"{self._store.url}/{path} is not a lease of this version of Touchstone", hint="delete it if no run is using the directory"
+                f"{self._store.url}/{path} is not a lease of this version of Touchstone",
+                hint="delete it if no run is using the directory",
             ) from None
 
     def _is_dead(self, other: Holder) -> bool:
-        """False when the place changed hands while we looked. Raises IdentityError when the holder lives."""
+        """False when the place changed hands while we looked. Raises IdentityError when the holder
+        lives.
+        """
         if other.died_here():
             return True
         if other.machine == host_identity():
@@ -208,7 +232,9 @@ class Lease:
             self._store.delete(claim)
 
     def _await_claimant(self, claim: str) -> None:
-        """A claim lasts for moments; one that stays was left by a process that died with it in hand."""
+        """A claim lasts for moments; one that stays was left by a process that died with it in
+        hand.
+        """
         until = self._clock() + self._ttl_s
         while self._clock() < until:
             claimant = self._read(claim)
@@ -243,7 +269,8 @@ class Lease:
 
 @cache
 def host_identity() -> str:
-    """What two processes share exactly when one can see whether the other runs: name, boot and process namespace.
+    """What two processes share exactly when one can see whether the other runs: name, boot and
+    process namespace.
 
     Containers of one machine share its boot, not its process numbers: hence the namespace.
     """

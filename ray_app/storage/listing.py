@@ -1,8 +1,10 @@
-"""List sources: `list_objects` streams names, sizes, and versions in the order of uris; `walk_folder` streams the paths in a local folder.
+"""List sources: `list_objects` streams names, sizes, and versions in the order of uris;
+`walk_folder` streams the paths in a local folder.
 
-A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters only count if
-nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
-A folder in the source that cannot be listed is reported (`ClosedFolder`), and everything else is listed.
+A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https
+URL. Pattern letters only count if nothing has that literal name. Symbolic links to files are
+listed, links to folders are not followed (so no cycle can hang a run). A folder in the source that
+cannot be listed is reported (`ClosedFolder`), and everything else is listed.
 """
 
 import difflib
@@ -25,7 +27,8 @@ from ray_app.storage.key_ranges import ObjectInfo
 # Called with the uri of a folder: whether anything in the folder may count.
 Enters = Callable[[str], bool]
 
-_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # of this process or machine, not of one folder
+# of this process or machine, not of one folder
+_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class ClosedFile(ObjectInfo):
 
 @dataclass
 class NotedFolders:
-    """The number of folders of one kind in a listing, such as links to folders, and the path of the first."""
+    """The number of folders of one kind in a listing, such as links to folders, and the path of the
+    first.
+    """
 
     count: int = 0
     example: str = ""
@@ -58,7 +63,9 @@ _passed_by: ContextVar[NotedFolders | None] = ContextVar("linked folders", defau
 
 @contextmanager
 def noting_linked_folders() -> Iterator[NotedFolders]:
-    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be reported."""
+    """Counts, in this thread and inside the block, what listings do not follow: it is no member,
+    and yet should be reported.
+    """
     noted = NotedFolders()
     token = _passed_by.set(noted)
     try:
@@ -67,15 +74,20 @@ def noting_linked_folders() -> Iterator[NotedFolders]:
         _passed_by.reset(token)
 
 
-def list_objects(source: str, guard: Guard | None = None, *, enters: Enters = lambda _: True) -> Iterator[ObjectInfo]:
-    """List every file of a source, sorted by uri, with secrets stripped; memory does not grow with the number of files.
+def list_objects(
+    source: str, guard: Guard | None = None, *, enters: Enters = lambda _: True
+) -> Iterator[ObjectInfo]:
+    """List every file of a source, sorted by uri, with secrets stripped; memory does not grow with
+    the number of files.
 
     A folder of the source that cannot be listed is a `ClosedFolder`.
 
     Args:
         source: A file, a folder, a key prefix, a pattern, or one https URL.
-        guard: The web servers that a server may redirect to. Defaults to itself and the public Internet.
-        enters: Called with the uri of a folder before it is listed; False leaves the folder out. A bucket has no folders.
+        guard: The web servers that a server may redirect to. Defaults to itself and the public
+            Internet.
+        enters: Called with the uri of a folder before it is listed; False leaves the folder out. A
+            bucket has no folders.
 
     Raises:
         ConfigError: No file is there. Raised at the first step, as the others.
@@ -93,7 +105,11 @@ def list_objects(source: str, guard: Guard | None = None, *, enters: Enters = la
 
     try:
         base, pattern = split_source(place)
-        found = _list(place, guard, enters_noted) if pattern is None else _matching(base, pattern, guard, enters_noted)
+        found = (
+            _list(place, guard, enters_noted)
+            if pattern is None
+            else _matching(base, pattern, guard, enters_noted)
+        )
         first = next(found, None)
         if first is not None:
             yield from chain([first], found)
@@ -106,9 +122,11 @@ def list_objects(source: str, guard: Guard | None = None, *, enters: Enters = la
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """Split a source into the place that relative paths begin after, and the pattern behind it, which is None for a literal name.
+    """Split a source into the place that relative paths begin after, and the pattern behind it,
+    which is None for a literal name.
 
-    A name with pattern letters is literal if the store has it. A web address is always literal. Raises StorageError.
+    A name with pattern letters is literal if the store has it. A web address is always literal.
+    Raises StorageError.
     """
     place = urls.canonical(source)
     if not urls.has_magic(place) or urls.scheme_of(place) in WEB or _is_there(place):
@@ -117,7 +135,9 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a source is a pattern, and not the literal name of a file, folder, or prefix. Raises StorageError."""
+    """Whether a source is a pattern, and not the literal name of a file, folder, or prefix. Raises
+    StorageError.
+    """
     return split_source(source)[1] is not None
 
 
@@ -159,33 +179,47 @@ def _matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator
 
 
 def not_there(path: str) -> ConfigError:
-    """What to say of a file or folder of this machine that is not there, with the nearest name beside it."""
+    """What to say of a file or folder of this machine that is not there, with the nearest name
+    beside it.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     try:
         nearest = difflib.get_close_matches(name, os.listdir(folder), 1)
     except OSError:
         nearest = []
     hint = (
-        f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?" if nearest else "check the spelling, and the folder you are in"
+        f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?"
+        if nearest
+        else "check the spelling, and the folder you are in"
     )
     return ConfigError(f"{path}: no such file or folder", hint=hint)
 
 
 def _nothing_at(place: str) -> ConfigError:
-    """What to say where a source has no file: a misspelt name, an empty folder, or a pattern that nothing matches."""
+    """What to say where a source has no file: a misspelt name, an empty folder, or a pattern that
+    nothing matches.
+    """
     scheme, shown = urls.scheme_of(place), urls.strip_secrets(place)
     if scheme == "file" and os.path.isdir(place):
         hint = "linked folders are not followed: name them as sources of their own"
         return ConfigError(f"{shown}: the folder has no files in it", hint=hint)
     if scheme == "file" and os.path.lexists(place):
-        kind = "a link to nothing" if os.path.islink(place) and not os.path.exists(place) else "neither a file nor a folder"
+        kind = (
+            "a link to nothing"
+            if os.path.islink(place) and not os.path.exists(place)
+            else "neither a file nor a folder"
+        )
         return ConfigError(f"{shown}: it is {kind}", hint="name a file or a folder")
     if urls.has_braces(shown):
         return ConfigError(
-            f"{shown}: no such file or folder, and braces are not expanded", hint="write a pattern, as in db-*.tar, or name each file"
+            f"{shown}: no such file or folder, and braces are not expanded",
+            hint="write a pattern, as in db-*.tar, or name each file",
         )
     if is_pattern(place):
-        return ConfigError(f"{shown}: no file matches this pattern", hint="upper and lower case count: *.jpg does not match A.JPG")
+        return ConfigError(
+            f"{shown}: no file matches this pattern",
+            hint="upper and lower case count: *.jpg does not match A.JPG",
+        )
     if scheme == "file":
         return not_there(place)
     hint = {
@@ -213,7 +247,8 @@ def _list_folder(folder: str, enters: Enters) -> Iterator[ObjectInfo]:
             continue
         try:
             found = os.stat(path)
-        except OSError as error_of_file:  # The reader of the file meets the same error, and the row of the file shows it.
+        # The reader of the file meets the same error, and the row of the file shows it.
+        except OSError as error_of_file:
             kind = ObjectInfo if errors.is_missing(error_of_file) else ClosedFile
             yield kind(urls.local_uri(path), -1, "")
             continue
@@ -223,7 +258,9 @@ def _list_folder(folder: str, enters: Enters) -> Iterator[ObjectInfo]:
             noted.add(NotedFolders(1, path))
 
 
-def walk_folder(folder: str, enters: Enters = lambda _: True) -> Iterator[tuple[str, OSError | None]]:
+def walk_folder(
+    folder: str, enters: Enters = lambda _: True
+) -> Iterator[tuple[str, OSError | None]]:
     """Walk a local folder in the order of uris, without following links to folders.
 
     Args:
@@ -234,10 +271,12 @@ def walk_folder(folder: str, enters: Enters = lambda _: True) -> Iterator[tuple[
         The path of everything that is not a folder, with None; and the path of each folder below that cannot be listed, with the reason.
 
     Raises:
-        OSError: The folder itself cannot be listed or entered, or this process has no resources left.
+        OSError: The folder itself cannot be listed or entered, or this process has no resources
+            left.
     """
     prefix = folder.rstrip("/") + "/"
-    os.stat(prefix + ".")  # A folder that can be listed but not entered: every file in it would be denied.
+    # A folder that can be listed but not entered: every file in it would be denied.
+    os.stat(prefix + ".")
     names, error = _names_in(prefix)
     if error is not None:
         raise error
@@ -260,7 +299,9 @@ def walk_folder(folder: str, enters: Enters = lambda _: True) -> Iterator[tuple[
 
 
 def _names_in(folder: str) -> tuple[list[str], OSError | None]:
-    """Return the sorted names in a folder, those of folders with a slash, as far as they can be read, and what ended them early."""
+    """Return the sorted names in a folder, those of folders with a slash, as far as they can be
+    read, and what ended them early.
+    """
     # Sorting folders with their slash is the order of whole uris, the one that S3 lists in.
     # Only names are kept: a flat folder may be huge.
     names: list[str] = []
@@ -268,7 +309,9 @@ def _names_in(folder: str) -> tuple[list[str], OSError | None]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                names.append(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name)
+                names.append(
+                    entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
+                )
     except OSError as ended:
         if ended.errno in _NO_RESOURCES:
             raise
@@ -279,7 +322,9 @@ def _names_in(folder: str) -> tuple[list[str], OSError | None]:
 
 def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = fetch.Retrier(key_ranges.PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
+        info = fetch.Retrier(key_ranges.PATIENCE).call(
+            lambda left: http.head(url, guard, timeout_s=left)
+        )
     except Exception as error:
         if errors.is_missing(error):
             return
@@ -310,7 +355,9 @@ def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
                 except Exception as error:
                     reason = errors.closed_folder(error)
                     if reason.status not in (Status.SOURCE_DENIED, Status.SOURCE_MISSING):
-                        raise  # The store gave no answer, after many attempts: nothing else of it will be listed either.
+                        # The store gave no answer, after many attempts: nothing else of it will be
+                        # listed either.
+                        raise
                     yield ClosedFolder(uri.rstrip("/"), -1, "", reason)
                     continue
                 break
@@ -319,8 +366,15 @@ def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
 
 
 def _entries_in(fs: Any, folder: str, _: float) -> list[Mapping[str, Any]]:
-    entries = [entry for entry in fs.ls(folder, detail=True) if entry["name"].rstrip("/") != folder.rstrip("/")]
-    return sorted(entries, key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""))
+    entries = [
+        entry
+        for entry in fs.ls(folder, detail=True)
+        if entry["name"].rstrip("/") != folder.rstrip("/")
+    ]
+    return sorted(
+        entries,
+        key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""),
+    )
 
 
 def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:

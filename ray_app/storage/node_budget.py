@@ -1,9 +1,11 @@
-"""`NodeBudget`: memory that all processes of one node share for large files, as a counting semaphore of file locks.
+"""`NodeBudget`: memory that all processes of one node share for large files, as a counting
+semaphore of file locks.
 
 `node_memory` and `usable_cores` are what this machine or container has.
 
-The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks them when a process ends, however it
-ends. A process that wants seats waits at the door, in turn, until there are enough; with seats it never waits for more: no deadlock.
+The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks
+them when a process ends, however it ends. A process that wants seats waits at the door, in turn,
+until there are enough; with seats it never waits for more: no deadlock.
 """
 
 import fcntl
@@ -22,8 +24,12 @@ SEAT_BYTES = 64 * 2**20
 NODE_SHARE = 0.25  # of a node's memory; most of the rest is planned for the processes themselves
 _LOOK_EVERY_S = 0.02
 
-# Files of cgroups with the limits of a container. If they are missing, or contain "max" or -1, there is no limit.
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+# Files of cgroups with the limits of a container. If they are missing, or contain "max" or -1,
+# there is no limit.
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _CGROUP_CPU, _CGROUP_CPU_V1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
 
 
@@ -37,7 +43,9 @@ def node_memory() -> int:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use: those of its affinity, or fewer if its container has a smaller quota."""
+    """Return the number of cores that this process may use: those of its affinity, or fewer if its
+    container has a smaller quota.
+    """
     allowed = len(os.sched_getaffinity(0))
     for quota, period in _cpu_quotas():
         if quota > 0 and period > 0:
@@ -51,7 +59,10 @@ def _cpu_quotas() -> Iterator[tuple[float, float]]:
         quota, period = map(float, _CGROUP_CPU.read_text().split())
         yield quota, period
     with suppress(OSError, ValueError):
-        yield float((_CGROUP_CPU_V1 / "cpu.cfs_quota_us").read_text()), float((_CGROUP_CPU_V1 / "cpu.cfs_period_us").read_text())
+        yield (
+            float((_CGROUP_CPU_V1 / "cpu.cfs_quota_us").read_text()),
+            float((_CGROUP_CPU_V1 / "cpu.cfs_period_us").read_text()),
+        )
 
 
 def budget_of(memory_bytes: float) -> int:
@@ -60,19 +71,25 @@ def budget_of(memory_bytes: float) -> int:
 
 
 class NodeBudget:
-    """So many bytes for all processes of this user on this node (null = a quarter of its memory); one thread at a time.
+    """So many bytes for all processes of this user on this node (null = a quarter of its memory);
+    one thread at a time.
 
-    `purpose` names the seats: other purposes have others. `folder` is for tests; all that share a budget must name the same.
+    `purpose` names the seats: other purposes have others. `folder` is for tests; all that share a
+    budget must name the same.
     """
 
-    def __init__(self, purpose: str, total_bytes: int | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, purpose: str, total_bytes: int | None = None, folder: Path | None = None
+    ) -> None:
         self.total_bytes = budget_of(node_memory()) if total_bytes is None else total_bytes
         self._purpose, self._folder = purpose, folder
         self.waited_s = 0.0
 
     @contextmanager
     def turn(self, size_bytes: int) -> Iterator[Callable[[], None]]:
-        """Wait until so many bytes (`total_bytes` at most) are free, and have them for the block; what is yielded gives them back early."""
+        """Wait until so many bytes (`total_bytes` at most) are free, and have them for the block;
+        what is yielded gives them back early.
+        """
         with ExitStack() as held:
             for seat in self._seats(size_bytes):
                 held.callback(os.close, seat)
@@ -115,12 +132,16 @@ class NodeBudget:
 
 
 def _own_folder() -> Path:
-    """A folder of this user's on the node's own disk. Raises ConfigError where another user made one of that name."""
+    """A folder of this user's on the node's own disk. Raises ConfigError where another user made
+    one of that name.
+    """
     folder = Path(tempfile.gettempdir()) / f"touchstone-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to another user", hint="set TMPDIR to a folder of yours")
+        raise ConfigError(
+            f"{folder} belongs to another user", hint="set TMPDIR to a folder of yours"
+        )
     return folder
 
 

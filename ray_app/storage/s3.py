@@ -1,10 +1,12 @@
-"""S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone needs them: `get` and `get_range` of one
-version, `head`, `found`, `delete_some`, `page`, `pages`.
+"""S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone
+needs them: `get` and `get_range` of one version, `head`, `found`, `delete_some`, `page`, `pages`.
 
-The client of s3fs makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop per process). The retries of both are
-switched off: retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors`.
+The client of s3fs makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop
+per process). The retries of both are switched off: retries inside retries multiply and hide from
+the counts. Exceptions are botocore's and aiohttp's, for `storage.errors`.
 
-`S3Config` and `with_s3_settings`: what a config says about requests. `worker_variables`: what processes elsewhere need to request alike.
+`S3Config` and `with_s3_settings`: what a config says about requests. `worker_variables`: what
+processes elsewhere need to request alike.
 """
 
 import asyncio
@@ -23,20 +25,35 @@ from ray_app.config import Frozen
 from ray_app.errors import ConfigError
 from ray_app.storage import errors, ranged
 
-Call = Callable[[Callable[[float], Any]], Any]  # `storage.fetch.Retrier.call`: asks with the seconds left, and again
+# `storage.fetch.Retrier.call`: asks with the seconds left, and again
+Call = Callable[[Callable[[float], Any]], Any]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 # GDAL has the first variable, botocore the second one.
 PAYER_VARIABLE, CHECKSUM_VARIABLE = "AWS_REQUEST_PAYER", "AWS_REQUEST_CHECKSUM_CALCULATION"
-_REQUESTER, _WHEN_REQUIRED, _CHECKSUM_SETTING = "requester", "when_required", "request_checksum_calculation"
-_RESPONSE_VARIABLE, _RESPONSE_SETTING = "AWS_RESPONSE_CHECKSUM_VALIDATION", "response_checksum_validation"
-_FOR_WORKERS = (PAYER_VARIABLE, CHECKSUM_VARIABLE, _RESPONSE_VARIABLE, "FSSPEC_S3_ANON", "FSSPEC_S3_REQUESTER_PAYS")
+_REQUESTER, _WHEN_REQUIRED, _CHECKSUM_SETTING = (
+    "requester",
+    "when_required",
+    "request_checksum_calculation",
+)
+_RESPONSE_VARIABLE, _RESPONSE_SETTING = (
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "response_checksum_validation",
+)
+_FOR_WORKERS = (
+    PAYER_VARIABLE,
+    CHECKSUM_VARIABLE,
+    _RESPONSE_VARIABLE,
+    "FSSPEC_S3_ANON",
+    "FSSPEC_S3_REQUESTER_PAYS",
+)
 _CHECKSUM_VALUES = (_WHEN_REQUIRED, "when_supported")
 _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
-# Seconds of silence before a request counts as lost; a slow but living answer is bounded by the retry policy's deadline.
+# Seconds of silence before a request counts as lost; a slow but living answer is bounded by the
+# retry policy's deadline.
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
 _PIECE = 2**20
@@ -49,7 +66,8 @@ class S3Config(Frozen):
     """How S3 is requested. Operational: none of it changes a row, so a resumed run may set it anew."""
 
     request_payer: Literal["requester"] | None = Field(
-        default=None, description="requester = pay for requests to buckets whose owner does not; null = as AWS_REQUEST_PAYER says"
+        default=None,
+        description="requester = pay for requests to buckets whose owner does not; null = as AWS_REQUEST_PAYER says",
     )
 
 
@@ -65,7 +83,9 @@ C = TypeVar("C", bound=HasS3Config)
 
 
 def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """Make a function that takes a config request S3 as the config says, also in the processes that it starts."""
+    """Make a function that takes a config request S3 as the config says, also in the processes that
+    it starts.
+    """
 
     @wraps(function)
     def configured(config: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -85,25 +105,38 @@ def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conca
 
 
 def worker_variables() -> dict[str, str]:
-    """Return the environment variables with which a process on another machine requests S3 as this process does; none is a secret."""
+    """Return the environment variables with which a process on another machine requests S3 as this
+    process does; none is a secret.
+    """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 def filesystem() -> Any:
-    """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
+    """The process's s3fs file system for the present AWS environment; it carries no secret in its
+    options, so it can be pickled.
+    """
     identity = tuple(map(os.environ.get, _IDENTITY))
     with _opening:  # sixteen threads that start together must not make sixteen clients
         return _filesystem(os.getpid(), errors.endpoint_url(), identity)
 
 
 def fsspec_options() -> dict[str, Any]:
-    """Return options for another s3fs that requests as `filesystem` does: where, who pays, which checksums. None is a secret."""
+    """Return options for another s3fs that requests as `filesystem` does: where, who pays, which
+    checksums. None is a secret.
+    """
     given = _given_options()
     session = _session(given.get("profile"))
-    config = {_CHECKSUM_SETTING: session.get_config_variable(_CHECKSUM_SETTING), **given.get("config_kwargs", {})}
-    config[_CHECKSUM_SETTING] = _checked_checksum(config[_CHECKSUM_SETTING], _CHECKSUM_SETTING, CHECKSUM_VARIABLE)
+    config = {
+        _CHECKSUM_SETTING: session.get_config_variable(_CHECKSUM_SETTING),
+        **given.get("config_kwargs", {}),
+    }
+    config[_CHECKSUM_SETTING] = _checked_checksum(
+        config[_CHECKSUM_SETTING], _CHECKSUM_SETTING, CHECKSUM_VARIABLE
+    )
     _checked_checksum(
-        config.get(_RESPONSE_SETTING) or session.get_config_variable(_RESPONSE_SETTING), _RESPONSE_SETTING, _RESPONSE_VARIABLE
+        config.get(_RESPONSE_SETTING) or session.get_config_variable(_RESPONSE_SETTING),
+        _RESPONSE_SETTING,
+        _RESPONSE_VARIABLE,
     )
     return {
         "endpoint_url": errors.endpoint_url() or given.get("endpoint_url"),
@@ -135,10 +168,12 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
 
 
 def _given_options() -> Mapping[str, Any]:
-    """Return the options in FSSPEC_S3_* and in fsspec's configuration files, which s3fs uses for arguments that it does not get.
+    """Return the options in FSSPEC_S3_* and in fsspec's configuration files, which s3fs uses for
+    arguments that it does not get.
 
     Raises:
-        ConfigError: An option of several settings is not a JSON object, or has settings that botocore does not accept.
+        ConfigError: An option of several settings is not a JSON object, or has settings that
+            botocore does not accept.
     """
     import fsspec.config
     from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
@@ -147,36 +182,54 @@ def _given_options() -> Mapping[str, Any]:
     given: Mapping[str, Any] = fsspec.config.conf.get("s3", {})
     for name in ("config_kwargs", "client_kwargs", "s3_additional_kwargs"):
         if not isinstance(given.get(name, {}), Mapping):
-            raise ConfigError(f"FSSPEC_S3_{name.upper()} is not a JSON object", hint='write it as in \'{"NAME": "VALUE"}\'')
+            raise ConfigError(
+                f"FSSPEC_S3_{name.upper()} is not a JSON object",
+                hint='write it as in \'{"NAME": "VALUE"}\'',
+            )
     try:
         AioConfig(**given.get("config_kwargs", {}))
     except (TypeError, BotoCoreError) as error:
-        raise ConfigError(f"FSSPEC_S3_CONFIG_KWARGS: {error}", hint="set it to arguments of botocore.config.Config") from None
+        raise ConfigError(
+            f"FSSPEC_S3_CONFIG_KWARGS: {error}",
+            hint="set it to arguments of botocore.config.Config",
+        ) from None
     return given
 
 
 def _checked_checksum(value: Any, setting: str, variable: str) -> str:
-    """Return the value of a setting of checksums in lower case. Raises ConfigError for a value that botocore does not know."""
+    """Return the value of a setting of checksums in lower case. Raises ConfigError for a value that
+    botocore does not know.
+    """
     mode = str(value).lower()
     if mode not in _CHECKSUM_VALUES:
         name = variable if os.environ.get(variable) == value else setting
         values = " and ".join(f"'{known}'" for known in _CHECKSUM_VALUES)
-        raise ConfigError(f"{name} is '{value}', the values are {values}", hint=f"set {name} to one of these, or remove it")
+        raise ConfigError(
+            f"{name} is '{value}', the values are {values}",
+            hint=f"set {name} to one of these, or remove it",
+        )
     return mode
 
 
 def _requester_pays(options: Mapping[str, Any]) -> bool:
-    """Return whether requests carry `x-amz-request-payer`. Raises ConfigError for a value that is not known."""
+    """Return whether requests carry `x-amz-request-payer`. Raises ConfigError for a value that is
+    not known.
+    """
     payer = os.environ.get(PAYER_VARIABLE, "")
     if payer not in ("", _REQUESTER):
-        raise ConfigError(f"{PAYER_VARIABLE} is '{payer}', the only value is '{_REQUESTER}'", hint=f"set {PAYER_VARIABLE}={_REQUESTER}")
+        raise ConfigError(
+            f"{PAYER_VARIABLE} is '{payer}', the only value is '{_REQUESTER}'",
+            hint=f"set {PAYER_VARIABLE}={_REQUESTER}",
+        )
     return payer == _REQUESTER or str(options.get("requester_pays", False)).lower() in ("true", "1")
 
 
 def _session(profile: str | None) -> Any:
-    """Make a session of aiobotocore that sends CRC checksums only if an operation requires them, since many stores refuse the headers.
+    """Make a session of aiobotocore that sends CRC checksums only if an operation requires them,
+    since many stores refuse the headers.
 
-    Uploads stay protected: without a CRC, botocore signs their SHA-256. The variable and the configuration file of botocore change that.
+    Uploads stay protected: without a CRC, botocore signs their SHA-256. The variable and the
+    configuration file of botocore change that.
     """
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
@@ -197,14 +250,22 @@ def _add_parameters(session: Any, parameters: Mapping[str, Any]) -> None:
 
 
 def _use_md5(request: Any, **_: Any) -> None:
-    """Give a request that needs a checksum the one that all stores know, in place of botocore's CRC.
+    """Give a request that needs a checksum the one that all stores know, in place of botocore's
+    CRC.
 
-    Source: https://github.com/aws/aws-sdk-js-v3/issues/6920 (a store that answers MissingContentMD5).
+    Source: https://github.com/aws/aws-sdk-js-v3/issues/6920 (a store that answers
+    MissingContentMD5).
     """
-    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
+    for name in [
+        name
+        for name in request.headers
+        if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))
+    ]:
         del request.headers[name]
     request.headers["Content-Type"] = "application/xml"  # or a proxy may treat the body as a form
-    request.headers["Content-MD5"] = base64.b64encode(hashlib.md5(request.data, usedforsecurity=False).digest()).decode()
+    request.headers["Content-MD5"] = base64.b64encode(
+        hashlib.md5(request.data, usedforsecurity=False).digest()
+    ).decode()
 
 
 def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -218,8 +279,12 @@ def _ask(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> 
     return asyncio.run_coroutine_threadsafe(timed(), fs.loop).result()
 
 
-def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: int | None = None) -> bytes:
-    """A whole object, only if its ETag is still `etag`. Raises InputError before the body is read when it is over `max_bytes`."""
+def get(
+    bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: int | None = None
+) -> bytes:
+    """A whole object, only if its ETag is still `etag`. Raises InputError before the body is read
+    when it is over `max_bytes`.
+    """
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
 
     async def request(client: Any) -> bytes:
@@ -238,22 +303,33 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
     return _ask(request, timeout_s)
 
 
-def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: float, etag: str = "") -> bytes:
+def get_range(
+    bucket: str, key: str, start: int, length: int, *, timeout_s: float, etag: str = ""
+) -> bytes:
     """`length` bytes from `start`, fewer where the object ends, only if its ETag is still `etag`."""
     condition = {"IfMatch": f'"{etag}"'} if etag else {}
 
     async def request(client: Any) -> bytes:
         try:
-            answer = await client.get_object(Bucket=bucket, Key=key, Range=ranged.range_header(start, length), **condition)
+            answer = await client.get_object(
+                Bucket=bucket, Key=key, Range=ranged.range_header(start, length), **condition
+            )
         except client.exceptions.ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if (
+                error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            ):
                 return b""  # the object ends before
             raise
         content_range = answer.get("ContentRange")
         async with answer["Body"] as body:
             errors.require_version(etag, answer["ETag"].strip('"'))
             return await ranged.take(
-                body.iter_chunks(_PIECE), content_range, ranged.total_size(content_range, answer["ContentLength"]), start, length
+                body.iter_chunks(_PIECE),
+                content_range,
+                ranged.total_size(content_range, answer["ContentLength"]),
+                start,
+                length,
             )
 
     return _ask(request, timeout_s)
@@ -265,7 +341,9 @@ def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
 
 
 def found(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
-    """An object's size and ETag; None where there is none of that key. Raises where there is no such bucket."""
+    """An object's size and ETag; None where there is none of that key. Raises where there is no
+    such bucket.
+    """
     try:
         return head(bucket, key, timeout_s=timeout_s)
     except Exception as error:
@@ -275,10 +353,12 @@ def found(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
 
 
 def delete_some(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
-    """Remove up to `MOST_DELETED` objects with one request; those that are not there are removed already.
+    """Remove up to `MOST_DELETED` objects with one request; those that are not there are removed
+    already.
 
-    An answer can be a success that names objects which stayed: of these the first is raised, one that no repetition helps before others.
-    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+    An answer can be a success that names objects which stayed: of these the first is raised, one
+    that no repetition helps before others. Source:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
     """
 
     async def request(client: Any) -> None:
@@ -286,8 +366,16 @@ def delete_some(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
         answer = await client.delete_objects(Bucket=bucket, Delete=wanted)
         stayed = [one for one in answer.get("Errors", ()) if one.get("Code") != "NoSuchKey"]
         if stayed:
-            said = [{"Code": one.get("Code", ""), "Message": f"{one.get('Message', '')}: {one.get('Key', '')}"} for one in stayed]
-            refused = [client.exceptions.ClientError({"Error": one}, "DeleteObjects") for one in said]
+            said = [
+                {
+                    "Code": one.get("Code", ""),
+                    "Message": f"{one.get('Message', '')}: {one.get('Key', '')}",
+                }
+                for one in stayed
+            ]
+            refused = [
+                client.exceptions.ClientError({"Error": one}, "DeleteObjects") for one in said
+            ]
             raise min(refused, key=errors.is_transient)
 
     _ask(request, timeout_s)
@@ -303,17 +391,37 @@ def page(
     above: str | None = None,
     limit: int = 1000,
 ) -> dict[str, Any]:
-    """One page of the listing in key order; `after` is the former page's NextContinuationToken, `above` the key to begin behind."""
+    """One page of the listing in key order; `after` is the former page's NextContinuationToken,
+    `above` the key to begin behind.
+    """
     more = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
-    return _ask(lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more), timeout_s)
+    return _ask(
+        lambda client: client.list_objects_v2(
+            Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more
+        ),
+        timeout_s,
+    )
 
 
-def pages(bucket: str, prefix: str, call: Call, delimiter: str = "", above: str | None = None) -> Iterator[dict[str, Any]]:
-    """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not list anew."""
+def pages(
+    bucket: str, prefix: str, call: Call, delimiter: str = "", above: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not
+    list anew.
+    """
     after: str | None = None
     while True:
         token = after
-        answer = call(lambda left: page(bucket, prefix, timeout_s=left, delimiter=delimiter, after=token, above=above))  # noqa: B023 - called at once
+        answer = call(
+            lambda left: page(
+                bucket,
+                prefix,
+                timeout_s=left,
+                delimiter=delimiter,
+                after=token,
+                above=above,  # noqa: B023 - called at once
+            )
+        )
         yield answer
         if not answer.get("IsTruncated"):
             return

@@ -1,7 +1,8 @@
-"""`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything else that fsspec opens.
+"""`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything
+else that fsspec opens.
 
-Each kind of place keeps the promises of `Files`, raises the exceptions of its libraries and never retries: `Store` translates and retries
-for all of them.
+Each kind of place keeps the promises of `Files`, raises the exceptions of its libraries and never
+retries: `Store` translates and retries for all of them.
 """
 
 import contextlib
@@ -23,20 +24,26 @@ from ray_app.storage.http import Guard
 
 T = TypeVar("T")
 
-# A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
+# A run directory is read a few times a minute; a wrong endpoint must be reported within seconds,
+# not minutes.
 _PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _TRANSFER_S = 3600.0
 _REQUESTS = 16  # files that are removed at once
 PART_BYTES, _PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
-_FLAT = frozenset({"s3", "gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
-# Where creation is known to be exclusive, and was tried; elsewhere fsspec may only look first, which two can do at once.
+# no folders to be made there
+_FLAT = frozenset({"s3", "gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})
+# Where creation is known to be exclusive, and was tried; elsewhere fsspec may only look first,
+# which two can do at once.
 _EXCLUSIVE = frozenset({"file", "memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # file systems without hard links say one of these
+# file systems without hard links say one of these
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _UNFINISHED = ".touchstone-"  # what a killed writer leaves behind; never listed as a name
 
 
 class Entry(NamedTuple):
-    """What is directly in a folder: a base name, the bytes of a file (None: a folder), and what is another once its content is."""
+    """What is directly in a folder: a base name, the bytes of a file (None: a folder), and what is
+    another once its content is.
+    """
 
     name: str
     size: int | None
@@ -44,7 +51,9 @@ class Entry(NamedTuple):
 
 
 def join(base: str, path: str) -> str:
-    """`path` below `base`; a path that would leave it is refused, so that a name read from data can do no harm."""
+    """`path` below `base`; a path that would leave it is refused, so that a name read from data can
+    do no harm.
+    """
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path:
         raise ValueError(f"not a path inside the store: {path!r}")
@@ -52,10 +61,11 @@ def join(base: str, path: str) -> str:
 
 
 class Store:
-    """A folder, bucket prefix or other fsspec URL. Paths are relative, with `/`; what appears under one appears whole.
+    """A folder, bucket prefix or other fsspec URL. Paths are relative, with `/`; what appears under
+    one appears whole.
 
-    Every method raises StorageError, with a hint, when the place is out of reach or refuses. Picklable: the copy opens the same
-    URL with the environment of the process it lands in.
+    Every method raises StorageError, with a hint, when the place is out of reach or refuses.
+    Picklable: the copy opens the same URL with the environment of the process it lands in.
     """
 
     def __init__(self, url: str, retrier: fetch.Retrier | None = None) -> None:
@@ -67,7 +77,9 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """The store at a URL or path; touches nothing yet. Raises ConfigError for a scheme that cannot be opened."""
+        """The store at a URL or path; touches nothing yet. Raises ConfigError for a scheme that
+        cannot be opened.
+        """
         return cls(url)
 
     def below(self, folder: str) -> "Store":
@@ -88,7 +100,9 @@ class Store:
         return found
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises StorageError also when there is nothing."""
+        """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises
+        StorageError also when there is nothing.
+        """
 
         def request(place: str, left: float) -> bytes:
             return fetch.read_range(place, Guard.of([self._root]), "", start, end - start, left)
@@ -98,7 +112,8 @@ class Store:
         return found
 
     def open_file(self, path: str) -> io.BufferedReader | ranged.RangedFile:
-        """Open the file at `path` for a reader that seeks (pyarrow). Each range of it is requested with the store's patience.
+        """Open the file at `path` for a reader that seeks (pyarrow). Each range of it is requested
+        with the store's patience.
 
         It and its reads raise StorageError, also when there is nothing. For one thread.
         """
@@ -107,27 +122,41 @@ class Store:
             assert found is not None, "raised where nothing was there"
             return found
         guard = Guard.of([self._root])
-        size = self._ask("read", path, lambda place, left: fetch.size(place, guard, "", left), needed=True)
+        size = self._ask(
+            "read", path, lambda place, left: fetch.size(place, guard, "", left), needed=True
+        )
         assert size is not None, "raised where nothing was there"
-        return ranged.RangedFile(lambda start, length: self.read_range(path, start, start + length), size, fetch.WINDOW_BYTES)
+        return ranged.RangedFile(
+            lambda start, length: self.read_range(path, start, start + length),
+            size,
+            fetch.WINDOW_BYTES,
+        )
 
     def copy_to(self, path: str, target: Path) -> None:
-        """Copy the file at `path` to one of this machine; it may be larger than memory and may take an hour.
+        """Copy the file at `path` to one of this machine; it may be larger than memory and may take
+        an hour.
 
         Raises StorageError, also when there is nothing.
         """
         self._transfer("read", path, lambda place, left: self._backend.copy_to(place, target, left))
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
+        """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a
+        part.
+        """
         self._ask("write", path, self._backend.write, data, needed=True)
 
     def write_file(self, path: str, source: Path) -> None:
-        """The same with the content of a file of this machine, which may be larger than memory and may take an hour."""
-        self._transfer("write", path, lambda place, left: self._backend.write_file(place, source, left))
+        """The same with the content of a file of this machine, which may be larger than memory and
+        may take an hour.
+        """
+        self._transfer(
+            "write", path, lambda place, left: self._backend.write_file(place, source, left)
+        )
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put `data` at `path` only if nothing is there, False if something is. Of many that try at once, one succeeds.
+        """Put `data` at `path` only if nothing is there, False if something is. Of many that try at
+        once, one succeeds.
 
         `data` should differ from writer to writer: an answer that got lost is recognised by it.
         """
@@ -135,7 +164,9 @@ class Store:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether `create` can keep two writers apart: at such places a server may still ignore what it is asked for (see `Lease`)."""
+        """Whether `create` can keep two writers apart: at such places a server may still ignore
+        what it is asked for (see `Lease`).
+        """
         return urls.scheme_of(self._root) in _EXCLUSIVE
 
     def exists(self, path: str) -> bool:
@@ -151,11 +182,19 @@ class Store:
         return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
 
     def versions(self, folder: str) -> dict[str, str]:
-        """Versions of the files directly in `folder`, by base name, from one listing: they change when the file is written."""
-        return {entry.name: f"{entry.size} {entry.version}" for entry in self._entries(folder) if entry.size is not None}
+        """Versions of the files directly in `folder`, by base name, from one listing: they change
+        when the file is written.
+        """
+        return {
+            entry.name: f"{entry.size} {entry.version}"
+            for entry in self._entries(folder)
+            if entry.size is not None
+        }
 
     def folders(self, folder: str) -> list[str]:
-        """Base names of the folders directly in `folder`, sorted; none when there is no such folder."""
+        """Base names of the folders directly in `folder`, sorted; none when there is no such
+        folder.
+        """
         return sorted(entry.name for entry in self._entries(folder) if entry.size is None)
 
     def delete(self, path: str) -> None:
@@ -163,7 +202,8 @@ class Store:
         self._ask("write", path, self._backend.delete)
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Remove files, many with one request where the place can; nothing happens for those that are not there.
+        """Remove files, many with one request where the place can; nothing happens for those that
+        are not there.
 
         One that cannot be removed is an error, and says which.
         """
@@ -177,9 +217,13 @@ class Store:
                 list(pool.map(self.delete, left))
 
     def _delete_in_batches(self, paths: Sequence[str]) -> list[str]:
-        """Remove files; returns all that are left where the place turns out to know no such request."""
+        """Remove files; returns all that are left where the place turns out to know no such
+        request.
+        """
         for start in range(0, len(paths), self._backend.at_once):
-            places = [join(self._root, path) for path in paths[start : start + self._backend.at_once]]
+            places = [
+                join(self._root, path) for path in paths[start : start + self._backend.at_once]
+            ]
             try:
                 self._retrier.call(partial(self._backend.delete_some, places))
             except Exception as error:
@@ -190,7 +234,9 @@ class Store:
         return []
 
     def clear(self, folder: str) -> None:
-        """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole store, which itself stays."""
+        """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole
+        store, which itself stays.
+        """
         prefix = f"{folder}/" if folder else ""
         found = self._entries(folder)
         self.delete_all(sorted(prefix + entry.name for entry in found if entry.size is not None))
@@ -209,7 +255,8 @@ class Store:
         return Path(place) if urls.scheme_of(place) == "file" else None
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Return the file system and its own spelling of `path` for a library that reads and writes by itself (Ray Train).
+        """Return the file system and its own spelling of `path` for a library that reads and writes
+        by itself (Ray Train).
 
         Its client repeats requests; those of the other methods are repeated here.
         """
@@ -227,7 +274,9 @@ class Store:
         except Exception as error:
             raise errors.unreachable(error, place, doing) from error
 
-    def _ask(self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False) -> T | None:
+    def _ask(
+        self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False
+    ) -> T | None:
         """The answer, or None when there is nothing at `path`, unless it is `needed`."""
         place = join(self._root, path)
         try:
@@ -239,9 +288,11 @@ class Store:
 
 
 class Files:
-    """One kind of place, by full paths: what fsspec opens (memory, Google, Azure, a web server, the hub), as atomic as it is there.
+    """One kind of place, by full paths: what fsspec opens (memory, Google, Azure, a web server, the
+    hub), as atomic as it is there.
 
-    `left` is the seconds that a request may take; none is repeated here, and what is raised is the libraries' own.
+    `left` is the seconds that a request may take; none is repeated here, and what is raised is the
+    libraries' own.
     """
 
     at_once = 1  # how many files one request can remove
@@ -265,7 +316,11 @@ class Files:
     def write_file(self, path: str, source: Path, left: float) -> None:
         """The same with a file of this machine, however large."""
         fs, inside = _placed(path)
-        in_parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if urls.scheme_of(path) == "s3" else {}
+        in_parts = (
+            {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+            if urls.scheme_of(path) == "s3"
+            else {}
+        )
         _request(fs, "put_file", left, str(source), inside, **in_parts)
 
     def create(self, path: str, data: bytes, left: float) -> bool:
@@ -277,7 +332,8 @@ class Files:
             if not errors.is_conflict(error):
                 raise
             try:
-                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
+                # the answer to our own request may have been lost: see `Store.create`
+                return self.read(path, left) == data
             except Exception as gone:
                 if errors.is_missing(gone):  # another process created it, and has removed it since
                     return False
@@ -300,7 +356,9 @@ class Files:
         found = _request(fs, "ls", left, inside, detail=True)
         names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
         return [
-            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
+            Entry(name, None)
+            if item["type"] == "directory"
+            else Entry(name, int(item.get("size") or 0), _version(item))
             for name, item in zip(names, found, strict=True)
         ]
 
@@ -327,7 +385,9 @@ def _files_of(url: str) -> Files:
 
 
 class _LocalFiles(Files):
-    """Files that appear whole: written beside their place and renamed, or linked where they must be new."""
+    """Files that appear whole: written beside their place and renamed, or linked where they must be
+    new.
+    """
 
     def read(self, path: str, left: float) -> bytes:
         with open(path, "rb") as file:
@@ -367,7 +427,9 @@ class _LocalFiles(Files):
                         listed.append(Entry(entry.name, None))
                     else:
                         facts = entry.stat()
-                        listed.append(Entry(entry.name, facts.st_size, f"{facts.st_mtime_ns} {facts.st_ino}"))
+                        listed.append(
+                            Entry(entry.name, facts.st_size, f"{facts.st_mtime_ns} {facts.st_ino}")
+                        )
         return listed
 
     def delete(self, path: str, left: float) -> None:
@@ -402,7 +464,9 @@ def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
 
 
 class _S3Objects(Files):
-    """What s3fs does not do as a run needs it: one request to read a file or see whether it is there; removals that name what stayed."""
+    """What s3fs does not do as a run needs it: one request to read a file or see whether it is
+    there; removals that name what stayed.
+    """
 
     at_once = s3.MOST_DELETED
 
@@ -419,9 +483,14 @@ class _S3Objects(Files):
         prefix = f"{key}/" if key else ""
         found: list[Entry] = []
         for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
-            found += [Entry(item["Prefix"][len(prefix) : -1], None) for item in answer.get("CommonPrefixes", ())]
+            found += [
+                Entry(item["Prefix"][len(prefix) : -1], None)
+                for item in answer.get("CommonPrefixes", ())
+            ]
             files = (item for item in answer.get("Contents", ()) if item["Key"] != prefix)
-            found += [Entry(item["Key"][len(prefix) :], item["Size"], _version(item)) for item in files]
+            found += [
+                Entry(item["Key"][len(prefix) :], item["Size"], _version(item)) for item in files
+            ]
         return found
 
     def delete_some(self, paths: Sequence[str], left: float) -> None:
@@ -430,14 +499,18 @@ class _S3Objects(Files):
 
 
 def _request(fs: Any, name: str, left: float, *given: Any, **options: Any) -> Any:
-    """What a method of a file system answers within `left` seconds, where it can be given up at all. Raises FSTimeoutError."""
+    """What a method of a file system answers within `left` seconds, where it can be given up at
+    all. Raises FSTimeoutError.
+    """
     if not fs.async_impl:
         return getattr(fs, name)(*given, **options)
     return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{name}"), *given, timeout=left, **options)
 
 
 def _placed(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """File system and path of a file that is about to be written; its folder is made, where there are folders."""
+    """File system and path of a file that is about to be written; its folder is made, where there
+    are folders.
+    """
     fs, inside = object_store.fsspec_for(path)
     if urls.scheme_of(path) not in _FLAT:
         fs.makedirs(fs._parent(inside), exist_ok=True)
@@ -445,7 +518,18 @@ def _placed(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 # What file systems of fsspec and S3 call the version of a file in a listing, the surest first.
-_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "created")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "content_md5",
+    "blob_id",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
 
 
 def _version(item: dict[str, Any]) -> str:

@@ -1,13 +1,16 @@
-"""A source that grows while it is read: `Feed` keeps a limited number of items under way, and gives further ones as these come to an end.
+"""A source that grows while it is read: `Feed` keeps a limited number of items under way, and gives
+further ones as these come to an end.
 
     with Feed(items, most=lambda: 12) as feed:
         for message in stream(feed.log.items, pools):
             feed.ended()
 
-The items are in an actor on the driver's node (`Ledger`). The source, a generator task of Ray Data on the same node, reads each item from
-the actor by its place (`FeedLog`), so a generator that Ray starts again gives the same items in the same order.
+The items are in an actor on the driver's node (`Ledger`). The source, a generator task of Ray Data
+on the same node, reads each item from the actor by its place (`FeedLog`), so a generator that Ray
+starts again gives the same items in the same order.
 
-`in_pool` is an `archives.Each` for functions that read images, which runs them in a pool of processes.
+`in_pool` is an `archives.Each` for functions that read images, which runs them in a pool of
+processes.
 """
 
 import math
@@ -36,7 +39,9 @@ _RETRIES = 3  # of an item whose process died
 
 
 class Ledger:
-    """Hold the items of a feed, its orders, and how often each item was started. Runs as an actor, which ends with the driver."""
+    """Hold the items of a feed, its orders, and how often each item was started. Runs as an actor,
+    which ends with the driver.
+    """
 
     def __init__(self) -> None:
         self._items: dict[int, bytes] = {}
@@ -48,7 +53,9 @@ class Ledger:
         self._items[place] = item
 
     def item(self, place: int) -> tuple[bytes | None, bool]:
-        """Return the pickled item at a place, or None if it is not there yet, and whether no item may start any more."""
+        """Return the pickled item at a place, or None if it is not there yet, and whether no item
+        may start any more.
+        """
         return self._items.get(place), self._orders[0]
 
     def order(self, halted: bool, avoided: frozenset[str]) -> None:
@@ -79,7 +86,9 @@ def start_ledger() -> Any:
 
 @dataclass(frozen=True)
 class FeedLog:
-    """Items in the order in which the driver gave them, and where an item may start; for any process of the cluster."""
+    """Items in the order in which the driver gave them, and where an item may start; for any
+    process of the cluster.
+    """
 
     ledger: Any
 
@@ -127,11 +136,13 @@ class FeedLog:
 
 
 class Feed(Generic[T]):
-    """The driver's side. `items` are made in a thread, one when there is room for it; a None among them: there is none yet. Where none came
-    for `idle_s`, or some have been under way all that time, the stream ends, to be begun again for the next one (`has_more`).
+    """The driver's side. `items` are made in a thread, one when there is room for it; a None among
+    them: there is none yet. Where none came for `idle_s`, or some have been under way all that
+    time, the stream ends, to be begun again for the next one (`has_more`).
 
-    Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is
-    under way, and `leaves` when the block ends before the items do.
+    Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see
+    `FeedLog.order`. `waits` is called while nothing is under way, and `leaves` when the block ends
+    before the items do.
     """
 
     def __init__(
@@ -147,19 +158,38 @@ class Feed(Generic[T]):
     ) -> None:
         self._idle_s = idle_s
         self._coming, self._returned = iter(items), deque[T]()
-        self._most, self._halted, self._avoided, self._waits, self._leaves = most, halted, avoided, waits, leaves
+        self._most, self._halted, self._avoided, self._waits, self._leaves = (
+            most,
+            halted,
+            avoided,
+            waits,
+            leaves,
+        )
         self._open, self._is_over, self._is_left = 0, False, False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        self.log, self._given, self._ends, self._limit = FeedLog(start_ledger()), 0, threading.Event(), self._most()
-        self._threads = [threading.Thread(target=self._until_lost, args=(work,), daemon=True) for work in (self._feed, self._order)]
+        self.log, self._given, self._ends, self._limit = (
+            FeedLog(start_ledger()),
+            0,
+            threading.Event(),
+            self._most(),
+        )
+        self._threads = [
+            threading.Thread(target=self._until_lost, args=(work,), daemon=True)
+            for work in (self._feed, self._order)
+        ]
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._threads[0].is_alive():  # it waits for an item, or for room
             self._is_left = True
             self._leaves()
@@ -186,7 +216,9 @@ class Feed(Generic[T]):
             self._changed.notify_all()
 
     def has_more(self) -> bool:
-        """Whether there are items that are not begun, once that is known; asked outside of the block. Raises what the items raised."""
+        """Whether there are items that are not begun, once that is known; asked outside of the
+        block. Raises what the items raised.
+        """
         if self._is_left:
             return True
         while not self._returned and not self._is_over:
@@ -212,7 +244,8 @@ class Feed(Generic[T]):
         since = rested = time.monotonic()
         while self._has_room() and (item := self._next()):
             if item[0] is None:
-                rested = rested if self._open else time.monotonic()  # what a lost node had waits for a place until a stream ends
+                # what a lost node had waits for a place until a stream ends
+                rested = rested if self._open else time.monotonic()
                 if time.monotonic() - (rested if self._open else since) < self._idle_s:
                     continue
                 print("processes end until something comes", file=sys.stderr, flush=True)
@@ -227,7 +260,9 @@ class Feed(Generic[T]):
     def _has_room(self) -> bool:
         """Whether a further item is wanted, once there is room for it."""
         with self._changed:
-            while not (is_over := self._ends.is_set() or self._halted()) and self._open >= self._limit:
+            while (
+                not (is_over := self._ends.is_set() or self._halted()) and self._open >= self._limit
+            ):
                 self._changed.wait(_LOOK_EVERY_S)
             return not is_over
 
@@ -243,14 +278,20 @@ class Feed(Generic[T]):
 
 
 class Applier(Stage):
-    """Apply a function to numbered items. An item whose process died is repeated a limited number of times."""
+    """Apply a function to numbered items. An item whose process died is repeated a limited number
+    of times.
+    """
 
     def start(self, *given: Any) -> None:
-        """Keep the function, the log of the items, and the maximum number of repetitions of an item."""
+        """Keep the function, the log of the items, and the maximum number of repetitions of an
+        item.
+        """
         self._function, self._log, self._retries = given
 
     def work(self, message: tuple[int, Any]) -> Any:
-        """Return what the function returns for the item. Raises ClusterError if the item was repeated too often."""
+        """Return what the function returns for the item. Raises ClusterError if the item was
+        repeated too often.
+        """
         number, item = message
         if (deaths := self._log.begin(number)) > self._retries:
             raise ClusterError(
@@ -280,26 +321,41 @@ def in_pool(
     Args:
         function: Must tolerate that it is called again for an item whose process died.
         items: Iterated in a thread of this process.
-        size: Number of processes; None starts as many as the cluster has room for, including nodes that come later.
+        size: Number of processes; None starts as many as the cluster has room for, including nodes
+            that come later.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         labels: Labels that the nodes of the processes must have.
         retries: How often to repeat an item whose process died.
         ordered: Whether results keep the order of the items.
         stall_s: Fail after so many seconds without a result.
-        leaves: Called if the reader leaves before the items end, so that their source can stop waiting.
+        leaves: Called if the reader leaves before the items end, so that their source can stop
+            waiting.
 
     Raises:
-        TouchstoneError: The function raised this error, or another exception, whose traceback is in the message.
+        TouchstoneError: The function raised this error, or another exception, whose traceback is in
+            the message.
         ClusterError: Ray gave up, or an item was repeated too often.
     """
     from ray_app.streams.pool import Pool, stream  # Ray Data: only where it runs
 
     begin = min(length_hint(items, MOST_AT_ONCE) or 1, size or at_once())
     name = type(function).__name__
-    with Feed(enumerate(items), most=lambda: IN_FLIGHT * (size or at_once()), leaves=leaves) as feed:
-        pool = Pool(Applier, (function, feed.log, retries), begin, begin if size else MOST_AT_ONCE, cpus, gpus, labels or {})
-        with closing(stream(feed.log.items, [pool], name=name, ordered=ordered, stall_s=stall_s)) as results:
+    with Feed(
+        enumerate(items), most=lambda: IN_FLIGHT * (size or at_once()), leaves=leaves
+    ) as feed:
+        pool = Pool(
+            Applier,
+            (function, feed.log, retries),
+            begin,
+            begin if size else MOST_AT_ONCE,
+            cpus,
+            gpus,
+            labels or {},
+        )
+        with closing(
+            stream(feed.log.items, [pool], name=name, ordered=ordered, stall_s=stall_s)
+        ) as results:
             for result in results:
                 feed.ended()
                 yield result

@@ -2,8 +2,9 @@
 
     items ──(one generator task, on the driver's node)──> Pool ──> Pool ──> … ──> the driver
 
-One item is one row and one Ray block, one block is one call of an actor, at every arrow. Pools grow onto nodes that come late, by
-themselves; what is lost with a process or a node, Ray makes again. Measured in docs/engine.md.
+One item is one row and one Ray block, one block is one call of an actor, at every arrow. Pools grow
+onto nodes that come late, by themselves; what is lost with a process or a node, Ray makes again.
+Measured in docs/engine.md.
 """
 
 import logging
@@ -24,7 +25,15 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
-from ray_app.streams.stage import IN_FLIGHT, OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, Stage, StageFailure, packed, unpacked
+from ray_app.streams.stage import (
+    IN_FLIGHT,
+    OUT_OF_MEMORY_HINT,
+    WORKER_LOGS_HINT,
+    Stage,
+    StageFailure,
+    packed,
+    unpacked,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class Pool:
         stage: The class that works in the processes.
         given: Arguments of `stage.start`.
         size: Initial number of processes.
-        most: Maximum number of processes; None allows as many as the nodes have room for, including nodes that come later.
+        most: Maximum number of processes; None allows as many as the nodes have room for, including
+            nodes that come later.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         labels: Labels that the nodes of the processes must have.
@@ -51,10 +61,19 @@ class Pool:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments with which `map_batches` starts the processes."""
-        strategy = ActorPoolStrategy(min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT)
+        strategy = ActorPoolStrategy(
+            min_size=1,
+            initial_size=self.size,
+            max_size=self.most,
+            max_tasks_in_flight_per_actor=IN_FLIGHT,
+        )
         options = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1,
                    "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-        return options | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
+        return (
+            options
+            | ({"num_gpus": self.gpus} if self.gpus else {})
+            | ({"label_selector": dict(self.labels)} if self.labels else {})
+        )
 
 
 class ItemSource(Datasource):
@@ -68,11 +87,19 @@ class ItemSource(Datasource):
         return None
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         """The one task."""
         items = self._items
-        return [ReadTask(lambda: map(packed, items()), BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
+        return [
+            ReadTask(
+                lambda: map(packed, items()),
+                BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None),
+            )
+        ]
 
 
 def dataset(
@@ -83,27 +110,39 @@ def dataset(
     store_bytes: float | None = None,
     stall_s: float | None = None,
 ) -> Dataset:
-    """Return the pipeline, which starts when it is iterated. Other pipelines of this process keep their settings.
+    """Return the pipeline, which starts when it is iterated. Other pipelines of this process keep
+    their settings.
 
     Args:
         items: Returns the items; called in the generator task.
         pools: The pools that every item passes, in order.
         ordered: Whether results keep the order of the items.
-        store_bytes: Bytes of results that may wait between the pools and the reader; None lets Ray decide.
-        stall_s: The pipeline fails after so many seconds without a result of any pool; None waits without a limit.
+        store_bytes: Bytes of results that may wait between the pools and the reader; None lets Ray
+            decide.
+        stall_s: The pipeline fails after so many seconds without a result of any pool; None waits
+            without a limit.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
     context = DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
     context.target_max_block_size = 1  # byte: every row is a block of its own
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
+    # weights stay loaded as long as there is work
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.custom_execution_callback_classes = EXECUTION_CALLBACKS
     context.execution_no_progress_timeout_s = stall_s or -1
     context.execution_options.preserve_order = ordered
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=store_bytes
+    )
     with DataContext.current(context):
-        source = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node())
+        source = ray.data.read_datasource(
+            ItemSource(items),
+            num_cpus=0,
+            concurrency=1,
+            override_num_blocks=1,
+            label_selector=on_own_node(),
+        )
     return through(source, pools)
 
 
@@ -115,16 +154,26 @@ def through(made: Dataset, pools: Sequence[Pool]) -> Dataset:
 
 
 def stream(
-    items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str, ordered: bool = False, stall_s: float | None = None
+    items: Callable[[], Iterator[Any]],
+    pools: Sequence[Pool],
+    *,
+    name: str,
+    ordered: bool = False,
+    stall_s: float | None = None,
 ) -> Generator[Any, None, None]:
-    """What the last pool gives for every item, or for whatever a stage ended early: see `messages`. `name`: on Ray's dashboard."""
+    """What the last pool gives for every item, or for whatever a stage ended early: see `messages`.
+    `name`: on Ray's dashboard.
+    """
     made = dataset(items, pools, ordered=ordered, stall_s=stall_s)
     made.set_name(name)
     return messages(made, stall_s=stall_s)
 
 
-def messages(made: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None) -> Generator[Any, None, None]:
-    """Yield the messages of a dataset of this module. Close the generator: leaving early ends all processes.
+def messages(
+    made: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None
+) -> Generator[Any, None, None]:
+    """Yield the messages of a dataset of this module. Close the generator: leaving early ends all
+    processes.
 
     Args:
         made: The dataset, or an iterator over it.
@@ -153,6 +202,8 @@ def _next_of(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table | 
             hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
         ) from error
     except RayError as error:
-        is_killed = isinstance(error, ActorUnavailableError) or any(word in str(error) for word in ("OutOfMemory", "OOM"))
+        is_killed = isinstance(error, ActorUnavailableError) or any(
+            word in str(error) for word in ("OutOfMemory", "OOM")
+        )
         hint = OUT_OF_MEMORY_HINT if is_killed or is_want_of_memory(error) else WORKER_LOGS_HINT
         raise ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint) from error

@@ -1,4 +1,6 @@
-"""Names of Ray Data without a public substitute, each with its reason and a fallback for a Ray that no longer has it."""
+"""Names of Ray Data without a public substitute, each with its reason and a fallback for a Ray that
+no longer has it.
+"""
 
 import logging
 import time
@@ -8,9 +10,10 @@ _log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.02
 
-# Reason: Ray Data's scheduler, a thread of the driver, polls without a pause while results wait for the reader, and takes a whole core.
-# The setting `DataContext.custom_execution_callback_classes` is public, the base class of the callbacks is not.
-# Fallback: no callback; the driver takes more CPU while the pools are ahead of it.
+# Reason: Ray Data's scheduler, a thread of the driver, polls without a pause while results wait for
+# the reader, and takes a whole core. The setting `DataContext.custom_execution_callback_classes` is
+# public, the base class of the callbacks is not. Fallback: no callback; the driver takes more CPU
+# while the pools are ahead of it.
 try:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 except ImportError as error:

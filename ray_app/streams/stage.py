@@ -1,8 +1,10 @@
-"""One stage of a stream: a class that takes a message and gives one, in a process of its own (`Stage`); and how messages travel (`packed`).
-`Attempts` counts the processes that died while they worked on one block of images.
+"""One stage of a stream: a class that takes a message and gives one, in a process of its own
+(`Stage`); and how messages travel (`packed`). `Attempts` counts the processes that died while they
+worked on one block of images.
 
-A Ray block is one row: `message`, a pickle; `buffers`, the arrays that it refers to, one after another; `bounds`, where each of them lies.
-So tensors are copied once, into the block, and read where Ray has them, in its object store.
+A Ray block is one row: `message`, a pickle; `buffers`, the arrays that it refers to, one after
+another; `bounds`, where each of them lies. So tensors are copied once, into the block, and read
+where Ray has them, in its object store.
 """
 
 import pickle
@@ -43,7 +45,9 @@ class StageFailure(Ended):
 
 
 class Stage:
-    """Base of the stages. What one meets travels on as `StageFailure`, and is raised where the stream is read."""
+    """Base of the stages. What one meets travels on as `StageFailure`, and is raised where the
+    stream is read.
+    """
 
     def __init__(self, *given: Any) -> None:
         self._failure: StageFailure | None = None
@@ -65,7 +69,10 @@ class Stage:
             return StageFailure(translated(error, self._name()))
 
     def _name(self) -> str:
-        return next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_"))  # Ray makes subclasses
+        # Ray makes subclasses
+        return next(
+            kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_")
+        )
 
     def start(self, *given: Any) -> None:
         """Load what the stage needs, once per process."""
@@ -84,7 +91,9 @@ def packed(message: Any) -> pa.Table:
     data = np.empty(ends[-1], np.uint8)
     for start, one in zip(ends, raw, strict=False):
         data[start : start + len(one)] = np.frombuffer(one, np.uint8)
-    bounds = np.ravel([(start, start + len(one)) for start, one in zip(ends, raw, strict=False)]).astype(np.int64)
+    bounds = np.ravel(
+        [(start, start + len(one)) for start, one in zip(ends, raw, strict=False)]
+    ).astype(np.int64)
     places = pa.py_buffer(np.array([0, len(data)], np.int64))
     return pa.table({
         "message": pa.array([head], pa.large_binary()),
@@ -94,12 +103,18 @@ def packed(message: Any) -> pa.Table:
 
 
 def unpacked(table: pa.Table) -> Any:
-    """Return the message of a row. Its arrays are those of the row, and read-only. Raises TouchstoneError for several rows."""
+    """Return the message of a row. Its arrays are those of the row, and read-only. Raises
+    TouchstoneError for several rows.
+    """
     if table.num_rows != 1:
-        raise TouchstoneError(f"a batch of the pipeline has {table.num_rows} rows, expected 1", hint="report this as a bug in Touchstone")
+        raise TouchstoneError(
+            f"a batch of the pipeline has {table.num_rows} rows, expected 1",
+            hint="report this as a bug in Touchstone",
+        )
     data = table["buffers"][0].as_buffer()
     bounds = table["bounds"][0].values.to_numpy().reshape(-1, 2).tolist()
-    return pickle.loads(table["message"][0].as_buffer(), buffers=[data[start:end] for start, end in bounds])  # noqa: S301  (made by a stage)
+    buffers = [data[start:end] for start, end in bounds]
+    return pickle.loads(table["message"][0].as_buffer(), buffers=buffers)  # noqa: S301 - from a stage
 
 
 def translated(error: Exception, stage: str) -> TouchstoneError:
@@ -107,17 +122,21 @@ def translated(error: Exception, stage: str) -> TouchstoneError:
     if isinstance(error, TouchstoneError):
         return error
     if is_want_of_memory(error):
-        return ClusterError(f"{stage} ran out of memory: {describe_error(error)}", hint=OUT_OF_MEMORY_HINT)
+        return ClusterError(
+            f"{stage} ran out of memory: {describe_error(error)}", hint=OUT_OF_MEMORY_HINT
+        )
     return TouchstoneError(
-        f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug in Touchstone; what is committed is kept"
+        f"{stage} failed:\n{traceback.format_exc()}",
+        hint="this looks like a bug in Touchstone; what is committed is kept",
     )
 
 
 class Attempts:
-    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the process that makes them.
+    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the
+    process that makes them.
 
-    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
-    the files of processes that are gone are the deaths.
+    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the
+    decoder's crash markers while it lasts; the files of processes that are gone are the deaths.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
@@ -127,15 +146,17 @@ class Attempts:
 
     @contextmanager
     def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises ClusterError, before anything is tried, when it
-        has killed `MOST_DEATHS` processes, and when memory is not enough.
+        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises
+        ClusterError, before anything is tried, when it has killed `MOST_DEATHS` processes, and when
+        memory is not enough.
         """
         what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
         place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
-                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out", hint=OUT_OF_MEMORY_HINT
+                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out",
+                hint=OUT_OF_MEMORY_HINT,
             )
         note = place / self._own_note
         note.touch()
@@ -143,7 +164,9 @@ class Attempts:
             yield
         except Exception as error:
             if is_want_of_memory(error):
-                raise ClusterError(f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT) from error
+                raise ClusterError(
+                    f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT
+                ) from error
             raise
         finally:
             note.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its step (`CaptionLearner`), and what Ray
-Train's workers are given for it (`captioning_job`, `word_learner`, `embedding_batches`).
+"""How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its
+step (`CaptionLearner`), and what Ray Train's workers are given for it (`captioning_job`,
+`word_learner`, `embedding_batches`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +29,20 @@ from ray_app.training.networks import seeded
 
 TOKENIZER = "tokenizer.json"
 # Where the config of each captioner keeps what the tokenizer decides.
-_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
+_WORDS_AT: Mapping[str, tuple[str, ...]] = {
+    "git": (),
+    "blip": ("text_config",),
+    "vision-encoder-decoder": ("decoder",),
+}
 
 
 class CaptionLearner(Learner):
-    """A network that learns to say `targets` (rows, L), numbers of tokens with IGNORED after the end, about what it is given.
+    """A network that learns to say `targets` (rows, L), numbers of tokens with IGNORED after the
+    end, about what it is given.
 
-    Batches hold `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or, where `preprocessing` is None, `embedding` (n, d). The loss
-    is the mean cross-entropy of the tokens of a process's share of the batch; images that could not be read have none.
+    Batches hold `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or, where `preprocessing`
+    is None, `embedding` (n, d). The loss is the mean cross-entropy of the tokens of a process's
+    share of the batch; images that could not be read have none.
     """
 
     def __init__(
@@ -53,10 +60,16 @@ class CaptionLearner(Learner):
         self._words, self._targets = words, targets
         self._normalise = None if preprocessing is None else Normalise(preprocessing).to(device)
         network.to(device)
-        blank = torch.ones(1, network.width) if preprocessing is None else torch.zeros(1, 3, *(preprocessing.shape or ()))
+        blank = (
+            torch.ones(1, network.width)
+            if preprocessing is None
+            else torch.zeros(1, 3, *(preprocessing.shape or ()))
+        )
         _freeze_without_gradient(network, blank.to(device), words)
         precision = resolve_precision(recipe.loop.precision, device, "auto")
-        super().__init__(recipe, network, device=device, precision=precision, total_steps=total_steps, rank=rank)
+        super().__init__(
+            recipe, network, device=device, precision=precision, total_steps=total_steps, rank=rank
+        )
 
     def prepared(self, batch: Batch) -> tuple[Batch, int]:
         """The share with its targets; its tokens are counted."""
@@ -69,14 +82,19 @@ class CaptionLearner(Learner):
         if self._normalise is None:
             given = torch.tensor(part["embedding"], device=self.device)
         else:
-            given = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()  # a copy: arrays of a store are read-only
-        answer: torch.Tensor = self._model(given, decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._words))
+            # a copy: arrays of a store are read-only
+            given = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()
+        answer: torch.Tensor = self._model(
+            given, decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._words)
+        )
         return answer
 
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
         """Cross-entropy of the tokens, summed over the part."""
         wanted = torch.from_numpy(part["targets"]).to(self.device).flatten()
-        total = nn.functional.cross_entropy(answer.float().flatten(0, 1), wanted, ignore_index=captioners.IGNORED, reduction="sum")
+        total = nn.functional.cross_entropy(
+            answer.float().flatten(0, 1), wanted, ignore_index=captioners.IGNORED, reduction="sum"
+        )
         return BatchLoss(total / count, {})
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -86,7 +104,9 @@ class CaptionLearner(Learner):
     def restore(self, folder: Path) -> None:
         """Every process reads its own folder."""
         captioners.load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
-        self.optimiser.load_state_dict(torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu"))
+        self.optimiser.load_state_dict(
+            torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
+        )
 
 
 def decoder_inputs(targets: torch.Tensor, words: captioners.CaptionTokenizer) -> torch.Tensor:
@@ -96,10 +116,16 @@ def decoder_inputs(targets: torch.Tensor, words: captioners.CaptionTokenizer) ->
     return before.masked_fill(before == captioners.IGNORED, words.pad)
 
 
-def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: captioners.CaptionTokenizer) -> None:
-    """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not learn."""
+def _freeze_without_gradient(
+    network: Any, blank: torch.Tensor, words: captioners.CaptionTokenizer
+) -> None:
+    """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not
+    learn.
+    """
     with torch.random.fork_rng(devices=[]):
-        network(blank, torch.tensor([[words.begin, words.end]], device=blank.device)).float().sum().backward()
+        network(
+            blank, torch.tensor([[words.begin, words.end]], device=blank.device)
+        ).float().sum().backward()
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
         parameter.grad = None
@@ -107,7 +133,9 @@ def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: captioner
 
 @dataclass(frozen=True)
 class DescriberPlan:
-    """What a describer will be: the finished `architecture` of its card, tokens of a prefix, its words, and the card it starts from."""
+    """What a describer will be: the finished `architecture` of its card, tokens of a prefix, its
+    words, and the card it starts from.
+    """
 
     architecture: dict[str, Any]
     prefix: int
@@ -118,25 +146,42 @@ class DescriberPlan:
 def section_of(config: Recipe) -> Describe:
     """The recipe's `describe`. Raises ConfigError where there is none."""
     if config.describe is None:
-        raise ConfigError(f"{config.name}: method describe needs a section describe", hint="describe: {tier: prefix, architecture: …}")
+        raise ConfigError(
+            f"{config.name}: method describe needs a section describe",
+            hint="describe: {tier: prefix, architecture: …}",
+        )
     return config.describe
 
 
 def make_plan(
-    recipe: str, wanted: Describe, *, width: int | None, prompts: Sequence[str] = (), tokenizer: str | None = None
+    recipe: str,
+    wanted: Describe,
+    *,
+    width: int | None,
+    prompts: Sequence[str] = (),
+    tokenizer: str | None = None,
 ) -> DescriberPlan:
-    """The plan of a recipe. `width`: of an embedding, for prefix; `tokenizer`: JSON of one that was trained before, else it is trained on
-    `prompts`. Raises ConfigError, DetectorError.
+    """The plan of a recipe. `width`: of an embedding, for prefix; `tokenizer`: JSON of one that was
+    trained before, else it is trained on `prompts`. Raises ConfigError, DetectorError.
     """
     import tokenizers
 
     if wanted.start is not None:
         card = load_describer(wanted.start)
         if card.tier != wanted.tier:
-            raise ConfigError(f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {wanted.tier}")
+            raise ConfigError(
+                f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {wanted.tier}"
+            )
         if card.tier == "prefix" and card.architecture.get("width") != width:
-            raise ConfigError(f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes")
-        return DescriberPlan(dict(card.architecture), card.prefix, captioners.words_of_card(card, resolve_part(card.parts[0])), card)
+            raise ConfigError(
+                f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes"
+            )
+        return DescriberPlan(
+            dict(card.architecture),
+            card.prefix,
+            captioners.words_of_card(card, resolve_part(card.parts[0])),
+            card,
+        )
     words = (
         captioners.train_words(prompts, wanted.vocabulary)
         if tokenizer is None
@@ -145,7 +190,9 @@ def make_plan(
     return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
 
 
-def _completed(recipe: str, wanted: Describe, words: captioners.CaptionTokenizer, width: int | None) -> dict[str, Any]:
+def _completed(
+    recipe: str, wanted: Describe, words: captioners.CaptionTokenizer, width: int | None
+) -> dict[str, Any]:
     """The recipe's architecture with what the tokenizer and the embedding decide."""
     facts: dict[str, Any] = dict(wanted.architecture)
     config = dict(facts.get("config", {}))
@@ -159,36 +206,52 @@ def _completed(recipe: str, wanted: Describe, words: captioners.CaptionTokenizer
     if wanted.tier == "prefix":
         return {"width": width, "config": {"n_positions": longest, **config, **decided}}
     if (model := str(facts.get("model"))) not in captioners.MODELS:
-        raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(captioners.MODELS)}")
+        raise ConfigError(
+            f"{recipe}: describe.architecture.model {model}: there are {', '.join(captioners.MODELS)}"
+        )
     if model == "blip":
         decided["sep_token_id"] = words.end
     at = _WORDS_AT[model]
-    positions = {"n_positions": longest} if model == "vision-encoder-decoder" else {"max_position_embeddings": longest}
+    positions = (
+        {"n_positions": longest}
+        if model == "vision-encoder-decoder"
+        else {"max_position_embeddings": longest}
+    )
     if not at:
         config = {**positions, **config, **decided}
     else:
-        more = {"is_decoder": True, "add_cross_attention": True} if model == "vision-encoder-decoder" else {}
+        more = (
+            {"is_decoder": True, "add_cross_attention": True}
+            if model == "vision-encoder-decoder"
+            else {}
+        )
         config[at[0]] = {**positions, **more, **config.get(at[0], {}), **decided}
     return {**facts, "config": config}
 
 
 def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
-    """The network as training begins, on the CPU, drawn from the seed or with the weights of what it starts from."""
+    """The network as training begins, on the CPU, drawn from the seed or with the weights of what
+    it starts from.
+    """
     with seeded(seed):
         if wanted.tier == "prefix":
-            network: Any = captioners.PrefixNet(plan.architecture["width"], plan.prefix, plan.architecture["config"])
+            network: Any = captioners.PrefixNet(
+                plan.architecture["width"], plan.prefix, plan.architecture["config"]
+            )
         else:
             network = captioners.build_captioner(name, plan.architecture)
     if plan.start is not None:
         path = resolve_part(plan.start.parts[0])
-        captioners.load_body(network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}")
+        captioners.load_body(
+            network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}"
+        )
     return network.requires_grad_(True).train()
 
 
 def captioning_job(job: TrainingJob) -> TrainingJob:
-    """The job that workers are given: with plan, targets and, for prefix, embeddings (rows, d) in the object store, NaN where an image
-    could not be read; for a captioner with its pixels on the card. The tokenizer is trained once, and kept. Raises ConfigError,
-    DetectorError.
+    """The job that workers are given: with plan, targets and, for prefix, embeddings (rows, d) in
+    the object store, NaN where an image could not be read; for a captioner with its pixels on the
+    card. The tokenizer is trained once, and kept. Raises ConfigError, DetectorError.
     """
     import ray
 
@@ -203,15 +266,24 @@ def captioning_job(job: TrainingJob) -> TrainingJob:
     if job.mirror is not None and plan.start is not None:
         for part in plan.start.parts:
             publish_part(part, job.mirror)
-    shared = {**job.shared, "plan": ray.put(plan), "targets": ray.put(plan.words.targets(prompts, section.most_tokens))}
+    shared = {
+        **job.shared,
+        "plan": ray.put(plan),
+        "targets": ray.put(plan.words.targets(prompts, section.most_tokens)),
+    }
     if found is not None:
         vectors = np.full((len(prompts), found.vectors.shape[1]), np.nan, np.float32)
         vectors[found.rows] = found.vectors
         return replace(job, shared=shared | {"vectors": ray.put(vectors)})
-    pixels = section.preprocessing or (plan.start.preprocessing if plan.start else None) or job.card.preprocessing
+    pixels = (
+        section.preprocessing
+        or (plan.start.preprocessing if plan.start else None)
+        or job.card.preprocessing
+    )
     if pixels.shape is None:
         raise ConfigError(
-            f"{job.config.name}: a captioner's pixels have one size", hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}"
+            f"{job.config.name}: a captioner's pixels have one size",
+            hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}",
         )
     return replace(job, shared=shared, card=job.card.model_copy(update={"preprocessing": pixels}))
 
@@ -229,16 +301,28 @@ def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
     )  # fmt: skip
 
 
-def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches` is for pixels.
+def embedding_batches(
+    job: TrainingJob, first: int, rank: int, world: int
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches`
+    is for pixels.
 
     `row`, `image_id` (n,), `usable` (n,), and `embedding` (n, d).
     """
     import ray
 
-    vectors, ids, order = ray.get(job.shared["vectors"]), job.rows("train")["image_id"].to_numpy(), job.order()
+    vectors, ids, order = (
+        ray.get(job.shared["vectors"]),
+        job.rows("train")["image_id"].to_numpy(),
+        job.order(),
+    )
     for step in range(first, job.total_steps):
         rows, _ = order.share(step, rank, world)
         given = vectors[rows]
         usable = np.asarray(np.isfinite(given).all(axis=1))
-        yield {"row": rows, "image_id": ids[rows], "usable": usable, "embedding": np.where(usable[:, None], given, 0)}
+        yield {
+            "row": rows,
+            "image_id": ids[rows],
+            "usable": usable,
+            "embedding": np.where(usable[:, None], given, 0),
+        }

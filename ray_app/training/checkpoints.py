@@ -1,7 +1,9 @@
-"""The checkpoints of a training: folders below `ray/train`, each of which is complete once it holds the file `DONE`.
+"""The checkpoints of a training: folders below `ray/train`, each of which is complete once it holds
+the file `DONE`.
 
-`DONE` is written when all files of a checkpoint are in storage. Which checkpoints count follows from these markers alone. Ray Train keeps a
-list of its own next to the folders; that list is private to Ray and changes with its versions, so nothing here depends on it.
+`DONE` is written when all files of a checkpoint are in storage. Which checkpoints count follows
+from these markers alone. Ray Train keeps a list of its own next to the folders; that list is
+private to Ray and changes with its versions, so nothing here depends on it.
 """
 
 import json
@@ -29,7 +31,9 @@ _OLD_FACTS = "training.json"  # in the checkpoints of Touchstone 0.22 and older,
 
 
 class CheckpointEntry(NamedTuple):
-    """A complete checkpoint: its folder's name, the number of steps that it holds, and whether no step comes after it."""
+    """A complete checkpoint: its folder's name, the number of steps that it holds, and whether no
+    step comes after it.
+    """
 
     name: str
     step: int
@@ -37,14 +41,20 @@ class CheckpointEntry(NamedTuple):
 
 
 def new_name(step: int) -> str:
-    """Return a folder name that no attempt has used before, so that the files of two attempts never share a folder."""
+    """Return a folder name that no attempt has used before, so that the files of two attempts never
+    share a folder.
+    """
     return f"step-{step:08d}-{secrets.token_hex(4)}"
 
 
 def list_checkpoints(out: Store) -> list[CheckpointEntry]:
     """List the complete checkpoints, ordered by step."""
     markers = ((name, _read_marker(out, name)) for name in _folder_names(out))
-    entries = (CheckpointEntry(name, _step_of(name), marker["finished"]) for name, marker in markers if marker is not None)
+    entries = (
+        CheckpointEntry(name, _step_of(name), marker["finished"])
+        for name, marker in markers
+        if marker is not None
+    )
     return sorted(entries, key=lambda entry: (entry.step, entry.name))
 
 
@@ -65,7 +75,9 @@ def read_step(folder: Path) -> int:
 
 
 def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> None:
-    """Copy the files of a local folder into the checkpoint `name`, then mark it as complete. Raises StorageError."""
+    """Copy the files of a local folder into the checkpoint `name`, then mark it as complete. Raises
+    StorageError.
+    """
     for file in sorted(folder.iterdir()):
         out.write_file(f"{FOLDER}/{name}/{file.name}", file)
     mark_complete(out, name, finished=finished)
@@ -73,10 +85,15 @@ def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> N
 
 def mark_complete(out: Store, name: str, *, finished: bool) -> None:
     """Write the marker of a checkpoint all of whose files are in storage."""
-    out.write(f"{FOLDER}/{name}/{DONE}", json.dumps({"step": _step_of(name), "finished": finished}).encode())
+    out.write(
+        f"{FOLDER}/{name}/{DONE}",
+        json.dumps({"step": _step_of(name), "finished": finished}).encode(),
+    )
 
 
-def remove_superseded(out: Store, *, keep: int, values: Mapping[int, float], unjudged: Collection[int] = ()) -> list[str]:
+def remove_superseded(
+    out: Store, *, keep: int, values: Mapping[int, float], unjudged: Collection[int] = ()
+) -> list[str]:
     """Delete the complete checkpoints that others supersede, and return their names.
 
     The last checkpoint always stays.
@@ -84,29 +101,42 @@ def remove_superseded(out: Store, *, keep: int, values: Mapping[int, float], unj
     Args:
         out: The directory of the training.
         keep: Number of the best checkpoints that stay.
-        values: The validation metric by step; higher is better. A checkpoint without a value ranks below all others, by its step.
+        values: The validation metric by step; higher is better. A checkpoint without a value ranks
+            below all others, by its step.
         unjudged: Steps whose checkpoints stay because they still have to be validated.
     """
     if len(_folder_names(out)) <= keep:
         return []
     entries = list_checkpoints(out)
-    ranked = sorted(entries, key=lambda entry: (entry.step in values, values.get(entry.step, 0.0), entry.step))
+    ranked = sorted(
+        entries, key=lambda entry: (entry.step in values, values.get(entry.step, 0.0), entry.step)
+    )
     kept = {*ranked[-keep:], *entries[-1:]}
-    superseded = [entry.name for entry in entries if entry not in kept and entry.step not in unjudged]
+    superseded = [
+        entry.name for entry in entries if entry not in kept and entry.step not in unjudged
+    ]
     for name in superseded:
         _remove(out, name)
     return superseded
 
 
 def remove_incomplete(out: Store) -> list[str]:
-    """Delete the folders of interrupted uploads that a complete checkpoint of as many steps supersedes; returns their names.
+    """Delete the folders of interrupted uploads that a complete checkpoint of as many steps
+    supersedes; returns their names.
 
-    A folder whose marker cannot be read stays, and so does one of an older version: either may be a whole checkpoint. Call this only
-    while no process of this training runs: an upload in progress looks the same.
+    A folder whose marker cannot be read stays, and so does one of an older version: either may be a
+    whole checkpoint. Call this only while no process of this training runs: an upload in progress
+    looks the same.
     """
     last = latest_checkpoint(out)
-    superseded = [name for name in _folder_names(out) if last is not None and _step_of(name) <= last.step]
-    incomplete = [name for name in superseded if not any(out.exists(f"{FOLDER}/{name}/{marker}") for marker in (DONE, _OLD_FACTS))]
+    superseded = [
+        name for name in _folder_names(out) if last is not None and _step_of(name) <= last.step
+    ]
+    incomplete = [
+        name
+        for name in superseded
+        if not any(out.exists(f"{FOLDER}/{name}/{marker}") for marker in (DONE, _OLD_FACTS))
+    ]
     for name in incomplete:
         _remove(out, name)
     return incomplete
@@ -118,10 +148,12 @@ def count_folders(out: Store) -> int:
 
 
 def mark_older_checkpoints(out: Store) -> None:
-    """Mark the checkpoints of a training that Touchstone 0.22 or older began, according to Ray Train's list of them.
+    """Mark the checkpoints of a training that Touchstone 0.22 or older began, according to Ray
+    Train's list of them.
 
     Raises:
-        ConfigError: There are checkpoints of an older version, and Ray Train cannot read its list. Nothing is changed.
+        ConfigError: There are checkpoints of an older version, and Ray Train cannot read its list.
+            Nothing is changed.
     """
     older = {name for name in _folder_names(out) if out.exists(f"{FOLDER}/{name}/{_OLD_FACTS}")}
     older -= {entry.name for entry in list_checkpoints(out)}
@@ -131,7 +163,12 @@ def mark_older_checkpoints(out: Store) -> None:
 
     filesystem, path = _ray_place(out)
     try:
-        listed = Result.from_path(posixpath.join(path, RUN), storage_filesystem=filesystem).best_checkpoints or []
+        listed = (
+            Result.from_path(
+                posixpath.join(path, RUN), storage_filesystem=filesystem
+            ).best_checkpoints
+            or []
+        )
     except Exception as error:  # Ray's own errors, those of its models and those of storage
         raise ConfigError(
             f"{out.url}/{FOLDER} holds {len(older)} checkpoints of Touchstone 0.22 or older, and Ray Train cannot read its list of them: "
@@ -139,11 +176,15 @@ def mark_older_checkpoints(out: Store) -> None:
             hint="finish this training with the versions of Touchstone and Ray that began it, or give another --out; nothing was deleted",
         ) from error
     for name in older & {posixpath.basename(checkpoint.path) for checkpoint, _ in listed}:
-        mark_complete(out, name, finished=json.loads(out.read(f"{FOLDER}/{name}/{_OLD_FACTS}"))["finished"])
+        mark_complete(
+            out, name, finished=json.loads(out.read(f"{FOLDER}/{name}/{_OLD_FACTS}"))["finished"]
+        )
 
 
 def remove_ray_notes(out: Store) -> None:
-    """Delete the files that an earlier session of Ray Train left next to the checkpoints, so that the next session starts without them."""
+    """Delete the files that an earlier session of Ray Train left next to the checkpoints, so that
+    the next session starts without them.
+    """
     out.delete_all(f"{FOLDER}/{name}" for name in out.names(FOLDER))
 
 
@@ -157,7 +198,9 @@ def fetched(out: Store, name: str) -> Iterator[Path]:
 
 @contextmanager
 def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
-    """Provide files as a local folder: the source if it is local, else copies while the block lasts. Raises StorageError."""
+    """Provide files as a local folder: the source if it is local, else copies while the block
+    lasts. Raises StorageError.
+    """
     here = source.local_path("")
     if here:
         yield here
@@ -213,6 +256,8 @@ def _read_marker(out: Store, name: str) -> dict[str, Any] | None:
 
 
 def _remove(out: Store, name: str) -> None:
-    """Delete a checkpoint, its marker first, so that an interruption leaves no checkpoint that looks complete."""
+    """Delete a checkpoint, its marker first, so that an interruption leaves no checkpoint that
+    looks complete.
+    """
     out.delete(f"{FOLDER}/{name}/{DONE}")
     out.clear(f"{FOLDER}/{name}")

@@ -1,8 +1,9 @@
-"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml, and `metrics.json` last.
+"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml,
+and `metrics.json` last.
 
-Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card beside what costs nothing: the nearest
-training image's words, and words at random. The same command resumes. The weights are those of the last step: no validation chooses
-among checkpoints.
+Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card
+beside what costs nothing: the nearest training image's words, and words at random. The same command
+resumes. The weights are those of the last step: no validation chooses among checkpoints.
 """
 
 import json
@@ -52,12 +53,17 @@ class CaptionedRows(NamedTuple):
     words: list[Caption]
 
 
-def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any], fit: Callable[[TrainingJob], None]) -> dict[str, Any]:
-    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `claim` is that of `train.json`; `fit(job)`
-    trains by Ray Train, unless all is trained.
+def describe(
+    job: TrainingJob,
+    findings: Mapping[str, Any],
+    claim: Mapping[str, Any],
+    fit: Callable[[TrainingJob], None],
+) -> dict[str, Any]:
+    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `claim`
+    is that of `train.json`; `fit(job)` trains by Ray Train, unless all is trained.
 
-    Raises ConfigError for a recipe without `describe`, DetectorError for a detector without embeddings where they are needed, and what
-    training raises.
+    Raises ConfigError for a recipe without `describe`, DetectorError for a detector without
+    embeddings where they are needed, and what training raises.
     """
     section, began = section_of(job.config), time.monotonic()
     if section.tier != "captioner":
@@ -70,9 +76,13 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
         learning = captioning_job(job)
         fit(learning)
         log = file_notes.FileLog(job.out)
-        predicted = validate.on_checkpoint(learning, checkpoints.list_checkpoints(job.out)[-1].name, captions_by_network)
+        predicted = validate.on_checkpoint(
+            learning, checkpoints.list_checkpoints(job.out)[-1].name, captions_by_network
+        )
         log.print_new()
-        export.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
+        export.write_curves(
+            job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), []
+        )
     facts = _metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
     facts["unreadable"] = len(file_notes.write_unreadable(job.out))
@@ -86,14 +96,27 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int)
     """The dry run: what would be made, of how many images with prompts."""
     section = section_of(config)
     counts = {name: found["images"] for name, found in splits.findings["splits"].items()}
-    content = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
-    return {**content, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
+    content = {
+        "method": config.method,
+        "name": config.name,
+        "tier": section.tier,
+        "detector": card.name,
+        "images": counts,
+    }
+    return {
+        **content,
+        "steps": 0 if section.tier == "retrieval" else steps,
+        "batch": config.loop.batch,
+        "data": dict(splits.findings),
+    }
 
 
 def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
     """What the nearest training images' words are for the other splits, or why nobody knows."""
     try:
-        embeddings.compute_embeddings(job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}})
+        embeddings.compute_embeddings(
+            job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}}
+        )
         found: dict[str, CaptionedRows] = validate.on_ray(job, captions_by_retrieval)
     except DetectorError as error:
         if needed:
@@ -103,11 +126,15 @@ def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRow
 
 
 def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Build the index of the training images and ask it; it is written where the recipe's tier is retrieval."""
+    """Build the index of the training images and ask it; it is written where the recipe's tier is
+    retrieval.
+    """
     found = embeddings.kept_embeddings(job.out, "train")
     prompts = embeddings.column_of(job.rows("train"), found.rows, "prompt")
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        card = write_index(Path(folder), job.config, _sees_embeddings(job, found), found.vectors, prompts)
+        card = write_index(
+            Path(folder), job.config, _sees_embeddings(job, found), found.vectors, prompts
+        )
         return _asked(job, card, Path(folder), is_result=section_of(job.config).tier == "retrieval")
 
 
@@ -122,7 +149,13 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
     if section_of(job.config).tier == "prefix":
         sees = _sees_embeddings(job, embeddings.kept_embeddings(job.out, "train"))
     with tempfile.TemporaryDirectory(prefix="touchstone-") as scratch:
-        card = write_network(Path(scratch), job.config, ray.get(job.shared["plan"]), sees, load_file(folder / LEARNED))
+        card = write_network(
+            Path(scratch),
+            job.config,
+            ray.get(job.shared["plan"]),
+            sees,
+            load_file(folder / LEARNED),
+        )
         return _asked(job, card, Path(scratch), is_result=True)
 
 
@@ -130,8 +163,12 @@ def _sees_embeddings(job: TrainingJob, found: embeddings.Embeddings) -> dict[str
     return {"detector": job.card.name, "embedding": embeddings.embedding_of(job.card, found)}
 
 
-def _asked(job: TrainingJob, card: DescriberCard, folder: Path, *, is_result: bool) -> dict[str, CaptionedRows]:
-    """What the describer in FOLDER says of each split but the training one; its files go to the run where it is the result."""
+def _asked(
+    job: TrainingJob, card: DescriberCard, folder: Path, *, is_result: bool
+) -> dict[str, CaptionedRows]:
+    """What the describer in FOLDER says of each split but the training one; its files go to the run
+    where it is the result.
+    """
     from ray_app.attribution.captioners import load_describing
 
     describer = load_describing(card, device=job.layout.judging_device)
@@ -151,7 +188,10 @@ def _predicted(job: TrainingJob, describer: Describer, split: str) -> CaptionedR
     for start in range(0, len(rows), _AT_ONCE):
         batch = loader.load(rows[start : start + _AT_ONCE], rows[start : start + _AT_ONCE])
         read.append(batch["row"][batch["usable"]])
-        unreadable |= {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~batch["usable"]).nonzero()[0]}
+        unreadable |= {
+            int(batch["row"][slot]): str(batch["detail"][slot])
+            for slot in (~batch["usable"]).nonzero()[0]
+        }
         words += describer.describe(batch["image"][batch["usable"]])
         job.board.beat.remote()
     notes = file_notes.note_images(job.rows(split), split, unreadable)
@@ -167,7 +207,13 @@ def _rows(job: TrainingJob, split: str) -> Rows:
     return validate.chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
 
 
-def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: npt.NDArray[Any], prompts: list[str]) -> DescriberCard:
+def write_index(
+    folder: Path,
+    recipe: Recipe,
+    sees: Mapping[str, Any],
+    vectors: npt.NDArray[Any],
+    prompts: list[str],
+) -> DescriberCard:
     """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
     from safetensors.numpy import save_file
 
@@ -175,21 +221,35 @@ def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: 
     return write_card(folder, recipe, {"tier": "retrieval", **sees})
 
 
-def write_network(folder: Path, recipe: Recipe, plan: DescriberPlan, sees: Mapping[str, Any], state: Mapping[str, Any]) -> DescriberCard:
-    """FOLDER/describer.yaml of a network: `state` as files hold it, the tokenizer in the file's header; `sees`: `preprocessing`, or
-    `detector` and `embedding`.
+def write_network(
+    folder: Path,
+    recipe: Recipe,
+    plan: DescriberPlan,
+    sees: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> DescriberCard:
+    """FOLDER/describer.yaml of a network: `state` as files hold it, the tokenizer in the file's
+    header; `sees`: `preprocessing`, or `detector` and `embedding`.
     """
     from safetensors.torch import save_file
 
     save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.words.tokenizer.to_str()})
     section = section_of(recipe)
-    search = {"beams": section.beams, "no_repeat": section.no_repeat, "most_tokens": section.most_tokens}
+    search = {
+        "beams": section.beams,
+        "no_repeat": section.no_repeat,
+        "most_tokens": section.most_tokens,
+    }
     facts = {"tier": section.tier, "architecture": plan.architecture, "prefix": plan.prefix}
     return write_card(folder, recipe, {**facts, **sees, **search}, plan.start)
 
 
-def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None) -> DescriberCard:
-    """Write the card of the weights in a folder, and read it back. `start`: the card whose weights the training began with."""
+def write_card(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None
+) -> DescriberCard:
+    """Write the card of the weights in a folder, and read it back. `start`: the card whose weights
+    the training began with.
+    """
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
@@ -204,27 +264,50 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: De
         "notes": list(recipe.export.notes),
         **facts,
     }
-    (folder / CARD).write_text(export.card_yaml(DescriberCard.model_validate(content)), encoding="utf-8")
+    (folder / CARD).write_text(
+        export.card_yaml(DescriberCard.model_validate(content)), encoding="utf-8"
+    )
     return load_describer(folder / CARD)
 
 
 def _inherited(recipe: Recipe, start: DescriberCard | None) -> str:
-    """Return the stricter of the licences of the weights that the training began with and of the data."""
+    """Return the stricter of the licences of the weights that the training began with and of the
+    data.
+    """
     licences = (start.licence if start else None, recipe.data.licence)
-    return max(filter(None, licences), key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)), default="none stated")
+    return max(
+        filter(None, licences),
+        key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)),
+        default="none stated",
+    )
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
-    """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.arrays.FigureFacts` by name."""
-    content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
+    """The YAML of a card with what was measured: `figures` of one split, rows of
+    `metrics.arrays.FigureFacts` by name.
+    """
+    content = {
+        "set": f"{recipe.data.name or 'its own data'}, held out",
+        "verified": True,
+        "source": f"touchstone train {recipe.name}",
+    }
     exact = figures["exact"]
-    published = [] if exact["value"] is None else [{"metric": _EXACT, "value": exact["value"], "n": exact["n"], **content}]
-    return export.card_yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})).encode()
+    published = (
+        []
+        if exact["value"] is None
+        else [{"metric": _EXACT, "value": exact["value"], "n": exact["n"], **content}]
+    )
+    return export.card_yaml(
+        DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})
+    ).encode()
 
 
-def compared(truth: Sequence[str], predicted: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:
-    """Per system its figure against the `truth` (n,) with a 95 % interval: `exact`, the share whose words are all right and in order,
-    without case and punctuation. A text in place of a system's words says why it has none.
+def compared(
+    truth: Sequence[str], predicted: Mapping[str, Sequence[str] | str]
+) -> dict[str, dict[str, Any]]:
+    """Per system its figure against the `truth` (n,) with a 95 % interval: `exact`, the share whose
+    words are all right and in order, without case and punctuation. A text in place of a system's
+    words says why it has none.
     """
     return {name: _figures(truth, texts) for name, texts in predicted.items()}
 
@@ -235,8 +318,14 @@ def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]
     if len(truth) > MOST:
         places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
         truth, texts = [truth[place] for place in places], [texts[place] for place in places]
-    exact = sum(_split_words(one) == _split_words(other) for one, other in zip(texts, truth, strict=True))
-    return {"exact": intervals.proportion(exact, len(truth), "no image with both a predicted and a true prompt").row()}
+    exact = sum(
+        _split_words(one) == _split_words(other) for one, other in zip(texts, truth, strict=True)
+    )
+    return {
+        "exact": intervals.proportion(
+            exact, len(truth), "no image with both a predicted and a true prompt"
+        ).row()
+    }
 
 
 def _split_words(text: str) -> list[str]:
@@ -245,7 +334,9 @@ def _split_words(text: str) -> list[str]:
 
 
 def chance_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """What knows nothing of the image says of `count` images: `random`, any training prompt; `most_frequent`, always the same."""
+    """What knows nothing of the image says of `count` images: `random`, any training prompt;
+    `most_frequent`, always the same.
+    """
     drawn = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
     commonest = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]
     return {"random": [train[place] for place in drawn], "most_frequent": [commonest] * count}
@@ -266,12 +357,26 @@ def _metrics(
         truth = embeddings.column_of(job.rows(split), one.rows, "prompt")
         words = [found.text for found in one.words]
         near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
-        figures[split] = compared(truth, {"describer": words, "retrieval": near, **chance_prompts(train, len(truth), job.config.loop.seed)})
+        figures[split] = compared(
+            truth,
+            {
+                "describer": words,
+                "retrieval": near,
+                **chance_prompts(train, len(truth), job.config.loop.seed),
+            },
+        )
         likely = [found.likelihood for found in one.words if found.likelihood is not None]
         likelihood[split] = float(np.mean(likely)) if likely else None
-        shown = zip(truth, one.words, [None] * len(truth) if isinstance(near, str) else near, strict=True)
+        shown = zip(
+            truth, one.words, [None] * len(truth) if isinstance(near, str) else near, strict=True
+        )
         examples[split] = [
-            {"prompt": prompt, "predicted": found.text, "likelihood": found.likelihood, "nearest": other}
+            {
+                "prompt": prompt,
+                "predicted": found.text,
+                "likelihood": found.likelihood,
+                "nearest": other,
+            }
             for prompt, found, other in islice(shown, EXAMPLES)
         ]
         columns = {  # as result rows have them
@@ -279,7 +384,10 @@ def _metrics(
             "predicted_prompt": pa.array(words, pa.string()),
             "prompt_likelihood": pa.array([found.likelihood for found in one.words], pa.float32()),
         }
-        job.out.write(f"predictions/{split}.parquet", export.rows_file(job.rows(split).take(pa.array(one.rows)), columns))
+        job.out.write(
+            f"predictions/{split}.parquet",
+            export.rows_file(job.rows(split).take(pa.array(one.rows)), columns),
+        )
     return {
         "schema": SCHEMA,
         "method": job.config.method,
@@ -300,5 +408,7 @@ def _metrics(
 
 
 def _by_row(predicted: CaptionedRows, rows: Rows) -> list[str]:
-    texts = {int(row): found.text for row, found in zip(predicted.rows, predicted.words, strict=True)}
+    texts = {
+        int(row): found.text for row, found in zip(predicted.rows, predicted.words, strict=True)
+    }
     return [texts.get(int(row), "") for row in rows]

@@ -1,7 +1,9 @@
-"""Notes on the files of a training: which images could not be read, and which masks of fakes mark nothing or everything.
+"""Notes on the files of a training: which images could not be read, and which masks of fakes mark
+nothing or everything.
 
-The processes that meet such a file note it in the training's directory (`note_images`). Everything that is shown gives each file once:
-`list_unreadable`, `describe_misread_masks`, and the lines of `FileLog` while the training runs.
+The processes that meet such a file note it in the training's directory (`note_images`). Everything
+that is shown gives each file once: `list_unreadable`, `describe_misread_masks`, and the lines of
+`FileLog` while the training runs.
 """
 
 import json
@@ -22,10 +24,24 @@ from ray_app.training.run_directory import MASKS, UNREADABLE, HistoryWriter, rea
 
 MAX_NAMED = 100  # files that a log or a report names one by one; `unreadable.jsonl` names all
 MAX_EXAMPLES = 3
-_COLUMNS = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused", "input")
+_COLUMNS = (
+    "image_id",
+    "uri",
+    "member",
+    "occurrence",
+    "version",
+    "size_bytes",
+    "block",
+    "slot",
+    "place",
+    "refused",
+    "input",
+)
 
 
-def note_images(rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None) -> list[dict[str, Any]]:
+def note_images(
+    rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None
+) -> list[dict[str, Any]]:
     """Return a note for each of these images.
 
     Args:
@@ -64,17 +80,28 @@ class StepNotes:
 
     def __init__(self, out: Store, rows: pa.Table, rank: int) -> None:
         self._rows, self._seen_masks = rows, set[int]()
-        self._unreadable, self._masks = (HistoryWriter(out, folder, rank) for folder in (UNREADABLE, MASKS))
+        self._unreadable, self._masks = (
+            HistoryWriter(out, folder, rank) for folder in (UNREADABLE, MASKS)
+        )
         self.first_unreadable: list[dict[str, Any]] = []
 
     def add(self, batch: Mapping[str, npt.NDArray[Any]], step: int) -> None:
-        """Note the images of a batch that could not be read, and its odd masks when it has the first of an image."""
-        details = {int(batch["row"][slot]): str(batch["detail"][slot]) for slot in (~batch["usable"]).nonzero()[0]}
+        """Note the images of a batch that could not be read, and its odd masks when it has the
+        first of an image.
+        """
+        details = {
+            int(batch["row"][slot]): str(batch["detail"][slot])
+            for slot in (~batch["usable"]).nonzero()[0]
+        }
         notes = note_images(self._rows, "train", details, step=step)
         for note in notes:
             self._unreadable.add(note)
         self.first_unreadable = [*self.first_unreadable, *notes][:MAX_NAMED]
-        odd = {row: detail for row, detail in find_odd_masks(batch).items() if row not in self._seen_masks}
+        odd = {
+            row: detail
+            for row, detail in find_odd_masks(batch).items()
+            if row not in self._seen_masks
+        }
         self._seen_masks.update(odd)
         for note in note_images(self._rows, "train", odd, step=step):
             self._masks.add(note)
@@ -86,20 +113,29 @@ class StepNotes:
 
 
 def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
-    """Return "empty" or "full" for the rows of a batch whose masks mark nothing or everything, although they are of fakes."""
+    """Return "empty" or "full" for the rows of a batch whose masks mark nothing or everything,
+    although they are of fakes.
+    """
     coverage = batch.get("coverage")
     if coverage is None:
         return {}
-    return {int(batch["row"][slot]): str(coverage[slot]) for slot in np.isin(coverage, ("empty", "full")).nonzero()[0]}
+    return {
+        int(batch["row"][slot]): str(coverage[slot])
+        for slot in np.isin(coverage, ("empty", "full")).nonzero()[0]
+    }
 
 
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
-    """List the images that could not be read, each once, with the first step that needed it and how often one did."""
+    """List the images that could not be read, each once, with the first step that needed it and how
+    often one did.
+    """
     return list(_merge(read_history(out, UNREADABLE)).values())
 
 
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Write `unreadable.jsonl` with a line for each image that could not be read, and return its content."""
+    """Write `unreadable.jsonl` with a line for each image that could not be read, and return its
+    content.
+    """
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
     out.write(f"{UNREADABLE}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -116,7 +152,13 @@ def describe_misread_masks(out: Store) -> str | None:
 
 def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
     """Return the first of these images as a training's document names them, None if there are none."""
-    return tuple(UnreadableFile(**{name: note[name] for name in UnreadableFile.model_fields}) for note in unreadable[:MAX_NAMED]) or None
+    return (
+        tuple(
+            UnreadableFile(**{name: note[name] for name in UnreadableFile.model_fields})
+            for note in unreadable[:MAX_NAMED]
+        )
+        or None
+    )
 
 
 def describe_note(note: Mapping[str, Any]) -> str:
@@ -130,7 +172,9 @@ def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
 
 
 class FileLog:
-    """Lines for the log about files that were not named before, each once. Files that earlier sessions noted count as named."""
+    """Lines for the log about files that were not named before, each once. Files that earlier
+    sessions noted count as named.
+    """
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -146,8 +190,14 @@ class FileLog:
     def new_lines(self) -> Iterator[str]:
         """Yield what was noted in the training's directory since the last call."""
         for name in self._new_names(UNREADABLE):
-            yield from self.lines(map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines()))
-        if self._new_names(MASKS) and not self._has_warned and (warning := describe_misread_masks(self._out)):
+            yield from self.lines(
+                map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines())
+            )
+        if (
+            self._new_names(MASKS)
+            and not self._has_warned
+            and (warning := describe_misread_masks(self._out))
+        ):
             self._has_warned = True
             yield f"train  warning: {warning}"
 
@@ -177,5 +227,11 @@ def _merge(notes: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str
             merged[key]["times"] += 1
         else:
             # Version 0.22 and older noted no place.
-            merged[key] = {"split": "train", "uri": f"image_id {note['image_id']}", "member": None, **note, "times": 1}
+            merged[key] = {
+                "split": "train",
+                "uri": f"image_id {note['image_id']}",
+                "member": None,
+                **note,
+                "times": 1,
+            }
     return merged

@@ -1,7 +1,9 @@
-"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), with a temperature calibrated over folds.
+"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), with
+a temperature calibrated over folds.
 
-What is chosen and calibrated looks at training images alone, each judged by a head that saw no image of its group; validation images
-are left for the open set's `threshold`. `named` maps labelled rows to the classes.
+What is chosen and calibrated looks at training images alone, each judged by a head that saw no
+image of its group; validation images are left for the open set's `threshold`. `named` maps labelled
+rows to the classes.
 """
 
 import math
@@ -33,8 +35,9 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FittedIdentifier:
-    """`tensors`: those of an identifier's file. `scale`: of a cosine head. `c`: the inverse penalty that was taken; `temperature`: what
-    logits were divided by; `losses`: by c, the mean log loss over images that the heads did not see; `why_not`: why there are none.
+    """`tensors`: those of an identifier's file. `scale`: of a cosine head. `c`: the inverse penalty
+    that was taken; `temperature`: what logits were divided by; `losses`: by c, the mean log loss
+    over images that the heads did not see; `why_not`: why there are none.
     """
 
     tensors: dict[str, Floats]
@@ -61,7 +64,9 @@ class _Head:
 
 
 def fit(vectors: Floats, codes: Codes, groups: Sequence[str], config: Identify) -> FittedIdentifier:
-    """Fit (n, d) embeddings to (n,) classes 0 … C − 1, no one of which is empty; images of one group are in one fold."""
+    """Fit (n, d) embeddings to (n,) classes 0 … C − 1, no one of which is empty; images of one
+    group are in one fold.
+    """
     chosen, losses, temperature, why_not = config.c or STRENGTHS[2], dict[float, float](), 1.0, None
     folds = _folds(codes, groups)
     if not folds:
@@ -78,26 +83,36 @@ def fit(vectors: Floats, codes: Codes, groups: Sequence[str], config: Identify) 
     tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
     if config.open_set == "distance" and config.abstains:
         tensors |= distances(vectors, codes)
-    return FittedIdentifier(tensors, head.scale / temperature if cosine else 1.0, chosen, temperature, losses, why_not)
+    return FittedIdentifier(
+        tensors, head.scale / temperature if cosine else 1.0, chosen, temperature, losses, why_not
+    )
 
 
 def distances(vectors: Floats, codes: Codes) -> dict[str, Floats]:
-    """`means` (C, d) and `whitening` (d, d) of one covariance of all classes, shrunk as Ledoit and Wolf (2004) say."""
+    """`means` (C, d) and `whitening` (d, d) of one covariance of all classes, shrunk as Ledoit and
+    Wolf (2004) say.
+    """
     from sklearn.covariance import LedoitWolf
 
-    means = np.stack([vectors[codes == code].mean(axis=0, dtype=np.float64) for code in range(codes.max() + 1)])
+    means = np.stack(
+        [vectors[codes == code].mean(axis=0, dtype=np.float64) for code in range(codes.max() + 1)]
+    )
     centred = vectors - means[codes]
     spread = _spread(centred)
-    values, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(centred / spread).covariance_)
+    values, axes = np.linalg.eigh(
+        LedoitWolf(assume_centered=True).fit(centred / spread).covariance_
+    )
     whitening = axes / np.sqrt(np.maximum(values, 1e-6 * values.max())) / spread[:, None]
     return {"means": means.astype(np.float32), "whitening": whitening.astype(np.float32)}
 
 
 def threshold(confidence: Floats, abstains: float) -> float:
-    """The confidence below which so large a share of images of known generators lies, or a little less, by n that nothing was fitted on.
+    """The confidence below which so large a share of images of known generators lies, or a little
+    less, by n that nothing was fitted on.
 
-    Of a new image that is like them, the chance to lie below the k-th smallest of n is k / (n + 1) (order statistics; as in split conformal
-    prediction): k is the largest for which that is no more than `abstains`. Raises ConfigError where n is too small for any k.
+    Of a new image that is like them, the chance to lie below the k-th smallest of n is k / (n + 1)
+    (order statistics; as in split conformal prediction): k is the largest for which that is no more
+    than `abstains`. Raises ConfigError where n is too small for any k.
     """
     n = len(confidence)
     k = math.floor(abstains * (n + 1) + 1e-9)
@@ -117,11 +132,17 @@ def _folds(codes: Codes, groups: Sequence[str]) -> list[tuple[Codes, Codes]]:
     count = min(FOLDS, *by_class)
     if count < 2:
         return []
-    return list(StratifiedGroupKFold(count, shuffle=True, random_state=_SEED).split(codes, codes, groups))
+    return list(
+        StratifiedGroupKFold(count, shuffle=True, random_state=_SEED).split(codes, codes, groups)
+    )
 
 
-def _judged(vectors: Floats, codes: Codes, folds: list[tuple[Codes, Codes]], config: Identify, c: float) -> tuple[float, float]:
-    """The best temperature and the mean log loss with it, over images whose class their fold's head knows."""
+def _judged(
+    vectors: Floats, codes: Codes, folds: list[tuple[Codes, Codes]], config: Identify, c: float
+) -> tuple[float, float]:
+    """The best temperature and the mean log loss with it, over images whose class their fold's head
+    knows.
+    """
     logits = np.empty((len(codes), codes.max() + 1))
     judged = np.zeros(len(codes), bool)
     for seen, unseen in folds:
@@ -131,7 +152,9 @@ def _judged(vectors: Floats, codes: Codes, folds: list[tuple[Codes, Codes]], con
     return _tempered(logits[judged], codes[judged], _weights(codes[judged], config))
 
 
-def _tempered(logits: npt.NDArray[np.float64], codes: Codes, weights: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _tempered(
+    logits: npt.NDArray[np.float64], codes: Codes, weights: npt.NDArray[np.float64]
+) -> tuple[float, float]:
     """The temperature of the least log loss (Guo et al. 2017), and that loss."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -153,37 +176,60 @@ def _weights(codes: Codes, config: Identify) -> npt.NDArray[np.float64]:
 
 
 def _fitted(vectors: Floats, codes: Codes, config: Identify, c: float) -> _Head:
-    return (_cosine if config.head == "cosine" else _linear)(vectors, codes, _weights(codes, config), c)
+    return (_cosine if config.head == "cosine" else _linear)(
+        vectors, codes, _weights(codes, config), c
+    )
 
 
 def _linear(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
     """Shift and scale of the embeddings are folded into the head."""
     from sklearn.linear_model import LogisticRegression
 
-    centre, scale = vectors.mean(axis=0, dtype=np.float64), _spread(vectors) * math.sqrt(vectors.shape[1])
-    model = LogisticRegression(C=c, max_iter=_MOST_ITERATIONS).fit((vectors - centre) / scale, codes, sample_weight=weights)
+    centre, scale = (
+        vectors.mean(axis=0, dtype=np.float64),
+        _spread(vectors) * math.sqrt(vectors.shape[1]),
+    )
+    model = LogisticRegression(C=c, max_iter=_MOST_ITERATIONS).fit(
+        (vectors - centre) / scale, codes, sample_weight=weights
+    )
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # of two, scikit-learn gives the second's log-odds
-        coefficients, intercepts = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-intercepts, intercepts]) / 2
+        coefficients, intercepts = (
+            np.concatenate([-coefficients, coefficients]) / 2,
+            np.concatenate([-intercepts, intercepts]) / 2,
+        )
     weight = coefficients / scale
     return _Head(weight, intercepts - weight @ centre, 1.0, model.classes_)
 
 
 def _cosine(vectors: Floats, codes: Codes, weights: npt.NDArray[np.float64], c: float) -> _Head:
-    """Directions and one scale, of the least weighted log loss × c + scale² / 2, by L-BFGS from the classes' mean directions."""
+    """Directions and one scale, of the least weighted log loss × c + scale² / 2, by L-BFGS from the
+    classes' mean directions.
+    """
     import torch
     from torch.nn import functional
 
     classes, places = np.unique(codes, return_inverse=True)
-    given, wanted, share = torch.from_numpy(unit(vectors)), torch.from_numpy(places), torch.from_numpy(weights).float()
+    given, wanted, share = (
+        torch.from_numpy(unit(vectors)),
+        torch.from_numpy(places),
+        torch.from_numpy(weights).float(),
+    )
     start = unit(np.stack([vectors[places == place].mean(axis=0) for place in range(len(classes))]))
-    weight, log_scale = torch.from_numpy(start).requires_grad_(), torch.tensor(math.log(10.0), requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, log_scale], max_iter=_COSINE_STEPS, line_search_fn="strong_wolfe")
+    weight, log_scale = (
+        torch.from_numpy(start).requires_grad_(),
+        torch.tensor(math.log(10.0), requires_grad=True),
+    )
+    optimiser = torch.optim.LBFGS(
+        [weight, log_scale], max_iter=_COSINE_STEPS, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
         logits = log_scale.exp() * given @ functional.normalize(weight, dim=1).T
-        loss = (share * functional.cross_entropy(logits, wanted, reduction="none")).sum() * c + log_scale.exp() ** 2 / 2
+        loss = (
+            share * functional.cross_entropy(logits, wanted, reduction="none")
+        ).sum() * c + log_scale.exp() ** 2 / 2
         (loss / (c * len(places))).backward()  # type: ignore[no-untyped-call]
         return loss.detach() / (c * len(places))
 
@@ -200,8 +246,9 @@ def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ClassAssignments:
-    """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real` of reals, None where nobody knows), and
-    `held_out` (n,) whether its generator is one that nothing may be fitted on. `absent`: held-out names that no row is of.
+    """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real`
+    of reals, None where nobody knows), and `held_out` (n,) whether its generator is one that
+    nothing may be fitted on. `absent`: held-out names that no row is of.
     """
 
     names: list[str | None]
@@ -218,7 +265,9 @@ class ClassAssignments:
 
 
 def class_name(config: Identify, generator: str) -> str:
-    """The class of a fake by its generator: its name as configs/generators.yaml spells it or, by `level`, its family."""
+    """The class of a fake by its generator: its name as configs/generators.yaml spells it or, by
+    `level`, its family.
+    """
     found = find_generator(generator)
     if config.level == "family":
         return config.families.get(generator) or (found.family if found else generator)
@@ -227,12 +276,22 @@ def class_name(config: Identify, generator: str) -> str:
 
 def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> ClassAssignments:
     """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
-    official = {name: known.name for name in config.held_out if (known := find_generator(name)) and known.name}
+    official = {
+        name: known.name
+        for name in config.held_out
+        if (known := find_generator(name)) and known.name
+    }
     out = {name: spelling_key(official.get(name, name)) for name in config.held_out}
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
     called = {name: _called(config, name) for name in fakes}
-    by_name = {name: (class_name(config, name), not called[name].isdisjoint(out.values())) for name in fakes}
-    found = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
+    by_name = {
+        name: (class_name(config, name), not called[name].isdisjoint(out.values()))
+        for name in fakes
+    }
+    found = [
+        (REAL, False) if label == REAL else by_name[name]
+        for label, name in zip(labels, generators, strict=True)
+    ]
     names = [None if name == UNKNOWN else name for name, _ in found]
     there = set[str]().union(*called.values())
     absent = tuple(name for name, key in out.items() if key not in there)
@@ -242,20 +301,30 @@ def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) ->
 def _called(config: Identify, generator: str) -> set[str]:
     """All names by which a generator may be held out: its own, its class's and its family's."""
     found = find_generator(generator)
-    names = (generator, class_name(config, generator), config.families.get(generator), *((found.name, found.family) if found else ()))
+    names = (
+        generator,
+        class_name(config, generator),
+        config.families.get(generator),
+        *((found.name, found.family) if found else ()),
+    )
     return {spelling_key(name) for name in names if name}
 
 
 def classes_of(config: Identify, rows: ClassAssignments) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes by name, and those that were left out with how many images they have.
 
-    Raises ConfigError for a class of too few images unless they are to be left out, fewer than two classes, and a held-out name that no
-    row has.
+    Raises ConfigError for a class of too few images unless they are to be left out, fewer than two
+    classes, and a held-out name that no row has.
     """
     if rows.absent:
         there = ", ".join(sorted({name for name in rows.names if name})[:20])
-        raise ConfigError(f"identify.held_out: no training image is of {', '.join(rows.absent)}", hint=f"there are {there}")
-    counts = Counter(name for name, held in zip(rows.names, rows.held_out, strict=True) if name and not held)
+        raise ConfigError(
+            f"identify.held_out: no training image is of {', '.join(rows.absent)}",
+            hint=f"there are {there}",
+        )
+    counts = Counter(
+        name for name, held in zip(rows.names, rows.held_out, strict=True) if name and not held
+    )
     if not config.reals:
         del counts[REAL]
     few = {name: n for name, n in sorted(counts.items()) if n < config.fewest}
@@ -267,15 +336,25 @@ def classes_of(config: Identify, rows: ClassAssignments) -> tuple[tuple[str, ...
         )
     classes = tuple(sorted(set(counts) - set(few)))
     if len(classes) < 2:
-        raise ConfigError(f"an identifier needs two generators or more to tell apart; there is {', '.join(classes) or 'none'}")
+        raise ConfigError(
+            f"an identifier needs two generators or more to tell apart; there is {', '.join(classes) or 'none'}"
+        )
     return classes, few
 
 
-def training_rows(config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int) -> Rows:
-    """The rows that the head is fitted on: all of the classes or, of each, as many as `most` says, drawn by the seed."""
+def training_rows(
+    config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int
+) -> Rows:
+    """The rows that the head is fitted on: all of the classes or, of each, as many as `most` says,
+    drawn by the seed.
+    """
     chosen = rows.of(classes)
     if config.most is None:
         return chosen
     rng, names = np.random.default_rng([seed, 9]), np.array(rows.at(chosen))
     parts = [chosen[names == name] for name in classes]
-    return np.sort(np.concatenate([rng.choice(part, min(config.most, len(part)), replace=False) for part in parts]))
+    return np.sort(
+        np.concatenate(
+            [rng.choice(part, min(config.most, len(part)), replace=False) for part in parts]
+        )
+    )

@@ -1,8 +1,10 @@
-"""An identifier of generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
+"""An identifier of generators from labelled images: `identify` computes embeddings once, by Ray
+Data, and writes OUT/identifier.yaml.
 
-The same command computes no embedding again; `metrics.json` comes last. `make_identifier`: embeddings with class names → head, threshold,
-card and figures. Figures (`measured`) are rows of `metrics.arrays.FigureFacts`: of known generators with and without abstaining, of
-unknown ones, of reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+The same command computes no embedding again; `metrics.json` comes last. `make_identifier`:
+embeddings with class names → head, threshold, card and figures. Figures (`measured`) are rows of
+`metrics.arrays.FigureFacts`: of known generators with and without abstaining, of unknown ones, of
+reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
 import json
@@ -57,7 +59,9 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True)
 class TrainedIdentifier:
-    """A written identifier: its card, what the fit found, its figures by split, and what it says of each image of a split."""
+    """A written identifier: its card, what the fit found, its figures by split, and what it says of
+    each image of a split.
+    """
 
     card: IdentifierCard
     fitted: fitting.FittedIdentifier
@@ -73,23 +77,34 @@ def make_identifier(
     splits: Mapping[str, LabelledEmbeddings],
     classes: Sequence[str],
 ) -> TrainedIdentifier:
-    """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and write head and card into `folder`.
+    """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and
+    write head and card into `folder`.
 
-    `card`: of the detector whose embeddings these are, made as `embedding` says (`detectors.linear_head.embedding_facts`). `train` holds
-    images of `classes` alone; the others may hold any. Raises ConfigError for a class without a training image, and where validation is
+    `card`: of the detector whose embeddings these are, made as `embedding` says
+    (`detectors.linear_head.embedding_facts`). `train` holds images of `classes` alone; the others
+    may hold any. Raises ConfigError for a class without a training image, and where validation is
     too small.
     """
     from safetensors.numpy import save_file
 
-    config, train, licence = recipe.identify or Identify(), splits["train"], export.inherited(recipe, card)
+    config, train, licence = (
+        recipe.identify or Identify(),
+        splits["train"],
+        export.inherited(recipe, card),
+    )
     if missing := [name for name in classes if name not in set(train.names)]:
         raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
     codes = np.array([classes.index(name) for name in train.names], np.int64)
     fitted = fitting.fit(train.vectors, codes, train.groups, config)
-    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, folder / WEIGHTS)
+    save_file(
+        {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()},
+        folder / WEIGHTS,
+    )
     facts = {
         "name": recipe.name,
-        "title": recipe.export.title or recipe.title or f"Which of {len(classes)} generators, by embeddings of {card.name}",
+        "title": recipe.export.title
+        or recipe.title
+        or f"Which of {len(classes)} generators, by embeddings of {card.name}",
         "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
@@ -100,7 +115,11 @@ def make_identifier(
             source=export.places_of(recipe) or None,
             generators=tuple(classes),
         ),
-        "notes": (*recipe.export.notes, *filter(None, [licence.note]), _calibration_note(fitted, config)),
+        "notes": (
+            *recipe.export.notes,
+            *filter(None, [licence.note]),
+            _calibration_note(fitted, config),
+        ),
         "detector": card.name,
         "embedding": dict(embedding),
         "classes": tuple(classes),
@@ -110,54 +129,87 @@ def make_identifier(
     }
     facts["open_set"] = _open_set(folder, facts, config, splits["validation"])
     head = Identifier(_card(folder, facts))
-    predicted = {name: head.identify(one.vectors) for name, one in splits.items() if name != "train"}
+    predicted = {
+        name: head.identify(one.vectors) for name, one in splits.items() if name != "train"
+    }
     figures = {name: measured(found, splits[name].names) for name, found in predicted.items()}
-    return TrainedIdentifier(_card(folder, facts | {"published": _published(recipe, figures)}), fitted, figures, predicted)
+    return TrainedIdentifier(
+        _card(folder, facts | {"published": _published(recipe, figures)}),
+        fitted,
+        figures,
+        predicted,
+    )
 
 
 def _calibration_note(fitted: fitting.FittedIdentifier, config: Identify) -> str:
     if fitted.why_not:
         return f"Its probabilities are not calibrated: {fitted.why_not}."
-    prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
+    prior = (
+        "every generator as likely as any other"
+        if config.balanced
+        else "the mix of the training images"
+    )
     return f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."
 
 
-def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings) -> OpenSet | None:
-    """The threshold below which nothing is named, from validation images of known generators; None where every image is to be named."""
+def _open_set(
+    folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings
+) -> OpenSet | None:
+    """The threshold below which nothing is named, from validation images of known generators; None
+    where every image is to be named.
+    """
     if not config.abstains:
         return None
     undecided = OpenSet(method=config.open_set, threshold=0.0, abstains=config.abstains, n=1)
     identifier = Identifier(_card(folder, dict(facts) | {"open_set": undecided}))
     known = np.isin(np.array(validation.names, object), facts["classes"])
     vectors = validation.vectors[known]
-    confidence = identifier.confidence(vectors, identifier.logits(vectors)) if len(vectors) else np.empty(0, np.float32)
-    return undecided.model_copy(update={"threshold": fitting.threshold(confidence, config.abstains), "n": len(confidence)})
+    confidence = (
+        identifier.confidence(vectors, identifier.logits(vectors))
+        if len(vectors)
+        else np.empty(0, np.float32)
+    )
+    return undecided.model_copy(
+        update={"threshold": fitting.threshold(confidence, config.abstains), "n": len(confidence)}
+    )
 
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
     """The card of these facts, written and read back."""
-    (folder / CARD).write_text(export.card_yaml(IdentifierCard.model_validate(dict(facts))), encoding="utf-8")
+    (folder / CARD).write_text(
+        export.card_yaml(IdentifierCard.model_validate(dict(facts))), encoding="utf-8"
+    )
     return load_identifier(folder / CARD)
 
 
-def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tuple[PublishedFigure, ...]:
+def _published(
+    recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]
+) -> tuple[PublishedFigure, ...]:
     """The chief figures of the test split or, where there is none, of validation."""
     split = "test" if "test" in figures else "validation"
     rows = [(metric, figures[split]["figures"][name]) for name, metric in _PUBLISHED.items()]
-    common: dict[str, Any] = {"set": f"{export.data_name(recipe)}, {split}", "verified": True, "source": f"touchstone train {recipe.name}"}
+    common: dict[str, Any] = {
+        "set": f"{export.data_name(recipe)}, {split}",
+        "verified": True,
+        "source": f"touchstone train {recipe.name}",
+    }
     return tuple(
-        PublishedFigure(metric=metric, value=row["value"], n=row["n"], **common) for metric, row in rows if row["value"] is not None
+        PublishedFigure(metric=metric, value=row["value"], n=row["n"], **common)
+        for metric, row in rows
+        if row["value"] is not None
     )
 
 
 def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     """Of n images and their true class names (n,), of which not all need be classes, as plain JSON:
 
-    `n_known`, `n_unknown`, `n_real` (where reals are no class) · `figures`: `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`
-    where every image of a known generator gets its best name; `calibration_error` of its probability; `family_accuracy`,
-    `family_macro_f1`; `abstained` and `accuracy_of_named` of known generators; `unknown_abstained` and `reals_abstained`;
-    `open_set_auroc`, known generators against unknown · `classes`: per known name n, recall, precision, f1, abstained · `pairs`: the
-    wrong names of known generators as [true, predicted, n] · `unknown`: per unknown generator n, abstained, and the name it is given most.
+    `n_known`, `n_unknown`, `n_real` (where reals are no class) · `figures`: `accuracy`, `top_3`,
+    `top_5`, `macro_f1`, `weighted_f1` where every image of a known generator gets its best name;
+    `calibration_error` of its probability; `family_accuracy`, `family_macro_f1`; `abstained` and
+    `accuracy_of_named` of known generators; `unknown_abstained` and `reals_abstained`;
+    `open_set_auroc`, known generators against unknown · `classes`: per known name n, recall,
+    precision, f1, abstained · `pairs`: the wrong names of known generators as [true, predicted, n]
+    · `unknown`: per unknown generator n, abstained, and the name it is given most.
     """
     names, classes = np.array(truth, object), np.array(predicted.classes, object)
     known = np.isin(names, predicted.classes)
@@ -165,16 +217,27 @@ def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     unknown = ~known & ~real
     best, named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
     right = best == names
-    forced = attribution_of(best[known].tolist(), names[known].tolist(), rankings=classes[predicted.ranking[known]].tolist())
-    figures = {name: forced.figures[name] for name in ("accuracy", "top_3", "top_5", "macro_f1", "weighted_f1")}
+    forced = attribution_of(
+        best[known].tolist(),
+        names[known].tolist(),
+        rankings=classes[predicted.ranking[known]].tolist(),
+    )
+    figures = {
+        name: forced.figures[name]
+        for name in ("accuracy", "top_3", "top_5", "macro_f1", "weighted_f1")
+    }
     figures |= _of_families(predicted, names[known], best[known])
     figures |= {
         "calibration_error": _calibration_error(predicted.probability[known], right[known]),
         "abstained": _share(~named[known], _NONE_KNOWN),
-        "accuracy_of_named": _share(right[known & named], "no image of a known generator was named"),
+        "accuracy_of_named": _share(
+            right[known & named], "no image of a known generator was named"
+        ),
         "unknown_abstained": _share(~named[unknown], "no image of an unknown generator"),
         "reals_abstained": _share(~named[real], "no real image, or reals are a class"),
-        "open_set_auroc": open_set_auroc(names[~real].tolist(), predicted.classes, predicted.confidence[~real]),
+        "open_set_auroc": open_set_auroc(
+            names[~real].tolist(), predicted.classes, predicted.confidence[~real]
+        ),
     }
     return {
         "n_known": int(known.sum()),
@@ -195,31 +258,53 @@ def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.FigureFacts:
     return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
-def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.FigureFacts]:
+def _of_families(
+    predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]
+) -> dict[str, arrays.FigureFacts]:
     if len(set(predicted.families)) == len(predicted.classes):
-        return {name: arrays.undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
+        return {
+            name: arrays.undefined("every class is a family of its own")
+            for name in ("family_accuracy", "family_macro_f1")
+        }
     family = dict(zip(predicted.classes, predicted.families, strict=True))
-    found = attribution_of([family[name] for name in best], [family[name] for name in truth]).figures
+    found = attribution_of(
+        [family[name] for name in best], [family[name] for name in truth]
+    ).figures
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
 
-def _calibration_error(probability: fitting.Floats, right: npt.NDArray[np.bool_]) -> arrays.FigureFacts:
-    """How far the probability of the best name is from how often it is right, on average (Guo et al. 2017)."""
+def _calibration_error(
+    probability: fitting.Floats, right: npt.NDArray[np.bool_]
+) -> arrays.FigureFacts:
+    """How far the probability of the best name is from how often it is right, on average (Guo et
+    al. 2017).
+    """
     if not len(right):
         return arrays.undefined(_NONE_KNOWN)
     chances = np.clip(probability.astype(np.float64), 0, 1)
-    return arrays.FigureFacts(value=calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right))
+    return arrays.FigureFacts(
+        value=calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right)
+    )
 
 
-def _unknown_row(name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _unknown_row(
+    name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     nearest, times = Counter(best).most_common(1)[0]
-    return {"name": name, "n": len(best), "abstained": _share(~named, "").row(), "nearest": nearest, "nearest_n": times}
+    return {
+        "name": name,
+        "n": len(best),
+        "abstained": _share(~named, "").row(),
+        "nearest": nearest,
+        "nearest_n": times,
+    }
 
 
 @dataclass(frozen=True)
 class IdentifierRequest:
-    """What an identifier is made of: the labelled `tables` of each split, what their rows are called, the classes, those that are none for
-    too few images, and the `rows` of each split that are looked at: in the test also reals and fakes of other generators.
+    """What an identifier is made of: the labelled `tables` of each split, what their rows are
+    called, the classes, those that are none for too few images, and the `rows` of each split that
+    are looked at: in the test also reals and fakes of other generators.
     """
 
     tables: Mapping[str, pa.Table]
@@ -229,27 +314,44 @@ class IdentifierRequest:
     rows: dict[str, fitting.Rows]
 
 
-def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute what embeddings are missing, fit, measure and write; returns the content of `metrics.json`. `claim` is that of `train.json`.
+def identify(
+    job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compute what embeddings are missing, fit, measure and write; returns the content of
+    `metrics.json`. `claim` is that of `train.json`.
 
-    Raises ConfigError for a recipe whose embeddings no `score` would make, for too few images of a class, and for a validation split too
-    small for the share that is to be given up; DetectorError for a detector without embeddings; TouchstoneError where too many images
-    cannot be read.
+    Raises ConfigError for a recipe whose embeddings no `score` would make, for too few images of a
+    class, and for a validation split too small for the share that is to be given up; DetectorError
+    for a detector without embeddings; TouchstoneError where too many images cannot be read.
     """
     embeddings.require_own_weights(job)
     began = time.monotonic()
-    wanted = wanted_of(job.config, {split: job.rows(split) for split in ("train", "validation", "test") if split in job.shared})
+    wanted = wanted_of(
+        job.config,
+        {
+            split: job.rows(split)
+            for split in ("train", "validation", "test")
+            if split in job.shared
+        },
+    )
     embeddings.compute_embeddings(job, wanted.rows)
-    made_in = {"environment": {**claim["environment"], "workers": job.layout.workers}, "data": dict(findings)}
+    made_in = {
+        "environment": {**claim["environment"], "workers": job.layout.workers},
+        "data": dict(findings),
+    }
     return written(job.config, job.card, job.out, wanted, made_in, began)
 
 
 def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
-    """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured on. Raises ConfigError."""
+    """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured
+    on. Raises ConfigError.
+    """
     section, rows = config.identify or Identify(), dict[str, fitting.ClassAssignments]()
     for split, table in tables.items():
         labels = table["input"].combine_chunks()
-        rows[split] = fitting.named(section, labels.field("label").to_pylist(), labels.field("generator").to_pylist())
+        rows[split] = fitting.named(
+            section, labels.field("label").to_pylist(), labels.field("generator").to_pylist()
+        )
     classes, left_out = fitting.classes_of(section, rows["train"])
     chosen = {
         "train": fitting.training_rows(section, rows["train"], classes, config.loop.seed),
@@ -261,9 +363,15 @@ def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> Identifier
 
 
 def written(
-    config: TrainConfig, card: DetectorCard, out: Store, wanted: IdentifierRequest, facts: Mapping[str, Any], began: float
+    config: TrainConfig,
+    card: DetectorCard,
+    out: Store,
+    wanted: IdentifierRequest,
+    facts: Mapping[str, Any],
+    began: float,
 ) -> dict[str, Any]:
-    """Fit to the embeddings that `out` keeps, and write head, card, names, report and `metrics.json`, whose content is returned. No Ray.
+    """Fit to the embeddings that `out` keeps, and write head, card, names, report and
+    `metrics.json`, whose content is returned. No Ray.
 
     `facts`: `environment` and `data` of it; `began`: on the monotonic clock.
     """
@@ -271,15 +379,31 @@ def written(
     labelled = {}
     for split, one in found.items():
         names = [name or fitting.UNKNOWN for name in wanted.named[split].at(one.rows)]
-        labelled[split] = LabelledEmbeddings(one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows))
+        labelled[split] = LabelledEmbeddings(
+            one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows)
+        )
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        made = make_identifier(Path(folder), config, card, embeddings.embedding_of(card, found["train"]), labelled, wanted.classes)
+        made = make_identifier(
+            Path(folder),
+            config,
+            card,
+            embeddings.embedding_of(card, found["train"]),
+            labelled,
+            wanted.classes,
+        )
         for split, predicted in made.predicted.items():
             rows = wanted.tables[split].take(pa.array(found[split].rows))
-            out.write(f"scores/{split}.parquet", export.rows_file(rows, _columns(labelled[split].names, predicted)))
+            out.write(
+                f"scores/{split}.parquet",
+                export.rows_file(rows, _columns(labelled[split].names, predicted)),
+            )
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
-    section, fitted, counts = config.identify or Identify(), made.fitted, Counter(labelled["train"].names)
+    section, fitted, counts = (
+        config.identify or Identify(),
+        made.fitted,
+        Counter(labelled["train"].names),
+    )
     document = IdentifierTraining(
         schema=SCHEMA,
         method=config.method,
@@ -301,7 +425,11 @@ def written(
         validation=NamedSplit(**made.figures["validation"]),
         test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
         recipe=run_directory.recipe_of(config),
-        card={"name": made.card.name, "licence": made.card.licence, "weights": made.card.weights.sha256},
+        card={
+            "name": made.card.name,
+            "licence": made.card.licence,
+            "weights": made.card.weights.sha256,
+        },
         environment={**facts["environment"], "precision": found["train"].precision},
         data=facts["data"],
         unreadable=sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
@@ -318,16 +446,28 @@ def _columns(truth: Sequence[str], predicted: Identified) -> dict[str, pa.Array]
     """Per image who made it and the prediction, as result rows have it."""
     return {
         "generator": pa.array(truth, pa.string()),
-        "predicted_generator": pa.array([predicted.classes[code] if code >= 0 else None for code in predicted.codes], pa.string()),
+        "predicted_generator": pa.array(
+            [predicted.classes[code] if code >= 0 else None for code in predicted.codes],
+            pa.string(),
+        ),
         "generator_probability": pa.array(predicted.probability),
         "generator_confidence": pa.array(predicted.confidence),
-        "generator_ranking": pa.array([[predicted.classes[place] for place in ranking] for ranking in predicted.ranking[:, :_MOST_RANKED]]),
+        "generator_ranking": pa.array(
+            [
+                [predicted.classes[place] for place in ranking]
+                for ranking in predicted.ranking[:, :_MOST_RANKED]
+            ]
+        ),
     }
 
 
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """The dry run: which classes, by how many images of which split, what is held out. Raises ConfigError as training does."""
-    tables = {"train": splits.train, "validation": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
+    """The dry run: which classes, by how many images of which split, what is held out. Raises
+    ConfigError as training does.
+    """
+    tables = {"train": splits.train, "validation": splits.validation} | (
+        {"test": splits.test} if splits.test is not None else {}
+    )
     section, wanted = config.identify or Identify(), wanted_of(config, tables)
     counted = {}
     for split, rows in wanted.rows.items():

@@ -1,7 +1,9 @@
-"""A training session as its processes get it: `TrainingJob` (small, picklable, references to shared objects); `plan_workers` lays it out.
+"""A training session as its processes get it: `TrainingJob` (small, picklable, references to shared
+objects); `plan_workers` lays it out.
 
-The sum of all requests stays below what the cluster has: a request that never fits waits for ever without a message (specs/ray.md §E3).
-A process's CPUs are a share for Ray's books; how many threads it computes with is stated beside it.
+The sum of all requests stays below what the cluster has: a request that never fits waits for ever
+without a message (specs/ray.md §E3). A process's CPUs are a share for Ray's books; how many threads
+it computes with is stated beside it.
 """
 
 import math
@@ -30,10 +32,11 @@ VALIDATION_GPU = 0.2  # of the GPU that a worker holds, where there is no furthe
 
 @dataclass(frozen=True)
 class TrainingLayout:
-    """`workers` processes that train, `least` of them at the fewest, each with `loaders`; one task that judges checkpoints meanwhile.
+    """`workers` processes that train, `least` of them at the fewest, each with `loaders`; one task
+    that judges checkpoints meanwhile.
 
-    `*_cpus` and `*_gpus` are what one process asks of Ray; `threads` is what one worker computes with, `judging_threads` what the
-    judging task decodes with.
+    `*_cpus` and `*_gpus` are what one process asks of Ray; `threads` is what one worker computes
+    with, `judging_threads` what the judging task decodes with.
     """
 
     workers: int
@@ -58,14 +61,19 @@ class TrainingLayout:
         return "cuda" if self.validation_gpus else "cpu"
 
 
-def plan_workers(wanted: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf) -> TrainingLayout:
-    """The processes for `wanted` on a cluster with so many CPUs and GPUs, its largest node having `node_cpus`.
+def plan_workers(
+    wanted: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf
+) -> TrainingLayout:
+    """The processes for `wanted` on a cluster with so many CPUs and GPUs, its largest node having
+    `node_cpus`.
 
     Raises ConfigError, and ClusterError where the cluster is too small.
     """
     least = wanted.least or wanted.count
     if least > wanted.count:
-        raise ConfigError(f"workers.least is {least}, more than workers.count, which is {wanted.count}")
+        raise ConfigError(
+            f"workers.least is {least}, more than workers.count, which is {wanted.count}"
+        )
     worker_gpus = (1.0 if gpus else 0.0) if wanted.gpus is None else wanted.gpus
     if worker_gpus * least > gpus:
         raise ClusterError(
@@ -78,7 +86,9 @@ def plan_workers(wanted: Workers, *, cpus: float, gpus: float, node_cpus: float 
     loaders = wanted.loaders or max(1, int(share - 1) if worker_gpus else int(share // 4))
     validation_cpus = min(1.0 if worker_gpus and cpus >= 4 else VALIDATION_CPUS, share / 8)
     free = share - validation_cpus
-    loader_cpus = min(1.0, free / 2 / loaders) if worker_gpus else min(LOADER_CPUS, free / 4 / loaders)
+    loader_cpus = (
+        min(1.0, free / 2 / loaders) if worker_gpus else min(LOADER_CPUS, free / 4 / loaders)
+    )
     rest = free - loaders * loader_cpus
     worker_cpus = wanted.cpus or (min(1.0, rest) if worker_gpus else rest)
     together = wanted.count * (worker_cpus + loaders * loader_cpus) + validation_cpus
@@ -108,10 +118,12 @@ def _down(share: float) -> float:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """`shared`: Ray references by name: `order`, and the labelled rows of `train`, `validation` and, where there is one, `test`.
+    """`shared`: Ray references by name: `order`, and the labelled rows of `train`, `validation`
+    and, where there is one, `test`.
 
-    `milestones`: the steps after which the network is judged, the last one included; `mirror`: where workers find weights; `board`: the
-    actor that the driver reads (ray_app.training.progress); `guard`: which web servers are asked for images.
+    `milestones`: the steps after which the network is judged, the last one included; `mirror`:
+    where workers find weights; `board`: the actor that the driver reads
+    (ray_app.training.progress); `guard`: which web servers are asked for images.
     """
 
     config: TrainConfig
@@ -127,7 +139,9 @@ class TrainingJob:
     guard: Guard = field(default_factory=Guard)
 
     def settle_process(self, device: str, threads: int) -> None:
-        """In a process of its own: weights come from the mirror, and on a CPU torch computes on so many threads."""
+        """In a process of its own: weights come from the mirror, and on a CPU torch computes on so
+        many threads.
+        """
         import torch
 
         if self.mirror is not None:

@@ -1,8 +1,10 @@
-"""The training loop's step: `Learner` takes batches and improves a network, alone, under DDP or under FSDP2 (`distribute`).
+"""The training loop's step: `Learner` takes batches and improves a network, alone, under DDP or
+under FSDP2 (`distribute`).
 
-What is minimised is said by its two kinds: `detector.DetectorLearner` and `captioner.CaptionLearner`. Gradients are averaged over the
-processes. Batch normalisation is each process's own, and the running means and variances that are saved are rank 0's: a network with
-such norms learns a little differently in another number of processes; one without learns the same.
+What is minimised is said by its two kinds: `detector.DetectorLearner` and
+`captioner.CaptionLearner`. Gradients are averaged over the processes. Batch normalisation is each
+process's own, and the running means and variances that are saved are rank 0's: a network with such
+norms learns a little differently in another number of processes; one without learns the same.
 """
 
 import json
@@ -37,7 +39,9 @@ _STACKS = (nn.ModuleList, nn.Sequential)
 
 
 def make_optimiser(config: Optimiser, network: nn.Module) -> torch.optim.Optimizer:
-    """Over all parameters with `requires_grad`. With `decays: matrices`, weight decay spares one-dimensional tensors, as timm does."""
+    """Over all parameters with `requires_grad`. With `decays: matrices`, weight decay spares
+    one-dimensional tensors, as timm does.
+    """
     groups = parameter_groups(network, config.weight_decay, config.decays == "matrices")
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum)
@@ -45,25 +49,37 @@ def make_optimiser(config: Optimiser, network: nn.Module) -> torch.optim.Optimiz
     return kind(groups, lr=config.rate, betas=config.betas, eps=config.eps)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, spare: bool) -> list[dict[str, object]]:
-    """What learns, in groups of equal weight decay; `spare`: none on biases, norms and all else of one dimension or less."""
+def parameter_groups(
+    network: nn.Module, weight_decay: float, spare: bool
+) -> list[dict[str, object]]:
+    """What learns, in groups of equal weight decay; `spare`: none on biases, norms and all else of
+    one dimension or less.
+    """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not spare or not weight_decay:
         return [{"params": learning, "weight_decay": weight_decay}]
     matrices = [parameter for parameter in learning if parameter.ndim > 1]
     rest = [parameter for parameter in learning if parameter.ndim <= 1]
-    return [{"params": part, "weight_decay": decay} for part, decay in ((matrices, weight_decay), (rest, 0.0)) if part]
+    return [
+        {"params": part, "weight_decay": decay}
+        for part, decay in ((matrices, weight_decay), (rest, 0.0))
+        if part
+    ]
 
 
 class BatchLoss(NamedTuple):
-    """`total`: what gradients start from. `parts`: its terms by name, detached, the same names for every batch."""
+    """`total`: what gradients start from. `parts`: its terms by name, detached, the same names for
+    every batch.
+    """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
 
 def rate_at(schedule: Schedule, rate: float, step: int, total: int) -> float:
-    """The learning rate of step `step`, counted from 0, of `total`; the formula stands at `Schedule`. After the last step: the floor."""
+    """The learning rate of step `step`, counted from 0, of `total`; the formula stands at
+    `Schedule`. After the last step: the floor.
+    """
     warmup = warmup_steps(schedule, total)
     if step < warmup:
         return rate * (step + 1) / warmup
@@ -85,8 +101,9 @@ def _left(shape: str, passed: float) -> float:
 class StepFigures(NamedTuple):
     """What one step says of itself, the same in every process.
 
-    `step`: its number, from 0. `loss` and its `parts`: means over the whole batch, in which unusable images count as zero.
-    `gradient_norm`: before clipping. `unusable`: images of the whole batch that could not be read.
+    `step`: its number, from 0. `loss` and its `parts`: means over the whole batch, in which
+    unusable images count as zero. `gradient_norm`: before clipping. `unusable`: images of the whole
+    batch that could not be read.
     """
 
     step: int
@@ -100,10 +117,12 @@ class StepFigures(NamedTuple):
 class Learner:
     """A network that learns from a recipe, on one device, alone or as one of `world` processes.
 
-    `network`: as it learns, without wrappers; under FSDP2 its parameters are this process's parts. `step_number`: steps done, which is
-    also the position in the data. `precision`: what the recipe's means on this device. All that happens depends on recipe, batches and
-    (seed, step, rank): a training that is saved, loaded elsewhere and continued gives the same weights as one that never stopped; with
-    dropout or norms of batches, by as many processes. Dropout draws from torch's global generator, which every step seeds.
+    `network`: as it learns, without wrappers; under FSDP2 its parameters are this process's parts.
+    `step_number`: steps done, which is also the position in the data. `precision`: what the
+    recipe's means on this device. All that happens depends on recipe, batches and (seed, step,
+    rank): a training that is saved, loaded elsewhere and continued gives the same weights as one
+    that never stopped; with dropout or norms of batches, by as many processes. Dropout draws from
+    torch's global generator, which every step seeds.
     """
 
     def __init__(
@@ -118,16 +137,25 @@ class Learner:
         called: nn.Module | None = None,
         strategy: Strategy = "ddp",
     ) -> None:
-        """`network`: on its device already; `called`: a module around it whose `forward` is called in its place."""
+        """`network`: on its device already; `called`: a module around it whose `forward` is called
+        in its place.
+        """
         self.recipe, self.network, self.device, self.precision = recipe, network, device, precision
-        self.total_steps, self.rank, self.world, self.step_number = total_steps, rank, world_size(), 0
+        self.total_steps, self.rank, self.world, self.step_number = (
+            total_steps,
+            rank,
+            world_size(),
+            0,
+        )
         if precision == "fp32" and torch.device(device).type == "cuda":
             forbid_tf32()
         self._model = distribute(called or network, strategy, device)
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
     def prepared(self, batch: Batch) -> tuple[Batch, int]:
-        """This process's share of a batch as `answer` and `loss` read it, and the count that its loss is a mean over."""
+        """This process's share of a batch as `answer` and `loss` read it, and the count that its
+        loss is a mean over.
+        """
         return batch, len(batch["usable"])
 
     def answer(self, part: Batch) -> Any:
@@ -135,32 +163,53 @@ class Learner:
         raise NotImplementedError
 
     def loss(self, answer: Any, part: Batch, count: int) -> BatchLoss:
-        """The part's sum divided by `count`: the losses of all parts add up to that of the share. What is not usable weighs zero."""
+        """The part's sum divided by `count`: the losses of all parts add up to that of the share.
+        What is not usable weighs zero.
+        """
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The whole network and its optimiser's state, as a checkpoint holds them. Every process calls it."""
+        """The whole network and its optimiser's state, as a checkpoint holds them. Every process
+        calls it.
+        """
         raise NotImplementedError
 
     def restore(self, folder: Path) -> None:
-        """Take up what `state` gave, from a checkpoint's folder. Every process calls it. Raises DetectorError for another network's."""
+        """Take up what `state` gave, from a checkpoint's folder. Every process calls it. Raises
+        DetectorError for another network's.
+        """
         raise NotImplementedError
 
     def step(self, batch: Batch) -> StepFigures:
         """Learn from this process's equal share of a batch. Every process calls it.
 
-        Raises TouchstoneError where loss or gradients are no numbers; the weights are then still those of the step before.
+        Raises TouchstoneError where loss or gradients are no numbers; the weights are then still
+        those of the step before.
         """
         step = self.step_number
         rate = rate_at(self.recipe.schedule, self.recipe.optimiser.rate, step, self.total_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        torch.manual_seed(int(np.random.SeedSequence([self.recipe.loop.seed, step, self.rank, _DROPOUT]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence(
+                    [self.recipe.loop.seed, step, self.rank, _DROPOUT]
+                ).generate_state(1, np.uint64)[0]
+            )
+        )
         self.optimiser.zero_grad(set_to_none=True)
         parts = self._way_back(batch)
-        parts["unusable"] = torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)
-        norm = _whole(get_total_norm([parameter.grad for parameter in self._learning() if parameter.grad is not None]))
-        values = dict(zip(parts, _averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True))
+        parts["unusable"] = torch.tensor(
+            float(np.count_nonzero(~batch["usable"])), device=self.device
+        )
+        norm = _whole(
+            get_total_norm(
+                [parameter.grad for parameter in self._learning() if parameter.grad is not None]
+            )
+        )
+        values = dict(
+            zip(parts, _averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True)
+        )
         loss, unusable = values.pop("loss"), round(values.pop("unusable") * self.world)
         figures = StepFigures(step, loss, values, rate, norm.item(), unusable)
         _require_finite(figures)
@@ -191,10 +240,12 @@ class Learner:
         return [parameter for parameter in self.network.parameters() if parameter.grad is not None]
 
     def save(self, folder: Path) -> None:
-        """Write everything that going on needs to an existing folder. Every process calls it; rank 0 writes, when all have answered.
+        """Write everything that going on needs to an existing folder. Every process calls it; rank
+        0 writes, when all have answered.
 
-        `model.safetensors`: the whole network as it learns, with its adapters and norms, under plain names; `optimiser.pt`;
-        `position.json`. Neither strategy nor number of processes is in them. Raises StorageError.
+        `model.safetensors`: the whole network as it learns, with its adapters and norms, under
+        plain names; `optimiser.pt`; `position.json`. Neither strategy nor number of processes is in
+        them. Raises StorageError.
         """
         weights, optimiser = self.state()
         if self.rank != 0:
@@ -204,20 +255,29 @@ class Learner:
             state = {name: _contiguous(values) for name, values in optimiser["state"].items()}
             torch.save({**optimiser, "state": state}, folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
-        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are how torch and safetensors say that a disk is full
-            raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {describe_error(error)}") from error
+        # the latter two are how torch and safetensors say that a disk is full
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise StorageError(
+                f"{folder}: the checkpoint of step {self.step_number} cannot be written: {describe_error(error)}"
+            ) from error
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, by any strategy and number of processes. Every process calls it, and reads position and files
-        of its own folder; a detector's tensors are taken from rank 0's alone. Raises DetectorError where it is of another network.
+        """Go on from what `save` wrote, by any strategy and number of processes. Every process
+        calls it, and reads position and files of its own folder; a detector's tensors are taken
+        from rank 0's alone. Raises DetectorError where it is of another network.
         """
         self.restore(folder)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
 
 
 def _contiguous(values: dict[str, Any]) -> dict[str, Any]:
-    """Tensors in the order of their indices: rank 0 hands out bare memory when they are loaded, and others would take it in that order."""
-    return {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    """Tensors in the order of their indices: rank 0 hands out bare memory when they are loaded, and
+    others would take it in that order.
+    """
+    return {
+        name: value.contiguous() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def _require_finite(figures: StepFigures) -> None:
@@ -237,35 +297,56 @@ def world_size() -> int:
 
 
 def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module:
-    """What to call in place of `network`, which is on `device` already; the network itself where one process trains alone."""
+    """What to call in place of `network`, which is on `device` already; the network itself where
+    one process trains alone.
+    """
     if world_size() == 1:
         return network
     place = torch.device(device)
     if strategy == "ddp":
-        return DistributedDataParallel(network, device_ids=[place] if place.type == "cuda" else None, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network,
+            device_ids=[place] if place.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
     mesh = init_device_mesh(place.type, (world_size(),))
-    # A single number cannot be cut; one that does not learn, as CLIP's scale, may be whole everywhere.
-    single = {parameter for parameter in network.parameters() if parameter.ndim == 0 and not parameter.requires_grad}
+    # A single number cannot be cut; one that does not learn, as CLIP's scale, may be whole
+    # everywhere.
+    single = {
+        parameter
+        for parameter in network.parameters()
+        if parameter.ndim == 0 and not parameter.requires_grad
+    }
     for block in [*blocks(network), network]:
         fully_shard(block, mesh=mesh, ignored_params=single)
     return network
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed piece by piece: the members of every stack of like modules, such as a transformer's; inner ones first."""
+    """What is gathered and freed piece by piece: the members of every stack of like modules, such
+    as a transformer's; inner ones first.
+    """
     modules = list(network.modules())
-    members = {block for stack in modules if isinstance(stack, _STACKS) for block in _alike(list(stack))}
+    members = {
+        block for stack in modules if isinstance(stack, _STACKS) for block in _alike(list(stack))
+    }
     return [module for module in reversed(modules) if module in members]
 
 
 def _alike(stack: list[nn.Module]) -> list[nn.Module]:
     kinds = Counter(type(module) for module in stack)
-    return [module for module in stack if kinds[type(module)] > 1 and not isinstance(module, _STACKS) and list(module.children())]
+    return [
+        module
+        for module in stack
+        if kinds[type(module)] > 1 and not isinstance(module, _STACKS) and list(module.children())
+    ]
 
 
 @contextmanager
 def _own_gradients(network: nn.Module, alone: bool) -> Iterator[None]:
-    """While `alone`, gradients add up in this process; otherwise the way back averages all that has added up over the processes."""
+    """While `alone`, gradients add up in this process; otherwise the way back averages all that has
+    added up over the processes.
+    """
     if isinstance(network, DistributedDataParallel) and alone:
         with network.no_sync():
             yield

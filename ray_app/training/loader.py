@@ -1,6 +1,8 @@
-"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized: `BatchLoader`.
+"""Rows of a labelled table → batches of arrays, read, decoded, augmented and resized:
+`BatchLoader`.
 
-What is in a batch follows from the rows, their positions and the seed alone, whichever process makes it, in whatever order.
+What is in a batch follows from the rows, their positions and the seed alone, whichever process
+makes it, in whatever order.
 """
 
 import hashlib
@@ -30,11 +32,24 @@ Batch = dict[str, npt.NDArray[Any]]
 
 _AUGMENTATION, _STATISTICS = 6, 7  # apart from what else is drawn from the same seed
 _AT_ONCE = 64
-_NEEDED = ("image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused", "input")
+_NEEDED = (
+    "image_id",
+    "uri",
+    "member",
+    "occurrence",
+    "version",
+    "size_bytes",
+    "block",
+    "slot",
+    "place",
+    "refused",
+    "input",
+)
 
 
 class TrainingSample(NamedTuple):
-    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1, where they are requested.
+    """One image ready for the network, (H, W, 3), with its label, mask and edge, (H, W) of 0 and 1,
+    where they are requested.
 
     `coverage`: how much of the stored mask of a fake is altered.
     """
@@ -47,9 +62,11 @@ class TrainingSample(NamedTuple):
 
 
 class BatchLoader:
-    """Makes batches from `rows`, a labelled table that is only looked into: slices of it are all that is ever copied.
+    """Makes batches from `rows`, a labelled table that is only looked into: slices of it are all
+    that is ever copied.
 
-    `policy` null leaves images as they are, as for validation. With `masks`, batches have masks and edges too. One per process.
+    `policy` null leaves images as they are, as for validation. With `masks`, batches have masks and
+    edges too. One per process.
     """
 
     def __init__(
@@ -64,23 +81,37 @@ class BatchLoader:
         fetcher: Fetcher | None = None,
     ) -> None:
         if masks and preprocessing.resize.mode not in ("none", "squash"):
-            raise ConfigError(f"masks are not brought to a size by resize mode {preprocessing.resize.mode}", hint="take squash, or none")
+            raise ConfigError(
+                f"masks are not brought to a size by resize mode {preprocessing.resize.mode}",
+                hint="take squash, or none",
+            )
         self.rows = rows.select([name for name in _NEEDED if name in rows.schema.names])
         self._batches = self.rows.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
-        self._preprocessing, self._policy, self._seed, self._limits = preprocessing, policy, seed, limits
+        self._preprocessing, self._policy, self._seed, self._limits = (
+            preprocessing,
+            policy,
+            seed,
+            limits,
+        )
         fetcher = fetcher or Fetcher()
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
         self._masks = MaskReader(fetcher, limits) if masks else None
 
-    def load(self, rows: Sequence[int] | sampling.Positions, positions: Sequence[int] | sampling.Positions) -> Batch:
-        """The batch of B rows, each augmented by the chance of its position; equal positions of one row give equal images.
+    def load(
+        self,
+        rows: Sequence[int] | sampling.Positions,
+        positions: Sequence[int] | sampling.Positions,
+    ) -> Batch:
+        """The batch of B rows, each augmented by the chance of its position; equal positions of one
+        row give equal images.
 
-        `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`, `image_id`, `group` (B,) int64, equal
-        where the group is · `detail` (B,) text · with masks `mask` and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of
-        the masks as they are stored. An image that cannot be read
-        is black, not usable, and its detail says "status: why". Raises ConfigError where images come out in several sizes, StorageError
-        where the network takes any size and not one image could be read.
+        `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`,
+        `image_id`, `group` (B,) int64, equal where the group is · `detail` (B,) text · with masks
+        `mask` and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of the masks as they
+        are stored. An image that cannot be read is black, not usable, and its detail says "status:
+        why". Raises ConfigError where images come out in several sizes, StorageError where the
+        network takes any size and not one image could be read.
         """
         members = self._taken(rows)
         by_slot = dict(self._made_of(members, positions))
@@ -88,21 +119,34 @@ class BatchLoader:
         batch: Batch = {
             "image": _stacked(made, "image", (*self._size(made), 3)),
             "label": np.array(
-                [one.label if isinstance(one, TrainingSample) else _label(member) for one, member in zip(made, members, strict=True)]
+                [
+                    one.label if isinstance(one, TrainingSample) else _label(member)
+                    for one, member in zip(made, members, strict=True)
+                ]
             ),
             "usable": np.array([isinstance(one, TrainingSample) for one in made]),
             "row": np.asarray(rows, np.int64),
             "image_id": np.array([member.image_id for member in members], np.int64),
             "group": np.array([_group(member) for member in members], np.int64),
-            "detail": np.array(["" if isinstance(one, TrainingSample) else str(one) for one in made], np.str_),
+            "detail": np.array(
+                ["" if isinstance(one, TrainingSample) else str(one) for one in made], np.str_
+            ),
         }
         if self._masks is not None:
-            batch |= {name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")}
-            batch["coverage"] = np.array([one.coverage if isinstance(one, TrainingSample) else "part" for one in made], np.str_)
+            batch |= {
+                name: _stacked(made, name, batch["image"].shape[1:3]) for name in ("mask", "edge")
+            }
+            batch["coverage"] = np.array(
+                [one.coverage if isinstance(one, TrainingSample) else "part" for one in made],
+                np.str_,
+            )
         return batch
 
-    def load_steps(self, order: sampling.SampleOrder, steps: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
-        """What one of `world` workers sees in these steps of an order of the same rows, one after another in one batch.
+    def load_steps(
+        self, order: sampling.SampleOrder, steps: Sequence[int], rank: int = 0, world: int = 1
+    ) -> Batch:
+        """What one of `world` workers sees in these steps of an order of the same rows, one after
+        another in one batch.
 
         What lies together in a container is then read together. See `load` and `SampleOrder.share`.
         """
@@ -111,13 +155,21 @@ class BatchLoader:
         return self.load(rows, positions)
 
     def made(
-        self, rows: Sequence[int] | sampling.Positions, positions: Sequence[int] | sampling.Positions
+        self,
+        rows: Sequence[int] | sampling.Positions,
+        positions: Sequence[int] | sampling.Positions,
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
-        """The same images one by one, of whatever sizes: each slot, and what is ready for the network or why there is nothing."""
+        """The same images one by one, of whatever sizes: each slot, and what is ready for the
+        network or why there is nothing.
+        """
         return self._made_of(self._taken(rows), positions)
 
-    def images(self, rows: Sequence[int] | sampling.Positions) -> Iterator[tuple[int, Image.Image | InputError]]:
-        """Every row with its decoded RGB image, as it is, or the reason why there is none; in the order in which they are read best."""
+    def images(
+        self, rows: Sequence[int] | sampling.Positions
+    ) -> Iterator[tuple[int, Image.Image | InputError]]:
+        """Every row with its decoded RGB image, as it is, or the reason why there is none; in the
+        order in which they are read best.
+        """
         for slot, data in self._read(self._taken(rows)):
             try:
                 yield int(rows[slot]), self._image(data)
@@ -135,10 +187,15 @@ class BatchLoader:
                 yield slot, refused
 
     def _taken(self, rows: Sequence[int] | sampling.Positions) -> list[ManifestMember]:
-        """The members in these rows. `Table.take` would copy the texts of the whole table for every batch."""
+        """The members in these rows. `Table.take` would copy the texts of the whole table for every
+        batch.
+        """
         wanted = np.asarray(rows, np.int64)
         places = np.searchsorted(self._starts, wanted, side="right") - 1
-        slices = [self._batches[place].slice(row, 1) for place, row in zip(places, wanted - self._starts[places], strict=True)]
+        slices = [
+            self._batches[place].slice(row, 1)
+            for place, row in zip(places, wanted - self._starts[places], strict=True)
+        ]
         return member_rows(pa.Table.from_batches(slices, self.rows.schema).combine_chunks())
 
     def _read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[int, bytes | InputError]]:
@@ -154,24 +211,40 @@ class BatchLoader:
 
     def _made(self, member: ManifestMember, image: Image.Image, position: int) -> TrainingSample:
         mask = None if self._masks is None else self._masks.read(member, image.size)
-        is_stored = mask is not None and member.input["label"] == "fake" and member.input.get("mask_uri") is not None
+        is_stored = (
+            mask is not None
+            and member.input["label"] == "fake"
+            and member.input.get("mask_uri") is not None
+        )
         coverage: Coverage = coverage_of(mask) if mask is not None and is_stored else "part"
         sample = ImageSample(image, mask, _label(member))
         if self._policy is not None:
-            sample = self._policy(sample, np.random.default_rng([self._seed, _AUGMENTATION, position]))
-        pixels = np.asarray(sample.image) if sample.finished else self._preprocessing.prepare(sample.image)
+            sample = self._policy(
+                sample, np.random.default_rng([self._seed, _AUGMENTATION, position])
+            )
+        pixels = (
+            np.asarray(sample.image)
+            if sample.finished
+            else self._preprocessing.prepare(sample.image)
+        )
         if sample.mask is None:
             return TrainingSample(pixels, sample.label)
         altered = np.asarray(sample.mask) > 127
-        # A crop may have left the altered part out: then what is seen is real (specs/localization.md §1.7). Without one the label holds.
-        may_be_lost = self._policy is not None and sample.label == 1 and is_stored and coverage != "empty"
+        # A crop may have left the altered part out: then what is seen is real
+        # (specs/localization.md §1.7). Without one the label holds.
+        may_be_lost = (
+            self._policy is not None and sample.label == 1 and is_stored and coverage != "empty"
+        )
         label = int(altered.any()) if may_be_lost else sample.label
-        mask_and_edge = (altered, edge_map(altered))  # the edge before the resize, as wide as the reference's
+        # the edge before the resize, as wide as the reference's
+        mask_and_edge = (altered, edge_map(altered))
         fitted_mask, fitted_edge = (self._fitted(one, sample.finished) for one in mask_and_edge)
         return TrainingSample(pixels, label, fitted_mask, fitted_edge, coverage)
 
     def _fitted(self, mask: npt.NDArray[np.bool_], finished: bool) -> Pixels:
-        """A mask as 0 and 1 in the geometry of its prepared image: nearest neighbours as OpenCV takes them, then the same crop."""
+        """A mask as 0 and 1 in the geometry of its prepared image: nearest neighbours as OpenCV
+        takes them, then the same crop.
+        """
         fitted = mask.astype(np.uint8)
         if finished:
             return fitted
@@ -179,23 +252,33 @@ class BatchLoader:
             down, across = (np.arange(side) * length // side for length in mask.shape)
             fitted = fitted[down[:, None], across]
         crop = self._preprocessing.model_copy(update={"resize": Resize()})
-        return crop.prepare(Image.fromarray(fitted).convert("RGB"))[..., 0] if crop.center_crop else fitted
+        return (
+            crop.prepare(Image.fromarray(fitted).convert("RGB"))[..., 0]
+            if crop.center_crop
+            else fitted
+        )
 
     def _size(self, made: Sequence[TrainingSample | InputError]) -> tuple[int, int]:
         sizes = {one.image.shape[:2] for one in made if isinstance(one, TrainingSample)}
         if len(sizes) > 1:
             message = " and ".join(f"{width} × {height}" for height, width in sorted(sizes)[:2])
             raise ConfigError(
-                f"one batch has images of {message} pixels", hint="take a policy that crops them to one size, or batches of one"
+                f"one batch has images of {message} pixels",
+                hint="take a policy that crops them to one size, or batches of one",
             )
         size = next(iter(sizes), self._preprocessing.shape)
         if size is None:
-            raise StorageError(f"not one of {len(made)} images can be read; the first: {made[0]}", hint="is the source still there?")
+            raise StorageError(
+                f"not one of {len(made)} images can be read; the first: {made[0]}",
+                hint="is the source still there?",
+            )
         return size
 
 
 def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> BatchLoader:
-    """What reads a split of a job, changed by `policy`; without one, images are as scoring would see them."""
+    """What reads a split of a job, changed by `policy`; without one, images are as scoring would
+    see them.
+    """
     config = job.config
     return BatchLoader(
         job.rows(split),
@@ -213,11 +296,19 @@ def training_loader(job: TrainingJob) -> BatchLoader:
     from ray_app.transforms.policy import make_policy
 
     shape = job.card.preprocessing.shape
-    return plain_loader(job, "train", make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics))
+    return plain_loader(
+        job,
+        "train",
+        make_policy(
+            job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics
+        ),
+    )
 
 
 def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
-    """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises ConfigError where none can be read."""
+    """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises
+    ConfigError where none can be read.
+    """
     reals = np.flatnonzero(~labels.fakes(loader.rows))
     drawn = np.random.default_rng([seed, _STATISTICS]).permutation(reals)[:count]
     areas, sharpnesses = [], []
@@ -227,7 +318,9 @@ def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
                 areas.append(image.width * image.height)
                 sharpnesses.append(sharpness(image))
     if not areas:
-        raise ConfigError(f"none of {len(drawn)} real images can be read, so what real images are like is not known")
+        raise ConfigError(
+            f"none of {len(drawn)} real images can be read, so what real images are like is not known"
+        )
     return RealStatistics(np.array(areas, np.int64), np.array(sharpnesses, np.float64))
 
 
@@ -244,10 +337,16 @@ def _label(member: ManifestMember) -> int:
 def _group(member: ManifestMember) -> int:
     """A number for the group, the same on every machine; a row without one is its own."""
     name = member.input.get("group")
-    return member.image_id if name is None else int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    return (
+        member.image_id
+        if name is None
+        else int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    )
 
 
-def _stacked(made: Sequence[TrainingSample | InputError], name: str, shape: tuple[int, ...]) -> Pixels:
+def _stacked(
+    made: Sequence[TrainingSample | InputError], name: str, shape: tuple[int, ...]
+) -> Pixels:
     """(B, *shape), zero where an image is missing."""
     batch = np.zeros((len(made), *shape), np.uint8)
     for slot, one in enumerate(made):

@@ -1,4 +1,5 @@
-"""How far a training is: workers report to a `ProgressBoard`, an actor that the driver reads; `TrainingProgress` is the terminal's line.
+"""How far a training is: workers report to a `ProgressBoard`, an actor that the driver reads;
+`TrainingProgress` is the terminal's line.
 
 The board also carries the wish to stop the other way. No result depends on it.
 """
@@ -21,8 +22,8 @@ _SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often validation showed a sign of life,
-    and what ended it all, if anything did.
+    """What the driver reads: the last figures of rank 0, how many steps this session has made, how
+    often validation showed a sign of life, and what ended it all, if anything did.
     """
 
     figures: dict[str, Any]
@@ -48,7 +49,9 @@ class ProgressBoard:
         return self._stop
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
-        """A worker met what would happen again; with `only_before_steps`, that is so only while no step of this session was made."""
+        """A worker met what would happen again; with `only_before_steps`, that is so only while no
+        step of this session was made.
+        """
         if self._report.failure is None and not (only_before_steps and self._report.steps):
             self._report = replace(self._report, failure=failure)
 
@@ -69,12 +72,16 @@ def start_progress_board() -> "ActorHandle[ProgressBoard]":
     """Start a board on this node. It reserves no CPU."""
     import ray
 
-    board: ActorHandle[ProgressBoard] = ray.remote(num_cpus=0, label_selector={_NODE: own_node()})(ProgressBoard).remote()  # type: ignore[assignment]
+    board: ActorHandle[ProgressBoard] = ray.remote(num_cpus=0, label_selector={_NODE: own_node()})(
+        ProgressBoard
+    ).remote()  # type: ignore[assignment]
     return board
 
 
 class TrainingProgress(Progress):
-    """Rewritten in place on a terminal, one log line per minute elsewhere; the time left counts from this session's first steps."""
+    """Rewritten in place on a terminal, one log line per minute elsewhere; the time left counts
+    from this session's first steps.
+    """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
         super().__init__(total, name="train", stream=stream, **given)
@@ -98,7 +105,18 @@ class TrainingProgress(Progress):
         if not self._recent:
             return f"{self._name}  starting workers"
         share = f" ({self._done / self._total:.0%})" if self._total else ""
-        figures = [text.format(self._report.figures[key]) for key, text in _SHOWN if key in self._report.figures]
+        figures = [
+            text.format(self._report.figures[key])
+            for key, text in _SHOWN
+            if key in self._report.figures
+        ]
         rate = self._rate(now)
         left = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
-        return "  ".join([f"{self._name}  step {self._done:,}/{self._total:,}{share}", *figures, *left, *filter(None, [self._judged])])
+        return "  ".join(
+            [
+                f"{self._name}  step {self._done:,}/{self._total:,}{share}",
+                *figures,
+                *left,
+                *filter(None, [self._judged]),
+            ]
+        )

@@ -1,9 +1,11 @@
-"""A training's images on Ray Data: `steps_to_come` and `Shards` are what Ray Train gets, `batches` what a worker takes of it.
+"""A training's images on Ray Data: `steps_to_come` and `Shards` are what Ray Train gets, `batches`
+what a worker takes of it.
 
     runs of steps ──> one pool of `Loader` for each rank, on any node: rows, fetched, decoded, augmented ──> get_dataset_shard in the worker
 
-The stream is made of step numbers alone; which rows a step has is arithmetic (ray_app.datasets.sampling). So the data position of a
-training is its step. Each rank has an execution of its own, in order: `streaming_split` deals blocks to whichever rank asks first.
+The stream is made of step numbers alone; which rows a step has is arithmetic
+(ray_app.datasets.sampling). So the data position of a training is its step. Each rank has an
+execution of its own, in order: `streaming_split` deals blocks to whichever rank asks first.
 """
 
 import math
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 Loaded = list[tuple[int, Batch]]  # steps with what they are of
 
 TRAIN = "train"  # the dataset's name
-# Steps that a loader reads in one go, as many as give images of so many bytes: neighbours in a container are then read together.
+# Steps that a loader reads in one go, as many as give images of so many bytes: neighbours in a
+# container are then read together.
 RUN_BYTES, MOST_TOGETHER = 2**25, 8
 AHEAD = 2  # runs that wait in the worker itself
-HAND_OVER_SHARE = 0.4  # of a node's object store: what waits between loaders and the workers of that node
+# of a node's object store: what waits between loaders and the workers of that node
+HAND_OVER_SHARE = 0.4
 
 
 class Loader(Stage):
@@ -45,16 +49,28 @@ class Loader(Stage):
         batch = self._loader.load_steps(self._order, message, self._rank, self._world)
         size = len(batch["label"]) // len(message)
         return [
-            (step, {name: values[number * size : (number + 1) * size] for name, values in batch.items()})
+            (
+                step,
+                {
+                    name: values[number * size : (number + 1) * size]
+                    for name, values in batch.items()
+                },
+            )
             for number, step in enumerate(message)
         ]
 
 
 def steps_to_come(job: TrainingJob) -> "Dataset":
-    """The runs of steps from the last committed checkpoint on: Ray Train's controller calls it before each start of its workers."""
+    """The runs of steps from the last committed checkpoint on: Ray Train's controller calls it
+    before each start of its workers.
+    """
     latest = checkpoints.latest_checkpoint(job.out)
     first = 0 if latest is None else latest.step
-    return dataset(partial(_runs, first, job.total_steps, _together(job)), ordered=True, store_bytes=_hand_over_limit(job))
+    return dataset(
+        partial(_runs, first, job.total_steps, _together(job)),
+        ordered=True,
+        store_bytes=_hand_over_limit(job),
+    )
 
 
 class Shards(DataConfig):
@@ -65,27 +81,49 @@ class Shards(DataConfig):
         self._job = job
 
     def configure(
-        self, datasets: "dict[str, Dataset]", world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+        self,
+        datasets: "dict[str, Dataset]",
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
     ) -> "list[dict[str, DataIterator]]":
-        """See `ray.train.DataConfig`; what a rank gets is executed as it is iterated, in the rank's process."""
+        """See `ray.train.DataConfig`; what a rank gets is executed as it is iterated, in the rank's
+        process.
+        """
         layout, labels = self._job.layout, self._job.config.cluster.labels
         pools = [
-            Pool(Loader, (self._job, rank, world_size), layout.loaders, layout.loaders, layout.loader_cpus, labels=labels)
+            Pool(
+                Loader,
+                (self._job, rank, world_size),
+                layout.loaders,
+                layout.loaders,
+                layout.loader_cpus,
+                labels=labels,
+            )
             for rank in range(world_size)
         ]
-        return [{name: through(steps, [pool]).iterator() for name, steps in datasets.items()} for pool in pools]
+        return [
+            {name: through(steps, [pool]).iterator() for name, steps in datasets.items()}
+            for pool in pools
+        ]
 
 
 def batches(first: int) -> Iterator[Batch]:
-    """The batches of this worker of Ray Train from step `first` to the last, in order; leaving early ends the loaders.
+    """The batches of this worker of Ray Train from step `first` to the last, in order; leaving
+    early ends the loaders.
 
-    Raises what a loader met, and ClusterError where the stream begins at another step: then the workers have to be started again.
+    Raises what a loader met, and ClusterError where the stream begins at another step: then the
+    workers have to be started again.
     """
     arriving: Iterator[Loaded] = messages(get_dataset_shard(TRAIN), ahead=AHEAD)
     for several in arriving:
         for step, batch in several:
             if step != first:
-                raise ClusterError(f"the loaders are at step {step}, the network at {first}", hint="the same command goes on")
+                raise ClusterError(
+                    f"the loaders are at step {step}, the network at {first}",
+                    hint="the same command goes on",
+                )
             yield batch
             first += 1
 
@@ -99,11 +137,19 @@ def _together(job: TrainingJob) -> int:
     """How many steps are read in one go."""
     height, width = job.card.preprocessing.shape or (1, 1)
     planes = 5 if job.wants_masks else 3
-    return max(1, min(MOST_TOGETHER, RUN_BYTES * job.layout.least // (job.config.loop.batch * planes * height * width)))
+    return max(
+        1,
+        min(
+            MOST_TOGETHER,
+            RUN_BYTES * job.layout.least // (job.config.loop.batch * planes * height * width),
+        ),
+    )
 
 
 def _hand_over_limit(job: TrainingJob) -> float:
-    """Bytes that may wait for one worker, so that all workers of a node together do not fill its object store."""
+    """Bytes that may wait for one worker, so that all workers of a node together do not fill its
+    object store.
+    """
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -1,8 +1,10 @@
-"""One training from its recipe to its results: `train` claims the directory, indexes and divides the images, learns, judges, exports.
+"""One training from its recipe to its results: `train` claims the directory, indexes and divides
+the images, learns, judges, exports.
 
-Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the first step `prepare_data` has the
-labelled rows of each split, `make_job` the job that the workers get; what is learned and written is the recipe's method's: `finish`,
-`embeddings.probe`, `identify` or `describe`.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the
+first step `prepare_data` has the labelled rows of each split, `make_job` the job that the workers
+get; what is learned and written is the recipe's method's: `finish`, `embeddings.probe`, `identify`
+or `describe`.
 """
 
 import hashlib
@@ -25,7 +27,13 @@ from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resour
 from ray_app.datasets import index, labelling, sampling, survey
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_weights, resolve_weights
+from ray_app.detectors import (
+    MIRROR_VARIABLE,
+    DetectorCard,
+    licences,
+    publish_weights,
+    resolve_weights,
+)
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
@@ -48,16 +56,24 @@ MEASURED_REALS = 2000
 
 
 def milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
-    """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
+    """The steps after which the network is judged: every so many or, with null, at the end of each
+    epoch; and the last.
+    """
     if every is not None:
         return frozenset([*range(every, total, every), total])
     epochs = int(total * order.batch / order.rows_per_epoch)
-    return frozenset([*(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total), total])
+    return frozenset(
+        [
+            *(order.steps(epoch) for epoch in range(1, epochs + 1) if order.steps(epoch) < total),
+            total,
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """The data of a training: `splits` with their rows, the order of the training rows, and how many steps there are.
+    """The data of a training: `splits` with their rows, the order of the training rows, and how
+    many steps there are.
 
     `guard`: which web servers are asked for images that lists name.
     """
@@ -70,19 +86,30 @@ class PreparedTraining:
 
 
 def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
-    """What training begins with, each as a card of its own: the detector's weights, or the recipe's files."""
+    """What training begins with, each as a card of its own: the detector's weights, or the recipe's
+    files.
+    """
     if config.initial.start == "card":
         return [card]
     files = config.initial.weights.items()
     return [
-        card.model_copy(update={"name": f"{config.name}-{part}", "weights": weights, "backbone": None, "terms": "permissive"})
+        card.model_copy(
+            update={
+                "name": f"{config.name}-{part}",
+                "weights": weights,
+                "backbone": None,
+                "terms": "permissive",
+            }
+        )
         for part, weights in files
     ]
 
 
-def _check(config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[str, Any] | None) -> None:
-    """Refuse what would fail later: licences, weights on this machine, and the beginning of each source, unless the claim of a training
-    that was `begun` has its data. Raises as `train`.
+def _check(
+    config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[str, Any] | None
+) -> None:
+    """Refuse what would fail later: licences, weights on this machine, and the beginning of each
+    source, unless the claim of a training that was `begun` has its data. Raises as `train`.
     """
     for started in initial_cards(config, card):
         licences.require_accepted(started, config.accept_licences)
@@ -97,7 +124,9 @@ def _check(config: TrainConfig, card: DetectorCard, out: Store, begun: Mapping[s
         load_statistics(Path(local_path(config.augmentation.statistics)))
 
 
-def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn) -> PreparedTraining:
+def prepare_data(
+    config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn
+) -> PreparedTraining:
     """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError.
 
     The images that a describer learns from have prompts, and no prompt is in two splits.
@@ -105,23 +134,40 @@ def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, readi
     guards: list[Guard] = []
     open_source = opener(out, each, reading, guards)
     if config.method == "describe":
-        splits = labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
+        splits = labelling.without_training_prompts(
+            make_splits(config.data, labelling.with_prompts(open_source), one_class=True)
+        )
     else:
         splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
-    return PreparedTraining(splits, order, total, milestones(order, total, config.validation.every), reduce(Guard.joined, guards, Guard()))
+    return PreparedTraining(
+        splits,
+        order,
+        total,
+        milestones(order, total, config.validation.every),
+        reduce(Guard.joined, guards, Guard()),
+    )
 
 
-def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callable[[DatasetSource], pa.Table]:
-    """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes. Adds its guard to `guards`."""
+def opener(
+    out: Store, each: Each, reading: Each, guards: list[Guard]
+) -> Callable[[DatasetSource], pa.Table]:
+    """Opens a source's rows; those of one place are indexed once, whatever part of them each split
+    takes. Adds its guard to `guards`.
+    """
 
     def open_source(source: DatasetSource) -> pa.Table:
         store = index_of(source, out)
         rows = index.index_source(
-            source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"), requires_all_folders=True
+            source,
+            store,
+            each=each,
+            reading=reading,
+            progress=labelling.ProgressLog("index"),
+            requires_all_folders=True,
         )
         guards.append(index.guard_of_source(source, store))
         return rows
@@ -130,27 +176,47 @@ def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callab
 
 
 def index_of(source: DatasetSource, out: Store) -> Store:
-    """Where a training keeps the index of a source: one for all that read the same, whatever part of it."""
+    """Where a training keeps the index of a source: one for all that read the same, whatever part
+    of it.
+    """
     place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
     return out.below(f"data/{hashlib.sha256(place.encode()).hexdigest()[:12]}")
 
 
-def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: TrainingLayout, prepared: PreparedTraining) -> TrainingJob:
-    """Everything that workers are given, in Ray's object store once. Raises ConfigError where the batch cannot be shared."""
+def make_job(
+    config: TrainConfig,
+    card: DetectorCard,
+    out: Store,
+    layout: TrainingLayout,
+    prepared: PreparedTraining,
+) -> TrainingJob:
+    """Everything that workers are given, in Ray's object store once. Raises ConfigError where the
+    batch cannot be shared.
+    """
     import ray
 
     for workers in range(layout.least, layout.workers + 1):
         prepared.order.share(0, 0, workers)
     if layout.device == "cpu" and config.loop.precision == "auto":
-        # Decided here, not by each worker: on nodes of two kinds they would average gradients of two precisions.
-        precision = cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
-        config = config.model_copy(update={"loop": config.loop.model_copy(update={"precision": precision})})
+        # Decided here, not by each worker: on nodes of two kinds they would average gradients of
+        # two precisions.
+        precision = (
+            cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
+        )
+        config = config.model_copy(
+            update={"loop": config.loop.model_copy(update={"precision": precision})}
+        )
     mirror = None
-    if has_other_nodes():  # where they find the weights that training begins with: the driver alone fetches
+    # where they find the weights that training begins with: the driver alone fetches
+    if has_other_nodes():
         mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
         for started in initial_cards(config, card):
             publish_weights(started, mirror)
-    tables = {"train": prepared.splits.train, "validation": prepared.splits.validation, "test": prepared.splits.test}
+    tables = {
+        "train": prepared.splits.train,
+        "validation": prepared.splits.validation,
+        "test": prepared.splits.test,
+    }
     shared = {name: ray.put(table) for name, table in tables.items() if table is not None}
     job = TrainingJob(
         config=config,
@@ -168,7 +234,9 @@ def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Traini
 
 
 def _statistics(job: TrainingJob) -> RealStatistics | None:
-    """What openfake-v1 matches fakes to: the recipe's file, or measured once on a sample of the training images and kept."""
+    """What openfake-v1 matches fakes to: the recipe's file, or measured once on a sample of the
+    training images and kept.
+    """
     wanted = job.config.augmentation
     if wanted.statistics is not None:
         return load_statistics(Path(local_path(wanted.statistics)))
@@ -183,16 +251,21 @@ def _statistics(job: TrainingJob) -> RealStatistics | None:
 def _measure(job: TrainingJob) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / STATISTICS
-        save_statistics(path, measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed))
+        save_statistics(
+            path, measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed)
+        )
         job.out.write_file(STATISTICS, path)
 
 
-BATCHES_IN_STORE = 12  # of one step, in the object store of a local cluster: loaded, on their way, and in use
+# of one step, in the object store of a local cluster: loaded, on their way, and in use
+BATCHES_IN_STORE = 12
 LEAST_STORE_BYTES = 256 * 2**20
 
 
 class Trained(NamedTuple):
-    """How a training ended. `facts`: the content of `metrics.json`, or of a dry run's plan; `was_there`: nothing had to be done."""
+    """How a training ended. `facts`: the content of `metrics.json`, or of a dry run's plan;
+    `was_there`: nothing had to be done.
+    """
 
     facts: dict[str, Any]
     was_there: bool = False
@@ -200,16 +273,21 @@ class Trained(NamedTuple):
 
 @with_s3_settings
 def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
-    """Train by a recipe into `config.out`, from wherever an earlier session of the same command stopped.
+    """Train by a recipe into `config.out`, from wherever an earlier session of the same command
+    stopped.
 
-    Raises ConfigError, IdentityError (the directory is another recipe's or in use), DetectorError, StorageError, ClusterError, and
-    KeyboardInterrupt when it was asked to stop. Those that the same call resumes from carry the note RESUMABLE. A dry run needs no `out`,
-    starts no cluster and trains nothing; with an `out` it leaves the index there.
+    Raises ConfigError, IdentityError (the directory is another recipe's or in use), DetectorError,
+    StorageError, ClusterError, and KeyboardInterrupt when it was asked to stop. Those that the same
+    call resumes from carry the note RESUMABLE. A dry run needs no `out`, starts no cluster and
+    trains nothing; with an `out` it leaves the index there.
     """
     if dry_run:
         return Trained(_planned(config))
     if not config.out:
-        raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
+        raise ConfigError(
+            "no directory for the card: --out DIR is missing",
+            hint="touchstone train CONFIG --out DIR",
+        )
     out = Store.open(config.out)
     config = config_as_begun(config, out)
     begun = check_claim(out, config)
@@ -233,7 +311,9 @@ def _trained(config: TrainConfig, out: Store, begun: Mapping[str, Any] | None) -
                 findings = prepared.splits.findings
                 claim_data(out, claim, findings)
                 cpus, gpus, _ = resources(config.cluster)
-                layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+                layout = plan_workers(
+                    config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus()
+                )
                 return _by_method(make_job(config, card, out, layout, prepared), findings, claim)
         except ConfigError:
             if begun is None and checkpoints.latest_checkpoint(out) is None:
@@ -274,7 +354,9 @@ def _fit(job: TrainingJob) -> None:
 
 
 def _catch_up(job: TrainingJob) -> None:
-    """Bring the validations in line with the complete checkpoints, and report if there are only incomplete ones."""
+    """Bring the validations in line with the complete checkpoints, and report if there are only
+    incomplete ones.
+    """
     latest = checkpoints.latest_checkpoint(job.out)
     if latest is None and (count := checkpoints.count_folders(job.out)):
         print(
@@ -290,16 +372,35 @@ def _catch_up(job: TrainingJob) -> None:
 
 
 def _planned(config: TrainConfig) -> dict[str, Any]:
-    """The dry run. What is too large to be counted row by row, or of one class, is planned by what its sources tell."""
+    """The dry run. What is too large to be counted row by row, or of one class, is planned by what
+    its sources tell.
+    """
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card, out = networks.training_card(config), Store.open(config.out or scratch)
         require_sources(config.data)
-        splits = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
-        given = [(name, source) for name, of in splits.items() if not isinstance(of, HeldOut) for source in of]
+        splits = {
+            "train": config.data.train,
+            "validation": config.data.validation,
+            "test": config.data.test,
+        }
+        given = [
+            (name, source)
+            for name, of in splits.items()
+            if not isinstance(of, HeldOut)
+            for source in of
+        ]
         most = math.inf if config.method in PROFILING else survey.MOST_BYTES
-        sources = [{"for": name, **survey.survey(source, index_of(source, out), most)} for name, source in given]
-        real, fake = (sum(one[label] for one in sources if one["for"] == "train") for label in ("real", "fake"))
-        is_whole = all(one["indexed"] for one in sources) and (bool(real and fake) or config.method in PROFILING)
+        sources = [
+            {"for": name, **survey.survey(source, index_of(source, out), most)}
+            for name, source in given
+        ]
+        real, fake = (
+            sum(one[label] for one in sources if one["for"] == "train")
+            for label in ("real", "fake")
+        )
+        is_whole = all(one["indexed"] for one in sources) and (
+            bool(real and fake) or config.method in PROFILING
+        )
         prepared = prepare_data(config, out) if is_whole else None
         if prepared is not None and config.method == "identify":
             from ray_app.training import identify
@@ -308,15 +409,28 @@ def _planned(config: TrainConfig) -> dict[str, Any]:
         if prepared is not None and config.method == "describe":
             from ray_app.training import describe
 
-            return {**describe.planned(config, card, prepared.splits, prepared.total_steps), "sources": sources}
+            return {
+                **describe.planned(config, card, prepared.splits, prepared.total_steps),
+                "sources": sources,
+            }
         import torch
 
         from ray_app.training.plan import plan
 
         gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
-        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or usable_cores()), gpus=float(gpus))
-        rows = prepared.order.rows_per_epoch if prepared else config.sampling.epoch_rows or real + fake or 1
-        return {**plan(config, card, rows, layout), "data": prepared and prepared.splits.findings, "sources": sources}
+        layout = plan_workers(
+            config.workers, cpus=float(config.cluster.cpus or usable_cores()), gpus=float(gpus)
+        )
+        rows = (
+            prepared.order.rows_per_epoch
+            if prepared
+            else config.sampling.epoch_rows or real + fake or 1
+        )
+        return {
+            **plan(config, card, rows, layout),
+            "data": prepared and prepared.splits.findings,
+            "sources": sources,
+        }
 
 
 def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:
@@ -329,7 +443,9 @@ def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterC
 
 
 def _largest_node_cpus() -> float:
-    """CPUs of the largest node that is there; inf while none has any, since those that an autoscaler brings are not known."""
+    """CPUs of the largest node that is there; inf while none has any, since those that an
+    autoscaler brings are not known.
+    """
     import ray
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]

@@ -1,13 +1,17 @@
-"""One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only place that builds a trainer, and what
-each of its worker processes does (`train_worker`): take batches, learn, note, and commit checkpoints.
+"""One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only
+place that builds a trainer, and what each of its worker processes does (`train_worker`): take
+batches, learn, note, and commit checkpoints.
 
-Ray Train's `fit` runs in an actor of its own (`TrainerActor`). The driver watches the board, draws the progress line, and handles signals;
-it ends the session by killing the actor, which takes Ray Train's controller and the workers with it. `join_process_group` connects the
-workers: the store of torch.distributed needs no secret, so it listens on the address of one node alone.
+Ray Train's `fit` runs in an actor of its own (`TrainerActor`). The driver watches the board, draws
+the progress line, and handles signals; it ends the session by killing the actor, which takes Ray
+Train's controller and the workers with it. `join_process_group` connects the workers: the store of
+torch.distributed needs no secret, so it listens on the address of one node alone.
 
-Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it is the whole position. All ranks do
-the same steps and report the same number of times; what is decided on the way (stop, look for notices) rank 0 decides. They also check
-while they wait for data: Ray Data gives a loader no more work once its machine is to go, so no step may come after which to save.
+Whatever ends a worker, the next attempt resumes from the last committed checkpoint: the step in it
+is the whole position. All ranks do the same steps and report the same number of times; what is
+decided on the way (stop, look for notices) rank 0 decides. They also check while they wait for
+data: Ray Data gives a loader no more work once its machine is to go, so no step may come after
+which to save.
 """
 
 import logging
@@ -56,7 +60,8 @@ from ray_app.training.loader import Batch
 from ray_app.training.progress import ProgressReport, TrainingProgress
 
 REPORT_EVERY_S = 0.5
-NOTICE_POLL_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
+# for a notice that a machine will be taken away; asking is a round of all workers
+NOTICE_POLL_S = 2.0
 FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
 GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 POLL_S = 0.5
@@ -65,7 +70,8 @@ STALL_S = 900.0
 GROUP_TIMEOUT = timedelta(seconds=1800)
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # importing torch in every worker of a busy machine takes its time
+    # importing torch in every worker of a busy machine takes its time
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -73,8 +79,9 @@ _QUIET = {
 def fit(job: TrainingJob) -> None:
     """Train until the last step is committed and every validation is over.
 
-    Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
-    KeyboardInterrupt, after the workers have saved, when a signal requests to stop.
+    Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing
+    happens for too long, and KeyboardInterrupt, after the workers have saved, when a signal
+    requests to stop.
     """
     checkpoints.remove_ray_notes(job.out)
     actor: Any = ray.remote(num_cpus=0, label_selector=on_own_node())(TrainerActor).remote()
@@ -90,28 +97,43 @@ def fit(job: TrainingJob) -> None:
         progress.close()
         ray.kill(actor)
     if (failure := watch.failure()) is not None:
-        raise ClusterError(f"training gave up: {failure}", hint="the same command continues; the logs of the Ray session say more")
+        raise ClusterError(
+            f"training gave up: {failure}",
+            hint="the same command continues; the logs of the Ray session say more",
+        )
     if not checkpoints.is_trained(job.out):
-        raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
+        raise ClusterError(
+            "training ended before its last step was committed", hint="the same command goes on"
+        )
 
 
 class _Marking(UserCallback):
-    """Marks a checkpoint as complete once all workers have reported it and its files are in storage. Runs in Ray Train's controller."""
+    """Marks a checkpoint as complete once all workers have reported it and its files are in
+    storage. Runs in Ray Train's controller.
+    """
 
     def __init__(self, out: Store) -> None:
         self._out = out
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
         """See `ray.train.UserCallback`."""
         if checkpoint is not None:
-            checkpoints.mark_complete(self._out, Path(checkpoint.path).name, finished=metrics[0]["finished"])
+            checkpoints.mark_complete(
+                self._out, Path(checkpoint.path).name, finished=metrics[0]["finished"]
+            )
 
 
 class TrainerActor:
-    """Run Ray Train's trainer in a process of its own, so that the driver handles signals itself and can end the session at any time."""
+    """Run Ray Train's trainer in a process of its own, so that the driver handles signals itself
+    and can end the session at any time.
+    """
 
     def fit(self, given: dict[str, Any]) -> str | None:
-        """Run the trainer of `given["job"]`, which refers to the `TrainingJob`. Return why it gave up, or None."""
+        """Run the trainer of `given["job"]`, which refers to the `TrainingJob`. Return why it gave
+        up, or None.
+        """
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -126,7 +148,9 @@ class TrainerActor:
 class _Watch:
     """The main thread's view of one session."""
 
-    def __init__(self, job: TrainingJob, over: "ray.ObjectRef[str | None]", progress: TrainingProgress) -> None:
+    def __init__(
+        self, job: TrainingJob, over: "ray.ObjectRef[str | None]", progress: TrainingProgress
+    ) -> None:
         self._job, self._over, self._progress = job, over, progress
         self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
         self._pruned_at = 0.0
@@ -134,7 +158,9 @@ class _Watch:
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
-        """Wait until the trainer ends. Raises what a worker reported, and ClusterError at a standstill."""
+        """Wait until the trainer ends. Raises what a worker reported, and ClusterError at a
+        standstill.
+        """
         while not self._is_over(POLL_S):
             self._check_board()
         self._check_board()
@@ -161,7 +187,9 @@ class _Watch:
         until = time.monotonic() + grace_s
         if not ray.get(self._job.board.read.remote()).steps:
             return
-        self._progress.say(f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once")
+        self._progress.say(
+            f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once"
+        )
         self._job.board.stop.remote()
         while not self._is_over(POLL_S) and time.monotonic() < until and not self._is_saved():
             pass
@@ -196,17 +224,26 @@ def _trainer(shared: "ray.ObjectRef[TrainingJob]") -> Any:
     train: Any = ray.train  # Type checkers see the names of Ray Train V1 here; V2 is what runs.
     job = ray.get(shared)
     config, layout = job.config, job.layout
-    request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
+    request = {"CPU": layout.worker_cpus} | (
+        {"GPU": layout.worker_gpus} if layout.worker_gpus else {}
+    )
     labels = dict(config.cluster.labels)
-    judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
+    judging: dict[str, Any] = {
+        "num_cpus": layout.validation_cpus,
+        "num_gpus": layout.validation_gpus,
+    }
     return train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": shared},
         torch_config=OwnProcessGroup(),
-        datasets={} if "vectors" in job.shared else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
+        datasets={}
+        if "vectors" in job.shared
+        else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
         dataset_config=ray_data.Shards(job),
         scaling_config=train.ScalingConfig(
-            num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
+            num_workers=layout.workers
+            if layout.least == layout.workers
+            else (layout.least, layout.workers),
             use_gpu=layout.worker_gpus > 0,
             resources_per_worker=request,
             label_selector=labels or None,
@@ -233,13 +270,17 @@ def _last_judged(job: TrainingJob, judged: Sequence[Mapping[str, Any]]) -> str:
 
 
 class SharedDevices(Backend):
-    """Lets the workers of one node see all of its GPUs, as NCCL needs to connect them. Sets up nothing else."""
+    """Lets the workers of one node see all of its GPUs, as NCCL needs to connect them. Sets up
+    nothing else.
+    """
 
     share_cuda_visible_devices = True
 
 
 class OwnProcessGroup(TorchConfig):
-    """Leaves the process group to `join_process_group`. Ray Train's own store would listen on every address of the node."""
+    """Leaves the process group to `join_process_group`. Ray Train's own store would listen on every
+    address of the node.
+    """
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -247,8 +288,11 @@ class OwnProcessGroup(TorchConfig):
         return SharedDevices
 
 
-def join_process_group(rank: int, world_size: int, backend: str, timeout: timedelta = GROUP_TIMEOUT) -> None:
-    """Connect this worker of Ray Train with the others. The store of rank 0 listens on the address of its node alone.
+def join_process_group(
+    rank: int, world_size: int, backend: str, timeout: timedelta = GROUP_TIMEOUT
+) -> None:
+    """Connect this worker of Ray Train with the others. The store of rank 0 listens on the address
+    of its node alone.
 
     Args:
         rank: The rank of this worker.
@@ -264,14 +308,22 @@ def join_process_group(rank: int, world_size: int, backend: str, timeout: timede
 
 def listen_on(host: str) -> socket.socket:
     """Return a socket that listens on a free port of one address, IPv4 or IPv6."""
-    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
+    return socket.create_server(
+        (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
+    )
 
 
-def open_store(host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None) -> TCPStore:
-    """Return a client of the store at an address, or its server if `listener` is the socket that it is to use."""
+def open_store(
+    host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None
+) -> TCPStore:
+    """Return a client of the store at an address, or its server if `listener` is the socket that it
+    is to use.
+    """
     if listener is None:
         return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
-    return TCPStore(host, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
+    return TCPStore(
+        host, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
+    )
 
 
 def train_worker(given: dict[str, Any]) -> None:
@@ -285,7 +337,10 @@ def train_worker(given: dict[str, Any]) -> None:
             ray.get(job.board.fail.remote(pickle.dumps(error)))
         raise
     except Exception:
-        found = TouchstoneError(f"a training worker failed at its first step:\n{traceback.format_exc()}", hint="this looks like a bug")
+        found = TouchstoneError(
+            f"a training worker failed at its first step:\n{traceback.format_exc()}",
+            hint="this looks like a bug",
+        )
         ray.get(job.board.fail.remote(pickle.dumps(found), only_before_steps=True))
         raise
 
@@ -309,15 +364,19 @@ class Rank:
         job.settle_process(job.layout.device, job.layout.threads)
         _require_shared(job.out)
         # Rank 0 decides for all: listings of one folder may differ for a moment between nodes.
-        self._checkpoint = broadcast_from_rank_zero(checkpoints.latest_checkpoint(job.out) if self._rank == 0 else None)
+        self._checkpoint = broadcast_from_rank_zero(
+            checkpoints.latest_checkpoint(job.out) if self._rank == 0 else None
+        )
         self._begun = 0 if self._checkpoint is None else self._checkpoint.step
         self._stream = self._batches()
         self._taker = futures.ThreadPoolExecutor(1)
-        self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
+        # the loaders start beside the network
+        self._coming = self._taker.submit(next, self._stream, None)
         self._device = str(ray.train.torch.get_device())
         self._learner = self._made()
         self._history, self._samples = (
-            run_directory.HistoryWriter(job.out, folder, self._rank) for folder in (run_directory.HISTORY, run_directory.SAMPLES)
+            run_directory.HistoryWriter(job.out, folder, self._rank)
+            for folder in (run_directory.HISTORY, run_directory.SAMPLES)
         )
         self._notes = file_notes.StepNotes(job.out, job.rows("train"), self._rank)
         self._seen = self._bad = 0
@@ -338,7 +397,14 @@ class Rank:
         if job.config.method == "describe":
             return word_learner(job, self._device, self._rank)
         strategy = job.config.workers.strategy
-        return DetectorLearner(job.config, job.card, device=self._device, total_steps=job.total_steps, rank=self._rank, strategy=strategy)
+        return DetectorLearner(
+            job.config,
+            job.card,
+            device=self._device,
+            total_steps=job.total_steps,
+            rank=self._rank,
+            strategy=strategy,
+        )
 
     def run(self) -> None:
         """All steps from the last committed one on."""
@@ -358,8 +424,12 @@ class Rank:
             clock = time.monotonic()
 
     def _awaited(self) -> Batch | None:
-        """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
-        while self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT:
+        """The next batch, as soon as every worker has one; None after the last one, and where
+        training ends while it waits.
+        """
+        while (
+            self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT
+        ):
             if self._rank == 0 and self._reply is None:
                 self._report(self._line)
             if self._commit_or_end(after_step=False):
@@ -372,7 +442,9 @@ class Rank:
         """Load the latest complete checkpoint, if there is one. Return whether no step is left."""
         if self._checkpoint is None or self._checkpoint.finished:
             return self._checkpoint is not None
-        with checkpoints.ray_checkpoint(self._job.out, self._checkpoint.name).as_directory() as folder:
+        with checkpoints.ray_checkpoint(
+            self._job.out, self._checkpoint.name
+        ).as_directory() as folder:
             self._learner.load(Path(folder))
         return False
 
@@ -380,8 +452,11 @@ class Rank:
         figures = self._learner.step(batch)
         if self._job.config.faults.record_samples:
             rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
-            self._samples.add({"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids})
-        if "vectors" not in self._job.shared:  # With vectors, images are noted when their embeddings are computed.
+            self._samples.add(
+                {"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids}
+            )
+        # With vectors, images are noted when their embeddings are computed.
+        if "vectors" not in self._job.shared:
             self._notes.add(batch, figures.step)
         self._seen += self._job.config.loop.batch
         self._bad += figures.unusable
@@ -408,7 +483,9 @@ class Rank:
 
     def _require_readable(self) -> None:
         most = self._job.config.faults.max_bad_fraction
-        if self._bad > most * self._seen and self._seen >= min(FEW_IMAGES, self._job.order().rows_per_epoch):
+        if self._bad > most * self._seen and self._seen >= min(
+            FEW_IMAGES, self._job.order().rows_per_epoch
+        ):
             self._notes.write(self._begun)
             self._samples.write(self._begun)
             examples = file_notes.join_examples(self._notes.first_unreadable)
@@ -420,14 +497,20 @@ class Rank:
             )
 
     def _report(self, line: dict[str, Any]) -> None:
-        self._reply = self._job.board.report.remote({**line, "total": self._job.total_steps}, self._unreported)
+        self._reply = self._job.board.report.remote(
+            {**line, "total": self._job.total_steps}, self._unreported
+        )
         self._unreported, self._reported_at = 0, time.monotonic()
 
     def _commit_or_end(self, *, after_step: bool) -> bool:
         """Commit what is due or requested; True when training ends here."""
         step = self._learner.step_number
         word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
-        noticed = word == LOOK and ray.train.get_preemption_info() is not None and not self._saved_on_notice
+        noticed = (
+            word == LOOK
+            and ray.train.get_preemption_info() is not None
+            and not self._saved_on_notice
+        )
         self._saved_on_notice |= noticed
         ends, at_once = word in (STOP, END), noticed or word in (STOP, END)
         if at_once or (after_step and self._job.is_due(step)):
@@ -459,7 +542,9 @@ class Rank:
         return int(found.item())
 
     def _commit(self, *, at_once: bool, finished: bool = False) -> None:
-        """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on beside the next steps."""
+        """Save, note, and report; `at_once` waits until the files lie in storage, else that goes on
+        beside the next steps.
+        """
         step = self._learner.step_number
         self._samples.write(self._begun)
         self._notes.write(self._begun)
@@ -479,7 +564,11 @@ class Rank:
             {"step": step, "finished": finished},
             checkpoint=checkpoint,
             checkpoint_dir_name=checkpoints.new_name(step),
-            checkpoint_upload_mode=CheckpointUploadMode.SYNC if at_once or finished else CheckpointUploadMode.ASYNC,
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC
+            if at_once or finished
+            else CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
-            validation=self._rank == 0 and self._job.config.method != "describe" and (step in self._job.milestones or finished),
+            validation=self._rank == 0
+            and self._job.config.method != "describe"
+            and (step in self._job.milestones or finished),
         )

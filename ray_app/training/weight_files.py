@@ -1,4 +1,6 @@
-"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path or folder, transformers by folder)."""
+"""A network's weights as files that its own library loads unchanged (`write_weights`: timm by path
+or folder, transformers by folder).
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -37,17 +39,27 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
-    """Write `model.safetensors`, and beside it what timm or transformers read first; returns what the card says of them.
+    """Write `model.safetensors`, and beside it what timm or transformers read first; returns what
+    the card says of them.
 
-    `network` is what `families.build_network(card)` builds. A backbone that the card names stays out: it is a file of its own.
-    Tensors are written in fp32 as they are, under the names that the library itself writes.
+    `network` is what `families.build_network(card)` builds. A backbone that the card names stays
+    out: it is a file of its own. Tensors are written in fp32 as they are, under the names that the
+    library itself writes.
     """
     if card.family == "transformers-classifier":
         _write_transformers(network, card, folder)
     else:
         shared = f"{BACKBONE}." if card.backbone is not None else None
-        state = {key: tensor for key, tensor in network.state_dict().items() if shared is None or not key.startswith(shared)}
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+        state = {
+            key: tensor
+            for key, tensor in network.state_dict().items()
+            if shared is None or not key.startswith(shared)
+        }
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
+            folder / WEIGHTS,
+            {"format": "pt"},
+        )
     if card.family == "timm-classifier":
         _write_json(folder / CONFIG, timm_config(card))
     config = CONFIG if card.family == "transformers-classifier" else None
@@ -55,10 +67,11 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
 
 
 def size_of(card: DetectorCard) -> Size | None:
-    """Parameters, tensors, and multiply-adds of one image at the card's input, or of one megapixel where sizes are kept.
+    """Parameters, tensors, and multiply-adds of one image at the card's input, or of one megapixel
+    where sizes are kept.
 
-    Counted on a network without values; the multiply-adds are those of convolutions and matrix products. None for a network that does
-    not run without values, as MaskCLIP does not.
+    Counted on a network without values; the multiply-adds are those of convolutions and matrix
+    products. None for a network that does not run without values, as MaskCLIP does not.
     """
     height, width = card.preprocessing.shape or _MEGAPIXEL
     try:
@@ -73,7 +86,9 @@ def size_of(card: DetectorCard) -> Size | None:
 
 
 def labels_of(output: Output) -> tuple[str, ...]:
-    """The name of each logit, in the network's order: the card's own where it has them, else real and fake."""
+    """The name of each logit, in the network's order: the card's own where it has them, else real
+    and fake.
+    """
     if output.labels:
         return output.labels
     if output.sign is not None:
@@ -84,8 +99,9 @@ def labels_of(output: Output) -> tuple[str, ...]:
 def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     """The card's preprocessing as transformers' image processors say it; None where they cannot.
 
-    What they cannot: thumbnails, OpenCV's filter, a mirrored border. transformers takes its torchvision backend whatever the file says
-    (5.23): where the card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives that.
+    What they cannot: thumbnails, OpenCV's filter, a mirrored border. transformers takes its
+    torchvision backend whatever the file says (5.23): where the card's resize is Pillow's,
+    `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives that.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (
@@ -95,12 +111,19 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
         or (crop and preprocessing.pad != "black")
     ):
         return None
-    sizes = {"squash": {"height": resize.size, "width": resize.size}, "short_side": {"shortest_edge": resize.size}}
+    sizes = {
+        "squash": {"height": resize.size, "width": resize.size},
+        "short_side": {"shortest_edge": resize.size},
+    }
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,
         "do_resize": resize.mode != "none",
-        **({"size": sizes[resize.mode], "resample": _PIL_FILTER[preprocessing.filter]} if resize.mode != "none" else {}),
+        **(
+            {"size": sizes[resize.mode], "resample": _PIL_FILTER[preprocessing.filter]}
+            if resize.mode != "none"
+            else {}
+        ),
         "do_center_crop": crop is not None,
         **({"crop_size": {"height": crop, "width": crop}} if crop is not None else {}),
         "do_rescale": True,
@@ -112,24 +135,37 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
 
 
 def timm_config(card: DetectorCard) -> dict[str, Any]:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` on the hub: also labels and pixels' preparation.
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` on the
+    hub: also labels and pixels' preparation.
 
-    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then its config leaves the pixels out.
+    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then its
+    config leaves the pixels out.
     """
-    preprocessing, found = card.preprocessing, {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))}
+    preprocessing, found = (
+        card.preprocessing,
+        {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))},
+    )
     resize, crop = preprocessing.resize, preprocessing.center_crop
-    if (resize.mode, crop is None) in (("squash", True), ("short_side", False)) and preprocessing.resampler != "opencv":
+    if (resize.mode, crop is None) in (
+        ("squash", True),
+        ("short_side", False),
+    ) and preprocessing.resampler != "opencv":
         side = crop or resize.size or 0
         found |= {
             "input_size": [3, side, side],
             "crop_mode": "center" if crop else "squash",
-            # timm rounds side / crop_pct down: the quarter of a pixel keeps that from falling short.
+            # timm rounds side / crop_pct down: the quarter of a pixel keeps that from falling
+            # short.
             "crop_pct": side / ((resize.size or side) + 0.25) if crop else 1.0,
             "interpolation": preprocessing.filter,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
         }
-    return {"architecture": card.architecture.name, "model_args": dict(card.architecture.arguments), "pretrained_cfg": found}
+    return {
+        "architecture": card.architecture.name,
+        "model_args": dict(card.architecture.arguments),
+        "pretrained_cfg": found,
+    }
 
 
 def _write_transformers(network: Any, card: DetectorCard, folder: Path) -> None:

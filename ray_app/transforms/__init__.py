@@ -1,1 +1,3 @@
-"""What is done to pictures before a network sees them: perturbations of the world, and the augmentation policies of the papers."""
+"""What is done to pictures before a network sees them: perturbations of the world, and the
+augmentation policies of the papers.
+"""

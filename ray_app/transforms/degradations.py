@@ -1,7 +1,9 @@
-"""Degradations of one strength each (`DEGRADATIONS`): blurs, colours, noises and tones as robustness suites name them.
+"""Degradations of one strength each (`DEGRADATIONS`): blurs, colours, noises and tones as
+robustness suites name them.
 
-Formulas, written from papers and from the facts of ARNIQA's published levels (Agnolucci et al. 2024, arXiv 2310.14918), on which NTIRE 2026
-builds (arXiv 2604.11487). All take RGB of any size, a strength and a generator of random numbers, and give RGB of the same size.
+Formulas, written from papers and from the facts of ARNIQA's published levels (Agnolucci et al.
+2024, arXiv 2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487). All take RGB of any size, a
+strength and a generator of random numbers, and give RGB of the same size.
 """
 
 import io
@@ -39,7 +41,9 @@ def _image(values: npt.NDArray[np.floating]) -> Image.Image:
 
 
 def _filtered(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Image:
-    """Every channel under a square kernel of odd sides, which sums to 1; outside, the outermost pixels go on. By Fourier transforms."""
+    """Every channel under a square kernel of odd sides, which sums to 1; outside, the outermost
+    pixels go on. By Fourier transforms.
+    """
     from scipy import fft
 
     reach = kernel.shape[0] // 2
@@ -47,14 +51,19 @@ def _filtered(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Imag
     response = fft.rfft2(kernel.astype(np.float32), shape)
     inside = slice(2 * reach, 2 * reach + image.height), slice(2 * reach, 2 * reach + image.width)
     channels = [
-        fft.irfft2(fft.rfft2(np.pad(np.asarray(one, np.float32), reach, mode="edge"), shape) * response, shape)[inside]
+        fft.irfft2(
+            fft.rfft2(np.pad(np.asarray(one, np.float32), reach, mode="edge"), shape) * response,
+            shape,
+        )[inside]
         for one in image.split()
     ]
     return _image(np.stack(channels, axis=-1) / np.float32(255))
 
 
 def lens_blur(image: Image.Image, radius: float, rng: Rng) -> Image.Image:
-    """Out of focus: the mean over a disk of `radius` pixels, its rim by the share of each pixel that it covers."""
+    """Out of focus: the mean over a disk of `radius` pixels, its rim by the share of each pixel
+    that it covers.
+    """
     reach, fine = math.ceil(radius), 9
     place = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
     inside = np.add.outer(place**2, place**2) <= radius**2
@@ -75,12 +84,16 @@ def motion_blur(image: Image.Image, length: float, rng: Rng) -> Image.Image:
 
 
 def glass_blur(image: Image.Image, reach: float, rng: Rng) -> Image.Image:
-    """Through frosted glass, after Hendrycks and Dietterich 2019: blurred, every pixel from up to `reach` pixels away, blurred."""
+    """Through frosted glass, after Hendrycks and Dietterich 2019: blurred, every pixel from up to
+    `reach` pixels away, blurred.
+    """
     soft = ops.gaussian_taps(2 * math.ceil(reach) + 1, 0.4 + 0.2 * reach)
     pixels, most = np.asarray(ops.blurred(image, soft)), math.ceil(reach)
     for _ in range(2):
         shape = pixels.shape[:2]
-        rows, columns = (rng.integers(-most, most, shape, np.int32, endpoint=True) for _ in range(2))
+        rows, columns = (
+            rng.integers(-most, most, shape, np.int32, endpoint=True) for _ in range(2)
+        )
         rows += np.arange(shape[0], dtype=np.int32)[:, None]
         columns += np.arange(shape[1], dtype=np.int32)
         pixels = pixels[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)]
@@ -88,7 +101,9 @@ def glass_blur(image: Image.Image, reach: float, rng: Rng) -> Image.Image:
 
 
 def pixel_jitter(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Five times, every pixel from a place that is off by a normal deviate of `amount` pixels each way, bilinear."""
+    """Five times, every pixel from a place that is off by a normal deviate of `amount` pixels each
+    way, bilinear.
+    """
     from scipy.ndimage import map_coordinates
 
     values = np.asarray(image, np.float32)
@@ -97,12 +112,17 @@ def pixel_jitter(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
         places = rng.standard_normal((2, height, width), np.float32) * np.float32(amount)
         places[0] += np.arange(height, dtype=np.float32)[:, None]
         places[1] += np.arange(width, dtype=np.float32)
-        values = np.stack([map_coordinates(values[..., c], places, order=1, mode="nearest") for c in range(3)], axis=-1)
+        values = np.stack(
+            [map_coordinates(values[..., c], places, order=1, mode="nearest") for c in range(3)],
+            axis=-1,
+        )
     return _image(values / np.float32(255))
 
 
 def color_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Green moved by `amount` pixels in a drawn direction where there are edges, as a lens with chromatic aberration does."""
+    """Green moved by `amount` pixels in a drawn direction where there are edges, as a lens with
+    chromatic aberration does.
+    """
     from scipy.ndimage import gaussian_filter, sobel
 
     values = np.asarray(image, np.float32)
@@ -112,7 +132,9 @@ def color_shift(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
     share = np.clip((edges - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
     angle = rng.uniform(0, math.pi / 2)
     moved = [round(amount * part) for part in (math.sin(angle), math.cos(angle))]
-    green = np.pad(values[..., 1], [(moved[0], 0), (moved[1], 0)], mode="edge")[: values.shape[0], : values.shape[1]]
+    green = np.pad(values[..., 1], [(moved[0], 0), (moved[1], 0)], mode="edge")[
+        : values.shape[0], : values.shape[1]
+    ]
     values = values.copy()
     values[..., 1] += (green - values[..., 1]) * share
     return _image(values / np.float32(255))
@@ -156,7 +178,13 @@ def jpeg2000(image: Image.Image, ratio: float, rng: Rng) -> Image.Image:
     """Through JPEG 2000 at a compression of `ratio` to 1."""
     encoded = io.BytesIO()
     resolutions = min(8, max(int(math.log2(min(image.size))), 1))
-    image.copy().save(encoded, "JPEG2000", quality_mode="rates", quality_layers=[ratio], num_resolutions=resolutions)
+    image.copy().save(
+        encoded,
+        "JPEG2000",
+        quality_mode="rates",
+        quality_layers=[ratio],
+        num_resolutions=resolutions,
+    )
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
 
@@ -187,7 +215,9 @@ def shot_noise(image: Image.Image, photons: float, rng: Rng) -> Image.Image:
 
 
 def iso_noise(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """A camera at high ISO: noise of `amount` that grows with the root of the light, and half as much, over two pixels, in colour."""
+    """A camera at high ISO: noise of `amount` that grows with the root of the light, and half as
+    much, over two pixels, in colour.
+    """
     values = _values(image)
     height, width = values.shape[:2]
     grey = np.sqrt(values @ _LUMA)
@@ -198,7 +228,9 @@ def iso_noise(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
 
 
 def brightened(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By the parabola through (0, 0), (½, ½ + `amount` / 2) and (1, 1), clipped; below 0 it darkens."""
+    """By the parabola through (0, 0), (½, ½ + `amount` / 2) and (1, 1), clipped; below 0 it
+    darkens.
+    """
     x = np.arange(256) / 255
     return _toned(image, x + 2 * amount * x * (1 - x))
 
@@ -209,15 +241,21 @@ def darkened(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
 
 
 def contrasted(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By the cubic spline that takes 0.3 to 0.25 − `amount` / 4 and 0.7 to 0.75 + `amount` / 4, and keeps 0, ½ and 1."""
+    """By the cubic spline that takes 0.3 to 0.25 − `amount` / 4 and 0.7 to 0.75 + `amount` / 4, and
+    keeps 0, ½ and 1.
+    """
     from scipy.interpolate import CubicSpline
 
     low, high = 0.25 - amount / 4, 0.75 + amount / 4
-    return _toned(image, CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, low, 0.5, high, 1])(np.arange(256) / 255))
+    return _toned(
+        image, CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, low, 0.5, high, 1])(np.arange(256) / 255)
+    )
 
 
 def tone_curve(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """By a cubic Bézier curve from black to white, its two handles' heights ¼ and ¾ plus deviates of `amount`."""
+    """By a cubic Bézier curve from black to white, its two handles' heights ¼ and ¾ plus deviates
+    of `amount`.
+    """
     low, high = np.clip([0.25, 0.75] + rng.standard_normal(2) * amount, 0, 1)
     t = np.arange(256) / 255
     return _toned(image, 3 * (1 - t) ** 2 * t * low + 3 * (1 - t) * t**2 * high + t**3)
@@ -228,12 +266,22 @@ def _toned(image: Image.Image, curve: npt.NDArray[np.float64]) -> Image.Image:
 
 
 def equalized(image: Image.Image, limit: float, rng: Rng) -> Image.Image:
-    """CLAHE (Zuiderveld 1994) of the luma: 8 × 8 tiles, no bin of a histogram above `limit` times its mean; colours move along."""
+    """CLAHE (Zuiderveld 1994) of the luma: 8 × 8 tiles, no bin of a histogram above `limit` times
+    its mean; colours move along.
+    """
     grey = np.asarray(image.convert("L"))
     height, width = grey.shape
     tiles = [np.array_split(np.arange(side), min(8, side)) for side in grey.shape]
-    curves = np.array([[_equalizing(grey[np.ix_(rows, columns)], limit) for columns in tiles[1]] for rows in tiles[0]], np.float32)
-    (up, down, v), (left, right, u) = (_between(parts, side) for parts, side in zip(tiles, (height, width), strict=True))
+    curves = np.array(
+        [
+            [_equalizing(grey[np.ix_(rows, columns)], limit) for columns in tiles[1]]
+            for rows in tiles[0]
+        ],
+        np.float32,
+    )
+    (up, down, v), (left, right, u) = (
+        _between(parts, side) for parts, side in zip(tiles, (height, width), strict=True)
+    )
     found = np.zeros(grey.shape, np.float32)
     for rows, share_down in ((up, 1 - v), (down, v)):
         for columns, share_across in ((left, 1 - u), (right, u)):
@@ -245,11 +293,15 @@ def _equalizing(tile: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.flo
     counts = np.bincount(tile.ravel(), minlength=256).astype(float)
     most = limit * counts.mean()
     spare = np.maximum(counts - most, 0).sum()
-    curve: npt.NDArray[np.float64] = 255 * np.cumsum(np.minimum(counts, most) + spare / 256) / counts.sum()
+    curve: npt.NDArray[np.float64] = (
+        255 * np.cumsum(np.minimum(counts, most) + spare / 256) / counts.sum()
+    )
     return curve
 
 
-def _between(parts: list[npt.NDArray[np.intp]], side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]:
+def _between(
+    parts: list[npt.NDArray[np.intp]], side: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]:
     """Per place the tiles before and after it, by their centres, and how far towards the latter."""
     centres = np.array([part.mean() for part in parts])
     place = np.interp(np.arange(side), centres, np.arange(len(parts)))
@@ -264,13 +316,19 @@ def pixelated(image: Image.Image, strength: float, rng: Rng) -> Image.Image:
 
 
 def moire(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """Two bent gratings of two to three pixels that beat against each other, per channel a little apart: `amount` of the light."""
+    """Two bent gratings of two to three pixels that beat against each other, per channel a little
+    apart: `amount` of the light.
+    """
     values = _values(image)
     height, width = values.shape[:2]
     y, x = (np.arange(side, dtype=np.float32) / max(height, width) for side in (height, width))
     period, angle, bend = rng.uniform(2.2, 3.2), rng.uniform(0, math.pi), rng.uniform(0.5, 2, 2)
-    warp = np.add.outer(np.sin(y * np.float32(math.tau * bend[0])), np.cos(x * np.float32(math.tau * bend[1]))).astype(np.float32)
-    along = np.add.outer(y * np.float32(math.sin(angle)), x * np.float32(math.cos(angle))) * max(height, width)
+    warp = np.add.outer(
+        np.sin(y * np.float32(math.tau * bend[0])), np.cos(x * np.float32(math.tau * bend[1]))
+    ).astype(np.float32)
+    along = np.add.outer(y * np.float32(math.sin(angle)), x * np.float32(math.cos(angle))) * max(
+        height, width
+    )
     for channel in range(3):
         one = np.cos(math.tau * along / period)
         other = np.cos(math.tau * (along * 1.06 + warp * (4 + channel)) / period)
@@ -279,12 +337,15 @@ def moire(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
 
 
 def watermarked(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """An invisible mark by spread spectrum (Cox et al. 1997): one drawn 8 × 8 pattern of middle frequencies, its sign drawn per block,
-    `amount` of 255 at most."""
+    """An invisible mark by spread spectrum (Cox et al. 1997): one drawn 8 × 8 pattern of middle
+    frequencies, its sign drawn per block, `amount` of 255 at most.
+    """
     from scipy.fft import idctn
 
     order = np.add.outer(np.arange(8), np.arange(8))
-    pattern = idctn(np.where((order >= 3) & (order <= 6), rng.standard_normal((8, 8)), 0), norm="ortho")
+    pattern = idctn(
+        np.where((order >= 3) & (order <= 6), rng.standard_normal((8, 8)), 0), norm="ortho"
+    )
     pattern = (pattern / np.abs(pattern).max()).astype(np.float32)
     height, width = image.height, image.width
     signs = rng.choice(np.array([-1, 1], np.float32), ((height + 7) // 8, (width + 7) // 8))
@@ -295,7 +356,10 @@ def watermarked(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
 def random_crop(image: Image.Image, share: float, rng: Rng) -> Image.Image:
     """A part with `share` of both sides, anywhere."""
     width, height = ops.scaled_size(image.size, share)
-    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    left, top = (
+        int(rng.integers(image.width - width + 1)),
+        int(rng.integers(image.height - height + 1)),
+    )
     return image.crop((left, top, left + width, top + height))
 
 
@@ -304,7 +368,10 @@ def random_aspect_crop(image: Image.Image, share: float, rng: Rng) -> Image.Imag
     shape = math.sqrt(math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))))
     width = min(max(round(image.width * math.sqrt(share) * shape), 1), image.width)
     height = min(max(round(image.height * math.sqrt(share) / shape), 1), image.height)
-    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    left, top = (
+        int(rng.integers(image.width - width + 1)),
+        int(rng.integers(image.height - height + 1)),
+    )
     return image.crop((left, top, left + width, top + height))
 
 

@@ -1,8 +1,9 @@
-"""Image operations of perturbations and augmentation: blur, codecs, resizes and crops, noise and tone; and, on an image with its mask,
-geometry.
+"""Image operations of perturbations and augmentation: blur, codecs, resizes and crops, noise and
+tone; and, on an image with its mask, geometry.
 
-They draw random numbers only from a generator that they are given. Parity with the papers' libraries is to the pixel: where Pillow stands
-for OpenCV, torchvision or scipy, the function says so.
+They draw random numbers only from a generator that they are given. Parity with the papers'
+libraries is to the pixel: where Pillow stands for OpenCV, torchvision or scipy, the function says
+so.
 """
 
 import io
@@ -39,7 +40,8 @@ Box = tuple[int, int, int, int]
 Resampling = Image.Resampling
 Change = Callable[[Image.Image], Image.Image]
 
-# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels would not fit into memory.
+# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels
+# would not fit into memory.
 _LONGEST_PER_SHORT = 16
 
 Mask = npt.NDArray[np.bool_]
@@ -53,7 +55,9 @@ def gaussian_taps(size: int, sigma: float) -> Taps:
 
 
 def blurred(image: Image.Image, taps: Taps) -> Image.Image:
-    """`taps` along both axes of every channel, in float, rounded once; outside, the image is mirrored at its outermost pixels."""
+    """`taps` along both axes of every channel, in float, rounded once; outside, the image is
+    mirrored at its outermost pixels.
+    """
     from scipy.ndimage import correlate1d
 
     down = correlate1d(np.asarray(image), taps, axis=0, output=np.float32, mode="mirror")
@@ -62,16 +66,20 @@ def blurred(image: Image.Image, taps: Taps) -> Image.Image:
 
 
 def opencv_taps(size: int) -> Taps:
-    """What OpenCV takes for a kernel of `size` (odd) whose sigma it is to derive: 0.3 · ((size − 1) / 2 − 1) + 0.8, from 9 on."""
+    """What OpenCV takes for a kernel of `size` (odd) whose sigma it is to derive: 0.3 · ((size − 1)
+    / 2 − 1) + 0.8, from 9 on.
+    """
     if size in _SMALL:
         return np.array(_SMALL[size])
     return gaussian_taps(size, 0.3 * ((size - 1) * 0.5 - 1) + 0.8)
 
 
 def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """`scipy.ndimage.gaussian_filter` on each channel as uint8, as CNNDetection's code and its heirs call it.
+    """`scipy.ndimage.gaussian_filter` on each channel as uint8, as CNNDetection's code and its
+    heirs call it.
 
-    Both of its passes cut fractions off: the image comes out up to two grey levels darker, which is theirs to measure too.
+    Both of its passes cut fractions off: the image comes out up to two grey levels darker, which is
+    theirs to measure too.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -81,17 +89,22 @@ def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-# Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0). An image
-# longer than a format can hold (a strip of over 65,500 pixels for JPEG) comes back as it is.
+# Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for
+# bit (Pillow 13.0, OpenCV 5.0). An image longer than a format can hold (a strip of over 65,500
+# pixels for JPEG) comes back as it is.
 def jpeg(image: Image.Image, quality: int, *, swapped: bool = False) -> Image.Image:
-    """RGB through JPEG, chroma halved both ways (4:2:0). `swapped`: red and blue change places for the codec.
+    """RGB through JPEG, chroma halved both ways (4:2:0). `swapped`: red and blue change places for
+    the codec.
 
-    That is what becomes of RGB pixels handed to OpenCV, which takes them for BGR: red, not blue, is then the colour that loses most.
+    That is what becomes of RGB pixels handed to OpenCV, which takes them for BGR: red, not blue, is
+    then the colour that loses most.
     """
     if not swapped:
         return _through(image, "JPEG", quality=quality)
     red, green, blue = image.split()
-    blue, green, red = _through(Image.merge("RGB", (blue, green, red)), "JPEG", quality=quality).split()
+    blue, green, red = _through(
+        Image.merge("RGB", (blue, green, red)), "JPEG", quality=quality
+    ).split()
     return Image.merge("RGB", (red, green, blue))
 
 
@@ -106,7 +119,9 @@ def lossless_webp(image: Image.Image) -> Image.Image:
 
 
 def avif(image: Image.Image, quality: int) -> Image.Image:
-    """RGB through AVIF at its second highest speed, in one thread: how many cores there are must not show in the pixels."""
+    """RGB through AVIF at its second highest speed, in one thread: how many cores there are must
+    not show in the pixels.
+    """
     return _through(image, "AVIF", quality=quality, speed=9, max_threads=1)
 
 
@@ -119,16 +134,18 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
     if max(image.size) > _LONGEST[codec]:
         return image
     encoded = io.BytesIO()
-    # Pillow keeps the options of `save` on the image itself: one image in two threads would be saved with the other's.
+    # Pillow keeps the options of `save` on the image itself: one image in two threads would be
+    # saved with the other's.
     image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
 
 
-# A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
+# A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image
+# comes back as it is.
 def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
-    """Pillow's resize to (width, height), rows before columns under every version. `lanczos-or-bicubic`: Lanczos where the width shrinks,
-    else bicubic.
+    """Pillow's resize to (width, height), rows before columns under every version.
+    `lanczos-or-bicubic`: Lanczos where the width shrinks, else bicubic.
     """
     if size == image.size or size[0] * size[1] > MOST_PIXELS:
         return image
@@ -160,8 +177,11 @@ def centre_crop(image: Image.Image, share: float) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def random_square(image: Image.Image, low: int, high: int, share: float, rng: np.random.Generator) -> Image.Image:
-    """A square anywhere, its side drawn from `share` of the short side to all of it, within `low` and `high` pixels.
+def random_square(
+    image: Image.Image, low: int, high: int, share: float, rng: np.random.Generator
+) -> Image.Image:
+    """A square anywhere, its side drawn from `share` of the short side to all of it, within `low`
+    and `high` pixels.
 
     Where the short side is below `low`, the side is the short side.
     """
@@ -173,7 +193,9 @@ def random_square(image: Image.Image, low: int, high: int, share: float, rng: np
 
 
 def noisy(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise of standard deviation `sigma` on the 0–255 scale, for every value of its own; rounded and clipped once."""
+    """Gaussian noise of standard deviation `sigma` on the 0–255 scale, for every value of its own;
+    rounded and clipped once.
+    """
     pixels = np.array(image)
     for start in range(0, len(pixels), _BAND):
         band = pixels[start : start + _BAND]
@@ -194,9 +216,11 @@ def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
 
 
 class ImageSample(NamedTuple):
-    """`image` RGB; `mask` of mode L and the same size, 255 where it was altered, or None; `label` 1 = fake.
+    """`image` RGB; `mask` of mode L and the same size, 255 where it was altered, or None; `label` 1
+    = fake.
 
-    `finished`: the policy gave the image its final geometry; otherwise it goes through the card's preprocessing.
+    `finished`: the policy gave the image its final geometry; otherwise it goes through the card's
+    preprocessing.
     """
 
     image: Image.Image
@@ -205,8 +229,8 @@ class ImageSample(NamedTuple):
     finished: bool = False
 
 
-# What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so
-# it stays 0 or 255.
+# What follows is done to an image and its mask at once. The mask goes by the same geometry with the
+# nearest pixel instead of a filter, so it stays 0 or 255.
 def transformed(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
     """`change` of the image, and of the mask `of_mask`, or the same."""
     mask = sample.mask and (of_mask or change)(sample.mask)
@@ -215,7 +239,11 @@ def transformed(sample: ImageSample, change: Change, of_mask: Change | None = No
 
 def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageSample:
     """Squashed to (width, height) by one of Pillow's filters."""
-    return transformed(sample, lambda image: image.resize(size, filter), lambda mask: mask.resize(size, Resampling.NEAREST))
+    return transformed(
+        sample,
+        lambda image: image.resize(size, filter),
+        lambda mask: mask.resize(size, Resampling.NEAREST),
+    )
 
 
 def cropped(sample: ImageSample, box: Box) -> ImageSample:
@@ -225,7 +253,12 @@ def cropped(sample: ImageSample, box: Box) -> ImageSample:
 
 def quarter_turned(sample: ImageSample, quarters: int) -> ImageSample:
     """Turned anticlockwise by `quarters` of a circle."""
-    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    turns = (
+        None,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_180,
+        Image.Transpose.ROTATE_270,
+    )
     turn = turns[quarters % 4]
     return sample if turn is None else transformed(sample, lambda image: image.transpose(turn))
 
@@ -241,12 +274,20 @@ def flipped_vertically(sample: ImageSample) -> ImageSample:
 
 
 def rotated(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSample:
-    """Rotated anticlockwise about the centre, in the same frame; what comes in from outside is black, and unaltered in the mask."""
-    return transformed(sample, lambda image: image.rotate(degrees, filter), lambda mask: mask.rotate(degrees, Resampling.NEAREST))
+    """Rotated anticlockwise about the centre, in the same frame; what comes in from outside is
+    black, and unaltered in the mask.
+    """
+    return transformed(
+        sample,
+        lambda image: image.rotate(degrees, filter),
+        lambda mask: mask.rotate(degrees, Resampling.NEAREST),
+    )
 
 
 def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> ImageSample:
-    """`side` × `side` pixels from anywhere within; an image that is smaller is mirrored out to it first."""
+    """`side` × `side` pixels from anywhere within; an image that is smaller is mirrored out to it
+    first.
+    """
     if min(sample.image.size) < side:
         sample = transformed(sample, lambda image: _mirrored_out(image, side))
     width, height = sample.image.size
@@ -254,8 +295,11 @@ def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> Ima
     return cropped(sample, (left, top, left + side, top + side))
 
 
-def with_short_side(sample: ImageSample, short: int, filter: Resampling, rng: np.random.Generator) -> ImageSample:
-    """The shorter side brought to `short`, the longer one in proportion and truncated, as torchvision's Resize does.
+def with_short_side(
+    sample: ImageSample, short: int, filter: Resampling, rng: np.random.Generator
+) -> ImageSample:
+    """The shorter side brought to `short`, the longer one in proportion and truncated, as
+    torchvision's Resize does.
 
     Of a strip more than 16 times as long as it is wide, a part 16 times as long is drawn first.
     """
@@ -263,14 +307,30 @@ def with_short_side(sample: ImageSample, short: int, filter: Resampling, rng: np
     longest = _LONGEST_PER_SHORT * min(width, height)
     if max(width, height) > longest:
         start = int(rng.integers(max(width, height) - longest + 1))
-        sample = cropped(sample, (start, 0, start + longest, height) if width > height else (0, start, width, start + longest))
+        sample = cropped(
+            sample,
+            (start, 0, start + longest, height)
+            if width > height
+            else (0, start, width, start + longest),
+        )
         width, height = sample.image.size
-    size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    size = (
+        (short, int(short * height / width))
+        if width <= height
+        else (int(short * width / height), short)
+    )
     return sample if size == (width, height) else resize_sample(sample, size, filter)
 
 
-def random_part(sample: ImageSample, share: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> ImageSample:
-    """The part that torchvision's RandomResizedCrop would take: `drawn_box`, or the largest centred one of an allowed shape."""
+def random_part(
+    sample: ImageSample,
+    share: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> ImageSample:
+    """The part that torchvision's RandomResizedCrop would take: `drawn_box`, or the largest centred
+    one of an allowed shape.
+    """
     width, height = sample.image.size
     box = drawn_box((width, height), share, ratio, rng)
     if box is None:
@@ -280,8 +340,12 @@ def random_part(sample: ImageSample, share: tuple[float, float], ratio: tuple[fl
     return cropped(sample, box)
 
 
-def drawn_box(size: Size, share: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator) -> Box | None:
-    """A box of `share` of the area, its width ÷ height within `ratio` and drawn on a log scale; None where ten draws do not fit."""
+def drawn_box(
+    size: Size, share: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box | None:
+    """A box of `share` of the area, its width ÷ height within `ratio` and drawn on a log scale;
+    None where ten draws do not fit.
+    """
     width, height = size
     for _ in range(10):
         area = width * height * rng.uniform(*share)
@@ -301,11 +365,13 @@ def _mirrored_out(image: Image.Image, side: int) -> Image.Image:
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:
-    """Pixels of (H, W) within reach of both sides of the outline: mask and its inverse, each dilated by a cross of `width` pixels.
+    """Pixels of (H, W) within reach of both sides of the outline: mask and its inverse, each
+    dilated by a cross of `width` pixels.
 
-    Outside the array is neither, so a mask that touches the border has no edge along it, and an empty or full one has none at all.
-    specs/localization.md §3.2; golden/maskclip.md §5.3, C13. An odd `width`, or ValueError. The reference refuses a side that is not
-    longer than `width`; here it is a band like any other.
+    Outside the array is neither, so a mask that touches the border has no edge along it, and an
+    empty or full one has none at all. specs/localization.md §3.2; golden/maskclip.md §5.3, C13. An
+    odd `width`, or ValueError. The reference refuses a side that is not longer than `width`; here
+    it is a band like any other.
     """
     if width < 1 or width % 2 == 0:
         raise ValueError(f"the width of an edge is odd: {width}")
@@ -323,13 +389,18 @@ def _dilated(mask: Mask, reach: int) -> Mask:
 
 
 def resized_rows_first(
-    image: Image.Image, size: tuple[int, int], filter: Image.Resampling, part: tuple[float, float] | None = None
+    image: Image.Image,
+    size: tuple[int, int],
+    filter: Image.Resampling,
+    part: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Resize an image, or its upper left `part`, (width, height) in fractions of pixels, to `size`, (width, height).
+    """Resize an image, or its upper left `part`, (width, height) in fractions of pixels, to `size`,
+    (width, height).
 
-    Every Pillow before 13 works along the rows first, then along the columns, and rounds in between; 13 takes the order that is less work,
-    which for tall pictures whose aspect changes is the other one. In two calls the order is that of the versions with which the detectors'
-    authors measured. The picture in between is `size[0]` wide and as high as the image.
+    Every Pillow before 13 works along the rows first, then along the columns, and rounds in
+    between; 13 takes the order that is less work, which for tall pictures whose aspect changes is
+    the other one. In two calls the order is that of the versions with which the detectors' authors
+    measured. The picture in between is `size[0]` wide and as high as the image.
     """
     width, height = part or image.size
     across = image.resize((size[0], image.height), filter, box=(0, 0, width, image.height))

@@ -1,4 +1,5 @@
-"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and lists.
+"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as
+`jpeg:75`), `Perturbation.apply`, and lists.
 
 `absent_views`: what a list names and Touchstone does not do, with the reason.
 """
@@ -19,18 +20,30 @@ from ray_app.errors import ConfigError
 from ray_app.transforms import steps
 
 Kind = Literal["degradation", "chain", "attack"]
-"""`degradation`: what happens to pictures; `chain`: several of these, as on a platform; `attack`: done so that a detector fails."""
+"""`degradation`: what happens to pictures; `chain`: several of these, as on a platform; `attack`:
+done so that a detector fails.
+"""
 
-WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
+WRITTEN = {
+    "jpeg": "quality",
+    "webp": "quality",
+    "avif": "quality",
+    "blur": "sigma",
+    "noise": "sigma",
+    "resize": "scale",
+    "crop": "share",
+}
 LEVELS = 5
 SHOWN = 3  # of a family's levels, where none is asked for
 
 
 class Draw(steps.Step):
-    """From `least` to `most` families of a list (a shipped one, or a file), of different groups, one after another, each at a drawn level.
+    """From `least` to `most` families of a list (a shipped one, or a file), of different groups,
+    one after another, each at a drawn level.
 
-    As NTIRE 2026 does it to half of its images: how many is drawn evenly, a group's family too, levels by the right half of a normal
-    distribution with `spread` levels, so that weak ones are likelier. `digest`: of the list as it was.
+    As NTIRE 2026 does it to half of its images: how many is drawn evenly, a group's family too,
+    levels by the right half of a normal distribution with `spread` levels, so that weak ones are
+    likelier. `digest`: of the list as it was.
     """
 
     keeps_place: ClassVar[bool] = False
@@ -54,7 +67,9 @@ class Draw(steps.Step):
 
     def _apply(self, image: Image.Image, rng: steps.Rng) -> Image.Image:
         groups = _groups(self.list)
-        count = int(rng.integers(min(self.least, len(groups)), min(self.most, len(groups)), endpoint=True))
+        count = int(
+            rng.integers(min(self.least, len(groups)), min(self.most, len(groups)), endpoint=True)
+        )
         share = np.exp(-((np.arange(LEVELS) / self.spread) ** 2) / 2)
         for number in rng.choice(len(groups), count, replace=False):
             family = groups[number][int(rng.integers(len(groups[number])))]
@@ -62,13 +77,17 @@ class Draw(steps.Step):
         return image
 
 
-_STEPS: TypeAdapter[steps.Step] = TypeAdapter(Annotated[steps.OneStep | Draw, Field(discriminator="op")])
+_STEPS: TypeAdapter[steps.Step] = TypeAdapter(
+    Annotated[steps.OneStep | Draw, Field(discriminator="op")]
+)
 AnyStep = Annotated[steps.OneStep | Draw | steps.Call, Field(discriminator="op")]
 _RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
 class Perturbation(Frozen):
-    """Steps that are applied one after another. `name` is how rows, masks and reports call the view; it is never that of the clean one."""
+    """Steps that are applied one after another. `name` is how rows, masks and reports call the
+    view; it is never that of the clean one.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.,:+-]*$", max_length=64)
     kind: Kind = "degradation"
@@ -79,7 +98,9 @@ class Perturbation(Frozen):
     def _refuse_retired_steps(cls, given: Any) -> Any:
         for step in given if isinstance(given, list | tuple) else ():
             if isinstance(step, Mapping) and step.get("op") in _RETIRED:
-                raise ValueError(f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}} with a function of yours")
+                raise ValueError(
+                    f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}} with a function of yours"
+                )
         return given
 
     @field_validator("name")
@@ -90,9 +111,11 @@ class Perturbation(Frozen):
         return name
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """RGB of any size → RGB. The same pixels, seed and library versions give the same pixels, in any process and order.
+        """RGB of any size → RGB. The same pixels, seed and library versions give the same pixels,
+        in any process and order.
 
-        Raises what Pillow does where a codec cannot: OSError, ValueError, RuntimeError (AVIF), DecompressionBombError; and MemoryError.
+        Raises what Pillow does where a codec cannot: OSError, ValueError, RuntimeError (AVIF),
+        DecompressionBombError; and MemoryError.
         """
         rng = np.random.default_rng(seed)
         for step in self.steps:
@@ -120,14 +143,18 @@ class Perturbation(Frozen):
 
 
 def seed_of(sha256: str, name: str) -> int:
-    """The seed of one file (hex SHA-256 of its bytes) in one perturbation: the first 8 bytes of SHA-256 over both, whoever asks."""
+    """The seed of one file (hex SHA-256 of its bytes) in one perturbation: the first 8 bytes of
+    SHA-256 over both, whoever asks.
+    """
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
 
 
 class DegradationFamily(Frozen):
-    """One change at five levels, the weakest first where its source has it so. `step`: what all levels share; `levels`: what differs.
+    """One change at five levels, the weakest first where its source has it so. `step`: what all
+    levels share; `levels`: what differs.
 
-    `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise. `group`: of which at most one is drawn.
+    `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise.
+    `group`: of which at most one is drawn.
     """
 
     name: str
@@ -148,9 +175,13 @@ class DegradationFamily(Frozen):
     def at(self, number: int) -> Any:
         """The step of a level, 0 the first."""
         try:
-            return _STEPS.validate_python({**self.step, **{key: values[number] for key, values in self.levels.items()}})
+            return _STEPS.validate_python(
+                {**self.step, **{key: values[number] for key, values in self.levels.items()}}
+            )
         except ValidationError as error:
-            raise ValueError(f"{self.name}, level {number + 1}: {error.errors()[0]['msg']}") from None
+            raise ValueError(
+                f"{self.name}, level {number + 1}: {error.errors()[0]['msg']}"
+            ) from None
 
 
 class AbsentView(Frozen):
@@ -162,9 +193,11 @@ class AbsentView(Frozen):
 
 
 class PerturbationList(Frozen):
-    """A YAML file of perturbations: where the list comes from (`source`), and what of it is not as there (`note`).
+    """A YAML file of perturbations: where the list comes from (`source`), and what of it is not as
+    there (`note`).
 
-    `families` are perturbations at one of five levels; `absent`: what the source names and is not done here.
+    `families` are perturbations at one of five levels; `absent`: what the source names and is not
+    done here.
     """
 
     name: str
@@ -176,7 +209,11 @@ class PerturbationList(Frozen):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        names = [*(one.name for one in self.perturbations), *(one.name for one in self.families), *(one.name for one in self.absent)]
+        names = [
+            *(one.name for one in self.perturbations),
+            *(one.name for one in self.families),
+            *(one.name for one in self.absent),
+        ]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(doubled))}")
         if not self.perturbations and not self.families:
@@ -184,7 +221,9 @@ class PerturbationList(Frozen):
         return self
 
     def views(self, level: int = SHOWN) -> Iterator[Perturbation]:
-        """What the list stands for, its families at a level from 1 to 5, which their names end with."""
+        """What the list stands for, its families at a level from 1 to 5, which their names end
+        with.
+        """
         yield from self.perturbations
         for family in self.families:
             yield Perturbation(name=f"{family.name}-{level}", steps=(family.at(level - 1),))
@@ -193,9 +232,10 @@ class PerturbationList(Frozen):
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
     """All perturbations that the names stand for, in order, each once.
 
-    A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps in a row: `jpeg:75`, `blur:2+jpeg:50`
-    (see `WRITTEN`). A list of families is taken at level 3, or at another: `ntire-2026:5`. Raises ConfigError for what is none of these,
-    and where two of one name differ.
+    A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps
+    in a row: `jpeg:75`, `blur:2+jpeg:50` (see `WRITTEN`). A list of families is taken at level 3,
+    or at another: `ntire-2026:5`. Raises ConfigError for what is none of these, and where two of
+    one name differ.
     """
     found: dict[str, Perturbation] = {}
     for name in names:
@@ -221,7 +261,10 @@ def _listed(name: str) -> tuple[PerturbationList, int] | None:
     base, _, level = name.rpartition(":")
     if base in shipped or (base and base not in WRITTEN and Path(base).is_file()):
         if level not in map(str, range(1, LEVELS + 1)):
-            raise ConfigError(f"--perturb {name}: no such level", hint=f"levels of a list are 1 (weakest) to {LEVELS}")
+            raise ConfigError(
+                f"--perturb {name}: no such level",
+                hint=f"levels of a list are 1 (weakest) to {LEVELS}",
+            )
         return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)
     if name in shipped or (name.partition(":")[0] not in WRITTEN and Path(name).is_file()):
         return load_yaml(shipped.get(name, Path(name)), PerturbationList), SHOWN
@@ -235,7 +278,10 @@ def _meant(name: str) -> tuple[Perturbation, ...]:
         return (_written(name),)
     examples = "jpeg:75, blur:2+jpeg:50"
     lists = ", ".join(named_configs("perturb"))
-    raise ConfigError(f"--perturb {name}: no such perturbation", hint=f"lists: {lists}; or a YAML file; or steps: {examples}")
+    raise ConfigError(
+        f"--perturb {name}: no such perturbation",
+        hint=f"lists: {lists}; or a YAML file; or steps: {examples}",
+    )
 
 
 @cache
@@ -243,7 +289,9 @@ def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
     """The families of a list by their groups, in order. Raises ConfigError."""
     listed = _listed(name)
     if listed is None or not listed[0].families:
-        raise ConfigError(f"{name}: no list of families", hint="draw takes a list such as ntire-2026")
+        raise ConfigError(
+            f"{name}: no list of families", hint="draw takes a list such as ntire-2026"
+        )
     groups: dict[str, list[DegradationFamily]] = {}
     for family in listed[0].families:
         groups.setdefault(family.group, []).append(family)
@@ -252,7 +300,11 @@ def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
 
 def _list_digest(name: str) -> str:
     """Of everything that decides what is drawn from a list."""
-    facts = [[family.name, family.group, family.step, family.levels] for group in _groups(name) for family in group]
+    facts = [
+        [family.name, family.group, family.step, family.levels]
+        for group in _groups(name)
+        for family in group
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 
 
@@ -262,9 +314,14 @@ def _written(text: str) -> Perturbation:
         op, _, value = part.partition(":")
         if op not in WRITTEN or not value:
             known = ", ".join(f"{op}:{what.upper()}" for op, what in WRITTEN.items())
-            raise ConfigError(f"--perturb {text}: {part} is no step", hint=f"steps are {known}, joined by +")
+            raise ConfigError(
+                f"--perturb {text}: {part} is no step", hint=f"steps are {known}, joined by +"
+            )
         try:
             steps.append({"op": op, WRITTEN[op]: float(value) if "." in value else int(value)})
         except ValueError:
-            raise ConfigError(f"--perturb {text}: {value} is not a value", hint="a number, for example jpeg:75 or crop:0.5") from None
+            raise ConfigError(
+                f"--perturb {text}: {value} is not a value",
+                hint="a number, for example jpeg:75 or crop:0.5",
+            ) from None
     return validate({"name": text, "steps": steps}, Perturbation, where=f"--perturb {text}")

@@ -1,4 +1,5 @@
-"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`, `tilted`, `with_levels`, `halftoned`.
+"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`,
+`tilted`, `with_levels`, `halftoned`.
 
 Cameras and their users do these to real pictures, so a detector that flags what comes out is wrong.
 """
@@ -12,19 +13,24 @@ from PIL import Image
 from ray_app.transforms import ops
 
 _PLAN_EDGE = 256  # pixels of the longer side on which the weights of exposures are computed
-_WELL_EXPOSED = 0.2  # standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007)
+# standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007)
+_WELL_EXPOSED = 0.2
 _LOCAL = 1 / 16  # of the longer side: how far one place's light reaches
 _DISPLAY_GAMMA = 2.2
-_SOFT = 5.0  # how many times a dot's rim would fit between paper and solid ink: a scanner sees every dot over several of its pixels
+# how many times a dot's rim would fit between paper and solid ink: a scanner sees every dot over
+# several of its pixels
+_SOFT = 5.0
 
-# Cyan, magenta and yellow each have their screen turned, as in offset printing, so that dots do not lie on dots.
+# Cyan, magenta and yellow each have their screen turned, as in offset printing, so that dots do not
+# lie on dots.
 _ANGLES = (15.0, 75.0, 0.0)
 
 
 def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
     """Lee's (1980) local Wiener filter for noise of standard deviation `sigma` on the 0–255 scale.
 
-    Every value is drawn to the mean of its `window` × `window` neighbours by sigma² over their variance: level areas go smooth, edges stay.
+    Every value is drawn to the mean of its `window` × `window` neighbours by sigma² over their
+    variance: level areas go smooth, edges stay.
     """
     from scipy.ndimage import uniform_filter
 
@@ -43,10 +49,12 @@ def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
 
 
 def merged_exposures(image: Image.Image, stops: float) -> Image.Image:
-    """Local tone mapping: the picture as taken, and `stops` darker and brighter, merged where each is well exposed.
+    """Local tone mapping: the picture as taken, and `stops` darker and brighter, merged where each
+    is well exposed.
 
-    Mertens, Kautz and Van Reeth (2007), "Exposure Fusion", of exposures that are computed from the one picture (linear light by gamma 2.2,
-    clipped at white), with weights blurred over a sixteenth of the longer side in place of their pyramid. Shadows rise, lights fall.
+    Mertens, Kautz and Van Reeth (2007), "Exposure Fusion", of exposures that are computed from the
+    one picture (linear light by gamma 2.2, clipped at white), with weights blurred over a sixteenth
+    of the longer side in place of their pyramid. Shadows rise, lights fall.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -54,28 +62,42 @@ def merged_exposures(image: Image.Image, stops: float) -> Image.Image:
     plan = image.resize(ops.capped_size(image.size, _PLAN_EDGE), ops.Resampling.BOX).convert("L")
     reach = _LOCAL * max(plan.size)
     weights = [
-        gaussian_filter(np.exp(-(((np.asarray(plan.point(curve)) / 255 - 0.5) / _WELL_EXPOSED) ** 2) / 2), reach) + 1e-6 for curve in curves
+        gaussian_filter(
+            np.exp(-(((np.asarray(plan.point(curve)) / 255 - 0.5) / _WELL_EXPOSED) ** 2) / 2), reach
+        )
+        + 1e-6
+        for curve in curves
     ]
     dark, plain, bright = (image.point(curve * 3) for curve in curves)
-    lit = Image.composite(bright, plain, _as_mask(weights[2] / (weights[1] + weights[2]), image.size))
+    lit = Image.composite(
+        bright, plain, _as_mask(weights[2] / (weights[1] + weights[2]), image.size)
+    )
     return Image.composite(dark, lit, _as_mask(weights[0] / sum(weights), image.size))
 
 
 def _exposed(stops: float) -> list[int]:
-    curve = 255 * np.minimum((np.arange(256) / 255) ** _DISPLAY_GAMMA * 2**stops, 1) ** (1 / _DISPLAY_GAMMA)
+    curve = 255 * np.minimum((np.arange(256) / 255) ** _DISPLAY_GAMMA * 2**stops, 1) ** (
+        1 / _DISPLAY_GAMMA
+    )
     return [round(value) for value in curve.tolist()]
 
 
 def _as_mask(weights: npt.NDArray[np.float64], size: ops.Size) -> Image.Image:
-    return Image.fromarray(np.rint(255 * weights).astype(np.uint8)).resize(size, ops.Resampling.BILINEAR)
+    return Image.fromarray(np.rint(255 * weights).astype(np.uint8)).resize(
+        size, ops.Resampling.BILINEAR
+    )
 
 
 def on_a_screen(image: Image.Image, screen: ops.Size, rng: np.random.Generator) -> Image.Image:
-    """A screenshot of (width, height), turned as the image is: the image, enlarged or shrunk to fit, between level grey bars.
+    """A screenshot of (width, height), turned as the image is: the image, enlarged or shrunk to
+    fit, between level grey bars.
 
-    The bars take 8 to 22 % of the height at least, and are dark or light. Bilinear, as a phone's compositor does it; no codec.
+    The bars take 8 to 22 % of the height at least, and are dark or light. Bilinear, as a phone's
+    compositor does it; no codec.
     """
-    width, height = (max(screen), min(screen)) if image.width > image.height else (min(screen), max(screen))
+    width, height = (
+        (max(screen), min(screen)) if image.width > image.height else (min(screen), max(screen))
+    )
     room = width, round(height * rng.uniform(0.78, 0.92))
     grey = int(rng.integers(40)) if rng.random() < 0.5 else int(rng.integers(216, 256))
     share = min(room[0] / image.width, room[1] / image.height)
@@ -86,13 +108,21 @@ def on_a_screen(image: Image.Image, screen: ops.Size, rng: np.random.Generator) 
 
 
 def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.Image:
-    """The image seen slightly from aside: every corner of what is seen is drawn within `most` of the sides of the image's own.
+    """The image seen slightly from aside: every corner of what is seen is drawn within `most` of
+    the sides of the image's own.
 
-    A projective map with Pillow's bicubic filter; the size stays, and nothing from outside the image is seen.
+    A projective map with Pillow's bicubic filter; the size stays, and nothing from outside the
+    image is seen.
     """
     width, height = image.size
     corners = [(0, 0), (width, 0), (width, height), (0, height)]
-    seen = [(x + (1, -1)[x > 0] * rng.uniform(0, most) * width, y + (1, -1)[y > 0] * rng.uniform(0, most) * height) for x, y in corners]
+    seen = [
+        (
+            x + (1, -1)[x > 0] * rng.uniform(0, most) * width,
+            y + (1, -1)[y > 0] * rng.uniform(0, most) * height,
+        )
+        for x, y in corners
+    ]
     rows, values = [], []
     for (x, y), (u, v) in zip(corners, seen, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -102,14 +132,18 @@ def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.I
 
 
 def with_levels(image: Image.Image, black: int, white: int) -> Image.Image:
-    """Black becomes `black` and white `white`, all else in proportion: what paper or a screen leaves of a picture's contrast."""
+    """Black becomes `black` and white `white`, all else in proportion: what paper or a screen
+    leaves of a picture's contrast.
+    """
     return image.point(np.rint(np.linspace(black, white, 256)).astype(int).tolist() * 3)
 
 
 def halftoned(image: Image.Image, cell: float, gain: float) -> Image.Image:
-    """RGB as dots of ink on cells of `cell` pixels: clustered dots under a cosine screen (Ulichney 1987), their rims soft.
+    """RGB as dots of ink on cells of `cell` pixels: clustered dots under a cosine screen (Ulichney
+    1987), their rims soft.
 
-    `gain`: by how much of the full scale dots spread on paper. What lies between two cells of a print, the scan does not know.
+    `gain`: by how much of the full scale dots spread on paper. What lies between two cells of a
+    print, the scan does not know.
     """
     pixels = np.array(image)
     height, width = pixels.shape[:2]
@@ -117,8 +151,12 @@ def halftoned(image: Image.Image, cell: float, gain: float) -> Image.Image:
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     for channel, angle in enumerate(_ANGLES):
         turn = math.radians(angle)
-        u = (x * np.float32(math.cos(turn)) + y * np.float32(math.sin(turn))) * np.float32(math.tau / cell)
-        v = (y * np.float32(math.cos(turn)) - x * np.float32(math.sin(turn))) * np.float32(math.tau / cell)
+        u = (x * np.float32(math.cos(turn)) + y * np.float32(math.sin(turn))) * np.float32(
+            math.tau / cell
+        )
+        v = (y * np.float32(math.cos(turn)) - x * np.float32(math.sin(turn))) * np.float32(
+            math.tau / cell
+        )
         screen = np.interp(np.cos(u) + np.cos(v), heights, shares).astype(np.float32)
         ink = 1 - pixels[..., channel] / np.float32(255)
         spread = ink + np.float32(gain) * ink * (1 - ink)
@@ -127,7 +165,9 @@ def halftoned(image: Image.Image, cell: float, gain: float) -> Image.Image:
 
 
 def _screen() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Heights of a cosine screen, and which share of a cell lies below each: so much ink covers so much paper."""
+    """Heights of a cosine screen, and which share of a cell lies below each: so much ink covers so
+    much paper.
+    """
     wave = np.cos(np.linspace(0, math.pi, 64))
     heights = np.sort(np.add.outer(wave, wave), axis=None)
     return heights, np.linspace(0, 1, heights.size)

@@ -1,4 +1,5 @@
-"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` is called with RGB of any size and gives RGB.
+"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` is called with RGB of any size and
+gives RGB.
 
 What a step cannot do to an image (a codec's longest side) it leaves undone.
 """
@@ -25,7 +26,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 
 
 class Step(Frozen):
-    """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides, is there still."""
+    """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides,
+    is there still.
+    """
 
     keeps_place: ClassVar[bool] = True
     function: ClassVar[Callable[..., Image.Image]]
@@ -35,17 +38,23 @@ class Step(Frozen):
         return self._apply(image, rng)
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Calls the step's `function` with its fields by name, and with `rng` if it draws. Steps that do more override this."""
+        """Calls the step's `function` with its fields by name, and with `rng` if it draws. Steps
+        that do more override this.
+        """
         function = type(self).function
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "op"}
-        return function(image, **given, **({"rng": rng} if "rng" in signature(function).parameters else {}))
+        return function(
+            image, **given, **({"rng": rng} if "rng" in signature(function).parameters else {})
+        )
 
     def check(self) -> None:
         """Raise ConfigError if the step cannot run on this machine."""
 
 
 class Jpeg(Step):
-    """Through JPEG with halved chroma (4:2:0), Pillow's encoder. Two numbers: the quality is drawn, both ends included."""
+    """Through JPEG with halved chroma (4:2:0), Pillow's encoder. Two numbers: the quality is drawn,
+    both ends included.
+    """
 
     op: Literal["jpeg"]
     quality: Quality | tuple[Quality, Quality]
@@ -57,7 +66,11 @@ class Jpeg(Step):
         return self
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        quality = self.quality if isinstance(self.quality, int) else int(rng.integers(*self.quality, endpoint=True))
+        quality = (
+            self.quality
+            if isinstance(self.quality, int)
+            else int(rng.integers(*self.quality, endpoint=True))
+        )
         return ops.jpeg(image, quality)
 
 
@@ -84,10 +97,12 @@ class Avif(Step):
 
 
 class ResizeStep(Step):
-    """To another size, the aspect kept unless a `square` is requested: by exactly one of the following.
+    """To another size, the aspect kept unless a `square` is requested: by exactly one of the
+    following.
 
-    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
-    height; turned as the image is) only shrink; `square` squashes to a side.
+    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or
+    down; `long_edge` and `screen` (width, height; turned as the image is) only shrink; `square`
+    squashes to a side.
     """
 
     op: Literal["resize"]
@@ -119,12 +134,15 @@ class ResizeStep(Step):
             return self.square, self.square
         if isinstance(self.scale, tuple):
             return ops.scaled_size(size, float(rng.uniform(*self.scale)))
-        return ops.scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
+        return ops.scaled_size(
+            size, self.scale if self.scale is not None else (self.short_side or 1) / min(size)
+        )
 
 
 class Blur(Step):
-    """Gaussian blur. `sigma` alone: scipy's on uint8 channels, as published robustness suites do it. `kernel` (odd) alone: OpenCV's, which
-    derives sigma. Both: that kernel in float, rounded once.
+    """Gaussian blur. `sigma` alone: scipy's on uint8 channels, as published robustness suites do
+    it. `kernel` (odd) alone: OpenCV's, which derives sigma. Both: that kernel in float, rounded
+    once.
     """
 
     op: Literal["blur"]
@@ -142,7 +160,12 @@ class Blur(Step):
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         if self.kernel is None:
             return ops.scipy_blurred(image, self.sigma or 0.0)
-        return ops.blurred(image, ops.opencv_taps(self.kernel) if self.sigma is None else ops.gaussian_taps(self.kernel, self.sigma))
+        return ops.blurred(
+            image,
+            ops.opencv_taps(self.kernel)
+            if self.sigma is None
+            else ops.gaussian_taps(self.kernel, self.sigma),
+        )
 
 
 class Noise(Step):
@@ -159,7 +182,9 @@ class Noise(Step):
         return self
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        return ops.noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
+        return ops.noisy(
+            image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng
+        )
 
 
 class Crop(Step):
@@ -172,7 +197,9 @@ class Crop(Step):
 
 
 class RandomSquare(Step):
-    """A drawn square: its side from `share` of the short side to all of it, within `low` and `high`; the whole short side below `low`."""
+    """A drawn square: its side from `share` of the short side to all of it, within `low` and
+    `high`; the whole short side below `low`.
+    """
 
     keeps_place: ClassVar[bool] = False
     function = ops.random_square
@@ -217,7 +244,9 @@ class MergeExposures(Step):
 
 
 class ShowOnScreen(Step):
-    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey bars."""
+    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey
+    bars.
+    """
 
     keeps_place: ClassVar[bool] = False
     function = photography.on_a_screen
@@ -260,7 +289,9 @@ class _OfStrength(Step):
     def _within(self) -> Self:
         known = self.table[self.op]
         if not known.low <= self.strength <= known.high:
-            raise ValueError(f"{self.op}: {self.strength} is not within {known.low} and {known.high} ({known.what})")
+            raise ValueError(
+                f"{self.op}: {self.strength} is not within {known.low} and {known.high} ({known.what})"
+            )
         return self
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
@@ -296,14 +327,18 @@ class Halftone(Step):
 
 
 class Call(Step):
-    """A function of yours: it takes the RGB image, `arguments` by name, and NumPy's generator if it has a parameter `rng`.
+    """A function of yours: it takes the RGB image, `arguments` by name, and NumPy's generator if it
+    has a parameter `rng`.
 
     It returns an image. If it raises ValueError, the view has no score of that image.
     """
 
     keeps_place: ClassVar[bool] = False
     op: Literal["call"]
-    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="MODULE:FUNCTION, as Python imports it")
+    path: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="MODULE:FUNCTION, as Python imports it",
+    )
     arguments: Mapping[str, Any] = {}
 
     def check(self) -> None:
@@ -312,7 +347,11 @@ class Call(Step):
 
     def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         function = _import_function(self.path)
-        result = function(image, **self.arguments, **({"rng": rng} if "rng" in signature(function).parameters else {}))
+        result = function(
+            image,
+            **self.arguments,
+            **({"rng": rng} if "rng" in signature(function).parameters else {}),
+        )
         if not isinstance(result, Image.Image):
             raise TypeError(f"{self.path} returned {type(result).__name__}, not a PIL image")
         return result.convert("RGB")

@@ -1,4 +1,6 @@
-"""Archives whose members a test makes up, and the plain account of what a listing of them must give."""
+"""Archives whose members a test makes up, and the plain account of what a listing of them must
+give.
+"""
 
 import hashlib
 import pickle
@@ -32,7 +34,9 @@ class Given(Archive):
 
     def __init__(self, *sections, **settings):
         super().__init__(["given"], **settings)
-        self._given = [section if hasattr(section, "found") else Items(tuple(section)) for section in sections]
+        self._given = [
+            section if hasattr(section, "found") else Items(tuple(section)) for section in sections
+        ]
 
     def numbered_sections(self):
         for ordinal, section in enumerate(self._given):
@@ -61,12 +65,19 @@ class _Narrow:
 def backwards(function, items):
     """Runs pickled copies, the last item first, as tasks on other machines might."""
     items = list(items)
-    results = [pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item))) for item in reversed(items)]
+    results = [
+        pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item)))
+        for item in reversed(items)
+    ]
     yield from results[::-1]
 
 
 def all_members(store, number=0):
-    return [member for ref in read_blocks(store, number) for member in member_rows(read_block(store, ref))]
+    return [
+        member
+        for ref in read_blocks(store, number)
+        for member in member_rows(read_block(store, ref))
+    ]
 
 
 def files_below(store, folder="manifest"):
@@ -78,7 +89,9 @@ def files_below(store, folder="manifest"):
 
 
 class Dying(Store):
-    """A store whose process dies at a change of anything: so many more happen, and one further where it dies only `after` that one."""
+    """A store whose process dies at a change of anything: so many more happen, and one further
+    where it dies only `after` that one.
+    """
 
     def __init__(self, url, lives, *, after=False):
         super().__init__(url)

@@ -1,4 +1,6 @@
-"""Listing in sections, partitions and runs: the same members, once each, however the work is divided and wherever it was interrupted."""
+"""Listing in sections, partitions and runs: the same members, once each, however the work is
+divided and wherever it was interrupted.
+"""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +27,16 @@ from ray_app.archives.members import first_word, identity_digest
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from tests.archives.containers import hazards
-from tests.archives.given import SWEEPS, Dying, Given, all_members, backwards, files_below, listed, narrow
+from tests.archives.given import (
+    SWEEPS,
+    Dying,
+    Given,
+    all_members,
+    backwards,
+    files_below,
+    listed,
+    narrow,
+)
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=16, id_rows=8, run_rows=40, few=0)
@@ -37,7 +48,12 @@ def fresh_store():
 
 
 def list_tiny(store, archive, plan=PLAN, **options):
-    return list_members(store, archive, plan, **{"portions": TINY, "each": backwards, "clock": lambda: 0.0, **options})
+    return list_members(
+        store,
+        archive,
+        plan,
+        **{"portions": TINY, "each": backwards, "clock": lambda: 0.0, **options},
+    )
 
 
 @pytest.fixture
@@ -48,9 +64,18 @@ def nothing_carried(monkeypatch):
 
 numbers = st.lists(st.integers(0, 150), max_size=80)
 portions = st.builds(
-    Portions, raw_rows=st.integers(1, 40), id_rows=st.integers(1, 40), run_rows=st.integers(1, 60), few=st.sampled_from([0, 10**6])
+    Portions,
+    raw_rows=st.integers(1, 40),
+    id_rows=st.integers(1, 40),
+    run_rows=st.integers(1, 60),
+    few=st.sampled_from([0, 10**6]),
 )
-plans = st.builds(BlockPlan, batch_slots=st.integers(1, 8), max_block_members=st.integers(1, 40), blocks_per_doubling=st.integers(1, 3))
+plans = st.builds(
+    BlockPlan,
+    batch_slots=st.integers(1, 8),
+    max_block_members=st.integers(1, 40),
+    blocks_per_doubling=st.integers(1, 3),
+)
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
@@ -58,7 +83,9 @@ def test_blocks_are_a_partition_of_the_manifest(examples):
     """Whatever the sections, limit, plan, portions and collisions."""
     sections = st.lists(numbers, min_size=1, max_size=4).filter(any)
     limits, groups = st.none() | st.integers(1, 150), st.integers(1, 30)
-    check = given(sections, plans, portions, limits, st.sampled_from([7, 64]), groups)(assert_partition)
+    check = given(sections, plans, portions, limits, st.sampled_from([7, 64]), groups)(
+        assert_partition
+    )
     settings(max_examples=examples, deadline=None)(check)()
 
 
@@ -67,19 +94,26 @@ def assert_partition(sections, plan, portions, limit, bits, group):
 
     def member(number):
         return replace(
-            listed(number), uri=f"s3://b/{number // 50}.parquet", member=str(number), place=MemberLocation("x", 0, group=number // group)
+            listed(number),
+            uri=f"s3://b/{number // 50}.parquet",
+            member=str(number),
+            place=MemberLocation("x", 0, group=number // group),
         )
 
     store, digest = fresh_store(), identity_digest if bits == 64 else narrow(bits)
     archive = Given(*[[member(number) for number in section] for section in sections])
-    info = list_members(store, archive, plan, each=backwards, portions=portions, limit=limit, digest=digest)
+    info = list_members(
+        store, archive, plan, each=backwards, portions=portions, limit=limit, digest=digest
+    )
     wanted = list(dict.fromkeys(list(itertools.chain(*sections))[:limit]))
     members = all_members(store)
     assert [m.member for m in members] == [str(number) for number in wanted]
     assert len({m.image_id for m in members}) == len(wanted) == info.members
     plain = [first_word(digest(member(number), 0)) for number in wanted]
     holders = {number: m.image_id for number, m in reversed(list(zip(plain, members, strict=True)))}
-    assert all(number == image_id for number, image_id in holders.items()), "the first to have an id keeps it"
+    assert all(number == image_id for number, image_id in holders.items()), (
+        "the first to have an id keeps it"
+    )
     refs = read_blocks(store, 0)
     assert [ref.block for ref in refs] == list(range(len(refs)))
     for ref in refs:
@@ -91,7 +125,9 @@ def assert_partition(sections, plan, portions, limit, bits, group):
 
 
 def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
-    archive = Given(*[[listed(number) for number in range(start, start + 90)] for start in range(0, 400, 70)])
+    archive = Given(
+        *[[listed(number) for number in range(start, start + 90)] for start in range(0, 400, 70)]
+    )
     here, there = fresh_store(), fresh_store()
     list_tiny(here, archive, each=map)
     list_tiny(there, archive)
@@ -103,8 +139,14 @@ def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
 @pytest.mark.parametrize("later", [False, True])
 def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_carried):
     before = Given([listed(number) for number in range(40)])
-    now = Given([listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)])
-    options = {"digest": narrow(10), "portions": Portions(raw_rows=32, id_rows=40, run_rows=50, few=0), "each": map}
+    now = Given(
+        [listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)]
+    )
+    options = {
+        "digest": narrow(10),
+        "portions": Portions(raw_rows=32, id_rows=40, run_rows=50, few=0),
+        "each": map,
+    }
     start = fresh_store()
     if later:
         list_tiny(start, before, **options)
@@ -156,7 +198,11 @@ class TestLinkedFolders:
         (folder / "link").symlink_to(elsewhere)
         (folder / "deep" / "up").symlink_to(folder)
         info = list_tiny(fresh_store(), open_source([str(folder)]))
-        assert (info.members, info.linked_folders, info.linked_example) == (1, 2, str(folder / "deep" / "up"))
+        assert (info.members, info.linked_folders, info.linked_example) == (
+            1,
+            2,
+            str(folder / "deep" / "up"),
+        )
 
 
 class TestSections:
@@ -164,11 +210,20 @@ class TestSections:
         folder = tmp_path / "in"
         folder.mkdir()
         for name in ("a.tar", "m.tar", "b.jpg", "z.jpg"):
-            (folder / name).write_bytes(hazards.tar({"1.jpg": b"1", "2.jpg": b"2"}) if name.endswith("tar") else b"x")
+            (folder / name).write_bytes(
+                hazards.tar({"1.jpg": b"1", "2.jpg": b"2"}) if name.endswith("tar") else b"x"
+            )
         archive, store = open_source([str(folder)]), fresh_store()
         list_tiny(store, archive)
         found = [(m.uri.rpartition("/")[2], m.member) for m in all_members(store)]
-        assert found == [("b.jpg", None), ("z.jpg", None), ("a.tar", "1.jpg"), ("a.tar", "2.jpg"), ("m.tar", "1.jpg"), ("m.tar", "2.jpg")]
+        assert found == [
+            ("b.jpg", None),
+            ("z.jpg", None),
+            ("a.tar", "1.jpg"),
+            ("a.tar", "2.jpg"),
+            ("m.tar", "1.jpg"),
+            ("m.tar", "2.jpg"),
+        ]
         limited = fresh_store()
         list_tiny(limited, archive, limit=3)
         assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
@@ -177,12 +232,18 @@ class TestSections:
 class TestInput:
     def test_types_of_all_sections_are_joined(self):
         first = [replace(listed(n), input={"label": n, "note": None}) for n in range(30)]
-        second = [replace(listed(n), input={"label": n + 0.5, "generator": "sd"}) for n in range(30, 60)]
+        second = [
+            replace(listed(n), input={"label": n + 0.5, "generator": "sd"}) for n in range(30, 60)
+        ]
         plain = [listed(n) for n in range(60, 90)]
         store = fresh_store()
         list_tiny(store, Given(first, second, plain))
-        wanted = pa.struct([("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())])
-        assert {read_block(store, ref).schema.field("input").type for ref in read_blocks(store, 0)} == {wanted}
+        wanted = pa.struct(
+            [("label", pa.float64()), ("note", pa.string()), ("generator", pa.string())]
+        )
+        assert {
+            read_block(store, ref).schema.field("input").type for ref in read_blocks(store, 0)
+        } == {wanted}
         members = {m.uri: m.input for m in all_members(store)}
         assert members[listed(3).uri] == {"label": 3.0, "note": None, "generator": None}
         assert members[listed(33).uri] == {"label": 33.5, "note": None, "generator": "sd"}
@@ -190,24 +251,38 @@ class TestInput:
 
     @pytest.mark.parametrize("together", [True, False])
     def test_a_clash_names_the_column_and_both_types(self, together):
-        items = [replace(listed(1), input={"label": 1}), replace(listed(2), input={"label": "fake"})]
-        with pytest.raises(ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"):
+        items = [
+            replace(listed(1), input={"label": 1}),
+            replace(listed(2), input={"label": "fake"}),
+        ]
+        with pytest.raises(
+            ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"
+        ):
             list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
 
     @pytest.mark.parametrize("values", [[2**80, 1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
-    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
+    def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(
+        self, values
+    ):
         items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
         with pytest.raises(ConfigError, match="column 'n' of the source holds"):
             list_tiny(fresh_store(), Given(items))
         assert all(isinstance(text, str) for text in self.texts_of(values, together=True))
 
     @pytest.mark.parametrize("together", [True, False])
-    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(self, together):
+    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(
+        self, together
+    ):
         texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
-        assert self.texts_of([1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"], together) == texts
+        assert (
+            self.texts_of([1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"], together) == texts
+        )
 
     def texts_of(self, values, together):
-        items = [replace(listed(n), place=MemberLocation("parquet", n), input={"label": value}) for n, value in enumerate(values)]
+        items = [
+            replace(listed(n), place=MemberLocation("parquet", n), input={"label": value})
+            for n, value in enumerate(values)
+        ]
         store = fresh_store()
         list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
         found = {m.uri: m.input["label"] for m in all_members(store)}
@@ -218,7 +293,12 @@ def test_the_join_reaches_no_file_and_no_network_and_leaves_nothing(tmp_path, mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with dedup._database(0) as db:
         assert list(tmp_path.iterdir())
-        for statement in ("FROM read_csv('/etc/passwd')", "INSTALL httpfs", "COPY claims TO '/tmp/claims.csv'", "SET memory_limit='1TB'"):
+        for statement in (
+            "FROM read_csv('/etc/passwd')",
+            "INSTALL httpfs",
+            "COPY claims TO '/tmp/claims.csv'",
+            "SET memory_limit='1TB'",
+        ):
             with pytest.raises(duckdb.Error):
                 db.execute(statement)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Folders and containers that cannot be listed: a member for each, and members of earlier listings stay."""
+"""Folders and containers that cannot be listed: a member for each, and members of earlier listings
+stay.
+"""
 
 import errno
 import json
@@ -7,7 +9,15 @@ from contextlib import ExitStack
 
 import pytest
 
-from ray_app.archives import Archive, BlockPlan, is_as_listed, list_members, list_portions, open_source, read_vanished
+from ray_app.archives import (
+    Archive,
+    BlockPlan,
+    is_as_listed,
+    list_members,
+    list_portions,
+    open_source,
+    read_vanished,
+)
 from ray_app.archives.containers import Container, ContainerLimits
 from ray_app.archives.containers.base import why_closed
 from ray_app.archives.members import TableColumns, is_unreadable_folder
@@ -30,21 +40,38 @@ def photos(tmp_path):
 
 @pytest.fixture
 def relist(photos, tmp_path):
-    """List the photos again; returns the listing, and by path all members that are current then with why they are refused."""
+    """List the photos again; returns the listing, and by path all members that are current then
+    with why they are refused.
+    """
     store = Store.open(str(tmp_path / "run"))
 
     def current_members():
         numbers = range(len(store.folders("manifest")))
         gone = set(read_vanished(store, numbers[-1]).tolist())
-        return [member for number in numbers for member in all_members(store, number) if member.image_id not in gone]
+        return [
+            member
+            for number in numbers
+            for member in all_members(store, number)
+            if member.image_id not in gone
+        ]
 
     def list_again(**settings):
-        info = list_members(store, open_source([str(photos)], **settings), BlockPlan(batch_slots=4, max_block_members=4))
+        info = list_members(
+            store,
+            open_source([str(photos)], **settings),
+            BlockPlan(batch_slots=4, max_block_members=4),
+        )
         members = current_members()
         assert len({(member.uri, member.member) for member in members}) == len(members)
-        return info, {os.path.relpath(member.uri, photos): member.refused and member.refused.status.value for member in members}
+        return info, {
+            os.path.relpath(member.uri, photos): member.refused and member.refused.status.value
+            for member in members
+        }
 
-    list_again.store, list_again.ids = store, lambda: {member.image_id for member in current_members()}
+    list_again.store, list_again.ids = (
+        store,
+        lambda: {member.image_id for member in current_members()},
+    )
     return list_again
 
 
@@ -58,7 +85,10 @@ def test_closed_folder_is_one_member_and_the_rest_is_listed(photos, relist):
     assert (info.members, info.closed_folders, info.closed_example) == (3, 1, str(photos / "real"))
     [folder] = [member for member in all_members(relist.store) if member.refused]
     assert is_unreadable_folder(folder)
-    assert (folder.refused.detail, folder.size_bytes) == ("this folder cannot be listed: Permission denied", -1)
+    assert (folder.refused.detail, folder.size_bytes) == (
+        "this folder cannot be listed: Permission denied",
+        -1,
+    )
 
 
 def test_members_of_a_folder_that_is_closed_later_stay(photos, relist):
@@ -73,7 +103,9 @@ def test_members_of_a_folder_that_is_closed_later_stay(photos, relist):
         (photos / "5.jpg").write_bytes(b"new")
         info, members = relist()
         assert (info.members, info.vanished) == (1, 1)
-        assert members == {name: status for name, status in EVERYTHING.items() if name != "fake/3.jpg"} | {
+        assert members == {
+            name: status for name, status in EVERYTHING.items() if name != "fake/3.jpg"
+        } | {
             "real": "source_denied",
             "5.jpg": None,
         }
@@ -82,7 +114,12 @@ def test_members_of_a_folder_that_is_closed_later_stay(photos, relist):
     with closed(photos / "real"):
         info, members = relist()
     assert info.members == 0, "the member of the folder is the one of the first time"
-    assert members == {"4.jpg": None, "5.jpg": None, "real/inner/2.jpg": None, "real": "source_denied"}
+    assert members == {
+        "4.jpg": None,
+        "5.jpg": None,
+        "real/inner/2.jpg": None,
+        "real": "source_denied",
+    }
 
 
 def test_members_that_vanished_before_the_folder_was_closed_stay_vanished(photos, relist):
@@ -90,7 +127,12 @@ def test_members_that_vanished_before_the_folder_was_closed_stay_vanished(photos
     (photos / "real/1.jpg").unlink()
     relist()
     with closed(photos / "real"):
-        assert relist()[1] == {"4.jpg": None, "fake/3.jpg": None, "real/inner/2.jpg": None, "real": "source_denied"}
+        assert relist()[1] == {
+            "4.jpg": None,
+            "fake/3.jpg": None,
+            "real/inner/2.jpg": None,
+            "real": "source_denied",
+        }
 
 
 def test_closed_folder_in_a_folder_that_is_closed_later_stays(photos, relist):
@@ -98,7 +140,13 @@ def test_closed_folder_in_a_folder_that_is_closed_later_stays(photos, relist):
         assert relist()[1]["real/inner"] == "source_denied"
         with closed(photos / "real"):
             members = relist()[1]
-    assert members == {"4.jpg": None, "fake/3.jpg": None, "real/1.jpg": None, "real/inner": "source_denied", "real": "source_denied"}
+    assert members == {
+        "4.jpg": None,
+        "fake/3.jpg": None,
+        "real/1.jpg": None,
+        "real/inner": "source_denied",
+        "real": "source_denied",
+    }
     assert relist()[1] == EVERYTHING
 
 
@@ -106,7 +154,8 @@ def test_members_of_a_container_that_is_closed_later_stay(photos, relist):
     (photos / "real/a.tar").write_bytes(hazards.tar({"a.jpg": b"1", "b.jpg": b"2"}))
     assert relist()[0].members == 6
     os.chmod(photos / "real/a.tar", 0)
-    with closed(photos / "real/inner"):  # root may open a closed file as long as it may read everything
+    # root may open a closed file as long as it may read everything
+    with closed(photos / "real/inner"):
         info, _ = relist()
         assert (info.members, info.vanished) == (2, 0), "the tar and the folder, as members"
     os.chmod(photos / "real/a.tar", 0o600)
@@ -118,7 +167,9 @@ def test_members_of_a_folder_that_cannot_be_entered_later_stay(photos, relist):
     first, members = relist()
     with closed(photos / "fake", mode=0o444):
         info, _ = relist()
-        assert (first.members, info.members, info.vanished) == (6, 1, 0), "the tar has a row of its own"
+        assert (first.members, info.members, info.vanished) == (6, 1, 0), (
+            "the tar has a row of its own"
+        )
         (photos / "5.jpg").write_bytes(b"new")
         assert relist()[0].vanished == 0
     info, healed = relist()
@@ -132,7 +183,9 @@ def test_file_that_was_closed_first_has_one_row_at_any_time(photos, relist):
         assert (first.members, members) == (4, EVERYTHING)
         assert relist() == (None, EVERYTHING)
     info, members = relist()
-    assert (info.members, info.vanished, members) == (1, 1, EVERYTHING), "the row without a version is replaced"
+    assert (info.members, info.vanished, members) == (1, 1, EVERYTHING), (
+        "the row without a version is replaced"
+    )
     current = relist.ids()
     (photos / "fake/new.jpg").write_bytes(b"x")
     with closed(photos / "fake", mode=0o444):
@@ -162,7 +215,11 @@ def test_row_of_a_file_stays_if_the_disk_fails(photos, relist, monkeypatch, numb
 
 def test_row_of_a_file_in_a_list_stays_if_the_disk_fails(photos, tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("uri\nphotos/4.jpg\nphotos/fake/3.jpg\n")
-    store, archive, stat = Store.open(str(tmp_path / "run")), open_source([str(tmp_path / "list.csv")]), os.stat
+    store, archive, stat = (
+        Store.open(str(tmp_path / "run")),
+        open_source([str(tmp_path / "list.csv")]),
+        os.stat,
+    )
 
     def fail(path, *args, **kwargs):
         if path == str(photos / "4.jpg"):
@@ -201,7 +258,9 @@ def test_hundreds_of_closed_folders_are_a_member_each(tmp_path):
 def test_listing_in_portions_counts_the_closed_folders_of_all(tmp_path, photos):
     store = Store.open(str(tmp_path / "run"))
     with closed(photos / "real"):
-        *_, last = list_portions(store, open_source([str(photos), str(photos / "fake")]), BlockPlan())
+        *_, last = list_portions(
+            store, open_source([str(photos), str(photos / "fake")]), BlockPlan()
+        )
     assert (last.goes_on, last.closed_folders) == (False, 1)
 
 
@@ -217,9 +276,14 @@ def test_listing_in_portions_counts_the_closed_folders_of_all(tmp_path, photos):
         (["fake/**"], [], ["fake/3.jpg"]),
     ],
 )
-def test_patterns_leave_out_a_folder_if_all_its_files_are_left_out(photos, include, exclude, expected):
+def test_patterns_leave_out_a_folder_if_all_its_files_are_left_out(
+    photos, include, exclude, expected
+):
     with closed(photos / "real"):
-        assert [os.path.relpath(item.uri, photos) for item in open_source([str(photos)], include, exclude)] == expected
+        assert [
+            os.path.relpath(item.uri, photos)
+            for item in open_source([str(photos)], include, exclude)
+        ] == expected
 
 
 def test_excluded_and_skipped_folders_are_not_opened(photos):
@@ -239,10 +303,15 @@ def test_container_on_a_damaged_disk_is_a_member(status):
 
 
 def test_index_names_a_closed_folder_and_a_training_refuses_it(photos, tmp_path):
-    source, place = DatasetSource(at=(str(photos),), layout="folders", exclude=("4.jpg",)), Store.open(str(tmp_path / "index"))
+    source, place = (
+        DatasetSource(at=(str(photos),), layout="folders", exclude=("4.jpg",)),
+        Store.open(str(tmp_path / "index")),
+    )
     with closed(photos / "real/inner"):
         for refusing in (index_source, build_index):
-            with pytest.raises(StorageError, match=r"real/inner: this folder cannot be listed") as caught:
+            with pytest.raises(
+                StorageError, match=r"real/inner: this folder cannot be listed"
+            ) as caught:
                 refusing(source, place, requires_all_folders=True)
         assert caught.value.hint.endswith("exclude: ['**/inner/**']")
         with pytest.raises(StorageError, match=r"real/inner: this folder cannot be listed"):

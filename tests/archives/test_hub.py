@@ -22,7 +22,12 @@ def table() -> bytes:
     return file.getvalue()
 
 
-FILES = {"README.md": b"# pictures", "data/train-0.parquet": table(), "raw/a b.jpg": b"jpeg a", "raw/deep/ü#1.jpg": b"jpeg u"}
+FILES = {
+    "README.md": b"# pictures",
+    "data/train-0.parquet": table(),
+    "raw/a b.jpg": b"jpeg a",
+    "raw/deep/ü#1.jpg": b"jpeg u",
+}
 
 
 @pytest.fixture
@@ -44,8 +49,12 @@ def test_files_of_a_dataset(server):
     assert len(trees) == len(set(trees)), "each folder is asked for once"
     names = ["README.md", "raw/a b.jpg", "raw/deep/ü#1.jpg"]
     assert [item.uri for item in items] == [f"hf://datasets/{REPO}/{name}" for name in names]
-    assert [(item.version, item.size_bytes) for item in items] == [(blob_id(FILES[name]), len(FILES[name])) for name in names]
-    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == [FILES[name] for name in names]
+    assert [(item.version, item.size_bytes) for item in items] == [
+        (blob_id(FILES[name]), len(FILES[name])) for name in names
+    ]
+    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == [
+        FILES[name] for name in names
+    ]
 
 
 def test_parquet_rows_are_read_in_ranges(server):
@@ -86,7 +95,11 @@ def test_a_branch_that_moves_is_one_commit_to_a_process_and_a_gated_dataset_is_d
 
 
 def test_what_is_not_there(server):
-    for source in (f"hf://datasets/{REPO}/nothing", "hf://datasets/some/thing", f"hf://datasets/{REPO}@v9"):
+    for source in (
+        f"hf://datasets/{REPO}/nothing",
+        "hf://datasets/some/thing",
+        f"hf://datasets/{REPO}@v9",
+    ):
         with pytest.raises(ConfigError, match="no such file or folder") as caught:
             listed(source)
         assert "HF_TOKEN" in caught.value.hint

@@ -1,4 +1,6 @@
-"""Folders laid out as img2dataset 1.4x leaves them, written with its own writers' calls (img2dataset/writer.py)."""
+"""Folders laid out as img2dataset 1.4x leaves them, written with its own writers' calls
+(img2dataset/writer.py).
+"""
 
 import io
 import json
@@ -22,9 +24,20 @@ FAILED = "000012"  # the one that could not be downloaded
 
 
 def meta(key) -> dict:
-    told = {"caption": f"caption of {key}", "url": f"http://169.254.169.254/{key}.jpg", "key": key, "status": "success"}
+    told = {
+        "caption": f"caption of {key}",
+        "url": f"http://169.254.169.254/{key}.jpg",
+        "key": key,
+        "status": "success",
+    }
     if key == FAILED:
-        return told | {"status": "failed_to_download", "error_message": "404", "width": None, "height": None, "exif": None}
+        return told | {
+            "status": "failed_to_download",
+            "error_message": "404",
+            "width": None,
+            "height": None,
+            "exif": None,
+        }
     return told | {"error_message": None, "width": 64, "height": 48, "exif": "{}"}
 
 
@@ -48,7 +61,11 @@ def written(form) -> dict[str, bytes]:
             files[f"{name}.tar"] = tar.getvalue()
         else:
             for row in there:
-                parts = {"jpg": image(row["key"]), "txt": row["caption"].encode(), "json": json.dumps(row, indent=4).encode()}
+                parts = {
+                    "jpg": image(row["key"]),
+                    "txt": row["caption"].encode(),
+                    "json": json.dumps(row, indent=4).encode(),
+                }
                 files |= {f"{name}/{row['key']}.{ending}": data for ending, data in parts.items()}
         files |= {f"{name}.parquet": table_of(rows, SCHEMA), f"{name}_stats.json": b'{"count": 4}'}
     return files
@@ -94,7 +111,9 @@ def test_each_image_is_there_once_with_what_its_table_tells(tmp_path, form):
         assert (item.member or item.uri).rpartition("/")[2] == f"{key}.jpg"
     others = [item for item in items if item not in found]
     assert sum(item.uri.endswith("_stats.json") for item in others) == SHARDS  # a file like others
-    assert [item.refused.status for item in others if is_table(item)] == [Status.UNSUPPORTED_FORMAT] * SHARDS
+    assert [item.refused.status for item in others if is_table(item)] == [
+        Status.UNSUPPORTED_FORMAT
+    ] * SHARDS
     if form == "webdataset":
         assert found[0].input["txt"] == found[0].input["caption"]
         assert json.loads(found[0].input["json"])["key"] == found[0].input["key"]
@@ -106,7 +125,9 @@ def test_each_image_is_there_once_with_what_its_table_tells(tmp_path, form):
 
 def changed(**columns):
     """A shard's table with other columns."""
-    return table_of([meta(key) | {name: value(key) for name, value in columns.items()} for key in keys_of(0)])
+    return table_of(
+        [meta(key) | {name: value(key) for name, value in columns.items()} for key in keys_of(0)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +140,9 @@ def changed(**columns):
     ],
 )
 def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, table, told):
-    items = list(open_source([put(tmp_path / "out", written("webdataset") | {"00000.parquet": table})]))
+    items = list(
+        open_source([put(tmp_path / "out", written("webdataset") | {"00000.parquet": table})])
+    )
     found = pictures(items)
     assert len(found) == len(IMAGES)
     of_first = [item for item in found if "/00000" in item.uri]
@@ -132,7 +155,9 @@ def test_a_table_leads_to_no_mask(tmp_path):
     """Who offered the folder for download would choose which of the user's files are read."""
     paths = {name: lambda key: "/home/me/x.png" for name in ("mask", "mask_uri", "seg")}
     table = changed(label=lambda key: "fake", **paths)
-    found = pictures(open_source([put(tmp_path / "out", written("files") | {"00000.parquet": table})]))
+    found = pictures(
+        open_source([put(tmp_path / "out", written("files") | {"00000.parquet": table})])
+    )
     assert "caption" in found[0].input
     assert not any({"mask", "mask_uri", "seg_uri"} & set(item.input) for item in found)
     with pytest.raises(ConfigError, match="may not say that its mask lies at /home/me"):

@@ -13,7 +13,15 @@ ROWS = [{"uri": "größe/1.jpg", "label": "real"}, {"uri": "a,b;c.jpg", "label":
 
 
 def separated(mark, names=("uri", "label")):
-    return "\r\n".join([mark.join(names), *(mark.join(f'"{row[name]}"' for name in ("uri", "label")) for row in ROWS)]) + "\r\n"
+    return (
+        "\r\n".join(
+            [
+                mark.join(names),
+                *(mark.join(f'"{row[name]}"' for name in ("uri", "label")) for row in ROWS),
+            ]
+        )
+        + "\r\n"
+    )
 
 
 @pytest.fixture
@@ -52,8 +60,13 @@ def test_columns_are_found_in_json_and_parquet_in_any_case(saved, tmp_path):
         {"uri": "a.jpg", "label": "1", "mask_uri": None},
         {"uri": "b.jpg", "label": "true", "mask_uri": None},
     ]
-    pq.write_table(pa.Table.from_pylist([{"URI": "a.jpg", "Label": 1.0}]), tmp_path / "labels.parquet")
-    assert [table.to_pylist() for table in LabelTable(str(tmp_path / "labels.parquet")).tables(["label"])] == [[{"label": 1.0}]]
+    pq.write_table(
+        pa.Table.from_pylist([{"URI": "a.jpg", "Label": 1.0}]), tmp_path / "labels.parquet"
+    )
+    assert [
+        table.to_pylist()
+        for table in LabelTable(str(tmp_path / "labels.parquet")).tables(["label"])
+    ] == [[{"label": 1.0}]]
 
 
 def test_json_column_that_begins_late_is_found(saved):
@@ -64,7 +77,10 @@ def test_json_column_that_begins_late_is_found(saved):
 
 
 def test_whole_numbers_of_json_have_no_fraction(saved):
-    table = saved("labels.jsonl", b'{"image_id": 12.0, "label": 1.0, "share": 0.5}\n{"image_id": null, "label": 0}')
+    table = saved(
+        "labels.jsonl",
+        b'{"image_id": 12.0, "label": 1.0, "share": 0.5}\n{"image_id": null, "label": 0}',
+    )
     assert table.read().to_pylist() == [
         {"image_id": "12", "label": "1", "share": "0.5"},
         {"image_id": None, "label": "0", "share": None},
@@ -74,7 +90,10 @@ def test_whole_numbers_of_json_have_no_fraction(saved):
 def test_columns_without_a_name_are_left_out(saved):
     table = saved("urls.csv", b";url;label;;\n0;http://x/1.jpg;real;;\n1;http://x/2.jpg;fake;;\n")
     assert table.column_names == ["url", "label"]
-    assert table.read().to_pylist() == [{"url": "http://x/1.jpg", "label": "real"}, {"url": "http://x/2.jpg", "label": "fake"}]
+    assert table.read().to_pylist() == [
+        {"url": "http://x/1.jpg", "label": "real"},
+        {"url": "http://x/2.jpg", "label": "fake"},
+    ]
 
 
 def test_column_name_that_is_there_twice_is_refused(saved):
@@ -96,7 +115,11 @@ def test_missing_column_is_reported_with_those_found(saved):
 
 @pytest.mark.parametrize("rows", [1, 200_000])
 def test_other_encoding_is_refused_with_how_to_save(saved, rows):
-    text = "uri,label,generator\n" + "a-file-with-a-long-name.jpg,fake,flux\n" * rows + "b.jpg,real,Müller\n"
+    text = (
+        "uri,label,generator\n"
+        + "a-file-with-a-long-name.jpg,fake,flux\n" * rows
+        + "b.jpg,real,Müller\n"
+    )
     with pytest.raises(ConfigError, match=r"labels\.csv: its text is not UTF-8") as refused:
         saved("labels.csv", text.encode("cp1252")).read()
     assert "save it as UTF-8" in refused.value.hint

@@ -42,7 +42,10 @@ def ids_of(items) -> list[int]:
 
 def known_ids(store) -> list[int]:
     return sorted(
-        number for manifest in manifests(store) for ids in read_ids(store, read_blocks(store, manifest)) for number in ids.tolist()
+        number
+        for manifest in manifests(store)
+        for ids in read_ids(store, read_blocks(store, manifest))
+        for number in ids.tolist()
     )
 
 
@@ -79,12 +82,30 @@ class TestBuilding:
         assert [m.image_id for m in members] == [image_id(item) for item in items]
         assert all(m.input == {} for m in members)
         assert info == read_complete(store, 0)
-        assert (info.members, info.listed, info.vanished, info.size_bytes) == (3000, 3000, 0, sum(range(3000)))
+        assert (info.members, info.listed, info.vanished, info.size_bytes) == (
+            3000,
+            3000,
+            0,
+            sum(range(3000)),
+        )
         assert told[-1] == 3000
         refs = read_blocks(store, 0)
         assert (len(refs), refs.members, refs.size_bytes) == (info.blocks, 3000, info.size_bytes)
-        assert [ref.members for ref in refs][:-1] == list(itertools.islice(block_sizes(PLAN), len(refs) - 1))
-        contract = ["image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused"]
+        assert [ref.members for ref in refs][:-1] == list(
+            itertools.islice(block_sizes(PLAN), len(refs) - 1)
+        )
+        contract = [
+            "image_id",
+            "uri",
+            "member",
+            "occurrence",
+            "version",
+            "size_bytes",
+            "block",
+            "slot",
+            "place",
+            "refused",
+        ]
         assert read_block(store, refs[0]).schema.names == contract
 
     @pytest.mark.parametrize("runs", [1, 3])
@@ -92,8 +113,13 @@ class TestBuilding:
         sizes = [10] * 18 + [400, 700, 100, 2000, -1, 900, 100] + [10] * 50
         items = [replace(listed(number), size_bytes=size) for number, size in enumerate(sizes)]
         plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
-        list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))
-        held = [[member.size_bytes for member in member_rows(read_block(store, ref))] for ref in read_blocks(store, 0)]
+        list_items(
+            store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs))
+        )
+        held = [
+            [member.size_bytes for member in member_rows(read_block(store, ref))]
+            for ref in read_blocks(store, 0)
+        ]
         assert list(itertools.chain(*held)) == sizes
         assert all(sum(block) <= 1000 or block == [2000] or len(block) == 1 for block in held)
         assert [400] not in held or runs > 1
@@ -109,7 +135,12 @@ class TestInterruption:
         assert manifests(store) == []
         assert read_complete(store, 0) is None
         list_items(store, [listed(1)])
-        assert store.names("manifest/0") == ["_complete", "blocks.parquet", "part-00000-00000.parquet", "vanished.parquet"]
+        assert store.names("manifest/0") == [
+            "_complete",
+            "blocks.parquet",
+            "part-00000-00000.parquet",
+            "vanished.parquet",
+        ]
         assert store.names("manifest/0/listing") == []
         assert known_ids(store) == [image_id(listed(1))]
 
@@ -126,8 +157,12 @@ class TestChanges:
         now = [listed(number, version=number // 290) for number in range(20, 350)]
         info = list_items(store, now)
         assert (info.manifest, info.members, info.listed, info.vanished) == (1, 60, 330, 30)
-        assert [m.uri for m in all_members(store, 1)] == [item.uri for item in now if item not in [listed(n) for n in range(300)]]
-        assert read_vanished(store, 1).tolist() == ids_of([listed(n) for n in range(20)] + [listed(n) for n in range(290, 300)])
+        assert [m.uri for m in all_members(store, 1)] == [
+            item.uri for item in now if item not in [listed(n) for n in range(300)]
+        ]
+        assert read_vanished(store, 1).tolist() == ids_of(
+            [listed(n) for n in range(20)] + [listed(n) for n in range(290, 300)]
+        )
         assert current_ids(store) == ids_of(now)
         assert list_items(store, now) is None
 
@@ -136,14 +171,20 @@ class TestChanges:
             list_items(store, [listed(n) for n in range(number)])
         kept = store.read("ids/00000.parquet")
         turned = kept[:60] + bytes([kept[60] ^ 1]) + kept[61:]  # one bit of the ids
-        for number, damaged in enumerate((kept[:40], b"", kept[:-60] + b"x" * 60, turned), start=20):
+        for number, damaged in enumerate(
+            (kept[:40], b"", kept[:-60] + b"x" * 60, turned), start=20
+        ):
             store.write("ids/00000.parquet", damaged)
             assert list_items(store, [listed(n) for n in range(number)]).members == 1
         assert known_ids(store) == ids_of([listed(n) for n in range(23)])
 
     @pytest.mark.parametrize("examples", SWEEPS)
     def test_current_is_always_the_latest_listing(self, examples):
-        listings = st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5)
+        listings = st.lists(
+            st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1),
+            min_size=1,
+            max_size=5,
+        )
         settings(max_examples=examples, deadline=None)(given(listings)(self.assert_current))()
 
     @staticmethod
@@ -187,7 +228,9 @@ for count in (5_000, 30_000):
         with open(paths[-1], "w") as file:
             file.write("uri,label\n")
             file.writelines(f"s3://bucket/folder/image-{n:09}.jpg,{n % 2}\n" for n in range(count))
-    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True
+    )
     short, long, few, many = map(int, done.stdout.split())
     assert long < 1.2 * short
     assert many - few < 30, "25,000 members held would take 22 more than what a listing may carry"
@@ -195,13 +238,31 @@ for count in (5_000, 30_000):
 
 def test_the_id_is_fixed_for_ever():
     item = ListedMember("s3://b/a.jpg", None, 0, "etag", 5)
-    encoded = (12).to_bytes(8, "little") + b"s3://b/a.jpg" + b"\xff" * 8 + bytes(8) + (4).to_bytes(8, "little") + b"etag"
-    assert image_id(item) == int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big", signed=True) == -5247963748008604655
+    encoded = (
+        (12).to_bytes(8, "little")
+        + b"s3://b/a.jpg"
+        + b"\xff" * 8
+        + bytes(8)
+        + (4).to_bytes(8, "little")
+        + b"etag"
+    )
+    assert (
+        image_id(item)
+        == int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big", signed=True)
+        == -5247963748008604655
+    )
 
 
 def test_ids_are_equal_only_for_equal_members():
     """Whose texts are other texts' when they are joined."""
-    parts = [("ab", "c", 0, "d"), ("a", "bc", 0, "d"), ("ab", None, 0, "cd"), ("ab", "", 0, "cd"), ("ab", "c", 1, "d"), ("ab", "c", 0, "e")]
+    parts = [
+        ("ab", "c", 0, "d"),
+        ("a", "bc", 0, "d"),
+        ("ab", None, 0, "cd"),
+        ("ab", "", 0, "cd"),
+        ("ab", "c", 1, "d"),
+        ("ab", "c", 0, "e"),
+    ]
     assert len({image_id(ListedMember(*each, 1)) for each in parts}) == len(parts)
 
 
@@ -209,7 +270,12 @@ def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(t
     stated = [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None]
     for number, sizes in enumerate([*([size] * 3 for size in stated), [MOST_BYTES] * 20]):
         listing, folder = tmp_path / f"{number}.jsonl", tmp_path / f"of {number}"
-        listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n" for n, size in enumerate(sizes)))
+        listing.write_text(
+            "".join(
+                json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n"
+                for n, size in enumerate(sizes)
+            )
+        )
         store = Store.open(str(folder))
         list_members(store, open_source([str(listing)]), PLAN)
         rows = [row for ref in read_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
@@ -220,6 +286,8 @@ def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(t
 
 def test_a_refusal_is_one_line():
     refused = RefusedMember(Status.CORRUPT_IMAGE, "damaged:\x1b[31m\n" + "a" * 5000)
-    [row] = listed_rows(np.array([1], np.int64), [ListedMember("a", None, 0, "", 7, refused=refused)]).to_pylist()
+    [row] = listed_rows(
+        np.array([1], np.int64), [ListedMember("a", None, 0, "", 7, refused=refused)]
+    ).to_pylist()
     assert row["refused"]["detail"].startswith("damaged:\\x1b[31m\\naaa")
     assert len(row["refused"]["detail"]) == 1000

@@ -1,4 +1,6 @@
-"""A first listing in portions: manifests that count while the listing goes on, and all together tell what one listing tells."""
+"""A first listing in portions: manifests that count while the listing goes on, and all together
+tell what one listing tells.
+"""
 
 import itertools
 import json
@@ -24,7 +26,14 @@ from tests.archives.given import Dying, all_members, backwards, files_below
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=256, id_rows=64, run_rows=100, few=0)
-KEYS = sorted([*(f"p/img-{n:04}.jpg" for n in range(250)), *(f"p/ü/{n:02}.png" for n in range(45)), "p/zz.jpg", "p/z/"])
+KEYS = sorted(
+    [
+        *(f"p/img-{n:04}.jpg" for n in range(250)),
+        *(f"p/ü/{n:02}.png" for n in range(45)),
+        "p/zz.jpg",
+        "p/z/",
+    ]
+)
 _roots = itertools.count()
 
 
@@ -39,8 +48,17 @@ def running():
 def server(running, monkeypatch):
     """Pages of ten keys, and steps as if that were many."""
     server, url = running
-    server.keys, server.asked, server.throttles = GivenKeys(KEYS), [], lambda number, under_way: False
-    for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+    server.keys, server.asked, server.throttles = (
+        GivenKeys(KEYS),
+        [],
+        lambda number, under_way: False,
+    )
+    for name, value in {
+        "ENDPOINT_URL": url,
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name, value in {"_PAGE": 10, "FIRST_STEP": 40, "_KEYS_A_RANGE": 8, "_CUT_AGAIN": 3}.items():
@@ -54,7 +72,9 @@ def fresh_store():
 
 def portions(store, archive=None, **options):
     archive = archive or open_source(["s3://bucket/p"])
-    return list_portions(store, archive, PLAN, **{"portions": TINY, "clock": lambda: 0.0, **options})
+    return list_portions(
+        store, archive, PLAN, **{"portions": TINY, "clock": lambda: 0.0, **options}
+    )
 
 
 def members_of(store):
@@ -76,14 +96,18 @@ def test_portions_grow_and_tell_what_one_listing_tells(server):
     assert len(infos) >= 3
     assert 40 <= infos[0].members <= 60
     assert [info.goes_on for info in infos] == [True] * (len(infos) - 1) + [False]
-    assert [info.listed for info in infos] == list(itertools.accumulate(info.members for info in infos))
+    assert [info.listed for info in infos] == list(
+        itertools.accumulate(info.members for info in infos)
+    )
     assert infos[-1].listed == infos[-1].named == 296
     assert not any(info.vanished or read_vanished(store, info.manifest).size for info in infos)
     for number in manifests(store):
         uris = [member.uri for member in all_members(store, number)]
         assert uris == sorted(uris), "in the order of keys"
     assert [m.uri for m in all_members(whole)] == sorted(m.uri for m in all_members(whole))
-    assert {m.image_id: m.uri for m in members_of(store)} == {m.image_id: m.uri for m in members_of(whole)}
+    assert {m.image_id: m.uri for m in members_of(store)} == {
+        m.image_id: m.uri for m in members_of(whole)
+    }
     assert read_complete(store, infos[-1].manifest).digest == read_complete(whole, 0).digest != ""
     noted = json.loads(store.read("manifest/0/unlisted.json"))
     assert (noted["listed"], {one["source"] for one in noted["unlisted"]}) == (infos[0].listed, {0})
@@ -131,7 +155,10 @@ def test_killed_anywhere_it_goes_on_behind_the_last_portion(server):
             server.asked.clear()
             list(portions(store))
             assert files_below(store) == files_below(whole)
-            assert all(files_below(store, f"manifest/{number}") == files for number, files in before.items())
+            assert all(
+                files_below(store, f"manifest/{number}") == files
+                for number, files in before.items()
+            )
             if done:
                 resumed += 1
                 assert len(server.asked) <= asked - 5, "what was listed is not listed again"
@@ -148,7 +175,10 @@ def test_what_changes_behind_the_place_is_found_by_the_next_listing(server):
     list(arriving)
     assert not is_as_listed(store, open_source(["s3://bucket/p"]))
     [info] = portions(store)
-    assert ([member.uri for member in all_members(store, info.manifest)], info.vanished) == (["s3://bucket/p/a.jpg"], 1)
+    assert ([member.uri for member in all_members(store, info.manifest)], info.vanished) == (
+        ["s3://bucket/p/a.jpg"],
+        1,
+    )
 
 
 def test_a_limit_and_an_error(server, monkeypatch):

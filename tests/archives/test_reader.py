@@ -26,7 +26,9 @@ from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
 from tests.storage.faulty_server import ETAG, LOOPBACK, patient
 
-FILES = {f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)}
+FILES = {
+    f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)
+}
 MAKE = {
     "tar": cache(lambda: hazards.tar(FILES)),
     "zip": cache(lambda: hazards.zipped(FILES)),
@@ -43,12 +45,17 @@ def kind(request):
 def test_faults_of_the_store_are_waited_out(faulty, kind, scheme):
     faulty.objects["/bucket/a"] = MAKE[kind]()
     uri = "s3://bucket/a" if scheme == "s3" else f"{faulty.url}/bucket/a"
-    container, fetcher = Container(uri, ETAG, len(MAKE[kind]()), kind, "a", TableColumns(), ContainerLimits()), patient()
+    container, fetcher = (
+        Container(uri, ETAG, len(MAKE[kind]()), kind, "a", TableColumns(), ContainerLimits()),
+        patient(),
+    )
     faulty.faults["/bucket/a"] = ["slow_down", "short", "internal"]
     listed = opened(container, kind, fetcher=fetcher)
     faulty.faults["/bucket/a"] = ["slow_down", "internal", "short"]
     assert contents(listed, fetcher=fetcher) == list(FILES.values())
-    if kind in hazards.PACK:  # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by GET
+    # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by
+    # GET
+    if kind in hazards.PACK:
         assert fetcher.counts["throttled"] >= 1
         assert fetcher.counts["retried"] >= 4
     else:
@@ -56,7 +63,9 @@ def test_faults_of_the_store_are_waited_out(faulty, kind, scheme):
     assert not faulty.faults["/bucket/a"]
 
 
-def test_an_archive_out_of_reach_is_a_row_and_one_that_changes_gives_no_member_of_another(faulty, kind):
+def test_an_archive_out_of_reach_is_a_row_and_one_that_changes_gives_no_member_of_another(
+    faulty, kind
+):
     faulty.objects["/bucket/a"] = MAKE[kind]()
     listed = opened(f"{faulty.url}/bucket/a", kind)
     faulty.faults["/bucket/a"] = ["other_etag"] * 99
@@ -72,7 +81,10 @@ def test_some_members_in_any_order_and_places_that_are_not_there(tmp_path, kind)
     listed = written(tmp_path, MAKE[kind](), kind)
     some = [listed[place] for place in (7, 3, 3, 39, 0, 20)]
     assert contents(some) == [FILES[item.member] for item in some]
-    far = [ListedMember(m.uri, m.member, 0, m.version, 500, place=MemberLocation(kind, 10**12, 500)) for m in listed[:2]]
+    far = [
+        ListedMember(m.uri, m.member, 0, m.version, 500, place=MemberLocation(kind, 10**12, 500))
+        for m in listed[:2]
+    ]
     assert set(contents(far)) == {"source_changed"}, "a manifest that lies"
 
 
@@ -81,7 +93,10 @@ def test_a_folder_of_files_and_archives_is_one_archive(tmp_path):
         (tmp_path / f"b.{kind.upper()}").write_bytes(make())
     (tmp_path / "c.jpg").write_bytes(b"plain")
     listed = list(open_source([str(tmp_path)]))
-    assert [item.place and item.place.kind for item in listed] == [None, *(kind for kind in sorted(MAKE) for _ in FILES)]
+    assert [item.place and item.place.kind for item in listed] == [
+        None,
+        *(kind for kind in sorted(MAKE) for _ in FILES),
+    ]
     assert contents(listed) == [b"plain", *(data for _ in MAKE for data in FILES.values())]
     only = open_source([f"tar::{tmp_path}/b.TAR"], include=["b.TAR/3?.jpg"])
     assert [item.member for item in only] == [f"{number}.jpg" for number in range(30, 40)]
@@ -92,8 +107,18 @@ def test_files_containers_and_refused_members_keep_their_order(tmp_path):
     [info] = list_objects(str(tmp_path / "plain.jpg"))
     plain = ListedMember(info.uri, None, 0, info.version, 5)
     tars, zips = (written(tmp_path, MAKE[kind](), kind)[:2] for kind in ("tar", "zip"))
-    refused = ListedMember("a.tar", "../x", 0, "", 5, refused=RefusedMember(Status.UNSAFE_MEMBER, "'..' in its name"))
-    expected = [b"plain", FILES["0.jpg"], "unsafe_member", FILES["1.jpg"], FILES["0.jpg"], b"plain", FILES["1.jpg"]]
+    refused = ListedMember(
+        "a.tar", "../x", 0, "", 5, refused=RefusedMember(Status.UNSAFE_MEMBER, "'..' in its name")
+    )
+    expected = [
+        b"plain",
+        FILES["0.jpg"],
+        "unsafe_member",
+        FILES["1.jpg"],
+        FILES["0.jpg"],
+        b"plain",
+        FILES["1.jpg"],
+    ]
     assert contents([plain, tars[0], refused, tars[1], zips[0], plain, zips[1]]) == expected
 
 
@@ -103,7 +128,9 @@ def test_a_packed_stream_goes_on_where_the_last_block_ended(faulty):
     fetcher = patient()
     reader = MemberReader(fetcher, max_bytes=2**20)
     for start in range(0, 40, 8):
-        assert [data for _, data in reader.read(listed[start : start + 8])] == list(FILES.values())[start : start + 8]
+        assert [data for _, data in reader.read(listed[start : start + 8])] == list(FILES.values())[
+            start : start + 8
+        ]
     assert fetcher.counts["requests"] == 2  # its size, its bytes
     assert [data for _, data in reader.read(listed[:2])] == list(FILES.values())[:2]
     assert fetcher.counts["requests"] == 4
@@ -121,9 +148,18 @@ def test_a_bomb_takes_little_memory(tmp_path, kind):
 
 SMALL = {"a.jpg": b"some bytes" * 20, "a.json": b"{}", "b.jpg": bytes(100), "b.txt": b"\xff"}
 SEEDS = {
-    "tar": [hazards.tar(SMALL), hazards.tar({"long" * 60: b"x"}, tar_format=1), hazards.sparse_old()],
+    "tar": [
+        hazards.tar(SMALL),
+        hazards.tar({"long" * 60: b"x"}, tar_format=1),
+        hazards.sparse_old(),
+    ],
     **{kind: [pack(hazards.tar(SMALL))] for kind, pack in hazards.PACK.items()},
-    "zip": [hazards.zipped(SMALL), hazards.zip64_forced(), hazards.overlapping_zip(), hazards.streamed_zip(zipfile.ZIP_DEFLATED)],
+    "zip": [
+        hazards.zipped(SMALL),
+        hazards.zip64_forced(),
+        hazards.overlapping_zip(),
+        hazards.streamed_zip(zipfile.ZIP_DEFLATED),
+    ],
 }
 
 
@@ -136,7 +172,10 @@ def damaged(kind: str) -> st.SearchStrategy[bytes]:
             data[place % len(data)] = value
         return bytes(data[: max(1, kept % (2 * len(data)))])
 
-    number, value = st.integers(0, 2**16), st.sampled_from([0, 1, 2, 8, 0x30, 0x37, 0x7F, 0x80, 0xFF])
+    number, value = (
+        st.integers(0, 2**16),
+        st.sampled_from([0, 1, 2, 8, 0x30, 0x37, 0x7F, 0x80, 0xFF]),
+    )
     return st.binary(max_size=1500) | st.builds(
         change, st.sampled_from(SEEDS[kind]), st.lists(st.tuples(number, value), max_size=6), number
     )
@@ -156,8 +195,14 @@ def test_any_bytes_are_members_or_a_refusal(tmp_path_factory, kind, examples):
             assert item.refused is None or item.refused.detail
             assert 0 <= item.size_bytes < 2**60
         assert len({(item.member, item.occurrence) for item in listed}) == len(listed)
-        for (member, found), item in zip(MemberReader(Fetcher(guard=LOOPBACK), max_bytes=10**6).read(members(listed)), listed, strict=True):
-            assert isinstance(found, InputError) or len(found) == item.size_bytes == member.size_bytes
+        for (member, found), item in zip(
+            MemberReader(Fetcher(guard=LOOPBACK), max_bytes=10**6).read(members(listed)),
+            listed,
+            strict=True,
+        ):
+            assert (
+                isinstance(found, InputError) or len(found) == item.size_bytes == member.size_bytes
+            )
 
     check()
 
@@ -177,7 +222,9 @@ class TestLargeFiles:
     def budget(self, tmp_path_factory):
         return NodeBudget("files", 4 * SEAT_BYTES, tmp_path_factory.mktemp("seats"))
 
-    def test_all_come_in_order_and_large_ones_have_a_seat_until_the_next_is_asked_for(self, files, budget):
+    def test_all_come_in_order_and_large_ones_have_a_seat_until_the_next_is_asked_for(
+        self, files, budget
+    ):
         reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
         for (member, data), size in zip(reader.read(files), self.SIZES, strict=True):
             taken = budget._free(budget._folder, 4)
@@ -185,7 +232,9 @@ class TestLargeFiles:
             for seat in taken:
                 os.close(seat)
             assert free == (3 if 100 < size <= 1000 else 4), member.uri
-            assert getattr(data, "status", None) is (Status.IMAGE_TOO_LARGE if size > 1000 else None)
+            assert getattr(data, "status", None) is (
+                Status.IMAGE_TOO_LARGE if size > 1000 else None
+            )
             assert isinstance(data, InputError) or len(data) == size
 
     def test_no_more_than_one_large_file_is_held(self, tmp_path, budget):
@@ -199,7 +248,9 @@ class TestLargeFiles:
         assert tracemalloc.get_traced_memory()[1] < 1.5 * size
         tracemalloc.stop()
 
-    def test_a_file_of_unknown_size_is_asked_for_again_where_it_is_large(self, faulty, budget, monkeypatch):
+    def test_a_file_of_unknown_size_is_asked_for_again_where_it_is_large(
+        self, faulty, budget, monkeypatch
+    ):
         monkeypatch.setattr(reading, "_UNSIZED_BYTES", 1000)
         bodies = {"/a.jpg": b"a" * 900, "/b.jpg": b"b" * 5000, "/c.jpg": b"c" * 90_000}
         faulty.objects.update(bodies)

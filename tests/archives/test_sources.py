@@ -39,8 +39,12 @@ def test_every_file_is_listed_whatever_it_is_but_the_run_directory(root):
     archive = open_source([root])
     assert [item.uri.removeprefix(root + "/") for item in archive] == NAMES
     assert list(archive) == list(archive)
-    assert names(root, [root], skip=[f"{root}/b/"]) == [name for name in NAMES if not name.startswith("b/")]
-    assert names(root, [root], skip=[f"{root}/a"]) == [name for name in NAMES if not name.startswith("a/")]
+    assert names(root, [root], skip=[f"{root}/b/"]) == [
+        name for name in NAMES if not name.startswith("b/")
+    ]
+    assert names(root, [root], skip=[f"{root}/a"]) == [
+        name for name in NAMES if not name.startswith("a/")
+    ]
     with pytest.raises(ConfigError, match="no file there but those of the output directory"):
         names(root, [f"{root}/b"], skip=[f"{root}/b"])
 
@@ -59,13 +63,24 @@ def test_patterns(root, include, exclude, expected):
 
 
 def test_several_sources_in_their_order_each_with_patterns_below_it(root):
-    assert names(root, [f"{root}/z.bin", f"{root}/b", f"{root}/*.jpg"]) == ["z.bin", "b/c.JPG", "b/deep/d.jpg", "a.jpg"]
-    assert names(root, [f"{root}/b"], ["deep/*"]) == names(root, [f"{root}/b/**/*.jpg"], ["deep/*"]) == ["b/deep/d.jpg"]
+    assert names(root, [f"{root}/z.bin", f"{root}/b", f"{root}/*.jpg"]) == [
+        "z.bin",
+        "b/c.JPG",
+        "b/deep/d.jpg",
+        "a.jpg",
+    ]
+    assert (
+        names(root, [f"{root}/b"], ["deep/*"])
+        == names(root, [f"{root}/b/**/*.jpg"], ["deep/*"])
+        == ["b/deep/d.jpg"]
+    )
     assert names(root, [f"{root}/z.bin"], ["z.*"]) == ["z.bin"]
 
 
 def test_patterns_that_let_nothing_pass(root):
-    with pytest.raises(ConfigError, match=r"none of 6 files passes --include \*\.heic --exclude a/\*") as caught:
+    with pytest.raises(
+        ConfigError, match=r"none of 6 files passes --include \*\.heic --exclude a/\*"
+    ) as caught:
         names(root, [root], ["*.heic"], ["a/*"])
     assert caught.value.exit_code == 2
 
@@ -84,17 +99,23 @@ def test_what_is_no_source(s3):
 
 
 def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
-    """They tell one after the other what the whole tells, with the same paths and the words of tables before their beginning."""
+    """They tell one after the other what the whole tells, with the same paths and the words of
+    tables before their beginning.
+    """
     s3.bucket("large")
     for path, data in written("files").items():
         s3.client().put_object(Bucket="large", Key=f"laion/{path}", Body=data)
     [whole] = open_source(["s3://large/laion"]).sections()
     page = requests.page
-    monkeypatch.setattr(requests, "page", lambda *args, limit=1000, **more: page(*args, limit=min(limit, 5), **more))
+    monkeypatch.setattr(
+        requests, "page", lambda *args, limit=1000, **more: page(*args, limit=min(limit, 5), **more)
+    )
     archive = open_source(["s3://large/laion"], include=["**/*1.jpg"])
     sections = [pickle.loads(pickle.dumps(section)) for section in archive.sections()]
     assert len(sections) >= 3
-    assert [found for section in sections for found in section.found(Fetcher())] == list(whole.found(Fetcher()))
+    assert [found for section in sections for found in section.found(Fetcher())] == list(
+        whole.found(Fetcher())
+    )
     assert [(item.uri, item.input["key"]) for item in archive] == [
         (f"s3://large/laion/{key[:5]}/{key}.jpg", key) for key in ("000001", "000011")
     ]
@@ -113,10 +134,14 @@ def test_ranges_of_a_large_prefix_are_read_side_by_side_and_come_in_order(s3, mo
         return page(bucket, prefix, limit=min(limit, 5), after=after, above=above, **more)
 
     monkeypatch.setattr(requests, "page", of_five)
-    assert [item.uri for item in open_source(["s3://wide"])] == sorted(f"s3://wide/{key}" for key in keys)
+    assert [item.uri for item in open_source(["s3://wide"])] == sorted(
+        f"s3://wide/{key}" for key in keys
+    )
 
 
-def test_what_a_range_raises_comes_in_its_turn_and_who_leaves_early_waits_for_no_range(s3, monkeypatch):
+def test_what_a_range_raises_comes_in_its_turn_and_who_leaves_early_waits_for_no_range(
+    s3, monkeypatch
+):
     s3.bucket("torn")
     for key in (f"{folder}/{number}.jpg" for folder in "abcd" for number in range(12)):
         s3.client().put_object(Bucket="torn", Key=key, Body=b"x")
@@ -134,7 +159,9 @@ def test_what_a_range_raises_comes_in_its_turn_and_who_leaves_early_waits_for_no
     with pytest.raises(StorageError, match="cannot list"):
         listed.extend(item.uri for item in open_source(["s3://torn"]))
     left.set()  # only now may the last range answer
-    assert listed == sorted(f"s3://torn/{folder}/{number}.jpg" for folder in "ab" for number in range(12))
+    assert listed == sorted(
+        f"s3://torn/{folder}/{number}.jpg" for folder in "ab" for number in range(12)
+    )
 
 
 def test_a_name_that_announces_nothing(tmp_path):
@@ -146,7 +173,9 @@ def test_a_name_that_announces_nothing(tmp_path):
     assert [item.member for item in open_source([f"files::{tmp_path}"])] == [None, None]
 
 
-def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed(tmp_path, monkeypatch):
+def test_a_relative_source_means_the_same_place_wherever_its_sections_are_listed(
+    tmp_path, monkeypatch
+):
     for folder in ("here/photos", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "here/photos/a.jpg").write_bytes(b"a")
@@ -174,8 +203,12 @@ def test_patterns_are_relative_to_a_place_with_pattern_letters(place, tmp_path, 
         for name in names:
             s3.client().put_object(Bucket="brackets", Key=name, Body=b"x")
     source = f"{root}/photos [2024]"
-    assert [item.uri for item in open_source([source], exclude=["thumbs/**"])] == [f"{source}/a.jpg"]
-    assert [item.uri for item in open_source([source], include=["thumbs/*"])] == [f"{source}/thumbs/t.jpg"]
+    assert [item.uri for item in open_source([source], exclude=["thumbs/**"])] == [
+        f"{source}/a.jpg"
+    ]
+    assert [item.uri for item in open_source([source], include=["thumbs/*"])] == [
+        f"{source}/thumbs/t.jpg"
+    ]
 
 
 def test_list_in_a_folder_with_pattern_letters_is_read(tmp_path):
@@ -186,7 +219,9 @@ def test_list_in_a_folder_with_pattern_letters_is_read(tmp_path):
     assert [item.uri for item in open_source([f"{folder}/list.csv"])] == [f"{folder}/one.jpg"]
 
 
-@pytest.mark.parametrize("source", ["db-{0..10}.tar", "{a,b}/c.jpg", "file://localhost{}/db-{{0..10}}.tar"])
+@pytest.mark.parametrize(
+    "source", ["db-{0..10}.tar", "{a,b}/c.jpg", "file://localhost{}/db-{{0..10}}.tar"]
+)
 def test_braces_in_a_source_are_refused_with_the_reason(tmp_path, source):
     place = source.format(tmp_path) if "localhost" in source else f"{tmp_path}/{source}"
     with pytest.raises(ConfigError, match="braces are not expanded") as caught:
@@ -196,19 +231,27 @@ def test_braces_in_a_source_are_refused_with_the_reason(tmp_path, source):
 
 def test_braces_in_a_name_that_is_there_are_letters(tmp_path):
     (tmp_path / "db-{0..10}.jpg").write_bytes(b"x")
-    assert [item.uri for item in open_source([f"{tmp_path}/db-{{0..10}}.jpg"])] == [f"{tmp_path}/db-{{0..10}}.jpg"]
+    assert [item.uri for item in open_source([f"{tmp_path}/db-{{0..10}}.jpg"])] == [
+        f"{tmp_path}/db-{{0..10}}.jpg"
+    ]
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_braces_in_a_pattern_are_refused(tmp_path, option):
-    with pytest.raises(ConfigError, match=rf"--{option} \*\.\{{jpg,png\}}: braces are not expanded"):
+    with pytest.raises(
+        ConfigError, match=rf"--{option} \*\.\{{jpg,png\}}: braces are not expanded"
+    ):
         open_source([str(tmp_path)], **{option: ["*.{jpg,png}"]})
 
 
 def test_file_url_of_another_host_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
-    assert [item.uri for item in open_source([f"file://localhost{tmp_path}"])] == [f"{tmp_path}/a.jpg"]
-    with pytest.raises(ConfigError, match="the host is 'elsewhere', and only files of this machine are read") as caught:
+    assert [item.uri for item in open_source([f"file://localhost{tmp_path}"])] == [
+        f"{tmp_path}/a.jpg"
+    ]
+    with pytest.raises(
+        ConfigError, match="the host is 'elsewhere', and only files of this machine are read"
+    ) as caught:
         open_source([f"file://elsewhere{tmp_path}"])
     assert caught.value.hint == "write the path alone, or file:///PATH with three slashes"
 
@@ -223,6 +266,8 @@ def test_patterns_are_compared_with_paths_that_are_not_unicode(tmp_path):
     pq.write_table(pa.table({"one": [b"a"], "two": [b"b"]}), table)
     os.rename(table, root + b"/caf\xe9/unclear.parquet")
     store = Store.open(str(tmp_path / "run"))
-    list_members(store, open_source([str(tmp_path)], exclude=["cache/**"], skip=[store.url]), BlockPlan())
+    list_members(
+        store, open_source([str(tmp_path)], exclude=["cache/**"], skip=[store.url]), BlockPlan()
+    )
     uris = [member.uri.rpartition("/")[2] for member in all_members(store)]
     assert sorted(uris) == ["1.jpg", "empty.parquet", "unclear.parquet"]

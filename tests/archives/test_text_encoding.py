@@ -8,7 +8,9 @@ from ray_app.archives.text_encoding import find_delimiter, utf8_chunks
 TEXT = "path;größe\r\n€/𝄞.jpg;7\r\n" * 40
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 @pytest.mark.parametrize("size", [5, 1 << 20])
 def test_utf8_chunks_convert_every_unicode_encoding(encoding, size):
     assert b"".join(utf8_chunks(io.BytesIO(TEXT.encode(encoding)), size)) == TEXT.encode()
@@ -48,7 +50,13 @@ def test_find_delimiter_reads_the_header(header, expected, found):
 
 
 @pytest.mark.parametrize(
-    "text", ["path;n\na,b.jpg;7\n", "\r\n\npath;n\na,b.jpg;7\n", "\nsep=;\r\npath;n\r\na,b.jpg;7\r\n", "path\tn\na,b.jpg\t7\n"]
+    "text",
+    [
+        "path;n\na,b.jpg;7\n",
+        "\r\n\npath;n\na,b.jpg;7\n",
+        "\nsep=;\r\npath;n\r\na,b.jpg;7\r\n",
+        "path\tn\na,b.jpg\t7\n",
+    ],
 )
 def test_csv_tables_read_other_separators_than_commas(text):
     [table] = csv_tables(io.BytesIO(text.encode()))

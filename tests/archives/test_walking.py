@@ -6,7 +6,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import BlockPlan, Container, ContainerLimits, TableColumns, is_as_listed, list_members, open_source, read_vanished
+from ray_app.archives import (
+    BlockPlan,
+    Container,
+    ContainerLimits,
+    TableColumns,
+    is_as_listed,
+    list_members,
+    open_source,
+    read_vanished,
+)
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import ConfigError, Status, StorageError
 from ray_app.storage import Fetcher, Store
@@ -18,7 +27,12 @@ PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 
 
 def table(path):
-    pq.write_table(pa.table({"image": pa.array(list(FILES.values())), "n": range(9)}), path, row_group_size=3, use_dictionary=False)
+    pq.write_table(
+        pa.table({"image": pa.array(list(FILES.values())), "n": range(9)}),
+        path,
+        row_group_size=3,
+        use_dictionary=False,
+    )
     return path.read_bytes()
 
 
@@ -34,7 +48,9 @@ MAKE = {
 def test_a_store_that_gives_no_answer_stops_the_listing_wherever_it_happens(tmp_path, kind):
     path = tmp_path / "a"
     path.write_bytes(MAKE[kind](path))
-    container = Container(str(path), "", path.stat().st_size, kind, "a", TableColumns(), ContainerLimits())
+    container = Container(
+        str(path), "", path.stat().st_size, kind, "a", TableColumns(), ContainerLimits()
+    )
     whole = Failing(0)
     assert len(list(CONTAINERS[kind].index(container, whole))) >= 8
     for number in range(1, whole.asked + 1):
@@ -48,13 +64,21 @@ def zipped(path, names):
     path.write_bytes(hazards.zipped({name: name.encode() * 99 for name in names}))
 
 
-def test_a_container_that_cannot_be_opened_has_its_row_whatever_its_members_should_be_called(tmp_path):
+def test_a_container_that_cannot_be_opened_has_its_row_whatever_its_members_should_be_called(
+    tmp_path,
+):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.zip").write_bytes(b"no zip")
     zipped(tmp_path / "in/good.zip", ["a.jpg", "b.png"])
     listed = list(open_source([str(tmp_path)], ["*.jpg"]))
-    assert [(item.member, item.refused and item.refused.status) for item in listed] == [(None, "corrupt_image"), ("a.jpg", None)]
-    assert [item.member for item in open_source([str(tmp_path)], ["in/*.zip/a.*"])] == [None, "a.jpg"]
+    assert [(item.member, item.refused and item.refused.status) for item in listed] == [
+        (None, "corrupt_image"),
+        ("a.jpg", None),
+    ]
+    assert [item.member for item in open_source([str(tmp_path)], ["in/*.zip/a.*"])] == [
+        None,
+        "a.jpg",
+    ]
     with pytest.raises(ConfigError, match="none of 2 files passes"):
         list(open_source([str(tmp_path)], ["out/*"]))
 
@@ -70,9 +94,15 @@ def archive(tmp_path):
 
 
 def relist(tmp_path, source, **settings):
-    """The next manifest, None where nothing is new, and how many bytes of containers were read for it."""
+    """The next manifest, None where nothing is new, and how many bytes of containers were read for
+    it.
+    """
     fetcher = Fetcher()
-    info = list_members(Store.open(str(tmp_path / "run")), open_source([str(source)], fetcher=fetcher, **settings), PLAN)
+    info = list_members(
+        Store.open(str(tmp_path / "run")),
+        open_source([str(source)], fetcher=fetcher, **settings),
+        PLAN,
+    )
     return info, fetcher.bytes_read
 
 

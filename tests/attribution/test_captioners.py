@@ -1,16 +1,31 @@
-"""Networks that say words: alone or in company the same, as likely as teacher forcing has it, loaded from published files."""
+"""Networks that say words: alone or in company the same, as likely as teacher forcing has it,
+loaded from published files.
+"""
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_app.attribution.captioners import build_captioner, load_body, load_describing, question_tokens
+from ray_app.attribution.captioners import (
+    build_captioner,
+    load_body,
+    load_describing,
+    question_tokens,
+)
 from ray_app.attribution.cards import load_describer
 from ray_app.config import named_configs
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
-from tests.attribution.tiny_speakers import ARCHITECTURES, SIDE, WIDTH, WORDS, card_of, dialogue_card, network_of
+from tests.attribution.tiny_speakers import (
+    ARCHITECTURES,
+    SIDE,
+    WIDTH,
+    WORDS,
+    card_of,
+    dialogue_card,
+    network_of,
+)
 
 KINDS = list(ARCHITECTURES)
 NAMES = sorted(named_configs("describers"))
@@ -25,7 +40,9 @@ def given_to(kind, count=7):
 
 
 def check_said(said, network, seen, spoken, words):
-    """What was said of an image is what the library generates of it alone, as likely as teacher forcing has it."""
+    """What was said of an image is what the library generates of it alone, as likely as teacher
+    forcing has it.
+    """
     spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken
     with torch.inference_mode():
         logits = network(seen, torch.tensor([[0, *spoken[:-1]]]))[0]
@@ -34,13 +51,26 @@ def check_said(said, network, seen, spoken, words):
     assert said.likelihood == pytest.approx(chances.mean().item(), abs=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "beams"), [(kind, 3) for kind in KINDS] + [("git", 1), ("prefix", 1)])
-def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(tmp_path, kind, beams):
+@pytest.mark.parametrize(
+    ("kind", "beams"), [(kind, 3) for kind in KINDS] + [("git", 1), ("prefix", 1)]
+)
+def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(
+    tmp_path, kind, beams
+):
     card = card_of(tmp_path, kind, beams=beams)
     network, given = network_of(kind), given_to(kind, 5)
-    seen = torch.from_numpy(given) if kind == "prefix" else Normalise(card.preprocessing)(torch.from_numpy(given))
+    seen = (
+        torch.from_numpy(given)
+        if kind == "prefix"
+        else Normalise(card.preprocessing)(torch.from_numpy(given))
+    )
     model, inputs = network.generation_inputs(seen)
-    wanted = {"num_beams": beams, "no_repeat_ngram_size": 3, "max_new_tokens": 12, "do_sample": False}
+    wanted = {
+        "num_beams": beams,
+        "no_repeat_ngram_size": 3,
+        "max_new_tokens": 12,
+        "do_sample": False,
+    }
     wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "vision-encoder-decoder":
         wanted |= {"decoder_start_token_id": 0}
@@ -49,8 +79,12 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(t
     assert len({one.text for one in told}) > 1, "what is said depends on what is seen"
     assert list(describer.describe(given[:0])) == []
     for row, said in enumerate(told):
-        spoken = model.generate(**{name: value[row : row + 1] for name, value in inputs.items()}, **wanted)[0].tolist()
-        check_said(said, network, seen[row : row + 1], spoken if kind == "prefix" else spoken[1:], WORDS)
+        spoken = model.generate(
+            **{name: value[row : row + 1] for name, value in inputs.items()}, **wanted
+        )[0].tolist()
+        check_said(
+            said, network, seen[row : row + 1], spoken if kind == "prefix" else spoken[1:], WORDS
+        )
 
 
 def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path):
@@ -84,11 +118,15 @@ def test_a_file_without_its_tokenizer_and_an_unknown_key_are_refused(tmp_path):
     card = card_of(tmp_path, "git")
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "describer.safetensors"), bare)
-    weights = card.weights.model_copy(update={"uri": str(bare), "sha256": None, "unverified": "a test"})
+    weights = card.weights.model_copy(
+        update={"uri": str(bare), "sha256": None, "unverified": "a test"}
+    )
     with pytest.raises(DetectorError, match="not readable as a tokenizer"):
         load_describing(card.model_copy(update={"weights": weights}))
     with pytest.raises(DetectorError, match="unknown keys hidden"):
-        load_describing(card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}}))
+        load_describing(
+            card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}})
+        )
 
 
 def test_a_dialogue_asks_about_each_image(tmp_path):
@@ -99,11 +137,21 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
     seen = Normalise(card.preprocessing)(torch.from_numpy(given))
     model, inputs = network.generation_inputs(seen[1:2])
     spoken = model.generate(
-        **inputs, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=12, do_sample=False, eos_token_id=0, pad_token_id=1
+        **inputs,
+        num_beams=3,
+        no_repeat_ngram_size=3,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=0,
+        pad_token_id=1,
     )
     check_said(said[1], network, seen[1:2], spoken[0, len(network.prompt) :].tolist(), words)
     with pytest.raises(DetectorError, match="not one token"):
-        load_describing(card.model_copy(update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}))
+        load_describing(
+            card.model_copy(
+                update={"architecture": {**card.architecture, "image": ["", "<img>", ""]}}
+            )
+        )
 
 
 def test_words_end_and_come_back():
@@ -118,7 +166,9 @@ def test_words_end_and_come_back():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_card_is_the_network_that_it_says_and_without_weights_says_so(name, tmp_path, monkeypatch):
+def test_a_shipped_card_is_the_network_that_it_says_and_without_weights_says_so(
+    name, tmp_path, monkeypatch
+):
     card = load_describer(name)
     assert card.preprocessing.shape is not None
     with torch.device("meta"):

@@ -22,7 +22,9 @@ DFLIP_V2 = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spelling", ["SD15", "Stable Diffusion 1.5", "runwayml/stable-diffusion-v1-5"])
+@pytest.mark.parametrize(
+    "spelling", ["SD15", "Stable Diffusion 1.5", "runwayml/stable-diffusion-v1-5"]
+)
 def test_spellings_of_one_generator_are_one(spelling):
     assert find_generator(spelling) == ResolvedGenerator("sd-1.5", "sd_1.5")
 
@@ -37,7 +39,19 @@ def test_a_family_may_be_all_that_is_known():
 
 def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
     assert set(DFLIP_V2) <= set(generator_index().families)
-    papers = ["sd-3.5", "flux.1-dev", "flux-1.1-pro", "ideogram-3.0", "gpt-image-1", "sd15", "sd2", "sdxl", "sd3", "imagen", "parti"]
+    papers = [
+        "sd-3.5",
+        "flux.1-dev",
+        "flux-1.1-pro",
+        "ideogram-3.0",
+        "gpt-image-1",
+        "sd15",
+        "sd2",
+        "sdxl",
+        "sd3",
+        "imagen",
+        "parti",
+    ]
     assert [name for name in (*FAMILIES, *papers) if find_generator(name) is None] == []
 
 
@@ -45,7 +59,13 @@ def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
     ("generators", "told"),
     [
         ({"a": {"family": "none", "title": "A"}}, "its family 'none' is not listed"),
-        ({"a": {"family": "f", "title": "A", "aliases": ["B-1"]}, "b1": {"family": "f", "title": "B"}}, "'b1' is a and b1"),
+        (
+            {
+                "a": {"family": "f", "title": "A", "aliases": ["B-1"]},
+                "b1": {"family": "f", "title": "B"},
+            },
+            "'b1' is a and b1",
+        ),
     ],
 )
 def test_an_index_that_contradicts_itself_is_refused(generators, told):
@@ -54,7 +74,11 @@ def test_an_index_that_contradicts_itself_is_refused(generators, told):
 
 
 def test_people_are_told_titles_and_may_ask_in_any_spelling():
-    assert (title_of("SDXL"), title_of("sdxl_1.0/mine"), title_of("nobody")) == ("Stable Diffusion XL 1.0", "sdxl_1.0/mine", "nobody")
+    assert (title_of("SDXL"), title_of("sdxl_1.0/mine"), title_of("nobody")) == (
+        "Stable Diffusion XL 1.0",
+        "sdxl_1.0/mine",
+        "nobody",
+    )
     assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")
     assert matches("mj 6", "midjourney-6", "midjourney")
     assert matches("Midjourney", "midjourney-6", "midjourney")

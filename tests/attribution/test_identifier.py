@@ -16,12 +16,17 @@ WIDTH = 16
 
 def tensors(seed=0):
     rng = np.random.default_rng(seed)
-    return {"weight": rng.normal(size=(len(CLASSES), WIDTH)).astype(np.float32), "bias": rng.normal(size=len(CLASSES)).astype(np.float32)}
+    return {
+        "weight": rng.normal(size=(len(CLASSES), WIDTH)).astype(np.float32),
+        "bias": rng.normal(size=len(CLASSES)).astype(np.float32),
+    }
 
 
 def identifier_of(folder, held=None, **changes):
     told = {"detector": "unifd", "embedding": {"width": WIDTH}, "classes": list(CLASSES), **changes}
-    return Identifier(load_identifier(make_head(folder, tensors() if held is None else held, **told)))
+    return Identifier(
+        load_identifier(make_head(folder, tensors() if held is None else held, **told))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +36,15 @@ def vectors():
 
 def test_a_linear_head_is_a_linear_layer_and_a_softmax(tmp_path, vectors):
     held = tensors()
-    layer = torch.nn.functional.linear(torch.from_numpy(vectors), torch.from_numpy(held["weight"]), torch.from_numpy(held["bias"]))
+    layer = torch.nn.functional.linear(
+        torch.from_numpy(vectors), torch.from_numpy(held["weight"]), torch.from_numpy(held["bias"])
+    )
     found = identifier_of(tmp_path)
     np.testing.assert_allclose(found.logits(vectors), layer.numpy(), atol=1e-5)
     np.testing.assert_allclose(softmax(layer.numpy()), layer.softmax(1).numpy(), atol=1e-6)
-    np.testing.assert_allclose(energy(layer.numpy()), scipy.special.logsumexp(layer.numpy(), axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        energy(layer.numpy()), scipy.special.logsumexp(layer.numpy(), axis=1), atol=1e-5
+    )
 
 
 def test_the_family_is_the_likeliest_one_and_the_generator_the_likeliest_in_it(tmp_path, vectors):
@@ -43,14 +52,20 @@ def test_the_family_is_the_likeliest_one_and_the_generator_the_likeliest_in_it(t
     chances = softmax(found.logits(vectors)).astype(float)
     said = found.identify(vectors)
     assert said.families == ("sd_1.5", "sd_1.5", "sdxl_1.0", "midjourney", "glide", "my-own")
-    assert tuple(found.card.facts()["families"].values()) == said.families, "they decide the name, and the index of generators may change"
+    assert tuple(found.card.facts()["families"].values()) == said.families, (
+        "they decide the name, and the index of generators may change"
+    )
     of_family = chances @ np.equal.outer(said.families, said.families)
     likeliest = of_family >= of_family.max(axis=1, keepdims=True) - 1e-9
     expected = np.where(likeliest, chances, -1).argmax(axis=1)
     assert (said.codes == expected).all()
     assert (said.ranking[:, 0] == expected).all()
-    assert (expected != chances.argmax(axis=1)).any(), "two generators of one family together outweigh a third"
-    np.testing.assert_allclose(said.probability, chances[np.arange(len(vectors)), expected], atol=1e-6)
+    assert (expected != chances.argmax(axis=1)).any(), (
+        "two generators of one family together outweigh a third"
+    )
+    np.testing.assert_allclose(
+        said.probability, chances[np.arange(len(vectors)), expected], atol=1e-6
+    )
     assert all(len(set(ranking)) == 5 for ranking in said.ranking.tolist())
 
 
@@ -66,8 +81,15 @@ def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
     """Clusters of known generators far from the origin, and a stranger at it."""
     rng = np.random.default_rng(2)
     means = 8 * np.eye(len(CLASSES), WIDTH, dtype=np.float32)
-    held = {"weight": means, "bias": -np.full(len(CLASSES), 32, np.float32), "means": means, "whitening": np.eye(WIDTH, dtype=np.float32)}
-    known = (means[np.arange(300) % len(CLASSES)] + rng.normal(size=(300, WIDTH))).astype(np.float32)
+    held = {
+        "weight": means,
+        "bias": -np.full(len(CLASSES), 32, np.float32),
+        "means": means,
+        "whitening": np.eye(WIDTH, dtype=np.float32),
+    }
+    known = (means[np.arange(300) % len(CLASSES)] + rng.normal(size=(300, WIDTH))).astype(
+        np.float32
+    )
     strangers = rng.normal(size=(100, WIDTH)).astype(np.float32)
     every = identifier_of(tmp_path, held)
     assert (every.identify(known).codes == np.arange(300) % len(CLASSES)).all()
@@ -78,7 +100,9 @@ def test_what_is_unlike_all_that_is_known_has_no_name(tmp_path, method):
     said = identifier_of(tmp_path, held, open_set=asked | {"threshold": threshold})
     assert np.mean(said.identify(known).codes < 0) == pytest.approx(0.05, abs=0.01)
     assert np.mean(said.identify(strangers).codes < 0) > 0.95
-    assert (said.identify(strangers).ranking >= 0).all(), "the nearest of the known is told all the same"
+    assert (said.identify(strangers).ranking >= 0).all(), (
+        "the nearest of the known is told all the same"
+    )
 
 
 def test_distances_are_mahalanobis(vectors):
@@ -107,7 +131,11 @@ def test_an_image_without_an_embedding_has_no_name(tmp_path, vectors):
     [
         ({"weight": np.zeros((3, WIDTH), np.float32)}, {}, "3 rows for 6 classes"),
         ({"bias": np.zeros(6, np.float32)}, {}, "lacks weight"),
-        (None, {"open_set": {"method": "distance", "threshold": -5, "abstains": 0.05, "n": 9}}, "lacks means, whitening"),
+        (
+            None,
+            {"open_set": {"method": "distance", "threshold": -5, "abstains": 0.05, "n": 9}},
+            "lacks means, whitening",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, held, changes, told):

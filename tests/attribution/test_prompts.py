@@ -10,7 +10,10 @@ from ray_app.attribution.prompts import cleaned, normalised_prompt
     [
         ("  oil painting\n of a   lighthouse ", "oil painting of a lighthouse"),
         ("(masterpiece:1.3), a red fox, <lora:detail:0.6>, NSFW", "masterpiece, a red fox"),
-        ("https://host/a.png https://host/b.png a red fox in snow --ar 16:9 --v 5.2", "a red fox in snow"),
+        (
+            "https://host/a.png https://host/b.png a red fox in snow --ar 16:9 --v 5.2",
+            "a red fox in snow",
+        ),
         ("a red fox::2 in snow::1", "a red fox in snow"),
         ("a transfer window, unsafe for workers", "a transfer window, unsafe for workers"),
         ("狐と雪のある静かな冬の朝の風景", "狐と雪のある静かな冬の朝の風景"),
@@ -22,7 +25,16 @@ def test_what_is_left_of_a_prompt(prompt, words):
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, "   ", "too short", "1234567890, 2024", "nsfw, sfw, rating_explicit", "x" * 2001, "a" * 9 + " nsfw"]
+    "prompt",
+    [
+        None,
+        "   ",
+        "too short",
+        "1234567890, 2024",
+        "nsfw, sfw, rating_explicit",
+        "x" * 2001,
+        "a" * 9 + " nsfw",
+    ],
 )
 def test_what_is_no_prompt(prompt):
     assert cleaned(prompt) is None
@@ -31,14 +43,26 @@ def test_what_is_no_prompt(prompt):
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("oil painting of a lighthouse in fog, <lora:foo:0.6>", "oil painting of a lighthouse in fog"),
-        ("(masterpiece:1.3), ((best quality)), [blurry], cat", "masterpiece, best quality, blurry, cat"),
+        (
+            "oil painting of a lighthouse in fog, <lora:foo:0.6>",
+            "oil painting of a lighthouse in fog",
+        ),
+        (
+            "(masterpiece:1.3), ((best quality)), [blurry], cat",
+            "masterpiece, best quality, blurry, cat",
+        ),
         ("a (red (fox:1.2):0.8) on snow", "a red fox on snow"),
         ("a [cat:dog:0.5] on [grass|sand]", "a cat dog on grass sand"),
         ("hot dog:: food::2 red::-.5 plate --ar 16:9 --v 5.2", "hot dog food red plate"),
-        ("https://host/a.png <https://host/b.png> a castle --iw 2 --no trees, cars --seed 7", "a castle"),
+        (
+            "https://host/a.png <https://host/b.png> a castle --iw 2 --no trees, cars --seed 7",
+            "a castle",
+        ),
         ("castle, , ,moat ,  BREAK tower,", "castle, moat, tower"),
-        ("a dog - brown, half-timbered house, 5:4 picture", "a dog - brown, half-timbered house, 5:4 picture"),
+        (
+            "a dog - brown, half-timbered house, 5:4 picture",
+            "a dog - brown, half-timbered house, 5:4 picture",
+        ),
         ("", ""),
         ("ﬁne café", "fine café"),
     ],

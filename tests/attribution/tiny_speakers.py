@@ -1,4 +1,6 @@
-"""Tiny captioners and language models with drawn weights, kept as published files are: what tests of describers load."""
+"""Tiny captioners and language models with drawn weights, kept as published files are: what tests
+of describers load.
+"""
 
 import hashlib
 
@@ -6,24 +8,51 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ray_app.attribution.captioners import HEADER, DialogueNet, body_state, build_captioner, build_dialogue, build_prefix, train_words
+from ray_app.attribution.captioners import (
+    HEADER,
+    DialogueNet,
+    body_state,
+    build_captioner,
+    build_dialogue,
+    build_prefix,
+    train_words,
+)
 from ray_app.attribution.cards import DescriberCard, load_describer
 
-PROMPTS = ["a red circle on the left", "a blue square above a green triangle", "an oil painting of a lighthouse", "ein grünes Häuschen ☃"]
+PROMPTS = [
+    "a red circle on the left",
+    "a blue square above a green triangle",
+    "an oil painting of a lighthouse",
+    "ein grünes Häuschen ☃",
+]
 WORDS = train_words(PROMPTS, 290)
 V = WORDS.tokenizer.get_vocab_size()
 WIDTH, SIDE = 12, 32
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 _TEXT = {"vocab_size": V, **_SIZES}
 _VISION = {**_SIZES, "image_size": SIDE, "patch_size": 8}
 _MARKS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 _GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **_MARKS}
 ARCHITECTURES = {
-    "git": {"model": "git", "config": {**_TEXT, **_MARKS, "vision_config": _VISION, "max_position_embeddings": 64}},
+    "git": {
+        "model": "git",
+        "config": {**_TEXT, **_MARKS, "vision_config": _VISION, "max_position_embeddings": 64},
+    },
     "blip": {
         "model": "blip",
         "config": {
-            "text_config": {**_TEXT, **_MARKS, "sep_token_id": 0, "encoder_hidden_size": 32, "max_position_embeddings": 64},
+            "text_config": {
+                **_TEXT,
+                **_MARKS,
+                "sep_token_id": 0,
+                "encoder_hidden_size": 32,
+                "max_position_embeddings": 64,
+            },
             "vision_config": _VISION,
         },
     },
@@ -31,13 +60,24 @@ ARCHITECTURES = {
         "model": "vision-encoder-decoder",
         "config": {
             "encoder": {"model_type": "vit", **_VISION},
-            "decoder": {"model_type": "gpt2", **_GPT2, "add_cross_attention": True, "is_decoder": True},
+            "decoder": {
+                "model_type": "gpt2",
+                **_GPT2,
+                "add_cross_attention": True,
+                "is_decoder": True,
+            },
         },
     },
     "prefix": {"width": WIDTH, "config": _GPT2},
 }
 PIXELS = {"resize": {"mode": "squash", "size": SIDE}, "mean": [0.5] * 3, "std": [0.5] * 3}
-COMMON = {"title": "Tiny", "licence": "mine", "source": "tests", "training_data": {"name": "none", "licence": "none"}, "most_tokens": 12}
+COMMON = {
+    "title": "Tiny",
+    "licence": "mine",
+    "source": "tests",
+    "training_data": {"name": "none", "licence": "none"},
+    "most_tokens": 12,
+}
 
 
 def drawn(network, seed=3, spread=0.35):
@@ -53,21 +93,50 @@ def network_of(kind):
     """A network of ARCHITECTURES with drawn values."""
     torch.manual_seed(1)
     if kind == "prefix":
-        told = {"name": "p", "tier": "prefix", "detector": "x", "prefix": 3, "architecture": ARCHITECTURES[kind], **_weights("w", "0" * 64)}
+        told = {
+            "name": "p",
+            "tier": "prefix",
+            "detector": "x",
+            "prefix": 3,
+            "architecture": ARCHITECTURES[kind],
+            **_weights("w", "0" * 64),
+        }
         return drawn(build_prefix(DescriberCard.model_validate(COMMON | told)))
     return drawn(build_captioner("tiny", ARCHITECTURES[kind]))
 
 
 def card_of(folder, kind, **changes):
-    """A card in FOLDER with the weights of `network_of(kind)` in the published format, the tokenizer in their header."""
-    return kept(folder, network_of(kind), ARCHITECTURES[kind], "prefix" if kind == "prefix" else "captioner", **changes)
+    """A card in FOLDER with the weights of `network_of(kind)` in the published format, the
+    tokenizer in their header.
+    """
+    return kept(
+        folder,
+        network_of(kind),
+        ARCHITECTURES[kind],
+        "prefix" if kind == "prefix" else "captioner",
+        **changes,
+    )
 
 
 def kept(folder, network, architecture, tier, words=WORDS, **changes):
-    save_file(body_state(network), folder / "describer.safetensors", metadata={HEADER: words.tokenizer.to_str()})
+    save_file(
+        body_state(network),
+        folder / "describer.safetensors",
+        metadata={HEADER: words.tokenizer.to_str()},
+    )
     digest = hashlib.sha256((folder / "describer.safetensors").read_bytes()).hexdigest()
-    sees = {"detector": "x", "embedding": {"width": WIDTH}, "prefix": 3} if tier == "prefix" else {"preprocessing": PIXELS}
-    told = {"name": "tiny", "tier": tier, "architecture": architecture, **sees, **_weights("describer.safetensors", digest)}
+    sees = (
+        {"detector": "x", "embedding": {"width": WIDTH}, "prefix": 3}
+        if tier == "prefix"
+        else {"preprocessing": PIXELS}
+    )
+    told = {
+        "name": "tiny",
+        "tier": tier,
+        "architecture": architecture,
+        **sees,
+        **_weights("describer.safetensors", digest),
+    }
     (folder / "describer.yaml").write_text(yaml.safe_dump(COMMON | told | changes))
     return load_describer(folder / "describer.yaml")
 
@@ -77,7 +146,9 @@ def _weights(uri, digest):
 
 
 def dialogue_card(folder):
-    """A tiny LLaVA that is asked a question; 16 tokens of an image. Returns its card, and its network with the question's tokens."""
+    """A tiny LLaVA that is asked a question; 16 tokens of an image. Returns its card, and its
+    network with the question's tokens.
+    """
     words = train_words([*PROMPTS, "<image> write a prompt"], 300)
     words.tokenizer.add_special_tokens(["<image>", "<|user|>"])
     size = words.tokenizer.get_vocab_size()
@@ -92,6 +163,7 @@ def dialogue_card(folder):
     }  # fmt: skip
     torch.manual_seed(2)
     network = drawn(DialogueNet(build_dialogue("tiny", architecture), []), spread=0.2)
-    for parameter in network.parameters():  # without values until now: what was drawn was added to nothing
+    # without values until now: what was drawn was added to nothing
+    for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return kept(folder, network, architecture, "dialogue", words, name="asked"), network, words

@@ -5,7 +5,9 @@ from ray_app.evaluation.config import EvaluateConfig
 
 
 def test_synthetic_rows_are_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.evaluation.config.EvaluateConfig", partial(EvaluateConfig, bootstrap=20))
+    monkeypatch.setattr(
+        "ray_app.evaluation.config.EvaluateConfig", partial(EvaluateConfig, bootstrap=20)
+    )
     rows = 20 * GENERATORS * 2
     write_run(tmp_path / "run", synthetic(rows))
     write_labels(tmp_path / "labels.parquet", rows)

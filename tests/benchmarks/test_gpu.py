@@ -36,7 +36,8 @@ def test_what_is_over_the_budget_is_left_out_and_a_failure_is_no_end():
         raise RuntimeError("no kernel image")
 
     pieces = iter([("a", taking(20)), ("b", failing), ("c", taking(40)), ("d", taking(1))])
-    assert list(measure_part("detectors", pieces, budget, result)) == ["a", "b", "c", "d"]  # what there is is written after each
+    # what there is is written after each
+    assert list(measure_part("detectors", pieces, budget, result)) == ["a", "b", "c", "d"]
     assert list(measure_part("run", iter([("e", taking(1))]), budget, result)) == ["e"]
     assert result["parts"]["detectors"] == {
         "a": {"rate": 20, "seconds": 20},
@@ -50,7 +51,9 @@ def test_what_is_over_the_budget_is_left_out_and_a_failure_is_no_end():
 def test_a_detector_is_held_to_its_golden_score_and_to_a_cpu():
     found = detector_figures(load_card("touchstone-tiny"), "cpu", 2)
     assert found["weights"] == "own"
-    assert found["golden"]["score"] == pytest.approx(found["golden"]["card"], abs=found["golden"]["tolerance"])
+    assert found["golden"]["score"] == pytest.approx(
+        found["golden"]["card"], abs=found["golden"]["tolerance"]
+    )
     assert found["fp32"]["from_cpu"] <= 1e-5
     assert not found["fp32"]["beyond"]
     assert set(found["bf16"]["rates"]) == {"1", "2"}
@@ -59,8 +62,21 @@ def test_a_detector_is_held_to_its_golden_score_and_to_a_cpu():
 
 def test_recipes_step_and_the_result_is_written(tmp_path, capsys):
     target = tmp_path / "gpu.json"
-    words = ["--json", str(target), "--device", "cpu", "--parts", "detectors", "train", "--recipes", TINY, "clip-linear"]
-    assert main([*words, "--detectors", "touchstone-tiny", "--most", "1", "--micro-batch", "2"]) == 0
+    words = [
+        "--json",
+        str(target),
+        "--device",
+        "cpu",
+        "--parts",
+        "detectors",
+        "train",
+        "--recipes",
+        TINY,
+        "clip-linear",
+    ]
+    assert (
+        main([*words, "--detectors", "touchstone-tiny", "--most", "1", "--micro-batch", "2"]) == 0
+    )
     result = json.loads(target.read_text())
     assert result["parts"]["train"]["clip-linear"]["left_out"].startswith("method linear-probe")
     step = result["parts"]["train"][TINY]

@@ -7,7 +7,11 @@ from benchmarks.load import Load, Photograph, load, main, photographs_in
 from benchmarks.tally import agree
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
-PHOTOGRAPHS = [Photograph(f"{i}.jpg", data, score_of(data)) for i in range(5) for data in [bytes([65 + i]) * 5000]]
+PHOTOGRAPHS = [
+    Photograph(f"{i}.jpg", data, score_of(data))
+    for i in range(5)
+    for data in [bytes([65 + i]) * 5000]
+]
 
 
 @pytest.fixture
@@ -27,7 +31,8 @@ def test_every_answer_is_counted_once(endpoint):
     assert (found.back_pressure, found.other, found.lost) == (0, 0, 0)
     assert found.scores == {one.name: one.expected for one in PHOTOGRAPHS}
     assert 0 < found.rate * found.seconds <= found.ok
-    assert found.ok - found.rate * found.seconds <= 4.01  # those under way at the end are not in the rate
+    # those under way at the end are not in the rate
+    assert found.ok - found.rate * found.seconds <= 4.01
     assert 0 < found.p50_s <= found.p90_s <= found.p99_s <= found.max_s < 1
 
 
@@ -41,7 +46,9 @@ def test_a_wrong_score_is_noticed(endpoint):
 
 
 def test_back_pressure_is_told_apart_from_trouble(endpoint):
-    endpoint.script = deque([refuse(503, Retry_After="0"), refuse(429, Retry_After="0"), refuse(503), refuse(500), TORN])
+    endpoint.script = deque(
+        [refuse(503, Retry_After="0"), refuse(429, Retry_After="0"), refuse(503), refuse(500), TORN]
+    )
     found = load(asked(endpoint, clients=1), PHOTOGRAPHS)
     assert (found.back_pressure, found.other, found.connection_errors) == (2, 3, 1)
     assert (found.statuses["503"], found.statuses["429"], found.statuses["500"]) == (2, 1, 1)
@@ -57,7 +64,16 @@ def test_from_the_command_line(endpoint, tmp_path, capsys):
     expected = tmp_path / "expected.json"
     expected.write_text(json.dumps({one.name: one.expected for one in PHOTOGRAPHS}))
     assert photographs_in(folder, json.loads(expected.read_text())) == PHOTOGRAPHS
-    options = ["--clients", "2", "--seconds", "0.3", "--expected", str(expected), "--field", "scores.tiny"]
+    options = [
+        "--clients",
+        "2",
+        "--seconds",
+        "0.3",
+        "--expected",
+        str(expected),
+        "--field",
+        "scores.tiny",
+    ]
     arguments = [endpoint.url + "/v1/score", str(folder), *options]
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] > 0

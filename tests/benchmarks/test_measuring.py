@@ -30,7 +30,9 @@ def test_a_process_is_measured_with_its_children(tmp_path, monkeypatch):
     child = CHILD.replace("time.sleep(60)", "print('large', flush=True); time.sleep(1.2)")
     started = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True, stdout=subprocess.PIPE)"
     parent = f"import subprocess, sys, time; {started}.stdout.readline(); time.sleep(0.6)"
-    ran = run_measured([sys.executable, "-c", f"{parent}; print('done')"], {}, timeout_s=60, log=tmp_path / "log")
+    ran = run_measured(
+        [sys.executable, "-c", f"{parent}; print('done')"], {}, timeout_s=60, log=tmp_path / "log"
+    )
     assert ran.stdout.strip() == "done"
     assert 64 * 2**20 < ran.peak_memory_bytes < 300 * 2**20
 
@@ -38,7 +40,11 @@ def test_a_process_is_measured_with_its_children(tmp_path, monkeypatch):
 def test_nothing_stays_behind_when_a_contender_fails(tmp_path):
     orphan = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {CHILD!r}], start_new_session=True)"
     note = tmp_path / "pid"
-    command = [sys.executable, "-c", f"{orphan}; open({str(note)!r}, 'w').write(str(p.pid)); sys.exit('no luck')"]
+    command = [
+        sys.executable,
+        "-c",
+        f"{orphan}; open({str(note)!r}, 'w').write(str(p.pid)); sys.exit('no luck')",
+    ]
     with pytest.raises(ContenderError, match="no luck"):
         run_measured(command, {}, timeout_s=60, log=tmp_path / "log")
     assert ProcessTree(int(note.read_text()), "unused").living() == []

@@ -20,9 +20,18 @@ def test_every_name_in_the_figures_is_a_contender():
 
 def test_a_run_directory_becomes_a_record(tmp_path):
     start = datetime(2030, 1, 1, tzinfo=UTC)
-    rows = [{"uri": f"/a/{i}.jpg", "score": None if i == 5 else i / 4, "scored_at": start + timedelta(seconds=i // 4)} for i in range(8)]
+    rows = [
+        {
+            "uri": f"/a/{i}.jpg",
+            "score": None if i == 5 else i / 4,
+            "scored_at": start + timedelta(seconds=i // 4),
+        }
+        for i in range(8)
+    ]
     (tmp_path / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores" / "00000-00000000-00000001.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows), tmp_path / "scores" / "00000-00000000-00000001.parquet"
+    )
     (tmp_path / "sessions").mkdir()
     session = {"started_at": start.isoformat(), "rows": 8, "seconds": {"decode": 0.4, "score": 0.8}}
     (tmp_path / "sessions" / "00001.json").write_text(json.dumps(session))
@@ -37,12 +46,22 @@ def test_a_run_directory_becomes_a_record(tmp_path):
 @pytest.mark.timeout(900)
 def test_a_small_run_end_to_end(tmp_path, capsys):
     target = tmp_path / "result.json"
-    assert main(["--quick", "--json", str(target), "--works", "decode_bound", "--scale", "0.34"]) == 0
+    assert (
+        main(["--quick", "--json", str(target), "--works", "decode_bound", "--scale", "0.34"]) == 0
+    )
     result = json.loads(target.read_text())
-    assert set(result["ratios"]["decode_bound"]) == {*PEERS, *DETAILS} - {"daft_model"} - result["left_out"].keys()
-    assert result["left_out"].keys() <= {"daft_guide", "daft_model"}  # where no package index answers
+    assert (
+        set(result["ratios"]["decode_bound"])
+        == {*PEERS, *DETAILS} - {"daft_model"} - result["left_out"].keys()
+    )
+    # where no package index answers
+    assert result["left_out"].keys() <= {"daft_guide", "daft_model"}
     processor = result["processor_s_per_image"]["decode_bound"]
-    assert processor[OURS]["own"] > sum(seconds for kind, seconds in processor[OURS].items() if kind != "own") > 0
+    assert (
+        processor[OURS]["own"]
+        > sum(seconds for kind, seconds in processor[OURS].items() if kind != "own")
+        > 0
+    )
     assert result["object_store_bytes_per_image"]["decode_bound"]["ray_guide"] > 1_000_000
     assert result["object_store_bytes_per_image"]["decode_bound"][OURS] < 10_000
     assert result["machine"]["cores"] >= 1

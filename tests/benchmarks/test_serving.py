@@ -25,14 +25,26 @@ NOISE = (0.6, 1.0, 1.1)  # one round went badly: the median must not care
 def measurement(model, server, number=0, noise=1.0, **more):
     rate, p99 = RECORDED[model][server]
     latencies = {"p50_s": p99 / 2, "p90_s": p99 / 1.2, "p99_s": p99 / noise, "max_s": 2 * p99}
-    rest = {"ok": 1000, "cpu_s_per_image": 0.0123, "startup_s": 8.0, "elsewhere_cpu_s": 2.0, "memory_bytes": 2**30, "client_cpu_s": 1.0}
+    rest = {
+        "ok": 1000,
+        "cpu_s_per_image": 0.0123,
+        "startup_s": 8.0,
+        "elsewhere_cpu_s": 2.0,
+        "memory_bytes": 2**30,
+        "client_cpu_s": 1.0,
+    }
     return Measurement(model, server, number, rate=rate * noise, **latencies, **(rest | more))
 
 
 @pytest.fixture(scope="module")
 def result():
     return figures(
-        [measurement(model, server, number, noise) for number, noise in enumerate(NOISE) for model, of in RECORDED.items() for server in of]
+        [
+            measurement(model, server, number, noise)
+            for number, noise in enumerate(NOISE)
+            for model, of in RECORDED.items()
+            for server in of
+        ]
     )
 
 
@@ -47,9 +59,20 @@ def test_ratios_are_of_medians_against_ours_on_as_many_cores(result, model, way,
 
 
 def test_targets_are_judged_by_throughput(result):
-    assert {(one["model"], one["way"], one["against"]): one["met"] for one in result["targets"]} == dict.fromkeys(TARGETS, True)
-    slow = figures([measurement("heavy", "litserve"), measurement("heavy", "server", noise=0.9), measurement("heavy", "ray", noise=0.7)])
-    assert [(target["way"], target["met"]) for target in slow["targets"]] == [("server", False), ("ray", True)]
+    assert {
+        (one["model"], one["way"], one["against"]): one["met"] for one in result["targets"]
+    } == dict.fromkeys(TARGETS, True)
+    slow = figures(
+        [
+            measurement("heavy", "litserve"),
+            measurement("heavy", "server", noise=0.9),
+            measurement("heavy", "ray", noise=0.7),
+        ]
+    )
+    assert [(target["way"], target["met"]) for target in slow["targets"]] == [
+        ("server", False),
+        ("ray", True),
+    ]
 
 
 def test_wrong_and_missing_answers_are_complained_about():
@@ -64,7 +87,8 @@ def test_what_is_said_to_be_fair_is():
     config = ServeConfig(ensembles=("tiny",))
     assert config.batching.wait_ms / 1e3 == WAIT_S
     assert config.batching.slots is None  # as in batch jobs: what LitServe's script takes too
-    assert config.limits.max_requests >= FULL.clients > QUICK.clients  # nobody is refused in a closed loop
+    # nobody is refused in a closed loop
+    assert config.limits.max_requests >= FULL.clients > QUICK.clients
     assert Load("http://x").timeout_s > config.limits.deadline_s
 
 
@@ -74,7 +98,10 @@ WORK = Work("tiny", "card.yaml", "tiny", "/tmp")
 def test_a_server_that_does_not_come_up_says_why(tmp_path):
     command = [sys.executable, "-c", "import sys; print('no card'); sys.exit(3)"]
     server = Server("small", "", lambda work, port: [*command, str(port)], 1, ready="/small.log")
-    with pytest.raises(ContenderError, match="exit code 3\nno card"), running(server, WORK, tmp_path):
+    with (
+        pytest.raises(ContenderError, match="exit code 3\nno card"),
+        running(server, WORK, tmp_path),
+    ):
         pass  # pragma: no cover
 
 
@@ -84,7 +111,17 @@ def test_a_small_run_end_to_end(tmp_path, capsys):
     from benchmarks.serving import main
 
     target = tmp_path / "result.json"
-    arguments = ["--quick", "--seconds", "3", "--models", "tiny", "--servers", "server", "litserve", "fastapi"]
+    arguments = [
+        "--quick",
+        "--seconds",
+        "3",
+        "--models",
+        "tiny",
+        "--servers",
+        "server",
+        "litserve",
+        "fastapi",
+    ]
     assert main([*arguments, "--json", str(target)]) == 0
     result = json.loads(target.read_text())
     assert result["ratios"]["tiny"]["server"]["litserve"].keys() == {"throughput", "p99"}

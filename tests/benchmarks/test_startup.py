@@ -21,8 +21,11 @@ while time.monotonic() < begun + 1.0:
 
 
 def test_what_a_command_does_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.measuring.SAMPLE_SHARE", 1.0)  # on a loaded machine a sample is dear, and the next one far away
-    found = measure(Command("slowly", (sys.executable, "-c", SLOWLY), verdict=_has_part), os.environ, tmp_path)
+    # on a loaded machine a sample is dear, and the next one far away
+    monkeypatch.setattr("benchmarks.measuring.SAMPLE_SHARE", 1.0)
+    found = measure(
+        Command("slowly", (sys.executable, "-c", SLOWLY), verdict=_has_part), os.environ, tmp_path
+    )
     assert 0 < found.first_output_s <= found.first_verdict_s < found.end_s
     assert found.first_verdict_s >= 0.5
     assert found.end_s >= 1.0
@@ -32,6 +35,8 @@ def test_what_a_command_does_is_timed(tmp_path, monkeypatch):
 
 def test_a_service_is_ended_once_it_is_ready(tmp_path):
     waiting = "import time; print('http://here', flush=True); time.sleep(200)"
-    found = measure(Command("serve", (sys.executable, "-c", waiting), serves=True), os.environ, tmp_path)
+    found = measure(
+        Command("serve", (sys.executable, "-c", waiting), serves=True), os.environ, tmp_path
+    )
     assert found.first_output_s > 0
     assert found.end_s is None

@@ -5,12 +5,27 @@ import pytest
 
 from benchmarks.measuring import ContenderError
 from benchmarks.training import main
-from benchmarks.training_figures import OURS, PEERS, SAME_STEPS, Measurement, complaints, figures, steady_figures, table
+from benchmarks.training_figures import (
+    OURS,
+    PEERS,
+    SAME_STEPS,
+    Measurement,
+    complaints,
+    figures,
+    steady_figures,
+    table,
+)
 
 
 def _lines(steps, *, wait, compute):
     return [
-        {"step": s, "time": 100 + (wait + compute) * (s + 1), "wait_s": wait, "compute_s": compute, "loss": 1 / (s + 1)}
+        {
+            "step": s,
+            "time": 100 + (wait + compute) * (s + 1),
+            "wait_s": wait,
+            "compute_s": compute,
+            "loss": 1 / (s + 1),
+        }
         for s in range(steps)
     ]
 
@@ -24,14 +39,18 @@ def test_steady_figures_leave_out_the_start_and_the_end():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("lines", [_lines(9, wait=0.1, compute=0.1), [*_lines(9, wait=0.1, compute=0.1), {"step": 3}]])
+@pytest.mark.parametrize(
+    "lines", [_lines(9, wait=0.1, compute=0.1), [*_lines(9, wait=0.1, compute=0.1), {"step": 3}]]
+)
 def test_a_history_with_a_step_missing_or_twice_is_no_measurement(lines):
     with pytest.raises(ContenderError, match="for 10 steps"):
         steady_figures(lines, 10)
 
 
 def _measured(trainer, number, rate, losses=(0.7, 0.6)):
-    return Measurement("compute_bound", trainer, number, rate, 0.01, 0.2, 0.05, 30.0, 90.0, 2**30, losses)
+    return Measurement(
+        "compute_bound", trainer, number, rate, 0.01, 0.2, 0.05, 30.0, 90.0, 2**30, losses
+    )
 
 
 def test_ratios_are_of_medians():
@@ -42,7 +61,9 @@ def test_ratios_are_of_medians():
     assert result["targets"][0]["met"]
     assert "met" in table(result)
     assert complaints(result) == []
-    assert not figures([_measured(OURS, 0, 0.9), _measured("torchrun", 0, 1.0)])["targets"][0]["met"]
+    assert not figures([_measured(OURS, 0, 0.9), _measured("torchrun", 0, 1.0)])["targets"][0][
+        "met"
+    ]
 
 
 @pytest.mark.parametrize("other", [0.65, math.nan])

@@ -28,7 +28,8 @@ from tests.storage.tls_server import Loopback, answer, authority
 from tests.unprivileged import closed, nested
 
 KILLS = b"this one kills the decoder"
-# In a decoder process, before it begins: a picture that holds those words ends it, as a bug in a codec would.
+# In a decoder process, before it begins: a picture that holds those words ends it, as a bug in a
+# codec would.
 DYING = f"""
 import sys
 if any(word.endswith("decoder_child.py") for word in sys.orig_argv):
@@ -44,7 +45,9 @@ if any(word.endswith("decoder_child.py") for word in sys.orig_argv):
 
 
 def picture(seed=1, size=(300, 200), format="JPEG"):
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // 20, size[0] // 20, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 255, (size[1] // 20, size[0] // 20, 3), dtype=np.uint8
+    )
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, format)
     return stream.getvalue()
@@ -77,7 +80,9 @@ def rows_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(photos, tmp_path, check):
+def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(
+    photos, tmp_path, check
+):
     (photos / "nowhere").symlink_to("gone")
     (photos / "linked").symlink_to(tmp_path)
     os.mkfifo(photos / "pipe")
@@ -97,19 +102,30 @@ def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(phot
     expected = load_ensemble("default").score([photos / "a.jpg", photos / "below" / "b.png"])
     for name, result in zip(("a.jpg", "below/b.png"), expected, strict=True):
         row = found[name]
-        assert row["score"] == pytest.approx(result.score, abs=1e-5)  # the last bits are those of the number of threads
+        # the last bits are those of the number of threads
+        assert row["score"] == pytest.approx(result.score, abs=1e-5)
         assert row["scores"] == pytest.approx(result.scores, abs=1e-5)
         assert (row["verdict"], row["verdict_reason"]) == (result.verdict, result.verdict_reason)
-        assert (row["width"], row["height"], row["sha256"]) == (result.facts.width, result.facts.height, result.facts.sha256)
+        assert (row["width"], row["height"], row["sha256"]) == (
+            result.facts.width,
+            result.facts.height,
+            result.facts.sha256,
+        )
 
 
 def test_closed_and_nested_folders_are_rows_among_others(photos, check):
     with closed(photos / "below"), nested(photos, "d", 1000):
         code, text = check(photos, "--ensemble", "tiny", "--json")
-        found = {row["uri"].removeprefix(f"{photos}/"): (row["status"], row["detail"]) for row in rows_of(text)}
+        found = {
+            row["uri"].removeprefix(f"{photos}/"): (row["status"], row["detail"])
+            for row in rows_of(text)
+        }
         assert check(photos / "below", "--ensemble", "tiny")[0] == 3
     assert code == 0
-    assert found.pop("below") == ("source_denied", "this folder cannot be listed: Permission denied")
+    assert found.pop("below") == (
+        "source_denied",
+        "this folder cannot be listed: Permission denied",
+    )
     assert found.pop("d/" * 1000 + "x.jpg")[0] == "empty_file"
     assert set(found) == {"a.jpg", "z.jpg"}
 
@@ -124,27 +140,40 @@ def test_batches_side_by_side_give_what_one_after_another_gives():
 
     one_by_one = [scored(ensemble, start) for start in (0, 4, 8)]
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(scored, (ensemble, ensemble.twin(), ensemble.twin()), (0, 4, 8))) == one_by_one
+        assert (
+            list(pool.map(scored, (ensemble, ensemble.twin(), ensemble.twin()), (0, 4, 8)))
+            == one_by_one
+        )
 
 
 @pytest.mark.slow
 def test_one_thread_gives_the_bits_of_a_run_s_worker(photos):
     """A worker of a run has one thread; so has this command unless somebody says otherwise."""
     code = f"from ray_app import load_ensemble; print(repr(load_ensemble('default').score([{str(photos / 'a.jpg')!r}])[0].score))"
-    alone = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    alone = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+    )
     command = [sys.executable, "-m", "ray_app.cli", "check", str(photos / "a.jpg"), "--json"]
     checked = subprocess.run(command, capture_output=True, timeout=200, check=True).stdout.decode()
     assert rows_of(checked)[0]["score"] == float(alone.stdout)
 
 
-def test_a_picture_that_kills_the_decoder_is_a_row_among_others(photos, tmp_path, check, monkeypatch):
+def test_a_picture_that_kills_the_decoder_is_a_row_among_others(
+    photos, tmp_path, check, monkeypatch
+):
     (tmp_path / "sitecustomize.py").write_text(DYING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     (photos / "below" / "killer.jpg").write_bytes(picture(4) + KILLS)
     code, text = check(photos, "--json")
     assert code == 0
     found = {Path(row["uri"]).name: row for row in rows_of(text)}
-    assert (found["killer.jpg"]["status"], found["killer.jpg"]["detail"]) == ("decoder_crashed", "the decoder process died of SIGSEGV")
+    assert (found["killer.jpg"]["status"], found["killer.jpg"]["detail"]) == (
+        "decoder_crashed",
+        "the decoder process died of SIGSEGV",
+    )
     assert found["killer.jpg"]["score"] is None
     assert [found[name]["status"] for name in ("a.jpg", "b.png")] == ["ok", "ok"]
 
@@ -160,16 +189,34 @@ def test_the_table_says_why_and_not_one_score_is_exit_code_3(photos, check):
     lines = check(photos, "--ensemble", "tiny")[1].splitlines()
     assert lines[0] == "in photos/"
     assert lines[1].split()[:2] == ["file", "finding"]
-    assert [line.split()[0] for line in lines[2:6]] == ["a.jpg", "below/b.png", "below/notes.txt", "z.jpg"]
+    assert [line.split()[0] for line in lines[2:6]] == [
+        "a.jpg",
+        "below/b.png",
+        "below/notes.txt",
+        "z.jpg",
+    ]
     assert any(line.endswith("text, not an image") for line in lines)
     assert any(line.startswith("Demonstration detector") for line in lines)
-    assert sum(line.startswith("The ensemble tiny flags about 2.5 % of real pictures") for line in lines) == 1
+    assert (
+        sum(
+            line.startswith("The ensemble tiny flags about 2.5 % of real pictures")
+            for line in lines
+        )
+        == 1
+    )
     assert check(photos / "z.jpg", "--ensemble", "tiny")[0] == 3
 
 
 def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["=HYPERLINK(1).jpg", "-a.jpg", "\x1b[31mred.jpg", 'b,"c"\nd.jpg', "\u202egpj.exe", os.fsdecode(b"\xff.jpg")]
+    names = [
+        "=HYPERLINK(1).jpg",
+        "-a.jpg",
+        "\x1b[31mred.jpg",
+        'b,"c"\nd.jpg',
+        "\u202egpj.exe",
+        os.fsdecode(b"\xff.jpg"),
+    ]
     for name in names:
         (tmp_path / name).write_bytes(picture())
     code, text = check("--csv", "--detector", "touchstone-tiny", "--", *names)
@@ -190,13 +237,21 @@ def test_csv_parses_and_starts_no_formula_and_no_escape(tmp_path, check, monkeyp
     (["-", "photos/below", "https://example.org/c.jpg"], ["-", "below/b.png", "https://example.org/c.jpg"]),
 ])  # fmt: skip
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_file_is_shown_by_its_way_from_what_was_named(named, shown, absolute, tmp_path, monkeypatch):
+def test_a_file_is_shown_by_its_way_from_what_was_named(
+    named, shown, absolute, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     place = {
-        one.rpartition("/")[2]: str(tmp_path / "photos" / one.removeprefix("photos/")) for one in ("photos/a.jpg", "photos/below/b.png")
+        one.rpartition("/")[2]: str(tmp_path / "photos" / one.removeprefix("photos/"))
+        for one in ("photos/a.jpg", "photos/below/b.png")
     }
     rows = [{"uri": place.get(one.rpartition("/")[2], one)} for one in shown]
-    assert _shown(rows, [str(tmp_path / one) if absolute and "photos" in one else one for one in named]) == shown
+    assert (
+        _shown(
+            rows, [str(tmp_path / one) if absolute and "photos" in one else one for one in named]
+        )
+        == shown
+    )
 
 
 def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
@@ -209,25 +264,48 @@ def test_no_name_gets_out_of_the_table_the_json_or_the_page(tmp_path, check):
     assert table.replace("\n", "").isprintable()
     lines = check(folder, "--ensemble", "tiny", "--json")[1]
     assert lines.replace("\n", "").isprintable()
-    assert {Path(row["uri"]).name for row in rows_of(lines)} == {one.name for one in folder.iterdir()}
+    assert {Path(row["uri"]).name for row in rows_of(lines)} == {
+        one.name for one in folder.iterdir()
+    }
     text = page.read_text()
     assert text.count("<script") == 1
     assert text.count("The ensemble tiny flags about 2.5") == 1
     assert not {"\x1b", "\x9b", "\u202e"} & set(text)
     tags = read(text).tags
-    assert [tag for tag, attributes in tags if tag == "img" and attributes["src"].startswith("data:image/jpeg;base64,")] == ["img"] * 4
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["out.html", "x"]  # no half page is left
+    assert [
+        tag
+        for tag, attributes in tags
+        if tag == "img" and attributes["src"].startswith("data:image/jpeg;base64,")
+    ] == ["img"] * 4
+    # no half page is left
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out.html", "x"]
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e{{ 7 * 7 }}'
-LARGE = chunk(b"zTXt", HOSTILE.encode("latin-1", "ignore")[:79] + b"\0\0" + zlib.compress(bytes(17 * 2**20)))  # named by the finding
+# named by the finding
+LARGE = chunk(
+    b"zTXt", HOSTILE.encode("latin-1", "ignore")[:79] + b"\0\0" + zlib.compress(bytes(17 * 2**20))
+)
 
 
 @pytest.mark.parametrize(
     ("texts", "more"),
     [
-        ({"parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"}, b""),
-        ({"prompt": json.dumps({"1": {"class_type": HOSTILE, "inputs": {"ckpt_name": HOSTILE}}}), "Software": HOSTILE}, b""),
+        (
+            {
+                "parameters": f"{HOSTILE}\nNegative prompt: {HOSTILE}\nSteps: 20, Sampler: {HOSTILE}, Seed: 1, Model: {HOSTILE}"
+            },
+            b"",
+        ),
+        (
+            {
+                "prompt": json.dumps(
+                    {"1": {"class_type": HOSTILE, "inputs": {"ckpt_name": HOSTILE}}}
+                ),
+                "Software": HOSTILE,
+            },
+            b"",
+        ),
         ({"AISystemUsed": HOSTILE, "AIPromptInformation": HOSTILE}, b""),
         ({}, LARGE),
     ],
@@ -274,9 +352,17 @@ def test_a_url_is_fetched_through_the_guard(monkeypatch, capsys):
                 return [("127.0.0.1", server.port)]
 
             allowed = lambda address: address == "127.0.0.1" or is_public_address(address)  # noqa: E731
-            fetch = functools.partial(guarded_http.fetch_image, resolver=here, is_allowed_address=allowed)
+            fetch = functools.partial(
+                guarded_http.fetch_image, resolver=here, is_allowed_address=allowed
+            )
             monkeypatch.setattr(guarded_http, "fetch_image", fetch)
-            arguments = ["https://images.test/a.jpg", "https://images.test/gone.jpg", "--ensemble", "tiny", "--json"]
+            arguments = [
+                "https://images.test/a.jpg",
+                "https://images.test/gone.jpg",
+                "--ensemble",
+                "tiny",
+                "--json",
+            ]
             return await asyncio.to_thread(_checked, arguments)
 
     assert asyncio.run(scenario()) == 0

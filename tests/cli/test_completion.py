@@ -15,18 +15,26 @@ import pytest
 
 SHELLS = {
     "bash": (["bash", "--norc", "-i"], 'eval "$(touchstone config completion bash)"'),
-    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -u; eval "$(touchstone config completion zsh)"'),
+    "zsh": (
+        ["zsh", "-f", "-i"],
+        'autoload -Uz compinit && compinit -u; eval "$(touchstone config completion zsh)"',
+    ),
     "fish": (["fish", "--no-config", "-i"], "touchstone config completion fish | source"),
 }
 
 
 @contextmanager
 def terminal(command, folder):
-    """A program on a terminal of its own; yields a function that types, and reads until a pattern has come."""
+    """A program on a terminal of its own; yields a function that types, and reads until a pattern
+    has come.
+    """
     child, ours = pty.fork()
     if child == 0:
         os.chdir(folder)
-        os.environ |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TERM": "xterm"}
+        os.environ |= {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TERM": "xterm",
+        }
         os.execvp(command[0], command)
 
     def typed(keys, pattern, wait_s=60):

@@ -1,4 +1,6 @@
-"""`touchstone data collect` as a user types it, and as DFLIP-3K's own downloader is called; what it writes, `index` takes as it is."""
+"""`touchstone data collect` as a user types it, and as DFLIP-3K's own downloader is called; what it
+writes, `index` takes as it is.
+"""
 
 import json
 
@@ -17,17 +19,37 @@ for setting in ("allow_private=true", f"resolve={json.dumps(RESOLVE)}", "retry.b
 
 @pytest.fixture
 def meta(wild: Web, tmp_path):  # noqa: F811
-    record = {"Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>", "Seed": "42", "Model": "someMix_v2", "ENSD": ""}
-    urls = {"0012345": "good/0.x", "v1.5.7": "good/1.x", "gone": "gone/2.x", "page": "html/3.x", "7": "moved/5.x"}
+    record = {
+        "Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>",
+        "Seed": "42",
+        "Model": "someMix_v2",
+        "ENSD": "",
+    }
+    urls = {
+        "0012345": "good/0.x",
+        "v1.5.7": "good/1.x",
+        "gone": "gone/2.x",
+        "page": "html/3.x",
+        "7": "moved/5.x",
+    }
     path = tmp_path / "pd.json"
-    path.write_text(json.dumps({name: {"url": wild.url("h1", url), **record} for name, url in urls.items()}))
+    path.write_text(
+        json.dumps({name: {"url": wild.url("h1", url), **record} for name, url in urls.items()})
+    )
     return path
 
 
 def test_the_reference_command_line_gives_the_reference_names(meta, tmp_path, capsys):
     save = tmp_path / "saved"
-    assert main(["data", "collect", "--meta_file", str(meta), "--save_dir", str(save), *SETTINGS]) == 0
-    assert {path.name for path in save.iterdir()} == {"0012345.jpeg", "v1.5.7.png", "7.webp", "_collected"}
+    assert (
+        main(["data", "collect", "--meta_file", str(meta), "--save_dir", str(save), *SETTINGS]) == 0
+    )
+    assert {path.name for path in save.iterdir()} == {
+        "0012345.jpeg",
+        "v1.5.7.png",
+        "7.webp",
+        "_collected",
+    }
     assert (save / "v1.5.7.png").read_bytes() == picture(1)[0]
     rows = pq.read_table(save / "_collected" / "collected.parquet").to_pylist()
     assert [row["uri"] for row in rows] == ["../0012345.jpeg", "../v1.5.7.png", "../7.webp"]
@@ -41,7 +63,9 @@ def test_the_reference_command_line_gives_the_reference_names(meta, tmp_path, ca
 
 def test_what_is_collected_is_indexed_by_the_command_that_it_names(meta, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["data", "collect", str(meta), "--out", str(out), "--per-host", "1", *SETTINGS]) == 0
+    assert (
+        main(["data", "collect", str(meta), "--out", str(out), "--per-host", "1", *SETTINGS]) == 0
+    )
     printed = capsys.readouterr()
     assert "3 of 5 images" in printed.out
     assert "5 urls, 5 to be asked at 1 host" in printed.err
@@ -57,7 +81,10 @@ def test_what_is_collected_is_indexed_by_the_command_that_it_names(meta, tmp_pat
 
 
 def test_a_wrong_status_and_a_missing_list_are_told(meta, tmp_path, capsys):
-    assert main(["data", "collect", str(meta), "--out", str(tmp_path / "out"), "--retry", "never"]) == 2
+    assert (
+        main(["data", "collect", str(meta), "--out", str(tmp_path / "out"), "--retry", "never"])
+        == 2
+    )
     assert "source_timeout" in capsys.readouterr().err
     assert main(["data", "collect", "--out", str(tmp_path / "out")]) == 2
     assert "meta" in capsys.readouterr().err

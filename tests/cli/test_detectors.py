@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CARDS = {name: load_card(name) for name in named_configs("detectors")}
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TOUCHSTONE_CACHE", "/nonexistent")  # whatever this machine's user has fetched
-    WITHOUT_WEIGHTS = [name for name, card in CARDS.items() if not all(map(located, parts_of(card)))]
+    WITHOUT_WEIGHTS = [
+        name for name, card in CARDS.items() if not all(map(located, parts_of(card)))
+    ]
 TO_ACCEPT = [name for name, card in CARDS.items() if card.terms != "permissive"]
 NON_COMMERCIAL = "openfake-swinv2-small"
 
@@ -47,7 +49,9 @@ def test_list_is_a_table_that_explains_itself_and_json_has_everything(capsys):
         assert (" ! " in lines[place]) == (name in TO_ACCEPT)
         assert lines[place].endswith("missing" if name in WITHOUT_WEIGHTS else "here")
     marks = " ".join(lines[lines.index("") :])
-    assert all(text in marks for text in ("! the licence has to be accepted", "✓", ":NAME", SPEED_WORDS))
+    assert all(
+        text in marks for text in ("! the licence has to be accepted", "✓", ":NAME", SPEED_WORDS)
+    )
     assert main(["detectors", "list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in entries] == list(CARDS)
@@ -56,7 +60,9 @@ def test_list_is_a_table_that_explains_itself_and_json_has_everything(capsys):
         assert entry["card"] == json.loads(card.model_dump_json())
         assert entry["accepted"] == (entry["name"] not in TO_ACCEPT)
         assert entry["weights"] == ("missing" if entry["name"] in WITHOUT_WEIGHTS else "here")
-        assert [variant["name"] for variant in entry["variants"]] == [f"{card.name}:{variant}" for variant in card.variants]
+        assert [variant["name"] for variant in entry["variants"]] == [
+            f"{card.name}:{variant}" for variant in card.variants
+        ]
 
 
 @pytest.mark.parametrize("name", list(CARDS))
@@ -83,7 +89,12 @@ def test_show_asks_nothing_of_this_machine(home, capsys):
 
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_without_network_and_weights_one_clear_line(name, capsys):
-    assert main(["detectors", "fetch", name, *(["--accept-licence", name] if name in TO_ACCEPT else [])]) == 4
+    assert (
+        main(
+            ["detectors", "fetch", name, *(["--accept-licence", name] if name in TO_ACCEPT else [])]
+        )
+        == 4
+    )
     captured = capsys.readouterr()
     error, command = captured.err.splitlines()[-2:]
     assert error.startswith(f"touchstone: {name}: no weights")
@@ -97,19 +108,29 @@ def test_without_network_and_weights_one_clear_line(name, capsys):
 def test_terms_come_before_weights(name, verb, home, capsys):
     assert main(["detectors", verb, name]) == 4
     error, command = capsys.readouterr().err.splitlines()
-    assert all(text in error for text in (name, CARDS[name].licence, "not accepted", CARDS[name].weights.uri))
+    assert all(
+        text in error
+        for text in (name, CARDS[name].licence, "not accepted", CARDS[name].weights.uri)
+    )
     assert f"touchstone detectors fetch {name} --accept-licence {name}" in command
     assert not home.exists()
 
 
 def test_acceptance_is_remembered_and_marked(home, capsys):
     assert main(["detectors", "fetch", NON_COMMERCIAL, "--accept-licence", NON_COMMERCIAL]) == 4
-    assert f"accepted: {NON_COMMERCIAL}, licence CC-BY-NC-4.0; remembered in {home / 'config.yaml'}" in capsys.readouterr().err
-    assert yaml.safe_load((home / "config.yaml").read_text())["accepted_licences"].keys() == {NON_COMMERCIAL}
+    assert (
+        f"accepted: {NON_COMMERCIAL}, licence CC-BY-NC-4.0; remembered in {home / 'config.yaml'}"
+        in capsys.readouterr().err
+    )
+    assert yaml.safe_load((home / "config.yaml").read_text())["accepted_licences"].keys() == {
+        NON_COMMERCIAL
+    }
     assert main(["detectors", "fetch", NON_COMMERCIAL]) == 4
     assert "no weights" in capsys.readouterr().err
     main(["detectors", "list"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(NON_COMMERCIAL))
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(NON_COMMERCIAL)
+    )
     assert " ✓ " in line
     assert " ! " not in line
 
@@ -119,7 +140,10 @@ def test_acceptance_is_remembered_and_marked(home, capsys):
     [
         (["fetch"], "--all"),
         (["fetch", "touchstone-tiny", "--all"], "not both"),
-        (["fetch", "touchstone-tiny", "--accept-licence", "openfake-swinv2-smol"], "did you mean 'openfake-swinv2-small'?"),
+        (
+            ["fetch", "touchstone-tiny", "--accept-licence", "openfake-swinv2-smol"],
+            "did you mean 'openfake-swinv2-small'?",
+        ),
         (["show", "touchstone-tiny:none"], "no variant 'none'"),
     ],
 )
@@ -181,7 +205,10 @@ def test_verify_says_one_line_per_check_and_names_the_images_that_it_needs(tmp_p
     card = write_checkable(tmp_path)
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images")]) == 0
     lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["checkable", name, "ok"] for name in ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")]
+    assert lines == [
+        ["checkable", name, "ok"]
+        for name in ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")
+    ]
     assert main(["detectors", "verify", str(card)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "golden      skipped  published.png is needed (--images FOLDER)" in last
@@ -192,15 +219,24 @@ def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
     card = write_checkable(tmp_path)
     data = yaml.safe_load(card.read_text())
     right = data["golden"][0]["probability"]
-    wrong = golden_of(tmp_path / "images" / "any-name.png", right - 0.01 if right > 0.5 else right + 0.01)
+    wrong = golden_of(
+        tmp_path / "images" / "any-name.png", right - 0.01 if right > 0.5 else right + 0.01
+    )
     card.write_text(yaml.safe_dump(data | {"golden": [wrong]}))
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images")]) == 4
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.split()[:3] == ["checkable", "golden", "failed"]
     assert f"P(fake) {right:.4f}, published {wrong['probability']:.4f}" in last
-    assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images"), "--json"]) == 4
+    assert (
+        main(["detectors", "verify", str(card), "--images", str(tmp_path / "images"), "--json"])
+        == 4
+    )
     (told,) = json.loads(capsys.readouterr().out)
-    assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == ("checkable", False, "failed")
+    assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == (
+        "checkable",
+        False,
+        "failed",
+    )
 
 
 def test_add_copies_weights_and_says_what_to_do_next(tmp_path, home, capsys):
@@ -211,18 +247,26 @@ def test_add_copies_weights_and_says_what_to_do_next(tmp_path, home, capsys):
     assert last == "safe: complete: touchstone detectors verify safe"
     assert main(["detectors", "add", str(file), "--as", "safe", "--json"]) == 0
     added = json.loads(capsys.readouterr().out)
-    assert (added["part"], added["sha256"], added["lacking"]) == ("safe", sha256(file), {"safe": []})
+    assert (added["part"], added["sha256"], added["lacking"]) == (
+        "safe",
+        sha256(file),
+        {"safe": []},
+    )
     assert Path(added["path"]).is_relative_to(home / "cache")
     assert main(["detectors", "verify", "safe", "--accept-licence", "safe"]) == 0
 
 
 def test_add_refuses_a_file_with_another_sha256(tmp_path, home, capsys):
     (tmp_path / "head.pth").write_bytes(b"x" * 300)
-    assert main(["detectors", "add", str(tmp_path / "head.pth"), "--as", "unifd"]) == ExitCode.DETECTOR
+    assert (
+        main(["detectors", "add", str(tmp_path / "head.pth"), "--as", "unifd"]) == ExitCode.DETECTOR
+    )
     assert "the card states" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["FILE"], ["FILE", "FILE", "--as", "unifd"], ["FOLDER", "--as", "unifd"]])
+@pytest.mark.parametrize(
+    "words", [["FILE"], ["FILE", "FILE", "--as", "unifd"], ["FOLDER", "--as", "unifd"]]
+)
 def test_add_requires_one_file_and_its_name(tmp_path, words):
     (tmp_path / "head.pth").write_bytes(b"x" * 300)
     places = {"FILE": str(tmp_path / "head.pth"), "FOLDER": str(tmp_path)}
@@ -232,7 +276,11 @@ def test_add_requires_one_file_and_its_name(tmp_path, words):
 @pytest.mark.parametrize("family", ["detectzoo", "imdlbenco"])
 def test_retired_adapter_names_its_example(tmp_path, capsys, family):
     word = f"{family}:safe"
-    for command in (["detectors", "add", word], ["detectors", "show", word], ["plan", str(tmp_path), "--detector", word]):
+    for command in (
+        ["detectors", "add", word],
+        ["detectors", "show", word],
+        ["plan", str(tmp_path), "--detector", word],
+    ):
         assert main(command) == ExitCode.USAGE
         told = capsys.readouterr().err
         assert f"{family}:safe: the adapter {family} is retired" in told

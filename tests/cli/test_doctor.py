@@ -13,7 +13,18 @@ from ray_app.cluster import gpu_check, machine
 from ray_app.errors import ExitCode
 from ray_app.storage.node_budget import usable_cores
 
-NAMES = "packages", "gpu", "cpu", "memory", "disk", "cache", "weights", "trust list", "cluster", "chromium"
+NAMES = (
+    "packages",
+    "gpu",
+    "cpu",
+    "memory",
+    "disk",
+    "cache",
+    "weights",
+    "trust list",
+    "cluster",
+    "chromium",
+)
 
 
 @pytest.fixture
@@ -47,7 +58,9 @@ def test_a_machine_in_order_is_one_screen_and_starts_no_ray(capsys, monkeypatch)
 
 def test_a_torch_that_was_never_tested_is_refused_with_the_line_that_mends_it(asked, monkeypatch):
     real = metadata.version
-    monkeypatch.setattr(machine, "version", lambda name: "2.13.0" if name == "torch" else real(name))
+    monkeypatch.setattr(
+        machine, "version", lambda name: "2.13.0" if name == "torch" else real(name)
+    )
     code, found = asked("packages")
     assert (code, found["state"]) == (ExitCode.DETECTOR, "FAIL")
     assert found["found"].startswith("torch 2.13.0, and touchstone-forensics is made for >=2.")
@@ -60,21 +73,32 @@ def test_a_torch_that_does_not_load_is_one_line(asked, monkeypatch):
 
     monkeypatch.setattr(gpu_check, "torch_and_gpus", broken)
     code, found = asked("gpu")
-    assert (code, found["found"]) == (4, "ImportError: libtorch_cpu.so: cannot open shared object file")
+    assert (code, found["found"]) == (
+        4,
+        "ImportError: libtorch_cpu.so: cannot open shared object file",
+    )
 
 
 @pytest.mark.parametrize(("driver", "code", "state"), [(True, 4, "FAIL"), (False, 0, "note")])
-def test_a_gpu_that_torch_cannot_use_matters_once_ray_would_count_it(asked, monkeypatch, tmp_path, driver, code, state):
+def test_a_gpu_that_torch_cannot_use_matters_once_ray_would_count_it(
+    asked, monkeypatch, tmp_path, driver, code, state
+):
     monkeypatch.setattr(gpu_check, "gpu_problem", lambda: "this node has an NVIDIA GPU: mend it")
     monkeypatch.setattr(gpu_check, "DRIVER", tmp_path if driver else tmp_path / "none")
-    assert asked("gpu") == (code, {"name": "gpu", "state": state, "found": "this node has an NVIDIA GPU", "todo": "mend it"})
+    assert asked("gpu") == (
+        code,
+        {"name": "gpu", "state": state, "found": "this node has an NVIDIA GPU", "todo": "mend it"},
+    )
 
 
 def test_doctor_counts_the_cores_that_commands_use(asked, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 512)
     code, found = asked("cpu")
     assert (code, found["state"]) == (0, "ok")
-    assert re.match(rf"commands use {usable_cores()} of 512 cores, the limit of (this process|the container); networks in ", found["found"])
+    assert re.match(
+        rf"commands use {usable_cores()} of 512 cores, the limit of (this process|the container); networks in ",
+        found["found"],
+    )
 
 
 def test_a_cache_that_cannot_be_written_can_wait(asked, monkeypatch, tmp_path):

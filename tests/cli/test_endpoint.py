@@ -25,13 +25,22 @@ def photos(tmp_path):
 
 
 def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")  # wide enough for the folder's name, wherever tests keep their files
+    # wide enough for the folder's name, wherever tests keep their files
+    monkeypatch.setenv("COLUMNS", "300")
     assert main(["score", "--endpoint", endpoint.url, str(photos)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"in {photos}/"
     assert lines[1].split() == ["file", "finding", "verdict", "probability*", "score", "status"]
     assert [line.split()[0] for line in lines[2:5]] == ["a.jpg", "below/b", "z.png"]
-    assert lines[2].split()[1:] == ["flagged", "by", "detectors", "fake", "0.9000", f"{score_of(b'first'):+.2f}", "ok"]
+    assert lines[2].split()[1:] == [
+        "flagged",
+        "by",
+        "detectors",
+        "fake",
+        "0.9000",
+        f"{score_of(b'first'):+.2f}",
+        "ok",
+    ]
     assert lines[3].endswith("corrupt_image")
     assert "Demonstration" in lines[-1]
     assert lines[-2] == ERROR_RATES
@@ -39,14 +48,28 @@ def test_a_folder_becomes_a_table(endpoint, photos, capsys, monkeypatch):
 
 
 def test_json_lines_have_uri_and_everything_else(endpoint, photos, capsys):
-    assert main(["score", "--endpoint", endpoint.url, "--json", str(photos / "a.jpg"), str(photos / "below")]) == 0
+    assert (
+        main(
+            [
+                "score",
+                "--endpoint",
+                endpoint.url,
+                "--json",
+                str(photos / "a.jpg"),
+                str(photos / "below"),
+            ]
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["uri"] for row in rows] == [str(photos / "a.jpg"), str(photos / "below" / "b")]
     assert [row["score"] for row in rows] == [score_of(b"first"), None]
     assert rows[1]["error"]["code"] == "corrupt_image"
 
 
-def test_the_token_is_of_the_file_or_the_environment(endpoint, photos, capsys, tmp_path, monkeypatch):
+def test_the_token_is_of_the_file_or_the_environment(
+    endpoint, photos, capsys, tmp_path, monkeypatch
+):
     endpoint.token = "of-the-file"
     file = tmp_path / "token"
     file.write_text("of-the-file\n")

@@ -14,7 +14,10 @@ N = 400
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     photos, names, scores = tmp_path_factory.mktemp("photos"), names_of(N), log_odds(0, N)
-    return [make_run(tmp_path_factory.mktemp("run"), names, {TINY: scores + shift}, list_in=photos) for shift in (0.0, 0.3)]
+    return [
+        make_run(tmp_path_factory.mktemp("run"), names, {TINY: scores + shift}, list_in=photos)
+        for shift in (0.0, 0.3)
+    ]
 
 
 def test_compare_prints_json(runs, capsys):
@@ -26,7 +29,10 @@ def test_compare_prints_json(runs, capsys):
 
 
 def test_labels_of_a_file(runs, tmp_path, capsys):
-    rows = [(row["image_id"], "fake" if place % 2 else "real") for place, row in enumerate(current_rows(RunDirectory.open(runs[0])))]
+    rows = [
+        (row["image_id"], "fake" if place % 2 else "real")
+        for place, row in enumerate(current_rows(RunDirectory.open(runs[0])))
+    ]
     with open(tmp_path / "truth.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image_id", "label"), *rows])
     assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv")]) == 0
@@ -48,17 +54,34 @@ def case(tmp_path):
     columns, truths, _ = random_rows(120)
     made_run(tmp_path / "run", columns)
     labels = tmp_path / "labels.csv"
-    rows = [f"{one},{truth['label']},{truth['generator']}\n" for one, truth in zip(columns["image_id"], truths, strict=True)]
+    rows = [
+        f"{one},{truth['label']},{truth['generator']}\n"
+        for one, truth in zip(columns["image_id"], truths, strict=True)
+    ]
     labels.write_text("image_id,label,generator\n" + "".join(rows))
-    return [str(tmp_path / "run"), "--labels", str(labels), "--out", str(tmp_path / "out"), "--set", "bootstrap=20"], tmp_path
+    return [
+        str(tmp_path / "run"),
+        "--labels",
+        str(labels),
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "bootstrap=20",
+    ], tmp_path
 
 
 def test_a_run_is_evaluated_and_json_is_the_document(case, capsys):
     words, folder = case
-    assert main(["evaluate", *words, "--json", "--no-thumbnails", "--protocol", "openfake-sd21"]) == 0
+    assert (
+        main(["evaluate", *words, "--json", "--no-thumbnails", "--protocol", "openfake-sd21"]) == 0
+    )
     told = capsys.readouterr()
     assert "counting scores" in told.err
-    assert {one.name for one in (folder / "out").iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
+    assert {one.name for one in (folder / "out").iterdir()} == {
+        "metrics.json",
+        "metrics.csv",
+        "report.html",
+    }
     document = json.loads(told.out)
     assert document == json.loads((folder / "out" / "metrics.json").read_text())
     assert document["protocol"]["name"] == "openfake-sd21"

@@ -1,4 +1,6 @@
-"""`touchstone detectors fetch ENSEMBLE` from a hub: all in one command, whatever happens on the way, and what to do next."""
+"""`touchstone detectors fetch ENSEMBLE` from a hub: all in one command, whatever happens on the
+way, and what to do next.
+"""
 
 import hashlib
 import shutil
@@ -29,7 +31,10 @@ def hub(tmp_path, monkeypatch):
     with ModelHub() as server:
         constants = "huggingface_hub.constants."
         monkeypatch.setattr(constants + "ENDPOINT", server.url)
-        monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants + "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants + "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
         yield server
@@ -37,19 +42,31 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ensemble(hub, tmp_path):
-    """Two small detectors in the published layout: a network of one file, and a head on a tower whose file also has a text tower."""
+    """Two small detectors in the published layout: a network of one file, and a head on a tower
+    whose file also has a text tower.
+    """
     preprocessing = {"resize": {"mode": "squash", "size": 64}}
     kind = {"name": "small", "title": "A small ViT", "family": "timm-classifier"}
-    network = {"architecture": {"name": "test_vit", "arguments": {"img_size": 64}}, "preprocessing": preprocessing}
+    network = {
+        "architecture": {"name": "test_vit", "arguments": {"img_size": 64}},
+        "preprocessing": preprocessing,
+    }
     card = DetectorCard.model_validate(kind | network | UNPUBLISHED)
-    vit_file = write_weights(tmp_path / "made" / "small.safetensors", seeded_state(card)).read_bytes()
+    vit_file = write_weights(
+        tmp_path / "made" / "small.safetensors", seeded_state(card)
+    ).read_bytes()
     _, path = small_clip.small_card(tmp_path / "made")
     vit_at = hub.commit("owners/vit", {"model.safetensors": vit_file})
-    clip_at = hub.commit("owners/clip", {"clip.safetensors": (tmp_path / "made" / "clip.safetensors").read_bytes()})
+    clip_at = hub.commit(
+        "owners/clip", {"clip.safetensors": (tmp_path / "made" / "clip.safetensors").read_bytes()}
+    )
     folder = tmp_path / "cards"
     folder.mkdir()
     vit = card.model_dump(mode="json", exclude_unset=True)
-    vit["weights"] = {"uri": f"hf://owners/vit@{vit_at}/model.safetensors", "sha256": hashlib.sha256(vit_file).hexdigest()}
+    vit["weights"] = {
+        "uri": f"hf://owners/vit@{vit_at}/model.safetensors",
+        "sha256": hashlib.sha256(vit_file).hexdigest(),
+    }
     clip = yaml.safe_load(path.read_text())
     clip["backbone"]["weights"]["uri"] = f"hf://owners/clip@{clip_at}/clip.safetensors"
     for name, content in (("small", vit), ("small-clip", clip)):
@@ -57,7 +74,11 @@ def ensemble(hub, tmp_path):
     shutil.copy(tmp_path / "made" / "weights.pth", folder / "weights.pth")
     shutil.rmtree(tmp_path / "made")
     members = [{"detector": f"{name}.yaml"} for name in ("small", "small-clip")]
-    (folder / "both.yaml").write_text(yaml.safe_dump({"name": "both", "title": "Both", "members": members, "rule": "mean-probability"}))
+    (folder / "both.yaml").write_text(
+        yaml.safe_dump(
+            {"name": "both", "title": "Both", "members": members, "rule": "mean-probability"}
+        )
+    )
     return folder / "both.yaml"
 
 
@@ -65,7 +86,9 @@ def large(hub):
     return {len(data): data for files in hub.commits.values() for data in files.values()}
 
 
-def test_one_command_brings_an_ensemble_and_the_next_one_runs_it(hub, ensemble, tmp_path, monkeypatch, capsys):
+def test_one_command_brings_an_ensemble_and_the_next_one_runs_it(
+    hub, ensemble, tmp_path, monkeypatch, capsys
+):
     assert main(["detectors", "fetch", str(ensemble)]) == 0
     told = capsys.readouterr()
     total = sum(large(hub)) / 1e6
@@ -97,14 +120,22 @@ def test_a_damaged_file_is_refused_and_the_way_out_that_is_named_works(hub, ense
     assert "the card says" in told.err  # of the file whose SHA-256 is on the card
     assert "the hub said" in told.err  # of the other
     hub.damaged.clear()
-    for place in [line.split(": ")[2].partition(" is not")[0] for line in told.err.splitlines() if "is not the file" in line]:
+    for place in [
+        line.split(": ")[2].partition(" is not")[0]
+        for line in told.err.splitlines()
+        if "is not the file" in line
+    ]:
         assert "/blobs/" in place
         Path(place).unlink()
     assert main(["detectors", "fetch", str(ensemble)]) == 0
 
 
 @pytest.mark.parametrize(
-    ("shut", "said"), [("gated", "accepted the terms of https://huggingface.co/owners/clip"), ("private", "hf auth login")]
+    ("shut", "said"),
+    [
+        ("gated", "accepted the terms of https://huggingface.co/owners/clip"),
+        ("private", "hf auth login"),
+    ],
 )
 def test_a_repository_that_is_shut_is_said_and_the_others_come(hub, ensemble, shut, said, capsys):
     getattr(hub, shut).add("owners/clip")
@@ -117,7 +148,9 @@ def test_a_repository_that_is_shut_is_said_and_the_others_come(hub, ensemble, sh
 
 
 def test_a_disk_without_room_is_said_before_anything_is_fetched(hub, ensemble, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 1000))
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 1000)
+    )
     assert main(["detectors", "fetch", str(ensemble)]) == 4
     assert "MB are to be fetched" in capsys.readouterr().err
     assert hub.elsewhere.ranges == []

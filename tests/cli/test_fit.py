@@ -51,7 +51,10 @@ def written(path, rows):
 
 
 def run(card, index, out, *more, labels=True):
-    return fit.main([str(card), *(["--labels"] if labels else []), str(index), "--out", str(out), *more], standalone_mode=False)
+    return fit.main(
+        [str(card), *(["--labels"] if labels else []), str(index), "--out", str(out), *more],
+        standalone_mode=False,
+    )
 
 
 @pytest.mark.parametrize("classifier", ["svm", "logistic"])
@@ -61,15 +64,24 @@ def test_from_labels_to_a_detector(archive, capsys, classifier):
     assert run(base, written(folder / "mine.csv", rows), out, "--classifier", classifier) == 0
     told = capsys.readouterr().out
     assert "12 real and 12 fake" in told
-    assert "cross-validated ROC AUC 1.000 (mean of 5 folds, 1.000 to 1.000); each image was judged by a head that did not see it" in told
+    assert (
+        "cross-validated ROC AUC 1.000 (mean of 5 folds, 1.000 to 1.000); each image was judged by a head that did not see it"
+        in told
+    )
     assert f"--detector {out / 'card.yaml'}" in told
-    assert sorted(path.name for path in out.iterdir()) == ["card.yaml", "features.npz", "weights.pth"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.yaml",
+        "features.npz",
+        "weights.pth",
+    ]
 
     card = load_card(out / "card.yaml")
     assert card.name == f"small-clip-{classifier}"
     assert card.training_data.name == "mine.csv"
     detector = load_detector(card)
-    prepared = np.stack([detector.prepare(Image.open(folder / row["uri"]).convert("RGB")) for row in rows])
+    prepared = np.stack(
+        [detector.prepare(Image.open(folder / row["uri"]).convert("RGB")) for row in rows]
+    )
     assert np.array_equal(detector.score(prepared) > 0, [row["label"] == "fake" for row in rows])
 
 
@@ -82,7 +94,9 @@ def test_from_labels_to_a_detector(archive, capsys, classifier):
 )
 def test_a_head_says_which_generators_and_sources_it_saw(archive, real, fake, seen):
     folder, base, rows = archive
-    told = [row | {"group": row["uri"]} | (fake if row["label"] == "fake" else real) for row in rows]
+    told = [
+        row | {"group": row["uri"]} | (fake if row["label"] == "fake" else real) for row in rows
+    ]
     run(base, written(folder / "mine.csv", told), folder / "head")
     data = load_card(folder / "head" / "card.yaml").training_data
     assert (data.generators, data.sources, data.complete) == seen
@@ -108,7 +122,11 @@ def test_what_cannot_be_read_is_told_and_counted(archive, capsys):
     captured = capsys.readouterr()
     assert "3 of 26 images could not be read" in captured.err
     assert "1 of 26 rows repeat an image" in captured.err
-    for name, status in (("0", "empty_file"), ("1", "unsupported_format"), ("absent", "source_missing")):
+    for name, status in (
+        ("0", "empty_file"),
+        ("1", "unsupported_format"),
+        ("absent", "source_missing"),
+    ):
         assert any(f"{name}.png" in line and status in line for line in captured.err.splitlines())
     assert "11 real and 11 fake" in captured.out
 
@@ -116,7 +134,10 @@ def test_what_cannot_be_read_is_told_and_counted(archive, capsys):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_labels_in_every_format(tmp_path, suffix):
     numbers = suffix != ".csv"
-    rows = [{"uri": "a.png", "label": 0 if numbers else "Real"}, {"uri": "/there/b.png", "label": 1 if numbers else "FAKE"}]
+    rows = [
+        {"uri": "a.png", "label": 0 if numbers else "Real"},
+        {"uri": "/there/b.png", "label": 1 if numbers else "FAKE"},
+    ]
     rows.append({"uri": "s3://bucket/c.png", "label": 1 if numbers else "1"})
     found = read_labels(str(written(tmp_path / f"mine{suffix}", rows)))
     assert [row.uri for row in found] == [f"{tmp_path}/a.png", "/there/b.png", "s3://bucket/c.png"]
@@ -124,16 +145,27 @@ def test_labels_in_every_format(tmp_path, suffix):
 
 
 def test_labels_that_a_spreadsheet_saved_are_read(tmp_path):
-    (tmp_path / "mine.csv").write_text("URI;Label;Group\r\na.png;0.0;x\r\nb.png;1.0;y\r\n", encoding="utf-8-sig")
+    (tmp_path / "mine.csv").write_text(
+        "URI;Label;Group\r\na.png;0.0;x\r\nb.png;1.0;y\r\n", encoding="utf-8-sig"
+    )
     found = read_labels(str(tmp_path / "mine.csv"))
-    assert [(row.uri, row.label, row.group) for row in found] == [(f"{tmp_path}/a.png", 0, "x"), (f"{tmp_path}/b.png", 1, "y")]
+    assert [(row.uri, row.label, row.group) for row in found] == [
+        (f"{tmp_path}/a.png", 0, "x"),
+        (f"{tmp_path}/b.png", 1, "y"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([{"uri": "a.png", "label": "genuine"}], "row 1: 'genuine' is not a label"),
-        ([{"uri": "a.png", "label": "real", "group": "x"}, {"uri": "b.png", "label": "real", "group": ""}], "some rows have a group"),
+        (
+            [
+                {"uri": "a.png", "label": "real", "group": "x"},
+                {"uri": "b.png", "label": "real", "group": ""},
+            ],
+            "some rows have a group",
+        ),
     ],
 )
 def test_labels_that_are_not_understood_are_told_by_row(tmp_path, rows, said):
@@ -170,7 +202,11 @@ def no_fake_readable(folder, rows):
     ("spoil", "more", "said"),
     [
         (no_fake_readable, [], "0 fake"),
-        (lambda folder, rows: [*rows, rows[0] | {"label": "fake"}], [], "labelled both real and fake"),
+        (
+            lambda folder, rows: [*rows, rows[0] | {"label": "fake"}],
+            [],
+            "labelled both real and fake",
+        ),
         (lambda folder, rows: rows, ["--name", "My Head!"], "--name"),
     ],
     ids=["one class that can be read", "two labels", "no name of a card"],
@@ -192,7 +228,10 @@ def photos(archive, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(folder / "home.yaml"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    families = [row | {"uri": f"../{row['uri']}", "source": f"s{index // 2}", "family": f"f{index // 4}"} for index, row in enumerate(rows)]
+    families = [
+        row | {"uri": f"../{row['uri']}", "source": f"s{index // 2}", "family": f"f{index // 4}"}
+        for index, row in enumerate(rows)
+    ]
     (folder / "photos").mkdir()
     written(folder / "photos" / "index.parquet", families)
     return folder
@@ -202,13 +241,19 @@ def unfitted(folder, name, **changes):
     """The shipped card with a small seeded backbone, as a file; its head is not there."""
     card = seeded_frozen(name, folder / "seeded")
     own = load_card(name).weights
-    return write_card(card.model_copy(update={"weights": own} | changes), folder / f"{name.replace(':', '-')}.yaml")
+    return write_card(
+        card.model_copy(update={"weights": own} | changes),
+        folder / f"{name.replace(':', '-')}.yaml",
+    )
 
 
 def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
     card = unfitted(photos, "vfm-dinov3-convnext")
     assert main(["detectors", "fetch", str(card)]) == 0
-    assert "nobody publishes its head; fit one: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
+    assert (
+        "nobody publishes its head; fit one: touchstone detectors fit vfm-dinov3-convnext"
+        in capsys.readouterr().err
+    )
     with pytest.raises(DetectorError, match="no weights of its head") as missing:
         load_detector(card)
     assert "touchstone detectors fit vfm-dinov3-convnext LABELS --install" in missing.value.hint
@@ -216,9 +261,13 @@ def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
     assert main(["detectors", "fit", str(card), "photos", "--install"]) == 0
     told = capsys.readouterr().out
     assert "12 real and 12 fake" in told
-    assert "saw neither it nor any other of its group, of which there are 6" in told  # families, not the 12 sources
+    # families, not the 12 sources
+    assert "saw neither it nor any other of its group, of which there are 6" in told
     fitted = load_card(photos / "heads/vfm-dinov3-convnext/card.yaml")
-    assert (fitted.name, fitted.training_data.name) == ("vfm-dinov3-convnext-logistic", "index.parquet")
+    assert (fitted.name, fitted.training_data.name) == (
+        "vfm-dinov3-convnext-logistic",
+        "index.parquet",
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     assert np.array_equal(load_detector(card).score(pixels), load_detector(fitted).score(pixels))
     assert main(["detectors", "verify", str(card)]) == 0
@@ -249,7 +298,9 @@ def test_terms_are_accepted_once_for_backbone_and_head(photos, monkeypatch):
         (["photos", "--install"], "a head of its own"),
     ],
 )
-def test_what_does_not_go_together_is_refused(photos, archive, monkeypatch, capsys, arguments, said):
+def test_what_does_not_go_together_is_refused(
+    photos, archive, monkeypatch, capsys, arguments, said
+):
     monkeypatch.chdir(photos)
     assert main(["detectors", "fit", str(archive[1]), *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -10,12 +10,16 @@ from tests.datasets.published import write_files, write_json, write_openfake
 
 
 def run(*words, standalone=False):
-    return CliRunner().invoke(index, [str(word) for word in words], standalone_mode=standalone, catch_exceptions=True)
+    return CliRunner().invoke(
+        index, [str(word) for word in words], standalone_mode=standalone, catch_exceptions=True
+    )
 
 
 @pytest.fixture
 def folders(tmp_path):
-    return write_files(tmp_path / "set", "real/1.png", "fake/sdxl/2.png", "fake/sdxl/3.png", "fake/notes.txt")
+    return write_files(
+        tmp_path / "set", "real/1.png", "fake/sdxl/2.png", "fake/sdxl/3.png", "fake/notes.txt"
+    )
 
 
 def test_index_shows_counts(folders, tmp_path):
@@ -36,7 +40,16 @@ def test_index_shows_counts(folders, tmp_path):
 
 def test_index_in_json_with_hashes(folders, tmp_path):
     said = run(
-        folders, "--layout", "folders", "--out", tmp_path / "index", "--hash", "sha256,phash", "--json", "--set", "arguments.generator=all"
+        folders,
+        "--layout",
+        "folders",
+        "--out",
+        tmp_path / "index",
+        "--hash",
+        "sha256,phash",
+        "--json",
+        "--set",
+        "arguments.generator=all",
     )
     found = json.loads(said.stdout)
     assert found["hashes"] == ["sha256", "phash"]
@@ -47,7 +60,10 @@ def test_index_in_json_with_hashes(folders, tmp_path):
 def test_complete(folders, tmp_path):
     images = write_files(tmp_path / "images", "1.png", "2.png")
     words = (images, "--layout", "dflip", "--complete", "--set")
-    whole, part = write_json(tmp_path / "a/mj.json", {"1": {}, "2": {}}), write_json(tmp_path / "b/mj.json", {"1": {}, "2": {}, "3": {}})
+    whole, part = (
+        write_json(tmp_path / "a/mj.json", {"1": {}, "2": {}}),
+        write_json(tmp_path / "b/mj.json", {"1": {}, "2": {}, "3": {}}),
+    )
     assert run(*words, f"arguments.file={whole}", "--out", tmp_path / "whole").exit_code == 0
     said = run(*words, f"arguments.file={part}", "--out", tmp_path / "part")
     assert isinstance(said.exception, ConfigError)
@@ -73,11 +89,23 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
 
 
 def test_documented_faults_of_the_data_are_told_and_left_out_on_request(tmp_path):
-    words = (write_openfake(tmp_path / "set"), "--layout", "openfake", "--set", "arguments.version=v1", "--out")
+    words = (
+        write_openfake(tmp_path / "set"),
+        "--layout",
+        "openfake",
+        "--set",
+        "arguments.version=v1",
+        "--out",
+    )
     said = run(*words, tmp_path / "index")
     [told] = [line for line in said.stdout.splitlines() if "openfake-v1-prompts" in line]
-    assert told.startswith("known fault: OpenFake, version 1, 2 rows: prompts belong to other images")
-    assert any("openfake-sana" in line for line in json.loads(run(*words, tmp_path / "index", "--json").stdout)["known_faults"])
+    assert told.startswith(
+        "known fault: OpenFake, version 1, 2 rows: prompts belong to other images"
+    )
+    assert any(
+        "openfake-sana" in line
+        for line in json.loads(run(*words, tmp_path / "index", "--json").stdout)["known_faults"]
+    )
     said = run(*words, tmp_path / "sparing", "--leave-out-faults")
     assert said.stdout.startswith("7 labelled images")
     assert "left out: 1 × spoiled by a documented fault of the data" in said.stdout

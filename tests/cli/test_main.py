@@ -29,17 +29,30 @@ def test_help_is_light():
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("path", "command"),
+    list(commands()),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
 def test_every_command_explains_itself(path, command, capsys):
     assert main([*path, "--help"]) == 0
     assert command.help
     assert capsys.readouterr().out.startswith(f"Usage: touchstone {' '.join(path)}")
-    assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
+    assert all(
+        option.help
+        for option in command.params
+        if isinstance(option, click.Option) and option.name != "help"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "written"),
-    [("a\u202e.jpg", "\\u202e"), ("a\x9b31m.jpg", "\\u009b31m"), ("a\udcff.jpg", "\\udcff"), ("größe.jpg", "größe")],
+    [
+        ("a\u202e.jpg", "\\u202e"),
+        ("a\x9b31m.jpg", "\\u009b31m"),
+        ("a\udcff.jpg", "\\udcff"),
+        ("größe.jpg", "größe"),
+    ],
     ids=["reordered", "a terminal's control", "no text", "letters"],
 )
 def test_no_name_moves_a_terminal_s_text_in_json(name, written, capsys):
@@ -58,7 +71,12 @@ def test_names_that_scripts_rely_on_stay(name, capsys):
 
 @pytest.mark.parametrize(
     ("words", "nearest"),
-    [(["scroe"], "score"), (["gallary"], "runs gallery"), (["runs", "galery"], "gallery"), (["detectors", "lst"], "list")],
+    [
+        (["scroe"], "score"),
+        (["gallary"], "runs gallery"),
+        (["runs", "galery"], "gallery"),
+        (["detectors", "lst"], "list"),
+    ],
 )
 def test_a_misspelt_command_is_answered_with_the_nearest(words, nearest, capsys):
     assert main(words) == 2
@@ -95,10 +113,15 @@ def test_what_is_shipped_is_listed_and_shown(group, capsys):
 )
 def test_words_are_completed(words, found):
     *typed, begun = words.split()
-    assert found in [one.value for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)]
+    assert found in [
+        one.value
+        for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
+    ]
 
 
-@pytest.mark.parametrize("words", ["check pho", "score --out pho", "runs report pho", "score --ensemble ./pho"])
+@pytest.mark.parametrize(
+    "words", ["check pho", "score --out pho", "runs report pho", "score --ensemble ./pho"]
+)
 def test_files_are_completed_wherever_a_path_may_stand(words):
     *typed, begun = words.split()
     found = ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)
@@ -106,7 +129,11 @@ def test_files_are_completed_wherever_a_path_may_stand(words):
 
 
 def test_a_shell_is_answered():
-    environment = os.environ | {"_TOUCHSTONE_COMPLETE": "bash_complete", "COMP_WORDS": "touchstone ev", "COMP_CWORD": "1"}
+    environment = os.environ | {
+        "_TOUCHSTONE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "touchstone ev",
+        "COMP_CWORD": "1",
+    }
     command = [sys.executable, "-c", "from ray_app.cli.__main__ import script; script()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "plain,evaluate\n"
@@ -139,5 +166,10 @@ def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path)
         "ended = [(main(words), [m for m in ('torch', 'ray', 'transformers') if m in sys.modules]) for words in json.loads(sys.argv[1])]\n"
         "print(json.dumps(ended))"
     )
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == [[0, []]] * len(commands), done.stderr

@@ -18,7 +18,9 @@ def shown(capsys, *arguments):
 
 
 def test_show_prints_the_card_of_an_identifier(tmp_path, capsys):
-    card = make_identifier(tmp_path, ["sdxl", "sdxl_1.0/mine", "midjourney-6"], [[0] * 3] * 3, "touchstone-tiny", FACTS)
+    card = make_identifier(
+        tmp_path, ["sdxl", "sdxl_1.0/mine", "midjourney-6"], [[0] * 3] * 3, "touchstone-tiny", FACTS
+    )
     assert json.loads(shown(capsys, card, "--json"))["classes"][0] == "sdxl"
     assert yaml.safe_load(shown(capsys, card))["detector"] == "touchstone-tiny"
 

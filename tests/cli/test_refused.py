@@ -32,13 +32,19 @@ def place(tmp_path_factory):
     for kind in ("real", "fake"):
         (folder / "photos" / kind).mkdir(parents=True)
         for number in range(3):
-            Image.effect_noise((96, 80), 40 + number).convert("RGB").save(folder / "photos" / kind / f"{number}.png")
+            Image.effect_noise((96, 80), 40 + number).convert("RGB").save(
+                folder / "photos" / kind / f"{number}.png"
+            )
     paths = [f"{folder}/photos/real/{number % 3}.png" for number in range(3)]
     (folder / "labels.csv").write_text("uri,label\n" + "".join(f"{path},real\n" for path in paths))
-    (folder / "broken.csv").write_text("uri\n" + f"{folder}/{'x' * 1000}.png\n" * 2000 + "one,two,three\n")
+    (folder / "broken.csv").write_text(
+        "uri\n" + f"{folder}/{'x' * 1000}.png\n" * 2000 + "one,two,three\n"
+    )
     quick = yaml.safe_load((config_root() / "train" / "quick.yaml").read_text())
     for name, at in (("good", ["photos"]), ("typo", ["photos", "fotos"])):
-        data = quick["data"] | {"train": [{"at": f"{folder}/{one}", "layout": "folders"} for one in at]}
+        data = quick["data"] | {
+            "train": [{"at": f"{folder}/{one}", "layout": "folders"} for one in at]
+        }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(quick | {"data": data}))
     return folder
 
@@ -65,14 +71,30 @@ def test_a_refused_command_leaves_no_directory(words, place, tmp_path, capsys):
     assert not [path for path in out.rglob("*") if path.is_file()]
     assert not out.exists() or words[0] in ("pack", "index")  # there the listing itself found it
     if words[0] == "pack":
-        assert main(["pack", f"{place}/photos", "--out", str(out)]) == ExitCode.DONE, "a corrected command may have the directory"
+        assert main(["pack", f"{place}/photos", "--out", str(out)]) == ExitCode.DONE, (
+            "a corrected command may have the directory"
+        )
 
 
-def test_the_gpus_of_a_cluster_are_refused_on_one_machine_without_any(place, tmp_path, capsys, monkeypatch):
+def test_the_gpus_of_a_cluster_are_refused_on_one_machine_without_any(
+    place, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert (
-        main(["score", f"{place}/photos", "--config", "overnight", "--ensemble", "tiny", "--out", str(tmp_path / "out")]) == ExitCode.USAGE
+        main(
+            [
+                "score",
+                f"{place}/photos",
+                "--config",
+                "overnight",
+                "--ensemble",
+                "tiny",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == ExitCode.USAGE
     )
     assert "--set cluster.gpus=null" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -105,7 +127,9 @@ def test_a_directory_of_another_command_stays_as_it_is(words, older, place, caps
     assert contents(older) == before
 
 
-@pytest.mark.parametrize("name", ["pack.json", "index.json", "collect.json", "generate.json", "train.json"])
+@pytest.mark.parametrize(
+    "name", ["pack.json", "index.json", "collect.json", "generate.json", "train.json"]
+)
 def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp_path, capsys):
     (tmp_path / name).write_text("{}")
     assert main(["score", f"{place}/photos", "--out", str(tmp_path)]) == ExitCode.USAGE
@@ -115,11 +139,15 @@ def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp
 
 def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
     monkeypatch.setattr("ray_app.scoring.backlog.on_ray", in_turn)
-    config = ScoreConfig(source=(f"{place}/broken.csv",), ensemble="tiny", out=str(tmp_path / "out"))
+    config = ScoreConfig(
+        source=(f"{place}/broken.csv",), ensemble="tiny", out=str(tmp_path / "out")
+    )
     run, resolved = RunDirectory.open(config.out), resolve(config)
     spec = resolved.spec(0)
     with Lease(run.store) as lease:
-        run.claim(resolved.identity(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json"))
+        run.claim(
+            resolved.identity(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json")
+        )
         begun = scoring.ScoringRun(resolved, run, lease, spec, 0.0)
         with pytest.raises(ConfigError, match=r"broken\.csv"):
             begun.list(BlockPlan(batch_slots=4, max_block_members=8))

@@ -34,17 +34,28 @@ def test_rows_are_sorted_either_way_with_empty_ones_last(plain_run, rows, capsys
     missing = [None] * (len(rows) - len(known))
     assert missing
     assert [row["score"] for row in shown(capsys, plain_run, "--sort", "score")] == known + missing
-    assert [row["score"] for row in shown(capsys, plain_run, "--sort", "-score")] == known[::-1] + missing
-    assert [row["score"] for row in shown(capsys, plain_run, "--sort", "-score", "--limit", "3")] == known[:-4:-1]
+    assert [row["score"] for row in shown(capsys, plain_run, "--sort", "-score")] == known[
+        ::-1
+    ] + missing
+    assert [
+        row["score"] for row in shown(capsys, plain_run, "--sort", "-score", "--limit", "3")
+    ] == known[:-4:-1]
 
 
 def test_conditions_hold_together(plain_run, rows, capsys):  # noqa: F811
     middle = sorted(row["score"] for row in rows if row["score"] is not None)[5]
     found = shown(capsys, plain_run, "--min-score", str(middle), "--match", "*photo-?.jpg")
-    wanted = [row for row in rows if row["score"] is not None and row["score"] >= middle and row["uri"][-11:-5] == "photo-"]
+    wanted = [
+        row
+        for row in rows
+        if row["score"] is not None and row["score"] >= middle and row["uri"][-11:-5] == "photo-"
+    ]
     assert found
     assert [row["uri"] for row in found] == [row["uri"] for row in wanted]
-    assert shown(capsys, plain_run, "--max-score", str(middle), "--min-score", str(middle + 1e-3)) == []
+    assert (
+        shown(capsys, plain_run, "--max-score", str(middle), "--min-score", str(middle + 1e-3))
+        == []
+    )
     assert {row["status"] for row in shown(capsys, plain_run, "--status", "ok")} == {"ok"}
 
 
@@ -52,17 +63,33 @@ def test_rows_since_a_time_or_for_so_long(plain_run, rows, capsys):  # noqa: F81
     last = max(row["scored_at"] for row in rows)
     expected = [row["uri"] for row in rows if row["scored_at"] >= last]
     assert [row["uri"] for row in shown(capsys, plain_run, "--since", last.isoformat())] == expected
-    assert [row["uri"] for row in shown(capsys, plain_run, "--since", last.replace(tzinfo=None).isoformat())] == expected  # UTC
+    # UTC
+    assert [
+        row["uri"]
+        for row in shown(capsys, plain_run, "--since", last.replace(tzinfo=None).isoformat())
+    ] == expected
     assert len(shown(capsys, plain_run, "--since", "36500d")) == len(rows)
     assert shown(capsys, plain_run, "--since", "2100-01-01") == []
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize("least", ["-1000", "1000"], ids=["rows", "no rows"])
-def test_rows_are_written_to_a_file_with_its_columns(plain_run, rows, ending, least, tmp_path, capsys):  # noqa: F811
+def test_rows_are_written_to_a_file_with_its_columns(
+    plain_run,  # noqa: F811
+    rows,
+    ending,
+    least,
+    tmp_path,
+    capsys,
+):
     out = tmp_path / f"verdicts.{ending}"
-    wanted = [row["image_id"] for row in rows if row["score"] is not None and row["score"] >= float(least)]
-    assert main(["results", plain_run, "--min-score", least, "--sort", "-score", "--out", str(out)]) == 0
+    wanted = [
+        row["image_id"] for row in rows if row["score"] is not None and row["score"] >= float(least)
+    ]
+    assert (
+        main(["results", plain_run, "--min-score", least, "--sort", "-score", "--out", str(out)])
+        == 0
+    )
     assert capsys.readouterr().out == f"{len(wanted)} rows: {out}\n"
     table = pyarrow.csv.read_csv(out) if ending == "csv" else pyarrow.parquet.read_table(out)
     assert sorted(table["image_id"].to_pylist()) == sorted(wanted)
@@ -92,7 +119,9 @@ def image_document(capsys, *words):
 
 
 def sha256_of(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def test_image_prints_its_row_with_digests_and_versions(plain_run, rows, capsys):  # noqa: F811
@@ -108,7 +137,8 @@ def test_image_prints_its_row_with_digests_and_versions(plain_run, rows, capsys)
         "ensemble": sha256_of(described["ensemble"]),
         "detectors": {"touchstone-tiny": {"card": sha256_of(facts), "weights": weights}},
     }
-    assert document["versions"] == {"touchstone": [], "row_schema": described["schema"]}  # this run has no sessions
+    # this run has no sessions
+    assert document["versions"] == {"touchstone": [], "row_schema": described["schema"]}
 
 
 def test_image_versions_name_each_version_once(plain_run, tmp_path, capsys):  # noqa: F811
@@ -124,7 +154,9 @@ def test_image_is_found_by_relative_path_and_image_id(plain_run, photos, rows, c
     assert row["image_id"] < 0  # looks like an option
     monkeypatch.chdir(photos)
     for name in (Path(row["uri"]).name, str(row["image_id"])):
-        assert image_document(capsys, plain_run, "--image", name)["row"]["image_id"] == row["image_id"]
+        assert (
+            image_document(capsys, plain_run, "--image", name)["row"]["image_id"] == row["image_id"]
+        )
 
 
 def test_image_without_json_shows_the_row_in_a_table(plain_run, photos, capsys):  # noqa: F811
@@ -144,7 +176,9 @@ def test_image_in_a_container_is_chosen_with_member(tmp_path, capsys):
     assert output.out == ""
     assert "2 rows of" in output.err
     assert "choose one with --member: a.jpg, b.jpg" in output.err
-    document = image_document(capsys, run, "--image", str(tmp_path / "two.zip"), "--member", "b.jpg")
+    document = image_document(
+        capsys, run, "--image", str(tmp_path / "two.zip"), "--member", "b.jpg"
+    )
     assert document["row"]["member"] == "b.jpg"
 
 
@@ -155,7 +189,12 @@ def test_repeated_member_is_chosen_by_image_id(tmp_path, capsys):
             member.size = len(data)
             file.addfile(member, io.BytesIO(data))
     run = score_here(load_ensemble_card("tiny"), tmp_path / "twice.tar", tmp_path / "run")
-    assert main(["results", run, "--image", str(tmp_path / "twice.tar"), "--member", "a.jpg", "--json"]) == 2
+    assert (
+        main(
+            ["results", run, "--image", str(tmp_path / "twice.tar"), "--member", "a.jpg", "--json"]
+        )
+        == 2
+    )
     ids = [row["image_id"] for row in current_rows(RunDirectory.open(run))]
     assert f"choose one by its image_id: --image {ids[0]}, {ids[1]}" in capsys.readouterr().err
     assert image_document(capsys, run, "--image", str(ids[1]))["row"]["occurrence"] == 1

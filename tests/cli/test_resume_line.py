@@ -24,9 +24,14 @@ def kept(error):
     return error
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (StorageError("disk full", hint="make space"), 5)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (StorageError("disk full", hint="make space"), 5)],
+)
 def test_it_is_the_command_as_it_was_typed(error, code, monkeypatch, capsys):
-    ended, lines = ended_by(kept(error), monkeypatch, capsys, ["python", "jobs/score.py", "my photos", "--out", "run"])
+    ended, lines = ended_by(
+        kept(error), monkeypatch, capsys, ["python", "jobs/score.py", "my photos", "--out", "run"]
+    )
     assert ended == code
     assert lines[-1] == "resume: python jobs/score.py 'my photos' --out run"
     monkeypatch.setattr("sys.argv", ["/usr/bin/touchstone", "score", "photos", "--out", "run"])
@@ -35,7 +40,9 @@ def test_it_is_the_command_as_it_was_typed(error, code, monkeypatch, capsys):
 
 
 def test_it_has_no_secrets_in_it(monkeypatch, capsys):
-    _, lines = ended_by(kept(KeyboardInterrupt()), monkeypatch, capsys, ["touchstone", "score", SIGNED])
+    _, lines = ended_by(
+        kept(KeyboardInterrupt()), monkeypatch, capsys, ["touchstone", "score", SIGNED]
+    )
     assert lines[-1].startswith("resume: touchstone score ")
     assert "0123abcd" not in lines[-1]
 

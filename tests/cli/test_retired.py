@@ -27,7 +27,10 @@ def test_retired_option_exits_2_with_one_line(path, option, capsys):
 
 def test_short_name_of_command_explains_retired_option(capsys):
     assert main(["calibrate", "RUN", "--method", "isotonic"]) == ExitCode.USAGE
-    assert capsys.readouterr().err == f"Error: 'detectors calibrate --method' is retired: {OPTIONS['detectors calibrate']['--method']}\n"
+    assert (
+        capsys.readouterr().err
+        == f"Error: 'detectors calibrate --method' is retired: {OPTIONS['detectors calibrate']['--method']}\n"
+    )
 
 
 @pytest.mark.parametrize("path", OPTIONS)
@@ -37,12 +40,18 @@ def test_commands_with_retired_options_exist(path):
         assert isinstance(command, click.Group)
         command = command.get_command(click.Context(command), name)
     assert command is not None
-    assert not {option for parameter in command.params for option in parameter.opts} & set(OPTIONS[path])
+    assert not {option for parameter in command.params for option in parameter.opts} & set(
+        OPTIONS[path]
+    )
 
 
 def test_help_lists_no_retired_command():
-    groups = [command for command in touchstone.commands.values() if isinstance(command, click.Group)]
-    listed = set(touchstone.commands) | {f"{group.name} {name}" for group in groups for name in group.commands}
+    groups = [
+        command for command in touchstone.commands.values() if isinstance(command, click.Group)
+    ]
+    listed = set(touchstone.commands) | {
+        f"{group.name} {name}" for group in groups for name in group.commands
+    }
     assert not listed & set(COMMANDS)
 
 

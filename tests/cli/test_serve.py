@@ -45,14 +45,19 @@ def test_a_cluster_is_left_to_serve_deploy(capsys, monkeypatch):
 
 def test_missing_weights_are_told_before_ray_starts(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
-    code, said = told(capsys, "--port", "18431", "--optional-detector", "community-forensics-vits384")
+    code, said = told(
+        capsys, "--port", "18431", "--optional-detector", "community-forensics-vits384"
+    )
     assert code == 4
     assert "touchstone detectors fetch community-forensics-vits384" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(("--set", "limits.deadlines=3"), "deadline_s"), (("--config", "nowhere.yaml"), "nowhere.yaml")],
+    [
+        (("--set", "limits.deadlines=3"), "deadline_s"),
+        (("--config", "nowhere.yaml"), "nowhere.yaml"),
+    ],
 )
 def test_what_is_misspelt_is_told(capsys, arguments, word):
     code, said = told(capsys, "--port", "18431", *arguments)
@@ -67,12 +72,19 @@ def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
         "import time\n\nfrom ray_app.serving.http.connections import install  # noqa: F401\n\ntime.sleep(18)\n"
     )
     (port,) = free_ports(1)
-    environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{tmp_path}", CALLBACK: "slow_imports.install"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{os.getcwd()}:{tmp_path}",
+        CALLBACK: "slow_imports.install",
+    }
     command = [sys.executable, "-m", "ray_app.cli", "serve", "--ray", "--port", str(port)]
     with (tmp_path / "log").open("w") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     try:
-        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (tmp_path / "log").read_text()
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (
+            tmp_path / "log"
+        ).read_text()
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
     finally:
         process.terminate()

@@ -20,16 +20,45 @@ def at(tmp_path):
 
 
 def test_a_split_is_told_and_says_what_comes_next(at, tmp_path):
-    said = run(split, at, "--out", tmp_path / "out", "--hold-out", "sora", "--train", "0.7", "--validation", "0.2")
+    said = run(
+        split,
+        at,
+        "--out",
+        tmp_path / "out",
+        "--hold-out",
+        "sora",
+        "--train",
+        "0.7",
+        "--validation",
+        "0.2",
+    )
     assert (said.exit_code, said.exception) == (0, None)
     lines = said.stdout.splitlines()
     assert lines[0] == "600 images in 200 groups, the largest of 3"
-    assert [line.split()[0] for line in lines[2:7]] == ["split", "train", "validation", "test", "aside"]
+    assert [line.split()[0] for line in lines[2:7]] == [
+        "split",
+        "train",
+        "validation",
+        "test",
+        "aside",
+    ]
     assert any("sora (held out)" in line for line in lines)
     assert lines[-2].startswith("next: touchstone train ")
     assert lines[-1].endswith(f"--labels {tmp_path / 'out'} --split test --out figures")
     assert len(read_index(str(tmp_path / "out"))) == 600
-    again = run(split, at, "--out", tmp_path / "out", "--hold-out", "sora", "--train", "0.7", "--validation", "0.2", "--json")
+    again = run(
+        split,
+        at,
+        "--out",
+        tmp_path / "out",
+        "--hold-out",
+        "sora",
+        "--train",
+        "0.7",
+        "--validation",
+        "0.2",
+        "--json",
+    )
     assert json.loads(again.stdout) == json.loads((tmp_path / "out" / "split.json").read_text())
 
 

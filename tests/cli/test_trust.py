@@ -30,7 +30,10 @@ def test_draw_label_and_read_back(run, tmp_path, capsys):
     assert page.count("data:image/jpeg;base64") == N - 1
     assert page.count("It cannot be read any more.") == 1
     with open(out / "sample.csv", newline="") as file:
-        rows = [row | {"label": "fake" if int(row["image_id"]) % 3 == 0 else "real"} for row in csv.DictReader(file)]
+        rows = [
+            row | {"label": "fake" if int(row["image_id"]) % 3 == 0 else "real"}
+            for row in csv.DictReader(file)
+        ]
     with open(out / "sample.csv", "w", newline="") as file:
         written = csv.DictWriter(file, list(rows[0]))
         written.writeheader()
@@ -40,13 +43,30 @@ def test_draw_label_and_read_back(run, tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     share = sum(row["label"] == "fake" for row in rows) / N
     assert document["figures"]["prevalence"]["value"] == pytest.approx(share)
-    assert document["figures"]["prevalence"]["interval"] == pytest.approx([share, share]), "every image was labelled"
+    assert document["figures"]["prevalence"]["interval"] == pytest.approx([share, share]), (
+        "every image was labelled"
+    )
     assert main(command) == 0
     assert "prevalence: the share of fakes" in capsys.readouterr().out
 
 
 def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
-    assert main(["runs", "audit", run, "--draw", "10", "--flagged", "--no-thumbnails", "--out", str(tmp_path / "tail")]) == 0
+    assert (
+        main(
+            [
+                "runs",
+                "audit",
+                run,
+                "--draw",
+                "10",
+                "--flagged",
+                "--no-thumbnails",
+                "--out",
+                str(tmp_path / "tail"),
+            ]
+        )
+        == 0
+    )
     assert "images flagged as fake, from 1 stratum" in capsys.readouterr().out
 
 
@@ -61,5 +81,14 @@ def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_is_refused(run, words, said, tmp_path, capsys):
-    assert main(["runs", "audit", *(word.replace("RUN", run).replace("OUT", str(tmp_path)) for word in words)]) == 2
+    assert (
+        main(
+            [
+                "runs",
+                "audit",
+                *(word.replace("RUN", run).replace("OUT", str(tmp_path)) for word in words),
+            ]
+        )
+        == 2
+    )
     assert said in capsys.readouterr().err

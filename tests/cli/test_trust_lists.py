@@ -1,4 +1,6 @@
-"""`touchstone config trust`: lists come by one command, what does not come is said, and a check names the list that counted."""
+"""`touchstone config trust`: lists come by one command, what does not come is said, and a check
+names the list that counted.
+"""
 
 import json
 
@@ -16,17 +18,35 @@ def server(tmp_path, monkeypatch):
     for name in ("TOUCHSTONE_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     with FaultyServer() as server:
-        server.objects |= {f"/{name}": Authority(name).root.encode() for name in ADDRESSES} | {"/interim": authority().root.encode()}
+        server.objects |= {f"/{name}": Authority(name).root.encode() for name in ADDRESSES} | {
+            "/interim": authority().root.encode()
+        }
         yield server
 
 
 def update(server):
-    return main(["config", "trust", "update", *(f"--address={name}={server.url}/{name}" for name in ADDRESSES)])
+    return main(
+        [
+            "config",
+            "trust",
+            "update",
+            *(f"--address={name}={server.url}/{name}" for name in ADDRESSES),
+        ]
+    )
 
 
-def test_a_check_trusts_the_signers_on_the_fetched_lists_and_without_them_says_how_to_get_them(server, tmp_path, capsys):
+def test_a_check_trusts_the_signers_on_the_fetched_lists_and_without_them_says_how_to_get_them(
+    server, tmp_path, capsys
+):
     (tmp_path / "signed.jpg").write_bytes(signed())
-    check = ["check", str(tmp_path / "signed.jpg"), "--detector", "touchstone-tiny", "--html", str(tmp_path / "page.html")]
+    check = [
+        "check",
+        str(tmp_path / "signed.jpg"),
+        "--detector",
+        "touchstone-tiny",
+        "--html",
+        str(tmp_path / "page.html"),
+    ]
     assert main(check) == 0
     page = (tmp_path / "page.html").read_text()
     for told in (capsys.readouterr().out, page):
@@ -41,7 +61,10 @@ def test_a_check_trusts_the_signers_on_the_fetched_lists_and_without_them_says_h
     assert name in (tmp_path / "page.html").read_text()
     assert main([*check[:4], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["provenance"]["c2pa"]
-    assert (said["state"], said["trust_lists"][0].partition(" of ")[0]) == ("trusted", "interim trust list")
+    assert (said["state"], said["trust_lists"][0].partition(" of ")[0]) == (
+        "trusted",
+        "interim trust list",
+    )
 
 
 def test_what_was_not_fetched_is_said_and_the_earlier_one_stays(server, capsys):

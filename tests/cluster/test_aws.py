@@ -1,6 +1,8 @@
-"""cluster.yaml and configs/aws: Ray's own AWS code, and a run, against servers (moto's) that refuse what a policy does not allow.
+"""cluster.yaml and configs/aws: Ray's own AWS code, and a run, against servers (moto's) that refuse
+what a policy does not allow.
 
-What moto does not look at: conditions of policies, `iam:PassRole`, and `ssm:GetParameters` for the image's name (docs/cluster.md).
+What moto does not look at: conditions of policies, `iam:PassRole`, and `ssm:GetParameters` for the
+image's name (docs/cluster.md).
 """
 
 import copy
@@ -14,7 +16,12 @@ import yaml
 from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
+from ray.autoscaler.tags import (
+    TAG_RAY_LAUNCH_CONFIG,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_USER_NODE_TYPE,
+)
 
 from benchmarks.photographs import write_photographs
 from ray_app.errors import StorageError
@@ -32,7 +39,9 @@ def without(action):
     """The rights of a node without one of them."""
     policy = json.loads(POLICIES["node"])
     for statement in policy["Statement"]:
-        statement["Action"] = [one for one in actions_of(statement) if one != action] or ["s3:ListAllMyBuckets"]
+        statement["Action"] = [one for one in actions_of(statement) if one != action] or [
+            "s3:ListAllMyBuckets"
+        ]
     return json.dumps(policy)
 
 
@@ -42,32 +51,50 @@ def actions_of(statement):
 
 def allowed(name):
     """The actions of a policy."""
-    return {action for statement in json.loads(POLICIES[name])["Statement"] for action in actions_of(statement)}
+    return {
+        action
+        for statement in json.loads(POLICIES[name])["Statement"]
+        for action in actions_of(statement)
+    }
 
 
 USERS = POLICIES | {action: without(action) for action in sorted(allowed("node"))}
 PROFILES = ("touchstone-head", "touchstone-node")
-SETUP_CALLS = 3 * len(USERS) + 3 * len(PROFILES) + 1  # each user, its policy and its key; each profile and its role; the bucket
+# each user, its policy and its key; each profile and its role; the bucket
+SETUP_CALLS = 3 * len(USERS) + 3 * len(PROFILES) + 1
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """The access keys of a user for each policy, as variables; the servers obey policies from then on."""
+    """The access keys of a user for each policy, as variables; the servers obey policies from then
+    on.
+    """
     folder, environment = tmp_path_factory.mktemp("aws"), pytest.MonkeyPatch()
     environment.setenv("INITIAL_NO_AUTH_ACTION_COUNT", str(SETUP_CALLS))
     with S3Server.start(folder) as server:
         for name, value in server.environment.items():
             environment.setenv(name, value)
-        iam, found = boto3.client("iam", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"), {}
+        iam, found = (
+            boto3.client(
+                "iam", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+            ),
+            {},
+        )
         for name, policy in USERS.items():
             name = name.replace(":", "-")
             iam.create_user(UserName=name)
-            # Of DeleteObjects moto asks for the right to delete the bucket's own address first; S3 asks for that to each object alone.
-            objects = policy.replace('"arn:aws:s3:::BUCKET/*"', '["arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"]')
+            # Of DeleteObjects moto asks for the right to delete the bucket's own address first; S3
+            # asks for that to each object alone.
+            objects = policy.replace(
+                '"arn:aws:s3:::BUCKET/*"', '["arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"]'
+            )
             document = objects.replace("BUCKET", "bucket").replace("ACCOUNT", "1" * 12)
             iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
             key = iam.create_access_key(UserName=name)["AccessKey"]
-            found[name] = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+            found[name] = {
+                "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+            }
         for name in PROFILES:
             iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
             iam.create_instance_profile(InstanceProfileName=name)
@@ -111,8 +138,15 @@ def scale_up_and_down(config, node_type):
     """One node of this type comes, is tagged and looked at, and goes; all by Ray's provider."""
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     kind = "head" if node_type == "head" else "worker"
-    tags = {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node_type, TAG_RAY_LAUNCH_CONFIG: "a", TAG_RAY_NODE_NAME: f"ray-{kind}"}
-    provider.create_node(copy.deepcopy(config["available_node_types"][node_type]["node_config"]), tags, 1)
+    tags = {
+        TAG_RAY_NODE_KIND: kind,
+        TAG_RAY_USER_NODE_TYPE: node_type,
+        TAG_RAY_LAUNCH_CONFIG: "a",
+        TAG_RAY_NODE_NAME: f"ray-{kind}",
+    }
+    provider.create_node(
+        copy.deepcopy(config["available_node_types"][node_type]["node_config"]), tags, 1
+    )
     [node] = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: kind})
     provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
     assert provider.node_tags(node)["ray-node-status"] == "up-to-date"
@@ -125,24 +159,36 @@ def test_ray_up_needs_the_rights_of_user_json_and_the_autoscaler_those_of_head_j
     as_user("user")
     config = prepare_config(copy.deepcopy(CONFIG))
     validate_config(config)
-    config = AWSNodeProvider.bootstrap_config(AWSNodeProvider.fillout_available_node_types_resources(config))
+    config = AWSNodeProvider.bootstrap_config(
+        AWSNodeProvider.fillout_available_node_types_resources(config)
+    )
     assert Path(config["auth"]["ssh_private_key"]).stat().st_mode & 0o777 == 0o600
     scale_up_and_down(config, "head")
-    assert {action for action, _ in calls} == {action for action in allowed("user") if action.startswith("ec2:")}
+    assert {action for action, _ in calls} == {
+        action for action in allowed("user") if action.startswith("ec2:")
+    }
 
     calls.clear()
     as_user("head")
     for node_type in ("gpu_spot", "cpu"):
         scale_up_and_down(config, node_type)
-    assert {action for action, _ in calls} == {action for action in allowed("head") if action.startswith("ec2:")}
+    assert {action for action, _ in calls} == {
+        action for action in allowed("head") if action.startswith("ec2:")
+    }
     started = [parameters for action, parameters in calls if action == "ec2:RunInstances"]
     for parameters in started:
-        assert parameters["ImageId"].startswith("resolve:ssm:/aws/service/"), "Ray hands the name on, EC2 resolves it"
+        assert parameters["ImageId"].startswith("resolve:ssm:/aws/service/"), (
+            "Ray hands the name on, EC2 resolves it"
+        )
         assert parameters["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert parameters["IamInstanceProfile"] == {"Name": "touchstone-node"}
 
     gpu = config["available_node_types"]["gpu_spot"]["resources"]
-    assert {name: gpu[name] for name in ("CPU", "GPU", "accelerator_type:L4")} == {"CPU": 16, "GPU": 1, "accelerator_type:L4": 1}
+    assert {name: gpu[name] for name in ("CPU", "GPU", "accelerator_type:L4")} == {
+        "CPU": 16,
+        "GPU": 1,
+        "accelerator_type:L4": 1,
+    }
 
 
 def test_a_run_needs_the_rights_of_node_json_and_each_of_them(as_user, tmp_path):

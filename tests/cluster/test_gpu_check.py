@@ -1,4 +1,6 @@
-"""The setup command that refuses a node whose GPU is of no use, on buses and drivers that are written down here."""
+"""The setup command that refuses a node whose GPU is of no use, on buses and drivers that are
+written down here.
+"""
 
 import subprocess
 import sys
@@ -31,7 +33,9 @@ def node(tmp_path):
     return Node()
 
 
-def test_a_node_without_an_nvidia_gpu_is_let_in_without_torch_and_one_whose_gpu_torch_uses(node, monkeypatch):
+def test_a_node_without_an_nvidia_gpu_is_let_in_without_torch_and_one_whose_gpu_torch_uses(
+    node, monkeypatch
+):
     assert node.problem() is None
     node.add("0000:00:05.0", "0x1d0f", "0x030000")
     node.add("0000:00:06.0", "0x10de", "0x068000")  # a switch between GPUs

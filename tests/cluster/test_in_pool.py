@@ -1,4 +1,6 @@
-"""Functions in a pool of processes: results in order, exceptions whole, a process that dies, one that stands still."""
+"""Functions in a pool of processes: results in order, exceptions whole, a process that dies, one
+that stands still.
+"""
 
 import os
 import random
@@ -43,7 +45,9 @@ def _is_gone(pid):
     return False
 
 
-def test_results_come_in_the_order_of_the_items_from_several_processes_which_end_when_no_more_is_wanted(ray_cluster):
+def test_results_come_in_the_order_of_the_items_from_several_processes_which_end_when_no_more_is_wanted(
+    ray_cluster,
+):
     unending = in_pool(_square, count())
     results = [next(unending) for _ in range(60)]
     unending.close()
@@ -72,7 +76,9 @@ def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster
 
 def test_an_item_whose_process_died_is_repeated_a_few_times(ray_cluster, tmp_path):
     assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
-    with pytest.raises(ClusterError, match="item 5 was given up: 4 workers died while working on it") as caught:
+    with pytest.raises(
+        ClusterError, match="item 5 was given up: 4 workers died while working on it"
+    ) as caught:
         list(in_pool(partial(_dies, tmp_path, always=True), range(20)))
     assert "cluster.workers" in caught.value.hint
     (tmp_path / "died").unlink()

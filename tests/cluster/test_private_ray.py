@@ -10,9 +10,7 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster
 from ray_app.cluster.ray_folder import private_folder
 
-HOLDING = (
-    "from ray_app.cluster.ray_folder import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
-)
+HOLDING = "from ray_app.cluster.ray_folder import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
 
 USERS = {
     "RAY_AUTH_MODE": "disabled",
@@ -50,12 +48,16 @@ def names(base):
     return {path.name for path in base.iterdir()}
 
 
-def test_the_folder_is_ours_alone_and_the_next_start_removes_what_ended_or_was_killed_and_no_more(base):
+def test_the_folder_is_ours_alone_and_the_next_start_removes_what_ended_or_was_killed_and_no_more(
+    base,
+):
     with private_folder() as ended:
         assert ended.stat().st_mode & 0o777 == 0o700
     assert names(base) == {ended.name}  # with the logs in it
     (base / "ts-of-others").mkdir()
-    holding = subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holding = subprocess.Popen(
+        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     held = os.path.basename(holding.stdout.readline().strip())
     with private_folder() as mine:
         assert names(base) == {held, mine.name, "ts-of-others"}
@@ -72,8 +74,16 @@ def test_a_base_too_long_for_sockets_is_not_taken(monkeypatch, tmp_path):
 
 
 def test_the_environment_is_that_of_the_run_and_then_the_users_again(base):
-    """In a process of its own: this one may be connected to a Ray, which asks for its secret all the time."""
-    done = subprocess.run([sys.executable, "-c", TWICE], env={**os.environ, **USERS}, capture_output=True, text=True, timeout=200)
+    """In a process of its own: this one may be connected to a Ray, which asks for its secret all
+    the time.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        env={**os.environ, **USERS},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     seen = done.stdout.split()
     assert len({*seen, "of-a-cluster"}) == 3
@@ -95,8 +105,16 @@ except ClusterError as error:
 
 def test_local_ray_is_refused_if_ray_was_imported_before():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", IMPORTED_BEFORE], env=environment, capture_output=True, text=True, timeout=200)
-    assert "Ray was imported before Touchstone could restrict" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_BEFORE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "Ray was imported before Touchstone could restrict" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert done.stdout.endswith("5\n")
 
 

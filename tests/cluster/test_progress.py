@@ -31,13 +31,17 @@ def test_the_rate_counts_from_the_first_result_and_without_what_was_done_before(
 
 
 def test_the_rate_is_that_of_the_last_minutes():
-    """Half of the nodes were taken away: the time that is left is no longer what all of them would have needed."""
+    """Half of the nodes were taken away: the time that is left is no longer what all of them would
+    have needed.
+    """
     clock = Clock()
     progress = Progress(100_000, stream=io.StringIO(), clock=clock)
     for second in range(1200):
         clock.now += 1.0
         progress.advance(20 if second < 600 else 10, 0)
-    assert progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  bad 0"
+    assert (
+        progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  bad 0"
+    )
     clock.now += 100.0  # nothing ends
     assert "7.5 img/s" in progress.line(clock.now)
 

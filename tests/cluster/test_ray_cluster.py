@@ -29,14 +29,20 @@ def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {pid for _, pid in results}
     assert list(on_ray(square, [])) == []
-    assert list(beside_others(str, range(5))) == ["0", "1", "2", "3", "4"], "on two cores one task at a time runs beside others"
-    assert list(on_ray(os.nice, [0])) == [os.nice(0)], "Ray's own default would start workers at niceness 15"
+    assert list(beside_others(str, range(5))) == ["0", "1", "2", "3", "4"], (
+        "on two cores one task at a time runs beside others"
+    )
+    assert list(on_ray(os.nice, [0])) == [os.nice(0)], (
+        "Ray's own default would start workers at niceness 15"
+    )
 
 
 def test_an_error_arrives_as_it_was_and_a_bug_with_its_traceback(ray_cluster):
     def fails(number):
         if number == 3:
-            raise ConfigError("column 'x' of the source holds both", hint="make its values of one type")
+            raise ConfigError(
+                "column 'x' of the source holds both", hint="make its values of one type"
+            )
         return number
 
     results = on_ray(fails, range(100))
@@ -50,7 +56,8 @@ def test_an_error_arrives_as_it_was_and_a_bug_with_its_traceback(ray_cluster):
 
 def test_leaving_early_is_safe_however_often(ray_cluster):
     taken = []
-    # `ray.cancel` here aborted the driver within fifty rounds: a cancelled task that was just ending.
+    # `ray.cancel` here aborted the driver within fifty rounds: a cancelled task that was just
+    # ending.
     for _ in range(50):
         results = on_ray(str, (taken.append(number) or number for number in range(1000)))
         assert next(results) == "0"
@@ -70,7 +77,14 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
     written = []
     for each in (in_turn, on_ray):
         store = Store.open(str(tmp_path / each.__name__))
-        list_members(store, archive, BlockPlan(batch_slots=4, max_block_members=32), each=each, portions=portions, clock=lambda: 0.0)
+        list_members(
+            store,
+            archive,
+            BlockPlan(batch_slots=4, max_block_members=32),
+            each=each,
+            portions=portions,
+            clock=lambda: 0.0,
+        )
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
@@ -89,14 +103,19 @@ with cluster(ClusterConfig()):
 @pytest.mark.slow
 def test_workers_of_a_cluster_request_s3_as_their_driver(tmp_path):
     (tmp_path / "paying.py").write_text(PAYING)
-    program, paying = [sys.executable, str(tmp_path / "paying.py")], {"AWS_REQUEST_PAYER": "requester"}
+    program, paying = (
+        [sys.executable, str(tmp_path / "paying.py")],
+        {"AWS_REQUEST_PAYER": "requester"},
+    )
     with ray_head() as head:
         done = subprocess.run(program, env=head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(ROOT)} | paying,
                               capture_output=True, text=True, timeout=120)  # fmt: skip
         assert "a worker has requester" in done.stdout, done.stderr
         environment = json.dumps({"env_vars": paying | {"PYTHONPATH": str(ROOT)}})
         command = [BIN / "ray", "job", "submit", "--runtime-env-json", environment, "--", *program]
-        done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=head.environment, capture_output=True, text=True, timeout=120
+        )
         assert "a worker has requester" in done.stdout, done.stdout + done.stderr
 
 
@@ -123,7 +142,9 @@ with cluster(ClusterConfig(cpus=1)):
 @pytest.mark.slow
 def test_death_of_a_worker_is_reported_on_stderr_only(tmp_path):
     program = LOSING.format(grave=str(tmp_path / "grave"))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "died" in done.stderr
 

@@ -63,12 +63,18 @@ def test_the_first_reason_is_kept_and_the_shortest_time_unless_one_is_configured
 
 
 def test_a_main_thread_that_waits_for_a_queue_is_interrupted(stopper):
-    """As Ray Data's consumer did while all nodes were drained: a flag that Python reads between two instructions would not wake it."""
+    """As Ray Data's consumer did while all nodes were drained: a flag that Python reads between two
+    instructions would not wake it.
+    """
     silence: queue.Queue[None] = queue.Queue()
     rescue = threading.Timer(10.0, silence.put, [None])
     rescue.start()
     try:
-        with pytest.raises(ClusterError, match="no block ended"), stopper.listening(), Watch(0.1, stopper, lambda: None):
+        with (
+            pytest.raises(ClusterError, match="no block ended"),
+            stopper.listening(),
+            Watch(0.1, stopper, lambda: None),
+        ):
             silence.get()
         assert rescue.is_alive(), "it was woken by what it waited for"
     finally:
@@ -122,14 +128,22 @@ def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, monkeypatch):
         assert stopper.overdue
 
 
-def test_limits_stop_intake_and_the_same_call_resumes(score, archive, tmp_path, monkeypatch, capsys):
+def test_limits_stop_intake_and_the_same_call_resumes(
+    score, archive, tmp_path, monkeypatch, capsys
+):
     ticked, tick, committed = threading.Event(), ScoringRun._tick, ScoringSession.committed
     # Each block waits for the clock to be looked at, as a long one would.
     monkeypatch.setattr(ScoringRun, "_tick", lambda run, *given: (tick(run, *given), ticked.set()))
-    monkeypatch.setattr(ScoringSession, "committed", lambda session, report: (committed(session, report), ticked.wait(20), ticked.clear()))
+    monkeypatch.setattr(
+        ScoringSession,
+        "committed",
+        lambda session, report: (committed(session, report), ticked.wait(20), ticked.clear()),
+    )
     small, done = {"block_members": 2, "batch_slots": 2, "cluster": {"grace_s": 20}}, 0
     run = RunDirectory.open(str(tmp_path / "run"))
-    for number, limit in enumerate([{"max_hours": 1e-6}, {"max_cost": 1e-9, "prices": {"per_hour": 1.0}}], start=1):
+    for number, limit in enumerate(
+        [{"max_hours": 1e-6}, {"max_cost": 1e-9, "prices": {"per_hour": 1.0}}], start=1
+    ):
         with pytest.raises(KeyboardInterrupt) as caught:
             score(archive, **limit, **small)
         assert RESUMABLE in caught.value.__notes__

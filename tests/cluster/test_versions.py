@@ -16,7 +16,8 @@ from tests.scoring.conftest import kill_family
 from tests.scoring.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = NodeVersions(ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", __version__)  # of Python, patches may differ
+# of Python, patches may differ
+OWN = NodeVersions(ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", __version__)
 JOINING = """
 import sys
 from ray_app.cluster.config import ClusterConfig
@@ -27,7 +28,11 @@ with cluster(ClusterConfig(address=sys.argv[1])):
 
 
 def told(monkeypatch, *nodes):
-    monkeypatch.setattr(versions, "_found", lambda: [(f"10.0.0.{number}", node) for number, node in enumerate(nodes)])
+    monkeypatch.setattr(
+        versions,
+        "_found",
+        lambda: [(f"10.0.0.{number}", node) for number, node in enumerate(nodes)],
+    )
     with pytest.raises(ClusterError) as caught:
         versions.require_nodes("head:6379")
     assert caught.value.exit_code is ExitCode.CLUSTER
@@ -42,12 +47,17 @@ def test_equal_nodes_and_none_at_all_are_taken(monkeypatch):
 
 def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
     error = told(monkeypatch, OWN, OWN._replace(touchstone="0.11.0"), OWN)
-    assert error.message.endswith(f"head:6379: node 10.0.0.1 has Touchstone 0.11.0, this is Touchstone {__version__}")
+    assert error.message.endswith(
+        f"head:6379: node 10.0.0.1 has Touchstone 0.11.0, this is Touchstone {__version__}"
+    )
     assert "ray up cluster.yaml" in error.hint
     assert "ray job submit --working-dir ." in error.hint
     error = told(monkeypatch, *[OWN._replace(touchstone=None)] * 2, OWN)
     assert "2 of 3 nodes, 10.0.0.0 among them, have no Touchstone" in error.message
-    for other, said in ((OWN._replace(ray="2.59.1"), "Ray 2.59.1"), (OWN._replace(python="3.9"), "Python 3.9")):
+    for other, said in (
+        (OWN._replace(ray="2.59.1"), "Ray 2.59.1"),
+        (OWN._replace(python="3.9"), "Python 3.9"),
+    ):
         error = told(monkeypatch, other)
         assert said in error.message
         assert "ray job submit" in error.hint
@@ -55,16 +65,25 @@ def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
 
 def test_a_worker_on_a_node_that_came_late_refuses_its_blocks():
     versions.require_same(__version__)
-    with pytest.raises(ClusterError, match=r"has Touchstone .*, the run's driver 0\.11\.0") as caught:
+    with pytest.raises(
+        ClusterError, match=r"has Touchstone .*, the run's driver 0\.11\.0"
+    ) as caught:
         versions.require_same("0.11.0")
     assert "ray up cluster.yaml" in caught.value.hint
 
 
 def joined(address, folder):
-    """What a driver is told that has this checkout, and works in a folder without one: nodes import from where their driver works."""
+    """What a driver is told that has this checkout, and works in a folder without one: nodes import
+    from where their driver works.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", JOINING, address], cwd=folder, env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", JOINING, address],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     return done.returncode, done.stdout.split(), done.stderr
 

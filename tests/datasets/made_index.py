@@ -19,7 +19,12 @@ def made_index(folder, rows):
     store = Store.open(str(folder))
     written = write_selected(store, [labelled(rows)], PLAN, INPUT)
     counts = Counter((row.get("split"), row["label"], row.get("generator") or "") for row in rows)
-    told = [{"split": split, "label": label, "generator": maker, "rows": count} for (split, label, maker), count in counts.items()]
-    info = IndexInfo({"at": [str(folder)]}, "columns", [], written.members, "0" * 64, told, [], [], [], 0)
+    told = [
+        {"split": split, "label": label, "generator": maker, "rows": count}
+        for (split, label, maker), count in counts.items()
+    ]
+    info = IndexInfo(
+        {"at": [str(folder)]}, "columns", [], written.members, "0" * 64, told, [], [], [], 0
+    )
     store.write("index.json", json.dumps(asdict(info)).encode())
     return str(folder)

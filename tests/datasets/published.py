@@ -1,4 +1,6 @@
-"""Small copies of the published sets: the same schemas, names and folders, written by the library that their authors used."""
+"""Small copies of the published sets: the same schemas, names and folders, written by the library
+that their authors used.
+"""
 
 import io
 import json
@@ -23,8 +25,12 @@ def encoded(number: int = 0) -> bytes:
     return stream.getvalue()
 
 
-def write_parquet(path: Path, columns: dict, images: tuple[str, ...] = ("image",), labels: list[str] | None = None) -> Path:
-    """A shard as `datasets` writes it. `images`: columns of pictures; `labels`: the names of the ClassLabel `label`."""
+def write_parquet(
+    path: Path, columns: dict, images: tuple[str, ...] = ("image",), labels: list[str] | None = None
+) -> Path:
+    """A shard as `datasets` writes it. `images`: columns of pictures; `labels`: the names of the
+    ClassLabel `label`.
+    """
     from datasets import ClassLabel, Dataset, Features, Image, Value, disable_progress_bars
 
     disable_progress_bars()
@@ -38,12 +44,17 @@ def write_parquet(path: Path, columns: dict, images: tuple[str, ...] = ("image",
         return Value({int: "int64", bytes: "binary", str: "string"}[kind])
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Dataset.from_dict(columns, features=Features({name: feature(name, values) for name, values in columns.items()})).to_parquet(path)
+    Dataset.from_dict(
+        columns,
+        features=Features({name: feature(name, values) for name, values in columns.items()}),
+    ).to_parquet(path)
     return path
 
 
 def write_openfake(folder: Path, times: int = 1, split: str = "test") -> Path:
-    """OpenFake's version 1: fakes of two generators whose prompts are mispaired, of a sound one and of one of noise, and as many reals."""
+    """OpenFake's version 1: fakes of two generators whose prompts are mispaired, of a sound one and
+    of one of noise, and as many reals.
+    """
     makers = ["flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "sana"] * times
     columns = {
         "image": [picture(number) for number in range(2 * len(makers))],

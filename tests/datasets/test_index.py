@@ -9,7 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.archives import Archive, BlockPlan, MemberReader, member_rows, read_block, read_blocks, read_referenced
+from ray_app.archives import (
+    Archive,
+    BlockPlan,
+    MemberReader,
+    member_rows,
+    read_block,
+    read_blocks,
+    read_referenced,
+)
 from ray_app.datasets import (
     INPUT,
     DatasetSource,
@@ -36,12 +44,21 @@ def labels_of(table):
 def indexed(tmp_path, *sources, layout="folders", arguments=None, out="index", **settings):
     """An index of sources, and what was said of it."""
     store = Store.open(str(tmp_path / out))
-    return store, write_index(store, Archive([str(one) for one in sources]), make_layout(layout, arguments or {}), **settings)
+    return store, write_index(
+        store,
+        Archive([str(one) for one in sources]),
+        make_layout(layout, arguments or {}),
+        **settings,
+    )
 
 
 def folder_set(folder, each=2):
     """Reals and the fakes of two generators, in folders."""
-    names = [f"{kind}/{number}.png" for kind in ("real", "fake/sdxl", "fake/flux") for number in range(each)]
+    names = [
+        f"{kind}/{number}.png"
+        for kind in ("real", "fake/sdxl", "fake/flux")
+        for number in range(each)
+    ]
     return write_files(folder, *names)
 
 
@@ -49,22 +66,34 @@ def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
     images, mask = [picture(number) for number in range(3)], picture(9, "L")
     keys = ["partial/sd3/fake/1.jpg", "entire/sd3/fake/2.jpg", "partial/sd3/real/1.jpg"]
     columns = {"key": keys, "image": images, "mask": [mask, None, mask], "label": [1, 1, 0]}
-    shard = write_parquet(tmp_path / "OpenSDI_test/data/sd3-00000-of-00001.parquet", columns, ("image", "mask"), ["real", "fake"])
+    shard = write_parquet(
+        tmp_path / "OpenSDI_test/data/sd3-00000-of-00001.parquet",
+        columns,
+        ("image", "mask"),
+        ["real", "fake"],
+    )
     store, info = indexed(tmp_path, shard.parent, layout="opensdi")
     rows = read_index(store.url)
     assert rows.schema.field("input").type == INPUT
     read = [data for _, data in MemberReader(Fetcher(), max_bytes=10**6).read(member_rows(rows))]
-    assert [Image.open(io.BytesIO(data)).tobytes() for data in read] == [one.tobytes() for one in images]
+    assert [Image.open(io.BytesIO(data)).tobytes() for data in read] == [
+        one.tobytes() for one in images
+    ]
     said = labels_of(rows)
     assert [one["label"] for one in said] == ["fake", "fake", "real"]
-    assert Image.open(io.BytesIO(read_referenced(said[0]["mask_uri"], Fetcher()))).tobytes() == mask.tobytes()
+    assert (
+        Image.open(io.BytesIO(read_referenced(said[0]["mask_uri"], Fetcher()))).tobytes()
+        == mask.tobytes()
+    )
     assert [one["mask_uri"] for one in said[1:]] == [None, None]
     assert info == read_info(store)
     assert list(info.counts) == [
         {"split": "test", "label": "fake", "generator": "sd3", "rows": 2},
         {"split": "test", "label": "real", "generator": "real", "rows": 1},
     ]
-    assert list(info.published) == [{"subset": "test/sd3", "rows": 3, "published": 20_000, "agrees": False}]
+    assert list(info.published) == [
+        {"subset": "test/sd3", "rows": 3, "published": 20_000, "agrees": False}
+    ]
     assert not [path for path in (tmp_path / "index/listing").rglob("*") if path.is_file()]
 
 
@@ -80,10 +109,14 @@ def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeyp
     newer, _ = indexed(tmp_path, source, out="newer")
     rows = read_index(store.url)
     assert rows.equals(read_index(newer.url))
-    assert len(index_source(DatasetSource(at=[store.url, newer.url]), Store.open(str(tmp_path / "none")))) == 2 * len(rows)
+    assert len(
+        index_source(DatasetSource(at=[store.url, newer.url]), Store.open(str(tmp_path / "none")))
+    ) == 2 * len(rows)
     index.write_divided(newer, store, pa.array(["train"] * len(rows)), {})
     assert [one["split"] for one in labels_of(read_index(newer.url))] == ["train"] * len(rows)
-    labels = pa.concat_tables(LabelsOfIndex(store.url).tables(["image_id", "label", "architecture"]))
+    labels = pa.concat_tables(
+        LabelsOfIndex(store.url).tables(["image_id", "label", "architecture"])
+    )
     assert labels["architecture"].null_count == len(rows)
     assert labels["label"].to_pylist() == [one["label"] for one in labels_of(rows)]
 
@@ -102,7 +135,10 @@ def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):
 
 def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
     """It comes in the second block of the listing."""
-    labels = {"uri": [f"s3://bucket/{number:06}.jpg" for number in range(5_000)], "label": ["real"] * 4_999 + ["perhaps"]}
+    labels = {
+        "uri": [f"s3://bucket/{number:06}.jpg" for number in range(5_000)],
+        "label": ["real"] * 4_999 + ["perhaps"],
+    }
     pq.write_table(pa.table(labels), tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match=r"004999\.jpg, column 'label': 'perhaps' is not a label"):
         indexed(tmp_path, tmp_path / "x.parquet", layout="columns")
@@ -115,9 +151,16 @@ def test_nothing_labelled_says_what_was_expected(tmp_path):
     write_files(tmp_path / "images", "a.jpg")
     file = write_json(tmp_path / "meta/list.json", [["a.jpg", "Negative"]])
     with pytest.raises(ConfigError, match=r"1 × no labelled image \(.jpg\)") as raised:
-        indexed(tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file)})
+        indexed(
+            tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file)}
+        )
     assert f"{tmp_path}/meta/a.jpg" in raised.value.hint
-    _, info = indexed(tmp_path, tmp_path / "images", layout="imdlbenco-json", arguments={"file": str(file), "root": f"{tmp_path}/images"})
+    _, info = indexed(
+        tmp_path,
+        tmp_path / "images",
+        layout="imdlbenco-json",
+        arguments={"file": str(file), "root": f"{tmp_path}/images"},
+    )
     assert info.agrees
 
 
@@ -126,9 +169,17 @@ def test_hashes(tmp_path):
     picture(1).save(source / "real/again.jpg", quality=95)  # real/1.png in another format
     (source / "real/broken.png").write_bytes(encoded(3)[:200])
     store, info = indexed(tmp_path, source, hashes=("sha256", "phash"))
-    found = {row["uri"].removeprefix(f"{source}/"): row["input"] for row in read_index(store.url).to_pylist()}
-    assert found["fake/sdxl/0.png"]["sha256"] == hashlib.sha256((source / "fake/sdxl/0.png").read_bytes()).hexdigest()
-    bits = [int(found[name]["phash"], 16) for name in ("real/again.jpg", "real/1.png", "real/0.png")]
+    found = {
+        row["uri"].removeprefix(f"{source}/"): row["input"]
+        for row in read_index(store.url).to_pylist()
+    }
+    assert (
+        found["fake/sdxl/0.png"]["sha256"]
+        == hashlib.sha256((source / "fake/sdxl/0.png").read_bytes()).hexdigest()
+    )
+    bits = [
+        int(found[name]["phash"], 16) for name in ("real/again.jpg", "real/1.png", "real/0.png")
+    ]
     assert (bits[0] ^ bits[1]).bit_count() <= 4 < (bits[0] ^ bits[2]).bit_count()
     assert found["real/broken.png"]["label"] == "real"
     assert found["real/broken.png"]["phash"] is None
@@ -150,31 +201,53 @@ def test_rows_without_an_image_stay_rows_and_what_has_no_published_count_is_unkn
     columns = {"image": [picture(), None], "label": [0, 1], "generator": ["real", "g"]}
     shard = write_parquet(tmp_path / "train-00000-of-00001.parquet", columns)
     store, info = indexed(tmp_path, shard, layout="columns")
-    assert (info.rows, [one["why"] for one in info.unreadable], info.agrees) == (2, ["source_missing"], None)
-    assert [one["status"] if one else None for one in read_index(store.url)["refused"].to_pylist()] == [None, "source_missing"]
+    assert (info.rows, [one["why"] for one in info.unreadable], info.agrees) == (
+        2,
+        ["source_missing"],
+        None,
+    )
+    assert [
+        one["status"] if one else None for one in read_index(store.url)["refused"].to_pylist()
+    ] == [None, "source_missing"]
 
 
 def test_the_digest_is_of_members_and_labels_alone(tmp_path):
     source, said = folder_set(tmp_path / "set", each=30), []
-    first = indexed(tmp_path, source, progress=lambda doing, members: said.append((doing, members)))[1]
+    first = indexed(
+        tmp_path, source, progress=lambda doing, members: said.append((doing, members))
+    )[1]
     assert ("listed", 90) in said
     assert said[-1] == ("labelled", 90)
-    tasks = indexed(tmp_path, source, out="tasks", each=backwards, reading=backwards, hashes=("sha256",))[1]
+    tasks = indexed(
+        tmp_path, source, out="tasks", each=backwards, reading=backwards, hashes=("sha256",)
+    )[1]
     assert first.digest == tasks.digest
-    assert read_index(str(tmp_path / "index"))["image_id"].equals(read_index(str(tmp_path / "tasks"))["image_id"])
-    assert indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest != first.digest
+    assert read_index(str(tmp_path / "index"))["image_id"].equals(
+        read_index(str(tmp_path / "tasks"))["image_id"]
+    )
+    assert (
+        indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest
+        != first.digest
+    )
     assert indexed(tmp_path, source, out="some", limit=50)[1].rows == 50
 
 
-def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block(tmp_path, monkeypatch):
+def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block(
+    tmp_path, monkeypatch
+):
     source, seen = folder_set(tmp_path / "set", each=30), []
 
     def reading(labeller, refs):
         seen.append(len(refs))
         return backwards(labeller, refs)
 
-    monkeypatch.setattr(index, "_LISTED", BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1))
-    plain, hashed = (indexed(tmp_path, source, out=str(len(one)), reading=reading, hashes=one) for one in ((), ("sha256",)))
+    monkeypatch.setattr(
+        index, "_LISTED", BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1)
+    )
+    plain, hashed = (
+        indexed(tmp_path, source, out=str(len(one)), reading=reading, hashes=one)
+        for one in ((), ("sha256",))
+    )
     assert (seen, plain[1].digest) == ([5], hashed[1].digest)
     assert labels_of(read_index(hashed[0].url))[0]["sha256"]
 
@@ -182,14 +255,22 @@ def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block
 @pytest.mark.parametrize(
     ("again", "told"),
     [
-        ("a.png,fake,,", "[label real, generator real, split train] and as [label fake, generator unknown]"),
-        ("a.png,real,train,g7", "split train] and as [label real, generator real, split train, group g7]"),
+        (
+            "a.png,fake,,",
+            "[label real, generator real, split train] and as [label fake, generator unknown]",
+        ),
+        (
+            "a.png,real,train,g7",
+            "split train] and as [label real, generator real, split train, group g7]",
+        ),
         ("a.png,unsure,train,", "'unsure' is not a label"),
     ],
 )
 def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path, again, told):
     write_files(tmp_path, "a.png", "b.png")
-    (tmp_path / "list.csv").write_text(f"path,label,split,group\na.png,real,train,\nb.png,fake,train,\n{again}\n")
+    (tmp_path / "list.csv").write_text(
+        f"path,label,split,group\na.png,real,train,\nb.png,fake,train,\n{again}\n"
+    )
     with pytest.raises(ConfigError, match=f"^{re.escape(f'{tmp_path}/a.png')}.*{re.escape(told)}"):
         indexed(tmp_path, tmp_path / "list.csv", layout="columns")
     assert indexed(tmp_path, tmp_path / "list.csv", layout="columns", limit=2)[1].rows == 2
@@ -200,18 +281,32 @@ def test_a_member_named_twice_is_one_row_and_with_other_labels_an_error(tmp_path
 
 def test_a_list_that_a_spreadsheet_saved_is_labelled(tmp_path):
     write_files(tmp_path, "a.png", "b.png")
-    (tmp_path / "list.csv").write_text("Path;Label;Generator;Split\r\na.png;0.0;;train\r\nb.png;1.0;flux;test\r\n", encoding="utf-8-sig")
+    (tmp_path / "list.csv").write_text(
+        "Path;Label;Generator;Split\r\na.png;0.0;;train\r\nb.png;1.0;flux;test\r\n",
+        encoding="utf-8-sig",
+    )
     store, info = indexed(tmp_path, tmp_path / "list.csv", layout="columns")
     assert info.rows == 2
-    found = sorted((row["label"], row["generator"], row["split"]) for row in labels_of(read_index(store.url)))
+    found = sorted(
+        (row["label"], row["generator"], row["split"]) for row in labels_of(read_index(store.url))
+    )
     assert found == [("fake", "flux", "test"), ("real", "real", "train")]
 
 
 class TestSources:
     @pytest.fixture
     def folders(self, tmp_path):
-        write_files(tmp_path / "set", "a/real/1.png", "a/fake/sdxl/2.png", "a/fake/flux/3.png", "b/real/4.png", "b/fake/sdxl/5.png")
-        return DatasetSource(at=str(tmp_path / "set"), layout="folders", arguments={"split_folder": -1})
+        write_files(
+            tmp_path / "set",
+            "a/real/1.png",
+            "a/fake/sdxl/2.png",
+            "a/fake/flux/3.png",
+            "b/real/4.png",
+            "b/fake/sdxl/5.png",
+        )
+        return DatasetSource(
+            at=str(tmp_path / "set"), layout="folders", arguments={"split_folder": -1}
+        )
 
     def test_a_source_is_indexed_once(self, folders, tmp_path):
         store = Store.open(str(tmp_path / "data/train-0"))
@@ -222,7 +317,9 @@ class TestSources:
             index_source(DatasetSource(at=folders.at), store)
 
     @pytest.mark.parametrize("at", ["data", "set/a/index"])
-    def test_an_unfinished_index_begins_anew_and_is_no_part_of_its_own_source(self, folders, tmp_path, at):
+    def test_an_unfinished_index_begins_anew_and_is_no_part_of_its_own_source(
+        self, folders, tmp_path, at
+    ):
         store = Store.open(str(tmp_path / at))
         assert [build_index(folders, store).rows for _ in range(2)] == [5, 5]
         store.delete("index.json")
@@ -232,7 +329,10 @@ class TestSources:
     def test_splits_and_generators_are_chosen(self, folders, tmp_path):
         store = Store.open(str(tmp_path / "data"))
         of = [("a", ()), (None, ("sdxl",)), ("b", ("sdxl",))]
-        found = [index_source(folders.model_copy(update={"split": split, "generators": names}), store) for split, names in of]
+        found = [
+            index_source(folders.model_copy(update={"split": split, "generators": names}), store)
+            for split, names in of
+        ]
         names = [sorted(row["uri"][-5:-4] for row in table.to_pylist()) for table in found]
         assert names == [["1", "2", "3"], ["1", "2", "4", "5"], ["4", "5"]]
         for wrong, said, hint in [
@@ -260,7 +360,10 @@ class TestSources:
         file = write_json(tmp_path / "mj.json", {"1": {}})
         write_files(tmp_path / "set", "1.png")
         arguments = {"file": str(file), "root": "https://user:hunter2@host/x?sig=a1b2c3"}
-        build_index(DatasetSource(at=str(tmp_path / "set"), layout="dflip", arguments=arguments), Store.open(str(tmp_path / "index")))
+        build_index(
+            DatasetSource(at=str(tmp_path / "set"), layout="dflip", arguments=arguments),
+            Store.open(str(tmp_path / "index")),
+        )
         written = (tmp_path / "index/index.json").read_text()
         assert "https://host/x" in written
         assert "hunter2" not in written
@@ -270,21 +373,32 @@ class TestSources:
         s3.bucket("labelled")
         client = s3.client()
         listed = b"filename,typ\n1.png,real\n2.png,flux\n"
-        for name, data in {"real/1.png": encoded(), "flux/2.png": encoded(1), "labels.csv": listed}.items():
+        for name, data in {
+            "real/1.png": encoded(),
+            "flux/2.png": encoded(1),
+            "labels.csv": listed,
+        }.items():
             client.put_object(Bucket="labelled", Key=f"images/{name}", Body=data)
         at, file = "s3://labelled/images/", "s3://labelled/images/labels.csv"
-        source = DatasetSource(at=at, layout="openfake-csv", arguments={"file": file}, hashes=("sha256",))
+        source = DatasetSource(
+            at=at, layout="openfake-csv", arguments={"file": file}, hashes=("sha256",)
+        )
         info = build_index(source, Store.open("s3://labelled/index"))
         assert (info.rows, info.agrees) == (2, True)
         rows = index_source(DatasetSource(at="s3://labelled/index"), Store.open(str(tmp_path)))
-        assert [one["sha256"] for one in labels_of(rows)] == [hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)]
+        assert [one["sha256"] for one in labels_of(rows)] == [
+            hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)
+        ]
 
     def test_shipped_sample_is_a_source_that_is_named_alike_everywhere(self, tmp_path):
         store = Store.open(str(tmp_path / "data"))
         rows = index_source(DatasetSource(at="sample::", split="test"), store)
         counts = Counter(row["label"] for row in labels_of(rows))
         assert min(counts["real"], counts["fake"]) >= 12
-        assert all(not isinstance(data, Exception) for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(member_rows(rows)))
+        assert all(
+            not isinstance(data, Exception)
+            for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(member_rows(rows))
+        )
         assert read_info(store).source["at"] == ["sample::"]
 
     def test_simulated_set_is_refused_with_the_sample_archive(self, tmp_path):
@@ -305,7 +419,14 @@ def test_an_index_of_another_version_is_refused(tmp_path):
 def test_other_files_called_index_are_no_index(tmp_path):
     source = folder_set(tmp_path / "set")
     file = write_json(source / "index.json", [["real/1.png", "Negative"]])
-    assert len(index_source(DatasetSource(at=str(source), layout="folders"), Store.open(str(tmp_path / "index")))) == 6
+    assert (
+        len(
+            index_source(
+                DatasetSource(at=str(source), layout="folders"), Store.open(str(tmp_path / "index"))
+            )
+        )
+        == 6
+    )
     with pytest.raises(ConfigError, match="is not of Touchstone"):
         build_index(DatasetSource(at=str(source), layout="folders"), Store.open(str(source)))
     assert json.loads(file.read_text()) == [["real/1.png", "Negative"]]

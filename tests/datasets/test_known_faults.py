@@ -16,7 +16,9 @@ PROMPTS = "openfake-v1-prompts"
 
 
 def of_openfake(folder):
-    return DatasetSource(at=[str(write_openfake(folder))], layout="openfake", arguments={"version": "v1"})
+    return DatasetSource(
+        at=[str(write_openfake(folder))], layout="openfake", arguments={"version": "v1"}
+    )
 
 
 def names(source):
@@ -26,25 +28,50 @@ def names(source):
 def test_every_fault_is_of_layouts_that_there_are():
     layouts = {name for fault in known_faults().values() for name in fault.layouts}
     assert layouts <= set(layout_names())
-    assert all(not fault.numbers or fault.numbers[0] < fault.numbers[1] for fault in known_faults().values())
+    assert all(
+        not fault.numbers or fault.numbers[0] < fault.numbers[1]
+        for fault in known_faults().values()
+    )
 
 
 def test_the_four_mispaired_generators_are_named_as_both_versions_call_them():
     told = known_faults()[PROMPTS].generators
-    for name in ("flux.1-dev", "sd-3.5", "sdxl-realvis-v5", "stable-diffusion-1.5-dreamshaper", "sd-1.5-dreamshaper"):
+    for name in (
+        "flux.1-dev",
+        "sd-3.5",
+        "sdxl-realvis-v5",
+        "stable-diffusion-1.5-dreamshaper",
+        "sd-1.5-dreamshaper",
+    ):
         assert any(fnmatchcase(name, glob) for glob in told)
-    assert not any(fnmatchcase(name, glob) for name in ("flux-1.1-pro", "sd-1.5", "sdxl-epic-realism") for glob in told)
+    assert not any(
+        fnmatchcase(name, glob)
+        for name in ("flux-1.1-pro", "sd-1.5", "sdxl-epic-realism")
+        for glob in told
+    )
 
 
 def test_a_fault_is_of_its_layout_its_version_and_its_place():
-    assert PROMPTS in names({"layout": "openfake", "at": ["/set"], "arguments": {"version": "v1-2025-05"}})
-    assert PROMPTS not in names({"layout": "openfake", "at": ["/set"], "arguments": {"version": "v2"}})
-    assert {PROMPTS, "openfake-v2-jpeg"} <= names({"layout": "openfake", "at": ["/set"], "arguments": {}})
+    assert PROMPTS in names(
+        {"layout": "openfake", "at": ["/set"], "arguments": {"version": "v1-2025-05"}}
+    )
+    assert PROMPTS not in names(
+        {"layout": "openfake", "at": ["/set"], "arguments": {"version": "v2"}}
+    )
+    assert {PROMPTS, "openfake-v2-jpeg"} <= names(
+        {"layout": "openfake", "at": ["/set"], "arguments": {}}
+    )
     assert names({"layout": "folders", "at": ["/photos"]}) == set()
-    assert "forensynths-jpeg" in names({"layout": "folders", "at": ["s3://mine/CNN_synth_testset/progan"]})
+    assert "forensynths-jpeg" in names(
+        {"layout": "folders", "at": ["s3://mine/CNN_synth_testset/progan"]}
+    )
     small = "community-forensics-small-sizes"
-    assert small in names({"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics-Small"]})
-    assert small not in names({"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics"]})
+    assert small in names(
+        {"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics-Small"]}
+    )
+    assert small not in names(
+        {"layout": "community-forensics", "at": ["hf://datasets/OwensLab/CommunityForensics"]}
+    )
 
 
 def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
@@ -59,8 +86,12 @@ def test_a_line_counts_the_rows_and_names_the_option_and_the_source():
     assert "1,234 rows" in line
     assert "leave_out_faults leaves these prompts out" in line
     assert "discussions/2" in line
-    assert "prompts left out" in next(line for line in lines_of(faults, strata, left_out=True) if PROMPTS in line)
-    assert not [line for line in lines_of(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line]
+    assert "prompts left out" in next(
+        line for line in lines_of(faults, strata, left_out=True) if PROMPTS in line
+    )
+    assert not [
+        line for line in lines_of(faults, {("test", "fake", "sd-1.5"): 5}) if PROMPTS in line
+    ]
     assert "some rows" in next(line for line in lines_of(faults, None) if PROMPTS in line)
 
 
@@ -68,8 +99,13 @@ def test_a_prompt_goes_with_its_group_and_the_image_stays():
     faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
     mispaired = Labels("fake", "sd-3.5", prompt="a dog", split="test", group="prompt:1")
     assert spared(mispaired, faults) == Labels("fake", "sd-3.5", split="test")
-    assert spared(replace(mispaired, group="scene 1"), faults) == Labels("fake", "sd-3.5", split="test", group="scene 1")
-    for sound in (Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1"), Labels("real", "real", prompt="a dog")):
+    assert spared(replace(mispaired, group="scene 1"), faults) == Labels(
+        "fake", "sd-3.5", split="test", group="scene 1"
+    )
+    for sound in (
+        Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1"),
+        Labels("real", "real", prompt="a dog"),
+    ):
         assert spared(sound, faults) == sound
     assert spared(Labels("fake", "sana-1.5"), faults) is None
     assert spared(mispaired, ()) == mispaired
@@ -78,15 +114,26 @@ def test_a_prompt_goes_with_its_group_and_the_image_stays():
 def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
     source, store = of_openfake(tmp_path / "set"), Store.open(str(tmp_path / "index"))
     unseen = survey(source, store, 0)["faults"]
-    assert any(PROMPTS in line and "some rows" in line for line in unseen)  # as of a set that is too large to be indexed
+    # as of a set that is too large to be indexed
+    assert any(PROMPTS in line and "some rows" in line for line in unseen)
     assert len(index_source(source, store)) == 8
     assert sum("leaves these" in line for line in survey(source, store)["faults"]) == 2
-    sparing, beside = source.model_copy(update={"leave_out_faults": True}), Store.open(str(tmp_path / "beside"))
+    sparing, beside = (
+        source.model_copy(update={"leave_out_faults": True}),
+        Store.open(str(tmp_path / "beside")),
+    )
     with pytest.raises(IdentityError, match="leave_out_faults"):
         index_source(sparing, store)
-    said = {one["generator"]: one["prompt"] for one in index_source(sparing, beside)["input"].combine_chunks().to_pylist()}
+    said = {
+        one["generator"]: one["prompt"]
+        for one in index_source(sparing, beside)["input"].combine_chunks().to_pylist()
+    }
     assert said.keys() == {"flux.1-dev", "sd-1.5-dreamshaper", "gpt-image-1", "real"}
-    assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (None, None, "a prompt 4")
+    assert (said["flux.1-dev"], said["sd-1.5-dreamshaper"], said["gpt-image-1"]) == (
+        None,
+        None,
+        "a prompt 4",
+    )
     told = survey(sparing, beside)["faults"]
     assert any(PROMPTS in line and "2 rows" in line and "prompts left out" in line for line in told)
     assert "left out: 1 × spoiled by a documented fault of the data" in told
@@ -98,7 +145,10 @@ def test_a_source_is_read_without_what_is_spoiled_and_says_so(tmp_path):
 
 def test_the_key_is_in_no_recipe_that_does_not_use_it():
     assert "leave_out_faults" not in DatasetSource(at=["x"]).model_dump(mode="json")
-    assert DatasetSource(at=["x"], leave_out_faults=True).model_dump(mode="json")["leave_out_faults"] is True
+    assert (
+        DatasetSource(at=["x"], leave_out_faults=True).model_dump(mode="json")["leave_out_faults"]
+        is True
+    )
 
 
 def test_a_fault_without_source_or_of_an_unknown_kind_is_refused():

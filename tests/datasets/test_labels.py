@@ -7,8 +7,12 @@ from ray_app.errors import ConfigError
 
 def table(**columns) -> pa.Table:
     """Each row in a piece of memory of its own."""
-    struct = pa.StructArray.from_arrays([pa.array(values, pa.string()) for values in columns.values()], list(columns))
-    return pa.Table.from_batches(pa.table({"input": struct}).to_batches(max_chunksize=1), pa.schema([("input", struct.type)]))
+    struct = pa.StructArray.from_arrays(
+        [pa.array(values, pa.string()) for values in columns.values()], list(columns)
+    )
+    return pa.Table.from_batches(
+        pa.table({"input": struct}).to_batches(max_chunksize=1), pa.schema([("input", struct.type)])
+    )
 
 
 def test_texts_are_numbered_by_their_first_rows_and_null_where_there_is_no_such_field():
@@ -41,7 +45,9 @@ def test_labels_are_words_numbers_or_truths(label, values):
     assert [parse_label(value, "row 1") for value in values] == [label] * len(values)
 
 
-@pytest.mark.parametrize("value", [None, "", 2, 0.5, float("nan"), "synthetic", "0.5", "1.01", "10", "1e0", b"fake"])
+@pytest.mark.parametrize(
+    "value", [None, "", 2, 0.5, float("nan"), "synthetic", "0.5", "1.01", "10", "1e0", b"fake"]
+)
 def test_there_is_no_default(value):
     with pytest.raises(ConfigError) as raised:
         parse_label(value, "labels.csv, row 7")
@@ -58,5 +64,7 @@ def test_reals_are_never_mistaken_for_a_generator():
 def test_one_prompt_is_one_group_however_it_is_written():
     group = prompt_group("A lighthouse in  fog")
     assert group is not None
-    assert group == prompt_group(" a Lighthouse\nin fog ") != prompt_group("a lighthouse in the fog")
+    assert (
+        group == prompt_group(" a Lighthouse\nin fog ") != prompt_group("a lighthouse in the fog")
+    )
     assert prompt_group(None) is prompt_group(" \n") is None

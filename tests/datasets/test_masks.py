@@ -17,7 +17,9 @@ PHOTOGRAPH = np.random.default_rng(7).integers(0, 256, (*ALTERED.shape, 3), dtyp
 
 
 def painted(colour, background=(0, 0, 0)):
-    return Image.fromarray(np.where(ALTERED[..., None], np.array(colour, np.uint8), np.array(background, np.uint8)))
+    return Image.fromarray(
+        np.where(ALTERED[..., None], np.array(colour, np.uint8), np.array(background, np.uint8))
+    )
 
 
 def with_palette(indices, *colours):
@@ -28,11 +30,17 @@ def with_palette(indices, *colours):
 
 
 def with_alpha(colours, alpha):
-    return Image.fromarray(np.dstack([np.broadcast_to(np.array(colours, np.uint8), (*ALTERED.shape, 3)), alpha]))
+    return Image.fromarray(
+        np.dstack([np.broadcast_to(np.array(colours, np.uint8), (*ALTERED.shape, 3)), alpha])
+    )
 
 
 def noisy(level):
-    return (GREY * level + np.random.default_rng(3).integers(0, 30, GREY.shape)).clip(0, 255).astype(np.uint8)
+    return (
+        (GREY * level + np.random.default_rng(3).integers(0, 30, GREY.shape))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 STORED = {
@@ -56,8 +64,14 @@ STORED = {
     "white-on-transparent": (with_alpha((255, 255, 255), GREY * 255), "png"),
     "red-on-transparent": (with_alpha((200, 0, 0), GREY * 120), "png"),
     "black-and-white-with-opaque-alpha": (Image.fromarray(GREY * 255).convert("RGBA"), "png"),
-    "black-and-white-in-a-transparent-frame": (with_alpha(GREY[..., None] * 255, np.pad(np.full((36, 56), 255, np.uint8), 2)), "png"),
-    "grey-and-alpha": (Image.merge("LA", [Image.new("L", SIZE, 255), Image.fromarray(GREY * 255)]), "png"),
+    "black-and-white-in-a-transparent-frame": (
+        with_alpha(GREY[..., None] * 255, np.pad(np.full((36, 56), 255, np.uint8), 2)),
+        "png",
+    ),
+    "grey-and-alpha": (
+        Image.merge("LA", [Image.new("L", SIZE, 255), Image.fromarray(GREY * 255)]),
+        "png",
+    ),
 }
 
 
@@ -81,7 +95,10 @@ def test_mask_with_a_transparent_key_colour_is_read(tmp_path):
     [
         (with_alpha((0, 0, 0), GREY * 255), "black on transparent"),
         (with_alpha((255, 255, 255), 255 - GREY * 255), "white around a transparent hole"),
-        (with_alpha(255 - GREY[..., None] * 255, 255 - GREY * 255), "white around a transparent hole"),
+        (
+            with_alpha(255 - GREY[..., None] * 255, 255 - GREY * 255),
+            "white around a transparent hole",
+        ),
         (with_alpha(PHOTOGRAPH, 255 - GREY * 255), "many colours"),
         (with_alpha(PHOTOGRAPH // 5 + 60, 255 - GREY * 255), "many colours"),
     ],
@@ -89,11 +106,16 @@ def test_mask_with_a_transparent_key_colour_is_read(tmp_path):
 )
 def test_transparent_mask_of_unclear_meaning_is_refused(tmp_path, image, reason):
     image.save(tmp_path / "mask.png")
-    with pytest.raises(InputError, match=f"its mask: .*{reason}.*save altered pixels as white on black"):
+    with pytest.raises(
+        InputError, match=f"its mask: .*{reason}.*save altered pixels as white on black"
+    ):
         read("fake", str(tmp_path / "mask.png"), SIZE)
 
 
-@pytest.mark.parametrize(("pixel", "level"), [((127, 127, 128), 0), ((127, 128, 128), 255), ((255, 128, 0), 255), ((255, 127, 0), 0)])
+@pytest.mark.parametrize(
+    ("pixel", "level"),
+    [((127, 127, 128), 0), ((127, 128, 128), 255), ((255, 128, 0), 255), ((255, 127, 0), 0)],
+)
 def test_altered_is_where_the_mean_of_the_channels_is_above_half(pixel, level):
     mask = to_mask(Image.new("RGB", (3, 2), pixel), set(), 8)
     assert (mask.mode, mask.size) == ("L", (3, 2))
@@ -115,7 +137,10 @@ def test_masks_that_mark_nothing_or_everything_are_counted():
     tally.add("/m/whole.png", coverage_of(Image.new("L", (2, 2), 255)))
     tally.add("/m/part.png", coverage_of(Image.fromarray(GREY * 255)))
     warning = tally.warning()
-    assert "The masks of 5 fakes mark nothing as altered, for example /m/0.png, /m/1.png, /m/2.png; the mask of 1 fake marks" in warning
+    assert (
+        "The masks of 5 fakes mark nothing as altered, for example /m/0.png, /m/1.png, /m/2.png; the mask of 1 fake marks"
+        in warning
+    )
     assert "/m/whole.png" in warning
     assert "/m/part.png" not in warning
 
@@ -130,8 +155,13 @@ def test_masks_that_mark_nothing_or_everything_are_counted():
         ("simplecache::file:///etc/passwd", False, False),
     ],
 )
-def test_two_colons_are_letters_of_a_name_where_nothing_is_chained(place, from_here, from_elsewhere):
-    assert (may_lead("/labels.csv", place), may_lead("https://other/labels.csv", place)) == (from_here, from_elsewhere)
+def test_two_colons_are_letters_of_a_name_where_nothing_is_chained(
+    place, from_here, from_elsewhere
+):
+    assert (may_lead("/labels.csv", place), may_lead("https://other/labels.csv", place)) == (
+        from_here,
+        from_elsewhere,
+    )
 
 
 def read(label: str, uri: str | None, size: tuple[int, int] = (7, 4)) -> Image.Image:
@@ -139,7 +169,10 @@ def read(label: str, uri: str | None, size: tuple[int, int] = (7, 4)) -> Image.I
     return MaskReader(Fetcher(), ImageLimits()).read(member, size)
 
 
-@pytest.mark.parametrize(("label", "uri", "level"), [("real", None, 0), ("real", "/of/nothing.png", 0), ("fake", None, 255)])
+@pytest.mark.parametrize(
+    ("label", "uri", "level"),
+    [("real", None, 0), ("real", "/of/nothing.png", 0), ("fake", None, 255)],
+)
 def test_a_mask_that_the_label_implies_is_not_read(label, uri, level):
     mask = read(label, uri)
     assert mask.size == (7, 4)

@@ -8,7 +8,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ray_app.datasets import near_duplicates
-from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, leakage, near_pairs
+from ray_app.datasets.near_duplicates import (
+    NEAR_BITS,
+    Bond,
+    bonds_of,
+    connected_groups,
+    leakage,
+    near_pairs,
+)
 from tests.datasets.tables import labelled
 
 
@@ -34,12 +41,16 @@ def hashes_with_neighbours(seed, n=300):
     hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
     for place in range(0, n, 2):
         flipped = rng.choice(64, rng.integers(1, 7), replace=False)
-        hashes[place] = hashes[place + 1] ^ np.bitwise_or.reduce(np.uint64(1) << flipped.astype(np.uint64))
+        hashes[place] = hashes[place + 1] ^ np.bitwise_or.reduce(
+            np.uint64(1) << flipped.astype(np.uint64)
+        )
     return np.unique(hashes)
 
 
 def components(pairs, count):
-    return connected_components(coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)), directed=False)[1]
+    return connected_components(
+        coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count)), directed=False
+    )[1]
 
 
 @pytest.mark.parametrize("at_once", [near_duplicates._AT_ONCE, 3])
@@ -61,14 +72,31 @@ def test_rows_alike_are_those_that_comparing_all_hashes_with_all_finds(most, mon
     hashes, others = mixed[::2], mixed[1::2]
     expected = (np.bitwise_count(hashes[:, None] ^ others[None, :]) <= NEAR_BITS).any(axis=1)
     assert 50 < expected.sum() < len(hashes) - 20
-    held, other = (labelled([real(), *(real(phash=f"{one:016x}") for one in some)]) for some in (hashes, others))
-    assert leakage({"train": other, "test": held})["pairs"]["test in train"]["phash"] == expected.sum()
-    assert leakage({"train": held.slice(0, 1), "test": other.slice(0, 1)})["pairs"]["test in train"]["phash"] == 0
+    held, other = (
+        labelled([real(), *(real(phash=f"{one:016x}") for one in some)])
+        for some in (hashes, others)
+    )
+    assert (
+        leakage({"train": other, "test": held})["pairs"]["test in train"]["phash"] == expected.sum()
+    )
+    assert (
+        leakage({"train": held.slice(0, 1), "test": other.slice(0, 1)})["pairs"]["test in train"][
+            "phash"
+        ]
+        == 0
+    )
 
 
 def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
     base = np.array([0x0123456789ABCDEF, 0xFEDCBA9876543210], np.uint64)
-    flips = np.array([0, *(1 << bit for bit in range(64)), *((1 << a) | (1 << b) for a, b in combinations(range(0, 64, 4), 2))], np.uint64)
+    flips = np.array(
+        [
+            0,
+            *(1 << bit for bit in range(64)),
+            *((1 << a) | (1 << b) for a, b in combinations(range(0, 64, 4), 2)),
+        ],
+        np.uint64,
+    )
     hashes = np.concatenate([flips ^ one for one in base])
     every = near_pairs(hashes)
     monkeypatch.setattr(near_duplicates, "_AT_ONCE", 100)
@@ -82,9 +110,14 @@ def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3), st.lists(st.tuples(*[st.integers(0, 5)] * 2)))
+@given(
+    st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3),
+    st.lists(st.tuples(*[st.integers(0, 5)] * 2)),
+)
 def test_groups_are_the_components_of_rows_and_what_they_share(codes, pairs):
-    """Nodes: eight rows, and six things of each kind that rows may share (-1: none); pairs bind two things of one kind."""
+    """Nodes: eight rows, and six things of each kind that rows may share (-1: none); pairs bind two
+    things of one kind.
+    """
     bonds, edges = [], [(row, row) for row in range(8)]
     for kind, shared in enumerate(codes):
         known = pairs if max(shared) == 5 else []

@@ -25,8 +25,18 @@ SAMPLINGS = {
 def bare(labels: list[str], generators: list[str], groups: list[str | None]) -> pa.Table:
     """Only what an order looks at."""
     nothing = pa.nulls(len(labels), pa.string())
-    columns = {"label": pa.array(labels), "generator": pa.array(generators), "group": pa.array(groups, pa.string())}
-    return pa.table({"input": pa.StructArray.from_arrays([columns.get(name, nothing) for name in INPUT.names], fields=list(INPUT))})
+    columns = {
+        "label": pa.array(labels),
+        "generator": pa.array(generators),
+        "group": pa.array(groups, pa.string()),
+    }
+    return pa.table(
+        {
+            "input": pa.StructArray.from_arrays(
+                [columns.get(name, nothing) for name in INPUT.names], fields=list(INPUT)
+            )
+        }
+    )
 
 
 def pairs(count: int, alone: int = 0) -> pa.Table:
@@ -56,7 +66,9 @@ def test_an_epoch_sees_every_row_once(name, groups, alone, half, seed):
     epochs = seen(order, 3 * len(rows)).reshape(3, -1)
     assert np.array_equal(np.sort(epochs), np.tile(np.arange(len(rows)), (3, 1)))
     other = seen(SampleOrder(rows, SAMPLINGS[name], seed + 1, 2 * half), len(rows))
-    assert len(rows) < 20 or len({tuple(one) for one in (*epochs, other)}) == 4, "epochs and seeds differ"
+    assert len(rows) < 20 or len({tuple(one) for one in (*epochs, other)}) == 4, (
+        "epochs and seeds differ"
+    )
 
 
 def test_a_batch_goes_over_the_end_of_an_epoch_and_may_hold_several():
@@ -68,16 +80,28 @@ def test_a_batch_goes_over_the_end_of_an_epoch_and_may_hold_several():
     assert np.bincount(many).tolist() == [4] * 10
 
 
-@pytest.mark.parametrize(("batch", "epochs", "steps"), [(16, 1, 7), (16, 0.5, 4), (16, 2, 13), (16, 0.001, 1), (10, 0.1 * 3, 3)])
+@pytest.mark.parametrize(
+    ("batch", "epochs", "steps"),
+    [(16, 1, 7), (16, 0.5, 4), (16, 2, 13), (16, 0.001, 1), (10, 0.1 * 3, 3)],
+)
 def test_steps_of_epochs_whatever_their_rounding(batch, epochs, steps):
     assert SampleOrder(pairs(50), Sampling(), 0, batch).steps(epochs) == steps
 
 
-@pytest.mark.parametrize("sampling", [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)], ids=str)
-def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_many_share_it(sampling):
+@pytest.mark.parametrize(
+    "sampling",
+    [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)],
+    ids=str,
+)
+def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_many_share_it(
+    sampling,
+):
     whole = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
     expected = [whole.step(step) for step in range(40)]
-    for asked in (SampleOrder(pairs(37, alone=3), sampling, 3, 24), pickle.loads(pickle.dumps(whole))):
+    for asked in (
+        SampleOrder(pairs(37, alone=3), sampling, 3, 24),
+        pickle.loads(pickle.dumps(whole)),
+    ):
         for step in random.Random(0).sample(range(40), 40):
             world = (1, 2, 3, 4, 6)[step % 5]
             shares = [asked.share(step, rank, world) for rank in range(world)]
@@ -93,10 +117,20 @@ def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_man
         (pairs(10), Sampling(twins=True), 9, "no whole number of twins"),
         (pairs(10), Sampling(twins=True), 8, "3 workers of twins"),
         (pairs(10), Sampling(epoch_rows=5), 3, "with natural shares an epoch is every row once"),
-        (pairs(10), Sampling(twins=True, classes="balanced"), 6, "twins are as many real as fake already"),
+        (
+            pairs(10),
+            Sampling(twins=True, classes="balanced"),
+            6,
+            "twins are as many real as fake already",
+        ),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
-        (bare(["real", "maybe"], ["a", "b"], [None, None]), Sampling(classes="balanced"), 3, "not 'maybe'"),
+        (
+            bare(["real", "maybe"], ["a", "b"], [None, None]),
+            Sampling(classes="balanced"),
+            3,
+            "not 'maybe'",
+        ),
         (pa.table({"image_id": [1, 2]}), Sampling(classes="balanced"), 3, "have no labels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -113,7 +147,9 @@ def shares_of(rows: pa.Table, order: SampleOrder, epochs: int) -> dict[str, floa
     generators = rows["input"].combine_chunks().field("generator").dictionary_encode()
     codes = generators.indices.to_numpy()[seen(order, epochs * order.rows_per_epoch)]
     counts = np.bincount(codes, minlength=len(generators.dictionary))
-    return dict(zip(generators.dictionary.to_pylist(), (counts / counts.sum()).tolist(), strict=True))
+    return dict(
+        zip(generators.dictionary.to_pylist(), (counts / counts.sum()).tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -124,9 +160,13 @@ def test_shares_of_a_mixture_of_1_to_10_to_1000_are_as_requested(classes, power)
     order = SampleOrder(mixed, Sampling(classes=classes, generators=power), 7, 128)
     fake = 0.5 if classes == "balanced" else 10_110 / 10_360
     weights = {name: count**power for name, count in counts.items()}
-    expected = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()} | {"real": 1 - fake}
+    expected = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()} | {
+        "real": 1 - fake
+    }
     for epochs in (1, 5):  # within 2 %, or one row where 2 % is less than a row
-        assert shares_of(mixed, order, epochs) == pytest.approx(expected, rel=0.02, abs=1 / len(mixed) / epochs)
+        assert shares_of(mixed, order, epochs) == pytest.approx(
+            expected, rel=0.02, abs=1 / len(mixed) / epochs
+        )
 
 
 @pytest.mark.parametrize("length", [1, 7, 999])
@@ -136,7 +176,9 @@ def test_shares_are_kept_to_one_row_in_epochs_of_any_length(length):
     assert order.rows_per_epoch == length
     for epochs in (1, 10, 60):
         assert shares_of(rows, order, epochs).get("real", 0) == pytest.approx(1 / 2, abs=1 / length)
-    assert shares_of(rows, order, 60).get("a", 0) == pytest.approx(1 / 6, abs=2 / 60 / length + 1e-9)
+    assert shares_of(rows, order, 60).get("a", 0) == pytest.approx(
+        1 / 6, abs=2 / 60 / length + 1e-9
+    )
 
 
 def test_rows_of_a_stratum_come_equally_often_and_strata_are_spread_evenly():
@@ -166,9 +208,14 @@ def test_twins_are_side_by_side_in_one_share(alone):
 
 
 def test_of_larger_groups_a_real_stands_by_a_fake():
-    rows = bare(["real", "fake", "fake", "fake", "real", "real", "fake"], ["g"] * 7, ["a"] * 4 + [None] + ["b"] * 2)
+    rows = bare(
+        ["real", "fake", "fake", "fake", "real", "real", "fake"],
+        ["g"] * 7,
+        ["a"] * 4 + [None] + ["b"] * 2,
+    )
     order = SampleOrder(rows, Sampling(twins=True), 0, 2)
-    steps = [set(order.step(step)[0].tolist()) for step in range(7)]  # two epochs of an odd number of rows
+    # two epochs of an odd number of rows
+    steps = [set(order.step(step)[0].tolist()) for step in range(7)]
     assert steps.count({0, 1}) == steps.count({5, 6}) == 2
 
 
@@ -177,6 +224,11 @@ def test_of_larger_groups_a_real_stands_by_a_fake():
 
 def test_a_window_keeps_neighbours_near():
     rows = pairs(2048)
-    assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 64))) < 10_000, "it is sent to every loader"
-    runs = [len(np.unique(seen(SampleOrder(rows, sampling, 0, 64), 512) // 64)) for sampling in (Sampling(), Sampling(window=512, run=64))]
+    assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 64))) < 10_000, (
+        "it is sent to every loader"
+    )
+    runs = [
+        len(np.unique(seen(SampleOrder(rows, sampling, 0, 64), 512) // 64))
+        for sampling in (Sampling(), Sampling(window=512, run=64))
+    ]
     assert runs == [64, 8], "512 rows of all 64 runs, or of 8"

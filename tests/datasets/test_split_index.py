@@ -16,7 +16,12 @@ from tests.datasets.made_index import made_index
 def rows_of(prompts, *generators, first=0):
     """So many prompts, each with a real and a fake of each generator."""
     return [
-        {"label": label, "generator": name, "prompt": f"prompt number {number}", "uri": f"/{number}/{name}.png"}
+        {
+            "label": label,
+            "generator": name,
+            "prompt": f"prompt number {number}",
+            "uri": f"/{number}/{name}.png",
+        }
         for number in range(first, first + prompts)
         for name, label in [("real", "real"), *((name, "fake") for name in generators)]
     ]
@@ -29,7 +34,13 @@ def divided(folder, rows, out="out", **settings):
 
 def splits_in(place):
     rows = read_index(str(place))
-    return dict(zip(rows["uri"].to_pylist(), pc.struct_field(rows["input"], "split").to_pylist(), strict=True))
+    return dict(
+        zip(
+            rows["uri"].to_pylist(),
+            pc.struct_field(rows["input"], "split").to_pylist(),
+            strict=True,
+        )
+    )
 
 
 def test_an_index_is_divided_by_prompt_and_taken_by_training(tmp_path):
@@ -38,14 +49,32 @@ def test_an_index_is_divided_by_prompt_and_taken_by_training(tmp_path):
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.04)
     assert document["groups"] == 400
     found = splits_in(tmp_path / "out")
-    assert all(len({found[f"/{number}/{name}.png"] for name in ("real", "flux", "sd-3")}) == 1 for number in range(400))
-    assert json.loads((tmp_path / "out" / "split.json").read_text()) == json.loads(json.dumps(document))
+    assert all(
+        len({found[f"/{number}/{name}.png"] for name in ("real", "flux", "sd-3")}) == 1
+        for number in range(400)
+    )
+    assert json.loads((tmp_path / "out" / "split.json").read_text()) == json.loads(
+        json.dumps(document)
+    )
     info = read_info(Store.open(str(tmp_path / "out")))
     assert info.digest == document["digest"]
-    assert sum(one["rows"] for one in info.counts if one["split"] == "test") == document["splits"]["test"]["images"]
-    sources = {name: (DatasetSource(at=str(tmp_path / "out"), split=name),) for name in ("train", "validation", "test")}
-    made = make_splits(Data(**sources), lambda source: index_source(source, Store.open(str(tmp_path / "unused"))))
-    assert all(count == 0 for pair in made.findings["leakage"]["pairs"].values() for key, count in pair.items() if key != "examples")
+    assert (
+        sum(one["rows"] for one in info.counts if one["split"] == "test")
+        == document["splits"]["test"]["images"]
+    )
+    sources = {
+        name: (DatasetSource(at=str(tmp_path / "out"), split=name),)
+        for name in ("train", "validation", "test")
+    }
+    made = make_splits(
+        Data(**sources), lambda source: index_source(source, Store.open(str(tmp_path / "unused")))
+    )
+    assert all(
+        count == 0
+        for pair in made.findings["leakage"]["pairs"].values()
+        for key, count in pair.items()
+        if key != "examples"
+    )
 
 
 def test_images_that_are_added_move_none_of_an_unchanged_group_and_another_seed_many(tmp_path):
@@ -58,8 +87,13 @@ def test_images_that_are_added_move_none_of_an_unchanged_group_and_another_seed_
 
 
 def test_an_even_division_gives_every_generator_its_share(tmp_path):
-    rare = [row | {"generator": f"rare-{place % 5}", "prompt": f"rare {place}"} for place, row in enumerate(rows_of(100)[:100])]
-    rows = rows_of(400) + [row | {"label": "fake", "uri": f"/rare/{place}"} for place, row in enumerate(rare)]
+    rare = [
+        row | {"generator": f"rare-{place % 5}", "prompt": f"rare {place}"}
+        for place, row in enumerate(rows_of(100)[:100])
+    ]
+    rows = rows_of(400) + [
+        row | {"label": "fake", "uri": f"/rare/{place}"} for place, row in enumerate(rare)
+    ]
     document = divided(tmp_path, rows, even=True)
     for one in document["strata"]:
         n = one["train"] + one["validation"] + one["test"]
@@ -68,14 +102,24 @@ def test_an_even_division_gives_every_generator_its_share(tmp_path):
 
 def test_an_even_division_after_an_earlier_one_moves_none_of_it(tmp_path):
     divided(tmp_path, rows_of(200, "flux"), even=True)
-    divided(tmp_path, rows_of(200, "flux") + rows_of(133, "sd-3", first=150), "grown", even=True, after=str(tmp_path / "out"))
+    divided(
+        tmp_path,
+        rows_of(200, "flux") + rows_of(133, "sd-3", first=150),
+        "grown",
+        even=True,
+        after=str(tmp_path / "out"),
+    )
     before, after = splits_in(tmp_path / "out"), splits_in(tmp_path / "grown")
     assert all(after[uri] == split for uri, split in before.items())
-    assert all(after[f"/{number}/sd-3.png"] == before[f"/{number}/flux.png"] for number in range(150, 200))
+    assert all(
+        after[f"/{number}/sd-3.png"] == before[f"/{number}/flux.png"] for number in range(150, 200)
+    )
 
 
 def test_a_held_out_generator_is_in_test_alone(tmp_path):
-    rows = rows_of(200, "flux", "sd-3") + [row for row in rows_of(60, "sora", first=200) if row["label"] == "fake"]
+    rows = rows_of(200, "flux", "sd-3") + [
+        row for row in rows_of(60, "sora", first=200) if row["label"] == "fake"
+    ]
     document = divided(tmp_path, rows, hold_out=("sora", "sd-3"))
     by = {one["generator"]: one for one in document["strata"]}
     assert (by["sora"]["test"], by["sora"]["held_out"]) == (60, True)
@@ -89,7 +133,14 @@ def test_a_share_of_generators_is_held_out_and_stays_so(tmp_path):
     names = [f"gen-{number}" for number in range(30)]
     document = divided(tmp_path, rows_of(40, *names), hold_out=("0.3",))
     held = set(document["asked"]["held_out"])
-    grown = set(divided(tmp_path, rows_of(40, *names, *(f"new-{k}" for k in range(9))), "grown", hold_out=("0.3",))["asked"]["held_out"])
+    grown = set(
+        divided(
+            tmp_path,
+            rows_of(40, *names, *(f"new-{k}" for k in range(9))),
+            "grown",
+            hold_out=("0.3",),
+        )["asked"]["held_out"]
+    )
     assert 3 <= len(held) <= 15
     assert grown & set(names) == held
 
@@ -100,7 +151,13 @@ def test_copies_and_likenesses_are_never_divided(tmp_path):
     rows = [{"label": ("real", "fake")[k % 2], "generator": ("real", "x")[k % 2], "uri": f"/{k}", "phash": f"{hashes[k]:016x}",
              "sha256": f"{k:064x}"} for k in range(300)]  # fmt: skip
     rows += [
-        row | {"uri": f"/like{row['uri']}", "phash": f"{hashes[k] ^ (5 << k % 60):016x}", "sha256": None} for k, row in enumerate(rows)
+        row
+        | {
+            "uri": f"/like{row['uri']}",
+            "phash": f"{hashes[k] ^ (5 << k % 60):016x}",
+            "sha256": None,
+        }
+        for k, row in enumerate(rows)
     ]
     rows += [row | {"uri": f"/copy{row['uri']}", "phash": None} for row in rows[:300]]
     document = divided(tmp_path, rows)
@@ -123,20 +180,30 @@ def test_a_kept_split_stays_and_draws_what_is_bound_to_it(tmp_path):
         row["split"] = "test" if row["label"] == "fake" else None
     divided(tmp_path, rows, keep=("test",), train=0.9, validation=0.1, test=0.0)
     found = splits_in(tmp_path / "out")
-    assert {uri for uri, split in found.items() if split == "test"} == {row["uri"] for row in rows[:80]}
+    assert {uri for uri, split in found.items() if split == "test"} == {
+        row["uri"] for row in rows[:80]
+    }
 
 
 def test_a_check_names_both_images_of_a_leak(tmp_path):
     rows = rows_of(100, "flux")
     for place, row in enumerate(rows):
         row["split"] = "train" if place % 4 < 2 else "test"
-    assert all(one["values"] == 0 for one in check_splits(made_index(tmp_path / "clean", rows))["leaks"])
+    assert all(
+        one["values"] == 0 for one in check_splits(made_index(tmp_path / "clean", rows))["leaks"]
+    )
     rows[2]["sha256"] = rows[4]["sha256"] = "a" * 64
     rows[2]["prompt"] = rows[0]["prompt"]
-    leaks = {one["kind"]: one for one in check_splits(made_index(tmp_path / "leaking", rows))["leaks"]}
+    leaks = {
+        one["kind"]: one for one in check_splits(made_index(tmp_path / "leaking", rows))["leaks"]
+    }
     assert leaks["bytes"]["between"] == {"test in train": 1}
     assert leaks["bytes"]["examples"] == [[rows[2]["uri"], rows[4]["uri"]]]
-    assert (leaks["prompt"]["values"], leaks["prompt"]["images"], leaks["looks"]["known"]) == (1, 3, 0)
+    assert (leaks["prompt"]["values"], leaks["prompt"]["images"], leaks["looks"]["known"]) == (
+        1,
+        3,
+        0,
+    )
 
 
 def test_what_is_asked_wrongly_is_refused(tmp_path):
@@ -149,7 +216,10 @@ def test_what_is_asked_wrongly_is_refused(tmp_path):
         ({"hold_out": ("flux",)}, "all generators are held out"),
         ({"out": at}, "beside its index"),
         ({"at": str(tmp_path / "nothing")}, "no index"),
-        ({"at": made_index(tmp_path / "tiny", rows_of(1, "flux"))}, "no group falls into validation"),
+        (
+            {"at": made_index(tmp_path / "tiny", rows_of(1, "flux"))},
+            "no group falls into validation",
+        ),
     ]:
         with pytest.raises(ConfigError, match=said):
             split_index(asked.model_copy(update=wrong))

@@ -19,7 +19,12 @@ TRAIN, VALIDATION, TEST = ((DatasetSource(at=name),) for name in ("train", "vali
 def prompts(count: int, *generators: str, first: int = 0) -> list[dict]:
     """So many prompts, each with a real and a fake of each generator."""
     return [
-        {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{number}", "uri": f"/{first + number}/{name}"}
+        {
+            "label": "real" if name == "real" else "fake",
+            "generator": name,
+            "group": f"p{number}",
+            "uri": f"/{first + number}/{name}",
+        }
         for number in range(count)
         for name in ("real", *generators)
     ]
@@ -48,7 +53,9 @@ def generators(table: pa.Table) -> set[str]:
 
 def test_a_share_of_groups_is_held_out_whole():
     rows = prompts(500, "a", "b")
-    splits = split(Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2)), train=rows)
+    splits = split(
+        Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2)), train=rows
+    )
     tables = (splits.train, splits.validation, splits.test)
     assert [len(table) / 1500 for table in tables] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
     for one, other in combinations(tables, 2):
@@ -59,38 +66,63 @@ def test_a_share_of_groups_is_held_out_whole():
 def test_a_group_stays_where_it_is_when_others_come():
     data = Data(train=TRAIN, validation=HeldOut(groups=0.2))
     few, many = (split(data, train=prompts(count, "a")) for count in (100, 300))
-    assert ids(few.validation) == {one for one in ids(many.validation) if one in ids(few.train) | ids(few.validation)}
+    assert ids(few.validation) == {
+        one for one in ids(many.validation) if one in ids(few.train) | ids(few.validation)
+    }
 
 
 def test_a_held_out_generator_takes_the_reals_of_its_pairs_along():
-    rows = prompts(20, "a") + [row | {"group": f"q{row['group']}"} for row in prompts(20, "b", first=100)]
+    rows = prompts(20, "a") + [
+        row | {"group": f"q{row['group']}"} for row in prompts(20, "b", first=100)
+    ]
     splits = split(Data(train=TRAIN, validation=HeldOut(generators=("b",))), train=rows)
     assert generators(splits.validation) == {"real", "b"}
     assert (len(splits.train), len(splits.validation), len(splits.set_aside)) == (40, 40, 0)
 
 
 def test_of_a_prompt_that_stays_fakes_of_held_out_generators_are_set_aside():
-    splits = split(Data(train=TRAIN, validation=HeldOut(generators=("b",), groups=0.3)), train=prompts(200, "a", "b"))
+    splits = split(
+        Data(train=TRAIN, validation=HeldOut(generators=("b",), groups=0.3)),
+        train=prompts(200, "a", "b"),
+    )
     assert generators(splits.train) == {"real", "a"}
     assert generators(splits.validation) == {"real", "b"}
-    why = dict(zip(column(splits.set_aside, "generator"), splits.set_aside["why"].to_pylist(), strict=True))
-    assert why == {"a": "fakes of other generators than the split's", "b": "fakes of held-out generators"}
+    why = dict(
+        zip(column(splits.set_aside, "generator"), splits.set_aside["why"].to_pylist(), strict=True)
+    )
+    assert why == {
+        "a": "fakes of other generators than the split's",
+        "b": "fakes of held-out generators",
+    }
     assert sum(map(len, (splits.train, splits.validation, splits.set_aside))) == 600
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90),
+    st.lists(
+        st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)),
+        min_size=60,
+        max_size=90,
+    ),
     st.sampled_from([(), ("a",), ("a", "b")]),
     st.sampled_from([(), ("b",), ("c",)]),
     st.sampled_from([0.2, 0.4]),
 )
 def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation, for_test, share):
     rows = [
-        {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{group}" if group else None, "uri": f"/{number}"}
+        {
+            "label": "real" if name == "real" else "fake",
+            "generator": name,
+            "group": f"p{group}" if group else None,
+            "uri": f"/{number}",
+        }
         for number, (name, group) in enumerate(drawn)
     ]
-    data = Data(train=TRAIN, validation=HeldOut(generators=for_validation, groups=share), test=HeldOut(generators=for_test, groups=share))
+    data = Data(
+        train=TRAIN,
+        validation=HeldOut(generators=for_validation, groups=share),
+        test=HeldOut(generators=for_test, groups=share),
+    )
     try:
         splits = split(data, train=rows)
     except ConfigError:
@@ -108,32 +140,63 @@ def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation
 def test_splits_of_their_own_sources():
     data = Data(train=TRAIN * 2, validation=VALIDATION, test=TEST)
     some = prompts(3, "a")
-    splits = split(data, train=some, validation=prompts(2, "b", first=50), test=prompts(4, "c", first=90))
+    splits = split(
+        data, train=some, validation=prompts(2, "b", first=50), test=prompts(4, "c", first=90)
+    )
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 4, 8)
     assert splits.findings["set_aside"] == {"images": 6, "why": {"the same image a second time": 6}}
-    assert split(data.model_copy(update={"test": ()}), train=some, validation=prompts(2, "b", first=50)).test is None
+    assert (
+        split(
+            data.model_copy(update={"test": ()}), train=some, validation=prompts(2, "b", first=50)
+        ).test
+        is None
+    )
 
 
 def test_findings_count_and_are_json():
-    splits = split(Data(train=TRAIN, validation=VALIDATION), train=prompts(3, "a", "b"), validation=prompts(2, "c", first=9))
+    splits = split(
+        Data(train=TRAIN, validation=VALIDATION),
+        train=prompts(3, "a", "b"),
+        validation=prompts(2, "c", first=9),
+    )
     findings = json.loads(json.dumps(splits.findings))
     train = findings["splits"]["train"]
-    assert {name: train[name] for name in ("images", "real", "fake")} == {"images": 9, "real": 3, "fake": 6}
+    assert {name: train[name] for name in ("images", "real", "fake")} == {
+        "images": 9,
+        "real": 3,
+        "fake": 6,
+    }
     assert train["generators"] == {"a": 3, "b": 3, "real": 3}
     assert findings["leakage"]["checked"] == {"sha256": False, "phash": False}
-    again = split(Data(train=TRAIN, validation=VALIDATION), train=prompts(3, "b", "a"), validation=prompts(2, "c", first=9))
-    assert again.findings["splits"]["validation"]["digest"] == findings["splits"]["validation"]["digest"]
+    again = split(
+        Data(train=TRAIN, validation=VALIDATION),
+        train=prompts(3, "b", "a"),
+        validation=prompts(2, "c", first=9),
+    )
+    assert (
+        again.findings["splits"]["validation"]["digest"]
+        == findings["splits"]["validation"]["digest"]
+    )
     assert again.findings["splits"]["train"]["digest"] != train["digest"]
 
 
 @pytest.mark.parametrize("name", ["Test", "test_reddit"])
 def test_validation_on_a_test_split_is_refused(name):
     rows = [row | {"split": name} for row in prompts(2, "a")]
-    with pytest.raises(ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"):
+    with pytest.raises(
+        ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"
+    ):
         split(Data(train=TRAIN, validation=VALIDATION), train=prompts(2, "a"), validation=rows)
-    assert split(Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION), train=prompts(50, "a"), validation=rows).test
+    assert split(
+        Data(train=TRAIN, validation=HeldOut(groups=0.3), test=VALIDATION),
+        train=prompts(50, "a"),
+        validation=rows,
+    ).test
     with pytest.raises(ConfigError, match=f"split '{name}'") as raised:
-        split(Data(train=TRAIN, validation=HeldOut(groups=0.3)), train=[row | {"split": name} for row in prompts(50, "a")])
+        split(
+            Data(train=TRAIN, validation=HeldOut(groups=0.3)),
+            train=[row | {"split": name} for row in prompts(50, "a")],
+        )
     assert "split: train" in raised.value.hint
 
 
@@ -142,11 +205,31 @@ def test_validation_on_a_test_split_is_refused(name):
     [
         (Data(validation=VALIDATION), [], "data.train: no source"),
         (Data(train=TRAIN), prompts(2, "a"), "data.validation: no source"),
-        (Data(train=TRAIN, validation=HeldOut(groups=0.5)), alone(40)[:40], "data.train: all .* images are real"),
-        (Data(train=TRAIN, validation=HeldOut(generators=("b",))), alone(40, "a", "b"), "data.validation: all 40 images are fake"),
-        (Data(train=TRAIN, validation=HeldOut(groups=0.001)), prompts(2, "a"), "data.validation: no images"),
-        (Data(train=TRAIN, validation=HeldOut(generators=("c",))), prompts(2, "a"), "no image is by the held-out generator 'c'"),
-        (Data(train=TRAIN, validation=HeldOut(groups=0.5), test=HeldOut(groups=0.5)), prompts(9, "a"), "nothing is left to train on"),
+        (
+            Data(train=TRAIN, validation=HeldOut(groups=0.5)),
+            alone(40)[:40],
+            "data.train: all .* images are real",
+        ),
+        (
+            Data(train=TRAIN, validation=HeldOut(generators=("b",))),
+            alone(40, "a", "b"),
+            "data.validation: all 40 images are fake",
+        ),
+        (
+            Data(train=TRAIN, validation=HeldOut(groups=0.001)),
+            prompts(2, "a"),
+            "data.validation: no images",
+        ),
+        (
+            Data(train=TRAIN, validation=HeldOut(generators=("c",))),
+            prompts(2, "a"),
+            "no image is by the held-out generator 'c'",
+        ),
+        (
+            Data(train=TRAIN, validation=HeldOut(groups=0.5), test=HeldOut(groups=0.5)),
+            prompts(9, "a"),
+            "nothing is left to train on",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -156,14 +239,20 @@ def test_what_cannot_be_split_is_refused(data, rows, said):
 
 
 def hashed(rows: list[dict], hashes: list[int]) -> list[dict]:
-    return [row | {"sha256": f"{value:064x}", "phash": f"{value:016x}"} for row, value in zip(rows, hashes, strict=True)]
+    return [
+        row | {"sha256": f"{value:064x}", "phash": f"{value:016x}"}
+        for row, value in zip(rows, hashes, strict=True)
+    ]
 
 
 def test_leakage_is_found_by_bytes_by_looks_and_by_group():
     known = [int(value) for value in np.random.default_rng(0).integers(0, 2**63, 6)]
     four, five = (sum(1 << bit for bit in bits) for bits in ((0, 20, 40, 63), (1, 14, 30, 41, 60)))
     held = [known[0], known[1] ^ four, known[2] ^ five, 2**64 - 1 - known[3]]
-    rows = {"train": hashed(prompts(3, "a"), known), "validation": hashed(prompts(2, "b", first=50), held)}
+    rows = {
+        "train": hashed(prompts(3, "a"), known),
+        "validation": hashed(prompts(2, "b", first=50), held),
+    }
     rows["validation"][3]["group"] = None
     rows["train"][5] |= {"sha256": None, "phash": None}  # unreadable, and like none
     findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]

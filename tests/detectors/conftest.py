@@ -1,4 +1,6 @@
-"""Formula-filled published networks, built once, and a small timm card for everything that needs no published one."""
+"""Formula-filled published networks, built once, and a small timm card for everything that needs no
+published one.
+"""
 
 import functools
 
@@ -35,13 +37,28 @@ def filled_detector(name, *, precision, slots, resampler=None):
     """The published card's detector with filled weights, without a file."""
     card = load_card(name)
     if resampler is not None:
-        card = card.model_copy(update={"preprocessing": card.preprocessing.model_copy(update={"resampler": resampler})})
+        card = card.model_copy(
+            update={"preprocessing": card.preprocessing.model_copy(update={"resampler": resampler})}
+        )
     prefix = PUBLISHED_PREFIX.get(name, "")
     with Undrawn():
         network = build_network(card)
-    load_strictly(network, {key.removeprefix(prefix): tensor for key, tensor in filled_state(name).items()}, name)
+    load_strictly(
+        network,
+        {key.removeprefix(prefix): tensor for key, tensor in filled_state(name).items()},
+        name,
+    )
     fake = 0 if card.output.sign else card.output.index_among(card.output.labels)
-    return Detector(card, network, fake=fake, device="cpu", precision=precision, resize="exact", slots=slots, weights_sha256="0" * 64)
+    return Detector(
+        card,
+        network,
+        fake=fake,
+        device="cpu",
+        precision=precision,
+        resize="exact",
+        slots=slots,
+        weights_sha256="0" * 64,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +80,9 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_card(tmp_path_factory):
-    """A ViT of 0.4 M parameters, 64 × 64 pixels, one logit, with seeded weights in a safetensors file."""
+    """A ViT of 0.4 M parameters, 64 × 64 pixels, one logit, with seeded weights in a safetensors
+    file.
+    """
     card = DetectorCard.model_validate(
         {
             "name": "small",
@@ -74,5 +93,7 @@ def small_card(tmp_path_factory):
             **UNPUBLISHED,
         }
     )
-    path = write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors", seeded_state(card))
+    path = write_weights(
+        tmp_path_factory.mktemp("weights") / "small.safetensors", seeded_state(card)
+    )
     return card_with_weights(card, path)

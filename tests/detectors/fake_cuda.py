@@ -1,6 +1,8 @@
-"""`cuda` without a GPU: tensors that have a device and a shape and no values, so that what mixes devices is seen on any machine.
+"""`cuda` without a GPU: tensors that have a device and a shape and no values, so that what mixes
+devices is seen on any machine.
 
-torch computes nothing there: neither values nor kernels are tested, only that every tensor of an operation lies on one device.
+torch computes nothing there: neither values nor kernels are tested, only that every tensor of an
+operation lies on one device.
 """
 
 import warnings
@@ -19,20 +21,30 @@ from tests.detectors.fill import Undrawn
 
 @contextmanager
 def fake_cuda():
-    """Inside, tensors are made without values, and on `cuda` too; and `autocast` works for it. Where torch has no GPU it switches that off,
-    or refuses bf16, by what two functions say: here both say that there is a GPU with bf16. What autocast then does is torch's own.
+    """Inside, tensors are made without values, and on `cuda` too; and `autocast` works for it.
+    Where torch has no GPU it switches that off, or refuses bf16, by what two functions say: here
+    both say that there is a GPU with bf16. What autocast then does is torch's own.
     """
-    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True) as mode, warnings.catch_warnings():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        warnings.catch_warnings(),
+    ):
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         patch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(nn.Module, "_apply", _replaced)
         warnings.filterwarnings("error", message=".*[Dd]isabl")
-        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # asked for as a name, never read from
+        # asked for as a name, never read from
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield mode
 
 
-def _replaced(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-    """What `nn.Module.to` does, by new tensors in place of the old: torch exchanges the old ones' contents, which it cannot of these."""
+def _replaced(
+    module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
+    """What `nn.Module.to` does, by new tensors in place of the old: torch exchanges the old ones'
+    contents, which it cannot of these.
+    """
     new: dict[int, torch.Tensor] = {}
     for part in module.modules() if recurse else [module]:
         for tensors in (part._parameters, part._buffers):
@@ -40,29 +52,48 @@ def _replaced(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]
                 if tensor is not None and id(tensor) not in new:
                     with torch.no_grad():
                         made = convert(tensor)
-                    new[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+                    new[id(tensor)] = (
+                        nn.Parameter(made, tensor.requires_grad)
+                        if isinstance(tensor, nn.Parameter)
+                        else made
+                    )
     for part in module.modules() if recurse else [module]:
         for tensors in (part._parameters, part._buffers):
-            tensors.update({name: new[id(tensor)] for name, tensor in tensors.items() if tensor is not None})
+            tensors.update(
+                {name: new[id(tensor)] for name, tensor in tensors.items() if tensor is not None}
+            )
     return module
 
 
 def bare(card: DetectorCard) -> nn.Module:
-    """The card's network without values, on no device: its tensors are made anew where it is needed."""
+    """The card's network without values, on no device: its tensors are made anew where it is
+    needed.
+    """
     with Undrawn(), torch.device("meta"):
         return build_network(card)
 
 
 def on_fake_cpu(network: nn.Module) -> nn.Module:
-    """Inside `fake_cuda`: parameters and buffers on the CPU, as a loaded network has them. What is neither stays where it was."""
+    """Inside `fake_cuda`: parameters and buffers on the CPU, as a loaded network has them. What is
+    neither stays where it was.
+    """
     return network.to_empty(device="cpu")
 
 
-def detector_on_cuda(card: DetectorCard, network: nn.Module, precision: str, slots: int = 2) -> Detector:
+def detector_on_cuda(
+    card: DetectorCard, network: nn.Module, precision: str, slots: int = 2
+) -> Detector:
     """Inside `fake_cuda`: the detector as `load_detector` makes it once its weights are read."""
     fake = 0 if card.output.sign else card.output.index_among(card.output.labels)
     return Detector(
-        card, on_fake_cpu(network), fake=fake, device="cuda", precision=precision, resize="exact", slots=slots, weights_sha256="0"
+        card,
+        on_fake_cpu(network),
+        fake=fake,
+        device="cuda",
+        precision=precision,
+        resize="exact",
+        slots=slots,
+        weights_sha256="0",
     )
 
 

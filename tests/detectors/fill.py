@@ -1,9 +1,11 @@
-"""Deterministic weights and image, by formula only (no RNG). numpy + torch.
-v_i for flat row-major index i of tensor `name`: u = (i + 1000003 * (crc32(name) % 1000)) mod 2^32, then
-u ^= u >> 16; u *= 0x7feb352d; u ^= u >> 15; u *= 0x846ca68b; u ^= u >> 16 (all mod 2^32); v = u / 2^31 - 1
-in [-1, 1) (kept as float32(u >> 8) / 2^23 - 1, exact). Rules, first match: integer -> 0; 0-d or leaf
-"logit_scale" -> log(1/0.07); leaf running_mean -> .05 v; running_var -> 1 + .2 v^2; name contains one of
-EMB -> .02 v; 1-d with leaf weight/gamma -> 1 + .1 v; other 1-d -> .02 v; else sqrt(3) v / sqrt(numel / shape[0])."""
+"""Deterministic weights and image, by formula only (no RNG). numpy + torch. v_i for flat row-major
+index i of tensor `name`: u = (i + 1000003 * (crc32(name) % 1000)) mod 2^32, then u ^= u >> 16; u *=
+0x7feb352d; u ^= u >> 15; u *= 0x846ca68b; u ^= u >> 16 (all mod 2^32); v = u / 2^31 - 1 in [-1, 1)
+(kept as float32(u >> 8) / 2^23 - 1, exact). Rules, first match: integer -> 0; 0-d or leaf
+"logit_scale" -> log(1/0.07); leaf running_mean -> .05 v; running_var -> 1 + .2 v^2; name contains
+one of EMB -> .02 v; 1-d with leaf weight/gamma -> 1 + .1 v; other 1-d -> .02 v; else sqrt(3) v /
+sqrt(numel / shape[0]).
+"""
 
 import math
 import zlib
@@ -17,7 +19,9 @@ EMB = ("pos_embed", "positional_embedding", "class_embedding", "token_embedding"
        "relative_position")  # fmt: skip
 
 
-BLOCK = 2**15  # numbers that are made at once: all steps of them stay in the cache, which makes this five times as fast
+# numbers that are made at once: all steps of them stay in the cache, which makes this five times as
+# fast
+BLOCK = 2**15
 
 
 def wave(name, shape):
@@ -58,7 +62,14 @@ def filled_tensor(name, t):
 
 def pattern_image(h, w):
     y, x = np.mgrid[0:h, 0:w].astype(np.int64)
-    return np.stack([(x * 7 + y * 13 + (x * y) // 31) % 256, (x * 3 + y * 5) % 256, (x * x // 17 + y * 11) % 256], -1).astype(np.uint8)
+    return np.stack(
+        [
+            (x * 7 + y * 13 + (x * y) // 31) % 256,
+            (x * 3 + y * 5) % 256,
+            (x * x // 17 + y * 11) % 256,
+        ],
+        -1,
+    ).astype(np.uint8)
 
 
 def source(name):
@@ -69,14 +80,18 @@ def source(name):
 
 def with_arguments(card, arguments):
     """The card with these arguments of its network."""
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
+    return card.model_copy(
+        update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}
+    )
 
 
 def with_tower(card, **arguments):
     """The card with these arguments of its backbone changed."""
     tower = card.backbone.architecture
     changed = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
-    return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": changed})})
+    return card.model_copy(
+        update={"backbone": card.backbone.model_copy(update={"architecture": changed})}
+    )
 
 
 def filled(network):
@@ -86,9 +101,21 @@ def filled(network):
 
 
 class Undrawn(TorchFunctionMode):
-    """Within it networks are built of zeros, without drawing the weights that are replaced right after."""
+    """Within it networks are built of zeros, without drawing the weights that are replaced right
+    after.
+    """
 
-    DRAWS = frozenset(("normal_", "uniform_", "erfinv_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"))
+    DRAWS = frozenset(
+        (
+            "normal_",
+            "uniform_",
+            "erfinv_",
+            "trunc_normal_",
+            "kaiming_normal_",
+            "kaiming_uniform_",
+            "xavier_uniform_",
+        )
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func.__name__ in self.DRAWS:

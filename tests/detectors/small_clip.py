@@ -7,7 +7,15 @@ from safetensors.torch import save_file
 from ray_app.detectors import load_card
 from ray_app.detectors.families.clip import Clip, VisionTower
 
-TOWER = {"image_size": 28, "patch_size": 14, "width": 64, "layers": 2, "heads": 4, "embed_dim": 32, "quick_gelu": True}
+TOWER = {
+    "image_size": 28,
+    "patch_size": 14,
+    "width": 64,
+    "layers": 2,
+    "heads": 4,
+    "embed_dim": 32,
+    "quick_gelu": True,
+}
 TEXT = {"vocabulary": 50, "context": 9, "width": 48, "layers": 2, "heads": 4, "embed_dim": 32}
 
 
@@ -24,7 +32,10 @@ def small_clip(seed=0, **tower):
 def small_card(folder, *, feature="class-token", normalise=True, side=28):
     """Write clip.safetensors, the head's weights.pth and card.yaml; returns the card and its path."""
     clip = small_clip()
-    save_file({key: tensor.contiguous() for key, tensor in clip.state_dict().items()}, folder / "clip.safetensors")
+    save_file(
+        {key: tensor.contiguous() for key, tensor in clip.state_dict().items()},
+        folder / "clip.safetensors",
+    )
     width = TOWER["width"] if feature == "class-token" else TOWER["embed_dim"]
     head = {"fc.weight": torch.linspace(-1, 1, width)[None], "fc.bias": torch.tensor([0.25])}
     torch.save({"model": head}, folder / "weights.pth")
@@ -37,7 +48,12 @@ def small_card(folder, *, feature="class-token", normalise=True, side=28):
             "name": "small-tower",
             "title": "a small tower",
             "architecture": {"arguments": TOWER},
-            "weights": {"uri": "clip.safetensors", "unverified": "seeded", "select": "visual.", "strip_prefixes": ["module.", "visual."]},
+            "weights": {
+                "uri": "clip.safetensors",
+                "unverified": "seeded",
+                "select": "visual.",
+                "strip_prefixes": ["module.", "visual."],
+            },
             "licence": "MIT",
             "source": "this test",
         },

@@ -1,10 +1,13 @@
-"""The shipped heads on foundation models with backbones of a few thousand parameters under the published keys."""
+"""The shipped heads on foundation models with backbones of a few thousand parameters under the
+published keys.
+"""
 
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import DetectorCard, load_card
 
 _VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-# What makes each backbone small; the position tables and all names stay those of the published sizes.
+# What makes each backbone small; the position tables and all names stay those of the published
+# sizes.
 BACKBONES = {
     "vfm-pe-l14": {**_VIT, "num_classes": 16},
     "vfm-dinov3-l16": {**_VIT, "num_classes": 0},
@@ -20,9 +23,13 @@ def small_frozen(card: DetectorCard) -> DetectorCard:
     """A shipped card (or a variant) with a small backbone, without weights; it needs no consent."""
     assert card.backbone is not None
     built = card.backbone.architecture
-    small = built.model_copy(update={"arguments": dict(built.arguments) | BACKBONES[card.name.partition(":")[0]]})
+    small = built.model_copy(
+        update={"arguments": dict(built.arguments) | BACKBONES[card.name.partition(":")[0]]}
+    )
     backbone = card.backbone.model_copy(update={"architecture": small})
-    return card.model_copy(update={"backbone": backbone, "size": None, "variants": {}, "terms": "permissive"})
+    return card.model_copy(
+        update={"backbone": backbone, "size": None, "variants": {}, "terms": "permissive"}
+    )
 
 
 def seeded_frozen(name: str, folder, seed: int = 0) -> DetectorCard:

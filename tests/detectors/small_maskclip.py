@@ -1,4 +1,6 @@
-"""MaskCLIP with formula-filled weights, and the inputs and targets of its golden cases (golden/maskclip.md §2)."""
+"""MaskCLIP with formula-filled weights, and the inputs and targets of its golden cases
+(golden/maskclip.md §2).
+"""
 
 import functools
 
@@ -29,7 +31,9 @@ def filled(size):
 
 def normalised(pixels):
     preprocessing = load_card("maskclip").preprocessing
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+    )
     return ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
 
 
@@ -38,13 +42,17 @@ def case_image(side, case):
         return pattern_image(side, side)
     preprocessing = load_card("maskclip").preprocessing
     resize = preprocessing.resize.model_copy(update={"size": side})
-    return preprocessing.model_copy(update={"resize": resize}).prepare(Image.fromarray(pattern_image(360, 480)))
+    return preprocessing.model_copy(update={"resize": resize}).prepare(
+        Image.fromarray(pattern_image(360, 480))
+    )
 
 
 def ellipse(height, width):
     y, x = torch.arange(height)[:, None], torch.arange(width)
     radius_x, radius_y = width // 5, height // 6
-    inside = (x - 3 * width // 8) ** 2 * radius_y**2 + (y - 5 * height // 8) ** 2 * radius_x**2 <= radius_x**2 * radius_y**2
+    inside = (x - 3 * width // 8) ** 2 * radius_y**2 + (
+        y - 5 * height // 8
+    ) ** 2 * radius_x**2 <= radius_x**2 * radius_y**2
     return inside.float()[None]
 
 
@@ -62,9 +70,14 @@ def targets(side, case):
     mask = ellipse(*shape)
     edge = outline(mask)
     if case == "B":
-        mask, edge = (functional.interpolate(target[None], size=(side, side), mode="nearest")[0] for target in (mask, edge))
+        mask, edge = (
+            functional.interpolate(target[None], size=(side, side), mode="nearest")[0]
+            for target in (mask, edge)
+        )
     return torch.ones(1, dtype=torch.long), mask, edge
 
 
 def assert_pixels(mask, pixels):
-    assert [mask[row, column].item() for row, column, _ in pixels] == pytest.approx([value for *_, value in pixels], abs=TOLERANCE)
+    assert [mask[row, column].item() for row, column, _ in pixels] == pytest.approx(
+        [value for *_, value in pixels], abs=TOLERANCE
+    )

@@ -1,4 +1,6 @@
-"""Every shipped card with a network that is quick to build: as it is, or with small widths; under the keys of the published sizes."""
+"""Every shipped card with a network that is quick to build: as it is, or with small widths; under
+the keys of the published sizes.
+"""
 
 from ray_app.detectors import list_cards, variants_of
 from tests.detectors.fill import with_arguments, with_tower
@@ -9,15 +11,30 @@ from tests.scoring.eight import TOWER, small_cards
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base))}
 _TOWER = {"tower": {"quick_gelu": True, **TOWER}}
 NARROW = {
-    "aide": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "aide": {
+        "layers": [1, 1, 1, 1],
+        "channels": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "dims": [8, 8, 8, 8],
+    },
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "corvi2023": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "drct-convnext-b": {"width": 32, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
     "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
-    "effort": {"feature": "class-token", "normalise": False, "tower": {**_TOWER["tower"], "embed_dim": None}},
+    "effort": {
+        "feature": "class-token",
+        "normalise": False,
+        "tower": {**_TOWER["tower"], "embed_dim": None},
+    },
     "dda": {"img_size": 336, "alpha": 1, "embed_dim": 32, "depth": 1, "num_heads": 2},
-    "gapl": {"tower": {**_TOWER["tower"], "embed_dim": None}, "prototypes": 4, "width": 16, "heads": 2, "alpha": 32},
+    "gapl": {
+        "tower": {**_TOWER["tower"], "embed_dim": None},
+        "prototypes": 4,
+        "width": 16,
+        "heads": 2,
+        "alpha": 32,
+    },
     "aligned-forensics": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "fatformer": {
         "adapters": 1,
@@ -27,11 +44,26 @@ NARROW = {
     "iml-vit": {"width": 24, "heads": 2, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
-        "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        "vision_config": {
+            "image_size": 32,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        }
     },
-    "trufor": {"widths": [8, 8, 8, 8], "heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "decoder_width": 8},
+    "trufor": {
+        "widths": [8, 8, 8, 8],
+        "heads": [1, 1, 1, 1],
+        "depths": [1, 1, 1, 1],
+        "decoder_width": 8,
+    },
 }
-NARROW_BACKBONES = {"clip-linear": TOWER, "rine": TOWER, "aeroblade": {"widths": [8, 8, 8, 8], "layers": 1, "groups": 4}}
+NARROW_BACKBONES = {
+    "clip-linear": TOWER,
+    "rine": TOWER,
+    "aeroblade": {"widths": [8, 8, 8, 8], "layers": 1, "groups": 4},
+}
 
 
 def small(name):

@@ -1,4 +1,6 @@
-"""Weights that the user already has, copied into the cache by `touchstone detectors add FILE --as NAME`."""
+"""Weights that the user already has, copied into the cache by `touchstone detectors add FILE --as
+NAME`.
+"""
 
 import shutil
 
@@ -41,7 +43,9 @@ def test_file_with_the_stated_sha256_is_copied(tmp_path, own_cache, downloads):
 def test_file_with_another_sha256_is_refused(tmp_path, own_cache, downloads):
     card = with_weights(load_card(write_checkable(tmp_path)), sha256="0" * 64, unverified=None)
     file = shutil.move(tmp_path / "checkable.safetensors", downloads / "model.bin")
-    with pytest.raises(DetectorError, match=f"has the SHA-256 {sha256(file)}, the card states 0000"):
+    with pytest.raises(
+        DetectorError, match=f"has the SHA-256 {sha256(file)}, the card states 0000"
+    ):
         add_weights("checkable", file, [card])
     assert not own_cache.exists()
 
@@ -49,7 +53,9 @@ def test_file_with_another_sha256_is_refused(tmp_path, own_cache, downloads):
 def test_shipped_cards_and_their_variants_state_sha256(downloads):
     (downloads / "file").write_bytes(b"x" * 300)
     for name in ("unifd", "corvi2023"):
-        with pytest.raises(DetectorError, match=f"--as {name}: .* has the SHA-256 .*, the card states"):
+        with pytest.raises(
+            DetectorError, match=f"--as {name}: .* has the SHA-256 .*, the card states"
+        ):
             add_weights(name, downloads / "file")
     with pytest.raises(DetectorError, match="no detector or backbone with that name"):
         add_weights("no-such", downloads / "file")
@@ -59,7 +65,9 @@ def test_file_without_a_stated_sha256_must_fit_the_network(tmp_path, own_cache, 
     card, path = small_card(tmp_path)
     tower = shutil.move(tmp_path / "clip.safetensors", downloads / "tower, as downloaded")
     state = load_file(tower)
-    save_file({key: tensor for key, tensor in state.items() if key != "visual.proj"}, downloads / "wrong")
+    save_file(
+        {key: tensor for key, tensor in state.items() if key != "visual.proj"}, downloads / "wrong"
+    )
     with pytest.raises(DetectorError, match=r"1 missing \(proj\)"):
         add_weights("small-tower", downloads / "wrong", [card])
     assert not own_cache.exists()

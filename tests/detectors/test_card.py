@@ -21,15 +21,25 @@ def test_every_shipped_card_is_complete(name):
     assert card.folder == named_configs("detectors")[name].parent
     assert hash(card.preprocessing) == hash(load_card(name).preprocessing)
     assert all(figure.source for figure in card.published)
-    assert all(golden.tolerance <= 0.001 for golden in card.golden if "JeongsooP/Community-Forensics" in golden.source)
+    assert all(
+        golden.tolerance <= 0.001
+        for golden in card.golden
+        if "JeongsooP/Community-Forensics" in golden.source
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": {"uri": "hf://a/b@main/model.safetensors", "sha256": "0" * 64}}, "a branch or tag can move"),
+        (
+            {"weights": {"uri": "hf://a/b@main/model.safetensors", "sha256": "0" * 64}},
+            "a branch or tag can move",
+        ),
         ({"weights": {"uri": "a.safetensors"}}, "unverified"),
-        ({"weights": {"uri": "a.safetensors", "sha256": "0" * 64, "unwrapp": []}}, "did you mean 'unwrap'"),
+        (
+            {"weights": {"uri": "a.safetensors", "sha256": "0" * 64, "unwrapp": []}},
+            "did you mean 'unwrap'",
+        ),
         ({"output": {"sign": 1, "fake_index": 0}}, "exactly one"),
         ({"licence": None}, "licence"),
     ],
@@ -51,7 +61,9 @@ def test_an_unknown_name_lists_what_is_shipped():
 
 @pytest.mark.parametrize("labels", [(), ("LABEL_0", "LABEL_1"), ("fake", "Fake")])
 def test_fake_is_found_by_name_and_labels_without_one_fake_are_refused(labels):
-    assert [Output(fake_label="fake").index_among(both) for both in (("Fake", "Real"), ("real", "FAKE"))] == [0, 1]
+    assert [
+        Output(fake_label="fake").index_among(both) for both in (("Fake", "Real"), ("real", "FAKE"))
+    ] == [0, 1]
     with pytest.raises(ValueError, match="not one of the labels"):
         Output(fake_label="fake").index_among(labels)
 
@@ -76,7 +88,9 @@ def test_a_card_travels_to_another_process():
 def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
     data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())
     if place == "backbone":
-        data["backbone"] = yaml.safe_load(named_configs("backbones")["openai-clip-vit-l14"].read_text()) | {"name": name}
+        data["backbone"] = yaml.safe_load(
+            named_configs("backbones")["openai-clip-vit-l14"].read_text()
+        ) | {"name": name}
     else:
         data["weights"][place] = {name: None} if place == "beside" else name
     path = tmp_path / "card.yaml"
@@ -91,7 +105,11 @@ def test_a_card_in_a_bucket_names_its_files_there(s3):
     data["backbone"]["weights"]["uri"] = "clip.safetensors"
     data["variants"] = {"wide": {"preprocessing": {"center_crop": 448}}}
     place = s3.bucket("cards") + "/made"
-    for name, content in {"card.yaml": yaml.safe_dump(data), "list.yaml": "- 1", "empty.yaml": "name: x"}.items():
+    for name, content in {
+        "card.yaml": yaml.safe_dump(data),
+        "list.yaml": "- 1",
+        "empty.yaml": "name: x",
+    }.items():
         s3.client().put_object(Bucket="cards", Key=f"made/{name}", Body=content.encode())
 
     card = pickle.loads(pickle.dumps(load_card(f"{place}/card.yaml:wide")))
@@ -99,6 +117,10 @@ def test_a_card_in_a_bucket_names_its_files_there(s3):
     assert (card.name, card.preprocessing.center_crop) == ("unifd:wide", 448)
     assert card.weights.uri == load_card("unifd").weights.uri  # a URL of its own stays
     assert card.backbone.weights.uri == f"{place}/clip.safetensors"
-    for name, told in [("none.yaml", "no such card"), ("list.yaml", "expected keys and values"), ("empty.yaml", "missing")]:
+    for name, told in [
+        ("none.yaml", "no such card"),
+        ("list.yaml", "expected keys and values"),
+        ("empty.yaml", "missing"),
+    ]:
         with pytest.raises(ConfigError, match=f"^{place}/{name}: .*{told}"):
             load_card(f"{place}/{name}")

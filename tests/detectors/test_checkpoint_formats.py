@@ -1,4 +1,6 @@
-"""Files that were taken for weights: named for what they are, by real ones of each kind, and no advice to open one with less care."""
+"""Files that were taken for weights: named for what they are, by real ones of each kind, and no
+advice to open one with less care.
+"""
 
 import gzip
 import json
@@ -34,22 +36,43 @@ def files(tmp_path_factory):
     """Every kind as bytes, with a piece of what is said of it."""
     folder = tmp_path_factory.mktemp("kinds")
     modern = saved(folder / "a", lambda path: torch.save(NETWORK.state_dict(), path))
-    legacy = saved(folder / "b", lambda path: torch.save(NETWORK.state_dict(), path, _use_new_zipfile_serialization=False))
+    legacy = saved(
+        folder / "b",
+        lambda path: torch.save(NETWORK.state_dict(), path, _use_new_zipfile_serialization=False),
+    )
     script = saved(folder / "c", lambda path: torch.jit.script(NETWORK).save(str(path)))
     tensors = saved(folder / "d", lambda path: save_file(NETWORK.state_dict(), path))
     module = saved(folder / "e", lambda path: torch.save(NETWORK, path))
-    evil = saved(folder / "f", lambda path: torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path))
+    evil = saved(
+        folder / "f",
+        lambda path: torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path),
+    )
     return {
         "empty": (b"", "an empty file"),
-        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git-LFS pointer"),
-        "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page or the error of a server"),
+        "lfs": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a git-LFS pointer",
+        ),
+        "login": (
+            b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>",
+            "a web page or the error of a server",
+        ),
         "json error": (b'{"error": "Repository not found"}', "a web page or the error of a server"),
         "not found": (b"Entry not found\n", "not a safetensors file or a PyTorch checkpoint"),
-        "index": (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), "the index of a checkpoint"),
-        "pickle": (pickle.dumps({"weight": [1.0]}), "not a safetensors file or a PyTorch checkpoint"),
+        "index": (
+            json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(),
+            "the index of a checkpoint",
+        ),
+        "pickle": (
+            pickle.dumps({"weight": [1.0]}),
+            "not a safetensors file or a PyTorch checkpoint",
+        ),
         "gz": (gzip.compress(modern), "not a safetensors file or a PyTorch checkpoint"),
         "half": (modern[: len(modern) // 2], "not a safetensors file or a PyTorch checkpoint"),
-        "noise": (np.random.default_rng(1).bytes(5000), "not a safetensors file or a PyTorch checkpoint"),
+        "noise": (
+            np.random.default_rng(1).bytes(5000),
+            "not a safetensors file or a PyTorch checkpoint",
+        ),
         "half of tensors": (tensors[:-9], "it is damaged or not whole"),
         "torchscript": (script, "a TorchScript program"),
         "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
@@ -73,7 +96,16 @@ def refusal(path, format):
 
 
 # What only a reader of torch's or of safetensors files can tell apart: the tests further down.
-CHECKPOINTS = {"a module", "evil", "torchscript", "torch", "old torch", "half of an old one", "half of tensors", "safetensors"}
+CHECKPOINTS = {
+    "a module",
+    "evil",
+    "torchscript",
+    "torch",
+    "old torch",
+    "half of an old one",
+    "half of tensors",
+    "safetensors",
+}
 
 
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
@@ -121,11 +153,17 @@ def test_heads_without_torch_are_read_by_the_same_eyes(files, tmp_path):
 
 
 def test_a_file_with_another_hash_is_named_too(files, tmp_path):
-    card = seeded_card(load_card("tiny-ladeda").model_copy(update={"terms": "permissive"}), tmp_path)
+    card = seeded_card(
+        load_card("tiny-ladeda").model_copy(update={"terms": "permissive"}), tmp_path
+    )
     path = tmp_path / "lfs.pth"
     path.write_bytes(files["lfs"][0])
-    stated = card.weights.model_copy(update={"uri": str(path), "sha256": "0" * 64, "unverified": None})
-    with pytest.raises(DetectorError, match=r"not the file that the card means: .*; it is a git-LFS pointer") as caught:
+    stated = card.weights.model_copy(
+        update={"uri": str(path), "sha256": "0" * 64, "unverified": None}
+    )
+    with pytest.raises(
+        DetectorError, match=r"not the file that the card means: .*; it is a git-LFS pointer"
+    ) as caught:
         resolve_weights(card.model_copy(update={"weights": stated}))
     assert "git lfs pull" in caught.value.hint
     assert "touchstone detectors fetch" in caught.value.hint

@@ -61,7 +61,12 @@ def test_an_ensemble_says_what_became_of_each():
     spec = make_spec(ensemble_of([card.name]), cards=[card], limits=ImageLimits(), precision="fp32")
     seen = []
     scorer = EnsembleScorer(spec, StageClock())
-    found = scorer.compile(lambda network: network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0]))) and network)
+    found = scorer.compile(
+        lambda network: (
+            network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+            and network
+        )
+    )
     assert found == {"touchstone-tiny": None}
     assert set(seen) == {spec.slots}
 

@@ -1,4 +1,6 @@
-"""The convolutional detectors against the authors' own code: filled weights, made images, every value a number in `golden_convnets.py`."""
+"""The convolutional detectors against the authors' own code: filled weights, made images, every
+value a number in `golden_convnets.py`.
+"""
 
 import functools
 
@@ -18,7 +20,12 @@ def filled(name):
         network = build_network(load_card(name))
     words, gain = GAIN.get(name, ("-", 1.0))
     state = fill(network.state_dict()).items()
-    network.load_state_dict({key: tensor * gain if key.startswith(tuple(words.split())) else tensor for key, tensor in state})
+    network.load_state_dict(
+        {
+            key: tensor * gain if key.startswith(tuple(words.split())) else tensor
+            for key, tensor in state
+        }
+    )
     return network.to(memory_format=torch.channels_last)
 
 
@@ -34,8 +41,15 @@ def prepared(card, image):
 
 
 def slow_but_for_one(card, image):
-    """One image goes through each network in every run; what a variant makes of an image before it, the prepared tensors show."""
-    return pytest.param(card, image, id=f"{card}-{image}", marks=[pytest.mark.slow] * (":" in card or image != "97x61"))
+    """One image goes through each network in every run; what a variant makes of an image before it,
+    the prepared tensors show.
+    """
+    return pytest.param(
+        card,
+        image,
+        id=f"{card}-{image}",
+        marks=[pytest.mark.slow] * (":" in card or image != "97x61"),
+    )
 
 
 @pytest.mark.parametrize("card", LOGITS)
@@ -45,7 +59,10 @@ def test_prepared_tensors_are_the_authors(card):
         check(prepared(card, image)[0], tensor)
 
 
-@pytest.mark.parametrize(("name", "image"), [slow_but_for_one(card, image) for card, (_, images) in LOGITS.items() for image in images])
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [slow_but_for_one(card, image) for card, (_, images) in LOGITS.items() for image in images],
+)
 @torch.inference_mode()
 def test_logit_is_the_authors(name, image):
     card, expected = load_card(name), LOGITS[name][1][image]

@@ -36,7 +36,9 @@ def test_it_computes_in_what_it_multiplies(processor, kind):
 
 @pytest.mark.parametrize("stated", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", ["a Xeon of 2021", "a Xeon of 2023"])
-def test_what_the_environment_says_comes_first_unless_something_nearer_says_it(processor, monkeypatch, stated, kind):
+def test_what_the_environment_says_comes_first_unless_something_nearer_says_it(
+    processor, monkeypatch, stated, kind
+):
     processor(KINDS[kind][0])
     monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", stated)
     card = load_card("touchstone-tiny")

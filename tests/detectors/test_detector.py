@@ -43,7 +43,9 @@ def test_two_logits_give_their_difference(small_card, tmp_path):
     card = card_with_weights(card, write_weights(tmp_path / "two.safetensors", seeded_state(card)))
     detector = load_detector(card, precision="fp32", slots=2)
     logits = detector.network(detector.normalise(torch.from_numpy(images(2))))
-    np.testing.assert_allclose(detector.score(images(2)), (logits[:, 1] - logits[:, 0]).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(
+        detector.score(images(2)), (logits[:, 1] - logits[:, 0]).numpy(), rtol=1e-6
+    )
 
 
 def test_a_negative_sign_turns_the_score(small_card):
@@ -60,7 +62,12 @@ def test_nan_is_handed_on(small_card, tmp_path):
 
 
 def test_pixels_of_another_shape_are_refused(detector):
-    for wrong in (images(1, side=32), images(1)[..., :2], images(1).astype(np.float32), images(1)[0]):
+    for wrong in (
+        images(1, side=32),
+        images(1)[..., :2],
+        images(1).astype(np.float32),
+        images(1)[0],
+    ):
         with pytest.raises(ValueError, match="expected uint8"):
             detector.score(wrong)
 
@@ -73,13 +80,30 @@ def test_fingerprint_is_json_and_holds_what_decides_a_score(small_card):
         load_detector(small_card, precision="bf16"),
         load_detector(small_card, precision="fp32", slots=2),
         load_detector(small_card, precision="fp32", resize="fast"),
-        load_detector(small_card.model_copy(update={"output": type(small_card.output)(sign=-1)}), precision="fp32"),
         load_detector(
-            small_card.model_copy(update={"preprocessing": small_card.preprocessing.model_copy(update={"filter": "bilinear"})}),
+            small_card.model_copy(update={"output": type(small_card.output)(sign=-1)}),
+            precision="fp32",
+        ),
+        load_detector(
+            small_card.model_copy(
+                update={
+                    "preprocessing": small_card.preprocessing.model_copy(
+                        update={"filter": "bilinear"}
+                    )
+                }
+            ),
             precision="fp32",
         ),
     ]
-    assert len({json.dumps(one, sort_keys=True) for one in (base, *(other.fingerprint for other in others))}) == 6
+    assert (
+        len(
+            {
+                json.dumps(one, sort_keys=True)
+                for one in (base, *(other.fingerprint for other in others))
+            }
+        )
+        == 6
+    )
     assert load_detector(small_card, precision="fp32").fingerprint == base
 
 
@@ -103,9 +127,21 @@ def test_devices_that_are_not_there_are_told(small_card):
     ("family", "architecture", "said"),
     [
         ("timm-classifier", {"name": "vit_smal"}, "timm-classifier cannot build vit_smal"),
-        ("transformers-classifier", {"name": "swinv3"}, "transformers-classifier cannot build swinv3"),
-        ("transformers-classifier", {"name": "siglip", "arguments": {"vision_config": {"imagesize": 7}}}, "vision_config.imagesize"),
-        ("corvi", {"arguments": {"depth": 7}}, "architecture.arguments may hold: layers, channels, tile"),
+        (
+            "transformers-classifier",
+            {"name": "swinv3"},
+            "transformers-classifier cannot build swinv3",
+        ),
+        (
+            "transformers-classifier",
+            {"name": "siglip", "arguments": {"vision_config": {"imagesize": 7}}},
+            "vision_config.imagesize",
+        ),
+        (
+            "corvi",
+            {"arguments": {"depth": 7}},
+            "architecture.arguments may hold: layers, channels, tile",
+        ),
     ],
 )
 def test_an_architecture_that_no_library_knows_is_told(small_card, family, architecture, said):

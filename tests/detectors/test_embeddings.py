@@ -1,4 +1,6 @@
-"""What is kept of an image gives, through the head alone, the score that the whole network gives; and which heads may ask."""
+"""What is kept of an image gives, through the head alone, the score that the whole network gives;
+and which heads may ask.
+"""
 
 import numpy as np
 import pytest
@@ -66,18 +68,31 @@ def test_no_vector_is_no_score(tmp_path):
 def test_heads_of_one_backbone_share_what_decides_embeddings(tmp_path):
     base = seeded_card(CARDS["unifd"], tmp_path / "base")
     head = seeded_card(CARDS["own-head"], tmp_path / "own", seed=5)
-    head = head.model_copy(update={"backbone": base.backbone, "architecture": head.architecture.model_copy(update={"name": "logistic"})})
+    head = head.model_copy(
+        update={
+            "backbone": base.backbone,
+            "architecture": head.architecture.model_copy(update={"name": "logistic"}),
+        }
+    )
     assert facts_of(head) == facts_of(base)
     assert facts_of(base)["backbone"] == base.backbone.name
     assert facts_of(base)["sha256"] == base.backbone.weights.sha256
-    assert LinearHead(head).score(np.ones((1, 32), np.float32)) != LinearHead(base).score(np.ones((1, 32), np.float32))
+    assert LinearHead(head).score(np.ones((1, 32), np.float32)) != LinearHead(base).score(
+        np.ones((1, 32), np.float32)
+    )
 
 
 def test_whatever_changes_an_embedding_is_told_apart(tmp_path):
     base = seeded_card(CARDS["unifd"], tmp_path / "base")
     others = [
         facts_of(seeded_card(CARDS["unifd"], tmp_path / "other", seed=1)),
-        facts_of(base.model_copy(update={"preprocessing": base.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})})),
+        facts_of(
+            base.model_copy(
+                update={
+                    "preprocessing": base.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+                }
+            )
+        ),
         facts_of(with_arguments(base, dict(base.architecture.arguments) | {"normalise": True})),
         facts_of(base, precision="bf16"),
         facts_of(base, resize="fast"),
@@ -87,7 +102,10 @@ def test_whatever_changes_an_embedding_is_told_apart(tmp_path):
 
 def test_a_head_in_the_file_of_its_whole_network_is_known_by_the_rest_of_it(small_card, tmp_path):
     state = load_file(small_card.weights.uri)
-    head = {key: torch.randn_like(tensor) if key.startswith("head.") else tensor for key, tensor in state.items()}
+    head = {
+        key: torch.randn_like(tensor) if key.startswith("head.") else tensor
+        for key, tensor in state.items()
+    }
     save_file(head, tmp_path / "head.safetensors")
     other_head = card_with_weights(small_card, tmp_path / "head.safetensors")
     first = next(key for key in state if not key.startswith("head."))
@@ -97,13 +115,20 @@ def test_a_head_in_the_file_of_its_whole_network_is_known_by_the_rest_of_it(smal
     assert facts_of(other_body)["sha256"] != facts_of(small_card)["sha256"]
     images = some_images(small_card)
     vectors, _ = kept(load_detector(small_card, precision="fp32"), images)
-    np.testing.assert_allclose(LinearHead(other_head).score(vectors), load_detector(other_head, precision="fp32").score(images), atol=1e-5)
+    np.testing.assert_allclose(
+        LinearHead(other_head).score(vectors),
+        load_detector(other_head, precision="fp32").score(images),
+        atol=1e-5,
+    )
 
 
 def test_localizers_have_no_embedding_and_a_head_of_another_width_is_refused(tmp_path):
     with pytest.raises(DetectorError, match="no embedding to keep"):
         facts_of(seeded_card(CARDS["maskclip"], tmp_path / "maskclip"))
     card, _ = small_clip_card(tmp_path)
-    torch.save({"model": {"fc.weight": torch.zeros(1, 7), "fc.bias": torch.zeros(1)}}, tmp_path / "weights.pth")
+    torch.save(
+        {"model": {"fc.weight": torch.zeros(1, 7), "fc.bias": torch.zeros(1)}},
+        tmp_path / "weights.pth",
+    )
     with pytest.raises(DetectorError, match="no head of the shape"):
         LinearHead(card)

@@ -1,4 +1,6 @@
-"""Every shipped detector reads a batch on `cuda`, in fp32 and bf16, as far as that can be seen without one: see fake_cuda.py."""
+"""Every shipped detector reads a batch on `cuda`, in fp32 and bf16, as far as that can be seen
+without one: see fake_cuda.py.
+"""
 
 import pytest
 import torch
@@ -8,14 +10,16 @@ from ray_app.detectors.families.internvl import DialogueTokens, Interrogator
 from tests.detectors.fake_cuda import bare, detector_on_cuda, devices_of, fake_cuda
 from tests.detectors.small_zoo import CARDS, small
 
-# Each network once per way in which its images come; a reply in words is read on the CPU, token by token, and has no shape beforehand.
+# Each network once per way in which its images come; a reply in words is read on the CPU, token by
+# token, and has no shape beforehand.
 DISTINCT = {
     (repr(card.architecture_facts), card.output.logits, card.preprocessing.shape is None): name
     for name, card in reversed(CARDS.items())
     if not card.replies
 }.values()
 WHOLE = {"siglip2-open-deepfake"}  # the small one takes small images
-# A variant is the same network with other weights, at another size or, alone of interest here, for images as they come.
+# A variant is the same network with other weights, at another size or, alone of interest here, for
+# images as they come.
 QUICK = [name for name in DISTINCT if ":" not in name or name.endswith(":native")]
 
 
@@ -25,32 +29,44 @@ def read_on_cuda(card, *precisions):
     network = bare(card)
     if isinstance(network, Interrogator):
         image = [network.chat.config.image_token_id] * network.chat.config.image_seq_length
-        network._tokens = DialogueTokens(None, [1, 2, *image, 3], 4, slice(5, 6), slice(6, 8))  # a list of indices has values
+        # a list of indices has values
+        network._tokens = DialogueTokens(None, [1, 2, *image, 3], 4, slice(5, 6), slice(6, 8))
     for precision in precisions:
         with fake_cuda():
             detector = detector_on_cuda(card, network, precision)
             assert devices_of(detector.network) == {"cuda"}
-            given = detector.read(detector.normalise(torch.empty(2, height, width, 3, dtype=torch.uint8)))
-        assert (given.scores.device.type, given.scores.dtype, given.scores.shape) == ("cuda", torch.float32, (2,))
+            given = detector.read(
+                detector.normalise(torch.empty(2, height, width, 3, dtype=torch.uint8))
+            )
+        assert (given.scores.device.type, given.scores.dtype, given.scores.shape) == (
+            "cuda",
+            torch.float32,
+            (2,),
+        )
         if card.masks:
             assert (given.masks.device.type, given.masks.dtype) == ("cuda", torch.uint8)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_batch_stays_on_the_gpu(name):
-    read_on_cuda(CARDS[name] if name in WHOLE else small(name), "bf16")  # fp32 does the same with fewer casts
+    # fp32 does the same with fewer casts
+    read_on_cuda(CARDS[name] if name in WHOLE else small(name), "bf16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISTINCT)
 def test_a_batch_stays_on_the_gpu_at_full_size(name, monkeypatch):
     # It counts the image's tokens by value, which nothing here has.
-    monkeypatch.setattr("transformers.models.internvl.modeling_internvl.torch_compilable_check", lambda *_: None)
+    monkeypatch.setattr(
+        "transformers.models.internvl.modeling_internvl.torch_compilable_check", lambda *_: None
+    )
     read_on_cuda(CARDS[name], "fp32", "bf16")
 
 
 class Forgetful(nn.Module):
-    """A network with a tensor that is neither parameter nor buffer, and so stays behind when the network moves."""
+    """A network with a tensor that is neither parameter nor buffer, and so stays behind when the
+    network moves.
+    """
 
     def __init__(self):
         super().__init__()

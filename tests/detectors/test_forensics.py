@@ -1,4 +1,6 @@
-"""What SAFE and FreqNet make of an image before their networks, against the authors' own code; their logits: `test_convnets`."""
+"""What SAFE and FreqNet make of an image before their networks, against the authors' own code;
+their logits: `test_convnets`.
+"""
 
 import pytest
 import torch
@@ -13,10 +15,17 @@ from tests.detectors.test_convnets import filled, prepared
 
 def test_the_diagonal_detail_is_the_authors():
     for image, tensor in golden.DETAIL.items():
-        pixels = torch.from_numpy(load_card("npr:native").preprocessing.prepare(source(image))).permute(2, 0, 1)[None] / 255
+        pixels = (
+            torch.from_numpy(load_card("npr:native").preprocessing.prepare(source(image))).permute(
+                2, 0, 1
+            )[None]
+            / 255
+        )
         detail = resnet.diagonal_detail(pixels)
         assert detail.shape[-2:] == tuple((side + 5) // 2 for side in pixels.shape[-2:])
-        whole = torch.nn.functional.interpolate(detail, pixels.shape[-2:], mode="bilinear", antialias=True)
+        whole = torch.nn.functional.interpolate(
+            detail, pixels.shape[-2:], mode="bilinear", antialias=True
+        )
         check(whole[0], tensor)
 
 
@@ -33,8 +42,12 @@ def test_the_convolution_of_the_spectrum_needs_no_transform(size):
     real, imaginary = (torch.nn.Conv2d(4, 4, 1, bias=False).requires_grad_(False) for _ in range(2))
     features = torch.randn(2, 4, *size)
     spectrum = torch.fft.fft2(features)
-    expected = torch.fft.ifft2(torch.complex(real(spectrum.real), imaginary(spectrum.imag))).real.relu()
-    torch.testing.assert_close(resnet.spectrum_convolved(features, real, imaginary), expected, atol=1e-5, rtol=0)
+    expected = torch.fft.ifft2(
+        torch.complex(real(spectrum.real), imaginary(spectrum.imag))
+    ).real.relu()
+    torch.testing.assert_close(
+        resnet.spectrum_convolved(features, real, imaginary), expected, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("name", "smallest"), [("safe", (1, 1)), ("freqnet", (2, 2))])

@@ -1,6 +1,8 @@
-"""The published three against the authors' own code: filled weights, made images, every value a number in `golden.py`.
+"""The published three against the authors' own code: filled weights, made images, every value a
+number in `golden.py`.
 
-`fill` takes a tensor's name for its values, so that a network with other names than the published file's has other scores.
+`fill` takes a tensor's name for its values, so that a network with other names than the published
+file's has other scores.
 """
 
 import functools
@@ -30,14 +32,21 @@ def exact(name, resampler):
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: "-".join(golden[:3]))
 def test_preprocessed_tensor_is_the_authors(golden):
-    preprocessing = load_card(golden.detector).preprocessing.model_copy(update={"resampler": golden.resampler})
-    tensor = Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(source(golden.image))[None]))[0]
+    preprocessing = load_card(golden.detector).preprocessing.model_copy(
+        update={"resampler": golden.resampler}
+    )
+    tensor = Normalise(preprocessing)(
+        torch.from_numpy(preprocessing.prepare(source(golden.image))[None])
+    )[0]
     check(tensor, golden.prepared)
 
 
 def slow_but_for_one(golden):
     """Each network sees one image in every run; what differs before it, the prepared tensors show."""
-    slow = golden.image != "640x480" or golden.resampler != load_card(golden.detector).preprocessing.resampler
+    slow = (
+        golden.image != "640x480"
+        or golden.resampler != load_card(golden.detector).preprocessing.resampler
+    )
     return pytest.param(golden, id="-".join(golden[:3]), marks=[pytest.mark.slow] * slow)
 
 
@@ -53,8 +62,12 @@ def test_score_is_the_authors(golden):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_bf16_stays_within_its_bound(name):
     detector = filled_detector(name, precision="bf16", slots=4)
-    published = [golden for golden in GOLDEN if golden[:2] == (name, detector.card.preprocessing.resampler)]
+    published = [
+        golden for golden in GOLDEN if golden[:2] == (name, detector.card.preprocessing.resampler)
+    ]
     expected = np.array([score_of(golden, detector.card) for golden in published])
-    scores = detector.score(np.stack([detector.prepare(source(golden.image)) for golden in published])).astype(float)
+    scores = detector.score(
+        np.stack([detector.prepare(source(golden.image)) for golden in published])
+    ).astype(float)
     assert np.all(np.abs(scores - expected) <= 0.02 * np.maximum(1, np.abs(expected)))
     assert np.all(np.abs(1 / (1 + np.exp(-scores)) - 1 / (1 + np.exp(-expected))) <= 0.02)

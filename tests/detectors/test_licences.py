@@ -5,7 +5,13 @@ import pytest
 import yaml
 
 from ray_app.detectors import load_card
-from ray_app.detectors.licences import accept_licence, accepted_licences, config_file, is_accepted, require_accepted
+from ray_app.detectors.licences import (
+    accept_licence,
+    accepted_licences,
+    config_file,
+    is_accepted,
+    require_accepted,
+)
 from ray_app.errors import ConfigError, DetectorError, ExitCode
 
 PERMISSIVE, NON_COMMERCIAL = "community-forensics-vits384", "openfake-swinv2-small"
@@ -28,7 +34,11 @@ def card_with(**changes):
 
 @pytest.mark.parametrize(
     ("terms", "words"),
-    [("non-commercial", "no commercial use"), ("research-only", "research only"), ("none-stated", "no licence was published")],
+    [
+        ("non-commercial", "no commercial use"),
+        ("research-only", "research only"),
+        ("none-stated", "no licence was published"),
+    ],
 )
 def test_other_terms_are_refused_in_one_line_with_the_command(terms, words):
     card = card_with(terms=terms)
@@ -74,7 +84,9 @@ def test_a_changed_licence_asks_again():
     accept_licence(NON_COMMERCIAL)
     changed = card_with(licence="Yissum-Research", terms="research-only")
     assert not may_be_used(changed)
-    with pytest.raises(DetectorError, match=r"Yissum-Research.*what you accepted was CC-BY-NC-4\.0"):
+    with pytest.raises(
+        DetectorError, match=r"Yissum-Research.*what you accepted was CC-BY-NC-4\.0"
+    ):
         require_accepted(changed)
 
 
@@ -92,12 +104,17 @@ def test_the_rest_of_the_file_stays_as_it_is(config):
     assert written.endswith("# after\nnested: {a: [1, 2]}\n")
     data = yaml.safe_load(written)
     assert data["accepted_licences"]["old"] == {"licence": "X", "accepted_at": "then"}
-    assert {**data, "accepted_licences": None} == {**yaml.safe_load(text), "accepted_licences": None}
+    assert {**data, "accepted_licences": None} == {
+        **yaml.safe_load(text),
+        "accepted_licences": None,
+    }
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert os.listdir(config.parent) == [config.name]
 
 
-@pytest.mark.parametrize("text", ["{a: 1, b: {c: 2}}", "---\na: 1\n...\n", "a: 1\naccepted_licences:\n", ""])
+@pytest.mark.parametrize(
+    "text", ["{a: 1, b: {c: 2}}", "---\na: 1\n...\n", "a: 1\naccepted_licences:\n", ""]
+)
 def test_any_layout_keeps_its_values(config, text):
     config.parent.mkdir()
     config.write_text(text)
@@ -108,7 +125,9 @@ def test_any_layout_keeps_its_values(config, text):
     assert data == {key: value for key, value in before.items() if key != "accepted_licences"}
 
 
-@pytest.mark.parametrize("text", ["}{", "accepted_licences: [a]\n", "accepted_licences: {a: {accepted_at: now}}\n"])
+@pytest.mark.parametrize(
+    "text", ["}{", "accepted_licences: [a]\n", "accepted_licences: {a: {accepted_at: now}}\n"]
+)
 def test_a_damaged_file_is_an_error_that_names_it(config, text):
     config.parent.mkdir()
     config.write_text(text)
@@ -120,7 +139,9 @@ def test_a_damaged_file_is_an_error_that_names_it(config, text):
     assert config.read_text() == text
 
 
-def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(tmp_path, monkeypatch):
+def test_a_home_that_cannot_be_written_reads_as_nothing_and_remembers_nothing(
+    tmp_path, monkeypatch
+):
     # A file where the folder should be stops even root.
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))

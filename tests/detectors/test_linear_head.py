@@ -1,4 +1,6 @@
-"""Heads of our own: fitted, validated out of sample, saved as the published ones are, and taken by the loader at once."""
+"""Heads of our own: fitted, validated out of sample, saved as the published ones are, and taken by
+the loader at once.
+"""
 
 import numpy as np
 import pytest
@@ -47,7 +49,9 @@ def test_a_head_separates_what_can_be_separated_and_is_the_same_for_the_same_fea
 
     assert np.array_equal(fit_head(features, labels, classifier).weight, head.weight)
     moved = fit_head(50 * features - 7, labels, classifier)
-    assert np.allclose(scores(moved, 50 * features - 7), scores(head, features), atol=0.02), "any shift and scale of features"
+    assert np.allclose(scores(moved, 50 * features - 7), scores(head, features), atol=0.02), (
+        "any shift and scale of features"
+    )
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
@@ -74,11 +78,15 @@ def test_validation_is_not_in_sample():
 
 
 def test_groups_stay_together_in_validation():
-    """Ten scenes with a label each, which scene a feature tells exactly: known scenes are easy, unknown ones a coin's toss."""
+    """Ten scenes with a label each, which scene a feature tells exactly: known scenes are easy,
+    unknown ones a coin's toss.
+    """
     random = np.random.default_rng(0)
     scenes = np.repeat(np.arange(20), 8)
     labels = random.permutation(np.arange(20) % 2)[scenes]
-    features = (random.normal(size=(20, 50))[scenes] + 0.01 * random.normal(size=(160, 50))).astype(np.float32)
+    features = (random.normal(size=(20, 50))[scenes] + 0.01 * random.normal(size=(160, 50))).astype(
+        np.float32
+    )
     assert np.mean(cross_validated_auc(features, labels)) == 1.0
     grouped = cross_validated_auc(features, labels, groups=[f"scene {scene}" for scene in scenes])
     assert 1 <= len(grouped) <= 5
@@ -93,22 +101,35 @@ def test_too_few_images_or_groups_of_a_class_are_refused(real, fake, said):
             function(np.zeros((len(labels), 3), np.float32), labels)
     features, labels = clouds()
     with pytest.raises(ConfigError, match="of one group"):
-        cross_validated_auc(features, labels, groups=["a" if label else f"b{index}" for index, label in enumerate(labels)])
+        cross_validated_auc(
+            features,
+            labels,
+            groups=["a" if label else f"b{index}" for index, label in enumerate(labels)],
+        )
 
 
 def pictures(n, side=28):
     """Dark and bright noise."""
     random = np.random.default_rng(0)
-    return np.stack([random.integers(0, 60 + 150 * (index % 2), (side, side, 3), dtype=np.uint8) for index in range(n)])
+    return np.stack(
+        [
+            random.integers(0, 60 + 150 * (index % 2), (side, side, 3), dtype=np.uint8)
+            for index in range(n)
+        ]
+    )
 
 
-@pytest.mark.parametrize(("feature", "normalise", "width"), [("class-token", True, 64), ("projected", False, 32)])
+@pytest.mark.parametrize(
+    ("feature", "normalise", "width"), [("class-token", True, 64), ("projected", False, 32)]
+)
 def test_a_fitted_head_scores_through_its_card(tmp_path, feature, normalise, width):
     base, _ = small_card(tmp_path, feature=feature, normalise=normalise)
     (tmp_path / "weights.pth").unlink()
     reader = FeatureReader(base, precision="fp32")
     pixels, labels = pictures(40), np.arange(40) % 2
-    features = np.concatenate([reader.read(pixels[start : start + reader.slots]) for start in range(0, 40, reader.slots)])
+    features = np.concatenate(
+        [reader.read(pixels[start : start + reader.slots]) for start in range(0, 40, reader.slots)]
+    )
     assert features.shape == (40, width)
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5) == normalise
 
@@ -117,29 +138,59 @@ def test_a_fitted_head_scores_through_its_card(tmp_path, feature, normalise, wid
     made = tmp_path / "made"
     sha256 = save_head(made / "weights.pth", head)
     state = torch.load(made / "weights.pth", weights_only=True)["model"]
-    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {"fc.weight": (1, width), "fc.bias": (1,)}, "as published"
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {
+        "fc.weight": (1, width),
+        "fc.bias": (1,),
+    }, "as published"
     card = write_card(
-        made / "card.yaml", base, name="mine", weights=made / "weights.pth", sha256=sha256, fit=Fit("svm", "mine.csv", 20, 20, aucs)
+        made / "card.yaml",
+        base,
+        name="mine",
+        weights=made / "weights.pth",
+        sha256=sha256,
+        fit=Fit("svm", "mine.csv", 20, 20, aucs),
     )
     assert card == load_card(made / "card.yaml")
-    assert (card.name, card.preprocessing, card.architecture.arguments) == ("mine", base.preprocessing, base.architecture.arguments)
+    assert (card.name, card.preprocessing, card.architecture.arguments) == (
+        "mine",
+        base.preprocessing,
+        base.architecture.arguments,
+    )
     (figure,) = card.published
     assert (figure.metric, figure.n, figure.verified) == ("ROC AUC", 40, True)
     assert figure.value == pytest.approx(np.mean(aucs), abs=1e-4)
-    assert load_detector(card, precision="fp32").score(pixels) == pytest.approx(scores(head, features), abs=1e-4)
+    assert load_detector(card, precision="fp32").score(pixels) == pytest.approx(
+        scores(head, features), abs=1e-4
+    )
 
 
 def test_a_shipped_backbone_is_named_and_another_is_described(tmp_path):
     fit = Fit("svm", "mine.csv", 5, 5, [0.5])
     for base in (load_card("unifd"), load_card("clip-d-10k-plus:thumb1024")):
-        write_card(tmp_path / "card.yaml", base, name="mine", weights=tmp_path / "weights.pth", sha256="0" * 64, fit=fit)
+        write_card(
+            tmp_path / "card.yaml",
+            base,
+            name="mine",
+            weights=tmp_path / "weights.pth",
+            sha256="0" * 64,
+            fit=fit,
+        )
         data = yaml.safe_load((tmp_path / "card.yaml").read_text())
         assert data["backbone"] == base.backbone.name
         assert load_card(tmp_path / "card.yaml").backbone == base.backbone
         assert load_card(tmp_path / "card.yaml").preprocessing == base.preprocessing
     small, _ = small_card(tmp_path)
-    renamed = small.model_copy(update={"backbone": small.backbone.model_copy(update={"name": "unifd"})})
-    written = write_card(tmp_path / "other.yaml", renamed, name="mine", weights=tmp_path / "weights.pth", sha256="0" * 64, fit=fit)
+    renamed = small.model_copy(
+        update={"backbone": small.backbone.model_copy(update={"name": "unifd"})}
+    )
+    written = write_card(
+        tmp_path / "other.yaml",
+        renamed,
+        name="mine",
+        weights=tmp_path / "weights.pth",
+        sha256="0" * 64,
+        fit=fit,
+    )
     assert isinstance(written.backbone, Backbone)
     assert written.backbone.weights.uri == str(tmp_path / "clip.safetensors")
 
@@ -164,7 +215,9 @@ def test_features_are_kept_by_image_backbone_and_preprocessing(tmp_path):
     assert "b" in again
     assert again["a"].tolist() == [0, 1, 2]
 
-    resized = base.model_copy(update={"preprocessing": base.preprocessing.model_copy(update={"filter": "bicubic"})})
+    resized = base.model_copy(
+        update={"preprocessing": base.preprocessing.model_copy(update={"filter": "bicubic"})}
+    )
     other = FeatureReader(resized).key
     assert other != key
     assert FeatureReader(base, precision="fp32").key != FeatureReader(base, precision="bf16").key
@@ -184,11 +237,14 @@ def test_even_weights_let_a_small_group_count_as_much_as_a_large_one():
     groups = ["large"] * 20 + ["small"] * 4 + ["large"] * 20 + ["small"] * 4
     weights = even_weights(labels, groups)
     assert weights.sum() == pytest.approx(48)
-    assert [weights[part].sum() for part in (slice(20), slice(20, 24), slice(24, 44), slice(44, 48))] == pytest.approx([12] * 4)
+    assert [
+        weights[part].sum() for part in (slice(20), slice(20, 24), slice(24, 44), slice(44, 48))
+    ] == pytest.approx([12] * 4)
     assert even_weights(labels, groups, 1.0) == pytest.approx(np.ones(48))
     by_root = even_weights(labels, groups, 0.5)
     assert by_root[:20].sum() / by_root[20:24].sum() == pytest.approx(5**0.5)
-    # In the small group fake lies the other way along the first axis; both agree on the second, weakly.
+    # In the small group fake lies the other way along the first axis; both agree on the second,
+    # weakly.
     direction = np.where(np.array(groups) == "large", 1.0, -1.0) * (labels - 0.5)
     noise = np.random.default_rng(0).normal(scale=0.1, size=(48, 2))
     features = (np.stack([4 * direction, labels - 0.5], axis=1) + noise).astype(np.float32)

@@ -13,10 +13,15 @@ from ray_app.errors import InputError, Status
 from tests.detectors.fill import pattern_image
 
 SHORT440 = Preprocessing(resize=Resize(mode="short_side", size=440))
-SQUASHES = [Preprocessing(resize=Resize(mode="squash", size=size), filter=mode) for size in (256, 512) for mode in ("bilinear", "bicubic")]
+SQUASHES = [
+    Preprocessing(resize=Resize(mode="squash", size=size), filter=mode)
+    for size in (256, 512)
+    for mode in ("bilinear", "bicubic")
+]
 
-# Of Pillow 12.3's Image.thumbnail((256, 256), BILINEAR): (width, height), and the first 16 digits of the pixels' SHA-256.
-# Sides of 1024 px and more are first reduced by whole blocks; for the last shape Pillow 13 takes columns before rows.
+# Of Pillow 12.3's Image.thumbnail((256, 256), BILINEAR): (width, height), and the first 16 digits
+# of the pixels' SHA-256. Sides of 1024 px and more are first reduced by whole blocks; for the last
+# shape Pillow 13 takes columns before rows.
 THUMBNAILS = {
     (275, 375): ((256, 188), "cd537b2af0c45015"),
     (1025, 750): ((187, 256), "5cb132a17d75b012"),
@@ -24,8 +29,9 @@ THUMBNAILS = {
     (650, 250): ((98, 256), "9c7c5556f0742a80"),
 }
 
-# Of one call of Pillow 12.0's and 12.3's Image.resize on tall patterns: the first 16 digits of the pixels' SHA-256, by height, width,
-# size and filter. Pillow 13.0's call differs in several of the squashed ones.
+# Of one call of Pillow 12.0's and 12.3's Image.resize on tall patterns: the first 16 digits of the
+# pixels' SHA-256, by height, width, size and filter. Pillow 13.0's call differs in several of the
+# squashed ones.
 SQUASHED_PORTRAITS = {
     (640, 480, 224, "bicubic"): "faf49a14960f295f",
     (640, 480, 256, "bilinear"): "be51b81e24ba58c7",
@@ -42,8 +48,8 @@ SHORT_SIDE_PORTRAITS = {
     (97, 61, 440, "bilinear"): "79741db6bcaf1be0",
 }
 
-# Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a pattern at 512 × 512;
-# the first is MaskCLIP's case B.
+# Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a
+# pattern at 512 × 512; the first is MaskCLIP's case B.
 OPENCV = {
     (360, 480): (100_157_080, "c9b4f4876efa477a"),
     (1024, 1024): (100_384_482, "9314dca54b563bff"),
@@ -68,7 +74,9 @@ def test_short_side_truncates_the_long_one():
 
 def test_half_offsets_of_a_crop_go_to_the_even_side():
     pixels = pattern_image(9, 11)
-    np.testing.assert_array_equal(Preprocessing(center_crop=4).prepare(Image.fromarray(pixels)), pixels[2:6, 4:8])
+    np.testing.assert_array_equal(
+        Preprocessing(center_crop=4).prepare(Image.fromarray(pixels)), pixels[2:6, 4:8]
+    )
 
 
 def test_a_small_image_is_padded_with_black():
@@ -81,7 +89,9 @@ def test_a_small_image_is_padded_with_black():
 def test_a_small_image_can_be_mirrored_instead():
     pixels = pattern_image(5, 3)
     mirrored = Preprocessing(center_crop=16, pad="mirror").prepare(Image.fromarray(pixels))
-    np.testing.assert_array_equal(mirrored, np.pad(pixels, ((5, 6), (6, 7), (0, 0)), mode="symmetric"))
+    np.testing.assert_array_equal(
+        mirrored, np.pad(pixels, ((5, 6), (6, 7), (0, 0)), mode="symmetric")
+    )
 
 
 def test_a_thumbnail_can_keep_to_its_corner():
@@ -91,7 +101,11 @@ def test_a_thumbnail_can_keep_to_its_corner():
     np.testing.assert_array_equal(prepared[cornered.image_area(47, 31)], pixels)
     assert prepared.sum() == pixels.sum()
     whole = np.ones((200, 301, 3), np.uint8)
-    assert cornered.prepare(Image.fromarray(whole)).sum() == whole[:64, :64][cornered.image_area(301, 200)].sum() > 0
+    assert (
+        cornered.prepare(Image.fromarray(whole)).sum()
+        == whole[:64, :64][cornered.image_area(301, 200)].sum()
+        > 0
+    )
     assert SHORT440.image_area(47, 31) == (slice(None), slice(None))
     with pytest.raises(ValueError, match="thumbnail"):
         Preprocessing(center_crop=64, pad="corner")
@@ -103,7 +117,12 @@ def test_a_thumbnail_can_keep_to_its_corner():
     width=st.integers(1, 90),
     crop=st.sampled_from([None, 7, 32]),
     resize=st.sampled_from(
-        [Resize(), Resize(mode="squash", size=20), Resize(mode="short_side", size=21), Resize(mode="squash", size=20, thumbnail_first=30)]
+        [
+            Resize(),
+            Resize(mode="squash", size=20),
+            Resize(mode="short_side", size=21),
+            Resize(mode="squash", size=20, thumbnail_first=30),
+        ]
     ),
     resampler=st.sampled_from(["pillow", "torch", "opencv"]),
     speed=st.sampled_from(["exact", "fast"]),
@@ -127,11 +146,17 @@ def test_the_same_size_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("mode", "golden"), [("squash", SQUASHED_PORTRAITS), ("short_side", SHORT_SIDE_PORTRAITS)], ids=["squash", "short_side"]
+    ("mode", "golden"),
+    [("squash", SQUASHED_PORTRAITS), ("short_side", SHORT_SIDE_PORTRAITS)],
+    ids=["squash", "short_side"],
 )
 def test_portraits_are_pillow_12_s_under_every_version(mode, golden):
     made = {
-        (height, width, size, filter): sha(Preprocessing(resize=Resize(mode=mode, size=size), filter=filter).prepare(image(height, width)))
+        (height, width, size, filter): sha(
+            Preprocessing(resize=Resize(mode=mode, size=size), filter=filter).prepare(
+                image(height, width)
+            )
+        )
         for height, width, size, filter in golden
     }
     assert made == golden
@@ -172,13 +197,25 @@ def test_what_no_library_does_is_refused():
 
 def test_kept_sizes_are_ragged():
     assert Preprocessing(resize=Resize(mode="thumbnail", size=1024)).shape is None
-    assert Preprocessing(resize=Resize(mode="squash", size=224, thumbnail_first=1024)).shape == (224, 224)
+    assert Preprocessing(resize=Resize(mode="squash", size=224, thumbnail_first=1024)).shape == (
+        224,
+        224,
+    )
 
 
-@pytest.mark.parametrize("preprocessing", [SHORT440, *SQUASHES], ids=lambda p: f"{p.resize.mode}{p.resize.size}-{p.filter}")
+@pytest.mark.parametrize(
+    "preprocessing",
+    [SHORT440, *SQUASHES],
+    ids=lambda p: f"{p.resize.mode}{p.resize.size}-{p.filter}",
+)
 def test_fast_is_at_most_one_grey_level_away(preprocessing):
     apart = []
-    for source in (image(300, 400), image(640, 480), image(97, 61), Image.effect_noise((1024, 768), 60).convert("RGB")):
+    for source in (
+        image(300, 400),
+        image(640, 480),
+        image(97, 61),
+        Image.effect_noise((1024, 768), 60).convert("RGB"),
+    ):
         exact = preprocessing.prepare(source).astype(int)
         apart.append(np.abs(exact - preprocessing.prepare(source, "fast")))
     assert max(levels.max() for levels in apart) <= 1
@@ -186,5 +223,8 @@ def test_fast_is_at_most_one_grey_level_away(preprocessing):
 
 
 def test_a_run_of_before_keeps_its_identity():
-    assert Preprocessing(center_crop=8).model_dump(mode="json")["resize"] == {"mode": "none", "size": None}
+    assert Preprocessing(center_crop=8).model_dump(mode="json")["resize"] == {
+        "mode": "none",
+        "size": None,
+    }
     assert Resize(mode="squash", size=8, thumbnail_first=9).model_dump()["thumbnail_first"] == 9

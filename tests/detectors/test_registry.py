@@ -28,11 +28,15 @@ CARD = {
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A distribution with the entry point, as pip would leave it; returns a function that writes its module."""
+    """A distribution with the entry point, as pip would leave it; returns a function that writes
+    its module.
+    """
     info = tmp_path / "their_family-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-family\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[touchstone.families]\ntheir-family = their_family_module\n")
+    (info / "entry_points.txt").write_text(
+        "[touchstone.families]\ntheir-family = their_family_module\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_family_module", raising=False)
     return lambda text: (tmp_path / "their_family_module.py").write_text(text)
@@ -44,7 +48,9 @@ def card_in(folder, **changes):
 
 
 def test_a_family_from_outside_scores(installed, tmp_path):
-    with pytest.raises(ConfigError, match=r"family: .*no family of that name; there are timm-classifier"):
+    with pytest.raises(
+        ConfigError, match=r"family: .*no family of that name; there are timm-classifier"
+    ):
         card_in(tmp_path, family="nobody-s")
     installed(FAMILY)
     card = seeded_card(card_in(tmp_path), tmp_path)
@@ -54,5 +60,7 @@ def test_a_family_from_outside_scores(installed, tmp_path):
 
 def test_a_family_that_does_not_import_is_told(installed, tmp_path):
     installed("import no_such_package")
-    with pytest.raises(DetectorError, match="their_family_module, does not load: No module named 'no_such_package'"):
+    with pytest.raises(
+        DetectorError, match="their_family_module, does not load: No module named 'no_such_package'"
+    ):
         seeded_card(card_in(tmp_path), tmp_path)

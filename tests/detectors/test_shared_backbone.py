@@ -13,7 +13,10 @@ from tests.scoring.eight import small_cards
 def unifd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharing")
     base = next(card for card in small_cards() if card.name == "unifd")
-    return [seeded_card(base.model_copy(update={"name": f"head-{seed}"}), folder / str(seed), seed) for seed in (1, 2)]
+    return [
+        seeded_card(base.model_copy(update={"name": f"head-{seed}"}), folder / str(seed), seed)
+        for seed in (1, 2)
+    ]
 
 
 def scores(detectors, pixels):
@@ -29,7 +32,14 @@ def test_a_name_alone_does_not_make_two_backbones_one(unifd):
     together = [load_detector(card, precision="fp32") for card in unifd]
     assert len(share_backbones(together)) == 2
     np.testing.assert_array_equal(scores(together, pixels()), expected)
-    assert len(share_backbones([load_detector(unifd[0], precision=precision) for precision in ("fp32", "bf16")])) == 2
+    assert (
+        len(
+            share_backbones(
+                [load_detector(unifd[0], precision=precision) for precision in ("fp32", "bf16")]
+            )
+        )
+        == 2
+    )
 
 
 def test_features_are_not_kept_beyond_the_next_batch(unifd):

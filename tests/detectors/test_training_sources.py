@@ -1,4 +1,6 @@
-"""Cards name the sources of real images that their weights learned from, as the list of photographs divides them."""
+"""Cards name the sources of real images that their weights learned from, as the list of photographs
+divides them.
+"""
 
 import csv
 
@@ -17,7 +19,10 @@ def test_card_names_every_source_of_training_and_validation(card):
 
 @pytest.mark.parametrize("card", ["touchstone-photo-permissive", "touchstone-crop-permissive"])
 def test_permissive_card_names_its_sources(card):
-    wanted = sources("sources-permissive", "train") | sources("sources", "validation", last="xzxy_gpt2")  # The list ended there then.
+    # The list ended there then.
+    wanted = sources("sources-permissive", "train") | sources(
+        "sources", "validation", last="xzxy_gpt2"
+    )
     assert set(load_card(card).training_data.sources) == wanted
     assert len(wanted) == 28
 

@@ -40,7 +40,11 @@ def test_the_golden_score_tells_one_preprocessing_from_another(folder):
     """The check would be worth nothing if a detector with other constants passed it."""
     card = load_card(folder / "card.yaml")
     other = card.model_copy(
-        update={"preprocessing": card.preprocessing.model_copy(update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})}
+        update={
+            "preprocessing": card.preprocessing.model_copy(
+                update={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+            )
+        }
     )
     check = list(verify_detector(other, folder / "images"))[-1]
     assert (check.name, check.outcome) == ("golden", "failed")
@@ -61,14 +65,25 @@ def test_another_file_is_not_loaded(tmp_path):
 def test_counts_that_the_card_has_wrong_are_told(folder):
     card = load_card(folder / "card.yaml")
     found = card.size
-    card = card.model_copy(update={"size": found.model_copy(update={"parameters": found.parameters + 1, "tensors": 3})})
+    card = card.model_copy(
+        update={"size": found.model_copy(update={"parameters": found.parameters + 1, "tensors": 3})}
+    )
     told = {check.name: check for check in verify_detector(card)}
-    assert told["parameters"][:3] == ("parameters", "failed", f"{found.parameters:,}, the card says {found.parameters + 1:,}")
+    assert told["parameters"][:3] == (
+        "parameters",
+        "failed",
+        f"{found.parameters:,}, the card says {found.parameters + 1:,}",
+    )
     assert told["tensors"][:3] == ("tensors", "failed", f"{found.tensors:,}, the card says 3")
 
 
 def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
-    path = write_checkable(tmp_path, size=None, golden=[], weights={"uri": "checkable.safetensors", "unverified": "nobody published one"})
+    path = write_checkable(
+        tmp_path,
+        size=None,
+        golden=[],
+        weights={"uri": "checkable.safetensors", "unverified": "nobody published one"},
+    )
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
     assert outcomes(checks) == ["ok", "skipped", "ok", "skipped", "skipped", "ok", "skipped"]
     assert "nobody published one" in checks[1].told
@@ -108,7 +123,9 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
     card = load_card(path)
     weights = card.weights.model_copy(update={"beside": {"tokens.json": sha256(beside)}})
     card = card.model_copy(update={"weights": weights})
-    assert [check.told for check in verify_detector(card) if check.name == "sha256"][1].startswith(str(beside))
+    assert [check.told for check in verify_detector(card) if check.name == "sha256"][1].startswith(
+        str(beside)
+    )
     beside.unlink()
     check = next(verify_detector(card))
     assert (check.name, check.outcome) == ("present", "failed")
@@ -117,12 +134,19 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
 
 def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
     card = load_card(folder / "card.yaml")
-    assert np.array_equal(formula_image(100, 48), pattern_image(48, 100)), "the formula is that of all golden values"
+    assert np.array_equal(formula_image(100, 48), pattern_image(48, 100)), (
+        "the formula is that of all golden values"
+    )
     pixels = Image.fromarray(pattern_image(48, 100))
     detector = load_detector(card, precision="fp32", slots=1)
     logit = float(detector.score(detector.prepare(pixels)[None])[0])
-    right = FormulaScore(image="formula", width=100, height=48, logit=logit, tolerance=1e-4, source="this test")
-    for golden, outcome in ((right, "ok"), (right.model_copy(update={"logit": logit + 2e-4}), "failed")):
+    right = FormulaScore(
+        image="formula", width=100, height=48, logit=logit, tolerance=1e-4, source="this test"
+    )
+    for golden, outcome in (
+        (right, "ok"),
+        (right.model_copy(update={"logit": logit + 2e-4}), "failed"),
+    ):
         check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
         assert (check.name, check.outcome) == ("golden", outcome)
         assert "formula 100 × 48" in check.told

@@ -8,9 +8,23 @@ import pytest
 import torch
 
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
-from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
+from ray_app.detectors import (
+    MIRROR_VARIABLE,
+    load_card,
+    load_detector,
+    publish_weights,
+    resolve_weights,
+    weights_digest,
+)
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import cached_name, file_sha256, load_strictly, parts_of, read_state_dict, stated_digest
+from ray_app.detectors.weights import (
+    cached_name,
+    file_sha256,
+    load_strictly,
+    parts_of,
+    read_state_dict,
+    stated_digest,
+)
 from ray_app.errors import DetectorError
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
@@ -24,14 +38,18 @@ def file_of(card):
 
 
 def at(card, uri, **changes):
-    return card.model_copy(update={"weights": card.weights.model_copy(update={"uri": uri, **changes})})
+    return card.model_copy(
+        update={"weights": card.weights.model_copy(update={"uri": uri, **changes})}
+    )
 
 
 def test_what_does_not_fit_is_named(small_card):
     network = build_network(small_card)
     good = network.state_dict()
     cases = {
-        "1 missing \\(head.bias\\)": {key: value for key, value in good.items() if key != "head.bias"},
+        "1 missing \\(head.bias\\)": {
+            key: value for key, value in good.items() if key != "head.bias"
+        },
         "1 unexpected \\(head.extra\\)": {**good, "head.extra": torch.zeros(1)},
         "head.bias \\(3,\\), the network has \\(1,\\)": {**good, "head.bias": torch.zeros(3)},
     }
@@ -99,7 +117,9 @@ def test_absent_and_unreachable_objects_are_one_error(small_card, s3):
             resolve_weights(at(small_card, uri), offline=False)
 
 
-def test_workers_read_the_mirror_and_leave_the_hub_alone(small_card, own_cache, tmp_path, monkeypatch):
+def test_workers_read_the_mirror_and_leave_the_hub_alone(
+    small_card, own_cache, tmp_path, monkeypatch
+):
     card = at(small_card, HUB)
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
@@ -129,10 +149,14 @@ def test_hub_weights_come_from_the_hubs_own_cache(small_card, tmp_path, monkeypa
 
 @pytest.fixture
 def two_logits(small_card, tmp_path):
-    card = small_card.model_copy(update={"output": type(small_card.output)(labels=("Fake", "Real"), fake_label="fake")})
+    card = small_card.model_copy(
+        update={"output": type(small_card.output)(labels=("Fake", "Real"), fake_label="fake")}
+    )
     path = write_weights(tmp_path / "two" / "model.safetensors", seeded_state(card))
     card = card_with_weights(card, path)
-    return card.model_copy(update={"weights": card.weights.model_copy(update={"config": "config.json"})}), path.parent / "config.json"
+    return card.model_copy(
+        update={"weights": card.weights.model_copy(update={"config": "config.json"})}
+    ), path.parent / "config.json"
 
 
 def test_the_checkpoints_own_labels_decide(two_logits):
@@ -163,7 +187,14 @@ def test_a_checkpoint_that_contradicts_the_card_is_refused(two_logits, config, s
 
 def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card, tmp_path):
     path = tmp_path / "checkpoint.pth"
-    torch.save({"model": {"weight": torch.ones(2)}, "args": argparse.Namespace(lr=1e-4, device="cuda"), "epoch": 49}, path)
+    torch.save(
+        {
+            "model": {"weight": torch.ones(2)},
+            "args": argparse.Namespace(lr=1e-4, device="cuda"),
+            "epoch": 49,
+        },
+        path,
+    )
     weights = small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)})
     assert read_state_dict(path, weights)["weight"].tolist() == [1, 1]
 
@@ -175,8 +206,19 @@ def sharded(small_card, tmp_path):
     write_weights(tmp_path / "there" / names[0], {"a.weight": torch.ones(2)})
     write_weights(tmp_path / "there" / names[1], {"b.weight": torch.zeros(3)})
     index = tmp_path / "there" / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip(("a.weight", "b.weight"), names, strict=True))}))
-    return at(small_card, str(index), format="safetensors-index", beside=dict.fromkeys(names), sha256=None, unverified="a test")
+    index.write_text(
+        json.dumps(
+            {"metadata": {}, "weight_map": dict(zip(("a.weight", "b.weight"), names, strict=True))}
+        )
+    )
+    return at(
+        small_card,
+        str(index),
+        format="safetensors-index",
+        beside=dict.fromkeys(names),
+        sha256=None,
+        unverified="a test",
+    )
 
 
 def test_a_checkpoint_in_several_files_is_read_whole_or_not_at_all(sharded):
@@ -191,7 +233,12 @@ def test_the_digest_covers_every_shard(sharded):
     index, before = Path(sharded.weights.uri), weights_digest(sharded)
     assert stated_digest(sharded) is None
     beside = {name: file_sha256(index.with_name(name)) for name in sharded.weights.beside}
-    assert stated_digest(at(sharded, str(index), sha256=file_sha256(index), unverified=None, beside=beside)) == before
+    assert (
+        stated_digest(
+            at(sharded, str(index), sha256=file_sha256(index), unverified=None, beside=beside)
+        )
+        == before
+    )
     write_weights(index.with_name("model-00002-of-00002.safetensors"), {"b.weight": torch.ones(3)})
     assert weights_digest(sharded) != before
 
@@ -206,7 +253,9 @@ def test_shards_travel_through_a_mirror_together(sharded, tmp_path, own_cache, m
     assert {path.name for path in found.parent.iterdir()} == {found.name, *sharded.weights.beside}
 
 
-def test_the_checkpoint_s_own_configuration_travels_through_a_mirror(small_card, tmp_path, own_cache, monkeypatch):
+def test_the_checkpoint_s_own_configuration_travels_through_a_mirror(
+    small_card, tmp_path, own_cache, monkeypatch
+):
     (tmp_path / "there").mkdir()
     file = Path(shutil.copy(file_of(small_card), tmp_path / "there" / "small.safetensors"))
     (file.parent / "config.json").write_text(json.dumps({"img_size": 65}))

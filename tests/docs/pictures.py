@@ -21,7 +21,8 @@ from tests.docs.blocks import ROOT
 from tests.reports.browser import chromium
 
 TUTORIALS = ROOT / "docs" / "tutorials"
-# Name of the picture: the tutorial, the page in its folder, what is scrolled to (a selector, or the beginning of a heading), the height.
+# Name of the picture: the tutorial, the page in its folder, what is scrolled to (a selector, or the
+# beginning of a heading), the height.
 SHOTS = {
     "run-report": ("archive-overnight", "run/report.html", "", 820),
     "false-flags": ("archive-overnight", "run/report.html", "How many of these flags", 520),
@@ -47,7 +48,9 @@ def shoot(browser: Any, page: Path, name: str, heading: str, height: int) -> Non
     tab = browser.new_page(viewport={"width": WIDTH, "height": height})
     tab.goto(page.as_uri())
     if heading:
-        tab.locator(f"h2:has-text('{heading}'), h3:has-text('{heading}'), summary:has-text('{heading}')").first.evaluate(
+        tab.locator(
+            f"h2:has-text('{heading}'), h3:has-text('{heading}'), summary:has-text('{heading}')"
+        ).first.evaluate(
             "one => { let open = one; while ((open = open.parentElement)) if (open.tagName === 'DETAILS') open.open = true;"
             " window.scrollTo(0, one.getBoundingClientRect().top + window.scrollY - 16) }"
         )
@@ -60,7 +63,14 @@ def endpoint(folder: Path) -> Iterator[str]:
     """The address of `touchstone serve --ensemble tiny`."""
     variables = shell.environment(folder, Path(sys.executable).parent)
     command = ["touchstone", "serve", "--ensemble", "tiny", "--port", "8417"]
-    process = subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
@@ -79,7 +89,10 @@ def main(folder: Path) -> None:
         with endpoint(pictures) as url:
             tab = browser.new_page(viewport={"width": WIDTH, "height": 820})
             tab.goto(url)
-            tab.set_input_files("input[type=file]", pictures / "pictures" / "archive" / "desk" / "drafts" / "f12ffc.jpg")
+            tab.set_input_files(
+                "input[type=file]",
+                pictures / "pictures" / "archive" / "desk" / "drafts" / "f12ffc.jpg",
+            )
             tab.get_by_text("log-odds").first.wait_for(timeout=60_000)
             keep(tab.screenshot(), "endpoint")
 

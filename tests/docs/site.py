@@ -9,7 +9,14 @@ import pyarrow as pa
 
 from ray_app.runs.schema import row_schema
 
-_ADDRESSES = {"a": "href", "img": "src", "script": "src", "link": "href", "source": "src", "iframe": "src"}
+_ADDRESSES = {
+    "a": "href",
+    "img": "src",
+    "script": "src",
+    "link": "href",
+    "source": "src",
+    "iframe": "src",
+}
 
 
 def every_column():
@@ -69,7 +76,11 @@ class Site:
                 if parts.scheme or parts.netloc or path.name == "404.html":
                     continue
                 target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-                lost = parts.fragment and target in self.pages and unquote(parts.fragment) not in self.pages[target].anchors
+                lost = (
+                    parts.fragment
+                    and target in self.pages
+                    and unquote(parts.fragment) not in self.pages[target].anchors
+                )
                 if not target.exists() or lost:
                     found.append(f"{path.relative_to(self.folder)}: {address}")
         return found

@@ -1,4 +1,6 @@
-"""The blocks of the documents, run as they are written; those that cannot run here are named, with the reason."""
+"""The blocks of the documents, run as they are written; those that cannot run here are named, with
+the reason.
+"""
 
 import csv
 import re
@@ -13,7 +15,12 @@ from tests.docs.blocks import CONSOLE, ROOT, blocks_of
 from tests.scoring.stages import without_ray
 from tests.simulation.archive import build_sample_archive
 
-INTERNET, AWS, KUBERNETES, CONTAINERS = "fetches from the internet", "needs an AWS account", "needs Kubernetes", "needs Docker"
+INTERNET, AWS, KUBERNETES, CONTAINERS = (
+    "fetches from the internet",
+    "needs an AWS account",
+    "needs Kubernetes",
+    "needs Docker",
+)
 WEIGHTS = "needs published weights, which are fetched from the internet"
 CLUSTER = "needs a Ray cluster; tests/cluster and tests/scoring/test_job.py submit to one"
 RELEASE = "publishes a release, or runs whole groups of tests"
@@ -65,7 +72,8 @@ ELSEWHERE = (
 )  # fmt: skip
 # What a page leaves for its reader to name, and what that is here.
 NAMES = {"RUN_A": "run", "RUN_B": "archive-run", "RUN": "run", "/data/run": "run"}
-# Runs before a line: the adapter is copied, and seeded weights in DetectZoo's own cache replace what the line would fetch.
+# Runs before a line: the adapter is copied, and seeded weights in DetectZoo's own cache replace
+# what the line would fetch.
 BEFORE = {
     "touchstone detectors add callable:detectzoo": (
         f"cp {ROOT}/examples/detectzoo_adapter.py . && zoo/bin/python {ROOT}/tests/detectors/detectzoo_seeds.py safe"
@@ -76,11 +84,20 @@ PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*
 
 def reason(page, text):
     """Why this line or block does not run here; None: it does."""
-    return next((why for where, begins, why in ELSEWHERE if page.startswith(where) and text.startswith(begins)), None)
+    return next(
+        (
+            why
+            for where, begins, why in ELSEWHERE
+            if page.startswith(where) and text.startswith(begins)
+        ),
+        None,
+    )
 
 
 def runnable(page):
-    """A page's blocks without the lines that stand in ELSEWHERE; a block of output stays where the lines before it do."""
+    """A page's blocks without the lines that stand in ELSEWHERE; a block of output stays where the
+    lines before it do.
+    """
     found, runs = [], False
     for block in blocks_of(ROOT / page):
         if block.language == "text":
@@ -89,14 +106,29 @@ def runnable(page):
         runs = False
         if block.language in CONSOLE:
             lines = [line for line in block.commands() if not reason(page, line)]
-            lines = [one for line in lines for one in (*(first for begins, first in BEFORE.items() if line.startswith(begins)), line)]
+            lines = [
+                one
+                for line in lines
+                for one in (
+                    *(first for begins, first in BEFORE.items() if line.startswith(begins)),
+                    line,
+                )
+            ]
             block = replace(block, text="\n".join(lines))
         elif not (block.title or block.language in ("python", "sql")) or reason(page, block.text):
             continue
         elif block.language == "sql":
-            block = replace(block, language="python", text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n')
+            block = replace(
+                block,
+                language="python",
+                text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n',
+            )
         if block.text:
-            named = re.sub("|".join(rf"(?<![\w/-]){re.escape(name)}(?![\w-])" for name in NAMES), lambda one: NAMES[one[0]], block.text)
+            named = re.sub(
+                "|".join(rf"(?<![\w/-]){re.escape(name)}(?![\w-])" for name in NAMES),
+                lambda one: NAMES[one[0]],
+                block.text,
+            )
             found.append(replace(block, text=named))
             runs = True
     return found
@@ -115,7 +147,9 @@ def test_every_entry_of_the_table_is_about_a_block_that_is_there():
 
 @pytest.fixture(scope="module")
 def inputs(s3, tmp_path_factory):
-    """What the pages' readers have: pictures under the names that the pages use, two scored archives, labels, a table, a bucket."""
+    """What the pages' readers have: pictures under the names that the pages use, two scored
+    archives, labels, a table, a bucket.
+    """
     folder = tmp_path_factory.mktemp("reader")
     sample = build_sample_archive(folder / "archive", files=24)
     pictures = sorted((folder / "archive").rglob("*.jpg"))
@@ -125,11 +159,19 @@ def inputs(s3, tmp_path_factory):
     s3.bucket("bucket")
     for path in pictures[1:5]:
         s3.client().upload_file(str(path), "bucket", f"archive/{path.name}")
-    with sample.labels.open(newline="") as source, (folder / "labels.csv").open("w", newline="") as target:
-        table = csv.DictWriter(target, ["sha256", "uri", "label", "generator"], extrasaction="ignore")
+    with (
+        sample.labels.open(newline="") as source,
+        (folder / "labels.csv").open("w", newline="") as target,
+    ):
+        table = csv.DictWriter(
+            target, ["sha256", "uri", "label", "generator"], extrasaction="ignore"
+        )
         table.writeheader()
         renamed = str(pictures[0].relative_to(folder))
-        table.writerows(row | {"uri": row["uri"].replace(renamed, "archive/photo.jpg")} for row in csv.DictReader(source))
+        table.writerows(
+            row | {"uri": row["uri"].replace(renamed, "archive/photo.jpg")}
+            for row in csv.DictReader(source)
+        )
     with pytest.MonkeyPatch.context() as here, without_ray():
         here.chdir(folder)
         assert main(["score", "archive", "--ensemble", "tiny", "--out", "run"]) == 0
@@ -152,5 +194,14 @@ def test_the_blocks_of_a_page_run(page, inputs, programs):
 
 def test_the_pages_that_run_are_these():
     """So that a page which comes to be left out by a wide line of the table is noticed."""
-    names = ("calibration", "concepts", "detectors", "evaluation", "index", "perturbations", "runs", "trust")
+    names = (
+        "calibration",
+        "concepts",
+        "detectors",
+        "evaluation",
+        "index",
+        "perturbations",
+        "runs",
+        "trust",
+    )
     assert {f"docs/{name}.md" for name in names} <= set(RUNNABLE)

@@ -29,9 +29,15 @@ def test_every_tutorial_is_one_of_them():
 def test_a_reader_sees_what_the_page_says(name, programs, tmp_path):
     before = shell.processor_seconds()
     steps = shell.run_blocks(blocks_of(FOLDER / f"{name}.md"), tmp_path, programs, timeout=1700)
-    print("\n".join(shell.report(steps)), f"{shell.processor_seconds() - before:.0f} s of a processor", sep="\n")
+    print(
+        "\n".join(shell.report(steps)),
+        f"{shell.processor_seconds() - before:.0f} s of a processor",
+        sep="\n",
+    )
     for step in steps:
-        assert step.code == (INTERRUPTED if step.interrupted else 0), f"{step.text}\n" + "\n".join(step.lines[-30:])
+        assert step.code == (INTERRUPTED if step.interrupted else 0), f"{step.text}\n" + "\n".join(
+            step.lines[-30:]
+        )
         assert shell.missing(step, tmp_path) == [], f"{step.text}\n" + "\n".join(step.lines[-60:])
     assert [one for one in WRITTEN[name] if not (tmp_path / one).exists()] == []
     if name == "archive-overnight":
@@ -41,5 +47,9 @@ def test_a_reader_sees_what_the_page_says(name, programs, tmp_path):
 def every_file_has_one_row(folder: Path):
     """After the interruption and the next night."""
     summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
-    loose = sum(1 for path in (folder / "scraped").rglob("*") if path.is_file() and path.suffix not in (".tar", ".parquet"))
+    loose = sum(
+        1
+        for path in (folder / "scraped").rglob("*")
+        if path.is_file() and path.suffix not in (".tar", ".parquet")
+    )
     assert summary["members"] == loose + 1000

@@ -13,7 +13,9 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 def outputs(cell):
     """What a cell of code shows, as text and as HTML."""
-    return "\n".join(str(one.get("text") or "\n".join(one["data"].values())) for one in cell.get("outputs", ()))
+    return "\n".join(
+        str(one.get("text") or "\n".join(one["data"].values())) for one in cell.get("outputs", ())
+    )
 
 
 @pytest.mark.slow
@@ -21,7 +23,18 @@ def outputs(cell):
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
+    NotebookClient(
+        notebook,
+        timeout=200,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute(env=environment)
     shown = "\n".join(map(outputs, notebook.cells))
-    for expected in ("data:image/jpeg;base64,", "flagged as fake", "verdict", "fake", "unsupported_format"):
+    for expected in (
+        "data:image/jpeg;base64,",
+        "flagged as fake",
+        "verdict",
+        "fake",
+        "unsupported_format",
+    ):
         assert expected in shown, expected

@@ -1,4 +1,6 @@
-"""Every command, option, file, import, key and query that a document names exists: a typo in any of them fails here, without running it."""
+"""Every command, option, file, import, key and query that a document names exists: a typo in any of
+them fails here, without running it.
+"""
 
 import ast
 import importlib.util
@@ -31,26 +33,50 @@ def test_fences_are_pairs(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_console_blocks_name_what_exists(page):
-    lines = [(block, line) for block in blocks_of(page) if block.language in CONSOLE for line in block.commands()]
-    assert not [f"{block}: {line}: {problem}" for block, line in lines for problem in problems_of(line)]
+    lines = [
+        (block, line)
+        for block in blocks_of(page)
+        if block.language in CONSOLE
+        for line in block.commands()
+    ]
+    assert not [
+        f"{block}: {line}: {problem}" for block, line in lines for problem in problems_of(line)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_within_sentences_name_what_exists(page):
-    assert not [f"{line}: {problem}" for line in inline_commands(page) for problem in problems_of(line, exact=False)]
+    assert not [
+        f"{line}: {problem}"
+        for line in inline_commands(page)
+        for problem in problems_of(line, exact=False)
+    ]
 
 
 def commented(path):
     """The commands in the comments of a config, and in a protocol's `command` keys."""
     text = path.read_text(encoding="utf-8")
-    return [line.strip() for line in re.findall(r"^ *(?:#|-) +(touchstone [^#\n]*)$", text, re.MULTILINE)]
+    return [
+        line.strip()
+        for line in re.findall(r"^ *(?:#|-) +(touchstone [^#\n]*)$", text, re.MULTILINE)
+    ]
 
 
 def test_comments_of_configs_and_jobs_name_what_exists():
-    files = [path for path in (*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("jobs/*.py"), ROOT / "cluster.yaml", ROOT / "Dockerfile")]
+    files = [
+        path
+        for path in (
+            *ROOT.glob("configs/**/*.yaml"),
+            *ROOT.glob("jobs/*.py"),
+            ROOT / "cluster.yaml",
+            ROOT / "Dockerfile",
+        )
+    ]
     lines = [(path, re.split(r"  {2,}", line)[0]) for path in files for line in commented(path)]
     assert len(lines) > 20
-    assert not [f"{path.name}: {line}: {problem}" for path, line in lines for problem in problems_of(line)]
+    assert not [
+        f"{path.name}: {line}: {problem}" for path, line in lines for problem in problems_of(line)
+    ]
 
 
 def helps(command=touchstone):
@@ -60,9 +86,16 @@ def helps(command=touchstone):
 
 
 def test_examples_in_the_help_name_what_exists():
-    lines = [line.strip() for command in helps() for line in (command.help or "").splitlines() if line.strip().startswith("touchstone ")]
+    lines = [
+        line.strip()
+        for command in helps()
+        for line in (command.help or "").splitlines()
+        if line.strip().startswith("touchstone ")
+    ]
     assert len(lines) > 60
-    assert not [f"{line}: {found}" for line in lines for found in problems_of(re.split(r" {3,}", line)[0])]
+    assert not [
+        f"{line}: {found}" for line in lines for found in problems_of(re.split(r" {3,}", line)[0])
+    ]
 
 
 def imported(tree):
@@ -74,7 +107,9 @@ def imported(tree):
 
 
 def exists(module, name):
-    """Without importing it: a package that is installed; of ours the file, and a name that it binds or hands out on first use."""
+    """Without importing it: a package that is installed; of ours the file, and a name that it binds
+    or hands out on first use.
+    """
     top = module.partition(".")[0]
     if top != "ray_app":
         return importlib.util.find_spec(top) is not None
@@ -83,7 +118,11 @@ def exists(module, name):
     if not file.exists():
         return False
     below = place / f"{name}.py", place / str(name) / "__init__.py"
-    return name is None or any(map(Path.exists, below)) or re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is not None
+    return (
+        name is None
+        or any(map(Path.exists, below))
+        or re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) is not None
+    )
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
@@ -128,19 +167,31 @@ def part_models():
     return DetectorCard, EnsembleCard, ServeConfig
 
 
-SERVE_CONFIG = {"deployments", "applications", "http_options", "proxy_location", "logging_config"}  # Ray Serve's own
+# Ray Serve's own
+SERVE_CONFIG = {"deployments", "applications", "http_options", "proxy_location", "logging_config"}
 
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_yaml_loads_and_fits_its_model(block):
-    documents = [yaml.safe_load(line) for line in block.text.splitlines()] if "deployments:" in block.text else [yaml.safe_load(block.text)]
+    documents = (
+        [yaml.safe_load(line) for line in block.text.splitlines()]
+        if "deployments:" in block.text
+        else [yaml.safe_load(block.text)]
+    )
     for data in documents:
         assert data, str(block)
         if (model := model_of(data)) is not None:
             validate(data, model, where=str(block))
-        elif isinstance(data, dict) and not set(data) & SERVE_CONFIG and "site_name" not in data and "jobs" not in block.page:
+        elif (
+            isinstance(data, dict)
+            and not set(data) & SERVE_CONFIG
+            and "site_name" not in data
+            and "jobs" not in block.page
+        ):
             keys = [set(one.model_fields) for one in part_models()]
-            assert any(set(data) <= known for known in keys), f"{block}: {sorted(data)} are keys of no config"
+            assert any(set(data) <= known for known in keys), (
+                f"{block}: {sorted(data)} are keys of no config"
+            )
 
 
 def test_a_typo_is_found():

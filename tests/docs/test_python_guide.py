@@ -1,4 +1,6 @@
-"""docs/python.md, run as it stands: every block of Python in order and in one namespace, every command where it stands between them."""
+"""docs/python.md, run as it stands: every block of Python in order and in one namespace, every
+command where it stands between them.
+"""
 
 import contextlib
 import io
@@ -45,4 +47,13 @@ def test_the_guide_runs_from_top_to_bottom(empty_folder, ray_cluster):
     assert "Accepted are: a path or URL" in told
     assert "did you mean 'default'" in told
     assert "ScoredRun(" in told
-    assert len(set(re.findall(r"^(?:PosixPath|bytes|BytesIO|JpegImageFile|ndarray) (\S+)$", told, re.MULTILINE))) == 1
+    assert (
+        len(
+            set(
+                re.findall(
+                    r"^(?:PosixPath|bytes|BytesIO|JpegImageFile|ndarray) (\S+)$", told, re.MULTILINE
+                )
+            )
+        )
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""What the reference is made of: Markdown that means what the text said, links that hold, nothing left out."""
+"""What the reference is made of: Markdown that means what the text said, links that hold, nothing
+left out.
+"""
 
 import json
 from html import unescape
@@ -23,14 +25,19 @@ def html(text):
     return python_markdown.markdown(text, extensions=["tables", "fenced_code"])
 
 
-@pytest.mark.parametrize("text", ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"])
+@pytest.mark.parametrize(
+    "text",
+    ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"],
+)
 def test_plain_text_stays_what_it_was(text):
     for made in (prose(text), code(text)):
         assert text in unescape(html(table(["head"], [[made]])))
 
 
 def test_a_docstring_keeps_its_lines_where_they_mean_something():
-    page = docstring("Does it.\n\n    One paragraph\n    of `two` lines.\n\n    \b\n    touchstone demo\n    touchstone check a.jpg\n")
+    page = docstring(
+        "Does it.\n\n    One paragraph\n    of `two` lines.\n\n    \b\n    touchstone demo\n    touchstone check a.jpg\n"
+    )
     assert "One paragraph of <code>two</code> lines." in page
     assert "```text\ntouchstone demo\ntouchstone check a.jpg\n```" in page
 
@@ -39,7 +46,11 @@ def test_a_notebook_becomes_a_page():
     cells = [
         {"cell_type": "markdown", "source": ["# Title\n", "text"]},
         {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"data": {"text/plain": ["2"]}}]},
-        {"cell_type": "code", "source": ["x"], "outputs": [{"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}]},
+        {
+            "cell_type": "code",
+            "source": ["x"],
+            "outputs": [{"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}],
+        },
     ]
     page = notebook_page(json.dumps({"cells": cells}))
     assert page.startswith("# Title\ntext\n\n```python\n1 + 1\n```\n\n```text\n2\n```")
@@ -49,11 +60,21 @@ def test_a_notebook_becomes_a_page():
 @pytest.mark.parametrize(
     ("source", "page", "link", "becomes"),
     [
-        ("CHANGELOG.md", "project/changelog.md", "[a](docs/trust.md#audit)", "[a](../trust.md#audit)"),
+        (
+            "CHANGELOG.md",
+            "project/changelog.md",
+            "[a](docs/trust.md#audit)",
+            "[a](../trust.md#audit)",
+        ),
         ("CHANGELOG.md", "project/changelog.md", "[a](SECURITY.md)", "[a](security.md)"),
         ("docs/runs.md", "runs.md", "[a](../README.md)", "[a](index.md)"),
         ("docs/runs.md", "runs.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
-        ("docs/runs.md", "runs.md", "[a](https://parquet.apache.org)", "[a](https://parquet.apache.org)"),
+        (
+            "docs/runs.md",
+            "runs.md",
+            "[a](https://parquet.apache.org)",
+            "[a](https://parquet.apache.org)",
+        ),
         ("docs/runs.md", "runs.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
     ],
 )
@@ -76,20 +97,30 @@ def test_keys_are_those_that_a_config_takes():
 
 
 def test_a_key_says_what_its_field_docstring_or_option_says():
-    said = {key.path: settings.meaning_of(key, "touchstone train") for key in settings.keys_of(TrainConfig)}
+    said = {
+        key.path: settings.meaning_of(key, "touchstone train")
+        for key in settings.keys_of(TrainConfig)
+    }
     assert said["departures"] == "where they differ from those, and why"
     assert said["out"].startswith("where card, weights")
-    of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
+    of_split = {
+        key.path: settings.meaning_of(key, "touchstone data split")
+        for key in settings.keys_of(SplitConfig)
+    }
     assert of_split["seed"]
 
 
 def test_a_card_s_section_is_told_once_and_its_keys_wherever_they_stand():
     page = settings.pages()["card-detector"]
     assert page.count("Where the weights lie and how their keys become the network's.\n") == 1
-    assert page.count("then put before every key") == len(("backbone.weights.prefix", "weights.prefix"))
+    assert page.count("then put before every key") == len(
+        ("backbone.weights.prefix", "weights.prefix")
+    )
 
 
 @pytest.mark.parametrize("name", ["score", "serve", "pack"])
 def test_every_key_of_a_run_and_of_an_endpoint_has_a_meaning(name):
     model, command = settings.CONFIGS[name]
-    assert [key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)] == []
+    assert [
+        key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)
+    ] == []

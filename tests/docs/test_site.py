@@ -1,4 +1,6 @@
-"""The documentation site, built strictly: whole, its links hold, its search works from a disk, and it asks nothing of another host."""
+"""The documentation site, built strictly: whole, its links hold, its search works from a disk, and
+it asks nothing of another host.
+"""
 
 import os
 import subprocess
@@ -33,7 +35,9 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     return Site(folder)
@@ -87,7 +91,9 @@ def test_every_link_leads_somewhere(built):
 
 
 def test_no_page_loads_anything_from_another_host(built):
-    assert [address for page in built.pages.values() for address in page.loaded if "//" in address] == []
+    assert [
+        address for page in built.pages.values() for address in page.loaded if "//" in address
+    ] == []
 
 
 def test_search_works_from_a_disk(built, browser):
@@ -99,7 +105,9 @@ def test_search_works_from_a_disk(built, browser):
     page.locator("[data-md-component=search-query]").press_sequentially("abstain")
     page.locator(".md-search-result__link").first.wait_for(timeout=60_000)
     assert "abstain" in page.locator(".md-search-result__list").inner_text().lower()
-    assert [address for address in asked if not address.startswith(("file:", "data:", "blob:"))] == []
+    assert [
+        address for address in asked if not address.startswith(("file:", "data:", "blob:"))
+    ] == []
     assert complaints == []
     context.close()
 

@@ -1,4 +1,6 @@
-"""A folder with one file of each ground of a finding, made at run time. `python -m tests.ensembles.grounds_folder FOLDER` for a look."""
+"""A folder with one file of each ground of a finding, made at run time. `python -m
+tests.ensembles.grounds_folder FOLDER` for a look.
+"""
 
 import json
 import sys
@@ -15,8 +17,14 @@ from tests.images.provenance.signing import Authority, authority, created, signe
 
 AI = "trainedAlgorithmicMedia"
 GRAPH = {
-    "3": {"class_type": "KSampler", "inputs": {"steps": 20, "sampler_name": "euler", "seed": 7, "positive": ["6", 0]}},
-    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"}},
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {"steps": 20, "sampler_name": "euler", "seed": 7, "positive": ["6", 0]},
+    },
+    "4": {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"},
+    },
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a harbour in the morning"}},
 }
 # The findings by the ensemble `tiny`, where the signers of `authority()` are trusted.
@@ -41,7 +49,9 @@ def write_grounds(folder: Path) -> str:
     plain, notes = encoded(picture(6), "JPEG", quality=92), _texts(prompt=json.dumps(GRAPH))
     declared = xmp(f'e:DigitalSourceType="{IPTC}{AI}"')
     files = {
-        "camera-signed-and-flagged.jpg": authority().sign(encoded(picture(0), "JPEG", quality=92), manifest=created("digitalCapture")),
+        "camera-signed-and-flagged.jpg": authority().sign(
+            encoded(picture(0), "JPEG", quality=92), manifest=created("digitalCapture")
+        ),
         "camera-signed.jpg": authority().sign(plain, manifest=created("digitalCapture")),
         "camera.jpg": encoded(picture(6), "JPEG", quality=92, exif=camera_exif()),
         "comfyui.png": encoded(picture(6), "PNG", pnginfo=notes),
@@ -62,10 +72,16 @@ def write_grounds(folder: Path) -> str:
 
 
 def picture(noise: float) -> Image.Image:
-    """Soft shapes, which the ensemble `tiny` flags; with noise of 3 levels it leaves them open, of 6 it finds nothing."""
+    """Soft shapes, which the ensemble `tiny` flags; with noise of 3 levels it leaves them open, of
+    6 it finds nothing.
+    """
     random = np.random.default_rng(0)
-    shapes = Image.fromarray(random.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
-    return Image.fromarray((np.asarray(shapes) + random.normal(0, noise, (240, 320, 3))).clip(0, 255).astype(np.uint8))
+    shapes = Image.fromarray(random.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
+        (320, 240), Image.Resampling.BICUBIC
+    )
+    return Image.fromarray(
+        (np.asarray(shapes) + random.normal(0, noise, (240, 320, 3))).clip(0, 255).astype(np.uint8)
+    )
 
 
 def _texts(**texts: str) -> PngInfo:

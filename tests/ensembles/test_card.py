@@ -3,14 +3,28 @@ import pytest
 from ray_app.config import config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decision_facts, ensemble_of, load_ensemble_card
+from ray_app.ensembles import (
+    EnsembleCard,
+    EnsembleMember,
+    Thresholds,
+    decision_facts,
+    ensemble_of,
+    load_ensemble_card,
+)
 from ray_app.ensembles.card import Cascade, OutlierGate, Stacking
 
 STACKING = Stacking(mean=(0.0, 1.0), scale=(1.0, 2.0), coefficients=(0.5, 0.25), intercept=-1.0)
 
 
 def card(**keys):
-    return EnsembleCard(**{"name": "e", "title": "e", "members": (EnsembleMember(detector="a"), EnsembleMember(detector="b"))} | keys)
+    return EnsembleCard(
+        **{
+            "name": "e",
+            "title": "e",
+            "members": (EnsembleMember(detector="a"), EnsembleMember(detector="b")),
+        }
+        | keys
+    )
 
 
 def written(path, *detectors):
@@ -28,7 +42,13 @@ def test_every_shipped_ensemble_has_notes_shipped_detectors_and_either_all_rates
     for member in ensemble.members:
         assert load_card(member.detector).name == member.detector
     thresholds = ensemble.thresholds
-    rates = [thresholds.false_positive_rate, thresholds.true_positive_rate, thresholds.n_real, thresholds.n_fake, thresholds.measured_on]
+    rates = [
+        thresholds.false_positive_rate,
+        thresholds.true_positive_rate,
+        thresholds.n_real,
+        thresholds.n_fake,
+        thresholds.measured_on,
+    ]
     assert None not in rates or rates == [None] * 5
 
 
@@ -36,34 +56,59 @@ def test_every_shipped_ensemble_has_notes_shipped_detectors_and_either_all_rates
     ("name", "rule"),
     [
         ("fusion-clip-corvi", "soft-or"),
-        *((f"fusion-clip-corvi-{rule}", rule) for rule in ("mean-logit", "mean-probability", "max", "median", "log-sum-exp")),
+        *(
+            (f"fusion-clip-corvi-{rule}", rule)
+            for rule in ("mean-logit", "mean-probability", "max", "median", "log-sum-exp")
+        ),
         ("fusion-clip-corvi-openfake-v1", "soft-or"),
     ],
 )
 def test_each_published_fusion_has_its_card(name, rule):
     fusion = load_ensemble_card(name)
     variant = ":thumb1024" if name.endswith("openfake-v1") else ""
-    assert [member.detector for member in fusion.members] == [f"clip-d-10k-plus{variant}", f"corvi2023{variant}"]
-    assert (fusion.rule, fusion.thresholds, fusion.calibration) == (rule, Thresholds(real_below=0, fake_above=0), None)
+    assert [member.detector for member in fusion.members] == [
+        f"clip-d-10k-plus{variant}",
+        f"corvi2023{variant}",
+    ]
+    assert (fusion.rule, fusion.thresholds, fusion.calibration) == (
+        rule,
+        Thresholds(real_below=0, fake_above=0),
+        None,
+    )
     assert fusion.notes.startswith("Source:")
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stacking": STACKING}, "`stacking` belongs to rule stacked, and that rule needs it .rule: mean-logit."),
+        (
+            {"stacking": STACKING},
+            "`stacking` belongs to rule stacked, and that rule needs it .rule: mean-logit.",
+        ),
         (
             {"rule": "stacked", "stacking": STACKING.model_dump() | {"scale": (0.0, 1.0)}},
             "scale.0\n  Input should be greater than 0",
         ),
-        ({"rule": "stacked", "stacking": STACKING.model_copy(update={"scale": (1.0,)})}, "stacking.scale has 1 numbers for 2 members"),
-        ({"rule": "soft-or", "members": (EnsembleMember(detector="a", weight=2.0),)}, "weights other than 1 need rule weighted"),
+        (
+            {"rule": "stacked", "stacking": STACKING.model_copy(update={"scale": (1.0,)})},
+            "stacking.scale has 1 numbers for 2 members",
+        ),
+        (
+            {"rule": "soft-or", "members": (EnsembleMember(detector="a", weight=2.0),)},
+            "weights other than 1 need rule weighted",
+        ),
         ({"gate": OutlierGate()}, "`gate` belongs to rule gated-mean"),
         ({"rule": "gated-mean"}, "gated-mean needs 3 detectors"),
         ({"rule": "cascade"}, "`cascade` belongs to rule cascade, and that rule needs it"),
-        ({"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))}, "cascade.first is 2 of 2 detectors: none is left"),
+        (
+            {"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))},
+            "cascade.first is 2 of 2 detectors: none is left",
+        ),
         ({"rule": "first-past"}, "'mean-logit', 'mean-probability', 'soft-or'"),
-        ({"members": (EnsembleMember(detector="a"), EnsembleMember(detector="a"))}, "a detector is named twice"),
+        (
+            {"members": (EnsembleMember(detector="a"), EnsembleMember(detector="a"))},
+            "a detector is named twice",
+        ),
         ({"calibration": {"slope": 0, "intercept": 0}}, "slope\n  Input should be greater than 0"),
     ],
 )
@@ -75,21 +120,38 @@ def test_what_does_not_fit_together_is_said(keys, message):
 def test_detector_paths_are_relative_to_the_card_and_keep_their_variant(tmp_path):
     tiny = (config_root() / "detectors" / "touchstone-tiny.yaml").read_text()
     (tmp_path / "own.yaml").write_text(tiny + "variants: {wide: {title: wide}}\n")
-    mine = written(tmp_path / "mine.yaml", "own.yaml", "./own.yaml:wide", "corvi2023", "corvi2023:thumb1024")
+    mine = written(
+        tmp_path / "mine.yaml", "own.yaml", "./own.yaml:wide", "corvi2023", "corvi2023:thumb1024"
+    )
     detectors = [member.detector for member in load_ensemble_card(mine).members]
-    assert detectors == [f"{tmp_path}/own.yaml", f"{tmp_path}/own.yaml:wide", "corvi2023", "corvi2023:thumb1024"]
+    assert detectors == [
+        f"{tmp_path}/own.yaml",
+        f"{tmp_path}/own.yaml:wide",
+        "corvi2023",
+        "corvi2023:thumb1024",
+    ]
     assert load_card(detectors[1]).title == "wide"
 
 
 def test_an_ensemble_from_the_command_line_is_named_after_its_detectors_and_splits_at_zero():
     named = ensemble_of(["corvi2023:thumb1024", "./b.yaml:small", "v1.5"])
     assert named.name == "corvi2023:thumb1024+b:small+v1.5"
-    assert [member.detector for member in named.members] == ["corvi2023:thumb1024", "./b.yaml:small", "v1.5"]
+    assert [member.detector for member in named.members] == [
+        "corvi2023:thumb1024",
+        "./b.yaml:small",
+        "v1.5",
+    ]
     assert (named.thresholds.real_below, named.thresholds.fake_above) == (0.0, 0.0)
 
 
 def test_decision_facts_keep_their_old_form_where_nothing_new_is_set():
-    facts = decision_facts(card(rule="weighted", members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b")), bias=0.5))
+    facts = decision_facts(
+        card(
+            rule="weighted",
+            members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b")),
+            bias=0.5,
+        )
+    )
     assert facts == {
         "rule": "weighted", "bias": 0.5, "weights": [2.0, 1.0], "thresholds": {"real_below": 0.0, "fake_above": 0.0},
     }  # fmt: skip
@@ -103,13 +165,26 @@ def test_decision_facts_name_whatever_changes_a_decision():
         card(rule="stacked", stacking=STACKING),
         card(calibration=Platt(slope=1.0, intercept=0.5)),
         card(thresholds=Thresholds(fake_above=1.0)),
-        card(rule="weighted", members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b"))),
+        card(
+            rule="weighted",
+            members=(EnsembleMember(detector="a", weight=2), EnsembleMember(detector="b")),
+        ),
     ]
     facts = [decision_facts(each) for each in (plain, *changed)]
     assert all(facts.count(each) == 1 for each in facts)
-    assert facts[3]["stacking"] == {"mean": [0.0, 1.0], "scale": [1.0, 2.0], "coefficients": [0.5, 0.25], "intercept": -1.0}
+    assert facts[3]["stacking"] == {
+        "mean": [0.0, 1.0],
+        "scale": [1.0, 2.0],
+        "coefficients": [0.5, 0.25],
+        "intercept": -1.0,
+    }
     assert facts[4]["calibration"] == {"slope": 1.0, "intercept": 0.5}
-    assert decision_facts(card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))) == facts[0]
+    assert (
+        decision_facts(
+            card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))
+        )
+        == facts[0]
+    )
 
 
 def test_the_numbers_of_a_gate_are_among_the_facts_said_or_not():
@@ -129,5 +204,14 @@ def test_wild_is_of_four_backbones_and_two_sizes():
     cards = [load_card(member.detector) for member in wild.members]
     assert all(one.weights.fitted and one.calibration is None for one in cards)
     assert len({one.backbone.name for one in cards}) == 4
-    assert len({one.preprocessing.shape for one in cards if one.backbone.name == "perception-encoder-l14"}) == 2
+    assert (
+        len(
+            {
+                one.preprocessing.shape
+                for one in cards
+                if one.backbone.name == "perception-encoder-l14"
+            }
+        )
+        == 2
+    )
     assert wild.thresholds.measured_on is None

@@ -1,4 +1,6 @@
-"""Which ground makes the finding, and what is said of the others: every ground, and every contradiction."""
+"""Which ground makes the finding, and what is said of the others: every ground, and every
+contradiction.
+"""
 
 import pytest
 
@@ -6,18 +8,31 @@ from ray_app.ensembles import Thresholds, error_rates, find, load_ensemble_card
 from ray_app.ensembles.finding import UNSIGNED, rates
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
 
-AI, PART, CAPTURED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "digitalCapture"
+AI, PART, CAPTURED = (
+    "trainedAlgorithmicMedia",
+    "compositeWithTrainedAlgorithmicMedia",
+    "digitalCapture",
+)
 MEASURED = Thresholds(false_positive_rate=0.02, true_positive_rate=0.218, n_real=1175, n_fake=792)
 GENERATED = {"generator": Generator(tool="ComfyUI", models=("sd_xl.safetensors",))}
 DECLARED = {"digital_source_type": (AI,)}
-MARKED = {"watermark": Watermark(of="Stable Diffusion XL reference code", bits=48, length=48, chance=3.6e-15)}
+MARKED = {
+    "watermark": Watermark(
+        of="Stable Diffusion XL reference code", bits=48, length=48, chance=3.6e-15
+    )
+}
 CAMERA = {"camera": Camera(make="Nikon", model="Z 6")}
 
 
 def c2pa(state, *codes, **more):
     return {
         "c2pa": ContentCredentials(
-            state=state, signer="Leica", claim_generator="Cam 1", ai_generated=AI in codes, source_types=codes, **more
+            state=state,
+            signer="Leica",
+            claim_generator="Cam 1",
+            ai_generated=AI in codes,
+            source_types=codes,
+            **more,
         )
     }
 
@@ -56,7 +71,8 @@ def test_the_finding_of_each_ground(said, verdict, finding):
     assert found(verdict, **said).finding == finding
 
 
-# The strongest first. Of those after it each alone loses against it, in either order of what is read.
+# The strongest first. Of those after it each alone loses against it, in either order of what is
+# read.
 ORDER = [
     (c2pa("trusted", AI), "made by AI, signed by Leica"),
     (MARKED, "carries the watermark of"),
@@ -75,8 +91,12 @@ def test_a_stronger_ground_leads(place):
         if weaker.keys() != said.keys():
             assert found(**weaker, **said).finding.startswith(words)
     broken = found("fake", **c2pa("invalid", AI))
-    assert broken.finding == "flagged by detectors"  # what was changed after it was signed is never stronger than what is sound
-    assert broken.grounds[1].says == "it was signed by Leica, then changed; its Content Credentials say that a model made it"
+    # what was changed after it was signed is never stronger than what is sound
+    assert broken.finding == "flagged by detectors"
+    assert (
+        broken.grounds[1].says
+        == "it was signed by Leica, then changed; its Content Credentials say that a model made it"
+    )
     assert broken.grounds[1].error == UNSIGNED
 
 
@@ -120,11 +140,17 @@ def test_each_ground_has_its_error_rate_and_a_claim_has_none():
         ("watermark", "by chance in 4e-15 of unmarked pictures"),
         ("declaration", UNSIGNED),
         ("declaration", UNSIGNED),
-        ("detectors", "flagged 2 % of 1,175 real pictures and 21.8 % of 792 generated pictures when measured"),
+        (
+            "detectors",
+            "flagged 2 % of 1,175 real pictures and 21.8 % of 792 generated pictures when measured",
+        ),
         ("camera", UNSIGNED),
     ]
     assert rates(Thresholds()) == "not measured"
-    assert rates(Thresholds(false_positive_rate=0.0011)) == "flagged 0.11 % of real pictures when measured"
+    assert (
+        rates(Thresholds(false_positive_rate=0.0011))
+        == "flagged 0.11 % of real pictures when measured"
+    )
 
 
 def test_one_line_says_how_often_an_ensemble_errs():
@@ -139,16 +165,30 @@ def test_one_line_says_how_often_an_ensemble_errs():
     )
     assert "touchstone detectors calibrate" in unmeasured
     assert error_rates("", None) == unmeasured.replace("The ensemble own", "This ensemble")
-    assert "finds an unmeasured share of generated ones" in error_rates("own", Thresholds(false_positive_rate=0.01))
-    assert len(error_rates("own" * 999, Thresholds(false_positive_rate=0.01, measured_on="x" * 9999))) < 500
+    assert "finds an unmeasured share of generated ones" in error_rates(
+        "own", Thresholds(false_positive_rate=0.01)
+    )
+    assert (
+        len(error_rates("own" * 999, Thresholds(false_positive_rate=0.01, measured_on="x" * 9999)))
+        < 500
+    )
 
 
 @pytest.mark.parametrize(
     ("rate", "words"),
-    [(0.0, "0 %"), (0.00042, "about 0.04 %"), (0.025, "about 2.5 %"), (0.8375, "about 84 %"), (0.997, "about 99.7 %"), (1.0, "100 %")],
+    [
+        (0.0, "0 %"),
+        (0.00042, "about 0.04 %"),
+        (0.025, "about 2.5 %"),
+        (0.8375, "about 84 %"),
+        (0.997, "about 99.7 %"),
+        (1.0, "100 %"),
+    ],
 )
 def test_rates_are_no_finer_than_they_are_known(rate, words):
-    assert f"flags {words} of real pictures" in error_rates("own", Thresholds(false_positive_rate=rate))
+    assert f"flags {words} of real pictures" in error_rates(
+        "own", Thresholds(false_positive_rate=rate)
+    )
 
 
 def test_a_strangers_name_stays_short_and_a_missing_one_is_told():

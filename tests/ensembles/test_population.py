@@ -1,9 +1,17 @@
-"""What a calibration saw: bins that count an archive as they counted it, and images that are none of it."""
+"""What a calibration saw: bins that count an archive as they counted it, and images that are none
+of it.
+"""
 
 import numpy as np
 import pytest
 
-from ray_app.ensembles import LabelledPart, Population, PopulationTally, population_of, properties_of
+from ray_app.ensembles import (
+    LabelledPart,
+    Population,
+    PopulationTally,
+    population_of,
+    properties_of,
+)
 from ray_app.ensembles.population import Feature, Seen
 
 N = 1000
@@ -18,13 +26,22 @@ def labelled():
     quality = np.where(rng.random(N) < 0.8, rng.choice([75, 90, 95], N), np.nan)
     formats = ["JPEG" if known else "PNG" for known in np.isfinite(quality)]
     score = rng.normal(np.where(fake, 3, -3), 2)
-    return fake, properties_of(score=score, scores={"a": score + 1}, formats=formats, width=side, height=side + 100, quality=quality)
+    return fake, properties_of(
+        score=score,
+        scores={"a": score + 1},
+        formats=formats,
+        width=side,
+        height=side + 100,
+        quality=quality,
+    )
 
 
 @pytest.fixture(scope="module")
 def population(labelled):
     fake, properties = labelled
-    return population_of("the test's", fake, properties, parts=[PART], prevalence=0.1, generators=["g"])
+    return population_of(
+        "the test's", fake, properties, parts=[PART], prevalence=0.1, generators=["g"]
+    )
 
 
 def test_a_population_counts_its_own_images_as_it_was_made(labelled, population):
@@ -35,24 +52,43 @@ def test_a_population_counts_its_own_images_as_it_was_made(labelled, population)
     for start in range(0, N, 300):
         tally.add({name: column[start : start + 300] for name, column in properties.items()})
     for feature in population.features:
-        assert tally.counts[feature.name].tolist() == [r + f for r, f in zip(feature.real, feature.fake, strict=True)]
+        assert tally.counts[feature.name].tolist() == [
+            r + f for r, f in zip(feature.real, feature.fake, strict=True)
+        ]
     assert sum(population.features[0].real) == (~fake).sum()
-    assert max(population.features[0].real) - min(population.features[0].real) <= 1, "tenths of the reals"
+    assert max(population.features[0].real) - min(population.features[0].real) <= 1, (
+        "tenths of the reals"
+    )
 
 
 def test_a_value_that_many_share_has_a_bin_of_its_own_and_all_were_seen(population):
     by_name = {feature.name: feature for feature in population.features}
     assert by_name["jpeg_quality"].edges == (74.5, 75, 89.5, 90, 94.5, 95)
     assert by_name["jpeg_quality"].real[::2] == (0, 0, 0, 0)
-    assert by_name["short_side_px"].counted(np.array([511, 512, 513, 640, 2000])).tolist() == [1, 1, 1, 1, 0, 0, 1]
+    assert by_name["short_side_px"].counted(np.array([511, 512, 513, 640, 2000])).tolist() == [
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+        1,
+    ]
     assert by_name["format"].words == ("JPEG", "PNG")
     assert by_name["format"].counted(["PNG", "WEBP", None, "JPEG", "JPEG"]).tolist() == [2, 1, 1]
-    assert population.seen == Seen(formats=("JPEG", "PNG"), short_side_px=(512, 1024), megapixels=(512 * 612 / 1e6, 1024 * 1124 / 1e6))
+    assert population.seen == Seen(
+        formats=("JPEG", "PNG"),
+        short_side_px=(512, 1024),
+        megapixels=(512 * 612 / 1e6, 1024 * 1124 / 1e6),
+    )
 
 
 def test_a_property_that_no_real_has_is_left_out(labelled):
     fake, properties = labelled
-    nothing = dict(properties) | {"jpeg_quality": np.full(N, np.nan), "score:a": np.where(fake, 1.0, np.nan)}
+    nothing = dict(properties) | {
+        "jpeg_quality": np.full(N, np.nan),
+        "score:a": np.where(fake, 1.0, np.nan),
+    }
     assert [one.name for one in population_of("x", fake, nothing, parts=[PART], prevalence=0.1).features] == [
         "score", "format", "megapixels", "short_side_px",
     ]  # fmt: skip

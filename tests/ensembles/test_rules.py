@@ -27,7 +27,14 @@ GOLDEN = {
     (12, -30): (-9.0, 12.0, -9.0, 12.0, -1.2288349017564038e-05, 12.000000000000094),
     (30, 2): (16.0, 30.0, 16.0, 30.000000000000693, 2.7586236756786784, 32.12692801104305),
     (700, -700): (0.0, 700.0, 0.0, 700.0, 0.0, 700.0),
-    (1, -2, 0.5): (-0.16666666666666666, 1.0, 0.5, 1.5045969023422834, -0.03637623484249819, 2.320578998653346),
+    (1, -2, 0.5): (
+        -0.16666666666666666,
+        1.0,
+        0.5,
+        1.5045969023422834,
+        -0.03637623484249819,
+        2.320578998653346,
+    ),
 }
 
 names = pytest.mark.parametrize("name", SYMMETRIC)
@@ -52,13 +59,17 @@ def exactly(rule, scores):
 
 
 def test_every_rule_of_a_card_is_here():
-    assert {*SYMMETRIC, "weighted", "stacked", "gated-mean", "cascade"} == {word for kind in get_args(Rule) for word in get_args(kind)}
+    assert {*SYMMETRIC, "weighted", "stacked", "gated-mean", "cascade"} == {
+        word for kind in get_args(Rule) for word in get_args(kind)
+    }
 
 
 @pytest.mark.parametrize("scores", GOLDEN, ids=str)
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden(name, scores):
-    assert of(SYMMETRIC[name], *scores) == pytest.approx(GOLDEN[scores][GOLDEN_NAMES.index(name)], abs=1e-6)
+    assert of(SYMMETRIC[name], *scores) == pytest.approx(
+        GOLDEN[scores][GOLDEN_NAMES.index(name)], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +126,9 @@ def test_a_fit_uses_what_informs_and_not_the_scale():
     rescaled = fit_stacking(scores * 5 + 2, labels)
     assert rescaled.coefficients == pytest.approx(stacking.coefficients, abs=1e-6)
     log_odds = stacked(scores, stacking)
-    assert ((log_odds > 0) == labels).mean() > ((scores[:, 0] > scores[:, 0].mean()) == labels).mean()
+    assert ((log_odds > 0) == labels).mean() > (
+        (scores[:, 0] > scores[:, 0].mean()) == labels
+    ).mean()
     assert (1 / (1 + np.exp(-log_odds))).mean() == pytest.approx(labels.mean(), abs=1e-4)
     assert fit_stacking(scores, labels.astype(bool)) == stacking
 
@@ -172,10 +185,16 @@ def test_a_member_far_from_the_median_is_left_out(scores, expected):
 @settings(max_examples=60, deadline=None)
 def test_the_gated_mean_is_what_its_definition_says(scores):
     """Iglewicz and Hoaglin's modified z-score, written down once more without arrays."""
-    centre = sorted(scores)[len(scores) // 2] if len(scores) % 2 else sum(sorted(scores)[len(scores) // 2 - 1 : len(scores) // 2 + 1]) / 2
+    centre = (
+        sorted(scores)[len(scores) // 2]
+        if len(scores) % 2
+        else sum(sorted(scores)[len(scores) // 2 - 1 : len(scores) // 2 + 1]) / 2
+    )
     distances = sorted(abs(score - centre) for score in scores)
     half = len(scores) // 2
-    spread = max(distances[half] if len(scores) % 2 else (distances[half - 1] + distances[half]) / 2, 0.5)
+    spread = max(
+        distances[half] if len(scores) % 2 else (distances[half - 1] + distances[half]) / 2, 0.5
+    )
     kept = [score for score in scores if not 0.6745 * abs(score - centre) > 3.5 * spread]
     assert len(kept) >= len(scores) / 2
     assert gated(*scores) == pytest.approx(sum(kept) / len(kept), rel=1e-12, abs=1e-12)

@@ -1,4 +1,6 @@
-"""Systems of a document from counts of images judged correctly: through cells and histograms, as a run's come about."""
+"""Systems of a document from counts of images judged correctly: through cells and histograms, as a
+run's come about.
+"""
 
 from collections import Counter
 
@@ -11,7 +13,8 @@ from ray_app.evaluation.system_section import SystemOptions, system_of
 from ray_app.evaluation.systems import System
 from ray_app.metrics.arrays import ScoreHistogram
 
-HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those judged correctly, and of the others
+# scores of those judged correctly, and of the others
+HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}
 REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
 RANKING = {"fake": (5.0, -1.0), "real": (-3.0, 1.0)}
 
@@ -22,9 +25,13 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, extras=()):
     for generator, (label, right, n) in groups.items():
         kind = "real" if label == "real" else (kinds or {}).get(generator, "whole")
         cell = FileCell(EvaluationGroup(kind, generator), "png", "0.5–1 MP")
-        histograms[cell] = ScoreHistogram.of(np.repeat(np.array(scores[label], np.float32), [right, n - right]))
+        histograms[cell] = ScoreHistogram.of(
+            np.repeat(np.array(scores[label], np.float32), [right, n - right])
+        )
         rows[cell, "ok", "real"] += n
     system = System(name, "detector", name, 0.0, strict=True, card=card)
     return system_of(
-        system, Cells(rows, {name: histograms}.__getitem__), SystemOptions(Intervals("images", None), extras=frozenset(extras))
+        system,
+        Cells(rows, {name: histograms}.__getitem__),
+        SystemOptions(Intervals("images", None), extras=frozenset(extras)),
     )

@@ -1,4 +1,6 @@
-"""Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation read."""
+"""Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation
+read.
+"""
 
 import json
 from itertools import pairwise
@@ -18,13 +20,19 @@ MAKERS = ("flux", "sd-3", "real", "real:camera", "inpainter")
 
 
 def random_rows(count, seed=0, views=(), failing=0.1):
-    """Rows of a run, columns by name, with ties in their scores, failed images and scores that are missing; and truths of all of them."""
+    """Rows of a run, columns by name, with ties in their scores, failed images and scores that are
+    missing; and truths of all of them.
+    """
     rng = np.random.default_rng(seed)
     maker = rng.integers(0, len(MAKERS), count)
     fake = ~np.isin(maker, (2, 3))
     ok = rng.random(count) >= failing
     scores = {
-        name: np.where(ok & (rng.random(count) > gap), np.round(rng.normal(np.where(fake, 1, -1), 1.5), digits), np.nan)
+        name: np.where(
+            ok & (rng.random(count) > gap),
+            np.round(rng.normal(np.where(fake, 1, -1), 1.5), digits),
+            np.nan,
+        )
         for name, gap, digits in (("a", 0.0, 1), ("b", 0.05, 3))
     }
     scores = {name: column.astype(np.float32) for name, column in scores.items()}
@@ -38,7 +46,9 @@ def random_rows(count, seed=0, views=(), failing=0.1):
         "uri": [f"/data/{number:06d}.jpg" for number in range(count)],
         "member": [None if number % 7 else f"{number}.png" for number in range(count)],
         "occurrence": [0] * count,
-        "status": np.where(ok, "ok", np.where(rng.random(count) < 0.5, "corrupt_image", "empty_file")).tolist(),
+        "status": np.where(
+            ok, "ok", np.where(rng.random(count) < 0.5, "corrupt_image", "empty_file")
+        ).tolist(),
         "sha256": [f"{number:064x}" if good else None for number, good in enumerate(ok)],
         "format": [str(rng.choice(["JPEG", "PNG"])) if good else None for good in ok],
         "width": pa.array(widths.astype(np.int32), mask=~ok),
@@ -50,9 +60,14 @@ def random_rows(count, seed=0, views=(), failing=0.1):
     }
     if views:
         drawn = {
-            view: {name: (column - 0.25 * place).astype(np.float32) for name, column in scores.items()} for place, view in enumerate(views)
+            view: {
+                name: (column - 0.25 * place).astype(np.float32) for name, column in scores.items()
+            }
+            for place, view in enumerate(views)
         }
-        columns["views"] = pa.StructArray.from_arrays([struct_of(one) for one in drawn.values()], list(drawn))
+        columns["views"] = pa.StructArray.from_arrays(
+            [struct_of(one) for one in drawn.values()], list(drawn)
+        )
     truths = [{"label": "fake" if fake[row] else "real", "generator": MAKERS[maker[row]],
                "kind": "local" if MAKERS[maker[row]] == "inpainter" else None} for row in range(count)]  # fmt: skip
     return columns, truths, scores | {"ensemble": mean}
@@ -60,18 +75,31 @@ def random_rows(count, seed=0, views=(), failing=0.1):
 
 def labelled(folder, columns, truths, but=(), **more):
     """A file of labels by image_id, of all rows but those at some places; returns its path."""
-    rows = [{"image_id": int(one)} | truth | more for one, truth in zip(columns["image_id"], truths, strict=True)]
+    rows = [
+        {"image_id": int(one)} | truth | more
+        for one, truth in zip(columns["image_id"], truths, strict=True)
+    ]
     path = folder / "labels.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in but))
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in but)
+    )
     return path
 
 
 def cut(columns, places):
     """The same rows as several tables, cut at these places."""
-    table = pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
+    table = pa.table(
+        {
+            name: column if isinstance(column, pa.Array) else pa.array(column)
+            for name, column in columns.items()
+        }
+    )
     edges = [0, *sorted(places), len(table)]
     for start, end in pairwise(edges):
-        yield {name: table[name].slice(start, end - start).combine_chunks() for name in table.column_names}
+        yield {
+            name: table[name].slice(start, end - start).combine_chunks()
+            for name in table.column_names
+        }
 
 
 def made_run(folder, columns, places=(), **more):
@@ -81,8 +109,12 @@ def made_run(folder, columns, places=(), **more):
 
 
 def measured(folder, run=None, **settings):
-    """The document of a run, by default `folder`/run, as plain JSON; its files and charts are not made."""
-    config = EvaluateConfig(at=(run or str(folder / "run"),), thumbnails=False, **{"bootstrap": 0, **settings})
+    """The document of a run, by default `folder`/run, as plain JSON; its files and charts are not
+    made.
+    """
+    config = EvaluateConfig(
+        at=(run or str(folder / "run"),), thumbnails=False, **{"bootstrap": 0, **settings}
+    )
     protocol = load_protocol(config.protocol) if config.protocol else None
     opened = RunDirectory.open(config.at[0])
     with labels_for(config, protocol, opened, Store.open(str(folder))) as labels:

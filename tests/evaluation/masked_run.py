@@ -1,4 +1,6 @@
-"""Runs made without a detector, of real pictures with the masks that the test says, and labels beside them."""
+"""Runs made without a detector, of real pictures with the masks that the test says, and labels
+beside them.
+"""
 
 import io
 from dataclasses import dataclass, field
@@ -21,7 +23,9 @@ from tests.runs.small_run import NAME, SPEC, new_run, relist
 
 @dataclass
 class Picture:
-    """One image of the archive. `masks`: by system and view (None = clean), (h, w) uint8. `truth`: (H, W) bool, kept as a PNG."""
+    """One image of the archive. `masks`: by system and view (None = clean), (h, w) uint8. `truth`:
+    (H, W) bool, kept as a PNG.
+    """
 
     size: tuple[int, int] = (60, 40)
     label: str = "fake"
@@ -39,7 +43,9 @@ def write_archive(folder, pictures):
     for name, picture in pictures.items():
         photo(*picture.size).save(folder / "archive" / name)
         if picture.truth is not None:
-            Image.fromarray(picture.truth.astype(np.uint8) * np.uint8(255)).save(folder / "truths" / name)
+            Image.fromarray(picture.truth.astype(np.uint8) * np.uint8(255)).save(
+                folder / "truths" / name
+            )
             picture.mask_uri = str(folder / "truths" / name)
 
 
@@ -50,7 +56,9 @@ def png(mask):
 
 
 def masked_run(folder, pictures, *, source=None, name_of=None):
-    """A run whose rows and masks stand in its files as scoring writes them. `name_of`: a member's row → its key in `pictures`."""
+    """A run whose rows and masks stand in its files as scoring writes them. `name_of`: a member's
+    row → its key in `pictures`.
+    """
     name_of = name_of or (lambda row: row["uri"].rpartition("/")[2])
     run = new_run(folder / "run")
     relist(run, source or folder / "archive")
@@ -58,18 +66,39 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
     for ref in read_blocks(run.store, 0):
         members = read_block(run.store, ref)
         mine = [pictures[name_of(row)] for row in members.to_pylist()]
-        outcomes = [DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size)) for picture in mine]
-        scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.zeros(len(mine), np.float32)}))
+        outcomes = [
+            DecodeResult(Status.OK, None, ImageFileFacts("0" * 64, "PNG", *picture.size))
+            for picture in mine
+        ]
+        scored = judge(
+            SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.zeros(len(mine), np.float32)})
+        )
         rows = [
-            {"image_id": image_id, "detector": system, "width": picture.size[0], "height": picture.size[1], "png": png(mask), "view": view}
+            {
+                "image_id": image_id,
+                "detector": system,
+                "width": picture.size[0],
+                "height": picture.size[1],
+                "png": png(mask),
+                "view": view,
+            }
             for image_id, picture in zip(members["image_id"].to_pylist(), mine, strict=True)
             for (system, view), mask in picture.masks.items()
         ]
         if rows:
             run.write_beside(
-                "masks", 0, ref.block, pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA)
+                "masks",
+                0,
+                ref.block,
+                pa.Table.from_pylist(
+                    rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA
+                ),
             )
-        run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)))
+        run.write_part(
+            0,
+            ref.block,
+            result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
+        )
     return run
 
 
@@ -79,7 +108,11 @@ def joined(run, pictures, *, name_of=None, without=()):
 
     def tables(columns):
         for table in current_tables(run, ["image_id", "uri", "member"]):
-            rows = [row | vars(pictures[name_of(row)]) for row in table.to_pylist() if name_of(row) not in without]
+            rows = [
+                row | vars(pictures[name_of(row)])
+                for row in table.to_pylist()
+                if name_of(row) not in without
+            ]
             yield pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
 
     return tables

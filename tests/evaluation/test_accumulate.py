@@ -1,4 +1,6 @@
-"""What is counted of labelled rows, against plain counting; and the same however a run is cut, and in tasks."""
+"""What is counted of labelled rows, against plain counting; and the same however a run is cut, and
+in tasks.
+"""
 
 import pickle
 from collections import Counter
@@ -7,7 +9,15 @@ import numpy as np
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.evaluation.accumulate import BANDS, COLUMNS, MODULUS, FileCell, count_rows, digest_of, hashed
+from ray_app.evaluation.accumulate import (
+    BANDS,
+    COLUMNS,
+    MODULUS,
+    FileCell,
+    count_rows,
+    digest_of,
+    hashed,
+)
 from ray_app.evaluation.join import read_labels
 from ray_app.evaluation.labels import EvaluationGroup, open_labels
 from ray_app.evaluation.systems import systems_of
@@ -24,9 +34,14 @@ def gather(tmp_path):
     opened = []
 
     def gathered(run, columns, truths, but=(), each=None, **more):
-        systems, labels = systems_of(run), read_labels(open_labels(str(made.labelled(tmp_path, columns, truths, but))))
+        systems, labels = (
+            systems_of(run),
+            read_labels(open_labels(str(made.labelled(tmp_path, columns, truths, but)))),
+        )
         opened.append(labels)
-        return labels, count_rows(labels.join(run, COLUMNS, systems=systems, each=each), systems, **more)
+        return labels, count_rows(
+            labels.join(run, COLUMNS, systems=systems, each=each), systems, **more
+        )
 
     yield gathered
     for labels in opened:
@@ -37,12 +52,18 @@ def told(labels, cells):
     """All that was gathered, in plain values."""
 
     def plain(histograms):
-        return {cell: (one.values.tolist(), one.counts.tolist()) for cell, one in histograms.items()}
+        return {
+            cell: (one.values.tolist(), one.counts.tolist()) for cell, one in histograms.items()
+        }
 
     return {
         "rows": dict(cells.rows),
         "scores": {name: plain(cells.scores(name)) for name in ("ensemble", "a", "b")},
-        "views": {(name, view): plain(one) for name in ("ensemble", "a", "b") for view, one in cells.views(name).items()},
+        "views": {
+            (name, view): plain(one)
+            for name in ("ensemble", "a", "b")
+            for view, one in cells.views(name).items()
+        },
         "sample": cells.sample.to_pylist(),
         "mistakes": cells.mistakes,
         "others": (labels.others, labels.other, labels.unused),
@@ -67,7 +88,11 @@ def test_cells_hold_every_row(tmp_path, gather):
         if row in (3, 77):
             continue
         width = widths[row]
-        band = "unknown" if width is None else BANDS[int(np.searchsorted([0.1, 0.5, 1, 4.000001], width * width / 1e6, "right"))]
+        band = (
+            "unknown"
+            if width is None
+            else BANDS[int(np.searchsorted([0.1, 0.5, 1, 4.000001], width * width / 1e6, "right"))]
+        )
         cell = FileCell(group_of(truth), columns["format"][row] or "unknown", band)
         rows[cell, columns["status"][row], columns["verdict"][row]] += 1
         for name, values in scores.items():
@@ -87,7 +112,10 @@ def test_cells_hold_every_row(tmp_path, gather):
 
 def test_any_cut_gives_the_same(tmp_path, gather):
     columns, truths, _ = random_rows(250, views=VIEWS)
-    whole, pieces = made_run(tmp_path / "whole", columns), made_run(tmp_path / "pieces", columns, [1, 70, 71, 200])
+    whole, pieces = (
+        made_run(tmp_path / "whole", columns),
+        made_run(tmp_path / "pieces", columns, [1, 70, 71, 200]),
+    )
 
     def shipped(function, items):
         """As tasks do it: everything travels as bytes."""
@@ -96,7 +124,9 @@ def test_any_cut_gives_the_same(tmp_path, gather):
 
     for most in (50, 100_000):
         expected = told(*gather(whole, columns, truths, {3, 77, 249}, most=most))
-        assert list(expected["views"]) == [(name, view) for name in ("ensemble", "a", "b") for view in VIEWS]
+        assert list(expected["views"]) == [
+            (name, view) for name in ("ensemble", "a", "b") for view in VIEWS
+        ]
         for each in (None, in_turn, shipped):
             assert told(*gather(pieces, columns, truths, {3, 77, 249}, each, most=most)) == expected
 
@@ -106,9 +136,13 @@ def test_mistakes_are_the_worst(tmp_path, gather):
     found = gather(made_run(tmp_path / "run", columns, [50, 200]), columns, truths)[1].mistakes
     fake = np.array([truth["label"] == "fake" for truth in truths])
     score = scores["ensemble"]
-    wrong = [row for row in range(400) if np.isfinite(score[row]) and (score[row] >= 0) != fake[row]]
+    wrong = [
+        row for row in range(400) if np.isfinite(score[row]) and (score[row] >= 0) != fake[row]
+    ]
     wrong.sort(key=lambda row: (-abs(score[row]), columns["image_id"][row]))
-    assert [row["image_id"] for row in found] == [int(columns["image_id"][row]) for row in wrong[:24]]
+    assert [row["image_id"] for row in found] == [
+        int(columns["image_id"][row]) for row in wrong[:24]
+    ]
     assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-score[wrong[0]])))
     assert {row["verdict"] for row in found} <= {"real", "fake"}
 
@@ -121,5 +155,6 @@ def test_the_digest_is_of_a_set():
     assert digest_of(ids[turn], fake[turn]) == whole
     assert (digest_of(ids[:300], fake[:300]) + digest_of(ids[300:], fake[300:])) % MODULUS == whole
     assert digest_of(ids[:0], fake[:0]) == 0
-    # The first output of SplitMix64 for the seed 1234567 is published with the reference implementation.
+    # The first output of SplitMix64 for the seed 1234567 is published with the reference
+    # implementation.
     assert digest_of(np.array([1234567]), np.array([True])) == 6457827717110365317

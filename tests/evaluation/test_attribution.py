@@ -1,4 +1,6 @@
-"""Named generators and prompts of joined rows; and the same of a run with images, through a small CLIP of the published format."""
+"""Named generators and prompts of joined rows; and the same of a run with images, through a small
+CLIP of the published format.
+"""
 
 import json
 
@@ -25,7 +27,9 @@ def prompts_of(tables, run):
 
 
 def tables_of(rows, size=7):
-    """Joined rows as an evaluation gives them: some at a time, words as dictionaries, what is not there as null."""
+    """Joined rows as an evaluation gives them: some at a time, words as dictionaries, what is not
+    there as null.
+    """
 
     def tables(columns):
         for start in range(0, len(rows), size):
@@ -47,7 +51,9 @@ CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]
 
 
 def by_hand():
-    """Labels with other spellings, another version, another family; abstentions; an image that nobody was asked about."""
+    """Labels with other spellings, another version, another family; abstentions; an image that
+    nobody was asked about.
+    """
 
     def row(truth, *answer):
         named = ("predicted_generator", "generator_ranking", "generator_confidence")
@@ -56,10 +62,12 @@ def by_hand():
     return [
         row("SD 1.5", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.9),  # right
         row("stable-diffusion", "sdxl", ["sdxl", "sd-1.5", "midjourney-6"], 0.8),  # the second
-        row("sdxl", None, ["sdxl", "sd-1.5", "midjourney-6"], 0.1),  # given up, though the nearest is right
+        # given up, though the nearest is right
+        row("sdxl", None, ["sdxl", "sd-1.5", "midjourney-6"], 0.1),
         row("mj-6", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.7),  # the third
         row("midjourney-6", None, None, None),  # nobody asked
-        row("midjourney-7", "midjourney-6", ["midjourney-6", "sd-1.5", "sdxl"], 0.6),  # its family is right
+        # its family is right
+        row("midjourney-7", "midjourney-6", ["midjourney-6", "sd-1.5", "sdxl"], 0.6),
         row("imagen-3", None, ["sdxl", "sd-1.5", "midjourney-6"], 0.2),  # rightly given up
         row("sd_1.5/DreamShaper", "sd-1.5", ["sd-1.5", "sdxl", "midjourney-6"], 0.85),
         row("real:coco", None, ["sdxl"], 0.0) | {"label": "real"},
@@ -68,7 +76,11 @@ def by_hand():
 
 def test_generators_and_families_by_hand():
     found = identification_of(tables_of(by_hand(), size=4), known=CLASSES)
-    value = {name: (one["value"], one["n"]) for name, one in found.items() if isinstance(one, dict) and "value" in one}
+    value = {
+        name: (one["value"], one["n"])
+        for name, one in found.items()
+        if isinstance(one, dict) and "value" in one
+    }
     assert value["accuracy"] == (1 / 5, 5)
     assert [value[f"top_{k}"] for k in (1, 3, 5)] == [(2 / 5, 5), (4 / 5, 5), (4 / 5, 5)]
     assert value["abstained_known"] == (1 / 4, 4)
@@ -76,15 +88,27 @@ def test_generators_and_families_by_hand():
     assert value["unknown_named"] == (2 / 3, 3)
     assert value["reals_named"] == (0, 1)
     known = [True, True, True, True, False, False, False]
-    assert value["open_set_auroc"] == (pytest.approx(roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])), 7)
+    assert value["open_set_auroc"] == (
+        pytest.approx(roc_auc_score(known, [0.9, 0.8, 0.1, 0.7, 0.6, 0.2, 0.85])),
+        7,
+    )
     families = found["families"]
-    # sd_1.5 twice and sdxl, midjourney thrice, of which 1 sd right, 1 midjourney right, the fine-tuned model right
+    # sd_1.5 twice and sdxl, midjourney thrice, of which 1 sd right, 1 midjourney right, the
+    # fine-tuned model right
     assert (families["accuracy"]["value"], families["accuracy"]["n"]) == (pytest.approx(3 / 7), 7)
-    assert (families["top_1"]["value"], families["top_3"]["value"]) == (pytest.approx(4 / 7), pytest.approx(6 / 7))
+    assert (families["top_1"]["value"], families["top_3"]["value"]) == (
+        pytest.approx(4 / 7),
+        pytest.approx(6 / 7),
+    )
     assert {row["name"] for row in families["classes"]} == {"sd_1.5", "sdxl_1.0", "midjourney"}
     assert families["abstained_unknown"]["value"] == 1
-    assert (found["without_prediction"], found["not_asked"], found["known"]) == (3, 1, ["SD 1.5", "mj-6", "sdxl"])
-    assert [row["name"] for row in found["classes"]][:2] == ["mj-6", "SD 1.5"]  # spelt as the labels spell it
+    assert (found["without_prediction"], found["not_asked"], found["known"]) == (
+        3,
+        1,
+        ["SD 1.5", "mj-6", "sdxl"],
+    )
+    # spelt as the labels spell it
+    assert [row["name"] for row in found["classes"]][:2] == ["mj-6", "SD 1.5"]
     json.dumps(found, allow_nan=False)
 
 
@@ -102,7 +126,11 @@ def prompted(n):
     rng = np.random.default_rng(2)
     words = np.array(["cat", "dog", "red", "(old:1.3)", "house", "<lora:x:1>", "fog"])
     rows = [
-        {"image_id": int(one), "prompt": " ".join(rng.choice(words, 6)), "predicted_prompt": " ".join(rng.choice(words, 5))}
+        {
+            "image_id": int(one),
+            "prompt": " ".join(rng.choice(words, 6)),
+            "predicted_prompt": " ".join(rng.choice(words, 5)),
+        }
         for one in rng.permutation(n) - 5
     ]
     rows[0]["predicted_prompt"] = rows[1]["prompt"] = None
@@ -115,5 +143,7 @@ def test_prompts_are_counted_and_need_images_made_from_them(tmp_path):
     assert {name: found[name] for name in ("with_prompt", "with_prediction", "with_both", "compared")} == {
         "with_prompt": 19, "with_prediction": 19, "with_both": 18, "compared": 18,
     }  # fmt: skip
-    assert found["clip_image"]["why"] == "needs images made from the predicted prompts: --regenerated"
+    assert (
+        found["clip_image"]["why"] == "needs images made from the predicted prompts: --regenerated"
+    )
     json.dumps(found, allow_nan=False)

@@ -7,7 +7,14 @@ from ray_app.datasets import DatasetSource, build_index, read_index
 from ray_app.datasets.index import read_info
 from ray_app.errors import ConfigError
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.data_faults import EACH, PROMPTED, faults_of_index, own_kept, prompts_beside_images, shared_by_splits
+from ray_app.evaluation.data_faults import (
+    EACH,
+    PROMPTED,
+    faults_of_index,
+    own_kept,
+    prompts_beside_images,
+    shared_by_splits,
+)
 from ray_app.evaluation.prompts import PromptClip
 from ray_app.evaluation.run import evaluate, labels_for
 from ray_app.reports.evaluation.page import evaluation_lines
@@ -37,11 +44,20 @@ def of_ids(pictures):
 
 def prompted(maker, prompts, start=0):
     count = len(prompts)
-    return pa.table([pa.array(range(start, start + count)), pa.array([maker] * count), pa.array(prompts, pa.string())], PROMPTED.names)
+    return pa.table(
+        [
+            pa.array(range(start, start + count)),
+            pa.array([maker] * count),
+            pa.array(prompts, pa.string()),
+        ],
+        PROMPTED.names,
+    )
 
 
 def paired(folder, pictures):
-    """A prompt for each picture, so that no two neighbours would fit better with their prompts swapped."""
+    """A prompt for each picture, so that no two neighbours would fit better with their prompts
+    swapped.
+    """
     model = PromptClip(folder)
     words = [f"{one} {two}" for one in WORDS for two in WORDS if one != two][:COUNT]
     images, texts = (np.concatenate([model.images([one]) for one in pictures]), model.texts(words))
@@ -63,9 +79,18 @@ def test_own_prompts_are_told_from_swapped_and_from_shuffled_ones():
 
 def test_a_generator_whose_prompts_are_no_better_than_chance_is_named(folder, pictures):
     words = paired(folder, pictures)
-    broken = [word for first in range(0, COUNT, 4) for word in (*words[first : first + 2], *words[first + 2 : first + 4][::-1])]
+    broken = [
+        word
+        for first in range(0, COUNT, 4)
+        for word in (*words[first : first + 2], *words[first + 2 : first + 4][::-1])
+    ]
     few = prompted("few", words[:8], 4 * COUNT)
-    tables = [prompted("sound", words), prompted("broken", broken, COUNT), few, prompted("bare", [None] * COUNT, 6 * COUNT)]
+    tables = [
+        prompted("sound", words),
+        prompted("broken", broken, COUNT),
+        few,
+        prompted("bare", [None] * COUNT, 6 * COUNT),
+    ]
     found = prompts_beside_images(tables, of_ids([*pictures]), folder)
     assert [line.partition(":")[0] for line in found] == [
         "Prompts of broken fit its images no better than chance",
@@ -87,7 +112,9 @@ def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
         asked.extend(ids)
         return of_ids(pictures)(ids)
 
-    prompts_beside_images([prompted("sd", ["a dog"] * 500, start) for start in (500, 0)], some, folder)
+    prompts_beside_images(
+        [prompted("sd", ["a dog"] * 500, start) for start in (500, 0)], some, folder
+    )
     assert sorted(asked) == list(range(EACH))
 
 
@@ -106,35 +133,70 @@ def with_hashes(folder, rows, hashes):
 
 def test_splits_that_share_pictures_are_told(tmp_path):
     def row(split, phash, sha256):
-        return {"label": "fake", "generator": "sd", "split": split, "phash": phash, "sha256": sha256}
+        return {
+            "label": "fake",
+            "generator": "sd",
+            "split": split,
+            "phash": phash,
+            "sha256": sha256,
+        }
 
     near = [row("train", "0f0f0f0f0f0f0f0f", "a"), row("test", "0f0f0f0f0f0f0f0e", "b")]
     [told] = with_hashes(tmp_path / "near", near, ["sha256", "phash"])
     assert "pictures that look alike: 2 images (test in train)" in told
     apart = [near[0], row("test", "ff00ff00aa5500ff", "c")]
-    assert with_hashes(tmp_path / "apart", apart, ["sha256", "phash"]) == ["Splits share no picture, by sha256 and phash."]
+    assert with_hashes(tmp_path / "apart", apart, ["sha256", "phash"]) == [
+        "Splits share no picture, by sha256 and phash."
+    ]
     assert with_hashes(tmp_path / "one", near[:1], ["sha256"]) == []
     assert "was not looked at" in with_hashes(tmp_path / "bare", near, [])[0]
 
 
 def test_an_evaluation_tells_of_documented_faults_and_leaves_them_out_on_request(tmp_path):
-    source = {"at": [str(write_openfake(tmp_path / "set", 4))], "layout": "openfake", "arguments": {"version": "v1"}}
+    source = {
+        "at": [str(write_openfake(tmp_path / "set", 4))],
+        "layout": "openfake",
+        "arguments": {"version": "v1"},
+    }
     columns, _, _ = random_rows(32)
     settings = {"at": (str(tmp_path / "run"),), "thumbnails": False, "bootstrap": 0}
     for leaving_out, images in ((False, 32), (True, 28)):
         store = Store.open(str(tmp_path / f"index-{leaving_out}"))
         build_index(DatasetSource(leave_out_faults=leaving_out, **source), store)
         if not leaving_out:
-            made_run(tmp_path / "run", columns | {"image_id": read_index(store.url)["image_id"].to_numpy()})
-        found = evaluate(EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), **settings)).document
+            made_run(
+                tmp_path / "run",
+                columns | {"image_id": read_index(store.url)["image_id"].to_numpy()},
+            )
+        found = evaluate(
+            EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), **settings)
+        ).document
         assert found.data.n == images
-        assert ("left out: 4 × spoiled by a documented fault of the data" in found.data.faults) == leaving_out
+        assert (
+            "left out: 4 × spoiled by a documented fault of the data" in found.data.faults
+        ) == leaving_out
         [told] = [text for text in found.data.faults if "openfake-v1-prompts" in text]
         assert ("8 rows" in told, "prompts left out" in told) == (True, leaving_out)
         assert any("whether prompts belong" in text.lower() for text in found.data.faults)
-        assert sum(line.startswith("note: About the data.") for line in evaluation_lines(found)) == len(found.data.faults)
-    by_layout = {"layout": "openfake", "arguments": {"version": "v1"}, "leave_out_faults": True, "at": tuple(source["at"])}
-    with labels_for(EvaluateConfig(**by_layout), None, None, Store.open(str(tmp_path / "made"))) as labels:
-        assert (labels.rows, "left out: 4 × spoiled by a documented fault of the data" in labels.faults) == (28, True)
+        assert sum(
+            line.startswith("note: About the data.") for line in evaluation_lines(found)
+        ) == len(found.data.faults)
+    by_layout = {
+        "layout": "openfake",
+        "arguments": {"version": "v1"},
+        "leave_out_faults": True,
+        "at": tuple(source["at"]),
+    }
+    with labels_for(
+        EvaluateConfig(**by_layout), None, None, Store.open(str(tmp_path / "made"))
+    ) as labels:
+        assert (
+            labels.rows,
+            "left out: 4 × spoiled by a documented fault of the data" in labels.faults,
+        ) == (28, True)
     with pytest.raises(ConfigError, match="taken as they are"):
-        evaluate(EvaluateConfig(labels=store.url, out=str(tmp_path / "out"), leave_out_faults=True, **settings))
+        evaluate(
+            EvaluateConfig(
+                labels=store.url, out=str(tmp_path / "out"), leave_out_faults=True, **settings
+            )
+        )

@@ -52,7 +52,8 @@ def test_by_hand_with_what_is_wrong_about_the_rules():
     }
     found = dflip_v1(words, Names(), missing=3)
     assert (found["accuracy"]["value"], found["accuracy"]["n"]) == (pytest.approx(3 / 9), 9)
-    assert found["by_index"]["accuracy"]["value"] == pytest.approx(3 / 9)  # the lucky one is wrong now, the misspelt one right
+    # the lucky one is wrong now, the misspelt one right
+    assert found["by_index"]["accuracy"]["value"] == pytest.approx(3 / 9)
     # real, mj: 1; sd: one right of three named, one true: 2/4; DreamShaper and dalle: 0
     assert found["macro_f1"]["value"] == pytest.approx((1 + 1 + 0.5 + 0 + 0) / 5)
     # real, mj: 1; sd: 0; DreamShaper: one right, one named, two true: 2/3; dalle: 0

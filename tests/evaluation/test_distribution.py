@@ -1,4 +1,6 @@
-"""Fakes in and out of distribution, of runs whose rows have what an identifier and a describer write, against plain counting."""
+"""Fakes in and out of distribution, of runs whose rows have what an identifier and a describer
+write, against plain counting.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +13,18 @@ from tests.evaluation.made import cut, measured
 
 CLASSES = ["sd-1.5", "midjourney-6"]
 MAKERS = ["stable-diffusion", "midjourney-6", "midjourney-7", "imagen", "real:coco"]
-COLUMNS = {"generator_ranking": pa.list_(pa.string()), "generator_confidence": pa.float32(), "generator_family": pa.string()}
+COLUMNS = {
+    "generator_ranking": pa.list_(pa.string()),
+    "generator_confidence": pa.float32(),
+    "generator_family": pa.string(),
+}
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """A finished run with columns of labels of its own; its identity names the identifier's classes."""
+    """A finished run with columns of labels of its own; its identity names the identifier's
+    classes.
+    """
     rng = np.random.default_rng(4)
     folder, n = tmp_path_factory.mktemp("groups"), 200
     makers = rng.choice(MAKERS, n)
@@ -47,7 +55,10 @@ def case(tmp_path_factory):
     }  # fmt: skip
     run = write_run(folder / "run", cut(rows, [90]), ("a",), **COLUMNS, input=rows["input"].type)
     described = run.describe()
-    described["identity"]["profile"] = {"identifier": {"name": "mine", "classes": CLASSES, "families": {}}, "describe": "flagged"}
+    described["identity"]["profile"] = {
+        "identifier": {"name": "mine", "classes": CLASSES, "families": {}},
+        "describe": "flagged",
+    }
     run.write_json("run.json", described)
     return folder, rows, makers, score
 
@@ -74,23 +85,30 @@ def test_an_identifier_s_classes_tell_the_groups(case, document):
     assert found["detection"]["a"]["auc"]["value"] == pytest.approx(auc, abs=1e-9)
     said = np.array([one or "" for one in rows["predicted_generator"]])
     assert found["identification"]["abstained"]["value"] == pytest.approx((said[mine] == "").mean())
-    assert found["identification"]["family_accuracy"]["value"] == pytest.approx((said[mine] == "midjourney-6").mean())
+    assert found["identification"]["family_accuracy"]["value"] == pytest.approx(
+        (said[mine] == "midjourney-6").mean()
+    )
     assert found["identification"]["accuracy"]["why"] == "no image of a known generator"
     known = groups[KNOWN]["identification"]
     right = [
-        one == {"stable-diffusion": "sd-1.5"}.get(maker, maker) for one, maker in zip(said, makers, strict=True) if maker in MAKERS[:2]
+        one == {"stable-diffusion": "sd-1.5"}.get(maker, maker)
+        for one, maker in zip(said, makers, strict=True)
+        if maker in MAKERS[:2]
     ]
     assert known["accuracy"]["value"] == pytest.approx(np.mean(right))
     outside = groups["all out of distribution"]["detection"]["a"]["auc"]["value"]
     away = np.isin(makers, ["imagen", "midjourney-7"])
     chosen = away | (makers == "real:coco")
-    assert outside == pytest.approx(roc_auc_score(away[chosen], score[chosen].astype(np.float32)), abs=1e-9)
+    assert outside == pytest.approx(
+        roc_auc_score(away[chosen], score[chosen].astype(np.float32)), abs=1e-9
+    )
 
 
 def test_images_with_both_prompts_are_counted(case, document):
     _, rows, makers, _ = case
     assert document["prompts"]["with_both"] == sum(
-        said is not None and maker != "real:coco" for said, maker in zip(rows["predicted_prompt"], makers, strict=True)
+        said is not None and maker != "real:coco"
+        for said, maker in zip(rows["predicted_prompt"], makers, strict=True)
     )
 
 
@@ -103,6 +121,8 @@ def test_dflip_s_first_version_has_groups_of_its_own(case):
     assert groups["imagen"] == ("out", (makers == "imagen").sum())
     assert groups["parti"] == ("out", 0)
     named = found["identification"]
-    assert named["detection"]["accuracy"]["value"] == pytest.approx(((score > 0) == (makers != "real:coco")).mean())
+    assert named["detection"]["accuracy"]["value"] == pytest.approx(
+        ((score > 0) == (makers != "real:coco")).mean()
+    )
     assert named["accuracy"]["n"] == (makers != "imagen").sum()
     assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()

@@ -1,4 +1,6 @@
-"""The masks of whole small runs against truths in files and tables, held to the figures of a brute-force reading of both."""
+"""The masks of whole small runs against truths in files and tables, held to the figures of a
+brute-force reading of both.
+"""
 
 import base64
 import io
@@ -26,7 +28,9 @@ A, B = "finder", "seeker"
 
 
 def pictures_of(seed=0):
-    """Local edits of several sizes by two generators, a whole fake and two reals; two systems, one with masks of its own size."""
+    """Local edits of several sizes by two generators, a whole fake and two reals; two systems, one
+    with masks of its own size.
+    """
     rng = np.random.default_rng(seed)
     found = {}
     for place, size in enumerate([(60, 40), (16, 16), (31, 77), (64, 9), (200, 150)]):
@@ -37,8 +41,14 @@ def pictures_of(seed=0):
     found["real.png"] = Picture(label="real", generator="real:coco", kind="real")
     found["quiet.png"] = Picture(label="real", generator="real:coco", kind="real")
     for picture in found.values():
-        picture.masks = {(A, None): rng.integers(0, 256, (16, 16), np.uint8), (B, None): rng.integers(0, 256, (24, 32), np.uint8)}
-    found["quiet.png"].masks = {(A, None): np.zeros((16, 16), np.uint8), (B, None): np.zeros((24, 32), np.uint8)}
+        picture.masks = {
+            (A, None): rng.integers(0, 256, (16, 16), np.uint8),
+            (B, None): rng.integers(0, 256, (24, 32), np.uint8),
+        }
+    found["quiet.png"].masks = {
+        (A, None): np.zeros((16, 16), np.uint8),
+        (B, None): np.zeros((24, 32), np.uint8),
+    }
     return found
 
 
@@ -47,12 +57,16 @@ def network_pair(picture, system):
     mask = picture.masks[system, None] / 255
     high, wide = mask.shape
     old_high, old_wide = picture.truth.shape
-    return mask, picture.truth[np.ix_(np.arange(high) * old_high // high, np.arange(wide) * old_wide // wide)]
+    return mask, picture.truth[
+        np.ix_(np.arange(high) * old_high // high, np.arange(wide) * old_wide // wide)
+    ]
 
 
 def original_pair(picture, system):
     """Mask and truth at the image's size."""
-    stretched = Image.fromarray(picture.masks[system, None]).resize(picture.size, Image.Resampling.BILINEAR)
+    stretched = Image.fromarray(picture.masks[system, None]).resize(
+        picture.size, Image.Resampling.BILINEAR
+    )
     return np.asarray(stretched) / 255, picture.truth
 
 
@@ -93,27 +107,42 @@ def seen(tmp_path_factory):
 
 def test_local_edits_at_both_sizes_are_scikit_learn_s(seen):
     (pictures, run), threshold = seen, 0.7
-    found = localization_of_run(run, joined(run, pictures), rules=LocalizationRules(threshold=threshold))
+    found = localization_of_run(
+        run, joined(run, pictures), rules=LocalizationRules(threshold=threshold)
+    )
     systems = [(one["name"], one["resolution"]) for one in found.section.written()["systems"]]
     assert systems == [(A, "network"), (A, "original"), (B, "network"), (B, "original")]
     edits = [picture for picture in pictures.values() if picture.truth is not None]
     for one in found.section.written()["systems"]:
         pair = network_pair if one["resolution"] == "network" else original_pair
-        assert values(one["figures"]) == pytest.approx(reference([pair(edit, one["name"]) for edit in edits], threshold), abs=1e-9)
+        assert values(one["figures"]) == pytest.approx(
+            reference([pair(edit, one["name"]) for edit in edits], threshold), abs=1e-9
+        )
         for row in one["generators"]:
             own = [pair(edit, one["name"]) for edit in edits if edit.generator == row["name"]]
-            assert (values(row["figures"]), row["n"]) == (pytest.approx(reference(own, threshold), abs=1e-9), len(own))
+            assert (values(row["figures"]), row["n"]) == (
+                pytest.approx(reference(own, threshold), abs=1e-9),
+                len(own),
+            )
         assert {row["name"] for row in one["generators"]} == {"flux", "sd"}
     assert found.section.policy["empty"] == "skip"
-    assert (found.section.images, found.section.without_label, found.section.unreadable) == (8, 0, ())
-    json.dumps([found.section.written(), [one.written() for one in found.overlays]], allow_nan=False)
+    assert (found.section.images, found.section.without_label, found.section.unreadable) == (
+        8,
+        0,
+        (),
+    )
+    json.dumps(
+        [found.section.written(), [one.written() for one in found.overlays]], allow_nan=False
+    )
 
 
 def test_the_benchmarks_own_figures_stand_beside_ours(seen):
     pictures, run = seen
     asked = {policy: localization_of_run(run, joined(run, pictures), rules=LocalizationRules(policy=policy, threshold=0.5), pictures=False)
              for policy in ("plain", "opensdi", "imdlbenco")}  # fmt: skip
-    other = localization_of_run(run, joined(run, pictures), rules=LocalizationRules(threshold=0.9), pictures=False)
+    other = localization_of_run(
+        run, joined(run, pictures), rules=LocalizationRules(threshold=0.9), pictures=False
+    )
     edits = [picture for picture in pictures.values() if picture.truth is not None]
     plain, at_original, *_ = asked["plain"].section.written()["systems"]
     expected = reference([network_pair(edit, A) for edit in edits])
@@ -125,10 +154,13 @@ def test_the_benchmarks_own_figures_stand_beside_ours(seen):
     all_eight = (5 * expected["pixel_f1"] + 2 * whole / (1 + whole)) / 8  # two reals count as 0
     assert origin["pixel_f1"]["value"] == pytest.approx(all_eight, abs=1e-6)
     assert plain["imdlbenco"]["counts"] == {"images": 8, "empty": 2, "all_altered": 1}
-    # Whatever threshold we are asked for, theirs is one half; and asked for theirs, they are the headline.
+    # Whatever threshold we are asked for, theirs is one half; and asked for theirs, they are the
+    # headline.
     for name in ("opensdi", "imdlbenco"):
         assert other.section.written()["systems"][0][name] == plain[name]
-    assert asked["opensdi"].section.written()["systems"][0]["figures"] == plain["opensdi"]["figures"]
+    assert (
+        asked["opensdi"].section.written()["systems"][0]["figures"] == plain["opensdi"]["figures"]
+    )
     assert asked["imdlbenco"].section.written()["systems"][0]["figures"] == origin
 
 
@@ -139,9 +171,13 @@ def test_views_have_figures_of_their_own(tmp_path):
             picture.masks[A, "jpeg:50"] = picture.masks[A, None] // 2
     write_archive(tmp_path, pictures)
     run = masked_run(tmp_path, pictures)
-    network, original, *_ = localization_of_run(run, joined(run, pictures)).section.written()["systems"]
+    network, original, *_ = localization_of_run(run, joined(run, pictures)).section.written()[
+        "systems"
+    ]
     edits = [picture for name, picture in pictures.items() if picture.truth is not None]
-    assert values(network["figures"]) == pytest.approx(reference([network_pair(edit, A) for edit in edits]), abs=1e-9)
+    assert values(network["figures"]) == pytest.approx(
+        reference([network_pair(edit, A) for edit in edits]), abs=1e-9
+    )
     [view] = network["views"]
     assert (view["name"], view["n"]) == ("jpeg:50", 4)
     dark = [(edit.masks[A, "jpeg:50"] / 255, network_pair(edit, A)[1]) for edit in edits[1:]]
@@ -159,13 +195,19 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
     pictures["3.png"].mask_uri = None
     pictures["4.png"].mask_uri = f"{tmp_path}/table.parquet#row=x&column=mask"
     run = masked_run(tmp_path, pictures)
-    section = localization_of_run(run, joined(run, pictures, without=["quiet.png"])).section.written()
+    section = localization_of_run(
+        run, joined(run, pictures, without=["quiet.png"])
+    ).section.written()
     reasons = {row["reason"]: (row["n"], row["example"]) for row in section["unreadable"]}
     assert {reason: n for reason, (n, _) in reasons.items()} == {
         "unsupported_format": 1, "corrupt_image": 1, "source_missing": 2, "no_reference": 1,
     }  # fmt: skip
     assert "its mask is 5 × 5 pixels, the image 16 × 16" in reasons["corrupt_image"][1]
-    told = [line for line in evaluation_lines({"localization": section}) if "Some masks could not be used" in line]
+    told = [
+        line
+        for line in evaluation_lines({"localization": section})
+        if "Some masks could not be used" in line
+    ]
     assert len(told) == 4
     assert any("warning: " in line and "its mask is 5 × 5 pixels" in line for line in told)
     assert (section["images"], section["without_label"]) == (2, 1)
@@ -176,22 +218,40 @@ def test_a_truth_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
 def test_truths_and_images_in_a_table_are_read_there(tmp_path):
     truth = np.zeros((40, 60), bool)
     truth[5:30, 20:50] = True
-    mask = np.asarray(Image.fromarray(truth.astype(np.uint8) * np.uint8(255)).resize((16, 16), Image.Resampling.BOX))
-    pictures = {str(row): Picture(truth=truth, masks={(A, None): mask if row % 2 else 255 - mask}) for row in range(6)}
+    mask = np.asarray(
+        Image.fromarray(truth.astype(np.uint8) * np.uint8(255)).resize(
+            (16, 16), Image.Resampling.BOX
+        )
+    )
+    pictures = {
+        str(row): Picture(truth=truth, masks={(A, None): mask if row % 2 else 255 - mask})
+        for row in range(6)
+    }
     images = [encoded(photo(60, 40, seed), "PNG") for seed in range(6)]
     table = tmp_path / "all.parquet"
-    pq.write_table(pa.table({"image": images, "mask": [png(truth.astype(np.uint8) * np.uint8(255))] * 6}), table, row_group_size=2)
+    pq.write_table(
+        pa.table({"image": images, "mask": [png(truth.astype(np.uint8) * np.uint8(255))] * 6}),
+        table,
+        row_group_size=2,
+    )
     for row, picture in pictures.items():
         picture.mask_uri = f"{table}#row={row}&column=mask"
 
     def name_of(row):
-        return str(row["uri"].rpartition("=")[2] if row["member"] is None else row["member"]).removeprefix("row-").lstrip("0") or "0"
+        return (
+            str(row["uri"].rpartition("=")[2] if row["member"] is None else row["member"])
+            .removeprefix("row-")
+            .lstrip("0")
+            or "0"
+        )
 
     run = masked_run(tmp_path, pictures, source=table, name_of=name_of)
     found = localization_of_run(run, joined(run, pictures, name_of=name_of))
     assert found.section.written()["unreadable"] == []
     expected = reference([original_pair(picture, A) for picture in pictures.values()])
-    assert values(found.section.written()["systems"][1]["figures"]) == pytest.approx(expected, abs=1e-9)
+    assert values(found.section.written()["systems"][1]["figures"]) == pytest.approx(
+        expected, abs=1e-9
+    )
     assert [one.written()["picture"] is not None for one in found.overlays] == [True] * 6
 
 
@@ -238,7 +298,9 @@ def test_masks_of_fakes_that_mark_nothing_are_warned_of(tmp_path):
     for name in ("0.png", "1.png"):
         place = tmp_path / "truths" / name
         Image.new("L", Image.open(place).size, 40).save(place)
-    document = measured(tmp_path, run.store.url, labels=str(labels_of(tmp_path, run, pictures)), key="uri")
+    document = measured(
+        tmp_path, run.store.url, labels=str(labels_of(tmp_path, run, pictures)), key="uri"
+    )
     assert "The masks of 2 fakes mark nothing as altered" in document["localization"]["warning"]
     assert str(tmp_path / "truths/1.png") in document["localization"]["warning"]
     [line] = [line for line in evaluation_lines(document) if "mark nothing" in line]
@@ -247,10 +309,13 @@ def test_masks_of_fakes_that_mark_nothing_are_warned_of(tmp_path):
 
 
 def test_truths_shrink_as_opencv_shrinks_them():
-    # golden/maskclip.md §3: the ellipse of 360 × 480, 18,073 pixels, is 27,420 pixels at 512 × 512 by INTER_NEAREST.
+    # golden/maskclip.md §3: the ellipse of 360 × 480, 18,073 pixels, is 27,420 pixels at 512 × 512
+    # by INTER_NEAREST.
     y, x = np.mgrid[:360, :480]
     across, down = 480 // 5, 360 // 6
-    truth = (x - 3 * 480 // 8) ** 2 * down**2 + (y - 5 * 360 // 8) ** 2 * across**2 <= across**2 * down**2
+    truth = (x - 3 * 480 // 8) ** 2 * down**2 + (
+        y - 5 * 360 // 8
+    ) ** 2 * across**2 <= across**2 * down**2
     assert truth.sum() == 18_073
     assert nearest(truth.astype(np.uint8), (512, 512)).sum() == 27_420
     assert nearest(np.array([[1, 2, 3]], np.uint8), (2, 2)).tolist() == [[1, 2], [1, 2]]
@@ -259,7 +324,10 @@ def test_truths_shrink_as_opencv_shrinks_them():
 def test_masks_are_read_within_the_run_s_own_limits(seen):
     pictures, run = seen
     described = run.describe()
-    run.write_json("run.json", described | {"identity": described["identity"] | {"limits": {"max_pixels": 300}}})
+    run.write_json(
+        "run.json",
+        described | {"identity": described["identity"] | {"limits": {"max_pixels": 300}}},
+    )
     try:
         section = localization_of_run(run, joined(run, pictures), pictures=False).section.written()
     finally:
@@ -274,8 +342,14 @@ def test_masks_on_the_server_of_the_labels_are_read_wherever_it_is(seen, tmp_pat
         for row in current_rows(run):
             name = row["uri"].rpartition("/")[2]
             picture = pictures[name]
-            rows.append(f"{row['uri']},{picture.label},{picture.generator},{name if picture.mask_uri else ''}")
-            server.objects[f"/{name}"] = Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
+            rows.append(
+                f"{row['uri']},{picture.label},{picture.generator},{name if picture.mask_uri else ''}"
+            )
+            server.objects[f"/{name}"] = (
+                Path(picture.mask_uri).read_bytes() if picture.mask_uri else b""
+            )
         server.objects["/labels.csv"] = "\n".join(rows).encode()
-        section = measured(tmp_path, run.store.url, labels=f"{server.url}/labels.csv", key="uri")["localization"]
+        section = measured(tmp_path, run.store.url, labels=f"{server.url}/labels.csv", key="uri")[
+            "localization"
+        ]
     assert (section["images"], section["unreadable"]) == (8, [])

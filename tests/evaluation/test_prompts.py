@@ -58,8 +58,12 @@ def test_a_long_text_stands_at_the_mean_of_its_pieces(clip, reference):
     room = CONTEXT - 2
     assert len(ids) > 2 * room
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    pieces = [of_ids([start, *ids[place : place + room], end]) for place in range(0, len(ids), room)]
+    pieces = [
+        of_ids([start, *ids[place : place + room], end]) for place in range(0, len(ids), room)
+    ]
     mean = np.mean(pieces, axis=0)
     np.testing.assert_allclose(clip.texts([LONG])[0], mean / np.linalg.norm(mean), atol=1e-5)
     # What a text is does not depend on those beside it.
-    np.testing.assert_allclose(clip.texts([*SHORT * 20, LONG])[-1], clip.texts([LONG])[0], atol=1e-5)
+    np.testing.assert_allclose(
+        clip.texts([*SHORT * 20, LONG])[-1], clip.texts([LONG])[0], atol=1e-5
+    )

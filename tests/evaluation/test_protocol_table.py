@@ -10,7 +10,8 @@ from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, 
 from ray_app.reports.evaluation.model import LocalizationFacts
 from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
 
-N_REAL, N_FAKE = 15_000, 3_000  # the split had 30,000 images, as many real as fake, of five generators
+# the split had 30,000 images, as many real as fake, of five generators
+N_REAL, N_FAKE = 15_000, 3_000
 MODELS = {
     "real": "real", "ideogram-3.0": "Ideogram 3.0", "gpt-image-1": "GPT Image 1", "flux-1.1-pro": "Flux 1.1-pro",
     "flux.1-dev": "Flux 1.0-dev", "sd-3.5": "SD 3.5",
@@ -32,7 +33,9 @@ def openfake_table(name):
     for model, row in MODELS.items():
         n = N_REAL if row == "real" else N_FAKE
         groups[model] = ("real" if row == "real" else "fake", round(cells[row] * n), n)
-    return table_of(load_protocol("openfake-v1"), [system_from(name, groups, scores=SCORES.get(name, HARD))]).written()
+    return table_of(
+        load_protocol("openfake-v1"), [system_from(name, groups, scores=SCORES.get(name, HARD))]
+    ).written()
 
 
 def footer(table, name, system):
@@ -45,23 +48,38 @@ def test_openfakes_averages_come_out_of_its_counts(name):
     """Three decimals as printed, and what is printed as ROC AUC is balanced accuracy."""
     table = openfake_table(name)
     for row in MODELS.values():
-        assert table["cells"][name][row]["value"] == pytest.approx(published(name).rows[row], abs=1e-12)
+        assert table["cells"][name][row]["value"] == pytest.approx(
+            published(name).rows[row], abs=1e-12
+        )
         assert table["cells"][name][row]["method"] == "clopper-pearson"
     for figure in (UNWEIGHTED, "F1", BALANCED):
-        assert f"{footer(table, figure, name)['value']:.3f}" == f"{published(name).rows[figure]:.3f}"
+        assert (
+            f"{footer(table, figure, name)['value']:.3f}" == f"{published(name).rows[figure]:.3f}"
+        )
     # Of evenly many images of each generator the two averages are one.
-    assert footer(table, WEIGHTED, name)["value"] == pytest.approx(footer(table, UNWEIGHTED, name)["value"], abs=1e-12)
+    assert footer(table, WEIGHTED, name)["value"] == pytest.approx(
+        footer(table, UNWEIGHTED, name)["value"], abs=1e-12
+    )
     auc = footer(table, "ROC AUC", name)
-    assert "no ranking" in auc["why"] if name == "InternVL" else auc["value"] == pytest.approx(footer(table, BALANCED, name)["value"])
+    assert (
+        "no ranking" in auc["why"]
+        if name == "InternVL"
+        else auc["value"] == pytest.approx(footer(table, BALANCED, name)["value"])
+    )
 
 
 def test_the_siglip2_report_comes_out_of_its_counts():
     """Of 10,000 fakes 9,155 are found, of 9,999 real images 9,733 are cleared."""
     protocol = load_protocol("open-deepfake")
-    system = system_from("siglip2-open-deepfake", {"real": ("real", 9_733, 9_999), "open-deepfake-preview": ("fake", 9_155, 10_000)})
+    system = system_from(
+        "siglip2-open-deepfake",
+        {"real": ("real", 9_733, 9_999), "open-deepfake-preview": ("fake", 9_155, 10_000)},
+    )
     table = table_of(protocol, [system]).written()
     for name, value in protocol.reference[0].rows.items():
-        assert f"{footer(table, name, 'siglip2-open-deepfake')['value']:.4f}" == f"{value:.4f}", name
+        assert f"{footer(table, name, 'siglip2-open-deepfake')['value']:.4f}" == f"{value:.4f}", (
+            name
+        )
     recall = footer(table, "fake: recall", "siglip2-open-deepfake")
     assert recall["n"] == 10_000
     assert recall["interval"][0] < 0.9155 < recall["interval"][1]
@@ -70,10 +88,20 @@ def test_the_siglip2_report_comes_out_of_its_counts():
 
 
 def test_the_port_of_community_forensics_stands_in_the_same_table():
-    [port] = [one for one in load_protocol("open-deepfake").reference if one.detector == "community-forensics-port"]
+    [port] = [
+        one
+        for one in load_protocol("open-deepfake").reference
+        if one.detector == "community-forensics-port"
+    ]
     named = {"F1": "fake: F1"}
-    card = {named.get(one.metric, one.metric): one.value for one in load_card(port.detector).published}
-    assert port.rows == card == {"accuracy": 0.972, "fake: F1": 0.968, "ROC AUC": 0.992, "false-positive rate": 0.021}
+    card = {
+        named.get(one.metric, one.metric): one.value for one in load_card(port.detector).published
+    }
+    assert (
+        port.rows
+        == card
+        == {"accuracy": 0.972, "fake: F1": 0.968, "ROC AUC": 0.992, "false-positive rate": 0.021}
+    )
     assert not any(one.verified for one in load_card(port.detector).published)
 
 
@@ -85,25 +113,53 @@ def test_both_averages_stand_under_their_names():
     table = table_of(None, [system_from("d", groups())]).written()
     assert footer(table, UNWEIGHTED, "d")["value"] == pytest.approx((0.75 + 1) / 2)
     assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
-    assert [(row["name"], row["n"]) for row in table["rows"]] == [("real", 100), ("a", 40), ("b", 60)]
+    assert [(row["name"], row["n"]) for row in table["rows"]] == [
+        ("real", 100),
+        ("a", 40),
+        ("b", 60),
+    ]
 
 
 def test_each_generator_against_all_reals_and_their_mean():
     """GRIP's and sidbench's way, against scikit-learn on the images themselves."""
-    images = {"real": np.repeat([-2.0, 2.0], [90, 10]), "a": np.repeat([2.0, -2.0], [30, 10]), "b": np.repeat([2.0], 60)}
-    aucs = [roc_auc_score(np.repeat([1, 0], [len(images[name]), 100]), np.concatenate([images[name], images["real"]])) for name in "ab"]
+    images = {
+        "real": np.repeat([-2.0, 2.0], [90, 10]),
+        "a": np.repeat([2.0, -2.0], [30, 10]),
+        "b": np.repeat([2.0], 60),
+    }
+    aucs = [
+        roc_auc_score(
+            np.repeat([1, 0], [len(images[name]), 100]),
+            np.concatenate([images[name], images["real"]]),
+        )
+        for name in "ab"
+    ]
     table = table_of(load_protocol("grip"), [system_from("d", groups())]).written()
-    assert [table["cells"]["d"][f"{name}, AUC"]["value"] for name in "ab"] == pytest.approx(aucs, abs=1e-12)
+    assert [table["cells"]["d"][f"{name}, AUC"]["value"] for name in "ab"] == pytest.approx(
+        aucs, abs=1e-12
+    )
     assert footer(table, "mean ROC AUC", "d")["value"] == pytest.approx(np.mean(aucs), abs=1e-12)
-    assert footer(table, "mean balanced accuracy", "d")["value"] == pytest.approx((0.825 + 0.95) / 2)
+    assert footer(table, "mean balanced accuracy", "d")["value"] == pytest.approx(
+        (0.825 + 0.95) / 2
+    )
 
 
 def test_sidbench_needs_figures_of_each_generator():
     extras = ("average_precision", "oracle_accuracy")
-    table = table_of(load_protocol("sidbench"), [system_from("d", groups(), extras=extras), system_from("e", groups())]).written()
-    truth, scores = np.repeat([1, 0], [40, 100]), np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10])
-    assert table["cells"]["d"]["a, AP"]["value"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
-    assert table["cells"]["d"]["a, accuracy at oracle threshold"]["value"] == pytest.approx(120 / 140)
+    table = table_of(
+        load_protocol("sidbench"),
+        [system_from("d", groups(), extras=extras), system_from("e", groups())],
+    ).written()
+    truth, scores = (
+        np.repeat([1, 0], [40, 100]),
+        np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10]),
+    )
+    assert table["cells"]["d"]["a, AP"]["value"] == pytest.approx(
+        average_precision_score(truth, scores), abs=1e-12
+    )
+    assert table["cells"]["d"]["a, accuracy at oracle threshold"]["value"] == pytest.approx(
+        120 / 140
+    )
     assert table["cells"]["e"]["a, AP"]["value"] is None
     assert footer(table, "mean AP", "e") == {"value": None, "interval": None, "method": None, "n": 100,
                                              "why": "2 of 2 rows have no figure: was not computed"}  # fmt: skip
@@ -119,13 +175,18 @@ def test_a_row_of_several_generators_is_of_all_their_images():
     assert table["cells"]["d"]["both"]["value"] == pytest.approx(0.9)
     assert table["cells"]["d"]["both"]["n"] == 100
     # Exact: the area over the union is the mean by images of the areas over its parts.
-    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(system.figures["auc"].value, abs=1e-12)
+    assert table["cells"]["d"]["both, AUC"]["value"] == pytest.approx(
+        system.figures["auc"].value, abs=1e-12
+    )
     assert footer(table, "m", "d")["value"] == pytest.approx(system.figures["auc"].value, abs=1e-12)
     assert "several generators" in table["cells"]["d"]["both, AP"]["why"]
 
 
 def test_what_the_data_does_not_have_stands_there_without_a_figure():
-    table = table_of(load_protocol("openfake-v1"), [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})]).written()
+    table = table_of(
+        load_protocol("openfake-v1"),
+        [system_from("d", {"real": ("real", 9, 10), "other": ("fake", 3, 4)})],
+    ).written()
     assert table["cells"]["d"]["SD 3.5"] == {"value": None, "interval": None, "method": None, "n": 0,
                                              "why": "no image of the data belongs here"}  # fmt: skip
     assert table["cells"]["d"]["other"]["value"] == 0.75
@@ -134,12 +195,19 @@ def test_what_the_data_does_not_have_stands_there_without_a_figure():
 
 def test_rows_say_whether_a_system_saw_them():
     mine = groups(progan=("fake", 5, 5))
-    systems = [system_from("cnndetection", mine, card=load_card("cnndetection")), system_from("other", mine)]
+    systems = [
+        system_from("cnndetection", mine, card=load_card("cnndetection")),
+        system_from("other", mine),
+    ]
     table = table_of(load_protocol("cnndetection"), systems).written()
     seen = {row["name"]: row["seen"] for row in table["rows"]}
     assert seen["ProGAN, AP"] == {"cnndetection": "in-training", "other": "unknown"}
-    assert seen["StyleGAN, AP"] == {"cnndetection": "unknown", "other": "unknown"}  # none of it is in the data
-    plain = {row["name"]: row["seen"]["cnndetection"] for row in table_of(None, systems).written()["rows"]}
+    # none of it is in the data
+    assert seen["StyleGAN, AP"] == {"cnndetection": "unknown", "other": "unknown"}
+    plain = {
+        row["name"]: row["seen"]["cnndetection"]
+        for row in table_of(None, systems).written()["rows"]
+    }
     assert plain == {"real": "unknown", "a": "unseen", "b": "unseen", "progan": "in-training"}
 
 
@@ -149,9 +217,18 @@ def test_rows_of_masks_are_read_at_the_protocols_size():
         {"name": "d", "resolution": "original", "generators": [{"name": "sd15", "figures": {"pixel_f1": {**figure, "value": 0.1}}}]},
         {"name": "d", "resolution": "network", "generators": [{"name": "sd15", "figures": {"pixel_f1": figure}}]},
     ]}  # fmt: skip
-    system = system_from("d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"})
+    system = system_from(
+        "d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"}
+    )
     protocol = load_protocol("opensdi")
-    assert table_of(protocol, [system], LocalizationFacts.model_validate(masks)).written()["cells"]["d"]["SD1.5, pixel F1"] == figure
+    assert (
+        table_of(protocol, [system], LocalizationFacts.model_validate(masks)).written()["cells"][
+            "d"
+        ]["SD1.5, pixel F1"]
+        == figure
+    )
     cells = table_of(protocol, [system]).written()["cells"]["d"]
-    assert cells["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
+    assert (
+        cells["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
+    )
     assert cells["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))

@@ -28,15 +28,22 @@ def generator(label, right, n):
 
 
 def test_f1_of_even_counts_is_the_f1_of_evenly_many_images():
-    fakes, reals = [generator("fake", 30, 40), generator("fake", 5, 60)], [generator("real", 70, 100)]
+    fakes, reals = (
+        [generator("fake", 30, 40), generator("fake", 5, 60)],
+        [generator("real", 70, 100)],
+    )
     truth = [1] * 100 + [0] * 100
     said = [1] * 35 + [0] * 65 + [1] * 30 + [0] * 70
     assert protocols.f1_even(fakes, reals).value == pytest.approx(f1_score(truth, said), abs=1e-12)
-    assert protocols.balanced(fakes, reals).value == pytest.approx(accuracy_score(truth, said), abs=1e-12)
+    assert protocols.balanced(fakes, reals).value == pytest.approx(
+        accuracy_score(truth, said), abs=1e-12
+    )
 
 
 def test_the_meaningless_f1_is_that_of_every_source_by_itself():
-    """Brute force: each source is a data set of its own, with scikit-learn's F1, and they are averaged by images."""
+    """Brute force: each source is a data set of its own, with scikit-learn's F1, and they are
+    averaged by images.
+    """
     sources = [("real", 95, 100), ("fake", 30, 40), ("fake", 60, 60)]
     parts = []
     for label, right, n in sources:
@@ -51,8 +58,14 @@ def test_the_meaningless_f1_is_that_of_every_source_by_itself():
 
 def test_the_oracle_threshold_is_the_best_of_the_grid():
     rng = np.random.default_rng(0)
-    fakes, reals = rng.normal(1, 2, 300).astype(np.float32), rng.normal(-1, 1, 200).astype(np.float32)
-    chances, truth = 1 / (1 + np.exp(-np.concatenate([fakes, reals], dtype=np.float64))), np.repeat([True, False], [300, 200])
+    fakes, reals = (
+        rng.normal(1, 2, 300).astype(np.float32),
+        rng.normal(-1, 1, 200).astype(np.float32),
+    )
+    chances, truth = (
+        1 / (1 + np.exp(-np.concatenate([fakes, reals], dtype=np.float64))),
+        np.repeat([True, False], [300, 200]),
+    )
     best = max(accuracy_score(truth, chances > point) for point in np.linspace(0, 1, 100))
     found = protocols.oracle_accuracy(ScoreHistogram.of(fakes), ScoreHistogram.of(reals))
     assert found.value == pytest.approx(best, abs=1e-12)
@@ -60,7 +73,11 @@ def test_the_oracle_threshold_is_the_best_of_the_grid():
 
 
 def test_what_is_not_defined_has_a_reason():
-    for found in (protocols.f1_by_source([]), protocols.missing_is_wrong([]), protocols.balanced([generator("fake", 1, 2)], [])):
+    for found in (
+        protocols.f1_by_source([]),
+        protocols.missing_is_wrong([]),
+        protocols.balanced([generator("fake", 1, 2)], []),
+    ):
         assert found.value is None
         assert found.why
 
@@ -87,7 +104,10 @@ def test_there_is_one_of_each_name():
 def test_it_names_what_there_is(protocol):
     if protocol.layout:
         make_layout(protocol.layout, protocol.arguments)
-    for detector in (*protocol.detectors, *(one.detector for one in protocol.reference if one.detector)):
+    for detector in (
+        *protocol.detectors,
+        *(one.detector for one in protocol.reference if one.detector),
+    ):
         assert load_card(detector).name == detector
     if protocol.ensemble:
         assert load_ensemble_card(protocol.ensemble).name == protocol.ensemble
@@ -95,7 +115,9 @@ def test_it_names_what_there_is(protocol):
     for footer in protocol.footers:
         way, _, figure = footer.figure.partition(":")
         known = {*DETECTION, "tpr_mean", "tpr_weighted", *CONVENTIONS}
-        assert way in known or way.startswith("report.") or (way in ("mean", "weighted") and figure), footer
+        assert (
+            way in known or way.startswith("report.") or (way in ("mean", "weighted") and figure)
+        ), footer
 
 
 @each_protocol
@@ -121,9 +143,14 @@ GENIMAGE = (
 def test_each_published_generator_has_one_row(name):
     rows = load_protocol(name).rows
     names = GENIMAGE if name != "ai-genbench" else [name for row in rows for name in row.generators]
-    facts = [GeneratorFacts(name=one, label="fake", n=1, rate=FigureFacts(value=1.0, n=1)) for one in names]
+    facts = [
+        GeneratorFacts(name=one, label="fake", n=1, rate=FigureFacts(value=1.0, n=1))
+        for one in names
+    ]
     assert [sum(row.holds(one) for row in rows) for one in facts] == [1] * len(names)
-    assert [sum(row.holds(one) for one in facts) for row in rows] == ([4] * 9 if name == "ai-genbench" else [1] * 8)
+    assert [sum(row.holds(one) for one in facts) for row in rows] == (
+        [4] * 9 if name == "ai-genbench" else [1] * 8
+    )
 
 
 @each_protocol
@@ -142,18 +169,38 @@ def test_its_command_reproduces_a_column_of_its_own(protocol):
 
 def test_the_cards_and_the_protocols_say_the_same():
     """Figures that stand on a card and in a protocol were written down twice."""
-    names = {"SD1.5": "SD1.5", "SD2.1": "SD2.1", "SDXL": "SDXL", "SD3": "SD3", "Flux.1": "Flux.1", "mean of the five": "mean"}
+    names = {
+        "SD1.5": "SD1.5",
+        "SD2.1": "SD2.1",
+        "SDXL": "SDXL",
+        "SD3": "SD3",
+        "Flux.1": "Flux.1",
+        "mean of the five": "mean",
+    }
     card = {(one.set, one.metric): one.value for one in load_card("maskclip").published}
     ours = column("opensdi", "MaskCLIP").rows
     for words, row in names.items():
         for metric in ("pixel IoU", "pixel F1", "F1", "accuracy"):
-            assert card[f"OpenSDI test, {words}", metric] == ours[f"mean {metric}" if row == "mean" else f"{row}, {metric}"]
-    sets = {(one.set.removeprefix("CNNDetection test, "), one.metric): one.value for one in load_card("cnndetection").published}
+            assert (
+                card[f"OpenSDI test, {words}", metric]
+                == ours[f"mean {metric}" if row == "mean" else f"{row}, {metric}"]
+            )
+    sets = {
+        (one.set.removeprefix("CNNDetection test, "), one.metric): one.value
+        for one in load_card("cnndetection").published
+    }
     ours = load_protocol("cnndetection").reference[0].rows
     assert {(key.partition(", ")[0], words): ours[f"{key.partition(', ')[0]}, {short}"] for key in ours
             for words, short in (("average precision", "AP"), ("accuracy at 0.5", "accuracy"))} == sets  # fmt: skip
-    for detector in ("clip-d-10k-plus:thumb1024", "corvi2023:thumb1024", "internvl-prompt", "openfake-swinv2-small"):
-        [ours] = [one.rows for one in load_protocol("openfake-v1").reference if one.detector == detector]
+    for detector in (
+        "clip-d-10k-plus:thumb1024",
+        "corvi2023:thumb1024",
+        "internvl-prompt",
+        "openfake-swinv2-small",
+    ):
+        [ours] = [
+            one.rows for one in load_protocol("openfake-v1").reference if one.detector == detector
+        ]
         card = {(one.set, one.metric): one.value for one in load_card(detector).published}
         for row in ("Ideogram 3.0", "GPT Image 1", "Flux 1.1-pro", "Flux 1.0-dev", "SD 3.5"):
             assert card[f"OpenFake v1 test, {row}", "TPR"] == ours[row]
@@ -168,13 +215,20 @@ ROW = {"name": "a", "generators": ["x"]}
     ("change", "said"),
     [
         ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "one name: a"),
-        ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"b": 0.5}}]}, "no row or footer is called b"),
+        (
+            {"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"b": 0.5}}]},
+            "no row or footer is called b",
+        ),
         ({"rowz": []}, "did you mean 'rows'"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, said):
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump({"name": "mine", "title": "t", "source": "s", "what": "w", "averages": "a", **change}))
+    file.write_text(
+        yaml.safe_dump(
+            {"name": "mine", "title": "t", "source": "s", "what": "w", "averages": "a", **change}
+        )
+    )
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_protocol(file)
     with pytest.raises(ConfigError, match="did you mean 'opensdi'"):

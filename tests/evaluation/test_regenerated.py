@@ -1,4 +1,6 @@
-"""Images made anew from predicted prompts against their originals: as DFLIP-3K computes it, and from a run to the document."""
+"""Images made anew from predicted prompts against their originals: as DFLIP-3K computes it, and
+from a run to the document.
+"""
 
 import json
 
@@ -40,9 +42,14 @@ def run(tmp_path_factory):
     score_blocks(found, 0)
     for part in (folder / "run" / "parts").rglob("*.parquet"):
         rows = pq.read_table(part)
-        words = [None if uri.endswith("4.png") else f"a red cat, {uri[-5]}" for uri in rows["uri"].to_pylist()]
+        words = [
+            None if uri.endswith("4.png") else f"a red cat, {uri[-5]}"
+            for uri in rows["uri"].to_pylist()
+        ]
         place = rows.schema.get_field_index("predicted_prompt")
-        pq.write_table(rows.set_column(place, "predicted_prompt", pa.array(words, pa.string())), part)
+        pq.write_table(
+            rows.set_column(place, "predicted_prompt", pa.array(words, pa.string())), part
+        )
     return found
 
 
@@ -62,36 +69,68 @@ def written(folder, pictures):
             (folder / name).write_bytes(picture)
         else:
             picture.save(folder / name)
-        rows.append({"uri": name, "label": "fake", "generator": "g", "prompt": "p", "prompt_id": str(prompt_id)})
+        rows.append(
+            {
+                "uri": name,
+                "label": "fake",
+                "generator": "g",
+                "prompt": "p",
+                "prompt_id": str(prompt_id),
+            }
+        )
     pq.write_table(pa.Table.from_pylist(rows), folder / "generated.parquet")
     return str(folder)
 
 
 def as_the_authors(model, picture):
-    """`process_image`, then their un-normalisation and CLIP's own normalisation (dflip3k/DFLIP-3K, utils/evaluate.py)."""
-    squashed = np.array(picture.convert("RGB").resize((SIDE, SIDE), resample=Image.Resampling.BICUBIC)).astype(np.uint8)
+    """`process_image`, then their un-normalisation and CLIP's own normalisation (dflip3k/DFLIP-3K,
+    utils/evaluate.py).
+    """
+    squashed = np.array(
+        picture.convert("RGB").resize((SIDE, SIDE), resample=Image.Resampling.BICUBIC)
+    ).astype(np.uint8)
     pixels = torch.from_numpy((squashed / 127.5 - 1).astype(np.float32)).permute(2, 0, 1)
     plain = (pixels + 1) / 2
     mean, deviation = (torch.tensor(one)[:, None, None] for one in (MEAN, DEVIATION))
-    found = model.get_image_features(pixel_values=((plain - mean) / deviation)[None]).pooler_output[0].detach().double()
+    found = (
+        model.get_image_features(pixel_values=((plain - mean) / deviation)[None])
+        .pooler_output[0]
+        .detach()
+        .double()
+    )
     return (found / found.norm()).numpy()
 
 
 def test_the_similarity_is_the_authors_and_what_is_missing_is_counted(run, ids, clip, tmp_path):
-    """Of 0 two pictures, of 1 one, of 2 one that is broken, of 3 none; the original of the last is broken; and one of a stranger."""
+    """Of 0 two pictures, of 1 one, of 2 one that is broken, of 3 none; the original of the last is
+    broken; and one of a stranger.
+    """
     again = [photo(48, 48, seed) for seed in range(10, 14)]
-    pairs = [(ids[0], again[0]), (ids[1], again[1]), (ids[0], again[2]), (ids[2], b"nothing"), (ids[5], again[3]), (7, again[3])]
+    pairs = [
+        (ids[0], again[0]),
+        (ids[1], again[1]),
+        (ids[0], again[2]),
+        (ids[2], b"nothing"),
+        (ids[5], again[3]),
+        (7, again[3]),
+    ]
     found = regenerated_similarity(run, ids, written(tmp_path / "again", pairs), PromptClip(clip))
     model = CLIPModel.from_pretrained(clip)
     ours = [as_the_authors(model, photo(60, 30 + 5 * seed, seed)) for seed in range(2)]
     theirs = [as_the_authors(model, one) for one in again]
     same = [np.mean([ours[0] @ theirs[0], ours[0] @ theirs[2]]), ours[1] @ theirs[1]]
-    other = [np.mean([ours[0] @ theirs[1], ours[0] @ theirs[3]]), np.mean([ours[1] @ theirs[place] for place in (0, 2, 3)])]
+    other = [
+        np.mean([ours[0] @ theirs[1], ours[0] @ theirs[3]]),
+        np.mean([ours[1] @ theirs[place] for place in (0, 2, 3)]),
+    ]
     np.testing.assert_allclose(found[:2], np.stack([same, other], axis=1), atol=1e-5)
     assert np.isnan(found[2:]).all()
     prompts = Prompts(["sd", *["imagen"] * 5], {}, found)
     figures = prompts.of({"sd", "imagen"})
-    assert (figures["clip_image"].value, figures["clip_image"].n) == (pytest.approx(np.mean(same), abs=1e-5), 2)
+    assert (figures["clip_image"].value, figures["clip_image"].n) == (
+        pytest.approx(np.mean(same), abs=1e-5),
+        2,
+    )
     assert figures["clip_image_chance"].value == pytest.approx(np.mean(other), abs=1e-5)
     assert abs(np.mean(same) - np.mean(other)) > 1e-4
     some = prompts.of({"imagen"})["clip_image"]
@@ -102,7 +141,9 @@ def test_what_was_made_of_another_run_and_a_missing_clip_are_said(run, ids, clip
     again = written(tmp_path / "again", [(1, photo(48, 48, 1))])
     with pytest.raises(ConfigError, match="nothing was made from a prompt that this run predicted"):
         regenerated_similarity(run, ids, again, PromptClip(clip))
-    rows = [{"image_id": one, "generator": "sd", "prompt": "a", "predicted_prompt": "a"} for one in ids]
+    rows = [
+        {"image_id": one, "generator": "sd", "prompt": "a", "predicted_prompt": "a"} for one in ids
+    ]
 
     def tables(columns):
         yield pa.Table.from_pylist(rows).select(list(columns))
@@ -117,19 +158,40 @@ def test_from_a_run_s_predictions_to_the_document(run, ids, clip, tmp_path):
     from tests.datajobs.generate.cards import job, write_card
     from tests.datajobs.generate.pipelines import tiny_sd3
 
-    card = write_card(tmp_path, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(tmp_path / "model"))
+    card = write_card(
+        tmp_path, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(tmp_path / "model")
+    )
     summary = generate_images(job(card, run.store.url, tmp_path / "again", steps=1))
     assert summary["made"] == 5  # the image without a prediction is left out
-    drawn = [int(one.id) for one in read_prompts(job(card, run.store.url, tmp_path / "few", limit=3), images=False)]
+    drawn = [
+        int(one.id)
+        for one in read_prompts(job(card, run.store.url, tmp_path / "few", limit=3), images=False)
+    ]
     assert drawn == sorted(set(ids) - {ids[4]})[:3]  # those that an evaluation of many images takes
-    truth = [{"image_id": one, "label": "fake", "generator": "sd", "prompt": "a red cat"} for one in ids]
+    truth = [
+        {"image_id": one, "label": "fake", "generator": "sd", "prompt": "a red cat"} for one in ids
+    ]
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truth))
     found = measured(
-        tmp_path, run.store.url, labels=str(tmp_path / "labels.jsonl"), clip=clip, regenerated=str(tmp_path / "again"), protocol="dflip-v1"
+        tmp_path,
+        run.store.url,
+        labels=str(tmp_path / "labels.jsonl"),
+        clip=clip,
+        regenerated=str(tmp_path / "again"),
+        protocol="dflip-v1",
     )
     prompts = found["prompts"]
-    assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (5, 1, 4)  # one original is broken
-    assert prompts["clip_image"]["interval"][0] < prompts["clip_image"]["value"] < prompts["clip_image"]["interval"][1]
+    # one original is broken
+    assert (prompts["compared"], prompts["not_regenerated"], prompts["clip_image"]["n"]) == (
+        5,
+        1,
+        4,
+    )
+    assert (
+        prompts["clip_image"]["interval"][0]
+        < prompts["clip_image"]["value"]
+        < prompts["clip_image"]["interval"][1]
+    )
     assert prompts["notes"][-1].startswith("1 images have none")
     groups = {one["name"]: one["prompts"]["clip_image"] for one in found["groups"]["groups"]}
     assert (groups["sd"]["n"], groups["dalle"]["value"], groups["dalle"]["why"]) == (

@@ -15,7 +15,12 @@ from tests.runs.small_run import write_files
 
 
 def evaluated(folder, **settings):
-    config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "out"), thumbnails=False, **{"bootstrap": 0, **settings})
+    config = EvaluateConfig(
+        at=(str(folder / "run"),),
+        out=str(folder / "out"),
+        thumbnails=False,
+        **{"bootstrap": 0, **settings},
+    )
     done = evaluate(config)
     assert done.exit_code is ExitCode.DONE
     return done.document.written()
@@ -27,11 +32,20 @@ def case(tmp_path_factory):
     columns, truths, scores = random_rows(600, views=("jpeg-50",))
     run = made_run(folder / "run", columns, [200])
     described = run.describe()
-    described["identity"] |= {"perturb_kinds": {"jpeg-50": "chain"}, "perturb_absent": {"jpeg-ai": {"kind": "attack", "why": "no weights"}}}
+    described["identity"] |= {
+        "perturb_kinds": {"jpeg-50": "chain"},
+        "perturb_absent": {"jpeg-ai": {"kind": "attack", "why": "no weights"}},
+    }
     run.write_json("run.json", described)
     labels = labelled(folder, columns, truths, range(590, 600))
     document = evaluated(folder, labels=str(labels), bootstrap=40)
-    return document, columns, truths[:590], {name: one[:590] for name, one in scores.items()}, folder
+    return (
+        document,
+        columns,
+        truths[:590],
+        {name: one[:590] for name, one in scores.items()},
+        folder,
+    )
 
 
 def by_name(document, name):
@@ -40,8 +54,17 @@ def by_name(document, name):
 
 def test_swapped_labels_are_suspected(tmp_path, case):
     _, columns, truths, _, folder = case
-    swapped = [truth | {"label": "real" if truth["label"] == "fake" else "fake", "generator": None, "kind": None} for truth in truths]
-    document = measured(folder, labels=str(labelled(tmp_path, columns, [*swapped, *[{"label": "real"}] * 10], range(590, 600))))
+    swapped = [
+        truth
+        | {"label": "real" if truth["label"] == "fake" else "fake", "generator": None, "kind": None}
+        for truth in truths
+    ]
+    document = measured(
+        folder,
+        labels=str(
+            labelled(tmp_path, columns, [*swapped, *[{"label": "real"}] * 10], range(590, 600))
+        ),
+    )
     [line] = [line for line in evaluation_lines(document) if "Labels may be swapped" in line]
     assert line.startswith("warning: ")
     assert "ROC AUC far below 0.5" in line
@@ -96,8 +119,16 @@ def test_generators_and_averages(case):
             auc = sk.roc_auc_score([True] * len(mine) + [False] * len(reals), np.r_[mine, reals])
             assert one["auc"]["value"] == pytest.approx(auc, abs=1e-9)
     kinds = {one["name"]: one["kind"] for one in system["generators"]}
-    assert kinds == {"flux": "whole", "sd-3": "whole", "inpainter": "local", "real": "real", "real:camera": "real"}
-    assert system["averages"]["tpr_mean"]["value"] == pytest.approx(np.mean([rate for rate, _ in rates]), abs=1e-12)
+    assert kinds == {
+        "flux": "whole",
+        "sd-3": "whole",
+        "inpainter": "local",
+        "real": "real",
+        "real:camera": "real",
+    }
+    assert system["averages"]["tpr_mean"]["value"] == pytest.approx(
+        np.mean([rate for rate, _ in rates]), abs=1e-12
+    )
     weighted = sum(rate * n for rate, n in rates) / sum(n for _, n in rates)
     assert system["averages"]["tpr_weighted"]["value"] == pytest.approx(weighted, abs=1e-12)
 
@@ -105,7 +136,9 @@ def test_generators_and_averages(case):
 def test_kinds_strata_and_views(case):
     document, columns, truths, scores, _ = case
     system = by_name(document, "a")
-    kinds = np.array([truth["kind"] or ("real" if truth["label"] == "real" else "whole") for truth in truths])
+    kinds = np.array(
+        [truth["kind"] or ("real" if truth["label"] == "real" else "whole") for truth in truths]
+    )
     there = np.isfinite(scores["a"])
     for kind in ("whole", "local"):
         chosen = there & np.isin(kinds, (kind, "real"))
@@ -113,13 +146,36 @@ def test_kinds_strata_and_views(case):
         assert system["kinds"][kind]["auc"]["value"] == pytest.approx(wanted, abs=1e-9)
     assert sum(one["n_real"] + one["n_fake"] for one in system["strata"]) == there.sum()
     widths = columns["width"].to_pylist()[:590]
-    small = np.array([form == "JPEG" and width == 200 for form, width in zip(columns["format"][:590], widths, strict=True)]) & there
-    [stratum] = [one for one in system["strata"] if (one["format"], one["size"]) == ("JPEG", "< 0.1 MP")]
-    assert stratum["auc"]["value"] == pytest.approx(sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9)
+    small = (
+        np.array(
+            [
+                form == "JPEG" and width == 200
+                for form, width in zip(columns["format"][:590], widths, strict=True)
+            ]
+        )
+        & there
+    )
+    [stratum] = [
+        one for one in system["strata"] if (one["format"], one["size"]) == ("JPEG", "< 0.1 MP")
+    ]
+    assert stratum["auc"]["value"] == pytest.approx(
+        sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9
+    )
     view, absent = system["views"]
-    assert (view["name"], view["kind"], view["n_real"] + view["n_fake"]) == ("jpeg-50", "chain", there.sum())
-    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == ("jpeg-ai", "attack", "no weights", False)
-    assert view["figures"]["auc"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-9)
+    assert (view["name"], view["kind"], view["n_real"] + view["n_fake"]) == (
+        "jpeg-50",
+        "chain",
+        there.sum(),
+    )
+    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == (
+        "jpeg-ai",
+        "attack",
+        "no weights",
+        False,
+    )
+    assert view["figures"]["auc"]["value"] == pytest.approx(
+        system["figures"]["auc"]["value"], abs=1e-9
+    )
 
 
 def test_verdicts_with_abstentions_and_failures(case):
@@ -139,20 +195,37 @@ def test_verdicts_with_abstentions_and_failures(case):
 def test_what_was_joined_and_what_there_is(case):
     document, columns, truths, _, _ = case
     labels, data = document["labels"], document["data"]
-    assert (labels["key"], labels["rows"], labels["joined"], labels["rows_without_label"]) == ("image_id", 590, 590, 10)
+    assert (labels["key"], labels["rows"], labels["joined"], labels["rows_without_label"]) == (
+        "image_id",
+        590,
+        590,
+        10,
+    )
     assert data["n"] == 590 == sum(data["statuses"].values())
     assert data["n_local"] == sum(truth["kind"] == "local" for truth in truths)
-    jpegs = [truth["label"] for form, truth in zip(columns["format"], truths, strict=False) if form == "JPEG"]
+    jpegs = [
+        truth["label"]
+        for form, truth in zip(columns["format"], truths, strict=False)
+        if form == "JPEG"
+    ]
     assert data["formats"]["real"]["JPEG"] == jpegs.count("real")
     assert data["shortcut"]["confounded"] is False
-    assert {(one["a"], one["b"]) for one in document["paired"]} == {("ensemble", "a"), ("ensemble", "b"), ("a", "b")}
+    assert {(one["a"], one["b"]) for one in document["paired"]} == {
+        ("ensemble", "a"),
+        ("ensemble", "b"),
+        ("a", "b"),
+    }
     assert len(document["mistakes"]) == 24
 
 
 def test_every_figure_has_an_interval_or_none_can_be_had(case):
     document = case[0]
     for system in document["systems"]:
-        bare = [name for name, row in system["figures"].items() if row["value"] is not None and row["interval"] is None]
+        bare = [
+            name
+            for name, row in system["figures"].items()
+            if row["value"] is not None and row["interval"] is None
+        ]
         assert bare == []
         for row in system["figures"].values():
             assert (row["value"] is None) == bool(row["why"])
@@ -164,7 +237,9 @@ def test_every_figure_has_an_interval_or_none_can_be_had(case):
 def test_three_files_are_written(case):
     document, *_, folder = case
     text = (folder / "out" / "metrics.json").read_text()
-    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == json.loads(json.dumps(document))
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == json.loads(
+        json.dumps(document)
+    )
     assert "<html" in (folder / "out" / "report.html").read_text()
     lines = list(csv.DictReader((folder / "out" / "metrics.csv").open(newline="")))
     found = {(line["system"], line["view"], line["scope"], line["figure"]): line for line in lines}
@@ -181,7 +256,10 @@ def test_one_class_alone(tmp_path):
     document = measured(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
     figures = by_name(document, "a")["figures"]
     assert figures["tpr"]["value"] is not None
-    assert all(figures[name]["value"] is None and figures[name]["why"] for name in ("auc", "tnr", "balanced_accuracy", "f1"))
+    assert all(
+        figures[name]["value"] is None and figures[name]["why"]
+        for name in ("auc", "tnr", "balanced_accuracy", "f1")
+    )
 
 
 def test_nothing_was_scored(tmp_path):
@@ -198,18 +276,27 @@ def test_classes_that_differ_are_warned_of(tmp_path):
     fakes = np.array([truth["label"] == "fake" for truth in truths])
     columns["format"] = np.where(fakes, "PNG", "JPEG").tolist()
     made_run(tmp_path / "run", columns)
-    shortcut = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"]["shortcut"]
+    shortcut = measured(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"][
+        "shortcut"
+    ]
     assert shortcut["confounded"]
     assert shortcut["auc"]["value"] == 1.0
-    assert "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes." in shortcut["warnings"]
+    assert (
+        "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes."
+        in shortcut["warnings"]
+    )
 
 
 def test_no_label_is_of_the_run(tmp_path):
     columns, _, _ = random_rows(20)
     made_run(tmp_path / "run", columns)
     path = tmp_path / "labels.csv"
-    path.write_text("uri,label\n" + "".join(f"{number:06d}.jpg,{number % 2}\n" for number in range(20)))
-    with pytest.raises(ConfigError, match=r"none of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg") as caught:
+    path.write_text(
+        "uri,label\n" + "".join(f"{number:06d}.jpg,{number % 2}\n" for number in range(20))
+    )
+    with pytest.raises(
+        ConfigError, match=r"none of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg"
+    ) as caught:
         measured(tmp_path, labels=str(path))
     assert "not guessed" in caught.value.hint
 
@@ -219,10 +306,23 @@ def test_some_labels_are_of_no_row(tmp_path, capsys):
     made_run(tmp_path / "run", columns)
     (tmp_path / "run" / "summary.json").unlink()
     path = labelled(tmp_path, columns, truths, range(35, 40))
-    path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
+    path.write_text(
+        path.read_text()
+        + '{"image_id": 12345, "label": 1}\n'
+        + path.read_text().splitlines()[0]
+        + "\n"
+    )
     told = measured(tmp_path, labels=str(path))["labels"]
-    assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
-    assert "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
+    assert (
+        told["rows"],
+        told["joined"],
+        told["without_row"],
+        told["rows_without_label"],
+        told["doubled"],
+    ) == (37, 35, 1, 5, 1)
+    assert (
+        "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
+    )
     assert "is not finished" in told["warnings"][0]
     assert "5 rows without a label" in capsys.readouterr().err
 
@@ -231,8 +331,12 @@ def test_hostile_names_stay_texts(tmp_path):
     columns, truths, _ = random_rows(40)
     made_run(tmp_path / "run", columns)
     hostile = '=HYPERLINK("http://x")<script>alert(1)</script>'
-    truths = [truth | ({"generator": hostile} if truth["label"] == "fake" else {}) for truth in truths]
-    evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths, prompt="=1+1")), title="<b>x</b>")
+    truths = [
+        truth | ({"generator": hostile} if truth["label"] == "fake" else {}) for truth in truths
+    ]
+    evaluated(
+        tmp_path, labels=str(labelled(tmp_path, columns, truths, prompt="=1+1")), title="<b>x</b>"
+    )
     lines = list(csv.reader((tmp_path / "out" / "metrics.csv").open(newline="")))
     assert not [cell for line in lines for cell in line if cell[:1] in ("=", "+", "@", "\t")]
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
@@ -240,7 +344,9 @@ def test_hostile_names_stay_texts(tmp_path):
 
 def test_a_source_without_labels_is_not_scored(tmp_path):
     write_files(tmp_path / "photos", ["a.jpg", "b.jpg"])
-    with pytest.raises(ConfigError, match="neither a run nor a source with a column `label`") as caught:
+    with pytest.raises(
+        ConfigError, match="neither a run nor a source with a column `label`"
+    ) as caught:
         evaluate(EvaluateConfig(at=(str(tmp_path / "photos"),), out=str(tmp_path / "out")))
     assert "--layout" in caught.value.hint
     assert not (tmp_path / "out").exists()
@@ -249,14 +355,28 @@ def test_a_source_without_labels_is_not_scored(tmp_path):
 def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
     columns, truths, _ = random_rows(400)
     made_run(tmp_path / "run", columns)
-    truths = [truth | {"source": f"camera-{row % 6}" if truth["label"] == "real" else None} for row, truth in enumerate(truths)]
+    truths = [
+        truth | {"source": f"camera-{row % 6}" if truth["label"] == "real" else None}
+        for row, truth in enumerate(truths)
+    ]
     labels = str(labelled(tmp_path, columns, truths))
     document = measured(tmp_path, labels=labels, bootstrap=None)
-    assert document["intervals"] == {"fakes": "generators", "reals": "sources", "generators": 3, "sources": 6}
+    assert document["intervals"] == {
+        "fakes": "generators",
+        "reals": "sources",
+        "generators": 3,
+        "sources": 6,
+    }
     figures = by_name(document, "a")["figures"]
-    assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("cluster jackknife", "cluster jackknife")
+    assert (figures["tnr"]["method"], figures["auc"]["method"]) == (
+        "cluster jackknife",
+        "cluster jackknife",
+    )
     same = measured(tmp_path, labels=labels, bootstrap=None, intervals="images")
     assert same["intervals"]["fakes"] == "images"
     assert by_name(same, "a")["figures"]["tnr"]["method"] == "clopper-pearson"
-    values = [{name: one["value"] for name, one in by_name(each, "a")["figures"].items()} for each in (document, same)]
+    values = [
+        {name: one["value"] for name, one in by_name(each, "a")["figures"].items()}
+        for each in (document, same)
+    ]
     assert values[0] == values[1]

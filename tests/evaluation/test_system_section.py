@@ -1,4 +1,6 @@
-"""Intervals of a document's figures: of what they are, and that they are of the images that they say."""
+"""Intervals of a document's figures: of what they are, and that they are of the images that they
+say.
+"""
 
 import math
 
@@ -18,8 +20,14 @@ SYSTEM = System("one", "detector", "One", 0.0, True)
 def drawn(n, seed=0, makers=1, apart=0.0, sources=1):
     """By (kind, generator) the scores: n fakes of some makers, and n reals."""
     rng = np.random.default_rng(seed)
-    fakes = {("whole", f"maker-{one}"): rng.normal(1 + rng.normal(0, apart), 1.5, n // makers) for one in range(makers)}
-    return fakes | {("real", f"real:{one}" if sources > 1 else "real"): rng.normal(-1, 1.5, n // sources) for one in range(sources)}
+    fakes = {
+        ("whole", f"maker-{one}"): rng.normal(1 + rng.normal(0, apart), 1.5, n // makers)
+        for one in range(makers)
+    }
+    return fakes | {
+        ("real", f"real:{one}" if sources > 1 else "real"): rng.normal(-1, 1.5, n // sources)
+        for one in range(sources)
+    }
 
 
 def by_class(scores):
@@ -36,7 +44,9 @@ def sample_of(scores, count=None, **columns):
     rows = [(kind, maker, score) for (kind, maker), some in scores.items() for score in some]
     rows = [rows[place] for place in rng.permutation(len(rows))[:count]]
     kinds, makers, values = zip(*rows, strict=True)
-    return pa.table({"kind": list(kinds), "generator": list(makers), "score:one": list(values), **columns})
+    return pa.table(
+        {"kind": list(kinds), "generator": list(makers), "score:one": list(values), **columns}
+    )
 
 
 def given(intervals, scores, kinds=("whole", "local"), **how):
@@ -60,27 +70,46 @@ def test_named_generators_are_what_is_drawn_anew():
     scores = drawn(600, makers=12, apart=1.0)
     intervals = Intervals("generators", sample_of(scores))
     found, images = given(intervals, scores), given(Intervals("images", sample_of(scores)), scores)
-    assert intervals.facts.words == "95 % intervals are for further generators like these 12 and further real images of the same source."
+    assert (
+        intervals.facts.words
+        == "95 % intervals are for further generators like these 12 and further real images of the same source."
+    )
     assert Intervals("images", sample_of(scores)).facts.of_images
-    wider = {name: np.ptp(found[name].interval) / np.ptp(images[name].interval) for name in ("tpr", "auc", "balanced_accuracy", "log_loss")}
+    wider = {
+        name: np.ptp(found[name].interval) / np.ptp(images[name].interval)
+        for name in ("tpr", "auc", "balanced_accuracy", "log_loss")
+    }
     assert min(wider.values()) > 1.5, wider
-    assert {found[name].method for name in ("tpr", "auc", "average_precision")} == {"cluster jackknife"}
-    assert found["tnr"] == figures_of(scores)["tnr"], "real images of no named source are independent"
-    assert {name: one.value for name, one in found.items()} == {name: one.value for name, one in figures_of(scores).items()}
+    assert {found[name].method for name in ("tpr", "auc", "average_precision")} == {
+        "cluster jackknife"
+    }
+    assert found["tnr"] == figures_of(scores)["tnr"], (
+        "real images of no named source are independent"
+    )
+    assert {name: one.value for name, one in found.items()} == {
+        name: one.value for name, one in figures_of(scores).items()
+    }
 
 
 def test_two_generators_say_nothing_of_further_ones():
     scores = drawn(600, makers=2, apart=1.0)
     intervals = Intervals("generators", sample_of(scores))
     assert given(intervals, scores) == given(Intervals("images", sample_of(scores)), scores)
-    assert intervals.facts.words.endswith("Fewer than three generators say nothing of further ones.")
+    assert intervals.facts.words.endswith(
+        "Fewer than three generators say nothing of further ones."
+    )
 
 
 def test_sources_of_real_images_are_the_labels_own_where_they_have_any():
     scores = drawn(600)
     sample = sample_of(scores)
     bare = Intervals("generators", sample)
-    named = Intervals("generators", sample.append_column("source", pa.array([f"camera-{one % 7}" for one in range(len(sample))])))
+    named = Intervals(
+        "generators",
+        sample.append_column(
+            "source", pa.array([f"camera-{one % 7}" for one in range(len(sample))])
+        ),
+    )
     assert (bare.facts.sources, bare.facts.reals) == (1, "images")
     assert (named.facts.sources, named.facts.reals, named.facts.fakes) == (7, "sources", "images")
     assert given(named, scores)["tnr"].method == "cluster jackknife"

@@ -6,7 +6,14 @@ import pytest
 
 from ray_app.config import config_root
 from ray_app.detectors import load_card
-from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
+from ray_app.ensembles import (
+    EnsembleCard,
+    EnsembleMember,
+    Thresholds,
+    combine,
+    drawn_by_audit,
+    ensemble_of,
+)
 from ray_app.ensembles.card import Cascade
 from ray_app.evaluation.accumulate import COLUMNS, count_rows
 from ray_app.evaluation.join import read_labels
@@ -49,7 +56,13 @@ def run_of(folder, names, ensemble, calibrations=None):
 
 def test_a_detector_alone_is_its_ensemble(tmp_path):
     [only] = systems_of(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
-    assert (only.name, only.kind, only.decides, only.threshold, only.strict) == ("npr", "detector", True, 0.0, True)
+    assert (only.name, only.kind, only.decides, only.threshold, only.strict) == (
+        "npr",
+        "detector",
+        True,
+        0.0,
+        True,
+    )
     assert only.card.name == "npr"
     assert only.title == only.card.title
 
@@ -59,29 +72,52 @@ def test_a_detector_alone_is_its_ensemble(tmp_path):
     [
         (ensemble_of(["npr"]), {"npr": CALIBRATION}),
         (ensemble_of(["npr"]).model_copy(update={"bias": 1.0}), {}),
-        (ensemble_of(["npr"]).model_copy(update={"thresholds": Thresholds(real_below=-1, fake_above=1)}), {}),
+        (
+            ensemble_of(["npr"]).model_copy(
+                update={"thresholds": Thresholds(real_below=-1, fake_above=1)}
+            ),
+            {},
+        ),
     ],
 )
-def test_an_ensemble_of_one_detector_is_one_system_with_its_scores_and_threshold(tmp_path, ensemble, calibrations):
+def test_an_ensemble_of_one_detector_is_one_system_with_its_scores_and_threshold(
+    tmp_path, ensemble, calibrations
+):
     run = run_of(tmp_path / "run", ["npr"], ensemble, calibrations)
     systems = systems_of(run)
     [only] = systems.all
     assert (only.name, only.kind, only.title) == ("npr", ENSEMBLE, ensemble.title)
-    assert (only.threshold, only.strict, only.decides) == (ensemble.thresholds.fake_above, False, True)
+    assert (only.threshold, only.strict, only.decides) == (
+        ensemble.thresholds.fake_above,
+        False,
+        True,
+    )
     assert only.calibrated is bool(calibrations)
     assert only.card.name == "npr", "so that its training is known"
     raw = np.array([-2.0, 0.5], np.float32)
     scores = combine(ensemble, {"npr": raw}, systems.calibrations)
     shown = pa.StructArray.from_arrays([pa.array(raw)], ["npr"])
-    table = pa.table({"scores": shown, "score": scores, "views": pa.StructArray.from_arrays([shown], ["jpeg-70"])})
+    table = pa.table(
+        {
+            "scores": shown,
+            "score": scores,
+            "views": pa.StructArray.from_arrays([shown], ["jpeg-70"]),
+        }
+    )
     assert systems.clean(table)["npr"] == pytest.approx(scores)
     assert systems.views(table)["jpeg-70"]["npr"] == pytest.approx(scores)
 
 
 def test_a_protocol_s_threshold_is_of_the_detector_s_own_scores(tmp_path):
-    [only] = systems_of(run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION}), threshold=0.3).all
+    [only] = systems_of(
+        run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION}), threshold=0.3
+    ).all
     assert (only.name, only.kind, only.threshold, only.decides) == ("npr", "detector", 0.3, True)
-    both = systems_of(run_of(tmp_path / "two", ["npr", "unifd"], ensemble_of(["npr", "unifd"])), threshold=0.3, strict=False)
+    both = systems_of(
+        run_of(tmp_path / "two", ["npr", "unifd"], ensemble_of(["npr", "unifd"])),
+        threshold=0.3,
+        strict=False,
+    )
     assert {(one.threshold, one.strict) for one in both.all} == {(0.3, False)}
 
 
@@ -112,7 +148,11 @@ def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
     found = systems.views(pa.table(piece))["v"]
     wanted = combine(card, {"b": scores["b"], "a": scores["a"]}, systems.calibrations)
     np.testing.assert_allclose(found[ENSEMBLE], wanted, atol=1e-12)
-    np.testing.assert_allclose(found[ENSEMBLE], 2 * scores["b"].astype(float) - (2 * scores["a"].astype(float) + 0.5) + 0.25, atol=1e-12)
+    np.testing.assert_allclose(
+        found[ENSEMBLE],
+        2 * scores["b"].astype(float) - (2 * scores["a"].astype(float) + 0.5) + 0.25,
+        atol=1e-12,
+    )
     assert set(systems.clean(pa.table(piece))) == {ENSEMBLE, "a", "b"}
 
 

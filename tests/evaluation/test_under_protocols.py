@@ -19,7 +19,14 @@ RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
 def with_own_labels(folder):
     """A run whose source had columns of labels, as OpenFake version 2 has."""
     columns, truths, scores = random_rows(300, seed=5)
-    inputs = [{"label": one["label"], "generator": one["generator"], "release_date": RELEASED.get(one["generator"])} for one in truths]
+    inputs = [
+        {
+            "label": one["label"],
+            "generator": one["generator"],
+            "release_date": RELEASED.get(one["generator"]),
+        }
+        for one in truths
+    ]
     columns["input"] = pa.array(inputs)
     write_run(folder, cut(columns, ()), ("a", "b"), input=columns["input"].type)
     return truths, scores
@@ -30,7 +37,9 @@ def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
     truths, scores = with_own_labels(folder / "run")
     rules = yaml.safe_load(named_configs("evaluate")["openfake-v2"].read_text(encoding="utf-8"))
-    (folder / "rules.yaml").write_text(yaml.safe_dump(rules | {"layout": None, "arguments": {}, "split": None}))
+    (folder / "rules.yaml").write_text(
+        yaml.safe_dump(rules | {"layout": None, "arguments": {}, "split": None})
+    )
     config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "figures"), protocol=str(folder / "rules.yaml"),
                             thumbnails=False, bootstrap=0)  # fmt: skip
     return folder, truths, scores, evaluate(config).document.written()["table"]
@@ -39,11 +48,23 @@ def case(tmp_path_factory):
 def test_rows_by_release_are_the_shares_of_their_images(case):
     _, truths, scores, table = case
     names = [row["name"] for row in table["rows"]]
-    assert names == ["real", "real:camera", "released 2024", "released 2025", "sd-3", "flux", "inpainter"]
+    assert names == [
+        "real",
+        "real:camera",
+        "released 2024",
+        "released 2025",
+        "sd-3",
+        "flux",
+        "inpainter",
+    ]
     score = scores["b"]
     for year in ("2024", "2025"):
-        mine = np.array([RELEASED.get(one["generator"], "").startswith(year) for one in truths]) & np.isfinite(score)
-        assert table["cells"]["b"][f"released {year}"]["value"] == pytest.approx((score[mine] >= 0).mean(), abs=1e-12)
+        mine = np.array(
+            [RELEASED.get(one["generator"], "").startswith(year) for one in truths]
+        ) & np.isfinite(score)
+        assert table["cells"]["b"][f"released {year}"]["value"] == pytest.approx(
+            (score[mine] >= 0).mean(), abs=1e-12
+        )
         assert table["cells"]["b"][f"released {year}"]["n"] == mine.sum()
 
 
@@ -55,8 +76,18 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
                "generator": truth["generator"], "release_date": later.get(truth["generator"])}
               for number, truth in enumerate(truths)]  # fmt: skip
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
-    table = measured(folder, labels=str(tmp_path / "labels.jsonl"), protocol=str(folder / "rules.yaml"))["table"]
-    assert [row["name"] for row in table["rows"]] == ["real", "real:camera", "released 2024", "released 2026", "flux", "inpainter", "sd-3"]
+    table = measured(
+        folder, labels=str(tmp_path / "labels.jsonl"), protocol=str(folder / "rules.yaml")
+    )["table"]
+    assert [row["name"] for row in table["rows"]] == [
+        "real",
+        "real:camera",
+        "released 2024",
+        "released 2026",
+        "flux",
+        "inpainter",
+        "sd-3",
+    ]
     assert table["cells"]["b"]["released 2026"] == before["cells"]["b"]["sd-3"]
 
 
@@ -67,4 +98,6 @@ def test_a_score_at_the_threshold_is_fake_under_version_two(case):
     at = scores["a"][fakes] == 0
     assert at.any()
     [weighted] = [one for one in table["footers"] if one["name"] == "average TPR (n-weighted)"]
-    assert weighted["cells"]["a"]["value"] == pytest.approx((scores["a"][fakes] >= 0).mean(), abs=1e-12)
+    assert weighted["cells"]["a"]["value"] == pytest.approx(
+        (scores["a"][fakes] >= 0).mean(), abs=1e-12
+    )

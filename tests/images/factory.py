@@ -1,4 +1,6 @@
-"""Every file that intake must let in, flag or refuse, made in code: small, licence-clean, the same on every machine."""
+"""Every file that intake must let in, flag or refuse, made in code: small, licence-clean, the same
+on every machine.
+"""
 
 import io
 import struct
@@ -19,8 +21,14 @@ Maker = Callable[[], bytes]
 def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
     """A picture with edges, gradients and noise, in RGB."""
     y, x = np.mgrid[0:height, 0:width]
-    waves = np.stack([np.sin(x / (5 + c)) * 50 + np.cos(y / (7 - c)) * 50 + 128 for c in range(3)], axis=-1)
-    return Image.fromarray((waves + np.random.default_rng(seed).normal(0, 8, waves.shape)).clip(0, 255).astype(np.uint8))
+    waves = np.stack(
+        [np.sin(x / (5 + c)) * 50 + np.cos(y / (7 - c)) * 50 + 128 for c in range(3)], axis=-1
+    )
+    return Image.fromarray(
+        (waves + np.random.default_rng(seed).normal(0, 8, waves.shape))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
@@ -34,9 +42,15 @@ def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def flat(level: float, width: int = 96, height: int = 64, *, noise: float = 0, shade: float = 0) -> Image.Image:
+def flat(
+    level: float, width: int = 96, height: int = 64, *, noise: float = 0, shade: float = 0
+) -> Image.Image:
     """One colour, with Gaussian noise and a shade from side to side of so many levels."""
-    levels = level - shade * np.linspace(0, 1, width)[None, :, None] + np.random.default_rng(0).normal(0, noise, (height, width, 3))
+    levels = (
+        level
+        - shade * np.linspace(0, 1, width)[None, :, None]
+        + np.random.default_rng(0).normal(0, noise, (height, width, 3))
+    )
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
 
 
@@ -77,13 +91,22 @@ def patched_after(data: bytes, at: int, new: bytes, times: int = 1) -> bytes:
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
     """A PNG of exactly these scanlines (each with its filter byte), with extra chunks before them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(extra)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def texts_named_as_pillows_own() -> bytes:
     """A good picture whose texts have the names under which Pillow keeps facts of its own."""
     data = png()
-    texts = [chunk(b"iTXt", name + b"\0\0\0\0\0hello") for name in (b"exif", b"icc_profile", b"transparency", b"interlace")]
+    texts = [
+        chunk(b"iTXt", name + b"\0\0\0\0\0hello")
+        for name in (b"exif", b"icc_profile", b"transparency", b"interlace")
+    ]
     return data[:33] + b"".join(texts) + data[33:]
 
 
@@ -97,7 +120,11 @@ def endless_apng() -> bytes:
     """An animation that claims 2 147 483 648 frames."""
     data = frames("PNG")
     at = data.index(b"acTL") + 4
-    return data[: at - 8] + chunk(b"acTL", struct.pack(">I", 2**31) + data[at + 4 : at + 8]) + data[at + 12 :]
+    return (
+        data[: at - 8]
+        + chunk(b"acTL", struct.pack(">I", 2**31) + data[at + 4 : at + 8])
+        + data[at + 12 :]
+    )
 
 
 def big_tiff_of(width: int, height: int) -> bytes:
@@ -118,14 +145,26 @@ def rgb16_png(*extra: bytes) -> bytes:
 
 
 def grey16_png(*extra: bytes) -> bytes:
-    return raw_png(256, 16, 16, 0, (b"\0" + np.linspace(0, 65535, 256).astype(">u2").tobytes()) * 16, *extra)
+    return raw_png(
+        256, 16, 16, 0, (b"\0" + np.linspace(0, 65535, 256).astype(">u2").tobytes()) * 16, *extra
+    )
 
 
 def grey12_tiff() -> bytes:
     """Twelve-bit samples, packed three bytes to two: a ramp from 0 to 4095."""
     samples = np.linspace(0, 4095, 256).astype(int).reshape(-1, 2)
     row = b"".join(struct.pack(">I", a << 12 | b)[1:] for a, b in samples.tolist())
-    tags = [(256, 256), (257, 16), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 16), (279, 16 * len(row))]
+    tags = [
+        (256, 256),
+        (257, 16),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 16),
+        (279, 16 * len(row)),
+    ]
     return tiff_of(tags, row * 16)
 
 
@@ -133,12 +172,31 @@ def tiff_of(tags: list[tuple[int, int]], body: bytes) -> bytes:
     """A TIFF of one directory of LONG tags, behind its body (which starts at byte 8)."""
     body += b"\0" * (len(body) % 2)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(body))
+        + body
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
 
 
 def camera_raw() -> bytes:
     pixels = photo(32, 32).convert("L").tobytes()
-    tags = [(254, 1), (256, 32), (257, 32), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 32), (279, 1024), (50706, 1)]
+    tags = [
+        (254, 1),
+        (256, 32),
+        (257, 32),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 32),
+        (279, 1024),
+        (50706, 1),
+    ]
     return tiff_of(tags, pixels)
 
 
@@ -153,7 +211,14 @@ def dng(preview: bytes, width: int = 96, height: int = 64) -> bytes:
     first = [(254, 4, 1), (256, 4, width), (257, 4, height), (259, 3, 7), (262, 3, 6), (271, 2, (12, 8)), (272, 2, (12, 8)),
              (273, 4, 8 + len(text) + len(raw)), (277, 3, 3), (278, 4, height), (279, 4, len(preview)), (330, 4, sensor_at),
              (50706, 1, (1, 4, 0, 0)), (50708, 2, (12, 8))]  # fmt: skip
-    return b"II*\0" + struct.pack("<I", sensor_at + size) + blob + b"\0" * (len(blob) % 2) + _directory(sensor) + _directory(first)
+    return (
+        b"II*\0"
+        + struct.pack("<I", sensor_at + size)
+        + blob
+        + b"\0" * (len(blob) % 2)
+        + _directory(sensor)
+        + _directory(first)
+    )
 
 
 def _directory(tags: list[tuple[int, int, Any]]) -> bytes:
@@ -164,7 +229,9 @@ def _directory(tags: list[tuple[int, int, Any]]) -> bytes:
         if kind == 2:
             entries += struct.pack("<HHII", tag, kind, *values)
         else:
-            entries += struct.pack("<HHI", tag, kind, len(values)) + struct.pack(f"<{len(values)}{' BBHI'[kind]}", *values).ljust(4, b"\0")
+            entries += struct.pack("<HHI", tag, kind, len(values)) + struct.pack(
+                f"<{len(values)}{' BBHI'[kind]}", *values
+            ).ljust(4, b"\0")
     return struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
@@ -189,7 +256,9 @@ def ycck() -> bytes:
 
 
 def lab() -> Image.Image:
-    return ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    return ImageCms.profileToProfile(
+        photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
 
 
 def jpeg_of_kind(marker: int, bits: int) -> bytes:
@@ -198,10 +267,22 @@ def jpeg_of_kind(marker: int, bits: int) -> bytes:
 
 
 def tiff_with(**changed: int) -> bytes:
-    """A grey TIFF of 32 × 32 pixels of 32 bits each at most, with these values of `bits`, `compression`, `sample_format` …"""
-    numbers = {"bits": 258, "compression": 259, "photometric": 262, "samples": 277, "planar": 284, "sample_format": 339}
+    """A grey TIFF of 32 × 32 pixels of 32 bits each at most, with these values of `bits`,
+    `compression`, `sample_format` …
+    """
+    numbers = {
+        "bits": 258,
+        "compression": 259,
+        "photometric": 262,
+        "samples": 277,
+        "planar": 284,
+        "sample_format": 339,
+    }
     tags = {256: 32, 257: 32, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 32, 279: 4096}
-    return tiff_of(sorted((tags | {numbers[name]: value for name, value in changed.items()}).items()), bytes(4096))
+    return tiff_of(
+        sorted((tags | {numbers[name]: value for name, value in changed.items()}).items()),
+        bytes(4096),
+    )
 
 
 def heif_of_kind(kind: bytes) -> bytes:
@@ -232,7 +313,9 @@ def jpeg_and_zip() -> bytes:
 
 
 def broken_exif(format_name: str) -> bytes:
-    """A good image whose EXIF block is none: its byte order mark is overwritten in place (and checksums repaired)."""
+    """A good image whose EXIF block is none: its byte order mark is overwritten in place (and
+    checksums repaired).
+    """
     block = Image.Exif()
     block[271] = "a maker"
     data = patched(encoded(photo(), format_name, exif=block.tobytes()), b"MM\0*", b"XXXX")
@@ -245,7 +328,18 @@ def broken_exif(format_name: str) -> bytes:
 
 def tiff_with_bad_orientation() -> bytes:
     pixels = photo(32, 32).convert("L").tobytes()
-    tags = [(256, 32), (257, 32), (258, 8), (259, 1), (262, 1), (273, 8), (274, 77), (277, 1), (278, 32), (279, 1024)]
+    tags = [
+        (256, 32),
+        (257, 32),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (274, 77),
+        (277, 1),
+        (278, 32),
+        (279, 1024),
+    ]
     return tiff_of(tags, pixels)
 
 
@@ -283,7 +377,17 @@ def lying_avif(width: int, height: int) -> bytes:
 
 
 def lying_tiff(width: int, height: int) -> bytes:
-    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 1024)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, 1024),
+    ]
     return tiff_of(tags, bytes(1024))
 
 
@@ -300,7 +404,9 @@ def many_frames(frames: int = 500, side: int = 1000) -> bytes:
     return data[:at] + data[at:-1] * frames + b";"
 
 
-def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0", size: int = 5 * 1024**2) -> bytes:
+def text_bomb(
+    kind: bytes = b"zTXt", start: bytes = b"Comment\0\0", size: int = 5 * 1024**2
+) -> bytes:
     """Five megabytes of text (or of colour profile) in five kilobytes."""
     body = start + zlib.compress(bytes(size), 9)
     return raw_png(8, 8, 8, 0, bytes(72), chunk(kind, body))
@@ -308,7 +414,9 @@ def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0", size: int = 
 
 def cmyk_with_large_profile() -> bytes:
     """Printing colours whose profile, which they need, is over the limit on metadata."""
-    return encoded(photo().convert("CMYK"), "TIFF", icc_profile=bytes(36) + b"acsp" + bytes(17 * 1024**2))
+    return encoded(
+        photo().convert("CMYK"), "TIFF", icc_profile=bytes(36) + b"acsp" + bytes(17 * 1024**2)
+    )
 
 
 def broken_png() -> bytes:
@@ -343,7 +451,10 @@ SOUND: dict[str, tuple[str, Maker]] = {
 
 # Scored, with these flags.
 ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
-    **{f"animated_{form.lower()}": (("animated",), lambda form=form: frames(form)) for form in ("GIF", "PNG", "WEBP", "AVIF")},
+    **{
+        f"animated_{form.lower()}": (("animated",), lambda form=form: frames(form))
+        for form in ("GIF", "PNG", "WEBP", "AVIF")
+    },
     "endless_apng": (("animated",), endless_apng),
     "many_frames_gif": (("animated", "no_content"), many_frames),
     "pages_tiff": (("multipage",), lambda: frames("TIFF")),
@@ -351,8 +462,14 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "grey_jpeg": (("grayscale",), lambda: encoded(photo().convert("L"), "JPEG")),
     "one_bit_png": (("grayscale",), lambda: png("1")),
     "grey16_png": (("grayscale", "sixteen_bit"), grey16_png),
-    "grey16_with_hole_png": (("alpha", "grayscale", "sixteen_bit"), lambda: grey16_png(chunk(b"tRNS", b"\0\0"))),
-    "grey16_tiff": (("grayscale", "sixteen_bit"), lambda: encoded(Image.open(io.BytesIO(grey16_png())), "TIFF")),
+    "grey16_with_hole_png": (
+        ("alpha", "grayscale", "sixteen_bit"),
+        lambda: grey16_png(chunk(b"tRNS", b"\0\0")),
+    ),
+    "grey16_tiff": (
+        ("grayscale", "sixteen_bit"),
+        lambda: encoded(Image.open(io.BytesIO(grey16_png())), "TIFF"),
+    ),
     "grey12_tiff": (("grayscale", "sixteen_bit"), grey12_tiff),
     "rgb16_png": (("sixteen_bit",), rgb16_png),
     "alpha_png": (("alpha",), lambda: encoded(see_through("RGBA"), "PNG")),
@@ -397,45 +514,87 @@ ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
     "flat_grey_png": (("no_content",), lambda: encoded(flat(128), "PNG")),
     "black_frame_jpeg": (("no_content",), lambda: encoded(flat(3, noise=5), "JPEG")),
     "blank_page_tiff": (("no_content",), lambda: encoded(flat(238, noise=2, shade=12), "TIFF")),
-    "empty_cut_out_png": (("alpha", "no_content"), lambda: encoded(Image.new("RGBA", (96, 64)), "PNG")),
+    "empty_cut_out_png": (
+        ("alpha", "no_content"),
+        lambda: encoded(Image.new("RGBA", (96, 64)), "PNG"),
+    ),
     "texts_named_as_pillows_own_png": ((), texts_named_as_pillows_own),
     "text_bomb": (("grayscale", "no_content"), text_bomb),
-    "international_text_bomb": (("grayscale", "no_content"), lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0")),
+    "international_text_bomb": (
+        ("grayscale", "no_content"),
+        lambda: text_bomb(b"iTXt", b"Comment\0\1\0\0\0"),
+    ),
     "profile_bomb": (("broken_icc", "grayscale", "no_content"), lambda: text_bomb(b"iCCP")),
-    "text_bomb_over_limit": (("grayscale", "metadata_unread", "no_content"), lambda: text_bomb(size=17 * 1024**2)),
+    "text_bomb_over_limit": (
+        ("grayscale", "metadata_unread", "no_content"),
+        lambda: text_bomb(size=17 * 1024**2),
+    ),
     "text_flood": (
         ("grayscale", "metadata_unread", "no_content"),
         lambda: raw_png(8, 8, 8, 0, bytes(72), chunk(b"tEXt", b"Comment\0" + b"a" * 17 * 1024**2)),
     ),
-    "large_exif_webp": (("broken_exif", "metadata_unread"), lambda: encoded(photo(), "WEBP", exif=bytes(17 * 1024**2))),
-    "large_xmp_tiff": (("metadata_unread",), lambda: encoded(photo(), "TIFF", tiffinfo={700: bytes(17 * 1024**2)})),
-    "large_xmp_avif": (("metadata_unread",), lambda: encoded(photo(), "AVIF", xmp=bytes(17 * 1024**2))),
-    "large_profile_heic": (("metadata_unread",), lambda: encoded(photo(), "HEIF", icc_profile=bytes(17 * 1024**2))),
+    "large_exif_webp": (
+        ("broken_exif", "metadata_unread"),
+        lambda: encoded(photo(), "WEBP", exif=bytes(17 * 1024**2)),
+    ),
+    "large_xmp_tiff": (
+        ("metadata_unread",),
+        lambda: encoded(photo(), "TIFF", tiffinfo={700: bytes(17 * 1024**2)}),
+    ),
+    "large_xmp_avif": (
+        ("metadata_unread",),
+        lambda: encoded(photo(), "AVIF", xmp=bytes(17 * 1024**2)),
+    ),
+    "large_profile_heic": (
+        ("metadata_unread",),
+        lambda: encoded(photo(), "HEIF", icc_profile=bytes(17 * 1024**2)),
+    ),
     "large_exif_jpeg": (
         ("broken_exif", "metadata_unread"),
         lambda: patched_after(jpeg(), 2, b"\xff\xe1\xff\xf6Exif\0\0" + bytes(65_518), times=270),
     ),
-    "broken_checksum_png": (("irregular_png",), lambda: patched_after(png(), 33, chunk(b"tEXt", b"k\0v")[:-1] + b"\0")),
-    "transparent_colour_of_16_bits_png": (("alpha", "sixteen_bit"), lambda: rgb16_png(chunk(b"tRNS", bytes(6)))),
+    "broken_checksum_png": (
+        ("irregular_png",),
+        lambda: patched_after(png(), 33, chunk(b"tEXt", b"k\0v")[:-1] + b"\0"),
+    ),
+    "transparent_colour_of_16_bits_png": (
+        ("alpha", "sixteen_bit"),
+        lambda: rgb16_png(chunk(b"tRNS", bytes(6))),
+    ),
 }
 
 # Refused, with this status.
 REFUSED: dict[str, tuple[Status, Maker]] = {
     "empty": (Status.EMPTY_FILE, bytes),
     "text": (Status.UNSUPPORTED_FORMAT, lambda: b"Not an image, whatever its name says.\n"),
-    "svg": (Status.UNSUPPORTED_FORMAT, lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
+    "svg": (
+        Status.UNSUPPORTED_FORMAT,
+        lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
+    ),
     "pdf": (Status.UNSUPPORTED_FORMAT, lambda: b"%PDF-1.7\n1 0 obj\n"),
     "icon": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo(32, 32), "ICO")),
-    "text_that_begins_like_pnm": (Status.UNSUPPORTED_FORMAT, lambda: b"P5 is how this text begins\n"),
-    "plain_pnm_flood": (Status.UNSUPPORTED_FORMAT, lambda: b"P3 3000 3000 255\n" + b"0 " * 9_000_000),
-    "video": (Status.UNSUPPORTED_FORMAT, lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100)),
+    "text_that_begins_like_pnm": (
+        Status.UNSUPPORTED_FORMAT,
+        lambda: b"P5 is how this text begins\n",
+    ),
+    "plain_pnm_flood": (
+        Status.UNSUPPORTED_FORMAT,
+        lambda: b"P3 3000 3000 255\n" + b"0 " * 9_000_000,
+    ),
+    "video": (
+        Status.UNSUPPORTED_FORMAT,
+        lambda: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(100),
+    ),
     "camera_raw": (Status.UNSUPPORTED_FORMAT, camera_raw),
     "float_tiff": (Status.UNSUPPORTED_FORMAT, lambda: encoded(photo().convert("F"), "TIFF")),
     "32_bit_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(bits=32)),
     "signed_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(sample_format=2)),
     "webp_in_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(compression=50001)),
     "unknown_compression_tiff": (Status.UNSUPPORTED_FORMAT, lambda: tiff_with(compression=12345)),
-    "big_endian_bigtiff": (Status.UNSUPPORTED_FORMAT, lambda: b"MM\0+\0\x08\0\0" + struct.pack(">Q", 16) + bytes(16)),
+    "big_endian_bigtiff": (
+        Status.UNSUPPORTED_FORMAT,
+        lambda: b"MM\0+\0\x08\0\0" + struct.pack(">Q", 16) + bytes(16),
+    ),
     "jpeg_ls": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xF7, 8)),
     "jpeg_of_12_bits": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC1, 12)),
     "hierarchical_jpeg": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC5, 8)),
@@ -454,7 +613,10 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "lying_tiff_within_limits": (Status.IMAGE_TOO_LARGE, lambda: lying_tiff(3000, 3000)),
     "line_of_60000_pixels": (Status.IMAGE_TOO_LARGE, lambda: raw_png(60_000, 1, 1, 0, bytes(7501))),
     "long_line": (Status.IMAGE_TOO_LARGE, lambda: raw_png(16_000, 1, 1, 0, bytes(2001))),
-    "one_colour": (Status.IMAGE_TOO_LARGE, lambda: encoded(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True, method=0)),
+    "one_colour": (
+        Status.IMAGE_TOO_LARGE,
+        lambda: encoded(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True, method=0),
+    ),
     "no_pixels": (Status.CORRUPT_IMAGE, lambda: lying_png(0, 10)),
     "top_bit_png": (Status.CORRUPT_IMAGE, top_bit_png),
     "negative_width_bmp": (Status.CORRUPT_IMAGE, lambda: lying_bmp(-1, 64)),
@@ -465,7 +627,10 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "broken_png": (Status.CORRUPT_IMAGE, broken_png),
     "only_a_signature": (Status.TRUNCATED_IMAGE, lambda: png()[:8]),
     "jpeg_without_its_last_byte": (Status.TRUNCATED_IMAGE, lambda: jpeg()[:-1]),
-    **{f"half_{name}": (Status.TRUNCATED_IMAGE, lambda make=make: half(make)) for name, (_, make) in SOUND.items()},
+    **{
+        f"half_{name}": (Status.TRUNCATED_IMAGE, lambda make=make: half(make))
+        for name, (_, make) in SOUND.items()
+    },
 }
 
 for _kinds in (SOUND, ODD, REFUSED):  # each is made once

@@ -1,4 +1,5 @@
-"""Good files of every format with bits of their headers changed: case n is the same bytes wherever the fixtures are the same.
+"""Good files of every format with bits of their headers changed: case n is the same bytes wherever
+the fixtures are the same.
 
 python -m tests.images.flips 4711 > case      writes one of them, for a closer look
 """
@@ -26,13 +27,19 @@ def _files() -> dict[str, bytes]:
 
 
 def flipped(case: int) -> tuple[str, bytes]:
-    """The fixture that was taken, and its bytes with one to six changes: most near the start, some at the end, where TIFFs keep theirs."""
+    """The fixture that was taken, and its bytes with one to six changes: most near the start, some
+    at the end, where TIFFs keep theirs.
+    """
     draw = random.Random(case)
     name = draw.choice(list(_files()))
     data = bytearray(_files()[name])
     for _ in range(draw.choice((1, 1, 1, 2, 3, 6))):
         near = min(len(data), draw.choice((32, 64, 256, 1024)))
-        at = draw.randrange(near) if draw.random() < 0.8 else len(data) - 1 - draw.randrange(min(512, len(data)))
+        at = (
+            draw.randrange(near)
+            if draw.random() < 0.8
+            else len(data) - 1 - draw.randrange(min(512, len(data)))
+        )
         how = draw.random()
         if how < 0.4:
             data[at] ^= 1 << draw.randrange(8)
@@ -44,7 +51,9 @@ def flipped(case: int) -> tuple[str, bytes]:
 
 
 def _number(draw: random.Random) -> bytes:
-    """A field of two to eight bytes that somebody may take for a size: nothing, all, the sign bit alone, all but the sign bit, anything."""
+    """A field of two to eight bytes that somebody may take for a size: nothing, all, the sign bit
+    alone, all but the sign bit, anything.
+    """
     size = draw.choice((2, 4, 8))
     ends = (b"\x80" + bytes(size - 1), bytes(size - 1) + b"\x80", b"\x7f" + b"\xff" * (size - 1))
     return draw.choice((bytes(size), b"\xff" * size, *ends, draw.randbytes(size)))
@@ -55,7 +64,9 @@ def _with_checksums(data: bytes) -> bytes:
     if not data.startswith(b"\x89PNG"):
         return data
     out, at = bytearray(data), 8
-    while at + 12 <= len(out) and (end := at + 8 + struct.unpack_from(">I", out, at)[0]) + 4 <= len(out):
+    while at + 12 <= len(out) and (end := at + 8 + struct.unpack_from(">I", out, at)[0]) + 4 <= len(
+        out
+    ):
         struct.pack_into(">I", out, end, zlib.crc32(out[at + 4 : end]))
         at = end + 4
     return bytes(out)

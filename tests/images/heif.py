@@ -1,6 +1,8 @@
-"""HEIC files as telephones write them, put together from pictures of pillow-heif's: tiles in a grid, turned, with a depth map.
+"""HEIC files as telephones write them, put together from pictures of pillow-heif's: tiles in a
+grid, turned, with a depth map.
 
-ISO/IEC 23008-12 (HEIF): each picture is an item of the `meta` box with a place in the file and properties that it may share with others.
+ISO/IEC 23008-12 (HEIF): each picture is an item of the `meta` box with a place in the file and
+properties that it may share with others.
 """
 
 import struct
@@ -15,7 +17,9 @@ DEPTH = b"urn:mpeg:hevc:2015:auxid:2\0"
 
 @dataclass
 class Heif:
-    """Items (number from 1, kind, data, properties by their place from 1) and references (kind, from, to)."""
+    """Items (number from 1, kind, data, properties by their place from 1) and references (kind,
+    from, to).
+    """
 
     items: list[tuple[bytes, bytes, list[int]]] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
@@ -35,11 +39,18 @@ class Heif:
     def file(self) -> bytes:
         head = box(b"ftyp", b"heic\0\0\0\0mif1heicMiHBmiaf")
         meta = self._meta(0)
-        return head + self._meta(len(head) + len(meta) + 8) + box(b"mdat", b"".join(data for _, data, _ in self.items))
+        return (
+            head
+            + self._meta(len(head) + len(meta) + 8)
+            + box(b"mdat", b"".join(data for _, data, _ in self.items))
+        )
 
     def _meta(self, start: int) -> bytes:
         entries = b"".join(
-            box(b"infe", struct.pack(">IHH4sB", 2 << 24 | (number in self.hidden), number, 0, kind, 0))
+            box(
+                b"infe",
+                struct.pack(">IHH4sB", 2 << 24 | (number in self.hidden), number, 0, kind, 0),
+            )
             for number, (kind, *_) in enumerate(self.items, 1)
         )
         places = b""
@@ -47,16 +58,24 @@ class Heif:
             places += struct.pack(">HHHII", number, 0, 1, start, len(data))
             start += len(data)
         uses = b"".join(
-            struct.pack(">HB", number, len(used)) + bytes(128 | one for one in used) for number, (*_, used) in enumerate(self.items, 1)
+            struct.pack(">HB", number, len(used)) + bytes(128 | one for one in used)
+            for number, (*_, used) in enumerate(self.items, 1)
         )
-        told = b"".join(box(kind, struct.pack(f">HH{len(to)}H", source, len(to), *to)) for kind, source, to in self.references)
+        told = b"".join(
+            box(kind, struct.pack(f">HH{len(to)}H", source, len(to), *to))
+            for kind, source, to in self.references
+        )
         return full(
             b"meta",
             full(b"hdlr", struct.pack(">I4s12sB", 0, b"pict", b"", 0))
             + full(b"pitm", struct.pack(">H", self.primary))
             + full(b"iinf", struct.pack(">H", len(self.items)) + entries)
             + (full(b"iref", told) if told else b"")
-            + box(b"iprp", box(b"ipco", b"".join(self.properties)) + full(b"ipma", struct.pack(">I", len(self.items)) + uses))
+            + box(
+                b"iprp",
+                box(b"ipco", b"".join(self.properties))
+                + full(b"ipma", struct.pack(">I", len(self.items)) + uses),
+            )
             + full(b"iloc", b"\x44\0" + struct.pack(">H", len(self.items)) + places),
         )
 
@@ -82,8 +101,12 @@ def coded(image: Image.Image, **options) -> tuple[bytes, bytes]:
     return data[at + 8 : at + struct.unpack_from(">I", data, at)[0]], config
 
 
-def tiled(image: Image.Image, tile: int, *, turns: int = 0, depth: Image.Image | None = None) -> bytes:
-    """`image` cut into square tiles, shown after so many quarter turns to the left, with a depth map beside it if wanted."""
+def tiled(
+    image: Image.Image, tile: int, *, turns: int = 0, depth: Image.Image | None = None
+) -> bytes:
+    """`image` cut into square tiles, shown after so many quarter turns to the left, with a depth
+    map beside it if wanted.
+    """
     made = Heif()
     columns, rows = -(-image.width // tile), -(-image.height // tile)
     tiles = []

@@ -1,4 +1,6 @@
-"""Pictures as cameras, scanners and screens of this year make them: let in by a run, not by the endpoint, and bombs by neither."""
+"""Pictures as cameras, scanners and screens of this year make them: let in by a run, not by the
+endpoint, and bombs by neither.
+"""
 
 import pytest
 from PIL import Image
@@ -21,11 +23,15 @@ def page(width: int, height: int, mode: str = "1") -> Image.Image:
 A4, A3, FAX = (4960, 7016), (7016, 9921), (1728, 2292)  # 600 dpi, 600 dpi, Group 4 fine
 ORDINARY = {
     "a 200 MP telephone": lambda: factory.lying_jpeg(16_320, 12_240),
-    "a TIFF of 24 MP, 72 MB": lambda: factory.encoded(Image.new("RGB", (6000, 4000), (9, 99, 199)), "TIFF"),
+    "a TIFF of 24 MP, 72 MB": lambda: factory.encoded(
+        Image.new("RGB", (6000, 4000), (9, 99, 199)), "TIFF"
+    ),
     "a scan of A3, one-bit PNG": lambda: factory.encoded(page(*A3), "PNG"),
     "a scan of A4, grey": lambda: factory.encoded(page(*A4, "L"), "JPEG"),
     "a blank fax": lambda: factory.encoded(Image.new("1", FAX, 1), "TIFF", compression="group4"),
-    "a screenshot of a long talk": lambda: factory.encoded(Image.new("RGB", (720, 40_000), (250, 250, 250)), "PNG"),
+    "a screenshot of a long talk": lambda: factory.encoded(
+        Image.new("RGB", (720, 40_000), (250, 250, 250)), "PNG"
+    ),
     "a WebP as large as they get": lambda: factory.lying_webp(16_383, 15_000),
 }
 TOO_MUCH = {
@@ -61,9 +67,17 @@ def test_what_is_more_names_the_limit(limit):
 
 
 LARGEST = {
-    "progressive JPEG": ((17_400, 14_300), "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
+    "progressive JPEG": (
+        (17_400, 14_300),
+        "JPEG",
+        {"quality": 90, "progressive": True, "subsampling": 0},
+    ),
     "WebP": ((16_380, 15_200), "WEBP", {"lossless": True, "quality": 0, "method": 0}),
-    "CMYK TIFF in one strip": ((15_000, 8000), "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 8000}}),
+    "CMYK TIFF in one strip": (
+        (15_000, 8000),
+        "TIFF",
+        {"compression": "tiff_lzw", "tiffinfo": {278: 8000}},
+    ),
     "AVIF": ((12_000, 9900), "AVIF", {"speed": 10, "quality": 40}),
 }
 
@@ -74,7 +88,9 @@ LARGEST = {
 def test_the_largest_fit_into_a_child_of_its_limits(kind):
     size, format_name, options = LARGEST[kind]
     picture = factory.photo(size[0] // 40, size[1] // 40).resize(size, Image.Resampling.NEAREST)
-    data = factory.encoded(picture.convert("CMYK") if "CMYK" in kind else picture, format_name, **options)
+    data = factory.encoded(
+        picture.convert("CMYK") if "CMYK" in kind else picture, format_name, **options
+    )
     asked = []
     with DecoderProcess(BatchLimits(), wall_limit_s=60) as child:
         assert child.decode(data, asked.append).pixels.size == size

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 def start(folder: Path, script: str) -> subprocess.Popen[bytes]:
     code = "import ctypes, os, signal, sys, time, threading; from pathlib import Path; from ray_app.images import *\n"
     code += "crumb = Breadcrumb(Path(sys.argv[1]))\n" + script
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE
+    )
 
 
 SLOW_IN_C = """
@@ -40,7 +42,8 @@ ENDS = {
     "killed between decodes": ("crumb.note(5); crumb.clear(); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, set()),
     "a good end": ("crumb.note(5); crumb.clear(); crumb.close()", 0, set()),
     "a hang": ("watchdog = Watchdog(crumb, 0.3).__enter__(); crumb.note(42); threading.Event().wait()", Watchdog.EXIT_CODE, {42}),
-    "a decode in C that is slow": (SLOW_IN_C, Watchdog.EXIT_CODE, {8}),  # Pillow decodes without the interpreter's lock
+    # Pillow decodes without the interpreter's lock
+    "a decode in C that is slow": (SLOW_IN_C, Watchdog.EXIT_CODE, {8}),
     "many short decodes, and none": (BUSY_AND_IDLE, 0, set()),
 }  # fmt: skip
 
@@ -60,7 +63,10 @@ def test_the_living_are_not_suspected_and_each_thread_has_its_own(tmp_path):
     mine.note(1)
     other.note(2)
     assert Breadcrumb.left_in(tmp_path) == set()
-    process = start(tmp_path, "second = Breadcrumb(Path(sys.argv[1])); crumb.note(3); second.note(4); print(flush=True); signal.pause()")
+    process = start(
+        tmp_path,
+        "second = Breadcrumb(Path(sys.argv[1])); crumb.note(3); second.note(4); print(flush=True); signal.pause()",
+    )
     process.stdout.readline()
     assert Breadcrumb.left_in(tmp_path) == set()
     process.kill()

@@ -22,7 +22,9 @@ from tests.images.outcomes import LIMITS, outcome_of, pixels, refusal
 
 @pytest.fixture
 def nothing_else(capfd):
-    """Warnings that are errors change no outcome, nothing is written on stderr (by libraries in C neither), and Pillow stays as it was."""
+    """Warnings that are errors change no outcome, nothing is written on stderr (by libraries in C
+    neither), and Pillow stays as it was.
+    """
     bomb_limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -45,7 +47,13 @@ def test_each_format_decodes_to_rgb_with_its_facts(name):
     image = decode_image(data := make(), LIMITS)
     assert (image.pixels.mode, image.pixels.size) == ("RGB", (96, 64))
     facts = image.facts
-    assert (facts.format, facts.width, facts.height, facts.frames, facts.orientation) == (format_name, 96, 64, 1, 1)
+    assert (facts.format, facts.width, facts.height, facts.frames, facts.orientation) == (
+        format_name,
+        96,
+        64,
+        1,
+        1,
+    )
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
     assert facts.flags == ()
     assert facts.icc is (name == "webp_extended")
@@ -80,7 +88,9 @@ def test_each_hazard_is_refused_with_its_status(name, nothing_else):
     assert_a_row_holds(error.facts)
 
 
-@pytest.mark.parametrize("name", ["animated_gif", "animated_png", "animated_webp", "animated_avif", "pages_tiff"])
+@pytest.mark.parametrize(
+    "name", ["animated_gif", "animated_png", "animated_webp", "animated_avif", "pages_tiff"]
+)
 def test_frame_0_is_scored_and_frames_are_counted(name):
     image = decode_image(factory.ODD[name][1](), LIMITS)
     assert image.facts.frames == 3
@@ -111,13 +121,20 @@ def test_partly_transparent_pixels_are_mixed_with_white_and_opaque_ones_stay():
 
 
 def test_cmyk_survives_the_round_trip_also_with_a_broken_profile():
-    assert np.abs(pixels(factory.cmyk(quality=95)).astype(int) - np.asarray(factory.photo())).mean() < 6
-    np.testing.assert_array_equal(pixels(factory.cmyk(icc_profile=b"no profile" * 30)), pixels(factory.cmyk()))
+    assert (
+        np.abs(pixels(factory.cmyk(quality=95)).astype(int) - np.asarray(factory.photo())).mean()
+        < 6
+    )
+    np.testing.assert_array_equal(
+        pixels(factory.cmyk(icc_profile=b"no profile" * 30)), pixels(factory.cmyk())
+    )
 
 
 def test_an_rgb_profile_is_recorded_and_not_applied():
     assert decode_image(factory.jpeg(icc_profile=factory.srgb_profile()), LIMITS).facts.icc
-    np.testing.assert_array_equal(pixels(factory.jpeg(icc_profile=factory.srgb_profile())), pixels(factory.jpeg()))
+    np.testing.assert_array_equal(
+        pixels(factory.jpeg(icc_profile=factory.srgb_profile())), pixels(factory.jpeg())
+    )
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "AVIF"])
@@ -147,14 +164,21 @@ def test_a_file_cut_anywhere_is_truncated_or_whole(name):
         if isinstance(outcome, ImageRefused):
             assert outcome.status == Status.TRUNCATED_IMAGE, (cut, outcome.detail)
         else:
-            np.testing.assert_array_equal(np.asarray(outcome.pixels), whole, err_msg=f"padded at {cut}")
+            np.testing.assert_array_equal(
+                np.asarray(outcome.pixels), whole, err_msg=f"padded at {cut}"
+            )
 
 
 def test_a_refusal_knows_what_was_read_before_it_and_survives_pickling():
     facts = refusal(factory.lying_jpeg(30_000, 20_000)).facts
     assert (facts.format, facts.width, facts.height, facts.mode) == ("JPEG", 30_000, 20_000, "RGB")
     error = refusal(factory.half(factory.SOUND["png"][1]))
-    assert (error.facts.width, error.facts.height, error.facts.frames, error.facts.orientation) == (96, 64, 1, 1)
+    assert (error.facts.width, error.facts.height, error.facts.frames, error.facts.orientation) == (
+        96,
+        64,
+        1,
+        1,
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.status, copy.detail, copy.facts) == (error.status, error.detail, error.facts)
 
@@ -204,7 +228,9 @@ def test_neither_many_jpegs_nor_files_of_400_megapixels_take_memory(tmp_path):
         "    except ImageRefused as error: print(error.status, (peak() - before) // 1024)"
     )
     command = [sys.executable, "-c", code, *(str(tmp_path / name) for name in files)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
     told = [line.split() for line in done.stdout.splitlines()]
     assert [status for status, _ in told] == ["photo", *[Status.IMAGE_TOO_LARGE] * 3]
     assert int(told[0][1]) < 20
@@ -215,7 +241,10 @@ def test_threads_decode_the_same():
     data = [make() for _, make in factory.SOUND.values()]
     expected = [pixels(each).tobytes() for each in data]
     results: list[list[bytes]] = []
-    threads = [threading.Thread(target=lambda: results.append([pixels(each).tobytes() for each in data])) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: results.append([pixels(each).tobytes() for each in data]))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -223,7 +252,10 @@ def test_threads_decode_the_same():
     assert results == [expected] * 4
 
 
-@pytest.mark.parametrize("name", ["top_bit_png", "negative_width_bmp", "negative_height_bmp", "wide_bigtiff", "endless_bigtiff"])
+@pytest.mark.parametrize(
+    "name",
+    ["top_bit_png", "negative_width_bmp", "negative_height_bmp", "wide_bigtiff", "endless_bigtiff"],
+)
 def test_a_size_that_no_image_has_is_no_fact(name):
     error = refusal(factory.REFUSED[name][1]())
     assert error.detail.startswith("the header declares ")

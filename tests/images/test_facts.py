@@ -40,17 +40,28 @@ def test_one_colour_or_nearly_shows_nothing(blank, size):
 
 def page(size=(1240, 1754)):
     image = flat(255, *size)
-    ImageDraw.Draw(image).text((size[0] // 2, size[1] // 2), "One word", fill=(0, 0, 0), font_size=28)
+    ImageDraw.Draw(image).text(
+        (size[0] // 2, size[1] // 2), "One word", fill=(0, 0, 0), font_size=28
+    )
     return image
 
 
 def gradient():
-    return Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(200, axis=0))
+    return Image.fromarray(
+        np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(200, axis=0)
+    )
 
 
 @pytest.mark.parametrize(
     "picture",
-    [photo, lambda: photo(2000, 1500), page, gradient, lambda: flat(128, 500, 300, noise=12), lambda: flat(100, 500, 300, shade=40)],
+    [
+        photo,
+        lambda: photo(2000, 1500),
+        page,
+        gradient,
+        lambda: flat(128, 500, 300, noise=12),
+        lambda: flat(100, 500, 300, shade=40),
+    ],
     ids=["photo", "large photo", "word", "gradient", "noise", "strong shade"],
 )
 def test_anything_else_is_content(picture):
@@ -59,4 +70,6 @@ def test_anything_else_is_content(picture):
 
 def test_the_hash_is_imagehash_s_of_the_same_picture():
     data = factory.png()
-    assert perceptual_hash(decode_image(data, ImageLimits()).pixels) == str(imagehash.phash(Image.open(io.BytesIO(data))))
+    assert perceptual_hash(decode_image(data, ImageLimits()).pixels) == str(
+        imagehash.phash(Image.open(io.BytesIO(data)))
+    )

@@ -28,7 +28,8 @@ def test_libjpeg_s_own_qualities_are_read_back():
 
 
 def test_a_table_of_somebody_else_gets_the_quality_that_removes_as_much():
-    assert quality_of(encoded("JPEG", qtables=[[16] * 64, [16] * 64])) == 86  # libjpeg's steps at 86 sum to 1,033, those to 1,024
+    # libjpeg's steps at 86 sum to 1,033, those to 1,024
+    assert quality_of(encoded("JPEG", qtables=[[16] * 64, [16] * 64])) == 86
 
 
 @pytest.mark.parametrize(

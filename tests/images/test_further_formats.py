@@ -1,4 +1,6 @@
-"""HEIC as telephones write it, JPEG 2000, PNM and camera RAW: their pixels, and what is refused before any is decoded."""
+"""HEIC as telephones write it, JPEG 2000, PNM and camera RAW: their pixels, and what is refused
+before any is decoded.
+"""
 
 import io
 import struct
@@ -35,15 +37,25 @@ class TestHeic:
     def test_ten_bits_are_brought_to_eight(self):
         wide = np.asarray(factory.photo()).astype(np.uint16) * 257
         out = io.BytesIO()
-        pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes()).save(out, quality=90)
+        pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes()).save(
+            out, quality=90
+        )
         assert decode_image(out.getvalue(), LIMITS).facts.flags == ("sixteen_bit",)
         assert difference(out.getvalue(), factory.photo()) < 10
 
     def test_sizes_are_refused_before_a_tile_is_decoded(self):
         data = heif.tiled(factory.photo(320, 200), 128)
         lie = data.replace(struct.pack(">II", 320, 200), struct.pack(">II", 30_000, 30_000))
-        assert (refusal(lie).status, refusal(lie).limit) == (Status.IMAGE_TOO_LARGE, LIMITS.max_pixels)
-        assert refusal(data.replace(struct.pack(">HH", 320, 200), struct.pack(">HH", 30_000, 30_000))).status == Status.CORRUPT_IMAGE
+        assert (refusal(lie).status, refusal(lie).limit) == (
+            Status.IMAGE_TOO_LARGE,
+            LIMITS.max_pixels,
+        )
+        assert (
+            refusal(
+                data.replace(struct.pack(">HH", 320, 200), struct.pack(">HH", 30_000, 30_000))
+            ).status
+            == Status.CORRUPT_IMAGE
+        )
 
 
 class TestPnm:
@@ -61,9 +73,13 @@ class TestPnm:
 
     def test_text_is_read_too(self):
         np.testing.assert_array_equal(
-            np.asarray(decode_image(factory.ODD["pgm_plain"][1](), LIMITS).pixels)[..., 0], [[0, 128, 255], [255, 128, 0]]
+            np.asarray(decode_image(factory.ODD["pgm_plain"][1](), LIMITS).pixels)[..., 0],
+            [[0, 128, 255], [255, 128, 0]],
         )
-        np.testing.assert_array_equal(np.asarray(decode_image(factory.ODD["pgm_plain_16"][1](), LIMITS).pixels)[..., 0], [[0, 128, 255]])
+        np.testing.assert_array_equal(
+            np.asarray(decode_image(factory.ODD["pgm_plain_16"][1](), LIMITS).pixels)[..., 0],
+            [[0, 128, 255]],
+        )
 
     def test_large_ones_are_narrowed_in_bands(self):
         samples = np.random.default_rng(0).integers(0, 65_536, (2200, 2000), dtype=np.uint16)
@@ -103,6 +119,8 @@ def test_without_its_extra_a_raw_file_names_the_pip_line(monkeypatch):
 
 @pytest.mark.parametrize("boxed", [False, True])
 def test_jpeg_xl_is_unsupported_and_named(boxed):
-    error = refusal(bytes(imagecodecs.jpegxl_encode(np.asarray(factory.photo()), usecontainer=boxed)))
+    error = refusal(
+        bytes(imagecodecs.jpegxl_encode(np.asarray(factory.photo()), usecontainer=boxed))
+    )
     assert (error.status, error.facts.format) == (Status.UNSUPPORTED_FORMAT, None)
     assert error.detail == "a JPEG XL image: convert it to PNG with djxl"

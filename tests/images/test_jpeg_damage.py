@@ -1,4 +1,6 @@
-"""Damaged coded data of JPEGs is refused, alone and inside of TIFFs; a few stray bytes or padding after it are a flag."""
+"""Damaged coded data of JPEGs is refused, alone and inside of TIFFs; a few stray bytes or padding
+after it are a flag.
+"""
 
 import io
 import struct
@@ -18,7 +20,13 @@ from tests.images.outcomes import LIMITS, outcome_of, pixels, status_of
 EOI = b"\xff\xd9"
 LENGTH = 512
 MISSING = {Status.TRUNCATED_IMAGE, Status.CORRUPT_IMAGE}
-ENCODINGS = [{}, {"subsampling": 0}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 2}]
+ENCODINGS = [
+    {},
+    {"subsampling": 0},
+    {"optimize": True},
+    {"progressive": True},
+    {"restart_marker_rows": 2},
+]
 RARE = [((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 1), (1, 1)), ((3, 1), (1, 1), (1, 1))]
 
 
@@ -29,10 +37,14 @@ def make_photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
 
     def draw(step: int) -> np.ndarray:
         noise = rng.integers(0, 256, (height // step, width // step, 3), np.uint8)
-        return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+        return np.asarray(
+            Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        ).astype(float)
 
     detail = np.clip(draw(96)[..., :1] / 160 - 0.4, 0, 1)
-    return Image.fromarray((draw(80) * (1 - detail / 2) + draw(1) * detail / 2).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (draw(80) * (1 - detail / 2) + draw(1) * detail / 2).clip(0, 255).astype(np.uint8)
+    )
 
 
 @cache
@@ -43,16 +55,23 @@ def make_jpeg(seed: int, **options) -> bytes:
 def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
     """Declare the blocks of a grey JPEG to be those of three components with any sampling factors.
 
-    The blocks of one row of the grey image become one row of MCUs. All components use the same tables.
+    The blocks of one row of the grey image become one row of MCUs. All components use the same
+    tables.
     """
     blocks = sum(across * down for across, down in factors)
     units = jpeg._frame(grey).width // 8 // blocks
-    size = (jpeg._frame(grey).height * max(down for _, down in factors), units * 8 * max(across for across, _ in factors))
+    size = (
+        jpeg._frame(grey).height * max(down for _, down in factors),
+        units * 8 * max(across for across, _ in factors),
+    )
     parts = [b"\xff\xd8"]
     for segment in jpeg.segments(grey):
         body = segment.body
         if segment.marker == jpeg.SOF0:
-            components = b"".join(bytes((number, across << 4 | down, 0)) for number, (across, down) in enumerate(factors, 1))
+            components = b"".join(
+                bytes((number, across << 4 | down, 0))
+                for number, (across, down) in enumerate(factors, 1)
+            )
             body = struct.pack(">HBHHB", 8 + len(components), 8, *size, len(factors)) + components
         elif segment.marker == jpeg.SOS:
             components = b"".join(bytes((number, 0)) for number in range(1, len(factors) + 1))
@@ -67,7 +86,10 @@ def group_blocks(grey: bytes, factors: tuple[tuple[int, int], ...]) -> bytes:
 def make_rare(seed: int, factors: tuple[tuple[int, int], ...], **options) -> bytes:
     """A JPEG of 12 × 60 MCUs that TurboJPEG refuses for its sampling factors."""
     width = 8 * 12 * sum(across * down for across, down in factors)
-    return group_blocks(factory.encoded(make_photo(seed, width, 480).convert("L"), "JPEG", quality=85, **options), factors)
+    return group_blocks(
+        factory.encoded(make_photo(seed, width, 480).convert("L"), "JPEG", quality=85, **options),
+        factors,
+    )
 
 
 def largest_scan(data: bytes) -> tuple[int, int]:
@@ -82,7 +104,9 @@ def overwrite_scan(data: bytes, piece: bytes, rng: np.random.Generator) -> bytes
 
 
 def is_visible(damaged: bytes, intact: bytes) -> bool:
-    """Whether a damaged file is decoded to other pixels: damage of a progressive JPEG's finest scan hardly changes them."""
+    """Whether a damaged file is decoded to other pixels: damage of a progressive JPEG's finest scan
+    hardly changes them.
+    """
     outcome = outcome_of(damaged)
     if isinstance(outcome, ImageRefused):
         assert outcome.status in MISSING
@@ -97,7 +121,10 @@ def count_passed(files: list[bytes]) -> dict[str, int]:
     for seed, data in enumerate(files):
         donor = make_jpeg(seed, quality=50)
         at = int(rng.integers(largest_scan(donor)[0], len(donor) - LENGTH))
-        pieces = {"spliced": donor[at : at + LENGTH], "random": rng.integers(0, 255, LENGTH, np.uint8).tobytes()}
+        pieces = {
+            "spliced": donor[at : at + LENGTH],
+            "random": rng.integers(0, 255, LENGTH, np.uint8).tobytes(),
+        }
         for name, piece in pieces.items():
             passed[name] += bool(is_visible(overwrite_scan(data, piece, rng), data))
     return passed
@@ -116,19 +143,24 @@ def test_jpeg_scan_damage_is_refused(options):
 def test_jpeg_scan_damage_with_rare_sampling_is_refused(factors, options):
     files = [make_rare(seed, factors, **options) for seed in range(10)]
     for data in files:
-        np.testing.assert_array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        np.testing.assert_array_equal(
+            pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        )
     passed = count_passed(files)
     assert max(passed.values()) <= 2, passed
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
-@pytest.mark.parametrize("stray", [b"\x55\xaa" * 4, bytes(500), b"\x7f"], ids=["8 bytes", "zeros", "one byte"])
+@pytest.mark.parametrize(
+    "stray", [b"\x55\xaa" * 4, bytes(500), b"\x7f"], ids=["8 bytes", "zeros", "one byte"]
+)
 def test_few_stray_bytes_before_the_end_marker_are_a_flag(options, stray):
     data = make_jpeg(0, **options)
     image = decode_image(data[:-2] + stray + EOI, LIMITS)
     np.testing.assert_array_equal(np.asarray(image.pixels), pixels(data))
     assert image.facts.flags in ((), ("irregular_jpeg",))
-    assert image.facts.flags or len(stray) < 8  # libjpeg reads up to seven bytes ahead without a warning.
+    # libjpeg reads up to seven bytes ahead without a warning.
+    assert image.facts.flags or len(stray) < 8
 
 
 def test_many_stray_bytes_before_the_end_marker_are_refused():
@@ -144,22 +176,40 @@ def test_zeros_in_place_of_the_last_coded_bytes_are_refused():
         assert status_of(data[:-502] + bytes(500) + EOI) in MISSING
 
 
-@pytest.mark.parametrize(("stray", "status"), [(b"\x12\x34", Status.OK), (bytes(60), Status.OK), (b"\x12\x34" * 30, Status.CORRUPT_IMAGE)])
+@pytest.mark.parametrize(
+    ("stray", "status"),
+    [(b"\x12\x34", Status.OK), (bytes(60), Status.OK), (b"\x12\x34" * 30, Status.CORRUPT_IMAGE)],
+)
 def test_stray_bytes_before_restart_markers_are_counted(stray, status):
     data = make_jpeg(0, restart_marker_rows=1)
     start, end = largest_scan(data)
-    assert status_of(data[:start] + jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end]) + data[end:]) == status
+    assert (
+        status_of(
+            data[:start]
+            + jpeg._RESTART.sub(lambda marker: stray + marker[0], data[start:end])
+            + data[end:]
+        )
+        == status
+    )
 
 
 def test_jpeg_of_large_tables_and_many_restarts_is_judged_at_once():
     data = factory.encoded(make_photo(0).convert("L"), "JPEG", quality=20, restart_marker_blocks=8)
     start, end = largest_scan(data)
-    data = data[:start] + jpeg._RESTART.sub(lambda marker: b"\x12\x34" + marker[0], data[start:end]) + data[end:]
+    data = (
+        data[:start]
+        + jpeg._RESTART.sub(lambda marker: b"\x12\x34" + marker[0], data[start:end])
+        + data[end:]
+    )
     assert status_of(data) == Status.OK
     tables = data.index(b"\xff\xc4")
     size = int.from_bytes(data[tables + 2 : tables + 4], "big")
     table = data[tables + 4 : tables + 2 + size] * (60_000 // size)
-    data = data[:tables] + (b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table) * 4 + data[tables:]
+    data = (
+        data[:tables]
+        + (b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table) * 4
+        + data[tables:]
+    )
     started = time.process_time()
     assert status_of(data) == Status.CORRUPT_IMAGE
     assert time.process_time() - started < 0.5
@@ -167,20 +217,32 @@ def test_jpeg_of_large_tables_and_many_restarts_is_judged_at_once():
 
 def make_tiff(strips: list[bytes], width: int, height: int, bands: int) -> bytes:
     photometric = {1: tiff_writer.BLACK_IS_ZERO, 3: tiff_writer.RGB, 4: tiff_writer.CMYK}[bands]
-    tags = {256: [width], 257: [height], 258: [8] * bands, 259: [7], 262: [photometric], 277: [bands], 278: [height // len(strips)]}
+    tags = {
+        256: [width],
+        257: [height],
+        258: [8] * bands,
+        259: [7],
+        262: [photometric],
+        277: [bands],
+        278: [height // len(strips)],
+    }
     return tiff_writer.container(tags, strips)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_tiff_with_lossless_jpeg_strip_decodes_as_in_pillow(mode):
     samples = np.asarray(make_photo(0).convert(mode))
-    strip = imagecodecs.jpeg8_encode(samples, colorspace=mode if mode == "CMYK" else None, lossless=True)
+    strip = imagecodecs.jpeg8_encode(
+        samples, colorspace=mode if mode == "CMYK" else None, lossless=True
+    )
     assert jpeg._frame(strip).marker == jpeg.SOF3
     data = make_tiff([strip], 640, 480, len(Image.new(mode, (1, 1)).getbands()))
     assert status_of(data) == Status.OK
     with Image.open(io.BytesIO(data)) as plain:
         np.testing.assert_array_equal(np.asarray(plain), samples)
-    assert status_of(make_tiff([strip[: len(strip) // 2]], 640, 480, len(plain.getbands()))) in MISSING
+    assert (
+        status_of(make_tiff([strip[: len(strip) // 2]], 640, 480, len(plain.getbands()))) in MISSING
+    )
 
 
 def test_lossless_jpeg_with_stray_restart_markers_is_refused():
@@ -188,14 +250,20 @@ def test_lossless_jpeg_with_stray_restart_markers_is_refused():
     start, _ = largest_scan(data)
     interval = b"\xff\xdd\0\x04" + struct.pack(">H", 640)
     at = data.index(b"\xff\xda")
-    assert status_of(data[:at] + interval + data[at:start] + b"\x12" * 99 + b"\xff\xd0" + data[start:]) in MISSING
+    assert (
+        status_of(data[:at] + interval + data[at:start] + b"\x12" * 99 + b"\xff\xd0" + data[start:])
+        in MISSING
+    )
 
 
 @pytest.mark.parametrize("rows", [48, 480])
 def test_tiff_with_a_damaged_jpeg_strip_is_refused(rows):
     def encode(seed: int) -> list[bytes]:
         photo = make_photo(seed)
-        return [factory.encoded(photo.crop((0, top, 640, top + rows)), "JPEG", keep_rgb=True) for top in range(0, 480, rows)]
+        return [
+            factory.encoded(photo.crop((0, top, 640, top + rows)), "JPEG", keep_rgb=True)
+            for top in range(0, 480, rows)
+        ]
 
     rng = np.random.default_rng(3)
     refused = 0

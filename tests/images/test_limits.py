@@ -1,4 +1,6 @@
-"""What decoding takes at its peak, as it was reckoned from the header, against what the kernel counted."""
+"""What decoding takes at its peak, as it was reckoned from the header, against what the kernel
+counted.
+"""
 
 import ctypes
 import multiprocessing
@@ -40,11 +42,18 @@ def test_each_limit_refuses_and_names_itself_and_both_numbers(limit, data, obser
     assert named in caught.value.detail
     assert (caught.value.limit, caught.value.observed) == (number, pytest.approx(observed))
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (copy.limit, copy.observed, copy.detail, copy.facts) == (number, caught.value.observed, caught.value.detail, caught.value.facts)
+    assert (copy.limit, copy.observed, copy.detail, copy.facts) == (
+        number,
+        caught.value.observed,
+        caught.value.detail,
+        caught.value.facts,
+    )
 
 
 def test_what_stands_exactly_at_the_limits_is_let_in():
-    limits = ImageLimits(max_bytes=len(factory.jpeg()), max_pixels=6144, max_side=96, max_aspect=1.5)
+    limits = ImageLimits(
+        max_bytes=len(factory.jpeg()), max_pixels=6144, max_side=96, max_aspect=1.5
+    )
     assert decode_image(factory.jpeg(), limits).pixels.size == (96, 64)
 
 
@@ -100,15 +109,19 @@ def encoded(picture: Image.Image, mode: str, format_name: str, options) -> bytes
 
 @pytest.fixture(scope="module")
 def measured():
-    """`peak_bytes` in a process of its own: other tests set this one's C library to keep what is freed, and fill its heap."""
+    """`peak_bytes` in a process of its own: other tests set this one's C library to keep what is
+    freed, and fill its heap.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield lambda *asked: pool.submit(peak_bytes, *asked).result()
 
 
 def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[int, Demand]:
-    """What this process's memory grows by at most while a forked copy of it decodes, and what was asked for.
+    """What this process's memory grows by at most while a forked copy of it decodes, and what was
+    asked for.
 
-    `warming` is decoded first, so that the pages of the libraries which do it are there and not counted.
+    `warming` is decoded first, so that the pages of the libraries which do it are there and not
+    counted.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -117,7 +130,8 @@ def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[
         try:
             with suppress(InputError):
                 decode_image(warming, limits)
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again without being counted
+            # what was freed before would be used again without being counted
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             before = status("VmRSS")
             with suppress(InputError):
@@ -133,23 +147,38 @@ def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[
 
 
 def status(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for its count")
 @pytest.mark.parametrize("kind", MODES)
 def test_no_image_takes_more_than_was_asked_for_it(kind, picture, measured):
-    grown, demand = measured(encoded(picture, *MODES[kind]), BatchLimits(), encoded(picture.resize((64, 64)), *MODES[kind]))
+    grown, demand = measured(
+        encoded(picture, *MODES[kind]),
+        BatchLimits(),
+        encoded(picture.resize((64, 64)), *MODES[kind]),
+    )
     assert demand.pixels == SIDE * SIDE
     assert grown <= demand.peak_bytes + SLACK
     assert demand.peak_bytes <= 2.5 * (grown + SLACK), "more is asked for than is used"
-    assert demand.peak_bytes <= worst_bytes(BatchLimits()) * demand.pixels / BatchLimits().max_whole_pixels
+    assert (
+        demand.peak_bytes
+        <= worst_bytes(BatchLimits()) * demand.pixels / BatchLimits().max_whole_pixels
+    )
 
 
 def test_a_demand_that_no_machine_could_meet_is_one():
     """A tile of 2³² − 1 pixels on each side; a child tells what it needs in 64 bits."""
-    data = tiff_writer.tiff(np.zeros((16, 16, 1), int), 8, tiff_writer.BLACK_IS_ZERO, compression=tiff_writer.LZW, tile=16)
+    data = tiff_writer.tiff(
+        np.zeros((16, 16, 1), int),
+        8,
+        tiff_writer.BLACK_IS_ZERO,
+        compression=tiff_writer.LZW,
+        tile=16,
+    )
     told: list[Demand] = []
     with pytest.raises(ImageRefused) as caught:
         decode_image(_with_tags(data, {322: 2**32 - 1, 323: 2**32 - 1}), ImageLimits(), told.append)

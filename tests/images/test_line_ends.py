@@ -1,4 +1,6 @@
-"""Images whose line ends were converted, as by FTP in ASCII mode, are refused and the reason is given."""
+"""Images whose line ends were converted, as by FTP in ASCII mode, are refused and the reason is
+given.
+"""
 
 import time
 
@@ -34,7 +36,10 @@ def test_coded_image_with_converted_line_ends_is_refused(name):
         outcome = outcome_of(data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         assert isinstance(outcome, ImageRefused)
         assert outcome.status == Status.CORRUPT_IMAGE
-        assert outcome.detail == "its line ends were converted, as by FTP in ASCII mode: fetch it again"
+        assert (
+            outcome.detail
+            == "its line ends were converted, as by FTP in ASCII mode: fetch it again"
+        )
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
@@ -44,7 +49,13 @@ def test_png_with_converted_line_ends_is_described(line_end):
 
 
 def test_small_jpeg_with_crlf_in_its_comment_is_decoded():
-    data = factory.encoded(Image.new("L", (16, 16), 99), "JPEG", comment=b"two\r\nlines\r\n" * 20, optimize=True, quality=30)
+    data = factory.encoded(
+        Image.new("L", (16, 16), 99),
+        "JPEG",
+        comment=b"two\r\nlines\r\n" * 20,
+        optimize=True,
+        quality=30,
+    )
     assert data.count(b"\n") == data.count(b"\r\n") == 40
     assert status_of(data) == Status.OK
 
@@ -60,9 +71,15 @@ def test_stripes_whose_coded_data_has_only_crlf_are_decoded():
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1251"])
 @pytest.mark.parametrize("format_name", ["GIF", "JPEG"])
 def test_flat_image_with_crlf_in_its_comment_is_decoded(format_name, encoding):
-    text = "Фото: Иван\r\nМесто: Москва\r\nГод: 2020\r\nПрава защищены\r\nЕщё строка\r\nКонец".encode(encoding)
+    text = (
+        "Фото: Иван\r\nМесто: Москва\r\nГод: 2020\r\nПрава защищены\r\nЕщё строка\r\nКонец".encode(
+            encoding
+        )
+    )
     for comment in (text, text * 20):
-        data = factory.encoded(Image.new("RGB", (32, 32), (200, 20, 20)), format_name, comment=comment)
+        data = factory.encoded(
+            Image.new("RGB", (32, 32), (200, 20, 20)), format_name, comment=comment
+        )
         assert status_of(data) == Status.OK
 
 

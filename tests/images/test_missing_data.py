@@ -1,4 +1,6 @@
-"""Coded data that is missing or damaged is refused, whatever its decoder would make of it; what is out of place elsewhere is a flag."""
+"""Coded data that is missing or damaged is refused, whatever its decoder would make of it; what is
+out of place elsewhere is a flag.
+"""
 
 import functools
 import struct
@@ -22,7 +24,12 @@ EOI = b"\xff\xd9"
 @functools.cache
 def photos(**options) -> list[bytes]:
     """Thirty JPEGs of several sizes and qualities."""
-    return [factory.encoded(factory.photo(160 + 8 * n, 120 + 4 * n, seed=n), "JPEG", quality=60 + n, **options) for n in range(30)]
+    return [
+        factory.encoded(
+            factory.photo(160 + 8 * n, 120 + 4 * n, seed=n), "JPEG", quality=60 + n, **options
+        )
+        for n in range(30)
+    ]
 
 
 def scan_of(data: bytes) -> tuple[int, int]:
@@ -42,7 +49,9 @@ def lacking_a_fifth(data: bytes, rng: np.random.Generator) -> bytes:
     return data[:at] + data[at + (end - start) // 5 :]
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}], ids=str
+)
 def test_of_thirty_jpegs_all_that_lack_a_half_and_28_that_lack_a_fifth_are_refused(options):
     rng = np.random.default_rng(1)
     assert {status_of(data) for data in photos(**options)} == {Status.OK}
@@ -52,7 +61,9 @@ def test_of_thirty_jpegs_all_that_lack_a_half_and_28_that_lack_a_fifth_are_refus
 
 def taller(data: bytes, times: int = 3) -> bytes:
     at = data.index(b"\xff\xc0") + 5
-    return factory.patched(data, at, struct.pack(">H", times * int.from_bytes(data[at : at + 2], "big")))
+    return factory.patched(
+        data, at, struct.pack(">H", times * int.from_bytes(data[at : at + 2], "big"))
+    )
 
 
 def test_a_header_that_is_taller_than_its_scan_is_refused_and_says_how_much_is_there():
@@ -81,12 +92,20 @@ def test_a_progressive_jpeg_without_any_one_of_its_scans_is_refused():
     assert len(scans) == 10
     for left_out in scans:
         for rest in ([*whole[:left_out], *whole[left_out + 2 :]], whole[:left_out]):
-            assert status_of(b"\xff\xd8" + b"".join(segment.encoded(data) for segment in rest) + EOI) in MISSING, left_out
+            assert (
+                status_of(b"\xff\xd8" + b"".join(segment.encoded(data) for segment in rest) + EOI)
+                in MISSING
+            ), left_out
 
 
 def joined_restarts(data: bytes, parts: list[bytes], stray: bytes = b"") -> bytes:
-    """The scan put together anew: what is coded, its restart markers, and a few bytes before each, as webcams and scanners leave them."""
-    coded = parts[0] + b"".join(stray + b"\xff" + marker + part for marker, part in zip(parts[1::2], parts[2::2], strict=True))
+    """The scan put together anew: what is coded, its restart markers, and a few bytes before each,
+    as webcams and scanners leave them.
+    """
+    coded = parts[0] + b"".join(
+        stray + b"\xff" + marker + part
+        for marker, part in zip(parts[1::2], parts[2::2], strict=True)
+    )
     return data[: scan_of(data)[0]] + coded + data[scan_of(data)[1] :]
 
 
@@ -96,7 +115,9 @@ def split_at_restarts(data: bytes) -> list[bytes]:
 
 IRREGULAR = {
     "bytes between segments": lambda data: data[:20] + b"garbage" + data[20:],
-    "an Adobe segment of no known transform": lambda data: data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x4c" + data[20:],
+    "an Adobe segment of no known transform": lambda data: (
+        data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x4c" + data[20:]
+    ),
     "spectral selection in a baseline scan": lambda data: data.replace(b"\0\x3f\0", b"\0\0\0"),
     "bytes before the end": lambda data: data[:-2] + b"\x55\x55\x55" + EOI,
 }
@@ -109,7 +130,9 @@ def test_what_is_out_of_place_outside_the_scan_is_a_flag_and_hides_no_damage(nam
     assert spoiled != data
     image = decode_image(spoiled, LIMITS)
     assert "irregular_jpeg" in image.facts.flags
-    np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(decode_image(data, LIMITS).pixels))
+    np.testing.assert_array_equal(
+        np.asarray(image.pixels), np.asarray(decode_image(data, LIMITS).pixels)
+    )
     if name != "bytes before the end":
         assert status_of(IRREGULAR[name](halved(data))) == Status.TRUNCATED_IMAGE
         assert status_of(IRREGULAR[name](taller(data))) == Status.TRUNCATED_IMAGE
@@ -120,7 +143,9 @@ def test_stray_bytes_before_restart_markers_are_a_flag_and_hide_no_damage():
     parts = split_at_restarts(data)
     image = decode_image(joined_restarts(data, parts, b"\x12\x34"), LIMITS)
     assert image.facts.flags == ("irregular_jpeg",)
-    np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(decode_image(data, LIMITS).pixels))
+    np.testing.assert_array_equal(
+        np.asarray(image.pixels), np.asarray(decode_image(data, LIMITS).pixels)
+    )
     shortened = [*parts[:4], parts[4][: len(parts[4]) // 2], *parts[5:]]
     without_one = parts[:4] + parts[6:]
     for damaged in (shortened, without_one):
@@ -129,7 +154,9 @@ def test_stray_bytes_before_restart_markers_are_a_flag_and_hide_no_damage():
 
 @pytest.mark.parametrize("end", [b"", EOI])
 def test_a_long_run_of_fill_bytes_costs_no_more_than_its_length(end):
-    """As of erased flash memory behind a header. A worker that looks at it with the interpreter's lock held could not be ended."""
+    """As of erased flash memory behind a header. A worker that looks at it with the interpreter's
+    lock held could not be ended.
+    """
     began = time.thread_time()
     assert status_of(factory.jpeg()[:20] + b"\xff" * 300_000 + end) in MISSING
     assert time.thread_time() - began < 2
@@ -138,22 +165,34 @@ def test_a_long_run_of_fill_bytes_costs_no_more_than_its_length(end):
 def test_ten_thousand_restarts_and_segments_cost_no_more_than_a_picture():
     many_parts = factory.encoded(factory.photo(1200, 800), "JPEG", restart_marker_blocks=1)
     many_parts = joined_restarts(many_parts, split_at_restarts(many_parts), b"\x12\x34")
-    many_scans = factory.encoded(factory.photo(), "JPEG", progressive=True)[:-2] + b"\xff\xda\0\2" * 2_000_000 + EOI
+    many_scans = (
+        factory.encoded(factory.photo(), "JPEG", progressive=True)[:-2]
+        + b"\xff\xda\0\2" * 2_000_000
+        + EOI
+    )
     began = time.thread_time()
     assert status_of(many_parts) == Status.OK
     assert status_of(many_scans) in MISSING
     assert time.thread_time() - began < 2
 
 
-UNCOMPRESSED = ("bmp", "tiff", "tiff_big", "ppm")  # where zeros are black, and nothing tells them from what was there
+# where zeros are black, and nothing tells them from what was there
+UNCOMPRESSED = ("bmp", "tiff", "tiff_big", "ppm")
 
 
 @pytest.mark.parametrize("name", [name for name in factory.SOUND if name not in UNCOMPRESSED])
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_zeros_in_place_of_the_rest_are_refused(name, share):
     picture = factory.photo(320, 240)
-    options = {"tiff_lzw": {"compression": "tiff_lzw"}, "tiff_jpeg": {"compression": "jpeg"}, "webp_lossless": {"lossless": True}}
-    options |= {"webp_extended": {"icc_profile": factory.srgb_profile()}, "jpeg_progressive": {"progressive": True}}
+    options = {
+        "tiff_lzw": {"compression": "tiff_lzw"},
+        "tiff_jpeg": {"compression": "jpeg"},
+        "webp_lossless": {"lossless": True},
+    }
+    options |= {
+        "webp_extended": {"icc_profile": factory.srgb_profile()},
+        "jpeg_progressive": {"progressive": True},
+    }
     format_name = {"HEIC": "HEIF"}.get(factory.SOUND[name][0], factory.SOUND[name][0])
     data = factory.encoded(picture, format_name, **options.get(name, {}))
     there = int(len(data) * share)
@@ -161,7 +200,9 @@ def test_zeros_in_place_of_the_rest_are_refused(name, share):
     assert status_of(data[:there] + bytes(len(data) - there)) in MISSING
 
 
-@pytest.mark.parametrize(("below", "lossless"), [("white", False), ("black", True), ("green", False)])
+@pytest.mark.parametrize(
+    ("below", "lossless"), [("white", False), ("black", True), ("green", False)]
+)
 def test_a_webp_whose_flat_half_is_coded_in_zeros_is_whole(below, lossless):
     picture = Image.new("RGB", (450, 1200), below)
     picture.paste(factory.photo(450, 300))
@@ -177,7 +218,9 @@ def png_of_height(data: bytes, height: int) -> bytes:
 
 @pytest.mark.parametrize("mode", ["1", "RGB", "I;16"])
 def test_a_png_whose_header_is_taller_than_its_data_is_refused(mode):
-    picture = Image.new("I;16", (64, 48), 9) if mode == "I;16" else factory.photo(64, 48).convert(mode)
+    picture = (
+        Image.new("I;16", (64, 48), 9) if mode == "I;16" else factory.photo(64, 48).convert(mode)
+    )
     data = factory.encoded(picture, "PNG")
     assert status_of(data) == Status.OK
     assert status_of(png_of_height(data, 49)) == Status.TRUNCATED_IMAGE
@@ -192,28 +235,52 @@ def test_a_png_whose_pixel_data_does_not_match_its_checksum_is_corrupt():
 SAMPLES = np.asarray(factory.photo(60, 50)).astype(int)
 
 
-@pytest.mark.parametrize("compression", [tiff_writer.NONE, tiff_writer.LZW, tiff_writer.DEFLATE, tiff_writer.PACKBITS])
+@pytest.mark.parametrize(
+    "compression", [tiff_writer.NONE, tiff_writer.LZW, tiff_writer.DEFLATE, tiff_writer.PACKBITS]
+)
 def test_a_tiff_that_lacks_strips_is_truncated(compression):
-    assert status_of(tiff_writer.tiff(SAMPLES, 8, tiff_writer.RGB, compression=compression)) == Status.OK
-    assert status_of(tiff_writer.tiff(SAMPLES, 8, tiff_writer.RGB, compression=compression, tags={257: [90]})) == Status.TRUNCATED_IMAGE
-    strip = tiff_writer.pressed(tiff_writer.packed(SAMPLES[:10], 8, "<", predictor=False), compression)
+    assert (
+        status_of(tiff_writer.tiff(SAMPLES, 8, tiff_writer.RGB, compression=compression))
+        == Status.OK
+    )
+    assert (
+        status_of(
+            tiff_writer.tiff(SAMPLES, 8, tiff_writer.RGB, compression=compression, tags={257: [90]})
+        )
+        == Status.TRUNCATED_IMAGE
+    )
+    strip = tiff_writer.pressed(
+        tiff_writer.packed(SAMPLES[:10], 8, "<", predictor=False), compression
+    )
     tags = {256: [60], 257: [50], 258: [8] * 3, 259: [compression], 262: [2], 277: [3], 278: [10]}
     assert status_of(tiff_writer.container(tags, [strip] * 5)) == Status.OK
     assert status_of(tiff_writer.container(tags, [strip] * 3)) == Status.TRUNCATED_IMAGE
     assert status_of(tiff_writer.container(tags, [strip] * 3 + [b""] * 2)) == Status.TRUNCATED_IMAGE
-    assert status_of(tiff_writer.container(tags, [strip] * 4 + [strip[: len(strip) // 2]])) in MISSING
+    assert (
+        status_of(tiff_writer.container(tags, [strip] * 4 + [strip[: len(strip) // 2]])) in MISSING
+    )
 
 
 def test_tags_that_nobody_asks_for_are_not_unpacked():
     """Thirty that say that a million numbers stand in the same place."""
     values = [0] * 1_000_000
-    data = bytearray(tiff_writer.tiff(SAMPLES, 8, tiff_writer.RGB, tags={65_000: values} | {65_001 + n: [1, 2, 3] for n in range(30)}))
+    data = bytearray(
+        tiff_writer.tiff(
+            SAMPLES,
+            8,
+            tiff_writer.RGB,
+            tags={65_000: values} | {65_001 + n: [1, 2, 3] for n in range(30)},
+        )
+    )
     start = struct.unpack_from("<I", data, 4)[0]
     entries = {
-        struct.unpack_from("<H", data, at)[0]: at for at in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12)
+        struct.unpack_from("<H", data, at)[0]: at
+        for at in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12)
     }
     for tag in range(65_001, 65_031):
-        data[entries[tag] + 2 : entries[tag] + 12] = data[entries[65_000] + 2 : entries[65_000] + 12]
+        data[entries[tag] + 2 : entries[tag] + 12] = data[
+            entries[65_000] + 2 : entries[65_000] + 12
+        ]
     tracemalloc.start()
     assert status_of(bytes(data)) == Status.OK
     _, peak = tracemalloc.get_traced_memory()

@@ -1,4 +1,6 @@
-"""Pictures of cameras, programs and the web (../shared/realworld): decoded whole, and read for what they say of themselves."""
+"""Pictures of cameras, programs and the web (../shared/realworld): decoded whole, and read for what
+they say of themselves.
+"""
 
 import io
 import json
@@ -20,7 +22,9 @@ if not REALWORLD.is_dir():
 
 
 def test_every_image_is_decoded_and_none_of_the_jpegs_changed():
-    files = [path for path in sorted(REALWORLD.rglob("*")) if path.is_file() and path.suffix != ".md"]
+    files = [
+        path for path in sorted(REALWORLD.rglob("*")) if path.is_file() and path.suffix != ".md"
+    ]
     assert len(files) == 56
     for path in files:
         data = path.read_bytes()
@@ -30,7 +34,9 @@ def test_every_image_is_decoded_and_none_of_the_jpegs_changed():
         if path.suffix.lower() in (".jpg", ".jpeg"):
             with Image.open(io.BytesIO(data)) as plain:
                 if plain.mode == "RGB":
-                    np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(plain), err_msg=path.name)
+                    np.testing.assert_array_equal(
+                        np.asarray(image.pixels), np.asarray(plain), err_msg=path.name
+                    )
     with pytest.raises(ImageRefused) as caught:
         decode_image((REALWORLD / "SOURCES.md").read_bytes(), LIMITS)
     assert caught.value.status == Status.UNSUPPORTED_FORMAT
@@ -40,7 +46,9 @@ def test_the_published_orientation_files_decode_with_their_orientation():
     files = sorted((REALWORLD / "orientation").glob("*.jpg"))
     assert len(files) == 18
     for path in files:
-        assert decode_image(path.read_bytes(), LIMITS).facts.orientation == max(int(path.stem[-1]), 1), path.name
+        assert decode_image(path.read_bytes(), LIMITS).facts.orientation == max(
+            int(path.stem[-1]), 1
+        ), path.name
 
 
 def test_cmyk_goes_through_its_own_profile():
@@ -49,7 +57,10 @@ def test_cmyk_goes_through_its_own_profile():
     assert image.facts.flags == ("cmyk",)
     assert image.facts.icc
     with Image.open(io.BytesIO(data)) as plain:
-        assert np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(image.pixels)).mean() > 1
+        assert (
+            np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(image.pixels)).mean()
+            > 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,5 +91,10 @@ def test_what_they_say_of_their_origin(name, told):
 )
 def test_their_content_credentials(name, state, problems, types):
     one = said((REALWORLD / "provenance" / name).read_bytes()).c2pa
-    assert (one.state, one.problems, one.source_types, one.signer) == (state, problems, types, "C2PA Test Signing Cert")
+    assert (one.state, one.problems, one.source_types, one.signer) == (
+        state,
+        problems,
+        types,
+        "C2PA Test Signing Cert",
+    )
     assert not one.ai_generated

@@ -1,4 +1,6 @@
-"""Every layout decodes to what libvips, a second decoder, makes of it, or is refused as unsupported."""
+"""Every layout decodes to what libvips, a second decoder, makes of it, or is refused as
+unsupported.
+"""
 
 import numpy as np
 import pyvips
@@ -13,18 +15,26 @@ LIMITS = ImageLimits()
 
 
 def second_opinion(data: bytes) -> np.ndarray | None:
-    """What libvips shows, with our decisions applied: high 8 bits, CMYK by our conversion, alpha on white. None where it reads nothing."""
+    """What libvips shows, with our decisions applied: high 8 bits, CMYK by our conversion, alpha on
+    white. None where it reads nothing.
+    """
     try:
         image = pyvips.Image.new_from_buffer(data, "", fail_on="error")
         shown = image.numpy()
     except pyvips.Error:
         return None
-    shown = (shown if shown.ndim == 3 else shown[..., None]).astype(int) >> (8 if shown.dtype == np.uint16 else 0)
+    shown = (shown if shown.ndim == 3 else shown[..., None]).astype(int) >> (
+        8 if shown.dtype == np.uint16 else 0
+    )
     if image.interpretation == "cmyk":
         inks = Image.fromarray(np.ascontiguousarray(shown[..., :4]).astype(np.uint8), "CMYK")
         return np.asarray(to_rgb(inks, set(), 8)).astype(int)
-    colours, alpha = (shown[..., :-1], shown[..., -1:]) if shown.shape[2] in (2, 4) else (shown, 255)
-    return np.broadcast_to(np.round((colours * alpha + 255 * (255 - alpha)) / 255).astype(int), (*shown.shape[:2], 3))
+    colours, alpha = (
+        (shown[..., :-1], shown[..., -1:]) if shown.shape[2] in (2, 4) else (shown, 255)
+    )
+    return np.broadcast_to(
+        np.round((colours * alpha + 255 * (255 - alpha)) / 255).astype(int), (*shown.shape[:2], 3)
+    )
 
 
 def compare(cell: layouts.Cell) -> str | None:
@@ -34,16 +44,25 @@ def compare(cell: layouts.Cell) -> str | None:
         pixels = np.asarray(decode_image(data, LIMITS).pixels).astype(int)
     except ImageRefused as refusal:
         is_documented = not cell.is_read and refusal.status == Status.UNSUPPORTED_FORMAT
-        return None if is_documented else f"{cell.name}: refused as {refusal.status}: {refusal.detail}"
+        return (
+            None if is_documented else f"{cell.name}: refused as {refusal.status}: {refusal.detail}"
+        )
     if not cell.is_read:
         return f"{cell.name}: read, and documented as refused"
-    references = {"its maker": cell.truth and cell.truth(), "libvips": second_opinion(data) if cell.asks_libvips else None}
+    references = {
+        "its maker": cell.truth and cell.truth(),
+        "libvips": second_opinion(data) if cell.asks_libvips else None,
+    }
     known = {name: shown for name, shown in references.items() if shown is not None}
     if not known:
         return f"{cell.name}: nobody says what it shows"
     for name, shown in known.items():
         if shown.shape != pixels.shape or np.abs(shown - pixels).max() > cell.tolerance:
-            by = f"{np.abs(shown - pixels).max()} levels" if shown.shape == pixels.shape else f"size, {shown.shape}"
+            by = (
+                f"{np.abs(shown - pixels).max()} levels"
+                if shown.shape == pixels.shape
+                else f"size, {shown.shape}"
+            )
             return f"{cell.name}: differs from {name} by {by}"
     return None
 

@@ -13,8 +13,16 @@ from tests.images.factory import encoded, photo
 def test_a_drawing_is_told_from_photographs(tmp_path):
     write_photographs(tmp_path, 2, size=(640, 480))
     photographs = [Image.open(path).convert("RGB") for path in sorted(tmp_path.rglob("*.jpg"))]
-    for kept in (lambda image: image, lambda image: decode_image(encoded(image, "JPEG", quality=75), ImageLimits()).pixels):
-        assert texture_of(kept(chart()))[1] > 0.55 > 0.3 > max(texture_of(kept(one))[1] for one in photographs)
+    for kept in (
+        lambda image: image,
+        lambda image: decode_image(encoded(image, "JPEG", quality=75), ImageLimits()).pixels,
+    ):
+        assert (
+            texture_of(kept(chart()))[1]
+            > 0.55
+            > 0.3
+            > max(texture_of(kept(one))[1] for one in photographs)
+        )
 
 
 def test_texture_is_the_mean_step_of_a_row():

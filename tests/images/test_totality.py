@@ -21,7 +21,10 @@ STARTS = [
     b"\0\0\0\x14ftypheic",
     b"II+\0\x08\0\0\0" + b"\xff" * 8,  # a pointer beyond any memory
 ]
-UNHURRIED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+UNHURRIED = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
 
 
 def assert_total(data: bytes) -> None:

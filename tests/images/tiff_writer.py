@@ -1,4 +1,6 @@
-"""TIFFs of every layout, written from samples: what no image library writes in full. TIFF 6.0, section by section."""
+"""TIFFs of every layout, written from samples: what no image library writes in full. TIFF 6.0,
+section by section.
+"""
 
 import struct
 import zlib
@@ -32,13 +34,19 @@ def tiff(
     tags: dict[int, list[int]] | None = None,
     places: tuple[int, int] | None = None,
 ) -> bytes:
-    """A TIFF of `samples` (height × width × samples, integers or floats), in strips of `rows` or in tiles of `tile` × `tile`.
+    """A TIFF of `samples` (height × width × samples, integers or floats), in strips of `rows` or in
+    tiles of `tile` × `tile`.
 
-    `places` are the tags for where these stand and how long they are, where they are to be others than the usual ones.
+    `places` are the tags for where these stand and how long they are, where they are to be others
+    than the usual ones.
     """
     height, width, count = samples.shape
     planes = [samples[..., plane : plane + 1] for plane in range(count)] if planar else [samples]
-    pieces = [pressed(packed(piece, bits, order, predictor), compression) for plane in planes for piece in _cut(plane, tile, rows)]
+    pieces = [
+        pressed(packed(piece, bits, order, predictor), compression)
+        for plane in planes
+        for piece in _cut(plane, tile, rows)
+    ]
     placed: dict[int, list[int]] = {
         256: [width], 257: [height], 258: [bits] * count, 259: [compression], 262: [photometric], 277: [count], 284: [2 if planar else 1],
         339: [sample_format] * count,
@@ -46,11 +54,22 @@ def tiff(
     placed |= {338: list(extra)} if extra else {}
     placed |= {317: [2]} if predictor else {}
     placed |= {322: [tile], 323: [tile]} if tile else {278: [rows]}
-    return container(placed | (tags or {}), pieces, order=order, big=big, places=places or (TILES if tile else STRIPS))
+    return container(
+        placed | (tags or {}),
+        pieces,
+        order=order,
+        big=big,
+        places=places or (TILES if tile else STRIPS),
+    )
 
 
 def container(
-    tags: dict[int, list[int]], pieces: list[bytes], *, order: str = "<", big: bool = False, places: tuple[int, int] = (273, 279)
+    tags: dict[int, list[int]],
+    pieces: list[bytes],
+    *,
+    order: str = "<",
+    big: bool = False,
+    places: tuple[int, int] = (273, 279),
 ) -> bytes:
     """One directory of integer tags around strips or tiles that are packed already."""
     at, ends, kind, entry = (16, "Q", LONG8, "HHQ8s") if big else (8, "I", LONG, "HHI4s")
@@ -64,11 +83,20 @@ def container(
         wide = SHORT if max(values) < 65536 else kind
         packed = struct.pack(f"{order}{len(values)}{'H' if wide == SHORT else ends}", *values)
         if len(packed) > struct.calcsize(ends):
-            packed, body = struct.pack(order + ends, at + len(body)), body + packed + b"\0" * (len(packed) % 2)
+            packed, body = (
+                struct.pack(order + ends, at + len(body)),
+                body + packed + b"\0" * (len(packed) % 2),
+            )
         entries += struct.pack(order + entry, tag, wide, len(values), packed)
     magic = struct.pack(order + "HHH", 43, 8, 0) if big else struct.pack(order + "H", 42)
     start = (b"II" if order == "<" else b"MM") + magic + struct.pack(order + ends, at + len(body))
-    return start + body + struct.pack(order + ("Q" if big else "H"), len(here)) + entries + bytes(struct.calcsize(ends))
+    return (
+        start
+        + body
+        + struct.pack(order + ("Q" if big else "H"), len(here))
+        + entries
+        + bytes(struct.calcsize(ends))
+    )
 
 
 def _cut(plane: np.ndarray, tile: int, rows: int) -> Iterator[np.ndarray]:
@@ -94,5 +122,9 @@ def packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
 
 
 def pressed(data: bytes, compression: int) -> bytes:
-    packers = {DEFLATE: zlib.compress, PACKBITS: imagecodecs.packbits_encode, LZW: imagecodecs.lzw_encode}
+    packers = {
+        DEFLATE: zlib.compress,
+        PACKBITS: imagecodecs.packbits_encode,
+        LZW: imagecodecs.lzw_encode,
+    }
     return bytes(packers[compression](data)) if compression in packers else data

@@ -1,4 +1,6 @@
-"""Pictures of noise, what a decoder makes of files batch by batch, what a process that holds everything says of them, and rows of that."""
+"""Pictures of noise, what a decoder makes of files batch by batch, what a process that holds
+everything says of them, and rows of that.
+"""
 
 from datetime import UTC, datetime
 
@@ -15,7 +17,10 @@ from tests.images.factory import encoded
 
 def noise(*sizes):
     """A file of each size (width, height); no two are equal."""
-    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
+    pictures = (
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+        for seed, (width, height) in enumerate(sizes)
+    )
     return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
 
 
@@ -23,13 +28,21 @@ def batches(spec, files, decoder=None):
     """As many files in each as the spec has slots, the last one shorter."""
     decoder = decoder or BatchDecoder(spec, StageClock())
     members = list(enumerate(files))
-    return [decoder.decode(members[start : start + spec.slots]) for start in range(0, len(members), spec.slots)]
+    return [
+        decoder.decode(members[start : start + spec.slots])
+        for start in range(0, len(members), spec.slots)
+    ]
 
 
 def read(spec, members, **options):
-    """Outcomes of (number, file), outputs and counts, after second looks and words; `counts["read"]`: files decoded before them."""
+    """Outcomes of (number, file), outputs and counts, after second looks and words;
+    `counts["read"]`: files decoded before them.
+    """
     clock, outcomes = StageClock(), []
-    scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
+    scorer, decoder = (
+        EnsembleScorer(spec, clock),
+        BatchDecoder(spec.early, clock, keeps_files=spec.looks_again),
+    )
     describing = Describing(spec, clock) if spec.describer else None
     looking = CascadeScorer(spec, scorer, decoder, clock, describing=describing, **options)
 
@@ -40,7 +53,11 @@ def read(spec, members, **options):
             yield batch
 
     outputs = looking.score(arriving())
-    return outcomes, outputs, looking.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds}
+    return (
+        outcomes,
+        outputs,
+        looking.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds},
+    )
 
 
 def rows_of(scored):
@@ -48,4 +65,6 @@ def rows_of(scored):
     count = len(scored.outcomes)
     members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{number}.png" for number in range(count)],
                         "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
-    return result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)).to_pylist()
+    return result_rows(
+        members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)
+    ).to_pylist()

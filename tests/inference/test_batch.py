@@ -1,4 +1,6 @@
-"""Perturbed views: decoded once, the same scores in any order, beside any others and on either side of a process boundary."""
+"""Perturbed views: decoded once, the same scores in any order, beside any others and on either side
+of a process boundary.
+"""
 
 import pickle
 from dataclasses import replace
@@ -29,9 +31,14 @@ VIEWS = load_perturbations([JPEG, "resize:0.75", "grip-social"])
 def plain(tmp_path_factory):
     """A detector with a size of its own and one that keeps the image's."""
     folder, card = tmp_path_factory.mktemp("cards"), load_card("corvi2023")
-    narrow = card.architecture.model_copy(update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}})
+    narrow = card.architecture.model_copy(
+        update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
+    )
     ranged = card.valid_range.model_copy(update={"min_side_px": 16})
-    small = seeded_card(card.model_copy(update={"architecture": narrow, "size": None, "valid_range": ranged}), folder)
+    small = seeded_card(
+        card.model_copy(update={"architecture": narrow, "size": None, "valid_range": ranged}),
+        folder,
+    )
     ensemble = ensemble_of(["touchstone-tiny", str(write_card(small, folder / "card.yaml"))])
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=2)
 
@@ -80,7 +87,10 @@ def test_views_change_nothing_about_the_clean_pass(plain, outputs):
 
 def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
     backwards = scorer.score(batches(spec, FILES[::-1]))
-    turned = {view: {name: column[::-1] for name, column in scores.items()} for view, scores in backwards.by_view("scores").items()}
+    turned = {
+        view: {name: column[::-1] for name, column in scores.items()}
+        for view, scores in backwards.by_view("scores").items()
+    }
     assert_equal(turned, outputs.by_view("scores"))
     alone = scorer.score(batches(spec, [b"no image", FILES[1]]))
     for view, scores in alone.by_view("scores").items():
@@ -89,17 +99,33 @@ def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
             np.testing.assert_array_equal(column[1], outputs.by_view("scores")[view][name][1])
 
 
-def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(spec, scorer, outputs):
-    decoder, late = BatchDecoder(spec, StageClock(), hand_over=True), BatchDecoder(spec, StageClock())
-    handed = pickle.loads(pickle.dumps([*batches(spec, FILES, decoder), *batches(spec, [b"no image"], decoder)]))
-    assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
+def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(
+    spec, scorer, outputs
+):
+    decoder, late = (
+        BatchDecoder(spec, StageClock(), hand_over=True),
+        BatchDecoder(spec, StageClock()),
+    )
+    handed = pickle.loads(
+        pickle.dumps([*batches(spec, FILES, decoder), *batches(spec, [b"no image"], decoder)])
+    )
+    assert all(
+        image is None
+        for batch in handed
+        for images in batch.pixels
+        if isinstance(images, tuple)
+        for image in images
+    )
     found = scorer.score(late.complete(batch) for batch in handed)
     for view, scores in (found.by_view("scores") | {"clean": found.scores}).items():
         expected = (outputs.by_view("scores") | {"clean": outputs.scores})[view]
         for name in NAMES:
-            np.testing.assert_array_equal(scores[name][:-1], expected[name], err_msg=f"{view} {name}")
+            np.testing.assert_array_equal(
+                scores[name][:-1], expected[name], err_msg=f"{view} {name}"
+            )
             assert np.isnan(scores[name][-1])
-    # The second stage decodes for the one detector that keeps sizes, for the clean pass and all views together.
+    # The second stage decodes for the one detector that keeps sizes, for the clean pass and all
+    # views together.
     assert (decoder.counts["decoded"], late.counts["decoded"]) == (len(SIZES) + 1, len(SIZES))
 
 
@@ -110,11 +136,16 @@ def test_images_of_one_size_go_together_on_a_gpu_and_are_decoded_once(spec, outp
     detector._group_pixels = 2**22  # as on a GPU
     read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
     late = BatchDecoder(corvi, StageClock())
-    found = grouped.score(late.complete(batch) for batch in batches(corvi, FILES, BatchDecoder(corvi, StageClock(), hand_over=True)))
+    found = grouped.score(
+        late.complete(batch)
+        for batch in batches(corvi, FILES, BatchDecoder(corvi, StageClock(), hand_over=True))
+    )
     assert 2 in counted
     assert late.counts["decoded"] == len(SIZES)
     for view, scores in found.by_view("scores").items():
-        np.testing.assert_allclose(scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5)
+        np.testing.assert_allclose(
+            scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5
+        )
 
 
 class Broken(Perturbation):
@@ -131,16 +162,27 @@ def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, ou
     given = batches(broken, FILES)
     found = EnsembleScorer(broken, StageClock()).score(given)
     outcomes = [outcome for batch in given for outcome in batch.outcomes]
-    assert [outcome.status for outcome in judge(broken, outcomes, found).outcomes] == [Status.OK] * len(SIZES)
+    assert [outcome.status for outcome in judge(broken, outcomes, found).outcomes] == [
+        Status.OK
+    ] * len(SIZES)
     for name in NAMES:
-        assert np.isnan(found.by_view("scores")[JPEG][name]).tolist() == [width == 64 for width, _ in SIZES]
-        np.testing.assert_array_equal(found.by_view("scores")[JPEG][name][1], outputs.by_view("scores")[JPEG][name][1])
+        assert np.isnan(found.by_view("scores")[JPEG][name]).tolist() == [
+            width == 64 for width, _ in SIZES
+        ]
+        np.testing.assert_array_equal(
+            found.by_view("scores")[JPEG][name][1], outputs.by_view("scores")[JPEG][name][1]
+        )
         np.testing.assert_array_equal(found.scores[name], outputs.scores[name])
-    assert_equal({"grip-social": found.by_view("scores")["grip-social"]}, {"grip-social": outputs.by_view("scores")["grip-social"]})
+    assert_equal(
+        {"grip-social": found.by_view("scores")["grip-social"]},
+        {"grip-social": outputs.by_view("scores")["grip-social"]},
+    )
 
 
 def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
-    """`limits.max_pixels` may allow images that Pillow would not open: decoding does not ask Pillow, a codec's way back does."""
+    """`limits.max_pixels` may allow images that Pillow would not open: decoding does not ask
+    Pillow, a codec's way back does.
+    """
     image = decode_image(FILES[0], ImageLimits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
     jpeg, resize = load_perturbations(["jpeg:50", "resize:0.75"])
@@ -150,8 +192,16 @@ def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
 
 def test_a_view_is_scored_where_its_own_size_is_in_range(spec):
     card = spec.cards["corvi2023"]
-    limited = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.006})})
-    capped = replace(spec, cards={"corvi2023": limited}, views=load_perturbations(["jpeg:50", "resize:0.5"]))
+    limited = card.model_copy(
+        update={
+            "valid_range": card.valid_range.model_copy(
+                update={"min_side_px": 1, "max_megapixels": 0.006}
+            )
+        }
+    )
+    capped = replace(
+        spec, cards={"corvi2023": limited}, views=load_perturbations(["jpeg:50", "resize:0.5"])
+    )
     found = EnsembleScorer(capped, StageClock()).score(batches(capped, FILES))
     too_large = [width * height > 6000 for width, height in SIZES]
     assert np.isnan(found.scores["corvi2023"]).tolist() == too_large

@@ -1,4 +1,6 @@
-"""Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the same decode, in one process or several."""
+"""Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the
+same decode, in one process or several.
+"""
 
 import math
 from dataclasses import replace
@@ -32,7 +34,9 @@ PROMPTS = ("a red fox", "an old harbour at dawn", "a bowl of plums", "two chairs
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Cards of two detectors, an identifier and describers that read the first one's embeddings, or pixels of their own size."""
+    """Cards of two detectors, an identifier and describers that read the first one's embeddings, or
+    pixels of their own size.
+    """
     folder = tmp_path_factory.mktemp("profile")
     cheap, slow = write_two(folder)
     facts = embedding_facts(load_card(cheap), precision="fp32", resize="exact")
@@ -42,23 +46,57 @@ def written(tmp_path_factory):
     card_of(captioner, "git", beams=1)
     return {
         "detectors": [cheap, slow],
-        "identifier": str(make_identifier(folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "cheap", facts)),
-        "retrieval": str(make_retrieval(folder / "retrieval", rng.normal(size=(len(PROMPTS), width)), PROMPTS, "cheap", facts)),
+        "identifier": str(
+            make_identifier(
+                folder / "identifier",
+                CLASSES,
+                rng.normal(size=(len(CLASSES), width)),
+                "cheap",
+                facts,
+            )
+        ),
+        "retrieval": str(
+            make_retrieval(
+                folder / "retrieval",
+                rng.normal(size=(len(PROMPTS), width)),
+                PROMPTS,
+                "cheap",
+                facts,
+            )
+        ),
         "captioner": str(captioner / "describer.yaml"),
     }
 
 
-def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), detectors=2, **changes):
+def spec_of(
+    written,
+    describer="retrieval",
+    *,
+    fake_above=0.0,
+    describe="flagged",
+    views=(),
+    detectors=2,
+    **changes,
+):
     """The spec of an ensemble with such a profile; verdicts are fake above a score."""
-    profile = EnsembleProfile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
+    profile = EnsembleProfile(
+        identifier=written["identifier"],
+        describer=describer and written[describer],
+        describe=describe,
+    )
     thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
-    ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(update={"profile": profile, "thresholds": thresholds} | changes)
+    ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(
+        update={"profile": profile, "thresholds": thresholds} | changes
+    )
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views)
 
 
 @pytest.fixture(scope="module")
 def files():
-    good = [factory.encoded(factory.photo(side, side, seed=side), "PNG") for side in (300, 320, 360, 380, 280, 420, 450, 310)]
+    good = [
+        factory.encoded(factory.photo(side, side, seed=side), "PNG")
+        for side in (300, 320, 360, 380, 280, 420, 450, 310)
+    ]
     return [*good[:BAD], b"no image", *good[BAD:]]
 
 
@@ -79,7 +117,9 @@ def texts(scored):
 
 
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
-def test_words_are_for_what_is_called_fake_alone_and_every_image_is_decoded_once(written, files, middle, describer):
+def test_words_are_for_what_is_called_fake_alone_and_every_image_is_decoded_once(
+    written, files, middle, describer
+):
     threshold, scores = middle
     spec = spec_of(written, describer, fake_above=threshold)
     scored = judged(spec, files)
@@ -93,7 +133,9 @@ def test_words_are_for_what_is_called_fake_alone_and_every_image_is_decoded_once
 
 
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
-def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(written, files, describer):
+def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(
+    written, files, describer
+):
     spec = spec_of(written, describer, describe="all")
     scored = judged(spec, files)
     alone = load_describing(spec.describer)
@@ -103,7 +145,11 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
             continue
         sees = spec.describer.preprocessing
         vector = scored.outputs.of("embeddings")["cheap"][row]
-        given = vector if sees is None else sees.prepare(decode_image(file, spec.limits).pixels, "exact")
+        given = (
+            vector
+            if sees is None
+            else sees.prepare(decode_image(file, spec.limits).pixels, "exact")
+        )
         (wanted,) = alone.describe(given[None])
         assert scored.outputs.captions[row].text == wanted.text
         assert scored.outputs.captions[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
@@ -111,7 +157,9 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
 
 def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written, files, middle):
     views = load_perturbations(["jpeg:50"])
-    spec, plain = (spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ()))
+    spec, plain = (
+        spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ())
+    )
     scored = judged(spec, files)
     assert scored.outputs.by_view("scores")["jpeg:50"].keys() == {"cheap", "slow"}
     assert texts(scored) == texts(judged(plain, files))
@@ -136,7 +184,13 @@ def test_rows_name_a_generator_and_words_and_change_no_score(written, files, mid
             assert row["generator_confidence"] == pytest.approx(confidence)
             assert 1 / len(CLASSES) < row["generator_probability"] <= 1
     assert rows[BAD]["status"] == Status.UNSUPPORTED_FORMAT
-    names = ("predicted_generator", "generator_family", "generator_confidence", "generator_probability", "generator_ranking")
+    names = (
+        "predicted_generator",
+        "generator_family",
+        "generator_confidence",
+        "generator_probability",
+        "generator_ranking",
+    )
     assert [rows[BAD][name] for name in (*names, "predicted_prompt")] == [None] * 6
     np.testing.assert_array_equal(scored.decisions.score, scores)
     other = DetectorOutputs.clean(scores={"other": np.zeros(len(files), np.float32)})
@@ -152,22 +206,44 @@ def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
     wanted = judged(spec, files)
     assert [result.predicted_prompt for result in results[:-1]] == texts(wanted)
     good = [result for result in results if result.status is Status.OK]
-    assert all(result.generator_ranking[0] == result.predicted_generator and result.generator_family for result in good)
+    assert all(
+        result.generator_ranking[0] == result.predicted_generator and result.generator_family
+        for result in good
+    )
     assert all(result.prompt_likelihood <= 1 for result in good if result.verdict == "fake")
     bad = results[BAD]
-    assert (bad.predicted_generator, bad.generator_ranking, bad.predicted_prompt, bad.prompt_likelihood) == (None,) * 4
+    assert (
+        bad.predicted_generator,
+        bad.generator_ranking,
+        bad.predicted_prompt,
+        bad.prompt_likelihood,
+    ) == (None,) * 4
     columns = ensemble({"bytes": np.array(files, object)})
     assert columns["predicted_prompt"].tolist() == texts(wanted)
-    assert columns["predicted_generator"].tolist() == [result.predicted_generator for result in results[:-1]]
-    assert np.isnan(columns["generator_probability"]).tolist() == [row == BAD for row in range(len(files))]
-    assert np.isnan(columns["prompt_likelihood"]).tolist() == [text is None for text in texts(wanted)]
+    assert columns["predicted_generator"].tolist() == [
+        result.predicted_generator for result in results[:-1]
+    ]
+    assert np.isnan(columns["generator_probability"]).tolist() == [
+        row == BAD for row in range(len(files))
+    ]
+    assert np.isnan(columns["prompt_likelihood"]).tolist() == [
+        text is None for text in texts(wanted)
+    ]
 
 
-def test_what_was_fitted_on_other_embeddings_or_on_those_of_a_detector_that_is_not_asked_is_refused(written):
+def test_what_was_fitted_on_other_embeddings_or_on_those_of_a_detector_that_is_not_asked_is_refused(
+    written,
+):
     spec = spec_of(written)
     require_embeddings(spec)
     require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16")))
-    with pytest.raises(ConfigError, match=r"named was fitted on other embeddings of cheap: resize: fitted on exact, here fast"):
+    with pytest.raises(
+        ConfigError,
+        match=r"named was fitted on other embeddings of cheap: resize: fitted on exact, here fast",
+    ):
         require_embeddings(replace(spec, resize="fast"))
-    with pytest.raises(ConfigError, match="named reads embeddings of cheap, which does not look at every image here"):
+    with pytest.raises(
+        ConfigError,
+        match="named reads embeddings of cheap, which does not look at every image here",
+    ):
         spec_of(written | {"detectors": written["detectors"][1:]}, None)

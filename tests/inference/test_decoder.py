@@ -28,9 +28,13 @@ def decoder(crumbs=None):
 
 def test_bad_members_leave_their_slots_empty_and_the_others_alone():
     good = decoder().decode([(slot, jpeg()) for slot in range(4)])
-    for place, bad in enumerate([b"", b"no image", jpeg()[:300], SourceError(Status.SOURCE_TIMEOUT, "late")]):
+    for place, bad in enumerate(
+        [b"", b"no image", jpeg()[:300], SourceError(Status.SOURCE_TIMEOUT, "late")]
+    ):
         batch = decoder().decode([(slot, bad if slot == place else jpeg()) for slot in range(4)])
-        assert [outcome.status is Status.OK for outcome in batch.outcomes] == [slot != place for slot in range(4)]
+        assert [outcome.status is Status.OK for outcome in batch.outcomes] == [
+            slot != place for slot in range(4)
+        ]
         assert not batch.pixels[0][place].any()
         others = [slot for slot in range(4) if slot != place]
         np.testing.assert_array_equal(batch.pixels[0][others], good.pixels[0][others])
@@ -79,8 +83,14 @@ def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, err
         return NOTHING
 
     monkeypatch.setattr("ray_app.images.provenance.containers.locate", located)
-    batch = BatchDecoder(spec, StageClock()).decode([(slot, bad if slot == 1 else jpeg()) for slot in range(3)])
-    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.DECODER_CRASHED, Status.OK]
+    batch = BatchDecoder(spec, StageClock()).decode(
+        [(slot, bad if slot == 1 else jpeg()) for slot in range(3)]
+    )
+    assert [outcome.status for outcome in batch.outcomes] == [
+        Status.OK,
+        Status.DECODER_CRASHED,
+        Status.OK,
+    ]
     outcome = batch.outcomes[1]
     assert outcome.detail.startswith(f"Touchstone's own code failed: {type(error).__name__}: ")
     assert outcome.detail.isprintable()
@@ -91,7 +101,13 @@ def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, err
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("not enough memory"), ImportError("no library"), TouchstoneError("no child")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("not enough memory"),
+        ImportError("no library"),
+        TouchstoneError("no child"),
+    ],
 )
 def test_what_is_no_single_images_fault_stays_an_exception(monkeypatch, error):
     def failing(*_):
@@ -106,6 +122,8 @@ def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplo
     def prepare(image):
         raise TypeError("a bug")
 
-    images = LazyImages(2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare)
+    images = LazyImages(
+        2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare
+    )
     assert list(images) == [None, None]
     assert "a bug" in caplog.text

@@ -1,4 +1,6 @@
-"""Strangers' images in child processes: the right pixels to the right caller, and a pool that outlives whatever it is given."""
+"""Strangers' images in child processes: the right pixels to the right caller, and a pool that
+outlives whatever it is given.
+"""
 
 import asyncio
 import os
@@ -54,13 +56,21 @@ def shared():
 
 @pytest.fixture(scope="module")
 def choosy():
-    """A child for two formats and sides of 600 pixels, that also reads what files say of themselves."""
+    """A child for two formats and sides of 600 pixels, that also reads what files say of
+    themselves.
+    """
     limits = ImageLimits(max_side=600, max_aspect=200)
-    with closing(IsolatedDecoders(limits, processes=1, formats=("JPEG", "PNG"), provenance=ProvenancePolicy())) as pool:
+    with closing(
+        IsolatedDecoders(
+            limits, processes=1, formats=("JPEG", "PNG"), provenance=ProvenancePolicy()
+        )
+    ) as pool:
         yield pool
 
 
-def prepared(pool: IsolatedDecoders, data: bytes, preprocessings=(TINY,), resize="exact") -> PreparedImage:
+def prepared(
+    pool: IsolatedDecoders, data: bytes, preprocessings=(TINY,), resize="exact"
+) -> PreparedImage:
     return asyncio.run(pool.prepare(data, preprocessings, resize))
 
 
@@ -74,22 +84,32 @@ def test_the_pixels_are_those_of_the_batch_job_bit_for_bit():
     cards = MappingProxyType({name: load_card(name) for name in CARDS})
     with closing(IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60)) as with_torch:
         with_torch.start(ALL, "exact")
-        for picture, resize in [*((picture, "exact") for picture in PICTURES), ("large", "fast"), ("tiny", "fast")]:
+        for picture, resize in [
+            *((picture, "exact") for picture in PICTURES),
+            ("large", "fast"),
+            ("tiny", "fast"),
+        ]:
             data = PICTURES[picture]()
             spec = ScoringSpec(load_ensemble_card("tiny"), cards, LIMITS, {}, resize, 1, "cpu")
             assert spec.preprocessings == ALL
-            theirs, ours = BatchDecoder(spec, StageClock()).decode([(0, data)]), prepared(with_torch, data, ALL, resize)
+            theirs, ours = (
+                BatchDecoder(spec, StageClock()).decode([(0, data)]),
+                prepared(with_torch, data, ALL, resize),
+            )
             assert ours.facts == theirs.outcomes[0].facts
             for preprocessing, mine, batch in zip(ALL, ours.pixels, theirs.pixels, strict=True):
                 if preprocessing.shape is None:
-                    assert mine is None  # sizes are kept where they are, and raw pixels do not travel
+                    # sizes are kept where they are, and raw pixels do not travel
+                    assert mine is None
                 else:
                     np.testing.assert_array_equal(mine, batch[0], err_msg=f"{picture} {resize}")
                     assert mine.dtype == np.uint8
                     assert mine.flags.writeable
 
 
-def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_child_sees_them(choosy, monkeypatch):
+def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_child_sees_them(
+    choosy, monkeypatch
+):
     monkeypatch.setattr(DecoderProcess, "prepare", lambda *_: pytest.fail("a child saw it"))
     for make in (factory.SOUND["tiff"][1], lambda: b"just text, nothing more"):
         error = refusal(choosy, make())
@@ -103,7 +123,9 @@ def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_chil
 def test_a_child_killed_in_the_middle_costs_one_image(shared):
     async def both() -> tuple[object, object]:
         victim, other = (stopped(pid) for pid in pids_of(shared))
-        asked = [asyncio.create_task(shared.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(2)]
+        asked = [
+            asyncio.create_task(shared.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(2)
+        ]
         await asyncio.to_thread(wait_until, lambda: shared._free.empty())
         os.kill(victim, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
@@ -125,7 +147,10 @@ def test_many_callers_get_their_own_answers(shared):
         return await asyncio.gather(*(shared.prepare(data, (TINY,), "exact") for data in files))
 
     with ThreadPoolExecutor(len(files)) as threads:  # each with a loop of its own
-        answers = [*asyncio.run(at_once()), *threads.map(lambda data: prepared(shared, data), files)]
+        answers = [
+            *asyncio.run(at_once()),
+            *threads.map(lambda data: prepared(shared, data), files),
+        ]
     for data, answer in zip(files * 2, answers, strict=True):
         assert answer.facts.sha256 == inspect_bytes(data).sha256
         np.testing.assert_array_equal(answer.pixels[0], prepared(shared, data).pixels[0])
@@ -134,7 +159,9 @@ def test_many_callers_get_their_own_answers(shared):
 def test_the_event_loop_goes_on_while_images_wait(shared):
     async def count() -> int:
         pids = [stopped(pid) for pid in pids_of(shared)]
-        tasks = [asyncio.create_task(shared.prepare(factory.png(), (TINY,), "exact")) for _ in range(4)]
+        tasks = [
+            asyncio.create_task(shared.prepare(factory.png(), (TINY,), "exact")) for _ in range(4)
+        ]
         for _ in range(50):
             await asyncio.sleep(0)
         waiting = sum(not task.done() for task in tasks)
@@ -149,16 +176,24 @@ def test_the_event_loop_goes_on_while_images_wait(shared):
 def test_callers_that_go_away_leave_the_protocol_sound(shared):
     async def some_leave() -> list[PreparedImage]:
         pids = [stopped(pid) for pid in pids_of(shared)]
-        leaving = [asyncio.create_task(shared.prepare(factory.jpeg(quality=50 + i), (TINY,), "exact")) for i in range(4)]
+        leaving = [
+            asyncio.create_task(shared.prepare(factory.jpeg(quality=50 + i), (TINY,), "exact"))
+            for i in range(4)
+        ]
         await asyncio.to_thread(wait_until, lambda: shared._free.empty())
         for task in leaving:  # two of them in the middle of an exchange, two waiting
             task.cancel()
-        assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*leaving, return_exceptions=True))
+        assert all(
+            isinstance(end, asyncio.CancelledError)
+            for end in await asyncio.gather(*leaving, return_exceptions=True)
+        )
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         files = [factory.encoded(factory.photo(seed=seed), "PNG") for seed in range(4)]
         answers = [await shared.prepare(data, (TINY,), "exact") for data in files]
-        assert [answer.facts.sha256 for answer in answers] == [inspect_bytes(data).sha256 for data in files]
+        assert [answer.facts.sha256 for answer in answers] == [
+            inspect_bytes(data).sha256 for data in files
+        ]
         assert pids_of(shared) == pids
         return answers
 
@@ -170,7 +205,9 @@ def test_close_finishes_what_is_at_work_and_turns_the_rest_away():
         pool = IsolatedDecoders(LIMITS, processes=1)
         pool.start()
         pid = stopped(pids_of(pool)[0])
-        asked = [asyncio.create_task(pool.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(3)]
+        asked = [
+            asyncio.create_task(pool.prepare(factory.jpeg(), (TINY,), "exact")) for _ in range(3)
+        ]
         await asyncio.to_thread(wait_until, lambda: pool._free.empty())
         closing = threading.Thread(target=pool.close)
         closing.start()
@@ -212,7 +249,12 @@ pool.start()
 print(*(child.pid for child in pool._children), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 1
     wait_until(lambda: not [pid for pid in pids if state(pid) not in "ZX"])

@@ -1,4 +1,6 @@
-"""One decoder process: the answers of the process itself, and a status for whatever becomes of it; nothing that it says is believed."""
+"""One decoder process: the answers of the process itself, and a status for whatever becomes of it;
+nothing that it says is believed.
+"""
 
 import dataclasses
 import json
@@ -33,7 +35,9 @@ def decoder():
 
 
 def scripted(script: str) -> type[DecoderProcess]:
-    """A child that answers a request as a script says, as one that a hostile file took over: it knows the protocol and the file, `data`."""
+    """A child that answers a request as a script says, as one that a hostile file took over: it
+    knows the protocol and the file, `data`.
+    """
     start = """
 import ctypes, hashlib, json, os, signal, struct, sys
 REQUEST, ANSWER = struct.Struct("<Q"), struct.Struct("<QQ")
@@ -107,7 +111,12 @@ def test_the_child_refuses_as_the_process_itself_does_and_lives_on(decoder):
         with pytest.raises(ImageRefused) as caught:
             decode_image(data, LIMITS)
         ours = caught.value
-        assert (error.detail, error.facts, error.limit, error.observed) == (ours.detail, ours.facts, ours.limit, ours.observed)
+        assert (error.detail, error.facts, error.limit, error.observed) == (
+            ours.detail,
+            ours.facts,
+            ours.limit,
+            ours.observed,
+        )
     assert decoder.pid == pid
 
 
@@ -154,7 +163,10 @@ def test_a_child_that_cannot_start_is_the_systems_fault(monkeypatch):
     def no_process(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    with Broken(LIMITS) as decoder, pytest.raises(TouchstoneError, match=r"did not start: it .*exit code 7") as caught:
+    with (
+        Broken(LIMITS) as decoder,
+        pytest.raises(TouchstoneError, match=r"did not start: it .*exit code 7") as caught,
+    ):
         decoder.decode(factory.jpeg())
     assert caught.value.hint
     assert not isinstance(caught.value, ImageRefused)
@@ -172,12 +184,17 @@ def test_a_child_that_hangs_while_it_starts_is_replaced_and_costs_no_image(monke
         assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
 
 
-@pytest.mark.parametrize("card", ["touchstone-tiny", pytest.param("siglip2-open-deepfake", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "card", ["touchstone-tiny", pytest.param("siglip2-open-deepfake", marks=pytest.mark.slow)]
+)
 def test_memory_is_bounded_with_torch_and_without(card):
     preprocessing = load_card(card).preprocessing
     heavy = factory.encoded(Image.new("RGB", (3000, 3000), "teal"), "JPEG")
     with DecoderProcess(LIMITS, 20.0, 20 * 1024**2) as child:  # the pixels alone take 27 MB
-        assert child.prepare(factory.jpeg(), wanted(preprocessing)).pixels[0].shape == (*preprocessing.shape, 3)
+        assert child.prepare(factory.jpeg(), wanted(preprocessing)).pixels[0].shape == (
+            *preprocessing.shape,
+            3,
+        )
         with pytest.raises(ImageRefused) as caught:
             child.prepare(heavy, wanted(preprocessing))
     assert caught.value.status in (Status.IMAGE_TOO_LARGE, Status.DECODER_CRASHED)
@@ -194,10 +211,17 @@ FACTS = [
 def test_facts_that_no_row_can_hold_or_of_another_file_are_not_believed(decoder, refused):
     data = factory.jpeg()
     true = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64}
-    assert decoder._believed(json.dumps({"facts": true, "refused": refused}).encode(), data).facts.width == 96
+    assert (
+        decoder._believed(
+            json.dumps({"facts": true, "refused": refused}).encode(), data
+        ).facts.width
+        == 96
+    )
     for lie in FACTS:
         with pytest.raises((ValueError, InputError)):
-            pytest.fail(f"believed: {decoder._believed(json.dumps({'facts': true | lie, 'refused': refused}).encode(), data)}")
+            pytest.fail(
+                f"believed: {decoder._believed(json.dumps({'facts': true | lie, 'refused': refused}).encode(), data)}"
+            )
 
 
 LIES = {
@@ -220,14 +244,20 @@ def test_what_a_child_that_was_taken_over_says_is_not_believed_and_it_ends(lie):
     data = factory.jpeg()
     with scripted(LIES[lie])(LIMITS, 20.0) as child, pytest.raises(ImageRefused) as caught:
         child.prepare(data, wanted())
-    assert (caught.value.status, caught.value.detail) == (Status.DECODER_CRASHED, "the decoder process gave no valid answer")
+    assert (caught.value.status, caught.value.detail) == (
+        Status.DECODER_CRASHED,
+        "the decoder process gave no valid answer",
+    )
     assert caught.value.facts == inspect_bytes(data)
     assert child.pid is None
 
 
 def test_a_child_that_falls_silent_is_ended(monkeypatch):
     monkeypatch.setattr("ray_app.child_process.LAST_WORDS_S", 0.1)
-    with scripted("os.close(1)")(LIMITS, 5.0) as child, pytest.raises(ImageRefused, match="fell silent"):
+    with (
+        scripted("os.close(1)")(LIMITS, 5.0) as child,
+        pytest.raises(ImageRefused, match="fell silent"),
+    ):
         child.prepare(factory.jpeg(), wanted())
     assert child.pid is None
 
@@ -239,7 +269,9 @@ def test_words_of_a_child_that_was_taken_over_are_cleaned():
     assert provenance.software == "a b" + " " + "c" * 296
     assert provenance.digital_source_type == ("d",)
     detail = "'red' + chr(27) + '[31m\\nor' + chr(0x202e) + ' not'"
-    with scripted(f"say({{'facts': facts, 'refused': {{'status': 'corrupt_image', 'detail': {detail}}}}}, b'')")(LIMITS, 20.0) as child:
+    with scripted(
+        f"say({{'facts': facts, 'refused': {{'status': 'corrupt_image', 'detail': {detail}}}}}, b'')"
+    )(LIMITS, 20.0) as child:
         assert refusal(child, factory.jpeg()).detail == "red\\x1b[31m\\nor\\u202e not"
 
 

@@ -1,4 +1,6 @@
-"""Pinned buffers that are used again, and batches as large as pays: with stand-ins for what a GPU does."""
+"""Pinned buffers that are used again, and batches as large as pays: with stand-ins for what a GPU
+does.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ import torch
 from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.device_batches import DeviceUpload, PinnedRing, batch_sizes, measured_batches, paying_batch
+from ray_app.inference.device_batches import (
+    DeviceUpload,
+    PinnedRing,
+    batch_sizes,
+    measured_batches,
+    paying_batch,
+)
 from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
@@ -50,7 +58,18 @@ def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are
     seen = [ring.copied(images(2, value=value), torch.clone) for value in range(5)]
     assert len(made) == 2
     assert [int(one.max()) for one in seen] == list(range(5))
-    assert log == ["free", "record", "free", "record", "wait", "record", "wait", "record", "wait", "record"]
+    assert log == [
+        "free",
+        "record",
+        "free",
+        "record",
+        "wait",
+        "record",
+        "wait",
+        "record",
+        "wait",
+        "record",
+    ]
     lent = []
     for value in (1, 2):
         ring.copied(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
@@ -58,7 +77,9 @@ def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are
 
 
 class Meter:
-    """A device on which a batch takes `fixed` + `each` × images seconds, `share` of its memory per image, and `indexed` images at most."""
+    """A device on which a batch takes `fixed` + `each` × images seconds, `share` of its memory per
+    image, and `indexed` images at most.
+    """
 
     def __init__(self, fixed, each, share=0.0, indexed=10**6):
         self.fixed, self.each, self.share, self.indexed, self.size = fixed, each, share, indexed, 0
@@ -134,18 +155,27 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
     after = scorer.score(given).scores["slow"]
     assert set(seen) == {step}
     assert np.isfinite(after).tolist() == [False] * 4 + [True] * 11
-    # Another size of batch moves last bits at most, well within what fp32 is held to; at one size a score is the same in any company.
+    # Another size of batch moves last bits at most, well within what fp32 is held to; at one size a
+    # score is the same in any company.
     np.testing.assert_allclose(after, before, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(scorer.score(given[3:]).scores["slow"], after[12:])
-    assert (scoring_identity(spec), detector.fingerprint) == (known, fingerprint)  # runs are known by the same as ever
+    # runs are known by the same as ever
+    assert (scoring_identity(spec), detector.fingerprint) == (known, fingerprint)
 
 
 def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     cards = [small(name) for name in ("touchstone-photo", "unifd", "corvi2023")]
     spec = make_spec(
-        ensemble_of([card.name for card in cards]), cards=cards, limits=ImageLimits(), device="cuda", precision="bf16", slots=4
+        ensemble_of([card.name for card in cards]),
+        cards=cards,
+        limits=ImageLimits(),
+        device="cuda",
+        precision="bf16",
+        slots=4,
     )
-    [handed] = batches(spec, noise(*[(160, 150)] * 3), BatchDecoder(spec, StageClock(), hand_over=True))
+    [handed] = batches(
+        spec, noise(*[(160, 150)] * 3), BatchDecoder(spec, StageClock(), hand_over=True)
+    )
     complete = BatchDecoder(spec, StageClock()).complete(handed)
     networks, devices = {card.name: bare(card) for card in cards}, []
 
@@ -153,13 +183,22 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
         return detector_on_cuda(card, networks[card.name], precision, slots)
 
     monkeypatch.setattr("ray_app.inference.scorer.load_detector", loaded)
-    monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: [])
-    monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0)
+    monkeypatch.setattr(
+        "ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: []
+    )
+    monkeypatch.setattr(
+        "ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0
+    )
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
     monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
-    monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))  # a GPU's clock needs the GPU
+    # a GPU's clock needs the GPU
+    monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))
     monkeypatch.setattr(
-        _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block.parts.values() for part in parts)
+        _BlockReadings,
+        "gathered",
+        lambda block: devices.extend(
+            part.device.type for parts in block.parts.values() for part in parts
+        ),
     )
     with fake_cuda():
         EnsembleScorer(spec, StageClock()).score([complete])

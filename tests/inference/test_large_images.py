@@ -1,4 +1,6 @@
-"""Large images take turns on a node: they wait for memory and not for ever, and what waits does not hang."""
+"""Large images take turns on a node: they wait for memory and not for ever, and what waits does not
+hang.
+"""
 
 import subprocess
 import sys
@@ -53,13 +55,17 @@ def is_free(budget: NodeBudget) -> bool:
     return not waiting.is_alive()
 
 
-def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_never_waits(budget, monkeypatch):
+def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_never_waits(
+    budget, monkeypatch
+):
     clock, batches = StageClock(), []
     decoder = BatchDecoder(SPEC, clock, budget=budget)
     with budget.turn(budget.total_bytes):
         assert decoder.decode([(1, factory.jpeg())]).outcomes[0].status is Status.OK
         monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
-        waiting = threading.Thread(target=lambda: batches.append(decoder.decode([(1, factory.jpeg()), (2, factory.png())])))
+        waiting = threading.Thread(
+            target=lambda: batches.append(decoder.decode([(1, factory.jpeg()), (2, factory.png())]))
+        )
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
@@ -70,11 +76,19 @@ def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_neve
     assert is_free(budget)
 
 
-def test_what_takes_more_than_there_is_is_refused_and_costs_nobody_else(everything_is_large, tmp_path):
+def test_what_takes_more_than_there_is_is_refused_and_costs_nobody_else(
+    everything_is_large, tmp_path
+):
     tiny = NodeBudget("pixels", 2**20, tmp_path / "seats")
     decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "crumbs", budget=tiny)
-    batch = decoder.decode([(1, factory.jpeg()), (2, factory.raw_png(8, 8, 8, 2, bytes(200))), (3, b"")])
-    assert [outcome.status for outcome in batch.outcomes] == [Status.IMAGE_TOO_LARGE, Status.OK, Status.EMPTY_FILE]
+    batch = decoder.decode(
+        [(1, factory.jpeg()), (2, factory.raw_png(8, 8, 8, 2, bytes(200))), (3, b"")]
+    )
+    assert [outcome.status for outcome in batch.outcomes] == [
+        Status.IMAGE_TOO_LARGE,
+        Status.OK,
+        Status.EMPTY_FILE,
+    ]
     assert "over decode_bytes (0.0 GB) of this node" in batch.outcomes[0].detail
     assert batch.outcomes[0].facts.width == 96
     decoder.close()
@@ -99,7 +113,9 @@ decoder.close()
 
 
 def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WAITING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
     assert list((tmp_path / "crumbs").iterdir()) == []
 
@@ -136,10 +152,16 @@ def test_a_file_is_let_go_before_the_next_is_asked_for():
     assert peak < 2.5 * size
 
 
-def test_views_of_large_images_are_decoded_anew_and_the_same(everything_is_large, budget, monkeypatch):
-    """Detectors that keep sizes read views one by one: a large image is decoded for each rather than kept beyond its turn."""
+def test_views_of_large_images_are_decoded_anew_and_the_same(
+    everything_is_large, budget, monkeypatch
+):
+    """Detectors that keep sizes read views one by one: a large image is decoded for each rather
+    than kept beyond its turn.
+    """
     views = load_perturbations(["jpeg:75", "blur:2"])
-    spec = make_spec(ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2)
+    spec = make_spec(
+        ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2
+    )
     files = [(1, factory.encoded(factory.photo(300, 200), "JPEG")), (2, factory.jpeg())]
 
     def seen(decoder):

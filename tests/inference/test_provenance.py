@@ -1,4 +1,6 @@
-"""Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever the manifest's reader does."""
+"""Provenance in a batch and in a child process: beside the pixels, never instead of them, whatever
+the manifest's reader does.
+"""
 
 import json
 import os
@@ -20,7 +22,14 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits, inspect_bytes, limits
 from ray_app.images.provenance import ProvenancePolicy, attach_sidecar
 from ray_app.images.provenance.trust_lists import own_list
-from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, decoder_pool, judge, make_spec
+from ray_app.inference import (
+    BatchDecoder,
+    DetectorOutputs,
+    StageClock,
+    decoder_pool,
+    judge,
+    make_spec,
+)
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images.factory import encoded, jpeg, photo
@@ -61,18 +70,31 @@ def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
     assert said[1] is said[3] is None
     assert said[2]["generator"]["steps"] == 20
     assert {outcome.provenance for outcome in silent.outcomes} == {None}
-    assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(silent.outcomes)
+    assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(
+        silent.outcomes
+    )
     np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
     assert SPEC == PLAIN  # no other run by it
-    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # of the first no detector gave a score
-    scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores)))
-    assert [row["provenance"] and json.loads(row["provenance"])["ai_declared"] for row in rows_of(scored)] == [True, None, True, None]
+    # of the first no detector gave a score
+    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)
+    scored = judge(
+        SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores))
+    )
+    assert [
+        row["provenance"] and json.loads(row["provenance"])["ai_declared"]
+        for row in rows_of(scored)
+    ] == [True, None, True, None]
 
 
 @pytest.mark.parametrize("style", ["L", "RGB", "RGBA", "CMYK"])
 def test_a_watermark_is_read_wherever_a_file_is_decoded(style):
-    marked, plain = encoded(marked_photo().convert(style), "TIFF"), encoded(marked_photo().convert(style).rotate(90), "TIFF")
-    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+    marked, plain = (
+        encoded(marked_photo().convert(style), "TIFF"),
+        encoded(marked_photo().convert(style).rotate(90), "TIFF"),
+    )
+    wanted = DecodeRequest(
+        preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
+    )
     with DecoderProcess(ImageLimits(), 60.0, 2**31) as child:
         answers = [child.prepare(file, wanted).provenance for file in (marked, plain)]
     here = [outcome.provenance for outcome in decoded(SPEC, marked, plain).outcomes]
@@ -116,17 +138,25 @@ def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
         np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])
         assert answer.provenance.c2pa.state == state
         assert running.prepare(jpeg(), wanted).provenance is None
-        assert running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance is None
+        assert (
+            running.prepare(signed(), wanted.model_copy(update={"provenance": None})).provenance
+            is None
+        )
 
 
 def test_a_sidecar_whose_reader_crashes_costs_no_score(tmp_path):
     (tmp_path / "a.c2pa").write_bytes(authority().sidecar(jpeg()))
     file = attach_sidecar(jpeg(), str(tmp_path / "a.jpg"))
-    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+    wanted = DecodeRequest(
+        preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
+    )
     for child, state in ((DecoderProcess, "trusted"), (Broken, "unreadable")):
         with child(ImageLimits(), 60.0, 2**31) as running:
             answer = running.prepare(file, wanted)
-            assert (answer.provenance.c2pa.state, answer.facts.sha256) == (state, inspect_bytes(jpeg()).sha256)
+            assert (answer.provenance.c2pa.state, answer.facts.sha256) == (
+                state,
+                inspect_bytes(jpeg()).sha256,
+            )
             assert running.prepare(jpeg(), wanted).provenance is None
     assert json.loads(decoded(SPEC, file).outcomes[0].provenance)["c2pa"]["sidecar"] is True
 
@@ -138,26 +168,40 @@ def test_a_sidecar_is_read_by_every_command(tmp_path, capsys):
         (folder / f"{name}.png").write_bytes(encoded(photo(seed=seed), "PNG"))
     (folder / "a.c2pa").write_bytes(authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG"))
     assert main(["check", str(folder), "--ensemble", "tiny", "--json"]) == 0
-    rows = {row["uri"].rpartition("/")[2]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    rows = {
+        row["uri"].rpartition("/")[2]: row
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+    }
     assert rows["a.png"]["finding"] == "made by AI, signed by Throwaway (valid, signer unknown)"
     assert rows["a.c2pa"]["detail"].startswith("a C2PA manifest (sidecar)")
     url = score_here(load_ensemble_card("tiny"), folder, tmp_path / "run")
     assert main(["results", url, "--json"]) == 0
-    scored = {row["uri"].rpartition("/")[2]: row["finding"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    scored = {
+        row["uri"].rpartition("/")[2]: row["finding"]
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+    }
     results = load_ensemble("tiny").score(folder)
     expected = {name: row["finding"] for name, row in rows.items()}
-    assert expected == scored == {os.path.basename(result.source): result.finding for result in results}
+    assert (
+        expected
+        == scored
+        == {os.path.basename(result.source): result.finding for result in results}
+    )
 
 
 def test_a_sidecar_costs_no_request_on_object_storage(tmp_path, s3):
     bucket = s3.bucket("sidecars")
-    files = {"a.png": encoded(photo(seed=1), "PNG"), "a.c2pa": authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG")}
+    files = {
+        "a.png": encoded(photo(seed=1), "PNG"),
+        "a.c2pa": authority().sidecar(encoded(photo(seed=1), "PNG"), "PNG"),
+    }
     for name, data in files.items():
         s3.client().put_object(Bucket="sidecars", Key=name, Body=data)
     s3.clear_log()
     score_here(load_ensemble_card("tiny"), bucket, tmp_path / "run")
     gets = [path for method, path in s3.requests() if path.startswith("/sidecars/a")]
-    assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]  # each as a member of the archive
+    # each as a member of the archive
+    assert sorted(gets) == ["/sidecars/a.c2pa", "/sidecars/a.png"]
 
 
 def test_metadata_is_read_up_to_the_limit_of_the_run():
@@ -165,22 +209,36 @@ def test_metadata_is_read_up_to_the_limit_of_the_run():
     for limit, is_read in ((4000, True), (1000, False)):
         limits = ImageLimits(max_text_bytes=limit)
         outcome = decoded(replace(SPEC, limits=limits), png_with(parameters=text)).outcomes[0]
-        wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance)
+        wanted = DecodeRequest(
+            preprocessings=(load_card("touchstone-tiny").preprocessing,), provenance=SPEC.provenance
+        )
         with DecoderProcess(limits, 60.0, 2**31) as child:
             answer = child.prepare(png_with(parameters=text), wanted)
         assert answer.provenance.row() == outcome.provenance
-        assert answer.facts.flags == outcome.facts.flags == (() if is_read else ("metadata_unread",))
+        assert (
+            answer.facts.flags == outcome.facts.flags == (() if is_read else ("metadata_unread",))
+        )
         assert (answer.provenance.generator is not None) == is_read
-        assert answer.provenance.unread == (() if is_read else ("text “parameters”: over max_text_bytes (1000)",))
+        assert answer.provenance.unread == (
+            () if is_read else ("text “parameters”: over max_text_bytes (1000)",)
+        )
 
 
 def test_a_large_image_whose_manifest_kills_its_reader_is_asked_again_within_its_turn(monkeypatch):
     monkeypatch.setattr(limits, "SMALL_BYTES", 0)
-    monkeypatch.setattr(Broken, "first", f"{BROKEN}; from ray_app.images import limits; limits.SMALL_BYTES = 0")
+    monkeypatch.setattr(
+        Broken, "first", f"{BROKEN}; from ray_app.images import limits; limits.SMALL_BYTES = 0"
+    )
     monkeypatch.setattr(decoder_pool, "DecoderProcess", Broken)
-    wanted = DecodeRequest(preprocessings=(load_card("touchstone-tiny").preprocessing,), resize="exact", provenance=SPEC.provenance)
+    wanted = DecodeRequest(
+        preprocessings=(load_card("touchstone-tiny").preprocessing,),
+        resize="exact",
+        provenance=SPEC.provenance,
+    )
     pool = decoder_pool.IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=60.0)
     answers = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(pool.prepare_now(signed(), wanted)), daemon=True).start()
+    threading.Thread(
+        target=lambda: answers.put(pool.prepare_now(signed(), wanted)), daemon=True
+    ).start()
     assert answers.get(timeout=120).provenance.c2pa.state == "unreadable"
     pool.close()

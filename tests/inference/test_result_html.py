@@ -1,4 +1,6 @@
-"""What a notebook shows of results: the picture, a bar per detector, and nothing that a hostile file could put there."""
+"""What a notebook shows of results: the picture, a bar per detector, and nothing that a hostile
+file could put there.
+"""
 
 import base64
 import io
@@ -33,9 +35,19 @@ def test_a_result_has_its_picture_small_and_a_bar_per_detector(ensemble, tmp_pat
     data = (tmp_path / "large.png").read_bytes()
     for given in (tmp_path / "large.png", data, io.BytesIO(data), large, np.asarray(large)):
         html = ensemble.score(given)._repr_html_()
-        assert [one.size for one in pictures(html)] == ([] if isinstance(given, io.BytesIO) else [(240, 80)])
+        assert [one.size for one in pictures(html)] == (
+            [] if isinstance(given, io.BytesIO) else [(240, 80)]
+        )
         assert html.count("<tr>") == 1
-        assert all(words in html for words in ("touchstone-tiny", "no evidence found", "(not calibrated)", "A demonstration"))
+        assert all(
+            words in html
+            for words in (
+                "touchstone-tiny",
+                "no evidence found",
+                "(not calibrated)",
+                "A demonstration",
+            )
+        )
     assert large.size == (900, 300)  # and is as it was
 
 
@@ -47,7 +59,12 @@ def test_a_hostile_name_is_text(ensemble, tmp_path):
         assert "<img src=x" not in html
         assert "\u202e" not in html
         assert "&lt;img src=x onerror=alert(1)&gt;" in html
-    row = {"source": 1, "status": "corrupt_image", "detail": "<script>alert(1)</script>", "scores": {}}
+    row = {
+        "source": 1,
+        "status": "corrupt_image",
+        "detail": "<script>alert(1)</script>",
+        "scores": {},
+    }
     assert "<script>" not in result_html.card(row, None)
 
 
@@ -58,7 +75,8 @@ def test_no_picture_where_there_is_none_any_more_or_of_a_stream(ensemble, tmp_pa
     assert pictures(result._repr_html_()) == []
     assert "no evidence found" in result._repr_html_()
     assert "<b>not scored</b> · unsupported_format" in failed._repr_html_()
-    # The caller of a list holds its images anyway; of a stream, results would be the only ones that do.
+    # The caller of a list holds its images anyway; of a stream, results would be the only ones that
+    # do.
     files = [encoded(photo(160, 120, seed=seed), "PNG") for seed in range(3)]
     assert [len(pictures(one._repr_html_())) for one in ensemble.score(files)] == [1, 1, 1]
     assert [one.picture for one in ensemble.score(data for data in files)] == [None] * 3

@@ -1,4 +1,6 @@
-"""Several detectors on one process: what they share, images that keep their size, masks, replies and embeddings."""
+"""Several detectors on one process: what they share, images that keep their size, masks, replies
+and embeddings.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,15 @@ from ray_app.detectors.shared_backbone import hold_equal_weights_once
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import REQUESTED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
+from ray_app.inference import (
+    REQUESTED,
+    RUNS,
+    BatchDecoder,
+    DetectorOutputs,
+    StageClock,
+    judge,
+    make_spec,
+)
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.scoring.identity import kept_embeddings_of
 from ray_app.transforms.perturbations import load_perturbations
@@ -32,7 +42,9 @@ def spec(eight):
     """All but the one with masks, which takes longer than the others together."""
     card = load_ensemble_card(eight)
     others = tuple(member for member in card.members if "maskclip" not in member.detector)
-    return make_spec(card.model_copy(update={"members": others}), limits=ImageLimits(), precision="fp32")
+    return make_spec(
+        card.model_copy(update={"members": others}), limits=ImageLimits(), precision="fp32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,9 @@ def scorer(spec):
     return EnsembleScorer(spec, StageClock())
 
 
-def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes_no_score(spec, scorer):
+def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes_no_score(
+    spec, scorer
+):
     before = scorer.counts
     decoder = BatchDecoder(spec, StageClock())
     given = batches(spec, FILES, decoder)
@@ -60,12 +74,16 @@ def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes
     for name in ("unifd", "own-head", "clip-d-10k-plus"):
         alone = load_detector(spec.cards[name], precision="fp32")
         place = spec.preprocessings.index(spec.cards[name].preprocessing)
-        expected = np.concatenate([alone.score(batch.pixels[place][: len(batch.outcomes)]) for batch in given])
+        expected = np.concatenate(
+            [alone.score(batch.pixels[place][: len(batch.outcomes)]) for batch in given]
+        )
         np.testing.assert_array_equal(outputs.scores[name], expected)
 
 
 def test_equal_weights_of_different_files_lie_in_memory_once(spec):
-    one, other = (load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head"))
+    one, other = (
+        load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head")
+    )
     pixels = torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
     before = one(pixels).numpy()
     saved = hold_equal_weights_once([one, other])
@@ -80,18 +98,34 @@ def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
     decoder = BatchDecoder(spec, StageClock())
     completed = [decoder.complete(batch) for batch in given]
     assert decoder.counts["decoded"] == 0
-    place = next(index for index, preprocessing in enumerate(spec.preprocessings) if preprocessing.shape is None)
+    place = next(
+        index
+        for index, preprocessing in enumerate(spec.preprocessings)
+        if preprocessing.shape is None
+    )
     assert completed[0].pixels[place][1].shape == (120, 200, 3)
     assert decoder.counts["decoded"] == 1
-    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
-    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
+    broken = [
+        replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded))
+        for batch in given
+    ]
+    scores = (
+        EnsembleScorer(spec, StageClock(), ["corvi2023"])
+        .score(decoder.complete(batch) for batch in broken)
+        .scores
+    )
     assert np.isnan(scores["corvi2023"]).all()  # what decodes no more has no score
 
 
 def test_two_pools_say_together_what_one_says(whole):
-    three = replace(whole, cards={name: whole.cards[name] for name in ("tiny-ladeda", "unifd", "maskclip")})
+    three = replace(
+        whole, cards={name: whole.cards[name] for name in ("tiny-ladeda", "unifd", "maskclip")}
+    )
     given = batches(three, [FILES[0], b"no image", FILES[1]])
-    parts = [EnsembleScorer(three, StageClock(), pool).score(given) for pool in (["tiny-ladeda"], ["unifd", "maskclip"])]
+    parts = [
+        EnsembleScorer(three, StageClock(), pool).score(given)
+        for pool in (["tiny-ladeda"], ["unifd", "maskclip"])
+    ]
     joined, outputs = parts[0].joined(parts[1]), EnsembleScorer(three, StageClock()).score(given)
     assert list(joined.scores) == list(outputs.scores)
     for name, scores in outputs.scores.items():
@@ -105,7 +139,12 @@ def test_two_pools_say_together_what_one_says(whole):
 
 
 def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole):
-    alone = replace(whole, cards={"maskclip": whole.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
+    alone = replace(
+        whole,
+        cards={"maskclip": whole.cards["maskclip"]},
+        slots=1,
+        views=load_perturbations(["jpeg:50", "crop:0.75"]),
+    )
     outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [FILES[0], b"no image"]))
     assert list(outputs.by_view("scores")) == ["jpeg:50", "crop:0.75"]
     assert list(outputs.by_view("masks")) == ["jpeg:50"]
@@ -120,16 +159,29 @@ def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole)
 
 def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec):
     card = spec.cards["corvi2023"]
-    capped = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.03})})
+    capped = card.model_copy(
+        update={
+            "valid_range": card.valid_range.model_copy(
+                update={"min_side_px": 1, "max_megapixels": 0.03}
+            )
+        }
+    )
     limited = replace(spec, cards={**spec.cards, "corvi2023": capped})
     given = batches(limited, FILES)
     outputs = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
     assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
-    others = EnsembleScorer(limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]).score(given)
-    scored = judge(limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(outputs))
+    others = EnsembleScorer(
+        limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]
+    ).score(given)
+    scored = judge(
+        limited, [outcome for batch in given for outcome in batch.outcomes], others.joined(outputs)
+    )
     assert scored.outcomes[3].status is Status.OK
     assert scored.decisions.verdict[3] == "abstain"
-    assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.detail[3]
+    assert (
+        "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))"
+        in scored.decisions.detail[3]
+    )
     assert np.isnan(scored.decisions.score[3])
     assert np.isfinite(scored.scores["unifd"][3])
 
@@ -143,23 +195,41 @@ def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     said = outputs.of("replies")["tiny-internvl"]
     failed = [outcome for outcome in scored.outcomes if outcome.status is Status.DETECTOR_FAILED]
     assert 0 < len(failed) < len(said)
-    for outcome, reply, score in zip(scored.outcomes, said, outputs.scores["tiny-internvl"], strict=True):
+    for outcome, reply, score in zip(
+        scored.outcomes, said, outputs.scores["tiny-internvl"], strict=True
+    ):
         assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
-        assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"
+        assert (
+            outcome.status is Status.OK
+            or outcome.detail
+            == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"
+        )
 
 
 def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(keeping):
     plain = replace(keeping, features={})
-    given = [b"no image" if number % 3 == 2 else file for number, file in enumerate(noise(*[(300, 300)] * 7))]
-    outputs, without = (EnsembleScorer(one, StageClock()).score(batches(one, given)) for one in (keeping, plain))
+    given = [
+        b"no image" if number % 3 == 2 else file
+        for number, file in enumerate(noise(*[(300, 300)] * 7))
+    ]
+    outputs, without = (
+        EnsembleScorer(one, StageClock()).score(batches(one, given)) for one in (keeping, plain)
+    )
     vectors = outputs.of("embeddings")["touchstone-tiny"]
     assert vectors.shape == (7, 128)
     usable = np.arange(7) % 3 != 2
     assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
     assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
-    np.testing.assert_array_equal(outputs.scores["touchstone-tiny"], without.scores["touchstone-tiny"])
+    np.testing.assert_array_equal(
+        outputs.scores["touchstone-tiny"], without.scores["touchstone-tiny"]
+    )
     assert not without.of("embeddings")
-    parts = [EnsembleScorer(keeping, StageClock()).score(batches(keeping, part)) for part in (given[:4], given[4:])]
-    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)}))
+    parts = [
+        EnsembleScorer(keeping, StageClock()).score(batches(keeping, part))
+        for part in (given[:4], given[4:])
+    ]
+    joined = DetectorOutputs.chained(parts).joined(
+        DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)})
+    )
     np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], vectors)
     assert not joined.among(["other"]).of("embeddings")

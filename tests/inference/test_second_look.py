@@ -1,4 +1,6 @@
-"""A cascade in one process and in pools: who looks at what, from which bytes, and that it changes no score of those that look."""
+"""A cascade in one process and in pools: who looks at what, from which bytes, and that it changes
+no score of those that look.
+"""
 
 import pickle
 
@@ -64,16 +66,22 @@ def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec):
     inside = (whole.scores["cheap"] >= low) & (whole.scores["cheap"] <= high)
     assert 0 < inside.sum() < len(FILES)
     np.testing.assert_array_equal(np.isfinite(outputs.scores["slow"]), inside)
-    np.testing.assert_allclose(outputs.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6)
+    np.testing.assert_allclose(
+        outputs.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6
+    )
     assert counts[LOOKED] == counts["decoded"] == inside.sum()
     assert counts[LOOKED_MS] > 0
     _, held_for_a_while_only, _ = read(spec, MEMBERS, kept_bytes=1)
     for name in spec.cards:
-        np.testing.assert_allclose(held_for_a_while_only.scores[name], outputs.scores[name], atol=1e-6)
+        np.testing.assert_allclose(
+            held_for_a_while_only.scores[name], outputs.scores[name], atol=1e-6
+        )
     scored = judge(spec, outcomes, outputs)
     assert [why == "band" for why in scored.decisions.second_look] == inside.tolist()
     assert outcomes[3].status is Status.UNSUPPORTED_FORMAT
-    assert all(verdict != "abstain" for row, verdict in enumerate(scored.decisions.verdict) if row != 3)
+    assert all(
+        verdict != "abstain" for row, verdict in enumerate(scored.decisions.verdict) if row != 3
+    )
 
 
 def test_the_audit_draws_by_bytes_beyond_the_band(cards):
@@ -96,13 +104,17 @@ def test_two_pools_say_together_what_one_process_says(spec):
     handed = pickle.loads(pickle.dumps(list(batches(spec, DATA, reading))))
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     cheap, slow = (
-        CascadeScorer(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9)
+        CascadeScorer(
+            spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9
+        )
         for name in ("cheap", "slow")
     )
     first = cheap.score(decoder.complete(batch) for batch in handed)
     assert list(first.scores) == ["cheap"]
     going = second_stage_rows(spec, outcomes, first)
-    outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(DATA)], first)
+    outputs = slow.again(
+        outcomes, [(0, file) if row in going else None for row, file in enumerate(DATA)], first
+    )
     for name in spec.cards:
         np.testing.assert_allclose(outputs.scores[name], whole.scores[name], atol=1e-6)
     assert slow.counts["decoded"] == len(going)

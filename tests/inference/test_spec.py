@@ -14,7 +14,11 @@ FAST = Settings(precision={TINY: "bf16"}, resize="fast")
 
 
 def spec(settings, **asked):
-    return make_spec(load_ensemble_card("tiny").model_copy(update={"settings": settings}), limits=ImageLimits(), **asked)
+    return make_spec(
+        load_ensemble_card("tiny").model_copy(update={"settings": settings}),
+        limits=ImageLimits(),
+        **asked,
+    )
 
 
 def test_auto_is_what_the_card_was_calibrated_under():
@@ -22,7 +26,11 @@ def test_auto_is_what_the_card_was_calibrated_under():
     assert spec(None).resize == "exact"
     asked = spec(None, resize="fast", precision="fp32")
     assert (asked.resize, asked.precision[TINY]) == ("fast", "fp32")
-    assert departures(None, {TINY: "bf16"}, "fast") == departures(Settings(precision={}), {TINY: "bf16"}, "exact") == []
+    assert (
+        departures(None, {TINY: "bf16"}, "fast")
+        == departures(Settings(precision={}), {TINY: "bf16"}, "exact")
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +41,9 @@ def test_auto_is_what_the_card_was_calibrated_under():
         ({"precision": "fp32", "resize": "exact"}, "calibrated in bf16) and resize exact"),
     ],
 )
-def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarantee_is_waived(asked, said):
+def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarantee_is_waived(
+    asked, said
+):
     with pytest.raises(ConfigError, match="its calibration does not hold with") as refused:
         spec(FAST, **asked)
     assert said in str(refused.value)
@@ -43,7 +53,9 @@ def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarante
 
 
 def test_the_library_follows_the_card_too():
-    card = load_ensemble_card("tiny").model_copy(update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")})
+    card = load_ensemble_card("tiny").model_copy(
+        update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")}
+    )
     loaded = Ensemble(card)
     assert (loaded.spec.precision[TINY], loaded.spec.resize) == ("fp32", "fast")
     with pytest.raises(ConfigError):

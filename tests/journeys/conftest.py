@@ -22,7 +22,9 @@ def person(wheel, tmp_path):
 
 @pytest.fixture(scope="session")
 def sample(wheel, tmp_path_factory):
-    """A folder with `archive` (86 files, 3 of them broken or not an image) and `archive-labels.csv`, as the tutorials make them."""
+    """A folder with `archive` (86 files, 3 of them broken or not an image) and
+    `archive-labels.csv`, as the tutorials make them.
+    """
     maker = Person.with_nothing(wheel, tmp_path_factory.mktemp("sample"))
     told = maker.types("docs/tutorials/archive-overnight.md", "touchstone demo --archive-only")
     assert "86 files, 3 of them broken or not an image" in told.stdout
@@ -33,7 +35,10 @@ def sample(wheel, tmp_path_factory):
 def truth(sample):
     """{path below the archive: (label, generator)} of its 83 pictures."""
     with (sample / "archive-labels.csv").open(newline="") as file:
-        return {row["uri"].removeprefix("archive/"): (row["label"], row["generator"]) for row in csv.DictReader(file)}
+        return {
+            row["uri"].removeprefix("archive/"): (row["label"], row["generator"])
+            for row in csv.DictReader(file)
+        }
 
 
 @pytest.fixture

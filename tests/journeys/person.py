@@ -1,10 +1,12 @@
-"""Somebody with the wheel, an empty folder and an empty home, who types the documents' own lines (`Person`).
+"""Somebody with the wheel, an empty folder and an empty home, who types the documents' own lines
+(`Person`).
 
     done = owner.types("README.md", "touchstone results run --out", {"verdicts.csv": "tonight.csv"})
     done = owner.types(owner.asks("touchstone check --help"), "touchstone check --html", {"holiday/": "desk"})
 
-A line is looked up by words that it holds, in their order, in a document or in what a command printed; all else in it is theirs, so a
-journey goes the way that the documents say today. What the reader has to name is put in its place; a name that is not there is an error.
+A line is looked up by words that it holds, in their order, in a document or in what a command
+printed; all else in it is theirs, so a journey goes the way that the documents say today. What the
+reader has to name is put in its place; a name that is not there is an error.
 """
 
 import os
@@ -48,7 +50,11 @@ class Person:
         """Of every line."""
         ours = ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
         kept = {name: value for name, value in self.wheel.environment().items() if name not in ours}
-        return kept | {"HOME": str(self.home), "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"} | dict(self.variables)
+        return (
+            kept
+            | {"HOME": str(self.home), "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"}
+            | dict(self.variables)
+        )
 
     def asks(self, line: str, *, code: int = 0) -> Done:
         """Run a line; its exit code has to be `code`."""
@@ -61,20 +67,34 @@ class Person:
             text=True,
             timeout=600,
         )
-        assert done.returncode == code, f"{line}\nended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == code, (
+            f"{line}\nended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
         return done
 
-    def types(self, place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES, *, code: int = 0) -> Done:
+    def types(
+        self, place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES, *, code: int = 0
+    ) -> Done:
         """Run the line of a document, or of what a command printed, that holds these words."""
         return self.asks(line_of(place, words, names), code=code)
 
     @contextmanager
-    def begins(self, place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES) -> Iterator["Begun"]:
+    def begins(
+        self, place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES
+    ) -> Iterator["Begun"]:
         """The same line while it runs; what is left of it in the end is killed."""
-        line, log = line_of(place, words, names).removesuffix("&").strip(), self.folder.parent / "begun.log"
+        line, log = (
+            line_of(place, words, names).removesuffix("&").strip(),
+            self.folder.parent / "begun.log",
+        )
         with log.open("w") as both:
             process = subprocess.Popen(
-                ["bash", "-c", line], cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=both, stderr=both
+                ["bash", "-c", line],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=both,
+                stderr=both,
             )
         try:
             yield Begun(process, log)
@@ -96,7 +116,9 @@ class Begun:
 
     def runs(self) -> bool:
         """True; it has to be running still."""
-        assert self.process.poll() is None, f"ended with {self.process.returncode}\n{self.log.read_text()[-4000:]}"
+        assert self.process.poll() is None, (
+            f"ended with {self.process.returncode}\n{self.log.read_text()[-4000:]}"
+        )
         return True
 
     def said(self, pattern: str) -> bool:
@@ -110,16 +132,29 @@ class Begun:
 
 
 def line_of(place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """The command line there that is these words, else the one that holds them, with the reader's names."""
+    """The command line there that is these words, else the one that holds them, with the reader's
+    names.
+    """
     lines = _lines(place)
-    found = [line for line in lines if line == words] or [line for line in lines if _holds(line, words)]
+    found = [line for line in lines if line == words] or [
+        line for line in lines if _holds(line, words)
+    ]
     if len(found) != 1:
         here = place if isinstance(place, str) else place.args[-1]
-        elsewhere = {str(page.relative_to(ROOT)): one for page in pages() for one in _lines(page) if _holds(one, words)}
-        raise AssertionError(f"{len(found)} lines of {here} hold {words!r}: {found}; of all documents: {elsewhere}; there are: {lines}")
+        elsewhere = {
+            str(page.relative_to(ROOT)): one
+            for page in pages()
+            for one in _lines(page)
+            if _holds(one, words)
+        }
+        raise AssertionError(
+            f"{len(found)} lines of {here} hold {words!r}: {found}; of all documents: {elsewhere}; there are: {lines}"
+        )
     line = found[0]
     for name, theirs in names.items():
-        pattern = rf"(?<![\w/-]){re.escape(name)}(?![\w-])" if name[-1].isalnum() else re.escape(name)
+        pattern = (
+            rf"(?<![\w/-]){re.escape(name)}(?![\w-])" if name[-1].isalnum() else re.escape(name)
+        )
         line, times = re.subn(pattern, lambda _, theirs=theirs: theirs, line)
         assert times, f"{found[0]!r} of {place} does not name {name!r}"
     return line
@@ -128,9 +163,18 @@ def line_of(place: str | Done, words: str, names: Mapping[str, str] = NO_NAMES) 
 def _lines(place: str | Path | Done) -> list[str]:
     """Each command line once, in order."""
     if isinstance(place, subprocess.CompletedProcess):
-        found = re.findall(r"^(?!Usage).*?((?:[A-Z_]+=\S+ )?touchstone .*?)(?: {3,}.*)?$", place.stdout, re.MULTILINE)
+        found = re.findall(
+            r"^(?!Usage).*?((?:[A-Z_]+=\S+ )?touchstone .*?)(?: {3,}.*)?$",
+            place.stdout,
+            re.MULTILINE,
+        )
     else:
-        found = [line for block in blocks_of(ROOT / place) if block.language in CONSOLE for line in block.commands()]
+        found = [
+            line
+            for block in blocks_of(ROOT / place)
+            if block.language in CONSOLE
+            for line in block.commands()
+        ]
         found += inline_commands(ROOT / place)
     return list(dict.fromkeys(found))
 

@@ -1,4 +1,6 @@
-"""A desk at noon: some pictures and a folder, a signed picture, the record of one for the file, and an audit of the whole folder."""
+"""A desk at noon: some pictures and a folder, a signed picture, the record of one for the file, and
+an audit of the whole folder.
+"""
 
 import csv
 import hashlib
@@ -17,7 +19,9 @@ LISTS = ("official", "time-stamps", "interim", "interim-signers")
 def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(with_sample, truth):
     desk = with_sample
     help_of_check = desk.asks("touchstone check --help")
-    some = desk.types("README.md", "touchstone check demo-run/archive/desk/*.jpg", {"demo-run/": ""})
+    some = desk.types(
+        "README.md", "touchstone check demo-run/archive/desk/*.jpg", {"demo-run/": ""}
+    )
     jpegs = [path for path in (desk.folder / "archive" / "desk").glob("*.jpg")]
     assert [path.name for path in jpegs if path.name not in some.stdout] == []
     all_of_them = desk.types("docs/index.md", "touchstone check --html", {"photos/": "archive"})
@@ -33,7 +37,9 @@ def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(wit
     (desk.folder / "list.pem").write_text(authority().root)
     given = " --address ".join(f"{name}=list.pem" for name in LISTS)
     address = {"official=https://mirror.example.org/C2PA-TRUST-LIST.pem": given}
-    trusted = desk.types(desk.asks("touchstone config trust update --help"), "config trust update --address", address)
+    trusted = desk.types(
+        desk.asks("touchstone config trust update --help"), "config trust update --address", address
+    )
     assert trusted.stdout.count("certificates") == len(LISTS)
     assert "made by AI, signed by" in (known := desk.types(*checked).stdout)
     assert "signer on the C2PA trust list of" in known
@@ -43,12 +49,17 @@ def test_pictures_are_checked_one_is_put_on_record_and_the_folder_is_audited(wit
     names = {"archive/photo.jpg": f"archive/{picture}"}
     desk.types(RUNS, "touchstone results run --image --json", names)
     record = json.loads((desk.folder / "photo.json").read_text())
-    assert record["row"]["sha256"] == hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest()
+    assert (
+        record["row"]["sha256"]
+        == hashlib.sha256((desk.folder / "archive" / picture).read_bytes()).hexdigest()
+    )
     assert list(record["digests"]["detectors"]) == list(record["row"]["scores"])
     desk.types(RUNS, "touchstone check --html photo.html", names)
     assert picture.rpartition("/")[2] in (desk.folder / "photo.html").read_text()
 
-    drawn = desk.types(TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"})
+    drawn = desk.types(
+        TRUST, "touchstone runs audit --draw --out audit", {"archive-run": "run", "300": "60"}
+    )
     labels = desk.folder / "audit" / "sample.csv"
     with labels.open(newline="") as sample:
         rows = list(csv.DictReader(sample))

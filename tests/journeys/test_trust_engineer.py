@@ -1,4 +1,6 @@
-"""An endpoint for others: tokens, load, metrics, a folder sent to it, an end without a loss; on a cluster, a new release under load."""
+"""An endpoint for others: tokens, load, metrics, a folder sent to it, an end without a loss; on a
+cluster, a new release under load.
+"""
 
 import dataclasses
 import secrets
@@ -29,28 +31,44 @@ def engineer(with_sample):
 
 @pytest.fixture
 def pictures(sample):
-    return [one for one in photographs_in(sample / "archive" / "photographs") if one.name.endswith((".jpg", ".png"))]
+    return [
+        one
+        for one in photographs_in(sample / "archive" / "photographs")
+        if one.name.endswith((".jpg", ".png"))
+    ]
 
 
 def asking(url, token=TOKEN):
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"} if token else {}, trust_env=False, timeout=60)
+    return httpx.Client(
+        base_url=url,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        trust_env=False,
+        timeout=60,
+    )
 
 
 def test_an_endpoint_obeys_its_tokens_bears_load_and_ends_without_a_loss(engineer, pictures, truth):
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     names = {"…": TOKEN, "0.0.0.0": f"0.0.0.0 --port {port}"}
-    with engineer.begins(engineer.asks("touchstone serve --help"), "touchstone serve --host 0.0.0.0", names) as served:
+    with engineer.begins(
+        engineer.asks("touchstone serve --help"), "touchstone serve --host 0.0.0.0", names
+    ) as served:
         wait_until(lambda: served.said(r"^http://"))
         for token in (None, WRONG):
             with asking(url, token) as stranger:
                 assert stranger.post("/v1/score", content=pictures[0].data).status_code == 401
-        done = load(Load(f"{url}/v1/score", clients=16, seconds=5, token=TOKEN, precision="bf16"), pictures)
+        done = load(
+            Load(f"{url}/v1/score", clients=16, seconds=5, token=TOKEN, precision="bf16"), pictures
+        )
         assert (done.other, done.wrong, done.lost) == (0, 0, 0), done.troubles
         assert done.ok > 16
         with asking(url) as known:
             metrics = known.get("/metrics").text
-        assert f'ray_touchstone_requests_total{{route="/v1/score",status="200"}} {done.ok:.1f}\n' in metrics
+        assert (
+            f'ray_touchstone_requests_total{{route="/v1/score",status="200"}} {done.ok:.1f}\n'
+            in metrics
+        )
         assert 'ray_touchstone_refusals_total{code="unauthorized"} 2.0\n' in metrics
         names = {"http://127.0.0.1:8000": url, "demo-run/": ""}
         told = engineer.types("README.md", "touchstone score --endpoint", names)
@@ -61,10 +79,16 @@ def test_an_endpoint_obeys_its_tokens_bears_load_and_ends_without_a_loss(enginee
 
 def test_a_new_release_fails_no_request(engineer, pictures):
     file, [port] = engineer.folder / "configs" / "serve" / "ensemble.yaml", free_ports(1)
-    shutil.copytree(next(engineer.wheel.folder.glob("lib/*/site-packages/ray_app/_configs")), engineer.folder / "configs")
+    shutil.copytree(
+        next(engineer.wheel.folder.glob("lib/*/site-packages/ray_app/_configs")),
+        engineer.folder / "configs",
+    )
     config, url = yaml.safe_load(file.read_text()), f"http://127.0.0.1:{port}"
     (engineer.home / "tokens").write_text(f"{TOKEN}\n")
-    config["proxy_location"], config["http_options"] = "HeadOnly", config["http_options"] | {"host": "127.0.0.1", "port": port}
+    config["proxy_location"], config["http_options"] = (
+        "HeadOnly",
+        config["http_options"] | {"host": "127.0.0.1", "port": port},
+    )
     args = config["applications"][0]["args"]
     args["access"]["tokens_file"] = str(engineer.home / "tokens")
 
@@ -82,8 +106,15 @@ def test_a_new_release_fails_no_request(engineer, pictures):
         return answer.json()["ensembles"][0]["fingerprint"] if answer.status_code == 200 else None
 
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with ray_head(cpus=4, programs=engineer.wheel.bin, environment=engineer.environment() | secret | SERVE_VARIABLES) as head:
-        at_head = dataclasses.replace(engineer, variables=engineer.variables | secret | {"RAY_DASHBOARD_ADDRESS": head.address})
+    with ray_head(
+        cpus=4,
+        programs=engineer.wheel.bin,
+        environment=engineer.environment() | secret | SERVE_VARIABLES,
+    ) as head:
+        at_head = dataclasses.replace(
+            engineer,
+            variables=engineer.variables | secret | {"RAY_DASHBOARD_ADDRESS": head.address},
+        )
         release(at_head, "tiny")
         before, seen = wait_until(served), set()
 

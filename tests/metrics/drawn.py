@@ -1,4 +1,6 @@
-"""Scores of both classes for tests: random and degenerate, as raw arrays, as histograms, and as scikit-learn takes them."""
+"""Scores of both classes for tests: random and degenerate, as raw arrays, as histograms, and as
+scikit-learn takes them.
+"""
 
 import numpy as np
 
@@ -9,7 +11,10 @@ RNG = np.random.default_rng(7)
 BOTH = {
     "smooth": (RNG.normal(1.5, 1, 400), RNG.normal(0, 1.3, 700)),
     "ties": (RNG.normal(1, 2, 900).round(), RNG.normal(-1, 2, 1200).round()),
-    "few values": (RNG.choice([-1.0, 0.0, 2.0], 300, p=[0.1, 0.3, 0.6]), RNG.choice([-1.0, 0.0, 2.0], 1100, p=[0.8, 0.15, 0.05])),
+    "few values": (
+        RNG.choice([-1.0, 0.0, 2.0], 300, p=[0.1, 0.3, 0.6]),
+        RNG.choice([-1.0, 0.0, 2.0], 1100, p=[0.8, 0.15, 0.05]),
+    ),
     "few fakes": (RNG.normal(2, 1, 3), RNG.normal(0, 1, 5000)),
     "few reals": (RNG.normal(2, 1, 5000).round(1), RNG.normal(0, 1, 2)),
     "all equal": (np.full(150, 0.25), np.full(130, 0.25)),

@@ -1,6 +1,13 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
 from ray_app.metrics.attribution import attribution_of, attribution_of_pairs, open_set_auroc
 
@@ -8,12 +15,17 @@ NAMES = ["dalle", "flux", "mj", "sd", "sdxl"]
 
 
 def drawn(seed, n=200, missing=0.1):
-    """True names of uneven frequency; predictions that are right half of the time, foreign or none at times."""
+    """True names of uneven frequency; predictions that are right half of the time, foreign or none
+    at times.
+    """
     rng = np.random.default_rng(seed)
     truth = rng.choice(NAMES, n, p=[0.5, 0.3, 0.1, 0.07, 0.03]).tolist()
     guesses = rng.choice([*NAMES, "never-true"], n).tolist()
     right, none = rng.random(n) < 0.5, rng.random(n) < missing
-    predicted = [None if gone else name if ok else guess for gone, ok, name, guess in zip(none, right, truth, guesses, strict=True)]
+    predicted = [
+        None if gone else name if ok else guess
+        for gone, ok, name, guess in zip(none, right, truth, guesses, strict=True)
+    ]
     return predicted, truth
 
 
@@ -36,13 +48,21 @@ def test_figures_are_scikit_learn_s(seed):
         "micro_precision": precision_score(truth, said, average="micro", **with_none),
         "macro_recall": recall_score(truth, said, average="macro", **with_none),
     }
-    assert {name: found.figures[name].value for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert {name: found.figures[name].value for name in expected} == pytest.approx(
+        expected, abs=1e-9
+    )
     for row in found.classes:
-        for key, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        for key, score in (
+            ("precision", precision_score),
+            ("recall", recall_score),
+            ("f1", f1_score),
+        ):
             expected = score(truth, said, labels=[row["name"]], average="macro", zero_division=0)
             assert (row[key].value or 0) == pytest.approx(expected, abs=1e-9)
         assert (row["n"], row["predicted"]) == (truth.count(row["name"]), said.count(row["name"]))
-    assert [row["n"] for row in found.classes] == sorted((row["n"] for row in found.classes), reverse=True)
+    assert [row["n"] for row in found.classes] == sorted(
+        (row["n"] for row in found.classes), reverse=True
+    )
 
 
 def test_top_k_is_scikit_learn_s():
@@ -50,10 +70,14 @@ def test_top_k_is_scikit_learn_s():
     scores = rng.random((60, len(NAMES)))
     codes = rng.integers(0, len(NAMES), 60)
     rankings = [[NAMES[place] for place in np.argsort(-row)] for row in scores]
-    found = attribution_of([ranking[0] for ranking in rankings], [NAMES[code] for code in codes], rankings=rankings)
+    found = attribution_of(
+        [ranking[0] for ranking in rankings], [NAMES[code] for code in codes], rankings=rankings
+    )
     assert found.figures["top_5"].value == 1  # there are no more names
     for k in (1, 3):
-        assert found.figures[f"top_{k}"].value == pytest.approx(top_k_accuracy_score(codes, scores, k=k, labels=range(5)), abs=1e-9)
+        assert found.figures[f"top_{k}"].value == pytest.approx(
+            top_k_accuracy_score(codes, scores, k=k, labels=range(5)), abs=1e-9
+        )
 
 
 def test_images_of_unknown_generators_stay_out_of_accuracy():
@@ -62,7 +86,9 @@ def test_images_of_unknown_generators_stay_out_of_accuracy():
     assert (found.figures["accuracy"].value, found.figures["accuracy"].n) == (0.5, 2)
     assert (found.figures["unknown_named"].value, found.figures["unknown_named"].n) == (0.5, 2)
     assert [row["name"] for row in found.classes] == ["sd"]
-    assert attribution_of(["sd"], ["sd"]).figures["unknown_named"].why == "no list of known generators"
+    assert (
+        attribution_of(["sd"], ["sd"]).figures["unknown_named"].why == "no list of known generators"
+    )
 
 
 def test_the_open_set_auroc_is_scikit_learn_s_with_ties():
@@ -70,22 +96,32 @@ def test_the_open_set_auroc_is_scikit_learn_s_with_ties():
     truth = rng.choice(["sd", "new"], 80).tolist()
     confidence = (rng.random(80) + (np.array(truth) == "sd") * 0.3).round(1)
     found = open_set_auroc(truth, {"sd"}, confidence)
-    assert found.value == pytest.approx(roc_auc_score(np.array(truth) == "sd", confidence), abs=1e-9)
+    assert found.value == pytest.approx(
+        roc_auc_score(np.array(truth) == "sd", confidence), abs=1e-9
+    )
     assert found.interval[0] < found.value < found.interval[1]
 
 
 def test_what_is_not_defined_says_why():
     empty = attribution_of([], [])
-    assert {name: empty.figures[name].why for name in ("accuracy", "macro_f1", "weighted_f1")} == dict.fromkeys(
-        ("accuracy", "macro_f1", "weighted_f1"), "no image of a known generator"
-    )
+    assert {
+        name: empty.figures[name].why for name in ("accuracy", "macro_f1", "weighted_f1")
+    } == dict.fromkeys(("accuracy", "macro_f1", "weighted_f1"), "no image of a known generator")
     assert (empty.classes, empty.pairs) == ([], [])
     found = attribution_of([None, "mj"], ["sd", "sd"])
-    assert (found.figures["macro_f1"].value, found.figures["top_1"]) == (0, found.figures["accuracy"])
+    assert (found.figures["macro_f1"].value, found.figures["top_1"]) == (
+        0,
+        found.figures["accuracy"],
+    )
     assert found.figures["top_3"].why == "no ranking of generators beside the predicted ones"
     assert found.classes[0]["precision"].why == "never predicted"
-    assert open_set_auroc(["sd"], {"sd"}, [1.0]).why == "needs images of known and of unknown generators"
-    assert open_set_auroc(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
+    assert (
+        open_set_auroc(["sd"], {"sd"}, [1.0]).why
+        == "needs images of known and of unknown generators"
+    )
+    assert (
+        open_set_auroc(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
+    )
     with pytest.raises(ValueError, match="1 predicted names for 2"):
         attribution_of(["sd"], ["sd", "mj"])
     with pytest.raises(ValueError, match="not finite"):
@@ -94,4 +130,7 @@ def test_what_is_not_defined_says_why():
 
 def test_intervals_do_not_hang_on_the_order_of_rows():
     predicted, truth = drawn(3)
-    assert attribution_of(predicted, truth).figures == attribution_of(predicted[::-1], truth[::-1]).figures
+    assert (
+        attribution_of(predicted, truth).figures
+        == attribution_of(predicted[::-1], truth[::-1]).figures
+    )

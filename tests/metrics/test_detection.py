@@ -2,7 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+    roc_curve,
+)
 
 from ray_app.metrics import FIGURES, detection_figures
 from ray_app.metrics.arrays import FigureFacts
@@ -38,7 +45,9 @@ def test_the_figures_are_scikit_learns():
     )
     assert (found["n_real"], found["n_fake"]) == ((labels == 0).sum(), labels.sum())
     assert found["auc_interval"] == list(auc_interval(scores, labels))
-    assert found["tpr_at_fpr_1_interval"] == list(proportion_interval(round(found["tpr_at_fpr_1"] * found["n_fake"]), found["n_fake"]))
+    assert found["tpr_at_fpr_1_interval"] == list(
+        proportion_interval(round(found["tpr_at_fpr_1"] * found["n_fake"]), found["n_fake"])
+    )
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -59,7 +68,9 @@ def test_each_generator_stands_against_all_of_the_other_class():
         against = mine | (labels == (0 if fake else 1))
         assert figures["n"] == mine.sum()
         assert figures["auc"] == pytest.approx(roc_auc_score(labels[against], scores[against]))
-        assert figures["auc_interval"] == pytest.approx(auc_interval(scores[against], labels[against]))
+        assert figures["auc_interval"] == pytest.approx(
+            auc_interval(scores[against], labels[against])
+        )
         right = int(((scores[mine] > 0) == fake).sum())
         assert figures["tpr" if fake else "tnr"] == pytest.approx(right / mine.sum())
         assert figures["interval"] == list(proportion_interval(right, int(mine.sum())))

@@ -16,7 +16,12 @@ CASES = pytest.mark.parametrize("case", BOTH)
 
 
 def chances(scores, calibration=None):
-    return 1 / (1 + np.exp(-(scores if calibration is None else calibration.slope * scores + calibration.intercept)))
+    return 1 / (
+        1
+        + np.exp(
+            -(scores if calibration is None else calibration.slope * scores + calibration.intercept)
+        )
+    )
 
 
 def values(found):
@@ -30,9 +35,17 @@ def test_at_a_threshold_the_figures_are_scikit_learns(case, threshold, strict):
     labels, scores = joined(*BOTH[case])
     flagged = (scores > threshold if strict else scores >= threshold).astype(int)
     found = values(detection_of(*histograms(*BOTH[case]), threshold=threshold, strict=strict))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, flagged, labels=[0, 1], zero_division=0)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, flagged, labels=[0, 1], zero_division=0
+    )
     assert found["precision"] == (pytest.approx(precision[1], abs=1e-9) if flagged.any() else None)
-    wanted = {"tpr": recall[1], "tnr": recall[0], "balanced_accuracy": recall.mean(), "f1": f1[1], "accuracy": (labels == flagged).mean()}
+    wanted = {
+        "tpr": recall[1],
+        "tnr": recall[0],
+        "balanced_accuracy": recall.mean(),
+        "f1": f1[1],
+        "accuracy": (labels == flagged).mean(),
+    }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
 
 
@@ -47,10 +60,15 @@ def test_over_all_thresholds_and_as_chances_they_are_scikit_learns(case, calibra
         "brier": sk.brier_score_loss(labels, chances(scores, calibration)),
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
-    wrong = np.where(labels == 1, -1, 1) * (scores if calibration is None else calibration.slope * scores + calibration.intercept)
+    wrong = np.where(labels == 1, -1, 1) * (
+        scores if calibration is None else calibration.slope * scores + calibration.intercept
+    )
     assert found["log_loss"] == pytest.approx(np.logaddexp(0, wrong).mean(), abs=1e-9)
-    if np.abs(scores).max() < 15:  # beyond, 1 − p, by which scikit-learn goes, has lost too many digits
-        assert found["log_loss"] == pytest.approx(sk.log_loss(labels, chances(scores, calibration)), abs=1e-9)
+    # beyond, 1 − p, by which scikit-learn goes, has lost too many digits
+    if np.abs(scores).max() < 15:
+        assert found["log_loss"] == pytest.approx(
+            sk.log_loss(labels, chances(scores, calibration)), abs=1e-9
+        )
 
 
 @CASES
@@ -65,22 +83,36 @@ def test_the_equal_error_rate_is_where_the_joined_roc_curve_crosses(case):
 
 
 @CASES
-@pytest.mark.parametrize(("name", "one_in"), [("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)])
+@pytest.mark.parametrize(
+    ("name", "one_in"), [("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)]
+)
 def test_no_more_reals_are_flagged_than_the_rate_allows(case, name, one_in):
     fakes, reals = BOTH[case]
     found = detection_of(*histograms(fakes, reals))[name]
     if len(reals) < one_in:
         assert found.value is None
-        assert found.why == f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {len(reals):,}"
+        assert (
+            found.why
+            == f"a false alarm in {one_in:,} needs {one_in:,} reals or more; there are {len(reals):,}"
+        )
         return
     thresholds = np.concatenate([[-np.inf], fakes, reals])
-    allowed = [(fakes > threshold).mean() for threshold in thresholds if (reals > threshold).sum() * one_in <= len(reals)]
+    allowed = [
+        (fakes > threshold).mean()
+        for threshold in thresholds
+        if (reals > threshold).sum() * one_in <= len(reals)
+    ]
     assert found.value == pytest.approx(max(allowed), abs=1e-12)
 
 
 @CASES
 @pytest.mark.parametrize(
-    ("name", "prior"), [("precision_at_prior_01", 0.001), ("precision_at_prior_1", 0.01), ("precision_at_prior_10", 0.1)]
+    ("name", "prior"),
+    [
+        ("precision_at_prior_01", 0.001),
+        ("precision_at_prior_1", 0.01),
+        ("precision_at_prior_10", 0.1),
+    ],
 )
 def test_precision_at_a_prior_is_that_of_images_weighted_to_it(case, name, prior):
     labels, scores = joined(*BOTH[case])
@@ -89,7 +121,9 @@ def test_precision_at_a_prior_is_that_of_images_weighted_to_it(case, name, prior
         assert found.why == "no image is flagged as fake"
         return
     weights = np.where(labels == 1, prior / (labels == 1).sum(), (1 - prior) / (labels == 0).sum())
-    assert found.value == pytest.approx(sk.precision_score(labels, scores > 0, sample_weight=weights), abs=1e-9)
+    assert found.value == pytest.approx(
+        sk.precision_score(labels, scores > 0, sample_weight=weights), abs=1e-9
+    )
     low, high = found.interval
     assert 0 <= low <= found.value <= high <= 1
 
@@ -112,13 +146,20 @@ def test_whatever_the_scores_each_figure_has_a_value_or_a_reason(scores, calibra
     with np.errstate(all="raise", under="ignore"):
         found = detection_of(*scores, calibration=calibration)
     assert list(found) == list(DETECTION)
-    rows = json.loads(json.dumps({name: figure.row() for name, figure in found.items()}, allow_nan=False))
+    rows = json.loads(
+        json.dumps({name: figure.row() for name, figure in found.items()}, allow_nan=False)
+    )
     assert all((row["value"] is None) == bool(row["why"]) for row in rows.values())
 
 
 def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
     fakes = detection_of(ScoreHistogram.of([2.0, -1.0]), EMPTY)
-    assert [name for name, figure in fakes.items() if figure.value is not None] == ["tpr", "accuracy", "log_loss", "brier"]
+    assert [name for name, figure in fakes.items() if figure.value is not None] == [
+        "tpr",
+        "accuracy",
+        "log_loss",
+        "brier",
+    ]
     assert fakes["tnr"].why == "there are no reals"
     assert fakes["auc"].why == "it needs real and fake images"
     assert values(detection_of(EMPTY, ScoreHistogram.of([2.0, -1.0])))["tnr"] == 0.5
@@ -135,7 +176,11 @@ def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
     without = {name: figure.why for name, figure in found.items() if figure.value is None}
     no_ranking = "binary replies have no ranking; see balanced accuracy"
     no_chances = "binary replies give no chances: their scores are two agreed numbers"
-    assert without == dict.fromkeys(RANKING, no_ranking) | dict.fromkeys(("log_loss", "brier", "ece"), no_chances)
+    assert without == dict.fromkeys(RANKING, no_ranking) | dict.fromkeys(
+        ("log_loss", "brier", "ece"), no_chances
+    )
     assert list(found) == list(DETECTION)
-    calibrated = detection_of(*histograms(*BOTH["few values"]), continuous=False, calibration=CALIBRATION)
+    calibrated = detection_of(
+        *histograms(*BOTH["few values"]), continuous=False, calibration=CALIBRATION
+    )
     assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)

@@ -1,4 +1,6 @@
-"""Means over images under every policy; IMDLBenCo's own figures are those that its code gave (golden/maskclip.md §5, executed)."""
+"""Means over images under every policy; IMDLBenCo's own figures are those that its code gave
+(golden/maskclip.md §5, executed).
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ GOOD = 0.2 * P + 0.7 * RECT
 NONE, ALL = np.zeros_like(P), np.ones_like(P)
 VALID = np.s_[:9, :12]
 
-# Mask, truth; F1, IoU, accuracy and mid-rank AUC (None where everything is altered); the first three turned round; and the better of each.
+# Mask, truth; F1, IoU, accuracy and mid-rank AUC (None where everything is altered); the first
+# three turned round; and the better of each.
 GOLDEN = {
     "p/rect": (P, RECT, (0.316547, 0.188034, 0.505208, 0.530846), (0.211382, 0.119266, 0.494792), (0.316547, 0.188034, 0.505208)),
     "p/empty": (P, NONE, (0, 0, 0.458333, 0), (0, 0, 0.541667), (0, 0, 0.541667)),
@@ -40,7 +43,9 @@ GOLDEN = {
 
 def values(figures):
     assert tuple(figures) == LOCALIZATION
-    return [figures[name].value for name in ("pixel_f1", "pixel_iou", "pixel_accuracy", "pixel_auc")]
+    return [
+        figures[name].value for name in ("pixel_f1", "pixel_iou", "pixel_accuracy", "pixel_auc")
+    ]
 
 
 @pytest.mark.parametrize("case", GOLDEN)
@@ -50,22 +55,34 @@ def test_imdlbenco_s_own_figures(case):
     auc = origin[3]
     turned_auc = auc if auc in (None, 0) else 1 - auc
     best_auc = auc if auc in (None, 0) else max(auc, 1 - auc)
-    for mode, expected in {"origin": origin, "reverse": (*turned, turned_auc), "double": (*double, best_auc)}.items():
-        assert values(imdlbenco_of(rows, mode=mode)) == pytest.approx(list(expected), abs=1e-6), mode
+    for mode, expected in {
+        "origin": origin,
+        "reverse": (*turned, turned_auc),
+        "double": (*double, best_auc),
+    }.items():
+        assert values(imdlbenco_of(rows, mode=mode)) == pytest.approx(list(expected), abs=1e-6), (
+            mode
+        )
 
 
 def test_imdlbenco_s_mean_over_four_images():
     rows = [mask_figures(*pair) for pair in ((P, RECT), (GOOD, RECT), (NONE, RECT), (P, NONE))]
     found = imdlbenco_of(rows)
-    assert [found["pixel_f1"].value, found["pixel_iou"].value] == pytest.approx([0.329137, 0.297009], abs=1e-6)
+    assert [found["pixel_f1"].value, found["pixel_iou"].value] == pytest.approx(
+        [0.329137, 0.297009], abs=1e-6
+    )
     assert found["pixel_f1"].n == 4
     skipped = localization_of(rows, empty="skip")
-    assert [skipped["pixel_f1"].value, skipped["pixel_iou"].value] == pytest.approx([0.438849, 0.396011], abs=1e-6)
+    assert [skipped["pixel_f1"].value, skipped["pixel_iou"].value] == pytest.approx(
+        [0.438849, 0.396011], abs=1e-6
+    )
     assert {figure.n for figure in skipped.values()} == {3}
 
 
 def drawn(seed, images=9):
-    """Masks and truths of all sizes and shares; the first three are empty, marked or not, and the last is altered everywhere."""
+    """Masks and truths of all sizes and shares; the first three are empty, marked or not, and the
+    last is altered everywhere.
+    """
     rng = np.random.default_rng(seed)
     shapes = rng.integers(1, 20, (images, 2))
     shares = [0, 0, 0, *rng.random(images - 4), 1]
@@ -79,19 +96,33 @@ def drawn(seed, images=9):
 @pytest.mark.parametrize("empty", ["skip", "zero", "one"])
 def test_every_policy_is_scikit_learn_s_with_its_division_by_zero(seed, empty):
     masks, truths = drawn(seed)
-    found = localization_of([mask_figures(*pair) for pair in zip(masks, truths, strict=True)], empty=empty)
-    pairs = [(truth.ravel(), mask.ravel() > 0.5) for mask, truth in zip(masks, truths, strict=True) if empty != "skip" or truth.any()]
+    found = localization_of(
+        [mask_figures(*pair) for pair in zip(masks, truths, strict=True)], empty=empty
+    )
+    pairs = [
+        (truth.ravel(), mask.ravel() > 0.5)
+        for mask, truth in zip(masks, truths, strict=True)
+        if empty != "skip" or truth.any()
+    ]
     division = 1.0 if empty == "one" else 0.0
     for name, reference in (("pixel_f1", f1_score), ("pixel_iou", jaccard_score)):
-        assert found[name].value == pytest.approx(np.mean([reference(*pair, zero_division=division) for pair in pairs]), abs=1e-9)
+        assert found[name].value == pytest.approx(
+            np.mean([reference(*pair, zero_division=division) for pair in pairs]), abs=1e-9
+        )
         assert found[name].n == len(pairs)
-    assert found["pixel_accuracy"].value == pytest.approx(np.mean([np.mean(truth == mask) for truth, mask in pairs]), abs=1e-9)
+    assert found["pixel_accuracy"].value == pytest.approx(
+        np.mean([np.mean(truth == mask) for truth, mask in pairs]), abs=1e-9
+    )
 
 
 def test_nothing_to_judge_is_no_figure():
-    assert {figure.why for figure in localization_of([], empty="skip").values()} == {"no image with a mask and a truth"}
+    assert {figure.why for figure in localization_of([], empty="skip").values()} == {
+        "no image with a mask and a truth"
+    }
     skipped = localization_of([mask_figures(P, NONE)], empty="skip")
-    assert {skipped[name].why for name in ("pixel_f1", "pixel_iou", "pixel_accuracy")} == {"no image of which something is altered"}
+    assert {skipped[name].why for name in ("pixel_f1", "pixel_iou", "pixel_accuracy")} == {
+        "no image of which something is altered"
+    }
     only_full = localization_of([mask_figures(P, ALL)], empty="skip")
     assert only_full["pixel_auc"].why == "no image with both altered and intact pixels"
     assert only_full["pixel_f1"].value is not None
@@ -106,7 +137,11 @@ def test_figures_of_one_mask_are_scikit_learn_s(kind, threshold):
     rng = np.random.default_rng(7)
     truth = rng.random((23, 31)) < 0.2
     mask = np.clip(rng.random(truth.shape) + 0.2 * truth, 0, 1)
-    given = {"float": mask, "uint8": (mask * 255).round().astype(np.uint8), "tied": (mask * 4).round() / 4}[kind]
+    given = {
+        "float": mask,
+        "uint8": (mask * 255).round().astype(np.uint8),
+        "tied": (mask * 4).round() / 4,
+    }[kind]
     chances = given / 255 if kind == "uint8" else given
     found = mask_figures(given, truth, threshold=threshold)
     pair = truth.ravel(), chances.ravel() > threshold
@@ -129,8 +164,12 @@ def test_nothing_found_where_nothing_is_has_no_f1_and_a_half_is_not_above_a_half
     assert (nothing.f1, nothing.iou, nothing.auc) == (None, None, None)
     wrong = mask_figures(EMPTY + 255, EMPTY)
     assert (wrong.f1, wrong.iou, wrong.auc) == (0.0, 0.0, None)
-    assert mask_figures(np.array([[127, 128]], np.uint8), np.array([[1, 1]])) == MaskFigures(1, 2, 1, 2, None)
-    assert mask_figures(np.full((2, 2), 0.5), np.ones((2, 2))) == MaskFigures(0, 4, 0, 4, None, even=4, even_altered=4)
+    assert mask_figures(np.array([[127, 128]], np.uint8), np.array([[1, 1]])) == MaskFigures(
+        1, 2, 1, 2, None
+    )
+    assert mask_figures(np.full((2, 2), 0.5), np.ones((2, 2))) == MaskFigures(
+        0, 4, 0, 4, None, even=4, even_altered=4
+    )
 
 
 def test_what_does_not_fit_is_refused():

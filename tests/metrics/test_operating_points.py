@@ -18,11 +18,15 @@ def test_every_point_is_exact_the_ends_are_there_and_what_is_left_out_lies_near_
     assert 2 <= len(points) <= 256
     assert np.isfinite(points).all()
     for fpr, tpr, threshold in points:
-        assert (fpr, tpr) == pytest.approx(((reals >= threshold).mean(), (fakes >= threshold).mean()), abs=1e-12)
+        assert (fpr, tpr) == pytest.approx(
+            ((reals >= threshold).mean(), (fakes >= threshold).mean()), abs=1e-12
+        )
     assert len({(fpr, tpr) for fpr, tpr, _ in points}) == len(points)
     few = len(np.unique(scores)) < 256
     x, y, _ = zip(*points, strict=True)
-    assert sk.auc(x, y) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9 if few else 2e-3)
+    assert sk.auc(x, y) == pytest.approx(
+        sk.roc_auc_score(labels, scores), abs=1e-9 if few else 2e-3
+    )
 
 
 @pytest.mark.parametrize("case", BOTH)
@@ -39,7 +43,12 @@ def test_precision_and_recall_are_exact(case):
 
 def test_one_class_has_no_curve():
     one = ScoreHistogram.of([1.0, 2.0])
-    assert curve_points(one, EMPTY) == curve_points(EMPTY, one) == precision_recall_points(one, EMPTY) == []
+    assert (
+        curve_points(one, EMPTY)
+        == curve_points(EMPTY, one)
+        == precision_recall_points(one, EMPTY)
+        == []
+    )
 
 
 def test_the_two_averages_of_generators_have_two_names():
@@ -48,4 +57,6 @@ def test_the_two_averages_of_generators_have_two_names():
     assert found["tpr_weighted"].value == pytest.approx(91 / 102)
     assert found["tpr_weighted"].interval == proportion_interval(91, 102)
     assert (found["tpr_mean"].n, found["tpr_weighted"].n) == (102, 102)
-    assert {figure.why for rates in ({}, {"sd15": (0, 0)}) for figure in averages(rates).values()} == {"there are no fakes"}
+    assert {
+        figure.why for rates in ({}, {"sd15": (0, 0)}) for figure in averages(rates).values()
+    } == {"there are no fakes"}

@@ -3,7 +3,12 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics import classification_report as their_report
 
-from ray_app.metrics.detection import VerdictCounts, abstaining, classification_report, risk_coverage
+from ray_app.metrics.detection import (
+    VerdictCounts,
+    abstaining,
+    classification_report,
+    risk_coverage,
+)
 from ray_app.metrics.intervals import proportion_interval
 from tests.metrics.drawn import BOTH, histograms, joined
 
@@ -29,15 +34,27 @@ def test_area_and_points_are_those_by_hand(case, threshold, strict):
     assert found["points"][0][0] == pytest.approx(wanted[:, 0].min())
 
 
-SIGLIP2 = (9155, 845, 266, 9733)  # 10,000 fakes with recall .9155, 9,999 reals with recall .9734 (specs/detectors.md §6)
+# 10,000 fakes with recall .9155, 9,999 reals with recall .9734 (specs/detectors.md §6)
+SIGLIP2 = (9155, 845, 266, 9733)
 
 
 def test_the_siglip2_card_is_reproduced_to_its_last_digit():
     report = classification_report(*SIGLIP2)
-    printed = {name: [f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score")] for name in ("fake", "real")}
-    assert printed == {"fake": ["0.9718", "0.9155", "0.9428"], "real": ["0.9201", "0.9734", "0.9460"]}
+    printed = {
+        name: [f"{report[name][key]:.4f}" for key in ("precision", "recall", "f1-score")]
+        for name in ("fake", "real")
+    }
+    assert printed == {
+        "fake": ["0.9718", "0.9155", "0.9428"],
+        "real": ["0.9201", "0.9734", "0.9460"],
+    }
     assert f"{report['accuracy']:.4f}" == "0.9444"
-    assert [report[name]["support"] for name in ("fake", "real", "macro avg", "weighted avg")] == [10_000, 9_999, 19_999, 19_999]
+    assert [report[name]["support"] for name in ("fake", "real", "macro avg", "weighted avg")] == [
+        10_000,
+        9_999,
+        19_999,
+        19_999,
+    ]
 
 
 @pytest.mark.parametrize("counts", [SIGLIP2, (1, 0, 0, 1), (3, 1, 70, 9), (0, 5, 2, 6)])
@@ -61,7 +78,14 @@ def test_what_divides_by_nothing_is_not_zero():
 
 def test_abstentions_are_left_out_and_then_counted_wrong():
     counts = VerdictCounts(
-        fake_fake=6, fake_real=2, fake_abstain=3, real_fake=1, real_real=8, real_abstain=4, fake_unscored=1, real_unscored=2
+        fake_fake=6,
+        fake_real=2,
+        fake_abstain=3,
+        real_fake=1,
+        real_real=8,
+        real_abstain=4,
+        fake_unscored=1,
+        real_unscored=2,
     )
     found = abstaining(counts)
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
@@ -78,6 +102,8 @@ def test_abstentions_are_left_out_and_then_counted_wrong():
     )
     # Counted wrong, they are as good as the other verdict.
     truth, told = np.repeat([1, 0], [12, 15]), np.repeat([1, 0, 0, 1], [6, 6, 8, 7])
-    assert found["balanced_accuracy_strict"].value == pytest.approx(balanced_accuracy_score(truth, told))
+    assert found["balanced_accuracy_strict"].value == pytest.approx(
+        balanced_accuracy_score(truth, told)
+    )
     assert found["tpr_of_decided"].interval == proportion_interval(6, 8)
     assert found["coverage"].n == 27

@@ -19,7 +19,11 @@ def fakes(draw):
 
 
 def test_metadata_that_say_nothing_are_no_shortcut(draw, fakes):
-    features = {"width": draw.integers(200, 4_000, N), "format": draw.choice(["JPEG", "PNG", "WEBP"], N), "icc": draw.random(N) < 0.5}
+    features = {
+        "width": draw.integers(200, 4_000, N),
+        "format": draw.choice(["JPEG", "PNG", "WEBP"], N),
+        "icc": draw.random(N) < 0.5,
+    }
     found = shortcut_auc(features, fakes)
     assert found.value < shortcut.LITTLE
     assert found.interval[0] < 0.5 < found.interval[1] + 0.02
@@ -37,7 +41,9 @@ def test_a_format_of_its_own_is_found(draw, fakes):
 
 
 def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
-    """Numbers of their own for each image are learned by heart in fold, and worth nothing out of it."""
+    """Numbers of their own for each image are learned by heart in fold, and worth nothing out of
+    it.
+    """
     features = {"serial": draw.permutation(N), "other": draw.permutation(N)}
     found = shortcut_auc(features, fakes)
     assert 0.4 < found.value < 0.6
@@ -46,8 +52,14 @@ def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
 
 def test_why_there_is_no_figure(fakes):
     few = np.arange(N) < 9
-    assert shortcut_auc({"width": np.arange(N)}, few).why == "a classifier on metadata takes 10 images of each class; one has 9"
-    assert shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes).why == "all files are alike in their metadata"
+    assert (
+        shortcut_auc({"width": np.arange(N)}, few).why
+        == "a classifier on metadata takes 10 images of each class; one has 9"
+    )
+    assert (
+        shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes).why
+        == "all files are alike in their metadata"
+    )
     assert shortcut_auc({}, fakes).value is None
     with pytest.raises(ValueError, match="one value for each"):
         shortcut_auc({"width": np.arange(3)}, fakes)

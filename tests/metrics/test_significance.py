@@ -32,7 +32,9 @@ def test_delong_is_its_definition(seed, ties):
     matrix = covariance_by_pairs((a, b), fake)
     error = math.sqrt(matrix[0, 0] + matrix[1, 1] - 2 * matrix[0, 1])
     assert found.difference.value == pytest.approx(difference, abs=1e-12)
-    assert found.difference.interval == pytest.approx((difference - 1.959963985 * error, difference + 1.959963985 * error), abs=1e-9)
+    assert found.difference.interval == pytest.approx(
+        (difference - 1.959963985 * error, difference + 1.959963985 * error), abs=1e-9
+    )
     assert found.p == pytest.approx(math.erfc(abs(difference) / error / math.sqrt(2)), abs=1e-9)
     assert (found.test, found.n, found.difference.method) == ("delong", 60, "delong")
 
@@ -80,7 +82,10 @@ def test_mid_p_is_its_definition(only_a, only_b):
 
 def test_the_interval_of_mcnemar_covers():
     draw = np.random.default_rng(2)
-    ends = [mcnemar_of(*draw.multinomial(100, [0.05, 0.12, 0.83])[:2].tolist(), 100).difference.interval for _ in range(500)]
+    ends = [
+        mcnemar_of(*draw.multinomial(100, [0.05, 0.12, 0.83])[:2].tolist(), 100).difference.interval
+        for _ in range(500)
+    ]
     assert 0.93 <= np.mean([low <= 0.07 <= high for low, high in ends]) <= 0.985
 
 

@@ -10,13 +10,20 @@ import pytest
 
 CHROMIUM = Path("/usr/bin/chromium")
 _WATCHED = (
-    *("Network.requestWillBeSent", "Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"),
+    *(
+        "Network.requestWillBeSent",
+        "Log.entryAdded",
+        "Runtime.consoleAPICalled",
+        "Runtime.exceptionThrown",
+    ),
     "Page.javascriptDialogOpening",
 )
 
 
 def only_with_chromium() -> None:
-    """Called at the head of a module of tests: without a browser it is skipped, once and as a whole."""
+    """Called at the head of a module of tests: without a browser it is skipped, once and as a
+    whole.
+    """
     if not CHROMIUM.exists():
         pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
@@ -53,11 +60,23 @@ class Browser:
 
     def resize(self, width: int, *, scheme: str = "light", media: str = "screen") -> None:
         """The page that is shown, in another window or on another medium."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
 
     def ask(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
 
     def called(self, method: str) -> list[dict[str, Any]]:
         return [parameters for name, parameters in self._events if name == method]

@@ -12,7 +12,12 @@ FACTS = CheckFacts(
     {"example": "Example"},
 )
 _VERDICTS = (("real", -6.0), ("fake", 4.0), ("abstain", 0.5), (None, None))
-_FINDINGS = {"real": "no evidence found", "fake": "flagged by the detectors", "abstain": "left open", None: None}
+_FINDINGS = {
+    "real": "no evidence found",
+    "fake": "flagged by the detectors",
+    "abstain": "left open",
+    None: None,
+}
 
 
 def check_row(name, score, verdict, *, why=None, detail=None, grounds=None, folder="/holiday"):
@@ -35,7 +40,14 @@ def check_rows(count, folder="/holiday"):
         detail = f"the file ends after {number} bytes" if verdict is None else None
         why = "inside_band" if verdict == "abstain" else None
         rows.append(
-            check_row(f"{number % 3}/{number}.jpg", score and score + number / 1000, verdict, why=why, detail=detail, folder=folder)
+            check_row(
+                f"{number % 3}/{number}.jpg",
+                score and score + number / 1000,
+                verdict,
+                why=why,
+                detail=detail,
+                folder=folder,
+            )
         )
     return rows
 

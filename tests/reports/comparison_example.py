@@ -1,4 +1,6 @@
-"""A comparison as `touchstone compare` writes it, made from small arrays by the functions that make real ones."""
+"""A comparison as `touchstone compare` writes it, made from small arrays by the functions that make
+real ones.
+"""
 
 import numpy as np
 
@@ -22,14 +24,27 @@ def example_comparison(*, shift=0.3, shared=True, n=N):
     """`shared`: whether the runs share images."""
     draw = np.random.default_rng(4)
     fake = np.arange(n) % 3 == 0
-    base = {name: draw.normal(np.where(fake, 1.0, -1.5), 1.3) for name in ("ensemble", "touchstone-tiny", "community-forensics-vits384")}
-    after = {name: column + shift * (name != "community-forensics-vits384") * draw.normal(1, 0.4, n) for name, column in base.items()}
-    codes = [np.where(one["ensemble"] > 1, 0, np.where(one["ensemble"] < -1, 2, 1)).astype(np.int8) for one in (base, after)]
+    base = {
+        name: draw.normal(np.where(fake, 1.0, -1.5), 1.3)
+        for name in ("ensemble", "touchstone-tiny", "community-forensics-vits384")
+    }
+    after = {
+        name: column + shift * (name != "community-forensics-vits384") * draw.normal(1, 0.4, n)
+        for name, column in base.items()
+    }
+    codes = [
+        np.where(one["ensemble"] > 1, 0, np.where(one["ensemble"] < -1, 2, 1)).astype(np.int8)
+        for one in (base, after)
+    ]
     statuses = np.zeros(n, np.int8)
-    later = np.where(draw.random(n) < 0.004, STATUSES.index("corrupt_image"), statuses).astype(np.int8)
+    later = np.where(draw.random(n) < 0.004, STATUSES.index("corrupt_image"), statuses).astype(
+        np.int8
+    )
     groups = [("real", "real:camera"), *(("fake", name) for name in GENERATORS)]
     whose = np.where(fake, 1 + np.arange(n) // 3 % 4, 0).astype(np.int32)
-    truth = ImageTruth("truth.csv", whose, groups, np.array([name for _, name in groups], object)[whose])
+    truth = ImageTruth(
+        "truth.csv", whose, groups, np.array([name for _, name in groups], object)[whose]
+    )
     none = np.empty(0)
     systems = [
         {
@@ -58,10 +73,25 @@ def example_comparison(*, shift=0.3, shared=True, n=N):
 
 def _run(side):
     url = f"s3://archive/runs/2026-11-{20 if side == 'a' else 21}"
-    return {"url": url, "created_at": "2026-11-20T21:00:00+00:00", "detectors": [], "ensemble": "published", "finished": side == "a"}
+    return {
+        "url": url,
+        "created_at": "2026-11-20T21:00:00+00:00",
+        "detectors": [],
+        "ensemble": "published",
+        "finished": side == "a",
+    }
 
 
 def _example(place):
     member = f"{place}.jpg" if place % 2 else None
-    named = {"image_id": place, "uri": f"s3://archive/photos/2024/{place % 3:02d}/IMG_{place:04d}.jpg", "member": member}
-    return named | {"verdict_a": "real", "verdict_b": "fake", "score_a": -2.4 + place / 10, "score_b": 3.1 - place / 10 if place else None}
+    named = {
+        "image_id": place,
+        "uri": f"s3://archive/photos/2024/{place % 3:02d}/IMG_{place:04d}.jpg",
+        "member": member,
+    }
+    return named | {
+        "verdict_a": "real",
+        "verdict_b": "fake",
+        "score_a": -2.4 + place / 10,
+        "score_b": 3.1 - place / 10 if place else None,
+    }

@@ -1,4 +1,6 @@
-"""The document of an evaluation as the engine writes it, of made-up scores that look like detectors', with sections beside detection."""
+"""The document of an evaluation as the engine writes it, of made-up scores that look like
+detectors', with sections beside detection.
+"""
 
 import base64
 import json
@@ -29,7 +31,9 @@ class Generator(NamedTuple):
 
 
 class System(NamedTuple):
-    """How far it holds fakes and reals apart, how it shifts, how it suffers under perturbation, which generators it learnt from."""
+    """How far it holds fakes and reals apart, how it shifts, how it suffers under perturbation,
+    which generators it learnt from.
+    """
 
     title: str
     skill: float
@@ -39,7 +43,11 @@ class System(NamedTuple):
     binary: bool = False
 
 
-REALS = {"laion-400m": Generator(1.0, 900), "docci": Generator(1.25, 400), "press photographs, scanned": Generator(0.45, 300)}
+REALS = {
+    "laion-400m": Generator(1.0, 900),
+    "docci": Generator(1.25, 400),
+    "press photographs, scanned": Generator(0.45, 300),
+}
 FAKES = {
     "ideogram-3.0": Generator(1.0, 200),
     "gpt-image-1": Generator(0.42, 200),
@@ -53,8 +61,16 @@ FAKES = {
     "flux-1-fill, edits": Generator(0.3, 120, "local"),
 }
 SYSTEMS = {
-    "ensemble": System("Stacked ensemble of four", 3.2, -0.3, 0.45, ("flux-1-dev", "sd-3.5", "sdxl-turbo", "ideogram-3.0")),
-    "openfake-swinv2-small": System("OpenFake SwinV2 small", 2.8, 0.2, 0.6, ("flux-1-dev", "sd-3.5", "ideogram-3.0")),
+    "ensemble": System(
+        "Stacked ensemble of four",
+        3.2,
+        -0.3,
+        0.45,
+        ("flux-1-dev", "sd-3.5", "sdxl-turbo", "ideogram-3.0"),
+    ),
+    "openfake-swinv2-small": System(
+        "OpenFake SwinV2 small", 2.8, 0.2, 0.6, ("flux-1-dev", "sd-3.5", "ideogram-3.0")
+    ),
     "clipdet-latent10k-plus": System("CLIP-D, 10k+", 1.7, 1.6, 0.25, ("stylegan3",)),
     "corvi2023": System("Corvi 2023", 1.6, -2.2, 0.9, ("sdxl-turbo",)),
     "maskclip": System("MaskCLIP, OpenSDI", 1.5, 0.0, 0.5, ("sd-3.5",)),
@@ -84,42 +100,82 @@ def _whole() -> dict[str, Any]:
 def large_document() -> dict[str, Any]:
     """Eight systems, forty generators: more than a page can show at once."""
     fakes = {f"generator-{index:02d}": Generator(0.3 + index / 25, 40) for index in range(40)}
-    systems = {f"detector-{index}": System(f"Detector {index}", 1 + index / 3, seen=tuple(fakes)[: 4 * index]) for index in range(8)}
+    systems = {
+        f"detector-{index}": System(
+            f"Detector {index}", 1 + index / 3, seen=tuple(fakes)[: 4 * index]
+        )
+        for index in range(8)
+    }
     systems["ensemble"] = System("All eight", 3.0)
-    return _document(REALS, fakes, systems, {f"jpeg-{quality}": (95 - quality) / 65 for quality in (95, 75, 50, 30)}, seed=3)
+    return _document(
+        REALS,
+        fakes,
+        systems,
+        {f"jpeg-{quality}": (95 - quality) / 65 for quality in (95, 75, 50, 30)},
+        seed=3,
+    )
 
 
 @cache
 def small_document() -> dict[str, Any]:
     """Every section, of two systems and few generators."""
-    fakes = {name: FAKES[name]._replace(n=30) for name in ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits")}
+    fakes = {
+        name: FAKES[name]._replace(n=30)
+        for name in ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits")
+    }
     reals = {name: one._replace(n=60) for name, one in REALS.items()}
     systems = {name: SYSTEMS[name] for name in ("ensemble", "openfake-swinv2-small", "corvi2023")}
-    return _document(reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5, protocol="openfake-v1") | further()
+    return (
+        _document(
+            reals, fakes, systems, dict(list(VIEWS.items())[:3]), seed=5, protocol="openfake-v1"
+        )
+        | further()
+    )
 
 
 @cache
 def one_class(label: str) -> dict[str, Any]:
     """Only real images, or only fakes: most figures are not defined."""
-    return _document(REALS if label == "real" else {}, FAKES if label == "fake" else {}, dict(list(SYSTEMS.items())[:3]), {}, seed=4)
+    return _document(
+        REALS if label == "real" else {},
+        FAKES if label == "fake" else {},
+        dict(list(SYSTEMS.items())[:3]),
+        {},
+        seed=4,
+    )
 
 
 def _document(
     reals: Mapping[str, Generator], fakes: Mapping[str, Generator], systems: Mapping[str, System], views: Mapping[str, float], seed: int,
     **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """What `touchstone evaluate` writes, with the titles of the systems here, what each saw, and pictures of its mistakes."""
+    """What `touchstone evaluate` writes, with the titles of the systems here, what each saw, and
+    pictures of its mistakes.
+    """
     images = _images(reals, fakes, seed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         _write_run(folder, images, systems, views, seed)
-        names = dict(at=(f"{place}/run",), labels=f"{place}/labels.jsonl", out=f"{place}/out", title="Picture desk, November")
-        document = evaluate(EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)).document.written()
+        names = dict(
+            at=(f"{place}/run",),
+            labels=f"{place}/labels.jsonl",
+            out=f"{place}/out",
+            title="Picture desk, November",
+        )
+        document = evaluate(
+            EvaluateConfig(**names, thumbnails=False, bootstrap=0, **settings)
+        ).document.written()
     document |= {"version": "0.6.0", "made_at": "2026-11-21T12:40:00+00:00"}
-    document["run"] |= {"url": "s3://lab/runs/2026-11-20-desk", "created_at": "2026-11-20T22:10:04+00:00"}
+    document["run"] |= {
+        "url": "s3://lab/runs/2026-11-20-desk",
+        "created_at": "2026-11-20T22:10:04+00:00",
+    }
     document["run"]["identity"] = {"limits": {"max_pixels": 50_000_000}}
     document["labels"] |= {"name": "s3://lab/labels/desk.parquet"}
-    learnt = {name: {maker: "in-training" if maker in one.seen else "unseen" for maker in fakes} for name, one in systems.items()}
+    learnt = {
+        name: {maker: "in-training" if maker in one.seen else "unseen" for maker in fakes}
+        for name, one in systems.items()
+    }
     for one in document["systems"]:
         one["title"] = systems[one["name"]].title
         for row in one["generators"]:
@@ -127,16 +183,30 @@ def _document(
     for row in document["table"]["rows"]:
         row["seen"] = {name: makers.get(row["name"], "unknown") for name, makers in learnt.items()}
     document["mistakes"] = [
-        one | {"thumbnail": base64.b64encode(picture(place)).decode()} for place, one in enumerate(document["mistakes"][:16])
+        one | {"thumbnail": base64.b64encode(picture(place)).decode()}
+        for place, one in enumerate(document["mistakes"][:16])
     ]
     return document
 
 
-def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], views: Mapping[str, float], seed: int) -> None:
+def _write_run(
+    folder: Path,
+    images: "Images",
+    systems: Mapping[str, System],
+    views: Mapping[str, float],
+    seed: int,
+) -> None:
     """A finished run of these scores, and its labels: some without a row, some given twice."""
     detectors = [name for name in systems if name != "ensemble"]
-    scores = {view: {name: _scores(systems[name], images, harm, seed) for name in systems} for view, harm in {"": 0.0, **views}.items()}
-    whole = scores[""].pop("ensemble", np.mean([scores[""][name] for name in detectors], axis=0)).astype(float)
+    scores = {
+        view: {name: _scores(systems[name], images, harm, seed) for name in systems}
+        for view, harm in {"": 0.0, **views}.items()
+    }
+    whole = (
+        scores[""]
+        .pop("ensemble", np.mean([scores[""][name] for name in detectors], axis=0))
+        .astype(float)
+    )
     sides = pa.array([SIDES[band] for band in images.size], pa.int32())
     columns = {
         "image_id": np.arange(len(images)) * 7919,
@@ -158,7 +228,9 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
         drawn = [struct_of({name: scores[view][name] for name in detectors}) for view in views]
         columns["views"] = pa.StructArray.from_arrays(drawn, list(views))
         kinds["views"] = columns["views"].type
-    card = ensemble_of(detectors).model_copy(update={"calibration": Platt(slope=0.95, intercept=-0.1)})
+    card = ensemble_of(detectors).model_copy(
+        update={"calibration": Platt(slope=0.95, intercept=-0.1)}
+    )
     write_run(folder / "run", [columns], detectors, card.model_dump(mode="json"), **kinds)
     labels = [
         {
@@ -167,7 +239,9 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
             "generator": str(name),
             "kind": None if kind == "real" else str(kind),
         }
-        for number, fake, name, kind in zip(columns["image_id"], images.fake, images.generator, images.kind, strict=True)
+        for number, fake, name, kind in zip(
+            columns["image_id"], images.fake, images.generator, images.kind, strict=True
+        )
     ]
     labels += [*labels[:3], *({**labels[0], "image_id": -number} for number in range(1, 13))]
     (folder / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in labels))
@@ -178,12 +252,19 @@ def _profile(images: "Images", rng: Any) -> dict[str, Any]:
     makers = list(dict.fromkeys(images.generator[images.fake])) or ["none"]
     others = rng.choice(makers, len(images))
     nearest = [
-        str(one if right else other) for one, other, right in zip(images.generator, others, rng.random(len(images)) < 0.7, strict=True)
+        str(one if right else other)
+        for one, other, right in zip(
+            images.generator, others, rng.random(len(images)) < 0.7, strict=True
+        )
     ]
     said = rng.random(len(images)) < 0.9
     return {
-        "predicted_generator": [name if one else None for name, one in zip(nearest, said, strict=True)],
-        "generator_ranking": [[name, *(other for other in makers[:2] if other != name)] for name in nearest],
+        "predicted_generator": [
+            name if one else None for name, one in zip(nearest, said, strict=True)
+        ],
+        "generator_ranking": [
+            [name, *(other for other in makers[:2] if other != name)] for name in nearest
+        ],
     }
 
 
@@ -203,22 +284,56 @@ class Images(NamedTuple):
 
 def _images(reals: Mapping[str, Generator], fakes: Mapping[str, Generator], seed: int) -> Images:
     rng = np.random.default_rng(seed)
-    rows = [(fake, name, one) for fake, group in ((False, reals), (True, fakes)) for name, one in group.items() for _ in range(one.n)]
+    rows = [
+        (fake, name, one)
+        for fake, group in ((False, reals), (True, fakes))
+        for name, one in group.items()
+        for _ in range(one.n)
+    ]
     fake = np.array([row[0] for row in rows], bool)
     n = len(rows)
-    formats = np.where(rng.random(n) < np.where(fake, 0.55, 0.97), "JPEG", np.where(rng.random(n) < 0.7, "PNG", "WEBP"))
+    formats = np.where(
+        rng.random(n) < np.where(fake, 0.55, 0.97),
+        "JPEG",
+        np.where(rng.random(n) < 0.7, "PNG", "WEBP"),
+    )
     bands = np.array(list(SIDES))
-    sizes = bands[np.where(fake, rng.choice(5, n, p=[0, 0.1, 0.2, 0.65, 0.05]), rng.choice(5, n, p=[0.1, 0.35, 0.25, 0.2, 0.1]))]
+    sizes = bands[
+        np.where(
+            fake,
+            rng.choice(5, n, p=[0, 0.1, 0.2, 0.65, 0.05]),
+            rng.choice(5, n, p=[0.1, 0.35, 0.25, 0.2, 0.1]),
+        )
+    ]
     kinds = np.array([row[2].kind if row[0] else "real" for row in rows])
-    return Images(fake, np.array([row[1] for row in rows]), np.array([row[2].ease for row in rows]), kinds, formats, sizes)
+    return Images(
+        fake,
+        np.array([row[1] for row in rows]),
+        np.array([row[2].ease for row in rows]),
+        kinds,
+        formats,
+        sizes,
+    )
 
 
 def _scores(system: System, images: Images, harm: float, seed: int) -> Any:
     # One seed for all systems and views: what is hard is hard for all, as it is with pictures.
     shared = np.random.default_rng(seed).normal(0, 1, len(images))
-    own = np.random.default_rng([seed, len(system.title), int(100 * harm)]).normal(0, 1, len(images))
+    own = np.random.default_rng([seed, len(system.title), int(100 * harm)]).normal(
+        0, 1, len(images)
+    )
     trained = np.isin(images.generator, system.seen)
-    distance = system.skill * images.ease * np.where(trained, 1.35, 1) * max(0.05, 1 - system.frailty * harm)
+    distance = (
+        system.skill
+        * images.ease
+        * np.where(trained, 1.35, 1)
+        * max(0.05, 1 - system.frailty * harm)
+    )
     spread = 0.8 * shared + 0.9 * own
-    scores = np.where(images.fake, distance, -distance) + spread + system.shift - 0.6 * system.frailty * harm
+    scores = (
+        np.where(images.fake, distance, -distance)
+        + spread
+        + system.shift
+        - 0.6 * system.frailty * harm
+    )
     return (np.sign(scores) if system.binary else scores.round(4)).astype(np.float32)

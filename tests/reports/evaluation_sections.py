@@ -26,15 +26,32 @@ def further() -> dict[str, Any]:
         "localization": {
             "policy": {"empty": "skip", "threshold": 0.5, "name": "opensdi"},
             "systems": [
-                {"name": "maskclip", "resolution": "network", "figures": masks, "views": [], "counts": {}}
-                | {"generators": [{"name": "flux-1-fill, edits", "kind": "local", "n": 120, "figures": masks}]}
+                {
+                    "name": "maskclip",
+                    "resolution": "network",
+                    "figures": masks,
+                    "views": [],
+                    "counts": {},
+                }
+                | {
+                    "generators": [
+                        {"name": "flux-1-fill, edits", "kind": "local", "n": 120, "figures": masks}
+                    ]
+                }
                 | {"imdlbenco": {"counts": {}, "modes": {"origin": masks, "reverse": masks}}}
-                | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
+                | {
+                    "opensdi": {
+                        "counts": {},
+                        "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")},
+                    }
+                }
             ],
         },
         "prompts": {
             "clip_image": _mean(rng.beta(6, 2, 200)),
-            "clip_image_chance": undefined("needs images made from the predicted prompts: --regenerated").row(),
+            "clip_image_chance": undefined(
+                "needs images made from the predicted prompts: --regenerated"
+            ).row(),
             "with_both": 200,
             "notes": ["LPIPS is not computed."],
         },
@@ -61,8 +78,17 @@ GROUPS = (
 
 def group(rng: Any, name: str, distribution: str, generators: list[str], n: int) -> dict[str, Any]:
     """A group of fakes; those that nobody could name have no accuracy."""
-    named = _share(n - n // 4, n) if distribution == "in" else undefined("no image of a known generator").row()
-    figures = {"accuracy": named, "top_3": named, "family_accuracy": _share(n // 2, n), "abstained": _share(n // 9, n)}
+    named = (
+        _share(n - n // 4, n)
+        if distribution == "in"
+        else undefined("no image of a known generator").row()
+    )
+    figures = {
+        "accuracy": named,
+        "top_3": named,
+        "family_accuracy": _share(n // 2, n),
+        "abstained": _share(n // 9, n),
+    }
     detection = {"ensemble": {"tpr": _share(n - n // 8, n), "auc": _mean(rng.beta(9, 1, 30))}}
     return {"name": name, "distribution": distribution, "total": False, "generators": generators, "n": n, "detection": detection,
             "identification": figures, "prompts": {"clip_image": _mean(rng.beta(2, 6, 60))}}  # fmt: skip
@@ -75,7 +101,9 @@ def _share(right: int, n: int) -> dict[str, Any]:
 def _mean(values: Any) -> dict[str, Any]:
     half = 1.96 * float(np.std(values)) / len(values) ** 0.5
     middle = float(np.mean(values))
-    return FigureFacts(value=middle, interval=(middle - half, middle + half), method="bootstrap", n=len(values)).row()
+    return FigureFacts(
+        value=middle, interval=(middle - half, middle + half), method="bootstrap", n=len(values)
+    ).row()
 
 
 def overlay(seed: int) -> bytes:

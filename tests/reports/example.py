@@ -27,7 +27,14 @@ def scores(*bells: tuple[float, float, int]) -> list[int]:
 
 def top(image_id: int, path: str, member: str | None, score: float, verdict: str) -> dict[str, Any]:
     uri, probability = f"s3://picture-desk/harbour/{path}", 1 / (1 + math.exp(-score))
-    return {"image_id": image_id, "uri": uri, "member": member, "score": score, "probability": probability, "verdict": verdict}
+    return {
+        "image_id": image_id,
+        "uri": uri,
+        "member": member,
+        "score": score,
+        "probability": probability,
+        "verdict": verdict,
+    }
 
 
 _SUMMARY: dict[str, Any] = yaml.safe_load("""
@@ -122,7 +129,13 @@ identity:
     },
     "top": [
         *(
-            top(1000 + rank, f"incoming/2029-{rank:02d}/IMG_{4200 + 37 * rank}.jpg", None, 7.9 - 0.21 * rank, "fake")
+            top(
+                1000 + rank,
+                f"incoming/2029-{rank:02d}/IMG_{4200 + 37 * rank}.jpg",
+                None,
+                7.9 - 0.21 * rank,
+                "fake",
+            )
             for rank in range(1, 11)
         ),
         top(2000, "boxes/box-11.tar", "box-11/plates/0007.png", 5.61, "abstain"),

@@ -1,4 +1,6 @@
-"""Names that try to break out of a page, a line or a column, and documents that have them wherever a text may stand."""
+"""Names that try to break out of a page, a line or a column, and documents that have them wherever
+a text may stand.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -23,17 +25,36 @@ NAMES = {
 }
 
 
-def poisoned(document: Any, text: str, *, names: Collection[str] = (), words: Collection[str] = ()) -> Any:
-    """The document with `text` in place of every text in it, but for fields in `words`, which decide where something stands.
+def poisoned(
+    document: Any, text: str, *, names: Collection[str] = (), words: Collection[str] = ()
+) -> Any:
+    """The document with `text` in place of every text in it, but for fields in `words`, which
+    decide where something stands.
 
-    `names`: what is a key in one place and may be a value in another: each bears the text with a number behind it, in all of them.
+    `names`: what is a key in one place and may be a value in another: each bears the text with a
+    number behind it, in all of them.
     """
-    return _poisoned(document, text, {name: f"{text}{number or ''}" for number, name in enumerate(names)}, words, "")
+    return _poisoned(
+        document,
+        text,
+        {name: f"{text}{number or ''}" for number, name in enumerate(names)},
+        words,
+        "",
+    )
 
 
-def _poisoned(value: Any, text: str, renamed: Mapping[str, str], words: Collection[str], key: str) -> Any:
+def _poisoned(
+    value: Any, text: str, renamed: Mapping[str, str], words: Collection[str], key: str
+) -> Any:
     if isinstance(value, str):
         return value if key in words else renamed.get(value, text)
     if isinstance(value, Mapping):
-        return {renamed.get(name, name): _poisoned(item, text, renamed, words, name) for name, item in value.items()}
-    return [_poisoned(item, text, renamed, words, key) for item in value] if isinstance(value, list | tuple) else value
+        return {
+            renamed.get(name, name): _poisoned(item, text, renamed, words, name)
+            for name, item in value.items()
+        }
+    return (
+        [_poisoned(item, text, renamed, words, key) for item in value]
+        if isinstance(value, list | tuple)
+        else value
+    )

@@ -3,7 +3,12 @@
 from typing import Any
 
 CLASSES = {"flux.1-dev": 4200, "sdxl": 4100, "sdxl_1.0/juggernaut-xl": 3900, "midjourney-6": 3000}
-FAMILIES = {"flux.1-dev": "flux.1_d", "sdxl": "sdxl_1.0", "sdxl_1.0/juggernaut-xl": "sdxl_1.0", "midjourney-6": "midjourney"}
+FAMILIES = {
+    "flux.1-dev": "flux.1_d",
+    "sdxl": "sdxl_1.0",
+    "sdxl_1.0/juggernaut-xl": "sdxl_1.0",
+    "midjourney-6": "midjourney",
+}
 
 
 def figure(value: float | None, spread: float = 0.02, why: str | None = None) -> dict[str, Any]:

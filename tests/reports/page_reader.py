@@ -8,7 +8,9 @@ _VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 
 
 class PageReader(HTMLParser):
-    """All tags with their attributes, in order; fails on a tag that is not closed where it should be."""
+    """All tags with their attributes, in order; fails on a tag that is not closed where it should
+    be.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -53,7 +55,18 @@ def contrast(one: str, other: str) -> float:
 
 
 def _luminance(colour: str) -> float:
-    hexadecimal = [int(colour[start : start + 2], 16) for start in (1, 3, 5)] if colour.startswith("#") else None
-    channels = [channel / 255 for channel in hexadecimal or map(int, re.findall(r"\d+", colour)[:3])]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    hexadecimal = (
+        [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        if colour.startswith("#")
+        else None
+    )
+    channels = [
+        channel / 255 for channel in hexadecimal or map(int, re.findall(r"\d+", colour)[:3])
+    ]
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in channels
+    ]
+    return sum(
+        weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+    )

@@ -1,4 +1,6 @@
-"""A run with a profile, scored for real in this process: pictures with known words, an identifier, a retrieval of prompts."""
+"""A run with a profile, scored for real in this process: pictures with known words, an identifier,
+a retrieval of prompts.
+"""
 
 import csv
 import io
@@ -33,7 +35,8 @@ PROMPTS = [
 
 
 def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
-    """An ensemble of the shipped detector with a profile made of encoded `pictures`: it takes about half of them for fakes.
+    """An ensemble of the shipped detector with a profile made of encoded `pictures`: it takes about
+    half of them for fakes.
 
     `abstains`: its identifier takes about half of them for none that it knows.
     """
@@ -42,18 +45,29 @@ def profiled_card(folder, pictures, *, abstains=True, describe="flagged"):
     weight = np.random.default_rng(3).normal(size=(3, facts["width"])).astype(np.float32)
     bias = -(weight @ vectors.mean(axis=0))
     cut = float(np.median(energy(vectors @ weight.T + bias)))
-    rule = {"open_set": {"method": "energy", "threshold": cut, "abstains": 0.05, "n": 100}} if abstains else {}
+    rule = (
+        {"open_set": {"method": "energy", "threshold": cut, "abstains": 0.05, "n": 100}}
+        if abstains
+        else {}
+    )
     identifier = make_identifier(folder / "identifier", CLASSES, weight, TINY, facts, bias, **rule)
     describer = make_retrieval(folder / "describer", vectors[: len(PROMPTS)], PROMPTS, TINY, facts)
-    profile = EnsembleProfile(identifier=str(identifier), describer=str(describer), describe=describe)
+    profile = EnsembleProfile(
+        identifier=str(identifier), describer=str(describer), describe=describe
+    )
     middle = float(np.median(scores))
     cuts = {"real_below": middle - 0.05, "fake_above": middle}
-    return ensemble_of([TINY]).model_copy(update={"profile": profile, "name": "profiled", "thresholds": Thresholds(**cuts)})
+    return ensemble_of([TINY]).model_copy(
+        update={"profile": profile, "name": "profiled", "thresholds": Thresholds(**cuts)}
+    )
 
 
 def _read(pictures, facts):
     """Embeddings (n, d) and scores (n,) of encoded pictures."""
-    spec = replace(make_spec(ensemble_of([TINY]), limits=ImageLimits(), precision="fp32", slots=4), features={TINY: facts})
+    spec = replace(
+        make_spec(ensemble_of([TINY]), limits=ImageLimits(), precision="fp32", slots=4),
+        features={TINY: facts},
+    )
     clock = StageClock()
     decoder = BatchDecoder(spec, clock)
     read = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)]) for data in pictures])
@@ -62,19 +76,27 @@ def _read(pictures, facts):
 
 
 def write_archive(folder, count=9):
-    """Pictures of several shapes with a list of their known words, a file that ends early, and one that is no picture."""
+    """Pictures of several shapes with a list of their known words, a file that ends early, and one
+    that is no picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(count):
         picture = photo(*[(320, 240), (200, 300), (480, 160)][seed % 3], seed)
         picture.save(folder / f"photo-{seed}.jpg", quality=70 + seed)
-        words = {"prompt": PROMPTS[seed % 3] if seed % 4 else "", "generator": CLASSES[seed % 3] if seed % 4 else ""}
+        words = {
+            "prompt": PROMPTS[seed % 3] if seed % 4 else "",
+            "generator": CLASSES[seed % 3] if seed % 4 else "",
+        }
         rows.append({"uri": f"photo-{seed}.jpg", "label": "fake" if seed % 4 else "real", **words})
     written = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(written, "JPEG")
     (folder / "cut.jpg").write_bytes(written.getvalue()[:300])
     (folder / "notes.txt").write_text("no picture")
-    rows += [{"uri": name, "label": "real", "prompt": "", "generator": ""} for name in ("cut.jpg", "notes.txt")]
+    rows += [
+        {"uri": name, "label": "real", "prompt": "", "generator": ""}
+        for name in ("cut.jpg", "notes.txt")
+    ]
     with (folder / "list.csv").open("w", newline="") as file:
         lines = csv.DictWriter(file, list(rows[0]))
         lines.writeheader()
@@ -83,11 +105,20 @@ def write_archive(folder, count=9):
 
 
 def score_profiled(card, source, out):
-    """Score a list with an ensemble's card; words are predicted of what was flagged. Returns the run's URL."""
+    """Score a list with an ensemble's card; words are predicted of what was flagged. Returns the
+    run's URL.
+    """
     path = out.parent / f"{out.name}-card.yaml"
     path.write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
     with without_ray():
         score_archive(
-            ScoreConfig(source=(str(source),), ensemble=str(path), out=str(out), precision="fp32", batch_slots=4, block_members=8)
+            ScoreConfig(
+                source=(str(source),),
+                ensemble=str(path),
+                out=str(out),
+                precision="fp32",
+                batch_slots=4,
+                block_members=8,
+            )
         )
     return RunDirectory.open(str(out)).store.url

@@ -1,4 +1,6 @@
-"""The pages that people are given, made of a run that was scored for real; and what a browser says of a page's weight and its figures."""
+"""The pages that people are given, made of a run that was scored for real; and what a browser says
+of a page's weight and its figures.
+"""
 
 import gzip
 import re
@@ -9,7 +11,8 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring.gallery import make_gallery
 from ray_app.scoring.report import write_report
 
-# Figures that a browser breaks over two lines, with the text that they stand in. Hashes, paths and settings may break anywhere.
+# Figures that a browser breaks over two lines, with the text that they stand in. Hashes, paths and
+# settings may break anywhere.
 BROKEN_FIGURES = r"""(() => {
   const broken = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), range = document.createRange();
   while (texts.nextNode()) {
@@ -40,8 +43,15 @@ def write_pages(run: str, image: str, folder: Path) -> dict[str, Path]:
     make_gallery(run, str(folder / "gallery"), quiet=True)
     one, several = folder / "check.html", folder / "checks.html"
     assert main(["check", image, "--ensemble", "tiny", "--html", str(one)]) == 0
-    assert main(["check", str(Path(image).parent), "--ensemble", "tiny", "--html", str(several)]) == 0
-    return {"report": folder / "report.html", "gallery": folder / "gallery" / "index.html", "check": one, "checks": several}
+    assert (
+        main(["check", str(Path(image).parent), "--ensemble", "tiny", "--html", str(several)]) == 0
+    )
+    return {
+        "report": folder / "report.html",
+        "gallery": folder / "gallery" / "index.html",
+        "check": one,
+        "checks": several,
+    }
 
 
 def paper_pages(page) -> int:
@@ -50,8 +60,17 @@ def paper_pages(page) -> int:
 
 
 def weight_of(path: Path, page) -> dict[str, int]:
-    """Of a page that stands alone: bytes, bytes with gzip, elements, and bytes of its largest picture."""
+    """Of a page that stands alone: bytes, bytes with gzip, elements, and bytes of its largest
+    picture.
+    """
     text = path.read_bytes()
-    pictures = [len(one) * 3 // 4 for one in re.findall(rb"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", text)]
+    pictures = [
+        len(one) * 3 // 4 for one in re.findall(rb"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", text)
+    ]
     nodes = page.evaluate("document.querySelectorAll('*').length")
-    return {"bytes": len(text), "gzip": len(gzip.compress(text)), "elements": nodes, "picture": max(pictures, default=0)}
+    return {
+        "bytes": len(text),
+        "gzip": len(gzip.compress(text)),
+        "elements": nodes,
+        "picture": max(pictures, default=0),
+    }

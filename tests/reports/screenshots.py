@@ -1,6 +1,8 @@
-"""`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their weights for docs/pages.md, of the demo's run.
+"""`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their
+weights for docs/pages.md, of the demo's run.
 
-DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks otherwise than it did. It needs Chromium.
+DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks
+otherwise than it did. It needs Chromium.
 """
 
 import io
@@ -23,7 +25,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH, HEIGHT = 1440, 1000
 MOST_BYTES = 200_000
 DECODED = "Promise.all([...document.images].map(one => one.decode().catch(() => null)))"
-_BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- end of weights -->\n"
+_BEGIN, _END = (
+    "<!-- weights: python -m tests.reports.screenshots -->\n",
+    "<!-- end of weights -->\n",
+)
 _NAMES = {
     "report": "run report", "gallery": "gallery, 60 images of 86", "check": "check of one picture",
     "checks": "check of a folder", "evaluation": "evaluation (example)",
@@ -35,7 +40,9 @@ def main() -> None:
         folder = Path(place)
         demo = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "demo"
         if len(sys.argv) == 1:
-            subprocess.run([sys.executable, "-m", "ray_app.cli", "demo", "--out", str(demo)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "ray_app.cli", "demo", "--out", str(demo)], check=True
+            )
         top = json.loads((demo / "run" / "summary.json").read_text())["top"]
         found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
         found["evaluation"] = folder / "evaluation.html"
@@ -45,7 +52,9 @@ def main() -> None:
         weights["endpoint, one image scored"] = _endpoint(browser, demo)
     text = (DOCS / "pages.md").read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
-    (DOCS / "pages.md").write_text(before + _BEGIN + _table(weights) + _END + rest.split(_END)[1], encoding="utf-8")
+    (DOCS / "pages.md").write_text(
+        before + _BEGIN + _table(weights) + _END + rest.split(_END)[1], encoding="utf-8"
+    )
 
 
 def _seen(browser, found):
@@ -70,16 +79,33 @@ def _seen(browser, found):
 
 def _endpoint(browser, demo):
     """The endpoint's page with one image and with several."""
-    photos = [path for path in sorted((demo / "archive" / "desk").rglob("*.jpg")) if path.stat().st_size > 10_000][:8]
+    photos = [
+        path
+        for path in sorted((demo / "archive" / "desk").rglob("*.jpg"))
+        if path.stat().st_size > 10_000
+    ][:8]
     with serving(make_app(Mood())) as port:
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light", reduced_motion="reduce")
+        page = browser.new_page(
+            viewport={"width": WIDTH, "height": HEIGHT},
+            color_scheme="light",
+            reduced_motion="reduce",
+        )
         transferred = []
         page.on("response", lambda response: transferred.append(response))
         page.goto(f"http://127.0.0.1:{port}")
         page.wait_for_selector("#drop-note:not(:empty)")
         score_one(page, photos[0].name, photos[0].read_bytes())
-        bodies = [one.body() for one in transferred if one.request.method == "GET" and one.url.startswith("http")]
-        weight = {"bytes": sum(map(len, bodies)), "gzip": None, "picture": 0, "paper": paper_pages(page)}
+        bodies = [
+            one.body()
+            for one in transferred
+            if one.request.method == "GET" and one.url.startswith("http")
+        ]
+        weight = {
+            "bytes": sum(map(len, bodies)),
+            "gzip": None,
+            "picture": 0,
+            "paper": paper_pages(page),
+        }
         keep(page, DOCS / "page.png")
         keep(page, DOCS / "pages" / "endpoint.png")
         page.goto(f"http://127.0.0.1:{port}")
@@ -104,7 +130,10 @@ def keep(page, path: Path) -> None:
 def _table(weights) -> str:
     lines = ["| page | HTML | with gzip | largest picture | A4 sheets |", "|---|---|---|---|---|"]
     for name, one in weights.items():
-        sizes = [f"{one[key] / 1000:,.0f} kB" if one[key] else "–" for key in ("bytes", "gzip", "picture")]
+        sizes = [
+            f"{one[key] / 1000:,.0f} kB" if one[key] else "–"
+            for key in ("bytes", "gzip", "picture")
+        ]
         lines.append(f"| {name} | {' | '.join(sizes)} | {one['paper']} |")
     return "\n".join(lines) + "\n"
 

@@ -27,5 +27,8 @@ def test_figures_stand_side_by_side_with_what_was_not_measured():
 def test_lines_for_the_terminal():
     lines = identifier_lines(example_identifier())
     assert lines[0].endswith("87.0 % of test images of 4 classes rightly named.")
-    assert "most often confused: sdxl taken for sdxl_1.0/juggernaut-xl (41), flux.1-dev taken for midjourney-6 (7)" in lines
+    assert (
+        "most often confused: sdxl taken for sdxl_1.0/juggernaut-xl (41), flux.1-dev taken for midjourney-6 (7)"
+        in lines
+    )
     assert "profile: {identifier: s3://lab/makers/identifier.yaml}" in lines[-1]

@@ -9,7 +9,13 @@ from ray_app.reports.audit import audit_lines, render_audit
 from tests.reports import hostile
 from tests.reports.page_reader import read
 
-FACTS = {"made_at": "2026-11-21T19:00:00+00:00", "run": "/data/run", "version": "0.7.0", "scored": 12345, "only_flagged": False}
+FACTS = {
+    "made_at": "2026-11-21T19:00:00+00:00",
+    "run": "/data/run",
+    "version": "0.7.0",
+    "scored": 12345,
+    "only_flagged": False,
+}
 
 
 def jpeg():
@@ -18,10 +24,17 @@ def jpeg():
     return buffer.getvalue()
 
 
-def images(names=("one, two.jpg", 'say "hi".jpg', "three.jpg", "four.jpg", "five.jpg"), members=None):
+def images(
+    names=("one, two.jpg", 'say "hi".jpg', "three.jpg", "four.jpg", "five.jpg"), members=None
+):
     """Images to label, and pictures of all but the fourth."""
     rows = [
-        {"image_id": 2**62 + place, "uri": f"/archive/{name}", "member": (members or {}).get(place), "stratum": place % 3}
+        {
+            "image_id": 2**62 + place,
+            "uri": f"/archive/{name}",
+            "member": (members or {}).get(place),
+            "stratum": place % 3,
+        }
         for place, name in enumerate(names)
     ]
     return rows, {row["image_id"]: jpeg() for place, row in enumerate(rows) if place != 3}
@@ -31,13 +44,19 @@ def images(names=("one, two.jpg", 'say "hi".jpg', "three.jpg", "four.jpg", "five
 def page(request):
     if request.param == "hostile":
         names = list(hostile.NAMES.values())
-        return render_audit(FACTS | {"run": hostile.NAMES["markup"]}, *images(names, {0: hostile.NAMES["attribute"]}))
+        return render_audit(
+            FACTS | {"run": hostile.NAMES["markup"]},
+            *images(names, {0: hostile.NAMES["attribute"]}),
+        )
     return render_audit(FACTS, *images() if request.param == "example" else ([], {}))
 
 
 def test_page_runs_no_script_and_loads_nothing(page):
     policy = next(one for one in read(page).attributes("meta") if one.get("http-equiv"))["content"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    assert (
+        policy
+        == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
     for tag, attributes in read(page).tags:
         assert tag != "script"
         assert not [name for name in attributes if name.startswith("on")], tag
@@ -45,7 +64,9 @@ def test_page_runs_no_script_and_loads_nothing(page):
 
 
 def test_it_tells_nobody_what_detectors_said(page):
-    said = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
+    said = (
+        re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
+    )
     assert "score" not in said
     flagged = render_audit(FACTS | {"only_flagged": True}, *images())
     assert "flag" not in re.sub(r"<style>.*?</style>", "", flagged, flags=re.DOTALL)
@@ -54,7 +75,9 @@ def test_it_tells_nobody_what_detectors_said(page):
 def test_page_numbers_images_in_the_order_of_the_sample():
     rows, pictures = images()
     page = render_audit(FACTS, rows, pictures)
-    shown = re.findall(r"Image (\d+) <small>of 5</small>.*?<details>(.*?)</details>", page, re.DOTALL)
+    shown = re.findall(
+        r"Image (\d+) <small>of 5</small>.*?<details>(.*?)</details>", page, re.DOTALL
+    )
     assert [int(number) for number, _ in shown] == [1, 2, 3, 4, 5]
     for (_, details), name in zip(shown, ("one, two", "say", "three", "four", "five"), strict=True):
         assert name in details
@@ -63,7 +86,13 @@ def test_page_numbers_images_in_the_order_of_the_sample():
 
 
 def figure(value, low=None, high=None, why=None):
-    return {"value": value, "interval": None if low is None else [low, high], "method": "m", "n": 9, "why": why}
+    return {
+        "value": value,
+        "interval": None if low is None else [low, high],
+        "method": "m",
+        "n": 9,
+        "why": why,
+    }
 
 
 def test_an_answer_in_lines():
@@ -77,8 +106,16 @@ def test_an_answer_in_lines():
         "notes": ["3 images are unsure"],
     }  # fmt: skip
     text = "\n".join(audit_lines(json.loads(json.dumps(document)), 140))
-    assert "297 of 300 drawn images labelled, of 80,000 with a verdict (ensemble calibrated)" in text
-    assert re.search(r"prevalence: the share of fakes +1\.2 % +0\.93 % to 1\.8 % +0\.90 % to 2\.0 %", text)
-    assert re.search(r"recall: flagged among the fakes +– +cannot be said: no labelled image is fake +–", text)
-    assert text.endswith("the card promises that at most 1 % of the reals are flagged\n! 3 images are unsure")
+    assert (
+        "297 of 300 drawn images labelled, of 80,000 with a verdict (ensemble calibrated)" in text
+    )
+    assert re.search(
+        r"prevalence: the share of fakes +1\.2 % +0\.93 % to 1\.8 % +0\.90 % to 2\.0 %", text
+    )
+    assert re.search(
+        r"recall: flagged among the fakes +– +cannot be said: no labelled image is fake +–", text
+    )
+    assert text.endswith(
+        "the card promises that at most 1 % of the reals are flagged\n! 3 images are unsure"
+    )
     assert all(len(line) <= 60 for line in audit_lines(document, 60))

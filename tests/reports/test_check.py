@@ -1,4 +1,6 @@
-"""What `touchstone check` says of some pictures and of many: reasons once, a page in pieces, links that hold where page and files go."""
+"""What `touchstone check` says of some pictures and of many: reasons once, a page in pieces, links
+that hold where page and files go.
+"""
 
 import tracemalloc
 from pathlib import Path
@@ -14,12 +16,23 @@ from tests.reports.page_reader import PageReader
 
 def test_a_reason_is_said_once_with_its_count_and_others_stay_visible():
     rows = [check_row(f"{number}.jpg", -5.0, "real") for number in range(9)]
-    rows += [check_row(f"small-{number}.jpg", 0.0, "abstain", why="out_of_range", detail=f"{number + 40} px") for number in range(4000)]
-    rows += [check_row("odd.jpg", 0.0, "abstain", why="inside_band"), check_row("cut.jpg", None, None, detail="ends after 7 bytes")]
+    rows += [
+        check_row(
+            f"small-{number}.jpg", 0.0, "abstain", why="out_of_range", detail=f"{number + 40} px"
+        )
+        for number in range(4000)
+    ]
+    rows += [
+        check_row("odd.jpg", 0.0, "abstain", why="inside_band"),
+        check_row("cut.jpg", None, None, detail="ends after 7 bytes"),
+    ]
     lines = check_lines(rows, names_of(rows), FACTS, 100)
     whys = [line for line in lines[1:] if ": " in line]
     assert len(lines) < 8
-    assert "4,000 files, the first holiday/small-0.jpg: the image is outside what a detector was made for: 40 px" in whys
+    assert (
+        "4,000 files, the first holiday/small-0.jpg: the image is outside what a detector was made for: 40 px"
+        in whys
+    )
     assert "holiday/odd.jpg: the score lies between the two thresholds" in whys
     assert "holiday/cut.jpg: ends after 7 bytes" in whys
     assert whys[0].startswith("4,011 files: ")
@@ -51,9 +64,15 @@ def test_a_link_holds_where_page_and_file_are_moved_together(page, file, link):
 
 def test_a_page_says_a_reason_once_and_links_each_picture_to_its_file(tmp_path):
     rows = check_rows(12, f"{tmp_path}/holiday")
-    text = "".join(render_check(rows, names_of(rows), [thumbnail()] * 11 + [None], FACTS, tmp_path / "page.html"))
+    text = "".join(
+        render_check(
+            rows, names_of(rows), [thumbnail()] * 11 + [None], FACTS, tmp_path / "page.html"
+        )
+    )
     page = PageReader(text)
-    assert [one["href"] for one in page.attributes("a")] == [f"holiday/{number % 3}/{number}.jpg" for number in range(12)]
+    assert [one["href"] for one in page.attributes("a")] == [
+        f"holiday/{number % 3}/{number}.jpg" for number in range(12)
+    ]
     assert str(tmp_path) not in text
     assert page.text.count("Why, as 2 others") == 6
     assert page.text.count("The score lies between the two thresholds") == 1
@@ -74,12 +93,18 @@ def test_page_of_one_image_shows_what_the_file_says_of_its_origin():
     row = check_row("cat.jpg", 4.0, "fake") | {
         "provenance": {
             "camera": {"make": "Canon", "model": "EOS 7D", "taken": "2024:05:06 07:08:09"},
-            "generator": {"tool": "Stable Diffusion web UI", "prompt": "a cat on a chair", "model": "sd_xl_base_1.0"},
+            "generator": {
+                "tool": "Stable Diffusion web UI",
+                "prompt": "a cat on a chair",
+                "model": "sd_xl_base_1.0",
+            },
             "c2pa": {"state": "intact", "claim_generator": "Adobe_Firefly", "ai_generated": True},
             "ai_declared": True,
         }
     }
-    text = PageReader("".join(render_check([row], ["cat.jpg"], [thumbnail()], FACTS, Path("page.html")))).text
+    text = PageReader(
+        "".join(render_check([row], ["cat.jpg"], [thumbnail()], FACTS, Path("page.html")))
+    ).text
     assert "camera, model EOS 7D" in text
     assert "prompt a cat on a chair" in text
     assert "signature unchanged since it was signed, by a signer unknown here" in text

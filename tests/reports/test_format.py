@@ -61,5 +61,13 @@ def test_every_status_has_a_meaning_and_one_of_a_later_version_has_none():
 
 def test_what_is_counted_is_ordered_and_the_rest_of_a_long_list_is_one_line():
     statuses = {"empty_file": 1, "corrupt_image": 9, "ok": 2, "unsafe_member": 0}
-    assert wording.ordered_statuses(statuses) == [("ok", 2), ("corrupt_image", 9), ("empty_file", 1)]
-    assert wording.largest({"a": 1, "b": 5, "c": 2, "d": 3}, 2) == [("b", 5), ("d", 3), ("2 others", 3)]
+    assert wording.ordered_statuses(statuses) == [
+        ("ok", 2),
+        ("corrupt_image", 9),
+        ("empty_file", 1),
+    ]
+    assert wording.largest({"a": 1, "b": 5, "c": 2, "d": 3}, 2) == [
+        ("b", 5),
+        ("d", 3),
+        ("2 others", 3),
+    ]

@@ -1,4 +1,6 @@
-"""`touchstone runs gallery` over a run that was scored for real: every image once, in order, with its words; no page asks for anything."""
+"""`touchstone runs gallery` over a run that was scored for real: every image once, in order, with
+its words; no page asks for anything.
+"""
 
 import json
 import re
@@ -20,7 +22,9 @@ PER_PAGE = 4
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Nine pictures, one that ends early, one that is none; all that are flagged have a generator's name."""
+    """Nine pictures, one that ends early, one that is none; all that are flagged have a generator's
+    name.
+    """
     folder = tmp_path_factory.mktemp("profiled")
     listed = write_archive(folder / "archive")
     pictures = [path.read_bytes() for path in sorted((folder / "archive").glob("photo-*.jpg"))]
@@ -36,8 +40,15 @@ def gallery(run, tmp_path_factory):
 
 def names_in(folder):
     """The members of all pages, in order."""
-    pages = [page_name(number) for number in range(1, 1 + json.loads((folder / "gallery.json").read_text())["pages"])]
-    return [name for page in pages for name in re.findall(r'class="path" title="([^"]*)"', (folder / page).read_text())]
+    pages = [
+        page_name(number)
+        for number in range(1, 1 + json.loads((folder / "gallery.json").read_text())["pages"])
+    ]
+    return [
+        name
+        for page in pages
+        for name in re.findall(r'class="path" title="([^"]*)"', (folder / page).read_text())
+    ]
 
 
 def rows_of(run, **conditions):
@@ -47,8 +58,15 @@ def rows_of(run, **conditions):
 
 def test_every_image_has_one_tile_in_the_order_of_the_archive(run, gallery):
     assert names_in(gallery) == [row["uri"] for row in rows_of(run)]
-    assert sorted(path.name for path in gallery.iterdir()) == ["gallery.json", "index.html", "page-00002.html", "page-00003.html"]
-    pictures = [path.read_text().count("data:image/jpeg") for path in sorted(gallery.glob("*.html"))]
+    assert sorted(path.name for path in gallery.iterdir()) == [
+        "gallery.json",
+        "index.html",
+        "page-00002.html",
+        "page-00003.html",
+    ]
+    pictures = [
+        path.read_text().count("data:image/jpeg") for path in sorted(gallery.glob("*.html"))
+    ]
     assert pictures == [4, 4, 1]
 
 
@@ -85,7 +103,9 @@ def test_what_is_bad_or_gone_since_is_a_tile_that_says_so(gallery, tmp_path):
     assert last.count("No picture") == 2
     listed = write_archive(tmp_path / "archive", 3)
     files = sorted((tmp_path / "archive").glob("photo-*.jpg"))
-    url = score_profiled(profiled_card(tmp_path, [path.read_bytes() for path in files]), listed, tmp_path / "run")
+    url = score_profiled(
+        profiled_card(tmp_path, [path.read_bytes() for path in files]), listed, tmp_path / "run"
+    )
     files[0].unlink()
     files[1].write_bytes(files[2].read_bytes())
     make_gallery(url, str(tmp_path / "out"), quiet=True)
@@ -94,13 +114,17 @@ def test_what_is_bad_or_gone_since_is_a_tile_that_says_so(gallery, tmp_path):
     assert page.count("No picture") == 4
 
 
-def test_one_that_was_interrupted_is_ours_from_its_first_page_on_and_a_shorter_one_leaves_none_behind(run, gallery, tmp_path, capsys):
+def test_one_that_was_interrupted_is_ours_from_its_first_page_on_and_a_shorter_one_leaves_none_behind(
+    run, gallery, tmp_path, capsys
+):
     note, first = gallery / "gallery.json", gallery / "index.html"
     assert note.stat().st_mtime_ns <= first.stat().st_mtime_ns
     for path in (note, first):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     make_gallery(run, str(tmp_path), per_page=PER_PAGE, quiet=True)
-    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in gallery.glob("*.html"))
+    assert all(
+        (tmp_path / path.name).read_bytes() == path.read_bytes() for path in gallery.glob("*.html")
+    )
     assert main(["runs", "gallery", run, "--out", str(tmp_path), "--verdict", "fake"]) == 0
     assert capsys.readouterr().out.strip().endswith(f"{tmp_path}/index.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery.json", "index.html"]
@@ -110,10 +134,20 @@ def test_filters_are_those_of_results(run, tmp_path):
     rows = rows_of(run)
     flagged = [row for row in rows if row["verdict"] == "fake"]
     family = flagged[0]["generator_family"]
-    make_gallery(run, str(tmp_path / "family"), RowFilter(verdict="fake", generator=family.upper()), per_page=2, quiet=True)
-    assert names_in(tmp_path / "family") == [row["uri"] for row in flagged if row["generator_family"] == family]
+    make_gallery(
+        run,
+        str(tmp_path / "family"),
+        RowFilter(verdict="fake", generator=family.upper()),
+        per_page=2,
+        quiet=True,
+    )
+    assert names_in(tmp_path / "family") == [
+        row["uri"] for row in flagged if row["generator_family"] == family
+    ]
     make_gallery(run, str(tmp_path / "most"), most=3, per_page=2, quiet=True)
-    best = sorted([row for row in rows if row["score"] is not None], key=lambda row: -row["score"])[:3]
+    best = sorted([row for row in rows if row["score"] is not None], key=lambda row: -row["score"])[
+        :3
+    ]
     assert set(names_in(tmp_path / "most")) == {row["uri"] for row in best}
 
 

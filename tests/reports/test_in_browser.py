@@ -1,4 +1,6 @@
-"""Every report in a browser: one page of each is loaded once and shown in windows of several widths, on paper and in the dark."""
+"""Every report in a browser: one page of each is loaded once and shown in windows of several
+widths, on paper and in the dark.
+"""
 
 import re
 
@@ -17,8 +19,12 @@ from tests.reports.test_audit import FACTS, images
 only_with_chromium()
 
 WIDTHS = (390, 768, 1440)
-# All that tries to break out of a page, the short ones first, since long texts are cut; and what cannot be broken into lines.
-HOSTILE = {"every text": "".join(sorted(hostile.NAMES.values(), key=len)), "long": hostile.NAMES["long"]}
+# All that tries to break out of a page, the short ones first, since long texts are cut; and what
+# cannot be broken into lines.
+HOSTILE = {
+    "every text": "".join(sorted(hostile.NAMES.values(), key=len)),
+    "long": hostile.NAMES["long"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,9 @@ def browser():
 
 @pytest.fixture
 def check(browser, tmp_path):
-    """Shown with everything opened, a page fits windows of all widths, runs nothing, complains of nothing and asks for no other file."""
+    """Shown with everything opened, a page fits windows of all widths, runs nothing, complains of
+    nothing and asks for no other file.
+    """
 
     def loaded(page, scripts=0):
         path = tmp_path / "page.html"
@@ -40,10 +48,18 @@ def check(browser, tmp_path):
             browser.resize(width)
             assert browser.ask(FITS), width
             assert browser.ask("innerWidth") == width
-        requested = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
+        requested = [
+            event["request"]["url"].split(":")[0]
+            for event in browser.called("Network.requestWillBeSent")
+        ]
         assert requested.count("file") == 1
         assert set(requested) <= {"file", "data"}
-        for event in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening"):
+        for event in (
+            "Log.entryAdded",
+            "Runtime.consoleAPICalled",
+            "Runtime.exceptionThrown",
+            "Page.javascriptDialogOpening",
+        ):
             assert browser.called(event) == [], event
         assert browser.ask("document.scripts.length") == scripts
 
@@ -72,30 +88,50 @@ def red_of(browser, element, style):
     return browser.ask(f"+getComputedStyle({element}).{style}.match(/\\d+/)[0]")
 
 
-@pytest.mark.parametrize(("report", "count", "width"), [("run", 11, 8), ("training", 15, 96), ("evaluation", 22, 96)])
-def test_pictures_are_shown_and_the_page_is_dark_on_a_dark_screen_and_never_in_print(browser, check, report, count, width):
+@pytest.mark.parametrize(
+    ("report", "count", "width"), [("run", 11, 8), ("training", 15, 96), ("evaluation", 22, 96)]
+)
+def test_pictures_are_shown_and_the_page_is_dark_on_a_dark_screen_and_never_in_print(
+    browser, check, report, count, width
+):
     check(pages.page_of(report))
-    browser.page.evaluate("Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode(); }))")
+    browser.page.evaluate(
+        "Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode(); }))"
+    )
     assert browser.ask(f"[...document.images].every(image => image.naturalWidth >= {width})")
     assert browser.ask("document.images.length") == count
-    for scheme, media, is_dark in (("light", "screen", False), ("dark", "screen", True), ("dark", "print", False)):
+    for scheme, media, is_dark in (
+        ("light", "screen", False),
+        ("dark", "screen", True),
+        ("dark", "print", False),
+    ):
         browser.resize(1000, scheme=scheme, media=media)
         assert (red_of(browser, "document.body", "backgroundColor") < 128) == is_dark
         if report == "evaluation":
-            assert (red_of(browser, "document.querySelector('.trace.s0')", "stroke") > 128) == is_dark
+            assert (
+                red_of(browser, "document.querySelector('.trace.s0')", "stroke") > 128
+            ) == is_dark
 
 
-def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_lies(browser, tmp_path):
+def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_lies(
+    browser, tmp_path
+):
     page, rows = tmp_path / "page.html", check_rows(24, f"{tmp_path}/holiday")
     (tmp_path / "holiday" / "1").mkdir(parents=True)
-    (tmp_path / "holiday" / "1" / "13.jpg").write_bytes(thumbnail())  # the first of those chosen below
-    page.write_text("".join(render_check(rows, names_of(rows), [thumbnail()] * 24, CHECKED, page)), encoding="utf-8")
+    # the first of those chosen below
+    (tmp_path / "holiday" / "1" / "13.jpg").write_bytes(thumbnail())
+    page.write_text(
+        "".join(render_check(rows, names_of(rows), [thumbnail()] * 24, CHECKED, page)),
+        encoding="utf-8",
+    )
     browser.show(page, width=1000)
     tiles = browser.page.locator(".tile:visible")
     browser.page.focus("#order")
     browser.page.keyboard.type("score")
     scores = tiles.evaluate_all("tiles => tiles.map(one => one.dataset.score)")
-    assert [float(one) for one in scores[:18]] == sorted((row["score"] for row in rows if row["score"] is not None), reverse=True)
+    assert [float(one) for one in scores[:18]] == sorted(
+        (row["score"] for row in rows if row["score"] is not None), reverse=True
+    )
     assert scores[18:] == [""] * 6
     browser.page.select_option("#folder", "holiday/1/")
     browser.page.fill("#least", "0")
@@ -110,15 +146,24 @@ def test_a_check_is_sorted_and_chosen_from_by_keys_and_opens_the_file_where_it_l
     browser.page.wait_for_url("**/holiday/1/13.jpg")
 
 
-def test_in_print_nothing_of_an_evaluation_is_cut_off_and_what_is_left_to_the_screen_is_named(browser, tmp_path):
+def test_in_print_nothing_of_an_evaluation_is_cut_off_and_what_is_left_to_the_screen_is_named(
+    browser, tmp_path
+):
     shown(browser, pages.page_of("evaluation", "large"), tmp_path)
-    assert browser.ask("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))")
+    assert browser.ask(
+        "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))"
+    )
     shown(browser, pages.page_of("evaluation"), tmp_path)
     browser.resize(690, media="print")
     assert browser.ask(FITS)
     assert browser.ask("document.querySelector('.answers').getBoundingClientRect().height") > 100
     assert "the glossary" in browser.ask("document.querySelector('.print-only').innerText")
-    assert browser.ask("document.querySelector('[aria-labelledby=h-glossary]').getBoundingClientRect().height") == 0
+    assert (
+        browser.ask(
+            "document.querySelector('[aria-labelledby=h-glossary]').getBoundingClientRect().height"
+        )
+        == 0
+    )
 
 
 def shown(browser, page, tmp_path, width=1440):
@@ -128,7 +173,9 @@ def shown(browser, page, tmp_path, width=1440):
 
 
 @pytest.mark.parametrize("kind", ["example", "large", "only fakes"])
-def test_the_first_screen_of_an_evaluation_is_a_sentence_a_chart_and_a_table(browser, tmp_path, kind):
+def test_the_first_screen_of_an_evaluation_is_a_sentence_a_chart_and_a_table(
+    browser, tmp_path, kind
+):
     shown(browser, pages.page_of("evaluation", kind), tmp_path)
     ends = browser.ask(
         "['h1', '.opening .rows', '.opening .glance'].map(one => document.querySelector(one).getBoundingClientRect().bottom)"
@@ -141,7 +188,10 @@ def test_the_first_screen_of_an_evaluation_is_a_sentence_a_chart_and_a_table(bro
     assert not re.search(r"0\.\d{3}", words), "no figure of four digits"
 
 
-@pytest.mark.xfail(strict=True, reason="goal 5 sheets of A4 (docs/evaluation.md), today 6 for what the engine writes")
+@pytest.mark.xfail(
+    strict=True,
+    reason="goal 5 sheets of A4 (docs/evaluation.md), today 6 for what the engine writes",
+)
 @pytest.mark.parametrize("kind", ["example", "large"])
 def test_an_evaluation_prints_on_five_sheets(browser, tmp_path, kind):
     shown(browser, pages.page_of("evaluation", kind), tmp_path)
@@ -150,7 +200,11 @@ def test_an_evaluation_prints_on_five_sheets(browser, tmp_path, kind):
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", paper)) <= 5
 
 
-@pytest.mark.parametrize("shown", [images(members={1: "in.zip"}), images(hostile.NAMES.values())], ids=["example", "hostile"])
+@pytest.mark.parametrize(
+    "shown",
+    [images(members={1: "in.zip"}), images(hostile.NAMES.values())],
+    ids=["example", "hostile"],
+)
 def test_an_audit_fits_its_window(check, shown):
     check(render_audit(FACTS, *shown))
 

@@ -82,7 +82,11 @@ def test_it_says_what_will_be_done_and_paid():
 
 
 NO_PRICE = PLAN["prices"] | {"per_hour": 0.0}
-UNKNOWN_SIZES = {"unknown_sizes": 80, "size_bytes": 0, "kinds": {"parquet": {"members": 80, "size_bytes": 0, "containers": 1}}}
+UNKNOWN_SIZES = {
+    "unknown_sizes": 80,
+    "size_bytes": 0,
+    "kinds": {"parquet": {"members": 80, "size_bytes": 0, "containers": 1}},
+}
 NO_PROBE = {"probe": None, "stages": [], "bottleneck": None, "forecast": None}
 DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_left": 40}
 
@@ -95,7 +99,11 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
             ["no price per hour is given", "without the machines"],
             [],
         ),
-        ({"members": 80} | UNKNOWN_SIZES, ["80 files, of unknown size", "80 Parquet in 1 file"], ["0 bytes"]),
+        (
+            {"members": 80} | UNKNOWN_SIZES,
+            ["80 files, of unknown size", "80 Parquet in 1 file"],
+            ["0 bytes"],
+        ),
         (
             NO_PROBE | {"cost": PLAN["cost"] | {"compute": None, "compute_share": None}},
             ["none: no probe was made (--probe 0)", "without the machines"],
@@ -117,14 +125,41 @@ def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
 
 def test_the_passes_of_a_zoo_and_what_each_detector_costs():
     shared = [{"name": "clip", "runs_once_for": [["unifd", "own-head"]]}]
-    first = {"layout": "2 workers", "process_bytes": 3_500_000_000, "backbones": shared, "images_per_s": 2.0}
-    second = {"detectors": ["npr"], "layout": "8 workers", "process_bytes": 1_100_000_000, "images_per_s": 40.0}
+    first = {
+        "layout": "2 workers",
+        "process_bytes": 3_500_000_000,
+        "backbones": shared,
+        "images_per_s": 2.0,
+    }
+    second = {
+        "detectors": ["npr"],
+        "layout": "8 workers",
+        "process_bytes": 1_100_000_000,
+        "images_per_s": 40.0,
+    }
     costs = {
-        "unifd": {"ms_per_image": 810.0, "spent_ms": 810.0, "share": 0.9, "cost_per_million": 270.0, "basis": "measured"},
-        "own-head": {"ms_per_image": 812.0, "spent_ms": 2.0, "share": 0.002, "cost_per_million": 0.6, "basis": "measured"},
+        "unifd": {
+            "ms_per_image": 810.0,
+            "spent_ms": 810.0,
+            "share": 0.9,
+            "cost_per_million": 270.0,
+            "basis": "measured",
+        },
+        "own-head": {
+            "ms_per_image": 812.0,
+            "spent_ms": 2.0,
+            "share": 0.002,
+            "cost_per_million": 0.6,
+            "basis": "measured",
+        },
     }
     million = {"hours": 146.0, "cost": 300.0, "share_read": 0.03, "passes": 2}
-    text = told(passes=[first | {"detectors": ["unifd", "own-head"]}, second], slowest_pass=1, costs=costs, million=million)
+    text = told(
+        passes=[first | {"detectors": ["unifd", "own-head"]}, second],
+        slowest_pass=1,
+        costs=costs,
+        million=million,
+    )
     for said in (
         "2, one after another, since the detectors do not fit together; each fetches and decodes every image once",
         "2 workers, about 3.5 GB for a process; 2 images/s",

@@ -1,4 +1,6 @@
-"""What the run report and the terminal say of a profile: where a run has one, and in words that promise no more than there is."""
+"""What the run report and the terminal say of a profile: where a run has one, and in words that
+promise no more than there is.
+"""
 
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import profile_lines
@@ -28,7 +30,10 @@ def test_a_run_without_a_profile_says_nothing_of_generators():
 
 def test_the_page_says_what_a_name_and_words_are_worth():
     words = read(page_of("run", "profile")).text
-    assert "A name is the nearest of the generators that the identifier knows: no proof of where an image came from." in words
+    assert (
+        "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."
+        in words
+    )
     assert "Words were predicted for 146 of 150 flagged images." in words
     assert "Stable Diffusion XL 1.0 41" in words
     assert "like no known generator; nearest: FLUX.1 dev" in words

@@ -1,4 +1,6 @@
-"""A run's report and the lines at its end: what was found, what it is worth, what was left out and why."""
+"""A run's report and the lines at its end: what was found, what it is worth, what was left out and
+why.
+"""
 
 import re
 
@@ -21,7 +23,12 @@ from tests.reports.pages import page_of
 
 
 def thresholds(**changes):
-    stated = {"false_positive_rate": 0.01, "true_positive_rate": 0.8, "n_real": 1500, "n_fake": 1500}
+    stated = {
+        "false_positive_rate": 0.01,
+        "true_positive_rate": 0.8,
+        "n_real": 1500,
+        "n_fake": 1500,
+    }
     return Thresholds(real_below=-1, fake_above=2, **(stated | changes))
 
 
@@ -95,7 +102,9 @@ def with_thresholds(stated):
 
 
 def test_thresholds_without_rates_say_so():
-    bare = with_thresholds({"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None})
+    bare = with_thresholds(
+        {"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None}
+    )
     assert "Not known. The thresholds carry no measured false-positive rate" in bare
     assert "would be flagged all the same" not in bare
     assert "has no measured error rates" in bare
@@ -109,13 +118,21 @@ GB = 10**9
 
 def told(refused):
     identity = {"limits": BatchLimits().model_dump(mode="json")}
-    memory = {"processes": 2, "process_bytes": GB, "decode_bytes": 4 * GB, "file_bytes": GB, "total_bytes": 7 * GB}
+    memory = {
+        "processes": 2,
+        "process_bytes": GB,
+        "decode_bytes": 4 * GB,
+        "file_bytes": GB,
+        "total_bytes": 7 * GB,
+    }
     session = example_summary()["session"] | {"memory": memory, "peak_worker_bytes": GB}
     return example_summary(refused_by_limits=refused, identity=identity, session=session)
 
 
 def test_more_than_one_in_a_hundred_name_each_limit_its_number_how_to_raise_it_and_the_memory():
-    summary = told({"max_pixels": 25, "max_bytes": 4, "decode_bytes": 3, "container_limits.max_ratio": 2})
+    summary = told(
+        {"max_pixels": 25, "max_bytes": 4, "decode_bytes": 3, "container_limits.max_ratio": 2}
+    )
     text = "\n".join(summary_lines(summary))
     for said in (
         "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 FILES",
@@ -138,7 +155,13 @@ def test_more_than_one_in_a_hundred_name_each_limit_its_number_how_to_raise_it_a
 def refusals():
     """What intake itself says of each limit."""
     limits = BatchLimits()
-    sizes = ((20_000, 20_000, GB, "JPEG"), (12_000, 12_000, GB, "PNG"), (70_000, 1000, GB), (65_000, 600, GB), (8000, 8000, 9))
+    sizes = (
+        (20_000, 20_000, GB, "JPEG"),
+        (12_000, 12_000, GB, "PNG"),
+        (70_000, 1000, GB),
+        (65_000, 600, GB),
+        (8000, 8000, 9),
+    )
     for refuse in (*((limits.check_size, size) for size in sizes), (limits.check_bytes, (2**30,))):
         with pytest.raises(InputError) as caught:
             refuse[0](*refuse[1])
@@ -148,11 +171,23 @@ def refusals():
 
 def test_a_summary_counts_each_limit_by_what_rows_say():
     rows = [{"status": refusal.status.value, "detail": refusal.detail} for refusal in refusals()]
-    rows += [{"status": Status.CORRUPT_IMAGE.value, "detail": "over max_pixels, says a hostile file"}, {"status": "ok", "detail": None}]
+    rows += [
+        {"status": Status.CORRUPT_IMAGE.value, "detail": "over max_pixels, says a hostile file"},
+        {"status": "ok", "detail": None},
+    ]
     schema = pa.schema([field.with_nullable(True) for field in row_schema([])])
-    table = pa.Table.from_pylist([{**dict.fromkeys(schema.names), **row} for row in rows], schema=schema)
+    table = pa.Table.from_pylist(
+        [{**dict.fromkeys(schema.names), **row} for row in rows], schema=schema
+    )
     counted = summarise([table], []).refused_by_limits
-    assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
+    assert counted == {
+        "max_bytes": 2,
+        "max_pixels": 1,
+        "max_whole_pixels": 1,
+        "max_side": 1,
+        "max_aspect": 1,
+        "max_ratio": 1,
+    }
 
 
 # ---- the page
@@ -172,22 +207,37 @@ def test_counts_reasons_and_statuses_with_their_first_examples(words):
 
 
 def test_the_days_of_a_run_that_is_followed():
-    days = {f"2026-10-{day:02}": {"files": 20_000 + day, "ok": 20_000, "fake": 3, "real": 19_990} for day in range(1, 32)}
+    days = {
+        f"2026-10-{day:02}": {"files": 20_000 + day, "ok": 20_000, "fake": 3, "real": 19_990}
+        for day in range(1, 32)
+    }
     summary = example_summary(days={**days, "2026-11-01": {"files": 2, "corrupt_image": 2}})
     told = PageReader(render_run_report(summary)).text
     assert "2026-10-31 20,031 3 0 31" in told
     assert "2026-11-01 2 0 0 2" in told
     assert "2026-10-01" not in told  # 31 days
-    assert "by day: 2026-10-30 20,030 files, 3 flagged; 2026-10-31 20,031 files, 3 flagged; 2026-11-01 2 files, 0 flagged" in summary_lines(
-        summary
+    assert (
+        "by day: 2026-10-30 20,030 files, 3 flagged; 2026-10-31 20,031 files, 3 flagged; 2026-11-01 2 files, 0 flagged"
+        in summary_lines(summary)
     )
-    assert "The last days" not in PageReader(render_run_report(example_summary(days={"2026-11-01": {"files": 2}}))).text
+    assert (
+        "The last days"
+        not in PageReader(
+            render_run_report(example_summary(days={"2026-11-01": {"files": 2}}))
+        ).text
+    )
 
 
 def test_the_banners(words):
-    assert "Demonstration detector : it shows that the machinery works and is not for decisions" in words
+    assert (
+        "Demonstration detector : it shows that the machinery works and is not for decisions"
+        in words
+    )
     assert "Probability not calibrated : it is the plain sigmoid of the score." in words
-    calm = words_of(ensemble=example_summary()["ensemble"] | {"demonstration": False, "calibrated": True, "members": []})
+    calm = words_of(
+        ensemble=example_summary()["ensemble"]
+        | {"demonstration": False, "calibrated": True, "members": []}
+    )
     assert "Demonstration detector" not in calm
     assert "calibrated" not in calm
 
@@ -246,8 +296,19 @@ def test_links_lead_to_local_files_and_plain_addresses_alone(uri, member, target
 
 @pytest.mark.parametrize("block", [0, 1], ids=["light", "dark"])
 def test_text_and_bars_stand_out_from_what_is_behind_them(block):
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", page_of("run", "empty"), re.DOTALL)[block]))
-    for text, behind in [("ink", "paper"), ("muted", "paper"), ("ink", "raised"), ("notice-ink", "notice"), ("ink", "band")]:
+    colours = dict(
+        re.findall(
+            r"--([\w-]+): (#[0-9a-f]{6})",
+            re.findall(r":root \{(.*?)\}", page_of("run", "empty"), re.DOTALL)[block],
+        )
+    )
+    for text, behind in [
+        ("ink", "paper"),
+        ("muted", "paper"),
+        ("ink", "raised"),
+        ("notice-ink", "notice"),
+        ("ink", "band"),
+    ]:
         assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     for mark in ("fake", "real", "none", "plain", "strong"):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
@@ -255,7 +316,14 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(block):
 
 def test_cost_and_passes_are_told_where_there_are_any(words):
     session = example_summary()["session"] | {"cost": {"compute": 3.0, "egress": 0.2, "total": 3.2}}
-    session["passes"] = [{"detectors": ["large-one"], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000}] * 2
+    session["passes"] = [
+        {
+            "detectors": ["large-one"],
+            "images": 120,
+            "wall_s": 61.0,
+            "peak_worker_bytes": 3_210_000_000,
+        }
+    ] * 2
     lines = summary_lines(example_summary(session=session))
     assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
     assert "cost: 3.20 by the prices set: machines 3.00, egress 0.2000" in lines

@@ -1,4 +1,6 @@
-"""Every page as people meet it: axe finds nothing, figures stay on one line, paper and weight are bounded. In a real Chromium."""
+"""Every page as people meet it: axe finds nothing, figures stay on one line, paper and weight are
+bounded. In a real Chromium.
+"""
 
 import pytest
 
@@ -6,7 +8,14 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.reports.audit import render_audit
 from tests.reports import pages
 from tests.reports.browser import chromium, only_with_chromium
-from tests.reports.real_pages import BROKEN_FIGURES, EAGER, FITS, paper_pages, weight_of, write_pages
+from tests.reports.real_pages import (
+    BROKEN_FIGURES,
+    EAGER,
+    FITS,
+    paper_pages,
+    weight_of,
+    write_pages,
+)
 from tests.reports.test_audit import FACTS, images
 from tests.runs.real_run import score_here, write_photos
 
@@ -16,7 +25,8 @@ only_with_chromium()
 REAL = ("report", "gallery", "check", "checks")
 EXAMPLES = ("run", "training", "evaluation", "identifier", "audit")
 MOST_PAPER = {"report": 5, "check": 2}
-# Bytes of a page, of it with gzip, its elements, and bytes of its largest picture; the run has 28 images (docs/pages.md has the demo's).
+# Bytes of a page, of it with gzip, its elements, and bytes of its largest picture; the run has 28
+# images (docs/pages.md has the demo's).
 MOST = {
     "report": (260_000, 160_000, 1_400, 10_000),
     "gallery": (2_400_000, 1_800_000, 1_400, 60_000),
@@ -40,7 +50,11 @@ def written(tmp_path_factory):
     found = write_pages(run, str(photos / "photo-3.jpg"), folder / "pages")
     for name in EXAMPLES:
         path = folder / f"example-{name}.html"
-        text = render_audit(FACTS, *images(members={1: "in.zip"})) if name == "audit" else pages.page_of(name)
+        text = (
+            render_audit(FACTS, *images(members={1: "in.zip"}))
+            if name == "audit"
+            else pages.page_of(name)
+        )
         path.write_text(text, encoding="utf-8")
         found[f"example-{name}"] = path
     return found
@@ -52,7 +66,9 @@ def shown(browser, written):
     opened = []
 
     def show(name, width=1440):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light", reduced_motion="reduce")
+        page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme="light", reduced_motion="reduce"
+        )
         opened.append(page)
         page.requested = []
         page.on("request", lambda request: page.requested.append(request.url))
@@ -71,7 +87,8 @@ def check_axe(page, state):
     report = axe.run(page, options=violations)
     assert report.violations_count == 0, f"{state}: {report.generate_report()}"
     page.emulate_media(color_scheme="dark")
-    report = axe.run(page, options=violations | {"runOnly": ["color-contrast"]})  # all else is the same in the dark
+    # all else is the same in the dark
+    report = axe.run(page, options=violations | {"runOnly": ["color-contrast"]})
     assert report.violations_count == 0, f"{state}, dark: {report.generate_report()}"
 
 
@@ -98,15 +115,21 @@ def test_no_figure_is_broken_over_two_lines(shown, name, width):
 def test_a_page_weighs_no_more_than_is_said_and_loads_nothing(shown, written, name):
     page = shown(name)
     weight = weight_of(written[name], page)
-    assert all(found <= most for found, most in zip(weight.values(), MOST[name], strict=True)), weight
+    assert all(found <= most for found, most in zip(weight.values(), MOST[name], strict=True)), (
+        weight
+    )
     assert weight["picture"] > 1_000
     assert paper_pages(page) <= MOST_PAPER.get(name, 100)
-    assert [url for url in page.requested if not url.startswith("data:")] == [written[name].as_uri()]
+    assert [url for url in page.requested if not url.startswith("data:")] == [
+        written[name].as_uri()
+    ]
     assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
 
 
 def names_of(page):
-    return page.eval_on_selector_all(".tile:not([hidden])", "tiles => tiles.map(tile => tile.dataset.name)")
+    return page.eval_on_selector_all(
+        ".tile:not([hidden])", "tiles => tiles.map(tile => tile.dataset.name)"
+    )
 
 
 def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
@@ -126,7 +149,9 @@ def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
     for _ in range(5):
         page.keyboard.press("ArrowDown")
         wanted = page.evaluate("document.querySelector('[name=shown]:checked').value")
-        verdicts = page.eval_on_selector_all(".tile:not([hidden])", "tiles => [...new Set(tiles.map(tile => tile.dataset.verdict))]")
+        verdicts = page.eval_on_selector_all(
+            ".tile:not([hidden])", "tiles => [...new Set(tiles.map(tile => tile.dataset.verdict))]"
+        )
         assert wanted == "all" or verdicts == [wanted]
 
 
@@ -138,9 +163,15 @@ def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     assert page.evaluate("document.getElementById('enlarged').open")
     assert page.text_content("#which") == "Image 3 of 28"
     assert (
-        page.evaluate("document.querySelector('#large img').decode().then(() => document.querySelector('#large img').naturalWidth)") == 640
+        page.evaluate(
+            "document.querySelector('#large img').decode().then(() => document.querySelector('#large img').naturalWidth)"
+        )
+        == 640
     )
-    small, large = (page.evaluate(f"document.querySelector('{one}').getBoundingClientRect().width") for one in (".tile img", "#large img"))
+    small, large = (
+        page.evaluate(f"document.querySelector('{one}').getBoundingClientRect().width")
+        for one in (".tile img", "#large img")
+    )
     assert large > small
     page.keyboard.press("ArrowRight")
     assert page.text_content("#which") == "Image 4 of 28"
@@ -152,4 +183,6 @@ def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Escape")
     assert not page.evaluate("document.getElementById('enlarged').open")
-    assert page.evaluate("document.activeElement.closest('.tile').dataset.name") == names_of(page)[2]
+    assert (
+        page.evaluate("document.activeElement.closest('.tile').dataset.name") == names_of(page)[2]
+    )

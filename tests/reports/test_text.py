@@ -12,7 +12,11 @@ from tests.reports.example import example_summary
 
 
 def row(uri, score=None, verdict=None, status="ok", member=None, calibrated=True):
-    known = {} if score is None else {"probability": 1 / (1 + math.exp(-score)), "calibrated": calibrated}
+    known = (
+        {}
+        if score is None
+        else {"probability": 1 / (1 + math.exp(-score)), "calibrated": calibrated}
+    )
     return {
         "uri": uri,
         "member": member,
@@ -42,7 +46,8 @@ def test_the_table_as_a_person_sees_it():
         "notes.txt           –                      –      –  unsupported_format",
     ]
     assert "s3://desk/in/camera/a.jpg" in verdict_table(ROWS[:1], 100)  # one file is named in full
-    assert verdict_table(ROWS[:1] * 2, 80).splitlines()[2].startswith("a.jpg ")  # of equal names their own part stays
+    # of equal names their own part stays
+    assert verdict_table(ROWS[:1] * 2, 80).splitlines()[2].startswith("a.jpg ")
     assert verdict_table([], 80) == "no rows"
 
 
@@ -54,7 +59,10 @@ def test_an_uncalibrated_probability_says_so():
 
 
 def test_the_finding_leads():
-    rows = [row("a.jpg", 1.0, "fake") | {"finding": one} for one in ("says that ComfyUI made it", None, "camera, signed by " + "x" * 90)]
+    rows = [
+        row("a.jpg", 1.0, "fake") | {"finding": one}
+        for one in ("says that ComfyUI made it", None, "camera, signed by " + "x" * 90)
+    ]
     heads, *lines = verdict_table(rows, 130).splitlines()
     assert heads.split() == ["file", "finding", "verdict", "probability", "score", "status"]
     assert lines[0].startswith("a.jpg  says that ComfyUI made it ")
@@ -70,7 +78,9 @@ def test_no_line_is_wider_than_the_terminal(width):
     assert len(lines) == len(rows) + 1
     assert all(columns(line) <= width for line in lines)
     assert all(line.endswith("fake          0.7773  +1.25  ok") for line in lines[1:])
-    narrow = verdict_table([row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")], 20).splitlines()
+    narrow = verdict_table(
+        [row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")], 20
+    ).splitlines()
     assert "end.jpg" in narrow[1]
 
 
@@ -94,7 +104,10 @@ def test_the_end_of_a_run_in_words():
 
 def test_runs_that_are_unfinished_idle_or_empty_claim_no_more_than_there_is():
     unfinished = "\n".join(summary_lines(example_summary(complete=False, members=9000)))
-    assert "not finished: 3,000 of 9,000 files have a row; the same command goes on from here" in unfinished
+    assert (
+        "not finished: 3,000 of 9,000 files have a row; the same command goes on from here"
+        in unfinished
+    )
     assert "6,000 not reached yet" in unfinished
     idle = "\n".join(summary_lines(example_summary(session={"rows": 0})))
     assert "nothing was scored this time" in idle
@@ -105,5 +118,9 @@ def test_runs_that_are_unfinished_idle_or_empty_claim_no_more_than_there_is():
 def test_hostile_names_cannot_add_lines():
     plain = example_summary()
     for text in hostile.NAMES.values():
-        examples = plain["examples"] | {"corrupt_image": [{"uri": text, "member": text, "detail": text}]}
-        assert len(summary_lines(plain | {"examples": examples, "run": text or "x"})) == len(summary_lines(plain))
+        examples = plain["examples"] | {
+            "corrupt_image": [{"uri": text, "member": text, "detail": text}]
+        }
+        assert len(summary_lines(plain | {"examples": examples, "run": text or "x"})) == len(
+            summary_lines(plain)
+        )

@@ -29,27 +29,45 @@ def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
 
 
 def test_unreadable_files_and_misread_masks_are_named():
-    files = [{"split": "train", "uri": f"/set/{number}.jpg", "detail": "empty_file: 0 bytes", "times": 3} for number in range(5)]
-    changes = {"unreadable_files": files, "mask_warning": "The mask of 1 fake marks nothing as altered, for example /m/1.png."}
+    files = [
+        {"split": "train", "uri": f"/set/{number}.jpg", "detail": "empty_file: 0 bytes", "times": 3}
+        for number in range(5)
+    ]
+    changes = {
+        "unreadable_files": files,
+        "mask_warning": "The mask of 1 fake marks nothing as altered, for example /m/1.png.",
+    }
     text = words_of(**changes)
     assert "5 files that could not be read" in text
     assert all(f"{number}.jpg" in text for number in range(5))
-    assert "Masks may be misread. The mask of 1 fake marks nothing as altered, for example /m/1.png." in text
+    assert (
+        "Masks may be misread. The mask of 1 fake marks nothing as altered, for example /m/1.png."
+        in text
+    )
     lines = training_lines(example_facts(**changes))
     assert "warning: The mask of 1 fake marks nothing as altered, for example /m/1.png." in lines
     [line] = [line for line in lines if line.startswith("could not be read")]
-    assert "/set/0.jpg, /set/1.jpg, /set/2.jpg and more, all in s3://lab/touchstone/openfake-swinv2/unreadable.jsonl" in line
+    assert (
+        "/set/0.jpg, /set/1.jpg, /set/2.jpg and more, all in s3://lab/touchstone/openfake-swinv2/unreadable.jsonl"
+        in line
+    )
     assert "could not be read" not in words_of(unreadable=0)
 
 
 def test_swapped_labels_are_suspected():
     facts = example_facts(test=figures(-1.0, 8))
-    assert any(line.startswith("warning: the labels of test may be swapped") for line in training_lines(facts))
+    assert any(
+        line.startswith("warning: the labels of test may be swapped")
+        for line in training_lines(facts)
+    )
     assert not any("swapped" in line for line in training_lines(example_facts()))
 
 
 def test_generators_are_listed_hardest_first(words):
-    order = [words.index(f"{name} {number}") for name, number in (("gpt-image-1", 135), ("midjourney-6", 160), ("flux-1-dev", 131))]
+    order = [
+        words.index(f"{name} {number}")
+        for name, number in (("gpt-image-1", 135), ("midjourney-6", 160), ("flux-1-dev", 131))
+    ]
     assert order == sorted(order)
     assert "gpt-image-1 117 0.9343 0.9027 to 0.9561 58.1 % 48.6 to 67.2 %" in words
 
@@ -60,19 +78,34 @@ def test_a_diverged_training_still_has_a_page_and_a_long_one_no_long_page():
     assert "No step was recorded." in text
     assert "1 validation Figures of each validation Step ROC AUC 5 0.5000" in text
     history = [{"step": step, "loss": 1 / (step + 1), "rate": 1e-4} for step in range(50 * STEPS)]
-    page = render_training_report(example_facts(history=history, mistakes=[], validations=[{"step": 1, **figures(1, 1)}]))
+    page = render_training_report(
+        example_facts(history=history, mistakes=[], validations=[{"step": 1, **figures(1, 1)}])
+    )
     assert len(page) < 120_000
 
 
 def test_mistakes_are_shown_with_their_thumbnails_and_only_as_jpeg():
     mistakes = [
         {"jpeg": picture(1), "label": "fake", "generator": "flux", "score": -2.5, "name": "a.png"},
-        {"jpeg": b"<svg onload=alert(1)>", "label": "real", "generator": "real:scan", "score": 1.25, "name": "b.png"},
+        {
+            "jpeg": b"<svg onload=alert(1)>",
+            "label": "real",
+            "generator": "real:scan",
+            "score": 1.25,
+            "name": "b.png",
+        },
     ]
-    page = PageReader(render_training_report(example_facts(mistakes=mistakes, history=[], validations=[], test=None)))
+    page = PageReader(
+        render_training_report(
+            example_facts(mistakes=mistakes, history=[], validations=[], test=None)
+        )
+    )
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
-    assert "Fakes that it takes for real −2.50 flux a.png Real images that it takes for fake +1.25 real:scan b.png" in page.text
+    assert (
+        "Fakes that it takes for real −2.50 flux a.png Real images that it takes for fake +1.25 real:scan b.png"
+        in page.text
+    )
 
 
 def test_data_leakage_calibration_recipe_and_card(words):
@@ -92,7 +125,10 @@ def test_data_leakage_calibration_recipe_and_card(words):
         assert said in words
     assert words.count("Leakage:") == 1
     without = words_of(calibration=None, calibration_note="fakes score no higher")
-    assert "Not calibrated: fakes score no higher. Scores rank images; they are not chances." in without
+    assert (
+        "Not calibrated: fakes score no higher. Scores rank images; they are not chances."
+        in without
+    )
 
 
 def test_facts_may_come_from_json():
@@ -102,9 +138,16 @@ def test_facts_may_come_from_json():
 
 def test_lines_for_the_terminal():
     lines = training_lines(example_facts())
-    assert lines[0].endswith("AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000.")
-    assert lines[1].startswith("validation (805 real, 695 fake): ROC AUC 0.9918 (0.9884 to 0.9941), average precision")
-    assert "hardest generators: gpt-image-1 (AUC 0.9343), midjourney-6 (AUC 0.9788), flux-1-dev (AUC 0.9979)" in lines
+    assert lines[0].endswith(
+        "AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000."
+    )
+    assert lines[1].startswith(
+        "validation (805 real, 695 fake): ROC AUC 0.9918 (0.9884 to 0.9941), average precision"
+    )
+    assert (
+        "hardest generators: gpt-image-1 (AUC 0.9343), midjourney-6 (AUC 0.9788), flux-1-dev (AUC 0.9979)"
+        in lines
+    )
     assert lines[-2:] == [
         "report: s3://lab/touchstone/openfake-swinv2/report.html",
         "score with it: touchstone score SOURCE --detector s3://lab/touchstone/openfake-swinv2/card.yaml --out RUN",

@@ -9,7 +9,13 @@ from PIL import Image
 
 from ray_app.metrics import detection_figures
 
-GENERATORS = {"flux-1-dev": 2.4, "sdxl-turbo": 3.4, "midjourney-6": 1.1, "stylegan3": 4.5, "gpt-image-1": 0.4}
+GENERATORS = {
+    "flux-1-dev": 2.4,
+    "sdxl-turbo": 3.4,
+    "midjourney-6": 1.1,
+    "stylegan3": 4.5,
+    "gpt-image-1": 0.4,
+}
 SOURCES = ("real:camera", "real:scan")
 STEPS = 2000
 
@@ -50,10 +56,19 @@ def _history() -> list[dict[str, float]]:
 
 
 def _mistakes() -> list[dict[str, Any]]:
-    fakes = [("fake", name, -3.1 + 0.2 * index) for index, name in enumerate(["gpt-image-1", "midjourney-6"] * 5)]
+    fakes = [
+        ("fake", name, -3.1 + 0.2 * index)
+        for index, name in enumerate(["gpt-image-1", "midjourney-6"] * 5)
+    ]
     reals = [("real", "real:scan", 2.9 - 0.3 * index) for index in range(5)]
     return [
-        {"jpeg": picture(index), "label": label, "generator": name, "score": score, "name": f"s3://lab/validation/{name}/{index:06d}.jpg"}
+        {
+            "jpeg": picture(index),
+            "label": label,
+            "generator": name,
+            "score": score,
+            "name": f"s3://lab/validation/{name}/{index:06d}.jpg",
+        }
         for index, (label, name, score) in enumerate(fakes + reals)
     ]
 
@@ -68,7 +83,8 @@ _FACTS: dict[str, Any] = {
     "seconds": 5214.0,
     "history": _history(),
     "validations": [
-        {"step": step, **figures(1.2 * (1 - math.exp(-step / 500)) - (step > 1600) * 0.15, 7)} for step in range(200, STEPS + 1, 200)
+        {"step": step, **figures(1.2 * (1 - math.exp(-step / 500)) - (step > 1600) * 0.15, 7)}
+        for step in range(200, STEPS + 1, 200)
     ],
     "validation": figures(1.2 * (1 - math.exp(-3.2)), 7),
     "test": figures(1.0, 8),
@@ -79,21 +95,45 @@ _FACTS: dict[str, Any] = {
     "data": {
         "splits": {
             name: {"images": 2 * n, "real": n, "fake": n, "digest": "5e" * 32}
-            | {"generators": {"real:camera": n // 2, "real:scan": n - n // 2} | {generator: n // 5 for generator in generators}}
+            | {
+                "generators": {"real:camera": n // 2, "real:scan": n - n // 2}
+                | {generator: n // 5 for generator in generators}
+            }
             for name, n, generators in (
                 ("train", 48_000, list(GENERATORS)[:3]),
                 ("validation", 3_000, list(GENERATORS)[2:]),
                 ("test", 3_000, GENERATORS),
             )
         },
-        "set_aside": {"images": 412, "why": {"fakes of held-out generators in groups that stay": 412}},
+        "set_aside": {
+            "images": 412,
+            "why": {"fakes of held-out generators in groups that stay": 412},
+        },
         "leakage": {
             "checked": {"sha256": True, "phash": False},
             "unhashed": {"sha256": 2, "phash": 102_000},
             "pairs": {
-                "validation in train": {"image_id": 0, "sha256": 3, "phash": 0, "group": 0, "examples": ["s3://lab/set/scan/0007.png"]},
-                "test in train": {"image_id": 0, "sha256": 0, "phash": 0, "group": 0, "examples": []},
-                "test in validation": {"image_id": 0, "sha256": 0, "phash": 0, "group": 0, "examples": []},
+                "validation in train": {
+                    "image_id": 0,
+                    "sha256": 3,
+                    "phash": 0,
+                    "group": 0,
+                    "examples": ["s3://lab/set/scan/0007.png"],
+                },
+                "test in train": {
+                    "image_id": 0,
+                    "sha256": 0,
+                    "phash": 0,
+                    "group": 0,
+                    "examples": [],
+                },
+                "test in validation": {
+                    "image_id": 0,
+                    "sha256": 0,
+                    "phash": 0,
+                    "group": 0,
+                    "examples": [],
+                },
             },
         },
     },
@@ -105,6 +145,15 @@ _FACTS: dict[str, Any] = {
         "loop": {"batch": 64, "epochs": 10, "seed": 0},
         "optimiser": {"name": "adamw", "rate": 1e-4, "weight_decay": 0.05},
     },
-    "environment": {"touchstone": "0.5.0", "torch": "2.14.0", "workers": 2, "device": "NVIDIA H200"},
-    "card": {"name": "openfake-swinv2-ours", "licence": "CC-BY-NC-4.0", "calibration": {"slope": 0.91, "intercept": -0.12}},
+    "environment": {
+        "touchstone": "0.5.0",
+        "torch": "2.14.0",
+        "workers": 2,
+        "device": "NVIDIA H200",
+    },
+    "card": {
+        "name": "openfake-swinv2-ours",
+        "licence": "CC-BY-NC-4.0",
+        "calibration": {"slope": 0.91, "intercept": -0.12},
+    },
 }

@@ -1,10 +1,19 @@
-"""Runs that are scored for real, in this process and without Ray: pictures, manifest, rows, identity and summary."""
+"""Runs that are scored for real, in this process and without Ray: pictures, manifest, rows,
+identity and summary.
+"""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from ray_app.archives import BlockPlan, list_members, member_rows, open_source, read_block, read_blocks
+from ray_app.archives import (
+    BlockPlan,
+    list_members,
+    member_rows,
+    open_source,
+    read_block,
+    read_blocks,
+)
 from ray_app.ensembles import load_ensemble_card
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
@@ -24,7 +33,9 @@ def write_photos(folder, count=6):
     """Pictures of several sizes, a file that is no picture, and one that ends early."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
-        (folder / f"photo-{seed}.jpg").write_bytes(encoded(photo(300 + 20 * seed, 240, seed), "JPEG", quality=60 + 5 * seed))
+        (folder / f"photo-{seed}.jpg").write_bytes(
+            encoded(photo(300 + 20 * seed, 240, seed), "JPEG", quality=60 + 5 * seed)
+        )
     (folder / "notes.txt").write_text("no picture")
     (folder / "cut.jpg").write_bytes(encoded(photo(), "JPEG")[:700])
     return folder
@@ -43,21 +54,36 @@ def plain_run(photos, tmp_path_factory):
 
 def score_here(card, photos, out, *, provenance=None):
     """Score a folder with an ensemble card; returns the run's URL."""
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=provenance or ProvenancePolicy())
+    spec = make_spec(
+        card,
+        limits=ImageLimits(),
+        precision="fp32",
+        slots=4,
+        provenance=provenance or ProvenancePolicy(),
+    )
     run = RunDirectory.open(str(out))
     identity = identity_of(ScoreConfig(source=(str(photos),)), spec)
     run.claim(identity, list(spec.cards), card.model_dump(mode="json"))
-    list_members(run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8))
+    list_members(
+        run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8)
+    )
     clock = StageClock()
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
     for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
-        run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
+        run.write_part(
+            0,
+            ref.block,
+            result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW),
+        )
     reader.close()
     run.publish(0)
     counted = summarise(current_tables(run, COLUMNS), list(spec.cards)).written()
-    run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted})
+    run.write_json(
+        "summary.json",
+        {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted},
+    )
     return run.store.url
 
 

@@ -1,4 +1,6 @@
-"""Runs made without a detector: real manifests, rows and masks, with outcomes and scores that the test says."""
+"""Runs made without a detector: real manifests, rows and masks, with outcomes and scores that the
+test says.
+"""
 
 import functools
 import hashlib
@@ -14,7 +16,15 @@ from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.inference.decision import MASKS, SCORES, OutputKey
-from ray_app.runs import RunDirectory, begin_retry, current_rows, mask_rows, merge_retry, parts, result_rows
+from ray_app.runs import (
+    RunDirectory,
+    begin_retry,
+    current_rows,
+    mask_rows,
+    merge_retry,
+    parts,
+    result_rows,
+)
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
@@ -35,7 +45,9 @@ def write_files(folder, names, content="first"):
 
 
 def begun(folder, names, **options):
-    """A run of these files, all of them listed and scored and none published; `options` as those of `score_blocks`."""
+    """A run of these files, all of them listed and scored and none published; `options` as those of
+    `score_blocks`.
+    """
     run = new_run(folder / "run")
     write_files(folder / "archive", names)
     relist(run, folder / "archive")
@@ -44,7 +56,9 @@ def begun(folder, names, **options):
 
 
 def retried(run, attempt, *statuses, **options):
-    """The members with these statuses are scored once more, and their rows merged. Returns how many there were."""
+    """The members with these statuses are scored once more, and their rows merged. Returns how many
+    there were.
+    """
     retry = begin_retry(run, attempt, [str(status) for status in statuses], PLAN)
     score_blocks(retry.directory, 0, attempt=attempt, **options)
     merge_retry(run, retry)
@@ -70,9 +84,19 @@ def relist(run, folder, **patterns):
     return list_members(run.store, open_source([str(folder)], **patterns), PLAN)
 
 
-def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False, views=()):
-    """Commit blocks: a member has the status that `fails` says of its file's name, or a score made of its bytes; in the views, one, two …
-    more than that.
+def score_blocks(
+    run,
+    number,
+    *,
+    fails=lambda name: None,
+    attempt=1,
+    blocks=None,
+    masks=False,
+    hashed=False,
+    views=(),
+):
+    """Commit blocks: a member has the status that `fails` says of its file's name, or a score made
+    of its bytes; in the views, one, two … more than that.
     """
     for ref in read_blocks(run.store, number):
         if blocks is not None and ref.block not in blocks:
@@ -83,21 +107,42 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         facts = [ImageFileFacts(digest.hexdigest(), "JPEG", 300, 200) for digest in digests]
         statuses = [fails(path.name) or Status.OK for path in paths]
         outcomes = [
-            DecodeResult(status, None, fact) if status is Status.OK else DecodeResult(status, f"attempt {attempt}", None)
+            DecodeResult(status, None, fact)
+            if status is Status.OK
+            else DecodeResult(status, f"attempt {attempt}", None)
             for status, fact in zip(statuses, facts, strict=True)
         ]
-        values = [digest.digest()[0] / 8 if status is Status.OK else np.nan for digest, status in zip(digests, statuses, strict=True)]
-        drawn = [np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None for value in values]
-        seen = {view: np.array(values, np.float32) + number for number, view in enumerate(views, start=1)}
+        values = [
+            digest.digest()[0] / 8 if status is Status.OK else np.nan
+            for digest, status in zip(digests, statuses, strict=True)
+        ]
+        drawn = [
+            np.full((4, 4), int(value), np.uint8) if masks and np.isfinite(value) else None
+            for value in values
+        ]
+        seen = {
+            view: np.array(values, np.float32) + number
+            for number, view in enumerate(views, start=1)
+        }
         drawn_by = {NAME: drawn} if masks else {}
         found = [DetectorOutputs.clean(scores={NAME: np.array(values, np.float32)}, masks=drawn_by)]
-        found += [DetectorOutputs({OutputKey(view, NAME, SCORES): column}) for view, column in seen.items()]
-        found += [DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}) for view in views[:1] if masks]
+        found += [
+            DetectorOutputs({OutputKey(view, NAME, SCORES): column})
+            for view, column in seen.items()
+        ]
+        found += [
+            DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}) for view in views[:1] if masks
+        ]
         scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
             run.write_beside("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)
         rows = result_rows(members, scored, attempt=attempt, scored_at=when)
         if hashed:  # As Touchstone 0.23 wrote it.
-            rows = rows.append_column("phash", pa.array(["f" * 16 if status is Status.OK else None for status in statuses], pa.string()))
+            rows = rows.append_column(
+                "phash",
+                pa.array(
+                    ["f" * 16 if status is Status.OK else None for status in statuses], pa.string()
+                ),
+            )
         run.write_part(number, ref.block, rows)

@@ -6,7 +6,15 @@ import pytest
 
 from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
-from ray_app.runs import begin_retry, block_features, feature_rows, kept_features, merge_retry, vectors_of, write_features
+from ray_app.runs import (
+    begin_retry,
+    block_features,
+    feature_rows,
+    kept_features,
+    merge_retry,
+    vectors_of,
+    write_features,
+)
 from tests.runs.small_run import PLAN, begun, score_blocks
 
 NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
@@ -32,7 +40,10 @@ def run(tmp_path):
     """A published run that kept what it could read: two members timed out."""
     run = begun(tmp_path, NAMES, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None)
     late = [
-        row["image_id"] for ref in read_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)
+        row["image_id"]
+        for ref in read_blocks(run.store, 0)
+        for row in read_block(run.store, ref).to_pylist()
+        if row["uri"].endswith(LATE)
     ]
     keep(run, late, attempt=1)
     run.publish(0)

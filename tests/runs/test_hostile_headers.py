@@ -1,4 +1,6 @@
-"""Whatever the header of a file states: one row per file, no exception, through decoding, judging, rows and Parquet."""
+"""Whatever the header of a file states: one row per file, no exception, through decoding, judging,
+rows and Parquet.
+"""
 
 import io
 from datetime import UTC, datetime
@@ -17,17 +19,29 @@ from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, 
 from ray_app.runs import block_tables
 from tests.images.flips import flipped
 
-SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy())
+SPEC = make_spec(
+    load_ensemble_card("tiny"),
+    limits=ImageLimits(),
+    precision="fp32",
+    provenance=ProvenancePolicy(),
+)
 NAME = next(iter(SPEC.cards))
 
 
 def rows_of(files: list[bytes]) -> list[dict]:
-    """The files' rows, as they come back from Parquet; every image that decodes has the score of a fake."""
+    """The files' rows, as they come back from Parquet; every image that decodes has the score of a
+    fake.
+    """
     decoder = BatchDecoder(SPEC, StageClock())
     starts = range(0, len(files), SPEC.slots)
-    batches = [decoder.decode(list(enumerate(files[start : start + SPEC.slots], start))) for start in starts]
+    batches = [
+        decoder.decode(list(enumerate(files[start : start + SPEC.slots], start)))
+        for start in starts
+    ]
     outcomes = [outcome for batch in batches for outcome in batch.outcomes]
-    scores = np.array([9.0 if outcome.status is Status.OK else np.nan for outcome in outcomes], np.float32)
+    scores = np.array(
+        [9.0 if outcome.status is Status.OK else np.nan for outcome in outcomes], np.float32
+    )
     members = pa.table({
         "image_id": pa.array(range(len(files)), pa.int64()), "uri": [f"{number}" for number in range(len(files))],
         "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32()),
@@ -41,7 +55,10 @@ def rows_of(files: list[bytes]) -> list[dict]:
 
 
 TOGETHER = 50
-STARTS = [*range(0, 300, TOGETHER), *(pytest.param(start, marks=pytest.mark.slow) for start in range(300, 10_000, TOGETHER))]
+STARTS = [
+    *range(0, 300, TOGETHER),
+    *(pytest.param(start, marks=pytest.mark.slow) for start in range(300, 10_000, TOGETHER)),
+]
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -53,9 +70,15 @@ def test_header_flips_cost_their_own_row_alone(start):
     assert len({row["status"] for row in rows}) > 1
     for case, row in zip(cases, rows, strict=True):
         assert row["status"] in set(Status) - {Status.DECODER_CRASHED}, case
-        assert (row["status"] == "ok") == (row["detail"] is None) == (row["verdict"] is not None), case
-        assert row["detail"] is None or (row["detail"].isprintable() and len(row["detail"]) <= 1000), case
+        assert (row["status"] == "ok") == (row["detail"] is None) == (row["verdict"] is not None), (
+            case
+        )
+        assert row["detail"] is None or (
+            row["detail"].isprintable() and len(row["detail"]) <= 1000
+        ), case
         assert all(row[name] is None or 0 <= row[name] <= most for name, most in MOST.items()), case
         assert set(row["flags"]) <= FLAG_MEANING.keys(), case
         assert row["verdict_reason"] in (None, *Reason), case
-        assert (row["verdict_reason"] == "no_content") == (row["status"] == "ok" and "no_content" in row["flags"]), case
+        assert (row["verdict_reason"] == "no_content") == (
+            row["status"] == "ok" and "no_content" in row["flags"]
+        ), case

@@ -1,6 +1,10 @@
 from ray_app.runs import differences, fingerprint
 
-ONE = {"source": ["/a"], "detectors": {"tiny": {"weights": "abc", "preprocessing": {"size": 256}}}, "thresholds": {"fake_above": 1.0}}
+ONE = {
+    "source": ["/a"],
+    "detectors": {"tiny": {"weights": "abc", "preprocessing": {"size": 256}}},
+    "thresholds": {"fake_above": 1.0},
+}
 
 
 def changed(**leaves):
@@ -9,7 +13,9 @@ def changed(**leaves):
 
 def test_a_difference_names_the_leaf_and_both_sides():
     assert differences(ONE, {**ONE}) == []
-    assert differences(changed(thresholds={"fake_above": 2.0}), ONE) == ["thresholds.fake_above: this command 2.0, the run 1.0"]
+    assert differences(changed(thresholds={"fake_above": 2.0}), ONE) == [
+        "thresholds.fake_above: this command 2.0, the run 1.0"
+    ]
 
 
 def test_another_detector_is_seen_from_both_sides():

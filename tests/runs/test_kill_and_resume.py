@@ -1,4 +1,6 @@
-"""kill∘resume = one run: a session that dies between any two writes, any number of times, leaves what an undisturbed one leaves."""
+"""kill∘resume = one run: a session that dies between any two writes, any number of times, leaves
+what an undisturbed one leaves.
+"""
 
 import random
 import tempfile
@@ -34,7 +36,11 @@ def session(store, folder, attempt, order):
 
 def rows(folder):
     run = RunDirectory.open(str(folder))
-    kept = [row for table in run.tables(0) for row in table.drop_columns(["attempt", "scored_at"]).to_pylist()]
+    kept = [
+        row
+        for table in run.tables(0)
+        for row in table.drop_columns(["attempt", "scored_at"]).to_pylist()
+    ]
     assert run.parts(0) == []
     return kept
 

@@ -1,4 +1,6 @@
-"""What a profile says of a run's rows: counted on columns, and rows found by a generator's name in any spelling."""
+"""What a profile says of a run's rows: counted on columns, and rows found by a generator's name in
+any spelling.
+"""
 
 import pyarrow as pa
 import pytest

@@ -1,4 +1,6 @@
-"""Parts become larger files, by tasks in any order and interrupted anywhere: every row stays, once, in its order."""
+"""Parts become larger files, by tasks in any order and interrupted anywhere: every row stays, once,
+in its order.
+"""
 
 import itertools
 import os
@@ -41,7 +43,11 @@ def small_files(monkeypatch):
 
 
 def ids_of(run):
-    return [number for table in current_tables(run, ["image_id"]) for number in table["image_id"].to_pylist()]
+    return [
+        number
+        for table in current_tables(run, ["image_id"])
+        for number in table["image_id"].to_pylist()
+    ]
 
 
 def test_a_small_run_becomes_one_file(run):
@@ -66,7 +72,9 @@ def test_files_have_the_size_wanted_whatever_their_number(run, small_files):
 
 
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_interrupted_anywhere_and_repeated_every_row_is_there_once(step, scored, tmp_path, small_files):
+def test_interrupted_anywhere_and_repeated_every_row_is_there_once(
+    step, scored, tmp_path, small_files
+):
     before = ids_of(scored)
     for lives in itertools.count(0, step):
         run = copied(scored, tmp_path / str(lives))
@@ -94,10 +102,17 @@ def test_a_part_that_is_missing_is_named(run):
         check_conservation(run)
 
 
-@pytest.mark.parametrize("kept", [range(99), [0, *range(99)], [1, 0, *range(2, 100)]], ids=["missing", "twice", "another's"])
+@pytest.mark.parametrize(
+    "kept",
+    [range(99), [0, *range(99)], [1, 0, *range(2, 100)]],
+    ids=["missing", "twice", "another's"],
+)
 def test_published_rows_that_are_not_those_of_the_files_are_found(run, kept):
     [path] = run.publish(0)
     full = run.store.local_path(path)
     pq.write_table(pq.read_table(full).take(list(kept)), full)
-    with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
+    with pytest.raises(
+        ClusterError,
+        match=r"files of blocks 0 to .* have no row|the rows are not those of the files",
+    ):
         check_conservation(run)

@@ -1,6 +1,8 @@
-"""What people's own tools see in a run directory: exactly the current row of each member, whatever the run went through.
+"""What people's own tools see in a run directory: exactly the current row of each member, whatever
+the run went through.
 
-The queries are those of docs/runs.md. The short ones are for a run at rest, the long one also for a run in the middle of anything.
+The queries are those of docs/runs.md. The short ones are for a run at rest, the long one also for a
+run in the middle of anything.
 """
 
 import shutil
@@ -35,13 +37,16 @@ def by_pyarrow(run):
 
 def by_pandas(run):
     rows = pd.read_parquet(f"{run}/scores").query(
-        "image_id not in @gone", local_dict={"gone": pd.read_parquet(f"{run}/vanished.parquet").image_id}
+        "image_id not in @gone",
+        local_dict={"gone": pd.read_parquet(f"{run}/vanished.parquet").image_id},
     )
     return rows.to_dict("records")
 
 
 def seen(rows):
-    facts = [(row["uri"], row["image_id"], row["status"], row["attempt"], row["sha256"]) for row in rows]
+    facts = [
+        (row["uri"], row["image_id"], row["status"], row["attempt"], row["sha256"]) for row in rows
+    ]
     assert len({uri for uri, *_ in facts}) == len(facts), "a member has two rows"
     return sorted(tuple(None if value != value else value for value in fact) for fact in facts)
 
@@ -51,7 +56,12 @@ def assert_all_agree(run, *, at_rest=True):
     expected = seen(current_rows(run))
     assert seen(by_duckdb(folder, DUCKDB_ANYTIME)) == expected
     if at_rest:
-        assert seen(by_duckdb(folder)) == seen(by_pyarrow(folder)) == seen(by_pandas(folder)) == expected
+        assert (
+            seen(by_duckdb(folder))
+            == seen(by_pyarrow(folder))
+            == seen(by_pandas(folder))
+            == expected
+        )
     return expected
 
 
@@ -91,14 +101,18 @@ def test_through_a_relisting_with_changed_new_and_removed_files(run, archive, tm
     after = assert_all_agree(run)
     assert len(after) == len(NAMES)
     shutil.copytree(tmp_path / "parts", tmp_path / "run" / "parts", dirs_exist_ok=True)
-    assert assert_all_agree(run, at_rest=False) == after, "published, but interrupted before the parts went"
+    assert assert_all_agree(run, at_rest=False) == after, (
+        "published, but interrupted before the parts went"
+    )
 
     run.publish(1)
     shutil.copy2(tmp_path / "first" / "03.jpg", archive / "03.jpg")
     relist(run, archive)
     publish_vanished(run)
     back = {uri.rpartition("/")[2]: attempt for uri, _, _, attempt, _ in assert_all_agree(run)}
-    assert (back["03.jpg"], back["04.jpg"]) == (1, 2), "put back to its first version, a file has its first row again"
+    assert (back["03.jpg"], back["04.jpg"]) == (1, 2), (
+        "put back to its first version, a file has its first row again"
+    )
 
 
 def test_through_a_retry(run):
@@ -122,7 +136,9 @@ def test_through_a_retry(run):
 
 
 def test_a_column_that_a_later_session_asked_for_stops_no_reader(run, archive):
-    """Of one manifest, too: parts with perceptual hashes and parts without are published in files of their own."""
+    """Of one manifest, too: parts with perceptual hashes and parts without are published in files
+    of their own.
+    """
     write_files(archive, [f"more-{number:02}.jpg" for number in range(20)])
     relist(run, archive)
     publish_vanished(run)
@@ -130,4 +146,8 @@ def test_a_column_that_a_later_session_asked_for_stops_no_reader(run, archive):
     score_blocks(run, 1, attempt=3, blocks={1, 2}, hashed=True)
     run.publish(1)
     assert check_conservation(run) == len(assert_all_agree(run))
-    assert [row["phash"] for row in by_duckdb(run.store.url)].count("f" * 16) == sum(row["attempt"] == 3 for row in current_rows(run)) > 0
+    assert (
+        [row["phash"] for row in by_duckdb(run.store.url)].count("f" * 16)
+        == sum(row["attempt"] == 3 for row in current_rows(run))
+        > 0
+    )

@@ -5,9 +5,26 @@ import shutil
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, current_masks, merge_retry
+from ray_app.runs import (
+    RunDirectory,
+    begin_retry,
+    begun_retry,
+    check_conservation,
+    current_masks,
+    merge_retry,
+)
 from tests.archives.given import Dying
-from tests.runs.small_run import PLAN, begun, in_small_files, new_run, relist, retried, rows_of, score_blocks, write_files
+from tests.runs.small_run import (
+    PLAN,
+    begun,
+    in_small_files,
+    new_run,
+    relist,
+    retried,
+    rows_of,
+    score_blocks,
+    write_files,
+)
 
 NAMES = [f"{number:03}.jpg" for number in range(40)]
 LATE, GONE = NAMES[3::7], NAMES[5::11]
@@ -20,7 +37,9 @@ def fails(name):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run of two listings in several published files, with members that timed out and others that were missing."""
+    """The folder of a finished run of two listings in several published files, with members that
+    timed out and others that were missing.
+    """
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         in_small_files(patch)
@@ -46,7 +65,13 @@ def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_ar
     retry = begin_retry(run, 2, [TIMEOUT.value], PLAN)
     assert retry.members == len(LATE) == sum(ref.members for ref in retry.pending())
     assert rows_of(run) == before
-    score_blocks(retry.directory, 0, attempt=2, masks=True, fails=lambda name: Status.SOURCE_DENIED if name == "003.jpg" else None)
+    score_blocks(
+        retry.directory,
+        0,
+        attempt=2,
+        masks=True,
+        fails=lambda name: Status.SOURCE_DENIED if name == "003.jpg" else None,
+    )
     assert not retry.pending()
     merge_retry(run, retry)
     after = rows_of(run)
@@ -60,7 +85,9 @@ def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_ar
         assert (row["score"] is None) == (name == "003.jpg")
     assert check_conservation(run) == len(NAMES)
     masks = [mask["image_id"] for mask in current_masks(run)]
-    assert sorted(masks) == sorted(row["image_id"] for row in after.values() if row["status"] == "ok")
+    assert sorted(masks) == sorted(
+        row["image_id"] for row in after.values() if row["status"] == "ok"
+    )
     assert begun_retry(run) is None
     assert run.store.folders("retries") == []
 
@@ -72,9 +99,17 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
     dying = RunDirectory(store)
 
     def command(attempt):
-        retry = begun_retry(dying) or begin_retry(dying, attempt, [TIMEOUT.value, MISSING.value], PLAN)
+        retry = begun_retry(dying) or begin_retry(
+            dying, attempt, [TIMEOUT.value, MISSING.value], PLAN
+        )
         if retry is not None:
-            score_blocks(retry.directory, 0, attempt=attempt, masks=True, blocks={ref.block for ref in retry.pending()})
+            score_blocks(
+                retry.directory,
+                0,
+                attempt=attempt,
+                masks=True,
+                blocks={ref.block for ref in retry.pending()},
+            )
             merge_retry(dying, retry)
 
     interruptions = 0
@@ -119,6 +154,8 @@ def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path)
         run.publish(number)
     retried(run, 2, TIMEOUT)
     rows = rows_of(run).values()
-    assert [row["input"] for row in rows] == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
+    assert [row["input"] for row in rows] == [{"label": "fake", "camera": None}] * 6 + [
+        {"label": "fake", "camera": "phone"}
+    ] * 6
     assert {row["status"] for row in rows} == {"ok"}
     assert check_conservation(run) == 12

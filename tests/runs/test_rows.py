@@ -31,7 +31,10 @@ def members(tmp_path_factory):
 @pytest.fixture
 def scored(members):
     count = len(members)
-    outcomes = [DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200)) for name in NAMES]
+    outcomes = [
+        DecodeResult(Status.OK, None, ImageFileFacts(digest(name), "JPEG", 300, 200))
+        for name in NAMES
+    ]
     outputs = DetectorOutputs.clean(
         scores={NAME: np.arange(count, dtype=np.float32)},
         masks={NAME: [np.full((4, 4), place, np.uint8) for place in range(count)]},
@@ -39,7 +42,10 @@ def scored(members):
         embeddings={NAME: np.ones((count, 3), np.float32)},
         captions={"words": [Caption(f"words {place}", 0.5) for place in range(count)]},
     )
-    in_view = {OutputKey("view", NAME, SCORES): np.arange(count, dtype=np.float32), OutputKey("view", NAME, MASKS): [None] * count}
+    in_view = {
+        OutputKey("view", NAME, SCORES): np.arange(count, dtype=np.float32),
+        OutputKey("view", NAME, MASKS): [None] * count,
+    }
     return judge(SPEC, outcomes, outputs.joined(DetectorOutputs(in_view)))
 
 
@@ -56,11 +62,17 @@ def with_outcome(scored, place, **changes):
 def with_output(scored, kind, place, value):
     [(name, column)] = scored.outputs.of(kind).items()
     spoilt = [*column[:place], value, *column[place + 1 :]]
-    return replace(scored, outputs=scored.outputs.joined(DetectorOutputs.clean(**{kind: {name: spoilt}})))
+    return replace(
+        scored, outputs=scored.outputs.joined(DetectorOutputs.clean(**{kind: {name: spoilt}}))
+    )
 
 
 def with_fact(scored, **facts):
-    return with_outcome(scored, 3, facts=ImageFileFacts(digest(NAMES[3]), "JPEG", **{"width": 300, "height": 200} | facts))
+    return with_outcome(
+        scored,
+        3,
+        facts=ImageFileFacts(digest(NAMES[3]), "JPEG", **{"width": 300, "height": 200} | facts),
+    )
 
 
 SPOILT = {
@@ -75,24 +87,47 @@ def test_a_member_of_which_no_row_can_be_made_costs_itself_alone(members, scored
     good = tables(members, scored)
     made = tables(members, SPOILT[what](scored))
     rows, expected = made.rows.to_pylist(), good.rows.to_pylist()
-    assert [row for place, row in enumerate(rows) if place != 3] == [row for place, row in enumerate(expected) if place != 3]
-    assert (rows[3]["status"], rows[3]["image_id"], rows[3]["sha256"]) == ("decoder_crashed", expected[3]["image_id"], digest(NAMES[3]))
+    assert [row for place, row in enumerate(rows) if place != 3] == [
+        row for place, row in enumerate(expected) if place != 3
+    ]
+    assert (rows[3]["status"], rows[3]["image_id"], rows[3]["sha256"]) == (
+        "decoder_crashed",
+        expected[3]["image_id"],
+        digest(NAMES[3]),
+    )
     assert rows[3]["detail"].startswith("Touchstone's own code failed: ")
-    for name in ("verdict", "score", "scores", "width", "mask_area", "predicted_prompt", "provenance"):
+    for name in (
+        "verdict",
+        "score",
+        "scores",
+        "width",
+        "mask_area",
+        "predicted_prompt",
+        "provenance",
+    ):
         assert rows[3][name] is None, name
-    assert made.masks["image_id"].to_pylist() == [row["image_id"] for place, row in enumerate(rows) if place != 3]
+    assert made.masks["image_id"].to_pylist() == [
+        row["image_id"] for place, row in enumerate(rows) if place != 3
+    ]
     assert made.rows.schema == good.rows.schema
     assert made.bad == 1
     [failure] = made.failures
-    assert (failure["image_id"], failure["uri"], failure["member"]) == (rows[3]["image_id"], rows[3]["uri"], None)
+    assert (failure["image_id"], failure["uri"], failure["member"]) == (
+        rows[3]["image_id"],
+        rows[3]["uri"],
+        None,
+    )
     assert failure["traceback"].startswith("Traceback")
     assert summarise([made.rows], [NAME]).own_failures == 1
 
 
-@pytest.mark.parametrize("error", [MemoryError(), ClusterError("no storage"), AssertionError("only of one")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ClusterError("no storage"), AssertionError("only of one")]
+)
 def test_what_is_no_single_members_fault_stays_an_exception(members, scored, monkeypatch, error):
     def failing(ids, scored):
-        if len(ids) > 1 or not isinstance(error, AssertionError):  # else a fault that no member shows alone
+        # else a fault that no member shows alone
+        if len(ids) > 1 or not isinstance(error, AssertionError):
             raise error
         return mask_rows(ids, scored)
 

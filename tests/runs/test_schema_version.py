@@ -1,6 +1,8 @@
-"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read and not written.
+"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a
+later Touchstone is read and not written.
 
-`python -m tests.runs.test_schema_version` writes the columns down, after SCHEMA_VERSION was counted up.
+`python -m tests.runs.test_schema_version` writes the columns down, after SCHEMA_VERSION was counted
+up.
 """
 
 import io
@@ -24,20 +26,31 @@ ASKED = {"views": ["jpeg-80"], "second_look": True, "identified": True, "describ
 
 def columns():
     """Each column that a row may have, with its type, whatever was asked for."""
-    rows = schema.row_schema(["a"], pa.struct([("label", pa.string())]), ["a"], ["a"], measured=["texture"], **ASKED)
+    rows = schema.row_schema(
+        ["a"], pa.struct([("label", pa.string())]), ["a"], ["a"], measured=["texture"], **ASKED
+    )
     return {field.name: str(field.type) for field in rows}
 
 
 def test_no_column_went_or_became_another_and_a_new_one_has_a_new_number():
     kept, today = json.loads(KEPT.read_text()), columns()
     assert {name: today.get(name) for name in kept["columns"]} == kept["columns"]
-    assert set(today) == set(kept["columns"]), "count SCHEMA_VERSION up, then: python -m tests.runs.test_schema_version"
+    assert set(today) == set(kept["columns"]), (
+        "count SCHEMA_VERSION up, then: python -m tests.runs.test_schema_version"
+    )
     assert kept["schema"] == schema.SCHEMA_VERSION
-    assert schema.row_schema(["a"]).metadata[b"touchstone.schema"] == str(schema.SCHEMA_VERSION).encode()
+    assert (
+        schema.row_schema(["a"]).metadata[b"touchstone.schema"]
+        == str(schema.SCHEMA_VERSION).encode()
+    )
 
 
 def test_columns_of_0_20_0_have_the_types_of_today():
-    [rows] = [pq.read_schema(io.BytesIO(body)) for key, body in kept_objects().items() if key.startswith("finished/scores/")]
+    [rows] = [
+        pq.read_schema(io.BytesIO(body))
+        for key, body in kept_objects().items()
+        if key.startswith("finished/scores/")
+    ]
     assert int(rows.metadata[b"touchstone.schema"]) == schema.OLDEST_SCHEMA
     today = {field.name: field.type for field in schema.row_schema(rows.field("scores").type.names)}
     kept = {field.name: field.type for field in rows if field.name not in RETIRED}
@@ -45,11 +58,18 @@ def test_columns_of_0_20_0_have_the_types_of_today():
 
 
 def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
-    run = begun(tmp_path, ["0.jpg", "1.jpg"], fails=lambda name: Status.SOURCE_TIMEOUT if name == "1.jpg" else None)
+    run = begun(
+        tmp_path,
+        ["0.jpg", "1.jpg"],
+        fails=lambda name: Status.SOURCE_TIMEOUT if name == "1.jpg" else None,
+    )
     run.publish(0)
     run.rewrite_all(lambda rows: rows.append_column("reused", pa.array([True] * len(rows))))
     assert retried(run, 2, Status.SOURCE_TIMEOUT) == 1
-    assert {name: row["reused"] for name, row in rows_of(run).items()} == {"0.jpg": True, "1.jpg": None}
+    assert {name: row["reused"] for name, row in rows_of(run).items()} == {
+        "0.jpg": True,
+        "1.jpg": None,
+    }
 
 
 @pytest.fixture
@@ -69,11 +89,15 @@ def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run)
     buffer = io.BytesIO()
     pq.write_table(rows.append_column("of_tomorrow", pa.nulls(len(rows), pa.string())), buffer)
     run.store.write(path, buffer.getvalue())
-    run.write_json("summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1})
+    run.write_json(
+        "summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1}
+    )
     after = list(current_rows(run))
     assert [row["score"] for row in after] == before
     assert "of_tomorrow" in after[0]
-    with pytest.raises(ConfigError, match=f"schema {schema.SCHEMA_VERSION + 1}, and this Touchstone writes schema") as caught:
+    with pytest.raises(
+        ConfigError, match=f"schema {schema.SCHEMA_VERSION + 1}, and this Touchstone writes schema"
+    ) as caught:
         run.check_known()
     assert "this one can read it" in caught.value.hint
     with pytest.raises(ConfigError, match="this Touchstone writes schema"):
@@ -83,7 +107,11 @@ def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run)
 def test_a_run_with_stability_is_read_and_not_written_to(run):
     before = list(current_rows(run))
     described = run.describe()
-    run.write_json("run.json", described | {"identity": described["identity"] | {"stability": {"count": 2, "margin": 2.0}}})
+    run.write_json(
+        "run.json",
+        described
+        | {"identity": described["identity"] | {"stability": {"count": 2, "margin": 2.0}}},
+    )
     assert list(current_rows(run)) == before
     with pytest.raises(ConfigError, match="made with --stability"):
         decide_run(run.store.url, "tiny")
@@ -91,5 +119,9 @@ def test_a_run_with_stability_is_read_and_not_written_to(run):
 
 if __name__ == "__main__":
     if KEPT.exists() and json.loads(KEPT.read_text())["schema"] >= schema.SCHEMA_VERSION:
-        raise SystemExit(f"count SCHEMA_VERSION up first: it is {schema.SCHEMA_VERSION}, and so is what is written down")
-    KEPT.write_text(json.dumps({"schema": schema.SCHEMA_VERSION, "columns": columns()}, indent=1) + "\n")
+        raise SystemExit(
+            f"count SCHEMA_VERSION up first: it is {schema.SCHEMA_VERSION}, and so is what is written down"
+        )
+    KEPT.write_text(
+        json.dumps({"schema": schema.SCHEMA_VERSION, "columns": columns()}, indent=1) + "\n"
+    )

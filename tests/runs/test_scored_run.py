@@ -16,7 +16,10 @@ from tests.scoring.stages import without_ray
 def archive(tmp_path_factory):
     """Two pictures of their own, two in a tar, and a text."""
     folder = tmp_path_factory.mktemp("archive")
-    files = {name: encoded(photo(160, 120, seed=seed), "PNG") for seed, name in enumerate(("a.png", "b.png", "c.png", "d.png"))}
+    files = {
+        name: encoded(photo(160, 120, seed=seed), "PNG")
+        for seed, name in enumerate(("a.png", "b.png", "c.png", "d.png"))
+    }
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(files[name])
     with tarfile.open(folder / "more.tar", "w") as tar:
@@ -42,7 +45,9 @@ def test_the_table_and_the_frame_have_a_row_of_each_file(run):
     assert {"uri", "member", "status", "scores", "verdict"} <= set(table.column_names)
     assert run.table(["verdict", "score"]).column_names == ["verdict", "score"]
     assert repr(run).startswith(f"ScoredRun('{run.url}', 5 images: ")
-    with pytest.raises(ConfigError, match=r"no column vedict here; the columns are: image_id, uri, .*verdict"):
+    with pytest.raises(
+        ConfigError, match=r"no column vedict here; the columns are: image_id, uri, .*verdict"
+    ):
         run.table(["vedict"])
     ok = run.to_frame()
     ok = ok[ok["status"] == "ok"]
@@ -68,7 +73,9 @@ def test_images_open_where_they_lie(run, archive):
 def test_images_of_one_verdict(run):
     verdicts = run.summary["verdicts"]
     assert {word: len(list(run.images(word))) for word in verdicts} == verdicts
-    assert [one.uri.rpartition("/")[2] for one in run.images(match="*.tar", max_score=100.0)] == ["more.tar"] * 2
+    assert [one.uri.rpartition("/")[2] for one in run.images(match="*.tar", max_score=100.0)] == [
+        "more.tar"
+    ] * 2
     with pytest.raises(ConfigError, match="'fakes' is no verdict; known are: fake, abstain, real"):
         run.images("fakes")
     with pytest.raises(ConfigError, match="'okay' is no status; known are: ok, empty_file"):

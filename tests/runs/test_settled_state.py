@@ -1,4 +1,6 @@
-"""What is settled is not looked at again, and a memory that is not of these very files counts for nothing."""
+"""What is settled is not looked at again, and a memory that is not of these very files counts for
+nothing.
+"""
 
 import os
 import shutil
@@ -17,7 +19,9 @@ from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_file
 
 
 def fails(name):
-    return {"2": Status.CORRUPT_IMAGE, "5": Status.IMAGE_TOO_LARGE, "8": Status.EMPTY_FILE}.get(name[-5])
+    return {"2": Status.CORRUPT_IMAGE, "5": Status.IMAGE_TOO_LARGE, "8": Status.EMPTY_FILE}.get(
+        name[-5]
+    )
 
 
 def night(run, folder, names, **options):
@@ -68,7 +72,11 @@ def settled(run):
 
 def test_it_says_what_is_there(run):
     found = settled(run)
-    assert (found.manifest, found.members, found.blocks) == (1, 22, len(run.done_blocks(0)) + len(run.done_blocks(1)))
+    assert (found.manifest, found.members, found.blocks) == (
+        1,
+        22,
+        len(run.done_blocks(0)) + len(run.done_blocks(1)),
+    )
     assert sorted(found.files) == run.store.names("scores")
 
 
@@ -79,12 +87,17 @@ def altered(run):
 
 
 def without(key, value):
-    """Writes the memory with another value, of which its own digest says that it is another, or, for `format`, that it is not."""
+    """Writes the memory with another value, of which its own digest says that it is another, or,
+    for `format`, that it is not.
+    """
 
     def change(run):
         content = run.read_json(directory.SETTLED) | {key: value}
         unsigned = {name: one for name, one in content.items() if name != "sha256"}
-        run.write_json(directory.SETTLED, unsigned | {"sha256": directory.fingerprint(unsigned)} if key == "format" else content)
+        run.write_json(
+            directory.SETTLED,
+            unsigned | {"sha256": directory.fingerprint(unsigned)} if key == "format" else content,
+        )
 
     return change
 
@@ -96,7 +109,9 @@ NOT_BELIEVED = {
         "scores/00000-00000001-00000001.parquet", run.store.read(run.published()[0].path)
     ),
     "manifests that are gone": lambda run: run.store.delete("manifest/1/_complete"),
-    "a memory cut short": lambda run: run.store.write(directory.SETTLED, run.store.read(directory.SETTLED)[:50]),
+    "a memory cut short": lambda run: run.store.write(
+        directory.SETTLED, run.store.read(directory.SETTLED)[:50]
+    ),
     "a memory of another form": without("format", 2),
     "a memory with another content": without("members", 23),
 }
@@ -124,9 +139,15 @@ def test_an_unscored_block_of_a_later_night_is_not_hidden(run, images):
 def test_new_rows_are_those_of_later_nights_alone(run, images):
     night(run, images, ["more-1.jpg", "more-2.jpg"], attempt=2)
     rows = NewRows.since(run, settled(run))
-    found = [row["uri"][-10:] for table in rows.tables(rows.earlier["counts"], None) for row in table.to_pylist()]
+    found = [
+        row["uri"][-10:]
+        for table in rows.tables(rows.earlier["counts"], None)
+        for row in table.to_pylist()
+    ]
     assert found == ["more-1.jpg", "more-2.jpg"]
-    assert sum(table.num_rows for table in rows.tables(None, None)) == 24, "what nobody counted before is counted on all"
+    assert sum(table.num_rows for table in rows.tables(None, None)) == 24, (
+        "what nobody counted before is counted on all"
+    )
 
 
 def test_new_rows_are_all_where_members_vanished_or_the_identity_is_another(run, images):
@@ -144,9 +165,14 @@ def test_new_rows_are_all_where_members_vanished_or_the_identity_is_another(run,
 def test_counts_of_two_parts_are_those_of_the_whole(run):
     rows = pa.concat_tables(NewRows.all_of(run).tables(None, None), promote_options="permissive")
     profiled = test_profiles.table()
-    for whole, detector, cuts in ((rows, NAME, (0, 1, 13, len(rows))), (profiled, "one", range(len(profiled)))):
+    for whole, detector, cuts in (
+        (rows, NAME, (0, 1, 13, len(rows))),
+        (profiled, "one", range(len(profiled))),
+    ):
         for cut in cuts:
-            parts = [summarise([part], [detector]) for part in (whole.slice(0, cut), whole.slice(cut))]
+            parts = [
+                summarise([part], [detector]) for part in (whole.slice(0, cut), whole.slice(cut))
+            ]
             assert joined(*parts).written() == summarise([whole], [detector]).written()
 
 

@@ -13,12 +13,25 @@ MADE = Provenance.of(generator=Generator(tool=HOSTILE)).row()
 TRUSTED = Provenance.of(c2pa=ContentCredentials(state="trusted", ai_generated=True)).row()
 BROKEN = Provenance.of(c2pa=ContentCredentials(state="invalid", ai_generated=True)).row()
 CAMERA = Provenance.of(software=HOSTILE).row()
-ROWS = [(MADE, "fake"), (TRUSTED, "real"), (BROKEN, "fake"), (CAMERA, "real"), (None, "abstain"), (MADE, None), (None, None)]
+ROWS = [
+    (MADE, "fake"),
+    (TRUSTED, "real"),
+    (BROKEN, "fake"),
+    (CAMERA, "real"),
+    (None, "abstain"),
+    (MADE, None),
+    (None, None),
+]
 
 
 def counted(rows):
     said, verdicts = zip(*rows, strict=True) if rows else ((), ())
-    table = pa.table({"provenance": pa.array(said, pa.string()), "verdict": pa.array(verdicts, pa.string()).dictionary_encode()})
+    table = pa.table(
+        {
+            "provenance": pa.array(said, pa.string()),
+            "verdict": pa.array(verdicts, pa.string()).dictionary_encode(),
+        }
+    )
     return declarations(table).written()
 
 
@@ -34,10 +47,23 @@ def test_declarations_are_counted_per_verdict():
 
 
 def test_signers_are_counted_by_the_lists_that_were_asked():
-    a, b = "C2PA trust list of 2026-11-26 (sha256 75cacc98b79e)", "interim trust list of 2026-11-26 (sha256 e0ab688a23a0+2f4ba19707a4)"
-    asked = [("trusted", (b,)), ("intact", (a, b)), ("intact", ()), ("trusted", (b,)), ("invalid", ())]
+    a, b = (
+        "C2PA trust list of 2026-11-26 (sha256 75cacc98b79e)",
+        "interim trust list of 2026-11-26 (sha256 e0ab688a23a0+2f4ba19707a4)",
+    )
+    asked = [
+        ("trusted", (b,)),
+        ("intact", (a, b)),
+        ("intact", ()),
+        ("trusted", (b,)),
+        ("invalid", ()),
+    ]
     said = [
-        Provenance.of(c2pa=ContentCredentials(state=state, trust_lists=lists, ai_generated=False, signer=HOSTILE)).row()
+        Provenance.of(
+            c2pa=ContentCredentials(
+                state=state, trust_lists=lists, ai_generated=False, signer=HOSTILE
+            )
+        ).row()
         for state, lists in asked
     ]
     signers = {f"on the {b}": 2, f"not on the {a}, nor on the {b}": 1, NO_TRUST_LIST: 1}
@@ -49,10 +75,17 @@ def test_signers_are_counted_by_the_lists_that_were_asked():
 
 
 def test_the_end_of_a_run_and_its_report_tell_them():
-    summary = {"members": 7, "statuses": {"ok": 5, "corrupt_image": 2}, "verdicts": {"fake": 2, "real": 2, "abstain": 1}}
+    summary = {
+        "members": 7,
+        "statuses": {"ok": 5, "corrupt_image": 2},
+        "verdicts": {"fake": 2, "real": 2, "abstain": 1},
+    }
     wanted = "beside the verdicts: 3 files declare themselves AI-generated: 1 flagged as fake, 1 no evidence found, 1 without a verdict"
     assert wanted in summary_lines(summary | {"provenance": counted(ROWS)})
     assert not [line for line in summary_lines(summary) if "declare" in line]
     page = render_run_report(summary | {"provenance": counted(ROWS)})
-    assert "5 of 7 files say something of their origin; 3 files say so themselves: a model made them" in page
+    assert (
+        "5 of 7 files say something of their origin; 3 files say so themselves: a model made them"
+        in page
+    )
     assert "h-origin" not in render_run_report(summary)

@@ -1,11 +1,19 @@
-"""Scores and masks of perturbed views in a run's files: written, merged, retried and read beside the clean ones."""
+"""Scores and masks of perturbed views in a run's files: written, merged, retried and read beside
+the clean ones.
+"""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import MASK_SCHEMA, VIEWED_MASK_SCHEMA, current_masks, current_rows, current_tables
+from ray_app.runs import (
+    MASK_SCHEMA,
+    VIEWED_MASK_SCHEMA,
+    current_masks,
+    current_rows,
+    current_tables,
+)
 from tests.runs.small_run import NAME, begun, retried
 
 NAMES = [f"{number:02}.jpg" for number in range(20)]
@@ -43,16 +51,25 @@ def test_views_and_masks_are_kept_when_parts_are_merged_and_a_retry_brings_its_o
     assert run.published()
     assert_views_follow_scores(run, without=LATE)
     (table,) = current_tables(run, ["image_id", "views"])
-    assert table.schema.field("views").type == pa.struct([(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS])
+    assert table.schema.field("views").type == pa.struct(
+        [(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS]
+    )
     retried(run, 2, Status.SOURCE_TIMEOUT, masks=True, views=VIEWS)
     assert_views_follow_scores(run)
     ids = sorted(row["image_id"] for row in current_rows(run))
     assert sorted(mask["image_id"] for mask in current_masks(run)) == ids
-    seen = [(mask["view"], mask["image_id"]) for table in run.masks(0) for mask in table.to_pylist()]
-    assert sorted(seen, key=str) == sorted(((view, name) for view in (None, "jpeg-75") for name in ids), key=str)
+    seen = [
+        (mask["view"], mask["image_id"]) for table in run.masks(0) for mask in table.to_pylist()
+    ]
+    assert sorted(seen, key=str) == sorted(
+        ((view, name) for view in (None, "jpeg-75") for name in ids), key=str
+    )
 
 
 def test_without_views_nothing_is_added(tmp_path):
     run = begun(tmp_path, NAMES, masks=True)
     assert all(table.schema.equals(MASK_SCHEMA) for table in run.masks(0))
-    assert "views" not in pq.read_schema(tmp_path / "run" / "parts" / "00000" / "00000000.parquet").names
+    assert (
+        "views"
+        not in pq.read_schema(tmp_path / "run" / "parts" / "00000" / "00000000.parquet").names
+    )

@@ -45,7 +45,9 @@ def archive(sample_archive, tmp_path):
 
 @pytest.fixture
 def score(tmp_path):
-    """Score a source into a run directory and return (finished, rows by path); the stages in this process."""
+    """Score a source into a run directory and return (finished, rows by path); the stages in this
+    process.
+    """
 
     def run(source, out=None, **settings):
         return score_here(out or tmp_path / "run", source, **settings)
@@ -70,7 +72,9 @@ def score_here(out, source, **settings):
 
 
 def score_into(out, source, **settings):
-    """The finished run, and its rows by path; its report has no pictures, which would be read from the archive again."""
+    """The finished run, and its rows by path; its report has no pictures, which would be read from
+    the archive again.
+    """
     settings = {"block_members": 8, "thumbnails": False} | of_tiny(settings)
     return score_archive(ScoreConfig(source=(str(source),), out=str(out), **settings)), rows_of(out)
 
@@ -83,15 +87,23 @@ def rows_of(out, **options):
 
 
 def write_ensemble(path, detectors=("touchstone-tiny",), **facts):
-    """The path of an ensemble's card with these members, named as its file; `facts`: what else stands in it."""
+    """The path of an ensemble's card with these members, named as its file; `facts`: what else
+    stands in it.
+    """
     members = [{"detector": str(detector)} for detector in detectors]
-    path.write_text(yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts}))
+    path.write_text(
+        yaml.safe_dump({"name": path.stem, "title": path.stem, "members": members, **facts})
+    )
     return path
 
 
 def comparable(row):
     """A row without what differs between two runs over the same bytes."""
-    return {name: value for name, value in row.items() if name not in ("image_id", "uri", "attempt", "scored_at")}
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in ("image_id", "uri", "attempt", "scored_at")
+    }
 
 
 def files_below(folder):
@@ -100,11 +112,21 @@ def files_below(folder):
 
 def start(source, out, *settings):
     command = [sys.executable, "-m", "ray_app.cli", "score", source, "--out", out]
-    command += [] if any(setting.startswith("detectors=") for setting in settings) else ["--ensemble", "tiny"]
+    command += (
+        []
+        if any(setting.startswith("detectors=") for setting in settings)
+        else ["--ensemble", "tiny"]
+    )
     command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -122,7 +144,9 @@ def family_of(pid):
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
+                parents.setdefault(
+                    int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []
+                ).append(int(entry.name))
             except OSError:
                 continue
     for member in family:

@@ -1,6 +1,7 @@
 """Stages whose work costs nothing, so that what is left is the engine.
 
-A scorer may sleep in a device's place; how long it then waited for its input stands in the reports, as counts in microseconds.
+A scorer may sleep in a device's place; how long it then waited for its input stands in the reports,
+as counts in microseconds.
 """
 
 import time
@@ -18,9 +19,12 @@ from ray_app.inference.batch import Batch
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockReport, BlockStage, BlockWork, HandedBack, OpenBlock
 
-ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))  # what the engine reads of a spec
+# what the engine reads of a spec
+ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))
 BUSY_US, WAITED_US = "busy_us", "waited_us"
-SECONDS = dict.fromkeys(("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write"), 0.001)
+SECONDS = dict.fromkeys(
+    ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write"), 0.001
+)
 
 
 def work(**counts: int) -> BlockWork:
@@ -47,7 +51,12 @@ class CostlessDecoder(BlockStage):
         if not self._may_begin():
             return HandedBack(ref)
         pixels = np.zeros((ref.members, self._job.decode_bytes or 1), np.uint8)
-        return OpenBlock(ref, pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}), work(), (Batch((), (pixels,), (), ()),))
+        return OpenBlock(
+            ref,
+            pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}),
+            work(),
+            (Batch((), (pixels,), (), ()),),
+        )
 
 
 class SleepingScorer(BlockStage):
@@ -63,7 +72,9 @@ class SleepingScorer(BlockStage):
         waited = 0.0 if self._ended is None else began - self._ended
         time.sleep(self._job.decode_limit_s)
         self._ended = time.monotonic()
-        spent = work(**{BUSY_US: round(1e6 * (self._ended - began)), WAITED_US: round(1e6 * waited)})
+        spent = work(
+            **{BUSY_US: round(1e6 * (self._ended - began)), WAITED_US: round(1e6 * waited)}
+        )
         return OpenBlock(block.ref, block.members, block.work.joined(spent))
 
 
@@ -86,4 +97,7 @@ def costless(**others: type[BlockStage]) -> Iterator[None]:
 
 def blocks(count: int, members: int) -> Any:
     """References to blocks that are nowhere."""
-    return (BlockRef(0, number, members, members * 10**5, "part-00000-00000.parquet", number % 64) for number in range(count))
+    return (
+        BlockRef(0, number, members, members * 10**5, "part-00000-00000.parquet", number % 64)
+        for number in range(count)
+    )

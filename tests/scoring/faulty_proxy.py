@@ -1,6 +1,8 @@
-"""A proxy before a real S3 server that spoils a share of the requests: throttled, failed, reset, cut short or slow, by a seeded draw.
+"""A proxy before a real S3 server that spoils a share of the requests: throttled, failed, reset,
+cut short or slow, by a seeded draw.
 
-What it did is counted in `met`; the draw depends on the request and on how often it came, so that a retry may succeed.
+What it did is counted in `met`; the draw depends on the request and on how often it came, so that a
+retry may succeed.
 """
 
 import contextlib
@@ -19,13 +21,26 @@ from tests.http_server import HttpServer
 SLOW_S = 0.7
 FAULTS = ("throttled", "failed", "reset", "cut", "slow")
 ANSWERS = {
-    "throttled": (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"),
-    "failed": (500, b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"),
+    "throttled": (
+        503,
+        b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+    ),
+    "failed": (
+        500,
+        b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
+    ),
 }
 
 
 class FaultyProxy(HttpServer):
-    def __init__(self, upstream: str, share: float, seed: int = 0, *, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        share: float,
+        seed: int = 0,
+        *,
+        handler: type[BaseHTTPRequestHandler] | None = None,
+    ) -> None:
         self.met: Counter[str] = Counter()
         self.upstream = urlsplit(upstream).netloc
         self._share, self._seed = share, seed
@@ -72,11 +87,23 @@ class Handler(BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
-        return answer.status, data, {name.lower(): value for name, value in answer.getheaders() if name.lower() != "transfer-encoding"}
+        return (
+            answer.status,
+            data,
+            {
+                name.lower(): value
+                for name, value in answer.getheaders()
+                if name.lower() != "transfer-encoding"
+            },
+        )
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
+    def _answer(
+        self, status: int, data: bytes, headers: dict[str, str], *, cut: bool = False
+    ) -> None:
         self.send_response_only(status)
-        for name, value in ({"content-length": str(len(data))} | headers | {"connection": "keep-alive"}).items():
+        for name, value in (
+            {"content-length": str(len(data))} | headers | {"connection": "keep-alive"}
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

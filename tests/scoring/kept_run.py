@@ -1,4 +1,6 @@
-"""Finished runs of files that are no images, with a score and an embedding of each: what new heads and identifiers are asked about."""
+"""Finished runs of files that are no images, with a score and an embedding of each: what new heads
+and identifiers are asked about.
+"""
 
 from datetime import UTC, datetime
 
@@ -22,15 +24,26 @@ def facts_of(spec, detector):
 
 def vectors_of(ids, width):
     """An embedding per id, the same whenever it is asked for."""
-    return np.stack([np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]).astype(np.float32)
+    return np.stack(
+        [np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]
+    ).astype(np.float32)
 
 
 def kept_run(folder, spec, detector, files, broken=()):
-    """A run over new files beside it; a second call adds a listing. The ends of `broken` are those of names that do not decode."""
+    """A run over new files beside it; a second call adds a listing. The ends of `broken` are those
+    of names that do not decode.
+    """
     run, archive = RunDirectory.open(str(folder)), folder.with_name("archive")
-    about = {"source": [str(archive)], "limits": spec.limits.model_dump(mode="json"), "features": [detector]}
-    run.claim(about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    write_files(archive, [name for name in files if not (archive / name).exists()])  # ids are of a file's time too
+    about = {
+        "source": [str(archive)],
+        "limits": spec.limits.model_dump(mode="json"),
+        "features": [detector],
+    }
+    run.claim(
+        about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
+    )
+    # ids are of a file's time too
+    write_files(archive, [name for name in files if not (archive / name).exists()])
     relist(run, archive)
     number, facts = max(map(int, run.store.folders("manifest"))), facts_of(spec, detector)
     for ref in read_blocks(run.store, number):
@@ -42,15 +55,26 @@ def kept_run(folder, spec, detector, files, broken=()):
         outcomes = [
             DecodeResult(Status.CORRUPT_IMAGE, "torn", None)
             if bad
-            else DecodeResult(Status.OK, None, ImageFileFacts(f"{abs(int(one)):064x}", "JPEG", 320, 240))
+            else DecodeResult(
+                Status.OK, None, ImageFileFacts(f"{abs(int(one)):064x}", "JPEG", 320, 240)
+            )
             for bad, one in zip(torn, ids, strict=True)
         ]
-        outputs = DetectorOutputs.clean(scores={name: vectors[:, 0].copy() for name in spec.cards}, embeddings={detector: vectors})
+        outputs = DetectorOutputs.clean(
+            scores={name: vectors[:, 0].copy() for name in spec.cards},
+            embeddings={detector: vectors},
+        )
         if spec.describer is not None:
             outputs = Describing(spec, StageClock()).after(outcomes, outputs)
         scored = judge(spec, outcomes, outputs)
-        write_features(run, number, ref.block, detector, feature_rows(ids, vectors, detector, facts))
-        run.write_part(number, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)))
+        write_features(
+            run, number, ref.block, detector, feature_rows(ids, vectors, detector, facts)
+        )
+        run.write_part(
+            number,
+            ref.block,
+            result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
+        )
     run.publish(number)
     run.write_json("summary.json", {"listing": number})
     return run

@@ -1,4 +1,6 @@
-"""Runs made without a detector whose rows have the properties that a test says: real manifests, rows and identities."""
+"""Runs made without a detector whose rows have the properties that a test says: real manifests,
+rows and identities.
+"""
 
 import hashlib
 from datetime import UTC, datetime
@@ -21,7 +23,9 @@ DECODER = "pillow of the test"
 
 
 def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95)):
-    """Facts and scores of so many images: fakes score 3, reals −3 on average; the odd ones are the fakes where half of all are."""
+    """Facts and scores of so many images: fakes score 3, reals −3 on average; the odd ones are the
+    fakes where half of all are.
+    """
     rng = np.random.default_rng([4, seed])
     fake = np.arange(count) % 2 == 1 if fakes == 0.5 else rng.random(count) < fakes
     side = rng.choice([512, 640, 1024], count)
@@ -36,29 +40,49 @@ def properties_made(seed, count, **options):
     """The properties of the same images."""
     formats, side, quality, scores = drawn(seed, count, **options)
     known = np.where(quality > 0, quality, np.nan)
-    return properties_of(score=scores, scores={NAME: scores}, formats=formats, width=side + 128, height=side, quality=known)
+    return properties_of(
+        score=scores,
+        scores={NAME: scores},
+        formats=formats,
+        width=side + 128,
+        height=side,
+        quality=known,
+    )
 
 
 def made_run(folder, card, seed, count, *, identity=None, finished=False, **options):
-    """A run of such images, on whose scores all detectors of its card agree, decided and published; `finished`: with a summary."""
+    """A run of such images, on whose scores all detectors of its card agree, decided and published;
+    `finished`: with a summary.
+    """
     run = RunDirectory.open(str(folder))
     spec = make_spec(card, limits=ImageLimits(), precision="fp32")
     names = list(spec.cards)
     facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision), "resize": "exact",
              "limits": spec.limits.model_dump(mode="json")}  # fmt: skip
-    run.claim(facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json"))
+    run.claim(
+        facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json")
+    )
     more_rows(run, card, seed, count, **options)
     if finished:
-        run.write_json("summary.json", {"listing": 0, "complete": True} | summarise(current_tables(run, COLUMNS), names).written())
+        run.write_json(
+            "summary.json",
+            {"listing": 0, "complete": True}
+            | summarise(current_tables(run, COLUMNS), names).written(),
+        )
     return run
 
 
 def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
-    """List and publish so many images more, beside those listed before; `drops`: columns that rows of older schemas lack."""
+    """List and publish so many images more, beside those listed before; `drops`: columns that rows
+    of older schemas lack.
+    """
     spec = make_spec(card, limits=ImageLimits(), precision="fp32")
     listing = run.store.url + f"-files-{seed}.csv"
     with open(listing, "w") as stream:
-        stream.write("uri\n" + "".join(f"file:///nowhere/{seed}/{number:06}.jpg\n" for number in range(count)))
+        stream.write(
+            "uri\n"
+            + "".join(f"file:///nowhere/{seed}/{number:06}.jpg\n" for number in range(count))
+        )
     list_members(run.store, open_source(sorted(glob(f"{run.store.url}-files-*.csv"))), PLAN)
     formats, side, quality, scores = drawn(seed, count, **options)
     number, start = max(int(name) for name in run.store.folders("manifest")), 0
@@ -72,8 +96,14 @@ def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):
                 decoder=decoder, quality=int(quality[place]) or None))
             for place in places
         ]  # fmt: skip
-        scored = judge(spec, outcomes, DetectorOutputs.clean(scores={name: scores[list(places)] for name in spec.cards}))
-        rows = result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC))
+        scored = judge(
+            spec,
+            outcomes,
+            DetectorOutputs.clean(scores={name: scores[list(places)] for name in spec.cards}),
+        )
+        rows = result_rows(
+            members, scored, attempt=1, scored_at=datetime(2026, 1, 1, seed % 24, tzinfo=UTC)
+        )
         run.write_part(number, ref.block, rows.drop_columns(list(drops)))
     assert start == count
     run.publish(number)

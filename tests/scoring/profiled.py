@@ -1,4 +1,6 @@
-"""A profile with seeded weights: two heads on one CLIP tower, a localizer, an identifier and describers, all small, as cards on disk."""
+"""A profile with seeded weights: two heads on one CLIP tower, a localizer, an identifier and
+describers, all small, as cards on disk.
+"""
 
 import numpy as np
 import yaml
@@ -12,23 +14,45 @@ from tests.attribution.tiny_speakers import card_of
 from tests.scoring.eight import small_cards
 
 CLASSES = ("sd-1.5", "sdxl", "midjourney-6", "flux.1-dev")
-PROMPTS = ("a red fox in the snow", "an old harbour at dawn", "a bowl of plums", "two chairs by a window")
+PROMPTS = (
+    "a red fox in the snow",
+    "an old harbour at dawn",
+    "a bowl of plums",
+    "two chairs by a window",
+)
 BACKBONE = "openai-clip-vit-l14"
 
 
-def write_profile(folder, describer="retrieval", *, describe="flagged", localizer=True, fake_above=0.0, **changes):
+def write_profile(
+    folder, describer="retrieval", *, describe="flagged", localizer=True, fake_above=0.0, **changes
+):
     """FOLDER/profile.yaml: an ensemble with a profile; `changes` are of the describer's card."""
     folder.mkdir(parents=True, exist_ok=True)
     small = {card.name: card for card in small_cards()}
     unifd = seeded_card(small["unifd"], folder / "weights", seed=1)
-    other = seeded_card(small["own-head"], folder / "own", seed=2).model_copy(update={"backbone": unifd.backbone})
-    cards = [unifd, other, *([seeded_card(small["maskclip"], folder / "weights", seed=3)] if localizer else [])]
+    other = seeded_card(small["own-head"], folder / "own", seed=2).model_copy(
+        update={"backbone": unifd.backbone}
+    )
+    cards = [
+        unifd,
+        other,
+        *([seeded_card(small["maskclip"], folder / "weights", seed=3)] if localizer else []),
+    ]
     paths = [write_card(card, folder / f"{card.name}.yaml") for card in cards]
     facts = embedding_facts(load_card(paths[0]), precision="fp32", resize="exact")
     rng, width = np.random.default_rng(0), facts["width"]
-    make_identifier(folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "unifd", facts)
+    make_identifier(
+        folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "unifd", facts
+    )
     if describer == "retrieval":
-        make_retrieval(folder / "words", rng.normal(size=(len(PROMPTS), width)), PROMPTS, "unifd", facts, **changes)
+        make_retrieval(
+            folder / "words",
+            rng.normal(size=(len(PROMPTS), width)),
+            PROMPTS,
+            "unifd",
+            facts,
+            **changes,
+        )
     else:
         (folder / "words").mkdir(exist_ok=True)
         card_of(folder / "words", "git", beams=1, **changes)

@@ -6,7 +6,15 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Settings, Thresholds, ensemble_of, population_of
+from ray_app.ensembles import (
+    EnsembleCard,
+    Guarantee,
+    LabelledPart,
+    Settings,
+    Thresholds,
+    ensemble_of,
+    population_of,
+)
 from tests.simulation.camera import CAMERAS
 from tests.simulation.scenes import render
 
@@ -18,7 +26,9 @@ BASE_PX = 256
 
 @cache
 def _base(scene):
-    """One photograph of a scene; pictures are crops of it, since a scene of its own for each would take minutes."""
+    """One photograph of a scene; pictures are crops of it, since a scene of its own for each would
+    take minutes.
+    """
     rng = np.random.default_rng([6, *scene.encode()])
     return CAMERAS["reflex"].shoot(render(scene, rng, 2 * BASE_PX, 2 * BASE_PX), rng)
 
@@ -30,7 +40,9 @@ def pictures(seed, count):
         fake = bool(rng.random() < 0.5)
         height, width = SIDES[rng.integers(len(SIDES))]
         top, left = (int(rng.integers(BASE_PX - side)) for side in (height, width))
-        real = _base(str(rng.choice(SCENES)))[top : top + height, left : left + width][:, :: int(rng.choice([-1, 1]))].copy()
+        real = _base(str(rng.choice(SCENES)))[top : top + height, left : left + width][
+            :, :: int(rng.choice([-1, 1]))
+        ].copy()
         yield (_repainted(real) if fake else real), fake
 
 
@@ -44,21 +56,44 @@ def _repainted(pixels):
 def encoded(pixels, number, *, qualities=QUALITIES):
     """JPEG bytes, its quality drawn by its number."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=int(np.random.default_rng([7, number]).choice(qualities)))
+    Image.fromarray(pixels).save(
+        stream, "JPEG", quality=int(np.random.default_rng([7, number]).choice(qualities))
+    )
     return stream.getvalue()
 
 
-def calibrated_card(properties, fake, *, name="calibrated", detector="touchstone-tiny", precision="fp32", resize="exact", fake_above=0.0):
-    """A card as `touchstone detectors calibrate` writes it, for the population that these pictures are."""
+def calibrated_card(
+    properties,
+    fake,
+    *,
+    name="calibrated",
+    detector="touchstone-tiny",
+    precision="fp32",
+    resize="exact",
+    fake_above=0.0,
+):
+    """A card as `touchstone detectors calibrate` writes it, for the population that these pictures
+    are.
+    """
     fake = np.asarray(fake)
-    part = LabelledPart(name="choose", n_real=int((~fake).sum()), n_fake=int(fake.sum()), groups=len(fake), sha256="0" * 64)
-    population = population_of("simulated photographs", fake, properties, parts=[part], prevalence=0.5)
+    part = LabelledPart(
+        name="choose",
+        n_real=int((~fake).sum()),
+        n_fake=int(fake.sum()),
+        groups=len(fake),
+        sha256="0" * 64,
+    )
+    population = population_of(
+        "simulated photographs", fake, properties, parts=[part], prevalence=0.5
+    )
     return EnsembleCard(
         name=name,
         title="Calibrated for a test",
         members=ensemble_of([detector]).members,
         thresholds=Thresholds(real_below=fake_above, fake_above=fake_above),
-        guarantee=Guarantee(target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04),
+        guarantee=Guarantee(
+            target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04
+        ),
         settings=Settings(precision={detector: precision}, resize=resize),
         population=population,
     )

@@ -1,4 +1,6 @@
-"""The stages of both layouts, one block after another in this process: what workers do on Ray, without Ray."""
+"""The stages of both layouts, one block after another in this process: what workers do on Ray,
+without Ray.
+"""
 
 import math
 from contextlib import contextmanager, nullcontext
@@ -7,7 +9,13 @@ import cloudpickle
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.scoring.stages import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, TensorScorer
+from ray_app.scoring.stages import (
+    BlockCommitter,
+    BlockDecoder,
+    BlockDescriber,
+    BlockScorer,
+    TensorScorer,
+)
 from ray_app.streams.stage import StageFailure, packed, unpacked
 
 # Settings that lay out a run so on a CPU.
@@ -15,7 +23,9 @@ LAYOUTS = {"fused": {"device": "cpu"}, "split": {"device": "cpu", "cluster": {"g
 
 
 def of_tiny(settings):
-    """Settings of a run, with the demonstration ensemble where they name neither ensemble nor detectors; `ensemble=None`: none is named."""
+    """Settings of a run, with the demonstration ensemble where they name neither ensemble nor
+    detectors; `ensemble=None`: none is named.
+    """
     if {"ensemble", "detectors"} & settings.keys():
         return {name: one for name, one in settings.items() if (name, one) != ("ensemble", None)}
     return settings | {"ensemble": "tiny"}
@@ -23,7 +33,9 @@ def of_tiny(settings):
 
 @contextmanager
 def without_ray():
-    """Inside, `score_archive` and every command that calls it do all that they do, but for Ray: two cores, its stages in this process."""
+    """Inside, `score_archive` and every command that calls it do all that they do, but for Ray: two
+    cores, its stages in this process.
+    """
     given = {
         "cluster": lambda config, **_: nullcontext(),
         "resources": lambda config: (float(config.cpus or 2), float(config.gpus or 0), math.inf),
@@ -37,7 +49,11 @@ def without_ray():
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in given.items():
-            for module in ("ray_app.cluster.ray_cluster", "ray_app.scoring.run", "ray_app.scoring.backlog"):
+            for module in (
+                "ray_app.cluster.ray_cluster",
+                "ray_app.scoring.run",
+                "ray_app.scoring.backlog",
+            ):
                 patch.setattr(f"{module}.{name}", stand_in, raising=False)
         patch.setattr("ray_app.scoring.engine.score_blocks", _score_blocks)
         yield
@@ -54,7 +70,10 @@ def _score_blocks(blocks, job, layout, *, stopper, watch, leaves, idle_s):
 def _reports(refs, job, kind):
     """The reports of blocks; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
-    scorers = [(TensorScorer if pool in job.spec.pools else BlockDescriber, pool) for pool in job.spec.all_pools]
+    scorers = [
+        (TensorScorer if pool in job.spec.pools else BlockDescriber, pool)
+        for pool in job.spec.all_pools
+    ]
     split = [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
     stages = [BlockScorer(job)] if kind == "fused" else split
     try:

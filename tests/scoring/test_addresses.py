@@ -30,10 +30,14 @@ def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     plan = forecast(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).written()
     assert plan["members"] == 3
     assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
-    listed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8).written()
+    listed = forecast(
+        ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8
+    ).written()
     assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
     assert server.asked == []
-    allowed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2).written()
+    allowed = forecast(
+        ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2
+    ).written()
     assert allowed["members"] == 4
 
 
@@ -44,14 +48,23 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     rows = rows_of(out)
     assert server.asked == []
     statuses = {uri.rpartition("/")[2]: row["status"] for uri, row in rows.items()}
-    unread = dict.fromkeys(("t.parquet", "u.csv", "hostname"), "unsupported_format") | dict.fromkeys(("hook", "meta-data"), "source_denied")
+    unread = dict.fromkeys(
+        ("t.parquet", "u.csv", "hostname"), "unsupported_format"
+    ) | dict.fromkeys(("hook", "meta-data"), "source_denied")
     assert statuses == {"a.jpg": "ok"} | unread
     assert "allow_private=true" in rows[f"{server.url}/hook"]["detail"]
     for name in ("t.parquet", "u.csv"):
         assert f"list::{folder}/in/{name}" in rows[f"{folder}/in/{name}"]["detail"]
     retried = ScoreConfig(
-        source=source, ensemble="tiny", out=out, rescore=("source_denied",), allow_private=True, retry={"deadline_s": 1}, block_members=8
+        source=source,
+        ensemble="tiny",
+        out=out,
+        rescore=("source_denied",),
+        allow_private=True,
+        retry={"deadline_s": 1},
+        block_members=8,
     )
     score_archive(retried)
     assert server.asked == ["/hook"]
-    assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"  # it was read, and is no picture
+    # it was read, and is no picture
+    assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"

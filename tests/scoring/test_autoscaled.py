@@ -1,4 +1,6 @@
-"""A cluster that has no node but its head until a run asks for some, on Ray's fake autoscaler: whole nodes, on this machine."""
+"""A cluster that has no node but its head until a run asks for some, on Ray's fake autoscaler:
+whole nodes, on this machine.
+"""
 
 import pytest
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
@@ -21,7 +23,10 @@ def test_a_run_takes_the_cluster_from_zero_to_four_nodes_and_back_to_zero(tmp_pa
 
         def nodes():
             """The living nodes beside the head."""
-            return sum(node.state == 0 and not node.is_head_node for node in gcs.get_all_node_info().values())
+            return sum(
+                node.state == 0 and not node.is_head_node
+                for node in gcs.get_all_node_info().values()
+            )
 
         assert nodes() == 0
         settings = ("block_members=4", "cluster.cpus=4", f"cluster.address={head.gcs}")
@@ -30,7 +35,10 @@ def test_a_run_takes_the_cluster_from_zero_to_four_nodes_and_back_to_zero(tmp_pa
             seen.append(nodes())
             wait_until(lambda: process.poll() is not None or nodes() != seen[-1])
         assert process.returncode == 0, process.stderr.read()[-3000:]
-        assert max(seen) >= 4, seen  # more where one that the autoscaler has ended is not known to be dead yet
-        assert gcs.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None) is None, "processes without a place are request enough"
+        # more where one that the autoscaler has ended is not known to be dead yet
+        assert max(seen) >= 4, seen
+        assert gcs.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None) is None, (
+            "processes without a place are request enough"
+        )
         assert len(rows_of(tmp_path / "run")) == 48
         wait_until(lambda: nodes() == 0, 60)

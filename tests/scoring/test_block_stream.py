@@ -1,4 +1,6 @@
-"""A run whose first listing goes on: its first blocks are scored meanwhile, and what ends the listing ends the run, resumably."""
+"""A run whose first listing goes on: its first blocks are scored meanwhile, and what ends the
+listing ends the run, resumably.
+"""
 
 import io
 
@@ -21,7 +23,11 @@ def bucket(s3, monkeypatch):
     monkeypatch.setattr(walk, "FIRST_STEP", 20)
     monkeypatch.setattr(walk, "_PAGE", 10)
     page = requests.page
-    monkeypatch.setattr(requests, "page", lambda *args, limit=1000, **more: page(*args, limit=min(limit, 10), **more))
+    monkeypatch.setattr(
+        requests,
+        "page",
+        lambda *args, limit=1000, **more: page(*args, limit=min(limit, 10), **more),
+    )
     url = s3.bucket("arriving")
     rng = np.random.default_rng(3)
     for number in range(60):
@@ -31,7 +37,9 @@ def bucket(s3, monkeypatch):
     return f"{url}/flat"
 
 
-def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(bucket, tmp_path, monkeypatch, capsys):
+def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(
+    bucket, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
     files = key_ranges.RangeReader._files
 
@@ -46,7 +54,10 @@ def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(bu
         with pytest.raises(StorageError, match="cannot list") as caught:
             score_here(tmp_path / "run", bucket)
     assert RESUMABLE in getattr(caught.value, "__notes__", [])
-    assert "the listing ended early; the files listed so far are scored first: cannot list" in capsys.readouterr().err
+    assert (
+        "the listing ended early; the files listed so far are scored first: cannot list"
+        in capsys.readouterr().err
+    )
     run = RunDirectory.open(str(tmp_path / "run"))
     work = work_of(run)
     assert 20 <= work.members < 60

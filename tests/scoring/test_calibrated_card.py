@@ -1,4 +1,5 @@
-"""A card that `touchstone detectors calibrate` wrote gives the same chances in a run, by `decide`, in the endpoint and in Python.
+"""A card that `touchstone detectors calibrate` wrote gives the same chances in a run, by `decide`,
+in the endpoint and in Python.
 
 Where an archive is unlike what it was calibrated on, its verdicts are taken back.
 """
@@ -37,7 +38,14 @@ def write_labelled(folder):
         writer.writerow(["uri", "label", "generator", "source"])
         for number, (pixels, fake) in enumerate(pictures(1, IMAGES)):
             (folder / f"test/{number:03}.jpg").write_bytes(encoded(pixels, number))
-            writer.writerow([f"test/{number:03}.jpg", "fake" if fake else "real", "painter" if fake else "", f"source-{number}"])
+            writer.writerow(
+                [
+                    f"test/{number:03}.jpg",
+                    "fake" if fake else "real",
+                    "painter" if fake else "",
+                    f"source-{number}",
+                ]
+            )
     return folder
 
 
@@ -67,29 +75,51 @@ def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     labelled, run, path = write_labelled(folder / "labelled"), folder / "run", folder / "mine.yaml"
     _, rows = score_here(run, labelled / "test", detectors=write_detectors(folder))
-    assert main(["calibrate", str(run), "--labels", str(labelled / "truth.csv"), "--out", str(path), *ASKED]) == 0
+    assert (
+        main(
+            [
+                "calibrate",
+                str(run),
+                "--labels",
+                str(labelled / "truth.csv"),
+                "--out",
+                str(path),
+                *ASKED,
+            ]
+        )
+        == 0
+    )
     return labelled, run, list(rows.values()), path
 
 
 def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
     labelled, run, rows, path = calibrated
     card = load_ensemble_card(path)
-    raw = [np.array([row["scores"][name] for row in rows], np.float32) for name in ("touchstone-tiny", "tiny-middle")]
+    raw = [
+        np.array([row["scores"][name] for row in rows], np.float32)
+        for name in ("touchstone-tiny", "tiny-middle")
+    ]
     by_hand = np.stack([member.calibration.slope * column.astype(float) + member.calibration.intercept
                         for member, column in zip(card.members, raw, strict=True)], axis=1)  # fmt: skip
-    stacked = ((by_hand - card.stacking.mean) / card.stacking.scale) @ card.stacking.coefficients + card.stacking.intercept
+    stacked = (
+        (by_hand - card.stacking.mean) / card.stacking.scale
+    ) @ card.stacking.coefficients + card.stacking.intercept
     expected = expit(card.calibration.slope * stacked + card.calibration.intercept)
     assert np.ptp(expected) > 0.5
 
     again = shutil.copytree(run, tmp_path / "again")
     assert main(["runs", "decide", str(again), "--ensemble", str(path)]) == 0
     decided = {row["uri"]: row for row in current_rows(RunDirectory.open(str(again)))}
-    assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-12)
+    assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(
+        expected, abs=1e-12
+    )
     assert all(row["calibrated"] for row in decided.values())
 
     _, scored = score_here(tmp_path / "scored", labelled / "test", ensemble=str(path))
     assert [scored[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
-    assert {uri: row["verdict"] for uri, row in scored.items()} == {uri: row["verdict"] for uri, row in decided.items()}
+    assert {uri: row["verdict"] for uri, row in scored.items()} == {
+        uri: row["verdict"] for uri, row in decided.items()
+    }
 
     served, in_python = answers(path, rows[:8])
     for given in (served, in_python):
@@ -98,7 +128,9 @@ def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
         assert all(one.calibrated for one in given)
 
 
-def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(calibrated, tmp_path, capsys):
+def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(
+    calibrated, tmp_path, capsys
+):
     path, archive = str(calibrated[-1]), tmp_path / "photos"
     archive.mkdir()
     for number, (pixels, _) in enumerate(pictures(1, IMAGES)):
@@ -112,7 +144,9 @@ def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(
     assert main(["results", str(tmp_path / "run"), "--limit", "3"]) == 0
     assert "guarantee: does not hold for this archive" in capsys.readouterr().err
 
-    waived, verdicts = score_here(tmp_path / "waived", archive, ensemble=path, waive_guarantee=True, resize="fast")
+    waived, verdicts = score_here(
+        tmp_path / "waived", archive, ensemble=path, waive_guarantee=True, resize="fast"
+    )
     assert {"real", "fake"} & {row["verdict"] for row in verdicts.values()}
     assert "resize fast (calibrated with exact)" in waived.summary["guarantee"]["settings"]
 

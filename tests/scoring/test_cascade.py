@@ -1,4 +1,6 @@
-"""Runs of a cascade: who looks at what in both layouts, what a row and a summary say, and what it saves."""
+"""Runs of a cascade: who looks at what in both layouts, what a row and a summary say, and what it
+saves.
+"""
 
 import numpy as np
 import pytest
@@ -20,13 +22,29 @@ def write_cards(folder, cheap_px, slow_px, **changes):
     """The small detector with a look at little of an image, and with one at more of it."""
     paths = []
     for name, side in (("cheap", cheap_px), ("slow", slow_px)):
-        card = load_card("touchstone-tiny", {"name": name, "preprocessing": {"center_crop": side}, **(changes if name == "slow" else {})})
+        card = load_card(
+            "touchstone-tiny",
+            {
+                "name": name,
+                "preprocessing": {"center_crop": side},
+                **(changes if name == "slow" else {}),
+            },
+        )
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
     return paths
 
 
-SAID = ("status", "sha256", "width", "verdict", "verdict_reason", "verdict_detail", "second_look", "calibrated")
+SAID = (
+    "status",
+    "sha256",
+    "width",
+    "verdict",
+    "verdict_reason",
+    "verdict_detail",
+    "second_look",
+    "calibrated",
+)
 
 
 def numbers_of(row):
@@ -66,7 +84,9 @@ def fused(sample_archive, ensemble, tmp_path_factory):
     return out, *score_here(out, sample_archive, ensemble=str(ensemble))
 
 
-def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_on_all, band, ensemble):
+def test_the_second_detector_looks_at_the_band_and_the_audit_alone(
+    fused, both_on_all, band, ensemble
+):
     out, finished, rows = fused
     card, whole = load_ensemble_card(ensemble), both_on_all[1]
     assert rows.keys() == whole.keys()
@@ -76,7 +96,13 @@ def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_o
             continue
         early = row["scores"]["cheap"]
         assert early == whole[uri]["scores"]["cheap"]
-        why = "band" if band[0] <= early <= band[1] else "audit" if is_audited(card, row["sha256"]) else None
+        why = (
+            "band"
+            if band[0] <= early <= band[1]
+            else "audit"
+            if is_audited(card, row["sha256"])
+            else None
+        )
         assert row["second_look"] == why
         assert row["verdict"] in ("real", "fake")
         if why is None:
@@ -91,17 +117,27 @@ def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_o
     assert 0 < found["band"] < len(rows) / 2
     assert found["share"] == (found["band"] + found["audit"]) / finished.summary["statuses"]["ok"]
     looks = finished.summary["session"]["looks"]
-    assert (looks["first"]["images"], looks["second"]["images"]) == (len(rows), found["band"] + found["audit"])
+    assert (looks["first"]["images"], looks["second"]["images"]) == (
+        len(rows),
+        found["band"] + found["audit"],
+    )
     assert all(look["seconds"] > 0 and look["hours_per_million"] > 0 for look in looks.values())
-    assert any(line.startswith("second look: all detectors looked at") for line in summary_lines(finished.summary))
+    assert any(
+        line.startswith("second look: all detectors looked at")
+        for line in summary_lines(finished.summary)
+    )
     assert "Second look: all detectors looked at" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_pools_of_their_own_on_ray_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
+def test_pools_of_their_own_on_ray_find_the_same(
+    ray_cluster, fused, sample_archive, band, tmp_path
+):
     """In the split layout the second pool gets files of what goes on, and nothing else."""
-    ensemble = write_ensemble(tmp_path / "two.yaml", write_cards(tmp_path, 64, 192, own_pool=True), **cascade(band))
+    ensemble = write_ensemble(
+        tmp_path / "two.yaml", write_cards(tmp_path, 64, 192, own_pool=True), **cascade(band)
+    )
     finished, rows = score_into(tmp_path / "run", sample_archive, ensemble=str(ensemble))
     assert finished.summary["session"]["layout"] == "split"
     _, before, expected = fused
@@ -109,21 +145,34 @@ def test_pools_of_their_own_on_ray_find_the_same(ray_cluster, fused, sample_arch
         other = expected[uri]
         assert {name: row[name] for name in SAID} == {name: other[name] for name in SAID}
         assert numbers_of(row) == pytest.approx(numbers_of(other), abs=1e-5)
-    assert finished.summary["session"]["looks"]["second"]["images"] == before.summary["session"]["looks"]["second"]["images"]
+    assert (
+        finished.summary["session"]["looks"]["second"]["images"]
+        == before.summary["session"]["looks"]["second"]["images"]
+    )
 
 
-def test_other_rules_on_stored_scores_bring_the_column_and_take_it(both_on_all, fused, ensemble, cards, sample_archive, tmp_path):
+def test_other_rules_on_stored_scores_bring_the_column_and_take_it(
+    both_on_all, fused, ensemble, cards, sample_archive, tmp_path
+):
     out, before = both_on_all
     summary = decide_run(str(out), str(ensemble))
     again, _, expected = rows_of(out), *fused[1:]
     for uri, row in again.items():
-        assert (row["second_look"], row["verdict"]) == (expected[uri]["second_look"], expected[uri]["verdict"])
-        assert row["score"] is None or row["score"] == pytest.approx(expected[uri]["score"], abs=1e-5)
+        assert (row["second_look"], row["verdict"]) == (
+            expected[uri]["second_look"],
+            expected[uri]["verdict"],
+        )
+        assert row["score"] is None or row["score"] == pytest.approx(
+            expected[uri]["score"], abs=1e-5
+        )
     assert summary["second_look"] == fused[1].summary["second_look"]
     plain = write_ensemble(tmp_path / "plain.yaml", cards)
     summary = decide_run(str(out), str(plain))
     assert "second_look" not in summary
-    assert all("second_look" not in row and row["score"] == before[uri]["score"] for uri, row in rows_of(out).items())
+    assert all(
+        "second_look" not in row and row["score"] == before[uri]["score"]
+        for uri, row in rows_of(out).items()
+    )
 
 
 def test_views_and_a_cascade_do_not_go_together(ensemble):
@@ -131,8 +180,14 @@ def test_views_and_a_cascade_do_not_go_together(ensemble):
         resolve(ScoreConfig(ensemble=str(ensemble), perturb=("jpeg:75",))).spec(gpus=0)
 
 
-def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble, cards, band, tmp_path):
-    plan = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)), probe=16, price_per_hour=2.0).written()
+def test_the_plan_counts_the_second_look_for_its_share(
+    sample_archive, ensemble, cards, band, tmp_path
+):
+    plan = forecast(
+        ScoreConfig(source=(str(sample_archive),), ensemble=str(ensemble)),
+        probe=16,
+        price_per_hour=2.0,
+    ).written()
     looks = plan["cascade"]
     assert (looks["first"], looks["second"]) == (["cheap"], ["slow"])
     assert 0 < looks["share"] < 1
@@ -142,7 +197,13 @@ def test_the_plan_counts_the_second_look_for_its_share(sample_archive, ensemble,
     assert any("cheap on all, slow on about" in line for line in plan_lines(plan))
     known = yaml.safe_load(ensemble.read_text())
     known["cascade"]["expected_share"] = 0.5
-    half = write_ensemble(tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")})
-    stated = forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0).written()
-    sizes = {name: load_card(card).size.gmac for name, card in zip(("cheap", "slow"), cards, strict=True)}
+    half = write_ensemble(
+        tmp_path / "half.yaml", cards, **{key: known[key] for key in ("rule", "cascade")}
+    )
+    stated = forecast(
+        ScoreConfig(source=(str(sample_archive),), ensemble=str(half)), probe=0
+    ).written()
+    sizes = {
+        name: load_card(card).size.gmac for name, card in zip(("cheap", "slow"), cards, strict=True)
+    }
     assert stated["gmac_per_image"] == pytest.approx(sizes["cheap"] + 0.5 * sizes["slow"], abs=1e-3)

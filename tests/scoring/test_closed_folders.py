@@ -1,4 +1,6 @@
-"""A run over an archive with a folder that cannot be listed on some days, and over sources of which nothing can be read."""
+"""A run over an archive with a folder that cannot be listed on some days, and over sources of which
+nothing can be read.
+"""
 
 import os
 import shutil
@@ -30,7 +32,9 @@ def test_run_keeps_rows_of_a_folder_that_is_closed_later(photos, score, tmp_path
         capsys.readouterr()
         second, rows = score(photos)
         said = capsys.readouterr().err
-        assert f"listing: 1 folder cannot be listed, e.g. {folder}: its row shows the reason" in said
+        assert (
+            f"listing: 1 folder cannot be listed, e.g. {folder}: its row shows the reason" in said
+        )
         assert "--exclude '**/locked/**' leaves it out" in said
         assert {uri: row for uri, row in rows.items() if uri != folder} == open_rows
         assert (rows[folder]["status"], rows[folder]["member"]) == ("source_denied", None)
@@ -41,7 +45,10 @@ def test_run_keeps_rows_of_a_folder_that_is_closed_later(photos, score, tmp_path
         assert is_complete(run)
         assert score(photos)[0].summary["session"]["rows"] == 0
         score(photos, rescore=("source_denied",))
-        assert "not retried: 1 that were refused when the archive was listed" in capsys.readouterr().err
+        assert (
+            "not retried: 1 that were refused when the archive was listed"
+            in capsys.readouterr().err
+        )
     third, rows = score(photos)
     assert rows == open_rows
     assert (third.summary["session"]["rows"], third.summary["statuses"]) == (0, {"ok": 2})
@@ -71,7 +78,9 @@ def test_files_of_a_folder_that_cannot_be_entered_have_rows(photos, score):
 def test_retry_reads_files_of_a_folder_that_can_be_entered_again(photos, score):
     with closed(photos / "locked", mode=0o444):
         score(photos)
-    assert {row["status"] for row in score(photos, rescore=("source_denied",))[1].values()} == {"ok"}
+    assert {row["status"] for row in score(photos, rescore=("source_denied",))[1].values()} == {
+        "ok"
+    }
 
 
 @pytest.mark.parametrize("most", [None, 1.0])
@@ -85,16 +94,38 @@ def test_list_of_which_no_file_exists_is_an_exit_code_of_its_own(score, tmp_path
 
 def test_source_that_is_closed_itself_exits_with_5(photos, tmp_path, capsys):
     with closed(photos):
-        assert main(["score", str(photos), "--ensemble", "tiny", "--out", str(tmp_path / "run")]) == ExitCode.CLUSTER
+        assert (
+            main(["score", str(photos), "--ensemble", "tiny", "--out", str(tmp_path / "run")])
+            == ExitCode.CLUSTER
+        )
         assert main(["plan", str(photos), "--ensemble", "tiny", "--probe", "0"]) == ExitCode.CLUSTER
-    assert capsys.readouterr().err.count(f"cannot list {photos}: Permission denied\n  → check the permissions of that path") == 2
+    assert (
+        capsys.readouterr().err.count(
+            f"cannot list {photos}: Permission denied\n  → check the permissions of that path"
+        )
+        == 2
+    )
 
 
 def test_plan_names_a_closed_folder(photos, capsys):
     with closed(photos / "locked"):
         assert main(["plan", str(photos), "--ensemble", "tiny", "--probe", "0"]) == 0
         assert f"1 folder cannot be listed, e.g. {photos}/locked" in capsys.readouterr().err
-        assert main(["plan", str(photos), "--ensemble", "tiny", "--probe", "0", "--exclude", "locked/**"]) == 0
+        assert (
+            main(
+                [
+                    "plan",
+                    str(photos),
+                    "--ensemble",
+                    "tiny",
+                    "--probe",
+                    "0",
+                    "--exclude",
+                    "locked/**",
+                ]
+            )
+            == 0
+        )
         assert "cannot be listed" not in capsys.readouterr().err
 
 

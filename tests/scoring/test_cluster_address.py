@@ -54,7 +54,11 @@ def test_local_names_no_cluster(monkeypatch):
             assert each is in_turn
         refuse_a_cluster(ClusterConfig())
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert [ray_cluster.named_cluster(said) for said in (None, "other:6379", "local")] == ["head:6379", "other:6379", None]
+    assert [ray_cluster.named_cluster(said) for said in (None, "other:6379", "local")] == [
+        "head:6379",
+        "other:6379",
+        None,
+    ]
     assert ray_cluster.has_other_nodes()
     assert wants_ray(CollectConfig(meta="a", out="b"), 1)
     with pytest.raises(ConfigError, match="names a cluster"):

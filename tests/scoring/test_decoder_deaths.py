@@ -1,4 +1,6 @@
-"""A decoder that really dies, or never ends, inside a run: it costs one member its status, and nobody else anything."""
+"""A decoder that really dies, or never ends, inside a run: it costs one member its status, and
+nobody else anything.
+"""
 
 import os
 import subprocess
@@ -12,7 +14,8 @@ from tests.scoring.test_run_more import save_photo
 
 LIMIT_S = 4.0
 
-# A `sitecustomize`, which Python imports whenever it starts: in the driver, in workers and in their decoder children.
+# A `sitecustomize`, which Python imports whenever it starts: in the driver, in workers and in their
+# decoder children.
 DEADLY = """
 import ctypes, sys, time
 from importlib.machinery import PathFinder
@@ -50,7 +53,10 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
     photos.mkdir()
     for index in range(16):
         save_photo(photos / f"{index:02}.jpg", index)
-    for name, words in (("05.jpg", b"makes the decoder crash"), ("11.jpg", b"makes the decoder hang")):
+    for name, words in (
+        ("05.jpg", b"makes the decoder crash"),
+        ("11.jpg", b"makes the decoder hang"),
+    ):
         (photos / name).write_bytes((photos / name).read_bytes() + words)
     site.mkdir()
     (site / "sitecustomize.py").write_text(DEADLY)
@@ -59,7 +65,13 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
                "--ensemble", "tiny", "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         said, errors = process.communicate(timeout=250)
@@ -68,7 +80,9 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
     assert process.returncode == 0, errors
     rows = {os.path.basename(uri): row for uri, row in rows_of(tmp_path / "run").items()}
     assert len(rows) == 16
-    failed = {name: (row["status"], row["detail"]) for name, row in rows.items() if row["status"] != "ok"}
+    failed = {
+        name: (row["status"], row["detail"]) for name, row in rows.items() if row["status"] != "ok"
+    }
     assert failed == {
         "05.jpg": ("decoder_crashed", "the decoder process died of SIGSEGV"),
         "11.jpg": ("decode_timeout", f"longer than {LIMIT_S:g} s"),

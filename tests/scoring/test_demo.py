@@ -23,7 +23,11 @@ def test_comparison_counts_right_wrong_abstained_and_not_scored():
     kinds = [demo.PHOTOGRAPH] * 4 + [demo.SIMULATED] * 3 + [demo.DRAWN] * 2
     verdicts = ["real", "real", "fake", "abstain", "fake", "real", None, "real", "fake"]
     rows = [{"uri": f"/{number}", "verdict": verdict} for number, verdict in enumerate(verdicts)]
-    assert list(demo.comparison_lines(rows, {f"/{number}": kind for number, kind in enumerate(kinds)}, ENSEMBLE)) == [
+    assert list(
+        demo.comparison_lines(
+            rows, {f"/{number}": kind for number, kind in enumerate(kinds)}, ENSEMBLE
+        )
+    ) == [
         "the labels, next to the verdicts of the ensemble default (a-detector):",
         "  photographs: 2 of 4 right (no evidence found), 1 flagged as fake, 1 abstained",
         "  generated images, simulated: 1 of 3 right (flagged as fake), 1 no evidence found, 1 not scored",
@@ -34,7 +38,10 @@ def test_comparison_counts_right_wrong_abstained_and_not_scored():
 
 def scored(verdicts):
     """Rows with these verdicts and rising scores."""
-    return [{"uri": f"/{at}", "verdict": verdict, "score": None if verdict is None else float(at)} for at, verdict in enumerate(verdicts)]
+    return [
+        {"uri": f"/{at}", "verdict": verdict, "score": None if verdict is None else float(at)}
+        for at, verdict in enumerate(verdicts)
+    ]
 
 
 def test_shown_rows_are_flagged_abstained_not_scored_then_others():
@@ -44,7 +51,9 @@ def test_shown_rows_are_flagged_abstained_not_scored_then_others():
 
 def test_shown_rows_of_many_are_some_of_each_verdict():
     shown = demo.shown_rows(scored(["real"] * 40 + ["fake"] * 30 + [None] * 3 + ["abstain"]))
-    assert [row["verdict"] for row in shown] == ["fake"] * 8 + ["abstain"] + [None] * 3 + ["real"] * 8
+    assert [row["verdict"] for row in shown] == ["fake"] * 8 + ["abstain"] + [None] * 3 + [
+        "real"
+    ] * 8
     assert [shown[0]["uri"], shown[12]["uri"]] == ["/69", "/39"]
 
 
@@ -53,11 +62,19 @@ def test_shown_rows_of_many_are_some_of_each_verdict():
     [
         (
             demo.DemoArchive("/my images", {}, limit=90),
-            ["next: touchstone runs gallery /runs/1 --out gallery", "      touchstone score '/my images' --out run"],
+            [
+                "next: touchstone runs gallery /runs/1 --out gallery",
+                "      touchstone score '/my images' --out run",
+            ],
         ),
         (
-            demo.DemoArchive("/archive", {"/0": demo.PHOTOGRAPH}, Path("/labels.csv"), Path("/CREDITS.txt")),
-            ["next: touchstone evaluate /runs/1 --labels /labels.csv --out figures", "      touchstone check YOUR.jpg"],
+            demo.DemoArchive(
+                "/archive", {"/0": demo.PHOTOGRAPH}, Path("/labels.csv"), Path("/CREDITS.txt")
+            ),
+            [
+                "next: touchstone evaluate /runs/1 --labels /labels.csv --out figures",
+                "      touchstone check YOUR.jpg",
+            ],
         ),
     ],
 )
@@ -75,7 +92,11 @@ def test_lines_end_with_two_commands(archive, commands):
 def test_copy_of_the_sample_knows_the_kind_of_each_image(tmp_path):
     archive = demo.copy_sample(tmp_path)
     kinds = list(archive.kinds.values())
-    assert [kinds.count(kind) for kind in (demo.PHOTOGRAPH, demo.DRAWN, demo.SIMULATED)] == [6, 40, 37]
+    assert [kinds.count(kind) for kind in (demo.PHOTOGRAPH, demo.DRAWN, demo.SIMULATED)] == [
+        6,
+        40,
+        37,
+    ]
     assert all(Path(uri.removeprefix("file://")).is_file() for uri in archive.kinds)
     assert demo.copy_sample(tmp_path) == archive  # the second call leaves the copy as it is
 
@@ -91,7 +112,10 @@ def test_shipped_sample_is_small_and_labels_match_its_files():
     with (SHIPPED / "archive-labels.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["path"] for row in rows} == files.keys() - NO_IMAGES
-    assert all(hashlib.sha256((SHIPPED / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
+    assert all(
+        hashlib.sha256((SHIPPED / row["uri"]).read_bytes()).hexdigest() == row["sha256"]
+        for row in rows
+    )
     for split in ("train", "test"):
         assert {row["label"] for row in rows if row["split"] == split} == {"real", "fake"}
 
@@ -105,7 +129,11 @@ def test_shipped_sample_credits_each_photograph():
 
 def test_shipped_sample_has_every_format_and_every_odd_file():
     files = shipped_files()
-    images = {name: decode_image(path.read_bytes(), ImageLimits()).pixels for name, path in files.items() if name not in NO_IMAGES}
+    images = {
+        name: decode_image(path.read_bytes(), ImageLimits()).pixels
+        for name, path in files.items()
+        if name not in NO_IMAGES
+    }
     assert min(side for pixels in images.values() for side in pixels.size) >= 200
     assert {Path(name).suffix for name in images} == {".jpg", ".png", ".webp", ".gif"}
     assert Image.open(files["desk/for-print.jpg"]).mode == "CMYK"

@@ -1,4 +1,6 @@
-"""Which blocks go where and come back: the engine on a real local Ray, with stages whose work costs nothing."""
+"""Which blocks go where and come back: the engine on a real local Ray, with stages whose work costs
+nothing.
+"""
 
 import os
 import signal
@@ -29,7 +31,9 @@ class Quiet:
 
 
 def scored(blocks, layout, tmp_path, *, quiet=None, sleep_s=0.0, **stages):
-    job = ScoringJob(None, costless.ONE_POOL, None, 1, tmp_path, None, decode_limit_s=sleep_s, decode_bytes=100)
+    job = ScoringJob(
+        None, costless.ONE_POOL, None, 1, tmp_path, None, decode_limit_s=sleep_s, decode_bytes=100
+    )
     quiet = quiet or Quiet()
     with costless.costless(**stages):
         yield from engine.score_blocks(blocks, job, lambda: layout, stopper=quiet, watch=quiet)
@@ -39,8 +43,12 @@ def counted(*given, **stages):
     return Counter(report.ref.block for report in scored(*given, **stages))
 
 
-@pytest.mark.parametrize("layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"])
-def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_these_are_done(ray_cluster, tmp_path, layout):
+@pytest.mark.parametrize(
+    "layout", [FEW, pytest.param(FUSED, marks=pytest.mark.slow)], ids=["split", "fused"]
+)
+def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_these_are_done(
+    ray_cluster, tmp_path, layout
+):
     def arriving():
         yield from costless.blocks(20, 40)
         raise StorageError("the store is gone")
@@ -106,12 +114,18 @@ class MortalTensorScorer(costless.SleepingScorer):
         return super().work(block)
 
 
-MORTALS = {"BlockScorer": (FUSED, MortalScorer), "BlockDecoder": (SPLIT, MortalDecoder), "TensorScorer": (SPLIT, MortalTensorScorer)}
+MORTALS = {
+    "BlockScorer": (FUSED, MortalScorer),
+    "BlockDecoder": (SPLIT, MortalDecoder),
+    "TensorScorer": (SPLIT, MortalTensorScorer),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", MORTALS)
 def test_what_a_lost_process_had_goes_again_and_nothing_else(ray_cluster, tmp_path, stage):
     layout, mortal = MORTALS[stage]
-    assert counted(costless.blocks(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(range(16))
+    assert counted(costless.blocks(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(
+        range(16)
+    )
     assert (tmp_path / "grave").exists()

@@ -1,4 +1,6 @@
-"""Systems that fail under a run: a full disk, too little memory, a deadly block. Each stops with exit code 5 and can be resumed."""
+"""Systems that fail under a run: a full disk, too little memory, a deadly block. Each stops with
+exit code 5 and can be resumed.
+"""
 
 import os
 import signal
@@ -34,7 +36,9 @@ def parts_on_a_disk_of_their_own(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(score, archive, tmp_path, parts_on_a_disk_of_their_own):
+def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
+    score, archive, tmp_path, parts_on_a_disk_of_their_own
+):
     parts_on_a_disk_of_their_own("size=16k")
     with pytest.raises(StorageError, match="No space left") as caught:
         score(archive, **SMALL)
@@ -50,7 +54,9 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(scor
 
 
 def attempt(folder, block):
-    return Attempts(folder, "BlockScorer").of(BlockRef(0, block, 2, 9, "blocks.parquet", 0), "a.jpg")
+    return Attempts(folder, "BlockScorer").of(
+        BlockRef(0, block, 2, 9, "blocks.parquet", 0), "a.jpg"
+    )
 
 
 def die_in_the_middle_of(folder, block):
@@ -87,7 +93,10 @@ WANTS = [
 
 def test_want_of_memory_names_the_block_and_the_setting_and_other_errors_pass_as_they_are(tmp_path):
     for error in WANTS:
-        with pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught, attempt(tmp_path, 7):
+        with (
+            pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught,
+            attempt(tmp_path, 7),
+        ):
             raise error
         assert caught.value.exit_code is ExitCode.CLUSTER
         assert "cluster.workers" in caught.value.hint
@@ -108,12 +117,18 @@ class DeadlyScorer(BlockScorer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score_on_ray, archive, tmp_path, monkeypatch):
+def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(
+    score_on_ray, archive, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched:
         patched.setattr(engine, "BlockScorer", DeadlyScorer)
-        with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
+        with pytest.raises(
+            ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died"
+        ) as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__
-    assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, "the other blocks were held up"
+    assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, (
+        "the other blocks were held up"
+    )
     _, rows = score_on_ray(archive, **SMALL)
     assert len(rows) == len(files_below(archive))

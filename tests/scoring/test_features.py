@@ -38,15 +38,22 @@ def photos(s3, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """Cards: two heads on one backbone, one that stands in a process of its own, and one on another backbone."""
+    """Cards: two heads on one backbone, one that stands in a process of its own, and one on another
+    backbone.
+    """
     folder = tmp_path_factory.mktemp("heads")
     (unifd,) = [card for card in small_cards() if card.name == "unifd"]
     base = seeded_card(unifd, folder / "base")
     other = seeded_card(unifd.model_copy(update={"name": "new-head"}), folder / "own", seed=7)
     new = other.model_copy(update={"backbone": base.backbone})
-    stranger = seeded_card(unifd.model_copy(update={"name": "stranger"}), folder / "stranger", seed=3)
+    stranger = seeded_card(
+        unifd.model_copy(update={"name": "stranger"}), folder / "stranger", seed=3
+    )
     alone = base.model_copy(update={"own_pool": True})
-    written = {card.name: str(write_card(card, folder / f"{card.name}.yaml")) for card in (base, new, stranger)}
+    written = {
+        card.name: str(write_card(card, folder / f"{card.name}.yaml"))
+        for card in (base, new, stranger)
+    }
     return written | {"alone": str(write_card(alone, folder / "alone.yaml"))}
 
 
@@ -54,20 +61,35 @@ def heads(tmp_path_factory):
 def kept(photos, heads, tmp_path_factory):
     """A run that kept what its first detector's backbone says."""
     out = tmp_path_factory.mktemp("kept") / "run"
-    score_here(out, photos, detectors=(heads["unifd"], "touchstone-tiny"), features=("openai-clip-vit-l14",), **SETTINGS)
+    score_here(
+        out,
+        photos,
+        detectors=(heads["unifd"], "touchstone-tiny"),
+        features=("openai-clip-vit-l14",),
+        **SETTINGS,
+    )
     return out
 
 
 def vectors_of(run, name):
     """The kept vectors by image id."""
-    return {row["image_id"]: row["vector"] for row in pyarrow.dataset.dataset(run / "features" / name).to_table().to_pylist()}
+    return {
+        row["image_id"]: row["vector"]
+        for row in pyarrow.dataset.dataset(run / "features" / name).to_table().to_pylist()
+    }
 
 
-def test_another_head_on_kept_embeddings_gives_the_scores_of_a_full_run(kept, photos, heads, tmp_path):
+def test_another_head_on_kept_embeddings_gives_the_scores_of_a_full_run(
+    kept, photos, heads, tmp_path
+):
     _, full = score_here(tmp_path / "full", photos, detectors=(heads["new-head"],), **SETTINGS)
-    expected = {row["image_id"]: row["scores"]["new-head"] for row in full.values() if row["status"] == "ok"}
+    expected = {
+        row["image_id"]: row["scores"]["new-head"] for row in full.values() if row["status"] == "ok"
+    }
     vectors = vectors_of(kept, "unifd")
-    scores = LinearHead(load_card(heads["new-head"])).score(np.array(list(vectors.values()), np.float32))
+    scores = LinearHead(load_card(heads["new-head"])).score(
+        np.array(list(vectors.values()), np.float32)
+    )
     assert dict(zip(vectors, scores.tolist(), strict=True)) == pytest.approx(expected, abs=1e-4)
     assert len(set(expected.values())) == GOOD
 
@@ -76,16 +98,25 @@ def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kep
     rows = rows_of(kept)
     good = {row["image_id"] for row in rows.values() if row["status"] == "ok"}
     files = sorted((kept / "features" / "unifd" / "00000").iterdir())
-    assert {image_id for file in files for image_id in pq.read_table(file)["image_id"].to_pylist()} == good
+    assert {
+        image_id for file in files for image_id in pq.read_table(file)["image_id"].to_pylist()
+    } == good
     assert len(files) > 1, "one per block"
     (facts,) = kept_features(RunDirectory.open(str(kept))).values()
-    assert (facts["backbone"], facts["precision"], facts["resize"], facts["width"]) == ("openai-clip-vit-l14", "fp32", "exact", 32)
+    assert (facts["backbone"], facts["precision"], facts["resize"], facts["width"]) == (
+        "openai-clip-vit-l14",
+        "fp32",
+        "exact",
+        32,
+    )
     assert json.loads((kept / "run.json").read_text())["identity"]["features"] == ["unifd"]
 
 
 def test_a_pool_of_its_own_keeps_the_same(kept, photos, heads, tmp_path):
     out = tmp_path / "split"
-    finished, _ = score_here(out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS)
+    finished, _ = score_here(
+        out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS
+    )
     assert finished.summary["session"]["layout"] == "split"
     again, before = vectors_of(out, "unifd"), vectors_of(kept, "unifd")
     assert again.keys() == before.keys()
@@ -94,9 +125,19 @@ def test_a_pool_of_its_own_keeps_the_same(kept, photos, heads, tmp_path):
 
 
 def test_unknown_names_and_other_features_are_refused(photos, kept, heads, tmp_path):
-    config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",))
+    config = ScoreConfig(
+        source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",)
+    )
     with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
         score_archive(config)
     with pytest.raises(IdentityError, match="features"):
-        score_archive(ScoreConfig(source=(photos,), out=str(kept), detectors=(heads["unifd"], "touchstone-tiny"), features=(), **SETTINGS))
+        score_archive(
+            ScoreConfig(
+                source=(photos,),
+                out=str(kept),
+                detectors=(heads["unifd"], "touchstone-tiny"),
+                features=(),
+                **SETTINGS,
+            )
+        )
     assert not (tmp_path / "run").exists()

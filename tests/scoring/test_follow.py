@@ -22,7 +22,9 @@ PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 
 
 def picture(number):
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    )
 
 
 class Clock:
@@ -39,10 +41,15 @@ def quick(monkeypatch):
 
 
 def same(rows):
-    return {uri: (row["image_id"], row["status"], row["scores"], row["verdict"]) for uri, row in rows.items()}
+    return {
+        uri: (row["image_id"], row["status"], row["scores"], row["verdict"])
+        for uri, row in rows.items()
+    }
 
 
-def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, quick, monkeypatch, capsys):
+def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(
+    tmp_path, quick, monkeypatch, capsys
+):
     folder, run = tmp_path / "photos", RunDirectory.open(str(tmp_path / "run"))
     folder.mkdir()
     for number in range(8):
@@ -66,11 +73,27 @@ def test_two_days_of_a_folder_end_as_one_command_over_what_is_there(tmp_path, qu
     days = happens()
     monkeypatch.setattr(follow, "today", lambda: next(days))
     with without_ray(), pytest.raises(KeyboardInterrupt):
-        score_archive(ScoreConfig(source=(str(folder),), out=run.store.url, ensemble="tiny", thumbnails=False, follow="2s"))
+        score_archive(
+            ScoreConfig(
+                source=(str(folder),),
+                out=run.store.url,
+                ensemble="tiny",
+                thumbnails=False,
+                follow="2s",
+            )
+        )
     assert capsys.readouterr().err.count("settled: ") == 2
     summary = run.read_json("summary.json")
-    assert check_conservation(run) == summary["members"] == 9 == sum(day["files"] for day in summary["days"].values())
-    assert [run.read_json(f"sessions/{name}")["rows"] for name in run.store.names("sessions")] == [10, 1]
+    assert (
+        check_conservation(run)
+        == summary["members"]
+        == 9
+        == sum(day["files"] for day in summary["days"].values())
+    )
+    assert [run.read_json(f"sessions/{name}")["rows"] for name in run.store.names("sessions")] == [
+        10,
+        1,
+    ]
     assert is_complete(run)
     assert same(rows_of(run.store.url)) == same(score_here(tmp_path / "whole", folder)[1])
 
@@ -109,7 +132,10 @@ def test_a_source_that_fails_is_looked_at_again(tmp_path, quick, monkeypatch, ca
         ({"follow": "soon"}, "valid number"),
         ({"follow": 0}, "greater than or equal to 1"),
         ({"follow": "5m", "limit": 3}, "cannot be combined with --limit or --retry"),
-        ({"follow": "5m", "rescore": ("corrupt_image",)}, "cannot be combined with --limit or --retry"),
+        (
+            {"follow": "5m", "rescore": ("corrupt_image",)},
+            "cannot be combined with --limit or --retry",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(settings, says):

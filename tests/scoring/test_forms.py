@@ -1,4 +1,5 @@
-"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset, tar.gz, zip, a list; all in one run.
+"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset,
+tar.gz, zip, a list; all in one run.
 
 The packed ones are written by the libraries that people write them with.
 """
@@ -21,10 +22,14 @@ SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "tar.gz": ".tar.gz", "z
 
 
 def write_forms(images, folder):
-    """The images once in each packed form, each in a folder of its own, and a list of them; the list's path."""
+    """The images once in each packed form, each in a folder of its own, and a list of them; the
+    list's path.
+    """
     for name in SUFFIXES:
         (folder / name).mkdir()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["real", "fake"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["real", "fake"])}
+    )
     for shard in range(2):
         part = images[shard::2]
         columns = {
@@ -33,9 +38,18 @@ def write_forms(images, folder):
         }
         made = datasets.Dataset.from_dict(columns, features=features)
         made.to_parquet(str(folder / f"parquet/train-{shard:05d}-of-00002.parquet"))
-    with webdataset.ShardWriter(str(folder / "webdataset/shard-%05d.tar"), maxcount=len(images) // 3 + 1, verbose=0) as writer:
+    with webdataset.ShardWriter(
+        str(folder / "webdataset/shard-%05d.tar"), maxcount=len(images) // 3 + 1, verbose=0
+    ) as writer:
         for index, path in enumerate(images):
-            writer.write({"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 2, "json": {"name": path.name}})
+            writer.write(
+                {
+                    "__key__": f"{index:06d}",
+                    path.suffix[1:]: path.read_bytes(),
+                    "cls": index % 2,
+                    "json": {"name": path.name},
+                }
+            )
     with (
         tarfile.open(folder / "tar.gz/photos.tar.gz", "w:gz", compresslevel=1) as tar,
         zipfile.ZipFile(folder / "zip/photos.zip", "w", zipfile.ZIP_DEFLATED) as packed,
@@ -46,7 +60,9 @@ def write_forms(images, folder):
     with open(folder / "photos.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "label"])
-        writer.writerows([str(path), ("real", "fake")[index % 2]] for index, path in enumerate(images))
+        writer.writerows(
+            [str(path), ("real", "fake")[index % 2]] for index, path in enumerate(images)
+        )
     return folder / "photos.csv"
 
 
@@ -54,8 +70,17 @@ def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
     images = sorted((tmp_path / "photos").iterdir())
     listed, found = write_forms(images, tmp_path), {}
-    for name, source in (("packed", [tmp_path / one for one in ("photos", *SUFFIXES)]), ("listed", [listed])):
-        config = ScoreConfig(source=tuple(map(str, source)), out=str(tmp_path / name), ensemble="tiny", precision="fp32", thumbnails=False)
+    for name, source in (
+        ("packed", [tmp_path / one for one in ("photos", *SUFFIXES)]),
+        ("listed", [listed]),
+    ):
+        config = ScoreConfig(
+            source=tuple(map(str, source)),
+            out=str(tmp_path / name),
+            ensemble="tiny",
+            precision="fp32",
+            thumbnails=False,
+        )
         score_archive(config)
         found[name] = list(current_rows(RunDirectory.open(config.out)))
     assert {row["status"] for rows in found.values() for row in rows} == {"ok"}
@@ -65,9 +90,16 @@ def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     assert len(by_sha) == len(images) == len(found["listed"])
     for row in found["listed"]:
         same = by_sha[row["sha256"]]
-        assert [one["score"] for one in same] == pytest.approx([row["score"]] * len(same), rel=1e-5, abs=1e-5)
+        assert [one["score"] for one in same] == pytest.approx(
+            [row["score"]] * len(same), rel=1e-5, abs=1e-5
+        )
         assert row["input"]["label"] in ("real", "fake")
-        kept_in = {name: one for one in same for name, suffix in SUFFIXES.items() if one["uri"].endswith(suffix)}
+        kept_in = {
+            name: one
+            for one in same
+            for name, suffix in SUFFIXES.items()
+            if one["uri"].endswith(suffix)
+        }
         assert kept_in.keys() == SUFFIXES.keys()
         assert len(same) == len(SUFFIXES) + 1
         assert all(one["member"] is not None for one in kept_in.values())

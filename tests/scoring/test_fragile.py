@@ -1,4 +1,6 @@
-"""Cards that know what breaks their detector: verdicts abstain there, the same in a run, in `decide`, in Python and over HTTP."""
+"""Cards that know what breaks their detector: verdicts abstain there, the same in a run, in
+`decide`, in Python and over HTTP.
+"""
 
 import asyncio
 
@@ -18,7 +20,10 @@ from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of, score_here, write_ensemble
 from tests.serving.in_process import local_scorer
 
-BOUNDS = {"jpeg_quality": {"below": 60}, "graphics": {"above": 0.55, "what": "a drawing or a screenshot"}}
+BOUNDS = {
+    "jpeg_quality": {"below": 60},
+    "graphics": {"above": 0.55, "what": "a drawing or a screenshot"},
+}
 BLIND = "It judges whole pictures; edits of a part may pass."
 DOUBTS = {
     "good.jpg": None,
@@ -30,7 +35,9 @@ DOUBTS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with photos, and cards whose detector knows bounds (`fragile`) or none (`plain`); they decide on every score."""
+    """A folder with photos, and cards whose detector knows bounds (`fragile`) or none (`plain`);
+    they decide on every score.
+    """
     folder = tmp_path_factory.mktemp("fragile")
     (folder / "photos").mkdir()
     for name, data in {
@@ -42,22 +49,31 @@ def place(tmp_path_factory):
         (folder / "photos" / name).write_bytes(data)
     tiny = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
     tiny["weights"]["uri"] = str(config_root() / "detectors" / tiny["weights"]["uri"])
-    for name, said in (("plain", {}), ("fragile", {"fragility": {"abstains": BOUNDS}, "blind_to": [BLIND]})):
+    for name, said in (
+        ("plain", {}),
+        ("fragile", {"fragility": {"abstains": BOUNDS}, "blind_to": [BLIND]}),
+    ):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tiny | said))
         for card, cut in ((name, 0.0), (f"{name}-high", 50.0)):
             thresholds = {"real_below": cut, "fake_above": cut}
-            write_ensemble(folder / f"ensemble-{card}.yaml", [f"{name}.yaml"], thresholds=thresholds)
+            write_ensemble(
+                folder / f"ensemble-{card}.yaml", [f"{name}.yaml"], thresholds=thresholds
+            )
     return folder
 
 
 @pytest.fixture(scope="module")
 def fragile(place):
-    return score_here(place / "run", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
+    return score_here(
+        place / "run", place / "photos", ensemble=str(place / "ensemble-fragile.yaml")
+    )
 
 
 @pytest.fixture(scope="module")
 def plain(place):
-    return score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-plain.yaml"))
+    return score_here(
+        place / "plain", place / "photos", ensemble=str(place / "ensemble-plain.yaml")
+    )
 
 
 def named(rows):
@@ -84,7 +100,9 @@ def test_verdicts_abstain_there_and_scores_stay(place, fragile, plain):
     assert "texture" not in rows["chart.png"], "what no card bounds is not measured"
     assert {row["verdict"] for row in usual.values()} <= {"real", "fake"}
     assert "graphics" not in usual["chart.png"]
-    noted, without = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
+    noted, without = (
+        RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain")
+    )
     bounds = {"jpeg_quality": {"below": 60.0}, "graphics": {"above": 0.55}}
     assert noted["detectors"]["touchstone-tiny"].pop("abstains") == bounds
     assert noted["detectors"] == without["detectors"]

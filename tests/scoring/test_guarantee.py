@@ -1,4 +1,6 @@
-"""Where the guarantee ends: rows of a run against what their card was calibrated on; real rows and files, without a cluster."""
+"""Where the guarantee ends: rows of a run against what their card was calibrated on; real rows and
+files, without a cluster.
+"""
 
 import hashlib
 import json
@@ -34,7 +36,9 @@ DECODER = "pillow of the test"
 def card():
     """A card calibrated on images such as `made_run` makes them."""
     found = calibrated_card(properties_made(1, 600), np.arange(600) % 2 == 1, detector=NAME)
-    return found.model_copy(update={"settings": found.settings.model_copy(update={"decoders": (DECODER,)})})
+    return found.model_copy(
+        update={"settings": found.settings.model_copy(update={"decoders": (DECODER,)})}
+    )
 
 
 @pytest.fixture
@@ -65,7 +69,9 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
         found = settle_guarantee(run, spec_of(card))
         assert (found.holds, found.why, found.unlike) == (True, None, None), fakes
-        assert [shift.feature for shift in found.shifts] == [one.name for one in card.population.features]
+        assert [shift.feature for shift in found.shifts] == [
+            one.name for one in card.population.features
+        ]
         assert (found.target_fpr, found.images, found.decoders, found.settings) == (0.05, N, [], [])
         assert verdicts(run) == {"real", "fake"}
 
@@ -79,8 +85,16 @@ def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(t
     rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
     assert sum(table.num_rows for table in rows.tables({}, ["image_id"])) == 30
     assert compare(run, spec, rows) == compare(run, spec)
-    other = card.model_copy(update={"population": card.population.model_copy(update={"features": card.population.features[:1]})})
-    assert compare(run, spec_of(other), rows) == compare(run, spec_of(other)), "counted for another card"
+    other = card.model_copy(
+        update={
+            "population": card.population.model_copy(
+                update={"features": card.population.features[:1]}
+            )
+        }
+    )
+    assert compare(run, spec_of(other), rows) == compare(run, spec_of(other)), (
+        "counted for another card"
+    )
 
 
 OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
@@ -96,10 +110,16 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
     assert "deciding" not in run.describe()
     assert run.describe()["unlike"] == found.unlike
     for row in rows_of(run):
-        assert (row["finding"], row["verdict"], row["verdict_reason"]) == ("left open", "abstain", "unlike_archive")
+        assert (row["finding"], row["verdict"], row["verdict_reason"]) == (
+            "left open",
+            "abstain",
+            "unlike_archive",
+        )
         assert f"{UNLIKE}: {row['verdict_detail']}" == found.unlike
         kept = {name: value for name, value in row.items() if name not in OF_THE_VERDICT}
-        assert kept == {name: before[row["image_id"]][name] for name in kept}, "scores and probabilities stay"
+        assert kept == {name: before[row["image_id"]][name] for name in kept}, (
+            "scores and probabilities stay"
+        )
 
 
 def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
@@ -113,7 +133,9 @@ def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp
     assert "unlike" not in run.describe()
 
 
-def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_reads_a_mixture(tmp_path, card, small_files, monkeypatch):
+def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_reads_a_mixture(
+    tmp_path, card, small_files, monkeypatch
+):
     run = made_run(tmp_path / "run", card, 9, N, quality=(20, 30))
     files = run.published()
     assert len(files) > 3
@@ -134,12 +156,18 @@ def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_re
     described = run.describe()
     run.claim(described["identity"], described["detectors"], described["ensemble"])
     with pytest.raises(IdentityError):
-        run.claim(described["identity"] | {"resize": "fast"}, described["detectors"], described["ensemble"])
+        run.claim(
+            described["identity"] | {"resize": "fast"},
+            described["detectors"],
+            described["ensemble"],
+        )
     settle_guarantee(run, spec_of(card))
     assert verdicts(run) == {"abstain"}
 
 
-def test_few_images_are_not_compared_but_said_and_a_card_that_promises_nothing_is_not(tmp_path, card):
+def test_few_images_are_not_compared_but_said_and_a_card_that_promises_nothing_is_not(
+    tmp_path, card
+):
     found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card))
     assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
     plain = plain_card(card)
@@ -147,10 +175,15 @@ def test_few_images_are_not_compared_but_said_and_a_card_that_promises_nothing_i
 
 
 def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
-    run = made_run(tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"})
+    run = made_run(
+        tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"}
+    )
     found = settle_guarantee(run, spec_of(card))
     assert found.holds is False
-    assert found.why == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
+    assert (
+        found.why
+        == "scored otherwise: resize fast (calibrated with exact); decoded otherwise: pillow of tomorrow"
+    )
     assert verdicts(run) == {"real", "fake"}, "settings are said; they turn no verdict"
 
 
@@ -171,10 +204,17 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
     assert "The guarantee does not hold." in page
     assert "JPEG quality" in page
     assert "guarantee: does not hold for this archive: images differ in jpeg_quality" in lines
-    assert "guarantee: of real images like those of “simulated photographs” at most 5 % are called fake" in lines
+    assert (
+        "guarantee: of real images like those of “simulated photographs” at most 5 % are called fake"
+        in lines
+    )
     waived = decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)
     assert verdicts(run) == {"real", "fake"}
-    assert (waived["guarantee"]["holds"], waived["guarantee"]["waived"], waived["guarantee"]["unlike"]) == (False, True, None)
+    assert (
+        waived["guarantee"]["holds"],
+        waived["guarantee"]["waived"],
+        waived["guarantee"]["unlike"],
+    ) == (False, True, None)
     assert waived["identity"]["waive_guarantee"] is True
     assert any("it was waived" in line for line in summary_lines(waived))
     again = decide_run(run.store.url, written(tmp_path, plain))
@@ -183,14 +223,24 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
 
 
 def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
-    """As `calibrate` writes a cascade from a run in which every detector looked at every image, and `decide` then applies it there."""
+    """As `calibrate` writes a cascade from a run in which every detector looked at every image, and
+    `decide` then applies it there.
+    """
     members = tuple(EnsembleMember(detector=path) for path in write_two(tmp_path))
     properties = properties_made(1, 3000)
     score = properties["score"]
     looked = np.where((score >= -1) & (score <= 2), score, np.nan)
-    properties = {name: one for name, one in properties.items() if name != f"score:{NAME}"} | {"score:cheap": score, "score:slow": looked}
+    properties = {name: one for name, one in properties.items() if name != f"score:{NAME}"} | {
+        "score:cheap": score,
+        "score:slow": looked,
+    }
     found = calibrated_card(properties, np.arange(3000) % 2 == 1)
-    cascade = {"rule": "cascade", "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0), "members": members, "settings": None}
+    cascade = {
+        "rule": "cascade",
+        "cascade": Cascade(first=1, band=(-1, 2), audit_share=0.0),
+        "members": members,
+        "settings": None,
+    }
     plain = EnsembleCard(name="plain", title="Plain", members=members)
     run = made_run(tmp_path / "run", plain, 16, N, finished=True)
     summary = decide_run(run.store.url, written(tmp_path, found.model_copy(update=cascade)))
@@ -200,7 +250,9 @@ def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_ev
     assert all(row["scores"]["slow"] is not None for row in rows_of(run))
 
 
-def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_waived(tmp_path, card):
+def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_waived(
+    tmp_path, card
+):
     config = ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "new"), ensemble=written(tmp_path, card), resize="fast",
                          cluster=ClusterConfig(address="ray://nowhere.invalid:1"))  # fmt: skip
     with pytest.raises(ConfigError, match="its calibration does not hold with resize fast"):
@@ -209,8 +261,15 @@ def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_
     plain = plain_card(card)
     run = made_run(tmp_path / "run", plain, 15, N, identity={"resize": "fast"}, finished=True)
     before = hashlib.sha256(run.store.read("run.json")).hexdigest()
-    with pytest.raises(ConfigError, match="does not hold for scores made with resize fast") as refused:
+    with pytest.raises(
+        ConfigError, match="does not hold for scores made with resize fast"
+    ) as refused:
         decide_run(run.store.url, written(tmp_path, card))
     assert "--waive-guarantee" in refused.value.hint
     assert hashlib.sha256(run.store.read("run.json")).hexdigest() == before
-    assert decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)["guarantee"]["holds"] is False
+    assert (
+        decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)["guarantee"][
+            "holds"
+        ]
+        is False
+    )

@@ -19,7 +19,9 @@ MOST_MIB = 50
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_takes_no_more_memory_after_thousands_of_hostile_files(tmp_path):
-    """All that the factory refuses, header flips of all that it lets in, and before them each good and odd file once or more."""
+    """All that the factory refuses, header flips of all that it lets in, and before them each good
+    and odd file once or more.
+    """
     good, hostile = tmp_path / "good", tmp_path / "hostile"
     for folder in (good, hostile):
         folder.mkdir()
@@ -30,8 +32,22 @@ def test_a_worker_takes_no_more_memory_after_thousands_of_hostile_files(tmp_path
     for number in range(HOSTILE):
         data = refused[number // 50 % len(refused)] if number % 50 == 0 else flipped(number)[1]
         (hostile / f"{number:05}").write_bytes(data)
-    command = [sys.executable, "-m", "tests.scoring.hostile_worker", str(good), str(hostile), str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, capture_output=True, text=True, timeout=850)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.scoring.hostile_worker",
+        str(good),
+        str(hostile),
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | WORKER_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"worker: {found}")

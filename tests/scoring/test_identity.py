@@ -16,12 +16,18 @@ from tests.scoring.eight import small_cards
 def cards(tmp_path_factory):
     """One with an embedding, and one without."""
     folder = tmp_path_factory.mktemp("cards")
-    found = [seeded_card(card, folder / card.name) for card in small_cards() if card.name in ("unifd", "maskclip")]
+    found = [
+        seeded_card(card, folder / card.name)
+        for card in small_cards()
+        if card.name in ("unifd", "maskclip")
+    ]
     return {card.name: str(write_card(card, folder / f"{card.name}.yaml")) for card in found}
 
 
 def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
-    both = make_spec(ensemble_of([cards["unifd"], cards["maskclip"]]), limits=ImageLimits(), precision="fp32")
+    both = make_spec(
+        ensemble_of([cards["unifd"], cards["maskclip"]]), limits=ImageLimits(), precision="fp32"
+    )
     with pytest.raises(DetectorError, match="no embedding"):
         kept_embeddings_of(both, ["maskclip"])
     cascade = {"rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]}}

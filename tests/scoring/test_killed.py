@@ -1,4 +1,6 @@
-"""A run killed with SIGKILL in the middle, resumed by the same command: nothing lost, nothing twice, nothing fetched again."""
+"""A run killed with SIGKILL in the middle, resumed by the same command: nothing lost, nothing
+twice, nothing fetched again.
+"""
 
 import io
 
@@ -13,14 +15,17 @@ from tests.scoring.conftest import comparable, kill_family, rows_of, start, wait
 pytestmark = pytest.mark.ray
 
 COUNT = 400
-# A report's pictures are read from the archive again (docs/pages.md); here every file that is fetched is one that is scored.
+# A report's pictures are read from the archive again (docs/pages.md); here every file that is
+# fetched is one that is scored.
 SETTINGS = ("block_members=16", "thumbnails=false")
 
 
 def fill_bucket(s3, bucket, count):
     """`count` different small JPEGs, cheap to make."""
     rng = np.random.default_rng(0)
-    base = Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).resize((256, 192), Image.Resampling.BICUBIC)
+    base = Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).resize(
+        (256, 192), Image.Resampling.BICUBIC
+    )
     store = Store.open(f"{bucket}/photos")
     for index in range(count):
         image = base.rotate(0, translate=(index % 61, index // 61 % 53))
@@ -50,7 +55,11 @@ def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, score):
     process = start(source, broken, *SETTINGS)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    fetched = [f"s3:/{path}" for method, path in s3.requests() if method == "GET" and "/photos/" in path and path.endswith(".jpg")]
+    fetched = [
+        f"s3:/{path}"
+        for method, path in s3.requests()
+        if method == "GET" and "/photos/" in path and path.endswith(".jpg")
+    ]
     assert not set(fetched) & safe
     assert len(fetched) == len(set(fetched)) == COUNT - len(safe)
 

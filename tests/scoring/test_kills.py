@@ -1,5 +1,5 @@
-"""Drivers, workers and machines that die in the middle, are announced to go, or come late: the run completes, or the same command completes
-it, with the same scores.
+"""Drivers, workers and machines that die in the middle, are announced to go, or come late: the run
+completes, or the same command completes it, with the same scores.
 """
 
 import os
@@ -15,7 +15,16 @@ from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.runs import RunDirectory
 from tests.ray_head import title_of
-from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_here, start, wait_until, write_many
+from tests.scoring.conftest import (
+    ROOT,
+    family_of,
+    kill_family,
+    rows_of,
+    score_here,
+    start,
+    wait_until,
+    write_many,
+)
 from tests.scoring.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -38,16 +47,27 @@ def nodes():
 @pytest.fixture(scope="module")
 def undisturbed(photographs, tmp_path_factory):
     """The rows of a run that nobody disturbs, in this process, in other blocks."""
-    return same(score_here(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[1])
+    return same(
+        score_here(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[
+            1
+        ]
+    )
 
 
 def same(rows):
     """What two runs over one archive must agree on, floats to the bit."""
-    return {uri: {name: value for name, value in row.items() if name not in ("attempt", "scored_at")} for uri, row in rows.items()}
+    return {
+        uri: {name: value for name, value in row.items() if name not in ("attempt", "scored_at")}
+        for uri, row in rows.items()
+    }
 
 
 def workers_of(nodes, kind):
-    return [pid for pid in family_of(nodes.process.pid) if title_of(pid).startswith(f"ray::MapWorker(MapBatches({kind})")]
+    return [
+        pid
+        for pid in family_of(nodes.process.pid)
+        if title_of(pid).startswith(f"ray::MapWorker(MapBatches({kind})")
+    ]
 
 
 class Disturbed:
@@ -55,8 +75,16 @@ class Disturbed:
 
     def __init__(self, source, out, nodes, chance):
         self.nodes, self.chance, self.run = nodes, chance, RunDirectory.open(str(out))
-        self.begin = lambda: start(str(source), str(out), f"block_members={BLOCK}", f"cluster.address={nodes.address}")
-        self.process, self.committed, self.kept, self.sessions, self.told = self.begin(), 0, 0, 1, ""
+        self.begin = lambda: start(
+            str(source), str(out), f"block_members={BLOCK}", f"cluster.address={nodes.address}"
+        )
+        self.process, self.committed, self.kept, self.sessions, self.told = (
+            self.begin(),
+            0,
+            0,
+            1,
+            "",
+        )
 
     def suffer(self, kind, most):
         """At a moment counted in committed blocks, not in seconds."""
@@ -74,7 +102,10 @@ class Disturbed:
 
     def actor(self):
         """A worker process."""
-        os.kill(self.chance.choice(wait_until(lambda: workers_of(self.nodes, "BlockScorer"))), signal.SIGKILL)
+        os.kill(
+            self.chance.choice(wait_until(lambda: workers_of(self.nodes, "BlockScorer"))),
+            signal.SIGKILL,
+        )
 
     def raylet(self):
         """A node."""
@@ -91,11 +122,22 @@ class Disturbed:
         assert last.startswith("resume: touchstone score "), errors
         command = [sys.executable, "-m", "ray_app.cli", *shlex.split(last)[2:]]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        self.go_on(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
 
     def drain(self):
-        """A node at work is announced to go, as a spot machine is (an idle one is gone at once); the others finish. No work is done until
-        the driver, which looks every few seconds, has said so: a quick machine would be at the end before."""
+        """A node at work is announced to go, as a spot machine is (an idle one is gone at once);
+        the others finish. No work is done until the driver, which looks every few seconds, has said
+        so: a quick machine would be at the end before.
+        """
         leaving = min(wait_until(self.nodes_at_work))
         paused = workers_of(self.nodes, "BlockScorer")
         for pid in paused:
@@ -108,7 +150,9 @@ class Disturbed:
     def nodes_at_work(self):
         """Those but the head on which a worker of the run lives."""
         working = set(workers_of(self.nodes, "BlockScorer"))
-        return [node for node, raylet in self.nodes.raylets.items() if working & set(family_of(raylet))]
+        return [
+            node for node, raylet in self.nodes.raylets.items() if working & set(family_of(raylet))
+        ]
 
     def go_on(self, process):
         """The next session, which keeps what was committed before it."""
@@ -128,7 +172,9 @@ class Disturbed:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
-def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photographs, nodes, undisturbed, tmp_path):
+def test_whatever_dies_nothing_is_lost_and_no_score_differs(
+    kinds, seed, photographs, nodes, undisturbed, tmp_path
+):
     nodes.tell("count")
     while len(nodes.raylets) < 2:
         nodes.tell("add")
@@ -147,7 +193,9 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photogr
     session = disturbed.run.read_json("summary.json")["session"]
     assert session["number"] == disturbed.sessions
     if disturbed.sessions > 1:
-        assert session["rows"] <= IMAGES - (disturbed.kept - 1) * BLOCK, "what was committed was scored again"
+        assert session["rows"] <= IMAGES - (disturbed.kept - 1) * BLOCK, (
+            "what was committed was scored again"
+        )
 
 
 @pytest.mark.slow
@@ -155,14 +203,28 @@ def test_gpu_nodes_that_come_late_are_used(tmp_path):
     card = write_card(seeded_card("community-forensics-vits384", tmp_path), tmp_path / "card.yaml")
     write_photographs(tmp_path / "photos", 192, size=(320, 320))
     nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
-    settings = (f"detectors=[{card}]", "block_members=8", "batch_slots=4", "device=cpu", "cluster.gpus=4", "cluster.cpus=5")
-    process = start(str(tmp_path / "photos"), str(tmp_path / "run"), f"cluster.address={nodes.address}", *settings)
+    settings = (
+        f"detectors=[{card}]",
+        "block_members=8",
+        "batch_slots=4",
+        "device=cpu",
+        "cluster.gpus=4",
+        "cluster.cpus=5",
+    )
+    process = start(
+        str(tmp_path / "photos"),
+        str(tmp_path / "run"),
+        f"cluster.address={nodes.address}",
+        *settings,
+    )
     try:
         wait_until(lambda: run.parts(0) or process.poll() is not None)
         assert len(workers_of(nodes, "TensorScorer")) < 4
         for _ in range(2):
             nodes.tell("add")
-        wait_until(lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None)
+        wait_until(
+            lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None
+        )
         assert process.poll() is None, "the run had ended before"
         _, errors = process.communicate(timeout=400)
     finally:

@@ -1,4 +1,6 @@
-"""A run over images of 100 megapixels: two workers share one budget, and what the kernel counts stays under what was printed."""
+"""A run over images of 100 megapixels: two workers share one budget, and what the kernel counts
+stays under what was printed.
+"""
 
 from pathlib import Path
 
@@ -15,10 +17,14 @@ COPIES = {"plain.jpg": 6, "progressive.jpg": 6, "page.tif": 2, "small.jpg": 4}
 def write_archive(folder: Path) -> None:
     """As cameras make them, 100 megapixels in several formats, among ordinary ones."""
     folder.mkdir()
-    large = factory.photo(WIDTH // 20, HEIGHT // 20).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    large = factory.photo(WIDTH // 20, HEIGHT // 20).resize(
+        (WIDTH, HEIGHT), Image.Resampling.BILINEAR
+    )
     made = {
         "plain.jpg": factory.encoded(large, "JPEG", quality=85),
-        "progressive.jpg": factory.encoded(large, "JPEG", quality=85, progressive=True, subsampling=0),
+        "progressive.jpg": factory.encoded(
+            large, "JPEG", quality=85, progressive=True, subsampling=0
+        ),
         "page.tif": factory.encoded(large.convert("1"), "TIFF", compression="group4"),
         "small.jpg": factory.encoded(factory.photo(1600, 1200), "JPEG"),
     }
@@ -31,7 +37,9 @@ def write_archive(folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_workers_stay_under_the_budget_that_is_printed(score_on_ray, tmp_path):
     write_archive(tmp_path / "archive")
-    finished, rows = score_on_ray(tmp_path / "archive", cluster={"workers": 2, "decode_bytes": BUDGET}, block_members=4)
+    finished, rows = score_on_ray(
+        tmp_path / "archive", cluster={"workers": 2, "decode_bytes": BUDGET}, block_members=4
+    )
     assert finished.summary["statuses"] == {"ok": sum(COPIES.values())}
     session = finished.summary["session"]
     memory = session["memory"]

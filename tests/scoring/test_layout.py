@@ -8,14 +8,29 @@ from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_SHARE, TENSOR_BYTES, p
 
 
 def cost(*, tensor_bytes=0, pool_gmac=(0.0,), process_bytes=0):
-    return ResourceEstimate(process_bytes, tensor_bytes, pool_gmac, worst_gmac=0.0, second_stage_share=1.0, share_described=1.0)
+    return ResourceEstimate(
+        process_bytes,
+        tensor_bytes,
+        pool_gmac,
+        worst_gmac=0.0,
+        second_stage_share=1.0,
+        share_described=1.0,
+    )
 
 
 TENSOR = cost(tensor_bytes=384 * 384 * 3)
 
 
 def planned(work=TENSOR, *, slots=4, cpus=2, gpus=0, workers=None, block_members=1024, **options):
-    return plan_layout(work, slots=slots, cpus=cpus, gpus=gpus, workers=workers, block_members=block_members, **options)
+    return plan_layout(
+        work,
+        slots=slots,
+        cpus=cpus,
+        gpus=gpus,
+        workers=workers,
+        block_members=block_members,
+        **options,
+    )
 
 
 def asked(layout):
@@ -23,7 +38,10 @@ def asked(layout):
     scorers = sum(layout.scorers)
     if layout.kind == "fused":
         return scorers * layout.worker_cpus, 0.0
-    return layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS, scorers * layout.scorer_gpus
+    return (
+        layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS,
+        scorers * layout.scorer_gpus,
+    )
 
 
 def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_remain():
@@ -43,8 +61,16 @@ def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_re
     cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
     pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),
 )  # fmt: skip
-def test_requests_never_exceed_what_is_there_and_blocks_are_whole_batches(cpus, gpus, slots, side, members, pools):
-    layout = planned(cost(tensor_bytes=side * side * 3, pool_gmac=tuple(pools)), slots=slots, cpus=cpus, gpus=gpus, block_members=members)
+def test_requests_never_exceed_what_is_there_and_blocks_are_whole_batches(
+    cpus, gpus, slots, side, members, pools
+):
+    layout = planned(
+        cost(tensor_bytes=side * side * 3, pool_gmac=tuple(pools)),
+        slots=slots,
+        cpus=cpus,
+        gpus=gpus,
+        block_members=members,
+    )
     cores, cards = asked(layout)
     assert cores <= cpus + 1e-9
     assert cards <= gpus + 1e-9

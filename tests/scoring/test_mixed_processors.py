@@ -1,4 +1,6 @@
-"""A run on processors of both kinds: its scores are those of its own precision, and a node that has to emulate that is named."""
+"""A run on processors of both kinds: its scores are those of its own precision, and a node that has
+to emulate that is named.
+"""
 
 import platform
 import subprocess
@@ -21,7 +23,9 @@ def expected(sample_archive, tmp_path_factory):
     for precision in OTHER:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(CPU_PRECISION_VARIABLE, precision)
-            found[precision] = scores_of(score_here(tmp_path_factory.mktemp(precision) / "run", sample_archive)[1])
+            found[precision] = scores_of(
+                score_here(tmp_path_factory.mktemp(precision) / "run", sample_archive)[1]
+            )
     assert found["bf16"] != found["fp32"]
     return found
 
@@ -31,7 +35,9 @@ def scores_of(rows):
 
 
 @pytest.mark.parametrize("begun", OTHER)
-def test_a_run_that_goes_on_elsewhere_keeps_its_precision(sample_archive, expected, tmp_path, monkeypatch, begun):
+def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
+    sample_archive, expected, tmp_path, monkeypatch, begun
+):
     monkeypatch.setenv(CPU_PRECISION_VARIABLE, begun)
     score_here(tmp_path / "run", sample_archive)
     for part in (tmp_path / "run").rglob("scores/*.parquet"):
@@ -45,7 +51,9 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_precision(sample_archive, expect
 
 
 @pytest.mark.parametrize("driver", OTHER)
-def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(sample_archive, expected, tmp_path, monkeypatch, capsys, driver):
+def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(
+    sample_archive, expected, tmp_path, monkeypatch, capsys, driver
+):
     monkeypatch.setenv(CPU_PRECISION_VARIABLE, driver)
     monkeypatch.setattr("ray_app.scoring.stages.cpu_precision", lambda: OTHER[driver])
     _, rows = score_here(tmp_path / "run", sample_archive)

@@ -1,4 +1,6 @@
-"""Night after night: a night costs the same however many were before, and one that dies anywhere is finished by the next."""
+"""Night after night: a night costs the same however many were before, and one that dies anywhere is
+finished by the next.
+"""
 
 import shutil
 from collections import Counter
@@ -8,7 +10,14 @@ import pytest
 
 from benchmarks.nights import NEW, Nights, measure, rows_made_up
 from ray_app.archives import manifests
-from ray_app.runs import RunDirectory, check_conservation, current_rows, current_tables, small_files, summarise
+from ray_app.runs import (
+    RunDirectory,
+    check_conservation,
+    current_rows,
+    current_tables,
+    small_files,
+    summarise,
+)
 from ray_app.runs.settled_state import read_settled
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring import ScoreConfig
@@ -24,15 +33,21 @@ def night(folder, out, new=NEW):
     for number in range(before, before + new):
         (folder / f"{number:04}.jpg").write_text(f"{number}")
     with rows_made_up():
-        return score_archive(ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny", thumbnails=False)).summary
+        return score_archive(
+            ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny", thumbnails=False)
+        ).summary
 
 
 def facts_of(run):
-    return sorted((row["uri"], row["image_id"], row["score"], row["verdict"]) for row in current_rows(run))
+    return sorted(
+        (row["uri"], row["image_id"], row["score"], row["verdict"]) for row in current_rows(run)
+    )
 
 
 def seen_by_duckdb(run):
-    rows = duckdb.sql(f"SELECT uri, image_id, score, verdict FROM read_parquet('{run.store.url}/scores/*.parquet', union_by_name = true)")
+    rows = duckdb.sql(
+        f"SELECT uri, image_id, score, verdict FROM read_parquet('{run.store.url}/scores/*.parquet', union_by_name = true)"
+    )
     return sorted(rows.fetchall())
 
 
@@ -68,7 +83,9 @@ class Dies(BaseException):
 
 @pytest.fixture
 def mortal(monkeypatch):
-    """Let the store of this process die before its n-th change from now on; 0: it lives. `mortal.changes` counts."""
+    """Let the store of this process die before its n-th change from now on; 0: it lives.
+    `mortal.changes` counts.
+    """
     state = {"changes": 0, "dies_at": 0}
 
     def dying(change):
@@ -97,7 +114,9 @@ def test_a_merging_night_that_dies_anywhere_is_finished_by_the_next(tmp_path, mo
     mortal["changes"] = 0
     whole = night(folder, tmp_path / "whole")
     expected, count = facts_of(RunDirectory.open(str(tmp_path / "whole"))), mortal["changes"]
-    assert [file.is_merged for file in RunDirectory.open(str(tmp_path / "whole")).published()] == [True]
+    assert [file.is_merged for file in RunDirectory.open(str(tmp_path / "whole")).published()] == [
+        True
+    ]
     doubled = 0
     for number in range(count, 0, -1):
         out = shutil.copytree(tmp_path / "base", tmp_path / f"dies-{number}")
@@ -127,4 +146,6 @@ def test_the_twentieth_night_costs_what_the_second_did():
     assert abs(last - second) <= 2
     assert max(found["totals"]) - second < 25, "a night that merges"
     assert found["files"] <= 2 * small_files.MOST_SMALL
-    assert abs(Counter(found["unchanged"][20]).total() - Counter(found["unchanged"][2]).total()) <= 2
+    assert (
+        abs(Counter(found["unchanged"][20]).total() - Counter(found["unchanged"][2]).total()) <= 2
+    )

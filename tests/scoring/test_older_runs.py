@@ -1,4 +1,6 @@
-"""Runs of 0.20.0 are read and continued under other defaults, which what the user wrote has to match; older runs are refused."""
+"""Runs of 0.20.0 are read and continued under other defaults, which what the user wrote has to
+match; older runs are refused.
+"""
 
 import hashlib
 import json
@@ -18,7 +20,18 @@ from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of, write_ensemble
-from tests.scoring.older import BUCKET, PICTURES, SOURCE, age, change, copied_configs, picture, put_pictures, put_run, unpack
+from tests.scoring.older import (
+    BUCKET,
+    PICTURES,
+    SOURCE,
+    age,
+    change,
+    copied_configs,
+    picture,
+    put_pictures,
+    put_run,
+    unpack,
+)
 from tests.scoring.stages import without_ray
 
 
@@ -37,7 +50,9 @@ def half(s3, photographs):
 
 @pytest.fixture(autouse=True)
 def other_configs(tmp_path, monkeypatch):
-    """What another version ships, with the ensemble of these runs as its default: a copy of all configs, which a test may change."""
+    """What another version ships, with the ensemble of these runs as its default: a copy of all
+    configs, which a test may change.
+    """
     folder = copied_configs(tmp_path / "configs", monkeypatch)
     shutil.copy(folder / "ensembles" / "tiny.yaml", folder / "ensembles" / "default.yaml")
     return folder
@@ -49,9 +64,15 @@ def resolved(out="half", **given):
 
 
 def kept(found):
-    """What the run keeps, by key; without the precision, whose default is bf16 only if the CPU has units for it."""
+    """What the run keeps, by key; without the precision, whose default is bf16 only if the CPU has
+    units for it.
+    """
     spec = found.spec(0)
-    return {one["key"]: (one["run"], one["today"]) for one in found.kept(spec) if not one["key"].startswith("precision.")}
+    return {
+        one["key"]: (one["run"], one["today"])
+        for one in found.kept(spec)
+        if not one["key"].startswith("precision.")
+    }
 
 
 def test_limits_that_the_user_wrote_have_to_match(half):
@@ -59,7 +80,9 @@ def test_limits_that_the_user_wrote_have_to_match(half):
     found.require_own()
     assert kept(found) == {}
     for limits in ({"max_pixels": 50_000_000}, ImageLimits(max_pixels=50_000_000)):
-        with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 50000000, the run 250000000") as caught:
+        with pytest.raises(
+            IdentityError, match=r"limits\.max_pixels: this command 50000000, the run 250000000"
+        ) as caught:
             resolved(limits=limits).require_own()
         assert "--out" in caught.value.hint
 
@@ -73,7 +96,9 @@ def test_limits_that_the_user_wrote_have_to_match(half):
     ],
     ids=["thresholds", "card"],
 )  # fmt: skip
-def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_configs, file, changes, key, values):
+def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(
+    half, other_configs, file, changes, key, values
+):
     change(other_configs / file, **changes)
     found = resolved()
     found.require_own()
@@ -84,18 +109,26 @@ def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_c
     assert kept(found)[key] == values
 
 
-def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(half, other_configs, tmp_path, monkeypatch, s3):
+def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(
+    half, other_configs, tmp_path, monkeypatch, s3
+):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
     weights = other_configs / "detectors" / "touchstone-tiny.safetensors"
     old = weights.read_bytes()
     weights.write_bytes(old + b"other")
     told = {"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()}
     change(other_configs / "detectors" / "touchstone-tiny.yaml", weights=told)
-    with pytest.raises(IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command") as caught:
+    with pytest.raises(
+        IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command"
+    ) as caught:
         resolved().require_own()
     assert "Touchstone that made the run" in caught.value.hint
-    digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"]["weights"]
-    s3.client().put_object(Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old)
+    digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"][
+        "weights"
+    ]
+    s3.client().put_object(
+        Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old
+    )
     found = resolved()
     found.require_own()
     assert set(kept(found)) == {"detectors.touchstone-tiny.weights"}
@@ -109,9 +142,16 @@ def scored(out, **given):
 @pytest.fixture
 def another_default(other_configs):
     """The default ensemble has another detector."""
-    card = shutil.copy(other_configs / "detectors" / "touchstone-tiny.yaml", other_configs / "detectors" / "touchstone-new.yaml")
+    card = shutil.copy(
+        other_configs / "detectors" / "touchstone-tiny.yaml",
+        other_configs / "detectors" / "touchstone-new.yaml",
+    )
     change(card, name="touchstone-new", title="Another one", demonstration=False)
-    return change(other_configs / "ensembles" / "default.yaml", name="default", members=[{"detector": "touchstone-new"}])
+    return change(
+        other_configs / "ensembles" / "default.yaml",
+        name="default",
+        members=[{"detector": "touchstone-new"}],
+    )
 
 
 def test_half_done_run_continues_with_its_own_ensemble(half, another_default, s3, capsys):
@@ -122,17 +162,25 @@ def test_half_done_run_continues_with_its_own_ensemble(half, another_default, s3
     finished = scored(url)
     summary = finished.summary
     assert finished.exit_code is ExitCode.DONE
-    assert not [request for request in s3.requests() if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts]
+    assert not [
+        request
+        for request in s3.requests()
+        if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts
+    ]
     run = RunDirectory.open(url)
     assert check_conservation(run) == PICTURES
     rows = rows_of(url)
     assert Counter(row["attempt"] for row in rows.values()) == {1: 12, 2: 20}
     put_run(s3.client(), "finished")
     whole = rows_of(f"s3://{BUCKET}/finished")
-    assert {uri: row["verdict"] for uri, row in rows.items()} == {uri: row["verdict"] for uri, row in whole.items()}
+    assert {uri: row["verdict"] for uri, row in rows.items()} == {
+        uri: row["verdict"] for uri, row in whole.items()
+    }
     for uri, row in rows.items():
         assert list(row["scores"]) == ["touchstone-tiny"]
-        assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-2), "another CPU may have scored it in bf16"
+        assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-2), (
+            "another CPU may have scored it in bf16"
+        )
     assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
     [told] = summary["session"]["kept"]
     assert told == {"key": "ensemble", "run": "tiny", "today": "default"}
@@ -147,11 +195,19 @@ def test_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
     client = s3.client()
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
     summary = scored(f"s3://{BUCKET}/finished").summary
-    assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
+    assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (
+        0,
+        0,
+        before["fingerprint"],
+    )
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
     summary = scored(f"s3://{BUCKET}/finished").summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
-    assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
+    assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (
+        1,
+        1,
+        PICTURES + 1,
+    )
 
 
 def test_finished_run_is_decided_by_a_card_that_stays(photographs, s3, tmp_path):
@@ -160,9 +216,16 @@ def test_finished_run_is_decided_by_a_card_that_stays(photographs, s3, tmp_path)
     before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
     decide_run(finished, "tiny")
     assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
-    decide_run(finished, str(write_ensemble(tmp_path / "mine.yaml", thresholds={"real_below": -99, "fake_above": 99})))
+    decide_run(
+        finished,
+        str(
+            write_ensemble(tmp_path / "mine.yaml", thresholds={"real_below": -99, "fake_above": 99})
+        ),
+    )
     assert {row["verdict"] for row in rows_of(finished).values()} == {"abstain"}
-    assert {"key": "ensemble", "run": "mine", "today": "tiny"} in scored(finished).summary["session"]["kept"]
+    assert {"key": "ensemble", "run": "mine", "today": "tiny"} in scored(finished).summary[
+        "session"
+    ]["kept"]
 
 
 EVERY = {
@@ -202,7 +265,17 @@ READERS = {
     "gallery": ("runs", "gallery", "{}", "--out", "{}-pages", "--verdict", "real"),
     "audit": ("runs", "audit", "{}", "--draw", "50", "--out", "{}-audit"),
     "evaluate": ("evaluate", "{}", "--labels", "{}/labels.csv", "--out", "{}-evaluated"),
-    "calibrate": ("detectors", "calibrate", "{}", "--labels", "{}/labels.csv", "--fpr", "0.01", "--out", "{}-card.yaml"),
+    "calibrate": (
+        "detectors",
+        "calibrate",
+        "{}",
+        "--labels",
+        "{}/labels.csv",
+        "--fpr",
+        "0.01",
+        "--out",
+        "{}-card.yaml",
+    ),
     "compare": ("compare", "{}", "{}"),
     "decide": ("runs", "decide", "{}", "--ensemble", "tiny"),
     "masks": ("runs", "masks", "{}", "--out", "{}-masks"),
@@ -224,7 +297,19 @@ def test_run_of_0_19_is_refused_with_its_version(words, photographs, tmp_path, c
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["results", "results of a verdict", "results as JSON", "report", "gallery", "audit", "compare", "decide"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results",
+        "results of a verdict",
+        "results as JSON",
+        "report",
+        "gallery",
+        "audit",
+        "compare",
+        "decide",
+    ],
+)
 def test_run_of_0_20_is_read(name, photographs, tmp_path, capsys):
     run = unpack("finished", tmp_path)
     assert main([word.format(run) for word in READERS[name]]) == ExitCode.DONE

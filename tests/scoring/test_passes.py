@@ -1,4 +1,6 @@
-"""Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
+"""Detectors in several passes over the blocks: who goes with whom, and that the rows are those of
+one pass.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +30,22 @@ def spec_of(*detectors, **options):
 
 
 def planned(spec, config=None, *, cpus=2, gpus=0, nodes=1, node_bytes=16 * GB):
-    return passes.plan_passes(config or ScoreConfig(), spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
+    return passes.plan_passes(
+        config or ScoreConfig(), spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes
+    )
 
 
 def test_detectors_with_one_backbone_stay_together_and_what_is_left_is_grouped_as_before():
     spec = spec_of("touchstone-tiny", *SHARING)
     assert planned(spec).specs() == [spec], "what fits is one pass"
     spec = spec_of("unifd", "npr", "maskclip", "cnndetection", *SHARING)
-    assert passes.PassPlan(spec, 6.2 * GB).groups() == [("npr", "maskclip", "cnndetection", *SHARING), ("unifd",)]
-    plan = passes.PassPlan(spec_of("unifd", "npr", "maskclip", "cnndetection", "clip-cues"), 4.6 * GB)
+    assert passes.PassPlan(spec, 6.2 * GB).groups() == [
+        ("npr", "maskclip", "cnndetection", *SHARING),
+        ("unifd",),
+    ]
+    plan = passes.PassPlan(
+        spec_of("unifd", "npr", "maskclip", "cnndetection", "clip-cues"), 4.6 * GB
+    )
     groups = plan.groups()
     assert len(groups) == 3
     for done in range(len(groups)):
@@ -55,9 +64,13 @@ def test_a_limit_is_obeyed_or_refused_by_name():
 
 
 def write_large(folder):
-    """Paths of tiny detectors that say they are large, so that two of them share no process under `LIMIT`."""
+    """Paths of tiny detectors that say they are large, so that two of them share no process under
+    `LIMIT`.
+    """
     paths = []
-    for path in map(Path, (*write_two(folder), config_root() / "detectors" / "touchstone-tiny.yaml")):
+    for path in map(
+        Path, (*write_two(folder), config_root() / "detectors" / "touchstone-tiny.yaml")
+    ):
         card = yaml.safe_load(path.read_text())
         card["size"]["parameters"] = 60_000_000
         card["weights"]["uri"] = str(config_root() / "detectors" / "touchstone-tiny.safetensors")
@@ -70,7 +83,12 @@ LIMIT = int(1.7 * GB)
 
 
 def settings_of(detectors, worker_bytes=None, **more):
-    return {"detectors": list(detectors), "block_members": 4, "cluster": {"workers": 1, "worker_bytes": worker_bytes}, **more}
+    return {
+        "detectors": list(detectors),
+        "block_members": 4,
+        "cluster": {"workers": 1, "worker_bytes": worker_bytes},
+        **more,
+    }
 
 
 def without_place(rows):
@@ -79,10 +97,16 @@ def without_place(rows):
 
 @pytest.fixture(scope="module")
 def three(sample_archive, tmp_path_factory):
-    """Three detectors over a few files, all at once: (paths of cards, source with the same options, run, summary, rows)."""
+    """Three detectors over a few files, all at once: (paths of cards, source with the same options,
+    run, summary, rows).
+    """
     folder = tmp_path_factory.mktemp("three")
     detectors = write_large(folder)
-    more = {"perturb": ["jpeg:75"], "features": ["slow"], "exclude": ["travel/**", "desk/drafts/**"]}
+    more = {
+        "perturb": ["jpeg:75"],
+        "features": ["slow"],
+        "exclude": ["travel/**", "desk/drafts/**"],
+    }
     done, rows = score_here(folder / "run", sample_archive, **settings_of(detectors, **more))
     return detectors, more, folder / "run", done.summary, rows
 
@@ -90,17 +114,29 @@ def three(sample_archive, tmp_path_factory):
 def test_rows_of_three_passes_are_those_of_one(sample_archive, three, tmp_path):
     """Scores, views, embeddings and verdicts; damaged files are as they were."""
     detectors, more, whole, summary, rows = three
-    done, same = score_here(tmp_path / "run", sample_archive, **settings_of(detectors, LIMIT, **more))
-    assert [one["detectors"] for one in done.summary["session"]["passes"]] == [["cheap"], ["touchstone-tiny"], ["slow"]]
+    done, same = score_here(
+        tmp_path / "run", sample_archive, **settings_of(detectors, LIMIT, **more)
+    )
+    assert [one["detectors"] for one in done.summary["session"]["passes"]] == [
+        ["cheap"],
+        ["touchstone-tiny"],
+        ["slow"],
+    ]
     assert "passes" not in summary["session"]
     assert without_place(same) == without_place(rows)
     assert len({row["status"] for row in rows.values()}) > 2
     assert done.summary["fingerprint"] == summary["fingerprint"]
     times, alone = done.summary["detectors"], summary["detectors"]
     assert set(times) == set(alone) == {"cheap", "slow", "touchstone-tiny"}
-    assert all(one["ms_per_image"] > 0 and one["images"] == alone[name]["images"] for name, one in times.items())
+    assert all(
+        one["ms_per_image"] > 0 and one["images"] == alone[name]["images"]
+        for name, one in times.items()
+    )
     assert done.summary["memory_per_worker_bytes"] > 2**27
-    kept = [RunDirectory.open(str(out)).beside("features/slow", 0, 0) for out in (whole, tmp_path / "run")]
+    kept = [
+        RunDirectory.open(str(out)).beside("features/slow", 0, 0)
+        for out in (whole, tmp_path / "run")
+    ]
     assert kept[0].equals(kept[1])
     assert not (tmp_path / "run" / "passes").exists()
 
@@ -109,7 +145,9 @@ class EndedError(Exception):
     pass
 
 
-def test_a_run_that_ended_between_passes_asks_nobody_twice(sample_archive, three, tmp_path, monkeypatch):
+def test_a_run_that_ended_between_passes_asks_nobody_twice(
+    sample_archive, three, tmp_path, monkeypatch
+):
     """It ends before its third pass, and goes on on a machine where all fit into one."""
     detectors, more, _, _, rows = three
     out, met, usual = tmp_path / "run", [], passes.passes_of
@@ -129,7 +167,8 @@ def test_a_run_that_ended_between_passes_asks_nobody_twice(sample_archive, three
     with pytest.raises(EndedError):
         score_here(out, sample_archive, **settings_of(detectors, LIMIT, **more))
     assert not list(out.glob("parts/*/*"))
-    next(out.glob("passes/00000/00000000-1.arrow")).unlink()  # a block that only the second has seen
+    # a block that only the second has seen
+    next(out.glob("passes/00000/00000000-1.arrow")).unlink()
     monkeypatch.setattr("ray_app.scoring.run.passes_of", noted)
     done, same = score_here(out, sample_archive, **settings_of(detectors, **more))
     assert met == [("cheap", "slow"), ("slow",)]
@@ -139,11 +178,16 @@ def test_a_run_that_ended_between_passes_asks_nobody_twice(sample_archive, three
 
 def found(status, sha256="a", score=1.0, **facts):
     outcome = DecodeResult(status, None, ImageFileFacts(sha256, **facts))
-    return [outcome], DetectorOutputs.clean(scores={"one": np.array([score], np.float32)}, masks={"one": [np.zeros((2, 2), np.uint8)]})
+    return [outcome], DetectorOutputs.clean(
+        scores={"one": np.array([score], np.float32)}, masks={"one": [np.zeros((2, 2), np.uint8)]}
+    )
 
 
 def test_what_two_passes_found_of_a_file_is_joined_or_it_has_no_score():
-    later = [DecodeResult(Status.SOURCE_MISSING, "gone", None)], DetectorOutputs.clean(scores={"two": np.array([np.nan], np.float32)})
+    later = (
+        [DecodeResult(Status.SOURCE_MISSING, "gone", None)],
+        DetectorOutputs.clean(scores={"two": np.array([np.nan], np.float32)}),
+    )
     [outcome], outputs = passes.joined(found(Status.OK), later)
     assert (outcome.status, outcome.detail) == (Status.SOURCE_MISSING, "gone")
     assert np.isnan(outputs.scores["one"][0])

@@ -1,4 +1,6 @@
-"""A node that gets SIGTERM while a job runs on it, as the first process of a pod does that is to go: the run stops in time, resumably."""
+"""A node that gets SIGTERM while a job runs on it, as the first process of a pod does that is to
+go: the run stops in time, resumably.
+"""
 
 import json
 import signal
@@ -18,12 +20,26 @@ DRAIN_S = 20
 def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_go_on(tmp_path):
     archive, run = write_many(tmp_path / "archive", 2400), tmp_path / "run"
     with ray_head(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN_S)) as head:
-        asked = ["touchstone", "score", archive, "--out", run, "--ensemble", "tiny", "--set", "block_members=16"]
+        asked = [
+            "touchstone",
+            "score",
+            archive,
+            "--out",
+            run,
+            "--ensemble",
+            "tiny",
+            "--set",
+            "block_members=16",
+        ]
         asked += ["--set", "cluster.grace_s=8"]
         submit = [BIN / "ray", "job", "submit", "--no-wait", "--", *map(str, asked)]
         environment = head.environment | {"PYTHONPATH": str(ROOT)}
         wait_until(
-            lambda: subprocess.run(submit, env=environment, capture_output=True, timeout=60).returncode == 0, 60
+            lambda: (
+                subprocess.run(submit, env=environment, capture_output=True, timeout=60).returncode
+                == 0
+            ),
+            60,
         )  # its agent starts last
         wait_until(lambda: len(list(run.rglob("parts*/**/*.parquet"))) > 3, 90)
         head.process.send_signal(signal.SIGTERM)

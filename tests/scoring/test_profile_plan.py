@@ -1,4 +1,6 @@
-"""What a plan and a run's identity say of a profile; names and words under new thresholds and new heads. No Ray."""
+"""What a plan and a run's identity say of a profile; names and words under new thresholds and new
+heads. No Ray.
+"""
 
 import pytest
 import yaml
@@ -24,7 +26,10 @@ def cards(tmp_path_factory):
 def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path):
     ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
-    plan = forecast(ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"), probe=8).written()
+    plan = forecast(
+        ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"),
+        probe=8,
+    ).written()
     assert plan["profile"]["identifier"] == "named"
     assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
     assert 0 <= plan["profile"]["share"] <= 1
@@ -39,10 +44,16 @@ def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards
 def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
     def identity(**changes):
         ensemble = write_profile(cards / "identity", localizer=False, **changes)
-        return scoring_identity(resolve(ScoreConfig(ensemble=str(ensemble), precision="fp32")).spec(gpus=0))["profile"]
+        return scoring_identity(
+            resolve(ScoreConfig(ensemble=str(ensemble), precision="fp32")).spec(gpus=0)
+        )["profile"]
 
     plain = identity()
-    assert (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"]) == ("named", "nearest", "flagged")
+    assert (plain["identifier"]["name"], plain["describer"]["name"], plain["describe"]) == (
+        "named",
+        "nearest",
+        "flagged",
+    )
     assert identity(own_pool=True, gmac=3.0, parameters=7, title="Other") == plain
     assert identity(describe="all") != plain
     assert identity(beams=1) != plain
@@ -57,14 +68,27 @@ def test_a_profile_whose_files_are_not_there_says_how_to_make_them(cards):
 
 @pytest.fixture
 def run(cards, tmp_path):
-    """A finished run of twelve images by a profile, with its embeddings kept; the images are no images."""
+    """A finished run of twelve images by a profile, with its embeddings kept; the images are no
+    images.
+    """
     ensemble = write_profile(cards / "run", localizer=False)
     config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
-    return kept_run(tmp_path / "run", resolve(config).spec(gpus=0), "unifd", [f"{number:02}.jpg" for number in range(12)]), ensemble
+    return kept_run(
+        tmp_path / "run",
+        resolve(config).spec(gpus=0),
+        "unifd",
+        [f"{number:02}.jpg" for number in range(12)],
+    ), ensemble
 
 
 def words_of(run):
-    names = ("predicted_generator", "generator_family", "generator_ranking", "predicted_prompt", "prompt_likelihood")
+    names = (
+        "predicted_generator",
+        "generator_family",
+        "generator_ranking",
+        "predicted_prompt",
+        "prompt_likelihood",
+    )
     return {row["image_id"]: {name: row[name] for name in names} for row in current_rows(run)}
 
 
@@ -73,7 +97,9 @@ def test_new_thresholds_leave_names_and_words(run, tmp_path):
     before = words_of(run)
     described = sum(row["predicted_prompt"] in PROMPTS for row in before.values())
     assert 0 < described < 12
-    told = yaml.safe_load(ensemble.read_text()) | {"thresholds": {"real_below": -99, "fake_above": -99}}
+    told = yaml.safe_load(ensemble.read_text()) | {
+        "thresholds": {"real_below": -99, "fake_above": -99}
+    }
     for name, profile in (("same", told["profile"]), ("none", None)):
         path = ensemble.with_name(f"{name}.yaml")
         path.write_text(yaml.safe_dump(told | {"profile": profile}))
@@ -82,6 +108,8 @@ def test_new_thresholds_leave_names_and_words(run, tmp_path):
         assert (summary["profile"]["flagged"], summary["profile"]["described"]) == (12, described)
         assert run.describe()["ensemble"]["profile"]["describe"] == "flagged"
     other = ensemble.with_name("other.yaml")
-    other.write_text(yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}}))
+    other.write_text(
+        yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}})
+    )
     with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
         decide_run(run.store.url, str(other))

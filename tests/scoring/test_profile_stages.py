@@ -1,4 +1,6 @@
-"""A profile through the stages of both layouts, without Ray: who is asked, counted; the same names and words however the work is cut."""
+"""A profile through the stages of both layouts, without Ray: who is asked, counted; the same names
+and words however the work is cut.
+"""
 
 import numpy as np
 import pytest
@@ -9,12 +11,20 @@ from tests.scoring.conftest import score_here
 from tests.scoring.profiled import BACKBONE, CLASSES, write_profile
 from tests.scoring.stages import LAYOUTS
 
-PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
+PROFILE = (
+    "predicted_generator",
+    "generator_family",
+    "generator_probability",
+    "generator_confidence",
+    "generator_ranking",
+)
 
 
 def scored(out, source, kind, ensemble):
     """The facts of the session, and the rows by uri."""
-    finished, rows = score_here(out, source, ensemble=str(ensemble), precision="fp32", **LAYOUTS[kind])
+    finished, rows = score_here(
+        out, source, ensemble=str(ensemble), precision="fp32", **LAYOUTS[kind]
+    )
     return finished.summary["session"], rows
 
 
@@ -39,19 +49,32 @@ def cut(few, tmp_path_factory):
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
 def test_names_and_words_are_the_same_in_any_layout(few, cut, tmp_path, describer):
     found = {}
-    for name, kind, changes in (("fused", "fused", {}), ("last", "split", {}), ("apart", "split", {"own_pool": True})):
-        ensemble = write_profile(tmp_path / name, describer, localizer=False, fake_above=cut, **changes)
+    for name, kind, changes in (
+        ("fused", "fused", {}),
+        ("last", "split", {}),
+        ("apart", "split", {"own_pool": True}),
+    ):
+        ensemble = write_profile(
+            tmp_path / name, describer, localizer=False, fake_above=cut, **changes
+        )
         facts, rows = scored(tmp_path / "runs" / name, few, kind, ensemble)
         assert facts["layout"] == kind
         assert facts["decoded"] == len(rows) == 7
-        assert facts["described"] == sum(row["predicted_prompt"] is not None for row in rows.values()) == 3
+        assert (
+            facts["described"]
+            == sum(row["predicted_prompt"] is not None for row in rows.values())
+            == 3
+        )
         assert facts["seconds"]["describe"] > 0 < facts["seconds"]["identify"]
         runs = facts["backbones"][BACKBONE]
         assert runs["asked"] == 2 * runs["runs"], "the two heads share each pass of their backbone"
         found[name] = rows
     for uri, row in found["fused"].items():
         if row["status"] != "ok":
-            assert all(row[name] is None for name in (*PROFILE, "predicted_prompt", "prompt_likelihood", "verdict"))
+            assert all(
+                row[name] is None
+                for name in (*PROFILE, "predicted_prompt", "prompt_likelihood", "verdict")
+            )
             continue
         assert row["generator_ranking"][0] == row["predicted_generator"]
         assert row["predicted_generator"] in CLASSES
@@ -65,17 +88,28 @@ def test_names_and_words_are_the_same_in_any_layout(few, cut, tmp_path, describe
 
 
 def test_a_cascade_in_pools_keeps_what_the_describer_may_look_at(few, tmp_path):
-    """The tensors end with the first pool; the second decodes what goes on, and the describer still sees what was prepared then."""
+    """The tensors end with the first pool; the second decodes what goes on, and the describer still
+    sees what was prepared then.
+    """
     ensemble = write_profile(tmp_path / "cards", "captioner", localizer=False, own_pool=True)
     _, rows = scored(tmp_path / "all", few, "fused", ensemble)
     early = [row["scores"]["unifd"] for row in rows.values() if row["scores"]]
     told = yaml.safe_load(ensemble.read_text())
     slow = yaml.safe_load((ensemble.parent / "own-head.yaml").read_text()) | {"own_pool": True}
     (ensemble.parent / "own-head.yaml").write_text(yaml.safe_dump(slow))
-    cascade = {"first": 1, "band": [float(edge) for edge in np.quantile(early, [0.3, 0.8])], "audit_share": 0}
+    cascade = {
+        "first": 1,
+        "band": [float(edge) for edge in np.quantile(early, [0.3, 0.8])],
+        "audit_share": 0,
+    }
     ensemble.write_text(yaml.safe_dump(told | {"rule": "cascade", "cascade": cascade}))
     fused, split = (scored(tmp_path / kind, few, kind, ensemble) for kind in ("fused", "split"))
-    assert split[0]["described"] == fused[0]["described"] == sum(row["verdict"] == "fake" for row in fused[1].values()) > 0
+    assert (
+        split[0]["described"]
+        == fused[0]["described"]
+        == sum(row["verdict"] == "fake" for row in fused[1].values())
+        > 0
+    )
     for uri, row in fused[1].items():
         names = ("second_look", "verdict", "predicted_prompt", "predicted_generator")
         assert [split[1][uri][name] for name in names] == [row[name] for name in names]

@@ -24,21 +24,36 @@ def write_card(folder, scores, threshold=1.0):
     pq.write_table(pa.table({"score": pa.array(np.sort(scores), pa.float64())}), path)
     guarantee = {"target_fpr": 0.01, "n_real": len(scores), "false_positives": 0, "upper_bound": 0.009, "references": path.name,
                  "references_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
-    return str(write_ensemble(folder / "card.yaml", guarantee=guarantee, thresholds={"real_below": 0.0, "fake_above": threshold}))
+    return str(
+        write_ensemble(
+            folder / "card.yaml",
+            guarantee=guarantee,
+            thresholds={"real_below": 0.0, "fake_above": threshold},
+        )
+    )
 
 
 @pytest.fixture
 def decidable(tmp_path):
     """A finished run that no Ray has made."""
-    settings = {"limits": ImageLimits().model_dump(mode="json"), "precision": {TINY: "fp32"}, "resize": "exact"}
+    settings = {
+        "limits": ImageLimits().model_dump(mode="json"),
+        "precision": {TINY: "fp32"},
+        "resize": "exact",
+    }
     url = make_run(tmp_path / "made", names_of(40), {TINY: log_odds(0, 40)}, settings=settings)
     run = RunDirectory.open(url)
     run.write_json("summary.json", {"listing": 0, "session": {}})
     return run
 
 
-def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_old(decidable, tmp_path):
-    first, second = write_card(tmp_path / "first", np.arange(400.0)), write_card(tmp_path / "second", np.arange(500.0), threshold=2.0)
+def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_old(
+    decidable, tmp_path
+):
+    first, second = (
+        write_card(tmp_path / "first", np.arange(400.0)),
+        write_card(tmp_path / "second", np.arange(500.0), threshold=2.0),
+    )
     url = decidable.store.url
     decide_run(url, first)
     assert references_of(decidable).tolist() == np.arange(400.0).tolist()
@@ -66,5 +81,9 @@ def test_a_card_without_its_references_is_refused_before_anything_is_scored(tmp_
     (tmp_path / "card" / "card.reals.parquet").unlink()
     (tmp_path / "photos").mkdir()
     with pytest.raises(ConfigError, match="the references of its guarantee"):
-        score_archive(ScoreConfig(source=(str(tmp_path / "photos"),), out=str(tmp_path / "out"), ensemble=card))
+        score_archive(
+            ScoreConfig(
+                source=(str(tmp_path / "photos"),), out=str(tmp_path / "out"), ensemble=card
+            )
+        )
     assert not (tmp_path / "out" / "run.json").exists()

@@ -1,4 +1,6 @@
-"""Retries: only what is asked for is scored, under the same ids, and everything else stays as it was."""
+"""Retries: only what is asked for is scored, under the same ids, and everything else stays as it
+was.
+"""
 
 import os
 import time
@@ -23,13 +25,17 @@ def late(tmp_path):
     write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
     run = new_run(tmp_path / "run")
     relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None)
+    score_blocks(
+        run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None
+    )
     return run
 
 
 def scorer(attempt):
     """In place of a pass on Ray: commits the pending blocks."""
-    return lambda run, work: score_blocks(run, 0, attempt=attempt, blocks={ref.block for ref in work.pending})
+    return lambda run, work: score_blocks(
+        run, 0, attempt=attempt, blocks={ref.block for ref in work.pending}
+    )
 
 
 def rows_of(run):
@@ -47,15 +53,24 @@ def test_a_retry_that_was_begun_is_finished_by_the_next_command_and_is_a_line_of
     assert begun_retry(late) is None
     assert late.store.folders("retries") == []
     after = rows_of(late)
-    assert [uri for uri in after if after[uri] != before[uri]] == [uri for uri in before if before[uri]["status"] != "ok"]
+    assert [uri for uri in after if after[uri] != before[uri]] == [
+        uri for uri in before if before[uri]["status"] != "ok"
+    ]
     assert {row["status"] for row in after.values()} == {"ok"}
-    assert session.facts().written()["retries"] == [{"begun_by": 1, "statuses": ["source_timeout"], "members": 5}]
+    assert session.facts().written()["retries"] == [
+        {"begun_by": 1, "statuses": ["source_timeout"], "members": 5}
+    ]
 
 
 def test_nothing_to_retry_is_said_and_an_unfinished_run_is_finished_first(late, tmp_path, capsys):
     session = ScoringSession(late, {}, time.monotonic())
-    retry_members(ScoreConfig(rescore=("decode_timeout", "source_denied")), late, session, PLAN, scorer(2))
-    assert "no file has the status decode_timeout or source_denied: nothing to retry" in capsys.readouterr().err
+    retry_members(
+        ScoreConfig(rescore=("decode_timeout", "source_denied")), late, session, PLAN, scorer(2)
+    )
+    assert (
+        "no file has the status decode_timeout or source_denied: nothing to retry"
+        in capsys.readouterr().err
+    )
     write_files(tmp_path / "archive", ["new.jpg"])
     relist(late, tmp_path / "archive")
     with pytest.raises(ConfigError, match="not all files have been scored once"):
@@ -67,7 +82,11 @@ def test_what_cannot_be_retried_is_said_before_a_cluster_starts(tmp_path):
         with pytest.raises(ValueError, match=r"these are: empty_file, .*detector_failed"):
             ScoreConfig(rescore=words)
     with pytest.raises(ConfigError, match=r"there is no run in .* to retry"):
-        score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)))
+        score_archive(
+            ScoreConfig(
+                source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)
+            )
+        )
 
 
 def break_file(path):
@@ -103,4 +122,8 @@ def test_a_retry_scores_nothing_but_what_is_asked_for(score, tmp_path):
     for uri, row in after.items():
         name = os.path.basename(uri)
         assert row["image_id"] == before[uri]["image_id"]
-        assert (row["status"], row["attempt"]) == changed[name] if name in changed else row == before[uri]
+        assert (
+            (row["status"], row["attempt"]) == changed[name]
+            if name in changed
+            else row == before[uri]
+        )

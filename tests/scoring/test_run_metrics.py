@@ -1,4 +1,6 @@
-"""What a run tells while it goes: counters on its cluster's metrics page, and what bounds it, in the progress line."""
+"""What a run tells while it goes: counters on its cluster's metrics page, and what bounds it, in
+the progress line.
+"""
 
 import json
 import os
@@ -29,11 +31,19 @@ class Clock:
 
 
 def report_on(members: int = 64, bad: int = 0, **seconds: float) -> BlockReport:
-    return BlockReport(BlockRef(0, 0, members, 1000 * members, "", 0), bad, BlockWork(seconds, {"bytes_read": 1000 * members}))
+    return BlockReport(
+        BlockRef(0, 0, members, 1000 * members, "", 0),
+        bad,
+        BlockWork(seconds, {"bytes_read": 1000 * members}),
+    )
 
 
-def bound_after(layout: ScoringLayout, *, driver: float = 0.0, listing: bool = False, **seconds: float) -> str:
-    """What is said when blocks that took so many seconds, by stage, were committed in a minute after the first."""
+def bound_after(
+    layout: ScoringLayout, *, driver: float = 0.0, listing: bool = False, **seconds: float
+) -> str:
+    """What is said when blocks that took so many seconds, by stage, were committed in a minute
+    after the first.
+    """
     clock, cpu = Clock(), Clock()
     tally = Tally()
     meter = RunMeter("run", tally, 100, layout, exported=False, clock=clock, cpu=cpu)
@@ -51,9 +61,21 @@ def bound_after(layout: ScoringLayout, *, driver: float = 0.0, listing: bool = F
 @pytest.mark.parametrize(
     ("layout", "seconds", "said"),
     [
-        (SPLIT, {"decode": 864, "fetch": 96, "score": 120}, "bound by decoding: 16 decoders 100% busy, 90% of that decoding"),
-        (FUSED, {"fetch": 10, "decode": 24, "score": 72, "write": 6}, "bound by scoring: 2 workers 93% busy, 64% of that scoring"),
-        (SPLIT, {"decode": 96, "score": 12}, f"{NOTHING} (start-up, Ray or the driver): 16 decoders 10% busy"),
+        (
+            SPLIT,
+            {"decode": 864, "fetch": 96, "score": 120},
+            "bound by decoding: 16 decoders 100% busy, 90% of that decoding",
+        ),
+        (
+            FUSED,
+            {"fetch": 10, "decode": 24, "score": 72, "write": 6},
+            "bound by scoring: 2 workers 93% busy, 64% of that scoring",
+        ),
+        (
+            SPLIT,
+            {"decode": 96, "score": 12},
+            f"{NOTHING} (start-up, Ray or the driver): 16 decoders 10% busy",
+        ),
     ],
 )
 def test_the_busiest_processes_bound_a_run(layout, seconds, said):
@@ -61,7 +83,10 @@ def test_the_busiest_processes_bound_a_run(layout, seconds, said):
 
 
 def test_where_everything_rests_the_driver_or_the_listing_bounds_it():
-    assert bound_after(SPLIT, driver=0.93, decode=96, score=12) == "bound by the driver: 93% of one core; 16 decoders 10% busy"
+    assert (
+        bound_after(SPLIT, driver=0.93, decode=96, score=12)
+        == "bound by the driver: 93% of one core; 16 decoders 10% busy"
+    )
     assert bound_after(SPLIT, listing=True, decode=96) == "bound by listing: 16 decoders 10% busy"
     assert bound_after(SPLIT, driver=0.93, decode=960).startswith("bound by decoding")
 
@@ -74,7 +99,8 @@ def test_a_label_tells_nothing_of_where_a_run_lies():
     assert set(_STAGE_WORDS) == set(STAGES)
 
 
-# Two runs on a cluster that is named, as a job's is; the process that asks for the page is their driver.
+# Two runs on a cluster that is named, as a job's is; the process that asks for the page is their
+# driver.
 RUNS = """
 import json, os, sys, time, urllib.request, ray
 from pathlib import Path
@@ -103,18 +129,34 @@ print(json.dumps([sessions, list(told.values())]))
 def test_the_counters_on_the_cluster_s_page_are_those_of_the_summary(tmp_path):
     build_sample_archive(tmp_path / "archive", files=9)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", RUNS, str(tmp_path)], capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     sessions, lines = json.loads(done.stdout.splitlines()[-1])
     found = {}
     for family in text_string_to_metric_families("\n".join(lines)):
         for sample in family.samples:
-            found[sample.labels["run"], sample.name.removeprefix("ray_touchstone_run_"), sample.labels.get("stage")] = sample.value
+            found[
+                sample.labels["run"],
+                sample.name.removeprefix("ray_touchstone_run_"),
+                sample.labels.get("stage"),
+            ] = sample.value
     assert {run for run, _, _ in found} == set(sessions)
     for run, session in sessions.items():
         assert found[run, "images_total", None] == session["rows"] >= 5
         assert found[run, "bytes_total", None] == session["bytes_read"]
         assert found[run, "blocks_behind", None] == 0
-        counted = {stage: seconds for (of, name, stage), seconds in found.items() if (of, name) == (run, "stage_seconds_total")}
-        assert counted == pytest.approx({stage: s for stage, s in session["seconds"].items() if stage in counted}, abs=1e-3)
+        counted = {
+            stage: seconds
+            for (of, name, stage), seconds in found.items()
+            if (of, name) == (run, "stage_seconds_total")
+        }
+        assert counted == pytest.approx(
+            {stage: s for stage, s in session["seconds"].items() if stage in counted}, abs=1e-3
+        )
         assert {"decode", "score", "write"} <= set(counted)

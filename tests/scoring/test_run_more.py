@@ -1,4 +1,6 @@
-"""A scoring run from end to end: on a real local Ray, and what it makes of settings and changes with its stages in this process."""
+"""A scoring run from end to end: on a real local Ray, and what it makes of settings and changes
+with its stages in this process.
+"""
 
 import os
 import shutil
@@ -44,7 +46,10 @@ def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archi
         assert (row["status"] == "ok") == (row["verdict"] is not None), uri
         if row["status"] == "ok":
             with Image.open(uri) as image:
-                assert (row["width"], row["height"], row["format"]) == (*image.size, {"MPO": "JPEG"}.get(image.format, image.format))
+                assert (row["width"], row["height"], row["format"]) == (
+                    *image.size,
+                    {"MPO": "JPEG"}.get(image.format, image.format),
+                )
             assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"])))
             assert row["calibrated"] is False
             assert list(row["scores"]) == ["touchstone-tiny"]
@@ -59,7 +64,9 @@ def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archi
 
 
 @pytest.mark.timeout(600)
-def test_workers_on_ray_read_and_write_a_bucket_and_leave_the_same_rows(scored, score_on_ray, sample_archive, s3):
+def test_workers_on_ray_read_and_write_a_bucket_and_leave_the_same_rows(
+    scored, score_on_ray, sample_archive, s3
+):
     bucket = s3.bucket("same-rows")
     store = Store.open(f"{bucket}/photos")
     for path in files_below(sample_archive):
@@ -67,14 +74,19 @@ def test_workers_on_ray_read_and_write_a_bucket_and_leave_the_same_rows(scored, 
             store.write(os.path.relpath(path, sample_archive), file.read())
     finished, rows = score_on_ray(f"{bucket}/photos", out=f"{bucket}/run")
     assert finished.exit_code is ExitCode.DONE
-    assert (finished.summary["session"]["layout"], finished.summary["session"]["workers"]) == ("fused", 2)
+    assert (finished.summary["session"]["layout"], finished.summary["session"]["workers"]) == (
+        "fused",
+        2,
+    )
     by_sha = {row["sha256"]: comparable(row) for row in scored[1].values()}
     assert len(rows) == len(scored[1])
     for row in rows.values():
         assert comparable(row) == by_sha[row["sha256"]]
 
 
-def test_more_bad_files_than_are_allowed_are_an_exit_code_of_their_own(score, sample_archive, copied):
+def test_more_bad_files_than_are_allowed_are_an_exit_code_of_their_own(
+    score, sample_archive, copied
+):
     for most, code in ((0.0, ExitCode.TOO_MANY_BAD), (0.9, ExitCode.DONE)):
         assert score(sample_archive, out=copied, max_bad_fraction=most)[0].exit_code is code
 
@@ -105,7 +117,10 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     assert len(list(everything)) == len(before) + 5
     counted = finished.summary
     with monkeypatch.context() as patch:
-        patch.setattr("ray_app.cluster.ray_cluster.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
+        patch.setattr(
+            "ray_app.cluster.ray_cluster.cluster",
+            lambda config: pytest.fail("a run with nothing to do started a cluster"),
+        )
         finished, same = score(archive)
     assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
     assert finished.summary | {name: counted[name] for name in SESSION_S_OWN} == counted
@@ -113,31 +128,44 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     # A session that ended too early leaves doubt about all that it may have touched.
     run = RunDirectory.open(finished.summary["run"])
     assert is_complete(run)
-    run.write_json("sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"})
+    run.write_json(
+        "sessions/00004.json", run.read_json("sessions/00003.json") | {"state": "interrupted"}
+    )
     assert not is_complete(run)
 
 
-def test_other_settings_on_the_same_directory_are_refused_other_workers_are_not_and_one_in_use_is(score, sample_archive, copied):
+def test_other_settings_on_the_same_directory_are_refused_other_workers_are_not_and_one_in_use_is(
+    score, sample_archive, copied
+):
     with pytest.raises(IdentityError) as caught:
         score(sample_archive, out=copied, resize="fast")
     assert 'resize: this command "fast", the run "exact"' in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
     finished, _ = score(sample_archive, out=copied, cluster=ClusterConfig(workers=1))
     assert finished.summary["session"]["rows"] == 0
-    with Lease(RunDirectory.open(str(copied)).store), pytest.raises(IdentityError, match=str(os.getpid())):
+    with (
+        Lease(RunDirectory.open(str(copied)).store),
+        pytest.raises(IdentityError, match=str(os.getpid())),
+    ):
         score(sample_archive, out=copied)
 
 
 def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive, copied, tmp_path):
     before = rows_of(copied)
-    strict = str(write_ensemble(tmp_path / "strict.yaml", thresholds={"real_below": -1000, "fake_above": 1000}))
+    strict = str(
+        write_ensemble(
+            tmp_path / "strict.yaml", thresholds={"real_below": -1000, "fake_above": 1000}
+        )
+    )
     summary = decide_run(str(copied), strict)
     after = rows_of(copied)
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
     assert summary["run"] == str(copied), "where the run is now, not where it was scored"
     unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
     for uri, row in after.items():
-        assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
+        assert {name: row[name] for name in unchanged} == {
+            name: before[uri][name] for name in unchanged
+        }
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
         score(sample_archive, out=copied, ensemble="tiny")
@@ -145,10 +173,14 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
         finished, _ = score(sample_archive, out=copied, ensemble=named)
         assert finished.summary["session"]["rows"] == 0
         assert finished.summary["ensemble"]["name"] == "strict"
-    assert finished.summary["session"]["kept"] == [{"key": "ensemble", "run": "strict", "today": "default"}]
+    assert finished.summary["session"]["kept"] == [
+        {"key": "ensemble", "run": "strict", "today": "default"}
+    ]
 
 
-def test_an_empty_or_missing_source_is_a_usage_error_and_a_limit_lists_no_more(score, archive, tmp_path):
+def test_an_empty_or_missing_source_is_a_usage_error_and_a_limit_lists_no_more(
+    score, archive, tmp_path
+):
     (tmp_path / "empty").mkdir()
     for source in ("empty", "missing"):
         with pytest.raises(ConfigError):
@@ -159,7 +191,13 @@ def test_an_empty_or_missing_source_is_a_usage_error_and_a_limit_lists_no_more(s
 @pytest.mark.slow
 def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score_on_ray, archive, tmp_path):
     with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
-        score_on_ray(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
+        score_on_ray(
+            archive,
+            device="cpu",
+            batch_slots=4,
+            precision="fp32",
+            cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4),
+        )
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
     assert not (tmp_path / "run" / "lease.json").exists()
@@ -172,7 +210,9 @@ def test_a_run_keeps_off_the_nodes_of_an_endpoint(score_on_ray, archive, tmp_pat
     finished, _ = score_on_ray(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
     assert finished.exit_code == 0
     with pytest.raises(ClusterError, match="has 0 CPUs"):
-        score_on_ray(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
+        score_on_ray(
+            archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"})
+        )
 
 
 def test_labels_are_asked_for_in_ray_s_words():

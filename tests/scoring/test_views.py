@@ -1,4 +1,6 @@
-"""Runs with perturbations: every image decoded once, the same views whoever works on them, and nothing else changed."""
+"""Runs with perturbations: every image decoded once, the same views whoever works on them, and
+nothing else changed.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,9 @@ TINY = ("touchstone-tiny", "other-tiny", "corvi2023")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Three photographs of several sizes and a small picture, below what a crop may leave, and one file that is none."""
+    """Three photographs of several sizes and a small picture, below what a crop may leave, and one
+    file that is none.
+    """
     folder = tmp_path_factory.mktemp("views") / "photos"
     for number, size in enumerate([(96, 80), (70, 70), (120, 65)]):
         write_photographs(folder, 1, size=size, start=number)
@@ -41,10 +45,17 @@ def tiny(tmp_path_factory):
     """Three small detectors; the last looks at images in their own size."""
     folder = tmp_path_factory.mktemp("tiny")
     corvi = load_card("corvi2023")
-    narrow = corvi.architecture.model_copy(update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}})
-    other = seeded_card(load_card("touchstone-tiny").model_copy(update={"name": "other-tiny"}), folder)
+    narrow = corvi.architecture.model_copy(
+        update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
+    )
+    other = seeded_card(
+        load_card("touchstone-tiny").model_copy(update={"name": "other-tiny"}), folder
+    )
     native = seeded_card(corvi.model_copy(update={"architecture": narrow, "size": None}), folder)
-    return ("touchstone-tiny", *(str(write_card(card, folder / f"{card.name}.yaml")) for card in (other, native)))
+    return (
+        "touchstone-tiny",
+        *(str(write_card(card, folder / f"{card.name}.yaml")) for card in (other, native)),
+    )
 
 
 def session_of(out):
@@ -74,33 +85,58 @@ def test_three_detectors_and_twelve_perturbations(seen):
         assert all(scores["other-tiny"] is not None for scores in row["views"].values())
         # Corvi takes 64 pixels and more: not what half the size leaves.
         assert row["views"]["half-size"]["corvi2023"] is None
-    values = np.array([row["views"][view]["other-tiny"] for uri, row in rows.items() if "photo-" in uri for view in STANDARD])
+    values = np.array(
+        [
+            row["views"][view]["other-tiny"]
+            for uri, row in rows.items()
+            if "photo-" in uri
+            for view in STANDARD
+        ]
+    )
     assert len(np.unique(values)) > 0.9 * len(values)
 
 
 def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_path):
     own = yaml.safe_load(Path(tiny[-1]).read_text()) | {"own_pool": True}
     (tmp_path / "corvi2023.yaml").write_text(yaml.safe_dump(own))
-    _, split = score(photos, tmp_path / "split", perturb=("standard",), detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")))
+    _, split = score(
+        photos,
+        tmp_path / "split",
+        perturb=("standard",),
+        detectors=(*tiny[:2], str(tmp_path / "corvi2023.yaml")),
+    )
     session = session_of(tmp_path / "split")
     assert session["layout"] == "split"
-    assert session["decoded"] == 5 + 3, "once for fixed sizes, once where sizes are kept, but for the smallest: not once per view"
+    assert session["decoded"] == 5 + 3, (
+        "once for fixed sizes, once where sizes are kept, but for the smallest: not once per view"
+    )
     assert views_of(split) == views_of(seen[1])
 
 
 def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path):
     rows = {uri: comparable(row) for uri, row in seen[1].items()}
     _, plain = score(photos, tmp_path / "plain", detectors=tiny)
-    clean = {uri: {name: value for name, value in row.items() if name != "views"} for uri, row in rows.items()}
+    clean = {
+        uri: {name: value for name, value in row.items() if name != "views"}
+        for uri, row in rows.items()
+    }
     assert {uri: comparable(row) for uri, row in plain.items()} == clean
     with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
         score(photos, tmp_path / "plain", detectors=tiny, perturb=("standard",))
 
 
-def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only_where_there_are_some(photos):
-    given = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("jpeg:75", "sidbench", "attacks", "ntire-2026"))
+def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only_where_there_are_some(
+    photos,
+):
+    given = ScoreConfig(
+        source=(str(photos),),
+        detectors=("touchstone-tiny",),
+        perturb=("jpeg:75", "sidbench", "attacks", "ntire-2026"),
+    )
     plain = given.model_copy(update={"perturb": ()})
-    with_views, without = (identity_of(config, resolve(config).spec(gpus=0)) for config in (given, plain))
+    with_views, without = (
+        identity_of(config, resolve(config).spec(gpus=0)) for config in (given, plain)
+    )
     assert with_views["perturb"]["jpeg:75"] == [{"op": "jpeg", "quality": 75}]
     assert {view.name for view in load_perturbations(["sidbench"])} < set(with_views["perturb"])
     kinds, absent = with_views.pop("perturb_kinds"), with_views.pop("perturb_absent")
@@ -112,12 +148,16 @@ def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only
 
 def test_what_cannot_be_perturbed_is_refused_before_anything_starts(photos, tmp_path):
     with pytest.raises(ConfigError, match="no such perturbation"):
-        score_archive(ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",)))
+        score_archive(
+            ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), perturb=("sepia",))
+        )
     assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_plan_counts_every_pass(photos):
-    config = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",))
+    config = ScoreConfig(
+        source=(str(photos),), detectors=("touchstone-tiny",), perturb=("standard",)
+    )
     plan = forecast(config, probe=2).written()
     once = forecast(config.model_copy(update={"perturb": ()}), probe=0).written()
     assert plan["views"] == STANDARD
@@ -126,14 +166,22 @@ def test_a_plan_counts_every_pass(photos):
     assert plan["block_members"] < once["block_members"]
     assert plan["process_bytes"] > once["process_bytes"]
     assert plan["forecast"]["images_per_s"] > 0
-    assert "13 passes over every image, decoded once: as it is, and jpeg-95" in "\n".join(plan_lines(plan))
+    assert "13 passes over every image, decoded once: as it is, and jpeg-95" in "\n".join(
+        plan_lines(plan)
+    )
     assert not any("passes" in line for line in plan_lines(once))
 
 
 def test_run_that_somebody_else_wrote_calls_no_code(photos, tmp_path):
-    source = {"name": "mine", "source": "me", "perturbations": [{"name": "listed", "steps": [{"op": "call", "path": "os:listdir"}]}]}
+    source = {
+        "name": "mine",
+        "source": "me",
+        "perturbations": [{"name": "listed", "steps": [{"op": "call", "path": "os:listdir"}]}],
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(source))
-    again = ScoreConfig(source=(str(photos),), out=str(tmp_path / "run"), detectors=("touchstone-tiny",))
+    again = ScoreConfig(
+        source=(str(photos),), out=str(tmp_path / "run"), detectors=("touchstone-tiny",)
+    )
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
     run = RunDirectory.open(str(tmp_path / "run"))
     identity = identity_of(config, resolve(config).spec(gpus=0))

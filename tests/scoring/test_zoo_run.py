@@ -1,4 +1,6 @@
-"""Whole runs with many detectors: what is shared is counted, masks lie beside the rows, pools work together."""
+"""Whole runs with many detectors: what is shared is counted, masks lie beside the rows, pools work
+together.
+"""
 
 import io
 
@@ -25,13 +27,17 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_eight_detectors_share_a_decode_and_a_backbone_and_every_good_row_has_scores_and_a_mask(score, photos, eight, tmp_path, capsys):
+def test_eight_detectors_share_a_decode_and_a_backbone_and_every_good_row_has_scores_and_a_mask(
+    score, photos, eight, tmp_path, capsys
+):
     finished, rows = score(photos, ensemble=str(eight))
     session, out = finished.summary["session"], tmp_path / "run"
     run = RunDirectory.open(str(out))
     assert session["decoded"] == len(rows) == GOOD + 1
     batches = sum(-(-len(read_block(run.store, ref)) // 4) for ref in read_blocks(run.store, 0))
-    shared, alone = (session["backbones"][name] for name in ("openai-clip-vit-l14", "commonpool-clip-vit-l14"))
+    shared, alone = (
+        session["backbones"][name] for name in ("openai-clip-vit-l14", "commonpool-clip-vit-l14")
+    )
     assert 0 < shared["runs"] <= batches
     assert shared == {"asked": 2 * shared["runs"], "runs": shared["runs"]}
     assert alone == {"asked": shared["runs"], "runs": shared["runs"]}
@@ -39,7 +45,9 @@ def test_eight_detectors_share_a_decode_and_a_backbone_and_every_good_row_has_sc
     good = {row["image_id"]: row for row in rows.values() if row["status"] == "ok"}
     [bad] = [row for row in rows.values() if row["status"] != "ok"]
     assert (bad["scores"], bad["mask_area"], bad["score"]) == (None, None, None)
-    assert all(pq.read_schema(file).equals(MASK_SCHEMA) for file in (out / "masks" / "00000").iterdir())
+    assert all(
+        pq.read_schema(file).equals(MASK_SCHEMA) for file in (out / "masks" / "00000").iterdir()
+    )
     masks = {mask["image_id"]: mask for table in run.masks(0) for mask in table.to_pylist()}
     assert set(masks) == set(good)
     assert main(["runs", "masks", str(out), "--out", str(tmp_path / "masks")]) == 0
@@ -68,8 +76,17 @@ def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, photos, t
         assert row["scores"]["touchstone-tiny"] is not None
         if row["scores"]["tiny-internvl"] is None:
             assert (row["verdict"], row["verdict_reason"]) == ("abstain", "no_score")
-            assert f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})" in row["verdict_detail"]
-    decide_run(str(tmp_path / "run"), str(write_ensemble(tmp_path / "other.yaml", (card, "touchstone-tiny"), rule="max")))
+            assert (
+                f"tiny-internvl: no score (it replied {row['replies']['tiny-internvl']!r})"
+                in row["verdict_detail"]
+            )
+    decide_run(
+        str(tmp_path / "run"),
+        str(write_ensemble(tmp_path / "other.yaml", (card, "touchstone-tiny"), rule="max")),
+    )
     for uri, row in rows_of(tmp_path / "run").items():
-        assert row["verdict_detail"] == rows[uri]["verdict_detail"] or row["scores"]["tiny-internvl"] is not None
+        assert (
+            row["verdict_detail"] == rows[uri]["verdict_detail"]
+            or row["scores"]["tiny-internvl"] is not None
+        )
         assert row.get("replies") == rows[uri].get("replies")

@@ -1,4 +1,6 @@
-"""Fixtures of the serving room. A test that is a coroutine function runs in an event loop of its own, for a minute at most."""
+"""Fixtures of the serving room. A test that is a coroutine function runs in an event loop of its
+own, for a minute at most.
+"""
 
 import asyncio
 import inspect
@@ -37,7 +39,9 @@ def meter():
 
 @pytest.fixture(scope="session")
 def scorer(meter):
-    """What answers behind an endpoint of the shipped ensemble, for `local` and applications of a test's own."""
+    """What answers behind an endpoint of the shipped ensemble, for `local` and applications of a
+    test's own.
+    """
     running = local_scorer(ServeConfig(ensembles=("tiny",)), meter)
     yield running
     running.close()
@@ -55,13 +59,17 @@ def local(scorer, meter):
 def decoders():
     """Decoder processes as an endpoint of the default config has them."""
     config = ServeConfig(ensembles=("tiny",))
-    with closing(IsolatedDecoders(config.images, processes=1, formats=config.limits.formats)) as running:
+    with closing(
+        IsolatedDecoders(config.images, processes=1, formats=config.limits.formats)
+    ) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def several(tmp_path_factory):
-    """(ensemble card, names) of small detectors that import little: a shared backbone, masks, images at their own size."""
+    """(ensemble card, names) of small detectors that import little: a shared backbone, masks,
+    images at their own size.
+    """
     from benchmarks.seeded import seeded_card, write_card
     from tests.scoring.eight import small_cards
 
@@ -70,13 +78,24 @@ def several(tmp_path_factory):
     tiny = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
     shutil.copy(shipped / tiny["weights"]["uri"], folder)
     whole = {key: tiny["preprocessing"][key] for key in ("resize", "mean", "std")}
-    (folder / "native.yaml").write_text(yaml.safe_dump(tiny | {"name": "native", "preprocessing": whole}))
+    (folder / "native.yaml").write_text(
+        yaml.safe_dump(tiny | {"name": "native", "preprocessing": whole})
+    )
     for card in small_cards():
         if card.name in ("clip-d-10k-plus", "unifd", "maskclip"):
             write_card(seeded_card(card, folder / "weights", seed=3), folder / f"{card.name}.yaml")
             names.append(card.name)
     path, members = folder / "ensemble.yaml", [{"detector": f"{name}.yaml"} for name in names]
-    path.write_text(yaml.safe_dump({"name": "several", "title": "Small detectors", "members": members, "rule": "mean-logit"}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "several",
+                "title": "Small detectors",
+                "members": members,
+                "rule": "mean-logit",
+            }
+        )
+    )
     return path, tuple(names)
 
 

@@ -1,4 +1,6 @@
-"""The endpoint without Ray: real detectors, real decoder processes, real HTTP, groups asked in this process."""
+"""The endpoint without Ray: real detectors, real decoder processes, real HTTP, groups asked in this
+process.
+"""
 
 from contextlib import contextmanager
 
@@ -14,7 +16,8 @@ from tests.serving.http.live import serving
 
 
 class Troubled:
-    """A real group behind troubles that happen first, in the order given: exceptions, or what another generation offers.
+    """A real group behind troubles that happen first, in the order given: exceptions, or what
+    another generation offers.
 
     `asked`: the detectors that each request for scores wanted.
     """
@@ -52,7 +55,9 @@ def loaded_group(name, config, meter=None):
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
     meter = meter or Meter()
-    groups = {name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])}
+    groups = {
+        name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])
+    }
     return EndpointScorer(config, groups, started_decoders(config), meter)
 
 

@@ -1,4 +1,6 @@
-"""A small endpoint behind the page: the shipped detector's real answers, and the moods that a test wants to see the page through."""
+"""A small endpoint behind the page: the shipped detector's real answers, and the moods that a test
+wants to see the page through.
+"""
 
 import asyncio
 import base64
@@ -25,7 +27,13 @@ from ray_app.serving.http.routes import read_images
 TINY = "touchstone-tiny"
 ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))
 LIMITS = schemas.EndpointLimits(
-    max_body_bytes=4 * 2**20, max_files=4, max_file_bytes=2**20, max_pixels=50_000_000, deadline_s=30, formats=["JPEG", "PNG"], urls=False
+    max_body_bytes=4 * 2**20,
+    max_files=4,
+    max_file_bytes=2**20,
+    max_pixels=50_000_000,
+    deadline_s=30,
+    formats=["JPEG", "PNG"],
+    urls=False,
 )
 
 
@@ -71,7 +79,12 @@ def make_app(mood: Mood) -> FastAPI:
         admitted(request)
         served = [_served("default", mood)] + ([_served("second", mood)] if mood.several else [])
         optional = ["slow-words"] if mood.several else []
-        return schemas.Ensembles(ensembles=served, optional_detectors=optional, limits=LIMITS, token_needed=bool(mood.token))
+        return schemas.Ensembles(
+            ensembles=served,
+            optional_detectors=optional,
+            limits=LIMITS,
+            token_needed=bool(mood.token),
+        )
 
     @app.get("/v1/detectors")
     async def detectors(request: Request) -> schemas.Detectors:
@@ -83,17 +96,23 @@ def make_app(mood: Mood) -> FastAPI:
 
     @app.post("/v1/score")
     async def score(
-        request: Request, ensemble_name: str = Query("default", alias="ensemble"), masks: bool = False
+        request: Request,
+        ensemble_name: str = Query("default", alias="ensemble"),
+        masks: bool = False,
     ) -> schemas.ImageAnswer | schemas.ImageAnswers:
         admitted(request)
-        images = await read_images(request, max_files=LIMITS.max_files, max_file_bytes=LIMITS.max_file_bytes)
+        images = await read_images(
+            request, max_files=LIMITS.max_files, max_file_bytes=LIMITS.max_file_bytes
+        )
         mood.requests.append((request.url.query, len(images)))
         if mood.held is not None:
             await asyncio.to_thread(mood.held.wait, 20)
         if mood.busy:
             mood.busy -= 1
             raise Refusal("overloaded", headers={"Retry-After": "1"})
-        answers = [_answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in images]
+        answers = [
+            _answer(ensemble, mood, name, data, ensemble_name, masks) for name, data in images
+        ]
         if len(answers) > 1:
             return schemas.ImageAnswers(results=answers)
         if answers[0].status != "ok":
@@ -127,7 +146,9 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
         for name, score in result.scores.items()
     } if error is None else {}  # fmt: skip
     facts = result.facts
-    said = mood.provenance or (facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format))
+    said = mood.provenance or (
+        facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format)
+    )
     finding, grounds = find(None if said is None else said.row(), verdict, Thresholds())
     return schemas.ImageAnswer(
         name=name, status=str(result.status), error=error, finding=finding, grounds=list(grounds),
@@ -143,7 +164,9 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
 def _mask(facts):
     """A disc in the upper left quarter of the stored pixels."""
     rows, columns = np.mgrid[0:64, 0:64]
-    grey = np.clip(255 - 18 * np.hypot(rows - 18, columns - 18).clip(8) + 144, 0, 255).astype(np.uint8)
+    grey = np.clip(255 - 18 * np.hypot(rows - 18, columns - 18).clip(8) + 144, 0, 255).astype(
+        np.uint8
+    )
     png = io.BytesIO()
     Image.fromarray(grey).save(png, "PNG")
     return schemas.Mask(png=base64.b64encode(png.getvalue()).decode(), width=64, height=64,

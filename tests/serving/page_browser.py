@@ -1,4 +1,6 @@
-"""A person at the page: real Chromium, with a record of what it asked for, complained of and refused."""
+"""A person at the page: real Chromium, with a record of what it asked for, complained of and
+refused.
+"""
 
 import io
 
@@ -9,9 +11,11 @@ _WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP', 
 
 
 class Visitor:
-    """Opens the page at an address; `requests` and `complaints` are what the browser did and said since.
+    """Opens the page at an address; `requests` and `complaints` are what the browser did and said
+    since.
 
-    One tab for all visits, loaded anew, unless a visit has options of its own: a browser's process for each costs most of a test.
+    One tab for all visits, loaded anew, unless a visit has options of its own: a browser's process
+    for each costs most of a test.
     """
 
     def __init__(self, browser, url):
@@ -24,7 +28,8 @@ class Visitor:
             page = self._opened(**options)
             self._contexts.append(page.context)
         else:
-            page = self._page = self._page or self._opened(reduced_motion="reduce")  # animations cost, too
+            # animations cost, too
+            page = self._page = self._page or self._opened(reduced_motion="reduce")
         page.set_viewport_size({"width": width, "height": height})
         page.goto(self.url)
         if wait:
@@ -37,7 +42,14 @@ class Visitor:
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text)
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         return page
 
@@ -54,13 +66,18 @@ class Visitor:
 
 def score_one(page, name, content):
     """Choose one file and wait for its finding."""
-    page.set_input_files("#files", {"name": name, "mimeType": "application/octet-stream", "buffer": content})
+    page.set_input_files(
+        "#files", {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    )
     page.wait_for_selector("#finding")
 
 
 def score_many(page, named):
     """Choose several files and wait until the run is over."""
-    page.set_input_files("#files", [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in named])
+    page.set_input_files(
+        "#files",
+        [{"name": name, "mimeType": "image/jpeg", "buffer": content} for name, content in named],
+    )
     page.wait_for_selector(".gallery")
     page.wait_for_selector("#progress", state="hidden")
 

@@ -1,4 +1,6 @@
-"""An endpoint of the test's own making on a real socket: it answers as API v1 does, except where its script says otherwise."""
+"""An endpoint of the test's own making on a real socket: it answers as API v1 does, except where
+its script says otherwise.
+"""
 
 import asyncio
 import hashlib
@@ -29,7 +31,17 @@ def score_of(data: bytes) -> float:
 def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
     """An ImageAnswer; a file that begins with `bad` is refused."""
     bad = data.startswith(b"bad")
-    error = {"code": "corrupt_image", "message": "it does not decode", "limit": None, "observed": None, "request_id": "r"} if bad else None
+    error = (
+        {
+            "code": "corrupt_image",
+            "message": "it does not decode",
+            "limit": None,
+            "observed": None,
+            "request_id": "r",
+        }
+        if bad
+        else None
+    )
     score = None if bad else score_of(data)
     return {
         "name": name, "status": "corrupt_image" if bad else "ok", "error": error,
@@ -43,15 +55,25 @@ def answer_to(name: str | None, data: bytes) -> dict[str, Any]:
 
 def refuse(status: int, code: str = "overloaded", **headers: str) -> Scripted:
     """A refusal in the endpoint's error shape."""
-    body = {"code": code, "message": f"said {code}", "limit": None, "observed": None, "request_id": "r"}
-    return lambda: JSONResponse(body, status, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    body = {
+        "code": code,
+        "message": f"said {code}",
+        "limit": None,
+        "observed": None,
+        "request_id": "r",
+    }
+    return lambda: JSONResponse(
+        body, status, headers={key.replace("_", "-"): value for key, value in headers.items()}
+    )
 
 
 class _Torn(Response):
     """Promises a body and does not send it, so that the server cuts the connection."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]}
+        )
         await send({"type": "http.response.body", "body": b"{", "more_body": True})
 
 
@@ -60,7 +82,9 @@ TORN: Scripted = _Torn
 
 @dataclass
 class ScriptedEndpoint:
-    """`script`: what the next requests to /v1/score get; None, or nothing left = the plain answer. `told`: what was asked, in order."""
+    """`script`: what the next requests to /v1/score get; None, or nothing left = the plain answer.
+    `told`: what was asked, in order.
+    """
 
     script: deque[Scripted] = field(default_factory=deque)
     told: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +97,10 @@ class ScriptedEndpoint:
     delay_s: float = 0.0
 
     def __enter__(self) -> "ScriptedEndpoint":
-        routes = [Route("/v1/score", self._score, methods=["POST"]), Route("/v1/ensembles", self._ensembles)]
+        routes = [
+            Route("/v1/score", self._score, methods=["POST"]),
+            Route("/v1/ensembles", self._ensembles),
+        ]
         self._serving = serving(Starlette(routes=routes))
         self.port = self._serving.__enter__()
         return self
@@ -94,7 +121,13 @@ class ScriptedEndpoint:
         asked = {key: value for key, value in request.query_params.items() if key != "detector"}
         if detectors := request.query_params.getlist("detector"):
             asked["detector"] = detectors
-        self.told.append({"names": [name for name, _ in files], "query": asked, "client": tuple(request.client or ())})
+        self.told.append(
+            {
+                "names": [name for name, _ in files],
+                "query": asked,
+                "client": tuple(request.client or ()),
+            }
+        )
         await asyncio.sleep(self.delay_s)
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return refuse(401, "unauthorized")()
@@ -115,7 +148,15 @@ class ScriptedEndpoint:
                "real_below": 0.0, "demonstration": True}  # fmt: skip
         limits = {"max_body_bytes": self.max_body_bytes, "max_files": self.max_files, "max_file_bytes": self.max_file_bytes,
                   "max_pixels": 10**6, "deadline_s": 30.0, "formats": ["JPEG"], "urls": False}  # fmt: skip
-        ensembles = [{"name": "default", "default": True, **one}, {"name": "published", "default": False, **one}]
+        ensembles = [
+            {"name": "default", "default": True, **one},
+            {"name": "published", "default": False, **one},
+        ]
         return JSONResponse(
-            {"ensembles": ensembles, "optional_detectors": ["slow", "slower"], "limits": limits, "token_needed": bool(self.token)}
+            {
+                "ensembles": ensembles,
+                "optional_detectors": ["slow", "slower"],
+                "limits": limits,
+                "token_needed": bool(self.token),
+            }
         )

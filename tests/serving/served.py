@@ -26,7 +26,11 @@ class Served:
 
     def score(self, data=None):
         data = data or golden_image()
-        return ask(self.port, request("POST", "/v1/score", f"Content-Length: {len(data)}", body=data), timeout_s=60).status
+        return ask(
+            self.port,
+            request("POST", "/v1/score", f"Content-Length: {len(data)}", body=data),
+            timeout_s=60,
+        ).status
 
     def logs(self):
         """Text by file: what the command wrote and, on Ray, Serve's own files and the workers'."""
@@ -37,7 +41,9 @@ class Served:
             for path in session.rglob("*")
             if path.is_file() and path.name.startswith(kinds)
         ]
-        return {path.name: path.read_text(errors="replace") for path in (*files, self.folder / "stderr")}
+        return {
+            path.name: path.read_text(errors="replace") for path in (*files, self.folder / "stderr")
+        }
 
     def family(self):
         """Its processes, itself first."""
@@ -45,7 +51,9 @@ class Served:
         return [own, *own.children(recursive=True)]
 
     def decoders(self):
-        return [one for one in self.family() if any("decoder_child" in word for word in words_of(one))]
+        return [
+            one for one in self.family() if any("decoder_child" in word for word in words_of(one))
+        ]
 
     def workers(self):
         """The processes that have a decoder."""
@@ -66,16 +74,32 @@ def words_of(process):
 
 @contextmanager
 def served(*options, **variables):
-    """`touchstone serve --ensemble tiny` with more options, and more in its environment, from its address on stdout to its end."""
+    """`touchstone serve --ensemble tiny` with more options, and more in its environment, from its
+    address on stdout to its end.
+    """
     port = free_ports(1)[0]
     with tempfile.TemporaryDirectory(prefix="tp", dir="/tmp") as name:
         folder = Path(name)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": name} | variables
         with open(folder / "stderr", "w") as log:
-            command = [sys.executable, "-m", "ray_app.cli", "serve", "--port", str(port), "--ensemble", "tiny", *options]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+            command = [
+                sys.executable,
+                "-m",
+                "ray_app.cli",
+                "serve",
+                "--port",
+                str(port),
+                "--ensemble",
+                "tiny",
+                *options,
+            ]
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         try:
-            assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (folder / "stderr").read_text()
+            assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (
+                folder / "stderr"
+            ).read_text()
             yield Served(port, folder, process)
         finally:
             process.send_signal(signal.SIGTERM)

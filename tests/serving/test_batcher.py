@@ -29,7 +29,9 @@ async def begun(work):
 
 
 async def busy_batcher():
-    """A batcher of fours whose work holds the item 0 until its gate is opened, and the task that waits for that."""
+    """A batcher of fours whose work holds the item 0 until its gate is opened, and the task that
+    waits for that.
+    """
     work = Work()
     batcher = Batcher(work, slots=4)
     work.gate.clear()
@@ -52,7 +54,12 @@ async def test_a_full_batch_does_not_wait_and_a_lone_item_as_long_as_asked():
         batcher = Batcher(Work(), slots=2, wait_s=60)
         assert await asyncio.gather(batcher(1), batcher(2)) == [2, 4]
         noted = []
-        await Batcher(Work(), slots=4, wait_s=0.05, noted=lambda size, seconds: noted.append((size, seconds >= 0.04)))(1)
+        await Batcher(
+            Work(),
+            slots=4,
+            wait_s=0.05,
+            noted=lambda size, seconds: noted.append((size, seconds >= 0.04)),
+        )(1)
         assert noted == [(1, True)]
 
 

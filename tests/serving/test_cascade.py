@@ -1,4 +1,6 @@
-"""A cascade behind an endpoint: the first detectors are asked of every image, the others only where it goes on."""
+"""A cascade behind an endpoint: the first detectors are asked of every image, the others only where
+it goes on.
+"""
 
 import asyncio
 import shutil
@@ -37,7 +39,9 @@ def cards(tmp_path_factory):
     shutil.copy(shipped / "touchstone-tiny.safetensors", folder)
     card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
     closer = {**card["preprocessing"], "center_crop": 128}
-    (folder / "slow.yaml").write_text(yaml.safe_dump({**card, "name": "slow", "own_pool": True, "preprocessing": closer}))
+    (folder / "slow.yaml").write_text(
+        yaml.safe_dump({**card, "name": "slow", "own_pool": True, "preprocessing": closer})
+    )
     (folder / "cheap.yaml").write_text(yaml.safe_dump({**card, "name": "cheap"}))
     return folder
 
@@ -47,7 +51,13 @@ def ensemble(cards, band):
     calibration = {"slope": 2.0, "intercept": 0.5}
     cascade = {"first": 1, "band": list(band), "audit_share": 0.0, "late": {"rule": "max"}}
     members = [{"detector": "cheap.yaml", "calibration": calibration}, {"detector": "slow.yaml"}]
-    card = {"name": "two", "title": "Two stages", "rule": "cascade", "cascade": cascade, "members": members}
+    card = {
+        "name": "two",
+        "title": "Two stages",
+        "rule": "cascade",
+        "cascade": cascade,
+        "members": members,
+    }
     path = cards / f"two-{band[0]}.yaml"
     path.write_text(yaml.safe_dump(card))
     return str(path)
@@ -74,7 +84,10 @@ def is_that_of_the_library(answer, path, file):
     for name in ("verdict", "verdict_reason", "verdict_detail", "second_look"):
         assert getattr(answer, name) == getattr(expected, name)
     assert answer.score == pytest.approx(expected.score, abs=1e-5)
-    assert answer.scores == {name: None if score is None else pytest.approx(score, abs=1e-5) for name, score in expected.scores.items()}
+    assert answer.scores == {
+        name: None if score is None else pytest.approx(score, abs=1e-5)
+        for name, score in expected.scores.items()
+    }
     return True
 
 
@@ -85,7 +98,11 @@ def test_an_image_that_the_first_are_sure_of_is_shown_to_nobody_else(cards, deco
     assert asked(groups) == [("cheap",)]
     assert counted.asked == [1], "what the second stage would look at is not prepared"
     assert is_that_of_the_library(answer, path, file)
-    assert (answer.second_look, answer.scores["slow"], answer.detectors["slow"].abstained) == (None, None, NOT_REQUESTED)
+    assert (answer.second_look, answer.scores["slow"], answer.detectors["slow"].abstained) == (
+        None,
+        None,
+        NOT_REQUESTED,
+    )
     assert answer.score == pytest.approx(2 * answer.scores["cheap"] + 0.5, abs=1e-5)
     assert answer.detectors["cheap"].probability == pytest.approx(answer.probability)
     assert answer.detectors["cheap"].calibrated
@@ -99,5 +116,7 @@ def test_an_image_that_they_are_not_sure_of_goes_on(cards, decoders, file):
     assert counted.asked == [1, 1]
     assert is_that_of_the_library(answer, path, file)
     assert answer.second_look == "band"
-    assert answer.score == pytest.approx(max(2 * answer.scores["cheap"] + 0.5, answer.scores["slow"]), abs=1e-5)
+    assert answer.score == pytest.approx(
+        max(2 * answer.scores["cheap"] + 0.5, answer.scores["slow"]), abs=1e-5
+    )
     assert answer.scores["slow"] != pytest.approx(answer.scores["cheap"], abs=1e-3)

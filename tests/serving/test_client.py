@@ -25,15 +25,22 @@ def scored(endpoint, images=FILES, **options):
 
 
 def refused(url, kind, says, token=None, patience=QUICK, at_once=False, **options):
-    """The error of a request for all files, `at_once` before the first result is asked for; its hint says what to do."""
-    with EndpointClient(url, token, patience=patience) as client, pytest.raises(kind, match=says) as caught:
+    """The error of a request for all files, `at_once` before the first result is asked for; its
+    hint says what to do.
+    """
+    with (
+        EndpointClient(url, token, patience=patience) as client,
+        pytest.raises(kind, match=says) as caught,
+    ):
         (iter if at_once else list)(client.score(FILES, **options))
     assert caught.value.hint
     return caught.value
 
 
 def is_right(results, images=FILES):
-    return [(one["name"], one["score"]) for one in results] == [(name, score_of(data)) for name, data in images]
+    return [(one["name"], one["score"]) for one in results] == [
+        (name, score_of(data)) for name, data in images
+    ]
 
 
 def test_results_come_in_order_in_as_few_requests_as_the_limits_allow(endpoint):
@@ -60,7 +67,13 @@ def test_paths_are_read_and_only_their_last_part_is_told(endpoint, tmp_path):
 
 @pytest.mark.parametrize(
     "trouble",
-    [refuse(429, "too_many_requests", Retry_After="0"), refuse(503), TORN, refuse(500, "internal_error"), refuse(504, "deadline_exceeded")],
+    [
+        refuse(429, "too_many_requests", Retry_After="0"),
+        refuse(503),
+        TORN,
+        refuse(500, "internal_error"),
+        refuse(504, "deadline_exceeded"),
+    ],
 )
 def test_what_passes_is_asked_again(endpoint, trouble):
     endpoint.script = deque([trouble, trouble, None])
@@ -94,9 +107,27 @@ def test_a_refused_file_is_a_result_and_spoils_no_other(endpoint, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     big = tmp_path / "big.jpg"
     big.write_bytes(b"x" * 50_001)
-    images = [("a", b"a"), ("b", b"bad"), tmp_path / "absent", tmp_path / "folder", tmp_path / "pipe", big, ("c", b"c"), ("d", b"bad one")]
+    images = [
+        ("a", b"a"),
+        ("b", b"bad"),
+        tmp_path / "absent",
+        tmp_path / "folder",
+        tmp_path / "pipe",
+        big,
+        ("c", b"c"),
+        ("d", b"bad one"),
+    ]
     results = scored(endpoint, images)
-    statuses = ["ok", "corrupt_image", "source_missing", "source_denied", "source_denied", "file_too_large", "ok", "corrupt_image"]
+    statuses = [
+        "ok",
+        "corrupt_image",
+        "source_missing",
+        "source_denied",
+        "source_denied",
+        "file_too_large",
+        "ok",
+        "corrupt_image",
+    ]
     assert [one["status"] for one in results] == statuses
     assert all(one.keys() == results[0].keys() for one in results)
     assert all((one["error"] is None) == (one["score"] is not None) for one in results)
@@ -139,16 +170,27 @@ def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
 
 
 def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint):
-    error = refused(endpoint.url, ConfigError, "no optional detector 'quick'", at_once=True, detectors=["slow", "quick"])
+    error = refused(
+        endpoint.url,
+        ConfigError,
+        "no optional detector 'quick'",
+        at_once=True,
+        detectors=["slow", "quick"],
+    )
     assert "it serves: slow, slower" in error.hint
-    assert "default, published" in refused(endpoint.url, ConfigError, "publishd", at_once=True, ensemble="publishd").hint
+    assert (
+        "default, published"
+        in refused(endpoint.url, ConfigError, "publishd", at_once=True, ensemble="publishd").hint
+    )
     assert not endpoint.told
     assert is_right(scored(endpoint, detectors=["slow", "slower"]))
     assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
 
 
 def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():
-    assert "secret" not in str(refused("http://user:secret@127.0.0.1:1", ClusterError, "cannot be reached", at_once=True))
+    assert "secret" not in str(
+        refused("http://user:secret@127.0.0.1:1", ClusterError, "cannot be reached", at_once=True)
+    )
     for url in ("localhost:8000", "ftp://host/", "", "http://"):
         with pytest.raises(ConfigError, match="not the URL of an endpoint"):
             EndpointClient(url)
@@ -157,5 +199,12 @@ def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():
 
 
 def test_retry_after_is_seconds_or_a_date():
-    headers = {"3": 3.0, "-1": 0.0, "Wed, 21 Oct 2015 07:28:00 GMT": 0.0, "nan": None, "soon": None, None: None}
+    headers = {
+        "3": 3.0,
+        "-1": 0.0,
+        "Wed, 21 Oct 2015 07:28:00 GMT": 0.0,
+        "nan": None,
+        "soon": None,
+        None: None,
+    }
     assert {header: retry_after(header) for header in headers} == headers

@@ -22,28 +22,48 @@ from tests import crds
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
 KUBERNETES = ROOT / "configs/kubernetes/rayservice.yaml"
-MANIFESTS: dict[str, Any] = {f"{item['kind']} {item['metadata']['name']}": item for item in yaml.safe_load_all(KUBERNETES.read_text())}
+MANIFESTS: dict[str, Any] = {
+    f"{item['kind']} {item['metadata']['name']}": item
+    for item in yaml.safe_load_all(KUBERNETES.read_text())
+}
 SERVICE = MANIFESTS["RayService touchstone"]
 SERVED = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
-EVERY_CONFIG = {path.name: yaml.safe_load(path.read_text()) for path in SERVE_FILES} | {KUBERNETES.name: SERVED}
+EVERY_CONFIG = {path.name: yaml.safe_load(path.read_text()) for path in SERVE_FILES} | {
+    KUBERNETES.name: SERVED
+}
 every_config = pytest.mark.parametrize("config", EVERY_CONFIG.values(), ids=EVERY_CONFIG)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in models_in(argument)] if get_origin(annotation) else []
+    return (
+        [model for argument in get_args(annotation) for model in models_in(argument)]
+        if get_origin(annotation)
+        else []
+    )
 
 
 def unknown_keys(value: Any, models: list[type[BaseModel]], where: str = "") -> list[str]:
     """Keys that no model has. Serve itself lets most of them pass in silence."""
     if isinstance(value, list):
-        return [found for index, item in enumerate(value) for found in unknown_keys(item, models, f"{where}[{index}]")]
+        return [
+            found
+            for index, item in enumerate(value)
+            for found in unknown_keys(item, models, f"{where}[{index}]")
+        ]
     if not isinstance(value, dict) or not models:
         return []
-    fields = {name: field.annotation for model in models for name, field in model.model_fields.items()}
+    fields = {
+        name: field.annotation for model in models for name, field in model.model_fields.items()
+    }
     found = [f"{where}.{key}" for key in value if key not in fields]
-    return found + [bad for key in value if key in fields for bad in unknown_keys(value[key], models_in(fields[key]), f"{where}.{key}")]
+    return found + [
+        bad
+        for key in value
+        if key in fields
+        for bad in unknown_keys(value[key], models_in(fields[key]), f"{where}.{key}")
+    ]
 
 
 def check(config: dict[str, Any]) -> ServeConfig:
@@ -60,9 +80,14 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def built(config: dict[str, Any]) -> dict[str, DeploymentConfig]:
-    """What the application says of each of its deployments, the one licence accepted that a file leaves to the operator."""
+    """What the application says of each of its deployments, the one licence accepted that a file
+    leaves to the operator.
+    """
     served = check(config).model_copy(update={"accept_licences": ("openfake-swinv2-small",)})
-    return {one.name: one._deployment_config for one in build_app(build(served), name="touchstone").deployments}
+    return {
+        one.name: one._deployment_config
+        for one in build_app(build(served), name="touchstone").deployments
+    }
 
 
 @every_config
@@ -81,28 +106,37 @@ def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_no
 @every_config
 def test_the_cuts_come_in_the_right_order(config):
     limits, http = check(config).limits, config["http_options"]
-    assert http["request_timeout_s"] > limits.deadline_s, "Serve would answer 408 before we answer 504"
+    assert http["request_timeout_s"] > limits.deadline_s, (
+        "Serve would answer 408 before we answer 504"
+    )
     for deployment in built(config).values():
-        assert deployment.graceful_shutdown_timeout_s > limits.deadline_s, "a replica would go before its last answer"
+        assert deployment.graceful_shutdown_timeout_s > limits.deadline_s, (
+            "a replica would go before its last answer"
+        )
         assert deployment.max_surge_percent == 100, "an update would fail requests"
 
 
 def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
-    ours, theirs = (copy.deepcopy(application(config)) for config in (EVERY_CONFIG["ensemble.yaml"], SERVED))
+    ours, theirs = (
+        copy.deepcopy(application(config)) for config in (EVERY_CONFIG["ensemble.yaml"], SERVED)
+    )
     assert theirs["args"]["access"].pop("tokens_file") == "/etc/touchstone/tokens"
     assert ours["args"]["access"].pop("tokens_file") is None
     for group in ("ingress", "detectors"):
         assert theirs["args"][group].pop("labels") == {"workload": "serving"}
     assert theirs == ours
     assert {key: SERVED[key] for key in ("proxy_location", "http_options", "logging_config")} == {
-        key: EVERY_CONFIG["ensemble.yaml"][key] for key in ("proxy_location", "http_options", "logging_config")
+        key: EVERY_CONFIG["ensemble.yaml"][key]
+        for key in ("proxy_location", "http_options", "logging_config")
     }
 
 
 @pytest.mark.parametrize("name", ["ensemble.yaml", "published.yaml"])
 def test_the_overrides_that_it_shows_can_be_deployed(name):
     """Serve refuses an application whose config speaks of deployments that it does not have."""
-    config = yaml.safe_load((ROOT / "configs/serve" / name).read_text().replace("# deployments:", "deployments:"))
+    config = yaml.safe_load(
+        (ROOT / "configs/serve" / name).read_text().replace("# deployments:", "deployments:")
+    )
     check(config)
     (shown,) = application(config)["deployments"]
     assert shown["name"] in built(config)
@@ -117,7 +151,12 @@ def test_a_licence_is_accepted_by_the_operator_not_by_the_file():
 def test_kuberay_accepts_the_service():
     assert SERVICE["apiVersion"] == "ray.io/v1"
     assert crds.faults("RayService", SERVICE) == []
-    assert crds.faults("RayService", json.loads(json.dumps(SERVICE).replace('"emptyDir":', '"emptyDirx":'))) != []
+    assert (
+        crds.faults(
+            "RayService", json.loads(json.dumps(SERVICE).replace('"emptyDir":', '"emptyDirx":'))
+        )
+        != []
+    )
 
 
 def test_kubernetes_accepts_the_network_policies():
@@ -126,19 +165,35 @@ def test_kubernetes_accepts_the_network_policies():
         spec = MANIFESTS[f"NetworkPolicy touchstone-{name}"]["spec"]
         assert set(spec) == {"podSelector", "policyTypes", rules}
         assert spec["policyTypes"] == [rules.title()]
-        assert crds.faults("RayService", spec[rules], "spec", "rayClusterConfig", "networkPolicy", "head", f"{rules}Rules") == []
+        assert (
+            crds.faults(
+                "RayService",
+                spec[rules],
+                "spec",
+                "rayClusterConfig",
+                "networkPolicy",
+                "head",
+                f"{rules}Rules",
+            )
+            == []
+        )
 
 
 def pods():
     cluster = SERVICE["spec"]["rayClusterConfig"]
-    return {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
+    return {
+        "head": cluster["headGroupSpec"],
+        **{group["groupName"]: group for group in cluster["workerGroupSpecs"]},
+    }
 
 
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
 def test_pods_are_confined(group):
     spec = group["template"]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec.get("automountServiceAccountToken") is (None if group is pods()["head"] else False), "only the autoscaler needs it"
+    assert spec.get("automountServiceAccountToken") is (
+        None if group is pods()["head"] else False
+    ), "only the autoscaler needs it"
     (container,) = spec["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
@@ -157,7 +212,9 @@ def test_nothing_is_scheduled_on_the_head_and_the_cluster_asks_for_a_token():
     assert cluster["authOptions"]["mode"] == "token"
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert [group["labels"] for group in cluster["workerGroupSpecs"]] == [{"workload": "serving"}]
-    readiness = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["readinessProbe"]
+    readiness = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
+        "readinessProbe"
+    ]
     assert "/readyz" in json.dumps(readiness)
 
 
@@ -170,8 +227,12 @@ def test_policies_speak_of_the_pods_that_there_are():
     }
     for manifest, (key, meant) in selectors.items():
         selector = MANIFESTS[manifest]["spec"][key]["matchLabels"]
-        assert {name for name, found in labels.items() if selector.items() <= found.items()} == meant
-    assert set(MANIFESTS) == {"RayService touchstone", *selectors}, "Serve and Ray scale; nothing else does"
+        assert {
+            name for name, found in labels.items() if selector.items() <= found.items()
+        } == meant
+    assert set(MANIFESTS) == {"RayService touchstone", *selectors}, (
+        "Serve and Ray scale; nothing else does"
+    )
 
 
 def test_an_evicted_pod_has_time_for_its_last_answers():
@@ -183,14 +244,24 @@ def test_an_evicted_pod_has_time_for_its_last_answers():
 
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
 def test_serve_is_told_what_touchstone_serve_tells_it(group):
-    environment = {one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]}
+    environment = {
+        one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]
+    }
     assert SERVE_VARIABLES.items() <= environment.items()
-    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
+    assert (
+        environment["RAY_SERVE_ENABLE_HA_PROXY"]
+        == environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"]
+        == "1"
+    )
 
 
 @pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
 def test_touchstone_serve_takes_args_and_log_settings_of_a_file(path):
     config = yaml.safe_load(path.read_text())
-    assert read_file(str(path)) == (config["applications"][0]["args"], f"{path}: applications.0.args", config["logging_config"])
+    assert read_file(str(path)) == (
+        config["applications"][0]["args"],
+        f"{path}: applications.0.args",
+        config["logging_config"],
+    )
     assert read_file(path.stem)[2] == config["logging_config"]
     assert read_file(None)[2] == QUIET

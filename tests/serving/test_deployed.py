@@ -1,4 +1,6 @@
-"""`serve deploy` on a real head: the same scores by every way, replicas killed and updates made under load, bodies of any size."""
+"""`serve deploy` on a real head: the same scores by every way, replicas killed and updates made
+under load, bodies of any size.
+"""
 
 import json
 import os
@@ -32,7 +34,11 @@ ROOT = Path(__file__).resolve().parents[2]
 REPLICA = "ray::ServeReplica:touchstone:"
 MB = 2**20
 # As configs/kubernetes/rayservice.yaml has it.
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60"}
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +55,31 @@ class Deployed:
         self.config = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 60},
-            "logging_config": {"encoding": "JSON", "log_level": "WARNING", "enable_access_log": False},
+            "logging_config": {
+                "encoding": "JSON",
+                "log_level": "WARNING",
+                "enable_access_log": False,
+            },
         }
-        replicas = {"ingress": {"replicas": 2, "num_cpus": 0.1}, "detectors": {"replicas": 2, "num_cpus": 0.3}}
-        application = {"name": "touchstone", "route_prefix": "/", "import_path": "ray_app.serving.app:build"}
+        replicas = {
+            "ingress": {"replicas": 2, "num_cpus": 0.1},
+            "detectors": {"replicas": 2, "num_cpus": 0.3},
+        }
+        application = {
+            "name": "touchstone",
+            "route_prefix": "/",
+            "import_path": "ray_app.serving.app:build",
+        }
         self.config["applications"] = [
-            application | {"args": {"ensembles": ["tiny"], "fused": False, "access": {"anonymous": True}, **replicas}}
+            application
+            | {
+                "args": {
+                    "ensembles": ["tiny"],
+                    "fused": False,
+                    "access": {"anonymous": True},
+                    **replicas,
+                }
+            }
         ]
 
     def deploy(self, deployments=None, **args):
@@ -65,7 +90,9 @@ class Deployed:
             application["deployments"] = deployments
         self.file.write_text(yaml.safe_dump(self.config))
         command = [BIN / "serve", "deploy", str(self.file), "-a", self.head.address]
-        done = subprocess.run(command, env=self.head.environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=self.head.environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def fingerprint(self):
@@ -97,19 +124,37 @@ def photographs(tmp_path_factory, ray_cluster):
     """JPEG photographs of about 200 KB, and the scores of a batch run over them."""
     folder = tmp_path_factory.mktemp("photographs")
     write_photographs(folder / "archive", 24, size=SIZE, quality=QUALITY)
-    assert main(["score", str(folder / "archive"), "--ensemble", "tiny", "--out", str(folder / "run")]) == 0
-    return [Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"]) for uri, row in rows_of(folder / "run").items()]
+    assert (
+        main(["score", str(folder / "archive"), "--ensemble", "tiny", "--out", str(folder / "run")])
+        == 0
+    )
+    return [
+        Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"])
+        for uri, row in rows_of(folder / "run").items()
+    ]
 
 
 def test_prometheus_finds_the_counts_of_all_replicas(deployed, photographs):
-    groups = json.loads((deployed.head.logs.parents[1] / "prom_metrics_service_discovery.json").read_text())
+    groups = json.loads(
+        (deployed.head.logs.parents[1] / "prom_metrics_service_discovery.json").read_text()
+    )
     targets = {target for group in groups for target in group["targets"]}
 
     def scraped():
-        return "".join(httpx.get(f"http://{target}/metrics", trust_env=False).text for target in targets)
+        return "".join(
+            httpx.get(f"http://{target}/metrics", trust_env=False).text for target in targets
+        )
 
     def answered():
-        return sum(map(float, re.findall(r'touchstone_requests_total\{[^}]*route="/v1/score",[^}]*status="200"[^}]*\} (\S+)', scraped())))
+        return sum(
+            map(
+                float,
+                re.findall(
+                    r'touchstone_requests_total\{[^}]*route="/v1/score",[^}]*status="200"[^}]*\} (\S+)',
+                    scraped(),
+                ),
+            )
+        )
 
     before = answered()
     with client(deployed.url) as asking:
@@ -119,7 +164,9 @@ def test_prometheus_finds_the_counts_of_all_replicas(deployed, photographs):
         wait_until(lambda: answered() == before + 20, 60)
         own = asking.get("/metrics").text
     for page in (scraped(), own):
-        assert set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", page, re.MULTILINE)) == {*COUNTERS, *HISTOGRAMS, *GAUGES}
+        assert set(
+            re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", page, re.MULTILINE)
+        ) == {*COUNTERS, *HISTOGRAMS, *GAUGES}
     assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", own)
 
 
@@ -131,21 +178,38 @@ def test_load_while_replicas_are_killed(deployed, photographs):
             killed.append(kind)
             os.kill(deployed.head.pids(REPLICA + kind)[0], signal.SIGKILL)
 
-    asked = Load(f"{deployed.url}/v1/score", clients=32, seconds=45, warm_up_s=2, precision="bf16", attempts=5)
+    asked = Load(
+        f"{deployed.url}/v1/score",
+        clients=32,
+        seconds=45,
+        warm_up_s=2,
+        precision="bf16",
+        attempts=5,
+    )
     done = load(asked, photographs, on_second=kill)
     assert killed == ["detectors", "ingress"]
     assert done.ok > 500
     assert done.wrong == 0
-    assert done.unsteady == {} or max(abs(seen[-1] - seen[0]) for seen in done.unsteady.values()) < 1e-4
+    assert (
+        done.unsteady == {}
+        or max(abs(seen[-1] - seen[0]) for seen in done.unsteady.values()) < 1e-4
+    )
     assert done.lost == 0, "a client that tries again is answered"
     assert all(second > 29 for second, _ in done.troubles), "a killed detector fails no request"
     assert done.other <= 32, "a killed ingress fails only what it had at work"
     assert done.p99_s < 30
-    wait_until(lambda: len(deployed.head.pids(REPLICA + "ingress")) == 2 and len(deployed.head.pids(REPLICA + "detectors")) == 2)
+    wait_until(
+        lambda: (
+            len(deployed.head.pids(REPLICA + "ingress")) == 2
+            and len(deployed.head.pids(REPLICA + "detectors")) == 2
+        )
+    )
 
 
 def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deployed, photographs):
-    done = load(Load(f"{deployed.url}/v1/score", clients=200, seconds=10, precision="bf16"), photographs)
+    done = load(
+        Load(f"{deployed.url}/v1/score", clients=200, seconds=10, precision="bf16"), photographs
+    )
     assert done.back_pressure > 0
     assert done.other == 0, done.troubles
     assert done.p99_s < 30
@@ -153,7 +217,8 @@ def test_overload_is_told_and_what_is_accepted_stays_within_the_deadline(deploye
 
 def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     before, seen = deployed.fingerprint(), set()
-    between = next(one for one in photographs if -1.43 < one.expected < 0)  # abstained on by the one card, real by the other
+    # abstained on by the one card, real by the other
+    between = next(one for one in photographs if -1.43 < one.expected < 0)
     told = set()
 
     def update(second, tally):
@@ -166,7 +231,11 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
                 told.add((answer["ensemble"]["fingerprint"], answer["verdict"]))
 
     def is_through(tally):
-        return len(seen - {None, before}) == 1 and deployed.status() == "RUNNING" and not is_served(before)
+        return (
+            len(seen - {None, before}) == 1
+            and deployed.status() == "RUNNING"
+            and not is_served(before)
+        )
 
     def is_served(fingerprint):
         return any(deployed.fingerprint() == fingerprint for _ in range(6))
@@ -178,7 +247,9 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
     assert set(done.statuses) <= {"200", "503"}
     after = deployed.fingerprint()
     assert after not in (None, before)
-    assert told == {(before, "abstain"), (after, "real")}, "every answer names the fingerprint that decided it"
+    assert told == {(before, "abstain"), (after, "real")}, (
+        "every answer names the fingerprint that decided it"
+    )
 
     # The same without a restart: user_config alone, back to the first ensemble.
     wait_until(lambda: len(deployed.head.pids(REPLICA + "detectors")) == 2)
@@ -186,10 +257,19 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
 
     def reload(second, tally):
         if second == 2:
-            deployed.deploy(deployments=[{"name": "detectors", "user_config": {"ensembles": ["tiny"], "generation": 1}}])
+            deployed.deploy(
+                deployments=[
+                    {"name": "detectors", "user_config": {"ensembles": ["tiny"], "generation": 1}}
+                ]
+            )
 
     asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16")
-    done = load(asked, photographs, on_second=reload, until=lambda tally: deployed.fingerprint() == before and not is_served(after))
+    done = load(
+        asked,
+        photographs,
+        on_second=reload,
+        until=lambda tally: deployed.fingerprint() == before and not is_served(after),
+    )
     assert done.other == 0, done.troubles
     assert set(deployed.head.pids(REPLICA + "detectors")) == pids, "nothing was restarted"
 
@@ -198,7 +278,9 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
     pids = [*deployed.head.pids("ray::ProxyActor"), *deployed.head.pids(REPLICA + "ingress")]
     before = {pid: rss_of(pid) for pid in pids}
     most, sent, answer = dict(before), 0, b""
-    with socket.create_connection(("127.0.0.1", int(deployed.url.rpartition(":")[2]))) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", int(deployed.url.rpartition(":")[2]))
+    ) as connection:
         connection.sendall(request("POST", "/v1/score", "Transfer-Encoding: chunked"))
         connection.setblocking(False)
         chunk = b"%x\r\n%b\r\n" % (MB, bytes(MB))
@@ -207,7 +289,8 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
             if readable:
                 answer = connection.recv(4096)
             elif writable:
-                with suppress(BrokenPipeError, ConnectionResetError):  # it has answered and closed: the answer is there to be read
+                # it has answered and closed: the answer is there to be read
+                with suppress(BrokenPipeError, ConnectionResetError):
                     sent += connection.send(chunk[sent % len(chunk) :])
             most = {pid: max(most[pid], rss_of(pid)) for pid in pids}
     assert answer.split(b" ", 2)[1] == b"413"
@@ -216,7 +299,9 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(deployed):
 
 def test_small_detectors_run_in_the_ingress_and_are_updated_there(deployed, photographs, tmp_path):
     deployed.deploy(deployments=[], fused=None, ensembles=["tiny"])
-    wait_until(lambda: not deployed.head.pids(REPLICA + "detectors") and deployed.status() == "RUNNING")
+    wait_until(
+        lambda: not deployed.head.pids(REPLICA + "detectors") and deployed.status() == "RUNNING"
+    )
     before, ingresses = deployed.fingerprint(), set(deployed.head.pids(REPLICA + "ingress"))
     assert len(ingresses) == 2
     asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16", attempts=5)

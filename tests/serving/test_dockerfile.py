@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def instructions() -> list[tuple[str, str]]:
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
@@ -41,20 +45,30 @@ def whole(target: str) -> list[tuple[str, str]]:
 
 
 def user_id(target: str) -> int:
-    """Who it runs as, unless the builder says otherwise: a number, since `runAsNonRoot` cannot judge a name."""
+    """Who it runs as, unless the builder says otherwise: a number, since `runAsNonRoot` cannot
+    judge a name.
+    """
     [user] = [rest for word, rest in whole(target) if word == "USER"]
-    defaults = dict(rest.split("=") for word, rest in whole(target) if word == "ARG" and "=" in rest)
+    defaults = dict(
+        rest.split("=") for word, rest in whole(target) if word == "ARG" and "=" in rest
+    )
     return int(defaults[user.removeprefix("$")])
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_for_its_health(target):
+def test_an_image_runs_as_a_number_that_is_not_root_hears_signals_and_is_asked_for_its_health(
+    target,
+):
     assert user_id(target) > 0
     said = dict(whole(target))
     assert json.loads(said["ENTRYPOINT"]) == ["tini", "--"]
     assert json.loads(said["CMD"])[:2] == ["touchstone", "serve"]
     assert json.loads(re.search(r"CMD (\[.*\])", said["HEALTHCHECK"])[1])[-1].endswith("/healthz")
-    installs = [rest for word, rest in whole(f"packages-{target}") if word == "RUN" and "pip install" in rest]
+    installs = [
+        rest
+        for word, rest in whole(f"packages-{target}")
+        if word == "RUN" and "pip install" in rest
+    ]
     assert installs
     assert all("--constraint /constraints.txt" in install for install in installs)
 
@@ -68,14 +82,27 @@ def installs(target: str, tmp_path: Path, **arguments: str) -> subprocess.Comple
     """The RUN lines that install packages, by a pip that only says what it is asked for."""
     (tmp_path / "wheels").mkdir(exist_ok=True)
     (tmp_path / "wheels" / "touchstone.whl").touch()
-    lines = [rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" not in rest]
-    script = "set -e\n" + "\n".join(lines).replace("/opt/touchstone/bin/pip", "echo pip").replace("/wheels", str(tmp_path / "wheels"))
+    lines = [
+        rest
+        for word, rest in stages()[f"packages-{target}"]
+        if word == "RUN" and "rm -rf" not in rest
+    ]
+    script = "set -e\n" + "\n".join(lines).replace("/opt/touchstone/bin/pip", "echo pip").replace(
+        "/wheels", str(tmp_path / "wheels")
+    )
     environment = {"PATH": os.environ["PATH"], **arguments}
-    return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize(("arguments", "asked"), [({}, "touchstone.whl"), ({"EXTRAS": "raw,zst"}, "touchstone.whl[raw,zst]")])
-def test_the_steps_install_the_wheel_with_the_extras_that_were_asked_for(arguments, asked, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [({}, "touchstone.whl"), ({"EXTRAS": "raw,zst"}, "touchstone.whl[raw,zst]")],
+)
+def test_the_steps_install_the_wheel_with_the_extras_that_were_asked_for(
+    arguments, asked, tmp_path
+):
     for target in ("cpu", "cuda"):
         done = installs(target, tmp_path, TORCH_INDEX="index", **arguments)
         assert done.returncode == 0, done.stderr
@@ -91,14 +118,23 @@ def test_an_image_without_cuda_is_refused_where_no_such_torch_is_named(tmp_path)
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_nothing_that_python_imports_is_taken_out_of_an_image(target):
-    [line] = [rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" in rest]
+    [line] = [
+        rest for word, rest in stages()[f"packages-{target}"] if word == "RUN" and "rm -rf" in rest
+    ]
     version, names = re.search(r"lib/(python[\d.]+)/site-packages && rm -rf (.*)", line).groups()
     assert all(
-        rest.startswith(version.replace("python", "python:")) for word, rest in instructions() if word == "FROM" and "python:" in rest
+        rest.startswith(version.replace("python", "python:"))
+        for word, rest in instructions()
+        if word == "FROM" and "python:" in rest
     )
     found = {name: list(Path(ray.__file__).parents[1].glob(name)) for name in names.split()}
     assert {"ray/jars", "c2pa/libs/*.rlib"} <= {name for name, files in found.items() if files}
-    inside = [file for files in found.values() for file in files for file in (file.rglob("*") if file.is_dir() else [file])]
+    inside = [
+        file
+        for files in found.values()
+        for file in files
+        for file in (file.rglob("*") if file.is_dir() else [file])
+    ]
     assert {file.suffix for file in inside} <= {".jar", ".rlib"}
 
 
@@ -122,7 +158,11 @@ def test_the_question_for_its_health_tells_a_server_that_is_ill(status, healthy)
 
 
 def test_what_is_copied_is_there_and_reaches_the_builder():
-    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    let_in = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     for word, rest in instructions():
         *sources, _target = shlex.split(rest)
         if word == "COPY" and not rest.startswith("--from="):
@@ -136,7 +176,9 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
 def test_kubernetes_and_the_words_to_operators_use_this_image_and_this_user():
     text = (ROOT / "configs/kubernetes/rayservice.yaml").read_text()
     service = next(yaml.safe_load_all(text))
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[
+        1
+    ]
     cluster = service["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         spec = group["template"]["spec"]

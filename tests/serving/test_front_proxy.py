@@ -1,4 +1,6 @@
-"""configs/proxy/nginx.conf says what the endpoint says: the same limits, the same shape of refusals, and nothing that a client claims."""
+"""configs/proxy/nginx.conf says what the endpoint says: the same limits, the same shape of
+refusals, and nothing that a client claims.
+"""
 
 import json
 import re
@@ -16,8 +18,13 @@ CONF = (ROOT / "configs/proxy/nginx.conf").read_text()
 def test_its_limits_are_those_of_the_endpoint():
     config = yaml.safe_load((ROOT / "configs/serve/ensemble.yaml").read_text())
     served = ServeConfig.model_validate(config["applications"][0]["args"])
-    assert [int(size) * 2**20 for size in re.findall(r"client_max_body_size (\d+)m;", CONF)] == [served.limits.max_body_bytes]
-    assert int(re.search(r"proxy_read_timeout (\d+)s", CONF)[1]) > config["http_options"]["request_timeout_s"]
+    assert [int(size) * 2**20 for size in re.findall(r"client_max_body_size (\d+)m;", CONF)] == [
+        served.limits.max_body_bytes
+    ]
+    assert (
+        int(re.search(r"proxy_read_timeout (\d+)s", CONF)[1])
+        > config["http_options"]["request_timeout_s"]
+    )
     assert int(re.search(r"client_body_timeout (\d+)s;", CONF)[1]) > served.limits.deadline_s
     (idle,) = re.findall(r"keepalive_timeout (\d+)s; +# shorter", CONF)
     assert int(idle) < config["http_options"]["keep_alive_timeout_s"]
@@ -35,5 +42,12 @@ def test_every_answer_of_its_own_has_the_shape_of_ours():
 def test_claims_of_a_client_and_what_would_steer_serve_do_not_pass():
     passed = dict(re.findall(r"proxy_set_header (\S+) ([^;]+);", CONF))
     assert passed["X-Forwarded-For"] == "$remote_addr"
-    steering = ("X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-Id", "Serve-Multiplexed-Model-Id")
-    assert {passed[name] for name in ("Forwarded", "X-Real-IP", "X-Forwarded-Host", *steering)} == {'""'}
+    steering = (
+        "X-Request-Timeout-Seconds",
+        "X-Request-Disconnect-Disabled",
+        "X-Session-Id",
+        "Serve-Multiplexed-Model-Id",
+    )
+    assert {passed[name] for name in ("Forwarded", "X-Real-IP", "X-Forwarded-Host", *steering)} == {
+        '""'
+    }

@@ -10,7 +10,11 @@ from ray_app.serving.app import _log_beside_serve
 @pytest.fixture
 def serve_records():
     """Records that reach a handler of Ray Serve, whose level is WARNING."""
-    package_log, serve_log, records = logging.getLogger("ray_app"), logging.getLogger("ray.serve"), []
+    package_log, serve_log, records = (
+        logging.getLogger("ray_app"),
+        logging.getLogger("ray.serve"),
+        [],
+    )
     before = package_log.handlers[:], package_log.propagate, package_log.level, serve_log.level
     handler = logging.Handler()
     handler.emit = records.append

@@ -11,9 +11,21 @@ from ray_app.scoring import run_metrics
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
-RULES = [rule for group in yaml.safe_load((ROOT / "configs/prometheus/alerts.yaml").read_text())["groups"] for rule in group["rules"]]
-BOARDS = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "configs/grafana").glob("*.json"))}
-QUERIES = [target["expr"] for board in BOARDS.values() for panel in board["panels"] for target in panel["targets"]]
+RULES = [
+    rule
+    for group in yaml.safe_load((ROOT / "configs/prometheus/alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+BOARDS = {
+    path.name: json.loads(path.read_text())
+    for path in sorted((ROOT / "configs/grafana").glob("*.json"))
+}
+QUERIES = [
+    target["expr"]
+    for board in BOARDS.values()
+    for panel in board["panels"]
+    for target in panel["targets"]
+]
 QUERIES += [rule["expr"] for rule in RULES]
 
 
@@ -26,7 +38,9 @@ def exported() -> set[str]:
     )
     serve = Path(importlib.util.find_spec("ray").origin).parent / "serve"
     sources = "".join(path.read_text() for path in serve.glob("_private/*.py"))
-    return {f"ray_touchstone_{name}" for name in ours} | {f"ray_{name}" for name in re.findall(r'"(serve_\w+)"', sources)}
+    return {f"ray_touchstone_{name}" for name in ours} | {
+        f"ray_{name}" for name in re.findall(r'"(serve_\w+)"', sources)
+    }
 
 
 def test_dashboards_and_alerts_ask_for_what_there_is():
@@ -34,29 +48,56 @@ def test_dashboards_and_alerts_ask_for_what_there_is():
     assert asked <= exported()
     counted = COUNTERS | HISTOGRAMS | GAUGES | run_metrics.COUNTERS | run_metrics.GAUGES
     own = {
-        name for name in counted if any(re.search(rf"\bray_touchstone_{name}(_total|_bucket|_sum|_count|\b)", query) for query in QUERIES)
+        name
+        for name in counted
+        if any(
+            re.search(rf"\bray_touchstone_{name}(_total|_bucket|_sum|_count|\b)", query)
+            for query in QUERIES
+        )
     }
     assert own == set(counted), "counted, and shown nowhere"
 
 
 def test_labels_in_queries_are_labels_of_the_series():
     named = {label for query in QUERIES for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)"', query)}
-    grouped = {label.strip() for query in QUERIES for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query) for label in group.split(",")}
+    grouped = {
+        label.strip()
+        for query in QUERIES
+        for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query)
+        for label in group.split(",")
+    }
     of_endpoint = {label for _, labels, *_ in (COUNTERS | HISTOGRAMS).values() for label in labels}
-    of_runs = {label for _, labels in (run_metrics.COUNTERS | run_metrics.GAUGES).values() for label in labels}
+    of_runs = {
+        label
+        for _, labels in (run_metrics.COUNTERS | run_metrics.GAUGES).values()
+        for label in labels
+    }
     assert (named | grouped) - {"job", "le", "deployment"} <= of_endpoint | of_runs
     assert of_runs - of_endpoint == {"run"}
-    assert all("run_" in query for query in QUERIES if re.search(r"\brun\b", query)), "the endpoint's page has no run"
+    assert all("run_" in query for query in QUERIES if re.search(r"\brun\b", query)), (
+        "the endpoint's page has no run"
+    )
 
 
 def test_scrape_jobs_find_the_endpoint_the_nodes_and_the_runs():
-    server, nodes, runs = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())["scrape_configs"]
-    assert server["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/touchstone-token"}
+    server, nodes, runs = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())[
+        "scrape_configs"
+    ]
+    assert server["authorization"] == {
+        "type": "Bearer",
+        "credentials_file": "/etc/prometheus/touchstone-token",
+    }
     assert len(server["static_configs"][0]["targets"]) == 1
     assert nodes["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
     pattern = re.search(r'up\{job=~"([^"]+)"\}', " ".join(QUERIES))[1]
     assert all(re.fullmatch(pattern, job["job_name"]) for job in (server, nodes))
     endpoint = [f"ray_touchstone_{name}" for name in COUNTERS | HISTOGRAMS | GAUGES]
-    assert all(re.fullmatch(nodes["metric_relabel_configs"][0]["regex"], name) for name in [*endpoint, "ray_serve_num_http_requests"])
+    assert all(
+        re.fullmatch(nodes["metric_relabel_configs"][0]["regex"], name)
+        for name in [*endpoint, "ray_serve_num_http_requests"]
+    )
     (kept,) = runs["metric_relabel_configs"]
-    assert all(re.fullmatch(kept["regex"], f"ray_touchstone_{name}") for name in run_metrics.COUNTERS | run_metrics.GAUGES)
+    assert all(
+        re.fullmatch(kept["regex"], f"ray_touchstone_{name}")
+        for name in run_metrics.COUNTERS | run_metrics.GAUGES
+    )

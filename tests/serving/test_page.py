@@ -25,7 +25,11 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
 
     answer = json.loads(page.text_content("#json"))
     assert math.isclose(answer["score"], expected.score, rel_tol=1e-6)
-    assert answer["sha256"] == expected.facts.sha256 == page.text_content("#file ~ * .code, section[aria-labelledby=file] .code")
+    assert (
+        answer["sha256"]
+        == expected.facts.sha256
+        == page.text_content("#file ~ * .code, section[aria-labelledby=file] .code")
+    )
     assert page.text_content("#finding") == WORDS[expected.verdict]
     assert page.evaluate("document.activeElement.id") == "finding"
     assert page.title().startswith(WORDS[expected.verdict])
@@ -40,10 +44,14 @@ def test_one_image_gets_its_verdict_in_words_and_for_programs(visitor, mood, tmp
 
     (tmp_path / "it's a photo.jpg").write_bytes(PHOTO)
     command = shlex.split(page.text_content("#curl").replace("\\\n", " "))
-    by_curl = json.loads(subprocess.run([*command, "--silent"], cwd=tmp_path, check=True, capture_output=True).stdout)
+    by_curl = json.loads(
+        subprocess.run([*command, "--silent"], cwd=tmp_path, check=True, capture_output=True).stdout
+    )
     assert by_curl["score"] == answer["score"]
     assert mood.requests == [("", 1), ("", 1)]
-    assert {url.split("/")[2] for url in visitor.requests if not url.startswith("blob:")} == {visitor.url.split("/")[2]}
+    assert {url.split("/")[2] for url in visitor.requests if not url.startswith("blob:")} == {
+        visitor.url.split("/")[2]
+    }
     assert visitor.complaints == []
 
 
@@ -69,7 +77,9 @@ def test_the_mask_lies_where_the_browser_turns_the_picture_and_the_slider_fades_
     score_one(page, "turned.jpg", encoded(2, exif=exif))
     page.wait_for_selector(".overlay")
     assert mood.requests == [("masks=true", 1)]
-    assert page.evaluate("(({naturalWidth: w, naturalHeight: h}) => w < h)(document.querySelector('.frame img'))")
+    assert page.evaluate(
+        "(({naturalWidth: w, naturalHeight: h}) => w < h)(document.querySelector('.frame img'))"
+    )
     alphas = """() => {
       const { width, height } = document.querySelector(".overlay");
       const pixels = document.querySelector(".overlay").getContext("2d").getImageData(0, 0, width, height).data;
@@ -105,15 +115,27 @@ def test_many_images_go_in_requests_within_the_limits_and_come_as_a_table_and_cs
     assert [row["name"] for row in table] == [*guarded, "notes.txt", "large.jpg"]
     assert [row["status"] for row in table[-2:]] == ["unsupported_format", "file_too_large"]
     notices = page.locator(".many .notice").all_text_contents()
-    assert [text.partition(":")[0] for text in notices] == ["Demonstration ensemble", ERROR_RATES, "Not calibrated"]
+    assert [text.partition(":")[0] for text in notices] == [
+        "Demonstration ensemble",
+        ERROR_RATES,
+        "Not calibrated",
+    ]
     assert [row["notice"] for row in table] == [" ".join(notices)] * len(named) + [""] * 2
     for row, (_, content) in zip(table, named, strict=False):
-        assert math.isclose(float(row[f"score {TINY}"]), shipped_ensemble().score([content])[0].score, rel_tol=1e-6)
+        assert math.isclose(
+            float(row[f"score {TINY}"]), shipped_ensemble().score([content])[0].score, rel_tol=1e-6
+        )
 
     page.click(".sort >> text=Probability")
-    shown = [float(text) for text in page.locator(".gallery tbody td:nth-child(4)").all_text_contents() if text[0].isdigit()]
+    shown = [
+        float(text)
+        for text in page.locator(".gallery tbody td:nth-child(4)").all_text_contents()
+        if text[0].isdigit()
+    ]
     assert shown == sorted(shown, reverse=True)
-    assert page.locator("thead th", has_text="Probability").get_attribute("aria-sort") == "descending"
+    assert (
+        page.locator("thead th", has_text="Probability").get_attribute("aria-sort") == "descending"
+    )
 
     page.click("text=plain.jpg")
     assert page.text_content(".finding .name") == "plain.jpg"
@@ -129,7 +151,12 @@ def test_the_keyboard_alone_is_enough(visitor):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.labels[0].textContent") == "Choose images"
         page.keyboard.press("Enter")
-    chooser.value.set_files([{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(3)])
+    chooser.value.set_files(
+        [
+            {"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)}
+            for seed in range(3)
+        ]
+    )
     page.wait_for_selector(".tally:focus")
     for _ in range(4):  # CSV, clear, and the head of the first column before the next
         page.keyboard.press("Tab")
@@ -188,7 +215,8 @@ def test_axe_finds_nothing_in_any_state_and_scheme(visitor, mood):
         report = axe.run(page, options=broken)
         assert report.violations_count == 0, f"{state}: {report.generate_report()}"
         page.emulate_media(color_scheme="dark")
-        report = axe.run(page, options=broken | {"runOnly": ["color-contrast"]})  # all else is the same in the dark
+        # all else is the same in the dark
+        report = axe.run(page, options=broken | {"runOnly": ["color-contrast"]})
         assert report.violations_count == 0, f"{state}, dark: {report.generate_report()}"
         page.emulate_media(color_scheme="light")
 

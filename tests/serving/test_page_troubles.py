@@ -1,4 +1,6 @@
-"""The page in trouble: hostile names, an endpoint that is busy or away, a token; everything foreign stays text."""
+"""The page in trouble: hostile names, an endpoint that is busy or away, a token; everything foreign
+stays text.
+"""
 
 import re
 import threading
@@ -23,9 +25,13 @@ def test_hostile_names_and_metadata_stay_text(visitor, mood):
     mood.provenance = Provenance.model_construct(
         camera=Camera.model_construct(make=HOSTILE["markup"], model=HOSTILE["bidi"]),
         software=HOSTILE["marks"],
-        generator=Generator.model_construct(tool=HOSTILE["long"], prompt=HOSTILE["formula"], nodes=tuple(HOSTILE.values())),
+        generator=Generator.model_construct(
+            tool=HOSTILE["long"], prompt=HOSTILE["formula"], nodes=tuple(HOSTILE.values())
+        ),
         digital_source_type=tuple(HOSTILE.values()),
-        c2pa=ContentCredentials.model_construct(state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)),
+        c2pa=ContentCredentials.model_construct(
+            state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)
+        ),
         ai_declared=True,
     )  # as if nothing had been cleaned
     text = "\n".join(HOSTILE.values())
@@ -64,7 +70,9 @@ def test_a_hostile_name_in_the_curl_line_is_one_word_of_the_shell(visitor):
     page = visitor.visit()
     score_one(page, "$(touch owned)'; rm \u202e*.jpg", PHOTO)
     line = page.text_content("#curl").splitlines()[0]
-    assert line == r"""curl --data-binary $'@$(touch owned)\x27; rm \xe2\x80\xae*.jpg' \ """.rstrip()
+    assert (
+        line == r"""curl --data-binary $'@$(touch owned)\x27; rm \xe2\x80\xae*.jpg' \ """.rstrip()
+    )
 
 
 def test_an_endpoint_that_is_busy_or_out_of_reach_is_told_in_words_and_asked_again(visitor, mood):
@@ -86,7 +94,13 @@ def test_an_endpoint_that_is_busy_or_out_of_reach_is_told_in_words_and_asked_aga
 def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
     page = visitor.visit()
     mood.held = threading.Event()
-    page.set_input_files("#files", [{"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)} for seed in range(6)])
+    page.set_input_files(
+        "#files",
+        [
+            {"name": f"{seed}.jpg", "mimeType": "image/jpeg", "buffer": encoded(seed)}
+            for seed in range(6)
+        ],
+    )
     page.wait_for_selector("text=0 of 6 images scored.")
     page.click("#cancel")
     page.wait_for_selector("text=6 images not scored.")
@@ -108,6 +122,10 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
     page.keyboard.press("Enter")
     page.wait_for_selector("#entry", state="hidden")
     score_one(page, "photo.jpg", PHOTO)
-    assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [{"touchstone-token": mood.token}, {}, ""]
+    assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [
+        {"touchstone-token": mood.token},
+        {},
+        "",
+    ]
     assert mood.token not in page.content()
     assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")

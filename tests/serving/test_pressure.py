@@ -1,4 +1,6 @@
-"""`touchstone serve` under hostile and hurried clients, over raw sockets: others go on being answered, and no log calls it an error."""
+"""`touchstone serve` under hostile and hurried clients, over raw sockets: others go on being
+answered, and no log calls it an error.
+"""
 
 import resource
 import socket
@@ -29,10 +31,16 @@ def endpoint(request):
 
 @pytest.fixture(autouse=True)
 def no_log_calls_it_an_error(endpoint):
-    """Whatever a client does; and the log settings of `touchstone serve` (warnings only, no line per request) hold in every process."""
+    """Whatever a client does; and the log settings of `touchstone serve` (warnings only, no line
+    per request) hold in every process.
+    """
     yield
     for name, text in endpoint.logs().items():
-        unwanted = ("Traceback", "ERROR") if name.startswith("worker-") else ("Traceback", "ERROR", "INFO", "GET /", "POST /")
+        unwanted = (
+            ("Traceback", "ERROR")
+            if name.startswith("worker-")
+            else ("Traceback", "ERROR", "INFO", "GET /", "POST /")
+        )
         assert not any(word in text for word in unwanted), f"{name}: {text}"
 
 
@@ -41,7 +49,9 @@ def test_1500_half_open_connections_keep_nobody_out_and_are_closed(endpoint):
         flood = []
         with others_are_answered(endpoint.port):
             for _ in range(1500):
-                connection = opened.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=20))
+                connection = opened.enter_context(
+                    socket.create_connection(("127.0.0.1", endpoint.port), timeout=20)
+                )
                 connection.sendall(request("GET", "/healthz", "X: ")[:-4])
                 flood.append(connection)
             assert endpoint.score() == 200
@@ -78,7 +88,9 @@ def test_bodies_that_drip_keep_nobody_out_and_meet_the_deadline(endpoint):
 
 
 def test_clients_that_leave_in_the_middle_of_a_refused_body_are_no_errors(endpoint):
-    """The server still reads what is left of their bodies when they close; `no_log_calls_it_an_error` looks for it."""
+    """The server still reads what is left of their bodies when they close;
+    `no_log_calls_it_an_error` looks for it.
+    """
     for _ in range(8):
         with ExitStack() as opened:
             leaving = [opened.enter_context(connected(endpoint.port)) for _ in range(32)]

@@ -1,4 +1,6 @@
-"""The profile behind the endpoint: the same generator and words as the library gives, asked after the verdict, and followed in updates."""
+"""The profile behind the endpoint: the same generator and words as the library gives, asked after
+the verdict, and followed in updates.
+"""
 
 import asyncio
 
@@ -20,7 +22,11 @@ FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in r
 def write_card(folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "profiled.yaml"
-    path.write_text(yaml.safe_dump(profiled_card(folder, FILES, **options).model_dump(mode="json", exclude_none=True)))
+    path.write_text(
+        yaml.safe_dump(
+            profiled_card(folder, FILES, **options).model_dump(mode="json", exclude_none=True)
+        )
+    )
     return path
 
 
@@ -65,7 +71,9 @@ def test_generator_and_words_are_those_of_the_library(card, answers):
         assert (words.text if words else None) == result.predicted_prompt
     assert {answer.profile.generator.known for answer in answers} == {True, False}
     assert {answer.verdict for answer in answers} >= {"fake", "real"}
-    assert all((answer.profile.prompt is not None) == (answer.verdict == "fake") for answer in answers)
+    assert all(
+        (answer.profile.prompt is not None) == (answer.verdict == "fake") for answer in answers
+    )
     assert all(answer.profile.prompt.text in PROMPTS for answer in answers if answer.profile.prompt)
 
 
@@ -74,7 +82,9 @@ def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, dec
     assert answer.model_dump()["profile"] is None
 
 
-def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(config, group, decoders, answers):
+def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(
+    config, group, decoders, answers
+):
     troubled = Troubled(group, profile=[GroupLost(), ReleaseOffer(asyncio.run(group.describe()))])
     [again] = scored(config, troubled, decoders, FILES[:1])
     assert again.profile == answers[0].profile

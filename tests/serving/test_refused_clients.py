@@ -1,4 +1,6 @@
-"""Each server that the package starts, also behind nginx: refusals reach clients that still send, HEAD works, no redirect leaves https."""
+"""Each server that the package starts, also behind nginx: refusals reach clients that still send,
+HEAD works, no redirect leaves https.
+"""
 
 import http.client
 import shutil
@@ -33,7 +35,9 @@ SERVERS = {
 
 @pytest.fixture(scope="module", params=SERVERS)
 def endpoint(request, tmp_path_factory):
-    """An endpoint with one token: its `name` in SERVERS, its `port`, its `url`, and the process of the command, `pid`."""
+    """An endpoint with one token: its `name` in SERVERS, its `port`, its `url`, and the process of
+    the command, `pid`.
+    """
     if request.param == "nginx" and shutil.which("nginx") is None:
         pytest.skip("nginx is not installed")
     limit = ("--set", f"limits.max_body_bytes={MAX_BODY_BYTES}")
@@ -46,7 +50,9 @@ def endpoint(request, tmp_path_factory):
 
 
 def described(name, port, running):
-    return SimpleNamespace(name=name, port=port, url=f"http://127.0.0.1:{port}/v1/score", pid=running.process.pid)
+    return SimpleNamespace(
+        name=name, port=port, url=f"http://127.0.0.1:{port}/v1/score", pid=running.process.pid
+    )
 
 
 @contextmanager
@@ -83,7 +89,11 @@ def is_open(port):
 
 
 def post(endpoint, size, *headers):
-    return ask(endpoint.port, request("POST", "/v1/score", *headers, f"Content-Length: {size}", body=bytes(size)), timeout_s=30)
+    return ask(
+        endpoint.port,
+        request("POST", "/v1/score", *headers, f"Content-Length: {size}", body=bytes(size)),
+        timeout_s=30,
+    )
 
 
 @pytest.mark.parametrize("ask_with", [ask_with_urllib, ask_with_node], ids=["urllib", "node"])
@@ -109,7 +119,15 @@ def test_refused_body_that_never_ends_is_cut(endpoint):
 
 def test_head_is_answered_by_every_server(endpoint):
     connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=30)
-    for path in ("/", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/ensembles", "/v1/detectors"):
+    for path in (
+        "/",
+        "/openapi.json",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/v1/ensembles",
+        "/v1/detectors",
+    ):
         connection.request("HEAD", path, headers={"Authorization": f"Bearer {TOKEN}"})
         response = connection.getresponse()
         assert (response.status, response.read()) == (200, b""), path
@@ -119,7 +137,9 @@ def test_head_is_answered_by_every_server(endpoint):
 
 def test_no_server_redirects_a_slash_at_the_end(endpoint):
     proxied = ("X-Forwarded-Proto: https", AUTHORIZATION)
-    reply = ask(endpoint.port, request("POST", "/v1/score/", *proxied, "Content-Length: 1", body=b"x"))
+    reply = ask(
+        endpoint.port, request("POST", "/v1/score/", *proxied, "Content-Length: 1", body=b"x")
+    )
     assert (reply.status, reply.headers.get("location")) == (404, None)
 
 

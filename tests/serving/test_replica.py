@@ -26,7 +26,13 @@ def group():
 def ask(data, group):
     image = decode_image(data, ImageLimits())
     preprocessing = load_card("touchstone-tiny").preprocessing
-    return ScoreRequest(group, ("touchstone-tiny",), image.facts, (preprocessing.prepare(image.pixels, "exact"),), None)
+    return ScoreRequest(
+        group,
+        ("touchstone-tiny",),
+        image.facts,
+        (preprocessing.prepare(image.pixels, "exact"),),
+        None,
+    )
 
 
 def photos(count):
@@ -35,7 +41,9 @@ def photos(count):
 
 def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
     files = photos(7)
-    expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("tiny").score(files)]
+    expected = [
+        result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("tiny").score(files)
+    ]
     asks = [ask(data, group.generation.groups["detectors"]) for data in files]
     together = [reply.outputs.scores["touchstone-tiny"][0] for reply in group.score_batch(asks)]
     alone = [group.score_batch([one])[0].outputs.scores["touchstone-tiny"][0] for one in asks]
@@ -46,7 +54,9 @@ def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
 def test_another_generation_is_offered_instead(group):
     files = photos(3)
     mine = group.generation.groups["detectors"]
-    answers = group.score_batch([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
+    answers = group.score_batch(
+        [ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)]
+    )
     assert isinstance(answers[1], ReleaseOffer)
     assert answers[1].generation is group.generation
     assert [answers[place].generation for place in (0, 2)] == [group.generation.id] * 2
@@ -68,10 +78,15 @@ def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
     mine = group.generation.groups["detectors"]
     asks = [ask(data, mine) for data in files]
     spoilt = replace(asks[1], pixels=(np.zeros((256, 256), np.uint8),))
-    good = [reply.outputs.scores["touchstone-tiny"][0] for reply in group.score_batch([asks[0], asks[2]])]
+    good = [
+        reply.outputs.scores["touchstone-tiny"][0]
+        for reply in group.score_batch([asks[0], asks[2]])
+    ]
     replies = group.score_batch([asks[0], spoilt, asks[2]])
     assert np.isnan(replies[1].outputs.scores["touchstone-tiny"])
-    assert [replies[place].outputs.scores["touchstone-tiny"][0] for place in (0, 2)] == pytest.approx(good, abs=1e-5)
+    assert [
+        replies[place].outputs.scores["touchstone-tiny"][0] for place in (0, 2)
+    ] == pytest.approx(good, abs=1e-5)
     group.require_scores()
     group.score_batch([spoilt] * 20)
     with pytest.raises(DetectorError, match="20 images in a row"):

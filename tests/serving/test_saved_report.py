@@ -44,7 +44,9 @@ def test_a_saved_report_has_picture_verdict_bars_notices_and_who_said_it_when(sa
     assert re.search(r"Checked\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
     assert page.text_content("h1") == "What was said of photo.jpg"
     assert page.get_attribute(".bar-scale", "data-score") in text
-    assert page.evaluate("[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])") == [[320, "data:image/jpeg"]]
+    assert page.evaluate(
+        "[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])"
+    ) == [[320, "data:image/jpeg"]]
     assert [url for url in page.requested if not url.startswith("data:")] == [path.as_uri()]
     assert page.locator("button, script, select, input").count() == 0
     assert page.evaluate(FITS)

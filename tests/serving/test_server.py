@@ -1,4 +1,6 @@
-"""`touchstone serve` without Ray: detectors in the process, hostile images in others, several workers on one port."""
+"""`touchstone serve` without Ray: detectors in the process, hostile images in others, several
+workers on one port.
+"""
 
 import hashlib
 import signal
@@ -56,7 +58,9 @@ def test_it_finishes_what_is_at_work(endpoint):
     """The last one that needs this endpoint, which it ends."""
     with ThreadPoolExecutor() as threads:
         asked = threads.submit(answer, endpoint, golden_image())
-        wait_for(lambda: "in_flight 1.0" in httpx.get(f"{endpoint.url}/metrics", trust_env=False).text)
+        wait_for(
+            lambda: "in_flight 1.0" in httpx.get(f"{endpoint.url}/metrics", trust_env=False).text
+        )
         endpoint.process.send_signal(signal.SIGTERM)
         assert asked.result().status_code == 200
         assert endpoint.process.wait(60) == 0
@@ -69,7 +73,8 @@ def test_two_workers_share_a_port_count_together_and_replace_each_other():
         assert len(workers) == 2
         assert running.process.pid not in [one.pid for one in workers]
 
-        with ThreadPoolExecutor(8) as threads:  # a connection of its own for each: whoever is free takes it
+        # a connection of its own for each: whoever is free takes it
+        with ThreadPoolExecutor(8) as threads:
             assert set(threads.map(lambda _: running.score(), range(40))) == {200}
         page = httpx.get(f"{running.url}/metrics", trust_env=False).text
         assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 40.0' in page
@@ -85,15 +90,37 @@ def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path)
 
     shipped = config_root() / "detectors"
     card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
-    weights = {key: value * float("nan") for key, value in load_file(shipped / card["weights"]["uri"]).items()}
+    weights = {
+        key: value * float("nan")
+        for key, value in load_file(shipped / card["weights"]["uri"]).items()
+    }
     save_file(weights, tmp_path / "broken.safetensors")
     digest = hashlib.sha256((tmp_path / "broken.safetensors").read_bytes()).hexdigest()
     card |= {"name": "broken", "weights": {"uri": "broken.safetensors", "sha256": digest}}
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(card))
-    ensemble = {"name": "broken", "title": "Broken", "members": [{"detector": "broken.yaml"}], "rule": "mean-logit"}
+    ensemble = {
+        "name": "broken",
+        "title": "Broken",
+        "members": [{"detector": "broken.yaml"}],
+        "rule": "mean-logit",
+    }
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(ensemble))
-    command = ["serve", "--port", str(free_ports(1)[0]), "--workers", "2", "--ensemble", str(tmp_path / "ensemble.yaml")]
-    done = subprocess.run([sys.executable, "-m", "ray_app.cli", *command], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    command = [
+        "serve",
+        "--port",
+        str(free_ports(1)[0]),
+        "--workers",
+        "2",
+        "--ensemble",
+        str(tmp_path / "ensemble.yaml"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_app.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
     assert done.returncode == 4, done.stderr
     assert "no finite score for a golden image" in done.stderr
     assert "Traceback" not in done.stderr

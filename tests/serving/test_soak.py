@@ -1,4 +1,6 @@
-"""`touchstone serve` under minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
+"""`touchstone serve` under minutes of hostile traffic: everybody else is answered, its memory
+stays, and nothing is left over.
+"""
 
 import os
 import random
@@ -41,7 +43,9 @@ class Hostility:
 
     def run(self, stopped):
         while not stopped.is_set():
-            attack = self.random.choice([self.malformed, self.image, self.leaves, self.half_open, self.large, self.kills])
+            attack = self.random.choice(
+                [self.malformed, self.image, self.leaves, self.half_open, self.large, self.kills]
+            )
             with suppress(OSError, ValueError, IndexError):  # it is closed on us: that is right
                 attack()
             self.attacks += 1
@@ -54,14 +58,19 @@ class Hostility:
         self.endpoint.score(self.random.choice(self.images))
 
     def leaves(self):
-        whole = request("POST", SCORE, f"Content-Length: {len(golden_image())}", body=golden_image())
+        whole = request(
+            "POST", SCORE, f"Content-Length: {len(golden_image())}", body=golden_image()
+        )
         with connected(self.endpoint.port) as connection:
             connection.sendall(whole[: self.random.randrange(len(whole))])
             if self.random.random() < 0.5:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     def half_open(self):
-        held = [socket.create_connection(("127.0.0.1", self.endpoint.port), timeout=5) for _ in range(20)]
+        held = [
+            socket.create_connection(("127.0.0.1", self.endpoint.port), timeout=5)
+            for _ in range(20)
+        ]
         for connection in held:
             connection.sendall(request("GET", "/healthz", "X: ")[:-4])
         held[0].recv(1000)  # until it is told 408, or closed
@@ -84,7 +93,9 @@ class Hostility:
 
 
 def test_minutes_of_hostility():
-    with served("--set", "limits.decode_limit_s=2", "--set", "limits.max_body_bytes=33554432") as endpoint:
+    with served(
+        "--set", "limits.decode_limit_s=2", "--set", "limits.max_body_bytes=33554432"
+    ) as endpoint:
         server, stopped = psutil.Process(endpoint.process.pid), threading.Event()
         attackers = [Hostility(endpoint, seed) for seed in range(6)]
         threads = [threading.Thread(target=one.run, args=(stopped,)) for one in attackers]
@@ -102,14 +113,26 @@ def test_minutes_of_hostility():
             thread.join(60)
             assert not thread.is_alive(), "an attacker still waits for an answer"
         assert endpoint.score() == 200
-        wait_for(lambda: not [one for one in server.net_connections() if one.status == psutil.CONN_ESTABLISHED], 120)
+        wait_for(
+            lambda: (
+                not [
+                    one for one in server.net_connections() if one.status == psutil.CONN_ESTABLISHED
+                ]
+            ),
+            120,
+        )
         wait_for(lambda: len(endpoint.decoders()) == 1, 60)
         settled = [size for second, size in memory if second > SETTLING_S]
         early, late = (statistics.median(part) for part in np.array_split(settled, 2))
-        attacks, sizes = sum(one.attacks for one in attackers), f"RSS {early / MB:.0f} → {late / MB:.0f} MB"
+        attacks, sizes = (
+            sum(one.attacks for one in attackers),
+            f"RSS {early / MB:.0f} → {late / MB:.0f} MB",
+        )
         print(f"\n{attacks} attacks; others: {statuses}, at most {max(waits):.1f} s; {sizes}")
         assert late < 1.03 * early
-        assert set(statuses) <= {200, 422, 503}, "422: its decoder was killed under it; 503: told to come back"
+        assert set(statuses) <= {200, 422, 503}, (
+            "422: its decoder was killed under it; 503: told to come back"
+        )
         assert statuses[200] > 0.8 * sum(statuses.values())
         assert max(waits) < 30
         assert server.num_threads() < 40

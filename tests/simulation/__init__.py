@@ -1,1 +1,3 @@
-"""Simulated camera images and their repainted twins, for tests, benchmarks, and the shipped sample archive."""
+"""Simulated camera images and their repainted twins, for tests, benchmarks, and the shipped sample
+archive.
+"""

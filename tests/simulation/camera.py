@@ -1,4 +1,5 @@
-"""Simulated cameras (`CAMERAS`): linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
+"""Simulated cameras (`CAMERAS`): linear light → lens → colour filter mosaic → noise → demosaic →
+tone → 8-bit sRGB-like pixels.
 
 `files_of_one_history` draws what happens to pictures afterwards: scale, crop, format, quality.
 """
@@ -19,7 +20,12 @@ Pixels = NDArray[np.uint8]
 _CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
 _SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
+FILTERS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+    Image.Resampling.BOX,
+)
 
 
 def masks(height: int, width: int, corner: tuple[int, int]) -> Plane:
@@ -34,7 +40,14 @@ def masks(height: int, width: int, corner: tuple[int, int]) -> Plane:
 def bilinear(mosaic: Plane, cfa: Plane) -> Plane:
     """Every missing sample is the mean of its nearest neighbours of that colour."""
     planes = mosaic[..., None] * cfa
-    return np.stack([convolve(planes[..., 0], _SQUARE), convolve(planes[..., 1], _CROSS), convolve(planes[..., 2], _SQUARE)], axis=-1)
+    return np.stack(
+        [
+            convolve(planes[..., 0], _SQUARE),
+            convolve(planes[..., 1], _CROSS),
+            convolve(planes[..., 2], _SQUARE),
+        ],
+        axis=-1,
+    )
 
 
 def _colours_from_green(mosaic: Plane, cfa: Plane, green: Plane) -> Plane:
@@ -53,14 +66,20 @@ def _directional_greens(mosaic: Plane) -> tuple[Plane, Plane, Plane, Plane]:
 
 
 def edge_directed(mosaic: Plane, cfa: Plane) -> Plane:
-    """Green along the direction of the smaller gradient (Hamilton, Adams 1997), then colour differences."""
+    """Green along the direction of the smaller gradient (Hamilton, Adams 1997), then colour
+    differences.
+    """
     horizontal, vertical, across, along = _directional_greens(mosaic)
-    best = np.where(across < along, horizontal, np.where(across > along, vertical, (horizontal + vertical) / 2))
+    best = np.where(
+        across < along, horizontal, np.where(across > along, vertical, (horizontal + vertical) / 2)
+    )
     return _colours_from_green(mosaic, cfa, np.where(cfa[..., 1] > 0, mosaic, best))
 
 
 def gradient_weighted(mosaic: Plane, cfa: Plane) -> Plane:
-    """Green as a mean of both directions weighted by smoothed inverse gradients, then colour differences."""
+    """Green as a mean of both directions weighted by smoothed inverse gradients, then colour
+    differences.
+    """
     horizontal, vertical, across, along = _directional_greens(mosaic)
     weight_h, weight_v = 1 / (blur(across, 1.0) ** 2 + 1e-5), 1 / (blur(along, 1.0) ** 2 + 1e-5)
     mean = (weight_h * horizontal + weight_v * vertical) / (weight_h + weight_v)
@@ -70,7 +89,10 @@ def gradient_weighted(mosaic: Plane, cfa: Plane) -> Plane:
 def constant_hue(mosaic: Plane, cfa: Plane) -> Plane:
     """Bilinear green; red and blue by interpolating their ratio to green (Cok 1987)."""
     green = convolve(mosaic * cfa[..., 1], _CROSS)
-    ratio = np.asarray((mosaic + 0.02) / (np.maximum(green, 0) + 0.02), dtype=np.float32)[..., None] * cfa
+    ratio = (
+        np.asarray((mosaic + 0.02) / (np.maximum(green, 0) + 0.02), dtype=np.float32)[..., None]
+        * cfa
+    )
     red, blue = convolve(ratio[..., 0], _SQUARE), convolve(ratio[..., 2], _SQUARE)
     return np.stack([red * (green + 0.02) - 0.02, green, blue * (green + 0.02) - 0.02], axis=-1)
 
@@ -89,8 +111,9 @@ def chroma_median(mosaic: Plane, cfa: Plane) -> Plane:
 class CameraModel:
     """One model of camera; ranges are drawn anew for every shot.
 
-    `blur_px` lens blur, `gain` shot noise variance per unit of light, `read` read noise in units of full scale, `contrast` of the tone
-    curve around middle grey, `sharpening` amount of the unsharp mask, `smoothing` strength of noise reduction (luma, chroma), 0 = off.
+    `blur_px` lens blur, `gain` shot noise variance per unit of light, `read` read noise in units of
+    full scale, `contrast` of the tone curve around middle grey, `sharpening` amount of the unsharp
+    mask, `smoothing` strength of noise reduction (luma, chroma), 0 = off.
     """
 
     demosaic: Callable[[Plane, Plane], Plane]
@@ -125,7 +148,8 @@ class CameraModel:
         deviation = np.sqrt(gain * signal + self.read**2).astype(np.float32)
         noisy = signal + deviation * rng.standard_normal(signal.shape, dtype=np.float32)
         top = 2**self.bits - 1
-        # The black level is kept below zero signal, so that noise in the shadows is not folded to one side.
+        # The black level is kept below zero signal, so that noise in the shadows is not folded to
+        # one side.
         return np.asarray(np.round(np.clip(noisy, -0.02, 1) * top) / top, dtype=np.float32)
 
     def _finish(self, colour: Plane, rng: Rng) -> Pixels:
@@ -152,7 +176,9 @@ def _halve(image: Plane) -> Plane:
 
 def _tone(colour: Plane, contrast: float) -> Plane:
     """sRGB transfer (IEC 61966-2-1), then an S-curve through 0, 0.5 and 1."""
-    encoded = np.where(colour <= 0.0031308, 12.92 * colour, 1.055 * np.maximum(colour, 1e-9) ** (1 / 2.4) - 0.055)
+    encoded = np.where(
+        colour <= 0.0031308, 12.92 * colour, 1.055 * np.maximum(colour, 1e-9) ** (1 / 2.4) - 0.055
+    )
     curve = encoded + contrast * encoded * (1 - encoded) * (2 * encoded - 1)
     return np.asarray(curve, dtype=np.float32)
 
@@ -167,19 +193,38 @@ def _denoise(luma: Plane, strength: float) -> Plane:
 
 CAMERAS: dict[str, CameraModel] = {
     # seen in training
-    "webcam": CameraModel(bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 1.2), bits=10),
-    "reflex": CameraModel(edge_directed, (0.2, 0.6), (5e-5, 1e-3), 0.001, (0.0, 0.6), (0.0, 0.8), bits=14),
+    "webcam": CameraModel(
+        bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 1.2), bits=10
+    ),
+    "reflex": CameraModel(
+        edge_directed, (0.2, 0.6), (5e-5, 1e-3), 0.001, (0.0, 0.6), (0.0, 0.8), bits=14
+    ),
     # held out for thresholds
-    "rangefinder": CameraModel(constant_hue, (0.2, 0.7), (5e-5, 1e-3), 0.0015, (0.1, 0.7), (0.0, 0.8), bits=14),
+    "rangefinder": CameraModel(
+        constant_hue, (0.2, 0.7), (5e-5, 1e-3), 0.0015, (0.1, 0.7), (0.0, 0.8), bits=14
+    ),
     # held out for the figures
-    "mirrorless": CameraModel(gradient_weighted, (0.2, 0.7), (5e-5, 2e-3), 0.0015, (0.1, 0.7), (0.1, 1.0), (0.2, 0.6), bits=14),
-    "camcorder": CameraModel(chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10),
+    "mirrorless": CameraModel(
+        gradient_weighted,
+        (0.2, 0.7),
+        (5e-5, 2e-3),
+        0.0015,
+        (0.1, 0.7),
+        (0.1, 1.0),
+        (0.2, 0.6),
+        bits=14,
+    ),
+    "camcorder": CameraModel(
+        chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10
+    ),
 }
 
 
 @dataclass(frozen=True)
 class SimulatedEncoding:
-    """One trip through a file: `format` as Pillow names it; quality and subsampling where the format has them."""
+    """One trip through a file: `format` as Pillow names it; quality and subsampling where the
+    format has them.
+    """
 
     format: str
     quality: int = 0
@@ -202,15 +247,23 @@ class SimulatedEncoding:
         return stream.getvalue()
 
 
-def files_of_one_history(rng: Rng, pictures: Sequence[Pixels], side: int) -> tuple[str, list[bytes]]:
-    """The ending and the bytes of a file of `side` × `side` pixels for each of some pictures of one size, after one and the same history.
+def files_of_one_history(
+    rng: Rng, pictures: Sequence[Pixels], side: int
+) -> tuple[str, list[bytes]]:
+    """The ending and the bytes of a file of `side` × `side` pixels for each of some pictures of one
+    size, after one and the same history.
 
-    One in four is scaled, one in four was a JPEG before; the last file is JPEG of quality 60 to 98, PNG or WebP. The crop falls anywhere,
-    so that neither the 8×8 grid of JPEG nor the grid of a decoder has a known place.
+    One in four is scaled, one in four was a JPEG before; the last file is JPEG of quality 60 to 98,
+    PNG or WebP. The crop falls anywhere, so that neither the 8×8 grid of JPEG nor the grid of a
+    decoder has a known place.
     """
     height, width = pictures[0].shape[:2]
     smallest = side / min(height, width)
-    scale = float(rng.uniform(max(smallest, 0.6), 1.25)) if rng.random() < 0.25 and smallest < 1 else 1.0
+    scale = (
+        float(rng.uniform(max(smallest, 0.6), 1.25))
+        if rng.random() < 0.25 and smallest < 1
+        else 1.0
+    )
     top, left = (int(rng.integers(round(extent * scale) - side + 1)) for extent in (height, width))
     earlier = _draw_jpeg(rng) if rng.random() < 0.25 else None
     last = draw_encoding(rng)
@@ -236,4 +289,6 @@ def draw_encoding(rng: Rng) -> SimulatedEncoding:
 
 
 def _draw_jpeg(rng: Rng) -> SimulatedEncoding:
-    return SimulatedEncoding("JPEG", int(rng.integers(60, 99)), SUBSAMPLINGS[int(rng.choice(3, p=[0.25, 0.25, 0.5]))])
+    return SimulatedEncoding(
+        "JPEG", int(rng.integers(60, 99)), SUBSAMPLINGS[int(rng.choice(3, p=[0.25, 0.25, 0.5]))]
+    )

@@ -1,7 +1,9 @@
-"""Eight simulated generators to tell apart: decoders whose weights are drawn once, so that each leaves one trace in all its pictures.
+"""Eight simulated generators to tell apart: decoders whose weights are drawn once, so that each
+leaves one trace in all its pictures.
 
-Families are ways of upsampling, makers are checkpoints of them. Every prompt is painted by all of them, so that content tells nothing;
-files have histories of their own, drawn alike for all. Knows pixels and a folder. Knows nothing about who tells them apart.
+Families are ways of upsampling, makers are checkpoints of them. Every prompt is painted by all of
+them, so that content tells nothing; files have histories of their own, drawn alike for all. Knows
+pixels and a folder. Knows nothing about who tells them apart.
 """
 
 import csv
@@ -21,7 +23,9 @@ _SCENES = ("leaves", "clouds", "fabric", "strokes", "pebbles", "hills")
 
 @dataclass(frozen=True)
 class SimulatedGenerator:
-    """One simulated generator: a way of upsampling (of `DECODERS`), with the weights that `seed` draws, `stages` times."""
+    """One simulated generator: a way of upsampling (of `DECODERS`), with the weights that `seed`
+    draws, `stages` times.
+    """
 
     family: str
     seed: int
@@ -29,7 +33,13 @@ class SimulatedGenerator:
 
     def paint(self, pixels: Pixels, rng: Rng) -> Pixels:
         """A picture of what `pixels` show: (h, w, 3) uint8, sides multiples of 4, → the same shape."""
-        return repaint(self.family, pixels, rng, stages=self.stages, weights=np.random.default_rng([31, self.seed]))
+        return repaint(
+            self.family,
+            pixels,
+            rng,
+            stages=self.stages,
+            weights=np.random.default_rng([31, self.seed]),
+        )
 
 
 MAKERS: dict[str, SimulatedGenerator] = {
@@ -45,14 +55,17 @@ MAKERS: dict[str, SimulatedGenerator] = {
 
 
 def build_made_set(folder: Path, *, prompts: int, side: int = 128) -> Path:
-    """Write the camera picture of each of `prompts` contents and what all makers paint of it, as JPEG and PNG files of `side` pixels (a
-    multiple of 8) below `folder`; returns the list `labels.csv`: path, label, generator, group, prompt.
+    """Write the camera picture of each of `prompts` contents and what all makers paint of it, as
+    JPEG and PNG files of `side` pixels (a multiple of 8) below `folder`; returns the list
+    `labels.csv`: path, label, generator, group, prompt.
 
     A group is all pictures of one content. The same arguments give the same files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as threads:
-        parts = list(threads.map(lambda number: list(_pictures(folder, number, side)), range(prompts)))
+        parts = list(
+            threads.map(lambda number: list(_pictures(folder, number, side)), range(prompts))
+        )
     labels = folder / "labels.csv"
     with labels.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -68,7 +81,11 @@ def _pictures(folder: Path, number: int, side: int) -> Iterator[tuple[str, ...]]
     made = [("fake", name, maker.paint(real, rng)) for name, maker in MAKERS.items()]
     for label, generator, pixels in [("real", f"real:{camera}", real), *made]:
         jpeg = rng.random() < 0.7
-        encoding = SimulatedEncoding("JPEG", int(rng.integers(85, 99)), "4:4:4") if jpeg else SimulatedEncoding("PNG")
+        encoding = (
+            SimulatedEncoding("JPEG", int(rng.integers(85, 99)), "4:4:4")
+            if jpeg
+            else SimulatedEncoding("PNG")
+        )
         path = f"{generator.replace('/', '-').replace(':', '-')}/{number:05}.{'jpg' if jpeg else 'png'}"
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(encoding.encode(pixels))

@@ -1,4 +1,6 @@
-"""Scenes before the simulated camera, as linear light (`render`), and small filters (`convolve`, `blur`)."""
+"""Scenes before the simulated camera, as linear light (`render`), and small filters (`convolve`,
+`blur`).
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +17,9 @@ Rng = np.random.Generator
 
 
 def render(family: str, rng: Rng, height: int, width: int) -> Light:
-    """A scene of the named family: (height, width, 3) float32 linear light, about 0 to 1, not clipped."""
+    """A scene of the named family: (height, width, 3) float32 linear light, about 0 to 1, not
+    clipped.
+    """
     return np.maximum(FAMILIES[family](rng, height, width), 0.0).astype(np.float32)
 
 
@@ -53,7 +57,9 @@ def _gradient(rng: Rng, height: int, width: int) -> Light:
     return np.asarray(0.5 + 0.35 * (np.sin(angle) * y + np.cos(angle) * x), dtype=np.float32)
 
 
-def _labels(height: int, width: int, draw: Callable[[ImageDraw.ImageDraw], None]) -> NDArray[np.int32]:
+def _labels(
+    height: int, width: int, draw: Callable[[ImageDraw.ImageDraw], None]
+) -> NDArray[np.int32]:
     canvas = Image.new("I", (width, height), 0)
     draw(ImageDraw.Draw(canvas))
     return np.asarray(canvas, dtype=np.int32)
@@ -83,13 +89,20 @@ def leaves(rng: Rng, height: int, width: int) -> Light:
             shape(_disc(rng, height, width, float(radius)), fill=index)
 
     labels = _labels(height, width, draw)
-    return _textured(rng, _palette(rng, count + 1)[labels], rng.uniform(0.0, 0.35), rng.uniform(0.6, 1.4))
+    return _textured(
+        rng, _palette(rng, count + 1)[labels], rng.uniform(0.0, 0.35), rng.uniform(0.6, 1.4)
+    )
 
 
 def clouds(rng: Rng, height: int, width: int) -> Light:
     """Sky, water, plaster: smooth gradients under fractal fields of one or two slopes."""
     first, second = _palette(rng, 2, 0.35)
-    blend = np.clip(_gradient(rng, height, width) + rng.uniform(0, 0.25) * fractal(rng, height, width, rng.uniform(1.2, 2.2)), 0, 1)
+    blend = np.clip(
+        _gradient(rng, height, width)
+        + rng.uniform(0, 0.25) * fractal(rng, height, width, rng.uniform(1.2, 2.2)),
+        0,
+        1,
+    )
     base = first + blend[..., None] * (second - first)
     return _textured(rng, base, rng.uniform(0.0, 0.3), rng.uniform(0.4, 1.6))
 
@@ -103,12 +116,16 @@ def strokes(rng: Rng, height: int, width: int) -> Light:
         for y in np.arange(pitch, height, pitch * 1.5):
             x = rng.uniform(0, pitch)
             while x < width:
-                points = np.array([x, y]) + rng.uniform(-0.5, 0.5, (int(rng.integers(2, 5)), 2)) * pitch
+                points = (
+                    np.array([x, y]) + rng.uniform(-0.5, 0.5, (int(rng.integers(2, 5)), 2)) * pitch
+                )
                 pen.line([(float(a), float(b)) for a, b in points], fill=1, width=weight)
                 x += pitch * rng.choice([0.7, 0.8, 0.9, 1.6])
 
     ink = _labels(height, width, draw)[..., None].astype(np.float32)
-    paper = np.clip(_colour(rng, 0.15) + 0.4, 0.3, 0.95) * (0.6 + 0.5 * _gradient(rng, height, width)[..., None])
+    paper = np.clip(_colour(rng, 0.15) + 0.4, 0.3, 0.95) * (
+        0.6 + 0.5 * _gradient(rng, height, width)[..., None]
+    )
     base = paper * (1 - ink) + ink * _colour(rng, 0.6) * 0.3
     return _textured(rng, base, rng.uniform(0.01, 0.15), rng.uniform(0.3, 1.2))
 
@@ -124,7 +141,9 @@ def hills(rng: Rng, height: int, width: int) -> Light:
         ridge = np.cumsum(fractal(rng, 8, width, rng.uniform(0.5, 1.2))[0]) * rng.uniform(0.2, 0.9)
         level = height * (0.25 + 0.7 * layer / layers) + ridge - ridge.mean()
         near = (layer + 1) / layers
-        ground = (_colour(rng, 0.5) * near + far * (1 - near)) * (1 + near * (np.roll(grain, int(rng.integers(width)), axis=1) - 1))
+        ground = (_colour(rng, 0.5) * near + far * (1 - near)) * (
+            1 + near * (np.roll(grain, int(rng.integers(width)), axis=1) - 1)
+        )
         out = np.where((y > level[None, :])[..., None], ground, out)
     return np.asarray(out, dtype=np.float32)
 
@@ -135,13 +154,27 @@ def fabric(rng: Rng, height: int, width: int) -> Light:
     warp = fractal(rng, height, width, 2.0) * rng.uniform(0, 12)
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
     phase = (np.cos(angle) * x + np.sin(angle) * y + warp) * 2 * np.pi / period
-    across = (-np.sin(angle) * x + np.cos(angle) * y + warp) * 2 * np.pi / (period * rng.uniform(0.8, 1.25))
+    across = (
+        (-np.sin(angle) * x + np.cos(angle) * y + warp)
+        * 2
+        * np.pi
+        / (period * rng.uniform(0.8, 1.25))
+    )
     if rng.random() < 0.25:
-        phase = ((x - rng.uniform(0, width)) ** 2 + (y - rng.uniform(0, height)) ** 2) * np.pi / (width * rng.uniform(3, 9))
+        phase = (
+            ((x - rng.uniform(0, width)) ** 2 + (y - rng.uniform(0, height)) ** 2)
+            * np.pi
+            / (width * rng.uniform(3, 9))
+        )
     pattern = 0.5 + 0.25 * (np.sin(phase) + np.sign(np.sin(across)) * rng.uniform(0, 1))
     first, second = _palette(rng, 2, 0.5)
     base = first + np.clip(pattern, 0, 1)[..., None] * (second - first)
-    return _textured(rng, base * (0.5 + _gradient(rng, height, width)[..., None]), rng.uniform(0.02, 0.3), rng.uniform(0.3, 1.2))
+    return _textured(
+        rng,
+        base * (0.5 + _gradient(rng, height, width)[..., None]),
+        rng.uniform(0.02, 0.3),
+        rng.uniform(0.3, 1.2),
+    )
 
 
 def foliage(rng: Rng, height: int, width: int) -> Light:
@@ -153,7 +186,10 @@ def foliage(rng: Rng, height: int, width: int) -> Light:
         for index in range(1, count):
             start = rng.uniform(0, 1, 2) * (width, height)
             lean, bend = rng.uniform(-1.2, 1.2), rng.uniform(-0.5, 0.5)
-            steps = [(float(start[0] + length * t * (lean + bend * t)), float(start[1] - length * t)) for t in (0.0, 0.35, 0.7, 1.0)]
+            steps = [
+                (float(start[0] + length * t * (lean + bend * t)), float(start[1] - length * t))
+                for t in (0.0, 0.35, 0.7, 1.0)
+            ]
             pen.line(steps, fill=index, width=int(rng.integers(1, 6)))
 
     labels = _labels(height, width, draw)
@@ -163,7 +199,9 @@ def foliage(rng: Rng, height: int, width: int) -> Light:
 
 
 def pebbles(rng: Rng, height: int, width: int) -> Light:
-    """Gravel and paving: the cells nearest to random points, each shaded from one side, with dark joints."""
+    """Gravel and paving: the cells nearest to random points, each shaded from one side, with dark
+    joints.
+    """
     from scipy.spatial import cKDTree
 
     count = int(rng.integers(60, 1200))
@@ -172,11 +210,20 @@ def pebbles(rng: Rng, height: int, width: int) -> Light:
     distance, nearest = cKDTree(points).query(grid, k=2)
     shape = ((height + 1) // 2, (width + 1) // 2)
     joint = np.clip((distance[:, 1] - distance[:, 0]) / rng.uniform(1.5, 6), 0.15, 1)
-    slope = ((grid - points[nearest[:, 0]]) @ rng.standard_normal(2)) / np.sqrt(height * width / count)
-    shading = (joint * np.clip(1 + 0.4 * slope, 0.2, 2)).reshape(shape).repeat(2, 0).repeat(2, 1)[:height, :width]
+    slope = ((grid - points[nearest[:, 0]]) @ rng.standard_normal(2)) / np.sqrt(
+        height * width / count
+    )
+    shading = (
+        (joint * np.clip(1 + 0.4 * slope, 0.2, 2))
+        .reshape(shape)
+        .repeat(2, 0)
+        .repeat(2, 1)[:height, :width]
+    )
     labels = nearest[:, 0].reshape(shape).repeat(2, 0).repeat(2, 1)[:height, :width]
     palette = _palette(rng, count, 0.15) * _colour(rng, 0.5) * 2
-    return _textured(rng, palette[labels] * shading[..., None], rng.uniform(0.05, 0.3), rng.uniform(0.4, 1.3))
+    return _textured(
+        rng, palette[labels] * shading[..., None], rng.uniform(0.05, 0.3), rng.uniform(0.4, 1.3)
+    )
 
 
 @cache
@@ -186,19 +233,31 @@ def _photograph() -> Light:
     assert package.origin is not None
     path = Path(package.origin).parent / "datasets/images/flower.jpg"  # by vultilion, CC BY 2.0
     encoded = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
-    return np.asarray(np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4), dtype=np.float32)
+    return np.asarray(
+        np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4),
+        dtype=np.float32,
+    )
 
 
 def flower(rng: Rng, height: int, width: int) -> Light:
-    """Crops of a photograph that scikit-learn ships, mirrored and tiled to size; its camera's traces are shrunk away by 0.6 to 0.8."""
+    """Crops of a photograph that scikit-learn ships, mirrored and tiled to size; its camera's
+    traces are shrunk away by 0.6 to 0.8.
+    """
     light = _photograph()
     scale = rng.uniform(0.6, 0.8)
     size = (round(light.shape[1] * scale), round(light.shape[0] * scale))
-    planes = [np.asarray(Image.fromarray(light[..., c]).resize(size, Image.Resampling.BOX)) for c in range(3)]
+    planes = [
+        np.asarray(Image.fromarray(light[..., c]).resize(size, Image.Resampling.BOX))
+        for c in range(3)
+    ]
     small = np.rot90(np.stack(planes, axis=-1), int(rng.integers(4)))
     top, left = int(rng.integers(small.shape[0])), int(rng.integers(small.shape[1]))
-    rows = np.pad(np.arange(small.shape[0]), (0, height + top), mode="symmetric")[top : top + height]
-    columns = np.pad(np.arange(small.shape[1]), (0, width + left), mode="symmetric")[left : left + width]
+    rows = np.pad(np.arange(small.shape[0]), (0, height + top), mode="symmetric")[
+        top : top + height
+    ]
+    columns = np.pad(np.arange(small.shape[1]), (0, width + left), mode="symmetric")[
+        left : left + width
+    ]
     return np.asarray(small[rows][:, columns] * rng.uniform(0.7, 1.3), dtype=np.float32)
 
 
@@ -214,7 +273,10 @@ def convolve(image: Plane, kernel: ArrayLike) -> Plane:
     weight = np.asarray(kernel, dtype=np.float32)
     if image.ndim == 2:
         return np.asarray(correlate(image, weight, mode="mirror"), dtype=np.float32)
-    planes = [convolve(np.ascontiguousarray(image[..., channel]), weight) for channel in range(image.shape[2])]
+    planes = [
+        convolve(np.ascontiguousarray(image[..., channel]), weight)
+        for channel in range(image.shape[2])
+    ]
     return np.stack(planes, axis=-1)
 
 

@@ -27,13 +27,16 @@ def test_labels_lie_beside_an_archive_of_subfolders_and_name_files_by_path_and_h
     assert {row["label"] for row in rows} == {"real", "fake"}
     assert len(rows) == 11 - 3  # all but the text, the truncated and the empty file
     for row in rows:
-        assert hashlib.sha256((sample.folder / row["path"]).read_bytes()).hexdigest() == row["sha256"]
+        assert (
+            hashlib.sha256((sample.folder / row["path"]).read_bytes()).hexdigest() == row["sha256"]
+        )
         assert row["generator"]
 
 
 def test_how_many_threads_torch_has_changes_no_picture(sample, tmp_path):
     before = torch.get_num_threads()
-    torch.set_num_threads(3 - min(before, 2))  # of one and two those that the first had not: picture 8 of seed 22 would differ
+    # of one and two those that the first had not: picture 8 of seed 22 would differ
+    torch.set_num_threads(3 - min(before, 2))
     try:
         again = build_sample_archive(tmp_path / "archive", files=11, seed=22)
         assert torch.get_num_threads() == 3 - min(before, 2)

@@ -7,12 +7,20 @@ from PIL import Image
 from tests.simulation.archive import LABELS, SPLITS, SimulatedSet, build_labelled_set
 
 FILE_PX = {"train": 72, "test": 80}
-PLAN = SimulatedSet(pairs={"train": 11, "test": 2}, histories={"train": 2}, picture_px={"train": 96, "test": 96}, file_px=FILE_PX, seed=5)
+PLAN = SimulatedSet(
+    pairs={"train": 11, "test": 2},
+    histories={"train": 2},
+    picture_px={"train": 96, "test": 96},
+    file_px=FILE_PX,
+    seed=5,
+)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", PLAN, processes=1).parent
+    return build_labelled_set(
+        tmp_path_factory.mktemp("simulated") / "set", PLAN, processes=1
+    ).parent
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +29,9 @@ def rows(built):
         return list(csv.DictReader(stream))
 
 
-def test_every_row_is_a_file_of_the_asked_size_and_names_what_only_its_split_may_draw_from(built, rows):
+def test_every_row_is_a_file_of_the_asked_size_and_names_what_only_its_split_may_draw_from(
+    built, rows
+):
     assert len(rows) == 2 * (11 * 2 + 2)
     for row in rows:
         image = Image.open(built / row["path"])
@@ -30,14 +40,27 @@ def test_every_row_is_a_file_of_the_asked_size_and_names_what_only_its_split_may
         split, real = SPLITS[row["split"]], row["label"] == "real"
         assert row["prompt"] in split.scenes
         assert row["generator"].removeprefix("real:") in (split.cameras if real else split.decoders)
-    on_disk = {str(path.relative_to(built)) for split in ("train", "test") for path in (built / split).iterdir()}
+    on_disk = {
+        str(path.relative_to(built))
+        for split in ("train", "test")
+        for path in (built / split).iterdir()
+    }
     assert on_disk == {row["path"] for row in rows}
 
 
 def _facts(path):
-    """All that a file tells besides its pixels: container, size, mode, and for JPEG the tables that quality and subsampling set."""
+    """All that a file tells besides its pixels: container, size, mode, and for JPEG the tables that
+    quality and subsampling set.
+    """
     image = Image.open(path)
-    return image.format, image.size, image.mode, getattr(image, "quantization", None), getattr(image, "layer", None), sorted(image.info)
+    return (
+        image.format,
+        image.size,
+        image.mode,
+        getattr(image, "quantization", None),
+        getattr(image, "layer", None),
+        sorted(image.info),
+    )
 
 
 def test_a_group_is_one_pair_and_metadata_of_twins_of_one_history_tell_nothing(built, rows):

@@ -1,1 +1,3 @@
-"""What is promised of errors, simulated: tests draw data whose truth is known, ask the product, and count how often it is wrong."""
+"""What is promised of errors, simulated: tests draw data whose truth is known, ask the product, and
+count how often it is wrong.
+"""

@@ -13,7 +13,8 @@ _ROW = "promise"
 
 @pytest.fixture
 def simulated(record_property):
-    """Call it with a claim, its data in words, what is promised, and whether it was wrong on each seed (n,) bool; it must hold.
+    """Call it with a claim, its data in words, what is promised, and whether it was wrong on each
+    seed (n,) bool; it must hold.
 
     `said` (n,) bool: on which seeds it was said at all; the others count neither way.
     """
@@ -21,7 +22,9 @@ def simulated(record_property):
     def check(claim, setting, promised, wrong, said=None):
         wrong = np.asarray(wrong, bool)
         said = np.ones(len(wrong), bool) if said is None else np.asarray(said, bool)
-        found = Simulated(claim, setting, promised, int(wrong[said].sum()), int(said.sum()), int((~said).sum()))
+        found = Simulated(
+            claim, setting, promised, int(wrong[said].sum()), int(said.sum()), int((~said).sum())
+        )
         record_property(_ROW, found.row)
         assert found.holds, found.row
         assert f"| {claim} |" in DOCS.read_text(), f"docs/audits.md lacks {found.row}"
@@ -31,8 +34,15 @@ def simulated(record_property):
 
 def pytest_terminal_summary(terminalreporter):
     """Every setting by its claim; docs/audits.md has the worst of each."""
-    reports = (report for some in terminalreporter.stats.values() for report in some if isinstance(report, pytest.TestReport))
-    rows = sorted({row for report in reports for name, row in report.user_properties if name == _ROW})
+    reports = (
+        report
+        for some in terminalreporter.stats.values()
+        for report in some
+        if isinstance(report, pytest.TestReport)
+    )
+    rows = sorted(
+        {row for report in reports for name, row in report.user_properties if name == _ROW}
+    )
     if rows:
         terminalreporter.section("claims and simulations")
         terminalreporter.write_line("\n".join([HEAD, *rows]))

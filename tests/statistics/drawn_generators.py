@@ -1,4 +1,6 @@
-"""Data sets in which every generator, and every source of real images, has an effect of its own, and what is true of further ones."""
+"""Data sets in which every generator, and every source of real images, has an effect of its own,
+and what is true of further ones.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +18,8 @@ EACH = 20
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of each generator and source; the means of both classes (log-odds) and how far generators and sources deviate (sd).
+    """Images of each generator and source; the means of both classes (log-odds) and how far
+    generators and sources deviate (sd).
 
     `ties`: what scores are rounded to. `named`: whether labels name the sources of real images.
     """
@@ -41,34 +44,56 @@ class Setting:
 
     def effects(self, rng):
         """One of each generator, and one of each source."""
-        return rng.normal(0, self.apart, len(self.sizes)), rng.normal(0, self.sources_apart * self.named, len(self.sources))
+        return rng.normal(0, self.apart, len(self.sizes)), rng.normal(
+            0, self.sources_apart * self.named, len(self.sources)
+        )
 
     def drawn(self, rng, effects=None):
         """((scores, generators) of fakes, (scores, sources) of reals), (n,) each."""
         parts = []
-        for sizes, mean, effect in zip((self.sizes, self.sources), (self.fake, self.real), effects or self.effects(rng), strict=True):
+        for sizes, mean, effect in zip(
+            (self.sizes, self.sources),
+            (self.fake, self.real),
+            effects or self.effects(rng),
+            strict=True,
+        ):
             scores = rng.normal(mean, 1, sum(sizes)) + np.repeat(effect, sizes)
             if self.ties:
                 scores = np.round(scores / self.ties) * self.ties
-            parts.append((scores, np.repeat(np.arange(len(sizes)).astype(str), sizes).astype(object)))
+            parts.append(
+                (scores, np.repeat(np.arange(len(sizes)).astype(str), sizes).astype(object))
+            )
         return parts
 
     def classes(self, rng, effects=None, *, images=False):
-        """The same as what intervals are worked out from. `images`: as if nobody had named a generator."""
+        """The same as what intervals are worked out from. `images`: as if nobody had named a
+        generator.
+        """
         (fakes, makers), (reals, sources) = self.drawn(rng, effects)
         return [ScoredClass(ScoreHistogram.of(scores), ClassSample.of(scores, None if images or not is_named else names))
                 for scores, names, is_named in ((fakes, makers, True), (reals, sources, self.named))]  # fmt: skip
 
     def truth(self, effects=None) -> Mapping[str, float | None]:
-        """All figures of detection over very many generators and sources, or with these effects over very many images of each."""
+        """All figures of detection over very many generators and sources, or with these effects
+        over very many images of each.
+        """
         if effects is None:
-            many = replace(self, sizes=(EACH,) * MANY, sources=(EACH,) * MANY if self.named else (EACH * MANY,))
+            many = replace(
+                self, sizes=(EACH,) * MANY, sources=(EACH,) * MANY if self.named else (EACH * MANY,)
+            )
         else:
             more = 400_000 // sum(self.sizes)
-            many = replace(self, sizes=tuple(more * one for one in self.sizes), sources=tuple(more * one for one in self.sources))
+            many = replace(
+                self,
+                sizes=tuple(more * one for one in self.sizes),
+                sources=tuple(more * one for one in self.sources),
+            )
         (fakes, _), (reals, _) = many.drawn(np.random.default_rng(1), effects)
         one, other = ScoreHistogram.of(fakes), ScoreHistogram.of(reals)
         # The mixture of the setting: counts times whole numbers that stand in its ratio.
         times = round(1e4 * self.share * other.n / one.n), round(1e4 * (1 - self.share))
-        weighted = [ScoreHistogram(histogram.values, histogram.counts * time) for histogram, time in zip((one, other), times, strict=True)]
+        weighted = [
+            ScoreHistogram(histogram.values, histogram.counts * time)
+            for histogram, time in zip((one, other), times, strict=True)
+        ]
         return {name: figure.value for name, figure in detection_of(*weighted).items()}

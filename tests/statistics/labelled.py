@@ -1,4 +1,6 @@
-"""Labelled images whose population is known: reals of sources, fakes of generators, and the true share of reals above any raw score."""
+"""Labelled images whose population is known: reals of sources, fakes of generators, and the true
+share of reals above any raw score.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ MEMBERS = (EnsembleMember(detector="a"),)
 
 @dataclass(frozen=True)
 class Reals:
-    """Scores (n,), the source of each (None: not named), the share of the population's reals at or above a score, and more of them."""
+    """Scores (n,), the source of each (None: not named), the share of the population's reals at or
+    above a score, and more of them.
+    """
 
     scores: np.ndarray
     sources: list
@@ -37,8 +41,12 @@ def mixed(rng, shares, shifts, n):
 
 
 def dominated(rng, parts, n=2_000):
-    """Reals of which each of `parts`, (share, shift), is one source whose scores are shifted; the archive is the same mixture."""
-    codes = np.concatenate([np.full(int(share * n), place) for place, (share, _) in enumerate(parts)])
+    """Reals of which each of `parts`, (share, shift), is one source whose scores are shifted; the
+    archive is the same mixture.
+    """
+    codes = np.concatenate(
+        [np.full(int(share * n), place) for place, (share, _) in enumerate(parts)]
+    )
     codes = np.concatenate([codes, np.full(n - len(codes), -1)])
     shifts = np.array([shift for _, shift in parts] + [0.0])
     rest = 1 - sum(share for share, _ in parts)
@@ -51,9 +59,13 @@ def dominated(rng, parts, n=2_000):
 
 
 def clustered(rng, sources=60, each=33, correlation=0.3, sizes=None):
-    """Reals of sources whose mean scores are normal, so that images of one have this correlation; the archive is of further sources."""
+    """Reals of sources whose mean scores are normal, so that images of one have this correlation;
+    the archive is of further sources.
+    """
     codes = np.repeat(np.arange(sources), each if sizes is None else sizes)
-    scores = correlation**0.5 * rng.standard_normal(sources)[codes] + (1 - correlation) ** 0.5 * rng.standard_normal(len(codes))
+    scores = correlation**0.5 * rng.standard_normal(sources)[codes] + (
+        1 - correlation
+    ) ** 0.5 * rng.standard_normal(len(codes))
     return Reals(scores, [f"source {code}" for code in codes.tolist()], norm.sf)
 
 
@@ -68,17 +80,31 @@ def tied(reals):
 
 
 def photo_sets(rng, sets=6, each=400):
-    """Photographs, each its own source, in sets whose mean scores differ by 0.7 sd; the archive is of the same sets."""
+    """Photographs, each its own source, in sets whose mean scores differ by 0.7 sd; the archive is
+    of the same sets.
+    """
     shifts = rng.normal(0, 0.7, sets)
     scores = (shifts[:, None] + rng.standard_normal((sets, each))).ravel()
-    return Reals(scores, [f"photo {place}" for place in range(sets * each)], lambda at: float(norm.sf(at - shifts).mean()))
+    return Reals(
+        scores,
+        [f"photo {place}" for place in range(sets * each)],
+        lambda at: float(norm.sf(at - shifts).mean()),
+    )
 
 
 def images_of(rng, reals, fakes=400, generators=6, edits=False):
-    """A detector's scores of these reals and of fakes of some generators; `edits`: every real is edited, by a generator for each sixth."""
+    """A detector's scores of these reals and of fakes of some generators; `edits`: every real is
+    edited, by a generator for each sixth.
+    """
     n = len(reals.scores)
     fakes = n if edits else fakes
-    maker = np.arange(n) * generators // n if edits else rng.integers(0, generators, fakes) if fakes > generators else np.arange(fakes)
+    maker = (
+        np.arange(n) * generators // n
+        if edits
+        else rng.integers(0, generators, fakes)
+        if fakes > generators
+        else np.arange(fakes)
+    )
     effect = rng.normal(0, 0.7, generators)
     scores = np.concatenate([reals.scores, rng.normal(2.5 + effect[maker], 1)])
     sources = [*reals.sources, *(reals.sources if edits else [None] * fakes)]
@@ -95,13 +121,19 @@ def images_of(rng, reals, fakes=400, generators=6, edits=False):
 
 def scored(scores):
     """Images of an archive with these scores of the detector."""
-    return labelled_of(np.zeros(len(scores), bool), {"a": scores.astype(np.float32)}, sha256=[""] * len(scores))
+    return labelled_of(
+        np.zeros(len(scores), bool), {"a": scores.astype(np.float32)}, sha256=[""] * len(scores)
+    )
 
 
 def calibrated(images, **options) -> Assembled | None:
-    """The calibration as `touchstone detectors calibrate` makes it of these images; None where it refuses."""
+    """The calibration as `touchstone detectors calibrate` makes it of these images; None where it
+    refuses.
+    """
     config = CalibrateConfig(run="", out="", **options)
-    groups = groups_of(images, share_generators=config.share_generators, share_sources=config.share_sources)
+    groups = groups_of(
+        images, share_generators=config.share_generators, share_sources=config.share_sources
+    )
     try:
         parts, _ = divided(images, groups, seed=config.seed)
         division = Division.of(images, groups, parts)
@@ -111,7 +143,9 @@ def calibrated(images, **options) -> Assembled | None:
 
 
 def raw_threshold(found):
-    """The detector's own score at a card's threshold, of one detector whose calibrations are straight lines."""
+    """The detector's own score at a card's threshold, of one detector whose calibrations are
+    straight lines.
+    """
     [member] = found.card.members
     low, high = found.card.calibration(member.calibration(np.array([0.0, 1.0])))
     return (found.card.thresholds.fake_above - low) / (high - low)

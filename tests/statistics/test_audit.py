@@ -1,6 +1,7 @@
 """Audits of archives whose every image is known: how often an interval has the truth outside.
 
-Strata are the product's (`plan_strata`), of scores as calibrated detectors give them; which images are drawn follows from them at random.
+Strata are the product's (`plan_strata`), of scores as calibrated detectors give them; which images
+are drawn follows from them at random.
 """
 
 import re
@@ -24,8 +25,9 @@ PROMISED, BOUND = 0.07, 0.05  # an interval of 95 %, at least 93 %; a bound of 9
 
 @dataclass(frozen=True)
 class Setting:
-    """An archive of `images` of which a share is fake, and a detector: reals score so that a share `fpr` is flagged, fakes higher by what
-    makes this AUC, but for a share `hidden` of them, of another generator, which score as reals do. `ties`: scores are multiples of it.
+    """An archive of `images` of which a share is fake, and a detector: reals score so that a share
+    `fpr` is flagged, fakes higher by what makes this AUC, but for a share `hidden` of them, of
+    another generator, which score as reals do. `ties`: scores are multiples of it.
     """
 
     prevalence: float
@@ -39,20 +41,28 @@ class Setting:
 
     @property
     def words(self):
-        said = [f"{100 * self.prevalence:.4g} % of {self.images:,} fake, {self.labels} labels, AUC {self.auc}"]
+        said = [
+            f"{100 * self.prevalence:.4g} % of {self.images:,} fake, {self.labels} labels, AUC {self.auc}"
+        ]
         said += [f"{100 * self.hidden:.0f} % of the fakes score as reals do"] if self.hidden else []
         said += [f"scores are multiples of {self.ties}"] if self.ties else []
         return "; ".join(said)
 
 
 def archive_of(setting, rng):
-    """Whether each image is fake, its score (log-odds at equal shares), and its verdict's place in VERDICTS."""
+    """Whether each image is fake, its score (log-odds at equal shares), and its verdict's place in
+    VERDICTS.
+    """
     fake = np.arange(setting.images) < round(setting.prevalence * setting.images)
     apart = np.sqrt(2) * norm.ppf(setting.auc)
     found = fake & (np.arange(setting.images) >= setting.hidden * fake.sum())
     looks = rng.normal(size=setting.images) + apart * found
     score = looks * max(apart, 0.1) - apart**2 / 2
-    above, below = np.array([norm.isf(setting.fpr) if setting.fpr else np.inf, apart - 1.645]) * max(apart, 0.1) - apart**2 / 2
+    above, below = (
+        np.array([norm.isf(setting.fpr) if setting.fpr else np.inf, apart - 1.645])
+        * max(apart, 0.1)
+        - apart**2 / 2
+    )
     if setting.ties:
         score = np.round(score / setting.ties) * setting.ties
     return fake, score, np.where(score >= above, 0, np.where(score <= min(below, above), 2, 1))
@@ -63,7 +73,9 @@ def strata_of_archive(setting, rng):
     fake, score, verdict = archive_of(setting, rng)
     verdicts = RunVerdicts(np.arange(len(score)), verdict, score, {})
     strata = plan_strata(verdicts, setting.labels, only_flagged=setting.only_flagged)
-    return strata, np.bincount(stratum_codes(verdicts, strata), weights=fake, minlength=len(strata)).astype(np.int64)
+    return strata, np.bincount(
+        stratum_codes(verdicts, strata), weights=fake, minlength=len(strata)
+    ).astype(np.int64)
 
 
 @cache
@@ -72,19 +84,33 @@ def audits_of(setting):
     rng, found = np.random.default_rng(22), []
     for _ in range(ARCHIVES):
         strata, fakes = strata_of_archive(setting, rng)
-        sizes, drawn = np.array([one.size for one in strata]), np.array([one.drawn for one in strata])
+        sizes, drawn = (
+            np.array([one.size for one in strata]),
+            np.array([one.drawn for one in strata]),
+        )
         flagged = np.array([one.verdict == "fake" for one in strata])
         truth = {name: float(value) for name, value in shares(fakes, sizes, flagged).items()}
-        for labelled in rng.hypergeometric(fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))).tolist():
+        for labelled in rng.hypergeometric(
+            fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))
+        ).tolist():
             counts = zip(strata, labelled, drawn.tolist(), strict=True)
-            labels = [LabelledStratum(one.size, one.verdict == "fake", hits, n - hits) for one, hits, n in counts]
+            labels = [
+                LabelledStratum(one.size, one.verdict == "fake", hits, n - hits)
+                for one, hits, n in counts
+            ]
             found.append((archive_figures(labels), truth))
     return found
 
 
 def misses(setting, name):
-    """Whether the interval of each audit that states the figure has its truth outside, and the share of audits that state it."""
-    stated = [(figures[name].interval, truth[name]) for figures, truth in audits_of(setting) if figures[name].interval]
+    """Whether the interval of each audit that states the figure has its truth outside, and the
+    share of audits that state it.
+    """
+    stated = [
+        (figures[name].interval, truth[name])
+        for figures, truth in audits_of(setting)
+        if figures[name].interval
+    ]
     wrong = np.array([not low - 1e-12 <= value <= high + 1e-12 for (low, high), value in stated])
     return wrong, len(stated) / SEEDS
 
@@ -107,10 +133,20 @@ INTERVALS = [
 def test_intervals_contain_the_truth(simulated, setting, name):
     wrong, stated = misses(setting, name)
     assert stated == 1
-    simulated(f"4. audit: interval of {name.replace('_', ' ')} misses the truth", setting.words, PROMISED, wrong)
+    simulated(
+        f"4. audit: interval of {name.replace('_', ' ')} misses the truth",
+        setting.words,
+        PROMISED,
+        wrong,
+    )
 
 
-ALSO = [Setting(0.001, 100, 0.5, fpr=0), Setting(0.1, 100, 0.7, images=2000), Setting(0.5, 300, 0.9), Setting(0.01, 300, 0.9, fpr=0.0005)]
+ALSO = [
+    Setting(0.001, 100, 0.5, fpr=0),
+    Setting(0.1, 100, 0.7, images=2000),
+    Setting(0.5, 300, 0.9),
+    Setting(0.01, 300, 0.9, fpr=0.0005),
+]
 
 
 @pytest.mark.parametrize("setting", [*dict(INTERVALS), *ALSO], ids=lambda setting: setting.words)
@@ -120,13 +156,18 @@ def test_every_figure_is_covered_in_every_setting(setting):
 
 
 def test_what_is_told_of_rare_fakes_recall_contains_it(simulated):
-    """As a figure, or as the reason why there is none. Where few audits happen to state a figure, those are wrong more often than others:
-    what makes an interval narrow by luck moves it off the truth.
+    """As a figure, or as the reason why there is none. Where few audits happen to state a figure,
+    those are wrong more often than others: what makes an interval narrow by luck moves it off the
+    truth.
     """
     setting, wrong = Setting(0.003, 300, 0.99, hidden=0.5), []
     for figures, truth in audits_of(setting):
         recall = figures["recall"]
-        ends = recall.interval or [float(word) / 100 for word in re.findall(r"([\d.e-]+) %", recall.why)] or [0, 1]
+        ends = (
+            recall.interval
+            or [float(word) / 100 for word in re.findall(r"([\d.e-]+) %", recall.why)]
+            or [0, 1]
+        )
         wrong.append(not ends[0] - 0.001 <= truth["recall"] <= ends[1] + 0.001)
     assert misses(setting, "recall")[1] < 0.1
     simulated("4. audit: what is told of recall misses the truth", setting.words, PROMISED, wrong)
@@ -136,25 +177,42 @@ def test_a_recall_that_is_stated_is_right(simulated):
     setting = Setting(0.02, 1000, 0.9)
     wrong, stated = misses(setting, "recall")
     assert stated > 0.9
-    simulated("4. audit: interval of recall, where stated, misses the truth", setting.words, PROMISED, wrong)
+    simulated(
+        "4. audit: interval of recall, where stated, misses the truth",
+        setting.words,
+        PROMISED,
+        wrong,
+    )
     assert misses(Setting(0.1, 50, 0.9), "recall")[0].mean() <= PROMISED
 
 
 def documents_of(setting, target=None):
-    """Answers of SEEDS audits, and of each archive how many reals are flagged, and their share of the reals; `target`: of that share, what
-    the card promises.
+    """Answers of SEEDS audits, and of each archive how many reals are flagged, and their share of
+    the reals; `target`: of that share, what the card promises.
     """
     rng = np.random.default_rng(23)
     for _ in range(ARCHIVES):
         strata, fakes = strata_of_archive(setting, rng)
-        sizes, drawn = np.array([one.size for one in strata]), np.array([one.drawn for one in strata])
+        sizes, drawn = (
+            np.array([one.size for one in strata]),
+            np.array([one.drawn for one in strata]),
+        )
         reals = (sizes - fakes)[[one.verdict == "fake" for one in strata]].sum()
         rate = reals / (sizes - fakes).sum()
-        for labelled in rng.hypergeometric(fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))).tolist():
-            facts = dict.fromkeys(("run", "fingerprint", "listing", "ensemble", "made_at", "unscored")) | {"seed": 0}
+        for labelled in rng.hypergeometric(
+            fakes, sizes - fakes, drawn, size=(SEEDS // ARCHIVES, len(strata))
+        ).tolist():
+            facts = dict.fromkeys(
+                ("run", "fingerprint", "listing", "ensemble", "made_at", "unscored")
+            ) | {"seed": 0}
             counts = zip(strata, labelled, drawn.tolist(), strict=True)
-            labels = tuple(LabelledStratum(one.size, one.verdict == "fake", hits, n - hits) for one, hits, n in counts)
-            audit = Audit(facts | {"target_fpr": None if target is None else target * rate}, tuple(strata), ())
+            labels = tuple(
+                LabelledStratum(one.size, one.verdict == "fake", hits, n - hits)
+                for one, hits, n in counts
+            )
+            audit = Audit(
+                facts | {"target_fpr": None if target is None else target * rate}, tuple(strata), ()
+            )
             yield document_of(audit, AuditLabels(labels, 0, 0)), reals, rate
 
 
@@ -171,11 +229,18 @@ def test_a_handful_of_flagged_images_bounds_the_reals_among_them(simulated):
 
 
 def test_a_promise_is_seldom_said_to_be_kept_or_broken_where_it_is_not(simulated):
-    """The true rate is a thousandth beside what the card promises, where this is hardest; half of the audits to either side."""
+    """The true rate is a thousandth beside what the card promises, where this is hardest; half of
+    the audits to either side.
+    """
     setting = Setting(0.01, 300, 0.9)
     wrong = [
         document["promise"]["kept"] is said
         for target, said in ((0.999, True), (1.001, False))
         for document, _, _ in islice(documents_of(setting, target), SEEDS // 2)
     ]
-    simulated("3. audit: a broken promise is said to be kept, or a kept one broken", setting.words, BOUND, wrong)
+    simulated(
+        "3. audit: a broken promise is said to be kept, or a kept one broken",
+        setting.words,
+        BOUND,
+        wrong,
+    )

@@ -15,7 +15,9 @@ CHANCES = "6. the ECE of held-out images is over 0.02"
 
 
 def images(rng, n, share, shift=0.0, digits=None):
-    """float32 scores (n,), two normal distributions, and their labels; `digits`: rounded to so many, which makes ties."""
+    """float32 scores (n,), two normal distributions, and their labels; `digits`: rounded to so
+    many, which makes ties.
+    """
     fake = np.arange(n) < round(share * n)
     scores = rng.normal(np.where(fake, 1.5, -1.5) + shift, 1.5)
     return np.asarray(scores if digits is None else np.round(scores, digits), np.float32), fake

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.statistics.labelled import calibrated, clustered, dominated, images_of, independent, photo_sets, raw_threshold, tied
+from tests.statistics.labelled import (
+    calibrated,
+    clustered,
+    dominated,
+    images_of,
+    independent,
+    photo_sets,
+    raw_threshold,
+    tied,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,8 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = {
     "through the commands: 2,000 independent reals": (independent, ()),
-    "through the commands: one source of 40 %, lower by 0.5 sd": (lambda rng: dominated(rng, [(0.4, -0.5)]), ()),
-    "through the commands: one source of 50 %, lower by 1.5 sd": (lambda rng: dominated(rng, [(0.5, -1.5)]), ("--share-sources",)),
+    "through the commands: one source of 40 %, lower by 0.5 sd": (
+        lambda rng: dominated(rng, [(0.4, -0.5)]),
+        (),
+    ),
+    "through the commands: one source of 50 %, lower by 1.5 sd": (
+        lambda rng: dominated(rng, [(0.5, -1.5)]),
+        ("--share-sources",),
+    ),
     "through the commands: 60 equal sources, correlation 0.3": (clustered, ()),
 }
 RUN = {
@@ -28,7 +34,13 @@ RUN = {
 
 def run_of(folder, scores):
     """A finished run of files with these scores."""
-    return make_run(folder, names_of(len(scores)), {TINY: scores.astype(np.float32)}, spec=spec_of((TINY,)), settings=RUN)
+    return make_run(
+        folder,
+        names_of(len(scores)),
+        {TINY: scores.astype(np.float32)},
+        spec=spec_of((TINY,)),
+        settings=RUN,
+    )
 
 
 def labels_of(path, images):
@@ -36,23 +48,48 @@ def labels_of(path, images):
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sha256", "label", "generator", "source"])
-        for name, fake, maker, source in zip(names_of(len(images)), images.fake, images.generator, images.source, strict=True):
-            writer.writerow([hashlib.sha256(name.encode()).hexdigest(), "fake" if fake else "real", maker, source])
+        for name, fake, maker, source in zip(
+            names_of(len(images)), images.fake, images.generator, images.source, strict=True
+        ):
+            writer.writerow(
+                [
+                    hashlib.sha256(name.encode()).hexdigest(),
+                    "fake" if fake else "real",
+                    maker,
+                    source,
+                ]
+            )
     return str(path)
 
 
 def kept(folder, rng, draw, options):
-    """A calibration and an archive of 3,000 images, 10 % of them fake, through the commands: None where the first refuses.
+    """A calibration and an archive of 3,000 images, 10 % of them fake, through the commands: None
+    where the first refuses.
 
     Else the true rate, and whether the archive was called unlike.
     """
     reals = draw(rng)
     images = images_of(rng, reals)
     url, card = run_of(folder / "labelled", images.scores["a"]), str(folder / "mine.yaml")
-    if main(["detectors", "calibrate", url, "--labels", labels_of(folder / "labels.csv", images), "--out", card, *options]) != 0:
+    if (
+        main(
+            [
+                "detectors",
+                "calibrate",
+                url,
+                "--labels",
+                labels_of(folder / "labels.csv", images),
+                "--out",
+                card,
+                *options,
+            ]
+        )
+        != 0
+    ):
         return None
     means = {
-        maker: images.scores["a"][[one == maker for one in images.generator]].mean() for maker in sorted(set(images.generator[2_000:]))
+        maker: images.scores["a"][[one == maker for one in images.generator]].mean()
+        for maker in sorted(set(images.generator[2_000:]))
     }
     fakes = rng.choice(list(means.values()), 300) + rng.standard_normal(300)
     archive = run_of(folder / "archive", np.concatenate([reals.more(rng, 2_700), fakes]))
@@ -68,11 +105,22 @@ def kept(folder, rng, draw, options):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_through_the_commands(setting, simulated, tmp_path):
     draw, options = SETTINGS[setting]
-    found = [kept(tmp_path / str(seed), np.random.default_rng(seed), draw, options) for seed in range(20)]
+    found = [
+        kept(tmp_path / str(seed), np.random.default_rng(seed), draw, options) for seed in range(20)
+    ]
     made = [one for one in found if one is not None]
     said = [one is not None for one in found]
     assert made
     simulated(
-        "1. more than 1 % of further reals are called fake", setting, 0.05, [one is not None and one[0] > 0.01 for one in found], said
+        "1. more than 1 % of further reals are called fake",
+        setting,
+        0.05,
+        [one is not None and one[0] > 0.01 for one in found],
+        said,
     )
-    simulated("2. an archive of the labelled sources and generators is called unlike", setting, 0.05, [one[1] for one in made])
+    simulated(
+        "2. an archive of the labelled sources and generators is called unlike",
+        setting,
+        0.05,
+        [one[1] for one in made],
+    )

@@ -1,4 +1,6 @@
-"""The comparison of an archive with a calibration: it accepts the labelled mixture, and says how far reals may rise unseen."""
+"""The comparison of an archive with a calibration: it accepts the labelled mixture, and says how
+far reals may rise unseen.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,15 @@ import pytest
 from ray_app.ensembles import PopulationTally, population_of, properties_of
 from ray_app.ensembles.population import LabelledPart
 from ray_app.scoring.guarantee import shifts_of, unseen_shift
-from tests.statistics.labelled import calibrated, dominated, images_of, independent, raw_threshold, scored, tied
+from tests.statistics.labelled import (
+    calibrated,
+    dominated,
+    images_of,
+    independent,
+    raw_threshold,
+    scored,
+    tied,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -17,7 +27,9 @@ GENERATORS = 6
 
 
 def described(rng, scores, raw, maker):
-    """The properties of images by their makers (n,), 0 for reals: each generator has a size and a JPEG quality of its own."""
+    """The properties of images by their makers (n,), 0 for reals: each generator has a size and a
+    JPEG quality of its own.
+    """
     quality = np.clip(rng.normal(np.where(maker, 70 + 4 * maker, 85), 6).round(), 1, 100)
     side = np.where(maker > 3, 512.0 + 128 * maker, rng.choice([640.0, 800.0, 1024.0], len(maker)))
     return properties_of(score=scores, scores={"a": raw}, formats=np.where(maker == 2, "PNG", "JPEG").tolist(), width=side, height=side,
@@ -25,7 +37,9 @@ def described(rng, scores, raw, maker):
 
 
 def carded(rng, draw, seed):
-    """A calibrated card with its population, its references, the reals' population and the fakes' mean raw scores by generator."""
+    """A calibrated card with its population, its references, the reals' population and the fakes'
+    mean raw scores by generator.
+    """
     reals = draw(rng)
     images = images_of(rng, reals, fakes=600, generators=GENERATORS)
     found = calibrated(images, seed=seed)
@@ -34,7 +48,13 @@ def carded(rng, draw, seed):
     maker = np.array([0 if name is None else int(name.split()[1]) + 1 for name in images.generator])
     raw = images.scores["a"].astype(float)
     means = np.array([raw[maker == one].mean() for one in range(1, GENERATORS + 1)])
-    population = population_of("p", images.fake, described(rng, found.fitted.scores(images), raw, maker), parts=[PART], prevalence=0.2)
+    population = population_of(
+        "p",
+        images.fake,
+        described(rng, found.fitted.scores(images), raw, maker),
+        parts=[PART],
+        prevalence=0.2,
+    )
     card = found.card.model_copy(update={"population": population})
     return card, found, reals, means
 
@@ -44,7 +64,9 @@ def archived(rng, made, n, share, rise=0.0):
     card, found, reals, means = made
     fakes = rng.binomial(n, share)
     maker = np.concatenate([np.zeros(n - fakes, int), rng.integers(1, GENERATORS + 1, fakes)])
-    raw = np.concatenate([reals.more(rng, n - fakes) + rise, rng.normal(means[maker[n - fakes :] - 1], 1)]).astype(np.float32)
+    raw = np.concatenate(
+        [reals.more(rng, n - fakes) + rise, rng.normal(means[maker[n - fakes :] - 1], 1)]
+    ).astype(np.float32)
     scores = found.fitted.scores(scored(raw))
     tally = PopulationTally(card.population.features)
     tally.add(described(rng, scores, raw.astype(float), maker))
@@ -85,5 +107,7 @@ def test_what_would_go_unseen_is_said(setting, simulated):
         wrong.append(False)
         if said[-1]:
             unseen = unseen_shift(made[0], made[1].reals, tally.counts, 0)
-            wrong[-1] = made[2].share_above(raw_threshold(made[1]) - rise) > unseen.false_positive_rate
+            wrong[-1] = (
+                made[2].share_above(raw_threshold(made[1]) - rise) > unseen.false_positive_rate
+            )
     simulated(UNSEEN, setting, 0.05, wrong, said)

@@ -1,7 +1,9 @@
-"""Emulators of Google's and Azure's stores, each in a process of its own that ends with the tests', and the variables that find them.
+"""Emulators of Google's and Azure's stores, each in a process of its own that ends with the tests',
+and the variables that find them.
 
-`python -m tests.storage.clouds` installs the two that know conditional writes into .cache/emulators (a minute; it takes npm and git, and
-downloads from npm, PyPI and GitHub; a further argument is another place of the testbench's source). Tests that need them do so, too.
+`python -m tests.storage.clouds` installs the two that know conditional writes into .cache/emulators
+(a minute; it takes npm and git, and downloads from npm, PyPI and GitHub; a further argument is
+another place of the testbench's source). Tests that need them do so, too.
 """
 
 import contextlib
@@ -22,10 +24,16 @@ BUCKET = "touchstone"
 _HERE = Path(__file__).resolve()
 _INSTALLED = _HERE.parents[2] / ".cache" / "emulators"
 _AZURITE = _INSTALLED / "node_modules" / ".bin" / "azurite-blob"
-_TESTBENCH = _INSTALLED / "google" / "bin" / "python"  # of its own: it pins other versions of half of what Touchstone uses
-_TESTBENCH_SOURCE = "git+https://github.com/googleapis/storage-testbench@e8c85072463f1f8378d850db457df598fdcb17a7"
+# of its own: it pins other versions of half of what Touchstone uses
+_TESTBENCH = _INSTALLED / "google" / "bin" / "python"
+_TESTBENCH_SOURCE = (
+    "git+https://github.com/googleapis/storage-testbench@e8c85072463f1f8378d850db457df598fdcb17a7"
+)
 # https://github.com/Azure/Azurite: the account and key that every installation has
-_ACCOUNT, _KEY = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_ACCOUNT, _KEY = (
+    "devstoreaccount1",
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+)
 _IGNORING = """
 import os, sys
 from gcp_storage_emulator.server import create_server
@@ -38,14 +46,26 @@ os._exit(0)
 
 
 def install_azurite() -> None:
-    npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(_INSTALLED), "azurite@3"]
+    npm = [
+        "npm",
+        "install",
+        "--silent",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=0",
+        "--prefix",
+        str(_INSTALLED),
+        "azurite@3",
+    ]
     subprocess.run(npm, check=True, timeout=200)
 
 
 def install_testbench(source: str = _TESTBENCH_SOURCE) -> None:
     venv.create(_TESTBENCH.parents[1], with_pip=True, clear=True)
     try:
-        subprocess.run([_TESTBENCH, "-m", "pip", "install", "--quiet", source], check=True, timeout=200)
+        subprocess.run(
+            [_TESTBENCH, "-m", "pip", "install", "--quiet", source], check=True, timeout=200
+        )
     except subprocess.SubprocessError:
         shutil.rmtree(_TESTBENCH.parents[1])
         raise
@@ -56,7 +76,9 @@ def _program(path: Path, install) -> str:
         if not path.exists():
             install()
     except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"`python -m tests.storage.clouds` installs this emulator, and cannot here: {error}")
+        pytest.skip(
+            f"`python -m tests.storage.clouds` installs this emulator, and cannot here: {error}"
+        )
     return str(path)
 
 
@@ -66,7 +88,9 @@ def google(command):
     with _process(command) as process:
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
         asked = urllib.request.Request(
-            f"{url}/storage/v1/b?project=p", json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"}
+            f"{url}/storage/v1/b?project=p",
+            json.dumps({"name": BUCKET}).encode(),
+            {"Content-Type": "application/json"},
         )
         urllib.request.urlopen(asked).close()
         with google_at(url):
@@ -79,7 +103,8 @@ def google_at(url):
     with pytest.MonkeyPatch.context() as patch, _anew("gs"):
         patch.setenv("STORAGE_EMULATOR_HOST", url)
         patch.setenv("NO_GCE_CHECK", "true")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks for each bucket's kind, with credentials
+        # else it asks for each bucket's kind, with credentials
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         yield
 
 
@@ -90,7 +115,9 @@ def google_that_ignores_conditions():
 
 def google_with_conditions():
     """Google's own emulator, which is on GitHub alone."""
-    return google([_program(_TESTBENCH, install_testbench), str(_HERE.with_name("gcs_testbench.py"))])
+    return google(
+        [_program(_TESTBENCH, install_testbench), str(_HERE.with_name("gcs_testbench.py"))]
+    )
 
 
 @contextlib.contextmanager
@@ -99,7 +126,14 @@ def azure():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--silent", "--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry", "--blobHost", "127.0.0.1"]
+    options = [
+        "--silent",
+        "--skipApiVersionCheck",
+        "--inMemoryPersistence",
+        "--disableTelemetry",
+        "--blobHost",
+        "127.0.0.1",
+    ]
     command = [_program(_AZURITE, install_azurite), *options, "--blobPort", str(port)]
     with _process(command), azure_at(f"http://127.0.0.1:{port}") as place:
         _await(port)
@@ -121,7 +155,9 @@ def azure_at(url):
 
 @contextlib.contextmanager
 def _process(command):
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         yield process
     finally:

@@ -1,4 +1,6 @@
-"""A tiny HTTP server that speaks just enough S3 to serve GETs, and answers the first requests for a key with faults."""
+"""A tiny HTTP server that speaks just enough S3 to serve GETs, and answers the first requests for a
+key with faults.
+"""
 
 import re
 import threading
@@ -27,7 +29,9 @@ FAULTS = {
 
 
 def part_of(data: bytes, asked: str) -> tuple[int, bytes, str]:
-    """HTTP status, body and Content-Range of the answer to a GET with this Range header ("" = none)."""
+    """HTTP status, body and Content-Range of the answer to a GET with this Range header ("" =
+    none).
+    """
     match = re.match(r"bytes=(\d+)-(\d+)", asked)
     if match is None:
         return 200, data, ""
@@ -38,7 +42,9 @@ def part_of(data: bytes, asked: str) -> tuple[int, bytes, str]:
 
 
 class FaultyServer(HttpServer):
-    """`server.faults[path]` is what the next requests for that path meet: names of FAULTS, `short`, `drip` (never ends) or `other_etag`."""
+    """`server.faults[path]` is what the next requests for that path meet: names of FAULTS, `short`,
+    `drip` (never ends) or `other_etag`.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -79,15 +85,29 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _send_object(self, data: bytes, fault: str | None) -> None:
-        code, part, content_range = part_of(data, self.headers.get("Range", "") * self._outer.ranges)
+        code, part, content_range = part_of(
+            data, self.headers.get("Range", "") * self._outer.ranges
+        )
         if fault in ("short", "drip") and self.command != "HEAD":
             self._send(code, part[:3], announced=len(part), content_range=content_range)
             self._outer.released.wait(30 if fault == "drip" else 0)
             self.close_connection = True
         else:
-            self._send(code, part, etag={"other_etag": "f" * 32}.get(fault or "", ETAG), content_range=content_range)
+            self._send(
+                code,
+                part,
+                etag={"other_etag": "f" * 32}.get(fault or "", ETAG),
+                content_range=content_range,
+            )
 
-    def _send(self, status: int, body: bytes, etag: str = ETAG, announced: int | None = None, content_range: str = "") -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        etag: str = ETAG,
+        announced: int | None = None,
+        content_range: str = "",
+    ) -> None:
         self.send_response(status)
         if content_range:
             self.send_header("Content-Range", content_range)
@@ -105,4 +125,9 @@ class Handler(BaseHTTPRequestHandler):
 def patient(pauses: list[float] | None = None, **policy) -> Fetcher:
     """A fetcher whose clock moves only when it sleeps; `pauses` gets how long."""
     slept = [] if pauses is None else pauses
-    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0))
+    return Fetcher(
+        guard=LOOPBACK,
+        retrier=Retrier(
+            RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0
+        ),
+    )

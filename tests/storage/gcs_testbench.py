@@ -1,7 +1,9 @@
-"""Google's own emulator of Cloud Storage (github.com/googleapis/storage-testbench), served until standard input ends; prints its port.
+"""Google's own emulator of Cloud Storage (github.com/googleapis/storage-testbench), served until
+standard input ends; prints its port.
 
-Run by the Python that has it, which is none of ours: it pins other versions of half of what Touchstone uses. It takes multipart bodies
-whose lines end as RFC 2046 says; gcsfs ends them as Cloud Storage takes them, too, so that they are written the long way here.
+Run by the Python that has it, which is none of ours: it pins other versions of half of what
+Touchstone uses. It takes multipart bodies whose lines end as RFC 2046 says; gcsfs ends them as
+Cloud Storage takes them, too, so that they are written the long way here.
 """
 
 import io
@@ -19,8 +21,16 @@ def with_long_line_ends(application):
                 _, facts, rest = body.split(b"--" + boundary + b"\n", 2)
                 head, _, content = rest.partition(b"\n\n")
                 content = content.removesuffix(b"\n--" + boundary + b"--")
-                parts = [facts.rstrip(b"\n").replace(b"\n\n", b"\r\n\r\n"), head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + content]
-                body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--"
+                parts = [
+                    facts.rstrip(b"\n").replace(b"\n\n", b"\r\n\r\n"),
+                    head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + content,
+                ]
+                body = (
+                    b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
+                    + b"--"
+                    + boundary
+                    + b"--"
+                )
             environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
             environ["CONTENT_TYPE"] = f"multipart/related; boundary={boundary.decode()}"
         return application(environ, start_response)

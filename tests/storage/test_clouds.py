@@ -1,4 +1,6 @@
-"""Google Cloud Storage and Azure Blob Storage as a run's place, on their emulators: one of two writers is told, and a run is read back."""
+"""Google Cloud Storage and Azure Blob Storage as a run's place, on their emulators: one of two
+writers is told, and a run is read back.
+"""
 
 import json
 from collections import defaultdict
@@ -18,7 +20,9 @@ from tests.storage.test_lease import of_six_that_acquire_one_does
 from tests.storage.test_store import of_eight_creators_one_succeeds
 
 GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
-every_guarded_place = pytest.mark.parametrize("guarded", [pytest.param(name, marks=pytest.mark.slow) for name in GUARDED], indirect=True)
+every_guarded_place = pytest.mark.parametrize(
+    "guarded", [pytest.param(name, marks=pytest.mark.slow) for name in GUARDED], indirect=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +39,19 @@ def guarded(request):
 
 def check_store(store):
     store.write("a.json", b"1")
-    assert (store.read("a.json"), store.read_range("a.json", 0, 1), store.exists("a.json"), store.exists("b")) == (b"1", b"1", True, False)
+    assert (
+        store.read("a.json"),
+        store.read_range("a.json", 0, 1),
+        store.exists("a.json"),
+        store.exists("b"),
+    ) == (b"1", b"1", True, False)
     store.write("a.json", b"22")
     store.write("folder/below/c", b"333")
-    assert (store.sizes(""), store.folders(""), store.sizes("folder/below")) == ({"a.json": 2}, ["folder"], {"c": 3})
+    assert (store.sizes(""), store.folders(""), store.sizes("folder/below")) == (
+        {"a.json": 2},
+        ["folder"],
+        {"c": 3},
+    )
     Store.open(store.url).write("folder/d", b"")  # what another process writes is seen at once
     assert store.names("folder") == ["d"]
     store.clear("folder")
@@ -66,7 +79,9 @@ def check_run(url, folder):
     assert (again.parts(0), again.parts(1)) == ([], [])
 
 
-def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_the_same(ignoring, tmp_path):
+def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_the_same(
+    ignoring, tmp_path
+):
     store = Store.open(f"{ignoring}/refused")
     with pytest.raises(StorageError, match="has no conditional writes"):
         Lease(store).acquire()
@@ -105,12 +120,17 @@ def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
     out = f"{guarded}/scored"
     for rows in (3, 0):
         finished, _ = score_here(out, store.url)
-        assert (finished.summary["session"]["rows"], finished.summary["statuses"]["ok"]) == (rows, 3)
+        assert (finished.summary["session"]["rows"], finished.summary["statuses"]["ok"]) == (
+            rows,
+            3,
+        )
     found = {row["uri"] for row in current_rows(RunDirectory.open(out))}
     assert found == {f"{store.url}/folder/{number}.jpg" for number in range(3)}
 
 
-@pytest.mark.parametrize(("url", "pretended"), [("gs://b/k", clouds.google_at), ("az://c/k", clouds.azure_at)])
+@pytest.mark.parametrize(
+    ("url", "pretended"), [("gs://b/k", clouds.google_at), ("az://c/k", clouds.azure_at)]
+)
 def test_a_cloud_s_client_asks_no_more_often_than_the_policy_says(url, pretended):
     """A row of a list that nobody answers for took 50 s and more of gcsfs's own patience."""
     with FaultyServer() as server, pretended(server.url):

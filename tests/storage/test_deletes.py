@@ -23,7 +23,9 @@ def filled(url):
 
 
 class Refusing(faulty_proxy.FaultyProxy):
-    """Before a real S3 server: `answers` what requests that delete many get, one after another; what is behind them passes."""
+    """Before a real S3 server: `answers` what requests that delete many get, one after another;
+    what is behind them passes.
+    """
 
     def __init__(self, upstream, *answers):
         self.answers = list(answers)
@@ -56,12 +58,17 @@ def refusing(s3, monkeypatch):
 
 def stayed(code, key="run/parts/0003.parquet"):
     said = f"<Error><Key>{key}</Key><Code>{code}</Code><Message>of the test</Message></Error>"
-    return 200, f'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{said}</DeleteResult>'.encode()
+    return (
+        200,
+        f'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{said}</DeleteResult>'.encode(),
+    )
 
 
 @pytest.mark.parametrize("place", ["s3", "disk", "memory"])
 def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
-    store = filled({"s3": f"{bucket}/all", "disk": str(tmp_path / "all"), "memory": "memory://all"}[place])
+    store = filled(
+        {"s3": f"{bucket}/all", "disk": str(tmp_path / "all"), "memory": "memory://all"}[place]
+    )
     store.write("other/0000.parquet", b"")
     store.delete_all([*NAMES[:-2], "parts/not-there.parquet"])
     assert store.names("parts") == sorted(name.removeprefix("parts/") for name in NAMES[-2:])
@@ -71,9 +78,14 @@ def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
     assert store.names("other") == ["0000.parquet"]
 
 
-def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error_that_names_it(bucket, refusing):
+def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error_that_names_it(
+    bucket, refusing
+):
     store = filled(f"{bucket}/run")
-    with refusing(stayed("AccessDenied")), pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"):
+    with (
+        refusing(stayed("AccessDenied")),
+        pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"),
+    ):
         store.delete_all(NAMES)
     with refusing(stayed("NoSuchKey")):
         store.delete_all(NAMES)

@@ -18,7 +18,10 @@ from ray_app.storage.errors import is_transient, too_large, translate
 
 
 def s3_error(code: str, http: int, message: str = "said so") -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": http}}, "GetObject")
+    return ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": http}},
+        "GetObject",
+    )
 
 
 CASES = [
@@ -34,7 +37,8 @@ CASES = [
     (CredentialRetrievalError(provider="iam", error_msg="busy"), Status.SOURCE_THROTTLED, True),
     (NoCredentialsError(), Status.SOURCE_DENIED, False),
     (EndpointConnectionError(endpoint_url="http://x"), Status.SOURCE_TIMEOUT, True),
-    # What gcsfs raises of 502, of a token that ended on its way, and of a metadata server that is busy.
+    # What gcsfs raises of 502, of a token that ended on its way, and of a metadata server that is
+    # busy.
     (ProxyError(), Status.SOURCE_TIMEOUT, True),
     (HttpError({"code": 401, "message": "Invalid Credentials"}), Status.SOURCE_DENIED, True),
     (HttpError({"code": 401, "message": "Anonymous caller"}), Status.SOURCE_DENIED, False),
@@ -64,7 +68,10 @@ def test_an_error_that_s3fs_wrapped_is_seen_through():
 
 def test_secrets_of_urls_in_messages_do_not_show():
     text = "GET https://host/a.jpg?X-Amz-Signature=s3cr3t failed"
-    assert "s3cr3t" not in translate(ConnectionError(text), "https://host/a.jpg?X-Amz-Signature=s3cr3t").detail
+    assert (
+        "s3cr3t"
+        not in translate(ConnectionError(text), "https://host/a.jpg?X-Amz-Signature=s3cr3t").detail
+    )
 
 
 def test_they_cross_processes():

@@ -39,7 +39,11 @@ class TestS3:
         [info] = list_objects(bucket)
         fetcher = Fetcher()
         assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
-        assert (fetcher.bytes_read, fetcher.counts["retried"], fetcher.counts["throttled"]) == (len(DATA), 0, 0)
+        assert (fetcher.bytes_read, fetcher.counts["retried"], fetcher.counts["throttled"]) == (
+            len(DATA),
+            0,
+            0,
+        )
         with pytest.raises(InputError) as caught:
             fetcher.fetch(info.uri, "", len(DATA) - 1)
         assert caught.value.status is Status.IMAGE_TOO_LARGE
@@ -51,7 +55,16 @@ class TestS3:
         assert info.uri in error.detail
 
     @pytest.mark.parametrize(
-        "key", ["a//b.jpg", "/a.jpg", 'sp ace+plus&amp;<".jpg', "pct%41%.jpg", "😀.jpg", "q?versionId=1#f.jpg", "a/./b/../~'(a)!*.jpg"]
+        "key",
+        [
+            "a//b.jpg",
+            "/a.jpg",
+            'sp ace+plus&amp;<".jpg',
+            "pct%41%.jpg",
+            "😀.jpg",
+            "q?versionId=1#f.jpg",
+            "a/./b/../~'(a)!*.jpg",
+        ],
     )
     def test_a_key_is_taken_as_it_is(self, s3, key):
         bucket = s3.bucket("fetch-odd-keys")
@@ -64,7 +77,9 @@ class TestFaults:
     def test_throttling_is_waited_out_and_counted(self, faulty):
         pauses: list[float] = []
         fetcher = patient(pauses, base_s=0.5, cap_s=1.5)
-        assert fetcher.fetch(serve(faulty, "slow_down", "slow_down", "slow_down"), "", LIMIT) == DATA
+        assert (
+            fetcher.fetch(serve(faulty, "slow_down", "slow_down", "slow_down"), "", LIMIT) == DATA
+        )
         assert (fetcher.counts["throttled"], fetcher.counts["retried"]) == (3, 3)
         assert pauses == [0.5, 1.0, 1.5]
         fetcher, faulty.requests = patient(attempts=4), []
@@ -104,7 +119,11 @@ class TestLocal:
         path = tmp_path / "a.jpg"
         path.write_bytes(DATA)
         [info] = list_objects(str(tmp_path))
-        assert Fetcher().fetch(info.uri, info.version, LIMIT) == Fetcher().fetch(f"file://{info.uri}", info.version, LIMIT) == DATA
+        assert (
+            Fetcher().fetch(info.uri, info.version, LIMIT)
+            == Fetcher().fetch(f"file://{info.uri}", info.version, LIMIT)
+            == DATA
+        )
         with pytest.raises(InputError) as caught:
             Fetcher().fetch(info.uri, "", 999)
         assert caught.value.status is Status.IMAGE_TOO_LARGE
@@ -138,7 +157,10 @@ class TestWeb:
         assert (info.size_bytes, info.version) == (len(DATA), ETAG)
         assert Fetcher(signed=[faulty.url]).fetch(info.uri, info.version, LIMIT) == DATA
         faulty.faults["/a.jpg"] = ["other_etag"]
-        assert refused(Fetcher(signed=[faulty.url]), info.uri, info.version).status is Status.SOURCE_CHANGED
+        assert (
+            refused(Fetcher(signed=[faulty.url]), info.uri, info.version).status
+            is Status.SOURCE_CHANGED
+        )
 
     def test_a_presigned_url_is_shown_without_and_read_with_its_secrets(self, faulty):
         signed = f"{faulty.url}/a.jpg?size=large&X-Amz-Signature=s3cr3t&X-Amz-Credential=me"
@@ -153,7 +175,10 @@ class TestWeb:
 
     def test_a_certificate_that_is_not_accepted_says_nothing_of_the_file(self, faulty):
         faulty.serve_tls(Path(authority()[0]).with_name("leaf.pem"))
-        error = refused(Fetcher(RetryPolicy(attempts=1), guard=LOOPBACK), f"{faulty.url.replace('http:', 'https:')}/a.jpg")
+        error = refused(
+            Fetcher(RetryPolicy(attempts=1), guard=LOOPBACK),
+            f"{faulty.url.replace('http:', 'https:')}/a.jpg",
+        )
         assert error.status is Status.SOURCE_TIMEOUT
         assert "certificate" in error.detail
 
@@ -173,8 +198,15 @@ class TestPrefetch:
         wanted.insert(7, Wanted("s3://bucket/gone", size_bytes=5))
         wanted.insert(9, Wanted("s3://bucket/huge", size_bytes=LIMIT + 1))
         got = list(Fetcher().prefetch(wanted, depth_bytes=100, max_bytes=LIMIT))
-        statuses = {member.uri: result.status for member, result in zip(wanted, got, strict=True) if isinstance(result, InputError)}
-        assert statuses == {"s3://bucket/gone": Status.SOURCE_MISSING, "s3://bucket/huge": Status.IMAGE_TOO_LARGE}
+        statuses = {
+            member.uri: result.status
+            for member, result in zip(wanted, got, strict=True)
+            if isinstance(result, InputError)
+        }
+        assert statuses == {
+            "s3://bucket/gone": Status.SOURCE_MISSING,
+            "s3://bucket/huge": Status.IMAGE_TOO_LARGE,
+        }
         assert [int(result) for result in got if isinstance(result, bytes)] == list(range(40))
         assert "/bucket/huge" not in faulty.requests
 

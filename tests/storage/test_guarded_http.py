@@ -1,4 +1,5 @@
-"""The guard against real servers: TLS on loopback with a throw-away authority, asked through names that only an injected resolver knows.
+"""The guard against real servers: TLS on loopback with a throw-away authority, asked through names
+that only an injected resolver knows.
 
 Most cases run twice: as `touchstone check URL` fetches, and as `data collect` does.
 """
@@ -13,7 +14,13 @@ import pytest
 from ray_app import __version__
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage.errors import BAD_URL, FORBIDDEN_ADDRESS
-from ray_app.storage.guarded_http import FetchFailed, FetchRules, GuardedClient, fetch_image, parse_retry_after
+from ray_app.storage.guarded_http import (
+    FetchFailed,
+    FetchRules,
+    GuardedClient,
+    fetch_image,
+    parse_retry_after,
+)
 from ray_app.storage.ssrf import is_public_address
 from tests.storage.tls_server import IMAGE, Loopback, Names, answer, authority, redirect
 
@@ -33,7 +40,15 @@ def only_the_test_server(address: str) -> bool:
 def collect_rules(max_bytes=2**20, timeout_s=5.0):
     """The rules of `data collect`."""
     return FetchRules(
-        "collect/1", max_bytes, timeout_s, timeout_s, timeout_s, ("http", "https"), None, is_literal_allowed=True, keep_alive=True
+        "collect/1",
+        max_bytes,
+        timeout_s,
+        timeout_s,
+        timeout_s,
+        ("http", "https"),
+        None,
+        is_literal_allowed=True,
+        keep_alive=True,
     )
 
 
@@ -51,8 +66,19 @@ def way(request):
     return request.param
 
 
-def fetch(routes, url=URL, *, way=fetch_image, max_bytes=2**20, resolver=None, is_allowed=only_the_test_server, **options):
-    """(bytes, server) of one fetch; `resolver` is told the server's port, and by default every name is the server."""
+def fetch(
+    routes,
+    url=URL,
+    *,
+    way=fetch_image,
+    max_bytes=2**20,
+    resolver=None,
+    is_allowed=only_the_test_server,
+    **options,
+):
+    """(bytes, server) of one fetch; `resolver` is told the server's port, and by default every name
+    is the server.
+    """
 
     async def scenario():
         async with Loopback(routes) as server:
@@ -63,7 +89,9 @@ def fetch(routes, url=URL, *, way=fetch_image, max_bytes=2**20, resolver=None, i
 
             asked = resolver(here) if resolver else everything_is_here
             try:
-                return await way(url, max_bytes, resolver=asked, is_allowed_address=is_allowed, **options), server
+                return await way(
+                    url, max_bytes, resolver=asked, is_allowed_address=is_allowed, **options
+                ), server
             except (InputError, FetchFailed) as error:
                 error.server = server
                 raise
@@ -72,7 +100,9 @@ def fetch(routes, url=URL, *, way=fetch_image, max_bytes=2**20, resolver=None, i
 
 
 def failure(*arguments, **options):
-    """What a fetch raises: InputError or, as `data collect`, FetchFailed. No address is in its text."""
+    """What a fetch raises: InputError or, as `data collect`, FetchFailed. No address is in its
+    text.
+    """
     with pytest.raises((InputError, FetchFailed)) as caught:
         fetch(*arguments, **options)
     assert "127.0" not in caught.value.detail
@@ -98,10 +128,17 @@ def test_image_arrives_whole_and_the_request_tells_nothing_but_who_asks(monkeypa
     routes = {"/a.png": redirect("/b?x=1", Set_Cookie="id=7; Secure"), "/b?x=1": answer()}
     body, server = fetch(routes, URL + "#part")
     assert body == IMAGE
-    assert [head for head, _, _ in server.requests] == ["GET /a.png HTTP/1.1", "GET /b?x=1 HTTP/1.1"]
+    assert [head for head, _, _ in server.requests] == [
+        "GET /a.png HTTP/1.1",
+        "GET /b?x=1 HTTP/1.1",
+    ]
     plain = {"Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity", "Connection": "close"}
     for _, headers, _ in server.requests:
-        assert headers == {"Host": "images.test", "User-Agent": f"touchstone/{__version__}", **plain}
+        assert headers == {
+            "Host": "images.test",
+            "User-Agent": f"touchstone/{__version__}",
+            **plain,
+        }
     assert server.names == ["images.test"] * 2
 
 
@@ -126,12 +163,25 @@ NEVER_ASKED = r"""
     https://8.8.8.8/ https://images.0x1/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[::1/
     https://localhost./ https://images..test/ https://-a.test/ https://images.test\@10.0.0.1/ https://images%00.test/ https://a_b!.test/
 """
-ODD = ["", "https://ima\tges.test/", "https://images.test/\r\nHost:x", " https://images.test/", URL + "a" * 2048]
+ODD = [
+    "",
+    "https://ima\tges.test/",
+    "https://images.test/\r\nHost:x",
+    " https://images.test/",
+    URL + "a" * 2048,
+]
 
 
 # `data collect` may request these, if their addresses are public.
-ASKED_BY_COLLECT = ("http://images.test", "https://images.test:80/", "https://images.test:8443/", "https://8.8.8.8/")
-NOT_BY_COLLECT = [url for url in [*NEVER_ASKED.split(), *ODD] if not url.startswith(ASKED_BY_COLLECT)]
+ASKED_BY_COLLECT = (
+    "http://images.test",
+    "https://images.test:80/",
+    "https://images.test:8443/",
+    "https://8.8.8.8/",
+)
+NOT_BY_COLLECT = [
+    url for url in [*NEVER_ASKED.split(), *ODD] if not url.startswith(ASKED_BY_COLLECT)
+]
 
 
 @pytest.mark.parametrize("url", [*NEVER_ASKED.split(), *ODD])
@@ -139,7 +189,16 @@ def test_url_that_check_never_asks(url):
     assert refusal({}, url).server.connections == 0
 
 
-@pytest.mark.parametrize("url", [*NOT_BY_COLLECT, "http://10.0.0.1/", "http://[::1]/", "http://169.254.169.254/", "http://localhost/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *NOT_BY_COLLECT,
+        "http://10.0.0.1/",
+        "http://[::1]/",
+        "http://169.254.169.254/",
+        "http://localhost/",
+    ],
+)
 def test_url_that_collect_never_asks(url):
     error = refusal({}, url, way=collect, is_allowed=is_public_address)
     assert (error.server.connections, error.asked) == (0, False)
@@ -171,14 +230,21 @@ def test_name_is_looked_up_once_so_that_a_second_answer_changes_nothing(way):
 
 
 def test_redirect_to_the_same_name_is_looked_up_and_checked_again():
-    error = refusal({"/a.png": redirect("/b")}, resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]))
+    error = refusal(
+        {"/a.png": redirect("/b")},
+        resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]),
+    )
     assert NOT_PUBLIC in error.detail
     assert error.server.connections == 1
 
 
 def test_kept_address_of_a_name_is_the_one_that_was_checked():
     routes = {"/a.png": redirect("/b", Connection="close"), "/b": answer()}
-    body, server = fetch(routes, way=collect, resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]))
+    body, server = fetch(
+        routes,
+        way=collect,
+        resolver=lambda here: Names(images_test=[[here], [("127.0.0.2", here[1])]]),
+    )
     assert (body, server.connections) == (IMAGE, 2)
 
 
@@ -201,12 +267,17 @@ def test_real_rule_sees_ipv4_inside_ipv6(way):
 
 
 def test_missing_name_and_internal_name_have_their_own_reasons(way):
-    internal = refusal(answer(), way=way, resolver=lambda _: Names(images_test=[[("10.1.2.3", 443)]]))
+    internal = refusal(
+        answer(), way=way, resolver=lambda _: Names(images_test=[[("10.1.2.3", 443)]])
+    )
     assert NOT_PUBLIC in internal.detail
     assert "10.1" not in internal.detail
     for names in (Names(), Names(images_test=[[]])):
         missing = failure(answer(), way=way, resolver=lambda _, names=names: names)
-        assert (missing.status, missing.detail) == (Status.SOURCE_MISSING, "there is no host of that name")
+        assert (missing.status, missing.detail) == (
+            Status.SOURCE_MISSING,
+            "there is no host of that name",
+        )
 
 
 def test_name_server_that_is_away_is_told_as_passing(way):
@@ -218,7 +289,11 @@ def test_name_server_that_is_away_is_told_as_passing(way):
 
 def test_names_are_looked_up_absolute(monkeypatch):
     asked = []
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **_: asked.append(a) or [(0, 0, 0, "", ("fe80::1%eth0", 443, 0, 2))])
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *a, **_: asked.append(a) or [(0, 0, 0, "", ("fe80::1%eth0", 443, 0, 2))],
+    )
     with pytest.raises(SourceError, match=NOT_PUBLIC):
         asyncio.run(fetch_image("https://db.prod/", 1))
     assert asked == [("db.prod.", 443)]
@@ -250,7 +325,10 @@ def test_redirect_with_a_nul_is_no_http(way):
 
 def test_redirect_that_is_not_utf8_leads_to_what_its_bytes_say():
     async def scenario():
-        async with Loopback(b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: http://h1.test/caf\xe9.png\r\n\r\n", tls=False) as server:
+        async with Loopback(
+            b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: http://h1.test/caf\xe9.png\r\n\r\n",
+            tls=False,
+        ) as server:
             client = GuardedClient(collect_rules(), is_allowed_address=only_the_test_server)
             try:
                 return await client.get(f"http://127.0.0.1:{server.port}/")
@@ -266,7 +344,10 @@ def test_redirects_end(way):
     error = failure(routes, "https://images.test/0", way=way)
     assert (error.status, error.detail) == (Status.SOURCE_DENIED, "redirected more than 3 times")
     assert len(error.server.requests) == 4
-    assert len(failure({"/a.png": redirect("/a.png", Connection="close")}, way=way).server.requests) == 4
+    assert (
+        len(failure({"/a.png": redirect("/a.png", Connection="close")}, way=way).server.requests)
+        == 4
+    )
     routes["/3"] = answer()
     assert fetch(routes, "https://images.test/0", way=way)[0] == IMAGE
 
@@ -319,10 +400,17 @@ def test_closed_silent_and_slowly_named_servers_are_timeouts(way):
     async def unnamed(_host, _port):
         await asyncio.Event().wait()
 
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:  # one never shakes hands, one takes no connection
+    # one never shakes hands, one takes no connection
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        resolvers = [unnamed, *(Names(images_test=[[one.getsockname()]]) for one in (silent, closed))]
-        errors = [failure({}, way=way, resolver=lambda _, asked=asked: asked, timeout_s=0.4) for asked in resolvers]
+        resolvers = [
+            unnamed,
+            *(Names(images_test=[[one.getsockname()]]) for one in (silent, closed)),
+        ]
+        errors = [
+            failure({}, way=way, resolver=lambda _, asked=asked: asked, timeout_s=0.4)
+            for asked in resolvers
+        ]
     assert {error.status for error in errors} == {Status.SOURCE_TIMEOUT}
     assert [error.detail for error in errors[:2]] == ["the host did not answer in time"] * 2
     assert errors[2].detail == "no connection: Connection refused"
@@ -339,14 +427,20 @@ async def endless(server, writer):
 
 def test_endless_body_is_cut_at_the_limit(way):
     error = failure(endless, way=way, max_bytes=2**20)
-    assert (error.status, error.detail) == (Status.IMAGE_TOO_LARGE, "more than 1,048,576 bytes, over the limit of 1,048,576")
+    assert (error.status, error.detail) == (
+        Status.IMAGE_TOO_LARGE,
+        "more than 1,048,576 bytes, over the limit of 1,048,576",
+    )
     assert error.server.written < 2**20 + 2**24  # what the sockets' own buffers hold
 
 
 def test_exactly_the_limit_is_let_in(way):
     assert fetch(answer(bytes(1000)), way=way, max_bytes=1000)[0] == bytes(1000)
     error = failure(answer(bytes(1001)), way=way, max_bytes=1000)
-    assert (error.status, error.detail) == (Status.IMAGE_TOO_LARGE, "1,001 bytes, over the limit of 1,000")
+    assert (error.status, error.detail) == (
+        Status.IMAGE_TOO_LARGE,
+        "1,001 bytes, over the limit of 1,000",
+    )
 
 
 def test_announced_size_over_the_limit_is_believed_at_once(way):
@@ -355,11 +449,17 @@ def test_announced_size_over_the_limit_is_believed_at_once(way):
         await asyncio.Event().wait()
 
     error = failure(announces, way=way)
-    assert (error.status, error.detail) == (Status.IMAGE_TOO_LARGE, "10,737,418,240 bytes, over the limit of 1,048,576")
+    assert (error.status, error.detail) == (
+        Status.IMAGE_TOO_LARGE,
+        "10,737,418,240 bytes, over the limit of 1,048,576",
+    )
 
 
 def test_lying_lengths(way):
-    assert failure(answer(Content_Length=str(len(IMAGE) + 1)), way=way).status == Status.SOURCE_TIMEOUT  # it broke off
+    # it broke off
+    assert (
+        failure(answer(Content_Length=str(len(IMAGE) + 1)), way=way).status == Status.SOURCE_TIMEOUT
+    )
     assert failure(b"", way=way).status == Status.SOURCE_TIMEOUT
     for odd in ("-1", "many", "1, 2"):
         assert failure(answer(Content_Length=odd), way=way).status == Status.SOURCE_DENIED
@@ -395,16 +495,25 @@ SECRET = "https://images.test/x.png?X-Amz-Signature=hush"
 def test_what_is_no_answer_is_told_without_the_url(way, raw):
     error = failure(raw, SECRET, way=way)
     assert "hush" not in str(error)
-    assert error.status == (BAD_URL if way is collect and raw.startswith(b"HTTP/1.1 302") else Status.SOURCE_DENIED)
+    assert error.status == (
+        BAD_URL if way is collect and raw.startswith(b"HTTP/1.1 302") else Status.SOURCE_DENIED
+    )
 
 
-STATUSES = {Status.SOURCE_MISSING: (404, 410), Status.SOURCE_DENIED: (403, 418, 206, 304), Status.SOURCE_THROTTLED: (429, 503)}
+STATUSES = {
+    Status.SOURCE_MISSING: (404, 410),
+    Status.SOURCE_DENIED: (403, 418, 206, 304),
+    Status.SOURCE_THROTTLED: (429, 503),
+}
 
 
 def test_http_status_maps_to_source_status(way):
     for expected, statuses in (STATUSES | {Status.SOURCE_TIMEOUT: (500, 408, 425)}).items():
         for status in statuses:
-            error = failure(answer(b"" if status == 304 else b"<secret words of theirs>", f"{status} theirs"), way=way)
+            error = failure(
+                answer(b"" if status == 304 else b"<secret words of theirs>", f"{status} theirs"),
+                way=way,
+            )
             assert (error.status, error.detail) == (expected, f"the host answered {status}")
 
 

@@ -1,4 +1,6 @@
-"""Ranges of keys: wherever a prefix is cut, its ranges tell what one listing tells; and what that costs."""
+"""Ranges of keys: wherever a prefix is cut, its ranges tell what one listing tells; and what that
+costs.
+"""
 
 import hashlib
 
@@ -8,13 +10,38 @@ from hypothesis import strategies as st
 
 from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.errors import StorageError
-from ray_app.storage import KeyRange, RangeReader, RetryPolicy, key_ranges, list_divisions, list_objects, split_range
+from ray_app.storage import (
+    KeyRange,
+    RangeReader,
+    RetryPolicy,
+    key_ranges,
+    list_divisions,
+    list_objects,
+    split_range,
+)
 
 NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
 CLUSTER = ["p/a", *(f"p/cluster/of/one/kind-{n:04}" for n in range(1000)), "p/z"]
-LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]  # 1,023 bytes: nearly as long as a key may be
-MARKS = [f"p/{mark}" for mark in ("a", "a ", "a!", "aa", "a/b", "ü", "\ue000", "\ud7ff", "\U0010ffff", "~", "日本", "日a")]
+# 1,023 bytes: nearly as long as a key may be
+LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]
+MARKS = [
+    f"p/{mark}"
+    for mark in (
+        "a",
+        "a ",
+        "a!",
+        "aa",
+        "a/b",
+        "ü",
+        "\ue000",
+        "\ud7ff",
+        "\U0010ffff",
+        "~",
+        "日本",
+        "日a",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +57,12 @@ def server(running, monkeypatch):
     """A server that gives ten keys to a page."""
     server, url = running
     server.throttles = lambda number, under_way: False
-    for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "ENDPOINT_URL": url,
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     server.asked.clear()
@@ -50,26 +82,35 @@ def check_split(server, keys, pieces, after=None, until=None):
     assert len(server.asked) <= 2 * 64 + 16
     assert [one.after for one in ranges[1:]] == [one.until for one in ranges[:-1]]
     assert (ranges[0].after, ranges[-1].until) == (after, until)
-    assert uris(ranges) == [f"s3://bucket/{key}" for key in server.keys if (after or "") < key <= (until or "q")]
+    assert uris(ranges) == [
+        f"s3://bucket/{key}" for key in server.keys if (after or "") < key <= (until or "q")
+    ]
     return ranges
 
 
-letters = st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]) | st.sampled_from("ab0/ü\U0010ffff")
-file_names = st.text(letters, min_size=1, max_size=6).filter(lambda name: not name.endswith("/"))  # such a key, empty, is a folder's
+letters = st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]) | st.sampled_from(
+    "ab0/ü\U0010ffff"
+)
+# such a key, empty, is a folder's
+file_names = st.text(letters, min_size=1, max_size=6).filter(lambda name: not name.endswith("/"))
 names = st.lists(file_names, min_size=2, max_size=60)
 
 
 def test_any_split_tells_what_one_listing_tells(server):
     def check(names, pieces, data):
         keys = [f"p/{name}" for name in names]
-        after, until = (data.draw(st.none() | st.sampled_from([*keys, "p/m", "p/b"])) for _ in range(2))
+        after, until = (
+            data.draw(st.none() | st.sampled_from([*keys, "p/m", "p/b"])) for _ in range(2)
+        )
         if after is None or until is None or after < until:
             check_split(server, keys, pieces, after, until)
 
     settings(max_examples=10, deadline=None)(given(names, st.integers(1, 20), st.data())(check))()
 
 
-@pytest.mark.parametrize("keys", [NUMBERED[:200], HASHED[:200], CLUSTER[:150], LONG[:60], MARKS, ["p/only"], []])
+@pytest.mark.parametrize(
+    "keys", [NUMBERED[:200], HASHED[:200], CLUSTER[:150], LONG[:60], MARKS, ["p/only"], []]
+)
 def test_odd_keys(server, keys):
     check_split(server, keys, 12)
     if keys:

@@ -49,7 +49,9 @@ class Watched:
 
 
 def elsewhere(**changes) -> Holder:
-    return replace(Holder.this_process(), host="far-away", machine="far-away boot pid", pid=4242, **changes)
+    return replace(
+        Holder.this_process(), host="far-away", machine="far-away boot pid", pid=4242, **changes
+    )
 
 
 def written(store) -> dict:
@@ -70,7 +72,12 @@ def test_one_at_a_time_and_free_afterwards(store):
 
 
 def test_a_process_of_this_machine_keeps_it_while_it_lives_and_is_replaced_at_once(store):
-    with subprocess.Popen([sys.executable, "-c", HOLD, store.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, store.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
         assert holder.stdout.readline() == "held\n"
         first = written(store)["beat"]
         wait_until(lambda: written(store)["beat"] > first + 1)
@@ -79,7 +86,8 @@ def test_a_process_of_this_machine_keeps_it_while_it_lives_and_is_replaced_at_on
         started = start_of(holder.pid)
         assert is_running(holder.pid, started)
         holder.kill()
-        wait_until(lambda: not is_running(holder.pid, started))  # a zombie, which nobody has waited for, does not run
+        # a zombie, which nobody has waited for, does not run
+        wait_until(lambda: not is_running(holder.pid, started))
         with Lease(store, sleep=pytest.fail) as lease:
             assert written(store)["token"] == lease.holder.token
     assert store.names("") == []
@@ -104,7 +112,9 @@ def test_a_silent_holder_elsewhere_is_replaced_after_its_time(claim_left, store)
 def test_a_holder_elsewhere_that_beats_keeps_it(store):
     other = elsewhere()
     store.write("lease.json", other.encode())
-    time = Watched(during=lambda: time.now < 9 or store.write("lease.json", replace(other, beat=1).encode()))
+    time = Watched(
+        during=lambda: time.now < 9 or store.write("lease.json", replace(other, beat=1).encode())
+    )
     with pytest.raises(IdentityError, match="host far-away, process 4242"):
         Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0).acquire()
     assert time.now == 9.0
@@ -141,7 +151,8 @@ def test_a_lost_lease_says_so_and_is_not_released(store):
         lease.check()
         thief = elsewhere()
         store.write("lease.json", thief.encode())
-        # A heartbeat already past its check may write once more; the thief's own beat would find that, here we insist.
+        # A heartbeat already past its check may write once more; the thief's own beat would find
+        # that, here we insist.
         wait_until(lambda: lease.lost.is_set() or store.write("lease.json", thief.encode()))
         with pytest.raises(IdentityError, match="taken this directory over"):
             lease.check()

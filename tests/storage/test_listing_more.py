@@ -10,7 +10,18 @@ from ray_app.storage import s3 as s3_requests
 from ray_app.storage.listing import not_there
 from tests.unprivileged import closed, nested
 
-NAMES = ["a!.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/z.txt", "a0.jpg", "b/ä ö.jpg", "b/x#y?z.jpg", "c/100%.jpg", "c/.hidden"]
+NAMES = [
+    "a!.jpg",
+    "a.jpg",
+    "a/b.jpg",
+    "a/b/c.jpg",
+    "a/z.txt",
+    "a0.jpg",
+    "b/ä ö.jpg",
+    "b/x#y?z.jpg",
+    "c/100%.jpg",
+    "c/.hidden",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,9 @@ class TestLocal:
         monkeypatch.chdir(folder)
         assert names("./archive/../archive") == expected
         path = folder / "archive/a.jpg"
-        assert list(list_objects(str(path))) == [ObjectInfo(str(path), 5, f"5-{path.stat().st_mtime_ns}")]
+        assert list(list_objects(str(path))) == [
+            ObjectInfo(str(path), 5, f"5-{path.stat().st_mtime_ns}")
+        ]
 
     def test_links(self, folder):
         archive = folder / "archive"
@@ -64,7 +77,9 @@ class TestLocal:
     def test_patterns(self, folder):
         assert names(f"{folder}/archive/*.jpg") == below(str(folder), ["a!.jpg", "a.jpg", "a0.jpg"])
         assert names(f"{folder}/archive/**/c.jpg") == below(str(folder), ["a/b/c.jpg"])
-        assert names(f"{folder}/archive/[bc]/*") == below(str(folder), sorted(n for n in NAMES if n[:2] in ("b/", "c/")))
+        assert names(f"{folder}/archive/[bc]/*") == below(
+            str(folder), sorted(n for n in NAMES if n[:2] in ("b/", "c/"))
+        )
 
     def test_pattern_letters_in_a_real_name_are_letters(self, tmp_path):
         (tmp_path / "photos [2020]").mkdir()
@@ -80,7 +95,10 @@ class TestLocal:
     @pytest.mark.parametrize("missing", ["nowhere", "empty", "nowhere/*.jpg", "empty/**"])
     def test_nothing_there(self, tmp_path, missing):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ConfigError, match=r"no such file or folder|has no files in it|no file matches this pattern") as caught:
+        with pytest.raises(
+            ConfigError,
+            match=r"no such file or folder|has no files in it|no file matches this pattern",
+        ) as caught:
             names(f"{tmp_path}/{missing}")
         assert caught.value.exit_code == 2
 
@@ -96,9 +114,17 @@ class TestLocal:
 
 
 def listed(source: str, **options) -> list[tuple[str, str | None]]:
-    """The path below the source of everything listed, and the status of folders that cannot be listed."""
+    """The path below the source of everything listed, and the status of folders that cannot be
+    listed.
+    """
     found = list_objects(source, **options)
-    return [(info.uri.removeprefix(f"{source}/"), info.error.status if isinstance(info, ClosedFolder) else None) for info in found]
+    return [
+        (
+            info.uri.removeprefix(f"{source}/"),
+            info.error.status if isinstance(info, ClosedFolder) else None,
+        )
+        for info in found
+    ]
 
 
 class TestClosedFolders:
@@ -111,13 +137,21 @@ class TestClosedFolders:
 
     def test_folder_that_cannot_be_listed_is_reported(self, photos):
         with closed(photos / "lost+found"):
-            assert listed(str(photos)) == [("1.jpg", None), ("lost+found", Status.SOURCE_DENIED), ("z/4.jpg", None)]
-            [folder] = [info for info in list_objects(str(photos)) if isinstance(info, ClosedFolder)]
+            assert listed(str(photos)) == [
+                ("1.jpg", None),
+                ("lost+found", Status.SOURCE_DENIED),
+                ("z/4.jpg", None),
+            ]
+            [folder] = [
+                info for info in list_objects(str(photos)) if isinstance(info, ClosedFolder)
+            ]
             assert folder.error.detail == "this folder cannot be listed: Permission denied"
 
     def test_files_of_a_folder_that_cannot_be_entered_are_listed(self, photos):
         with closed(photos / "lost+found", mode=0o444):
-            found = {info.uri.removeprefix(f"{photos}/"): info for info in list_objects(str(photos))}
+            found = {
+                info.uri.removeprefix(f"{photos}/"): info for info in list_objects(str(photos))
+            }
         assert list(found) == ["1.jpg", "lost+found/2.jpg", "lost+found/deep", "z/4.jpg"]
         assert (found["lost+found/2.jpg"].size_bytes, found["lost+found/2.jpg"].version) == (-1, "")
         assert found["lost+found/deep"].error.status == Status.SOURCE_DENIED
@@ -128,11 +162,17 @@ class TestClosedFolders:
             for source in (str(photos), f"{photos}/*.jpg"):
                 with pytest.raises(StorageError, match="Permission denied") as caught:
                     names(source)
-                assert (caught.value.exit_code, caught.value.hint) == (5, "check the permissions of that path")
+                assert (caught.value.exit_code, caught.value.hint) == (
+                    5,
+                    "check the permissions of that path",
+                )
 
     def test_folder_that_is_left_out_is_never_listed(self, photos):
         with closed(photos / "lost+found"):
-            assert listed(str(photos), enters=lambda folder: not folder.endswith("lost+found")) == [("1.jpg", None), ("z/4.jpg", None)]
+            assert listed(str(photos), enters=lambda folder: not folder.endswith("lost+found")) == [
+                ("1.jpg", None),
+                ("z/4.jpg", None),
+            ]
         assert listed(str(photos / "z"), enters=lambda _: False) == [("4.jpg", None)]
         (photos / "z/y").mkdir()
         (photos / "z/4.jpg").rename(photos / "z/y/4.jpg")
@@ -141,7 +181,11 @@ class TestClosedFolders:
     def test_pattern_reports_only_folders_that_it_may_match_in(self, photos):
         with closed(photos / "lost+found"):
             assert listed(f"{photos}/*.jpg") == [(f"{photos}/1.jpg", None)]
-            assert [status for _, status in listed(f"{photos}/**/*.jpg")] == [None, Status.SOURCE_DENIED, None]
+            assert [status for _, status in listed(f"{photos}/**/*.jpg")] == [
+                None,
+                Status.SOURCE_DENIED,
+                None,
+            ]
 
     def test_folder_deleted_during_the_listing_is_reported(self, photos):
         found = list_objects(str(photos))
@@ -174,7 +218,11 @@ class TestClosedFolders:
 
 class TestS3:
     def test_every_object_in_key_order(self, bucket, s3):
-        assert names(f"{bucket}/archive") == names(f"{bucket}/archive/") == below(bucket, sorted(NAMES))
+        assert (
+            names(f"{bucket}/archive")
+            == names(f"{bucket}/archive/")
+            == below(bucket, sorted(NAMES))
+        )
         [info] = list_objects(f"{bucket}/archive/a.jpg")
         etag = s3.client().head_object(Bucket="listing", Key="archive/a.jpg")["ETag"]
         assert info == ObjectInfo(f"{bucket}/archive/a.jpg", 5, etag.strip('"'))
@@ -194,7 +242,11 @@ class TestS3:
 
     def test_a_large_prefix_is_listed_page_by_page(self, bucket, monkeypatch):
         real_page = s3_requests.page
-        monkeypatch.setattr(s3_requests, "page", lambda *args, limit=1000, **kwargs: real_page(*args, limit=min(limit, 2), **kwargs))
+        monkeypatch.setattr(
+            s3_requests,
+            "page",
+            lambda *args, limit=1000, **kwargs: real_page(*args, limit=min(limit, 2), **kwargs),
+        )
         assert names(f"{bucket}/archive") == below(bucket, sorted(NAMES))
         assert names(bucket) == [*below(bucket, sorted(NAMES)), f"{bucket}/archive2/other.jpg"]
 
@@ -216,7 +268,9 @@ class TestOtherPlaces:
         for name in NAMES:
             fs.pipe_file(f"{tmp_path}/archive/{name}", b"x")
         assert names(f"memory:/{tmp_path}/archive") == below(f"memory:/{tmp_path}", sorted(NAMES))
-        assert all(info.version.startswith("1-") for info in list_objects(f"memory:/{tmp_path}/archive"))
+        assert all(
+            info.version.startswith("1-") for info in list_objects(f"memory:/{tmp_path}/archive")
+        )
 
     def test_pattern_letters_in_a_real_name_of_another_store_are_letters(self, tmp_path):
         import fsspec
@@ -230,8 +284,14 @@ class TestOtherPlaces:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(b"x")
         with closed(tmp_path / "closed"):
-            assert listed(f"local://{tmp_path}") == [("1.jpg", None), ("closed", Status.SOURCE_DENIED), ("z/3.jpg", None)]
-            assert listed(f"local://{tmp_path}", enters=lambda uri: not uri.endswith("/closed")) == [("1.jpg", None), ("z/3.jpg", None)]
+            assert listed(f"local://{tmp_path}") == [
+                ("1.jpg", None),
+                ("closed", Status.SOURCE_DENIED),
+                ("z/3.jpg", None),
+            ]
+            assert listed(
+                f"local://{tmp_path}", enters=lambda uri: not uri.endswith("/closed")
+            ) == [("1.jpg", None), ("z/3.jpg", None)]
 
     def test_one_web_url(self, faulty):
         faulty.objects["/a%20b.jpg"] = b"12345"

@@ -25,9 +25,13 @@ with budget.turn(int(sys.argv[3]) * SEAT_BYTES):
 
 
 def holder(folder: Path, seats: int, of: int) -> "subprocess.Popen[str]":
-    """A process that takes so many seats, and has them until its stdin ends; the line that says so is not read yet."""
+    """A process that takes so many seats, and has them until its stdin ends; the line that says so
+    is not read yet.
+    """
     command = [sys.executable, "-c", HOLD, str(folder), str(of), str(seats)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def has_it(process: "subprocess.Popen[str]") -> bool:
@@ -87,7 +91,10 @@ def test_usable_cores_are_those_of_affinity_and_container(tmp_path, monkeypatch)
     assert usable_cores() == len(affinity)
     program = "from ray_app.storage.node_budget import usable_cores; print(usable_cores())"
     pinned = subprocess.run(
-        ["taskset", "-c", str(min(affinity)), sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ["taskset", "-c", str(min(affinity)), sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert pinned.stdout == "1\n"
     (tmp_path / "cpu.max").write_text("150000 100000\n")
@@ -102,5 +109,8 @@ def test_usable_cores_are_those_of_affinity_and_container(tmp_path, monkeypatch)
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(node_budget.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="belongs to another user"), NodeBudget("test", SEAT_BYTES).turn(1):
+    with (
+        pytest.raises(ConfigError, match="belongs to another user"),
+        NodeBudget("test", SEAT_BYTES).turn(1),
+    ):
         pass

@@ -41,7 +41,10 @@ def place(request, tmp_path):
     return info.uri, info.version
 
 
-@pytest.mark.parametrize(("start", "length"), [(0, 10), (100, 1000), (0, len(DATA)), (len(DATA) - 3, 10), (len(DATA), 5), (7, 0)])
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(0, 10), (100, 1000), (0, len(DATA)), (len(DATA) - 3, 10), (len(DATA), 5), (7, 0)],
+)
 def test_a_part_is_what_lies_there(place, start, length):
     fetcher = Fetcher(guard=LOOPBACK)
     assert fetcher.fetch_range(*place, start, length) == DATA[start : start + length]
@@ -56,7 +59,15 @@ def test_an_empty_object_has_no_parts(s3):
 
 def test_a_file_reads_like_a_file(place):
     with Fetcher(guard=LOOPBACK).open(*place, window=1000) as file, io.BytesIO(DATA) as plain:
-        for offset, whence, length in [(-22, 2, 22), (0, 0, 10), (500, 1, 1200), (3000, 0, 5), (-1, 2, 9), (10**6, 0, 3), (0, 0, -1)]:
+        for offset, whence, length in [
+            (-22, 2, 22),
+            (0, 0, 10),
+            (500, 1, 1200),
+            (3000, 0, 5),
+            (-1, 2, 9),
+            (10**6, 0, 3),
+            (0, 0, -1),
+        ]:
             assert file.seek(offset, whence) == plain.seek(offset, whence)
             assert file.read(length) == plain.read(length)
             assert file.tell() == plain.tell()
@@ -65,13 +76,18 @@ def test_a_file_reads_like_a_file(place):
 ASKING = {
     "a range": lambda fetcher, uri, version: fetcher.fetch_range(uri, version, 0, 9),
     "the size": lambda fetcher, uri, version: fetcher.size(uri, version),
-    "a file": lambda fetcher, uri, version: fetcher.open(uri, version, 9 if version else -1).read(9),
+    "a file": lambda fetcher, uri, version: fetcher.open(uri, version, 9 if version else -1).read(
+        9
+    ),
 }
 
 
 @pytest.mark.parametrize("ask", ASKING.values(), ids=list(ASKING))
 def test_another_version_has_changed_and_what_is_gone_is_missing(place, ask):
-    for uri, version, status in ((place[0], "0-0", Status.SOURCE_CHANGED), (place[0] + ".gone", "", Status.SOURCE_MISSING)):
+    for uri, version, status in (
+        (place[0], "0-0", Status.SOURCE_CHANGED),
+        (place[0] + ".gone", "", Status.SOURCE_MISSING),
+    ):
         with pytest.raises(SourceError) as caught:
             ask(Fetcher(guard=LOOPBACK), uri, version)
         assert caught.value.status is status
@@ -81,14 +97,22 @@ class TestFaults:
     @pytest.fixture(params=["s3://bucket", "http"])
     def uri(self, request, faulty):
         faulty.objects["/bucket/a.tar"] = DATA
-        return "s3://bucket/a.tar" if request.param.startswith("s3") else f"{faulty.url}/bucket/a.tar"
+        return (
+            "s3://bucket/a.tar" if request.param.startswith("s3") else f"{faulty.url}/bucket/a.tar"
+        )
 
-    @pytest.mark.parametrize(("fault", "throttled"), [("slow_down", 2), ("internal", 0), ("short", 0)])
+    @pytest.mark.parametrize(
+        ("fault", "throttled"), [("slow_down", 2), ("internal", 0), ("short", 0)]
+    )
     def test_a_passing_fault_is_asked_again(self, faulty, uri, fault, throttled):
         faulty.faults["/bucket/a.tar"] = [fault] * 2
         fetcher = patient()
         assert fetcher.fetch_range(uri, ETAG, 5000, 100) == DATA[5000:5100]
-        assert (fetcher.counts["requests"], fetcher.counts["retried"], fetcher.counts["throttled"]) == (3, 2, throttled)
+        assert (
+            fetcher.counts["requests"],
+            fetcher.counts["retried"],
+            fetcher.counts["throttled"],
+        ) == (3, 2, throttled)
 
     def test_an_object_that_changes_between_two_parts_is_found_out(self, faulty, uri):
         file = patient().open(uri, ETAG, len(DATA), window=100)
@@ -98,7 +122,9 @@ class TestFaults:
             file.read(100)
         assert caught.value.status is Status.SOURCE_CHANGED
 
-    def test_a_server_without_ranges_is_read_from_the_start_but_not_deep_into_a_large_file(self, faulty, uri):
+    def test_a_server_without_ranges_is_read_from_the_start_but_not_deep_into_a_large_file(
+        self, faulty, uri
+    ):
         faulty.ranges = False
         assert patient().fetch_range(uri, ETAG, 5000, 100) == DATA[5000:5100]
         assert patient().fetch_range(uri, ETAG, len(DATA) - 3, 100) == DATA[-3:]
@@ -121,9 +147,15 @@ class TestWindows:
         assert b"".join(iter(lambda: file.read(7), b"")) == DATA
         assert asked == [(0, 4000), (4000, 4000), (8000, len(DATA) - 8000)]
 
-    @given(st.binary(max_size=300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 350), st.integers(-1, 120)), max_size=12))
+    @given(
+        st.binary(max_size=300),
+        st.integers(1, 50),
+        st.lists(st.tuples(st.integers(0, 350), st.integers(-1, 120)), max_size=12),
+    )
     def test_is_a_file(self, data, window, steps):
         file, _ = self.opened(data, window)
         for place, length in steps:
             file.seek(place)
-            assert file.read(length) == (data[place:] if length < 0 else data[place : place + length])
+            assert file.read(length) == (
+                data[place:] if length < 0 else data[place : place + length]
+            )

@@ -1,4 +1,6 @@
-"""Which addresses are dialled, and which URLs asked at all, by their text; resolvers are tested with `GuardedClient`."""
+"""Which addresses are dialled, and which URLs asked at all, by their text; resolvers are tested
+with `GuardedClient`.
+"""
 
 import pytest
 
@@ -29,7 +31,8 @@ NO_ADDRESS = ["", " 8.8.8.8", "8.8.8.8\n", "[::1]"]
 
 
 @pytest.mark.parametrize(
-    ("address", "allowed"), [*((a, False) for a in [*REFUSED.split(), *NO_ADDRESS]), *((a, True) for a in ALLOWED.split())]
+    ("address", "allowed"),
+    [*((a, False) for a in [*REFUSED.split(), *NO_ADDRESS]), *((a, True) for a in ALLOWED.split())],
 )
 def test_address_rule(address, allowed):
     assert is_public_address(address) is allowed
@@ -45,7 +48,10 @@ def test_address_rule(address, allowed):
     ],
 )
 def test_what_is_asked(text, dialled):
-    assert str(checked_url(text, schemes=("http", "https"), is_literal_allowed=is_public_address)) == dialled
+    assert (
+        str(checked_url(text, schemes=("http", "https"), is_literal_allowed=is_public_address))
+        == dialled
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,11 @@ def test_what_a_list_names_may_have_spaces_and_a_long_signature():
     assert str(public_url("https://host.test/a b.jpg?c d")) == "https://host.test/a%20b.jpg?c%20d"
     signed = f"https://host.test/a.jpg?X-Amz-Signature={'s' * 5000}"
     assert str(public_url(signed)) == signed
-    for text in (signed * 2, "https://ex ample.test/", "https://host.test/a\nb", "https://me you@host.test/"):
+    for text in (
+        signed * 2,
+        "https://ex ample.test/",
+        "https://host.test/a\nb",
+        "https://me you@host.test/",
+    ):
         with pytest.raises(SourceError, match="source_denied"):
             public_url(text)

@@ -27,7 +27,13 @@ def store_bucket(s3):
 def store(request, tmp_path):
     if request.param == "s3":
         return Store.open(f"{request.getfixturevalue('store_bucket')}/{request.node.name}/")
-    return Store.open({"path": str(tmp_path / "a run"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path}"}[request.param])
+    return Store.open(
+        {
+            "path": str(tmp_path / "a run"),
+            "file": f"file://{tmp_path}/b",
+            "memory": f"memory://{tmp_path}",
+        }[request.param]
+    )
 
 
 def test_files_are_written_over_found_and_deleted(store, tmp_path):
@@ -40,8 +46,16 @@ def test_files_are_written_over_found_and_deleted(store, tmp_path):
         store.write(path, b"old")
     (tmp_path / "of this machine").write_bytes(b"new")
     store.write_file("run.json", tmp_path / "of this machine")
-    assert (store.read("run.json"), store.exists("run.json"), store.exists("manifest")) == (b"new", True, False)
-    assert (store.names("manifest/0"), store.names("manifest"), store.names("")) == (["a", "b"], [], ["run.json"])
+    assert (store.read("run.json"), store.exists("run.json"), store.exists("manifest")) == (
+        b"new",
+        True,
+        False,
+    )
+    assert (store.names("manifest/0"), store.names("manifest"), store.names("")) == (
+        ["a", "b"],
+        [],
+        ["run.json"],
+    )
     assert store.folders("manifest") == ["0", "1"]
     copy = pickle.loads(pickle.dumps(store))  # in another process
     assert (copy.url, copy.read("run.json")) == (store.url, b"new")
@@ -49,7 +63,10 @@ def test_files_are_written_over_found_and_deleted(store, tmp_path):
     assert not store.exists("run.json")
 
 
-@pytest.mark.parametrize(("folder", "left"), [("a", ["ab"]), ("a/b", ["a", "ab"]), ("", []), ("nothing", ["a", "a/b", "ab"])])
+@pytest.mark.parametrize(
+    ("folder", "left"),
+    [("a", ["ab"]), ("a/b", ["a", "ab"]), ("", []), ("nothing", ["a", "a/b", "ab"])],
+)
 def test_clearing_takes_what_is_below_and_nothing_beside(store, folder, left):
     for path in ("a/1", "a/b/2", "a/b/c/3", "ab/4", "5"):
         store.write(path, b"x")
@@ -62,7 +79,9 @@ def test_create_never_overwrites(store):
     assert store.create("lease.json", b"first")
     assert not store.create("lease.json", b"second")
     assert store.read("lease.json") == b"first"
-    assert store.create("lease.json", b"first") == ("://" in store.url), "over a network, whose answer got lost recognises its own"
+    assert store.create("lease.json", b"first") == ("://" in store.url), (
+        "over a network, whose answer got lost recognises its own"
+    )
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
@@ -78,7 +97,9 @@ def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
     assert store.create("a", b"ours, with a token")
 
 
-def test_the_file_system_of_s3_is_that_of_its_endpoint_and_crosses_processes_without_secrets(store_bucket, monkeypatch):
+def test_the_file_system_of_s3_is_that_of_its_endpoint_and_crosses_processes_without_secrets(
+    store_bucket, monkeypatch
+):
     fs = filesystem()
     assert filesystem() is fs
     Store.open(store_bucket).write("crossing", b"x")
@@ -105,11 +126,16 @@ def test_a_large_file_goes_to_s3_in_parts_and_is_one_object(store_bucket, s3, la
 
 
 @pytest.mark.parametrize(("status", "fails"), [(403, True), (503, False)])
-def test_an_upload_that_is_refused_leaves_nothing_and_one_that_may_pass_is_tried_again(store_bucket, s3, large, monkeypatch, status, fails):
+def test_an_upload_that_is_refused_leaves_nothing_and_one_that_may_pass_is_tried_again(
+    store_bucket, s3, large, monkeypatch, status, fails
+):
     proxy = RefusingProxy(s3.url, status)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     store = Store.open(f"{store_bucket}/{status}")
-    with proxy, pytest.raises(StorageError, match="cannot write") if fails else contextlib.nullcontext():
+    with (
+        proxy,
+        pytest.raises(StorageError, match="cannot write") if fails else contextlib.nullcontext(),
+    ):
         store.write_file("large", large)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
     assert store.names("") == ([] if fails else ["large"])
@@ -129,12 +155,18 @@ class _Refusing(faulty_proxy.Handler):
         owner = self.server.owner
         if "partNumber=2" in self.path and owner.left:
             owner.left -= 1
-            return owner.status, error_body("AccessDenied" if owner.status == 403 else "SlowDown", "of the test"), {}
+            return (
+                owner.status,
+                error_body("AccessDenied" if owner.status == 403 else "SlowDown", "of the test"),
+                {},
+            )
         return super()._asked(body)
 
 
 class FirstFails(faulty_proxy.FaultyProxy):
-    """Before a real S3 server: each request meets a 500 when it comes first, also a HEAD, whose answer then says no more than that."""
+    """Before a real S3 server: each request meets a 500 when it comes first, also a HEAD, whose
+    answer then says no more than that.
+    """
 
     def __init__(self, upstream):
         super().__init__(upstream, share=0.0)
@@ -147,7 +179,9 @@ class FirstFails(faulty_proxy.FaultyProxy):
         return "failed"
 
 
-def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(s3, store_bucket, tmp_path, monkeypatch):
+def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(
+    s3, store_bucket, tmp_path, monkeypatch
+):
     table = pa.table({"score": range(100_000)})
     pq.write_table(table, tmp_path / "rows.parquet")
     Store.open(f"{store_bucket}/ranges").write_file("rows.parquet", tmp_path / "rows.parquet")
@@ -158,7 +192,11 @@ def test_files_that_are_read_in_ranges_or_copied_survive_a_failed_request(s3, st
             assert rows.read().equals(table)
         store.copy_to("rows.parquet", tmp_path / "copy")
         filesystem, path = store.filesystem_and_path("rows.parquet")
-        assert filesystem.cat_file(path) == (tmp_path / "copy").read_bytes() == (tmp_path / "rows.parquet").read_bytes()
+        assert (
+            filesystem.cat_file(path)
+            == (tmp_path / "copy").read_bytes()
+            == (tmp_path / "rows.parquet").read_bytes()
+        )
         assert {"HEAD", "GET"} <= {request.partition(" ")[0] for request in proxy.failed}
 
 
@@ -242,7 +280,8 @@ class TestOutOfReach:
         message, hint = self.explain("s3://no-such-bucket/run")
         assert "does not exist" in message
         assert "create bucket 'no-such-bucket'" in hint
-        for ask in (lambda store: store.read("run.json"), lambda store: store.names("")):  # nor is it a missing file
+        # nor is it a missing file
+        for ask in (lambda store: store.read("run.json"), lambda store: store.names("")):
             with pytest.raises(StorageError, match="NoSuchBucket"):
                 ask(Store.open("s3://no-such-bucket/run"))
 
@@ -254,7 +293,11 @@ class TestOutOfReach:
         assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
     @pytest.mark.parametrize(
-        ("endpoint", "told"), [("http://127.0.0.1:1", "nothing answers there"), ("http://no.invalid", "its host name does not resolve")]
+        ("endpoint", "told"),
+        [
+            ("http://127.0.0.1:1", "nothing answers there"),
+            ("http://no.invalid", "its host name does not resolve"),
+        ],
     )
     def test_nobody_answers(self, monkeypatch, s3, endpoint, told):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -280,7 +323,9 @@ def test_secrets_do_not_show(tmp_path):
     assert "s3cr3t" not in caught.value.message
 
 
-@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "is not the name of a bucket")])
+@pytest.mark.parametrize(
+    ("url", "message"), [("nope://x/y", "nope"), ("s3://", "is not the name of a bucket")]
+)
 def test_a_place_that_cannot_be_opened(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")

@@ -15,7 +15,9 @@ from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
 def unconditional(request, s3, monkeypatch):
     with UnconditionalProxy(s3.url, request.param) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield Store.open(f"{s3.bucket(f'unguarded-{request.param}-{abs(hash(request.node.name))}')}/run")
+        yield Store.open(
+            f"{s3.bucket(f'unguarded-{request.param}-{abs(hash(request.node.name))}')}/run"
+        )
 
 
 def test_a_store_that_lets_two_in_is_refused_in_plain_words(unconditional):
@@ -40,7 +42,9 @@ def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unco
 
 
 @pytest.mark.parametrize("unconditional", [None], indirect=True, ids=["ignored"])
-def test_a_command_that_fills_a_directory_says_so_and_its_summary_what_was_lost(unconditional, tmp_path, capsys):
+def test_a_command_that_fills_a_directory_says_so_and_its_summary_what_was_lost(
+    unconditional, tmp_path, capsys
+):
     Image.effect_noise((96, 80), 50).convert("RGB").save(tmp_path / "a.png")
     words = ["data", "pack", str(tmp_path), "--out", f"{unconditional.url}/out"]
     assert main(words) == ExitCode.CLUSTER

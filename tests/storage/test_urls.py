@@ -76,13 +76,20 @@ def test_what_matches_everything_below_a_folder(pattern, folder, covers):
         assert all(map(matcher([pattern]), (f"{folder}/x.jpg", f"{folder}/x/y.tar")))
 
 
-@pytest.mark.parametrize("url", ["file:///a b", "file://localhost/a b", "FILE://LOCALHOST/a%20b", "file:/a b"])
+@pytest.mark.parametrize(
+    "url", ["file:///a b", "file://localhost/a b", "FILE://LOCALHOST/a%20b", "file:/a b"]
+)
 def test_file_url_names_a_path_of_this_machine(url):
     assert local_path(url) == "/a b"
 
 
 @pytest.mark.parametrize(
-    ("url", "words"), [("file://elsewhere/x", "the host is 'elsewhere'"), ("file://x", "the host is 'x'"), ("file://", "no path")]
+    ("url", "words"),
+    [
+        ("file://elsewhere/x", "the host is 'elsewhere'"),
+        ("file://x", "the host is 'x'"),
+        ("file://", "no path"),
+    ],
 )
 def test_file_url_of_another_host_is_rejected(url, words):
     for read in (local_path, canonical):
@@ -98,13 +105,22 @@ PRESIGNED = "https://b.s3.amazonaws.com/a.jpg?X-Amz-Algorithm=AWS4-HMAC-SHA256&X
     [
         (PRESIGNED, "https://b.s3.amazonaws.com/a.jpg"),
         (PRESIGNED + "&versionId=7", "https://b.s3.amazonaws.com/a.jpg?versionId=7"),
-        ("https://storage.googleapis.com/b/a.jpg?X-Goog-Signature=abc", "https://storage.googleapis.com/b/a.jpg"),
-        ("https://acc.blob.core.windows.net/c/a.jpg?sv=2024&se=x&sr=b&sp=r&sig=abc", "https://acc.blob.core.windows.net/c/a.jpg"),
+        (
+            "https://storage.googleapis.com/b/a.jpg?X-Goog-Signature=abc",
+            "https://storage.googleapis.com/b/a.jpg",
+        ),
+        (
+            "https://acc.blob.core.windows.net/c/a.jpg?sv=2024&se=x&sr=b&sp=r&sig=abc",
+            "https://acc.blob.core.windows.net/c/a.jpg",
+        ),
         ("https://me:pw@host/a.jpg?page=2", "https://host/a.jpg?page=2"),
         ("https://host/a.jpg?access_token=x&w=10", "https://host/a.jpg?w=10"),
         ("s3://key:secret@bucket/a.jpg", "s3://bucket/a.jpg"),
         ("s3://bucket/me@home.jpg", "s3://bucket/me@home.jpg"),
-        ("abfss://container@account.dfs.core.windows.net/run", "abfss://container@account.dfs.core.windows.net/run"),
+        (
+            "abfss://container@account.dfs.core.windows.net/run",
+            "abfss://container@account.dfs.core.windows.net/run",
+        ),
         ("abfss://user:secret@host/run", "abfss://host/run"),
         ("/data/me:you@home/a.jpg?sig=1", "/data/me:you@home/a.jpg?sig=1"),
     ],
@@ -121,7 +137,9 @@ def test_canonical(tmp_path, monkeypatch):
     assert canonical("https://host/a/?b") == "https://host/a/?b"
 
 
-@given(st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name))
+@given(
+    st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name)
+)
 def test_every_file_name_has_a_uri_that_leads_back(name):
     path = "/data/" + os.fsdecode(name)
     uri = local_uri(path)

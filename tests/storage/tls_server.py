@@ -1,4 +1,6 @@
-"""A scripted TLS server on loopback with a throw-away authority, and a resolver that only knows the names it was given."""
+"""A scripted TLS server on loopback with a throw-away authority, and a resolver that only knows the
+names it was given.
+"""
 
 import asyncio
 import functools
@@ -23,16 +25,31 @@ def authority() -> tuple[str, ssl.SSLContext]:
     folder, start = Path(tempfile.mkdtemp()), datetime.now(UTC) - timedelta(hours=1)
 
     def certificate(subject, key, issuer, signer, *extensions):
-        name, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (subject, issuer))
-        made = x509.CertificateBuilder(by, name, key.public_key(), x509.random_serial_number(), start, start + timedelta(days=1))
+        name, by = (
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (subject, issuer)
+        )
+        made = x509.CertificateBuilder(
+            by,
+            name,
+            key.public_key(),
+            x509.random_serial_number(),
+            start,
+            start + timedelta(days=1),
+        )
         for extension in extensions:
             made = made.add_extension(extension, critical=False)
         return made.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     ca, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    (folder / "ca.pem").write_bytes(certificate("ca", ca, "ca", ca, x509.BasicConstraints(ca=True, path_length=0)))
-    leaf = certificate("leaf", key, "ca", ca, x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES]))
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "ca.pem").write_bytes(
+        certificate("ca", ca, "ca", ca, x509.BasicConstraints(ca=True, path_length=0))
+    )
+    leaf = certificate(
+        "leaf", key, "ca", ca, x509.SubjectAlternativeName([x509.DNSName(name) for name in NAMES])
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     (folder / "leaf.pem").write_bytes(leaf + private)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "leaf.pem")
@@ -41,7 +58,9 @@ def authority() -> tuple[str, ssl.SSLContext]:
 
 def answer(body: bytes = IMAGE, status: str = "200 OK", **headers: str) -> bytes:
     headers = {"Content_Length": str(len(body)), **headers}
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items() if value)
+    lines = "".join(
+        f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items() if value
+    )
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
 
 
@@ -50,7 +69,9 @@ def redirect(place: str, **headers: str) -> bytes:
 
 
 class Loopback:
-    """A TLS server whose every answer is scripted: path → raw bytes, or a coroutine that writes them. Keeps what it was asked."""
+    """A TLS server whose every answer is scripted: path → raw bytes, or a coroutine that writes
+    them. Keeps what it was asked.
+    """
 
     def __init__(self, routes, host: str = "127.0.0.1", *, tls: bool = True) -> None:
         self.routes, self.host, self.tls = routes, host, tls
@@ -71,7 +92,9 @@ class Loopback:
     async def _serve(self, reader, writer):
         self.connections += 1
         try:
-            head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+            head, *lines = (
+                (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+            )
             headers = dict(line.split(": ", 1) for line in lines)
             body = await reader.readexactly(int(headers.get("Content-Length", 0)))
             self.requests.append((head, headers, body))
@@ -88,10 +111,15 @@ class Loopback:
 
 
 class Names:
-    """A resolver of names: each question takes the next answer, the last one stays. Counts the questions."""
+    """A resolver of names: each question takes the next answer, the last one stays. Counts the
+    questions.
+    """
 
     def __init__(self, **answers) -> None:
-        self.answers, self.asked = {name.replace("_", "."): list(given) for name, given in answers.items()}, []
+        self.answers, self.asked = (
+            {name.replace("_", "."): list(given) for name, given in answers.items()},
+            [],
+        )
 
     async def __call__(self, host, port):
         self.asked.append((host, port))

@@ -1,16 +1,22 @@
-"""A proxy that makes of a real S3 server one without conditional writes: it ignores `If-None-Match`, or refuses it."""
+"""A proxy that makes of a real S3 server one without conditional writes: it ignores
+`If-None-Match`, or refuses it.
+"""
 
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import error_body
 
 REFUSALS = {
-    501: error_body("NotImplemented", "A header you provided implies functionality that is not implemented."),
+    501: error_body(
+        "NotImplemented", "A header you provided implies functionality that is not implemented."
+    ),
     400: error_body("InvalidArgument", "Unsupported header: If-None-Match"),
 }
 
 
 class UnconditionalProxy(faulty_proxy.FaultyProxy):
-    """`refusal`: the HTTP status that a conditional write is answered with; None = 200, as if nothing had been said."""
+    """`refusal`: the HTTP status that a conditional write is answered with; None = 200, as if
+    nothing had been said.
+    """
 
     def __init__(self, upstream: str, refusal: int | None = None) -> None:
         self.refusal = refusal

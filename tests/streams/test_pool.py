@@ -1,4 +1,6 @@
-"""Messages between the stages of a stream: none is lost if Ray Data joins blocks, and a caller's own pipelines keep their settings."""
+"""Messages between the stages of a stream: none is lost if Ray Data joins blocks, and a caller's
+own pipelines keep their settings.
+"""
 
 import copy
 import warnings
@@ -44,7 +46,11 @@ def checked(results):
 @pytest.mark.parametrize("joined", ["between", "last"])
 def test_joined_blocks_between_stages_keep_all_messages(ray_cluster, joined):
     doubled = dataset(numbers, [pool()])
-    quadrupled = through(doubled.repartition(1), [pool()]) if joined == "between" else through(doubled, [pool()]).repartition(1)
+    quadrupled = (
+        through(doubled.repartition(1), [pool()])
+        if joined == "between"
+        else through(doubled, [pool()]).repartition(1)
+    )
     assert checked(messages(quadrupled)) == [4 * number for number in range(COUNT)]
 
 
@@ -59,7 +65,9 @@ def test_a_batch_of_several_rows_is_refused():
 def test_a_stream_uses_no_deprecated_option_of_ray_data(ray_cluster):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RayDeprecationWarning)
-        assert checked(stream(numbers, [pool()], name="test")) == [2 * number for number in range(COUNT)]
+        assert checked(stream(numbers, [pool()], name="test")) == [
+            2 * number for number in range(COUNT)
+        ]
 
 
 @pytest.mark.ray

@@ -1,4 +1,6 @@
-"""`tools.compare_rows` on the reference commit and this checkout: equal but for the intended differences, and a difference is found."""
+"""`tools.compare_rows` on the reference commit and this checkout: equal but for the intended
+differences, and a difference is found.
+"""
 
 import csv
 import io
@@ -16,7 +18,9 @@ REFERENCE = "c45ce1c8"  # 0.22.0; the issues up to 1.0 list their differences fr
 
 
 def checkout_reference(folder: Path) -> Path:
-    """Unpack the reference commit; its .venv has starters that use this checkout's environment with the reference's code."""
+    """Unpack the reference commit; its .venv has starters that use this checkout's environment with
+    the reference's code.
+    """
     archive = subprocess.run(["git", "-C", ROOT, "archive", REFERENCE], capture_output=True)
     if archive.returncode:
         pytest.skip(f"the history of this checkout does not contain {REFERENCE}")
@@ -24,7 +28,8 @@ def checkout_reference(folder: Path) -> Path:
         tar.extractall(folder, filter="data")
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
-    start = f'{sys.executable} -c "from ray_app.cli.main import script; script()"'  # where 0.22.0 has its entry point
+    # where 0.22.0 has its entry point
+    start = f'{sys.executable} -c "from ray_app.cli.main import script; script()"'
     for name, command in (("python", sys.executable), ("touchstone", start)):
         (programs / name).write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {command} "$@"\n')
         (programs / name).chmod(0o755)
@@ -34,7 +39,15 @@ def checkout_reference(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rows_equal_the_reference_commits_rows(tmp_path, capsys):
-    options = [str(checkout_reference(tmp_path / "old")), str(ROOT), "--work", str(tmp_path / "work"), "--also", "--demo-images", "194"]
+    options = [
+        str(checkout_reference(tmp_path / "old")),
+        str(ROOT),
+        "--work",
+        str(tmp_path / "work"),
+        "--also",
+        "--demo-images",
+        "194",
+    ]
     result = compare_rows.main(options)
     assert result == 0, capsys.readouterr().out
     assert "200 files before, 200 after" in capsys.readouterr().out
@@ -45,11 +58,26 @@ def test_report_returns_only_unlisted_differences(tmp_path):
         compare_rows.compare(
             "detectors-fp32",
             {"a.jpg": {"status": "ok", "score": 1.0, "flags": []}, "b.jpg": {"status": "ok"}},
-            {"a.jpg": {"status": "ok", "score": 1.0000001, "flags": ["x"]}, "c.jpg": {"status": "ok"}},
+            {
+                "a.jpg": {"status": "ok", "score": 1.0000001, "flags": ["x"]},
+                "c.jpg": {"status": "ok"},
+            },
         )
     )
-    intended = [{"file": "*.jpg", "column": "flags", "before": "*", "after": '["x"]', "reason": "a new flag"}]
+    intended = [
+        {
+            "file": "*.jpg",
+            "column": "flags",
+            "before": "*",
+            "after": '["x"]',
+            "reason": "a new flag",
+        }
+    ]
     unexpected = compare_rows.report(found, intended, tmp_path / "differences.csv")
-    assert [(difference.file, difference.column) for difference in unexpected] == [("a.jpg", "score"), ("b.jpg", "row"), ("c.jpg", "row")]
+    assert [(difference.file, difference.column) for difference in unexpected] == [
+        ("a.jpg", "score"),
+        ("b.jpg", "row"),
+        ("c.jpg", "row"),
+    ]
     listed = list(csv.DictReader((tmp_path / "differences.csv").open()))
     assert [(line["column"], line["intended"]) for line in listed].count(("flags", "True")) == 1

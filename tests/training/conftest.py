@@ -1,4 +1,6 @@
-"""A labelled set of small pictures, recipes over it that take seconds, and trainings in processes of their own."""
+"""A labelled set of small pictures, recipes over it that take seconds, and trainings in processes
+of their own.
+"""
 
 import csv
 import json
@@ -22,16 +24,25 @@ PAIRS = 80
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
-    """A list of 80 smooth pictures and, of each, a twin whose pixels are doubled, by two generators; a pair is a group."""
+    """A list of 80 smooth pictures and, of each, a twin whose pixels are doubled, by two
+    generators; a pair is a group.
+    """
     folder = tmp_path_factory.mktemp("labelled")
     rows = [("path", "label", "generator", "group")]
     for number in range(PAIRS):
         rng = np.random.default_rng([7, number])
         coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize((96, 80), Image.Resampling.BICUBIC)
-        noisy = Image.fromarray(np.clip(np.asarray(picture) + rng.normal(0, 6, (80, 96, 3)), 0, 255).astype(np.uint8))
-        twin = noisy.resize((48, 40), Image.Resampling.BOX).resize((96, 80), Image.Resampling.NEAREST)
-        for label, image, generator in (("real", noisy, "real:noise"), ("fake", twin, "double-a" if number % 2 else "double-b")):
+        noisy = Image.fromarray(
+            np.clip(np.asarray(picture) + rng.normal(0, 6, (80, 96, 3)), 0, 255).astype(np.uint8)
+        )
+        twin = noisy.resize((48, 40), Image.Resampling.BOX).resize(
+            (96, 80), Image.Resampling.NEAREST
+        )
+        for label, image, generator in (
+            ("real", noisy, "real:noise"),
+            ("fake", twin, "double-a" if number % 2 else "double-b"),
+        ):
             path = folder / label / f"{number:03d}.png"
             path.parent.mkdir(exist_ok=True)
             image.save(path)
@@ -47,15 +58,29 @@ def recipe(labels, **changes):
     base = {
         "name": "tiny",
         "detector": "touchstone-tiny",
-        "card": {"architecture": {"arguments": {"widths": [4, 6, 8]}}, "preprocessing": {"center_crop": 64}},
+        "card": {
+            "architecture": {"arguments": {"widths": [4, 6, 8]}},
+            "preprocessing": {"center_crop": 64},
+        },
         "initial": {"start": "random"},
-        "data": {"train": [{"at": f"list::{labels}"}], "validation": {"groups": 0.2}, "test": {"groups": 0.2}, "licence": "CC0-1.0"},
+        "data": {
+            "train": [{"at": f"list::{labels}"}],
+            "validation": {"groups": 0.2},
+            "test": {"groups": 0.2},
+            "licence": "CC0-1.0",
+        },
         "augmentation": {"policy": "flips", "arguments": {"crop": 64}},
         "optimiser": {"rate": 3.0e-3},
         "loop": {"epochs": 3, "batch": 8, "precision": "fp32"},
         "cluster": {"cpus": 2},
     }
-    both = {**base, **{key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()}}
+    both = {
+        **base,
+        **{
+            key: {**base.get(key, {}), **value} if isinstance(value, dict) else value
+            for key, value in changes.items()
+        },
+    }
     return {key: value for key, value in both.items() if value is not None}
 
 
@@ -96,7 +121,10 @@ def lines(out, name):
 def noted(out, folder):
     """All notes of a folder by their file's name."""
     store = Store.open(str(out))
-    return {name: [json.loads(line) for line in store.read(f"{folder}/{name}").splitlines()] for name in store.names(folder)}
+    return {
+        name: [json.loads(line) for line in store.read(f"{folder}/{name}").splitlines()]
+        for name in store.names(folder)
+    }
 
 
 def facts_of(out):

@@ -1,8 +1,10 @@
-"""Two trainers, each on a node without cores, and a node with cores for what decodes: what each of them gets of every step.
+"""Two trainers, each on a node without cores, and a node with cores for what decodes: what each of
+them gets of every step.
 
     python -m tests.training.decoders_apart LABELS FOLDER      → FOLDER/alone.json, FOLDER/one.json, FOLDER/RANK.json
 
-`alone.json`: without Ray; `one.json`: one reader with one loader. A cluster wants a process of its own.
+`alone.json`: without Ray; `one.json`: one reader with one loader. A cluster wants a process of its
+own.
 """
 
 import hashlib
@@ -29,15 +31,26 @@ STORE_BYTES = 100 * 2**20
 
 
 def main(labels, folder):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
-    for room in ({"num_cpus": 0, "resources": {"trainer": 1}}, {"num_cpus": 0, "resources": {"trainer": 1}}, {"num_cpus": 2}):
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES}
+    )
+    for room in (
+        {"num_cpus": 0, "resources": {"trainer": 1}},
+        {"num_cpus": 0, "resources": {"trainer": 1}},
+        {"num_cpus": 2},
+    ):
         cluster.add_node(wait=False, object_store_memory=STORE_BYTES, **room)
     cluster.wait_for_nodes(timeout=120)
     ray.init(address=cluster.address, log_to_driver=False)
     job = prepared(config(labels), Store.open(str(folder / "out")))
     note(folder / "alone.json", steps=alone(job))
-    (only,) = ray_data.Shards(of(job, workers=1, loaders=1)).configure({ray_data.TRAIN: ray_data.steps_to_come(job)}, 1, None, None)
-    note(folder / "one.json", steps=[images(batch) for several in messages(only[ray_data.TRAIN]) for _, batch in several])
+    (only,) = ray_data.Shards(of(job, workers=1, loaders=1)).configure(
+        {ray_data.TRAIN: ray_data.steps_to_come(job)}, 1, None, None
+    )
+    note(
+        folder / "one.json",
+        steps=[images(batch) for several in messages(only[ray_data.TRAIN]) for _, batch in several],
+    )
     together = of(job, workers=2, loaders=2)
     DataParallelTrainer(
         trained,
@@ -52,7 +65,13 @@ def main(labels, folder):
 
 
 def prepared(recipe, out):
-    return make_job(recipe, training_card(recipe), out, plan_workers(recipe.workers, cpus=2, gpus=0), prepare_data(recipe, out))
+    return make_job(
+        recipe,
+        training_card(recipe),
+        out,
+        plan_workers(recipe.workers, cpus=2, gpus=0),
+        prepare_data(recipe, out),
+    )
 
 
 def of(job, *, workers, loaders):
@@ -69,7 +88,12 @@ def trained(given):
     steps = [images(batch) for batch in ray_data.batches(0)]
     decodes = "ray_app.training.loader" in sys.modules
     node = ray.get_runtime_context().get_node_id()
-    note(Path(given["folder"]) / f"{ray.train.get_context().get_world_rank()}.json", steps=steps, decodes=decodes, node=node)
+    note(
+        Path(given["folder"]) / f"{ray.train.get_context().get_world_rank()}.json",
+        steps=steps,
+        decodes=decodes,
+        node=node,
+    )
 
 
 def images(batch):

@@ -1,4 +1,6 @@
-"""Small networks as a training leaves them, with figures of made-up scores: what the tests of exporting hand out."""
+"""Small networks as a training leaves them, with figures of made-up scores: what the tests of
+exporting hand out.
+"""
 
 from typing import NamedTuple
 
@@ -13,7 +15,15 @@ from ray_app.training.config import Recipe
 from ray_app.training.networks import deployable, network_for, training_card
 from tests.training.small_recipes import recipe
 
-FINDINGS = {"splits": {"train": {"real": 1200, "fake": 1300, "generators": {"real:cam": 1200, "sdxl": 800, "flux": 500}}}}
+FINDINGS = {
+    "splits": {
+        "train": {
+            "real": 1200,
+            "fake": 1300,
+            "generators": {"real:cam": 1200, "sdxl": 800, "flux": 500},
+        }
+    }
+}
 
 
 def figures(seed, generators=("sdxl", "flux")):
@@ -33,7 +43,9 @@ class Made(NamedTuple):
 
 
 def made(kind="vit", *, test=True, calibration=True, **sections):
-    """A training whose network has values of its own in every tensor, so that nothing that is lost can pass for its default."""
+    """A training whose network has values of its own in every tensor, so that nothing that is lost
+    can pass for its default.
+    """
     trained = recipe(kind, **sections)
     card = training_card(trained)
     network = deployable(network_for(trained, card), card)

@@ -1,4 +1,6 @@
-"""Pictures of eight simulated generators, a recipe that tells six of them apart, and a training of it without Ray."""
+"""Pictures of eight simulated generators, a recipe that tells six of them apart, and a training of
+it without Ray.
+"""
 
 import time
 
@@ -24,7 +26,12 @@ def config(labels, out=None, *, identify=None, **changes):
         "detector": "touchstone-tiny",
         "method": "identify",
         "identify": {"held_out": HELD_OUT, **(identify or {})},
-        "data": {"train": [{"at": f"list::{labels}"}], "validation": {"groups": 0.3}, "test": {"groups": 0.3}, "licence": "CC0-1.0"},
+        "data": {
+            "train": [{"at": f"list::{labels}"}],
+            "validation": {"groups": 0.3},
+            "test": {"groups": 0.3},
+            "licence": "CC0-1.0",
+        },
         "loop": {"batch": 32, "epochs": 1},
         "cluster": {"cpus": 2},
         **({"out": str(out)} if out else {}),
@@ -34,17 +41,26 @@ def config(labels, out=None, *, identify=None, **changes):
 
 
 def trained_here(given):
-    """What `touchstone train` does, in this process: the content of metrics.json. Blocks that are there are not made again."""
+    """What `touchstone train` does, in this process: the content of metrics.json. Blocks that are
+    there are not made again.
+    """
     from ray_app.training.loader import BatchLoader
 
     began, out, card = time.monotonic(), Store.open(given.out), training_card(given)
     splits = prepare_data(given, out).splits
-    wanted = wanted_of(given, {"train": splits.train, "validation": splits.validation, "test": splits.test})
+    wanted = wanted_of(
+        given, {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    )
     detector = load_detector(card)
     detector.keep_embeddings()
     for split, rows in wanted.rows.items():
         loader = BatchLoader(wanted.tables[split], card.preprocessing, policy=None, seed=0)
         for first in range(0, len(rows), given.loop.batch):
             if f"{first:08d}.npz" not in out.names(f"features/{split}"):
-                keep_block(out, split, first, embed(detector, loader, np.array(rows[first : first + given.loop.batch])))
+                keep_block(
+                    out,
+                    split,
+                    first,
+                    embed(detector, loader, np.array(rows[first : first + given.loop.batch])),
+                )
     return written(given, card, out, wanted, {"environment": {}, "data": splits.findings}, began)

@@ -1,4 +1,6 @@
-"""A server that takes models as the Hugging Face hub does: repositories, what goes how (preupload), commits of many regular files."""
+"""A server that takes models as the Hugging Face hub does: repositories, what goes how (preupload),
+commits of many regular files.
+"""
 
 import base64
 import json
@@ -8,7 +10,9 @@ from tests.http_server import HttpServer
 
 
 class ModelHub(HttpServer):
-    """`server.repositories["owner/name"]` is {path: bytes}; tokens other than `token` may not write."""
+    """`server.repositories["owner/name"]` is {path: bytes}; tokens other than `token` may not
+    write.
+    """
 
     def __init__(self) -> None:
         self.token = "hf_right"
@@ -25,7 +29,10 @@ class ModelHub(HttpServer):
         if parts[:2] != ["api", "models"] or repo not in self.repositories:
             return 404, {"error": f"nothing at {path}"}
         if parts[4] == "preupload":
-            files = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in json.loads(body)["files"]]
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
             return 200, {"files": files}
         return self._commit(repo, [json.loads(line) for line in body.splitlines()])
 
@@ -42,10 +49,21 @@ class ModelHub(HttpServer):
         for line in lines:
             if line["key"] == "file":
                 assert line["value"]["encoding"] == "base64"
-                self.repositories[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        self.commits.append({"repo": repo, "files": [line["value"]["path"] for line in lines if line["key"] != "header"]})
+                self.repositories[repo][line["value"]["path"]] = base64.b64decode(
+                    line["value"]["content"]
+                )
+        self.commits.append(
+            {
+                "repo": repo,
+                "files": [line["value"]["path"] for line in lines if line["key"] != "header"],
+            }
+        )
         oid = f"{len(self.commits):040x}"
-        return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
+        return 200, {
+            "success": True,
+            "commitOid": oid,
+            "commitUrl": f"{self.url}/{repo}/commit/{oid}",
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,7 +77,10 @@ class Handler(BaseHTTPRequestHandler):
             status, told = 401, {"error": "Invalid username or password."}
         data = json.dumps(told).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data))}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

@@ -1,4 +1,6 @@
-"""Learning to say words: a step, a saved training that goes on as if never stopped, the card that comes of it, and its figures."""
+"""Learning to say words: a step, a saved training that goes on as if never stopped, the card that
+comes of it, and its figures.
+"""
 
 from dataclasses import replace
 
@@ -12,10 +14,24 @@ from ray_app.errors import ConfigError, DetectorError
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
-from ray_app.training.describe import CARD, WEIGHTS, chance_prompts, compared, with_figures, write_card, write_index, write_network
+from ray_app.training.describe import (
+    CARD,
+    WEIGHTS,
+    chance_prompts,
+    compared,
+    with_figures,
+    write_card,
+    write_index,
+    write_network,
+)
 from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
-PROMPTS = ["a red circle on the left", "a blue square above", "a green triangle", "an orange cross in the rain"]
+PROMPTS = [
+    "a red circle on the left",
+    "a blue square above",
+    "a green triangle",
+    "an orange cross in the rain",
+]
 KINDS = list(ARCHITECTURES)
 TRUTH = ["a red circle, upper left", "a blue square, lower right", "a green cross, lower left"]
 
@@ -30,12 +46,28 @@ def _one_thread():
 
 def bare(told):
     """An architecture without what a tokenizer decides."""
-    decided = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "n_positions", "max_position_embeddings")
-    return {name: bare(one) if isinstance(one, dict) else one for name, one in told.items() if name not in (*decided, "width")}
+    decided = (
+        "vocab_size",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "n_positions",
+        "max_position_embeddings",
+    )
+    return {
+        name: bare(one) if isinstance(one, dict) else one
+        for name, one in told.items()
+        if name not in (*decided, "width")
+    }
 
 
 def recipe(kind, **loop):
-    tier = {"tier": "prefix", "prefix": 3} if kind == "prefix" else {"tier": "captioner", "preprocessing": PIXELS}
+    tier = (
+        {"tier": "prefix", "prefix": 3}
+        if kind == "prefix"
+        else {"tier": "captioner", "preprocessing": PIXELS}
+    )
     told = {"name": "words", "method": "describe", "detector": "touchstone-tiny", "data": {}, "optimiser": {"rate": 3e-3},
             "describe": {**tier, "architecture": bare(ARCHITECTURES[kind]), "vocabulary": 300, "most_tokens": 20},
             "loop": {"steps": 20, "batch": 4, "precision": "fp32", **loop}}  # fmt: skip
@@ -48,7 +80,13 @@ def learner_of(kind, **loop):
     pixels = None if kind == "prefix" else told.describe.preprocessing
     network = caption_network(told.name, told.describe, plan, told.loop.seed)
     return plan, CaptionLearner(
-        told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=told.loop.steps
+        told,
+        network,
+        plan.words,
+        plan.words.targets(PROMPTS, 20),
+        preprocessing=pixels,
+        device="cpu",
+        total_steps=told.loop.steps,
     )
 
 
@@ -60,7 +98,10 @@ def without_dropout(learner):
 
 def batch_of(kind, usable=(True,) * 4):
     rng = np.random.default_rng(4)
-    given = {"embedding": rng.normal(size=(4, WIDTH)).astype(np.float32), "image": rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)}
+    given = {
+        "embedding": rng.normal(size=(4, WIDTH)).astype(np.float32),
+        "image": rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8),
+    }
     return {"row": np.arange(4), "usable": np.array(usable), **given}
 
 
@@ -70,8 +111,12 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens():
     without_dropout(learner)
     targets = torch.from_numpy(plan.words.targets(PROMPTS, 20).astype(np.int64))
     with torch.no_grad():
-        chances = learner.network.eval()(torch.from_numpy(batch["embedding"]), decoder_inputs(targets, plan.words)).log_softmax(2)
-    expected = -chances.gather(2, targets.clamp(min=0)[..., None])[..., 0][targets != -100].mean().item()
+        chances = learner.network.eval()(
+            torch.from_numpy(batch["embedding"]), decoder_inputs(targets, plan.words)
+        ).log_softmax(2)
+    expected = (
+        -chances.gather(2, targets.clamp(min=0)[..., None])[..., 0][targets != -100].mean().item()
+    )
     learner.network.train()
     assert learner.step(batch).loss == pytest.approx(expected, rel=0.1)
 
@@ -82,12 +127,19 @@ def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file
     without_dropout(learner)
     for _ in range(120):
         learner.step(batch_of(kind))
-    sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
+    sees = (
+        {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}}
+        if kind == "prefix"
+        else {"preprocessing": PIXELS}
+    )
     card = write_network(tmp_path, told, plan, sees, body_state(learner.network))
     given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
     said = load_describing(card).describe(given)
     assert [one.text for one in said] == PROMPTS
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["describer.safetensors", "describer.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "describer.safetensors",
+        "describer.yaml",
+    ]
     figures = {"exact": {"value": 0.5, "n": 4}}
     (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
     again = load_describer(tmp_path / CARD)
@@ -95,7 +147,9 @@ def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file
     assert load_describing(again).describe(given) == said
     started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
     network = caption_network(told.name, started, make_plan(told.name, started, width=WIDTH), 99)
-    for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
+    for one, other in zip(
+        body_state(network).values(), body_state(learner.network).values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -113,7 +167,9 @@ def test_a_saved_training_goes_on_as_if_it_had_never_stopped(tmp_path, kind):
     assert after.step_number == 3
     for _ in range(3):
         after.step(batch_of(kind))
-    for one, other in zip(body_state(straight.network).values(), body_state(after.network).values(), strict=True):
+    for one, other in zip(
+        body_state(straight.network).values(), body_state(after.network).values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -141,28 +197,51 @@ def test_images_that_could_not_be_read_teach_nothing():
     assert learner.step(batch_of("prefix", (False,) * 4)).loss == 0
 
 
-@pytest.mark.parametrize(("data", "licence"), [("CC BY-NC 4.0", "CC BY-NC 4.0"), ("CC0-1.0", "BSD-3-Clause")])
+@pytest.mark.parametrize(
+    ("data", "licence"), [("CC BY-NC 4.0", "CC BY-NC 4.0"), ("CC0-1.0", "BSD-3-Clause")]
+)
 def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, data, licence):
     (tmp_path / WEIGHTS).write_bytes(b"weights")
-    told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": "blip-base"}, "data": {"licence": data}}
-    card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS}, load_describer("blip-base"))
+    told = recipe("git").model_dump() | {
+        "describe": {"tier": "captioner", "start": "blip-base"},
+        "data": {"licence": data},
+    }
+    card = write_card(
+        tmp_path,
+        Recipe.model_validate(told),
+        {"tier": "captioner", "preprocessing": PIXELS},
+        load_describer("blip-base"),
+    )
     assert card.licence == licence
 
 
 def test_recipes_that_do_not_fit_are_refused(tmp_path):
     told = recipe("prefix")
-    card = write_index(tmp_path, told, {"detector": "touchstone-tiny", "embedding": {}}, np.eye(3, WIDTH, dtype=np.float32), PROMPTS[:3])
+    card = write_index(
+        tmp_path,
+        told,
+        {"detector": "touchstone-tiny", "embedding": {}},
+        np.eye(3, WIDTH, dtype=np.float32),
+        PROMPTS[:3],
+    )
     assert load_describing(card).describe(np.eye(3, WIDTH, dtype=np.float32))[1].text == PROMPTS[1]
     started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
     with pytest.raises(ConfigError, match="of the tier retrieval, not prefix"):
         make_plan("words", started, width=WIDTH)
     with pytest.raises(ConfigError, match="there are git, blip"):
-        make_plan("words", recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}), width=None, prompts=PROMPTS)
+        make_plan(
+            "words",
+            recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}),
+            width=None,
+            prompts=PROMPTS,
+        )
     plan, learner = learner_of("prefix")
     learner.save(tmp_path)
     network = caption_network("words", told.describe, replace(plan, prefix=5), 0)
     targets = plan.words.targets(PROMPTS, 20)
-    other = CaptionLearner(told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20)
+    other = CaptionLearner(
+        told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20
+    )
     with pytest.raises(DetectorError, match="of another shape"):
         other.load(tmp_path)
 
@@ -171,14 +250,24 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path):
     ("section", "told"),
     [
         ({"tier": "prefix"}, "one of architecture and start"),
-        ({"tier": "captioner", "start": "blip-base", "architecture": {"model": "git"}}, "one of architecture and start"),
+        (
+            {"tier": "captioner", "start": "blip-base", "architecture": {"model": "git"}},
+            "one of architecture and start",
+        ),
         ({"tier": "retrieval", "start": "blip-base"}, "retrieval has no network"),
     ],
 )
 def test_a_section_says_what_is_trained(section, told):
     with pytest.raises(ValueError, match=told):
         Recipe.model_validate(
-            {"name": "x", "method": "describe", "detector": "d", "data": {}, "loop": {"steps": 1, "batch": 1}, "describe": section}
+            {
+                "name": "x",
+                "method": "describe",
+                "detector": "d",
+                "data": {},
+                "loop": {"steps": 1, "batch": 1},
+                "describe": section,
+            }
         )
 
 
@@ -189,7 +278,10 @@ def test_each_system_has_the_figure_of_its_texts():
     assert found["describer"]["exact"]["interval"] == pytest.approx(list(proportion_interval(1, 3)))
     assert found["retrieval"]["exact"]["value"] is None
     assert found["retrieval"]["exact"]["why"] == "no embeddings"
-    assert compared(["Кот_и ПЁС, 猫!"], {"describer": ["кот и пёс 猫"]})["describer"]["exact"]["value"] == 1
+    assert (
+        compared(["Кот_и ПЁС, 猫!"], {"describer": ["кот и пёс 猫"]})["describer"]["exact"]["value"]
+        == 1
+    )
 
 
 def test_chance_knows_training_prompts_alone_and_is_the_same_again():

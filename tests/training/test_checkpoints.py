@@ -20,7 +20,9 @@ def out(request, tmp_path):
     if request.param == "disk":
         return Store.open(str(tmp_path / "out"))
     server = request.getfixturevalue("s3")
-    return Store.open(f"{server.bucket(f'checkpoints-{tmp_path.name}'.lower().replace('_', '-'))}/out")
+    return Store.open(
+        f"{server.bucket(f'checkpoints-{tmp_path.name}'.lower().replace('_', '-'))}/out"
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,10 @@ def older_checkpoints(out, *steps):
 
 def ray_list(*steps):
     """The list of Ray Train 2.60, as Touchstone 0.22 had it written."""
-    results = [{"version": 0, "checkpoint_dir_name": f"step-{step:08d}-old", "metrics": {"step": step}} for step in steps]
+    results = [
+        {"version": 0, "checkpoint_dir_name": f"step-{step:08d}-old", "metrics": {"step": step}}
+        for step in steps
+    ]
     content = {
         "ray_version": ray.__version__, "checkpoint_results": results, "checkpoint_report_indices": list(range(len(steps))),
         "latest_checkpoint_result": results[-1], "pending_training_results": [], "pending_validation_specs": [],
@@ -86,10 +91,18 @@ def test_interrupted_upload_stays_until_its_step_is_saved_again(three, uploaded)
     assert checkpoints.remove_incomplete(three) == []
     uploaded(three, "step-00000040-ee")
     assert checkpoints.remove_incomplete(three) == ["step-00000040-dd"]
-    assert names(three) == ["step-00000010-aa", "step-00000020-bb", "step-00000030-cc", "step-00000040-ee"]
+    assert names(three) == [
+        "step-00000010-aa",
+        "step-00000020-bb",
+        "step-00000030-cc",
+        "step-00000040-ee",
+    ]
 
 
-@pytest.mark.parametrize("content", [None, b'{"checkpoint_resu', b"{}", ray_list(10).replace(b"checkpoint_results", b"results")])
+@pytest.mark.parametrize(
+    "content",
+    [None, b'{"checkpoint_resu', b"{}", ray_list(10).replace(b"checkpoint_results", b"results")],
+)
 def test_checkpoints_stay_whatever_ray_train_lists(three, content):
     before = names(three)
     if content is not None:
@@ -161,7 +174,9 @@ def test_older_checkpoints_are_marked_after_an_interruption(out):
     assert [entry.step for entry in checkpoints.list_checkpoints(out)] == [10, 20, 30]
 
 
-@pytest.mark.parametrize("content", [None, ray_list(10)[:40], ray_list(10).replace(b"checkpoint_results", b"results")])
+@pytest.mark.parametrize(
+    "content", [None, ray_list(10)[:40], ray_list(10).replace(b"checkpoint_results", b"results")]
+)
 def test_older_checkpoints_without_a_list_are_refused(out, content):
     older_checkpoints(out, 10, 20)
     if content is not None:

@@ -1,4 +1,6 @@
-"""`touchstone train` with method describe, killed while it learns, against the same one left in peace."""
+"""`touchstone train` with method describe, killed while it learns, against the same one left in
+peace.
+"""
 
 import csv
 import json
@@ -35,11 +37,19 @@ SETTINGS = {
 }
 
 
-COLOURS = {"red": (205, 40, 40), "green": (40, 165, 60), "blue": (45, 80, 210), "yellow": (235, 205, 45), "white": (245, 245, 245)}
+COLOURS = {
+    "red": (205, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (45, 80, 210),
+    "yellow": (235, 205, 45),
+    "white": (245, 245, 245),
+}
 
 
 def write_stripes(folder):
-    """Pictures of one colour with stripes of another, and their list; a group is all pictures of one prompt."""
+    """Pictures of one colour with stripes of another, and their list; a group is all pictures of
+    one prompt.
+    """
     folder.mkdir()
     rows = [("path", "label", "generator", "group", "prompt")]
     for number, (ground, stripe, way) in enumerate(product(COLOURS, COLOURS, ("upright", "lying"))):
@@ -49,7 +59,15 @@ def write_stripes(folder):
             noise = np.random.default_rng([number, take]).normal(0, 4, pixels.shape)
             name = f"{number}-{take}.png"
             Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(folder / name)
-            rows.append((name, "fake", "stripes", f"g{number}", f"a {ground} ground with {way} {stripe} stripes"))
+            rows.append(
+                (
+                    name,
+                    "fake",
+                    "stripes",
+                    f"g{number}",
+                    f"a {ground} ground with {way} {stripe} stripes",
+                )
+            )
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return folder / "labels.csv"
@@ -81,26 +99,49 @@ def test_killed_while_it_learns_it_ends_as_if_left_in_peace(tmp_path, ray_cluste
 
 def made_once(out):
     """When that was written which no later session may make again, by file."""
-    return {path: path.stat().st_mtime_ns for path in (out / "tokenizer.json", *(out / "features").rglob("*.npz"))}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in (out / "tokenizer.json", *(out / "features").rglob("*.npz"))
+    }
 
 
 def assert_same_training(out, other):
     ours, theirs = lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl")
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(SETTINGS["loop"]["steps"]))
-    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3)
+    assert (
+        [line["step"] for line in ours]
+        == [line["step"] for line in theirs]
+        == list(range(SETTINGS["loop"]["steps"]))
+    )
+    np.testing.assert_allclose(
+        [line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3
+    )
     assert theirs[-1]["loss"] < 0.5 * theirs[0]["loss"], "it learns"
     for split in ("validation", "test"):
         ours, theirs = (facts_of(place)["figures"][split] for place in (out, other))
         assert ours["retrieval"] == theirs["retrieval"]
         assert ours["random"] == theirs["random"]
-        assert abs(ours["describer"]["exact"]["value"] - theirs["describer"]["exact"]["value"]) < 0.2
+        assert (
+            abs(ours["describer"]["exact"]["value"] - theirs["describer"]["exact"]["value"]) < 0.2
+        )
 
 
 def assert_card_says_what_was_measured(out):
-    """The card alone, loaded as `touchstone score` does, says of the test images what the training wrote down."""
+    """The card alone, loaded as `touchstone score` does, says of the test images what the training
+    wrote down.
+    """
     assert "NaN" not in (out / "metrics.json").read_text()
     written = pq.read_table(out / "predictions" / "test.parquet")
-    said = load_describing(load_describer(out / "describer.yaml")).describe(kept_embeddings(Store.open(str(out)), "test").vectors)
+    said = load_describing(load_describer(out / "describer.yaml")).describe(
+        kept_embeddings(Store.open(str(out)), "test").vectors
+    )
     assert written["predicted_prompt"].to_pylist() == [one.text for one in said]
-    np.testing.assert_allclose(written["prompt_likelihood"].to_numpy(), [one.likelihood for one in said], rtol=1e-4, atol=1e-5)
-    assert json.loads((out / "train.json").read_text())["identity"]["recipe"]["describe"]["tier"] == "prefix"
+    np.testing.assert_allclose(
+        written["prompt_likelihood"].to_numpy(),
+        [one.likelihood for one in said],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert (
+        json.loads((out / "train.json").read_text())["identity"]["recipe"]["describe"]["tier"]
+        == "prefix"
+    )

@@ -1,6 +1,8 @@
-"""A step of learning stays on `cuda`, as far as that can be seen without one: every kind of network, in fp32 and bf16.
+"""A step of learning stays on `cuda`, as far as that can be seen without one: every kind of
+network, in fp32 and bf16.
 
-The way back is not run: torch's engine wants a device for it. Every parameter that learns gets a gradient of its own shape instead.
+The way back is not run: torch's engine wants a device for it. Every parameter that learns gets a
+gradient of its own shape instead.
 """
 
 import pytest
@@ -34,7 +36,12 @@ def step_on_cuda(made, monkeypatch, side=32):
         assert {(total.device.type, total.requires_grad) for total in seen} == {("cuda", True)}
         assert devices_of(one.network) == {"cuda"}
         assert {parameter.grad.device.type for parameter in one._learning()} == {"cuda"}
-        states = [value for state in one.optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        states = [
+            value
+            for state in one.optimiser.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        ]
         assert {value.device.type for value in states if value.ndim} == {"cuda"}
     return one
 
@@ -52,9 +59,21 @@ def step_on_cuda(made, monkeypatch, side=32):
     ],
 )
 def test_a_step_stays_on_the_gpu(kind, precision, monkeypatch):
-    one = step_on_cuda(recipe(kind, precision=precision, loop={"clip": 1.0}), monkeypatch, side=64 if kind == "maskclip" else 32)
+    one = step_on_cuda(
+        recipe(kind, precision=precision, loop={"clip": 1.0}),
+        monkeypatch,
+        side=64 if kind == "maskclip" else 32,
+    )
     assert one.precision == precision
 
 
 def test_twins_and_micro_batches_stay_on_the_gpu(monkeypatch):
-    step_on_cuda(recipe("vit", loss={"name": "binary", "twins": 0.5}, sampling={"twins": True}, loop={"micro_batch": 4}), monkeypatch)
+    step_on_cuda(
+        recipe(
+            "vit",
+            loss={"name": "binary", "twins": 0.5},
+            sampling={"twins": True},
+            loop={"micro_batch": 4},
+        ),
+        monkeypatch,
+    )

@@ -31,7 +31,11 @@ def out(tmp_path):
 @pytest.fixture
 def rows(tmp_path):
     return labelled(
-        [{"uri": tmp_path / f"{number}.png", "label": "fake", "mask_uri": f"/masks/{number}.png"} for number in range(200)], chunk=7
+        [
+            {"uri": tmp_path / f"{number}.png", "label": "fake", "mask_uri": f"/masks/{number}.png"}
+            for number in range(200)
+        ],
+        chunk=7,
     )
 
 
@@ -47,7 +51,12 @@ def test_an_image_that_many_steps_could_not_read_is_listed_once(out, rows, tmp_p
         notes = StepNotes(out, rows, rank)
         notes.add(batch([first + rank, 150], bad=[150]), first)
         notes.write(first)
-    write_notes(out, UNREADABLE, "validation", note_images(rows, "validation", {150: "source_missing: gone", 3: "empty_file: 0 bytes"}))
+    write_notes(
+        out,
+        UNREADABLE,
+        "validation",
+        note_images(rows, "validation", {150: "source_missing: gone", 3: "empty_file: 0 bytes"}),
+    )
     found = write_unreadable(out)
     assert [(note["split"], note["uri"], note["step"], note["times"]) for note in found] == [
         ("train", f"{tmp_path}/150.png", 0, 3),
@@ -61,17 +70,37 @@ def test_an_image_that_many_steps_could_not_read_is_listed_once(out, rows, tmp_p
 
 
 def test_members_of_archives_are_named_by_archive_and_member(out, tmp_path):
-    table = labelled([{"item": ListedMember(f"{tmp_path}/a.tar", "x/1.png", 0, "", -1), "label": "real"}])
-    assert join_examples(note_images(table, "train", {0: "empty_file: 0 bytes"})) == f"{tmp_path}/a.tar › x/1.png: empty_file: 0 bytes"
+    table = labelled(
+        [{"item": ListedMember(f"{tmp_path}/a.tar", "x/1.png", 0, "", -1), "label": "real"}]
+    )
+    assert (
+        join_examples(note_images(table, "train", {0: "empty_file: 0 bytes"}))
+        == f"{tmp_path}/a.tar › x/1.png: empty_file: 0 bytes"
+    )
 
 
 def test_the_log_names_each_file_once_and_few_of_very_many(out, rows, tmp_path):
-    write_notes(out, UNREADABLE, "00000000-0000", note_images(rows, "train", {0: "empty_file: 0 bytes"}, step=0))
+    write_notes(
+        out,
+        UNREADABLE,
+        "00000000-0000",
+        note_images(rows, "train", {0: "empty_file: 0 bytes"}, step=0),
+    )
     log = FileLog(out)
     assert list(log.new_lines()) == [], "an earlier session named it"
-    write_notes(out, UNREADABLE, "00000010-0000", note_images(rows, "train", dict.fromkeys((0, 1), "empty_file: 0 bytes"), step=10))
+    write_notes(
+        out,
+        UNREADABLE,
+        "00000010-0000",
+        note_images(rows, "train", dict.fromkeys((0, 1), "empty_file: 0 bytes"), step=10),
+    )
     assert list(log.new_lines()) == [f"train  could not read {tmp_path}/1.png: empty_file: 0 bytes"]
-    write_notes(out, UNREADABLE, "00000020-0000", note_images(rows, "train", dict.fromkeys(range(200), "empty_file: 0 bytes"), step=20))
+    write_notes(
+        out,
+        UNREADABLE,
+        "00000020-0000",
+        note_images(rows, "train", dict.fromkeys(range(200), "empty_file: 0 bytes"), step=20),
+    )
     lines = list(log.new_lines())
     assert len(lines) == MAX_NAMED - 2 + 1
     assert "unreadable.jsonl" in lines[-1]
@@ -93,12 +122,19 @@ def test_masks_that_mark_nothing_are_warned_of_once(out, rows):
 
 
 def test_notes_of_older_versions_are_listed(out):
-    write_notes(out, UNREADABLE, "00000000-0000", [{"step": 3, "image_id": 7, "detail": "empty_file: 0 bytes"}] * 2)
+    write_notes(
+        out,
+        UNREADABLE,
+        "00000000-0000",
+        [{"step": 3, "image_id": 7, "detail": "empty_file: 0 bytes"}] * 2,
+    )
     [note] = list_unreadable(out)
     assert (note["uri"], note["times"]) == ("image_id 7", 2)
 
 
 def test_a_repeated_part_of_the_work_replaces_its_notes(out, rows):
-    write_notes(out, UNREADABLE, "validation", note_images(rows, "validation", {1: "empty_file: 0 bytes"}))
+    write_notes(
+        out, UNREADABLE, "validation", note_images(rows, "validation", {1: "empty_file: 0 bytes"})
+    )
     write_notes(out, UNREADABLE, "validation", [])
     assert list_unreadable(out) == []

@@ -1,6 +1,8 @@
-"""Where a detector is put for others: a folder, a bucket of a real server, a repository of models on a server that speaks as the hub does.
+"""Where a detector is put for others: a folder, a bucket of a real server, a repository of models
+on a server that speaks as the hub does.
 
-The hub is imitated for repositories and regular files; how its client sends large ones, by Xet or LFS, is not.
+The hub is imitated for repositories and regular files; how its client sends large ones, by Xet or
+LFS, is not.
 """
 
 import io
@@ -13,8 +15,18 @@ from ray_app.training.export import push
 from ray_app.training.progress import ProgressBoard, ProgressReport, TrainingProgress
 from tests.training.model_hub import ModelHub
 
-FILES = {"model.safetensors": b"w" * 3000, "metrics.json": b"{}", "report.html": b"<html>", "card.yaml": b"name: x\n"}
-OTHERS = {"train.json": b"{}", "metrics.jsonl": b"{}", "ray/checkpoint/model.safetensors": b"c", "scores/test.parquet": b"s"}
+FILES = {
+    "model.safetensors": b"w" * 3000,
+    "metrics.json": b"{}",
+    "report.html": b"<html>",
+    "card.yaml": b"name: x\n",
+}
+OTHERS = {
+    "train.json": b"{}",
+    "metrics.jsonl": b"{}",
+    "ray/checkpoint/model.safetensors": b"c",
+    "scores/test.parquet": b"s",
+}
 
 
 @pytest.fixture
@@ -40,7 +52,11 @@ def files_in(store):
 
 @pytest.mark.parametrize("place", ["folder", "bucket", "memory"])
 def test_any_place_gets_what_makes_the_detector_and_nothing_else(folder, tmp_path, hub, s3, place):
-    target = {"folder": str(tmp_path / "there"), "bucket": f"{s3.bucket('pushed-detectors')}/mine", "memory": "memory://pushed"}[place]
+    target = {
+        "folder": str(tmp_path / "there"),
+        "bucket": f"{s3.bucket('pushed-detectors')}/mine",
+        "memory": "memory://pushed",
+    }[place]
     assert push(folder, target) == target
     store = Store.open(target)
     assert files_in(store) == FILES
@@ -51,7 +67,9 @@ def test_any_place_gets_what_makes_the_detector_and_nothing_else(folder, tmp_pat
     assert hub.repositories["someone/detector"] == FILES
 
 
-def test_a_repository_is_made_private_and_filled_in_one_commit_and_stays_as_open_as_it_is(folder, hub):
+def test_a_repository_is_made_private_and_filled_in_one_commit_and_stays_as_open_as_it_is(
+    folder, hub
+):
     told = push(folder, "hf://someone/detector")
     assert hub.repositories == {"someone/detector": FILES}
     assert hub.private == {"someone/detector": True}
@@ -72,7 +90,9 @@ def test_a_token_that_may_not_write_is_said(folder, hub, monkeypatch):
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("target", ["hf://detector", "hf://datasets/someone/detector", "hf://someone/detector@main"])
+@pytest.mark.parametrize(
+    "target", ["hf://detector", "hf://datasets/someone/detector", "hf://someone/detector@main"]
+)
 def test_what_is_no_repository_of_models_is_refused(folder, hub, target):
     with pytest.raises(ConfigError, match="not a repository of models"):
         push(folder, target)
@@ -90,11 +110,18 @@ def test_the_line_says_step_loss_rate_and_what_is_left_since_it_went_on():
     now, stream = [0.0], io.StringIO()
     progress = TrainingProgress(100, stream=stream, clock=lambda: now[0])
     assert progress.line(0.0) == "train  starting workers"
-    progress.show(ProgressReport({"step": 49, "loss": 0.7, "rate": 1e-3, "images_per_s": 50.0}, steps=1))
+    progress.show(
+        ProgressReport({"step": 49, "loss": 0.7, "rate": 1e-3, "images_per_s": 50.0}, steps=1)
+    )
     now[0] = 10.0
     progress.judged("auc 0.9100 at 55")
-    progress.show(ProgressReport({"step": 59, "loss": 0.5, "rate": 1e-3, "images_per_s": 80.0}, steps=11))
-    assert progress.line(10.0) == "train  step 60/100 (60%)  loss 0.5000  rate 1.00e-03  80.0 img/s  ETA 40.0 s  auc 0.9100 at 55"
+    progress.show(
+        ProgressReport({"step": 59, "loss": 0.5, "rate": 1e-3, "images_per_s": 80.0}, steps=11)
+    )
+    assert (
+        progress.line(10.0)
+        == "train  step 60/100 (60%)  loss 0.5000  rate 1.00e-03  80.0 img/s  ETA 40.0 s  auc 0.9100 at 55"
+    )
 
 
 def test_the_board_keeps_the_first_failure_and_passes_the_wish_on():

@@ -1,4 +1,6 @@
-"""Notes of a training: files named by the step they begin at, so that what is done again stands once."""
+"""Notes of a training: files named by the step they begin at, so that what is done again stands
+once.
+"""
 
 import struct
 
@@ -33,17 +35,27 @@ def test_what_is_done_again_stands_once_and_ranks_write_files_of_their_own(tmp_p
     assert out.names("tensorboard") == ["events.out.tfevents.00000000.train", "readme.txt"]
     for first in (10, 15):
         write(out, first, first + 5, take=1)
-    assert [(line["step"], line["take"]) for line in read_history(out, HISTORY)] == [(step, int(step >= 10)) for step in range(20)]
+    assert [(line["step"], line["take"]) for line in read_history(out, HISTORY)] == [
+        (step, int(step >= 10)) for step in range(20)
+    ]
     for rank in (1, 0):
         write(out, 0, 2, rank=rank, folder=SAMPLES)
     write(out, 2, 2, folder=SAMPLES)  # nothing noted is no file
     assert out.names(SAMPLES) == ["00000000-0000.jsonl", "00000000-0001.jsonl"]
-    assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
 
 
 def test_tensorboard_reads_the_numbers():
     """By tensorboardX's own message types."""
-    lines = [{"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")}, {"step": 4, "loss": 0.125}]
+    lines = [
+        {"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")},
+        {"step": 4, "loss": 0.125},
+    ]
     data, found, at = event_bytes(lines, "train"), [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)

@@ -1,4 +1,6 @@
-"""Heads over generators from arrays: what they name, how sure they are, when they abstain, what the card says. No Ray, no image."""
+"""Heads over generators from arrays: what they name, how sure they are, when they abstain, what the
+card says. No Ray, no image.
+"""
 
 import math
 from collections import Counter
@@ -31,7 +33,11 @@ def drawn(seed, counts, *, spread=1.0, groups_of=2):
         names += [name] * count
     order = rng.permutation(len(names))
     groups = [f"{seed}-{place // groups_of}" for place in range(len(names))]
-    return LabelledEmbeddings(np.concatenate(vectors)[order].astype(np.float32) + 3, [names[place] for place in order], groups)
+    return LabelledEmbeddings(
+        np.concatenate(vectors)[order].astype(np.float32) + 3,
+        [names[place] for place in order],
+        groups,
+    )
 
 
 def splits(**options):
@@ -46,7 +52,9 @@ def splits(**options):
 
 def made(folder, given=None, **section):
     trained = recipe("vit", method="identify", identify=section)
-    return make_identifier(folder, trained, load_card("touchstone-tiny"), {"width": WIDTH}, given or splits(), KNOWN)
+    return make_identifier(
+        folder, trained, load_card("touchstone-tiny"), {"width": WIDTH}, given or splits(), KNOWN
+    )
 
 
 @pytest.mark.parametrize(("head", "open_set"), [("linear", "energy"), ("cosine", "distance")])
@@ -60,7 +68,9 @@ def test_known_generators_are_named_and_unknown_ones_are_not(tmp_path, head, ope
     figures = {name: row["value"] for name, row in found.figures["test"]["figures"].items()}
     assert figures["accuracy"] == pytest.approx((best == truth)[known].mean())
     assert figures["accuracy"] > 0.9
-    assert figures["macro_f1"] == pytest.approx(f1_score(truth[known], best[known], labels=KNOWN, average="macro"))
+    assert figures["macro_f1"] == pytest.approx(
+        f1_score(truth[known], best[known], labels=KNOWN, average="macro")
+    )
     assert figures["open_set_auroc"] == pytest.approx(roc_auc_score(known, said.confidence))
     assert figures["open_set_auroc"] > 0.8
     assert figures["abstained"] == pytest.approx((said.codes[known] < 0).mean())
@@ -70,7 +80,9 @@ def test_known_generators_are_named_and_unknown_ones_are_not(tmp_path, head, ope
     assert figures["family_accuracy"] >= figures["accuracy"]
     assert figures["calibration_error"] < 0.05
     assert [row["name"] for row in found.figures["test"]["unknown"]] == list(STRANGERS)
-    assert {row["name"]: row["n"] for row in found.figures["test"]["classes"]} == dict.fromkeys(KNOWN, 120)
+    assert {row["name"]: row["n"] for row in found.figures["test"]["classes"]} == dict.fromkeys(
+        KNOWN, 120
+    )
 
 
 def test_chances_are_those_of_logistic_regression_divided_by_the_temperature():
@@ -79,17 +91,27 @@ def test_chances_are_those_of_logistic_regression_divided_by_the_temperature():
     found = fit(train.vectors, codes, train.groups, Identify(c=100.0))
     assert found.losses.keys() == {100.0}
     scaled = (train.vectors - train.vectors.mean(0)) / train.vectors.std(0) / math.sqrt(WIDTH)
-    reference = LogisticRegression(C=100.0, class_weight="balanced", max_iter=2000).fit(scaled, codes)
-    ours = softmax((train.vectors @ found.tensors["weight"].T + found.tensors["bias"]) * found.temperature)
+    reference = LogisticRegression(C=100.0, class_weight="balanced", max_iter=2000).fit(
+        scaled, codes
+    )
+    ours = softmax(
+        (train.vectors @ found.tensors["weight"].T + found.tensors["bias"]) * found.temperature
+    )
     np.testing.assert_allclose(ours, reference.predict_proba(scaled), atol=2e-3)
 
 
 def test_a_temperature_undoes_what_a_weak_penalty_overdoes():
     given = splits(spread=3.0)
-    codes = {name: np.array([KNOWN.index(one) for one in given[name].names if one in KNOWN]) for name in ("train", "validation")}
+    codes = {
+        name: np.array([KNOWN.index(one) for one in given[name].names if one in KNOWN])
+        for name in ("train", "validation")
+    }
     found = fit(given["train"].vectors, codes["train"], given["train"].groups, Identify(c=1e5))
     logits = given["validation"].vectors @ found.tensors["weight"].T + found.tensors["bias"]
-    losses = [-np.log(softmax(logits * t)[np.arange(len(logits)), codes["validation"]]).mean() for t in (1.0, found.temperature)]
+    losses = [
+        -np.log(softmax(logits * t)[np.arange(len(logits)), codes["validation"]]).mean()
+        for t in (1.0, found.temperature)
+    ]
     assert found.temperature > 1.2
     assert losses[0] < losses[1]
 
@@ -115,13 +137,20 @@ def test_two_generators_are_enough_and_of_one_group_nothing_is_calibrated():
 
 
 def test_the_threshold_keeps_its_promise_of_finite_samples():
-    """Over many draws, the mean share of new images below it is k / (n + 1) for the largest k that does not exceed what was asked."""
+    """Over many draws, the mean share of new images below it is k / (n + 1) for the largest k that
+    does not exceed what was asked.
+    """
     rng = np.random.default_rng(0)
     for n, asked, wanted in ((39, 0.05, 2 / 40), (19, 0.05, 1 / 20), (200, 0.1, 20 / 201)):
-        shares = [(rng.random(400) < threshold(rng.random(n).astype(np.float32), asked)).mean() for _ in range(3000)]
+        shares = [
+            (rng.random(400) < threshold(rng.random(n).astype(np.float32), asked)).mean()
+            for _ in range(3000)
+        ]
         assert np.mean(shares) == pytest.approx(wanted, abs=0.003)
         assert wanted <= asked
-    with pytest.raises(ConfigError, match=r"18 validation images .* too few to abstain on 5\.0%: 19 are needed"):
+    with pytest.raises(
+        ConfigError, match=r"18 validation images .* too few to abstain on 5\.0%: 19 are needed"
+    ):
         threshold(np.zeros(18, np.float32), 0.05)
 
 
@@ -134,24 +163,37 @@ def test_the_card_tells_what_it_is_and_reads_back(tmp_path):
     assert read.detector == "touchstone-tiny"
     assert {figure.metric for figure in read.published} >= {"accuracy", "macro F1"}
     assert all(figure.set.endswith(", test") for figure in read.published)
-    np.testing.assert_array_equal(found.predicted["test"].codes, Identifier(read).identify(splits()["test"].vectors).codes)
+    np.testing.assert_array_equal(
+        found.predicted["test"].codes, Identifier(read).identify(splits()["test"].vectors).codes
+    )
     assert Counter(name for name, *_ in found.figures["test"]["pairs"]).keys() <= set(KNOWN)
 
 
-def test_without_unknown_or_real_images_their_figures_have_a_reason_and_who_asks_for_none_names_all(tmp_path):
-    found = made(tmp_path, splits() | {"test": drawn(3, dict.fromkeys(KNOWN, 30))}, abstains=0.0, c=10.0)
+def test_without_unknown_or_real_images_their_figures_have_a_reason_and_who_asks_for_none_names_all(
+    tmp_path,
+):
+    found = made(
+        tmp_path, splits() | {"test": drawn(3, dict.fromkeys(KNOWN, 30))}, abstains=0.0, c=10.0
+    )
     assert found.card.open_set is None
     assert (found.predicted["test"].codes >= 0).all()
     figures = found.figures["test"]["figures"]
-    assert (figures["unknown_abstained"]["value"], figures["unknown_abstained"]["why"]) == (None, "no image of an unknown generator")
+    assert (figures["unknown_abstained"]["value"], figures["unknown_abstained"]["why"]) == (
+        None,
+        "no image of an unknown generator",
+    )
     assert figures["open_set_auroc"]["why"]
-    found = made(tmp_path, splits() | {"test": drawn(4, {"real": 40, "sdxl": 30})}, c=10.0).figures["test"]
+    found = made(tmp_path, splits() | {"test": drawn(4, {"real": 40, "sdxl": 30})}, c=10.0).figures[
+        "test"
+    ]
     assert (found["n_real"], found["n_known"], found["n_unknown"]) == (40, 30, 0)
     assert found["figures"]["reals_abstained"]["n"] == 40
 
 
 def test_a_generator_is_held_out_by_any_spelling_and_its_family_is_not():
     generators = ["flux.1-dev", "flux-1.1-pro", "sdxl/mine", "sdxl", "real"]
-    rows = named(Identify(held_out=("FLUX dev", "sdxl/mine", "sd-3")), ["fake"] * 4 + ["real"], generators)
+    rows = named(
+        Identify(held_out=("FLUX dev", "sdxl/mine", "sd-3")), ["fake"] * 4 + ["real"], generators
+    )
     assert rows.held_out.tolist() == [True, False, True, False, False]
     assert rows.absent == ("sd-3",)

@@ -1,4 +1,6 @@
-"""A recipe of method identify, from pictures to an identifier in files. No Ray: tests/training/test_identifying_e2e.py has it."""
+"""A recipe of method identify, from pictures to an identifier in files. No Ray:
+tests/training/test_identifying_e2e.py has it.
+"""
 
 import json
 
@@ -35,19 +37,37 @@ def trained(labels, tmp_path_factory):
 
 
 def test_the_files_name_images_as_scoring_would(labels, trained):
-    """The card names an image of the test split, decoded, prepared and embedded anew, as the kept names say."""
+    """The card names an image of the test split, decoded, prepared and embedded anew, as the kept
+    names say.
+    """
     out, _ = trained
     card = load_identifier(out / "identifier.yaml")
     assert card.classes == KNOWN
     detector = load_detector(card.detector)
-    assert card.embedding == json.loads(json.dumps(embedding_facts(detector.card, precision=detector.precision, resize="exact")))
+    assert card.embedding == json.loads(
+        json.dumps(embedding_facts(detector.card, precision=detector.precision, resize="exact"))
+    )
     detector.keep_embeddings()
     rows = pq.read_table(out / "scores/test.parquet").slice(0, 8).to_pylist()
-    pixels = np.stack([detector.prepare(Image.open(row["uri"].removeprefix("file://")).convert("RGB")) for row in rows])
-    vectors = np.concatenate([detector.read(detector.normalise(torch.from_numpy(part))).embeddings.numpy() for part in np.split(pixels, 2)])
+    pixels = np.stack(
+        [
+            detector.prepare(Image.open(row["uri"].removeprefix("file://")).convert("RGB"))
+            for row in rows
+        ]
+    )
+    vectors = np.concatenate(
+        [
+            detector.read(detector.normalise(torch.from_numpy(part))).embeddings.numpy()
+            for part in np.split(pixels, 2)
+        ]
+    )
     said = Identifier(card).identify(vectors)
-    assert [card.classes[code] if code >= 0 else None for code in said.codes] == [row["predicted_generator"] for row in rows]
-    np.testing.assert_allclose(said.probability, [row["generator_probability"] for row in rows], atol=1e-4)
+    assert [card.classes[code] if code >= 0 else None for code in said.codes] == [
+        row["predicted_generator"] for row in rows
+    ]
+    np.testing.assert_allclose(
+        said.probability, [row["generator_probability"] for row in rows], atol=1e-4
+    )
 
 
 def test_nothing_is_fitted_on_what_is_held_out(trained):
@@ -56,8 +76,13 @@ def test_nothing_is_fitted_on_what_is_held_out(trained):
     assert {row["name"] for row in facts["test"]["unknown"]} == set(HELD_OUT)
     assert facts["validation"]["n_unknown"] == 0 == facts["validation"]["n_real"]
     assert facts["test"]["n_real"] > 0
-    rows = {split: sum(facts[split][f"n_{kind}"] for kind in ("known", "unknown", "real")) for split in ("validation", "test")}
-    assert {split: pq.read_metadata(out / f"scores/{split}.parquet").num_rows for split in rows} == rows
+    rows = {
+        split: sum(facts[split][f"n_{kind}"] for kind in ("known", "unknown", "real"))
+        for split in ("validation", "test")
+    }
+    assert {
+        split: pq.read_metadata(out / f"scores/{split}.parquet").num_rows for split in rows
+    } == rows
     known = facts["test"]["figures"]["accuracy"]
     assert known["value"] > 2 / len(KNOWN)
     assert known["interval"][0] < known["value"] < known["interval"][1]
@@ -71,7 +96,9 @@ def test_nothing_is_fitted_on_what_is_held_out(trained):
 
 def test_a_dry_run_says_what_it_would_do(labels):
     said = identifier_plan_lines(train(config(labels, identify=FIT), dry_run=True).facts)
-    assert said[0].endswith("a linear head over 6 classes (generator), on embeddings of touchstone-tiny")
+    assert said[0].endswith(
+        "a linear head over 6 classes (generator), on embeddings of touchstone-tiny"
+    )
     assert "held out    shuffle/a, bicubic/a" in said
 
 
@@ -91,7 +118,17 @@ def test_what_cannot_be_told_apart_is_refused(labels, section, told):
 def test_families_reals_and_a_draw(labels):
     families = {name: name.partition("/")[0] for name in MAKERS}
     planned = train(
-        config(labels, identify={"level": "family", "families": families, "reals": True, "most": 6, "fewest": 5}), dry_run=True
+        config(
+            labels,
+            identify={
+                "level": "family",
+                "families": families,
+                "reals": True,
+                "most": 6,
+                "fewest": 5,
+            },
+        ),
+        dry_run=True,
     ).facts
     assert planned["classes"] == ["bilinear", "nearest", "real", "sinc", "transposed"]
     assert planned["splits"]["train"]["known"] == dict.fromkeys(planned["classes"], 6)

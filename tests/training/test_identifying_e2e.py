@@ -1,4 +1,6 @@
-"""Eight simulated generators, two held out: what an identifier makes of them; and the same training on Ray, interrupted and resumed."""
+"""Eight simulated generators, two held out: what an identifier makes of them; and the same training
+on Ray, interrupted and resumed.
+"""
 
 import json
 
@@ -29,7 +31,9 @@ def test_eight_generators_two_held_out(tmp_path):
     )
     assert figures["accuracy"]["interval"][0] > 0.6
     assert figures["macro_f1"]["interval"][0] > 0.6
-    assert figures["open_set_auroc"]["interval"][0] > 0.6, "they are told from what is known better than by chance"
+    assert figures["open_set_auroc"]["interval"][0] > 0.6, (
+        "they are told from what is known better than by chance"
+    )
     assert figures["unknown_abstained"]["value"] > 2 * figures["abstained"]["value"]
     low, high = figures["abstained"]["interval"]
     assert low <= ASKED + 0.05, "the threshold has an error of its own, of validation images"
@@ -40,7 +44,8 @@ def test_eight_generators_two_held_out(tmp_path):
 @pytest.mark.ray
 def test_on_ray_it_is_the_same_and_goes_on_where_it_stopped(tmp_path, ray_cluster):
     labels = build_made_set(tmp_path / "set", prompts=24, side=64)
-    loop = {"batch": 32, "epochs": 1, "precision": "fp32"}  # what `auto` means is decided before, by `touchstone train`
+    # what `auto` means is decided before, by `touchstone train`
+    loop = {"batch": 32, "epochs": 1, "precision": "fp32"}
     here = trained_here(config(labels, tmp_path / "here", identify=FIT, loop=loop))
     out = tmp_path / "out"
     facts = train(config(labels, out, identify=FIT, loop=loop)).facts
@@ -60,4 +65,6 @@ def test_on_ray_it_is_the_same_and_goes_on_where_it_stopped(tmp_path, ray_cluste
     assert {path: path.stat().st_mtime_ns for path in there} == times
     assert again.facts["test"] == facts["test"]
     assert train(config(labels, out, identify=FIT, loop=loop)).was_there
-    assert json.loads((out / "train.json").read_text())["identity"]["recipe"]["method"] == "identify"
+    assert (
+        json.loads((out / "train.json").read_text())["identity"]["recipe"]["method"] == "identify"
+    )

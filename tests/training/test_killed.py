@@ -1,4 +1,6 @@
-"""Trainings that are interrupted in every way, against the same one left in peace; and two workers against one."""
+"""Trainings that are interrupted in every way, against the same one left in peace; and two workers
+against one.
+"""
 
 import os
 import signal
@@ -63,7 +65,11 @@ def committed(out):
 
 def writing_times(out, step):
     """When the notes of what comes before `step` were written, by their names."""
-    return {path.name: path.stat().st_mtime_ns for path in (out / "samples").iterdir() if int(path.name[:8]) < step}
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in (out / "samples").iterdir()
+        if int(path.name[:8]) < step
+    }
 
 
 def workers_of(process):
@@ -79,7 +85,11 @@ def called(pid):
 
 def rows_by_step(out):
     """(step, rank) → rows, from the recorded samples; none twice."""
-    seen = [((line["step"], line["rank"]), line["rows"]) for chunk in noted(out, "samples").values() for line in chunk]
+    seen = [
+        ((line["step"], line["rank"]), line["rows"])
+        for chunk in noted(out, "samples").values()
+        for line in chunk
+    ]
     assert len({key for key, _ in seen}) == len(seen), "a step was noted twice"
     return dict(seen)
 
@@ -88,14 +98,18 @@ def assert_every_row_once_an_epoch(out):
     seen = [row for _, rows in sorted(rows_by_step(out).items()) for row in rows]
     rows = facts_of(out)["data"]["splits"]["train"]["images"]
     for epoch in range(EPOCHS):
-        assert Counter(seen[epoch * rows : (epoch + 1) * rows]) == Counter(range(rows)), f"epoch {epoch}"
+        assert Counter(seen[epoch * rows : (epoch + 1) * rows]) == Counter(range(rows)), (
+            f"epoch {epoch}"
+        )
 
 
 def assert_same_training(out, other):
     ours, theirs = lines(out, "metrics.jsonl"), lines(other, "metrics.jsonl")
     assert [line["step"] for line in ours] == list(range(len(theirs)))
     assert rows_by_step(out) == rows_by_step(other)
-    np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3)
+    np.testing.assert_allclose(
+        [line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-3
+    )
     assert facts_of(out)["best_step"] == facts_of(other)["best_step"]
     assert abs(facts_of(out)["test"]["auc"] - facts_of(other)["test"]["auc"]) < 0.02
 
@@ -137,7 +151,9 @@ def test_interrupted_in_every_way_it_ends_as_if_left_in_peace(training, in_peace
     for place in (out, in_peace):
         assert_every_row_once_an_epoch(place)
         assert_no_orphans(place)
-        assert {"card.yaml", "model.safetensors", "report.html", "metrics.jsonl"} <= set(os.listdir(place))
+        assert {"card.yaml", "model.safetensors", "report.html", "metrics.jsonl"} <= set(
+            os.listdir(place)
+        )
         assert sorted(os.listdir(place / "scores")) == ["test.parquet", "validation.parquet"]
 
 
@@ -154,7 +170,11 @@ def tear(path):
 
 
 def rename_keys(path):
-    path.write_bytes(path.read_bytes().replace(b"checkpoint_results", b"results").replace(b"latest_checkpoint_result", b"latest"))
+    path.write_bytes(
+        path.read_bytes()
+        .replace(b"checkpoint_results", b"results")
+        .replace(b"latest_checkpoint_result", b"latest")
+    )
 
 
 def test_training_resumes_whatever_became_of_rays_list(training, tmp_path):
@@ -168,7 +188,11 @@ def test_training_resumes_whatever_became_of_rays_list(training, tmp_path):
         assert code == 130, told
         assert writing_times(out, saved) == before, "what was committed was done again"
         saved = committed(out)
-        assert (out / "ray/train").joinpath(checkpoints.latest_checkpoint(Store.open(str(out))).name, "model.safetensors").exists()
+        assert (
+            (out / "ray/train")
+            .joinpath(checkpoints.latest_checkpoint(Store.open(str(out))).name, "model.safetensors")
+            .exists()
+        )
         if spoil is not None:
             spoil(out / "ray/train/checkpoint_manager_snapshot.json")
 
@@ -184,6 +208,8 @@ def test_two_workers_on_s3_see_disjoint_rows_and_learn_the_same(training, in_pea
     for step in range(len(alone)):
         assert [*seen[step, 0], *seen[step, 1]] == alone[step, 0]
         assert len(seen[step, 0]) == len(seen[step, 1]) == BATCH // 2
-    ours, theirs = ([line["loss"] for line in lines(place, "metrics.jsonl")[:50]] for place in (out, in_peace))
+    ours, theirs = (
+        [line["loss"] for line in lines(place, "metrics.jsonl")[:50]] for place in (out, in_peace)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=0.01)
     assert_no_orphans(out)

@@ -1,4 +1,6 @@
-"""Two processes against one, DDP against FSDP2, and going on from a checkpoint: one start of two processes does it all."""
+"""Two processes against one, DDP against FSDP2, and going on from a checkpoint: one start of two
+processes does it all.
+"""
 
 import json
 
@@ -41,22 +43,33 @@ def dropping():
     made = plain()
     architecture = made.card["architecture"]
     arguments = architecture["arguments"] | DROPPING
-    return made.model_copy(update={"card": made.card | {"architecture": architecture | {"arguments": arguments}}})
+    return made.model_copy(
+        update={"card": made.card | {"architecture": architecture | {"arguments": arguments}}}
+    )
 
 
 def learner(made, strategy="ddp"):
     rank = dist.get_rank() if dist.is_initialized() else 0
-    return DetectorLearner(made, training_card(made), device="cpu", total_steps=STEPS, rank=rank, strategy=strategy)
+    return DetectorLearner(
+        made, training_card(made), device="cpu", total_steps=STEPS, rank=rank, strategy=strategy
+    )
 
 
 def some(step, masks=False):
-    """Every tenth batch has a half that nobody could read: one of two processes then has nothing to learn from."""
-    return batch(step, side=64 if masks else 32, masks=masks, unusable=(4, 5, 6, 7) if step % 10 == 3 else ())
+    """Every tenth batch has a half that nobody could read: one of two processes then has nothing to
+    learn from.
+    """
+    return batch(
+        step, side=64 if masks else 32, masks=masks, unusable=(4, 5, 6, 7) if step % 10 == 3 else ()
+    )
 
 
 def run(one, until, masks=False):
     """Go on to a step; the loss of each."""
-    return [one.step(share(some(step, masks), one.rank, one.world)).loss for step in range(one.step_number, until)]
+    return [
+        one.step(share(some(step, masks), one.rank, one.world)).loss
+        for step in range(one.step_number, until)
+    ]
 
 
 def saved(one, folder):
@@ -75,7 +88,9 @@ def continued(made, strategy, begun, folder, until=STEPS):
 def process(rank, folder):
     """What each of the two does; rank 0's figures and the checkpoints are read by the tests."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     curves = {}
     for strategy in ("ddp", "fsdp2"):
         one = learner(plain(), strategy)
@@ -127,7 +142,9 @@ def test_frozen_parts_and_norms_learn_alike_and_dropout_goes_on_as_if_never_stop
     curves = json.loads((two / "curves.json").read_text())
     for kind in KINDS:
         assert curves[f"{kind}-ddp"] == pytest.approx(curves[f"{kind}-fsdp2"], rel=1e-3)
-    expected, found = (load_file(two / name / "model.safetensors") for name in ("dropping", "dropping-continued"))
+    expected, found = (
+        load_file(two / name / "model.safetensors") for name in ("dropping", "dropping-continued")
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 

@@ -24,7 +24,11 @@ def run(one, until, **drawn):
 def gradients(made, drawn):
     one = learner(made)
     one.step(drawn)
-    return {name: parameter.grad for name, parameter in one.network.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in one.network.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def test_it_learns_and_says_what_every_step_did():
@@ -32,14 +36,25 @@ def test_it_learns_and_says_what_every_step_did():
     one = learner(made, total=40)
     figures = run(one, 40)
     assert [one.step for one in figures] == list(range(40))
-    assert [one.rate for one in figures] == [rate_at(made.schedule, 1e-3, step, 40) for step in range(40)]
+    assert [one.rate for one in figures] == [
+        rate_at(made.schedule, 1e-3, step, 40) for step in range(40)
+    ]
     assert figures[-1].loss < 0.3 < 0.6 < figures[0].loss
-    assert all(one.parts == {"binary": one.loss} and one.gradient_norm > 0 and one.unusable == 0 for one in figures)
+    assert all(
+        one.parts == {"binary": one.loss} and one.gradient_norm > 0 and one.unusable == 0
+        for one in figures
+    )
     assert one.step_number == 40
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind", "side"), [("fp32", "swin", 32), ("bf16", "siglip", 32), ("bf16", "residual", 32), ("bf16", "maskclip", 64)]
+    ("precision", "kind", "side"),
+    [
+        ("fp32", "swin", 32),
+        ("bf16", "siglip", 32),
+        ("bf16", "residual", 32),
+        ("bf16", "maskclip", 64),
+    ],
 )
 def test_every_family_learns_and_its_parameters_stay_fp32(precision, kind, side):
     one = learner(recipe(kind, precision=precision, schedule={"shape": "constant"}))
@@ -52,7 +67,9 @@ def test_every_family_learns_and_its_parameters_stay_fp32(precision, kind, side)
 def test_bf16_computes_in_bf16_and_stays_near_fp32():
     seen = []
     one = learner(recipe(precision="bf16"))
-    one.network.blocks[0].mlp.fc1.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    one.network.blocks[0].mlp.fc1.register_forward_hook(
+        lambda module, given, output: seen.append(output.dtype)
+    )
     found = run(one, 10)
     assert set(seen) == {torch.bfloat16}
     expected = run(learner(recipe()), 10)
@@ -60,22 +77,36 @@ def test_bf16_computes_in_bf16_and_stays_near_fp32():
     assert [one.loss for one in found] != [one.loss for one in expected]
 
 
-@pytest.mark.parametrize(("kind", "sections"), [("vit", {}), ("siglip", {"loss": {"twins": 0.3}, "sampling": {"twins": True}})])
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [("vit", {}), ("siglip", {"loss": {"twins": 0.3}, "sampling": {"twins": True}})],
+)
 def test_micro_batches_give_the_gradient_of_the_whole_batch(kind, sections):
     drawn = batch(1, unusable=(2, 7))
     whole = gradients(recipe(kind, **sections), drawn)
     parts = gradients(recipe(kind, loop={"micro_batch": 2}, **sections), drawn)
     assert whole.keys() == parts.keys()
-    assert all(torch.allclose(parts[name], gradient, atol=1e-6, rtol=1e-4) for name, gradient in whole.items())
+    assert all(
+        torch.allclose(parts[name], gradient, atol=1e-6, rtol=1e-4)
+        for name, gradient in whole.items()
+    )
 
 
 def test_a_gradient_is_clipped_to_its_norm_and_the_norm_before_is_told():
     free = learner(recipe(optimiser={"name": "sgd", "rate": 1.0}, schedule={"shape": "constant"}))
-    held = learner(recipe(optimiser={"name": "sgd", "rate": 1.0}, schedule={"shape": "constant"}, loop={"clip": 0.01}))
+    held = learner(
+        recipe(
+            optimiser={"name": "sgd", "rate": 1.0},
+            schedule={"shape": "constant"},
+            loop={"clip": 0.01},
+        )
+    )
     before = {name: tensor.clone() for name, tensor in held.network.state_dict().items()}
     norm = free.step(batch(0)).gradient_norm
     assert held.step(batch(0)).gradient_norm == pytest.approx(norm)
-    moved = [(tensor - before[name]).norm().item() for name, tensor in held.network.state_dict().items()]
+    moved = [
+        (tensor - before[name]).norm().item() for name, tensor in held.network.state_dict().items()
+    ]
     assert np.hypot.reduce(moved) == pytest.approx(0.01, rel=1e-3)
     assert norm > 0.1
 
@@ -91,7 +122,10 @@ def test_unusable_images_leave_no_trace_but_a_count():
     found = one.step(drawn)
     assert found == same.step(other)
     assert found.unusable == 2
-    assert all(torch.equal(same.network.state_dict()[name], tensor) for name, tensor in one.network.state_dict().items())
+    assert all(
+        torch.equal(same.network.state_dict()[name], tensor)
+        for name, tensor in one.network.state_dict().items()
+    )
 
 
 def test_auto_is_bf16_only_where_the_card_allows_it(monkeypatch):
@@ -99,7 +133,10 @@ def test_auto_is_bf16_only_where_the_card_allows_it(monkeypatch):
     monkeypatch.setattr("ray_app.detectors.precision.has_bf16", lambda device: True)
     made = recipe(precision="auto")
     card = training_card(made)
-    learners = [DetectorLearner(made, one, device="cpu", total_steps=50) for one in (card, card.model_copy(update={"precision": "fp32"}))]
+    learners = [
+        DetectorLearner(made, one, device="cpu", total_steps=50)
+        for one in (card, card.model_copy(update={"precision": "fp32"}))
+    ]
     assert [one.precision for one in learners] == ["bf16", "fp32"]
 
 
@@ -124,7 +161,9 @@ def test_going_on_from_a_checkpoint_is_never_having_stopped(kind, optimiser, tmp
     assert json.loads((tmp_path / "position.json").read_text()) == {"step": 3}
     assert run(continued, 6) == expected
     found = continued.network.state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in unbroken.network.state_dict().items())
+    assert all(
+        torch.equal(found[name], tensor) for name, tensor in unbroken.network.state_dict().items()
+    )
 
 
 def test_dropout_depends_on_seed_and_step_alone():
@@ -146,13 +185,23 @@ def test_the_trained_network_of_a_checkpoint_gives_what_the_learner_s_gives(tmp_
     for kind in ("vit", "residual", "maskclip"):
         made = recipe(kind)
         one = learner(made)
-        run(one, 1 if kind == "maskclip" else 3, side=64 if kind == "maskclip" else 32, masks=kind == "maskclip")
+        run(
+            one,
+            1 if kind == "maskclip" else 3,
+            side=64 if kind == "maskclip" else 32,
+            masks=kind == "maskclip",
+        )
         one.save(tmp_path)
         network = load_trained(made, one.card, tmp_path)
         images = torch.from_numpy(batch(9, side=64)["image"])
-        pixels = Normalise(one.card.preprocessing)(images if kind == "maskclip" else images[:, :32, :32].contiguous())
+        pixels = Normalise(one.card.preprocessing)(
+            images if kind == "maskclip" else images[:, :32, :32].contiguous()
+        )
         with torch.inference_mode():
-            found, expected = (given[0] if isinstance(given := net(pixels), tuple) else given for net in (network, one.network.eval()))
+            found, expected = (
+                given[0] if isinstance(given := net(pixels), tuple) else given
+                for net in (network, one.network.eval())
+            )
         assert torch.allclose(found, expected, atol=1e-4), kind
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == one.network.state_dict().keys(), "MaskCLIP's too, with CLIP as it was"
@@ -166,11 +215,17 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched():
     with torch.no_grad():
         one.network.head.bias.fill_(float("nan"))
     before = {name: tensor.clone() for name, tensor in one.network.state_dict().items()}
-    with pytest.raises(TouchstoneError, match=r"step 2: training diverged: loss nan \(binary nan\)") as caught:
+    with pytest.raises(
+        TouchstoneError, match=r"step 2: training diverged: loss nan \(binary nan\)"
+    ) as caught:
         one.step(batch(2))
     assert "optimiser.rate" in caught.value.hint
     assert one.step_number == 2
-    assert all(torch.equal(one.network.state_dict()[name], tensor) for name, tensor in before.items() if name != "head.bias")
+    assert all(
+        torch.equal(one.network.state_dict()[name], tensor)
+        for name, tensor in before.items()
+        if name != "head.bias"
+    )
 
 
 def test_a_checkpoint_of_another_network_and_a_folder_that_is_not_there_are_said(tmp_path):
@@ -182,7 +237,9 @@ def test_a_checkpoint_of_another_network_and_a_folder_that_is_not_there_are_said
         load_trained(recipe("residual"), training_card(recipe("residual")), tmp_path)
     with pytest.raises(DetectorError, match="of another network"):
         learner(recipe("residual")).load(tmp_path)
-    wider = VIT["architecture"] | {"arguments": VIT["architecture"]["arguments"] | {"embed_dim": 64}}
+    wider = VIT["architecture"] | {
+        "arguments": VIT["architecture"]["arguments"] | {"embed_dim": 64}
+    }
     with pytest.raises(DetectorError, match="of another network"):
         learner(recipe(card=VIT | {"architecture": wider})).load(tmp_path)
 
@@ -194,7 +251,10 @@ def test_recipes_that_contradict_themselves_are_refused():
         learner(recipe("maskclip", loss={"name": "binary"}))
     for sections, said in [
         ({"loss": {"twins": 0.5}}, r"only sampling\.twins: true"),
-        ({"loss": {"twins": 0.5}, "sampling": {"twins": True}, "loop": {"micro_batch": 3}}, "cuts pairs of twins apart"),
+        (
+            {"loss": {"twins": 0.5}, "sampling": {"twins": True}, "loop": {"micro_batch": 3}},
+            "cuts pairs of twins apart",
+        ),
         ({"loop": {"seed": -1}}, "greater than or equal to 0"),
     ]:
         with pytest.raises(ValueError, match=said):

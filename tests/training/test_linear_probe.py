@@ -29,7 +29,9 @@ def wanted(labelled, tmp_path, ray_cluster):
     )
 
 
-def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(wanted, labelled, tmp_path):
+def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(
+    wanted, labelled, tmp_path
+):
     out = tmp_path / "out"
     facts = train(wanted).facts
     rows = facts["data"]["splits"]["train"]["images"]
@@ -39,13 +41,17 @@ def test_a_head_is_fitted_to_features_of_every_row_once_and_to_nothing_else(want
     assert len(facts["probe"]["cross_validated_auc"]) == 5
     assert facts == facts_of(out)
 
-    features, labels = (np.concatenate([part[name] for part in parts]) for name in ("features", "labels"))
+    features, labels = (
+        np.concatenate([part[name] for part in parts]) for name in ("features", "labels")
+    )
     head = fit_head(features, labels, "logistic")
     exported = load_detector(out / "card.yaml").network.fc
     np.testing.assert_allclose(exported.weight.detach().numpy(), head.weight, rtol=1e-6)
     np.testing.assert_allclose(exported.bias.item(), head.bias, rtol=1e-6)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3), dtype=np.uint8)
-    alone = FeatureReader(load_card(tmp_path / "card.yaml")).read(pixels) @ head.weight[0] + head.bias
+    alone = (
+        FeatureReader(load_card(tmp_path / "card.yaml")).read(pixels) @ head.weight[0] + head.bias
+    )
     np.testing.assert_allclose(load_detector(out / "card.yaml").score(pixels), alone, atol=1e-4)
 
     # Interrupted before its end, it computes only the block that is missing.

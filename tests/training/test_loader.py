@@ -24,7 +24,9 @@ WHOLE = Preprocessing()
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    )
 
 
 def png(image: Image.Image) -> bytes:
@@ -44,7 +46,9 @@ def rows_in(folder, count: int = 12, **more) -> list[dict]:
     ]  # fmt: skip
 
 
-def loader(rows: list[dict], preprocessing: Preprocessing = SMALL, policy=None, **more) -> BatchLoader:
+def loader(
+    rows: list[dict], preprocessing: Preprocessing = SMALL, policy=None, **more
+) -> BatchLoader:
     return BatchLoader(labelled(rows, chunk=5), preprocessing, policy=policy, seed=3, **more)
 
 
@@ -55,7 +59,9 @@ def assert_same(one, other):
 
 
 class Noise:
-    """Draws as often as the image's first pixel says, so that images would disturb one another if they shared their chance."""
+    """Draws as often as the image's first pixel says, so that images would disturb one another if
+    they shared their chance.
+    """
 
     def __call__(self, sample, rng):
         rng.random(np.asarray(sample.image)[0, 0, 0])
@@ -68,7 +74,9 @@ class Left:
 
     def __call__(self, sample, rng):
         box = (0, 0, sample.image.width // 2, sample.image.height)
-        return ImageSample(sample.image.crop(box), sample.mask and sample.mask.crop(box), sample.label)
+        return ImageSample(
+            sample.image.crop(box), sample.mask and sample.mask.crop(box), sample.label
+        )
 
 
 def test_a_batch_holds_what_the_rows_say_in_their_order(tmp_path):
@@ -77,7 +85,9 @@ def test_a_batch_holds_what_the_rows_say_in_their_order(tmp_path):
     asked = [7, 0, 1, 6, 1]
     batch = loader(rows).load(asked, range(5))
     table = labelled(rows)
-    expected = [SMALL.prepare(decode_image(png(picture(row)), ImageLimits()).pixels) for row in asked]
+    expected = [
+        SMALL.prepare(decode_image(png(picture(row)), ImageLimits()).pixels) for row in asked
+    ]
     assert np.array_equal(batch["image"], expected)
     assert batch["label"].tolist() == [1, 0, 1, 0, 1]
     assert batch["row"].tolist() == asked
@@ -97,7 +107,13 @@ def test_an_image_that_cannot_be_read_is_black_and_says_why(tmp_path):
     assert batch["usable"].tolist() == [True, False, False, False, True]
     assert not batch["image"][1:4].any() | batch["mask"][1:4].any()
     assert batch["label"].tolist() == [0, 1, 0, 1, 0]
-    assert [detail.partition(":")[0] for detail in batch["detail"]] == ["", "empty_file", "source_missing", "truncated_image", ""]
+    assert [detail.partition(":")[0] for detail in batch["detail"]] == [
+        "",
+        "empty_file",
+        "source_missing",
+        "truncated_image",
+        "",
+    ]
 
 
 def test_chance_is_of_the_position_alone(tmp_path):
@@ -112,7 +128,9 @@ def test_chance_is_of_the_position_alone(tmp_path):
     assert not np.array_equal(other["image"], alone["image"])
 
 
-def test_a_shuffled_batch_has_its_images_in_their_slots_and_reads_no_more_of_a_table_than_one_in_order(tmp_path):
+def test_a_shuffled_batch_has_its_images_in_their_slots_and_reads_no_more_of_a_table_than_one_in_order(
+    tmp_path,
+):
     images = [png(picture(number, (64, 64))) for number in range(100)]
     table = pa.table({"image": pa.array(images, pa.binary())})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="none")
@@ -125,14 +143,19 @@ def test_a_shuffled_batch_has_its_images_in_their_slots_and_reads_no_more_of_a_t
     for order in (np.arange(109), np.random.default_rng(0).permutation(109)):
         fetcher = Fetcher()
         batch = loader(rows, WHOLE, fetcher=fetcher).load(order, order)
-        assert np.array_equal(batch["image"], [np.asarray(picture(row if row < 100 else row - 100, (64, 64))) for row in order])
+        assert np.array_equal(
+            batch["image"],
+            [np.asarray(picture(row if row < 100 else row - 100, (64, 64))) for row in order],
+        )
         read.append(fetcher.bytes_read)
     assert read[1] == read[0]
 
 
 def test_a_batch_takes_slices_of_the_table_and_copies_none_of_it(tmp_path):
     rows = rows_in(tmp_path, 4) * 500
-    table = labelled([row | {"prompt": f"{number} " * 2000} for number, row in enumerate(rows)], chunk=100)
+    table = labelled(
+        [row | {"prompt": f"{number} " * 2000} for number, row in enumerate(rows)], chunk=100
+    )
     default = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(default)
     pa.set_memory_pool(pool)
@@ -162,7 +185,9 @@ def test_where_nothing_can_be_read_and_nobody_knows_the_size(tmp_path):
         row["uri"].unlink()
     assert loader(rows, WHOLE).load([0, 2], [0, 1])["image"].shape == (2, 20, 24, 3)
     assert loader(rows, SMALL).load([0, 1], [0, 1])["image"].shape == (2, 16, 16, 3)
-    with pytest.raises(StorageError, match="not one of 2 images can be read; the first: source_missing"):
+    with pytest.raises(
+        StorageError, match="not one of 2 images can be read; the first: source_missing"
+    ):
         loader(rows, WHOLE).load([0, 1], [0, 1])
 
 
@@ -192,7 +217,14 @@ def test_masks_of_reals_of_whole_fakes_and_of_parts(tmp_path):
 
 
 def test_mask_and_edge_have_the_reference_s_pixels_after_the_resize(tmp_path):
-    rows = [{"uri": tmp_path / "a.png", "label": "fake", "generator": "g", "mask_uri": with_mask(tmp_path, ellipse(480, 360))}]
+    rows = [
+        {
+            "uri": tmp_path / "a.png",
+            "label": "fake",
+            "generator": "g",
+            "mask_uri": with_mask(tmp_path, ellipse(480, 360)),
+        }
+    ]
     picture(0, (480, 360)).save(tmp_path / "a.png")
     squash = Preprocessing(resize={"mode": "squash", "size": 512}, resampler="opencv")
     batch = loader(rows, squash, masks=True).load([0], [0])
@@ -203,29 +235,52 @@ def test_mask_and_edge_have_the_reference_s_pixels_after_the_resize(tmp_path):
 @pytest.mark.parametrize("side", [10, 30])
 def test_masks_are_cropped_and_padded_as_images_are(tmp_path, side):
     mask = ellipse(24, 20)
-    rows = [{"uri": with_mask(tmp_path, mask, "image.png"), "label": "fake", "generator": "g", "mask_uri": with_mask(tmp_path, mask)}]
+    rows = [
+        {
+            "uri": with_mask(tmp_path, mask, "image.png"),
+            "label": "fake",
+            "generator": "g",
+            "mask_uri": with_mask(tmp_path, mask),
+        }
+    ]
     batch = loader(rows, Preprocessing(center_crop=side), masks=True).load([0], [0])
     assert batch["mask"].shape == (1, side, side)
     assert batch["mask"].any()
     assert np.array_equal(batch["mask"], batch["image"][..., 1] // 255)
 
 
-def test_a_fake_whose_altered_part_was_cropped_away_is_real_and_one_with_an_empty_mask_stays_fake(tmp_path):
+def test_a_fake_whose_altered_part_was_cropped_away_is_real_and_one_with_an_empty_mask_stays_fake(
+    tmp_path,
+):
     left, right = np.zeros((2, 20, 24), bool)
     left[:, 3], right[:, 20] = True, True
     rows = rows_in(tmp_path)
-    for row, mask, name in ((1, left, "left.png"), (3, right, "right.png"), (7, left & right, "empty.png")):
+    for row, mask, name in (
+        (1, left, "left.png"),
+        (3, right, "right.png"),
+        (7, left & right, "empty.png"),
+    ):
         rows[row]["mask_uri"] = with_mask(tmp_path, mask, name)
     asked = ([1, 3, 5, 0], range(4))
     assert loader(rows, SMALL, Left(), masks=True).load(*asked)["label"].tolist() == [1, 0, 1, 0]
-    assert loader(rows, SMALL, Left()).load(*asked)["label"].tolist() == [1, 1, 1, 0], "without masks, nobody can tell"
-    assert loader(rows, SMALL, masks=True).load([3, 7], [0, 1])["label"].tolist() == [1, 1], "nothing was cropped"
-    assert loader(rows, SMALL, Left(), masks=True).load([7], [0])["label"].tolist() == [1], "no part was lost"
+    assert loader(rows, SMALL, Left()).load(*asked)["label"].tolist() == [1, 1, 1, 0], (
+        "without masks, nobody can tell"
+    )
+    assert loader(rows, SMALL, masks=True).load([3, 7], [0, 1])["label"].tolist() == [1, 1], (
+        "nothing was cropped"
+    )
+    assert loader(rows, SMALL, Left(), masks=True).load([7], [0])["label"].tolist() == [1], (
+        "no part was lost"
+    )
 
 
 def test_batches_show_masks_that_mark_nothing_or_everything(tmp_path):
     rows = rows_in(tmp_path)
-    for row, mask in ((1, np.zeros((20, 24), bool)), (3, np.ones((20, 24), bool)), (5, ellipse(24, 20))):
+    for row, mask in (
+        (1, np.zeros((20, 24), bool)),
+        (3, np.ones((20, 24), bool)),
+        (5, ellipse(24, 20)),
+    ):
         rows[row]["mask_uri"] = with_mask(tmp_path, mask, f"mask{row}.png")
     batch = loader(rows, SMALL, Left(), masks=True).load([0, 1, 3, 5, 7], range(5))
     assert batch["coverage"].tolist() == ["part", "empty", "full", "part", "part"]
@@ -242,12 +297,22 @@ def test_a_mask_of_another_size_or_none_at_all_makes_an_image_unusable(tmp_path)
     assert batch["detail"][1].startswith("source_missing: its mask: ")
 
 
-@pytest.mark.parametrize("is_beside", [True, False], ids=["of the image's own row", "of another table"])
+@pytest.mark.parametrize(
+    "is_beside", [True, False], ids=["of the image's own row", "of another table"]
+)
 def test_masks_in_tables(tmp_path, is_beside):
     masks = np.random.default_rng(0).random((6, 20, 24)) > 0.5
-    cells = [{"bytes": png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).convert("RGB")), "path": None} for mask in masks]
+    cells = [
+        {
+            "bytes": png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).convert("RGB")),
+            "path": None,
+        }
+        for mask in masks
+    ]
     images = pa.array([png(picture(number)) for number in range(6)], pa.binary())
-    pq.write_table(pa.table({"image": images, "mask": cells}), tmp_path / "a.parquet", row_group_size=2)
+    pq.write_table(
+        pa.table({"image": images, "mask": cells}), tmp_path / "a.parquet", row_group_size=2
+    )
     pq.write_table(pa.table({"mask": cells}), tmp_path / "other", row_group_size=3)
     rows = [
         {"item": item, "label": "fake", "generator": "g",
@@ -265,9 +330,14 @@ def test_steps_are_the_same_for_any_number_of_workers_and_one_by_one(tmp_path):
     whole = [make().load_steps(order, [step]) for step in range(4)]
     for step, batch in enumerate(whole):
         shares = [make().load_steps(order, [step], rank, 2) for rank in range(2)]
-        assert_same(batch, {name: np.concatenate([share[name] for share in shares]) for name in batch})
+        assert_same(
+            batch, {name: np.concatenate([share[name] for share in shares]) for name in batch}
+        )
     several = make().load_steps(order, [3, 1, 2])
-    assert_same(several, {name: np.concatenate([whole[step][name] for step in (3, 1, 2)]) for name in several})
+    assert_same(
+        several,
+        {name: np.concatenate([whole[step][name] for step in (3, 1, 2)]) for name in several},
+    )
 
 
 def test_real_images_are_measured_and_fakes_are_not(tmp_path):
@@ -277,7 +347,10 @@ def test_real_images_are_measured_and_fakes_are_not(tmp_path):
     rows[4]["uri"].unlink()
     found = measure_real(loader(rows), 100, 0)
     assert sorted(found.areas_px.tolist()) == [400, 480, 480, 480, 480]
-    expected = [sharpness(picture(2, (40, 10))), *(sharpness(picture(number)) for number in (0, 6, 8, 10))]
+    expected = [
+        sharpness(picture(2, (40, 10))),
+        *(sharpness(picture(number)) for number in (0, 6, 8, 10)),
+    ]
     assert sorted(found.sharpness) == pytest.approx(sorted(expected))
     few = [measure_real(loader(rows), 2, seed).sharpness.tolist() for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2]

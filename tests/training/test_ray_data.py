@@ -15,12 +15,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(400)]
 def test_decoders_on_a_node_of_their_own_give_two_trainers_what_one_would_get(labelled, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "tests.training.decoders_apart", str(labelled), str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=380, check=False)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=380, check=False
+    )
     assert not done.returncode, done.stderr
-    alone, one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "one", "0", "1"))
+    alone, one, first, second = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "one", "0", "1")
+    )
     assert len(alone["steps"]) > 20
     assert one["steps"] == alone["steps"]
-    assert [[*ours, *theirs] for ours, theirs in zip(first["steps"], second["steps"], strict=True)] == alone["steps"]
+    assert [
+        [*ours, *theirs] for ours, theirs in zip(first["steps"], second["steps"], strict=True)
+    ] == alone["steps"]
     assert len({tuple(step[0]) for step in alone["steps"]}) > 1
     assert not first["decodes"] | second["decodes"]
     assert first["node"] != second["node"]

@@ -13,7 +13,11 @@ def judged(kind, batches):
     made = recipe(kind)
     card = training_card(made)
     network = deployable(network_for(made, card), card)
-    return judge(detector_for(card, network, device="cpu", precision="fp32"), batches), network, card
+    return (
+        judge(detector_for(card, network, device="cpu", precision="fp32"), batches),
+        network,
+        card,
+    )
 
 
 def test_every_readable_image_has_the_score_of_the_network_in_the_order_given():
@@ -25,9 +29,14 @@ def test_every_readable_image_has_the_score_of_the_network_in_the_order_given():
     assert found.scores.dtype == np.float64
     assert found.pixels is None
     images = np.concatenate([one["image"][one["usable"]] for one in batches])
-    scale = torch.tensor(card.preprocessing.std)[:, None, None], torch.tensor(card.preprocessing.mean)[:, None, None]
+    scale = (
+        torch.tensor(card.preprocessing.std)[:, None, None],
+        torch.tensor(card.preprocessing.mean)[:, None, None],
+    )
     with torch.inference_mode():
-        expected = network((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - scale[1]) / scale[0])[:, 0]
+        expected = network(
+            (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - scale[1]) / scale[0]
+        )[:, 0]
     assert found.scores == pytest.approx(expected.numpy(), abs=1e-5)
     nothing, *_ = judged("siglip", [])
     assert [len(values) for values in nothing[:4]] == [0, 0, 0, 0]
@@ -38,9 +47,10 @@ def test_masks_of_all_batches_are_compared_as_one():
     found, network, card = judged("maskclip", batches)
     masks, truths = [], []
     for one in batches:
-        pixels = (torch.from_numpy(one["image"]).permute(0, 3, 1, 2) / 255 - torch.tensor(card.preprocessing.mean)[:, None, None]) / (
-            torch.tensor(card.preprocessing.std)[:, None, None]
-        )
+        pixels = (
+            torch.from_numpy(one["image"]).permute(0, 3, 1, 2) / 255
+            - torch.tensor(card.preprocessing.mean)[:, None, None]
+        ) / (torch.tensor(card.preprocessing.std)[:, None, None])
         with torch.inference_mode():
             masks += network(pixels).masks.numpy()[one["usable"]].tolist()
         truths += list(one["mask"][one["usable"]])

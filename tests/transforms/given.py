@@ -1,4 +1,6 @@
-"""Images whose mask can be read off their pixels, and dictionaries of what a codec makes of an image."""
+"""Images whose mask can be read off their pixels, and dictionaries of what a codec makes of an
+image.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -10,7 +12,9 @@ from ray_app.transforms.policies.papers import RealStatistics
 from tests.images.factory import photo
 
 MARKER, GROUND = (20, 230, 20), (90, 60, 90)
-STATISTICS = RealStatistics(areas_px=np.array([30 * 40, 64 * 48, 90 * 60]), sharpness=np.array([78.0, 645.0, 3756.0]))
+STATISTICS = RealStatistics(
+    areas_px=np.array([30 * 40, 64 * 48, 90 * 60]), sharpness=np.array([78.0, 645.0, 3756.0])
+)
 
 
 def marked(width: int = 160, height: int = 120) -> ImageSample:
@@ -19,7 +23,9 @@ def marked(width: int = 160, height: int = 120) -> ImageSample:
     mask[height // 5 : height * 4 // 5, width // 3 : width // 2] = True
     mask[height // 5 : height // 2, width // 3 : width * 4 // 5] = True
     pixels = np.where(mask[..., None], MARKER, GROUND).astype(np.uint8)
-    return ImageSample(Image.fromarray(pixels), Image.fromarray(mask.astype(np.uint8) * 255), label=1)
+    return ImageSample(
+        Image.fromarray(pixels), Image.fromarray(mask.astype(np.uint8) * 255), label=1
+    )
 
 
 def seen_and_told(sample: ImageSample) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +46,9 @@ def rng(*seed: int) -> np.random.Generator:
     return np.random.default_rng([7, *seed])
 
 
-def by_pixels(codec: Callable[[Image.Image, int], Image.Image], image: Image.Image, qualities: Iterable[int]) -> dict[bytes, int]:
+def by_pixels(
+    codec: Callable[[Image.Image, int], Image.Image], image: Image.Image, qualities: Iterable[int]
+) -> dict[bytes, int]:
     """The quality that makes these pixels of the image; of several, the highest."""
     return {codec(image, quality).tobytes(): quality for quality in qualities}
 

@@ -1,4 +1,6 @@
-"""Degradations of one strength, NTIRE 2026's families of them at their levels, and one drawn chain of them per file."""
+"""Degradations of one strength, NTIRE 2026's families of them at their levels, and one drawn chain
+of them per file.
+"""
 
 import numpy as np
 import pytest
@@ -50,7 +52,8 @@ def test_any_size_comes_back(name, size):
     try:
         seen = applied(name, STRENGTHS[name][1], photo(*size, seed=1))
     except OSError:
-        assert name == "jpeg2000"  # its codec wants more pixels; the view of such an image is left out
+        # its codec wants more pixels; the view of such an image is left out
+        assert name == "jpeg2000"
         return
     assert seen.mode == "RGB"
     assert min(seen.size) >= 1
@@ -62,14 +65,21 @@ def test_a_lens_blur_is_the_mean_over_a_disk():
     seen = np.asarray(applied("lens-blur", 1.5), float)
     fine = (np.arange(45) + 0.5) / 9 - 2.5
     disk = (np.add.outer(fine**2, fine**2) <= 1.5**2).reshape(5, 9, 5, 9).mean(axis=(1, 3))
-    expected = [convolve(np.asarray(one, float), disk / disk.sum(), mode="nearest") for one in PICTURE.split()]
+    expected = [
+        convolve(np.asarray(one, float), disk / disk.sum(), mode="nearest")
+        for one in PICTURE.split()
+    ]
     assert np.abs(seen - np.stack(expected, axis=-1)).max() < 0.6
 
 
 def test_curves_go_through_their_points():
     grey = photo(8, 8, seed=0).point(lambda _: 128)
-    assert np.asarray(applied("brightness", 0.4, grey)).mean() == pytest.approx(128 + 0.2 * 255, abs=1)
-    assert np.asarray(applied("darkness", 0.4, grey)).mean() == pytest.approx(128 - 0.2 * 255, abs=1)
+    assert np.asarray(applied("brightness", 0.4, grey)).mean() == pytest.approx(
+        128 + 0.2 * 255, abs=1
+    )
+    assert np.asarray(applied("darkness", 0.4, grey)).mean() == pytest.approx(
+        128 - 0.2 * 255, abs=1
+    )
     low = grey.point(lambda _: round(0.3 * 255))
     assert np.asarray(applied("contrast", -0.4, low)).mean() == pytest.approx(0.35 * 255, abs=1.5)
     assert set(np.unique(np.asarray(applied("quantization", 2)))) <= {0, 255}
@@ -90,7 +100,11 @@ def ntire():
 
 def test_ntire_says_what_is_stated_and_what_is_ours():
     families = {one.name: one for one in ntire().families}
-    stated = {name: next(iter(one.levels.values())) for name, one in families.items() if one.strengths == "stated"}
+    stated = {
+        name: next(iter(one.levels.values()))
+        for name, one in families.items()
+        if one.strengths == "stated"
+    }
     assert stated == {  # the organisers' script, as participants publish it
         "gaussian-blur": (0.1, 0.5, 1, 2, 5), "lens-blur": (1, 2, 4, 6, 8), "color-shift": (1, 3, 6, 8, 12),
         "color-saturation": (0.4, 0.2, 0.1, 0, -0.4), "jpeg": (43, 36, 24, 7, 4),
@@ -108,7 +122,10 @@ def test_levels_of_a_family_rise():
     for family in ntire().families:
         if family.name == "linear-contrast":
             continue
-        changes = [change(PICTURE, family.at(level)(PICTURE, np.random.default_rng(2))) for level in range(5)]
+        changes = [
+            change(PICTURE, family.at(level)(PICTURE, np.random.default_rng(2)))
+            for level in range(5)
+        ]
         assert changes == sorted(changes) or family.name == "perspective", (family.name, changes)
         assert changes[0] < changes[-1]
 
@@ -117,16 +134,24 @@ def test_a_list_of_families_is_taken_at_a_level():
     names = [view.name for view in perturbations.load_perturbations(["ntire-2026"])]
     assert names[0] == "gaussian-blur-3"
     assert len(names) == len(set(names)) == 31
-    (view,) = [one for one in perturbations.load_perturbations(["ntire-2026:5"]) if one.name == "jpeg-5"]
+    (view,) = [
+        one for one in perturbations.load_perturbations(["ntire-2026:5"]) if one.name == "jpeg-5"
+    ]
     assert view.facts() == [{"op": "jpeg", "quality": 4}]
     with pytest.raises(ConfigError, match="no such level"):
         perturbations.load_perturbations(["ntire-2026:6"])
-    assert {one.name for one in perturbations.absent_views(["ntire-2026"])} >= {"jpeg-ai", "wm-forger"}
+    assert {one.name for one in perturbations.absent_views(["ntire-2026"])} >= {
+        "jpeg-ai",
+        "wm-forger",
+    }
 
 
 def test_every_file_is_degraded_in_its_own_way():
     (view,) = perturbations.load_perturbations(["degraded"])
-    seen = [view.apply(PICTURE, perturbations.seed_of(str(number), view.name)).tobytes() for number in range(6)]
+    seen = [
+        view.apply(PICTURE, perturbations.seed_of(str(number), view.name)).tobytes()
+        for number in range(6)
+    ]
     assert len(set(seen)) == 6
     assert seen[3] == view.apply(PICTURE, perturbations.seed_of("3", view.name)).tobytes()
     assert not view.keeps_place
@@ -146,4 +171,7 @@ def test_what_is_drawn_stands_in_the_identity_and_a_strength_has_its_range():
 def test_chains_and_attacks_say_what_they_are():
     assert {view.kind for view in perturbations.load_perturbations(["chains"])} == {"chain"}
     assert {view.kind for view in perturbations.load_perturbations(["attacks"])} == {"attack"}
-    assert {view.kind for view in perturbations.load_perturbations(["standard", "degraded", "ntire-2026"])} == {"degradation"}
+    assert {
+        view.kind
+        for view in perturbations.load_perturbations(["standard", "degraded", "ntire-2026"])
+    } == {"degradation"}

@@ -1,4 +1,6 @@
-"""Operations on pixels against those that published code used: torchvision's, scipy's, OpenCV's, Pillow's, and MaskCLIP's edges."""
+"""Operations on pixels against those that published code used: torchvision's, scipy's, OpenCV's,
+Pillow's, and MaskCLIP's edges.
+"""
 
 import hashlib
 import io
@@ -49,7 +51,11 @@ def test_edges_are_the_reference_s(mask, width, pixels, checksum, inside):
     """MaskCLIP's own counts: golden/maskclip.md §2 and §5.3."""
     edge = ops.edge_map(mask, width)
     rows, columns = np.nonzero(edge)
-    assert (len(rows), int((rows + 2 * columns).sum()), int((edge & mask).sum())) == (pixels, checksum, inside)
+    assert (len(rows), int((rows + 2 * columns).sum()), int((edge & mask).sum())) == (
+        pixels,
+        checksum,
+        inside,
+    )
 
 
 @pytest.mark.parametrize("shape", [(12, 16), (1, 1), (3, 2)])
@@ -63,7 +69,9 @@ def test_nothing_has_no_edge_and_everything_has_none_along_the_border(shape):
 @pytest.mark.parametrize("size", [(300, 200), (97, 641)])
 def test_the_short_side_is_torchvision_s_resize(size):
     image = photo(*size)
-    ours = ops.with_short_side(ImageSample(image, None, 1), 64, ops.Resampling.BILINEAR, rng(0)).image
+    ours = ops.with_short_side(
+        ImageSample(image, None, 1), 64, ops.Resampling.BILINEAR, rng(0)
+    ).image
     theirs = torchvision.resize(image, 64, InterpolationMode.BILINEAR)
     assert ours.tobytes() == theirs.tobytes()
 
@@ -71,8 +79,14 @@ def test_the_short_side_is_torchvision_s_resize(size):
 def test_rotation_is_torchvision_s():
     sample = marked()
     ours = ops.rotated(sample, 11.5, ops.Resampling.BILINEAR)
-    assert ours.image.tobytes() == torchvision.rotate(sample.image, 11.5, InterpolationMode.BILINEAR).tobytes()
-    assert ours.mask.tobytes() == torchvision.rotate(sample.mask, 11.5, InterpolationMode.NEAREST).tobytes()
+    assert (
+        ours.image.tobytes()
+        == torchvision.rotate(sample.image, 11.5, InterpolationMode.BILINEAR).tobytes()
+    )
+    assert (
+        ours.mask.tobytes()
+        == torchvision.rotate(sample.mask, 11.5, InterpolationMode.NEAREST).tobytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,9 @@ def test_a_strip_is_cut_to_sixteen_times_its_width_anywhere_along_it():
     stream = rng(4)
     starts = set()
     for _ in range(200):
-        result = ops.with_short_side(ImageSample(strip.convert("RGB"), strip, 1), 4, ops.Resampling.NEAREST, stream)
+        result = ops.with_short_side(
+            ImageSample(strip.convert("RGB"), strip, 1), 4, ops.Resampling.NEAREST, stream
+        )
         assert result.mask.size == (64, 4)
         starts.add(int(np.asarray(result.mask)[0, 0]))
     assert min(starts) < 10
@@ -122,26 +138,48 @@ def test_a_strip_is_cut_to_sixteen_times_its_width_anywhere_along_it():
 
 
 def test_boxes_have_the_distribution_of_torchvision_s():
-    """Mean and spread of area and of log aspect over 3000 draws of each, RandomResizedCrop's and RandomErasing's."""
+    """Mean and spread of area and of log aspect over 3000 draws of each, RandomResizedCrop's and
+    RandomErasing's.
+    """
     size = (200, 120)
     share, ratio = (0.5, 1.0), (0.5, 2.0)
     torch.manual_seed(0)
     blank = torch.zeros(3, size[1], size[0])
-    theirs = np.array([RandomResizedCrop.get_params(blank, share, ratio)[2:] for _ in range(3000)], float)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(blank, share, ratio)[2:] for _ in range(3000)], float
+    )
     stream = rng(5)
-    boxes = [ops.random_part(ImageSample(Image.new("L", size), None, 1), share, ratio, stream).image.size for _ in range(3000)]
+    boxes = [
+        ops.random_part(ImageSample(Image.new("L", size), None, 1), share, ratio, stream).image.size
+        for _ in range(3000)
+    ]
     ours = np.array(boxes, float)[:, ::-1]
-    for figure in (lambda hw: hw.prod(axis=1) / (size[0] * size[1]), lambda hw: np.log(hw[:, 1] / hw[:, 0])):
+    for figure in (
+        lambda hw: hw.prod(axis=1) / (size[0] * size[1]),
+        lambda hw: np.log(hw[:, 1] / hw[:, 0]),
+    ):
         assert figure(ours).mean() == pytest.approx(figure(theirs).mean(), abs=0.03)
         assert figure(ours).std() == pytest.approx(figure(theirs).std(), abs=0.03)
-    erased = np.array([RandomErasing.get_params(blank, (0.02, 0.06), (0.3, 3.3), [0.0])[2:4] for _ in range(3000)], float)
+    erased = np.array(
+        [
+            RandomErasing.get_params(blank, (0.02, 0.06), (0.3, 3.3), [0.0])[2:4]
+            for _ in range(3000)
+        ],
+        float,
+    )
     drawn = [ops.drawn_box(size, (0.02, 0.06), (1 / 3.3, 1 / 0.3), stream) for _ in range(3000)]
-    covered = np.array([(lower - upper, right - left) for left, upper, right, lower in drawn], float)
-    assert np.log(covered[:, 0] / covered[:, 1]).mean() == pytest.approx(np.log(erased[:, 0] / erased[:, 1]).mean(), abs=0.07)
+    covered = np.array(
+        [(lower - upper, right - left) for left, upper, right, lower in drawn], float
+    )
+    assert np.log(covered[:, 0] / covered[:, 1]).mean() == pytest.approx(
+        np.log(erased[:, 0] / erased[:, 1]).mean(), abs=0.07
+    )
     assert covered.prod(axis=1).mean() == pytest.approx(erased.prod(axis=1).mean(), rel=0.03)
     strip = ImageSample(Image.new("L", (3000, 20)), None, 1)
     assert ops.drawn_box((3000, 20), (0.9, 1.0), (3 / 4, 4 / 3), stream) is None
-    assert ops.random_part(strip, (0.9, 1.0), (3 / 4, 4 / 3), stream).image.size == (27, 20), "the largest centred one"
+    assert ops.random_part(strip, (0.9, 1.0), (3 / 4, 4 / 3), stream).image.size == (27, 20), (
+        "the largest centred one"
+    )
 
 
 @pytest.mark.parametrize(("size", "sigma"), [(3, 0.3), (7, 1.4)])
@@ -156,10 +194,20 @@ def test_a_blur_is_torchvision_s_gaussian(size, sigma):
 
 def test_opencv_s_kernel_is_the_documented_one():
     assert ops.opencv_taps(3).tolist() == [0.25, 0.5, 0.25]
-    assert ops.opencv_taps(7).tolist() == [0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125]
+    assert ops.opencv_taps(7).tolist() == [
+        0.03125,
+        0.109375,
+        0.21875,
+        0.28125,
+        0.21875,
+        0.109375,
+        0.03125,
+    ]
     # getGaussianKernel: sigma = 0.3 * ((ksize - 1) * 0.5 - 1) + 0.8
     for size, sigma in ((11, 2.0), (15, 2.6), (19, 3.2), (23, 3.8)):
-        np.testing.assert_allclose(ops.opencv_taps(size), ops.gaussian_taps(size, sigma), rtol=1e-12)
+        np.testing.assert_allclose(
+            ops.opencv_taps(size), ops.gaussian_taps(size, sigma), rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("sigma", [1, 4])
@@ -181,7 +229,8 @@ def test_jpeg_has_the_tables_of_its_quality(quality):
     PICTURE.save(encoded, "JPEG", quality=quality)
     with Image.open(encoded) as file:
         tables = file.quantization
-        # Annex K's first luma step is 16; libjpeg scales it by 5000 ÷ q below 50, by 200 − 2q from there.
+        # Annex K's first luma step is 16; libjpeg scales it by 5000 ÷ q below 50, by 200 − 2q from
+        # there.
         scale = 5000 / quality if quality < 50 else 200 - 2 * quality
         assert tables[0][0] == max(int((16 * scale + 50) / 100), 1)
         assert ops.jpeg(PICTURE, quality).tobytes() == file.convert("RGB").tobytes()
@@ -196,7 +245,9 @@ def test_lossy_codecs_take_what_is_longer_than_they_allow_and_lossless_webp_lose
 
 def test_swapped_red_and_blue_lose_what_the_other_would():
     def loss(image, **options):
-        return np.square(np.asarray(ops.jpeg(image, 60, **options)).astype(float) - np.asarray(image)).mean(axis=(0, 1))
+        return np.square(
+            np.asarray(ops.jpeg(image, 60, **options)).astype(float) - np.asarray(image)
+        ).mean(axis=(0, 1))
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
     as_is, swapped = loss(noise), loss(noise, swapped=True)
@@ -210,7 +261,8 @@ def test_swapped_red_and_blue_lose_what_the_other_would():
         (ops.capped_size((4000, 3000), 2048), (2048, 1536)),
         (ops.capped_size((300, 200), 1024), (300, 200)),
         (ops.capped_size((5000, 2), 1000), (1000, 1)),
-        (ops.fitted_size((3000, 4000), (1920, 1080)), (1080, 1440)),  # a screen is turned as the image is
+        # a screen is turned as the image is
+        (ops.fitted_size((3000, 4000), (1920, 1080)), (1080, 1440)),
         (ops.fitted_size((2000, 500), (1920, 1080)), (1920, 480)),
         (ops.fitted_size((9, 9), (1920, 1080)), (9, 9)),
         (ops.scaled_size((1, 3), 0.5), (1, 2)),
@@ -220,8 +272,9 @@ def test_caps_and_screens_only_shrink(found, expected):
     assert found == expected
 
 
-# Of one call of Pillow 12.3's Image.resize on tall patterns, all of which Pillow 13.0's makes otherwise: the first 16 digits of the
-# pixels' SHA-256, by (height, width), (width, height) after it, and filter.
+# Of one call of Pillow 12.3's Image.resize on tall patterns, all of which Pillow 13.0's makes
+# otherwise: the first 16 digits of the pixels' SHA-256, by (height, width), (width, height) after
+# it, and filter.
 PORTRAITS = {
     ((640, 480), (384, 384), "bilinear"): "27f61eb9b34c9eb6",
     ((640, 480), (600, 400), "bicubic"): "52d63c33fb4e47b3",
@@ -240,18 +293,25 @@ def test_a_resize_is_pillow_s(method):
     image = photo(60, 40)
     expected = image.resize((31, 17), getattr(Image.Resampling, method.upper()))
     assert ops.resized(image, (31, 17), method).tobytes() == expected.tobytes()
-    assert ops.resized(image, (ops.MOST_PIXELS, 2), method) is image, "what would not fit into memory is not made"
+    assert ops.resized(image, (ops.MOST_PIXELS, 2), method) is image, (
+        "what would not fit into memory is not made"
+    )
 
 
 @pytest.mark.parametrize(("size", "method"), [((20, 20), "LANCZOS"), ((90, 90), "BICUBIC")])
 def test_lanczos_shrinks_and_bicubic_enlarges(size, method):
     image = photo(60, 40)
-    assert ops.resized(image, size, "lanczos-or-bicubic").tobytes() == image.resize(size, getattr(Image.Resampling, method)).tobytes()
+    assert (
+        ops.resized(image, size, "lanczos-or-bicubic").tobytes()
+        == image.resize(size, getattr(Image.Resampling, method)).tobytes()
+    )
 
 
 def test_a_centre_crop_is_the_middle():
     image = photo(80, 40)
-    np.testing.assert_array_equal(np.asarray(ops.centre_crop(image, 0.75)), np.asarray(image)[5:35, 10:70])
+    np.testing.assert_array_equal(
+        np.asarray(ops.centre_crop(image, 0.75)), np.asarray(image)[5:35, 10:70]
+    )
 
 
 def test_a_random_square_lies_inside_and_has_the_sides_of_its_range():
@@ -266,9 +326,15 @@ def test_a_random_square_lies_inside_and_has_the_sides_of_its_range():
         assert (windows == square[:, :, 0]).all(axis=(2, 3)).any()
     assert 40 <= min(sides) < max(sides) <= 64
     assert len(sides) > 10
-    capped = {ops.random_square(image, 10, 50, 0.9, np.random.default_rng(seed)).size[0] for seed in range(60)}
+    capped = {
+        ops.random_square(image, 10, 50, 0.9, np.random.default_rng(seed)).size[0]
+        for seed in range(60)
+    }
     assert capped == {45, 46, 47, 48, 49, 50}, "no square exceeds the range"
-    assert ops.random_square(photo(3, 7), 160, 2048, 0.625, np.random.default_rng(1)).size == (3, 3), "below the range: the short side"
+    assert ops.random_square(photo(3, 7), 160, 2048, 0.625, np.random.default_rng(1)).size == (
+        3,
+        3,
+    ), "below the range: the short side"
 
 
 GREY = Image.new("RGB", (300, 600), (128, 128, 128))
@@ -277,7 +343,8 @@ GREY = Image.new("RGB", (300, 600), (128, 128, 128))
 @pytest.mark.parametrize("sigma", [1.7320508, 5.0])
 def test_noise_has_the_deviation_and_no_mean(sigma):
     difference = np.asarray(ops.noisy(GREY, sigma, np.random.default_rng(0))).astype(float) - 128
-    # Rounding to whole levels adds a twelfth to the variance; of 540,000 values the sampling error is below 1 %.
+    # Rounding to whole levels adds a twelfth to the variance; of 540,000 values the sampling error
+    # is below 1 %.
     assert difference.var() == pytest.approx(sigma**2 + 1 / 12, rel=0.01)
     assert abs(difference.mean()) < 0.05
     flat = difference.reshape(-1, 3)
@@ -287,11 +354,17 @@ def test_noise_has_the_deviation_and_no_mean(sigma):
 def test_noise_in_bands_is_that_of_one_draw():
     drawn = np.random.default_rng(7).standard_normal((600, 300, 3), np.float32) * np.float32(3)
     expected = np.clip(np.rint(128 + drawn), 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(ops.noisy(GREY, 3, np.random.default_rng(7))), expected)
+    np.testing.assert_array_equal(
+        np.asarray(ops.noisy(GREY, 3, np.random.default_rng(7))), expected
+    )
 
 
 def test_gamma_is_its_formula_and_sharpening_pillow_s_unsharp_mask():
     image = photo(30, 20)
     expected = np.rint(255 * (np.asarray(image) / 255) ** 1.05).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(ops.with_gamma(image, 1.05)), expected)
-    assert ops.sharpened(image, 30, 1).tobytes() == image.filter(ImageFilter.UnsharpMask(1, 30, 0)).tobytes() != image.tobytes()
+    assert (
+        ops.sharpened(image, 30, 1).tobytes()
+        == image.filter(ImageFilter.UnsharpMask(1, 30, 0)).tobytes()
+        != image.tobytes()
+    )

@@ -1,4 +1,6 @@
-"""Shipped lists are those of their sources, and give the same picture for the same seed; steps are what Pillow, scipy and numpy do."""
+"""Shipped lists are those of their sources, and give the same picture for the same seed; steps are
+what Pillow, scipy and numpy do.
+"""
 
 import hashlib
 import io
@@ -13,7 +15,12 @@ from pydantic import ValidationError
 from ray_app.config import load_yaml, named_configs
 from ray_app.errors import ConfigError
 from ray_app.transforms.ops import jpeg
-from ray_app.transforms.perturbations import Perturbation, PerturbationList, load_perturbations, seed_of
+from ray_app.transforms.perturbations import (
+    Perturbation,
+    PerturbationList,
+    load_perturbations,
+    seed_of,
+)
 from tests.images.factory import photo
 
 JPEG, BLUR = {"op": "jpeg"}, {"op": "blur"}
@@ -42,7 +49,9 @@ LISTS = {
             JPEG | {"quality": [65, 100]},
         ]
     ],
-    "same-history": [[{"op": "resize", "long_edge": 1024, "filter": "lanczos"}, JPEG | {"quality": 90}]],
+    "same-history": [
+        [{"op": "resize", "long_edge": 1024, "filter": "lanczos"}, JPEG | {"quality": 90}]
+    ],
 }
 
 
@@ -52,8 +61,19 @@ def test_a_published_list_is_as_its_source_says(name):
 
 
 def test_every_shipped_list_names_its_source():
-    shipped = {name: load_yaml(path, PerturbationList) for name, path in named_configs("perturb").items()}
-    assert set(shipped) == {*LISTS, "standard", "photographs", "laundered", "ntire-2026", "degraded", "chains", "attacks"}
+    shipped = {
+        name: load_yaml(path, PerturbationList) for name, path in named_configs("perturb").items()
+    }
+    assert set(shipped) == {
+        *LISTS,
+        "standard",
+        "photographs",
+        "laundered",
+        "ntire-2026",
+        "degraded",
+        "chains",
+        "attacks",
+    }
     for name, listed in shipped.items():
         assert listed.name == name
         assert len(listed.source) > 20
@@ -68,7 +88,10 @@ def test_written_steps_are_those_of_a_file(tmp_path):
     )
     written = load_perturbations(["blur:2+jpeg:50"])
     assert load_perturbations([str(path)])[:1] == written
-    assert [one.name for one in load_perturbations(["blur:2+jpeg:50", str(path)])] == ["blur:2+jpeg:50", "other"]
+    assert [one.name for one in load_perturbations(["blur:2+jpeg:50", str(path)])] == [
+        "blur:2+jpeg:50",
+        "other",
+    ]
 
 
 def test_lists_that_share_a_perturbation_have_it_once():
@@ -115,7 +138,9 @@ SHA = hashlib.sha256(b"a file").hexdigest()
 
 
 def digest(name, image):
-    return hashlib.sha256(SHIPPED[name].apply(image, seed_of(SHA, SHIPPED[name].name)).tobytes()).hexdigest()
+    return hashlib.sha256(
+        SHIPPED[name].apply(image, seed_of(SHA, SHIPPED[name].name)).tobytes()
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 90), (201, 170)])
@@ -141,19 +166,31 @@ def test_what_is_longer_than_a_codec_allows_comes_back():
 
 def test_only_crops_move_what_is_in_a_picture():
     pictured = {"photographs/screenshot-1080", "photographs/rephotographed"}
-    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {"standard/centre-75", "grip-social/grip-social", *pictured}
+    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {
+        "standard/centre-75",
+        "grip-social/grip-social",
+        *pictured,
+    }
 
 
 def test_neither_order_nor_threads_show():
     image = photo(180, 200)
     expected = {name: digest(name, image) for name in SHIPPED}
     with ThreadPoolExecutor(4) as threads:
-        backwards = dict(zip(reversed(SHIPPED), threads.map(lambda name: digest(name, image), reversed(SHIPPED)), strict=True))
+        backwards = dict(
+            zip(
+                reversed(SHIPPED),
+                threads.map(lambda name: digest(name, image), reversed(SHIPPED)),
+                strict=True,
+            )
+        )
     assert backwards == expected
 
 
 def test_the_seed_is_the_documented_one():
-    assert seed_of("ab", "jpeg-75") == int.from_bytes(hashlib.sha256(b"abjpeg-75").digest()[:8], "big")
+    assert seed_of("ab", "jpeg-75") == int.from_bytes(
+        hashlib.sha256(b"abjpeg-75").digest()[:8], "big"
+    )
     assert seed_of(SHA, "one") != seed_of(SHA, "other")
 
 
@@ -173,11 +210,16 @@ def through(image, codec, **options):
 def test_codecs_are_pillow_s_jpeg_with_halved_chroma_and_its_webp():
     expected = through(PICTURE, "JPEG", quality=75, subsampling="4:2:0")
     assert perturbed({"op": "jpeg", "quality": 75}).tobytes() == expected.tobytes()
-    assert perturbed({"op": "webp", "quality": 80}).tobytes() == through(PICTURE, "WEBP", quality=80).tobytes()
+    assert (
+        perturbed({"op": "webp", "quality": 80}).tobytes()
+        == through(PICTURE, "WEBP", quality=80).tobytes()
+    )
 
 
 def test_a_quality_is_drawn_from_its_whole_range():
-    found = {perturbed({"op": "jpeg", "quality": [49, 51]}, seed=seed).tobytes() for seed in range(30)}
+    found = {
+        perturbed({"op": "jpeg", "quality": [49, 51]}, seed=seed).tobytes() for seed in range(30)
+    }
     assert found == {jpeg(PICTURE, quality).tobytes() for quality in (49, 50, 51)}
 
 
@@ -201,11 +243,18 @@ def test_steps_follow_one_another():
 def test_resizes(step, size):
     result = perturbed({"op": "resize", "filter": "lanczos", **step})
     assert result.size == size
-    assert result.tobytes() == (PICTURE.resize(size, Image.Resampling.LANCZOS) if size != PICTURE.size else PICTURE).tobytes()
+    assert (
+        result.tobytes()
+        == (
+            PICTURE.resize(size, Image.Resampling.LANCZOS) if size != PICTURE.size else PICTURE
+        ).tobytes()
+    )
 
 
 def test_a_scale_that_is_drawn_stays_within_its_range():
-    view = Perturbation.model_validate({"name": "drawn", "steps": [{"op": "resize", "scale": [0.5, 0.75]}]})
+    view = Perturbation.model_validate(
+        {"name": "drawn", "steps": [{"op": "resize", "scale": [0.5, 0.75]}]}
+    )
     widths = {view.apply(PICTURE, seed).width for seed in range(64)}
     assert 48 <= min(widths) < 52
     assert 68 < max(widths) <= 72
@@ -216,9 +265,14 @@ def test_a_blur_with_kernel_and_sigma_is_not_darker_and_a_variance_is_the_square
     def mean(image):
         return np.asarray(image).mean()
 
-    assert mean(perturbed({"op": "blur", "sigma": 1, "kernel": 9})) == pytest.approx(mean(PICTURE), abs=0.15)
+    assert mean(perturbed({"op": "blur", "sigma": 1, "kernel": 9})) == pytest.approx(
+        mean(PICTURE), abs=0.15
+    )
     assert mean(perturbed({"op": "blur", "sigma": 1})) < mean(PICTURE) - 0.5
-    assert perturbed({"op": "noise", "variance": 9}).tobytes() == perturbed({"op": "noise", "sigma": 3}).tobytes()
+    assert (
+        perturbed({"op": "noise", "variance": 9}).tobytes()
+        == perturbed({"op": "noise", "sigma": 3}).tobytes()
+    )
 
 
 @pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])
@@ -252,11 +306,22 @@ def test_what_makes_no_sense_is_refused(step):
 
 
 @pytest.mark.parametrize(
-    "step", [{"op": "vae", "model": "x"}, {"op": "img2img", "model": "x", "strength": 0.1}, {"op": "alter", "share": 0.2}]
+    "step",
+    [
+        {"op": "vae", "model": "x"},
+        {"op": "img2img", "model": "x", "strength": 0.1},
+        {"op": "alter", "share": 0.2},
+    ],
 )
 def test_retired_step_names_its_replacement(step, tmp_path):
-    (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "source": "me", "perturbations": [{"name": "a", "steps": [step]}]}))
-    with pytest.raises(ConfigError, match=f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}}"):
+    (tmp_path / "mine.yaml").write_text(
+        json.dumps(
+            {"name": "mine", "source": "me", "perturbations": [{"name": "a", "steps": [step]}]}
+        )
+    )
+    with pytest.raises(
+        ConfigError, match=f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}}"
+    ):
         load_perturbations([str(tmp_path / "mine.yaml")])
 
 
@@ -275,7 +340,9 @@ def own_steps(tmp_path, monkeypatch):
 def test_own_step_gets_image_arguments_and_generator(own_steps):
     added = perturbed({"op": "call", "path": "own_steps:add", "arguments": {"amount": 7}})
     assert np.array_equal(np.asarray(added), np.asarray(PICTURE) // 2 + 7)
-    view = Perturbation.model_validate({"name": "own", "steps": [{"op": "call", "path": "own_steps:draw"}]})
+    view = Perturbation.model_validate(
+        {"name": "own", "steps": [{"op": "call", "path": "own_steps:draw"}]}
+    )
     assert view.apply(PICTURE, 5).mode == "RGB"
     assert view.apply(PICTURE, 5).tobytes() == view.apply(PICTURE, 5).tobytes()
     assert len({view.apply(PICTURE, seed).getpixel((0, 0)) for seed in range(9)}) > 3
@@ -290,7 +357,11 @@ def test_own_step_that_returns_no_image_is_an_error(own_steps):
 
 @pytest.mark.parametrize("path", ["no_such_module:add", "json:no_such_function"])
 def test_own_step_that_cannot_be_imported_is_refused(path, tmp_path):
-    content = {"name": "mine", "source": "me", "perturbations": [{"name": "a", "steps": [{"op": "call", "path": path}]}]}
+    content = {
+        "name": "mine",
+        "source": "me",
+        "perturbations": [{"name": "a", "steps": [{"op": "call", "path": path}]}],
+    }
     (tmp_path / "mine.yaml").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=f"{path} cannot be imported"):
         load_perturbations([str(tmp_path / "mine.yaml")])

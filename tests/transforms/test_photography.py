@@ -1,10 +1,18 @@
-"""Retouching and pictures of pictures: denoising that keeps edges, light that evens out, frames, and maps that stay within the picture."""
+"""Retouching and pictures of pictures: denoising that keeps edges, light that evens out, frames,
+and maps that stay within the picture.
+"""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.transforms.photography import denoised, merged_exposures, on_a_screen, tilted, with_levels
+from ray_app.transforms.photography import (
+    denoised,
+    merged_exposures,
+    on_a_screen,
+    tilted,
+    with_levels,
+)
 from tests.images.factory import photo
 from tests.transforms.given import rng
 
@@ -12,15 +20,24 @@ from tests.transforms.given import rng
 def noisy_step(sigma=6.0):
     """Two level halves, 60 and 180, with noise."""
     levels = np.where(np.arange(128) < 64, 60.0, 180.0)[None, :, None] * np.ones((96, 1, 3))
-    return Image.fromarray((levels + np.random.default_rng(0).normal(0, sigma, levels.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (levels + np.random.default_rng(0).normal(0, sigma, levels.shape))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less():
-    before, after = (np.asarray(image, float) for image in (noisy_step(), denoised(noisy_step(), 6)))
+    before, after = (
+        np.asarray(image, float) for image in (noisy_step(), denoised(noisy_step(), 6))
+    )
     assert after[:, 8:56].std() < 0.5 * before[:, 8:56].std()
     assert after.mean() == pytest.approx(before.mean(), abs=0.5)
     assert after[:, 66:].mean() - after[:, :62].mean() == pytest.approx(120, abs=1.5)
-    moved = [np.abs(np.asarray(denoised(noisy_step(), sigma), float) - before).mean() for sigma in (0.5, 2, 6, 20)]
+    moved = [
+        np.abs(np.asarray(denoised(noisy_step(), sigma), float) - before).mean()
+        for sigma in (0.5, 2, 6, 20)
+    ]
     assert moved == sorted(moved)
     assert moved[0] < 0.2
 
@@ -40,7 +57,9 @@ def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (10, 900), (1, 1)])
 def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(size):
     for seed in range(3):
-        result = np.asarray(on_a_screen(Image.new("RGB", size, (40, 200, 90)), (108, 192), rng(seed)))
+        result = np.asarray(
+            on_a_screen(Image.new("RGB", size, (40, 200, 90)), (108, 192), rng(seed))
+        )
         assert result.shape == ((108, 192, 3) if size[0] > size[1] else (192, 108, 3))
         bars = (result == result[..., :1]).all(axis=2)
         grey = np.unique(result[bars])
@@ -70,5 +89,7 @@ def test_what_is_tilted_shows_nothing_from_outside_and_stays_near():
 def test_levels_are_a_line_from_black_to_white():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
     found = np.asarray(with_levels(ramp, 12, 238))[0]
-    np.testing.assert_allclose(found, np.linspace(12, 238, 256)[:, None].repeat(3, axis=1), atol=0.5)
+    np.testing.assert_allclose(
+        found, np.linspace(12, 238, 256)[:, None].repeat(3, axis=1), atol=0.5
+    )
     assert (found[0, 0], found[-1, 0]) == (12, 238)

@@ -1,4 +1,6 @@
-"""What every policy keeps: the same draws give the same image, the mask goes where the image goes, and no image is too odd."""
+"""What every policy keeps: the same draws give the same image, the mask goes where the image goes,
+and no image is too odd.
+"""
 
 import io
 import pickle
@@ -12,7 +14,12 @@ from scipy.ndimage import laplace
 
 from ray_app.errors import ConfigError
 from ray_app.transforms.ops import ImageSample
-from ray_app.transforms.policies.papers import RealStatistics, load_statistics, save_statistics, sharpness
+from ray_app.transforms.policies.papers import (
+    RealStatistics,
+    load_statistics,
+    save_statistics,
+    sharpness,
+)
 from ray_app.transforms.policy import POLICIES, Augmentation, make_policy
 from tests.images.factory import photo
 from tests.transforms.given import STATISTICS, marked, rng, seen_and_told
@@ -23,12 +30,20 @@ FINAL = {"community-forensics": {}, "openfake-v2": {}, "cnndetection": {}, "flip
 
 
 def policy_of(name, side=SIDE, **arguments):
-    return make_policy(Augmentation(policy=name, arguments=FINAL.get(name, {}) | arguments), side=side, statistics=STATISTICS)
+    return make_policy(
+        Augmentation(policy=name, arguments=FINAL.get(name, {}) | arguments),
+        side=side,
+        statistics=STATISTICS,
+    )
 
 
 def same(one: ImageSample, other: ImageSample) -> bool:
     masks = [sample.mask and sample.mask.tobytes() for sample in (one, other)]
-    return one.image.tobytes() == other.image.tobytes() and masks[0] == masks[1] and one[2:] == other[2:]
+    return (
+        one.image.tobytes() == other.image.tobytes()
+        and masks[0] == masks[1]
+        and one[2:] == other[2:]
+    )
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -61,11 +76,14 @@ def test_the_mask_goes_where_the_image_goes(name):
         sample = marked(320, 240)
         before = sample.image.tobytes(), sample.mask.tobytes()
         result = policy(sample, rng(seed))
-        assert (sample.image.tobytes(), sample.mask.tobytes()) == before, "the given sample was changed"
+        assert (sample.image.tobytes(), sample.mask.tobytes()) == before, (
+            "the given sample was changed"
+        )
         assert (result.image.mode, result.mask.mode, result.label) == ("RGB", "L", 1)
         assert result.image.size == result.mask.size
         seen, told = seen_and_told(result)
-        # Filters and codecs smear a pixel or two on either side of an outline that is 3 % of the picture.
+        # Filters and codecs smear a pixel or two on either side of an outline that is 3 % of the
+        # picture.
         apart.append((seen != told).mean())
     assert np.mean(apart) < (1e-9 if name in ("none", "flips") else 0.025)
     assert max(apart) < 0.09
@@ -119,24 +137,35 @@ def test_openfake_v1_needs_statistics_and_reads_the_file_that_the_recipe_names(t
         make_policy(Augmentation(policy="openfake-v1"), side=256)
     place = tmp_path / "real.npz"
     save_statistics(place, RealStatistics(np.array([50 * 50]), np.array([1e9])))
-    policy = make_policy(Augmentation(policy="openfake-v1", statistics=str(place), arguments={"probability": 1}), side=256)
+    policy = make_policy(
+        Augmentation(policy="openfake-v1", statistics=str(place), arguments={"probability": 1}),
+        side=256,
+    )
     assert policy(ImageSample(photo(100, 100), None, 1), rng(0)).image.size == (50, 50)
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
     image = photo(96, 64)
-    assert sharpness(image) == pytest.approx(laplace(np.asarray(image.convert("L")).astype(float), mode="mirror").var())
+    assert sharpness(image) == pytest.approx(
+        laplace(np.asarray(image.convert("L")).astype(float), mode="mirror").var()
+    )
     assert sharpness(image.filter(ImageFilter.GaussianBlur(1))) < sharpness(image) / 3
     assert np.isfinite([sharpness(photo(*size)) for size in ((1, 1), (1, 9), (9, 1))]).all()
 
 
 def test_statistics_are_read_in_the_authors_form_and_as_they_were_kept(tmp_path):
     place = tmp_path / "real_train_stats.npz"
-    np.savez(place, blur_vals=np.array([78.0, 645.0]), res_vals=np.array([[671, 740], [480, 640], [1, 1]]))
+    np.savez(
+        place,
+        blur_vals=np.array([78.0, 645.0]),
+        res_vals=np.array([[671, 740], [480, 640], [1, 1]]),
+    )
     read = load_statistics(place)
     assert read.areas_px.tolist() == [671 * 740, 480 * 640, 1]
     assert read.sharpness.tolist() == [78.0, 645.0]
-    save_statistics(tmp_path / "mine.npz", RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0])))
+    save_statistics(
+        tmp_path / "mine.npz", RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0]))
+    )
     kept = load_statistics(tmp_path / "mine.npz")
     assert (kept.areas_px.tolist(), kept.sharpness.tolist()) == ([5, 7], [1.5, 0.0, 3.0])
 
@@ -166,7 +195,10 @@ def test_another_file_is_refused_by_name(tmp_path, content):
         load_statistics(tmp_path / "other.npz")
 
 
-@pytest.mark.parametrize(("areas", "blur"), [([], [1.0]), ([0], [1.0]), ([4], [-1.0]), ([4], [float("nan")]), ([[4]], [1.0])])
+@pytest.mark.parametrize(
+    ("areas", "blur"),
+    [([], [1.0]), ([0], [1.0]), ([4], [-1.0]), ([4], [float("nan")]), ([[4]], [1.0])],
+)
 def test_impossible_statistics_are_refused(areas, blur):
     with pytest.raises(ConfigError, match="statistics of real images"):
         RealStatistics(np.array(areas, np.int64), np.array(blur))

@@ -1,15 +1,19 @@
-"""How the detectors of the ensemble `default` were trained: one EfficientNet-Lite0, ImageNet's, with a head for wholes and one for crops.
+"""How the detectors of the ensemble `default` were trained: one EfficientNet-Lite0, ImageNet's,
+with a head for wholes and one for crops.
 
     python -m tools.default_ensemble.tune_photographs data/photos configs/backbones/efficientnet-lite0-stages.safetensors \\
         --taesd CLONE --out DIR
 
-First linear heads on the frozen network, then all of it together (LP-FT, Kumar et al. 2022, arXiv 2202.10054): small steps, so that what
-ImageNet taught is not torn by a start from random heads. A batch has as many real as generated pictures and as many wholes as crops; a
-source with n pictures is drawn as often as √n. Of the second round there are two runs, and the third begins with their mean (model soup,
-Wortsman et al. 2022, arXiv 2203.05482). One of the two and the third also see aligned pairs, after DRCT and B-Free (arXiv 2412.17671): a
-real crop beside its twin through FLUX.2's tiny autoencoder, of a clone of madebyollin/taesd (MIT), cut and flipped alike.
+First linear heads on the frozen network, then all of it together (LP-FT, Kumar et al. 2022, arXiv
+2202.10054): small steps, so that what ImageNet taught is not torn by a start from random heads. A
+batch has as many real as generated pictures and as many wholes as crops; a source with n pictures
+is drawn as often as √n. Of the second round there are two runs, and the third begins with their
+mean (model soup, Wortsman et al. 2022, arXiv 2203.05482). One of the two and the third also see
+aligned pairs, after DRCT and B-Free (arXiv 2412.17671): a real crop beside its twin through
+FLUX.2's tiny autoencoder, of a clone of madebyollin/taesd (MIT), cut and flipped alike.
 
-Writes backbone.safetensors and a file for each head (fp16, fp32), and keeps the views of all pictures below DIR/views.
+Writes backbone.safetensors and a file for each head (fp16, fp32), and keeps the views of all
+pictures below DIR/views.
 """
 
 import argparse
@@ -35,25 +39,39 @@ from ray_app.transforms.policies.in_the_wild import InTheWild
 
 SIDE, CROP = 224, 192  # of the views that are kept, and of what is cut from them at each step
 MOST = 160  # pictures of one source
-WHOLE, DETAIL = (load_card(name).preprocessing for name in ("touchstone-photo", "touchstone-photo-detail"))
+WHOLE, DETAIL = (
+    load_card(name).preprocessing for name in ("touchstone-photo", "touchstone-photo-detail")
+)
 HALF_BATCH = 16  # wholes, and as many crops
-TWINS, PAIRED = 12, 0.25  # crops of a real source that get a twin, and the share of pairs in a batch of crops
-KINDS = {"whole": ("whole", "whole-wild", "whole-wild"), "detail": ("detail", "detail-wild", "detail-wild")}  # one is as found
+# crops of a real source that get a twin, and the share of pairs in a batch of crops
+TWINS, PAIRED = 12, 0.25
+# one is as found
+KINDS = {
+    "whole": ("whole", "whole-wild", "whole-wild"),
+    "detail": ("detail", "detail-wild", "detail-wild"),
+}
 
 
 class Views:
-    """The pictures of a training split as (SIDE, SIDE, 3) uint8: of each the whole and a crop, as found and degraded `in-the-wild`."""
+    """The pictures of a training split as (SIDE, SIDE, 3) uint8: of each the whole and a crop, as
+    found and degraded `in-the-wild`.
+    """
 
     def __init__(self, photos: Path, out: Path) -> None:
         self._sources: tuple[list[Path], list[Path]] = ([], [])  # real, generated
         sizes: tuple[list[int], list[int]] = ([], [])
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        rows = pq.read_table(photos / "index.parquet", filters=[("split", "=", "train")]).to_pylist()
+        rows = pq.read_table(
+            photos / "index.parquet", filters=[("split", "=", "train")]
+        ).to_pylist()
         for source in sorted({row["source"] for row in rows}):
             mine = [row for row in rows if row["source"] == source][:MOST]
             folder = out / "views" / source
             if not folder.exists():
-                views = [_views((photos / row["uri"]).read_bytes(), int(row["sha256"][:12], 16)) for row in mine]
+                views = [
+                    _views((photos / row["uri"]).read_bytes(), int(row["sha256"][:12], 16))
+                    for row in mine
+                ]
                 folder.mkdir(parents=True)
                 for name in views[0]:
                     np.save(folder / f"{name}.npy", np.stack([one[name] for one in views]))
@@ -63,7 +81,9 @@ class Views:
         self._chances = [np.sqrt(each) / np.sqrt(each).sum() for each in sizes]
 
     def pair_with_twins(self, taesd: Path) -> None:
-        """Have (real crop, twin) of some pictures of every real source: `batch` with `paired` draws from them."""
+        """Have (real crop, twin) of some pictures of every real source: `batch` with `paired` draws
+        from them.
+        """
         sys.path.insert(0, str(taesd))
         from taesd import TAESD
 
@@ -76,31 +96,50 @@ class Views:
                     made = twin.decoder(twin.encoder(pixels)).float().clamp(0, 1)[0]
                 self._pairs.append((crop, made.mul(255).round().permute(1, 2, 0).byte().numpy()))
 
-    def batch(self, kind: str, rng: np.random.Generator, *, paired: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """HALF_BATCH cuts, (N, 3, CROP, CROP) in −1…1, half of them generated, and their labels (N,); `paired`: with pairs of twins."""
+    def batch(
+        self, kind: str, rng: np.random.Generator, *, paired: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """HALF_BATCH cuts, (N, 3, CROP, CROP) in −1…1, half of them generated, and their labels
+        (N,); `paired`: with pairs of twins.
+        """
         pixels, labels = [], [number % 2 for number in range(HALF_BATCH)]
         pairs = max(1, round(HALF_BATCH * PAIRED / 2)) if paired and kind == "detail" else 0
         for _ in range(pairs):
             pair = self._pairs[rng.integers(len(self._pairs))]
-            top, left, is_flipped, quality = *rng.integers(SIDE - CROP + 1, size=2), rng.random() < 0.5, int(rng.integers(60, 96))
+            top, left, is_flipped, quality = (
+                *rng.integers(SIDE - CROP + 1, size=2),
+                rng.random() < 0.5,
+                int(rng.integers(60, 96)),
+            )
             is_saved = rng.random() < 0.3
             for view in pair:
                 saved = np.asarray(ops.jpeg(Image.fromarray(view), quality)) if is_saved else view
                 cut = saved[top : top + CROP, left : left + CROP]
                 pixels.append(cut[:, ::-1] if is_flipped else cut)
         for label in labels[2 * pairs :]:
-            folder = self._sources[label][rng.choice(len(self._sources[label]), p=self._chances[label])]
+            folder = self._sources[label][
+                rng.choice(len(self._sources[label]), p=self._chances[label])
+            ]
             views = np.load(folder / f"{rng.choice(KINDS[kind])}.npy", mmap_mode="r")
-            (top, left), view = rng.integers(SIDE - CROP + 1, size=2), views[rng.integers(len(views))]
+            (top, left), view = (
+                rng.integers(SIDE - CROP + 1, size=2),
+                views[rng.integers(len(views))],
+            )
             cut = view[top : top + CROP, left : left + CROP]
             pixels.append(cut[:, ::-1] if rng.random() < 0.5 else cut)
         return _scaled(np.stack(pixels)), torch.tensor(labels, dtype=torch.float32)
 
     def degraded(self, kind: str, most: int = 20) -> Iterator[tuple[torch.Tensor, int, str]]:
-        """Per source some degraded views (N, 3, SIDE, SIDE), their label and its name, for the heads that come first."""
+        """Per source some degraded views (N, 3, SIDE, SIDE), their label and its name, for the
+        heads that come first.
+        """
         for label, folders in enumerate(self._sources):
             for folder in folders:
-                yield _scaled(np.array(np.load(folder / f"{kind}-wild.npy", mmap_mode="r")[:most])), label, folder.name
+                yield (
+                    _scaled(np.array(np.load(folder / f"{kind}-wild.npy", mmap_mode="r")[:most])),
+                    label,
+                    folder.name,
+                )
 
 
 class Pair(nn.Module):
@@ -110,7 +149,8 @@ class Pair(nn.Module):
         super().__init__()
         self.backbone, width = backbone, backbone.widths["statistics"]
         for module in backbone.modules():
-            if isinstance(module, nn.Conv2d) and module.groups > 1:  # their gradients in bf16 take five times as long as in fp32 on a CPU
+            # their gradients in bf16 take five times as long as in fp32 on a CPU
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
                 module.forward = _in_fp32(module)
         for kind in KINDS:
             self.register_buffer(f"{kind}_mean", torch.zeros(width))
@@ -119,16 +159,23 @@ class Pair(nn.Module):
 
     def forward(self, pixels: torch.Tensor, kind: str) -> torch.Tensor:
         """(N, 3, H, W) in −1…1 → (N,) log-odds of having been generated."""
-        features = (self.backbone(pixels).statistics - getattr(self, f"{kind}_mean")) / getattr(self, f"{kind}_scale")
+        features = (self.backbone(pixels).statistics - getattr(self, f"{kind}_mean")) / getattr(
+            self, f"{kind}_scale"
+        )
         return self.heads[kind](features)[:, 0]
 
     def plain_head(self, kind: str) -> dict[str, torch.Tensor]:
         """The head of a view as one linear layer on the statistics as they come."""
         weight = self.heads[kind].weight.detach() / getattr(self, f"{kind}_scale")
-        return {"fc.weight": weight, "fc.bias": self.heads[kind].bias.detach() - weight @ getattr(self, f"{kind}_mean")}
+        return {
+            "fc.weight": weight,
+            "fc.bias": self.heads[kind].bias.detach() - weight @ getattr(self, f"{kind}_mean"),
+        }
 
     def fit_head(self, kind: str, views: Views, penalty: float = 0.1) -> None:
-        """The head of a view on the network as it is: logistic regression, classes alike, sources by the root of their pictures."""
+        """The head of a view on the network as it is: logistic regression, classes alike, sources
+        by the root of their pictures.
+        """
         features, labels, sources = [], [], []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for pixels, label, source in views.degraded(kind):
@@ -157,21 +204,36 @@ class Pair(nn.Module):
         getattr(self, f"{kind}_scale").copy_(scale)
 
 
-def tune(pair: Pair, views: Views, steps: int, rate: float, seed: int, *, paired: bool = False) -> dict[str, torch.Tensor]:
-    """Learn; the moving average of all tensors. The rate of the heads is a quarter of the backbone's; labels are smoothed by 0.03."""
+def tune(
+    pair: Pair, views: Views, steps: int, rate: float, seed: int, *, paired: bool = False
+) -> dict[str, torch.Tensor]:
+    """Learn; the moving average of all tensors. The rate of the heads is a quarter of the
+    backbone's; labels are smoothed by 0.03.
+    """
     rng, backbone = np.random.default_rng(seed), list(pair.backbone.parameters())
-    groups = [{"params": backbone, "lr": rate, "base": rate}, {"params": list(pair.heads.parameters()), "lr": rate / 4, "base": rate / 4}]
+    groups = [
+        {"params": backbone, "lr": rate, "base": rate},
+        {"params": list(pair.heads.parameters()), "lr": rate / 4, "base": rate / 4},
+    ]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.02)
     average = {name: tensor.detach().clone() for name, tensor in pair.state_dict().items()}
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = group["base"] * min(1.0, (step + 1) / 60) * (1 + math.cos(math.pi * step / steps)) / 2
+            group["lr"] = (
+                group["base"]
+                * min(1.0, (step + 1) / 60)
+                * (1 + math.cos(math.pi * step / steps))
+                / 2
+            )
         losses = 0.0
         for kind in KINDS:
             pixels, labels = views.batch(kind, rng, paired=paired)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = pair(pixels, kind)
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels * 0.94 + 0.03) / 2
+            loss = (
+                functional.binary_cross_entropy_with_logits(logits.float(), labels * 0.94 + 0.03)
+                / 2
+            )
             loss.backward()
             losses += loss.item()
         nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
@@ -187,7 +249,10 @@ def tune(pair: Pair, views: Views, steps: int, rate: float, seed: int, *, paired
 
 
 def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
-    image, rng = decode_image(data, ImageLimits(max_bytes=8_000_000)).pixels.convert("RGB"), np.random.default_rng(seed)
+    image, rng = (
+        decode_image(data, ImageLimits(max_bytes=8_000_000)).pixels.convert("RGB"),
+        np.random.default_rng(seed),
+    )
     shrunk = image.reduce(min(image.size) // 512) if min(image.size) > 1024 else image
     wild = InTheWild(short_side=(224, 512))(ops.ImageSample(shrunk, None, 0), rng).image
     part = InTheWild(crop=SIDE)(ops.ImageSample(image, None, 0), rng).image
@@ -200,7 +265,14 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
 
 
 def _scaled(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    return (
+        torch.from_numpy(pixels)
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(127.5)
+        .sub(1)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _in_fp32(convolution):
@@ -216,7 +288,9 @@ def _in_fp32(convolution):
 def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("photos", type=Path, help="folder of gather_photographs: index.parquet and images")
+    parser.add_argument(
+        "photos", type=Path, help="folder of gather_photographs: index.parquet and images"
+    )
     parser.add_argument("backbone", type=Path, help="the weights to begin with")
     parser.add_argument("--taesd", type=Path, required=True, help="a clone of madebyollin/taesd")
     parser.add_argument("--steps", type=int, nargs=3, default=(300, 900, 700), help="of the rounds")
@@ -225,8 +299,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.manual_seed(0)
     backbone = StageBackbone("tf_efficientnet_lite0")
-    backbone.network.load_state_dict({name: tensor.float() for name, tensor in load_file(asked.backbone).items()})
-    pair, views = Pair(backbone).to(memory_format=torch.channels_last), Views(asked.photos, asked.out)
+    backbone.network.load_state_dict(
+        {name: tensor.float() for name, tensor in load_file(asked.backbone).items()}
+    )
+    pair, views = (
+        Pair(backbone).to(memory_format=torch.channels_last),
+        Views(asked.photos, asked.out),
+    )
     for kind in KINDS:
         pair.fit_head(kind, views)
     views.pair_with_twins(asked.taesd)
@@ -237,7 +316,11 @@ def main() -> None:
     pair.load_state_dict({name: (runs[0][name] + runs[1][name]) / 2 for name in first})
     pair.load_state_dict(tune(pair, views, asked.steps[2], asked.rate, seed=3, paired=True))
     tuned = pair.backbone.network.state_dict()
-    save_file({name: tensor.half().contiguous() for name, tensor in tuned.items()}, asked.out / "backbone.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.half().contiguous() for name, tensor in tuned.items()},
+        asked.out / "backbone.safetensors",
+        {"format": "pt"},
+    )
     for kind in KINDS:
         save_file(pair.plain_head(kind), asked.out / f"{kind}.safetensors", {"format": "pt"})
 

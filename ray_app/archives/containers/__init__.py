@@ -1,4 +1,5 @@
-"""Files that hold many members: one module per format. Each says which members there are and where, and reads them from there.
+"""Files that hold many members: one module per format. Each says which members there are and where,
+and reads them from there.
 
 Members are streamed, never unpacked to a disk; their names are labels, never paths.
 """
@@ -8,25 +9,50 @@ from dataclasses import replace
 
 from ray_app.archives.containers import parquet, tar
 from ray_app.archives.containers import zip as zips
-from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, Unopened
+from ray_app.archives.containers.base import (
+    Container,
+    ContainerFormat,
+    ContainerLimits,
+    Reader,
+    Unopened,
+)
 from ray_app.archives.containers.tar import Codec, CompressedTar
 from ray_app.archives.members import ListedMember, RefusedMember
 from ray_app.errors import InputError, Status
 from ray_app.images.formats import describe_signature
 from ray_app.storage import Fetcher
 
-_CODECS: Mapping[str, Codec] = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
-COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, codec) for kind, codec in _CODECS.items()}
-CONTAINERS: Mapping[str, ContainerFormat] = {"parquet": parquet, "tar": tar, **COMPRESSED, "zip": zips}
+_CODECS: Mapping[str, Codec] = {
+    "tar.gz": "gzip",
+    "tar.bz2": "bzip2",
+    "tar.xz": "xz",
+    "tar.zst": "zstd",
+}
+COMPRESSED: Mapping[str, ContainerFormat] = {
+    kind: CompressedTar(kind, codec) for kind, codec in _CODECS.items()
+}
+CONTAINERS: Mapping[str, ContainerFormat] = {
+    "parquet": parquet,
+    "tar": tar,
+    **COMPRESSED,
+    "zip": zips,
+}
 
-_SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}
+_SHORT = {
+    ".tgz": "tar.gz",
+    ".tbz2": "tar.bz2",
+    ".tbz": "tar.bz2",
+    ".txz": "tar.xz",
+    ".tzst": "tar.zst",
+}
 _COMICS = {".cbz": "zip", ".cbt": "tar"}  # comic books: a page is an image
 _ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT | _COMICS
 _ALL_ENDINGS = tuple(_ENDINGS)  # asked at once: nearly every file of a listing has none of them
 
 
 _HEAD_BYTES = 512
-# Kind and name of a container by its first bytes; a tar that is not compressed has its mark at byte 257.
+# Kind and name of a container by its first bytes; a tar that is not compressed has its mark at byte
+# 257.
 _STARTS = {
     b"\x1f\x8b": ("tar.gz", "a gzip file"),
     b"BZh": ("tar.bz2", "a bzip2 file"),
@@ -39,7 +65,8 @@ _TAR = ("tar", "a tar archive")
 
 
 def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member of a container in its order, as its format lists them (`ContainerFormat.index`).
+    """Yield every member of a container in its order, as its format lists them
+    (`ContainerFormat.index`).
 
     A container that is not what its name announces is a member whose detail shows what it is.
     """
@@ -53,7 +80,9 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
 
 
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
-    """Return the container as a member whose detail shows what its first bytes are, if they are of another kind."""
+    """Return the container as a member whose detail shows what its first bytes are, if they are of
+    another kind.
+    """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):
         return item
@@ -62,16 +91,31 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
     except InputError:  # the detail that is there stays
         return item
     kind, name = next(
-        (found for start, found in _STARTS.items() if head.startswith(start)), _TAR if head[257:262] == b"ustar" else ("", "")
+        (found for start, found in _STARTS.items() if head.startswith(start)),
+        _TAR if head[257:262] == b"ustar" else ("", ""),
     )
     if kind == container.kind:
         return item
-    advice = f"{name}: name it .{kind}, or give {kind}::{container.uri} as a source" if kind else describe_signature(head)
-    reason = None if advice is None else RefusedMember(Status.CORRUPT_IMAGE, f"not a {container.kind} file but {advice}")
+    advice = (
+        f"{name}: name it .{kind}, or give {kind}::{container.uri} as a source"
+        if kind
+        else describe_signature(head)
+    )
+    reason = (
+        None
+        if advice is None
+        else RefusedMember(Status.CORRUPT_IMAGE, f"not a {container.kind} file but {advice}")
+    )
     return item if reason is None else replace(item, refused=reason)
 
 
 def kind_of(name: str) -> str | None:
-    """The container format that a file's name announces, in whatever case; None for every other name."""
+    """The container format that a file's name announces, in whatever case; None for every other
+    name.
+    """
     name = name.lower()
-    return next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending)) if name.endswith(_ALL_ENDINGS) else None
+    return (
+        next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending))
+        if name.endswith(_ALL_ENDINGS)
+        else None
+    )

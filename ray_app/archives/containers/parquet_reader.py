@@ -1,4 +1,6 @@
-"""Read single cells of Parquet tables: `ParquetReader` for the images of blocks, `read_referenced` for references in `input`."""
+"""Read single cells of Parquet tables: `ParquetReader` for the images of blocks, `read_referenced`
+for references in `input`.
+"""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +14,8 @@ from ray_app.archives.members import ManifestMember, RefusedMember
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
 from ray_app.storage import Fetcher, errors
 
-# What pyarrow raises on files that are not what they say; Arrow's own errors are some of these, or ArrowException.
+# What pyarrow raises on files that are not what they say; Arrow's own errors are some of these, or
+# ArrowException.
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
 # Without a buffer a whole column chunk is read at once; with one, page by page.
 _BUFFER = 1 << 20
@@ -23,8 +26,8 @@ _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
     """The bytes that a reference in `input` (a column NAME_uri) stands for.
 
-    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
-    no such cell.
+    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be
+    read, InputError where it has no such cell.
     """
     place, mark, rest = uri.rpartition("#row=")
     number, _, column = rest.partition("&column=")
@@ -39,29 +42,47 @@ def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
 
 
 def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
-    """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it is none.
+    """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it
+    is none.
 
-    `texts_once`: a text that the file holds once takes memory once, however many rows have it; they are dictionaries then.
+    `texts_once`: a text that the file holds once takes memory once, however many rows have it; they
+    are dictionaries then.
     """
-    limits = {"buffer_size": _BUFFER, "thrift_string_size_limit": _MAX_TEXT, "thrift_container_size_limit": _MAX_ITEMS}
+    limits = {
+        "buffer_size": _BUFFER,
+        "thrift_string_size_limit": _MAX_TEXT,
+        "thrift_container_size_limit": _MAX_ITEMS,
+    }
     found = pq.ParquetFile(file, **limits)
     if not texts_once:
         return found
     leaves = (found.schema.column(place) for place in range(len(found.schema.names)))
-    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in ("STRING", "JSON", "ENUM")]
+    texts = [
+        leaf.path
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY"
+        and leaf.logical_type.type in ("STRING", "JSON", "ENUM")
+    ]
     return pq.ParquetFile(file, metadata=found.metadata, read_dictionary=texts, **limits)
 
 
 def fault(error: BaseException) -> Status:
-    """Why pyarrow cannot read a file: a codec, encoding or type that it does not know (only its message says so), or damage."""
-    is_unknown = isinstance(error, NotImplementedError) or any(word in str(error) for word in ("not supported", "Unsupported"))
+    """Why pyarrow cannot read a file: a codec, encoding or type that it does not know (only its
+    message says so), or damage.
+    """
+    is_unknown = isinstance(error, NotImplementedError) or any(
+        word in str(error) for word in ("not supported", "Unsupported")
+    )
     return Status.UNSUPPORTED_FORMAT if is_unknown else Status.CORRUPT_IMAGE
 
 
 def no_bytes(others: Mapping[str, Any]) -> RefusedMember:
     """What a row says whose image was left out of the table; `others` are its other columns."""
     path = others.get("path")
-    return RefusedMember(Status.SOURCE_MISSING, "the row has no bytes" + (f"; its path says '{path}'" if path else ""))
+    return RefusedMember(
+        Status.SOURCE_MISSING,
+        "the row has no bytes" + (f"; its path says '{path}'" if path else ""),
+    )
 
 
 def reference(uri: str, row: int, column: str) -> str:
@@ -70,7 +91,8 @@ def reference(uri: str, row: int, column: str) -> str:
 
 
 class ParquetReader:
-    """The cells of one column after another, streamed; the place in a row group is kept, so that the next block goes on there.
+    """The cells of one column after another, streamed; the place in a row group is kept, so that
+    the next block goes on there.
 
     What is held is one page of the file and one cell.
     """
@@ -82,7 +104,9 @@ class ParquetReader:
         self._cursor: _Cursor | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not tried again for this call."""
+        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails
+        is not tried again for this call.
+        """
         failed: dict[int, InputError] = {}
         for member in members:
             place = member.place
@@ -94,7 +118,10 @@ class ParquetReader:
                 except SourceError as error:
                     failed[place.group] = error
                 except UNREADABLE as error:
-                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {describe_error(error)}")
+                    failed[place.group] = InputError(
+                        fault(error),
+                        f"row group {place.group} is not readable: {describe_error(error)}",
+                    )
                 self._close()
             yield failed[place.group]
 
@@ -103,12 +130,18 @@ class ParquetReader:
         assert place is not None
         assert place.column is not None
         parquet = self._open(member)
-        if self._cursor is None or not self._cursor.reaches(place.group, place.offset, place.column):
+        if self._cursor is None or not self._cursor.reaches(
+            place.group, place.offset, place.column
+        ):
             self._cursor = _Cursor(parquet, place.group, place.column)
         data = self._cursor.at(place.offset, member.member)
         if data is None:
             return no_bytes(member.input).error()
-        return errors.too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
+        return (
+            errors.too_large(data.size, self._max_bytes)
+            if data.size > self._max_bytes
+            else data.to_pybytes()
+        )
 
     def _open(self, member: ManifestMember) -> pq.ParquetFile:
         if self._key != (member.uri, member.version):
@@ -129,26 +162,38 @@ class _Cursor:
 
     def __init__(self, file: pq.ParquetFile, group: int, column: str) -> None:
         if not 0 <= group < file.metadata.num_row_groups:
-            raise IndexError(f"there is no row group {group}, only {file.metadata.num_row_groups} of them")
+            raise IndexError(
+                f"there is no row group {group}, only {file.metadata.num_row_groups} of them"
+            )
         self._group, self._column = group, column
         self._next = sum(file.metadata.row_group(i).num_rows for i in range(group))
         kind = file.schema_arrow.field(column).type
-        self._is_struct, self._is_list = is_struct_of_bytes(kind), field_beside_bytes(kind) is not None
-        leaves = leaves_of(file, column, "bytes") if self._is_list else [f"{column}.bytes" if self._is_struct else column]
+        self._is_struct, self._is_list = (
+            is_struct_of_bytes(kind),
+            field_beside_bytes(kind) is not None,
+        )
+        leaves = (
+            leaves_of(file, column, "bytes")
+            if self._is_list
+            else [f"{column}.bytes" if self._is_struct else column]
+        )
         self._list: pa.Array | None = None  # the files of the row that was read last
         # One row at a time: any number of rows may be copies of one large dictionary entry.
         self._batches = file.iter_batches(1, [group], leaves, use_threads=False)
 
     def reaches(self, group: int, row: int, column: str) -> bool:
         """Return whether a cell is ahead, or another image of the row that was read last."""
-        return (group, column) == (self._group, self._column) and row >= self._next - (self._list is not None)
+        return (group, column) == (self._group, self._column) and row >= self._next - (
+            self._list is not None
+        )
 
     def at(self, row: int, member: str | None = None) -> Any:
         """Return the buffer of the cell in a row of the file, None if the cell is null.
 
         Args:
             row: The row's number in the file.
-            member: The name of the image, which ends with its number in the row's list, if cells are lists.
+            member: The name of the image, which ends with its number in the row's list, if cells
+                are lists.
 
         Raises:
             IndexError: the row group or the list ends before.
@@ -158,11 +203,16 @@ class _Cursor:
             files = self._files(row)
             if not number or int(number) >= len(files):
                 raise IndexError(f"row {row} has no file '{number}' in '{self._column}'")
-            return buffer_of(files.field("bytes")[int(number)]) if files[int(number)].is_valid else None
+            return (
+                buffer_of(files.field("bytes")[int(number)])
+                if files[int(number)].is_valid
+                else None
+            )
         for batch in self._batches:
             self._next += 1
             if self._next > row:
-                cells = batch.column(self._column)  # by its name: `image.bytes` is read, too, where a column is called so
+                # by its name: `image.bytes` is read, too, where a column is called so
+                cells = batch.column(self._column)
                 return buffer_of((cells.field("bytes") if self._is_struct else cells)[0])
         raise IndexError(f"row group {self._group} has no row {row}")
 
@@ -192,9 +242,14 @@ def leaves_of(file: pq.ParquetFile, column: str, field: str) -> list[str]:
 def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (holds_files(kind) or is_text(kind)):
-        raise ConfigError(f"{uri}: the table has no column '{column}' with one file or text in each row")
+        raise ConfigError(
+            f"{uri}: the table has no column '{column}' with one file or text in each row"
+        )
     group, end = 0, 0
-    while group < file.metadata.num_row_groups and (end := end + file.metadata.row_group(group).num_rows) <= row:
+    while (
+        group < file.metadata.num_row_groups
+        and (end := end + file.metadata.row_group(group).num_rows) <= row
+    ):
         group += 1
     if group == file.metadata.num_row_groups:
         raise IndexError(f"there is no row {row}")

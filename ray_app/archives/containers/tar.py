@@ -1,10 +1,13 @@
-"""List and read the members of tar files: `index` and `reader` for plain files, `CompressedTar` for gzip, bzip2, xz, and zstd.
+"""List and read the members of tar files: `index` and `reader` for plain files, `CompressedTar` for
+gzip, bzip2, xz, and zstd.
 
-`tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every member in memory, recurses and backtracks
-over hostile extended headers, and treats a damaged header in the middle as the end. A compressed tar is one stream, unpacked from its
-start, in memory that does not grow.
+`tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every
+member in memory, recurses and backtracks over hostile extended headers, and treats a damaged header
+in the middle as the end. A compressed tar is one stream, unpacked from its start, in memory that
+does not grow.
 
-Members of archives that follow an end mark are members, as for `tar --ignore-zeros`: `cat a.tar b.tar` has the members of both.
+Members of archives that follow an end mark are members, as for `tar --ignore-zeros`: `cat a.tar
+b.tar` has the members of both.
 """
 
 import bz2
@@ -16,17 +19,27 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ray_app.archives.containers.base import Container, ContainerEntry, WindowReader, as_text, members_of, sidecar_column, size_of
+from ray_app.archives.containers.base import (
+    Container,
+    ContainerEntry,
+    WindowReader,
+    as_text,
+    members_of,
+    sidecar_column,
+    size_of,
+)
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, ranged
 from ray_app.storage.errors import too_large
 
 BLOCK = tarfile.BLOCKSIZE
-# Long names and attributes of one member; Linux allows 64 KiB for all attributes of a file, and a few may be chained.
+# Long names and attributes of one member; Linux allows 64 KiB for all attributes of a file, and a
+# few may be chained.
 _MAX_HEADERS = 2**20
 _MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
-# Zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to some MiB if a user sets the blocking factor.
+# Zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to some MiB if
+# a user sets the blocking factor.
 _MAX_PADDING = 64 * 2**20
 _END_MARK = 2 * BLOCK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -42,22 +55,33 @@ _NO_FILES = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
-# Folders of GNU's incremental backups, whose data is a list of names, GNU's volume labels, and Solaris's access control lists.
+# Folders of GNU's incremental backups, whose data is a list of names, GNU's volume labels, and
+# Solaris's access control lists.
 _METADATA = (b"D", b"V", b"A")
 _CONTINUED = b"M"  # GNU's rest of a file that begins in another volume
 # Records of a global header that are about the next member only.
 _VOLUME = "GNU.volume."
 _VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
 _SPARSE = ("major", "minor", "name", "realsize", "size", "map", "numblocks", "offset", "numbytes")
-# All other records are dropped: an archive may have any number of global records, which hold for each of its members.
+# All other records are dropped: an archive may have any number of global records, which hold for
+# each of its members.
 _USED_RECORDS = frozenset(
-    key.encode() for key in ("path", "size", _VOLUME_NAME, _VOLUME_OFFSET, *(f"GNU.sparse.{name}" for name in _SPARSE))
+    key.encode()
+    for key in (
+        "path",
+        "size",
+        _VOLUME_NAME,
+        _VOLUME_OFFSET,
+        *(f"GNU.sparse.{name}" for name in _SPARSE),
+    )
 )
 _OTHER_VOLUME = RefusedMember(
-    Status.TRUNCATED_IMAGE, "the file begins in another volume of this archive: unpack it with `tar --multi-volume`"
+    Status.TRUNCATED_IMAGE,
+    "the file begins in another volume of this archive: unpack it with `tar --multi-volume`",
 )
 
-# GNU's own format keeps two times where POSIX keeps the prefix of a name: the times of access and of change.
+# GNU's own format keeps two times where POSIX keeps the prefix of a name: the times of access and
+# of change.
 _GNU_MAGIC = b"ustar  \0"
 _GNU_TIMES = re.compile(rb"(?:[ 0-7]{11}[ \0]|[\x80\xff].{11}|\0{12}){2}", re.DOTALL)
 
@@ -79,15 +103,20 @@ reader = WindowReader  # runs of neighbouring members with one request
 def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
     size = size_of(container, fetcher)
     file = fetcher.open(container.uri, container.version, size)
-    yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
+    yield from entries_of(
+        file, "tar", lambda header: min(header.stored, max(0, size - header.offset))
+    )
 
 
-Stream: TypeAlias = "ranged.RangedFile | Unpacked"  # what headers are read from; `seek` only ever goes forward
+# what headers are read from; `seek` only ever goes forward
+Stream: TypeAlias = "ranged.RangedFile | Unpacked"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One entry. `stored` bytes of data are at `offset`; `refused` says why a member is not a plain file that can be read."""
+    """One entry. `stored` bytes of data are at `offset`; `refused` says why a member is not a plain
+    file that can be read.
+    """
 
     name: str
     offset: int
@@ -100,8 +129,8 @@ def read_headers(stream: Stream) -> Iterator[Header]:
     """Yield every entry of an archive, and of the archives that follow its end mark.
 
     Raises:
-        InputError: truncated_image if the archive ends without an end mark, corrupt_image for data that is not a header, image_too_large
-            for more zeros than any padding has.
+        InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
+            that is not a header, image_too_large for more zeros than any padding has.
     """
     reader = _HeaderReader(stream)
     offset = 0
@@ -135,11 +164,17 @@ class _HeaderReader:
             info = _parsed(self._stream, block, begin, has_ended=zeros > 0)
             if info.type not in _EXTENDED:
                 self._padding_left += tarfile.RECORDSIZE
-                return _header(self._stream, info, self._everywhere | extended if self._everywhere else extended)
+                return _header(
+                    self._stream,
+                    info,
+                    self._everywhere | extended if self._everywhere else extended,
+                )
             body = _body(self._stream, info, begin)
             if info.type == tarfile.XGLTYPE:
                 records = _pax_records(body, begin)
-                extended |= {key: records.pop(key) for key in list(records) if key.startswith(_VOLUME)}
+                extended |= {
+                    key: records.pop(key) for key in list(records) if key.startswith(_VOLUME)
+                }
                 self._everywhere |= records
             elif info.type in _PAX:
                 extended |= _pax_records(body, begin)
@@ -147,7 +182,8 @@ class _HeaderReader:
                 extended["path"] = body.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _skip_zeros(self, zeros: int) -> tuple[bytes, int]:
-        """Return the next block that is not zero (short at the end of the stream), and how many bytes of zeros precede it.
+        """Return the next block that is not zero (short at the end of the stream), and how many
+        bytes of zeros precede it.
 
         Args:
             zeros: How many bytes of zeros were read before.
@@ -171,7 +207,10 @@ def _parsed(stream: Stream, block: bytes, begin: int, *, has_ended: bool) -> tar
     """Parse one header block; `has_ended`: whether the block follows an end mark."""
     if len(block) < BLOCK:
         what = "inside a header" if block or stream.tell() > begin else "without its end mark"
-        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: files may be missing")
+        raise InputError(
+            Status.TRUNCATED_IMAGE,
+            f"the archive ends at byte {stream.tell()}, {what}: files may be missing",
+        )
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -198,7 +237,10 @@ def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
         raise _damaged(begin, f"extended headers of more than {_MAX_HEADERS} bytes")
     body = stream.read(_padded(info.size))
     if len(body) < info.size:
-        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, inside a header: files may be missing")
+        raise InputError(
+            Status.TRUNCATED_IMAGE,
+            f"the archive ends at byte {stream.tell()}, inside a header: files may be missing",
+        )
     return body[: info.size]
 
 
@@ -206,15 +248,22 @@ def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> 
     stored = info.size
     if "size" in extended:
         digits = extended["size"]
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < _MAX_SIZE):
+        if not (
+            digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < _MAX_SIZE
+        ):
             raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
         stored = int(digits)
-    # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
+    # What is no file has no data, whatever its size field says: a hard link repeats the size of
+    # what it links to.
     has_data = info.type in _WITH_DATA or info.type not in tarfile.SUPPORTED_TYPES
     is_member = not info.isdir() and info.type not in _METADATA
     name = info.name
     if extended:  # GNU tar makes up the names in headers of sparse files and of parts of files
-        name = extended.get("GNU.sparse.name") or extended.get(_VOLUME_NAME) or extended.get("path", name)
+        name = (
+            extended.get("GNU.sparse.name")
+            or extended.get(_VOLUME_NAME)
+            or extended.get("path", name)
+        )
     is_plain = not extended and info.type in _FILES
     refused = None if is_plain or not is_member else _refusal(info, extended)
     return Header(name, stream.tell(), stored if has_data else 0, is_member, refused)
@@ -233,7 +282,9 @@ def _refusal(info: tarfile.TarInfo, extended: dict[str, str]) -> RefusedMember |
 
 
 def _pax_records(body: bytes, begin: int) -> dict[str, str]:
-    """Return the used records of an extended header, `30 path=a/long/name.jpg\\n…`; the number is the length of the whole record."""
+    """Return the used records of an extended header, `30 path=a/long/name.jpg\\n…`; the number is
+    the length of the whole record.
+    """
     records: dict[str, str] = {}
     place = 0
     while place < len(body) and body[place]:
@@ -256,11 +307,17 @@ def _padded(size: int) -> int:
 def _damaged(offset: int, why: str) -> InputError:
     if not offset:
         return InputError(Status.CORRUPT_IMAGE, f"not a readable tar archive: {why}")
-    return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; files may be missing")
+    return InputError(
+        Status.CORRUPT_IMAGE,
+        f"the tar archive is damaged at byte {offset}: {why}; files may be missing",
+    )
 
 
-def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Generator[ContainerEntry, None, bool]:
-    """Yield the files of a tar; `there` returns how many bytes of a member's data there are, and may pass over them.
+def entries_of(
+    stream: Stream, kind: str, there: Callable[[Header], int]
+) -> Generator[ContainerEntry, None, bool]:
+    """Yield the files of a tar; `there` returns how many bytes of a member's data there are, and
+    may pass over them.
 
     Returns:
         Whether the last file is whole.
@@ -280,23 +337,34 @@ def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Gen
             yield ContainerEntry(header.name, header.stored, None, header.refused)
         elif found < header.stored:
             reason = f"the archive ends after {found} of its {header.stored} bytes"
-            yield ContainerEntry(header.name, header.stored, None, RefusedMember(Status.TRUNCATED_IMAGE, reason))
+            yield ContainerEntry(
+                header.name, header.stored, None, RefusedMember(Status.TRUNCATED_IMAGE, reason)
+            )
             return False  # what may have come behind it is not known
         else:
             yield ContainerEntry(header.name, header.stored, place, text=text)
     return True
 
 
-# The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). None gives more than it is asked for, whatever a
-# stream claims; what a decoder may hold itself is bounded for xz and zstd.
+# The codecs share the interface of Python's own decompressors (`bz2.BZ2Decompressor`). None gives
+# more than it is asked for, whatever a stream claims; what a decoder may hold itself is bounded for
+# xz and zstd.
 Codec = Literal["gzip", "bzip2", "xz", "zstd"]
 
 
 def _decompressor(codec: Codec) -> Any:
-    """For one stream; after its end it is of no more use. Raises InputError where what it needs is not installed."""
+    """For one stream; after its end it is of no more use. Raises InputError where what it needs is
+    not installed.
+    """
     if codec == "zstd":
         return _zstd().ZstdDecompressor()  # refuses windows of more than 128 MiB
-    return _Gzip() if codec == "gzip" else bz2.BZ2Decompressor() if codec == "bzip2" else lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+    return (
+        _Gzip()
+        if codec == "gzip"
+        else bz2.BZ2Decompressor()
+        if codec == "bzip2"
+        else lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+    )
 
 
 def _errors_of(codec: Codec) -> tuple[type[Exception], ...]:
@@ -334,7 +402,9 @@ def _zstd() -> Any:
         try:
             from backports import zstd
         except ImportError:
-            raise InputError(Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone-forensics[zst]'") from None
+            raise InputError(
+                Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone-forensics[zst]'"
+            ) from None
     return zstd
 
 
@@ -355,13 +425,21 @@ class CompressedTar:
 
 
 class Unpacked:
-    """The unpacked stream of one compressed object, read forward; one that is cut short just ends, and `cut` says so.
+    """The unpacked stream of one compressed object, read forward; one that is cut short just ends,
+    and `cut` says so.
 
-    Every method raises InputError: corrupt_image for a damaged stream, image_too_large over `max_ratio`, or what the store says.
+    Every method raises InputError: corrupt_image for a damaged stream, image_too_large over
+    `max_ratio`, or what the store says.
     """
 
     def __init__(
-        self, codec: Codec, fetcher: Fetcher, uri: str, version: str, size_bytes: int = -1, max_ratio: float | None = None
+        self,
+        codec: Codec,
+        fetcher: Fetcher,
+        uri: str,
+        version: str,
+        size_bytes: int = -1,
+        max_ratio: float | None = None,
     ) -> None:
         self._codec = codec
         self._stream = _decompressor(codec)
@@ -369,7 +447,8 @@ class Unpacked:
         self._waiting = b""
         self._place = 0
         self._max_ratio = max_ratio
-        self.padding_bytes = 0  # Up to `_MAX_PADDING`, they do not count for the ratio: zeros are packed about 1000 to 1.
+        # Up to `_MAX_PADDING`, they do not count for the ratio: zeros are packed about 1000 to 1.
+        self.padding_bytes = 0
         self.cut = False
 
     def tell(self) -> int:
@@ -394,18 +473,24 @@ class Unpacked:
         try:
             data = self._inflated(size)
         except _errors_of(self._codec) as error:
-            reason = f"not a readable {self._codec} stream after {self._place} unpacked bytes: {error}"
+            reason = (
+                f"not a readable {self._codec} stream after {self._place} unpacked bytes: {error}"
+            )
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
         self._place += len(data)
         packed = max(1, self._packed.tell() - len(self._waiting))
         counted = self._place - min(self.padding_bytes, _MAX_PADDING)
         if self._max_ratio is not None and counted > max(_STEP, packed * self._max_ratio):
             reason = f"{counted} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); files may be missing"
-            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=counted / packed)
+            raise InputError(
+                Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=counted / packed
+            )
         return data
 
     def _inflated(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end. Streams behind one another are one, with zeros between them."""
+        """Up to `size` bytes; none at the end. Streams behind one another are one, with zeros
+        between them.
+        """
         while True:
             if self._stream.eof:
                 self._pass_zeros()
@@ -440,7 +525,9 @@ class TarStreamReader:
         self._open: tuple[str, str, Unpacked] | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """See `Reader`. A stream that breaks is not tried again for those that lie behind the break."""
+        """See `Reader`. A stream that breaks is not tried again for those that lie behind the
+        break.
+        """
         broken: tuple[int, InputError] | None = None
         for member in members:
             assert member.place is not None
@@ -450,7 +537,9 @@ class TarStreamReader:
                 yield broken[1]
             else:
                 try:
-                    yield self._one(member.uri, member.version, member.place.offset, member.place.length)
+                    yield self._one(
+                        member.uri, member.version, member.place.offset, member.place.length
+                    )
                 except InputError as error:
                     self._open, broken = None, (member.place.offset, error)
                     yield error
@@ -463,16 +552,35 @@ class TarStreamReader:
         stream.seek(offset)
         data = stream.read(length)
         if len(data) < length and stream.cut:
-            raise InputError(Status.TRUNCATED_IMAGE, f"the {self._codec} stream ends after {stream.tell()} unpacked bytes")
+            raise InputError(
+                Status.TRUNCATED_IMAGE,
+                f"the {self._codec} stream ends after {stream.tell()} unpacked bytes",
+            )
         if len(data) < length:
-            raise SourceError(Status.SOURCE_CHANGED, "the archive ends before the file that was listed")
+            raise SourceError(
+                Status.SOURCE_CHANGED, "the archive ends before the file that was listed"
+            )
         return data
 
 
-def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
+def _stream_entries(
+    container: Container, fetcher: Fetcher, form: CompressedTar
+) -> Iterator[ContainerEntry]:
     if not container.size_bytes:
         raise InputError(Status.EMPTY_FILE, "an empty archive: it has no bytes")
-    stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)
-    is_whole = yield from entries_of(stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset)
+    stream = Unpacked(
+        form.codec,
+        fetcher,
+        container.uri,
+        container.version,
+        container.size_bytes,
+        container.limits.max_ratio,
+    )
+    is_whole = yield from entries_of(
+        stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset
+    )
     if stream.cut and is_whole:  # otherwise the last member says so
-        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec} stream ends before its checksum: files may be damaged")
+        raise InputError(
+            Status.TRUNCATED_IMAGE,
+            f"the {form.codec} stream ends before its checksum: files may be damaged",
+        )

@@ -1,11 +1,14 @@
-"""List and read the members of zip files: `index` reads the central directory, `reader` unpacks members from their own ranges.
+"""List and read the members of zip files: `index` reads the central directory, `reader` unpacks
+members from their own ranges.
 
-Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used: it holds the whole directory in memory before any
-limit can be checked, and one bad name spoils the archive. A member that claims to unpack to more than `max_ratio` allows is
-`image_too_large`, like every other crossing of an intake limit. What only a hostile or broken writer makes (links, overlapping entries,
-unsafe names) is `unsafe_member`.
+Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used: it holds
+the whole directory in memory before any limit can be checked, and one bad name spoils the archive.
+A member that claims to unpack to more than `max_ratio` allows is `image_too_large`, like every
+other crossing of an intake limit. What only a hostile or broken writer makes (links, overlapping
+entries, unsafe names) is `unsafe_member`.
 
-macOS writes zips over 4 GiB without zip64, with the low 32 bits of each offset. `_Spans` restores the offsets.
+macOS writes zips over 4 GiB without zip64, with the low 32 bits of each offset. `_Spans` restores
+the offsets.
 """
 
 import bz2
@@ -22,7 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.archives.containers.base import Container, ContainerEntry, WindowReader, as_text, members_of, sidecar_column, size_of
+from ray_app.archives.containers.base import (
+    Container,
+    ContainerEntry,
+    WindowReader,
+    as_text,
+    members_of,
+    sidecar_column,
+    size_of,
+)
 from ray_app.archives.members import ListedMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, ranged
@@ -45,7 +56,8 @@ HEADER = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = b"PK\x07\x08"
 _LOCAL_ENCRYPTED = 0x1
 _IN_DESCRIPTOR = 0x8  # bit 3: checksum and sizes stand behind the data
-# The most that may stand around name and packed data: an extra field of 16-bit length, and a descriptor of zip64.
+# The most that may stand around name and packed data: an extra field of 16-bit length, and a
+# descriptor of zip64.
 LONGEST_AROUND = 2**16 - 1 + 24
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # the data, strongly, the directory itself
@@ -58,7 +70,9 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at most."""
+    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at
+    most.
+    """
     return WindowReader(fetcher, max_bytes, lambda member, data: unpacked(data, member.size_bytes))
 
 
@@ -71,7 +85,9 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
     max_ratio = container.limits.max_ratio
     if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
         reason = f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no file is listed"
-        raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size)
+        raise InputError(
+            Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size
+        )
     for number, entry in enumerate(read_entries(listing, directory)):
         is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
         if is_folder and not entry.size:
@@ -83,7 +99,9 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
             text = _text(content, place, entry.size)
         yield ContainerEntry(entry.name, entry.size, place, refused, text)
     if not spans.is_ordered:
-        raise _unreadable("it is over 4 GiB without zip64 records: unpack it where it was made, and pack it again with `zip -r`")
+        raise _unreadable(
+            "it is over 4 GiB without zip64 records: unpack it where it was made, and pack it again with `zip -r`"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,8 @@ class Directory:
 
     Attributes:
         shift: Bytes before the archive, such as the program of a self-extracting archive.
-        wraps: How often the offsets in the archive begin again at 0, because they need zip64 and their writer has none.
+        wraps: How often the offsets in the archive begin again at 0, because they need zip64 and
+            their writer has none.
     """
 
     start: int
@@ -126,13 +145,19 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     if found < 0:
         file.seek(0)
         if file.read(4) in (_LOCAL_SIGNATURE, _END_SIGNATURE):
-            raise InputError(Status.TRUNCATED_IMAGE, "the zip archive ends before its end record is complete")
+            raise InputError(
+                Status.TRUNCATED_IMAGE, "the zip archive ends before its end record is complete"
+            )
         raise _unreadable("it has no end record")
     _, disk, first_disk, _, entries, length, start, _ = _END.unpack_from(tail, found)
     end = place + found
-    has_zip64 = found >= _LOCATOR.size and tail[found - _LOCATOR.size :].startswith(_LOCATOR_SIGNATURE)
+    has_zip64 = found >= _LOCATOR.size and tail[found - _LOCATOR.size :].startswith(
+        _LOCATOR_SIGNATURE
+    )
     if has_zip64:
-        end, disk, first_disk, entries, length, start = _zip64_end(file, tail[found - _LOCATOR.size : found], end - _LOCATOR.size)
+        end, disk, first_disk, entries, length, start = _zip64_end(
+            file, tail[found - _LOCATOR.size : found], end - _LOCATOR.size
+        )
     if disk or first_disk:
         raise _unreadable("it is one of several parts")
     shift = end - length - start
@@ -142,10 +167,13 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     return Directory(end - length, end, entries, 0 if wraps else shift, wraps)
 
 
-def _zip64_end(file: ranged.RangedFile, locator: bytes, place: int) -> tuple[int, int, int, int, int, int]:
+def _zip64_end(
+    file: ranged.RangedFile, locator: bytes, place: int
+) -> tuple[int, int, int, int, int, int]:
     """The zip64 end record's own place and what it says."""
     stated = _LOCATOR.unpack(locator)[2]
-    for at in (place - _END64.size, stated):  # before an archive that was put behind a program, the stated place is off
+    # before an archive that was put behind a program, the stated place is off
+    for at in (place - _END64.size, stated):
         if 0 <= at < place:
             file.seek(at)
             data = file.read(_END64.size)
@@ -156,7 +184,9 @@ def _zip64_end(file: ranged.RangedFile, locator: bytes, place: int) -> tuple[int
 
 
 def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
-    """Every entry in the directory's order. Raises InputError (corrupt_image) where the directory is damaged or does not add up."""
+    """Every entry in the directory's order. Raises InputError (corrupt_image) where the directory
+    is damaged or does not add up.
+    """
     file.seek(directory.start)
     count = 0
     while file.tell() < directory.end:
@@ -172,20 +202,37 @@ def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipE
         yield _entry(fields, name, extra, directory, begin)
         count += 1
     if (count - directory.entries) % 2**16:  # writers without zip64 let the number wrap around
-        raise _unreadable(f"its end record counts {directory.entries} entries, its directory {count}; files may be missing")
+        raise _unreadable(
+            f"its end record counts {directory.entries} entries, its directory {count}; files may be missing"
+        )
 
 
-def _entry(fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int) -> ZipEntry:
+def _entry(
+    fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int
+) -> ZipEntry:
     _, made_by, _, flags, method, _, _, _, packed, size, _, _, _, _, _, attributes, offset = fields
     extras = _extra_fields(extra) if extra else {}
     if _SEE_EXTRA in (size, packed, offset):
         wide = list(_zip64_fields(extras.get(_ZIP64_EXTRA, b"")))
         # An entry without its zip64 field means the number itself, which costs this entry alone.
-        size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA and wide else value for value in (size, packed, offset))
+        size, packed, offset = (
+            wide.pop(0) if value == _SEE_EXTRA and wide else value
+            for value in (size, packed, offset)
+        )
         if max(size, packed, offset) >= _MAX_SIZE:
             raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
     text = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
-    return ZipEntry(text, len(name), flags, method, packed, size, offset + directory.shift, made_by >> 8 == 3, attributes)
+    return ZipEntry(
+        text,
+        len(name),
+        flags,
+        method,
+        packed,
+        size,
+        offset + directory.shift,
+        made_by >> 8 == 3,
+        attributes,
+    )
 
 
 def _extra_fields(extra: bytes) -> Mapping[int, bytes]:
@@ -200,17 +247,21 @@ def _extra_fields(extra: bytes) -> Mapping[int, bytes]:
 
 
 def _zip64_fields(body: bytes) -> tuple[int, ...]:
-    """Return the 64-bit numbers of size, packed size, and offset that have no room in the entry, in this order."""
+    """Return the 64-bit numbers of size, packed size, and offset that have no room in the entry, in
+    this order.
+    """
     return struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8])
 
 
 def _decode_name(name: bytes, flags: int, unicode_path: bytes) -> str:
     """Decode the name of an entry.
 
-    A name with the UTF-8 flag stays as it is, because names are part of image ids. Other names are, in this order: the Unicode path of
-    Info-ZIP if its checksum shows that it belongs to the name; UTF-8 without the flag, as the Finder writes names, which code page 437
-    produces by chance only from box-drawing characters; code page 437, which has a character for every byte. Names from UTF-8 are composed
-    (NFC), because macOS decomposes them, and patterns and labels are typed composed.
+    A name with the UTF-8 flag stays as it is, because names are part of image ids. Other names are,
+    in this order: the Unicode path of Info-ZIP if its checksum shows that it belongs to the name;
+    UTF-8 without the flag, as the Finder writes names, which code page 437 produces by chance only
+    from box-drawing characters; code page 437, which has a character for every byte. Names from
+    UTF-8 are composed (NFC), because macOS decomposes them, and patterns and labels are typed
+    composed.
     """
     if flags & _UTF8_NAME:
         return name.decode("utf-8", "surrogateescape")
@@ -233,11 +284,15 @@ def unpacked(data: bytes, size: int) -> bytes | InputError:
     An InputError is corrupt_image, truncated_image or unsupported_format.
     """
     if len(data) < HEADER.size or not data.startswith(_LOCAL_SIGNATURE):
-        return InputError(Status.CORRUPT_IMAGE, "no local header where the zip's directory says that there is one")
+        return InputError(
+            Status.CORRUPT_IMAGE, "no local header where the zip's directory says that there is one"
+        )
     _, _, flags, method, _, _, crc, packed, _, name_bytes, extra_bytes = HEADER.unpack_from(data)
     begin = HEADER.size + name_bytes + extra_bytes
     if flags & _LOCAL_ENCRYPTED:
-        return InputError(Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so")
+        return InputError(
+            Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so"
+        )
     known = not flags & _IN_DESCRIPTOR and packed != _SEE_EXTRA
     if begin + (packed if known else 0) > len(data):
         return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next file")
@@ -249,7 +304,10 @@ def unpacked(data: bytes, size: int) -> bytes | InputError:
     except (zlib.error, OSError, EOFError, ValueError) as error:
         return InputError(Status.CORRUPT_IMAGE, f"the packed data does not unpack: {error}")
     if len(found) > size:
-        return InputError(Status.CORRUPT_IMAGE, f"it unpacks to more than the {size} bytes that the zip's directory says")
+        return InputError(
+            Status.CORRUPT_IMAGE,
+            f"it unpacks to more than the {size} bytes that the zip's directory says",
+        )
     if len(found) < size:
         return InputError(Status.TRUNCATED_IMAGE, f"it unpacks to {len(found)} of {size} bytes")
     if flags & _IN_DESCRIPTOR:
@@ -292,7 +350,9 @@ class _Spans:
         probe: The archive, to look for local headers in an archive whose offsets begin again at 0.
     """
 
-    def __init__(self, file: ranged.RangedFile, directory: Directory, probe: ranged.RangedFile) -> None:
+    def __init__(
+        self, file: ranged.RangedFile, directory: Directory, probe: ranged.RangedFile
+    ) -> None:
         starts, sizes = array("q"), array("q")
         self.unpacked = 0
         try:
@@ -313,16 +373,23 @@ class _Spans:
         self.overlapping = _overlapping(begin, np.where(self.outside, begin, end))
         following = np.append(np.sort(begin), directory.start)
         after = following[np.searchsorted(following[:-1], begin, side="right")]
-        self.lengths = np.minimum(np.minimum(np.maximum(after, end), end + LONGEST_AROUND), directory.start) - begin
+        self.lengths = (
+            np.minimum(np.minimum(np.maximum(after, end), end + LONGEST_AROUND), directory.start)
+            - begin
+        )
         # Without zip64 the size of a file over 4 GiB is not stated either.
         self.unsized = (after - end >= _WRAP) if directory.wraps else np.zeros(len(begin), bool)
 
 
-def _restore_offsets(offsets: npt.NDArray[np.int64], directory: Directory, file: ranged.RangedFile) -> npt.NDArray[np.int64] | None:
-    """Restore the offsets of entries that follow each other in a file over 4 GiB, of which the directory has the low 32 bits.
+def _restore_offsets(
+    offsets: npt.NDArray[np.int64], directory: Directory, file: ranged.RangedFile
+) -> npt.NDArray[np.int64] | None:
+    """Restore the offsets of entries that follow each other in a file over 4 GiB, of which the
+    directory has the low 32 bits.
 
-    An offset below the one before it is in the next 4 GiB. A file over 4 GiB may hide such a step, and the position of the directory shows
-    that one is hidden. The first entry without a local header at its place is then the first one behind the step.
+    An offset below the one before it is in the next 4 GiB. A file over 4 GiB may hide such a step,
+    and the position of the directory shows that one is hidden. The first entry without a local
+    header at its place is then the first one behind the step.
 
     Returns:
         The offsets; None if the entries are in another order.
@@ -352,16 +419,24 @@ def _overlapping(begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> np
     return found
 
 
-def _refusal(entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_ratio: float) -> RefusedMember | None:
+def _refusal(
+    entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_ratio: float
+) -> RefusedMember | None:
     kind = _unix_type(entry)
     if entry.flags & _ENCRYPTED:
         return RefusedMember(Status.ENCRYPTED_MEMBER, "it is encrypted")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return RefusedMember(Status.UNSAFE_MEMBER, "a symbolic link" if kind == stat.S_IFLNK else "a device, pipe or socket")
+        return RefusedMember(
+            Status.UNSAFE_MEMBER,
+            "a symbolic link" if kind == stat.S_IFLNK else "a device, pipe or socket",
+        )
     if is_folder:
         return RefusedMember(Status.UNSAFE_MEMBER, "a folder that has data")
     if spans.unsized[number]:
-        return RefusedMember(Status.IMAGE_TOO_LARGE, "it has over 4 GiB, and its zip has no zip64 records to state the size")
+        return RefusedMember(
+            Status.IMAGE_TOO_LARGE,
+            "it has over 4 GiB, and its zip has no zip64 records to state the size",
+        )
     if spans.outside[number]:
         return RefusedMember(Status.CORRUPT_IMAGE, "its data would lie outside the archive's")
     if spans.overlapping[number]:
@@ -369,10 +444,13 @@ def _refusal(entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_r
     if entry.method not in METHODS:
         return RefusedMember(Status.UNSUPPORTED_FORMAT, f"zip compression method {entry.method}")
     if entry.packed > 2 * entry.size + LONGEST_AROUND:
-        return RefusedMember(Status.UNSAFE_MEMBER, f"{entry.packed} packed bytes for {entry.size} unpacked ones")
+        return RefusedMember(
+            Status.UNSAFE_MEMBER, f"{entry.packed} packed bytes for {entry.size} unpacked ones"
+        )
     if entry.size > max(_ALWAYS_ALLOWED, entry.packed * max_ratio):
         return RefusedMember(
-            Status.IMAGE_TOO_LARGE, f"{entry.packed} bytes claim to unpack to {entry.size}, over container_limits.max_ratio ({max_ratio:g})"
+            Status.IMAGE_TOO_LARGE,
+            f"{entry.packed} bytes claim to unpack to {entry.size}, over container_limits.max_ratio ({max_ratio:g})",
         )
     return None
 

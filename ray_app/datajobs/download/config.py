@@ -43,13 +43,28 @@ class Politeness(Frozen):
     """The requests to one host, by all workers together: a host belongs to one worker."""
 
     per_host: int = Field(default=2, ge=1, le=64, description="requests at once to one host")
-    pause_s: float = Field(default=0.0, ge=0, description="seconds from the start of one request to a host to the start of the next")
-    contact: str | None = Field(default=None, description="a mail address or page that owners of hosts find in the User-Agent")
-    user_agent: str | None = Field(default=None, description="instead of our own; it should say who asks")
-    longest_wait_s: float = Field(
-        default=120.0, ge=0, description="a host that asks to wait longer (Retry-After) is asked nothing more in this session"
+    pause_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="seconds from the start of one request to a host to the start of the next",
     )
-    give_up_after: int = Field(default=20, ge=1, description="urls of a host in a row without any answer; then it is asked nothing more")
+    contact: str | None = Field(
+        default=None,
+        description="a mail address or page that owners of hosts find in the User-Agent",
+    )
+    user_agent: str | None = Field(
+        default=None, description="instead of our own; it should say who asks"
+    )
+    longest_wait_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="a host that asks to wait longer (Retry-After) is asked nothing more in this session",
+    )
+    give_up_after: int = Field(
+        default=20,
+        ge=1,
+        description="urls of a host in a row without any answer; then it is asked nothing more",
+    )
 
     @property
     def agent(self) -> str:
@@ -62,15 +77,30 @@ class Limits(Frozen):
 
     connect_timeout_s: float = Field(default=10.0, gt=0)
     read_timeout_s: float = Field(default=30.0, gt=0, description="between two pieces of an answer")
-    total_timeout_s: float = Field(default=300.0, gt=0, description="of one request, its whole body included")
-    max_bytes: int = Field(default=32 * 2**20, gt=0, description="of one body; cut while it streams, whatever its headers say")
+    total_timeout_s: float = Field(
+        default=300.0, gt=0, description="of one request, its whole body included"
+    )
+    max_bytes: int = Field(
+        default=32 * 2**20,
+        gt=0,
+        description="of one body; cut while it streams, whatever its headers say",
+    )
     max_redirects: int = Field(default=5, ge=0, le=20)
-    connections: int = Field(default=32, ge=1, le=1024, description="requests and images in memory of one worker")
-    decoders: int = Field(default=1, ge=1, le=64, description="processes of one worker that decode what came, to see whether it is whole")
+    connections: int = Field(
+        default=32, ge=1, le=1024, description="requests and images in memory of one worker"
+    )
+    decoders: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes of one worker that decode what came, to see whether it is whole",
+    )
 
 
 class Patience(RetryPolicy):
-    """How often one url is requested, and for how long: turns and waits that its host requests are part of that."""
+    """How often one url is requested, and for how long: turns and waits that its host requests are
+    part of that.
+    """
 
     attempts: int = Field(default=4, ge=1)
     base_s: float = Field(default=1.0, gt=0)
@@ -81,24 +111,53 @@ class Patience(RetryPolicy):
 class CollectConfig(Frozen):
     """One list of urls to be collected."""
 
-    meta: str = Field(description="DFLIP-3K's JSON, or a CSV, JSONL or Parquet with a column of urls; any fsspec URL")
+    meta: str = Field(
+        description="DFLIP-3K's JSON, or a CSV, JSONL or Parquet with a column of urls; any fsspec URL"
+    )
     out: str = Field(description="the directory to write; any fsspec URL")
-    form: Form = Field(default="files", description="files named after their ids, or shards with the columns beside")
-    folder: str = Field(default="images", description="where files lie below `out`; '' = directly in it, our own records in _collected")
-    shard_mb: float = Field(default=64.0, gt=0, description="bytes of images in one shard, in MB; a kill costs what is not yet in one")
-    id: str | None = Field(default=None, description="the column of ids; null = id, image_id or key, else a hash of the url")
-    url: str | None = Field(default=None, description="the column of urls; null = url, image_url, uri or link")
-    label: Literal["fake", "real"] = Field(default="fake", description="of images whose row has no column `label`")
+    form: Form = Field(
+        default="files",
+        description="files named after their ids, or shards with the columns beside",
+    )
+    folder: str = Field(
+        default="images",
+        description="where files lie below `out`; '' = directly in it, our own records in _collected",
+    )
+    shard_mb: float = Field(
+        default=64.0,
+        gt=0,
+        description="bytes of images in one shard, in MB; a kill costs what is not yet in one",
+    )
+    id: str | None = Field(
+        default=None,
+        description="the column of ids; null = id, image_id or key, else a hash of the url",
+    )
+    url: str | None = Field(
+        default=None, description="the column of urls; null = url, image_url, uri or link"
+    )
+    label: Literal["fake", "real"] = Field(
+        default="fake", description="of images whose row has no column `label`"
+    )
     generator: str | None = Field(default=None, description="of images whose row names none")
-    limit: int | None = Field(default=None, ge=1, description="collect no more than the first so many")
-    resolve: Mapping[str, str] = Field(default={}, description="addresses of hosts, instead of the name service's: {host: address}")
-    allow_private: bool = Field(default=False, description="ask also hosts that are not on the public Internet")
+    limit: int | None = Field(
+        default=None, ge=1, description="collect no more than the first so many"
+    )
+    resolve: Mapping[str, str] = Field(
+        default={}, description="addresses of hosts, instead of the name service's: {host: address}"
+    )
+    allow_private: bool = Field(
+        default=False, description="ask also hosts that are not on the public Internet"
+    )
     politeness: Politeness = Politeness()
     limits: Limits = Limits()
     images: ImageLimits = ImageLimits()
-    retry: Patience = Field(default=Patience(), description="what may pass by itself is asked again")
+    retry: Patience = Field(
+        default=Patience(), description="what may pass by itself is asked again"
+    )
     s3: S3Config = S3Config()
-    commit_s: float = Field(default=15.0, gt=0, description="what has ended is written down at least so often")
+    commit_s: float = Field(
+        default=15.0, gt=0, description="what has ended is written down at least so often"
+    )
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
 
@@ -128,5 +187,7 @@ def failures(words: Any) -> tuple[str, ...]:
     chosen = tuple(word.strip() for word in str(words).split(",") if word.strip())
     known = [status for status in MEANING if status != OK]
     if unknown := [word for word in chosen if word not in known]:
-        raise ValueError(f"{', '.join(unknown)}: no status of a url that failed; these are: {', '.join(known)}")
+        raise ValueError(
+            f"{', '.join(unknown)}: no status of a url that failed; these are: {', '.join(known)}"
+        )
     return chosen

@@ -1,7 +1,8 @@
-"""What one process does for some urls (`Downloader`): fetch within each host's limits, decode, put in place, write down how each ended.
+"""What one process does for some urls (`Downloader`): fetch within each host's limits, decode, put
+in place, write down how each ended.
 
-A `Unit` is urls of hosts that no other process asks meanwhile. It returns when all its urls have ended, or when its time is over; what it
-returns as ended is committed.
+A `Unit` is urls of hosts that no other process asks meanwhile. It returns when all its urls have
+ended, or when its time is over; what it returns as ended is committed.
 """
 
 import asyncio
@@ -39,7 +40,9 @@ Watch = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """Urls of the hosts that are number `part` of `parts` (`owner_of`); `hosts`: what is known of those that were asked before."""
+    """Urls of the hosts that are number `part` of `parts` (`owner_of`); `hosts`: what is known of
+    those that were asked before.
+    """
 
     tasks: Sequence[Task]
     part: int = 0
@@ -49,7 +52,9 @@ class Unit:
 
 @dataclass
 class Fetched:
-    """What became of a unit. `ended`: statuses that `watch` has not had; `left`: tasks that were not begun, or are another part's now."""
+    """What became of a unit. `ended`: statuses that `watch` has not had; `left`: tasks that were
+    not begun, or are another part's now.
+    """
 
     part: int
     ended: list[str]
@@ -60,19 +65,28 @@ class Fetched:
 class Downloader:
     """Fetches units, one after the other; to be sent to its process before the first.
 
-    `records`: where rows are kept; `columns`: what stands beside an image in a shard; `limit_s`: no further url of a unit is begun after so
-    long; `watch` is called once a second or more often, with the statuses of the urls that ended since.
+    `records`: where rows are kept; `columns`: what stands beside an image in a shard; `limit_s`: no
+    further url of a unit is begun after so long; `watch` is called once a second or more often,
+    with the statuses of the urls that ended since.
     """
 
     def __init__(
-        self, config: CollectConfig, records: str, columns: Sequence[str], *, limit_s: float = math.inf, watch: Watch | None = None
+        self,
+        config: CollectConfig,
+        records: str,
+        columns: Sequence[str],
+        *,
+        limit_s: float = math.inf,
+        watch: Watch | None = None,
     ) -> None:
         self._config, self._records, self._columns = config, records, columns
         self._limit_s, self._watch = limit_s, watch
         self._runner: asyncio.Runner | None = None
 
     def __call__(self, unit: Unit) -> Fetched:
-        """Fetch a unit. Raises StorageError, and what `watch` raises, after what has ended is committed."""
+        """Fetch a unit. Raises StorageError, and what `watch` raises, after what has ended is
+        committed.
+        """
         if self._runner is None:
             self._runner = asyncio.Runner()
             self._runner.run(self._open())
@@ -93,7 +107,9 @@ class Downloader:
         self._sink = Sink(Store.open(config.out), Store.open(self._records), config, self._columns)
         self._http, self._room = open_client(config), asyncio.Semaphore(config.limits.connections)
         processes = config.limits.decoders
-        self._decoders = IsolatedDecoders(config.images, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)
+        self._decoders = IsolatedDecoders(
+            config.images, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None
+        )
         self._checking = ThreadPoolExecutor(processes, thread_name_prefix="decode")
         self._ledger = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._loop = asyncio.get_running_loop()
@@ -109,7 +125,11 @@ class Downloader:
         committing.add_done_callback(self._is_over)
         try:
             while self._fault is None:
-                while time.monotonic() < self._until and len(self._running) < _MOST_IN_HAND and (task := self._queue.next()) is not None:
+                while (
+                    time.monotonic() < self._until
+                    and len(self._running) < _MOST_IN_HAND
+                    and (task := self._queue.next()) is not None
+                ):
                     self._running.add(running := asyncio.create_task(self._collect(task)))
                     running.add_done_callback(self._is_over)
                 if not self._running:
@@ -150,7 +170,9 @@ class Downloader:
             self._queue.ended(task)
 
     async def _found(self, task: Task) -> bool:
-        """Whether an earlier session put a whole image in this id's place, and did not come to write that down; no request is made."""
+        """Whether an earlier session put a whole image in this id's place, and did not come to
+        write that down; no request is made.
+        """
         for name in task.there:
             async with self._room:
                 try:
@@ -163,7 +185,9 @@ class Downloader:
         return False
 
     async def _fetch(self, task: Task) -> None:
-        """Request until there is an answer for good: an image, a redirect, a failure that stays one; or the unit's time is over."""
+        """Request until there is an answer for good: an image, a redirect, a failure that stays
+        one; or the unit's time is over.
+        """
         host = self._unit.hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
         pauses = islice(retry.pauses(random.random), task.tries, None)
@@ -183,7 +207,15 @@ class Downloader:
                 if pause is None or time.monotonic() + pause > until:
                     if failure.asked and not failure.answered:
                         host.silent()
-                    await self._end(task, row_of(task, failure.status, detail=failure.detail, http_status=failure.http_status))
+                    await self._end(
+                        task,
+                        row_of(
+                            task,
+                            failure.status,
+                            detail=failure.detail,
+                            http_status=failure.http_status,
+                        ),
+                    )
                     return
                 before = failure.sha256
             if time.monotonic() + pause > self._until:
@@ -192,9 +224,14 @@ class Downloader:
             await asyncio.sleep(pause)
 
     async def _once(self, task: Task, host: Host) -> None:
-        """One request, and what comes of it. Raises FetchFailed, TimeoutError where the unit's time is over before the host is free."""
+        """One request, and what comes of it. Raises FetchFailed, TimeoutError where the unit's time
+        is over before the host is free.
+        """
         async with AsyncExitStack() as held:
-            async with asyncio.timeout_at(None if math.isinf(self._until) else self._until) as waiting, host.visit():
+            async with (
+                asyncio.timeout_at(None if math.isinf(self._until) else self._until) as waiting,
+                host.visit(),
+            ):
                 waiting.reschedule(None)
                 await held.enter_async_context(self._room)
                 answer = await self._http.get(task.url)
@@ -202,37 +239,71 @@ class Downloader:
             host.answered()
             task = replace(task, requests=task.requests + 1)
             if answer.moved is None:
-                await self._keep(task, answer.data, await self._checked(answer.data), answer.content_type, http_status=200)
+                await self._keep(
+                    task,
+                    answer.data,
+                    await self._checked(answer.data),
+                    answer.content_type,
+                    http_status=200,
+                )
                 return
         if task.hops >= self._config.limits.max_redirects:
-            raise FetchFailed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
+            raise FetchFailed(
+                Status.SOURCE_DENIED,
+                f"redirected more than {task.hops} times",
+                http_status=answer.http_status,
+            )
         task = replace(task, url=answer.moved, hops=task.hops + 1, tries=0)
         is_ours = owner_of(task.host, self._unit.parts) == self._unit.part
         (self._queue.add if is_ours else self._elsewhere.append)(task)
 
-    async def _keep(self, task: Task, data: bytes, facts: Row, content_type: str | None, **request: Any) -> None:
-        """Put an image in its place. Inside `_room`: while a shard is published, no more may pile up."""
+    async def _keep(
+        self, task: Task, data: bytes, facts: Row, content_type: str | None, **request: Any
+    ) -> None:
+        """Put an image in its place. Inside `_room`: while a shard is published, no more may pile
+        up.
+        """
         place = await asyncio.to_thread(self._sink.keep, task, data, facts["format"], content_type)
-        await self._end(task, row_of(task, OK, place=place, size_bytes=len(data), **facts, **request), data)
+        await self._end(
+            task, row_of(task, OK, place=place, size_bytes=len(data), **facts, **request), data
+        )
 
     async def _end(self, task: Task, row: Row, data: bytes = b"") -> None:
         await self._loop.run_in_executor(self._ledger, self._sink.add, row, data, task)
         self._news.append(row["status"])
 
     async def _checked(self, data: bytes) -> Row:
-        """Facts of bytes that decode. Raises FetchFailed; `passing` where a torn transfer may be the reason."""
+        """Facts of bytes that decode. Raises FetchFailed; `passing` where a torn transfer may be
+        the reason.
+        """
         return await self._loop.run_in_executor(self._checking, _facts, self._decoders, data)
 
 
 def _facts(decoders: IsolatedDecoders, data: bytes) -> Row:
     digest = sha256(data).hexdigest()
     if data and formats.sniff_format(data) is None:
-        raise FetchFailed(Status.UNSUPPORTED_FORMAT, formats.describe_unsupported(data), sha256=digest, http_status=200)
+        raise FetchFailed(
+            Status.UNSUPPORTED_FORMAT,
+            formats.describe_unsupported(data),
+            sha256=digest,
+            http_status=200,
+        )
     try:
         facts = decoders.decode(data).facts
     except InputError as error:
-        raise FetchFailed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
-    return {"sha256": digest, "format": str(facts.format), "width": facts.width or 0, "height": facts.height or 0}
+        raise FetchFailed(
+            error.status,
+            error.detail,
+            passing=error.status in _TORN,
+            sha256=digest,
+            http_status=200,
+        ) from None
+    return {
+        "sha256": digest,
+        "format": str(facts.format),
+        "width": facts.width or 0,
+        "height": facts.height or 0,
+    }
 
 
 def _note(host: Host, failure: FetchFailed) -> None:

@@ -11,12 +11,15 @@ from ray_app.errors import Status
 from ray_app.storage import ssrf
 from ray_app.storage.guarded_http import FetchFailed, FetchRules, GuardedClient
 
-# Between the starts of two requests to a host that throttles: doubled each time, from the first to the last of these.
+# Between the starts of two requests to a host that throttles: doubled each time, from the first to
+# the last of these.
 _SHORT_S, _LONGEST_PAUSE_S = 0.05, 10.0
 
 
 def open_client(config: CollectConfig) -> GuardedClient:
-    """Return the client that requests the URLs of a list; call it inside the event loop, and close the client."""
+    """Return the client that requests the URLs of a list; call it inside the event loop, and close
+    the client.
+    """
     limits = config.limits
     rules = FetchRules(
         config.politeness.agent,
@@ -46,9 +49,13 @@ def _resolver(known: Mapping[str, str]) -> ssrf.Resolver:
 
 
 class Host:
-    """What is known of one host, and its limits. Within one event loop; pickled, it takes along what is known and none of its visitors."""
+    """What is known of one host, and its limits. Within one event loop; pickled, it takes along
+    what is known and none of its visitors.
+    """
 
-    def __init__(self, name: str, rules: Politeness, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, name: str, rules: Politeness, clock: Callable[[], float] = time.time
+    ) -> None:
         self.name, self._rules, self._clock = name, rules, clock
         self._not_before = self._next_start = 0.0
         self._pause_s = rules.pause_s
@@ -57,7 +64,11 @@ class Host:
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_places", "_starting")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_places", "_starting")
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -68,10 +79,15 @@ class Host:
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[None]:
-        """Inside, one request may be made. Raises FetchFailed, without any request, once this host is given up."""
+        """Inside, one request may be made. Raises FetchFailed, without any request, once this host
+        is given up.
+        """
         async with self._places:
             async with self._starting:
-                while self._refused is None and (wait := max(self._not_before, self._next_start) - self._clock()) > 0:
+                while (
+                    self._refused is None
+                    and (wait := max(self._not_before, self._next_start) - self._clock()) > 0
+                ):
                     await asyncio.sleep(wait)
                 if self._refused is not None:
                     raise FetchFailed(*self._refused, asked=False)
@@ -79,9 +95,13 @@ class Host:
             yield
 
     def answered(self) -> None:
-        """It gave a useful answer: silence is forgotten, and pauses that it had requested grow shorter again."""
+        """It gave a useful answer: silence is forgotten, and pauses that it had requested grow
+        shorter again.
+        """
         self._silent = 0
-        self._pause_s = max(self._rules.pause_s, 0.8 * self._pause_s if self._pause_s > _SHORT_S else 0.0)
+        self._pause_s = max(
+            self._rules.pause_s, 0.8 * self._pause_s if self._pause_s > _SHORT_S else 0.0
+        )
 
     def silent(self) -> None:
         """One more url ended without any answer from this host."""
@@ -91,9 +111,13 @@ class Host:
             self._refused = (Status.SOURCE_TIMEOUT, message)
 
     def throttled(self, wait_s: float | None) -> None:
-        """It has requested to slow down, perhaps to wait for so long. Where the rules do not bear that, it gets no more requests."""
+        """It has requested to slow down, perhaps to wait for so long. Where the rules do not bear
+        that, it gets no more requests.
+        """
         self._silent = 0
-        self._pause_s = max(self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S)))
+        self._pause_s = max(
+            self._rules.pause_s, min(_LONGEST_PAUSE_S, max(2 * self._pause_s, _SHORT_S))
+        )
         if wait_s is not None and wait_s > self._rules.longest_wait_s:
             message = f"{self.name} asks to wait {wait_s:.0f} s, and is asked nothing more in this session"
             self._refused = (Status.SOURCE_THROTTLED, message)

@@ -1,13 +1,16 @@
-"""`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the tables. The same command resumes.
+"""`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the
+tables. The same command resumes.
 
-Without a cluster one `Downloader` fetches all. On Ray, hosts are divided into parts, of which each is with one process at a time
-(`HostSchedule`), so that a host's limits hold for all processes together. The directory is `Records`:
+Without a cluster one `Downloader` fetches all. On Ray, hosts are divided into parts, of which each
+is with one process at a time (`HostSchedule`), so that a host's limits hold for all processes
+together. The directory is `Records`:
 
-collect.json        whose directory it is
-parts/              rows as processes committed them, the latest of an id counts; joined into one when a session ends
-collected.parquet   the rows of the list that have an image; failed.parquet: those without, and why
+collect.json        whose directory it is parts/              rows as processes committed them, the
+latest of an id counts; joined into one when a session ends collected.parquet   the rows of the list
+that have an image; failed.parquet: those without, and why
 
-A row counts where its image is there: the file, of its size, or the shard. What no row counts for is unfinished.
+A row counts where its image is there: the file, of its size, or the shard. What no row counts for
+is unfinished.
 """
 
 import json
@@ -53,7 +56,9 @@ class State:
 
 
 class Records:
-    """Where a collection lies. `images`: the store in which images go, below `folder` or as shards below data; `store`: all else."""
+    """Where a collection lies. `images`: the store in which images go, below `folder` or as shards
+    below data; `store`: all else.
+    """
 
     def __init__(self, config: CollectConfig) -> None:
         self.config = config
@@ -62,7 +67,9 @@ class Records:
         self.images, self.store = Store.open(config.out), Store.open(self.url)
 
     def claim(self) -> None:
-        """Make the directory this command's, or check that it is. Raises IdentityError where files and shards would be mixed."""
+        """Make the directory this command's, or check that it is. Raises IdentityError where files
+        and shards would be mixed.
+        """
         identity = {"format": 1, "form": self.config.form, "folder": self.config.folder}
         claim_directory(self.store, "collect.json", identity, same="form and folder")
 
@@ -72,42 +79,79 @@ class Records:
         is_failed = pc.not_equal(rows["status"], OK)
         if self.config.form == "files":
             prefix = f"{self.config.folder}/" if self.config.folder else ""
-            sizes = {prefix + name: size for name, size in self.images.sizes(self.config.folder).items()}
+            sizes = {
+                prefix + name: size for name, size in self.images.sizes(self.config.folder).items()
+            }
             rows = _last_of_each(rows)
-            found = zip(rows["place"].to_pylist(), rows["size_bytes"].to_pylist(), rows["status"].to_pylist(), strict=True)
-            counts = [status != OK or (place in sizes and sizes[place] in (None, size)) for place, size, status in found]
+            found = zip(
+                rows["place"].to_pylist(),
+                rows["size_bytes"].to_pylist(),
+                rows["status"].to_pylist(),
+                strict=True,
+            )
+            counts = [
+                status != OK or (place in sizes and sizes[place] in (None, size))
+                for place, size, status in found
+            ]
             rows, named = rows.filter(pa.array(counts, pa.bool_())), set(rows["place"].to_pylist())
-            return State(rows, _images(path.rpartition("/")[2] for path in sizes if path not in named))
+            return State(
+                rows, _images(path.rpartition("/")[2] for path in sizes if path not in named)
+            )
         there = pa.array([f"data/{name}" for name in self.images.names("data")], pa.string())
-        return State(_last_of_each(rows.filter(pc.or_(is_failed, pc.is_in(rows["place"], value_set=there)))), {})
+        return State(
+            _last_of_each(rows.filter(pc.or_(is_failed, pc.is_in(rows["place"], value_set=there)))),
+            {},
+        )
 
     def join(self) -> None:
         """Make one part of many. Killed in between, rows stand in two of them, which does no harm."""
         names = part_names(self.store)
         if len(names) >= _MANY_PARTS:
-            write_part(self.store, secrets.token_hex(8), self._table(names).to_pylist(), sink.OUTCOME)
+            write_part(
+                self.store, secrets.token_hex(8), self._table(names).to_pylist(), sink.OUTCOME
+            )
             for name in names:
                 remove_part(self.store, name)
 
     def _table(self, names: list[str]) -> pa.Table:
-        return pa.concat_tables([sink.OUTCOME.empty_table(), *(part.cast(sink.OUTCOME) for _, part in read_parts(self.store, names))])
+        return pa.concat_tables(
+            [
+                sink.OUTCOME.empty_table(),
+                *(part.cast(sink.OUTCOME) for _, part in read_parts(self.store, names)),
+            ]
+        )
 
     def write_results(self, listed: url_table.UrlTable, rows: pa.Table) -> None:
-        """collected.parquet, in the order of the list: `uri` (relative to it; `shard` where images are in shards), the list's columns,
-        facts of the file; and failed.parquet. `rows`: one per id of the list.
+        """collected.parquet, in the order of the list: `uri` (relative to it; `shard` where images
+        are in shards), the list's columns, facts of the file; and failed.parquet. `rows`: one per
+        id of the list.
         """
         order = pc.index_in(listed.rows["id"], value_set=rows["id"].combine_chunks())
         ordered, shown = rows.take(order), _without_secrets(listed.rows)
         is_ok = pc.equal(ordered["status"], OK)
-        failed = {"id": shown["id"], "url": shown["url"], **{name: ordered[name] for name in _REASONS}}
+        failed = {
+            "id": shown["id"],
+            "url": shown["url"],
+            **{name: ordered[name] for name in _REASONS},
+        }
         is_files = self.config.form == "files"
         up = "../" if is_files and not self.config.folder else ""
         places = [None if place is None else up + place for place in ordered["place"].to_pylist()]
         collected: dict[str, Any] = {"uri" if is_files else "shard": pa.array(places, pa.string())}
-        collected |= dict(zip(shown.schema.names, shown.columns, strict=True)) | {name: ordered[name] for name in _FACTS}
-        for name, columns, chosen in (("failed", failed, pc.invert(is_ok)), ("collected", collected, is_ok)):
+        collected |= dict(zip(shown.schema.names, shown.columns, strict=True)) | {
+            name: ordered[name] for name in _FACTS
+        }
+        for name, columns, chosen in (
+            ("failed", failed, pc.invert(is_ok)),
+            ("collected", collected, is_ok),
+        ):
             table = pa.table(columns).filter(chosen)
-            write_tables(self.store, name, table.schema, (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS)))
+            write_tables(
+                self.store,
+                name,
+                table.schema,
+                (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS)),
+            )
 
 
 def _last_of_each(rows: pa.Table) -> pa.Table:
@@ -130,12 +174,14 @@ def _without_secrets(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.schema.names.index("url"), "url", urls)
 
 
-# Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
+# Fewer are there before a local cluster would be up, or soon after: one process requests a thousand
+# urls at once.
 _FEW = 20_000
 _CPUS = 0.5  # of a process: it waits most of the time; its decoders are the work
 _STALL_S = 900.0
 _MOST_DEATHS = 3  # one after another, none of which left half of the urls done
-_PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow host holds up few others
+# of the hosts, for each process: one that waits for a slow host holds up few others
+_PARTS_EACH = 4
 _UNIT_URLS, _UNIT_S = 1000, 60.0
 
 
@@ -143,56 +189,91 @@ _UNIT_URLS, _UNIT_S = 1000, 60.0
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
     """Collect what `config.meta` lists into `config.out`; returns the content of `summary.json`.
 
-    `retry`: statuses of failed urls that are asked again; all other urls that have an outcome are left as they are. Raises ConfigError,
-    IdentityError, StorageError, ClusterError, and KeyboardInterrupt after what has ended is committed.
+    `retry`: statuses of failed urls that are asked again; all other urls that have an outcome are
+    left as they are. Raises ConfigError, IdentityError, StorageError, ClusterError, and
+    KeyboardInterrupt after what has ended is committed.
     """
     start = time.monotonic()
-    config = config.model_copy(update={"out": canonical(config.out)})  # workers have other current folders
+    # workers have other current folders
+    config = config.model_copy(update={"out": canonical(config.out)})
     listed, records = url_table.read_list(config), Records(config)
     with Lease(records.store, unguarded=config.unguarded) as lease:
         records.claim()
         stems, cases = sink.file_stems(listed.rows["id"].to_pylist())
-        tasks, stale = _missing(listed, stems, records.read(), retry, with_columns=config.form != "files")
+        tasks, stale = _missing(
+            listed, stems, records.read(), retry, with_columns=config.form != "files"
+        )
         for place in stale:
             records.images.delete(place)
         with resumable(KeyboardInterrupt, ClusterError):
             statuses = _fetch(records, lease, listed, tasks)
         records.join()
         mended = sum(sink.safe_name(name) != name for name in listed.rows["id"].to_pylist())
-        facts = {"session": {"urls": len(tasks), "statuses": statuses, "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
+        facts = {
+            "session": {
+                "urls": len(tasks),
+                "statuses": statuses,
+                "wall_s": round(time.monotonic() - start, 2),
+                **lease.facts(),
+            }
+        }
         summary = _summary(records, listed) | {"mended_names": mended, "names_alike": cases} | facts
-        records.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+        records.store.write(
+            "summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode()
+        )
     return summary
 
 
 def _missing(
-    listed: url_table.UrlTable, stems: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
+    listed: url_table.UrlTable,
+    stems: Sequence[str],
+    state: State,
+    retry: Sequence[str],
+    *,
+    with_columns: bool,
 ) -> tuple[list[sink.Task], list[str]]:
     """What is to be fetched, and places of images whose ids have another url now."""
-    rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
+    rows = zip(
+        *(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")),
+        strict=True,
+    )
     known = {name: found for name, *found in rows}
     beside = [name for name in listed.columns if name != "url"] if with_columns else []
     columns = listed.rows.select(beside).to_pylist() if beside else [{}] * len(stems)
     tasks, stale = [], []
-    for name, url, stem, words in zip(listed.rows["id"].to_pylist(), listed.rows["url"].to_pylist(), stems, columns, strict=True):
+    for name, url, stem, words in zip(
+        listed.rows["id"].to_pylist(), listed.rows["url"].to_pylist(), stems, columns, strict=True
+    ):
         wanted = strip_secrets(url)
         before, status, place, ended_at = known.get(name, (None, None, None, None))
         if before == wanted and status not in retry:
             continue
-        if before not in (None, wanted) and place is not None and place.rpartition("/")[2].rpartition(".")[0] == stem:
+        if (
+            before not in (None, wanted)
+            and place is not None
+            and place.rpartition("/")[2].rpartition(".")[0] == stem
+        ):
             stale.append(place)
-        tasks.append(sink.Task(name, wanted, url, stem, state.left.get(stem, ()), words, before=ended_at))
+        tasks.append(
+            sink.Task(name, wanted, url, stem, state.left.get(stem, ()), words, before=ended_at)
+        )
     return tasks, stale
 
 
-def _fetch(records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Sequence[sink.Task]) -> Counter[str]:
-    """Fetch all tasks; how many ended with which status. What a process that died had not committed is fetched again, a few times."""
+def _fetch(
+    records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Sequence[sink.Task]
+) -> Counter[str]:
+    """Fetch all tasks; how many ended with which status. What a process that died had not committed
+    is fetched again, a few times.
+    """
     statuses: Counter[str] = Counter()
     if not tasks:
         return statuses
     total, hosts = len(listed.rows), len({task.host for task in tasks})
     progress = Progress(total, done=total - len(tasks), name="collect")
-    progress.say(f"{total:,} urls, {len(tasks):,} to be asked at {hosts:,} host{'s' * (hosts != 1)}")
+    progress.say(
+        f"{total:,} urls, {len(tasks):,} to be asked at {hosts:,} host{'s' * (hosts != 1)}"
+    )
 
     def watch(ended: Sequence[str]) -> None:
         statuses.update(ended)
@@ -204,13 +285,18 @@ def _fetch(records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Se
     try:
         while tasks:
             try:
-                (_fetch_on_ray if wants_ray(records.config, len(tasks)) else _fetch_here)(records, columns, tasks, watch)
+                (_fetch_on_ray if wants_ray(records.config, len(tasks)) else _fetch_here)(
+                    records, columns, tasks, watch
+                )
                 tasks = ()
             except StorageError:
-                raise  # it is a ClusterError, but no process was lost: the same urls would meet the same disk or store
+                # it is a ClusterError, but no process was lost: the same urls would meet the same
+                # disk or store
+                raise
             except ClusterError:
                 again = unfinished(tasks, records.read())
-                deaths = deaths + 1 if 2 * len(again) > len(tasks) else 0  # long jobs lose many machines, and get on
+                # long jobs lose many machines, and get on
+                deaths = deaths + 1 if 2 * len(again) > len(tasks) else 0
                 if deaths > _MOST_DEATHS or len(again) == len(tasks):
                     raise
                 progress.say(f"a worker died; {len(again):,} urls are asked again")
@@ -228,7 +314,9 @@ def unfinished(tasks: Iterable[sink.Task], state: State) -> list[sink.Task]:
 
 
 def wants_ray(config: CollectConfig, urls: int) -> bool:
-    """Ray where there is a cluster, or where it is requested or pays; one worker without a cluster is this process."""
+    """Ray where there is a cluster, or where it is requested or pays; one worker without a cluster
+    is this process.
+    """
     if named_cluster(config.cluster.address):
         return True
     return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)
@@ -237,12 +325,16 @@ def wants_ray(config: CollectConfig, urls: int) -> bool:
 Watch = Callable[[Sequence[str]], None]
 
 
-def _fetch_here(records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch) -> None:
+def _fetch_here(
+    records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch
+) -> None:
     with closing(Downloader(records.config, records.url, columns, watch=watch)) as fetch:
         watch(fetch(Unit(tasks)).ended)
 
 
-def _fetch_on_ray(records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch) -> None:
+def _fetch_on_ray(
+    records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch
+) -> None:
     config = records.config
     with cluster(config.cluster):
         hosts = len({task.host for task in tasks})
@@ -277,7 +369,9 @@ class HostSchedule:
         self._add(tasks)
 
     def units(self) -> Iterator[Unit]:
-        """A unit as soon as a part has one, until nothing waits or is under way. Waits for `ended`, of another thread, or `stop`."""
+        """A unit as soon as a part has one, until nothing waits or is under way. Waits for `ended`,
+        of another thread, or `stop`.
+        """
         while True:
             with self._changed:
                 while (part := self._next()) is None and self._under_way and not self._is_stopped:
@@ -286,7 +380,12 @@ class HostSchedule:
                     return
                 self._under_way.add(part)
                 waiting = self._waiting[part]
-                unit = Unit([waiting.popleft() for _ in range(min(_UNIT_URLS, len(waiting)))], part, len(self._waiting), self._hosts[part])
+                unit = Unit(
+                    [waiting.popleft() for _ in range(min(_UNIT_URLS, len(waiting)))],
+                    part,
+                    len(self._waiting),
+                    self._hosts[part],
+                )
             yield unit
 
     def ended(self, fetched: Fetched) -> None:
@@ -304,7 +403,14 @@ class HostSchedule:
             self._changed.notify_all()
 
     def _next(self) -> int | None:
-        return next((part for part, waiting in enumerate(self._waiting) if waiting and part not in self._under_way), None)
+        return next(
+            (
+                part
+                for part, waiting in enumerate(self._waiting)
+                if waiting and part not in self._under_way
+            ),
+            None,
+        )
 
     def _add(self, tasks: Iterable[sink.Task]) -> None:
         for task in tasks:
@@ -316,10 +422,15 @@ def _summary(records: Records, listed: url_table.UrlTable) -> dict[str, Any]:
     rows, wanted = records.read().rows, set(listed.rows["id"].to_pylist())
     if lost := wanted - set(rows["id"].to_pylist()):
         raise ClusterError(
-            f"{records.url}: {len(lost)} urls have no outcome, {min(lost)!r} for one", hint="the same command asks them again"
+            f"{records.url}: {len(lost)} urls have no outcome, {min(lost)!r} for one",
+            hint="the same command asks them again",
         )
     records.write_results(listed, rows)
-    kept = [row for row in rows.select(["id", "status", "size_bytes"]).to_pylist() if row["id"] in wanted]
+    kept = [
+        row
+        for row in rows.select(["id", "status", "size_bytes"]).to_pylist()
+        if row["id"] in wanted
+    ]
     statuses = Counter(row["status"] for row in kept)
     return {
         "schema": 1,
@@ -343,7 +454,10 @@ def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
     where = "/".join(part for part in (out, summary["folder"]) if part)
     images = wording.counted(summary["urls"], "image")
-    yield "collected", f"{summary['ok']:,} of {images} into {where}, {wording.size(summary['size_bytes'])}"
+    yield (
+        "collected",
+        f"{summary['ok']:,} of {images} into {where}, {wording.size(summary['size_bytes'])}",
+    )
     failed = {status: number for status, number in summary["statuses"].items() if status != OK}
     if failed:
         yield "failed", f"{sum(failed.values()):,}, listed with reasons in {records}/failed.parquet"
@@ -351,12 +465,39 @@ def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
     if passing := [status for status in PASSING if status in failed]:
         yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
-    for name, text in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
+    for name, text in (
+        ("repeated", "rows said the same again"),
+        ("without_url", "rows have no url"),
+    ):
         if summary[name]:
             yield "left out", f"{summary[name]:,} {text}"
     if marked := summary["mended_names"] + summary["names_alike"]:
-        yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
-    yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"
+        yield (
+            "names",
+            f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678",
+        )
+    yield (
+        "words",
+        f"{records}/collected.parquet: labels, generators, prompts and all else that the list says",
+    )
     if summary["ok"]:
-        table = f"{summary['records']}/collected.parquet" if summary["form"] == "files" else f"{summary['out']}/data"
-        yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", "--out", f"{summary['records']}/index"])
+        table = (
+            f"{summary['records']}/collected.parquet"
+            if summary["form"] == "files"
+            else f"{summary['out']}/data"
+        )
+        yield (
+            "next",
+            shlex.join(
+                [
+                    "touchstone",
+                    "data",
+                    "index",
+                    table,
+                    "--layout",
+                    "columns",
+                    "--out",
+                    f"{summary['records']}/index",
+                ]
+            ),
+        )

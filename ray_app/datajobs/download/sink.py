@@ -1,4 +1,5 @@
-"""Where a good image goes (`Sink`): into a file, or a shard that is published when full. Rows are committed here too.
+"""Where a good image goes (`Sink`): into a file, or a shard that is published when full. Rows are
+committed here too.
 
 Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
@@ -21,7 +22,8 @@ from ray_app.datajobs.parts import OK, write_part
 from ray_app.datajobs.shards.writer import SHARD_ENDINGS, SHARDS, LocalShard, Packed
 from ray_app.storage import Store, strip_secrets
 
-# A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without secrets in `final_url`.
+# A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without
+# secrets in `final_url`.
 OUTCOME = pa.schema(
     [("id", pa.string()), ("url", pa.string()), ("status", pa.string()), ("detail", pa.string()), ("place", pa.string()),
      ("sha256", pa.string()), ("format", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("size_bytes", pa.int64()),
@@ -31,7 +33,9 @@ Row = dict[str, Any]
 
 
 def host_of(url: str) -> str:
-    """The host that a url is counted at, as it is dialled: in ASCII, small letters, without port; '' where there is none."""
+    """The host that a url is counted at, as it is dialled: in ASCII, small letters, without port;
+    '' where there is none.
+    """
     try:
         return (URL(url).raw_host or "").removesuffix(".")
     except ValueError:
@@ -40,10 +44,12 @@ def host_of(url: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that name, perhaps of a killed session.
+    """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that
+    name, perhaps of a killed session.
 
-    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests, `tries`
-    those of `url` that failed. `before`: when the row of an earlier session ended, which this one's is to replace.
+    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts
+    them, `requests` all requests, `tries` those of `url` that failed. `before`: when the row of an
+    earlier session ended, which this one's is to replace.
     """
 
     id: str
@@ -65,20 +71,35 @@ class Task:
 
 def row_of(task: Task, status: str, **found: Any) -> Row:
     """How a task ended, as a row of `OUTCOME`; what was not found is null."""
-    asked = {"id": task.id, "url": task.wanted, "requests": task.requests, "final_url": strip_secrets(task.url)}
-    return dict.fromkeys(OUTCOME.names) | asked | {"status": status, "ended_at": datetime.now(UTC)} | found
+    asked = {
+        "id": task.id,
+        "url": task.wanted,
+        "requests": task.requests,
+        "final_url": strip_secrets(task.url),
+    }
+    return (
+        dict.fromkeys(OUTCOME.names)
+        | asked
+        | {"status": status, "ended_at": datetime.now(UTC)}
+        | found
+    )
 
 
 def owner_of(host: str, parts: int) -> int:
-    """Which of `parts` a host belongs to, for the whole session: so its limits are one for all processes."""
+    """Which of `parts` a host belongs to, for the whole session: so its limits are one for all
+    processes.
+    """
     return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % parts
 
 
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
-_LONGEST = 150  # bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want room
+# bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want
+# room
+_LONGEST = 150
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
-# Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own downloader, `<id>.<subtype>`
-# (specs/localization.md §5.1), with ids kept whole where they have dots, and the ending corrected where the bytes say another format.
+# Subtypes under which a format is sent, the usual one first. Names are those of DFLIP-3K's own
+# downloader, `<id>.<subtype>` (specs/localization.md §5.1), with ids kept whole where they have
+# dots, and the ending corrected where the bytes say another format.
 _SUBTYPES = {
     "JPEG": ("jpeg", "jpg"), "PNG": ("png", "apng"), "WEBP": ("webp",), "GIF": ("gif",), "BMP": ("bmp",), "TIFF": ("tiff", "tif"),
     "AVIF": ("avif",), "HEIC": ("heic", "heif"), "JPEG2000": ("jp2", "jpx"), "PNM": ("pnm",), "RAW": ("raw",),
@@ -87,15 +108,21 @@ ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in su
 
 
 class Sink:
-    """Images as files of `folder`, or one after the other in shards of `shard_mb` with their columns beside; and the rows of all urls.
+    """Images as files of `folder`, or one after the other in shards of `shard_mb` with their
+    columns beside; and the rows of all urls.
 
     `read` and `keep` from many threads, all else from one at a time.
     """
 
-    def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
+    def __init__(
+        self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]
+    ) -> None:
         self._store, self._records, self._form = store, records, config.form
         self._prefix = f"{config.folder}/" if config.folder else ""
-        self._most, self._type = config.shard_mb * 1e6, pa.struct([(name, pa.string()) for name in columns])
+        self._most, self._type = (
+            config.shard_mb * 1e6,
+            pa.struct([(name, pa.string()) for name in columns]),
+        )
         self._rows: list[Row] = []
         self._packed: list[Row] = []
         self._shard: LocalShard | None = None
@@ -104,8 +131,12 @@ class Sink:
         """A file that an earlier session left. Raises FileNotFoundError."""
         return self._store.read(self._prefix + name)
 
-    def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> str | None:
-        """Put the bytes in their place and return it, where images are files; what was there under another ending goes."""
+    def keep(
+        self, task: Task, data: bytes, image_format: str, content_type: str | None
+    ) -> str | None:
+        """Put the bytes in their place and return it, where images are files; what was there under
+        another ending goes.
+        """
         if self._form != "files":
             return None
         name = f"{task.stem}.{ending(content_type, image_format)}"
@@ -117,15 +148,39 @@ class Sink:
         return self._prefix + name
 
     def add(self, row: Row, data: bytes, task: Task) -> None:
-        """Note how a task ended; a good image goes into the shard, where there are shards, and a full one is published."""
+        """Note how a task ended; a good image goes into the shard, where there are shards, and a
+        full one is published.
+        """
         if self._form == "files" or row["status"] != OK:
             self._rows.append(row)
             return
         if self._shard is None:
-            self._shard, self._token, self._packed = SHARDS[self._form](self._type), secrets.token_hex(5), []
-        member = ManifestMember(0, strip_secrets(task.wanted), None, 0, row["sha256"], len(data), 0, 0, dict(task.columns))
+            self._shard, self._token, self._packed = (
+                SHARDS[self._form](self._type),
+                secrets.token_hex(5),
+                [],
+            )
+        member = ManifestMember(
+            0,
+            strip_secrets(task.wanted),
+            None,
+            0,
+            row["sha256"],
+            len(data),
+            0,
+            0,
+            dict(task.columns),
+        )
         try:
-            self._shard.add(Packed(f"{self._token}-{len(self._packed):06}", member, data, row["sha256"], row["format"]))
+            self._shard.add(
+                Packed(
+                    f"{self._token}-{len(self._packed):06}",
+                    member,
+                    data,
+                    row["sha256"],
+                    row["format"],
+                )
+            )
         except BaseException:
             self.close()  # of what it holds nothing is known now
             raise
@@ -142,7 +197,9 @@ class Sink:
             self._publish()
 
     def close(self) -> None:
-        """Forget what is not published. A shard that could not be takes its rows along: no later one may count them as its own."""
+        """Forget what is not published. A shard that could not be takes its rows along: no later
+        one may count them as its own.
+        """
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.drop()
@@ -153,15 +210,20 @@ class Sink:
         place = f"data/{self._token}.{SHARD_ENDINGS[self._form]}"
         try:
             self._shard.finish()
-            write_part(self._records, self._token, [row | {"place": place} for row in self._packed], OUTCOME)
+            write_part(
+                self._records,
+                self._token,
+                [row | {"place": place} for row in self._packed],
+                OUTCOME,
+            )
             self._store.write_file(place, self._shard.path)
         finally:
             self.close()
 
 
 def safe_name(name: str) -> str:
-    """An id as a file is named after it, without ending: itself, where it is harmless on every file system; else a harmless form of it
-    and eight digits of its hash.
+    """An id as a file is named after it, without ending: itself, where it is harmless on every file
+    system; else a harmless form of it and eight digits of its hash.
     """
     plain = _UNSAFE.sub("_", name).lstrip(".")
     while len(plain.encode()) > _LONGEST:
@@ -177,7 +239,9 @@ def marked(plain: str, name: str) -> str:
 
 
 def file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
-    """The names of ids in their order, no two of which differ only in case, and of how many that had to be mended."""
+    """The names of ids in their order, no two of which differ only in case, and of how many that
+    had to be mended.
+    """
     taken: set[str] = set()
     chosen: list[str] = []
     cases = 0
@@ -192,7 +256,9 @@ def file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
 
 
 def ending(content_type: str | None, image_format: str) -> str:
-    """The ending, without its dot: the Content-Type's subtype where it agrees with what the bytes are, else the bytes' own."""
+    """The ending, without its dot: the Content-Type's subtype where it agrees with what the bytes
+    are, else the bytes' own.
+    """
     subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
     known = _SUBTYPES.get(image_format, (image_format.lower(),))
     return subtype if subtype in known else known[0]

@@ -1,7 +1,8 @@
 """A list of urls → one table of texts (`read_list`).
 
-Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
-letters with underscores: `Negative prompt` is `negative_prompt`.
+Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column
+is kept, as text, under a name in small letters with underscores: `Negative prompt` is
+`negative_prompt`.
 """
 
 import hashlib
@@ -36,7 +37,9 @@ _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 @dataclass(frozen=True)
 class UrlTable:
-    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that stood there before; `without_url`: left out."""
+    """`rows`: texts; `id` and `url` in every row, ids unique. `repeated`: rows that stood there
+    before; `without_url`: left out.
+    """
 
     rows: pa.Table
     repeated: int = 0
@@ -49,7 +52,9 @@ class UrlTable:
 
 
 def read_list(config: CollectConfig) -> UrlTable:
-    """The whole list. Raises ConfigError, naming the file, where it is none, names no urls, or gives one id to two urls."""
+    """The whole list. Raises ConfigError, naming the file, where it is none, names no urls, or
+    gives one id to two urls.
+    """
     where = strip_secrets(canonical(config.meta))
     table = _texts(_read(config, where))
     if config.limit is not None:
@@ -61,38 +66,62 @@ def _read(config: CollectConfig, where: str) -> pa.Table:
     ending = get_ending(config.meta)
     if ending != ".json":
         if not is_label_table(config.meta) or ending == ".txt":
-            raise ConfigError(f"{where}: not a list of urls", hint=f"give a file whose name ends in {', '.join(_ENDINGS)}")
+            raise ConfigError(
+                f"{where}: not a list of urls",
+                hint=f"give a file whose name ends in {', '.join(_ENDINGS)}",
+            )
         return LabelTable(config.meta).read()
     try:
-        return _dflip(Fetcher(signed=[config.meta]).fetch(where, "", _MAX_BYTES), where, config.generator)
+        return _dflip(
+            Fetcher(signed=[config.meta]).fetch(where, "", _MAX_BYTES), where, config.generator
+        )
     except InputError as error:
         raise ConfigError(f"{where}: {error.detail}") from None
     except (pa.ArrowException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: cannot be read as JSON: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(
+            f"{where}: cannot be read as JSON: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 def _dflip(data: bytes, where: str, generator: str | None) -> pa.Table:
     twice: Counter[str] = Counter()
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.update(name for name, count in Counter(name for name, _ in found).items() if count > 1)
+        twice.update(
+            name for name, count in Counter(name for name, _ in found).items() if count > 1
+        )
         return dict(found)
 
     content = json.loads(data, object_pairs_hook=pairs)
     if isinstance(content, list):
-        return text_table([row if isinstance(row, dict) else {"url": row} for row in content], format_value)
-    if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
+        return text_table(
+            [row if isinstance(row, dict) else {"url": row} for row in content], format_value
+        )
+    if not isinstance(content, dict) or not all(
+        isinstance(record, dict) for record in content.values()
+    ):
         raise ConfigError(f"{where}: neither id → record (DFLIP-3K) nor a list of records")
     if doubled := [name for name in twice if name in content]:
-        raise ConfigError(f"{where}: the id {doubled[0]!r} is there twice ({len(doubled)} such ids)", hint="one record per id")
+        raise ConfigError(
+            f"{where}: the id {doubled[0]!r} is there twice ({len(doubled)} such ids)",
+            hint="one record per id",
+        )
     if content and not any("url" in record for record in content.values()):
         raise _no_urls(where, next(iter(content.values())))
     stem = where.rpartition("/")[2].partition(".")[0]
     family = FAMILIES_V1.get(stem)
     rows = []
     for name, record in content.items():
-        made_by = family or record.get("generator") or record.get("Model") or record.get("Model hash")
-        rows.append({**record, "id": name, "generator": made_by or generator or ("sdft" if stem == "pd" else None)})
+        made_by = (
+            family or record.get("generator") or record.get("Model") or record.get("Model hash")
+        )
+        rows.append(
+            {
+                **record,
+                "id": name,
+                "generator": made_by or generator or ("sdft" if stem == "pd" else None),
+            }
+        )
     return text_table(rows, format_value)
 
 
@@ -107,14 +136,24 @@ def _no_urls(where: str, record: Mapping[str, Any]) -> ConfigError:
 
 
 def _texts(table: pa.Table) -> pa.Table:
-    """All columns as texts, null for the empty one, under plain names; columns of bytes are left out."""
+    """All columns as texts, null for the empty one, under plain names; columns of bytes are left
+    out.
+    """
     columns: dict[str, pa.Array] = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             continue
         if pa.types.is_nested(column.type):
             column = pa.chunked_array(
-                [pa.array([None if value is None else format_value(value) for value in column.to_pylist()], pa.string())]
+                [
+                    pa.array(
+                        [
+                            None if value is None else format_value(value)
+                            for value in column.to_pylist()
+                        ],
+                        pa.string(),
+                    )
+                ]
             )
         texts = column.cast(pa.string())
         columns.setdefault(_plain(name), pc.if_else(pc.equal(texts, ""), None, texts))
@@ -128,7 +167,10 @@ def _plain(name: str) -> str:
 def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
     url = _column(table, config.url, _URLS, where)
     if url is None:
-        raise ConfigError(f"{where}: none of its columns holds urls: {', '.join(table.schema.names)}", hint="say which: --set url=NAME")
+        raise ConfigError(
+            f"{where}: none of its columns holds urls: {', '.join(table.schema.names)}",
+            hint="say which: --set url=NAME",
+        )
     has_url = pc.is_valid(table[url])
     without, table = table.num_rows - (pc.sum(has_url).as_py() or 0), table.filter(has_url)
     if not len(table):
@@ -136,27 +178,48 @@ def _listed(table: pa.Table, config: CollectConfig, where: str) -> UrlTable:
     own = _column(table, config.id, _IDS, where)
     urls: list[str] = table[url].to_pylist()
     given = table[own].to_pylist() if own else [None] * len(urls)
-    ids: list[str] = [name or hashlib.sha256(at.encode()).hexdigest()[:16] for name, at in zip(given, urls, strict=True)]
+    ids: list[str] = [
+        name or hashlib.sha256(at.encode()).hexdigest()[:16]
+        for name, at in zip(given, urls, strict=True)
+    ]
     first: dict[str, int] = {}
     for row, name in enumerate(ids):
         if first.setdefault(name, row) != row and urls[first[name]] != urls[row]:
             message = f"{strip_secrets(urls[first[name]])} and {strip_secrets(urls[row])}"
             raise ConfigError(
-                f"{where}: the id {name!r} is given to {message}", hint="ids must be unique; or --set id=COLUMN names another"
+                f"{where}: the id {name!r} is given to {message}",
+                hint="ids must be unique; or --set id=COLUMN names another",
             )
     kept = pa.array(list(first.values()), pa.int64())
-    beside = {_beside(name): table[name].take(kept) for name in table.schema.names if name not in (url, own, "label", "generator")}
+    beside = {
+        _beside(name): table[name].take(kept)
+        for name in table.schema.names
+        if name not in (url, own, "label", "generator")
+    }
     named = {"id": pa.array(list(first)), "url": table[url].take(kept)}
-    return UrlTable(pa.table(named | _labels(table.take(kept), config, where) | beside), len(ids) - len(first), without)
+    return UrlTable(
+        pa.table(named | _labels(table.take(kept), config, where) | beside),
+        len(ids) - len(first),
+        without,
+    )
 
 
 def _labels(table: pa.Table, config: CollectConfig, where: str) -> dict[str, pa.Array]:
     """The columns `label` and `generator`: of the list, else of the config."""
     none: list[str | None] = [None] * len(table)
     given = table["label"].to_pylist() if "label" in table.schema.names else none
-    labels = [config.label if one is None else parse_label(one, f"{where}, row {row}") for row, one in enumerate(given, 1)]
-    makers = next((table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names), none)
-    generators = [real_of(maker) if label == "real" else maker or config.generator for label, maker in zip(labels, makers, strict=True)]
+    labels = [
+        config.label if one is None else parse_label(one, f"{where}, row {row}")
+        for row, one in enumerate(given, 1)
+    ]
+    makers = next(
+        (table[name].to_pylist() for name in ("generator", "model") if name in table.schema.names),
+        none,
+    )
+    generators = [
+        real_of(maker) if label == "real" else maker or config.generator
+        for label, maker in zip(labels, makers, strict=True)
+    ]
     return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}
 
 
@@ -169,5 +232,7 @@ def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: 
     if chosen is None:
         return next((name for name in usual if name in table.schema.names), None)
     if _plain(chosen) not in table.schema.names:
-        raise ConfigError(f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}")
+        raise ConfigError(
+            f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}"
+        )
     return _plain(chosen)

@@ -1,6 +1,7 @@
 """The settings of a generating job.
 
-Cards of generating pipelines, from YAML in configs/generate: `load_pipeline_card`; `require_accepted` checks their terms.
+Cards of generating pipelines, from YAML in configs/generate: `load_pipeline_card`;
+`require_accepted` checks their terms.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +13,13 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.attribution.generators import find_generator
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs
-from ray_app.detectors.licences import TERMS_IN_WORDS, Acceptance, accept_licence, is_accepted, remember_licence
+from ray_app.detectors.licences import (
+    TERMS_IN_WORDS,
+    Acceptance,
+    accept_licence,
+    is_accepted,
+    remember_licence,
+)
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.images import ImageLimits
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
@@ -22,29 +29,41 @@ Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "
 
 
 class PipelineLora(Frozen):
-    """A low-rank change of the pipeline's weights, fused into them. `model`: a hub id, or a local folder or file."""
+    """A low-rank change of the pipeline's weights, fused into them. `model`: a hub id, or a local
+    folder or file.
+    """
 
     model: str
-    weight_name: str | None = Field(default=None, description="the file, where the repository has several")
+    weight_name: str | None = Field(
+        default=None, description="the file, where the repository has several"
+    )
     revision: str | None = None
-    scale: float = Field(default=0.8, description="OpenFake's scripts fuse at 0.8 (specs/detectors.md §12)")
+    scale: float = Field(
+        default=0.8, description="OpenFake's scripts fuse at 0.8 (specs/detectors.md §12)"
+    )
 
 
 class PipelineCard(Placed):
     """One pipeline of diffusers and the settings it is used with.
 
-    `model`: a hub id, or a folder (relative ones lie beside the card). `revision` null: the commit that `main` names when a directory is
-    begun. `sizes`: (width, height) pairs, one drawn for every image; a pair that stands twice is drawn twice as often. `generator` is
-    the name in labels, by default the card's own. `strength` (inpainting): the share of the noise that the covered part starts from.
+    `model`: a hub id, or a folder (relative ones lie beside the card). `revision` null: the commit
+    that `main` names when a directory is begun. `sizes`: (width, height) pairs, one drawn for every
+    image; a pair that stands twice is drawn twice as often. `generator` is the name in labels, by
+    default the card's own. `strength` (inpainting): the share of the noise that the covered part
+    starts from.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     title: str
-    diffusers_class: str = Field(pattern=r"^[A-Za-z0-9]+Pipeline$", description="the class that diffusers loads it as")
+    diffusers_class: str = Field(
+        pattern=r"^[A-Za-z0-9]+Pipeline$", description="the class that diffusers loads it as"
+    )
     task: Literal["text", "inpainting"] = "text"
     model: str
     revision: str | None = None
-    variant: str | None = Field(default=None, description="diffusers' name of a set of weight files, such as fp16")
+    variant: str | None = Field(
+        default=None, description="diffusers' name of a set of weight files, such as fp16"
+    )
     lora: PipelineLora | None = None
     generator: str | None = None
     licence: str
@@ -57,7 +76,9 @@ class PipelineCard(Placed):
     strength: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(default=4, ge=1, description="images at once, halved when memory is short")
     sizes: tuple[Size, ...] = Field(min_length=1)
-    arguments: dict[str, Any] = Field(default={}, description="further arguments of the pipeline's call")
+    arguments: dict[str, Any] = Field(
+        default={}, description="further arguments of the pipeline's call"
+    )
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -68,20 +89,31 @@ class PipelineCard(Placed):
 
     @property
     def label(self) -> str:
-        """The generator's name in labels: the one that the index of generators uses, where it knows it."""
+        """The generator's name in labels: the one that the index of generators uses, where it knows
+        it.
+        """
         named = self.generator or self.name
         found = find_generator(named)
         return found.name if found is not None and found.name else named
 
     @property
     def local_folder(self) -> Path | None:
-        """The model's folder on this machine, absolute or relative to the card; None if `model` is a hub id."""
+        """The model's folder on this machine, absolute or relative to the card; None if `model` is
+        a hub id.
+        """
         place = self._folder / self.model
-        return place.resolve() if place.is_absolute() and (place / "model_index.json").is_file() else None
+        return (
+            place.resolve()
+            if place.is_absolute() and (place / "model_index.json").is_file()
+            else None
+        )
 
     def facts(self) -> dict[str, Any]:
         """What decides the images, as plain JSON: part of a directory's identity."""
-        return self.model_dump(mode="json", exclude={"title", "licence", "terms", "source", "batch", "notes", "revision"})
+        return self.model_dump(
+            mode="json",
+            exclude={"title", "licence", "terms", "source", "batch", "notes", "revision"},
+        )
 
 
 def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
@@ -90,7 +122,9 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
-    """Refuse a card whose terms are not permissive and were not accepted. Raises DetectorError that says how to accept them."""
+    """Refuse a card whose terms are not permissive and were not accepted. Raises DetectorError that
+    says how to accept them.
+    """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     raise DetectorError(
@@ -100,9 +134,13 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
 
 
 def accept(name: str) -> Acceptance:
-    """Remember that the licence of a pipeline (by name, or path of its card), or a licence by its id, is accepted. Raises ConfigError."""
+    """Remember that the licence of a pipeline (by name, or path of its card), or a licence by its
+    id, is accepted. Raises ConfigError.
+    """
     cards = [load_pipeline_card(path) for path in named_configs("generate").values()]
-    for licence in {card.licence for card in cards if card.terms not in ("permissive", "none-stated")}:
+    for licence in {
+        card.licence for card in cards if card.terms not in ("permissive", "none-stated")
+    }:
         if name.casefold() == licence.casefold():
             return remember_licence(licence, licence)
     try:
@@ -118,13 +156,18 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class FileEncoding(Frozen):
-    """How files are stored: the format and the quality of each image are drawn from these, so that the file does not give it away."""
+    """How files are stored: the format and the quality of each image are drawn from these, so that
+    the file does not give it away.
+    """
 
     format: tuple[Format, ...] = Field(
-        default=("PNG",), min_length=1, description="a format or a list of them; one that stands twice is drawn twice as often"
+        default=("PNG",),
+        min_length=1,
+        description="a format or a list of them; one that stands twice is drawn twice as often",
     )
     quality: tuple[Quality, Quality] | None = Field(
-        default=None, description="of JPEG and lossy WebP, one or [lowest, highest]; null = 90 for JPEG, and lossless WebP"
+        default=None,
+        description="of JPEG and lossy WebP, one or [lowest, highest]; null = 90 for JPEG, and lossless WebP",
     )
     subsampling: Subsampling = Field(default="4:2:0", description="of JPEG")
 
@@ -158,7 +201,9 @@ class PromptColumns(Frozen):
 
 
 class Drawn(Frozen):
-    """Masks for images that come without one: a blob of ellipses, covering this share of the picture."""
+    """Masks for images that come without one: a blob of ellipses, covering this share of the
+    picture.
+    """
 
     least: float = Field(default=0.05, gt=0, lt=1)
     most: float = Field(default=0.4, gt=0, lt=1)
@@ -167,7 +212,9 @@ class Drawn(Frozen):
 class GenerateConfig(Frozen):
     """One job: which pipeline, from which words, into what files, where to."""
 
-    retired_keys: ClassVar[Mapping[str, str]] = {"like": "set encode.format to a list of formats and encode.quality to a range"}
+    retired_keys: ClassVar[Mapping[str, str]] = {
+        "like": "set encode.format to a list of formats and encode.quality to a range"
+    }
 
     pipeline: str = Field(description="a card: flux.1-dev, sd-3.5, … or the path of one")
     prompts: str | None = Field(
@@ -176,25 +223,54 @@ class GenerateConfig(Frozen):
     )
     out: str | None = Field(default=None, description="the directory to write; any fsspec URL")
     columns: PromptColumns = PromptColumns()
-    negative_prompt: str | None = Field(default=None, description="for all prompts without one of their own")
-    per_prompt: int = Field(default=1, ge=1, description="images of each prompt, each of its own seed")
+    negative_prompt: str | None = Field(
+        default=None, description="for all prompts without one of their own"
+    )
+    per_prompt: int = Field(
+        default=1, ge=1, description="images of each prompt, each of its own seed"
+    )
     limit: int | None = Field(default=None, ge=1, description="use only the first so many prompts")
-    seed: int = Field(default=0, ge=0, description="base seed; an image's own follows from it and the image's number")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="base seed; an image's own follows from it and the image's number",
+    )
     steps: int | None = Field(default=None, ge=1, description="null = the card's")
     guidance: float | None = Field(default=None, ge=0, description="null = the card's")
-    sizes: tuple[Size, ...] | None = Field(default=None, min_length=1, description="[width, height] pairs; null = the card's")
-    generator: str | None = Field(default=None, description="the name in labels; null = the card's. FAMILY/NAME for a tuned model")
-    model: str | None = Field(default=None, description="another place of the card's model: a local folder, a mirror on the hub")
-    revision: str | None = Field(default=None, description="a commit or tag on the hub; null = the card's")
+    sizes: tuple[Size, ...] | None = Field(
+        default=None, min_length=1, description="[width, height] pairs; null = the card's"
+    )
+    generator: str | None = Field(
+        default=None,
+        description="the name in labels; null = the card's. FAMILY/NAME for a tuned model",
+    )
+    model: str | None = Field(
+        default=None,
+        description="another place of the card's model: a local folder, a mirror on the hub",
+    )
+    revision: str | None = Field(
+        default=None, description="a commit or tag on the hub; null = the card's"
+    )
     encode: FileEncoding = FileEncoding()
     masks: Drawn = Drawn()
-    paste: bool = Field(default=True, description="inpainting: put the untouched pixels of the real image back outside the mask")
+    paste: bool = Field(
+        default=True,
+        description="inpainting: put the untouched pixels of the real image back outside the mask",
+    )
     mark: bool = Field(default=True, description="write IPTC's DigitalSourceType into every file")
-    accept_licences: tuple[str, ...] = Field(default=(), description="pipelines, or licences, whose terms you accept for this job")
-    batch: int | None = Field(default=None, ge=1, description="images at once; null = the card's; halved when memory is short")
+    accept_licences: tuple[str, ...] = Field(
+        default=(), description="pipelines, or licences, whose terms you accept for this job"
+    )
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="images at once; null = the card's; halved when memory is short",
+    )
     block_images: int = Field(default=32, ge=1, description="the unit of commit and resume")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(default="auto", description="auto = the card's, fp32 on a CPU")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        default="auto", description="auto = the card's, fp32 on a CPU"
+    )
     allow_private: bool = Field(
         default=False,
         description="read what prompts name also from web servers that are not on the public Internet",

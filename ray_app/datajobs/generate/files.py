@@ -1,7 +1,8 @@
 """How files are stored (`FileStyle`: format, quality, subsampling), and written so (`encode`).
 
-If fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md §12; Grommelt et al. 2024,
-arXiv 2403.17608). `encode` marks files as generated: IPTC's DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
+If fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md
+§12; Grommelt et al. 2024, arXiv 2403.17608). `encode` marks files as generated: IPTC's
+DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
 """
 
 import io
@@ -16,7 +17,8 @@ from ray_app.runs import RunDirectory
 from ray_app.storage import Fetcher, RetryPolicy, Store, urls
 
 Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
-# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype; `ray_app.images.provenance` reads it back.
+# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype;
+# `ray_app.images.provenance` reads it back.
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -32,7 +34,8 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 class FileStyle:
     """One way to store an image.
 
-    `quality` 1 … 100 of JPEG and lossy WebP, None of PNG and lossless WebP; `subsampling` of JPEG alone.
+    `quality` 1 … 100 of JPEG and lossy WebP, None of PNG and lossless WebP; `subsampling` of JPEG
+    alone.
     """
 
     format: str
@@ -41,7 +44,9 @@ class FileStyle:
 
 
 def fetcher_for(place: str, retry: RetryPolicy, *, allow_private: bool) -> Fetcher:
-    """What reads the files of a run, an index or an archive, as those who listed them were allowed to."""
+    """What reads the files of a run, an index or an archive, as those who listed them were allowed
+    to.
+    """
     found = archives.fetcher_of([place], retry, allow_private=allow_private)
     if place and has_manifest(place):
         found.guard = found.guard.joined(archives.guard_of(Store.open(place)))
@@ -56,10 +61,15 @@ def has_manifest(place: str) -> bool:
 
 
 def encode(image: Image.Image, style: FileStyle, mark: Mark | None) -> bytes:
-    """An RGB picture as a file of this style; `mark` None writes none, and never is anything else written beside the pixels."""
+    """An RGB picture as a file of this style; `mark` None writes none, and never is anything else
+    written beside the pixels.
+    """
     file = io.BytesIO()
-    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
-    plain.save(file, style.format, **_options(style, _XMP.format(mark=mark).encode() if mark else None))
+    # without whatever a pipeline attached
+    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    plain.save(
+        file, style.format, **_options(style, _XMP.format(mark=mark).encode() if mark else None)
+    )
     return file.getvalue()
 
 

@@ -1,7 +1,9 @@
-"""One pipeline of diffusers on one device: `LoadedPipeline` turns requests into images; `find_model` and `fetch_model` locate its files.
+"""One pipeline of diffusers on one device: `LoadedPipeline` turns requests into images;
+`find_model` and `fetch_model` locate its files.
 
-Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from depends neither on the images beside it
-nor on the device. Of what the pipeline then really starts from, a hash is kept.
+Every image has a generator of its own on the CPU, seeded with its own seed: what it starts from
+depends neither on the images beside it nor on the device. Of what the pipeline then really starts
+from, a hash is kept.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """`latents_sha256`: of the noise that the image started from. `blanked`: the pipeline's safety checker put black in its place."""
+    """`latents_sha256`: of the noise that the image started from. `blanked`: the pipeline's safety
+    checker put black in its place.
+    """
 
     image: Image.Image
     latents_sha256: str
@@ -38,7 +42,9 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Model:
-    """What is loaded. `place`: a folder or a hub id; `revision`: the commit, or `sha256:…` over a folder's files."""
+    """What is loaded. `place`: a folder or a hub id; `revision`: the commit, or `sha256:…` over a
+    folder's files.
+    """
 
     place: str
     revision: str
@@ -51,31 +57,48 @@ class Model:
 
 
 class LoadedPipeline:
-    """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be loaded."""
+    """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be
+    loaded.
+    """
 
-    def __init__(self, card: config.PipelineCard, model: Model, *, device: str, precision: str) -> None:
+    def __init__(
+        self, card: config.PipelineCard, model: Model, *, device: str, precision: str
+    ) -> None:
         import torch
 
         self._card = card
         kind = pipeline_class(card)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-        options: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
+        options: dict[str, Any] = (
+            {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
+        )
         try:
             _quieten()
-            self._pipeline = kind.from_pretrained(model.place, dtype=dtype, variant=card.variant, **options)
+            self._pipeline = kind.from_pretrained(
+                model.place, dtype=dtype, variant=card.variant, **options
+            )
             _fuse(self._pipeline, card)
             self._pipeline = self._pipeline.to(device)
-        except Exception as error:  # transformers, diffusers and safetensors each have errors of their own
+        # transformers, diffusers and safetensors each have errors of their own
+        except Exception as error:
             if is_want_of_memory(error):
                 raise
-            raise DetectorError(f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {describe_error(error)}") from error
+            raise DetectorError(
+                f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {describe_error(error)}"
+            ) from error
         self._pipeline.set_progress_bar_config(disable=True)
         self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
 
     def make(
-        self, requests: Sequence[ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
+        self,
+        requests: Sequence[ImageRequest],
+        pictures: Sequence[Picture] = (),
+        *,
+        steps: int,
+        guidance: float,
     ) -> list[GeneratedImage]:
-        """A picture for each request of one size, in their order; an inpainting pipeline takes as many `pictures`.
+        """A picture for each request of one size, in their order; an inpainting pipeline takes as
+        many `pictures`.
 
         Raises whatever the pipeline raises; `is_want_of_memory` says whether it lacked memory.
         """
@@ -102,11 +125,16 @@ class LoadedPipeline:
         with torch.inference_mode():
             out = self._pipeline(**given)
         blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
-        return [GeneratedImage(*one) for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)]
+        return [
+            GeneratedImage(*one)
+            for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)
+        ]
 
 
 class _Noise:
-    """Listens to what `prepare_latents` of a pipeline gives: alone, or the `at`-th of several (inpainting: latents, noise, …)."""
+    """Listens to what `prepare_latents` of a pipeline gives: alone, or the `at`-th of several
+    (inpainting: latents, noise, …).
+    """
 
     def __init__(self, pipeline: Any, *, at: int) -> None:
         self._at, self._prepare, self._last = at, pipeline.prepare_latents, None
@@ -131,7 +159,11 @@ def _fuse(pipeline: Any, card: config.PipelineCard) -> None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
         raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
-    options = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
+    options = {
+        key: value
+        for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision))
+        if value
+    }
     pipeline.load_lora_weights(card.lora.model, local_files_only=is_offline(), **options)
     pipeline.fuse_lora(lora_scale=card.lora.scale)
     pipeline.unload_lora_weights()
@@ -155,7 +187,8 @@ def find_model(card: config.PipelineCard) -> Model:
         return Model(str(folder), f"sha256:{folder_digest(folder)[:32]}", True)
     if card.model.startswith(("/", ".")):
         raise DetectorError(
-            f"{card.name}: {card.model} is no folder of a pipeline: it has no model_index.json", hint="save_pretrained makes one"
+            f"{card.name}: {card.model} is no folder of a pipeline: it has no model_index.json",
+            hint="save_pretrained makes one",
         )
     if Path(card.model).exists():  # Diffusers would load the folder.
         raise DetectorError(
@@ -166,10 +199,20 @@ def find_model(card: config.PipelineCard) -> Model:
 
 
 def fetch_model(card: config.PipelineCard, model: Model) -> None:
-    """Bring the files of a hub's commit into this machine's cache, once, before workers ask for them. Raises DetectorError."""
+    """Bring the files of a hub's commit into this machine's cache, once, before workers ask for
+    them. Raises DetectorError.
+    """
     if not model.is_local:
         kind = pipeline_class(card)
-        _on_hub(card, lambda: kind.download(model.place, revision=model.commit, variant=card.variant, local_files_only=is_offline()))
+        _on_hub(
+            card,
+            lambda: kind.download(
+                model.place,
+                revision=model.commit,
+                variant=card.variant,
+                local_files_only=is_offline(),
+            ),
+        )
 
 
 def pipeline_class(card: config.PipelineCard) -> Any:
@@ -177,25 +220,37 @@ def pipeline_class(card: config.PipelineCard) -> Any:
     try:
         import diffusers
     except ImportError:
-        raise ConfigError("generating needs diffusers", hint="pip install 'touchstone-forensics[generate]'") from None
+        raise ConfigError(
+            "generating needs diffusers", hint="pip install 'touchstone-forensics[generate]'"
+        ) from None
     kind = getattr(diffusers, card.diffusers_class, None)
     if kind is None:
         raise ConfigError(
-            f"{card.name}: diffusers {diffusers.__version__} has no {card.diffusers_class}", hint="a newer diffusers may have it"
+            f"{card.name}: diffusers {diffusers.__version__} has no {card.diffusers_class}",
+            hint="a newer diffusers may have it",
         )
     return kind
 
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of all files of a folder, whatever their order on disk."""
-    lines = [f"{path.relative_to(folder)} {file_sha256(path)}" for path in sorted(folder.rglob("*")) if path.is_file()]
+    lines = [
+        f"{path.relative_to(folder)} {file_sha256(path)}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _commit(card: config.PipelineCard) -> str:
     from huggingface_hub import hf_hub_download
 
-    found = _on_hub(card, lambda: hf_hub_download(card.model, "model_index.json", revision=card.revision, local_files_only=is_offline()))
+    found = _on_hub(
+        card,
+        lambda: hf_hub_download(
+            card.model, "model_index.json", revision=card.revision, local_files_only=is_offline()
+        ),
+    )
     return Path(found).parent.name  # …/snapshots/COMMIT/model_index.json
 
 

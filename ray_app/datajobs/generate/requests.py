@@ -1,6 +1,8 @@
-"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_requests`) → equal blocks (`cut_blocks`).
+"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it
+(`make_requests`) → equal blocks (`cut_blocks`).
 
-The same for every session of a job: what is drawn follows from one number per image (`randomness`), on any machine, in any batch.
+The same for every session of a job: what is drawn follows from one number per image (`randomness`),
+on any machine, in any batch.
 """
 
 import hashlib
@@ -17,7 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
-from ray_app.archives.label_tables import LabelTable, columns_hint, get_ending, is_label_table, match_columns
+from ray_app.archives.label_tables import (
+    LabelTable,
+    columns_hint,
+    get_ending,
+    is_label_table,
+    match_columns,
+)
 from ray_app.archives.members import ListedWithColumns
 from ray_app.datajobs.generate.config import FileEncoding, GenerateConfig, PromptColumns, Size
 from ray_app.datajobs.generate.files import FileStyle, has_manifest
@@ -35,7 +43,9 @@ FoundRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of work. `image` and `mask` (a uri): the real picture to be altered, and where; None for text alone."""
+    """One line of work. `image` and `mask` (a uri): the real picture to be altered, and where; None
+    for text alone.
+    """
 
     id: str
     text: str
@@ -48,7 +58,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to be made: `index` counts all of a job, `size` is (width, height) of what the pipeline makes."""
+    """One image to be made: `index` counts all of a job, `size` is (width, height) of what the
+    pipeline makes.
+    """
 
     index: int
     seed: int
@@ -81,9 +93,16 @@ class GenerationBlock:
 
 
 def make_requests(
-    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], encoding: FileEncoding
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int,
+    base_seed: int,
+    sizes: Sequence[Size],
+    encoding: FileEncoding,
 ) -> list[ImageRequest]:
-    """A request per image, prompt by prompt; seed, size and style follow from (base seed, index) alone."""
+    """A request per image, prompt by prompt; seed, size and style follow from (base seed, index)
+    alone.
+    """
     found = []
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt)):
         seed = seed_of(base_seed, index)
@@ -101,7 +120,11 @@ def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
     if encoding.quality is not None:
         lowest, highest = encoding.quality
         quality = lowest + pick(seed, "quality", highest - lowest + 1)
-    return FileStyle(kind, quality or 90, encoding.subsampling) if kind == "JPEG" else FileStyle(kind, quality)
+    return (
+        FileStyle(kind, quality or 90, encoding.subsampling)
+        if kind == "JPEG"
+        else FileStyle(kind, quality)
+    )
 
 
 def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
@@ -109,7 +132,11 @@ def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[Gene
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
     for request in requests:
         by_size[request.size].append(request)
-    cut = (tuple(group[start : start + block_images]) for group in by_size.values() for start in range(0, len(group), block_images))
+    cut = (
+        tuple(group[start : start + block_images])
+        for group in by_size.values()
+        for start in range(0, len(group), block_images)
+    )
     return [GenerationBlock(number, some) for number, some in enumerate(cut)]
 
 
@@ -126,12 +153,16 @@ def digest_of_requests(requests: Sequence[ImageRequest]) -> str:
 
 
 def seed_of(base: int, index: int) -> int:
-    """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a job share one, nor two jobs theirs."""
+    """The seed of image `index` of a job: 63 bits of SHA-256 over both, so that no two images of a
+    job share one, nor two jobs theirs.
+    """
     return _word(f"touchstone:{base}:{index}") >> 1
 
 
 def pick(seed: int, what: str, number: int) -> int:
-    """0 … number − 1, drawn from a seed for one purpose; draws for different purposes know nothing of each other."""
+    """0 … number − 1, drawn from a seed for one purpose; draws for different purposes know nothing
+    of each other.
+    """
     return _word(f"{what}:{seed}") % number
 
 
@@ -145,14 +176,17 @@ def _word(text: str) -> int:
 
 
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
-    """The prompts of a job, in the source's order; with `images`, of rows that name an image each. Those of a run are what it predicted.
+    """The prompts of a job, in the source's order; with `images`, of rows that name an image each.
+    Those of a run are what it predicted.
 
-    A row of an index or table without a prompt is left out. Raises ConfigError: nothing given, nothing there, no such column, an id that
-    stands twice; StorageError when the place is out of reach.
+    A row of an index or table without a prompt is left out. Raises ConfigError: nothing given,
+    nothing there, no such column, an id that stands twice; StorageError when the place is out of
+    reach.
     """
     if not config.prompts:
         raise ConfigError(
-            "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
+            "nothing to picture",
+            hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column",
         )
     shown = strip_secrets(config.prompts)
     is_indexed = is_index(config.prompts)
@@ -160,20 +194,35 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
     if is_indexed:
         rows: Iterator[FoundRow] = _indexed(config.prompts, images=images)
     elif not images and has_manifest(config.prompts):
-        rows, hint = _predicted(config.prompts, config.columns), "a run has some where its ensemble's profile has a describer"
+        rows, hint = (
+            _predicted(config.prompts, config.columns),
+            "a run has some where its ensemble's profile has a describer",
+        )
     else:
         rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
-    found = (_prompt(number, row, member, config, is_indexed) for number, (row, member) in enumerate(rows))
+    found = (
+        _prompt(number, row, member, config, is_indexed)
+        for number, (row, member) in enumerate(rows)
+    )
     prompts = list(islice((prompt for prompt in found if prompt.text.strip()), config.limit))
     if not prompts:
         raise ConfigError(f"{shown}: no prompt in it", hint=hint)
-    if twice := [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]:
-        raise ConfigError(f"{shown}: the id {twice[0]!r} stands twice", hint="--set columns.id=… names another column")
+    if twice := [
+        name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1
+    ]:
+        raise ConfigError(
+            f"{shown}: the id {twice[0]!r} stands twice",
+            hint="--set columns.id=… names another column",
+        )
     return prompts
 
 
 def _prompt(
-    number: int, row: Mapping[str, Any], member: archives.ManifestMember | None, config: GenerateConfig, is_indexed: bool
+    number: int,
+    row: Mapping[str, Any],
+    member: archives.ManifestMember | None,
+    config: GenerateConfig,
+    is_indexed: bool,
 ) -> Prompt:
     columns = config.columns
     own, mask = _text(row, columns.id), None
@@ -200,7 +249,10 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     names = table.column_names
     found = match_columns(names, columns.model_dump().values(), table.name)
     if columns.prompt not in found:
-        raise ConfigError(f"{table.name}: no column '{columns.prompt}'", hint=f"{columns_hint(names)}; --set columns.prompt=NAME")
+        raise ConfigError(
+            f"{table.name}: no column '{columns.prompt}'",
+            hint=f"{columns_hint(names)}; --set columns.prompt=NAME",
+        )
     for piece in table.tables(list(found)):
         yield from ((row, None) for row in piece.to_pylist())
 
@@ -211,9 +263,13 @@ def _lines(place: str) -> Iterator[str]:
     try:
         text = Fetcher(signed=[place]).fetch(shown, "", _MAX_TEXT_BYTES).decode("utf-8-sig")
     except InputError as error:
-        raise ConfigError(f"{shown}: {error.detail}", hint="--prompts names a file or an index") from None
+        raise ConfigError(
+            f"{shown}: {error.detail}", hint="--prompts names a file or an index"
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: {error}", hint="prompts are a text file in UTF-8, or a table") from None
+        raise ConfigError(
+            f"{shown}: {error}", hint="prompts are a text file in UTF-8, or a table"
+        ) from None
     lines = io.StringIO(text, newline=None)  # prompts hold other line breaks than a file's
     yield from (line.rstrip("\n") for line in lines if line.strip())
 
@@ -223,7 +279,10 @@ def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
     for slot, item in enumerate(archives.open_source([place], allow_private=config.allow_private)):
         # A table that came with files leads to no others.
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
-        yield {name: value for name, value in item.input.items() if name != hidden}, archives.as_member(item, slot)
+        yield (
+            {name: value for name, value in item.input.items() if name != hidden},
+            archives.as_member(item, slot),
+        )
 
 
 def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
@@ -236,11 +295,18 @@ def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
 
 
 def _predicted(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
-    """The prompts that a run predicted, with their images' ids, the lowest first: of many images `evaluate` takes those."""
+    """The prompts that a run predicted, with their images' ids, the lowest first: of many images
+    `evaluate` takes those.
+    """
     tables = current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"])
-    predicted = pa.concat_tables(table.filter(pc.field("predicted_prompt").is_valid()) for table in tables).sort_by("image_id")
+    predicted = pa.concat_tables(
+        table.filter(pc.field("predicted_prompt").is_valid()) for table in tables
+    ).sort_by("image_id")
     for batch in predicted.to_batches():
-        yield from (({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None) for row in batch.to_pylist())
+        yield from (
+            ({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None)
+            for row in batch.to_pylist()
+        )
 
 
 def _text(row: Mapping[str, Any], column: str) -> str | None:
@@ -248,8 +314,12 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _mask(row: Mapping[str, Any], config: GenerateConfig, member: archives.ManifestMember) -> str | None:
-    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
+def _mask(
+    row: Mapping[str, Any], config: GenerateConfig, member: archives.ManifestMember
+) -> str | None:
+    """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a
+    place that the row may not name.
+    """
     place, [listed] = _text(row, config.columns.mask), archives.places_of([config.prompts or ""])
     if place is None:
         return None
@@ -257,5 +327,7 @@ def _mask(row: Mapping[str, Any], config: GenerateConfig, member: archives.Manif
     if "://" not in place and not place.startswith("/"):
         place = f"{source.rpartition('/')[0]}/{place}"
     if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):
-        raise ConfigError(f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}")
+        raise ConfigError(
+            f"{source}: what lies in an archive, or comes from elsewhere, may not say that a mask lies at {place}"
+        )
     return place

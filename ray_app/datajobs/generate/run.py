@@ -1,10 +1,10 @@
-"""One session of `touchstone data generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
+"""One session of `touchstone data generate`: `generate_images` reads, draws, makes what is missing,
+publishes. The same command resumes.
 
-generate.json       what is made, how: another command on the same directory is refused
-images/, masks/     what was made
-parts/              the rows of each block; a block is done when they are there
-generated.parquet   the rows of all images that were made: what `touchstone data index` and `touchstone score` take
-failed.parquet      the rows of those that were not, each with its status
+generate.json       what is made, how: another command on the same directory is refused images/,
+masks/     what was made parts/              the rows of each block; a block is done when they are
+there generated.parquet   the rows of all images that were made: what `touchstone data index` and
+`touchstone score` take failed.parquet      the rows of those that were not, each with its status
 summary.json        the figures, when all blocks are done
 """
 
@@ -23,7 +23,12 @@ import pyarrow.compute as pc
 from ray_app.archives import Each, in_turn
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import pipelines, requests
-from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
+from ray_app.datajobs.generate.config import (
+    GenerateConfig,
+    PipelineCard,
+    load_pipeline_card,
+    require_accepted,
+)
 from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
@@ -44,14 +49,18 @@ _MEANING = {
 
 @with_s3_settings
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Make what `config` describes in `config.out`, from wherever an earlier session of the same command stopped; returns the content of
-    `summary.json`, in which `made` may be 0.
+    """Make what `config` describes in `config.out`, from wherever an earlier session of the same
+    command stopped; returns the content of `summary.json`, in which `made` may be 0.
 
-    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
-    StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
+    With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError,
+    DetectorError (licence or model), StorageError, ClusterError, and KeyboardInterrupt; those that
+    the same call resumes from carry the note RESUMABLE.
     """
     if not config.out:
-        raise ConfigError("no directory: --out DIR is missing", hint="touchstone data generate CONFIG --prompts FILE --out DIR")
+        raise ConfigError(
+            "no directory: --out DIR is missing",
+            hint="touchstone data generate CONFIG --prompts FILE --out DIR",
+        )
     start = time.monotonic()
     card = card_of(config)
     require_accepted(card, config.accept_licences)
@@ -59,37 +68,65 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
     prompts = requests.read_prompts(config, images=card.task == "inpainting")
     store = Store.open(config.out)
     wanted = requests.make_requests(
-        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, encoding=config.encode
+        prompts,
+        per_prompt=config.per_prompt,
+        base_seed=config.seed,
+        sizes=config.sizes or card.sizes,
+        encoding=config.encode,
     )
     model = _model(card, store)
-    with Lease(store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
-        claim_directory(store, "generate.json", _identity(config, card, model, wanted), same="pipeline, prompts, seed and settings")
+    with (
+        Lease(store, unguarded=config.unguarded) as lease,
+        resumable(KeyboardInterrupt, ClusterError),
+    ):
+        claim_directory(
+            store,
+            "generate.json",
+            _identity(config, card, model, wanted),
+            same="pipeline, prompts, seed and settings",
+        )
         if retry:
             for name, rows in read_parts(store):
-                if set(rows["status"].to_pylist()) - {OK, BLANKED}:  # what a safety checker blanked would be blanked again
+                # what a safety checker blanked would be blanked again
+                if set(rows["status"].to_pylist()) - {OK, BLANKED}:
                     remove_part(store, name)
         done = set(part_names(store))
-        pending = [block for block in requests.cut_blocks(wanted, config.block_images) if block.name not in done]
+        pending = [
+            block
+            for block in requests.cut_blocks(wanted, config.block_images)
+            if block.name not in done
+        ]
         if pending:
             _make(config, card, model, store, lease, pending, total=len(wanted))
         summary = _publish(store, len(wanted))
-        session = {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
+        session = {
+            "blocks": len(pending),
+            "wall_s": round(time.monotonic() - start, 2),
+            **lease.facts(),
+        }
         summary |= {"task": card.task, "session": session}
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
 
 def card_of(config: GenerateConfig) -> PipelineCard:
-    """Return the config's card, with the model and the revision that the config names. Raises ConfigError."""
+    """Return the config's card, with the model and the revision that the config names. Raises
+    ConfigError.
+    """
     card = load_pipeline_card(config.pipeline)
-    is_path = config.model is not None and config.model.startswith(("/", ".", "~"))  # All others are names on the hub.
+    # All others are names on the hub.
+    is_path = config.model is not None and config.model.startswith(("/", ".", "~"))
     model = str(Path(config.model or "").expanduser().resolve()) if is_path else config.model
     chosen = {"model": model, "revision": config.revision}
-    return card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
+    return card.model_copy(
+        update={key: value for key, value in chosen.items() if value is not None}
+    )
 
 
 def _publish(store: Store, wanted: int) -> dict[str, Any]:
-    """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `wanted` images."""
+    """Write the tables and return the figures. Raises ClusterError where the rows are not one for
+    each of the `wanted` images.
+    """
     statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
     seen, noises = set[int](), set[str]()
     for _, table in read_parts(store):
@@ -104,7 +141,12 @@ def _publish(store: Store, wanted: int) -> dict[str, Any]:
         message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {wanted}"
         raise ClusterError(message, hint="please report this: it is a bug")
     for name, is_meant in (("generated", pc.equal), ("failed", pc.not_equal)):
-        write_tables(store, name, SCHEMA, (table.filter(is_meant(table["status"], OK)) for _, table in read_parts(store)))
+        write_tables(
+            store,
+            name,
+            SCHEMA,
+            (table.filter(is_meant(table["status"], OK)) for _, table in read_parts(store)),
+        )
     return {"out": store.url, "images": wanted, "made": statuses[OK], "statuses": dict(statuses.most_common()),
             "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
 
@@ -112,15 +154,25 @@ def _publish(store: Store, wanted: int) -> dict[str, Any]:
 def _model(card: PipelineCard, store: Store) -> pipelines.Model:
     """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
     begun = claimed_by(store, "generate.json")
-    if begun and card.revision is None and card.local_folder is None and begun["model"]["place"] == card.model:
+    if (
+        begun
+        and card.revision is None
+        and card.local_folder is None
+        and begun["model"]["place"] == card.model
+    ):
         return pipelines.Model(card.model, begun["model"]["revision"], False)
     return pipelines.find_model(card)
 
 
 def _identity(
-    config: GenerateConfig, card: PipelineCard, model: pipelines.Model, wanted: Sequence[requests.ImageRequest]
+    config: GenerateConfig,
+    card: PipelineCard,
+    model: pipelines.Model,
+    wanted: Sequence[requests.ImageRequest],
 ) -> dict[str, Any]:
-    """What another command on the same directory must match: all that decides which pixels lie in which file."""
+    """What another command on the same directory must match: all that decides which pixels lie in
+    which file.
+    """
     chosen = config.model_dump(
         mode="json",
         include={"per_prompt", "limit", "seed", "steps", "guidance", "sizes", "generator", "encode", "masks", "paste", "mark",
@@ -142,9 +194,17 @@ def _make(
     total: int,
 ) -> None:
     pipelines.fetch_model(card, model)
-    progress = Progress(total, done=total - sum(len(block.requests) for block in pending), name="generate")
+    progress = Progress(
+        total, done=total - sum(len(block.requests) for block in pending), name="generate"
+    )
     with _workers(config) as (each, device):
-        precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
+        precision = (
+            config.precision
+            if config.precision != "auto"
+            else card.precision
+            if device == "cuda"
+            else "fp32"
+        )
         say = f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made"
         worker = GenerationWorker(store, card, model, config, device, precision)
         work_through(each, worker, pending, progress=progress, lease=lease, say=say)
@@ -152,7 +212,9 @@ def _make(
 
 @contextmanager
 def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
-    """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else a pool."""
+    """What makes the blocks, and on which device: this process where one worker is enough and no
+    cluster is named, else a pool.
+    """
     from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 
     wanted, own = config.cluster, _own_gpus(config)
@@ -166,7 +228,15 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
         workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
         share = min(1.0, gpus / workers) if device == "cuda" else 0.0
         stall_s, cores = wanted.stall_timeout_s or _STALL_S, min(_WORKER_CPUS, cpus / workers)
-        pooled = partial(in_pool, size=workers, cpus=cores, gpus=share, labels=wanted.labels, retries=_RETRIES, ordered=False)
+        pooled = partial(
+            in_pool,
+            size=workers,
+            cpus=cores,
+            gpus=share,
+            labels=wanted.labels,
+            retries=_RETRIES,
+            ordered=False,
+        )
         yield partial(pooled, stall_s=stall_s), device
 
 
@@ -187,18 +257,49 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was made, what was not and where that is listed, and the commands that take it."""
     out = wording.visible(summary["out"])
     names = ", ".join(summary["generators"])
-    yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")
+    yield (
+        "made",
+        f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}"
+        + (f" by {names}" if names else ""),
+    )
     yield "noise", f"{summary['noises']:,} different beginnings"
-    yield "files", ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items()) or "none"
+    yield (
+        "files",
+        ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items()) or "none",
+    )
     if len(summary["formats"]) == 1:
-        yield "", "all in one format, which may give the fakes away: see encode.format and encode.quality"
+        yield (
+            "",
+            "all in one format, which may give the fakes away: see encode.format and encode.quality",
+        )
     if summary["masks"]:
         yield "masks", f"{summary['masks']:,} in {out}/masks"
     if bad := {status: count for status, count in summary["statuses"].items() if status != OK}:
-        yield "not made", f"{sum(bad.values()):,}, listed in {out}/failed.parquet; --retry tries again what failed"
+        yield (
+            "not made",
+            f"{sum(bad.values()):,}, listed in {out}/failed.parquet; --retry tries again what failed",
+        )
         for status, count in bad.items():
             yield "", f"{count:,} {status}: {_MEANING.get(status) or Status(status).meaning}"
     if summary["made"]:
-        table, root = f"{out}/generated.parquet", ["--set", f"arguments.root={out}"] if summary["masks"] else []
-        yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", *root, "--out", "INDEX"])
+        table, root = (
+            f"{out}/generated.parquet",
+            ["--set", f"arguments.root={out}"] if summary["masks"] else [],
+        )
+        yield (
+            "next",
+            shlex.join(
+                [
+                    "touchstone",
+                    "data",
+                    "index",
+                    table,
+                    "--layout",
+                    "columns",
+                    *root,
+                    "--out",
+                    "INDEX",
+                ]
+            ),
+        )
         yield "", shlex.join(["touchstone", "score", table, "--out", "RUN"])

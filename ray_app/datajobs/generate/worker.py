@@ -1,7 +1,8 @@
-"""Blocks of requests → files and rows (`SCHEMA`): `GenerationWorker`. Where memory is short the batch halves; a failed image is a row.
+"""Blocks of requests → files and rows (`SCHEMA`): `GenerationWorker`. Where memory is short the
+batch halves; a failed image is a row.
 
-The rows of a block are written last: a block whose rows are there is done, and one that died halfway is made again, to the same
-names and bytes.
+The rows of a block are written last: a block whose rows are there is done, and one that died
+halfway is made again, to the same names and bytes.
 """
 
 import hashlib
@@ -27,8 +28,9 @@ from ray_app.storage import Store, strip_secrets
 Rows = dict[int, dict[str, Any]]
 _BLOBS = (3, 7)
 _TRIES = 40
-# `blanked`: the pipeline's own safety checker put a black picture in its place, which is not kept; `pipeline_failed`: it raised. Others
-# are statuses of `ray_app.errors.Status`, of a real image that was to be altered.
+# `blanked`: the pipeline's own safety checker put a black picture in its place, which is not kept;
+# `pipeline_failed`: it raised. Others are statuses of `ray_app.errors.Status`, of a real image that
+# was to be altered.
 BLANKED, FAILED = "blanked", "pipeline_failed"
 SCHEMA = pa.schema(
     [
@@ -45,8 +47,8 @@ SCHEMA = pa.schema(
 
 @dataclass
 class GenerationWorker:
-    """Makes blocks, one after the other, with one loaded pipeline; to be sent to its process before the first. `batch`: images at once, as
-    memory allows by now.
+    """Makes blocks, one after the other, with one loaded pipeline; to be sent to its process before
+    the first. `batch`: images at once, as memory allows by now.
     """
 
     store: Store
@@ -59,8 +61,9 @@ class GenerationWorker:
     _pipeline: LoadedPipeline | None = field(default=None, repr=False)
 
     def __call__(self, block: GenerationBlock) -> dict[str, int]:
-        """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one image fits into memory, DetectorError
-        when the pipeline cannot be loaded, StorageError when the directory is out of reach.
+        """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one
+        image fits into memory, DetectorError when the pipeline cannot be loaded, StorageError when
+        the directory is out of reach.
         """
         self.load()
         rows: Rows = {}
@@ -70,7 +73,9 @@ class GenerationWorker:
             now, waiting = waiting[: self.batch], waiting[self.batch :]
             for request, made in self._made(now, pictures, rows):
                 rows[request.index] = self._kept(request, made, pictures.get(request.index))
-        write_part(self.store, block.name, [rows[request.index] for request in block.requests], SCHEMA)
+        write_part(
+            self.store, block.name, [rows[request.index] for request in block.requests], SCHEMA
+        )
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
     def load(self) -> None:
@@ -78,16 +83,23 @@ class GenerationWorker:
         if self._pipeline is not None:
             return
         try:
-            self._pipeline = LoadedPipeline(self.card, self.model, device=self.device, precision=self.precision)
+            self._pipeline = LoadedPipeline(
+                self.card, self.model, device=self.device, precision=self.precision
+            )
         except Exception as error:
             if not is_want_of_memory(error):
                 raise
             raise self._too_small("its weights do not fit", error) from error
         config, card = self.config, self.card
         self.batch = config.batch or card.batch
-        self._steps, self._guidance = config.steps or card.steps, card.guidance if config.guidance is None else config.guidance
+        self._steps, self._guidance = (
+            config.steps or card.steps,
+            card.guidance if config.guidance is None else config.guidance,
+        )
         self._same = self._settings()
-        self._fetcher = fetcher_for(config.prompts or "", config.retry, allow_private=config.allow_private)
+        self._fetcher = fetcher_for(
+            config.prompts or "", config.retry, allow_private=config.allow_private
+        )
         self._reader = MemberReader(self._fetcher, max_bytes=config.limits.max_bytes)
 
     def _settings(self) -> dict[str, Any]:
@@ -103,10 +115,15 @@ class GenerationWorker:
             "strength": card.strength if card.task == "inpainting" else None,
         }  # fmt: skip
 
-    # -- pictures to be altered --------------------------------------------------------------------------
+    # -- pictures to be altered
+    # --------------------------------------------------------------------------
 
-    def _pictures(self, requests: Sequence[ImageRequest], rows: Rows) -> Iterator[tuple[int, Picture]]:
-        """The real images of inpainting requests; an request whose image cannot be had gets its row."""
+    def _pictures(
+        self, requests: Sequence[ImageRequest], rows: Rows
+    ) -> Iterator[tuple[int, Picture]]:
+        """The real images of inpainting requests; an request whose image cannot be had gets its
+        row.
+        """
         if self.card.task != "inpainting":
             return
         members = [request.prompt.image for request in requests if request.prompt.image is not None]
@@ -117,35 +134,54 @@ class GenerationWorker:
                     raise data
                 yield request.index, self._picture(request, data)
             except InputError as refused:
-                rows[request.index] = self._row(request, status=refused.status.value, detail=refused.detail)
+                rows[request.index] = self._row(
+                    request, status=refused.status.value, detail=refused.detail
+                )
 
     def _picture(self, request: ImageRequest, data: bytes) -> Picture:
         real = decode_image(data, self.config.limits).pixels
         if request.prompt.mask is None:
-            return Picture(covered(real, request.size), drawn_mask(request.size, request.seed, self.config.masks))
+            return Picture(
+                covered(real, request.size),
+                drawn_mask(request.size, request.seed, self.config.masks),
+            )
         place, limits = request.prompt.mask, self.config.limits
-        stored = read_referenced(place, self._fetcher) if "#row=" in place else self._fetcher.fetch(place, "", limits.max_bytes)
+        stored = (
+            read_referenced(place, self._fetcher)
+            if "#row=" in place
+            else self._fetcher.fetch(place, "", limits.max_bytes)
+        )
         mask = decode_mask(stored, limits)
         if mask.size != real.size:
-            raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
+            raise InputError(
+                Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}"
+            )
         mask = covered(mask, request.size, mask=True)
         if not share_of(mask):
             raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
         return Picture(covered(real, request.size), mask)
 
-    # -- the pipeline ------------------------------------------------------------------------------------
+    # -- the pipeline
+    # ------------------------------------------------------------------------------------
 
     def _made(
         self, requests: Sequence[ImageRequest], pictures: dict[int, Picture], rows: Rows
     ) -> Iterator[tuple[ImageRequest, GeneratedImage]]:
-        """What the pipeline makes of a batch; halved while memory is short, and one by one where the batch raises anything else."""
+        """What the pipeline makes of a batch; halved while memory is short, and one by one where
+        the batch raises anything else.
+        """
         assert self._pipeline is not None
         if len(requests) > self.batch:
-            parts = [requests[start : start + self.batch] for start in range(0, len(requests), self.batch)]
+            parts = [
+                requests[start : start + self.batch]
+                for start in range(0, len(requests), self.batch)
+            ]
         else:
             try:
                 given = [pictures[request.index] for request in requests] if pictures else []
-                made = self._pipeline.make(requests, given, steps=self._steps, guidance=self._guidance)
+                made = self._pipeline.make(
+                    requests, given, steps=self._steps, guidance=self._guidance
+                )
             except Exception as error:
                 parts = self._after(error, requests, rows)
             else:
@@ -154,14 +190,18 @@ class GenerationWorker:
         for part in parts:  # outside of the handler, whose frames hold tensors
             yield from self._made(part, pictures, rows)
 
-    def _after(self, error: Exception, requests: Sequence[ImageRequest], rows: Rows) -> list[Sequence[ImageRequest]]:
+    def _after(
+        self, error: Exception, requests: Sequence[ImageRequest], rows: Rows
+    ) -> list[Sequence[ImageRequest]]:
         """What is to be tried next where a batch raised."""
         if is_want_of_memory(error):
             self._halve(len(requests), error)
             return [requests]
         if len(requests) > 1:
             return [[request] for request in requests]
-        rows[requests[0].index] = self._row(requests[0], status=FAILED, detail=describe_error(error))
+        rows[requests[0].index] = self._row(
+            requests[0], status=FAILED, detail=describe_error(error)
+        )
         return []
 
     def _halve(self, tried: int, error: Exception) -> None:
@@ -170,17 +210,28 @@ class GenerationWorker:
         self.batch = max(1, tried // 2)
         _give_back_memory()
 
-    # -- files and rows ----------------------------------------------------------------------------------
+    # -- files and rows
+    # ----------------------------------------------------------------------------------
 
-    def _kept(self, request: ImageRequest, made: GeneratedImage, picture: Picture | None) -> dict[str, Any]:
+    def _kept(
+        self, request: ImageRequest, made: GeneratedImage, picture: Picture | None
+    ) -> dict[str, Any]:
         if made.blanked:
             detail = "the pipeline's safety checker put black in its place"
-            return self._row(request, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
+            return self._row(
+                request,
+                latents_sha256=made.latents_sha256,
+                blanked=True,
+                status=BLANKED,
+                detail=detail,
+            )
         image, found = made.image, dict[str, Any]()
         if picture is not None:
             image = pasted(picture.real, image, picture.mask) if self.config.paste else image
             found = self._keep_mask(request, picture.mask)
-        mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
+        mark: Mark = (
+            "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
+        )
         data = encode(image, request.style, mark if self.config.mark else None)
         self.store.write(request.image_path, data)
         return self._row(request, uri=request.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
@@ -194,7 +245,9 @@ class GenerationWorker:
         return {"mask": request.mask_path, "mask_share": share_of(mask)}
 
     def _row(self, request: ImageRequest, **found: Any) -> dict[str, Any]:
-        """A row: what was ordered, what is the same for all of a job, and what was found; all else is null."""
+        """A row: what was ordered, what is the same for all of a job, and what was found; all else
+        is null.
+        """
         prompt, style = request.prompt, request.style
         ordered = {
             "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,
@@ -234,7 +287,9 @@ def binary(mask: Image.Image) -> Image.Image:
 
 
 def drawn_mask(size: Size, seed: int, share: Drawn) -> Image.Image:
-    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and `share.most` of the picture, or nearly."""
+    """A blob of ellipses around one place, 255 inside, that covers between `share.least` and
+    `share.most` of the picture, or nearly.
+    """
     rng = randomness(seed, "mask")
     wanted = rng.uniform(share.least, share.most)
     mask = Image.new("L", size, 0)

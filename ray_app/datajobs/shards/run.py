@@ -1,11 +1,12 @@
-"""`pack_archive` lists an archive once, writes the missing shards, and compares the counts. The same command resumes.
+"""`pack_archive` lists an archive once, writes the missing shards, and compares the counts. The
+same command resumes.
 
 pack.json           what was packed, how: another command on the same directory is refused
-manifest/0/         the listing, cut into blocks; which shard holds which members follows from it alone (`plan_shards`)
-parts/, data/       per shard what became of its members, and the shard; it is done when both are there
-unpacked.parquet    members that are in no shard, each with status and detail
-summary.json        the figures, when all shards are there
-Small jobs run in this process, larger ones in a pool on Ray.
+manifest/0/         the listing, cut into blocks; which shard holds which members follows from it
+alone (`plan_shards`) parts/, data/       per shard what became of its members, and the shard; it is
+done when both are there unpacked.parquet    members that are in no shard, each with status and
+detail summary.json        the figures, when all shards are there Small jobs run in this process,
+larger ones in a pool on Ray.
 """
 
 import json
@@ -37,8 +38,18 @@ from ray_app.streams.feed import in_pool
 
 # Less than this is written before a local cluster would be up.
 _SMALL_BYTES = 10**9
-_CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
-FORMAT = 2  # of a directory; 1 had notes in the place of parts, without which a shard would be written again
+_CHOSEN = (
+    "form",
+    "include",
+    "exclude",
+    "limit",
+    "columns",
+    "container_limits",
+    "shard_mb",
+    "max_member_bytes",
+)
+# of a directory; 1 had notes in the place of parts, without which a shard would be written again
+FORMAT = 2
 _CLAIM, _SAME = "pack.json", "source and form"
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
 _BLOCKS = archives.BlockPlan(batch_slots=64, max_block_members=64)
@@ -47,7 +58,9 @@ _UNKNOWN_BYTES = 256 * 1024
 # The members of a shard are held as names while it is written.
 _MOST_MEMBERS = 65_536
 # What another attempt may give; what has changed since it was listed stays changed.
-FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT))
+FROM_STORAGE = frozenset(
+    (Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT)
+)
 _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 
 
@@ -55,13 +68,18 @@ _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """Pack `config.source` into shards in `config.out`; returns the content of `summary.json`.
 
-    The source is listed once: what comes to it later belongs into another directory. With `retry`, shards in which members could not
-    be read from storage are written again; folders that could not be listed are not listed again. Raises ConfigError, IdentityError,
-    StorageError, ClusterError, and KeyboardInterrupt after saying how to go on.
+    The source is listed once: what comes to it later belongs into another directory. With `retry`,
+    shards in which members could not be read from storage are written again; folders that could not
+    be listed are not listed again. Raises ConfigError, IdentityError, StorageError, ClusterError,
+    and KeyboardInterrupt after saying how to go on.
     """
     store = Store.open(config.out)
     if (begun := claimed_by(store, _CLAIM)) is not None:
-        config = as_begun(config, {name: begun[name] for name in _CHOSEN if name in begun}, where=f"{store.url}/{_CLAIM}")
+        config = as_begun(
+            config,
+            {name: begun[name] for name in _CHOSEN if name in begun},
+            where=f"{store.url}/{_CLAIM}",
+        )
     archive = archives.open_source(
         config.source,
         config.include,
@@ -71,9 +89,15 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
         limits=config.container_limits,
         allow_private=config.allow_private,
     )
-    # What another command on the same directory must match: all that decides which bytes lie in which shard.
+    # What another command on the same directory must match: all that decides which bytes lie in
+    # which shard.
     chosen = config.model_dump(mode="json", include=set(_CHOSEN))
-    identity = {"format": FORMAT, "command": "pack", "source": [archives.name_of(source) for source in config.source], **chosen}
+    identity = {
+        "format": FORMAT,
+        "command": "pack",
+        "source": [archives.name_of(source) for source in config.source],
+        **chosen,
+    }
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
         archive.check()  # a misspelt source must not make the directory its own
     with Lease(store, unguarded=config.unguarded) as lease:
@@ -81,7 +105,9 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
         return _write_shards(archive, config, lease, store, retry=retry)
 
 
-def _write_shards(archive: archives.Archive, config: PackConfig, lease: Lease, store: Store, *, retry: bool) -> dict[str, Any]:
+def _write_shards(
+    archive: archives.Archive, config: PackConfig, lease: Lease, store: Store, *, retry: bool
+) -> dict[str, Any]:
     """List an archive into `store`, write all its shards, and return the summary.
 
     An exception that interrupts it carries the note RESUMABLE, because finished shards stay.
@@ -100,23 +126,40 @@ def _write_shards(archive: archives.Archive, config: PackConfig, lease: Lease, s
         done, there = set(part_names(store)), {f"data/{name}" for name in store.names("data")}
         pending = [shard for shard in shards if shard.name not in done or shard.path not in there]
         if pending:
-            fetcher = archives.fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+            fetcher = archives.fetcher_of(
+                config.source, config.retry, allow_private=config.allow_private
+            )
             total = sum(shard.members for shard in shards)
-            write = WriteShard(store, config.form, _input_type(store), fetcher, config.max_member_bytes)
-            large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
+            write = WriteShard(
+                store, config.form, _input_type(store), fetcher, config.max_member_bytes
+            )
+            large = (
+                len(pending) > 1
+                and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
+            )
             say = f"{total:,} files in {wording.counted(len(shards), 'shard')}, {len(pending):,} to be written"
-            progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
+            progress = Progress(
+                total, done=total - sum(shard.members for shard in pending), name="pack"
+            )
             with _workers(config, in_pool, wanted=large) as each:
                 work_through(each, write, pending, progress=progress, lease=lease, say=say)
         summary = _reconcile(store, config.form, shards)
-        summary |= {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
+        summary |= {
+            "session": {
+                "shards": len(pending),
+                "wall_s": round(time.monotonic() - start, 2),
+                **lease.facts(),
+            }
+        }
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
 
 def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: int | None) -> None:
     try:
-        listed = archives.list_members(store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit)
+        listed = archives.list_members(
+            store, archive, _BLOCKS, each=each, progress=ProgressLog("listing").count, limit=limit
+        )
     except ConfigError:  # nothing was listed: the directory is anybody's again
         store.clear("manifest")
         store.delete(_CLAIM)
@@ -127,8 +170,12 @@ def _list(store: Store, archive: archives.Archive, each: archives.Each, limit: i
 
 
 @contextmanager
-def _workers(config: PackConfig, each: archives.Each, *, wanted: bool = False) -> Iterator[archives.Each]:
-    """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
+def _workers(
+    config: PackConfig, each: archives.Each, *, wanted: bool = False
+) -> Iterator[archives.Each]:
+    """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with
+    one worker, this process.
+    """
     if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
         yield archives.in_turn
         return
@@ -137,7 +184,9 @@ def _workers(config: PackConfig, each: archives.Each, *, wanted: bool = False) -
 
 
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
-    """The shards of the listing in `store`, the same for every session: as many whole blocks as `shard_bytes` hold, one at least."""
+    """The shards of the listing in `store`, the same for every session: as many whole blocks as
+    `shard_bytes` hold, one at least.
+    """
     runs: list[list[archives.BlockRef]] = []
     size = members = 0
     for ref in archives.read_blocks(store, 0) if archives.read_complete(store, 0) else ():
@@ -157,7 +206,8 @@ def _input_type(store: Store) -> pa.StructType | None:
 
 
 def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, Any]:
-    """Write `unpacked.parquet`, compare what was packed with what was listed, and return the figures; once only.
+    """Write `unpacked.parquet`, compare what was packed with what was listed, and return the
+    figures; once only.
 
     Raises ClusterError when a member is in no shard and in no list.
     """
@@ -178,7 +228,9 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
     unpacked = write_tables(store, "unpacked", UNPACKED, tables())
     packed = statuses.pop(OK, 0)
     if packed + unpacked != members:
-        message = f"{store.url}: {packed} files packed and {unpacked} listed as unpacked, of {members}"
+        message = (
+            f"{store.url}: {packed} files packed and {unpacked} listed as unpacked, of {members}"
+        )
         raise ClusterError(message, hint="please report this: it is a bug")
     return {"out": store.url, "form": form, "shards": len(shards), "members": members, "packed": packed, "size_bytes": size_bytes,
             "unpacked": unpacked, "closed_folders": listed.closed_folders if listed else 0,
@@ -191,7 +243,10 @@ def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out = wording.visible(summary["out"])
     shards = wording.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
     members = wording.counted(summary["members"], "file")
-    yield "packed", f"{summary['packed']:,} of {members} into {shards} in {out}/data, {wording.size(summary['size_bytes'])}"
+    yield (
+        "packed",
+        f"{summary['packed']:,} of {members} into {shards} in {out}/data, {wording.size(summary['size_bytes'])}",
+    )
     if none := summary["formats"].get("none"):
         yield (
             "no image",
@@ -202,13 +257,22 @@ def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for status, number in summary["statuses"].items():
             yield "", f"{number:,} {status}: {wording.meaning(status)}"
         closed_folders = summary.get("closed_folders", 0)
-        if sum(number for status, number in summary["statuses"].items() if status in FROM_STORAGE) > closed_folders:
+        if (
+            sum(number for status, number in summary["statuses"].items() if status in FROM_STORAGE)
+            > closed_folders
+        ):
             yield "", "--retry tries again those that the storage did not give"
         if closed_folders:
-            yield "", f"{wording.counted(closed_folders, 'folder')} could not be listed: to list again, pack into a new --out"
+            yield (
+                "",
+                f"{wording.counted(closed_folders, 'folder')} could not be listed: to list again, pack into a new --out",
+            )
     if summary["form"] == "parquet":
         yield "read", f"datasets.load_dataset({out!r})"
     elif summary["shards"]:
         count = summary["shards"]
         last = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
-        yield "read", f"webdataset.WebDataset({f'{out}/data/train-{last}-of-{count:05}.tar'!r}, shardshuffle=False)"
+        yield (
+            "read",
+            f"webdataset.WebDataset({f'{out}/data/train-{last}-of-{count:05}.tar'!r}, shardshuffle=False)",
+        )

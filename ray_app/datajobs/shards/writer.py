@@ -1,7 +1,9 @@
-"""One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a local file and publishes it whole.
+"""One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a
+local file and publishes it whole.
 
-Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as the Hugging Face hub writes it,
-`WebDatasetShard`); one that cannot be had is a row of its part alone.
+Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as
+the Hugging Face hub writes it, `WebDatasetShard`); one that cannot be had is a row of its part
+alone.
 """
 
 import hashlib
@@ -29,24 +31,43 @@ from ray_app.storage import Fetcher, Store
 
 _TEXT = pa.string()
 SOURCE_TYPE = pa.struct(
-    [("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("version", _TEXT), ("sha256", _TEXT), ("format", _TEXT)]
+    [
+        ("uri", _TEXT),
+        ("member", _TEXT),
+        ("occurrence", pa.int32()),
+        ("version", _TEXT),
+        ("sha256", _TEXT),
+        ("format", _TEXT),
+    ]
 )
 FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
            "JPEG2000": "jp2", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
 NO_IMAGE = "bin"
 SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
 RESERVED = ("image", "source")
-# The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
+# The hub's own figure for images; bytes bound it where they are large, since a row group is built
+# in memory.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
-# A row of a part: what became of a member. `format` and `size_bytes` of one that is packed; no known image has the format `none`.
-UNPACKED = pa.schema([("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("status", _TEXT), ("detail", _TEXT)])
+# A row of a part: what became of a member. `format` and `size_bytes` of one that is packed; no
+# known image has the format `none`.
+UNPACKED = pa.schema(
+    [
+        ("uri", _TEXT),
+        ("member", _TEXT),
+        ("occurrence", pa.int32()),
+        ("status", _TEXT),
+        ("detail", _TEXT),
+    ]
+)
 MEMBER = pa.schema([*UNPACKED, ("format", _TEXT), ("size_bytes", pa.int64())])
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A member with its bytes; `key` is ours and safe in any file system, `format` is what the bytes say (None: no image)."""
+    """A member with its bytes; `key` is ours and safe in any file system, `format` is what the
+    bytes say (None: no image).
+    """
 
     key: str
     member: ManifestMember
@@ -56,21 +77,31 @@ class Packed:
 
     @property
     def ending(self) -> str:
-        """The file ending that the bytes deserve, whatever the member's name says; `bin` for no image."""
+        """The file ending that the bytes deserve, whatever the member's name says; `bin` for no
+        image.
+        """
         return FILE_ENDINGS.get(self.format or "", NO_IMAGE)
 
     @property
     def name(self) -> str:
-        """The name that the member had, as a label: the last part of its path; a table's row may name one, its own is a number."""
+        """The name that the member had, as a label: the last part of its path; a table's row may
+        name one, its own is a number.
+        """
         member = self.member
-        given = member.input.get("path") if member.place is not None and member.place.kind == "parquet" else None
+        given = (
+            member.input.get("path")
+            if member.place is not None and member.place.kind == "parquet"
+            else None
+        )
         name = str(given or member.member or member.uri).rpartition("/")[2]
         return self.key if name in ("", ".", "..") else name
 
     @property
     def source(self) -> dict[str, Any]:
         """Where it came from, as `SOURCE_TYPE`."""
-        named = {name: getattr(self.member, name) for name in ("uri", "member", "occurrence", "version")}
+        named = {
+            name: getattr(self.member, name) for name in ("uri", "member", "occurrence", "version")
+        }
         return {**named, "sha256": self.sha256, "format": self.format}
 
     def beside(self, names: Mapping[str, str]) -> dict[str, Any]:
@@ -79,7 +110,9 @@ class Packed:
 
 
 class LocalShard(ABC):
-    """A shard that grows at `path`, in this machine's folder for temporary files. Raises StorageError where that is full."""
+    """A shard that grows at `path`, in this machine's folder for temporary files. Raises
+    StorageError where that is full.
+    """
 
     def __init__(self, input_type: pa.StructType | None) -> None:
         fields = [] if input_type is None else list(input_type)
@@ -121,12 +154,24 @@ class ParquetShard(LocalShard):
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:
         beside = [pa.field(self._names[field.name], field.type) for field in fields]
-        self._schema = pa.schema([pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *beside])
+        self._schema = pa.schema(
+            [pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *beside]
+        )
         # What `datasets` cannot see from Arrow's types: which structs are images.
-        features = {field.name: {"_type": "Image"} for field in self._schema if field.type == IMAGE_TYPE}
-        self._schema = self._schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-        # Encoded images neither shrink nor repeat nor compare: all that is for the columns beside them.
-        others = [leaf for field in self._schema for leaf in _leaves(field.name, field.type) if leaf != "image.bytes"]
+        features = {
+            field.name: {"_type": "Image"} for field in self._schema if field.type == IMAGE_TYPE
+        }
+        self._schema = self._schema.with_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        # Encoded images neither shrink nor repeat nor compare: all that is for the columns beside
+        # them.
+        others = [
+            leaf
+            for field in self._schema
+            for leaf in _leaves(field.name, field.type)
+            if leaf != "image.bytes"
+        ]
         self._writer = pq.ParquetWriter(
             self.path,
             self._schema,
@@ -151,19 +196,25 @@ class ParquetShard(LocalShard):
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=GROUP_ROWS)
+            self._writer.write_table(
+                pa.Table.from_pylist(self._rows, self._schema), row_group_size=GROUP_ROWS
+            )
         self._rows, self._group_bytes = [], 0
 
 
 class WebDatasetShard(LocalShard):
-    """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or modes of a real file get in."""
+    """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or
+    modes of a real file get in.
+    """
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:
         self._tar = tarfile.open(self.path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _complete
 
     def _append(self, packed: Packed) -> None:
         facts = {"source": packed.source, **plain(packed.beside(self._names))}
-        beside = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape")
+        beside = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode(
+            "utf-8", "surrogateescape"
+        )
         for ending, data in ((packed.ending, packed.data), ("json", beside)):
             info = tarfile.TarInfo(f"{packed.key}.{ending}")
             info.size = len(data)
@@ -208,14 +259,16 @@ class Shard:
 
     @property
     def path(self) -> str:
-        """Where it lies in the output directory. It exists when, and only when, the shard is finished."""
+        """Where it lies in the output directory. It exists when, and only when, the shard is
+        finished.
+        """
         return f"data/{self.name}.{SHARD_ENDINGS[self.form]}"
 
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Writes shards of the listing in `store`; called with a `Shard`, returns how many {images, bad} it had: bad ones are not in it.
-    Picklable: it travels to workers.
+    """Writes shards of the listing in `store`; called with a `Shard`, returns how many {images,
+    bad} it had: bad ones are not in it. Picklable: it travels to workers.
 
     Raises StorageError when the output is out of reach or this machine's temporary folder is full.
     """
@@ -228,8 +281,14 @@ class WriteShard:
 
     def __call__(self, shard: Shard) -> dict[str, int]:
         """Write one shard; done again, it replaces its own files with the same bytes."""
-        members = [member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))]
-        reader, file, rows = MemberReader(self.fetcher, max_bytes=self.max_member_bytes), SHARDS[self.form](self.input_type), []
+        members = [
+            member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))
+        ]
+        reader, file, rows = (
+            MemberReader(self.fetcher, max_bytes=self.max_member_bytes),
+            SHARDS[self.form](self.input_type),
+            [],
+        )
         try:
             for index, (member, data) in enumerate(reader.read(members)):
                 key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
@@ -244,7 +303,9 @@ class WriteShard:
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows)}
 
 
-def _packed(file: LocalShard, key: str, member: ManifestMember, data: bytes | InputError) -> dict[str, Any]:
+def _packed(
+    file: LocalShard, key: str, member: ManifestMember, data: bytes | InputError
+) -> dict[str, Any]:
     """Append a member to a shard, if it can be had: its row of `MEMBER`."""
     row = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
     if isinstance(data, InputError):
@@ -255,7 +316,9 @@ def _packed(file: LocalShard, key: str, member: ManifestMember, data: bytes | In
 
 
 def free_names(columns: Collection[str]) -> dict[str, str]:
-    """Return a name for each of the source's columns: its own, or `input.NAME` if the name is reserved."""
+    """Return a name for each of the source's columns: its own, or `input.NAME` if the name is
+    reserved.
+    """
     names: dict[str, str] = {}
     for column in columns:
         name = column

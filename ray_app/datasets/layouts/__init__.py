@@ -8,7 +8,12 @@ from typing import Any
 
 from ray_app.config import load_yaml, named_configs, validate
 from ray_app.datasets.layouts import published, rules
-from ray_app.datasets.layouts.base import CommunityForensicsFolders, DatasetLayout, Folders, LabelColumns
+from ray_app.datasets.layouts.base import (
+    CommunityForensicsFolders,
+    DatasetLayout,
+    Folders,
+    LabelColumns,
+)
 from ray_app.errors import ConfigError
 
 LAYOUTS: Mapping[str, type[DatasetLayout]] = {
@@ -40,7 +45,8 @@ def layout_names() -> list[str]:
 def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
     """The layout of a name with these arguments; reads the files that they name.
 
-    Raises ConfigError for a name, an argument or a value that there is not, and for files that are not what the layout expects.
+    Raises ConfigError for a name, an argument or a value that there is not, and for files that are
+    not what the layout expects.
     """
     if name in (files := named_configs("layouts")):
         known = load_yaml(files[name], rules.PublishedLayout)
@@ -50,5 +56,8 @@ def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
     try:
         return validate(arguments, LAYOUTS[name], where=f"layout {name}")
     except ConfigError as error:
-        error.hint = error.hint or f"its arguments: {', '.join(LAYOUTS[name].model_fields) or 'none'}; as in --set arguments.KEY=VALUE"
+        error.hint = (
+            error.hint
+            or f"its arguments: {', '.join(LAYOUTS[name].model_fields) or 'none'}; as in --set arguments.KEY=VALUE"
+        )
         raise

@@ -1,8 +1,11 @@
-"""The `aeroblade` family: how well a generator's autoencoder reproduces an image, as LPIPS measures it; nothing is trained.
+"""The `aeroblade` family: how well a generator's autoencoder reproduces an image, as LPIPS measures
+it; nothing is trained.
 
-`backbone` is the autoencoder, a card's own file LPIPS' linear layers, and beside that lies torchvision's VGG-16, of which the first four
-convolutions are taken. Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LPIPS: Zhang et al., CVPR 2018 (arXiv 1801.03924); the
-autoencoder of Stable Diffusion (`KlAutoencoder`), under diffusers' key names: Rombach et al., CVPR 2022 (arXiv 2112.10752).
+`backbone` is the autoencoder, a card's own file LPIPS' linear layers, and beside that lies
+torchvision's VGG-16, of which the first four convolutions are taken. Sources: Ricker et al., CVPR
+2024 (arXiv 2401.17879); LPIPS: Zhang et al., CVPR 2018 (arXiv 1801.03924); the autoencoder of
+Stable Diffusion (`KlAutoencoder`), under diffusers' key names: Rombach et al., CVPR 2022 (arXiv
+2112.10752).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +27,20 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 
 
 class KlAutoencoder(nn.Module):
-    """Pixels (N, 3, H, W) of −1 to 1, sides multiples of 8 → the same picture through the latent's mean. By default 83,653,863 parameters.
+    """Pixels (N, 3, H, W) of −1 to 1, sides multiples of 8 → the same picture through the latent's
+    mean. By default 83,653,863 parameters.
 
     Needs one group of channels at least: widths are multiples of `groups`.
     """
 
-    def __init__(self, *, widths: Sequence[int] = (128, 256, 512, 512), latent: int = 4, layers: int = 2, groups: int = GROUPS) -> None:
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (128, 256, 512, 512),
+        latent: int = 4,
+        layers: int = 2,
+        groups: int = GROUPS,
+    ) -> None:
         super().__init__()
         self.encoder = _Encoder(widths, 2 * latent, layers, groups)
         self.decoder = _Decoder(widths, latent, layers + 1, groups)
@@ -48,8 +59,12 @@ class _Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            _Stage(before, width, layers, groups, "downsamplers" if number < len(widths) - 1 else None)
-            for number, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
+            _Stage(
+                before, width, layers, groups, "downsamplers" if number < len(widths) - 1 else None
+            )
+            for number, (before, width) in enumerate(
+                zip((widths[0], *widths), widths, strict=False)
+            )
         )
         self.mid_block = _Middle(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
@@ -59,7 +74,9 @@ class _Encoder(nn.Module):
         features = self.conv_in(pixels)
         for stage in self.down_blocks:
             features = stage(features)
-        encoded: torch.Tensor = self.conv_out(functional.silu(self.conv_norm_out(self.mid_block(features))))
+        encoded: torch.Tensor = self.conv_out(
+            functional.silu(self.conv_norm_out(self.mid_block(features)))
+        )
         return encoded
 
 
@@ -70,8 +87,12 @@ class _Decoder(nn.Module):
         self.conv_in = nn.Conv2d(latent, rising[0], 3, padding=1)
         self.mid_block = _Middle(rising[0], groups)
         self.up_blocks = nn.ModuleList(
-            _Stage(before, width, layers, groups, "upsamplers" if number < len(widths) - 1 else None)
-            for number, (before, width) in enumerate(zip((rising[0], *rising), rising, strict=False))
+            _Stage(
+                before, width, layers, groups, "upsamplers" if number < len(widths) - 1 else None
+            )
+            for number, (before, width) in enumerate(
+                zip((rising[0], *rising), rising, strict=False)
+            )
         )
         self.conv_norm_out = nn.GroupNorm(groups, rising[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(rising[-1], 3, 3, padding=1)
@@ -87,13 +108,22 @@ class _Decoder(nn.Module):
 class _Stage(nn.Module):
     """Some residual layers, then half or twice the size, by the name of what does it."""
 
-    def __init__(self, before: int, width: int, layers: int, groups: int, sampler: str | None) -> None:
+    def __init__(
+        self, before: int, width: int, layers: int, groups: int, sampler: str | None
+    ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(_Residual(before if number == 0 else width, width, groups) for number in range(layers))
+        self.resnets = nn.ModuleList(
+            _Residual(before if number == 0 else width, width, groups) for number in range(layers)
+        )
         self.sampler = sampler
         if sampler is not None:
             stride, padding = (2, 0) if sampler == "downsamplers" else (1, 1)
-            self.add_module(sampler, nn.ModuleList([nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, stride, padding)})]))
+            self.add_module(
+                sampler,
+                nn.ModuleList(
+                    [nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, stride, padding)})]
+                ),
+            )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         for layer in self.resnets:
@@ -102,7 +132,11 @@ class _Stage(nn.Module):
             features = functional.pad(features, (0, 1, 0, 1))
         elif self.sampler is not None:
             features = functional.interpolate(features, scale_factor=2.0, mode="nearest")
-        return features if self.sampler is None else self.get_submodule(f"{self.sampler}.0.conv")(features)
+        return (
+            features
+            if self.sampler is None
+            else self.get_submodule(f"{self.sampler}.0.conv")(features)
+        )
 
 
 class _Middle(nn.Module):
@@ -119,12 +153,20 @@ class _Middle(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, before: int, width: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, before, NORM_EPS), nn.Conv2d(before, width, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, width, NORM_EPS), nn.Conv2d(width, width, 3, padding=1)
+        self.norm1, self.conv1 = (
+            nn.GroupNorm(groups, before, NORM_EPS),
+            nn.Conv2d(before, width, 3, padding=1),
+        )
+        self.norm2, self.conv2 = (
+            nn.GroupNorm(groups, width, NORM_EPS),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
         self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        inner: torch.Tensor = self.conv2(functional.silu(self.norm2(self.conv1(functional.silu(self.norm1(features))))))
+        inner: torch.Tensor = self.conv2(
+            functional.silu(self.norm2(self.conv1(functional.silu(self.norm1(features)))))
+        )
         return inner + (features if self.conv_shortcut is None else self.conv_shortcut(features))
 
 
@@ -134,7 +176,11 @@ class _Attention(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, width, NORM_EPS)
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -156,18 +202,22 @@ def modern_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 VGG = "vgg16-397923af.pth"
-CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}  # of VGG-16's `features`, to the end of the second layer of LPIPS
+# of VGG-16's `features`, to the end of the second layer of LPIPS
+CONVOLUTIONS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128)}
 POOL_BEFORE = 5
 STAGES = (64, 128, 256, 512, 512)  # channels of LPIPS' five layers, all of which its file has
 LAYER = 1  # the second one, which the authors found best
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own constants for pixels of −1 to 1
+# LPIPS' own constants for pixels of −1 to 1
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 EPS = 1e-10
 
 
 class Aeroblade(nn.Module):
-    """Pixels (N, 3, H, W) of −1 to 1 → minus the distance (N, 1) between an image and its reconstruction: near 0 is likely fake.
+    """Pixels (N, 3, H, W) of −1 to 1 → minus the distance (N, 1) between an image and its
+    reconstruction: near 0 is likely fake.
 
-    Of sides that are no multiples of 8 the last rows or columns are dropped. VGG's weights are buffers: they come by `attach`.
+    Of sides that are no multiples of 8 the last rows or columns are dropped. VGG's weights are
+    buffers: they come by `attach`.
     """
 
     shift: torch.Tensor
@@ -178,28 +228,44 @@ class Aeroblade(nn.Module):
         self.backbone = backbone
         for number, channels in enumerate(STAGES):
             layer = nn.Conv2d(channels, 1, 1, bias=False)
-            self.add_module(f"lin{number}", nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), layer)}))
+            self.add_module(
+                f"lin{number}", nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), layer)})
+            )
         for name, values in (("shift", SHIFT), ("scale", SCALE)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         for place, (before, width) in CONVOLUTIONS.items():
-            self.register_buffer(f"weight{place}", torch.zeros(width, before, 3, 3), persistent=False)
+            self.register_buffer(
+                f"weight{place}", torch.zeros(width, before, 3, 3), persistent=False
+            )
             self.register_buffer(f"bias{place}", torch.zeros(width), persistent=False)
 
     def attach(self, folder: Path) -> None:
         """Take VGG's convolutions from the file in that folder. Raises DetectorError."""
         path = folder / VGG
         if not path.is_file():
-            raise DetectorError(f"{path}: AEROBLADE measures with VGG-16, which is not there", hint=f"put torchvision's {VGG} beside")
-        described = Weights(uri=VGG, unverified="the card says what is known of it, in `beside`", format="torch", select="features.")
+            raise DetectorError(
+                f"{path}: AEROBLADE measures with VGG-16, which is not there",
+                hint=f"put torchvision's {VGG} beside",
+            )
+        described = Weights(
+            uri=VGG,
+            unverified="the card says what is known of it, in `beside`",
+            format="torch",
+            select="features.",
+        )
         self.take_vgg(read_state_dict(path, described), str(path))
 
     def take_vgg(self, state: Mapping[str, torch.Tensor], where: str) -> None:
-        """The four convolutions of a state dict of torchvision's VGG-16. Raises DetectorError where one is missing or of another shape."""
+        """The four convolutions of a state dict of torchvision's VGG-16. Raises DetectorError where
+        one is missing or of another shape.
+        """
         for place in CONVOLUTIONS:
             for leaf in ("weight", "bias"):
                 key, own = f"features.{place}.{leaf}", self.get_buffer(f"{leaf}{place}")
                 if key not in state or state[key].shape != own.shape:
-                    raise DetectorError(f"{where}: {key} is not VGG-16's", hint=f"take torchvision's {VGG}")
+                    raise DetectorError(
+                        f"{where}: {key} is not VGG-16's", hint=f"take torchvision's {VGG}"
+                    )
                 own.copy_(state[key])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -207,7 +273,9 @@ class Aeroblade(nn.Module):
         height, width = (side // 8 * 8 for side in pixels.shape[2:])
         pixels = pixels[..., :height, :width]
         # As the authors' 8-bit files: clipped, and cut down to a whole grey level.
-        rebuilt = ((self.backbone(pixels).float() / 2 + 0.5).clamp(0, 1) * 255).floor() / 255 * 2 - 1
+        rebuilt = (
+            (self.backbone(pixels).float() / 2 + 0.5).clamp(0, 1) * 255
+        ).floor() / 255 * 2 - 1
         return -self.distance(pixels, rebuilt)
 
     def distance(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -221,19 +289,32 @@ class Aeroblade(nn.Module):
         for place in CONVOLUTIONS:
             if place == POOL_BEFORE:
                 features = functional.max_pool2d(features, 2)
-            features = functional.conv2d(features, self.get_buffer(f"weight{place}"), self.get_buffer(f"bias{place}"), padding=1).relu()
+            features = functional.conv2d(
+                features,
+                self.get_buffer(f"weight{place}"),
+                self.get_buffer(f"bias{place}"),
+                padding=1,
+            ).relu()
         return features / (features.square().sum(1, keepdim=True).sqrt() + EPS)
 
 
-def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
+def published_keys(
+    state: Mapping[str, torch.Tensor], network: nn.Module
+) -> Mapping[str, torch.Tensor]:
     """Files of autoencoders have older names than the network."""
     return modern_names(state) if isinstance(network, KlAutoencoder) else state
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network that a card of family `aeroblade` describes, without weights. Raises DetectorError."""
+    """The network that a card of family `aeroblade` describes, without weights. Raises
+    DetectorError.
+    """
     if card.backbone is None:
-        raise DetectorError(f"{card.name}: aeroblade needs an autoencoder", hint=f"name one as `{BACKBONE}`")
+        raise DetectorError(
+            f"{card.name}: aeroblade needs an autoencoder", hint=f"name one as `{BACKBONE}`"
+        )
     if card.architecture.arguments:
-        raise DetectorError(f"{card.name}: architecture.arguments: aeroblade takes none, not {', '.join(card.architecture.arguments)}")
+        raise DetectorError(
+            f"{card.name}: architecture.arguments: aeroblade takes none, not {', '.join(card.architecture.arguments)}"
+        )
     return Aeroblade(KlAutoencoder(**card.backbone.architecture.arguments))

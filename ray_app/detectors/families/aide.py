@@ -1,4 +1,5 @@
-"""The `aide` family: the plainest and the busiest patches of an image through noise filters, the whole image through a ConvNeXt of CLIP.
+"""The `aide` family: the plainest and the busiest patches of an image through noise filters, the
+whole image through a ConvNeXt of CLIP.
 
 Under the authors' key names. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
 """
@@ -17,12 +18,15 @@ from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-PATCH, STEP, SIDE = 32, 16, 256  # a patch's side, the way from one to the next, and the side that the networks see
+# a patch's side, the way from one to the next, and the side that the networks see
+PATCH, STEP, SIDE = 32, 16, 256
 _BANDS = 6
 
 
 def cosine_basis(side: int, device: torch.device) -> torch.Tensor:
-    """The orthonormal discrete cosine transform of a line of `side` values: (side, side), a frequency per row."""
+    """The orthonormal discrete cosine transform of a line of `side` values: (side, side), a
+    frequency per row.
+    """
     at = torch.arange(side, dtype=torch.float64, device=device)
     basis = torch.cos((at + 0.5) * math.pi * at[:, None] / side) * math.sqrt(2 / side)
     basis[0] /= math.sqrt(2)
@@ -30,25 +34,32 @@ def cosine_basis(side: int, device: torch.device) -> torch.Tensor:
 
 
 def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
-    """How busy every patch is: (N, C, H, W) → (N, rows × columns), patches row by row, `STEP` pixels apart.
+    """How busy every patch is: (N, C, H, W) → (N, rows × columns), patches row by row, `STEP`
+    pixels apart.
 
-    The mean of ln(1 + |coefficient|) over each of six bands of the sum of both frequencies, each band twice as heavy as the one below.
+    The mean of ln(1 + |coefficient|) over each of six bands of the sum of both frequencies, each
+    band twice as heavy as the one below.
     """
     basis = cosine_basis(PATCH, pixels.device)
     total = torch.arange(PATCH, device=pixels.device)
     total = total + total[:, None]
     edges = [2 * PATCH / _BANDS * band for band in range(_BANDS + 1)]
     inside = [(total >= low) & (total <= high) for low, high in pairwise(edges)]
-    weights = torch.stack([2**band * mask / mask.sum() for band, mask in enumerate(inside)]).sum(dim=0)
+    weights = torch.stack([2**band * mask / mask.sum() for band, mask in enumerate(inside)]).sum(
+        dim=0
+    )
     rows = []
     for top in range(0, pixels.shape[-2] - PATCH + 1, STEP):
-        patches = pixels[..., top : top + PATCH, :].unfold(-1, PATCH, STEP).transpose(2, 3)  # (N, C, columns, PATCH, PATCH)
+        # (N, C, columns, PATCH, PATCH)
+        patches = pixels[..., top : top + PATCH, :].unfold(-1, PATCH, STEP).transpose(2, 3)
         rows.append(((basis @ patches @ basis.T).abs().log1p() * weights).sum(dim=(1, 3, 4)))
     return torch.cat(rows, dim=1)
 
 
 def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
-    """The two plainest patches of every image and its two busiest, in the order plainest, busiest, next to each: (N, 4, C, 32, 32)."""
+    """The two plainest patches of every image and its two busiest, in the order plainest, busiest,
+    next to each: (N, 4, C, 32, 32).
+    """
     columns = (pixels.shape[-1] - PATCH) // STEP + 1
     ranks = patch_grades(pixels).argsort(dim=1)
     last = ranks.shape[1] - 1
@@ -61,7 +72,9 @@ def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class NoiseNet(ResNetBody):
-    """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`). `fc` stands in files, and nothing reads it."""
+    """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`). `fc` stands
+    in files, and nothing reads it.
+    """
 
     def __init__(self, layers: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__(layers, channels, given=30)
@@ -73,10 +86,12 @@ class NoiseNet(ResNetBody):
 
 
 class Aide(nn.Module):
-    """Four patches through filters and two ResNet-50s, the image at 256 × 256 px through ConvNeXt-XXL, two layers: logits of real, fake.
+    """Four patches through filters and two ResNet-50s, the image at 256 × 256 px through
+    ConvNeXt-XXL, two layers: logits of real, fake.
 
-    Input: (N, 3, H, W) of any size from 32 px, colours from 0 to 1; smaller images have nothing to say (NaN). Output: (N, 2).
-    `layers`, `channels`: of both ResNets. `depths`, `dims`: of the ConvNeXt.
+    Input: (N, 3, H, W) of any size from 32 px, colours from 0 to 1; smaller images have nothing to
+    say (NaN). Output: (N, 2). `layers`, `channels`: of both ResNets. `depths`, `dims`: of the
+    ConvNeXt.
     """
 
     def __init__(
@@ -88,13 +103,21 @@ class Aide(nn.Module):
         dims: Sequence[int] = (384, 768, 1536, 3072),
     ) -> None:
         super().__init__()
-        self.hpf = nn.ModuleDict({"hpf": nn.Conv2d(3, 30, 5, padding=2, bias=False)})  # the 30 filters of the SRM, which the file holds
+        # the 30 filters of the SRM, which the file holds
+        self.hpf = nn.ModuleDict({"hpf": nn.Conv2d(3, 30, 5, padding=2, bias=False)})
         self.model_min, self.model_max = NoiseNet(layers, channels), NoiseNet(layers, channels)
         self.openclip_convnext_xxl = timm.create_model(
-            "convnext_xxlarge", pretrained=False, num_classes=0, global_pool="", depths=tuple(depths), dims=tuple(dims)
+            "convnext_xxlarge",
+            pretrained=False,
+            num_classes=0,
+            global_pool="",
+            depths=tuple(depths),
+            dims=tuple(dims),
         )
         self.convnext_proj = nn.Sequential(nn.Linear(dims[-1], 256))
-        self.fc = nn.ModuleDict({"fc1": nn.Linear(4 * channels[-1] + 256, 1024), "fc2": nn.Linear(1024, 2)})
+        self.fc = nn.ModuleDict(
+            {"fc1": nn.Linear(4 * channels[-1] + 256, 1024), "fc2": nn.Linear(1024, 2)}
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
@@ -104,10 +127,19 @@ class Aide(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             patches = _sized(extreme_patches(pixels).flatten(0, 1), IMAGENET_MEAN, IMAGENET_STD)
             whole = _sized(pixels, CLIP_MEAN, CLIP_STD)
-        plain, busy, next_plain, next_busy = self.hpf["hpf"](patches).unflatten(0, (-1, 4)).unbind(1)
-        noise = (self.model_min(plain) + self.model_max(busy) + self.model_min(next_plain) + self.model_max(next_busy)) / 4
+        plain, busy, next_plain, next_busy = (
+            self.hpf["hpf"](patches).unflatten(0, (-1, 4)).unbind(1)
+        )
+        noise = (
+            self.model_min(plain)
+            + self.model_max(busy)
+            + self.model_min(next_plain)
+            + self.model_max(next_busy)
+        ) / 4
         meaning = self.convnext_proj(self.openclip_convnext_xxl(whole).mean(dim=(-2, -1)))
-        logits: torch.Tensor = self.fc["fc2"](functional.gelu(self.fc["fc1"](torch.cat([meaning, noise], dim=1))))
+        logits: torch.Tensor = self.fc["fc2"](
+            functional.gelu(self.fc["fc1"](torch.cat([meaning, noise], dim=1)))
+        )
         return logits
 
 

@@ -1,10 +1,11 @@
-"""The `clip-tuned` family: a linear head on a CLIP tower that was itself trained, both in one file under the names of transformers; and
-the `gapl` family, whose head asks prototypes of generators.
+"""The `clip-tuned` family: a linear head on a CLIP tower that was itself trained, both in one file
+under the names of transformers; and the `gapl` family, whose head asks prototypes of generators.
 
-C2P-CLIP (Tan et al., AAAI 2025, arXiv 2408.09647) trained low-rank additions, which its file has merged into the weights. Effort (Yan et
-al., ICML 2025, arXiv 2411.15633) trained the smallest singular components of the attention's weights, which its file holds apart; they are
-added up when it is read, as are the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982). What runs is the tower of
-`families.clip`.
+C2P-CLIP (Tan et al., AAAI 2025, arXiv 2408.09647) trained low-rank additions, which its file has
+merged into the weights. Effort (Yan et al., ICML 2025, arXiv 2411.15633) trained the smallest
+singular components of the attention's weights, which its file holds apart; they are added up when
+it is read, as are the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982). What
+runs is the tower of `families.clip`.
 """
 
 from collections.abc import Mapping
@@ -39,12 +40,15 @@ _IN_A_BLOCK = {
 
 
 class Gapl(nn.Module):
-    """(N, 3, H, W), normalised → (N, 1). `tower`: the arguments of `clip.VisionTower`; `prototypes` of `width` numbers, asked by `heads`.
+    """(N, 3, H, W), normalised → (N, 1). `tower`: the arguments of `clip.VisionTower`; `prototypes`
+    of `width` numbers, asked by `heads`.
 
     `alpha`: what the tower's low-rank additions in a file are scaled by.
     """
 
-    def __init__(self, *, tower: Mapping[str, Any], prototypes: int, width: int, heads: int, alpha: float) -> None:
+    def __init__(
+        self, *, tower: Mapping[str, Any], prototypes: int, width: int, heads: int, alpha: float
+    ) -> None:
         super().__init__()
         self.backbone, self.alpha = clip.VisionTower(**tower), alpha
         self.foren_proj = nn.Linear(self.backbone.widths["class-token"], width, bias=False)
@@ -56,21 +60,33 @@ class Gapl(nn.Module):
         """Score a batch; see the class for shapes."""
         trace = functional.normalize(self.foren_proj(self.backbone(pixels).class_token), dim=1)
         known = self.prototype.expand(len(trace), -1, -1)
-        logits: torch.Tensor = self.fc(self.cross_attention(trace[:, None], known, known, need_weights=False)[0][:, 0])
+        logits: torch.Tensor = self.fc(
+            self.cross_attention(trace[:, None], known, known, need_weights=False)[0][:, 0]
+        )
         return logits
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """The network of a card: `tower` are the arguments of `clip.VisionTower`, beside `feature` and `normalise`. Raises DetectorError."""
+    """The network of a card: `tower` are the arguments of `clip.VisionTower`, beside `feature` and
+    `normalise`. Raises DetectorError.
+    """
     own: dict[str, Any] = dict(card.architecture.arguments)
     arguments = own.pop("tower", None)
     if not isinstance(arguments, Mapping):
-        raise DetectorError(f"{card.name}: architecture.arguments has no `tower`, the arguments of CLIP's")
-    return clip.linear_head(card, clip.built_tower(arguments, card.name, "architecture.arguments.tower"), own)
+        raise DetectorError(
+            f"{card.name}: architecture.arguments has no `tower`, the arguments of CLIP's"
+        )
+    return clip.linear_head(
+        card, clip.built_tower(arguments, card.name, "architecture.arguments.tower"), own
+    )
 
 
-def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
-    """A file's tensors under the names of the network; what has no place there keeps its name, so that the loader can tell it."""
+def published_keys(
+    state: Mapping[str, torch.Tensor], network: nn.Module
+) -> Mapping[str, torch.Tensor]:
+    """A file's tensors under the names of the network; what has no place there keeps its name, so
+    that the loader can tell it.
+    """
     root = next((key.removesuffix(_FIRST) for key in state if key.endswith(_FIRST)), None)
     if root is None:
         return state
@@ -89,7 +105,9 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Map
 
 
 def _in_the_tower(key: str) -> str | None:
-    """OpenAI's name for transformers' of a tensor of the tower; None for one that CLIP does not have."""
+    """OpenAI's name for transformers' of a tensor of the tower; None for one that CLIP does not
+    have.
+    """
     for theirs, ours in _PARTS.items():
         if key.startswith(theirs):
             key = ours + key.removeprefix(theirs)
@@ -100,7 +118,9 @@ def _in_the_tower(key: str) -> str | None:
 
 
 def _packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The projections of query, key and value as one, where a file has all three of a layer in one shape."""
+    """The projections of query, key and value as one, where a file has all three of a layer in one
+    shape.
+    """
     for last in ("weight", "bias"):
         for key in [key for key in state if key.endswith(f".attn.q_proj.{last}")]:
             attention = key.removesuffix(f"q_proj.{last}")

@@ -1,4 +1,5 @@
-"""The `iml-vit` family: a MAE encoder with windows on 1024 × 1024 pixels, a feature pyramid and a mask of what was altered.
+"""The `iml-vit` family: a MAE encoder with windows on 1024 × 1024 pixels, a feature pyramid and a
+mask of what was altered.
 
 Under the authors' key names. Sources: Ma et al. 2023 (arXiv 2307.14863); specs/localization.md §4.
 """
@@ -16,7 +17,9 @@ from ray_app.detectors.families.maskclip import ChannelNorm
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias, then a norm over channels, which lies inside it under the key `norm`."""
+    """A convolution without bias, then a norm over channels, which lies inside it under the key
+    `norm`.
+    """
 
     def __init__(self, channels: int, width: int, kernel: int) -> None:
         super().__init__(channels, width, kernel, padding=kernel // 2, bias=False)
@@ -29,14 +32,22 @@ class NormedConv(nn.Conv2d):
 
 
 class FeaturePyramid(nn.Module):
-    """A token map (N, tokens_width, G, G) → five maps of `width` channels with sides 4G, 2G, G, G/2 and G/4."""
+    """A token map (N, tokens_width, G, G) → five maps of `width` channels with sides 4G, 2G, G, G/2
+    and G/4.
+    """
 
     def __init__(self, tokens_width: int, width: int) -> None:
         super().__init__()
         half, quarter = tokens_width // 2, tokens_width // 4
         twice = nn.ConvTranspose2d(tokens_width, half, 2, stride=2)
-        four_times = [nn.ConvTranspose2d(tokens_width, half, 2, stride=2), ChannelNorm(half), nn.GELU()]
-        self.simfp_2 = _scale([*four_times, nn.ConvTranspose2d(half, quarter, 2, stride=2)], quarter, width)
+        four_times = [
+            nn.ConvTranspose2d(tokens_width, half, 2, stride=2),
+            ChannelNorm(half),
+            nn.GELU(),
+        ]
+        self.simfp_2 = _scale(
+            [*four_times, nn.ConvTranspose2d(half, quarter, 2, stride=2)], quarter, width
+        )
         self.simfp_3 = _scale([twice], half, width)
         self.simfp_4 = _scale([], tokens_width, width)
         self.simfp_5 = _scale([nn.MaxPool2d(2)], tokens_width, width)
@@ -52,7 +63,9 @@ def _scale(scaled: list[nn.Module], channels: int, width: int) -> nn.Sequential:
 
 
 class PredictHead(nn.Module):
-    """Five maps of a pyramid, (N, pyramid_width, ·, ·) → one map of logits (N, 1, 4G, 4G) at the largest one's size."""
+    """Five maps of a pyramid, (N, pyramid_width, ·, ·) → one map of logits (N, 1, 4G, 4G) at the
+    largest one's size.
+    """
 
     def __init__(self, pyramid_width: int, width: int) -> None:
         super().__init__()
@@ -63,16 +76,20 @@ class PredictHead(nn.Module):
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Join and decide."""
-        features = self.dropout(self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:])))
+        features = self.dropout(
+            self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:]))
+        )
         return mae.predicted_in_fp32(self.linear_predict, features)
 
 
 class ImlVit(nn.Module):
-    """Normalised pixels (N, 3, S, S), filled up with black → the log-odds (N, 1) of the most suspicious pixel and masks (N, S, S).
+    """Normalised pixels (N, 3, S, S), filled up with black → the log-odds (N, 1) of the most
+    suspicious pixel and masks (N, S, S).
 
-    The paper gives a mask alone. The score is the largest logit of the mask, as the literature takes it for networks without a verdict of
-    their own, over the image without its filling: rows at the bottom and columns at the right that are `black` throughout do not count.
-    By default 91,777,729 parameters, S = 1024.
+    The paper gives a mask alone. The score is the largest logit of the mask, as the literature
+    takes it for networks without a verdict of their own, over the image without its filling: rows
+    at the bottom and columns at the right that are `black` throughout do not count. By default
+    91,777,729 parameters, S = 1024.
     """
 
     black: torch.Tensor
@@ -91,7 +108,9 @@ class ImlVit(nn.Module):
         """Score and localize; see the class for shapes."""
         logits = self.mask_logits(pixels)
         seen = self._image(pixels)
-        return Prediction(logits.masked_fill(~seen, -torch.inf).amax((1, 2))[:, None], logits.sigmoid())
+        return Prediction(
+            logits.masked_fill(~seen, -torch.inf).amax((1, 2))[:, None], logits.sigmoid()
+        )
 
     def mask_logits(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, S, S): log-odds that a pixel was altered."""
@@ -99,17 +118,25 @@ class ImlVit(nn.Module):
         for block in self.encoder_net.blocks:
             tokens = block(tokens)
         low = self.predict_head(self.featurePyramid_net(tokens.permute(0, 3, 1, 2)))
-        return functional.interpolate(low, size=pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        return functional.interpolate(
+            low, size=pixels.shape[2:], mode="bilinear", align_corners=False
+        )[:, 0]
 
     def _image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, S, S): the rectangle from the upper left corner to the last row and column with anything but black; all, of a black image."""
-        # A quarter of the smallest grey level, about: scaled and shifted back, black is black to the last bits.
+        """(N, S, S): the rectangle from the upper left corner to the last row and column with
+        anything but black; all, of a black image.
+        """
+        # A quarter of the smallest grey level, about: scaled and shifted back, black is black to
+        # the last bits.
         bright = ((pixels - self.black).abs() > 0.004).any(1)
-        rows, columns = (bright.any(axis).flip(1).cumsum(1).flip(1) > 0 for axis in (2, 1))  # up to the last
+        # up to the last
+        rows, columns = (bright.any(axis).flip(1).cumsum(1).flip(1) > 0 for axis in (2, 1))
         return rows[:, :, None] & columns[:, None, :] | ~bright.any((1, 2))[:, None, None]
 
 
 def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `iml-vit` describes, without weights. Raises DetectorError."""
     constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
-    return ImlVit(**card.architecture.arguments, black=tuple(-mean / std for mean, std in constants))
+    return ImlVit(
+        **card.architecture.arguments, black=tuple(-mean / std for mean, std in constants)
+    )

@@ -1,14 +1,15 @@
-"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP says whether an image is fake, a MAE encoder where; with its losses and initial
-weights.
+"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP says whether an image is fake, a MAE
+encoder where; with its losses and initial weights.
 
-`MaskClip` is the network (state dict: the reference's 778 keys), `MaskDecoder` its decoder: a pyramid of four scales, fused, with a text's
-answer added everywhere. Constants: specs/localization.md §1.1 to §1.6, corrected by golden/maskclip.md §6.
+`MaskClip` is the network (state dict: the reference's 778 keys), `MaskDecoder` its decoder: a
+pyramid of four scales, fused, with a text's answer added everywhere. Constants:
+specs/localization.md §1.1 to §1.6, corrected by golden/maskclip.md §6.
 """
 
 import math
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,18 +23,23 @@ from ray_app.errors import DetectorError
 EPS = 1e-6
 HEADS = 8
 
-# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
+# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one,
+# in this order.
 TAPS = (2, 4, 8, 12, 16, 20, 23)
 
-# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
+# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".",
+# end; zeros fill the context.
 START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
 PROMPT_STD = 0.02
 
 EDGE_WEIGHT = 20.0
-LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
+# parts of the names of what learns; the rest is CLIP
+LEARNING = ("aggregator", "prompt", "vit_model")
 
-MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
-CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
+# of `mae_pretrain_vit_base.pth`, key `model`
+MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")
+# numbers that OpenAI's own archive keeps among its tensors
+CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -48,7 +54,9 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class MaskDecoder(nn.Module):
-    """A token map (N, tokens_width, G, G) and a text feature (width) → logits (N, 1, 4G, 4G). By default 6,088,385 parameters."""
+    """A token map (N, tokens_width, G, G) and a text feature (width) → logits (N, 1, 4G, 4G). By
+    default 6,088,385 parameters.
+    """
 
     def __init__(self, tokens_width: int = 768, width: int = 256) -> None:
         super().__init__()
@@ -59,7 +67,11 @@ class MaskDecoder(nn.Module):
         twice = [nn.ConvTranspose2d(tokens_width, half, 2, stride=2), ChannelNorm(half), nn.GELU()]
         self.stages = nn.ModuleList(
             nn.Sequential(
-                *scaled, nn.Conv2d(channels, width, 1), ChannelNorm(width), nn.Conv2d(width, width, 3, padding=1), ChannelNorm(width)
+                *scaled,
+                nn.Conv2d(channels, width, 1),
+                ChannelNorm(width),
+                nn.Conv2d(width, width, 3, padding=1),
+                ChannelNorm(width),
             )
             for scaled, channels in (
                 ([*twice, nn.ConvTranspose2d(half, quarter, 2, stride=2)], quarter),
@@ -75,7 +87,11 @@ class MaskDecoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Decode; see the class for shapes."""
-        fused = mae.fused_maps((stage(tokens) for stage in self.stages), self.linear_fuse, [4 * side for side in tokens.shape[2:]])
+        fused = mae.fused_maps(
+            (stage(tokens) for stage in self.stages),
+            self.linear_fuse,
+            [4 * side for side in tokens.shape[2:]],
+        )
         features = self.dropout(self.norm(fused + self.answer(fused, text)[:, :, None, None]))
         return mae.predicted_in_fp32(self.predict, features)
 
@@ -90,9 +106,11 @@ class MaskDecoder(nn.Module):
 
 
 class MaskClip(nn.Module):
-    """CLIP-normalised pixels (N, 3, S, S) → logits (N, 2) of real and fake, and the probability (N, S, S) that a pixel was altered.
+    """CLIP-normalised pixels (N, 3, S, S) → logits (N, 2) of real and fake, and the probability (N,
+    S, S) that a pixel was altered.
 
-    The defaults are the published sizes: 546,828,738 parameters, S = 512. `vision` and `text` are arguments of CLIP's two towers.
+    The defaults are the published sizes: 546,828,738 parameters, S = 512. `vision` and `text` are
+    arguments of CLIP's two towers.
     """
 
     def __init__(
@@ -107,7 +125,11 @@ class MaskClip(nn.Module):
         prompts: int = 10,
     ) -> None:
         super().__init__()
-        self.clip = clip.Clip(clip.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})), quick_gelu=True, **(text or {}))
+        self.clip = clip.Clip(
+            clip.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})),
+            quick_gelu=True,
+            **(text or {}),
+        )
         clip_width, embed_dim = self.clip.visual.widths.values()
         self.aggregator = Aggregator(
             mae.MaeVit(image_size=image_size, width=mae_width, heads=mae_heads),
@@ -127,21 +149,31 @@ class MaskClip(nn.Module):
     def logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What training needs: the class logits (N, 2) and the mask's logits (N, S, S)."""
         side = self._clip_size()
-        small = functional.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=True)
+        small = functional.interpolate(
+            pixels, size=(side, side), mode="bilinear", align_corners=True
+        )
         taps = self.clip.visual(small).taps
         texts = self.text_features()
         mask_logits = self.aggregator(pixels, [tap[:, 1:] for tap in taps], texts[1])
-        return self.cls_aggregator(torch.stack([tap[:, 0] for tap in taps], dim=1), texts), mask_logits
+        return self.cls_aggregator(
+            torch.stack([tap[:, 0] for tap in taps], dim=1), texts
+        ), mask_logits
 
     def text_features(self) -> torch.Tensor:
-        """The texts of real and fake, (2, embed_dim), of unit length. They depend on weights alone and are kept until one changes."""
+        """The texts of real and fake, (2, embed_dim), of unit length. They depend on weights alone
+        and are kept until one changes.
+        """
         if self.training or (torch.is_grad_enabled() and self.prompt_learner.ctx_pos.requires_grad):
             self._known_texts = None
             return self._embed_texts()
         state = self._text_state()
         if self._known_texts is None or self._known_texts[0] != state:
-            # A compiled graph may write over what it gave before, so this runs outside; asking torch for that would load its compiler.
-            embed = torch.compiler.disable(self._embed_texts) if "torch._dynamo" in sys.modules else self._embed_texts  # type: ignore[no-untyped-call]
+            # A compiled graph may write over what it gave before, so this runs outside; asking
+            # torch for that would load its compiler.
+            disable: Any = torch.compiler.disable
+            embed = (
+                disable(self._embed_texts) if "torch._dynamo" in sys.modules else self._embed_texts
+            )
             with torch.inference_mode(False), torch.no_grad():
                 self._known_texts = (state, embed())
         return self._known_texts[1]
@@ -152,9 +184,17 @@ class MaskClip(nn.Module):
 
     def _text_state(self) -> object:
         """Equal as long as nothing that the texts depend on was written to, moved or cast."""
-        parts = [self.prompt_learner, *(part for name, part in self.clip.named_children() if name != "visual")]
-        weights = [*self.clip.parameters(recurse=False), *(weight for part in parts for weight in part.parameters())]
-        marks = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
+        parts = [
+            self.prompt_learner,
+            *(part for name, part in self.clip.named_children() if name != "visual"),
+        ]
+        weights = [
+            *self.clip.parameters(recurse=False),
+            *(weight for part in parts for weight in part.parameters()),
+        ]
+        marks = tuple(
+            (w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights
+        )
         return marks, torch.is_autocast_enabled(weights[0].device.type)
 
     def _clip_size(self) -> int:
@@ -163,7 +203,9 @@ class MaskClip(nn.Module):
 
 
 class PromptLearner(nn.Module):
-    """Learned vectors in place of the words before "an image.": one run of them for real, one for fake."""
+    """Learned vectors in place of the words before "an image.": one run of them for real, one for
+    fake.
+    """
 
     tokens: torch.Tensor
 
@@ -173,28 +215,40 @@ class PromptLearner(nn.Module):
         self.ctx_neg = nn.Parameter(clip.drawn(1, prompts, width, std=PROMPT_STD))
         words = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
         self.end = len(words) - 1
-        self.register_buffer("tokens", torch.tensor(words + [0] * (context - len(words))), persistent=False)
+        self.register_buffer(
+            "tokens", torch.tensor(words + [0] * (context - len(words))), persistent=False
+        )
 
     def forward(self, embedding: nn.Embedding) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedded texts (2, 77, width), real then fake, and where each ends."""
         learned = torch.cat([self.ctx_neg, self.ctx_pos])
         words = embedding(self.tokens).expand(2, -1, -1)
         after = 1 + learned.shape[1]
-        return torch.cat([words[:, :1], learned, words[:, after:]], dim=1), torch.full((2,), self.end, device=words.device)
+        return torch.cat([words[:, :1], learned, words[:, after:]], dim=1), torch.full(
+            (2,), self.end, device=words.device
+        )
 
 
 class Aggregator(nn.Module):
-    """Where: MAE tokens that listen to CLIP's patches, decoded with the text of fake into the mask's logits (N, S, S)."""
+    """Where: MAE tokens that listen to CLIP's patches, decoded with the text of fake into the
+    mask's logits (N, S, S).
+    """
 
-    def __init__(self, vit_model: mae.MaeVit, clip_width: int, embed_dim: int, decoder_width: int) -> None:
+    def __init__(
+        self, vit_model: mae.MaeVit, clip_width: int, embed_dim: int, decoder_width: int
+    ) -> None:
         super().__init__()
         width = vit_model.pos_embed.shape[-1]
         self.vit_model = vit_model
         self.text_projection = nn.Linear(embed_dim, decoder_width)
-        self.fusion_layers = nn.ModuleDict({f"layer_{block}": ClipToMae(clip_width, width) for block in range(1, 1 + len(TAPS))})
+        self.fusion_layers = nn.ModuleDict(
+            {f"layer_{block}": ClipToMae(clip_width, width) for block in range(1, 1 + len(TAPS))}
+        )
         self.mask_decoder = MaskDecoder(width, decoder_width)
 
-    def forward(self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor
+    ) -> torch.Tensor:
         """`patches`: CLIP's patch tokens (N, P, clip_width) per tap; `fake_text` (embed_dim)."""
         tokens = self.vit_model.embed(pixels)
         for index, block in enumerate(self.vit_model.blocks):
@@ -202,11 +256,15 @@ class Aggregator(nn.Module):
             if f"layer_{index}" in self.fusion_layers:
                 tokens = tokens + self.fusion_layers[f"layer_{index}"](tokens, patches[index - 1])
         low = self.mask_decoder(tokens.permute(0, 3, 1, 2), self.text_projection(fake_text))
-        return functional.interpolate(low, size=pixels.shape[2:], mode="bilinear", align_corners=True)[:, 0]
+        return functional.interpolate(
+            low, size=pixels.shape[2:], mode="bilinear", align_corners=True
+        )[:, 0]
 
 
 class ClipToMae(nn.Module):
-    """What MAE tokens (N, G, G, width) hold of what CLIP's patches ask for: cross-attention over the whole map, no windows."""
+    """What MAE tokens (N, G, G, width) hold of what CLIP's patches ask for: cross-attention over
+    the whole map, no windows.
+    """
 
     def __init__(self, clip_width: int, width: int) -> None:
         super().__init__()
@@ -220,11 +278,21 @@ class ClipToMae(nn.Module):
         """`patches` (N, P, clip_width) of a square; the answer has the shape of `tokens`."""
         side = math.isqrt(patches.shape[1])
         context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
-        # Published the other way round: enlarged, then convolved. Both are linear, and there are four times fewer patches before.
-        narrow = functional.interpolate(self.channel_adjust[0](context), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
+        # Published the other way round: enlarged, then convolved. Both are linear, and there are
+        # four times fewer patches before.
+        narrow = functional.interpolate(
+            self.channel_adjust[0](context),
+            size=tokens.shape[1:3],
+            mode="bilinear",
+            align_corners=False,
+        )
         context = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
         known = tokens.flatten(1, 2)
-        query, key, value = self._heads(self.query_proj(context)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
+        query, key, value = (
+            self._heads(self.query_proj(context)),
+            self._heads(self.key_proj(known)),
+            self._heads(self.value_proj(known)),
+        )
         attended, _ = mae.headwise_attention(self, query, key, value, None)
         answer: torch.Tensor = self.output_proj(attended.flatten(2))
         return answer.view_as(tokens)
@@ -234,7 +302,9 @@ class ClipToMae(nn.Module):
 
 
 class ClassTokens(nn.Module):
-    """Whether: CLIP's class tokens of all taps attend to each other; their mean is compared with each text. (N, 7, width) → (N, 2)."""
+    """Whether: CLIP's class tokens of all taps attend to each other; their mean is compared with
+    each text. (N, 7, width) → (N, 2).
+    """
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -264,7 +334,9 @@ class ClassTokenLayer(nn.Module):
 
 
 class Losses(NamedTuple):
-    """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`: the same along edges, times 20."""
+    """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`:
+    the same along edges, times 20.
+    """
 
     detection: torch.Tensor
     mask: torch.Tensor
@@ -277,35 +349,54 @@ class Losses(NamedTuple):
 
 
 def losses(
-    logits: torch.Tensor, mask_logits: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, edges: torch.Tensor | None = None
+    logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    labels: torch.Tensor,
+    masks: torch.Tensor,
+    edges: torch.Tensor | None = None,
 ) -> Losses:
     """The losses of a batch, in fp32 and on logits throughout, so that mixed precision is safe.
 
-    `logits` (N, 2) and `mask_logits` (N, S, S) of `MaskClip.logits`; `labels` (N,) int64, 1 = fake; `masks` and `edges` (N, S, S) of 0
-    and 1. The edge term is the mean over all pixels of all images, those without an edge too.
+    `logits` (N, 2) and `mask_logits` (N, S, S) of `MaskClip.logits`; `labels` (N,) int64, 1 = fake;
+    `masks` and `edges` (N, S, S) of 0 and 1. The edge term is the mean over all pixels of all
+    images, those without an edge too.
     """
     with torch.autocast(mask_logits.device.type, enabled=False):
-        pixels = functional.binary_cross_entropy_with_logits(mask_logits.float(), masks.float(), reduction="none")
+        pixels = functional.binary_cross_entropy_with_logits(
+            mask_logits.float(), masks.float(), reduction="none"
+        )
         edge = pixels.new_zeros(()) if edges is None else EDGE_WEIGHT * (pixels * edges).mean()
         return Losses(functional.cross_entropy(logits.float(), labels), pixels.mean(), edge)
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Freeze CLIP, let everything else learn: what learns, by name (332 tensors, at the published sizes 119,212,225 numbers)."""
+    """Freeze CLIP, let everything else learn: what learns, by name (332 tensors, at the published
+    sizes 119,212,225 numbers).
+    """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in name for part in LEARNING))
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
+    }
 
 
-def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]) -> None:
-    """Load the published MAE encoder and CLIP (446 tensors under OpenAI's names), in place, to train from.
+def initialise(
+    network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]
+) -> None:
+    """Load the published MAE encoder and CLIP (446 tensors under OpenAI's names), in place, to
+    train from.
 
-    Relative positions become zero, prompts are drawn from a normal distribution; fusion and decoder keep the values they were built with.
-    Raises DetectorError that names a key which is missing, unexpected or of another shape.
+    Relative positions become zero, prompts are drawn from a normal distribution; fusion and decoder
+    keep the values they were built with. Raises DetectorError that names a key which is missing,
+    unexpected or of another shape.
     """
     encoder = network.aggregator.vit_model
     positions = (".rel_pos_h", ".rel_pos_w")
-    tables = {key: torch.zeros_like(tensor) for key, tensor in encoder.state_dict().items() if key.endswith(positions)}
+    tables = {
+        key: torch.zeros_like(tensor)
+        for key, tensor in encoder.state_dict().items()
+        if key.endswith(positions)
+    }
     mae_state = {key: tensor for key, tensor in mae_state.items() if key not in MAE_UNUSED}
     if already := sorted(tables.keys() & mae_state.keys()):
         raise DetectorError(
@@ -313,6 +404,10 @@ def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_st
             hint="give mae_pretrain_vit_base.pth; a MaskCLIP checkpoint is loaded by its card",
         )
     load_strictly(encoder, {**mae_state, **tables}, "MAE")
-    load_strictly(network.clip, {key: tensor for key, tensor in clip_state.items() if key not in CLIP_UNUSED}, "CLIP")
+    load_strictly(
+        network.clip,
+        {key: tensor for key, tensor in clip_state.items() if key not in CLIP_UNUSED},
+        "CLIP",
+    )
     for prompt in network.prompt_learner.parameters():
         nn.init.normal_(prompt, std=PROMPT_STD)

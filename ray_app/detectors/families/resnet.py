@@ -1,9 +1,9 @@
-"""A ResNet of bottlenecks in plain torch (`ResNetBody`), and the families that differ from it in what they let it see: `corvi` whole
-images, `npr` differences of neighbouring pixels, `wavelet` the diagonal detail, `frequency` the high frequencies. Under the authors' key
-names.
+"""A ResNet of bottlenecks in plain torch (`ResNetBody`), and the families that differ from it in
+what they let it see: `corvi` whole images, `npr` differences of neighbouring pixels, `wavelet` the
+diagonal detail, `frequency` the high frequencies. Under the authors' key names.
 
-timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al., CVPR 2016 (arXiv 1512.03385), the stride
-on the 3 × 3 convolution.
+timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al.,
+CVPR 2016 (arXiv 1512.03385), the stride on the 3 × 3 convolution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,30 @@ from ray_app.detectors.families.residual import Tiling, feature_map, mean_featur
 
 
 class BottleneckBlock(nn.Module):
-    """1 × 1, `kernel` × `kernel` with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉).
+    """1 × 1, `kernel` × `kernel` with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) →
+    (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉).
 
-    Without `padding` the map is smaller, and the shortcut loses as many lines at the bottom and right.
+    Without `padding` the map is smaller, and the shortcut loses as many lines at the bottom and
+    right.
     """
 
-    def __init__(self, channels: int, width: int, stride: int = 1, *, kernel: int = 3, padding: int = 1) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int = 1, *, kernel: int = 3, padding: int = 1
+    ) -> None:
         super().__init__()
         out = 4 * width
         self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, kernel, stride, padding=padding, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(width, width, kernel, stride, padding=padding, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
         self.act = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride > 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Add both ways; see the class for shapes."""
@@ -45,8 +54,11 @@ class BottleneckBlock(nn.Module):
         return result
 
 
-def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int = 64) -> Iterator[tuple[str, nn.Module]]:
-    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, so wide; all but the first halve the map.
+def bottleneck_stages(
+    layers: Sequence[int], channels: Sequence[int], stem: int = 64
+) -> Iterator[tuple[str, nn.Module]]:
+    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, so wide;
+    all but the first halve the map.
 
     Raises ValueError where these differ in number.
     """
@@ -54,13 +66,17 @@ def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int 
     for stage, (blocks, width) in enumerate(zip(layers, channels, strict=True)):
         first = BottleneckBlock(given, width, stride=2 if stage else 1)
         given = 4 * width
-        yield f"layer{stage + 1}", nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1)))
+        yield (
+            f"layer{stage + 1}",
+            nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1))),
+        )
 
 
 class ResNetBody(nn.Module):
     """A stem of 64 channels and stages (see `bottleneck_stages`), by default those of a ResNet-50.
 
-    `stride`: of the stem's convolution (`kernel` × `kernel` px, of `given` maps) and of its pooling.
+    `stride`: of the stem's convolution (`kernel` × `kernel` px, of `given` maps) and of its
+    pooling.
     """
 
     def __init__(
@@ -73,11 +89,20 @@ class ResNetBody(nn.Module):
         stride: int = 2,
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(given, 64, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(given, 64, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(64),
+        )
         self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride, padding=1)
         for name, stage in bottleneck_stages(layers, channels):
             self.add_module(name, stage)
-        self.parts = ("conv1", "bn1", "act1", "maxpool", *(f"layer{stage + 1}" for stage in range(len(layers))))
+        self.parts = (
+            "conv1",
+            "bn1",
+            "act1",
+            "maxpool",
+            *(f"layer{stage + 1}" for stage in range(len(layers))),
+        )
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, given, H, W) → (N, 4 × the last of `channels`, rows, columns)."""
@@ -93,14 +118,17 @@ class ResNetBody(nn.Module):
 HALF = ((3, 4), (64, 128))  # the first half of a ResNet-50: `layers` and `channels`
 
 
-_BORDER = 2  # of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three where the side is odd
+# of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three
+# where the side is odd
+_BORDER = 2
 
 
 def diagonal_detail(pixels: torch.Tensor) -> torch.Tensor:
-    """The diagonal band of one step of the wavelet bior1.3: (N, C, H, W) → (N, C, (H + 5) // 2, (W + 5) // 2).
+    """The diagonal band of one step of the wavelet bior1.3: (N, C, H, W) → (N, C, (H + 5) // 2, (W
+    + 5) // 2).
 
-    Its high pass is Haar's, so that a value is half of what the two diagonals of a 2 × 2 cell differ by; beyond its edge the image is
-    mirrored, the outermost line included.
+    Its high pass is Haar's, so that a value is half of what the two diagonals of a 2 × 2 cell
+    differ by; beyond its edge the image is mirrored, the outermost line included.
     """
     for axis in (-2, -1):
         pixels = pixels.index_select(axis, _mirrored(pixels.shape[axis], pixels.device))
@@ -116,9 +144,11 @@ def _mirrored(side: int, device: torch.device) -> torch.Tensor:
 
 
 class Wavelet(ResNetBody):
-    """Diagonal detail brought back to the image's size, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, two logits: real, fake.
+    """Diagonal detail brought back to the image's size, a 3 × 3 stem, ResNet-50's layer1 and
+    layer2, mean, two logits: real, fake.
 
-    SAFE: Li et al., KDD 2025 (arXiv 2408.06741). Input: (N, 3, H, W) of any size, colours from 0 to 1. Output: (N, 2).
+    SAFE: Li et al., KDD 2025 (arXiv 2408.06741). Input: (N, 3, H, W) of any size, colours from 0 to
+    1. Output: (N, 2).
     """
 
     def __init__(self) -> None:
@@ -127,9 +157,12 @@ class Wavelet(ResNetBody):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
-        # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
+        # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16
+        # keeps next to nothing.
         with torch.autocast(pixels.device.type, enabled=False):
-            detail = functional.interpolate(diagonal_detail(pixels), pixels.shape[-2:], mode="bilinear", antialias=True)
+            detail = functional.interpolate(
+                diagonal_detail(pixels), pixels.shape[-2:], mode="bilinear", antialias=True
+            )
         logits: torch.Tensor = self.fc1(self.features(detail).mean(dim=(-2, -1)))
         return logits
 
@@ -138,10 +171,12 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 
 
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Without the lowest half of the band along each of `dims` at once, and without what is then negative; any shape, the same in float32.
+    """Without the lowest half of the band along each of `dims` at once, and without what is then
+    negative; any shape, the same in float32.
 
-    Cut are the frequencies from −n // 4 to n // 4 − 1 cycles, of which only the first has no partner of the other sign. The authors drop
-    the imaginary part that it leaves; cutting both halfway is the same, and a real transform does.
+    Cut are the frequencies from −n // 4 to n // 4 − 1 cycles, of which only the first has no
+    partner of the other sign. The authors drop the imaginary part that it leaves; cutting both
+    halfway is the same, and a real transform does.
     """
     # In full precision whatever surrounds it: there is no Fourier transform of bf16.
     with torch.autocast(features.device.type, enabled=False):
@@ -158,15 +193,22 @@ def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
                 shape[dim] = -1
                 box = box * ((cycles >= -(side // 4)) & (cycles < side // 4)).view(shape)
             low.append(box)
-        kept = torch.fft.irfftn(spectrum * (1 - (low[0] + low[1]) / 2), s=[features.shape[dim] for dim in dims], dim=dims)
+        kept = torch.fft.irfftn(
+            spectrum * (1 - (low[0] + low[1]) / 2),
+            s=[features.shape[dim] for dim in dims],
+            dim=dims,
+        )
         return functional.relu_(kept)
 
 
-def spectrum_convolved(features: torch.Tensor, real: nn.Module, imaginary: nn.Module) -> torch.Tensor:
-    """One 1 × 1 convolution of the real parts of the features' spectrum, one of the imaginary parts, back to the image: the same shape.
+def spectrum_convolved(
+    features: torch.Tensor, real: nn.Module, imaginary: nn.Module
+) -> torch.Tensor:
+    """One 1 × 1 convolution of the real parts of the features' spectrum, one of the imaginary
+    parts, back to the image: the same shape.
 
-    The real parts are the spectrum of what is even in the features around the origin, the imaginary ones of what is odd, so that nothing
-    has to be transformed. What is then negative is cut.
+    The real parts are the spectrum of what is even in the features around the origin, the imaginary
+    ones of what is odd, so that nothing has to be transformed. What is then negative is cut.
     """
     turned = features.flip(_SPACE).roll((1, 1), _SPACE)
     mixed: torch.Tensor = real((features + turned) / 2) + imaginary((features - turned) / 2)
@@ -174,16 +216,20 @@ def spectrum_convolved(features: torch.Tensor, real: nn.Module, imaginary: nn.Mo
 
 
 class FreqNet(nn.Module):
-    """High frequencies of the image, then of features, between 1 × 1 convolutions and ResNet-50's layer1 and layer2; mean; one logit.
+    """High frequencies of the image, then of features, between 1 × 1 convolutions and ResNet-50's
+    layer1 and layer2; mean; one logit.
 
-    Tan et al., AAAI 2024 (arXiv 2403.07240). Input: (N, 3, H, W), ImageNet-normalised, H and W at least 2. Output: (N, 1), log-odds of
-    fake. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the second and the fourth halve the map; `realconv1` and
-    `imagconv1` work on the spectrum behind it.
+    Tan et al., AAAI 2024 (arXiv 2403.07240). Input: (N, 3, H, W), ImageNet-normalised, H and W at
+    least 2. Output: (N, 1), log-odds of fake. `weight1` and `bias1` are the first of four 1 × 1
+    convolutions, of which the second and the fourth halve the map; `realconv1` and `imagconv1` work
+    on the spectrum behind it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for number, (given, wide) in enumerate(((3, 64), (64, 64), (256, 256), (256, 256)), start=1):
+        for number, (given, wide) in enumerate(
+            ((3, 64), (64, 64), (256, 256), (256, 256)), start=1
+        ):
             conv = nn.Conv2d(given, wide, 1)
             setattr(self, f"weight{number}", conv.weight)
             setattr(self, f"bias{number}", conv.bias)
@@ -204,10 +250,16 @@ class FreqNet(nn.Module):
 
     def _mixed(self, features: torch.Tensor, number: int) -> torch.Tensor:
         weight, bias = self.get_parameter(f"weight{number}"), self.get_parameter(f"bias{number}")
-        features = functional.relu_(functional.conv2d(high_pass(features, _SPACE), weight, bias, stride=2 - number % 2))
+        features = functional.relu_(
+            functional.conv2d(high_pass(features, _SPACE), weight, bias, stride=2 - number % 2)
+        )
         if number < 3:
             features = high_pass(features, _CHANNELS)
-        return spectrum_convolved(features, self.get_submodule(f"realconv{number}"), self.get_submodule(f"imagconv{number}"))
+        return spectrum_convolved(
+            features,
+            self.get_submodule(f"realconv{number}"),
+            self.get_submodule(f"imagconv{number}"),
+        )
 
 
 Residual = Literal["npr", "raw", "x_grad", "y_grad", "left_diag", "right_diag"]
@@ -225,31 +277,42 @@ STRIDE, HALO = 8, 48  # a map of corvi's is as small: layer2, layer3 and layer4 
 
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
-    """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of odd ones the last line is dropped."""
+    """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of
+    odd ones the last line is dropped.
+    """
     height, width = (side // 2 * 2 for side in pixels.shape[-2:])
     even = pixels[..., :height:2, :width:2]
-    return pixels[..., :height, :width] - even.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    return pixels[..., :height, :width] - even.repeat_interleave(2, dim=-2).repeat_interleave(
+        2, dim=-1
+    )
 
 
 def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
-    """The residual of that kind, (N, C, H, W): `npr` the upsampling residual, `raw` the pixels, else a gradient with zeros outside."""
+    """The residual of that kind, (N, C, H, W): `npr` the upsampling residual, `raw` the pixels,
+    else a gradient with zeros outside.
+    """
     if kind == "npr":
         return upsampling_residual(pixels)
     if kind == "raw":
         return pixels
     channels = pixels.shape[1]
     kernel = torch.tensor(_GRADIENTS[kind], dtype=pixels.dtype, device=pixels.device)
-    # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
+    # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps
+    # next to nothing.
     with torch.autocast(pixels.device.type, enabled=False):
-        return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
+        return functional.conv2d(
+            pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels
+        )
 
 
 class Npr(ResNetBody):
-    """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one logit.
+    """Neighbouring-pixel residual × 2/3, a 3 × 3 stem, ResNet-50's layer1 and layer2, mean, one
+    logit.
 
-    Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b, §9a. Input: (N, 3, H, W) of any size, ImageNet-normalised; of an odd
-    side the last line is dropped, and a side of 1 px leaves nothing to say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a
-    tile's side, at least 8, cut down to a multiple of 8.
+    Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b, §9a. Input: (N, 3, H, W) of
+    any size, ImageNet-normalised; of an odd side the last line is dropped, and a side of 1 px
+    leaves nothing to say (NaN). Output: (N, 1), log-odds of fake. `tile`: pixels of a tile's side,
+    at least 8, cut down to a multiple of 8.
     """
 
     def __init__(self, *, tile: int = 1536) -> None:
@@ -263,7 +326,9 @@ class Npr(ResNetBody):
         height, width = (side // 2 * 2 for side in pixels.shape[-2:])
         if not height or not width:
             return pixels.new_full((len(pixels), 1), torch.nan)
-        logits: torch.Tensor = self.fc1(mean_features(self._map, pixels[..., :height, :width], self.tiling))
+        logits: torch.Tensor = self.fc1(
+            mean_features(self._map, pixels[..., :height, :width], self.tiling)
+        )
         return logits
 
     def _map(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -271,21 +336,27 @@ class Npr(ResNetBody):
 
 
 _HALVING = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2.0")
-# Pixels of a tile's side; the halo adds 112 and so makes 1.8 pixels of one. A CPU's process stays below 2 GiB; a GPU has room to spare.
+# Pixels of a tile's side; the halo adds 112 and so makes 1.8 pixels of one. A CPU's process stays
+# below 2 GiB; a GPU has room to spare.
 TILE = {"cpu": 320, "cuda": 1536}
 
 
 class Corvi(ResNetBody):
     """ResNet with stride 1 in `conv1` and `maxpool`; the mean of its features; one logit.
 
-    Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3. Input: (N, 3, H, W) of any size, ImageNet-normalised. Output:
-    (N, 1), log-odds of fake. Images larger than a tile go through in
-    tiles whose halo is the receptive field, so that the logit is that of the uncut image. `tile`: pixels of a tile's side without its
-    halo, at least 8, cut down to a multiple of 8; by default `TILE`.
+    Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3. Input: (N, 3, H, W) of any
+    size, ImageNet-normalised. Output: (N, 1), log-odds of fake. Images larger than a tile go
+    through in tiles whose halo is the receptive field, so that the logit is that of the uncut
+    image. `tile`: pixels of a tile's side without its halo, at least 8, cut down to a multiple of
+    8; by default `TILE`.
     """
 
     def __init__(
-        self, layers: Sequence[int] = (3, 4, 6, 3), channels: Sequence[int] = (64, 128, 256, 512), *, tile: int | None = None
+        self,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        channels: Sequence[int] = (64, 128, 256, 512),
+        *,
+        tile: int | None = None,
     ) -> None:
         super().__init__(layers, channels, stride=1)
         if tile is not None:
@@ -295,11 +366,17 @@ class Corvi(ResNetBody):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) → (N, channels, ⌈H/8⌉, ⌈W/8⌉)."""
-        # layer1's maps are as large as the image and 256 deep, but see only 7 px around: up to the block that halves them they are made
-        # in tiles of their own, of which even a window's halo makes more than one.
+        # layer1's maps are as large as the image and 256 deep, but see only 7 px around: up to the
+        # block that halves them they are made in tiles of their own, of which even a window's halo
+        # makes more than one.
         halo = _whole(receptive_radius((self.layers[0], 1)), 2)
         rest = [*(f"layer2.{block}" for block in range(1, self.layers[1])), "layer3", "layer4"]
-        return self.through(rest, feature_map(partial(self.through, _HALVING), pixels, Tiling(self._tile(pixels), 2, halo)))
+        return self.through(
+            rest,
+            feature_map(
+                partial(self.through, _HALVING), pixels, Tiling(self._tile(pixels), 2, halo)
+            ),
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
@@ -307,11 +384,15 @@ class Corvi(ResNetBody):
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What every 8 × 8 px cell says, (N, 1, ⌈H/8⌉, ⌈W/8⌉); its mean is the logit, because the head is linear."""
+        """What every 8 × 8 px cell says, (N, 1, ⌈H/8⌉, ⌈W/8⌉); its mean is the logit, because the
+        head is linear.
+        """
         return feature_map(self._logits, pixels, self._tiling(pixels))
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(self.features(pixels).float(), self.fc.weight[:, :, None, None], self.fc.bias)
+        return functional.conv2d(
+            self.features(pixels).float(), self.fc.weight[:, :, None, None], self.fc.bias
+        )
 
     def _tiling(self, pixels: torch.Tensor) -> Tiling:
         return Tiling(self._tile(pixels), STRIDE, _whole(receptive_radius(self.layers), STRIDE))
@@ -321,7 +402,9 @@ class Corvi(ResNetBody):
 
 
 def receptive_radius(layers: Sequence[int]) -> int:
-    """How many pixels a cell sees to either side of its own first one: 56 for ResNet-50, a field of 113 × 113."""
+    """How many pixels a cell sees to either side of its own first one: 56 for ResNet-50, a field of
+    113 × 113.
+    """
     radius, step = 3 + 1, 1  # conv1 7 × 7, maxpool 3 × 3
     for stage, blocks in enumerate(layers):
         radius += step  # the first block's 3 × 3 still works at the stage's input

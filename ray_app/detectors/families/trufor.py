@@ -1,7 +1,9 @@
-"""The `trufor` family: Noiseprint++ beside the colours, read by two SegFormers that correct each other; a mask, its confidence, a verdict.
+"""The `trufor` family: Noiseprint++ beside the colours, read by two SegFormers that correct each
+other; a mask, its confidence, a verdict.
 
-Under the authors' key names. Sources: Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder: Liu et al. 2022, CMX (arXiv 2203.04838),
-of Xie et al. 2021, SegFormer (arXiv 2105.15203; `MixStage`); Noiseprint++'s network: Zhang et al. 2017, DnCNN (arXiv 1608.03981).
+Under the authors' key names. Sources: Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder:
+Liu et al. 2022, CMX (arXiv 2203.04838), of Xie et al. 2021, SegFormer (arXiv 2105.15203;
+`MixStage`); Noiseprint++'s network: Zhang et al. 2017, DnCNN (arXiv 1608.03981).
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ EPS = 1e-6  # of the blocks' norms; the others keep torch's 1e-5
 
 
 class PatchEmbed(nn.Module):
-    """(N, channels, H, W) → a smaller map of tokens (N, h, w, width): patches of 7 every 4 pixels, or of 3 every 2."""
+    """(N, channels, H, W) → a smaller map of tokens (N, h, w, width): patches of 7 every 4 pixels,
+    or of 3 every 2.
+    """
 
     def __init__(self, channels: int, width: int, patch: int, stride: int) -> None:
         super().__init__()
@@ -39,15 +43,25 @@ class ShrunkAttention(nn.Module):
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.q, self.kv, self.proj = (
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
         self.sr: nn.Module | None = None
         if ratio > 1:
             self.sr, self.norm = nn.Conv2d(width, width, ratio, stride=ratio), nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Attend; the shape stays."""
-        read = tokens if self.sr is None else self.norm(self.sr(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        key, value = torch.unflatten(self.kv(read.flatten(1, 2)), -1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        read = (
+            tokens
+            if self.sr is None
+            else self.norm(self.sr(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        )
+        key, value = torch.unflatten(self.kv(read.flatten(1, 2)), -1, (2, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )
         query = torch.unflatten(self.q(tokens.flatten(1, 2)), -1, (self.heads, -1)).transpose(1, 2)
         attended = functional.scaled_dot_product_attention(query, key, value)
         mixed: torch.Tensor = self.proj(attended.transpose(1, 2).flatten(2))
@@ -55,12 +69,16 @@ class ShrunkAttention(nn.Module):
 
 
 class MixMlp(nn.Module):
-    """An MLP of four times the width that also looks at a token's eight neighbours, (N, h, w, width) → the same."""
+    """An MLP of four times the width that also looks at a token's eight neighbours, (N, h, w,
+    width) → the same.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dwconv = nn.ModuleDict({"dwconv": nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4 * width)})
+        self.dwconv = nn.ModuleDict(
+            {"dwconv": nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4 * width)}
+        )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Think."""
@@ -85,9 +103,13 @@ class MixBlock(nn.Module):
 
 
 class MixStage:
-    """One stage's parts, `embed`, `blocks` and `norm`, which checkpoints name side by side, and how they follow each other (`run`)."""
+    """One stage's parts, `embed`, `blocks` and `norm`, which checkpoints name side by side, and how
+    they follow each other (`run`).
+    """
 
-    def __init__(self, channels: int, width: int, *, heads: int, depth: int, ratio: int, first: bool) -> None:
+    def __init__(
+        self, channels: int, width: int, *, heads: int, depth: int, ratio: int, first: bool
+    ) -> None:
         self.embed = PatchEmbed(channels, width, 7 if first else 3, 4 if first else 2)
         self.blocks = nn.ModuleList(MixBlock(width, heads, ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
@@ -103,39 +125,57 @@ class MixStage:
 
 
 NOISE_LAYERS = 17  # 3 × 3 convolutions: a pixel's fingerprint depends on 17 pixels to every side
-BAND = 512  # rows of the image whose fingerprint is made at once: 64 channels of a whole photo would take gigabytes
+# rows of the image whose fingerprint is made at once: 64 channels of a whole photo would take
+# gigabytes
+BAND = 512
 HALF = 0.5  # how much of what one branch's weights say reaches the other, by channels and by places
 
 
 def noise_layers() -> nn.Sequential:
     """Noiseprint++: colours (N, 3, H, W) in 0 to 255/256 → its fingerprint (N, 1, H, W)."""
     first, last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 1, 3, padding=1)
-    middle = [(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)) for _ in range(NOISE_LAYERS - 2)]
+    middle = [
+        (nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+        for _ in range(NOISE_LAYERS - 2)
+    ]
     return nn.Sequential(first, nn.ReLU(inplace=True), *chain.from_iterable(middle), last)
 
 
 class Rectification(nn.Module):
-    """Each of two maps (N, C, H, W) takes from the other what the pair's own statistics let through."""
+    """Each of two maps (N, C, H, W) takes from the other what the pair's own statistics let
+    through.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        by_channel = [nn.Linear(4 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 2 * width), nn.Sigmoid()]
+        by_channel = [
+            nn.Linear(4 * width, 4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, 2 * width),
+            nn.Sigmoid(),
+        ]
         by_place = [nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1), nn.Sigmoid()]
         self.channel_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_channel)})
         self.spatial_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_place)})
 
-    def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, colours: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both maps, corrected."""
         both = torch.cat([colours, noise], 1)
-        to_noise, to_colours = self.channel_weights["mlp"](torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1))[..., None, None].chunk(
-            2, 1
-        )
+        to_noise, to_colours = self.channel_weights["mlp"](
+            torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1)
+        )[..., None, None].chunk(2, 1)
         there_noise, there_colours = self.spatial_weights["mlp"](both).chunk(2, 1)
-        return colours + HALF * (to_colours + there_colours) * noise, noise + HALF * (to_noise + there_noise) * colours
+        return colours + HALF * (to_colours + there_colours) * noise, noise + HALF * (
+            to_noise + there_noise
+        ) * colours
 
 
 class CrossAttention(nn.Module):
-    """Each of two token rows (N, T, C) is read through what the other's keys and values have in common: C × C numbers a head."""
+    """Each of two token rows (N, T, C) is read through what the other's keys and values have in
+    common: C × C numbers a head.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -145,7 +185,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both rows."""
-        contexts = [self._context(layer(tokens)) for layer, tokens in ((self.kv1, one), (self.kv2, other))]
+        contexts = [
+            self._context(layer(tokens)) for layer, tokens in ((self.kv1, one), (self.kv2, other))
+        ]
         return self._read(one, contexts[1]), self._read(other, contexts[0])
 
     def _context(self, packed: torch.Tensor) -> torch.Tensor:
@@ -163,7 +205,10 @@ class CrossPath(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.channel_proj1, self.channel_proj2 = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.channel_proj1, self.channel_proj2 = (
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, 2 * width),
+        )
         self.cross_attn = CrossAttention(width, heads)
         self.end_proj1, self.end_proj2 = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -183,7 +228,12 @@ class Fusion(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.cross = CrossPath(width, heads)
-        steps = [nn.Conv2d(2 * width, width, 1), nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU(), nn.Conv2d(width, width, 1)]
+        steps = [
+            nn.Conv2d(2 * width, width, 1),
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        ]
         self.channel_emb = nn.ModuleDict({
             "residual": nn.Conv2d(2 * width, width, 1, bias=False),
             "channel_embed": nn.Sequential(*steps, nn.BatchNorm2d(width)),
@@ -192,7 +242,9 @@ class Fusion(nn.Module):
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Fuse."""
-        crossed = self.cross(*(features.flatten(2).transpose(1, 2) for features in (colours, noise)))
+        crossed = self.cross(
+            *(features.flatten(2).transpose(1, 2) for features in (colours, noise))
+        )
         both = torch.unflatten(torch.cat(crossed, -1).transpose(1, 2), 2, colours.shape[2:])
         embed = self.channel_emb
         fused: torch.Tensor = embed["norm"](embed["residual"](both) + embed["channel_embed"](both))
@@ -200,57 +252,92 @@ class Fusion(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Colours and fingerprint, (N, 3, H, W) each → fused maps at 1/4, 1/8, 1/16 and 1/32 of the size."""
+    """Colours and fingerprint, (N, 3, H, W) each → fused maps at 1/4, 1/8, 1/16 and 1/32 of the
+    size.
+    """
 
-    def __init__(self, widths: Sequence[int], heads: Sequence[int], depths: Sequence[int], ratios: Sequence[int]) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        heads: Sequence[int],
+        depths: Sequence[int],
+        ratios: Sequence[int],
+    ) -> None:
         super().__init__()
         described = list(zip([3, *widths], widths, heads, depths, ratios, strict=False))
-        # The authors keep a stage's parts side by side under numbered names; `extra_` is the branch of the fingerprint.
+        # The authors keep a stage's parts side by side under numbered names; `extra_` is the branch
+        # of the fingerprint.
         for branch in ("", "extra_"):
             for number, (channels, width, head, depth, ratio) in enumerate(described, start=1):
-                stage = MixStage(channels, width, heads=head, depth=depth, ratio=ratio, first=number == 1)
-                for name, part in (("patch_embed", stage.embed), ("block", stage.blocks), ("norm", stage.norm)):
+                stage = MixStage(
+                    channels, width, heads=head, depth=depth, ratio=ratio, first=number == 1
+                )
+                for name, part in (
+                    ("patch_embed", stage.embed),
+                    ("block", stage.blocks),
+                    ("norm", stage.norm),
+                ):
                     self.add_module(f"{branch}{name}{number}", part)
         self.FRMs = nn.ModuleList(Rectification(width) for width in widths)
-        self.FFMs = nn.ModuleList(Fusion(width, head) for width, head in zip(widths, heads, strict=True))
+        self.FFMs = nn.ModuleList(
+            Fusion(width, head) for width, head in zip(widths, heads, strict=True)
+        )
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
         """The four maps, the largest first."""
         maps = []
         for number, (rectify, fuse) in enumerate(zip(self.FRMs, self.FFMs, strict=True), start=1):
-            colours, noise = rectify(self._stage("", number, colours), self._stage("extra_", number, noise))
+            colours, noise = rectify(
+                self._stage("", number, colours), self._stage("extra_", number, noise)
+            )
             maps.append(fuse(colours, noise))
         return maps
 
     def _stage(self, branch: str, number: int, features: torch.Tensor) -> torch.Tensor:
-        parts = [self.get_submodule(f"{branch}{name}{number}") for name in ("patch_embed", "block", "norm")]
+        parts = [
+            self.get_submodule(f"{branch}{name}{number}")
+            for name in ("patch_embed", "block", "norm")
+        ]
         return MixStage.run(features, *parts)
 
 
 class MlpDecoder(nn.Module):
-    """Four maps → `classes` logits a place, (N, classes, h, w) at the size of the largest. `eps`: of its BatchNorm."""
+    """Four maps → `classes` logits a place, (N, classes, h, w) at the size of the largest. `eps`:
+    of its BatchNorm.
+    """
 
     def __init__(self, widths: Sequence[int], width: int, classes: int, eps: float) -> None:
         super().__init__()
         for number, channels in enumerate(widths, start=1):
-            self.add_module(f"linear_c{number}", nn.ModuleDict({"proj": nn.Linear(channels, width)}))
-        self.linear_fuse = nn.Sequential(nn.Conv2d(4 * width, width, 1), nn.BatchNorm2d(width, eps=eps), nn.ReLU())
+            self.add_module(
+                f"linear_c{number}", nn.ModuleDict({"proj": nn.Linear(channels, width)})
+            )
+        self.linear_fuse = nn.Sequential(
+            nn.Conv2d(4 * width, width, 1), nn.BatchNorm2d(width, eps=eps), nn.ReLU()
+        )
         self.linear_pred = nn.Conv2d(width, classes, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Decode; the smallest map is fused first."""
         convolution, norm, relu = self.linear_fuse
-        fused = fused_maps(map(self._projected, (4, 3, 2, 1), reversed(maps)), cast(nn.Conv2d, convolution), maps[0].shape[2:])
+        fused = fused_maps(
+            map(self._projected, (4, 3, 2, 1), reversed(maps)),
+            cast(nn.Conv2d, convolution),
+            maps[0].shape[2:],
+        )
         decoded: torch.Tensor = self.linear_pred(relu(norm(fused)))
         return decoded
 
     def _projected(self, number: int, features: torch.Tensor) -> torch.Tensor:
-        projected = self.get_submodule(f"linear_c{number}.proj")(features.flatten(2).transpose(1, 2))
+        projected = self.get_submodule(f"linear_c{number}.proj")(
+            features.flatten(2).transpose(1, 2)
+        )
         return torch.unflatten(projected.transpose(1, 2), 2, features.shape[2:])
 
 
 class TruFor(nn.Module):
-    """Colours of 0 to 255/256, (N, 3, H, W) of any size → log-odds (N, 1) that the image was altered, and masks (N, H, W).
+    """Colours of 0 to 255/256, (N, 3, H, W) of any size → log-odds (N, 1) that the image was
+    altered, and masks (N, H, W).
 
     By default the published sizes: 68,697,421 parameters.
     """
@@ -265,17 +352,22 @@ class TruFor(nn.Module):
         super().__init__()
         self.dncnn = noise_layers()
         self.backbone = DualEncoder(widths, heads, depths, ratios)
-        # The authors initialise the first decoder by a function that also sets this; the second one keeps torch's.
+        # The authors initialise the first decoder by a function that also sets this; the second one
+        # keeps torch's.
         self.decode_head = MlpDecoder(widths, decoder_width, classes=2, eps=1e-3)
         self.decode_head_conf = MlpDecoder(widths, decoder_width, classes=1, eps=1e-5)
-        self.detection = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 1))
+        self.detection = nn.Sequential(
+            nn.Linear(8, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 1)
+        )
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
         """Score and localize; see the class for shapes."""
         altered, confidence = self.maps(pixels)
-        seen = torch.cat([_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1)
+        seen = torch.cat(
+            [_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1
+        )
         return Prediction(self.detection(seen), altered.sigmoid())
 
     def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,7 +375,9 @@ class TruFor(nn.Module):
         noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
         maps = self.backbone((pixels - self.mean) / self.std, noise)
         found = [
-            functional.interpolate(decode(maps), size=pixels.shape[2:], mode="bilinear", align_corners=False)
+            functional.interpolate(
+                decode(maps), size=pixels.shape[2:], mode="bilinear", align_corners=False
+            )
             for decode in (self.decode_head, self.decode_head_conf)
         ]
         return found[0][:, 1] - found[0][:, 0], found[1][:, 0]
@@ -299,10 +393,16 @@ class TruFor(nn.Module):
 
 
 def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Weighted over the places of (N, H, W): a soft minimum, a soft maximum, mean and mean square, (N, 4)."""
+    """Weighted over the places of (N, H, W): a soft minimum, a soft maximum, mean and mean square,
+    (N, 4).
+    """
     values = values.flatten(1).float()
-    log_weights = torch.zeros_like(values) if log_weights is None else log_weights.flatten(1).float()
+    log_weights = (
+        torch.zeros_like(values) if log_weights is None else log_weights.flatten(1).float()
+    )
     log_weights = log_weights.log_softmax(-1)
     weights = log_weights.exp()
     least, most = -(log_weights - values).logsumexp(-1), (log_weights + values).logsumexp(-1)
-    return torch.stack([least, most, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1)
+    return torch.stack(
+        [least, most, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1
+    )

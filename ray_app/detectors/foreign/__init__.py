@@ -1,1 +1,3 @@
-"""Callables, in processes of their own: the program that runs there (`child`), and whoever starts it (`process`)."""
+"""Callables, in processes of their own: the program that runs there (`child`), and whoever starts
+it (`process`).
+"""

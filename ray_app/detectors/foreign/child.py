@@ -1,12 +1,16 @@
-"""The process of a callable: RGB pixels in, its own scores and masks out. `foreign.process` alone starts it.
+"""The process of a callable: RGB pixels in, its own scores and masks out. `foreign.process` alone
+starts it.
 
-It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of Touchstone is imported here, and nothing
-else of Touchstone is on its path. The frames of its messages are those of all our child processes.
+It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of
+Touchstone is imported here, and nothing else of Touchstone is on its path. The frames of its
+messages are those of all our child processes.
 
-Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON and numbers (2 × uint64), a JSON, the
-numbers. One `READY` byte once it can serve. The first request names the detector, and the answer what it is (`identity`); each further one
-has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image, height and width (2 × uint32) of each
-mask (0, 0 = none), and the masks, one byte per pixel, 255 = surely altered. Where the detector failed, the JSON has `error`, maybe `hint`.
+Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON
+and numbers (2 × uint64), a JSON, the numbers. One `READY` byte once it can serve. The first request
+names the detector, and the answer what it is (`identity`); each further one has `sizes` (width,
+height) of images whose pixels follow, and the answer is one float64 per image, height and width (2
+× uint32) of each mask (0, 0 = none), and the masks, one byte per pixel, 255 = surely altered. Where
+the detector failed, the JSON has `error`, maybe `hint`.
 """
 
 from __future__ import annotations
@@ -33,9 +37,11 @@ REQUEST = struct.Struct("<Q")
 WANTED_SIZE = struct.Struct("<I")
 ANSWER = struct.Struct("<QQ")
 ENTRY_POINTS = "touchstone.callables"
-_MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
+# files of a module that is no installed distribution; one with more is known by the first of them
+_MOST_SOURCES = 2000
 FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
-MOST_SQUARE = 1024  # px: a mask has its image's size, or is the square that the whole image was resized to
+# px: a mask has its image's size, or is the square that the whole image was resized to
+MOST_SQUARE = 1024
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "albumentations", "numpy", "pillow")
 _HINT = "name its folder by --folder, or give by --python the Python that has it"
 Score = Callable[[Sequence[Any]], Any]
@@ -51,7 +57,8 @@ class UnusableError(Exception):
 
 def main() -> None:
     """Serve until whoever started this process closes its side, or is gone."""
-    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]  # our files are no modules of its own
+    # our files are no modules of its own
+    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)  # a detector that asks a question must not read our messages
@@ -65,7 +72,8 @@ def main() -> None:
         text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
         data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
         wanted = json.loads(text)
-        # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
+        # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM
+        # does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, 2 * wanted["limit_s"] + 1)
         if score is None:
             (score, said), meaning = _opened(wanted), wanted["scores"]
@@ -112,33 +120,50 @@ def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
     return {"version": _version(name)}
 
 
-def _answer(score: Score, meaning: str, wanted: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def _answer(
+    score: Score, meaning: str, wanted: dict[str, Any], data: bytes
+) -> tuple[dict[str, Any], bytes]:
     import numpy
 
     images, at, begun = [], 0, time.perf_counter()
     for width, height in wanted["sizes"]:
-        images.append(numpy.frombuffer(bytearray(data[at : at + 3 * width * height]), numpy.uint8).reshape(height, width, 3))
+        images.append(
+            numpy.frombuffer(bytearray(data[at : at + 3 * width * height]), numpy.uint8).reshape(
+                height, width, 3
+            )
+        )
         at += 3 * width * height
     try:
         given = list(score(images))
         if len(given) != len(images):
-            return {"error": f"it gave {len(given)} score{'s' * (len(given) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"}, b""
+            return {
+                "error": f"it gave {len(given)} score{'s' * (len(given) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"
+            }, b""
         found = [_found(one, images[place].shape[:2], meaning) for place, one in enumerate(given)]
     except BaseException as error:
         return _failure(error), b""
-    scores, masks = numpy.array([score for score, _ in found], numpy.float64), [mask for _, mask in found]
+    scores, masks = (
+        numpy.array([score for score, _ in found], numpy.float64),
+        [mask for _, mask in found],
+    )
     parts = [scores, numpy.array([mask.shape for mask in masks], numpy.uint32), *masks]
-    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, b"".join(part.tobytes() for part in parts)
+    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, b"".join(
+        part.tobytes() for part in parts
+    )
 
 
 def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
-    """The score of an image (height, width), of a mask alone that mask's largest value, and the mask as uint8, empty if there is none."""
+    """The score of an image (height, width), of a mask alone that mask's largest value, and the
+    mask as uint8, empty if there is none.
+    """
     import numpy
 
     mask, score = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if max(getattr(mask, "shape", ()), default=1) == 1:  # a number, also as an array of one
         return float("nan") if given is None else float(given), numpy.empty((0, 0), numpy.uint8)
-    pixels = numpy.asarray(mask.detach().cpu().float() if hasattr(mask, "detach") else mask, numpy.float32)
+    pixels = numpy.asarray(
+        mask.detach().cpu().float() if hasattr(mask, "detach") else mask, numpy.float32
+    )
     if pixels.shape != size and (pixels.shape != pixels.shape[:1] * 2 or len(pixels) > MOST_SQUARE):
         raise UnusableError(f"its mask is {' × '.join(map(str, pixels.shape))}, its image {size[0]} × {size[1]} (height × width)",
                             f"a mask has its image's size, or is the square, of at most {MOST_SQUARE} px, that was made of it")  # fmt: skip
@@ -146,13 +171,16 @@ def _found(given: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]
         raise UnusableError(f"its mask has values from {pixels.min():g} to {pixels.max():g}",
                             "a mask has of each pixel the probability that it was altered, 0 to 1")  # fmt: skip
     pixels = pixels.clip(0, 1)
-    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)  # as IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
+    # as IMDLBenCo labels by MVSSNet (`gmp` in mvssnet.py), and `iml-vit` here
+    peak = min(max(float(pixels.max()), FEWEST), 1 - FEWEST)
     alone = peak if meaning == "probability" else math.log(peak) - math.log1p(-peak)
     return float(alone if score is None else score), numpy.rint(pixels * 255).astype(numpy.uint8)
 
 
 def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
-    """Return a function of a list of images, what identifies it, and the largest side of an image that it takes, None = any."""
+    """Return a function of a list of images, what identifies it, and the largest side of an image
+    that it takes, None = any.
+    """
     _search_own_folder()
     target = wanted["target"]
     if ":" not in target:
@@ -168,19 +196,38 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None
     if not callable(given):
         hint = "name a function, or a class whose instances are called"
         raise UnusableError(f"{target} is a {type(given).__name__} and no function", hint)
-    identity: dict[str, Any] = {"callable": target, "source": _source_digest(module), "package": _distribution_of(module)}
+    identity: dict[str, Any] = {
+        "callable": target,
+        "source": _source_digest(module),
+        "package": _distribution_of(module),
+    }
     identity["python"] = _python()
-    # Weights decide scores as much as the source does; a callable may name their paths in `weight_files`.
-    identity["files"] = {Path(file).name: _sha256(Path(file)) for file in getattr(given, "weight_files", ())}
-    score: Score = given if wanted["images"] == "arrays" else lambda images: given([_picture(image) for image in images])
-    return score, {key: value for key, value in identity.items() if value}, getattr(given, "max_side_px", None)
+    # Weights decide scores as much as the source does; a callable may name their paths in
+    # `weight_files`.
+    identity["files"] = {
+        Path(file).name: _sha256(Path(file)) for file in getattr(given, "weight_files", ())
+    }
+    score: Score = (
+        given
+        if wanted["images"] == "arrays"
+        else lambda images: given([_picture(image) for image in images])
+    )
+    return (
+        score,
+        {key: value for key, value in identity.items() if value},
+        getattr(given, "max_side_px", None),
+    )
 
 
 def _entry_point(name: str) -> str:
     import importlib.metadata
 
     points: Any = importlib.metadata.entry_points()  # before Python 3.10 a dict
-    there = points.select(group=ENTRY_POINTS) if hasattr(points, "select") else points.get(ENTRY_POINTS, [])
+    there = (
+        points.select(group=ENTRY_POINTS)
+        if hasattr(points, "select")
+        else points.get(ENTRY_POINTS, [])
+    )
     found: dict[str, str] = {point.name: point.value for point in there}
     if name not in found:
         raise UnusableError(f"no package there has an entry point {name} in the group {ENTRY_POINTS}",
@@ -203,9 +250,17 @@ def _search_own_folder() -> None:
 def _hint_on(module: Any) -> str:
     """Return what to do about a module without the function that was named."""
     file = getattr(module, "__file__", None)
-    if file and Path(os.getcwd(), f"{module.__name__}.py").exists() and not Path(file).is_relative_to(os.getcwd()):
+    if (
+        file
+        and Path(os.getcwd(), f"{module.__name__}.py").exists()
+        and not Path(file).is_relative_to(os.getcwd())
+    ):
         return f"rename your module: Python already has one of that name, {file}"
-    own = [name for name, one in vars(module).items() if callable(one) and getattr(one, "__module__", None) == module.__name__]
+    own = [
+        name
+        for name, one in vars(module).items()
+        if callable(one) and getattr(one, "__module__", None) == module.__name__
+    ]
     return f"it has {', '.join(own) or 'no function'}"
 
 
@@ -218,8 +273,12 @@ def _picture(pixels: Any) -> Any:
 def _source_digest(module: Any) -> str:
     """The SHA-256 of the module's file; of all Python files of the package that it belongs to."""
     top = sys.modules[module.__name__.partition(".")[0]]
-    file = Path(getattr(top, "__file__", None) or getattr(module, "__file__", None) or sys.executable)
-    sources = sorted(file.parent.rglob("*.py"))[:_MOST_SOURCES] if file.name == "__init__.py" else [file]
+    file = Path(
+        getattr(top, "__file__", None) or getattr(module, "__file__", None) or sys.executable
+    )
+    sources = (
+        sorted(file.parent.rglob("*.py"))[:_MOST_SOURCES] if file.name == "__init__.py" else [file]
+    )
     digest = hashlib.sha256()
     for source in sources:
         digest.update(f"{source.relative_to(file.parent)} {_sha256(source)}\n".encode())
@@ -231,7 +290,9 @@ def _distribution_of(module: Any) -> str | None:
     import importlib.metadata
 
     top = module.__name__.partition(".")[0]
-    if not {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts):
+    if not {"site-packages", "dist-packages"} & set(
+        Path(getattr(module, "__file__", None) or "").parts
+    ):
         return None  # to ask all installed packages takes longer than most modules
     finds: Any = getattr(importlib.metadata, "packages_distributions", dict)  # from Python 3.10
     name = next(iter(finds().get(top, [])), top)
@@ -268,7 +329,9 @@ def _peak_bytes() -> int:
 
 def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook: no host is looked up or spoken to; sockets of this machine stay."""
-    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+    if event == "socket.getaddrinfo" or (
+        event == "socket.connect" and isinstance(arguments[1], tuple)
+    ):
         raise OSError("no network: this machine is offline (TOUCHSTONE_OFFLINE, HF_HUB_OFFLINE)")
 
 

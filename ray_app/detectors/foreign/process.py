@@ -1,7 +1,9 @@
-"""`ForeignProcess`: a callable, asked in a process of its own, by another interpreter where the card names one.
+"""`ForeignProcess`: a callable, asked in a process of its own, by another interpreter where the
+card names one.
 
-A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process that cannot start is a DetectorError.
-No torch here: the driver of a run asks `require_startable` before anything is listed.
+A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process
+that cannot start is a DetectorError. No torch here: the driver of a run asks `require_startable`
+before anything is listed.
 """
 
 import json
@@ -29,7 +31,8 @@ MOST_REPORT_BYTES = 64 * 1024
 _MOST_SAID = 300  # characters of what a detector says of its failure
 _READY_S = 60.0  # until the bare interpreter is up
 
-# What an interpreter and its libraries need of our environment. Tokens and keys stay here, and so does our own path of modules.
+# What an interpreter and its libraries need of our environment. Tokens and keys stay here, and so
+# does our own path of modules.
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY",
          "TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy",
          "no_proxy")  # fmt: skip
@@ -38,7 +41,8 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 class OpenedDetector(NamedTuple):
-    """What a process says of its detector: all that decides its scores, and the libraries that it runs on.
+    """What a process says of its detector: all that decides its scores, and the libraries that it
+    runs on.
 
     `max_side_px`: the largest side of an image that it takes, None = any.
     """
@@ -49,7 +53,9 @@ class OpenedDetector(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a detector says of an image: log-odds of fake, and of one that localizes where: (h, w) uint8, 255 = surely altered."""
+    """What a detector says of an image: log-odds of fake, and of one that localizes where: (h, w)
+    uint8, 255 = surely altered.
+    """
 
     score: float
     mask: PixelArray | None
@@ -58,31 +64,45 @@ class Found(NamedTuple):
 class ForeignProcess(ChildProcess):
     """One callable, in memory of a child of its own. Any thread may ask; one at a time is answered.
 
-    `identity`: what the card's detector was; another one is refused. None: whatever is there (`opened`).
+    `identity`: what the card's detector was; another one is refused. None: whatever is there
+    (`opened`).
     """
 
-    def __init__(self, card: DetectorCard, identity: Mapping[str, Any] | None, device: str = "cpu") -> None:
+    def __init__(
+        self, card: DetectorCard, identity: Mapping[str, Any] | None, device: str = "cpu"
+    ) -> None:
         super().__init__()
         self._card, self._identity, self._device = card, identity, device
         self._settings = _settings_of(card)
         self._lock = threading.RLock()
-        self.measured: tuple[float, int] | None = None  # seconds and peak bytes of the last batch in the child
+        # seconds and peak bytes of the last batch in the child
+        self.measured: tuple[float, int] | None = None
         self.hint: str | None = None  # what to do about the last answer that was of the wrong kind
 
     def open(self) -> OpenedDetector:
-        """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
+        """Start the child and load the detector. Raises DetectorError with a hint where it cannot
+        be had, or is another one.
+        """
         with self._lock, tempfile.TemporaryFile() as words:
             self._start(words)
             wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline()}
             answer = self._asked(wanted, (), (), self._settings.start_limit_s)
             if isinstance(answer, str):
-                raise DetectorError(f"{self._card.name}: its process {answer}{_last_of(words)}", hint=self._how_to_see())
+                raise DetectorError(
+                    f"{self._card.name}: its process {answer}{_last_of(words)}",
+                    hint=self._how_to_see(),
+                )
             said = answer[0]
             if "error" in said:
                 self.close()
                 last = str(said.get("trace", "")).strip().splitlines()
-                raise DetectorError(f"{self._card.name}: {said['error']}", hint=said.get("hint") or self._how_to_see(last))
-            opened = OpenedDetector(said["identity"], said.get("libraries", {}), said.get("max_side_px"))
+                raise DetectorError(
+                    f"{self._card.name}: {said['error']}",
+                    hint=said.get("hint") or self._how_to_see(last),
+                )
+            opened = OpenedDetector(
+                said["identity"], said.get("libraries", {}), said.get("max_side_px")
+            )
             if self._identity is not None and opened.identity != self._identity:
                 self.close()
                 raise DetectorError(
@@ -92,14 +112,20 @@ class ForeignProcess(ChildProcess):
             return opened
 
     def score(self, images: Sequence[PixelArray]) -> list[Found | str]:
-        """Per image (height, width, 3) uint8 RGB what was found, or why nothing was. Raises DetectorError as `open`.
+        """Per image (height, width, 3) uint8 RGB what was found, or why nothing was. Raises
+        DetectorError as `open`.
 
-        A batch that fails is asked again image by image, each in a child that is started anew where the last one is gone.
+        A batch that fails is asked again image by image, each in a child that is started anew where
+        the last one is gone.
         """
         with self._lock:
             found = self._scored(images)
             if isinstance(found, str):
-                return [found] if len(images) == 1 else [one for image in images for one in self.score([image])]
+                return (
+                    [found]
+                    if len(images) == 1
+                    else [one for image in images for one in self.score([image])]
+                )
             return found
 
     def _scored(self, images: Sequence[PixelArray]) -> list[Found | str] | str:
@@ -107,7 +133,12 @@ class ForeignProcess(ChildProcess):
             self.open()
         limit_s = self._settings.limit_s
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        answer = self._asked({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], sizes, limit_s)
+        answer = self._asked(
+            {"sizes": sizes},
+            [np.ascontiguousarray(image).data.cast("B") for image in images],
+            sizes,
+            limit_s,
+        )
         if isinstance(answer, str):
             return f"its process {answer}"
         said, given = answer
@@ -132,7 +163,12 @@ class ForeignProcess(ChildProcess):
         settings = self._settings
         try:
             is_ready = self._spawn(
-                [settings.python, program.__file__], _environment(), program.READY, _READY_S, folder=Path(settings.folder), errors=words
+                [settings.python, program.__file__],
+                _environment(),
+                program.READY,
+                _READY_S,
+                folder=Path(settings.folder),
+                errors=words,
             )
         except OSError as error:
             raise DetectorError(
@@ -141,12 +177,21 @@ class ForeignProcess(ChildProcess):
             ) from None
         if not is_ready:
             end = self._epitaph(self._child)
-            raise DetectorError(f"{self._card.name}: {settings.python} {end}{_last_of(words)}", hint=self._how_to_see())
+            raise DetectorError(
+                f"{self._card.name}: {settings.python} {end}{_last_of(words)}",
+                hint=self._how_to_see(),
+            )
 
     def _asked(
-        self, wanted: Mapping[str, Any], blobs: Sequence[bytes | memoryview], sizes: Sequence[tuple[int, int]], limit_s: float
+        self,
+        wanted: Mapping[str, Any],
+        blobs: Sequence[bytes | memoryview],
+        sizes: Sequence[tuple[int, int]],
+        limit_s: float,
     ) -> tuple[dict[str, Any], list[Found]] | str:
-        """What the child says, and gives of images of these sizes (width, height), scores as they are; or, in words, how it ended."""
+        """What the child says, and gives of images of these sizes (width, height), scores as they
+        are; or, in words, how it ended.
+        """
         running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
         length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
         request = (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs)
@@ -157,29 +202,45 @@ class ForeignProcess(ChildProcess):
         return answer if answer is not None else self._epitaph(running)
 
     def _how_to_see(self, last: Sequence[str] = ()) -> str:
-        where = f" (in {last[-2].strip()})" if len(last) > 2 and last[-2].strip().startswith("File") else ""
+        where = (
+            f" (in {last[-2].strip()})"
+            if len(last) > 2 and last[-2].strip().startswith("File")
+            else ""
+        )
         name = self._card.architecture.name.partition(":")[0]
         return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Whether the card's interpreter runs here and has the package; loads neither it nor weights. Raises DetectorError with a hint."""
+    """Whether the card's interpreter runs here and has the package; loads neither it nor weights.
+    Raises DetectorError with a hint.
+    """
     with ForeignProcess(card, None) as process, tempfile.TemporaryFile() as words:
         process._start(words)
         answer = process._asked({**_named(card), "probe": True}, (), (), _READY_S)
         if isinstance(answer, str):
-            raise DetectorError(f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see())
+            raise DetectorError(
+                f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see()
+            )
         if "error" in answer[0]:
-            raise DetectorError(f"{card.name}: {answer[0]['error']}", hint=answer[0].get("hint") or process._how_to_see())
+            raise DetectorError(
+                f"{card.name}: {answer[0]['error']}",
+                hint=answer[0].get("hint") or process._how_to_see(),
+            )
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
-    """What the card's detector was when its card was written: the file that stands where others have weights. Raises DetectorError."""
+    """What the card's detector was when its card was written: the file that stands where others
+    have weights. Raises DetectorError.
+    """
     path = folder / str(card.weights.config)
     try:
         identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DetectorError(f"{card.name}: {path}: {describe_error(error)}", hint=f"write the card anew: {add_command(card)}") from None
+        raise DetectorError(
+            f"{card.name}: {path}: {describe_error(error)}",
+            hint=f"write the card anew: {add_command(card)}",
+        ) from None
     return identity
 
 
@@ -202,13 +263,18 @@ def _named(card: DetectorCard) -> dict[str, Any]:
 def _settings_of(card: DetectorCard) -> ForeignSettings:
     if card.process is None:
         raise DetectorError(
-            f"{card.name}: its card does not say which Python it runs in", hint=f"touchstone detectors add {card.family}:… --python …"
+            f"{card.name}: its card does not say which Python it runs in",
+            hint=f"touchstone detectors add {card.family}:… --python …",
         )
     return card.process
 
 
-def _believed(answers: Any, sizes: Sequence[tuple[int, int]]) -> tuple[dict[str, Any], list[Found]] | None:
-    """An answer that can be one about images of these sizes (width, height); None where the child ended first. Raises ValueError."""
+def _believed(
+    answers: Any, sizes: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Any], list[Found]] | None:
+    """An answer that can be one about images of these sizes (width, height); None where the child
+    ended first. Raises ValueError.
+    """
     said_bytes, number_bytes = program.ANSWER.unpack(answers.read(program.ANSWER.size))
     most = sum(16 + max(width * height, program.MOST_SQUARE**2) for width, height in sizes)
     if said_bytes > MOST_REPORT_BYTES or number_bytes > most:
@@ -221,8 +287,13 @@ def _believed(answers: Any, sizes: Sequence[tuple[int, int]]) -> tuple[dict[str,
         raise ValueError("no answer to this")
     if "error" in said or not sizes:
         return said, []
-    found, shapes = list[Found](), np.frombuffer(numbers, np.uint32, 2 * count, 8 * count).reshape(count, 2).tolist()
-    for score, (height, width) in zip(np.frombuffer(numbers, np.float64, count).tolist(), shapes, strict=True):
+    found, shapes = (
+        list[Found](),
+        np.frombuffer(numbers, np.uint32, 2 * count, 8 * count).reshape(count, 2).tolist(),
+    )
+    for score, (height, width) in zip(
+        np.frombuffer(numbers, np.float64, count).tolist(), shapes, strict=True
+    ):
         mask = np.frombuffer(numbers[at : at + height * width], np.uint8).reshape(height, width)
         found.append(Found(score, mask if height else None))
         at += height * width
@@ -249,5 +320,9 @@ def _last_of(words: IO[bytes]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_GROUPS)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith(_KEPT_GROUPS)
+    }
     return kept | {SAFE_PATH: "1"} | (_OFFLINE if weights.is_offline() else {})

@@ -1,5 +1,6 @@
-"""An audit's answer (`estimate`): prevalence, and precision, recall and false-positive rate of a run's verdicts, from people's labels of
-its sample (`read_answers`); whether the card's promise was kept.
+"""An audit's answer (`estimate`): prevalence, and precision, recall and false-positive rate of a
+run's verdicts, from people's labels of its sample (`read_answers`); whether the card's promise was
+kept.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class AuditLabels:
-    """`strata`: what was found in each; `blank`: drawn images without a label; `others`: labels of images that were not drawn."""
+    """`strata`: what was found in each; `blank`: drawn images without a label; `others`: labels of
+    images that were not drawn.
+    """
 
     strata: tuple[survey_sampling.LabelledStratum, ...]
     blank: int
@@ -44,48 +47,67 @@ class AuditLabels:
 
 
 def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
-    """The estimate from labels of a sample of the run at `url`; also written to `folder`/result.json.
+    """The estimate from labels of a sample of the run at `url`; also written to
+    `folder`/result.json.
 
-    The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as `read_audit` and `read_answers` do, and
-    where the sample is of another run.
+    The sample's `audit.json` lies in that folder, or beside the labels. Raises ConfigError as
+    `read_audit` and `read_answers` do, and where the sample is of another run.
     """
     audit = read_audit(folder, Path(labels).parent)
     answers = read_answers(labels, audit)
-    document = document_of(audit, answers) | {"notes": _notes(audit, answers, RunDirectory.open(url))}
-    (folder / RESULT).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    document = document_of(audit, answers) | {
+        "notes": _notes(audit, answers, RunDirectory.open(url))
+    }
+    (folder / RESULT).write_text(
+        json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+    )
     return document
 
 
 def read_answers(place: str, audit: Audit) -> AuditLabels:
-    """The labels at a path or URL (CSV, JSONL, Parquet), as answers about a sample: real, fake, unsure or nothing.
+    """The labels at a path or URL (CSV, JSONL, Parquet), as answers about a sample: real, fake,
+    unsure or nothing.
 
-    Raises ConfigError where there is no label of the sample, for a word that is not a label, and for one image with two of them.
+    Raises ConfigError where there is no label of the sample, for a word that is not a label, and
+    for one image with two of them.
     """
     source = open_labels(place)
     named = source.names()
     ways = list(_names(source, named)) if "label" in named else []
     if not ways:
         raise ConfigError(
-            f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=columns_hint(source.list_columns())
+            f"{source.name}: labels need the columns `label` and `image_id` or `uri`",
+            hint=columns_hint(source.list_columns()),
         )
-    words = [_word(answer, f"{source.name}, row {row}") for row, answer in enumerate(_rows(source, ["label"], "label"), 1)]
-    labels, others = max((_matched(key, names, words, audit, source.name) for key, names in ways), key=lambda one: len(one[0]))
+    words = [
+        _word(answer, f"{source.name}, row {row}")
+        for row, answer in enumerate(_rows(source, ["label"], "label"), 1)
+    ]
+    labels, others = max(
+        (_matched(key, names, words, audit, source.name) for key, names in ways),
+        key=lambda one: len(one[0]),
+    )
     if not labels:
         raise ConfigError(
-            f"{source.name}: not one label is of the {len(audit.images):,} images of the sample", hint="was it drawn anew since?"
+            f"{source.name}: not one label is of the {len(audit.images):,} images of the sample",
+            hint="was it drawn anew since?",
         )
     counts = [{"fake": 0, "real": 0, UNSURE: 0} for _ in audit.strata]
     for at, word in labels.items():
         counts[audit.images[at]["stratum"]][word] += 1
     strata = [
-        survey_sampling.LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
+        survey_sampling.LabelledStratum(
+            one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words
+        )
         for one, found in zip(audit.strata, counts, strict=True)
     ]
     return AuditLabels(tuple(strata), len(audit.images) - len(labels), others)
 
 
 def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """The figures, each with its interval, what each stratum was found to hold, and what follows (`findings`)."""
+    """The figures, each with its interval, what each stratum was found to hold, and what follows
+    (`findings`).
+    """
     strata = [
         {"name": one.words, **asdict(one), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
          "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
@@ -95,10 +117,15 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     widest = survey_sampling.unsure_bounds(answers.strata) if answers.unsure else {}
     ends = {name: one.ends for name, one in figures.items() if one.ends} | widest
     flagged_reals = _flagged_reals(audit, ends.get("precision"))
-    promise = _promise(audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals)
+    promise = _promise(
+        audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals
+    )
     return {
         "schema": SCHEMA,
-        "audit": {key: audit.facts[key] for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")},
+        "audit": {
+            key: audit.facts[key]
+            for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")
+        },
         "scored": audit.scored,
         "drawn": len(audit.images),
         "labelled": answers.labelled,
@@ -109,23 +136,37 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
         "strata": strata,
         "flagged_reals": flagged_reals,
         "promise": promise,
-        "findings": list(_findings(flagged_reals if "false_positive_rate" not in ends else None, promise)),
+        "findings": list(
+            _findings(flagged_reals if "false_positive_rate" not in ends else None, promise)
+        ),
     }
 
 
 def _rows(source: LabelTables, columns: Sequence[str], *wanted: str) -> list[Any]:
-    """Of every row the values of some columns, one alone as it is; None where there is no such column."""
+    """Of every row the values of some columns, one alone as it is; None where there is no such
+    column.
+    """
     rows = (row for table in source.tables(columns) for row in table.to_pylist())
-    return [row[wanted[0]] if len(wanted) == 1 else tuple(row.get(name) for name in wanted) for row in rows]
+    return [
+        row[wanted[0]] if len(wanted) == 1 else tuple(row.get(name) for name in wanted)
+        for row in rows
+    ]
 
 
-def _names(source: LabelTables, named: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """What names the image of every row, for each key that there is; ids of which a spreadsheet made no whole numbers are passed over."""
+def _names(
+    source: LabelTables, named: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """What names the image of every row, for each key that there is; ids of which a spreadsheet
+    made no whole numbers are passed over.
+    """
     if "image_id" in named:
         with contextlib.suppress(*([ConfigError] if "uri" in named else [])):
             yield ("image_id",), _rows(source, ["image_id"], "image_id")
     if "uri" in named:
-        yield ("uri", "member"), _rows(source, [name for name in ("uri", "member") if name in named], "uri", "member")
+        yield (
+            ("uri", "member"),
+            _rows(source, [name for name in ("uri", "member") if name in named], "uri", "member"),
+        )
 
 
 def _word(answer: Any, where: str) -> str | None:
@@ -135,7 +176,9 @@ def _word(answer: Any, where: str) -> str | None:
     return UNSURE if str(answer).strip().lower() == UNSURE else parse_label(answer, where)
 
 
-def _matched(key: Sequence[str], names: Sequence[Any], words: Sequence[str | None], audit: Audit, name: str) -> tuple[dict[int, str], int]:
+def _matched(
+    key: Sequence[str], names: Sequence[Any], words: Sequence[str | None], audit: Audit, name: str
+) -> tuple[dict[int, str], int]:
     """The word for each place of the sample that has one, and how many labels are of other images."""
     shown = [tuple(image[column] for column in key) for image in audit.images]
     places = {one if len(key) > 1 else one[0]: place for place, one in enumerate(shown)}
@@ -146,7 +189,9 @@ def _matched(key: Sequence[str], names: Sequence[Any], words: Sequence[str | Non
         if word is not None and place is None:
             others += 1
         elif word is not None and place is not None and labels.setdefault(place, word) != word:
-            raise ConfigError(f"{name}, row {row}: {shown[place][0]} is {labels[place]} in an earlier row and {word} here")
+            raise ConfigError(
+                f"{name}, row {row}: {shown[place][0]} is {labels[place]} in an earlier row and {word} here"
+            )
     return labels, others
 
 
@@ -155,29 +200,51 @@ def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
     unscored = sum(audit.facts["unscored"].values())
     found = [
         (unscored, "file", "of the archive without a verdict: nothing is known of them"),
-        (answers.unsure, "image", "left out as unsure: beside each figure stands how far they could move it"),
+        (
+            answers.unsure,
+            "image",
+            "left out as unsure: beside each figure stands how far they could move it",
+        ),
         (answers.blank, "image", "of the sample without a label: as if not drawn"),
         (answers.others, "label", "left out: of images that were not drawn"),
     ]
     changed = changed_since(audit, run)
-    return ([changed] if changed else []) + [f"{counted(number, noun)} {words}" for number, noun, words in found if number]
+    return ([changed] if changed else []) + [
+        f"{counted(number, noun)} {words}" for number, noun, words in found if number
+    ]
 
 
 def _flagged_reals(audit: Audit, precision: tuple[float, float] | None) -> dict[str, Any] | None:
-    """How many of the flagged images are real, at least and at most, the latter also as a share of the archive. None: none is labelled."""
+    """How many of the flagged images are real, at least and at most, the latter also as a share of
+    the archive. None: none is labelled.
+    """
     flagged = sum(one.size for one in audit.strata if one.verdict == "fake")
     if precision is None:
         return None
-    # An end is rounded outwards to a whole number of images, unless it differs from one by rounding alone.
-    least, most = math.floor((1 - precision[1]) * flagged + 1e-6), math.ceil((1 - precision[0]) * flagged - 1e-6)
-    return {"flagged": flagged, "scored": audit.scored, "least": least, "most": most, "most_of_archive": most / audit.scored}
+    # An end is rounded outwards to a whole number of images, unless it differs from one by rounding
+    # alone.
+    least, most = (
+        math.floor((1 - precision[1]) * flagged + 1e-6),
+        math.ceil((1 - precision[0]) * flagged - 1e-6),
+    )
+    return {
+        "flagged": flagged,
+        "scored": audit.scored,
+        "least": least,
+        "most": most,
+        "most_of_archive": most / audit.scored,
+    }
 
 
-def _promise(target: float | None, rate: tuple[float, float] | None, reals: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Whether the share `target` of reals that the card lets be flagged was kept: True, False, or None where the labels cannot say.
+def _promise(
+    target: float | None, rate: tuple[float, float] | None, reals: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Whether the share `target` of reals that the card lets be flagged was kept: True, False, or
+    None where the labels cannot say.
 
-    `rate`: the ends of the false-positive rate's interval. Where only flagged images are labelled, it is at least their reals by all
-    images, and at most twice that if half of the archive is real (`if_half_is_real`).
+    `rate`: the ends of the false-positive rate's interval. Where only flagged images are labelled,
+    it is at least their reals by all images, and at most twice that if half of the archive is real
+    (`if_half_is_real`).
     """
     if target is None or (rate is None and reals is None):
         return None
@@ -202,7 +269,9 @@ def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None
         low, high = promise["ends"]
         of = f"the card promises that at most {stated(promise['target_fpr'])} of the reals are flagged"
         if promise["kept"]:
-            if_half = ", if at least half of the archive is real" if promise["if_half_is_real"] else ""
+            if_half = (
+                ", if at least half of the archive is real" if promise["if_half_is_real"] else ""
+            )
             yield f"{of}: the labels show that this is kept{if_half} (at most {percent(high)} are)"
         elif promise["kept"] is None:
             yield f"{of}: so few labels cannot say whether this is kept ({percent(low)} to {percent(high)})"

@@ -1,1 +1,3 @@
-"""From a labelled run to an ensemble whose error rate is known: parts, calibrations, thresholds. No Ray, no torch."""
+"""From a labelled run to an ensemble whose error rate is known: parts, calibrations, thresholds. No
+Ray, no torch.
+"""

@@ -1,7 +1,9 @@
-"""Labelled images → three disjoint parts, to fit on, to calibrate on, to choose thresholds on (`Division`).
+"""Labelled images → three disjoint parts, to fit on, to calibrate on, to choose thresholds on
+(`Division`).
 
-Images that are not independent (copies, one scene, one source) form a group, and one part holds all of a group. Which part that is follows
-from the bytes of its files and a seed, never from where they lie.
+Images that are not independent (copies, one scene, one source) form a group, and one part holds all
+of a group. Which part that is follows from the bytes of its files and a seed, never from where they
+lie.
 """
 
 import hashlib
@@ -30,7 +32,8 @@ Name = Literal["fit", "calibrate", "choose"]
 PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
 FIT, CALIBRATE, CHOOSE = range(3)
 SHARES = (0.3, 0.2, 0.5)
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are (Weyl)
+# its multiples, modulo 1, are spread evenly however many there are (Weyl)
+_GOLDEN = (5**0.5 - 1) / 2
 _ATTEMPTS = 200
 
 
@@ -70,7 +73,9 @@ class Division:
         return reals
 
     def without(self, gone: Bools, seed: int) -> "Division":
-        """The other images in the same parts; divided anew where a part would be left without fakes. Raises ConfigError as `split`."""
+        """The other images in the same parts; divided anew where a part would be left without
+        fakes. Raises ConfigError as `split`.
+        """
         kept = ~gone
         rest, parts = self.labelled.take(kept), self.parts[kept]
         groups = np.unique(self.groups[kept], return_inverse=True)[1]
@@ -79,13 +84,16 @@ class Division:
         return Division(rest, groups, parts, self.copies[kept])
 
 
-def groups_of(labelled: CalibrationData, *, share_generators: bool = False, share_sources: bool = False) -> Places:
+def groups_of(
+    labelled: CalibrationData, *, share_generators: bool = False, share_sources: bool = False
+) -> Places:
     """(n,) the number of each image's group, 0 … groups − 1.
 
     Images are of one group that share their bytes or what a picture shows (perceptual hashes within
-    `datasets.near_duplicates.NEAR_BITS`), those that share a source, unless the parts may share sources, and fakes that share a generator,
-    unless the parts may share generators; and so are images that hang together by way of others. Fakes without a generator's name count as
-    those of one: nothing shows that they are of several.
+    `datasets.near_duplicates.NEAR_BITS`), those that share a source, unless the parts may share
+    sources, and fakes that share a generator, unless the parts may share generators; and so are
+    images that hang together by way of others. Fakes without a generator's name count as those of
+    one: nothing shows that they are of several.
     """
     bonds = _copies(labelled)
     bonds += [] if share_sources else [Bond("group", *_coded(labelled.source))]
@@ -94,9 +102,11 @@ def groups_of(labelled: CalibrationData, *, share_generators: bool = False, shar
 
 
 def repeated(labelled: CalibrationData) -> Bools:
-    """(n,) whether an image has the bytes or the perceptual hash of another of its class, with a smaller sha256, that can stand for both.
+    """(n,) whether an image has the bytes or the perceptual hash of another of its class, with a
+    smaller sha256, that can stand for both.
 
-    A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
+    A rate whose bound takes images for independent counts such ones once. A real is no copy of the
+    fake that was made of it.
     """
     groups = 2 * connected_groups(_copies(labelled), len(labelled))[0] + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
@@ -106,42 +116,72 @@ def repeated(labelled: CalibrationData) -> Bools:
 
 
 def divided(
-    labelled: CalibrationData, groups: Places, *, shares: Sequence[float] = SHARES, seed: int = 0, regroup: bool = False
+    labelled: CalibrationData,
+    groups: Places,
+    *,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+    regroup: bool = False,
 ) -> tuple[Places, int]:
-    """(n,) the part of each image, and how many images were moved: as the user divides them where one has a `part`, else by `split`."""
+    """(n,) the part of each image, and how many images were moved: as the user divides them where
+    one has a `part`, else by `split`.
+    """
     if all(part is None for part in labelled.part):
         return split(labelled, groups, shares, seed), 0
     return given_parts(labelled, groups, regroup=regroup)
 
 
-def split(labelled: CalibrationData, groups: Places, shares: Sequence[float] = SHARES, seed: int = 0) -> Places:
-    """(n,) the part, FIT, CALIBRATE or CHOOSE, of each image with group (n,) 0 … groups − 1: whole groups, near the shares of each class.
+def split(
+    labelled: CalibrationData, groups: Places, shares: Sequence[float] = SHARES, seed: int = 0
+) -> Places:
+    """(n,) the part, FIT, CALIBRATE or CHOOSE, of each image with group (n,) 0 … groups − 1: whole
+    groups, near the shares of each class.
 
-    A systematic sample: groups in an order of class, size and then the draw are dealt to the parts by the golden ratio from a drawn start.
-    So each group is as likely in a part as the part's share says, however large it is and whatever its images score, and groups of each
-    class and size are divided in those shares. It is drawn again while a part lacks a class.
-    Raises ConfigError where a class has fewer than three groups, or no draw gives each part both classes.
+    A systematic sample: groups in an order of class, size and then the draw are dealt to the parts
+    by the golden ratio from a drawn start. So each group is as likely in a part as the part's share
+    says, however large it is and whatever its images score, and groups of each class and size are
+    divided in those shares. It is drawn again while a part lacks a class. Raises ConfigError where
+    a class has fewer than three groups, or no draw gives each part both classes.
     """
-    sizes = np.stack([np.bincount(groups[labelled.fake == fake], minlength=int(groups.max()) + 1) for fake in (False, True)], axis=1)
+    sizes = np.stack(
+        [
+            np.bincount(groups[labelled.fake == fake], minlength=int(groups.max()) + 1)
+            for fake in (False, True)
+        ],
+        axis=1,
+    )
     _refuse_few_groups(labelled, sizes)
-    heads = np.full(len(sizes), np.iinfo(np.uint64).max)  # of each group's smallest sha256 the first 64 bits
-    np.minimum.at(heads, groups, np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64))
+    # of each group's smallest sha256 the first 64 bits
+    heads = np.full(len(sizes), np.iinfo(np.uint64).max)
+    np.minimum.at(
+        heads, groups, np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64)
+    )
     parts: Places = np.empty(0, np.int64)
     for attempt in range(_ATTEMPTS):
         key = f"touchstone parts {seed} {attempt}" if attempt else f"touchstone parts {seed}"
-        words = (hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest() for head in heads.astype(">u8"))
-        parts = _dealt(sizes, np.frombuffer(b"".join(words), ">u8").astype(np.uint64), shares)[groups]
-        if all(len(np.unique(parts[labelled.fake == fake])) == len(shares) for fake in (False, True)):
+        words = (
+            hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest()
+            for head in heads.astype(">u8")
+        )
+        parts = _dealt(sizes, np.frombuffer(b"".join(words), ">u8").astype(np.uint64), shares)[
+            groups
+        ]
+        if all(
+            len(np.unique(parts[labelled.fake == fake])) == len(shares) for fake in (False, True)
+        ):
             return parts
     _refuse_one_class(labelled, parts)
     return parts
 
 
-def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = False) -> tuple[Places, int]:
+def given_parts(
+    labelled: CalibrationData, groups: Places, *, regroup: bool = False
+) -> tuple[Places, int]:
     """(n,) the part of each image by the user's own column, and how many images were moved.
 
-    Raises ConfigError for images without a part or with one of another name, where a group lies in several parts, unless they are
-    regrouped (the group then goes to the part that most of its images are in), and where a part lacks a class.
+    Raises ConfigError for images without a part or with one of another name, where a group lies in
+    several parts, unless they are regrouped (the group then goes to the part that most of its
+    images are in), and where a part lacks a class.
     """
     if unknown := sorted({str(part) for part in labelled.part} - set(PARTS)):
         images = sum(str(part) in unknown for part in labelled.part)
@@ -151,7 +191,9 @@ def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = Fa
         )
     parts = np.array([PARTS.index(str(part)) for part in labelled.part], np.int64)
     count = int(groups.max()) + 1
-    members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS)).reshape(count, len(PARTS))
+    members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS)).reshape(
+        count, len(PARTS)
+    )
     crossing = (members > 0).sum(axis=1) > 1
     if crossing.any() and not regroup:
         raise _crossing(labelled, groups, parts, np.flatnonzero(crossing))
@@ -160,21 +202,41 @@ def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = Fa
     return whole, int((whole != parts).sum())
 
 
-def _crossing(labelled: CalibrationData, groups: Places, parts: Places, crossing: Places) -> ConfigError:
-    """The error that names two images of the first of these groups, in different parts, and what they have in common."""
+def _crossing(
+    labelled: CalibrationData, groups: Places, parts: Places, crossing: Places
+) -> ConfigError:
+    """The error that names two images of the first of these groups, in different parts, and what
+    they have in common.
+    """
     members = np.flatnonzero(groups == crossing[0]).tolist()
     shared: list[tuple[Sequence[str | None], str]] = [
         (labelled.sha256, "are the same file"),
         (labelled.source, "share the source '{}'"),
         (generators_of(labelled), "are both by {}"),
     ]
-    ties = [(place, column[place], words) for column, words in shared for place in members if column[place] is not None]
+    ties = [
+        (place, column[place], words)
+        for column, words in shared
+        for place in members
+        if column[place] is not None
+    ]
     seen: dict[tuple[str, str | None], int] = {}
-    pairs = ((seen.setdefault((words, key), place), place, words.format(key)) for place, key, words in ties)
+    pairs = (
+        (seen.setdefault((words, key), place), place, words.format(key))
+        for place, key, words in ties
+    )
     hashed = [place for place in members if labelled.phash[place] is not None]
-    others = ((one, other, "look alike, or hang together by others that do") for one, other in pairwise(hashed))
-    one, other, why = next(pair for pair in chain(pairs, others) if parts[pair[0]] != parts[pair[1]])
-    named = [f"image {labelled.image_id[at]} (sha256 {labelled.sha256[at][:12]}…, part {PARTS[parts[at]]})" for at in (one, other)]
+    others = (
+        (one, other, "look alike, or hang together by others that do")
+        for one, other in pairwise(hashed)
+    )
+    one, other, why = next(
+        pair for pair in chain(pairs, others) if parts[pair[0]] != parts[pair[1]]
+    )
+    named = [
+        f"image {labelled.image_id[at]} (sha256 {labelled.sha256[at][:12]}…, part {PARTS[parts[at]]})"
+        for at in (one, other)
+    ]
     more = f"; {len(crossing):,} groups of images are divided so" if len(crossing) > 1 else ""
     return ConfigError(
         f"labels: {named[0]} and {named[1]} {why}{more}",
@@ -184,15 +246,22 @@ def _crossing(labelled: CalibrationData, groups: Places, parts: Places, crossing
 
 def generators_of(labelled: CalibrationData) -> list[str | None]:
     """The generator of each fake, UNNAMED where it is not known; None for reals."""
-    return [(name or UNNAMED) if fake else None for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)]
+    return [
+        (name or UNNAMED) if fake else None
+        for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)
+    ]
 
 
 def described(labelled: CalibrationData, groups: Places, parts: Places) -> tuple[LabelledPart, ...]:
-    """The three parts as an ensemble card names them; the hash is that of `sort` over their files' sha256, one per line."""
+    """The three parts as an ensemble card names them; the hash is that of `sort` over their files'
+    sha256, one per line.
+    """
     found = []
     for number, name in enumerate(PARTS):
         places = np.flatnonzero(parts == number).tolist()
-        lines = "".join(f"{sha256}\n" for sha256 in sorted(labelled.sha256[place] for place in places))
+        lines = "".join(
+            f"{sha256}\n" for sha256 in sorted(labelled.sha256[place] for place in places)
+        )
         n_fake = int(labelled.fake[parts == number].sum())
         found.append(
             LabelledPart(
@@ -213,7 +282,9 @@ def _coded(column: Sequence[str | None]) -> tuple[Places, Pairs]:
 
 
 def _copies(labelled: CalibrationData) -> list[Bond]:
-    """What binds an image and its copies: equal bytes, and perceptual hashes that are near. Raises ConfigError for what is no hash."""
+    """What binds an image and its copies: equal bytes, and perceptual hashes that are near. Raises
+    ConfigError for what is no hash.
+    """
     encoded = pa.array(labelled.phash, pa.string()).dictionary_encode()
     texts: list[str] = encoded.dictionary.to_pylist()
     if strange := [text for text in texts if not re.fullmatch("[0-9a-fA-F]{16}", text)]:
@@ -221,13 +292,21 @@ def _copies(labelled: CalibrationData) -> list[Bond]:
             f"labels: the phash {strange[0]!r} is no hash of 64 bits",
             hint="16 hexadecimal digits, as `touchstone data index --hash phash` writes them",
         )
-    hashes, places = np.unique(np.array([int(text, 16) for text in texts], np.uint64), return_inverse=True)  # two ways to write one
+    # two ways to write one
+    hashes, places = np.unique(
+        np.array([int(text, 16) for text in texts], np.uint64), return_inverse=True
+    )
     codes = np.append(places, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-    return [Bond("bytes", *_coded(labelled.sha256)), Bond("looks", codes.astype(np.int64), near_pairs(hashes))]
+    return [
+        Bond("bytes", *_coded(labelled.sha256)),
+        Bond("looks", codes.astype(np.int64), near_pairs(hashes)),
+    ]
 
 
 def _dealt(sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> Places:
-    """(groups,) the part of each group with so many reals and fakes (groups, 2): those of fakes last, then larger before smaller."""
+    """(groups,) the part of each group with so many reals and fakes (groups, 2): those of fakes
+    last, then larger before smaller.
+    """
     has_fakes, magnitude = sizes[:, 1] > 0, np.log2(sizes.sum(axis=1)).astype(int)
     order = np.lexsort((drawn, -magnitude, sizes[:, 0] == 0, has_fakes))
     start = float(np.bitwise_xor.reduce(drawn)) / 2.0**64
@@ -237,8 +316,12 @@ def _dealt(sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence
     return part_of
 
 
-def refuse_dependent(division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig) -> None:
-    """Raises ConfigError where reals hang together in too few groups, or one of them dominates, for a bound that `needed` could give."""
+def refuse_dependent(
+    division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig
+) -> None:
+    """Raises ConfigError where reals hang together in too few groups, or one of them dominates, for
+    a bound that `needed` could give.
+    """
     if size.groups == size.n or (size.groups >= FEWEST_GROUPS and size.effective >= needed):
         return
     largest = f"{_name_of(division, size.largest)} has {100 * size.largest_share:.0f} % of them"
@@ -256,7 +339,9 @@ def refuse_dependent(division: Division, size: EffectiveSize, needed: int, confi
 
 
 def _loosened(division: Division, size: EffectiveSize) -> str:
-    """What would give the reals more groups: generators that edit photographs tie them, else it is their sources."""
+    """What would give the reals more groups: generators that edit photographs tie them, else it is
+    their sources.
+    """
     reals = division.labelled.take(division.reals)
     if len(np.unique(groups_of(reals))) >= max(FEWEST_GROUPS, 2 * size.groups):
         return "--share-generators lets the parts share generators, whose fakes tie the photographs beside them"
@@ -266,8 +351,17 @@ def _loosened(division: Division, size: EffectiveSize) -> str:
 def _name_of(division: Division, group: int) -> str:
     """A group's name: the source that most of its images have, else their generator."""
     members = division.labelled.take(division.groups == group)
-    sources, makers = (Counter(filter(None, column)).most_common(1) for column in (members.source, members.generator))
-    return f"the source '{sources[0][0]}'" if sources else f"what belongs to {makers[0][0]}" if makers else "what looks alike"
+    sources, makers = (
+        Counter(filter(None, column)).most_common(1)
+        for column in (members.source, members.generator)
+    )
+    return (
+        f"the source '{sources[0][0]}'"
+        if sources
+        else f"what belongs to {makers[0][0]}"
+        if makers
+        else "what looks alike"
+    )
 
 
 def _refuse_few_groups(labelled: CalibrationData, sizes: NDArray[np.int64]) -> None:
@@ -275,7 +369,9 @@ def _refuse_few_groups(labelled: CalibrationData, sizes: NDArray[np.int64]) -> N
     real_groups, fake_groups = (sizes > 0).sum(axis=0).tolist()
     names = sorted({name for name in generators_of(labelled) if name is not None})
     if not real_groups or not fake_groups:
-        raise ConfigError("calibration needs real and fake images", hint="label images of both classes")
+        raise ConfigError(
+            "calibration needs real and fake images", hint="label images of both classes"
+        )
     if fake_groups < len(PARTS) and len(names) < len(PARTS):
         reason = f"the fakes are of {len(names)} generator{'s' if len(names) > 1 else ''} ({', '.join(names)})"
         raise ConfigError(
@@ -299,4 +395,7 @@ def _refuse_one_class(labelled: CalibrationData, parts: Places) -> None:
     for number, name in enumerate(PARTS):
         for is_fake, kind in ((False, "real"), (True, "fake")):
             if not (labelled.fake[parts == number] == is_fake).any():
-                raise ConfigError(f"the part {name} has no {kind} image", hint="label more images, of more sources and generators")
+                raise ConfigError(
+                    f"the part {name} has no {kind} image",
+                    hint="label more images, of more sources and generators",
+                )

@@ -1,5 +1,5 @@
-"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the scores of the reals behind its threshold,
-the report.
+"""The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the
+scores of the reals behind its threshold, the report.
 """
 
 import hashlib
@@ -29,12 +29,14 @@ _HEAD = """# Written by `touchstone detectors calibrate` from {run}; what it is 
 
 
 class CalibrateConfig(Frozen):
-    """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
+    """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only
+    detector `mean-logit`.
 
-    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of images may go on to all of them, and
-    which is drawn to go on whatever it scores. `share_sources`: the promise is for archives of the labels' own sources in their shares.
-    `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
-    fakes at which the probabilities are chances; None = as among the labels.
+    `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of
+    images may go on to all of them, and which is drawn to go on whatever it scores.
+    `share_sources`: the promise is for archives of the labels' own sources in their shares. `miss`:
+    the share of fakes that may lie at or below `real_below`. `prevalence`: the share of fakes at
+    which the probabilities are chances; None = as among the labels.
     """
 
     run: str
@@ -58,11 +60,19 @@ class CalibrateConfig(Frozen):
 
     @model_validator(mode="after")
     def _of_a_cascade(self) -> "CalibrateConfig":
-        given = [name for name in ("first", "share", "audit") if name in self.model_fields_set and getattr(self, name) is not None]
+        given = [
+            name
+            for name in ("first", "share", "audit")
+            if name in self.model_fields_set and getattr(self, name) is not None
+        ]
         if given and self.rule != "cascade":
-            raise ValueError(f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})")
+            raise ValueError(
+                f"--{given[0]} belongs to --rule cascade (rule: {self.rule or 'not given'})"
+            )
         if self.rule == "cascade" and self.audit >= self.share:
-            raise ValueError(f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band")
+            raise ValueError(
+                f"--audit {self.audit:g} leaves nothing of --share {self.share:g} to the band"
+            )
         return self
 
 
@@ -70,11 +80,16 @@ def card_path(out: str) -> Path:
     """Where a card goes, its folder made. Raises ConfigError for what is no local YAML file."""
     path = Path(out)
     if "://" in out or path.suffix not in ENDINGS or path.is_dir():
-        raise ConfigError(f"--out {out}: not a YAML file of this machine", hint="for example --out calibrated.yaml")
+        raise ConfigError(
+            f"--out {out}: not a YAML file of this machine",
+            hint="for example --out calibrated.yaml",
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}", hint="name a file in a folder that can be written") from None
+        raise ConfigError(
+            f"--out {out}: {error.strerror}", hint="name a file in a folder that can be written"
+        ) from None
     return path
 
 
@@ -86,27 +101,38 @@ def reference_bytes(reals: Floats) -> tuple[bytes, str]:
 
 
 def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
-    """The member as a card at `path` names it: a detector's own card by its place, relative where it lies below the card's folder."""
+    """The member as a card at `path` names it: a detector's own card by its place, relative where
+    it lies below the card's folder.
+    """
     base, variant = split_variant(member.detector)
     if is_named("detectors", base) or not Path(base).is_file():
         return member
     place, folder = Path(base).resolve(), path.parent.resolve()
     named = str(place.relative_to(folder)) if place.is_relative_to(folder) else str(place)
-    return member.model_copy(update={"detector": named if variant is None else f"{named}:{variant}"})
+    return member.model_copy(
+        update={"detector": named if variant is None else f"{named}:{variant}"}
+    )
 
 
-def write_files(path: Path, card: EnsembleCard, references: bytes, report: CalibrationReport) -> None:
-    """Write the card at `path` and beside it what it refers to; each file whole or not at all, the card last. Raises StorageError where
-    nothing can be written.
+def write_files(
+    path: Path, card: EnsembleCard, references: bytes, report: CalibrationReport
+) -> None:
+    """Write the card at `path` and beside it what it refers to; each file whole or not at all, the
+    card last. Raises StorageError where nothing can be written.
     """
     assert card.guarantee is not None
     assert card.guarantee.references is not None
     text = _HEAD.format(run=report.run, report=report_path(path).name) + card_text(card)
     folder = Store.open(str(path.parent))
     folder.write(card.guarantee.references, references)
-    folder.write(report_path(path).name, json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    folder.write(
+        report_path(path).name,
+        json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode(),
+    )
     folder.write(path.name, text.encode())
-    assert decision_facts(load_ensemble_card(path)) == decision_facts(card), f"{path} does not say what was fitted"
+    assert decision_facts(load_ensemble_card(path)) == decision_facts(card), (
+        f"{path} does not say what was fitted"
+    )
 
 
 def report_path(card: Path) -> Path:
@@ -115,7 +141,9 @@ def report_path(card: Path) -> Path:
 
 
 def card_text(card: EnsembleCard) -> str:
-    """A card as YAML: in the order of its keys, without what it leaves open; lists and sections that hold no others are one row."""
+    """A card as YAML: in the order of its keys, without what it leaves open; lists and sections
+    that hold no others are one row.
+    """
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:
@@ -124,5 +152,7 @@ def card_text(card: EnsembleCard) -> str:
         for key in ("edges", "words"):
             if not feature[key]:
                 del feature[key]
-    text: str = yaml.safe_dump(facts, default_flow_style=None, sort_keys=False, allow_unicode=True, width=140)
+    text: str = yaml.safe_dump(
+        facts, default_flow_style=None, sort_keys=False, allow_unicode=True, width=140
+    )
     return text

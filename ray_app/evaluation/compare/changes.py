@@ -1,6 +1,8 @@
-"""Two runs side by side (`ComparedRun`, `pair`), and what changed from A to B: statuses, verdicts, scores and, by labels, their accuracy.
+"""Two runs side by side (`ComparedRun`, `pair`), and what changed from A to B: statuses, verdicts,
+scores and, by labels, their accuracy.
 
-Differences are B less A, in log-odds or shares; figures are plain JSON. A run is read once, into 18 bytes a row and 4 for each detector.
+Differences are B less A, in log-odds or shares; figures are plain JSON. A run is read once, into 18
+bytes a row and 4 for each detector.
 """
 
 import math
@@ -32,12 +34,15 @@ EXAMPLES = 12
 MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _COLUMNS = ["image_id", "status", "verdict", "score", "scores"]
-AUC_SAMPLE = 200_000  # images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then below 0.001
+# images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then
+# below 0.001
+AUC_SAMPLE = 200_000
 
 
 class ComparedRun(NamedTuple):
-    """A run and its current rows in their order: `image_id`, `verdict` and `status` (places among VERDICTS and STATUSES, -1 = none), and a
-    column of scores for ENSEMBLE and each detector, null for none.
+    """A run and its current rows in their order: `image_id`, `verdict` and `status` (places among
+    VERDICTS and STATUSES, -1 = none), and a column of scores for ENSEMBLE and each detector, null
+    for none.
     """
 
     run: RunDirectory
@@ -51,8 +56,15 @@ class ComparedRun(NamedTuple):
         if not run.exists():
             raise run.missing()
         described = run.describe()
-        pieces = [_compact(table, described["detectors"]) for table in reader.current_tables(run, _COLUMNS)]
-        return cls(run, described, pa.concat_tables(pieces) if pieces else _compact(None, described["detectors"]))
+        pieces = [
+            _compact(table, described["detectors"])
+            for table in reader.current_tables(run, _COLUMNS)
+        ]
+        return cls(
+            run,
+            described,
+            pa.concat_tables(pieces) if pieces else _compact(None, described["detectors"]),
+        )
 
     @property
     def detectors(self) -> list[str]:
@@ -64,7 +76,9 @@ class ComparedRun(NamedTuple):
         return np.asarray(self.rows[name].to_numpy())
 
     def keys(self, by: By) -> pa.ChunkedArray:
-        """Of each row 64 bits that name its image, int64 (n,); null of a file that was never read and so has no hash."""
+        """Of each row 64 bits that name its image, int64 (n,); null of a file that was never read
+        and so has no hash.
+        """
         if by == "image_id":
             return self.rows["image_id"]
         tables = reader.current_tables(self.run, ["image_id", "sha256"])
@@ -73,15 +87,21 @@ class ComparedRun(NamedTuple):
         return keys
 
     def require_rows(self, count: int) -> None:
-        """Raises ConfigError where the run has other rows than when it was opened: places would be those of others."""
+        """Raises ConfigError where the run has other rows than when it was opened: places would be
+        those of others.
+        """
         if count != len(self.rows):
-            raise ConfigError(f"{self.run.store.url}: the run changed while it was read", hint="compare it when nothing scores into it")
+            raise ConfigError(
+                f"{self.run.store.url}: the run changed while it was read",
+                hint="compare it when nothing scores into it",
+            )
 
 
 class Pairing(NamedTuple):
-    """Of each image in both runs the place of its row in A and in B, (m,) each, in the order of their keys, a random order, but a fixed
-    one; and `counts`, as plain JSON. Rows of either run = both + only + doubled (left out since an earlier row has the same key);
-    `unnamed`: rows that have no key; `why`: why images are matched by another key than their ids.
+    """Of each image in both runs the place of its row in A and in B, (m,) each, in the order of
+    their keys, a random order, but a fixed one; and `counts`, as plain JSON. Rows of either run =
+    both + only + doubled (left out since an earlier row has the same key); `unnamed`: rows that
+    have no key; `why`: why images are matched by another key than their ids.
     """
 
     places: tuple[Places, Places]
@@ -89,8 +109,9 @@ class Pairing(NamedTuple):
 
 
 class ImageTruth(NamedTuple):
-    """Of images, (m,) each: the place of its group among `groups` (label, generator), -1 = not labelled; and `names`, by which images are
-    clustered: the generator of a fake; of a real image its source where it has one, else its generator. `name`: of the labels.
+    """Of images, (m,) each: the place of its group among `groups` (label, generator), -1 = not
+    labelled; and `names`, by which images are clustered: the generator of a fake; of a real image
+    its source where it has one, else its generator. `name`: of the labels.
     """
 
     name: str
@@ -100,9 +121,13 @@ class ImageTruth(NamedTuple):
 
 
 def pair(a: ComparedRun, b: ComparedRun, by: By | None = None) -> Pairing:
-    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is shared, `sha256`."""
+    """The images that both runs have a row of. `by`: None for `image_id` and, where no id is
+    shared, `sha256`.
+    """
     if by is not None and by not in get_args(By):
-        raise ConfigError(f"--by {by}: not a key of images", hint=f"one of {', '.join(get_args(By))}")
+        raise ConfigError(
+            f"--by {by}: not a key of images", hint=f"one of {', '.join(get_args(By))}"
+        )
     first = _paired(a, b, by or "image_id")
     if by or first.counts["both"] or not len(a.rows) or not len(b.rows):
         return first
@@ -110,7 +135,12 @@ def pair(a: ComparedRun, b: ComparedRun, by: By | None = None) -> Pairing:
     if second.counts["both"]:
         why = "the runs share no image_id, so images are matched by their bytes"
         return second._replace(counts={**second.counts, "why": why})
-    return first._replace(counts={**first.counts, "why": "the runs share neither an image_id nor the bytes of an image"})
+    return first._replace(
+        counts={
+            **first.counts,
+            "why": "the runs share neither an image_id nor the bytes of an image",
+        }
+    )
 
 
 def truth_of(run: ComparedRun, labels: LabelledRows, places: Places) -> ImageTruth | None:
@@ -123,57 +153,92 @@ def truth_of(run: ComparedRun, labels: LabelledRows, places: Places) -> ImageTru
     if not len(places):
         return None
     rows = pa.concat_tables(pieces).take(pa.array(places)).combine_chunks()
-    words = pc.binary_join_element_wise(rows["label"], rows["generator"], "\0").combine_chunks().dictionary_encode()
+    words = (
+        pc.binary_join_element_wise(rows["label"], rows["generator"], "\0")
+        .combine_chunks()
+        .dictionary_encode()
+    )
     if words.null_count == len(words):
         return None
-    groups = [(label, generator) for label, _, generator in (word.partition("\0") for word in words.dictionary.to_pylist())]
-    names = pc.if_else(pc.equal(rows["label"], "real"), pc.coalesce(rows["source"], rows["generator"]), rows["generator"])
+    groups = [
+        (label, generator)
+        for label, _, generator in (word.partition("\0") for word in words.dictionary.to_pylist())
+    ]
+    names = pc.if_else(
+        pc.equal(rows["label"], "real"),
+        pc.coalesce(rows["source"], rows["generator"]),
+        rows["generator"],
+    )
     coded = names.combine_chunks().dictionary_encode()  # one text for all images of a name
-    owners = np.array([*coded.dictionary.to_pylist(), None], object)[np.asarray(coded.indices.fill_null(-1))]
+    owners = np.array([*coded.dictionary.to_pylist(), None], object)[
+        np.asarray(coded.indices.fill_null(-1))
+    ]
     return ImageTruth(labels.name, np.asarray(words.indices.fill_null(-1)), groups, owners)
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
-    """Verdicts of the same images, (m,) each: `matrix[a][b]`, the share that `flipped`, and McNemar's test of `flagged`."""
+    """Verdicts of the same images, (m,) each: `matrix[a][b]`, the share that `flipped`, and
+    McNemar's test of `flagged`.
+    """
     there = (a >= 0) & (b >= 0)
     n = int(there.sum())
     table = _crossed(a[there], b[there], len(VERDICTS))
     flipped, both = n - int(np.trace(table)), int(table[FAKE, FAKE])
     flagged_a, flagged_b = int(table[FAKE].sum()), int(table[:, FAKE].sum())
-    counts = {"flipped": flipped, "flagged_both": both, "flagged_a": flagged_a, "flagged_b": flagged_b}
+    counts = {
+        "flipped": flipped,
+        "flagged_both": both,
+        "flagged_a": flagged_a,
+        "flagged_b": flagged_b,
+    }
     return {
         "n": n,
-        "matrix": {word: dict(zip(VERDICTS, row, strict=True)) for word, row in zip(VERDICTS, table.tolist(), strict=True)},
+        "matrix": {
+            word: dict(zip(VERDICTS, row, strict=True))
+            for word, row in zip(VERDICTS, table.tolist(), strict=True)
+        },
         "flips": flipped,
-        **{name: intervals.proportion(count, n, "no image has a verdict in both runs").row() for name, count in counts.items()},
+        **{
+            name: intervals.proportion(count, n, "no image has a verdict in both runs").row()
+            for name, count in counts.items()
+        },
         **significance.mcnemar_of(flagged_a - both, flagged_b - both, n).row(),
     }
 
 
 def statuses_of(a: Codes, b: Codes) -> dict[str, Any]:
-    """Statuses of the same images, (m,) each: how many changed, and from what to what, the most frequent first."""
+    """Statuses of the same images, (m,) each: how many changed, and from what to what, the most
+    frequent first.
+    """
     changed = a != b
     table = _crossed(a[changed], b[changed], len(STATUSES) + 1)
     words = (*STATUSES, "another")
     pairs = [[words[x], words[y], int(table[x, y])] for x, y in np.argwhere(table).tolist()]
     return {
         "n": len(a),
-        "changed": intervals.proportion(int(changed.sum()), len(a), "no image is in both runs").row(),
+        "changed": intervals.proportion(
+            int(changed.sum()), len(a), "no image is in both runs"
+        ).row(),
         "pairs": sorted(pairs, key=lambda one: (-one[2], one[0], one[1])),
     }
 
 
 def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
-    """Verdicts of all images of either run, (n,) and (m,): the share flagged in each and its difference, as of independent images.
+    """Verdicts of all images of either run, (n,) and (m,): the share flagged in each and its
+    difference, as of independent images.
 
-    The interval is Agresti and Caffo's (2000); p is of the pooled z test, or Fisher's where fewer than five flags are to be expected.
+    The interval is Agresti and Caffo's (2000); p is of the pooled z test, or Fisher's where fewer
+    than five flags are to be expected.
     """
     from scipy.stats import fisher_exact
 
     n, m = int((a >= 0).sum()), int((b >= 0).sum())
     x, y = int((a == FAKE).sum()), int((b == FAKE).sum())
     why = "the run has no verdict"
-    shares = {"a": intervals.proportion(x, n, why).row(), "b": intervals.proportion(y, m, why).row()}
+    shares = {
+        "a": intervals.proportion(x, n, why).row(),
+        "b": intervals.proportion(y, m, why).row(),
+    }
     if not n or not m:
         return shares | {"difference": arrays.undefined("a run has no verdict").row(), "p": None}
     p, q, pooled = (x + 1) / (n + 2), (y + 1) / (m + 2), (x + y) / (n + m)
@@ -182,13 +247,20 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     if min(pooled, 1 - pooled) * min(n, m) < 5:
         chance = float(fisher_exact([[x, n - x], [y, m - y]]).pvalue)
     else:
-        chance = math.erfc(abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m)))
-    difference = arrays.FigureFacts(value=y / m - x / n, interval=interval, method="agresti-caffo", n=n + m)
+        chance = math.erfc(
+            abs(y / m - x / n) / math.sqrt(2 * pooled * (1 - pooled) * (1 / n + 1 / m))
+        )
+    difference = arrays.FigureFacts(
+        value=y / m - x / n, interval=interval, method="agresti-caffo", n=n + m
+    )
     return shares | {"difference": difference.row(), "p": chance}
 
 
-def examples_of(a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: Sequence[Numbers]) -> list[dict[str, Any]]:
-    """The images whose verdict changed and whose score moved farthest, at most EXAMPLES; then those whose score alone moved.
+def examples_of(
+    a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: Sequence[Numbers]
+) -> list[dict[str, Any]]:
+    """The images whose verdict changed and whose score moved farthest, at most EXAMPLES; then those
+    whose score alone moved.
 
     `ids`, and `verdicts` and `scores` in a and in b: of the paired images, (m,) each.
     """
@@ -198,11 +270,21 @@ def examples_of(a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: 
     chosen = candidates[np.argsort(-moved[candidates], kind="stable")[:EXAMPLES]]
     wanted = pa.array(ids[chosen])
     tables = reader.current_tables(a.run, ["image_id", "uri", "member"]) if len(chosen) else ()
-    rows = {row["image_id"]: row for table in tables for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()}
+    rows = {
+        row["image_id"]: row
+        for table in tables
+        for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+    }
     return [
         rows[image_id]
-        | {f"verdict_{side}": VERDICTS[one[place]] if one[place] >= 0 else None for side, one in zip("ab", verdicts, strict=True)}
-        | {f"score_{side}": float(one[place]) if np.isfinite(one[place]) else None for side, one in zip("ab", scores, strict=True)}
+        | {
+            f"verdict_{side}": VERDICTS[one[place]] if one[place] >= 0 else None
+            for side, one in zip("ab", verdicts, strict=True)
+        }
+        | {
+            f"score_{side}": float(one[place]) if np.isfinite(one[place]) else None
+            for side, one in zip("ab", scores, strict=True)
+        }
         for place, image_id in zip(chosen.tolist(), wanted.to_pylist(), strict=True)
     ]
 
@@ -210,8 +292,8 @@ def examples_of(a: ComparedRun, ids: Places, verdicts: Sequence[Codes], scores: 
 def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     """Scores of the same images, (m,) each, NaN for none.
 
-    `mean` with the interval and `p` of Student's paired t; `moved`: the share of images whose score changed by more than MOVED;
-    `equal`: how many scores are equal to the last bit.
+    `mean` with the interval and `p` of Student's paired t; `moved`: the share of images whose score
+    changed by more than MOVED; `equal`: how many scores are equal to the last bit.
     """
     there = np.isfinite(a) & np.isfinite(b)
     change = b[there].astype(np.float64) - a[there]
@@ -224,14 +306,25 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
         "moved": intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).row(),
     }
     if not n:
-        return found | {"mean": arrays.undefined(why).row(), "p": None, "sd": None, "largest": None, "quantiles": []}
+        return found | {
+            "mean": arrays.undefined(why).row(),
+            "p": None,
+            "sd": None,
+            "largest": None,
+            "quantiles": [],
+        }
     mean, p = _mean(change)
-    figures = {"sd": float(change.std()), "largest": float(np.abs(change).max()), "quantiles": np.quantile(change, QUANTILES).tolist()}
+    figures = {
+        "sd": float(change.std()),
+        "largest": float(np.abs(change).max()),
+        "quantiles": np.quantile(change, QUANTILES).tolist(),
+    }
     return found | {"mean": mean.row(), "p": p} | figures
 
 
 def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
-    """All scores of either run, (n,) and (m,), NaN for none: quantiles and histograms of each, and their drift (None without scores).
+    """All scores of either run, (n,) and (m,), NaN for none: quantiles and histograms of each, and
+    their drift (None without scores).
 
     Histograms have the edges of a run's summary; scores beyond are counted in the outermost bins.
     """
@@ -239,7 +332,10 @@ def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     first, second = (arrays.ScoreHistogram.of(one) for one in known)
     moved = drift.drift_of(first, second)
     clipped = [np.clip(one, summary.EDGES[0], summary.EDGES[-1]) for one in known]
-    bins = {side: np.histogram(one, summary.EDGES)[0].tolist() for side, one in zip("ab", clipped, strict=True)}
+    bins = {
+        side: np.histogram(one, summary.EDGES)[0].tolist()
+        for side, one in zip("ab", clipped, strict=True)
+    }
     return {
         "n_a": first.n,
         "n_b": second.n,
@@ -259,10 +355,12 @@ def labelled_changes(
 ) -> dict[str, Any]:
     """AUCs, right and wrong, and both rates of every generator.
 
-    Tests of both are by generator and source where labels name them, or, where `meaning` is "images", DeLong's and McNemar's; those of a
-    generator are McNemar's, of its images. `intervals`: of what the former and their intervals are.
-    `scores`: of a system's name the scores of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
-    verdict, an abstention being wrong; a detector is right with its score's sign. An image counts where both runs have a score.
+    Tests of both are by generator and source where labels name them, or, where `meaning` is
+    "images", DeLong's and McNemar's; those of a generator are McNemar's, of its images.
+    `intervals`: of what the former and their intervals are. `scores`: of a system's name the scores
+    of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
+    verdict, an abstention being wrong; a detector is right with its score's sign. An image counts
+    where both runs have a score.
     """
     fake = np.array([label == "fake" for label, _ in truth.groups] + [False])[truth.codes]
     known = truth.codes >= 0
@@ -271,24 +369,50 @@ def labelled_changes(
         a, b = scores(name)
         there = known & np.isfinite(a) & np.isfinite(b)
         right_a, right_b = (
-            (verdict == np.where(fake, FAKE, REAL) if name == ENSEMBLE else (one > 0) == fake)[there]
+            (verdict == np.where(fake, FAKE, REAL) if name == ENSEMBLE else (one > 0) == fake)[
+                there
+            ]
             for one, verdict in zip((a, b), verdicts, strict=True)
         )
         owners = truth.names[there] if meaning == "generators" else None
         tested = significance.mcnemar(right_a, right_b, fake[there], owners)
         both = _both_rates((right_a, right_b), fake[there], owners)
-        by_system.append({"name": name, "auc": _auc(a[there], b[there], fake[there], owners), "right": {**tested.row(), **both}})
-        generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right_a, right_b)]
-    counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
+        by_system.append(
+            {
+                "name": name,
+                "auc": _auc(a[there], b[there], fake[there], owners),
+                "right": {**tested.row(), **both},
+            }
+        )
+        generators += [
+            {"system": name, **one}
+            for one in _by_generator(truth, truth.codes[there], right_a, right_b)
+        ]
+    counts = {
+        "n": int(known.sum()),
+        "n_fake": int((known & fake).sum()),
+        "n_real": int((known & ~fake).sum()),
+    }
     drawn = IntervalFacts(fakes="images", reals="images")
     if meaning == "generators":
         drawn = IntervalFacts.of_names(*(truth.names[known & mine] for mine in (fake, ~fake)))
-    return {"name": truth.name, **counts, "intervals": drawn.written(), "systems": by_system, "generators": generators}
+    return {
+        "name": truth.name,
+        **counts,
+        "intervals": drawn.written(),
+        "systems": by_system,
+        "generators": generators,
+    }
 
 
 def _compact(table: pa.Table | None, detectors: Sequence[str]) -> pa.Table:
     """The columns of `ComparedRun.rows` of result rows; None: no row."""
-    kinds = {"image_id": pa.int64(), "verdict": pa.int8(), "status": pa.int8(), ENSEMBLE: pa.float64()}
+    kinds = {
+        "image_id": pa.int64(),
+        "verdict": pa.int8(),
+        "status": pa.int8(),
+        ENSEMBLE: pa.float64(),
+    }
     schema = pa.schema(kinds | dict.fromkeys(detectors, pa.float32()))
     if table is None:
         return schema.empty_table()
@@ -296,13 +420,20 @@ def _compact(table: pa.Table | None, detectors: Sequence[str]) -> pa.Table:
     there = {field.name for field in scores.type}
     columns = {"image_id": table["image_id"], ENSEMBLE: table["score"]}
     for name, known in (("verdict", VERDICTS), ("status", STATUSES)):
-        columns[name] = pc.fill_null(pc.index_in(table[name].cast(pa.string()), pa.array(known)), -1).cast(pa.int8())
-    columns |= {name: pc.struct_field(scores, name) if name in there else pa.nulls(len(table), pa.float32()) for name in detectors}
+        columns[name] = pc.fill_null(
+            pc.index_in(table[name].cast(pa.string()), pa.array(known)), -1
+        ).cast(pa.int8())
+    columns |= {
+        name: pc.struct_field(scores, name) if name in there else pa.nulls(len(table), pa.float32())
+        for name in detectors
+    }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _first_words(digests: pa.ChunkedArray) -> pa.Array:
-    """The first 64 bits of hexadecimal digests. Among 10⁷ files two share them by chance once in 400,000 runs."""
+    """The first 64 bits of hexadecimal digests. Among 10⁷ files two share them by chance once in
+    400,000 runs.
+    """
     texts = pc.fill_null(pc.utf8_slice_codeunits(digests, 0, 16), "0" * 16)
     words = np.frombuffer(bytes.fromhex("".join(texts.to_pylist())), ">i8").astype(np.int64)
     return pa.array(words, mask=np.asarray(pc.is_null(digests)))
@@ -316,16 +447,26 @@ def _paired(a: ComparedRun, b: ComparedRun, by: By) -> Pairing:
         distinct, first = np.unique(named.drop_null().to_numpy(), return_index=True)
         keys.append(distinct)
         rows.append(known[first])
-        doubled[f"doubled_{side}"], unnamed[f"unnamed_{side}"] = len(known) - len(distinct), len(run.rows) - len(known)
+        doubled[f"doubled_{side}"], unnamed[f"unnamed_{side}"] = (
+            len(known) - len(distinct),
+            len(run.rows) - len(known),
+        )
     _, first_a, first_b = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
     totals, both = {"a": len(a.rows), "b": len(b.rows)}, len(first_a)
-    only = {f"only_{side}": total - both - doubled[f"doubled_{side}"] for side, total in totals.items()}
-    return Pairing((rows[0][first_a], rows[1][first_b]), {"by": by, "why": None, **totals, "both": both, **only, **doubled, **unnamed})
+    only = {
+        f"only_{side}": total - both - doubled[f"doubled_{side}"] for side, total in totals.items()
+    }
+    return Pairing(
+        (rows[0][first_a], rows[1][first_b]),
+        {"by": by, "why": None, **totals, "both": both, **only, **doubled, **unnamed},
+    )
 
 
 def _crossed(a: Codes, b: Codes, size: int) -> npt.NDArray[np.int64]:
     """How many images have each pair of codes (size, size); -1 counts as the last one."""
-    return np.bincount((a % size).astype(np.int64) * size + b % size, minlength=size * size).reshape(size, size)
+    return np.bincount(
+        (a % size).astype(np.int64) * size + b % size, minlength=size * size
+    ).reshape(size, size)
 
 
 def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.FigureFacts, float | None]:
@@ -340,10 +481,14 @@ def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.FigureFacts, float | 
         return arrays.FigureFacts(value=mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
     tested = ttest_1samp(change, 0.0)
     low, high = tested.confidence_interval()
-    return arrays.FigureFacts(value=mean, interval=(float(low), float(high)), method="student", n=n), float(tested.pvalue)
+    return arrays.FigureFacts(
+        value=mean, interval=(float(low), float(high)), method="student", n=n
+    ), float(tested.pvalue)
 
 
-def _both_rates(right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any]:
+def _both_rates(
+    right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.object_] | None
+) -> dict[str, Any]:
     """The shares judged correctly in a and in b, with intervals of the same meaning as the test's."""
     found = _rates(*right)
     for side, judged in zip("ab", right if names is not None else (), strict=names is not None):
@@ -352,15 +497,24 @@ def _both_rates(right: Sequence[Bools], fake: Bools, names: npt.NDArray[np.objec
             if names is not None and (some := int(mine.sum())):
                 sample = clusters.ClassSample.of(judged[mine].astype(np.float64), names[mine])
                 is_clustered |= bool(sample.clusters)
-                ends = detection_intervals.rate_ends(int(judged[mine].sum()), some, sample, judged[mine])
+                ends = detection_intervals.rate_ends(
+                    int(judged[mine].sum()), some, sample, judged[mine]
+                )
                 shares.append((some / len(fake), float(judged[mine].mean()), ends))
         if is_clustered:
-            found[side] |= {"interval": list(detection_intervals.mixed_rate_ends(shares)), "method": clusters.CLUSTER_JACKKNIFE}
+            found[side] |= {
+                "interval": list(detection_intervals.mixed_rate_ends(shares)),
+                "method": clusters.CLUSTER_JACKKNIFE,
+            }
     return found
 
 
-def _auc(a: Numbers, b: Numbers, fake: Bools, names: npt.NDArray[np.object_] | None) -> dict[str, Any] | None:
-    """The AUCs of scores of a and b, (k,) each, and the test of their difference; None without images."""
+def _auc(
+    a: Numbers, b: Numbers, fake: Bools, names: npt.NDArray[np.object_] | None
+) -> dict[str, Any] | None:
+    """The AUCs of scores of a and b, (k,) each, and the test of their difference; None without
+    images.
+    """
     marks, of = fake[:AUC_SAMPLE], [one[:AUC_SAMPLE].astype(np.float64) for one in (a, b)]
     owners, n = None if names is None else names[:AUC_SAMPLE], len(marks)
     if not n:
@@ -372,18 +526,32 @@ def _auc(a: Numbers, b: Numbers, fake: Bools, names: npt.NDArray[np.object_] | N
         return {**tested.row(), "a": figures[0], "b": figures[1]}
     why = "binary replies have no ranking" if tested is None else tested.difference.why or ""
     nothing = arrays.undefined(why, n)
-    return {**significance.Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
+    return {
+        **significance.Paired("delong", n, nothing, None, why).row(),
+        "a": nothing.row(),
+        "b": nothing.row(),
+    }
 
 
-def _by_generator(truth: ImageTruth, codes: npt.NDArray[np.int32], a: Bools, b: Bools) -> Iterator[dict[str, Any]]:
+def _by_generator(
+    truth: ImageTruth, codes: npt.NDArray[np.int32], a: Bools, b: Bools
+) -> Iterator[dict[str, Any]]:
     order = np.argsort(codes, kind="stable")
     ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
     for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
         if len(places):
             tested = significance.mcnemar(a[places], b[places])
-            yield {"generator": generator, "label": label, **tested.row(), **_rates(a[places], b[places])}
+            yield {
+                "generator": generator,
+                "label": label,
+                **tested.row(),
+                **_rates(a[places], b[places]),
+            }
 
 
 def _rates(a: Bools, b: Bools) -> dict[str, Any]:
     why = "no labelled image has a score in both runs"
-    return {side: intervals.proportion(int(one.sum()), len(one), why).row() for side, one in (("a", a), ("b", b))}
+    return {
+        side: intervals.proportion(int(one.sum()), len(one), why).row()
+        for side, one in (("a", a), ("b", b))
+    }

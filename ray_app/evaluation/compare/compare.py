@@ -1,4 +1,6 @@
-"""Two runs → one document (`compare`) of what changed from A to B: images, statuses, verdicts, scores, and, with labels, error rates."""
+"""Two runs → one document (`compare`) of what changed from A to B: images, statuses, verdicts,
+scores, and, with labels, error rates.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,15 +19,21 @@ SCHEMA = 2
 
 
 def compare(
-    run_a: str, run_b: str, labels: str | None = None, *, by: changes.By | None = None, intervals: Meaning = "generators"
+    run_a: str,
+    run_b: str,
+    labels: str | None = None,
+    *,
+    by: changes.By | None = None,
+    intervals: Meaning = "generators",
 ) -> dict[str, Any]:
     """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
 
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
-    `intervals`: of what figures by labels and their tests are: further generators and sources where labels name three or more, or
-    further images of these only.
-    `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Each run is in memory as compact
-    columns (`changes.ComparedRun`). Raises ConfigError where there is no run or a label is wrong.
+    `intervals`: of what figures by labels and their tests are: further generators and sources where
+    labels name three or more, or further images of these only. `by`: what names an image in both
+    runs; None: `image_id` and, where the runs share no id, `sha256`. Each run is in memory as
+    compact columns (`changes.ComparedRun`). Raises ConfigError where there is no run or a label is
+    wrong.
     """
     a, b = changes.ComparedRun.open(run_a), changes.ComparedRun.open(run_b)
     pairing, runs = changes.pair(a, b, by), (a, b)
@@ -50,7 +58,9 @@ def compare(
         "statuses": changes.statuses_of(*paired("status")),
         "verdicts": changes.flips_of(*verdicts),
         "flagged": changes.flagged_of(a.column("verdict"), b.column("verdict")),
-        "examples": changes.examples_of(a, a.column("image_id")[pairing.places[0]], verdicts, paired(ENSEMBLE)),
+        "examples": changes.examples_of(
+            a, a.column("image_id")[pairing.places[0]], verdicts, paired(ENSEMBLE)
+        ),
         "systems": [
             {
                 "name": name,
@@ -60,7 +70,9 @@ def compare(
             for name in systems
         ],
         "quantiles": list(changes.QUANTILES),
-        "labelled": None if truth is None else changes.labelled_changes(truth, systems, paired, verdicts, intervals),
+        "labelled": None
+        if truth is None
+        else changes.labelled_changes(truth, systems, paired, verdicts, intervals),
     }
     return document | {"equal": _equal(document)}
 
@@ -68,17 +80,29 @@ def compare(
 def _described(run: changes.ComparedRun) -> dict[str, Any]:
     facts = {name: run.described.get(name) for name in ("created_at", "detectors")}
     ensemble = (run.described.get("ensemble") or {}).get("name")
-    return {"url": run.run.store.url, **facts, "ensemble": ensemble, "finished": run.run.store.exists("summary.json")}
+    return {
+        "url": run.run.store.url,
+        **facts,
+        "ensemble": ensemble,
+        "finished": run.run.store.exists("summary.json"),
+    }
 
 
 def _systems(a: changes.ComparedRun, b: changes.ComparedRun) -> list[str]:
-    """The ensemble and the detectors of both runs, but one that is all that both ensembles consist of."""
+    """The ensemble and the detectors of both runs, but one that is all that both ensembles consist
+    of.
+    """
     shared = [name for name in a.detectors if name in b.detectors]
-    alone = [len((run.described.get("ensemble") or {}).get("members", ())) == len(run.detectors) == 1 for run in (a, b)]
+    alone = [
+        len((run.described.get("ensemble") or {}).get("members", ())) == len(run.detectors) == 1
+        for run in (a, b)
+    ]
     return [ENSEMBLE, *([] if all(alone) else shared)]
 
 
-def _truth(runs: Sequence[changes.ComparedRun], pairing: changes.Pairing, labels: str | None) -> changes.ImageTruth | None:
+def _truth(
+    runs: Sequence[changes.ComparedRun], pairing: changes.Pairing, labels: str | None
+) -> changes.ImageTruth | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
         with read_labels(open_labels(labels)) as read:

@@ -1,5 +1,5 @@
-"""Graphs of ComfyUI → the fields of a `Generator`: as they ran (`read_prompt`), as they were drawn (`read_workflow`), or either
-(`read_graph`); `json_object` parses JSON of unknown content.
+"""Graphs of ComfyUI → the fields of a `Generator`: as they ran (`read_prompt`), as they were drawn
+(`read_workflow`), or either (`read_graph`); `json_object` parses JSON of unknown content.
 """
 
 import json
@@ -12,7 +12,9 @@ _MODELS = ("ckpt_name", "unet_name")
 
 
 def read_graph(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in a graph of either kind, or in a record that holds one or both; empty if there is none."""
+    """The fields of a Generator in a graph of either kind, or in a record that holds one or both;
+    empty if there is none.
+    """
     return (
         read_prompt(record)
         or read_workflow(record)
@@ -36,22 +38,33 @@ def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
     nodes = dict(_nodes(graph))
     if not nodes:
         return {}
-    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
+    sampling = next(
+        (inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs),
+        {},
+    )
     return {
         "prompt": _words(nodes, sampling.get("positive")),
         "negative_prompt": _words(nodes, sampling.get("negative")),
         "steps": sampling.get("steps"),
         "sampler": sampling.get("sampler_name"),
         "seed": sampling.get("seed"),
-        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
+        "models": [
+            inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs
+        ],
         "nodes": [kind for kind, _ in nodes.values()],
     }
 
 
 def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator in {nodes: [{type, widgets_values}]}; empty if other programs may have written the graph."""
+    """Return the fields of a Generator in {nodes: [{type, widgets_values}]}; empty if other
+    programs may have written the graph.
+    """
     listed = drawn.get("nodes")
-    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
+    nodes = (
+        [node for node in listed[:MOST_NODES] if isinstance(node, dict)]
+        if isinstance(listed, list)
+        else []
+    )
     kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
     is_own = "last_node_id" in drawn or any("widgets_values" in node for node in nodes)
     if not kinds or "links" not in drawn or not is_own:
@@ -68,7 +81,11 @@ def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
     for name, node in list(graph.items())[:MOST_NODES]:
-        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
+        if (
+            isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs"), dict)
+        ):
             yield name, (node["class_type"], node["inputs"])
 
 

@@ -1,6 +1,8 @@
-"""Metadata blocks of each container format: `locate` them in JPEG, PNG, WebP, GIF, TIFF, AVIF and HEIC; `coded_items` of the last two.
+"""Metadata blocks of each container format: `locate` them in JPEG, PNG, WebP, GIF, TIFF, AVIF and
+HEIC; `coded_items` of the last two.
 
-By the structure of the container, within limits; nothing is decoded but compressed texts of PNG. What is over a limit is noted as unread.
+By the structure of the container, within limits; nothing is decoded but compressed texts of PNG.
+What is over a limit is noted as unread.
 """
 
 import itertools
@@ -12,7 +14,8 @@ from ray_app.images.formats import Tiff, TiffError, gif_blocks
 from ray_app.images.provenance import metadata
 from ray_app.images.provenance.statement import MAX_TEXT_BYTES, MetadataBlocks
 
-MOST_SEGMENTS = 4000  # a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
+# a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
+MOST_SEGMENTS = 4000
 _XMP, _EXTENDED = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _APP1, _APP11, _APP13, _COMMENT = 0xE1, 0xEB, 0xED, 0xFE
 _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
@@ -35,7 +38,9 @@ NOTHING = MetadataBlocks()  # of a file that says nothing of its origin
 
 
 def locate(data: bytes, format_name: str | None, max_bytes: int = MAX_TEXT_BYTES) -> MetadataBlocks:
-    """Find the metadata of a sniffed format (see `images.formats`), up to `max_bytes`: of any bytes, in bounded time, never raises."""
+    """Find the metadata of a sniffed format (see `images.formats`), up to `max_bytes`: of any
+    bytes, in bounded time, never raises.
+    """
     found = MetadataBlocks(max_bytes=max_bytes)
     if format_name in _WALKERS:
         _WALKERS[format_name](data, found)
@@ -73,13 +78,16 @@ def _take_segment(found: MetadataBlocks, marker: int, body: bytes) -> None:
         elif found.manifest_bytes:
             found.manifest_bytes += len(body) - _JUMBF_HEADER
     elif marker == _APP13 and not found.iptc:
-        found.iptc = metadata.resource(body) or b"\0"  # a second one is not searched: there may be thousands
+        # a second one is not searched: there may be thousands
+        found.iptc = metadata.resource(body) or b"\0"
     elif marker == _COMMENT:
         found.add_text("comment", body, "utf-8")
 
 
 class _Extended:
-    """XMP that did not fit one segment: pieces with a digest, the full length and their offset (XMP part 3, §1.1.3.1)."""
+    """XMP that did not fit one segment: pieces with a digest, the full length and their offset (XMP
+    part 3, §1.1.3.1).
+    """
 
     def __init__(self, found: MetadataBlocks) -> None:
         self._found = found
@@ -173,7 +181,8 @@ def _take_extension(found: MetadataBlocks, data: bytes, label: int, start: int, 
     elif label == _APPLICATION and data[start] == 11:
         name, body = data[start + 1 : start + 12], start + 12
         if name == b"XMP DataXMP":
-            # The packet is not cut into blocks: its letters are read as lengths, and a run-out of 257 bytes ends any such reading.
+            # The packet is not cut into blocks: its letters are read as lengths, and a run-out of
+            # 257 bytes ends any such reading.
             packet = data[body:end]
             found.add_xmp(packet[: packet.rfind(b">") + 1])
         elif name.startswith(b"C2PA_GIF"):
@@ -188,7 +197,8 @@ def _joined(data: bytes, at: int, end: int) -> bytes:
     return b"".join(pieces)
 
 
-# Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
+# Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in
+# a `uuid` box.
 def _find_in_boxes(data: bytes, found: MetadataBlocks) -> None:
     items = False
     for box in boxes(data, 0, len(data)):
@@ -196,7 +206,8 @@ def _find_in_boxes(data: bytes, found: MetadataBlocks) -> None:
             items = True  # a file has one; a hostile one could have a thousand, each full of items
             _take_items(found, data, box)
         elif box.kind == b"uuid" and data[box.start : box.start + 16] == _C2PA_BOX:
-            store = box.start + 20 + len(_PURPOSE) + 8  # version and flags, purpose, offset of a Merkle tree
+            # version and flags, purpose, offset of a Merkle tree
+            store = box.start + 20 + len(_PURPOSE) + 8
             if data[box.start + 20 : box.start + 20 + len(_PURPOSE)] == _PURPOSE:
                 found.add_jumbf(data[store : store + 48], box.end - store)
         elif box.kind == b"jumb":

@@ -1,5 +1,6 @@
-"""Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus,
-Midjourney …; `is_generator` tells names of generators from names of cameras.
+"""Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web
+UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney …; `is_generator` tells names of generators from
+names of cameras.
 """
 
 import re
@@ -18,13 +19,15 @@ _JSON = re.compile(r"\s*[{\[]")
 
 Texts = Mapping[str, str]
 
-# Names of programs that generate images, at the start of EXIF's Software, PNG's or XMP's CreatorTool.
+# Names of programs that generate images, at the start of EXIF's Software, PNG's or XMP's
+# CreatorTool.
 _NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "Adobe Firefly", "ComfyUI", "RuinedFooocus", "Fooocus",
           "SwarmUI", "StableSwarmUI", "Draw Things", "Easy Diffusion", "mflux", "SD.Next", "Stable Diffusion", "AUTOMATIC1111",
           "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
 _NAME = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})(?![^\W\d_])", re.IGNORECASE)
 _CANONICAL_NAMES = {name.casefold(): name for name in _NAMES}
-_AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)  # The code of black-forest-labs/flux writes it.
+# The code of black-forest-labs/flux writes it.
+_AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)
 _NOTHING = {"", "none", "no", "n/a"}
 _CREDITS = {"made with google ai": "Google AI"}
 _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
@@ -34,18 +37,36 @@ _EASY_DIFFUSION = (
     {"prompt": "prompt", "negative_prompt": "negative prompt", "steps": "steps", "sampler": "sampler", "seed": "seed",
      "model": "stable diffusion model"},
 )  # fmt: skip
-_DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)  # InvokeAI 2 writes it.
+# InvokeAI 2 writes it.
+_DREAM = re.compile(r'"(?P<prompt>.*)" -s ?(?P<steps>\d{1,6}) -S ?(?P<seed>\d{1,20}) ', re.DOTALL)
 
 _SEPARATORS = re.compile(r"[\s._-]+")
 _FLUX = "FLUX (Black Forest Labs)"
 # Makers of generators that also make cameras or other things, as `_normalise` gives them.
-_OTHER_MAKERS = {"google", "adobe", "tencent", "alibaba", "bytedance", "kuaishou", "runway", "playground", "fal"}
-_FIRST_MAKERS = re.compile(r"\s*(black[\s._-]*forest[\s._-]*labs|stability[\s._-]*ai|openai|qwen)(?![^\W\d_])", re.IGNORECASE)
+_OTHER_MAKERS = {
+    "google",
+    "adobe",
+    "tencent",
+    "alibaba",
+    "bytedance",
+    "kuaishou",
+    "runway",
+    "playground",
+    "fal",
+}
+_FIRST_MAKERS = re.compile(
+    r"\s*(black[\s._-]*forest[\s._-]*labs|stability[\s._-]*ai|openai|qwen)(?![^\W\d_])",
+    re.IGNORECASE,
+)
 
 
 def merge_texts(*sources: Texts) -> dict[str, str]:
-    """Merge texts by keyword, in lower case and without blanks around it; the last source of a keyword counts."""
-    return {keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()}
+    """Merge texts by keyword, in lower case and without blanks around it; the last source of a
+    keyword counts.
+    """
+    return {
+        keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()
+    }
 
 
 def find_complex(texts: Texts) -> list[str]:
@@ -53,11 +74,15 @@ def find_complex(texts: Texts) -> list[str]:
     return [
         keyword
         for keyword, text in texts.items()
-        if len(text) > MAX_VALUES and _JSON.match(text) and text.count(",") + text.count("[") + text.count("{") > MAX_VALUES
+        if len(text) > MAX_VALUES
+        and _JSON.match(text)
+        and text.count(",") + text.count("[") + text.count("{") > MAX_VALUES
     ]
 
 
-def read_generator(texts: Texts, software: str = "", make: str = "", model: str = "") -> Generator | None:
+def read_generator(
+    texts: Texts, software: str = "", make: str = "", model: str = ""
+) -> Generator | None:
     """Return the generator that a file names, or None.
 
     Args:
@@ -70,14 +95,21 @@ def read_generator(texts: Texts, software: str = "", make: str = "", model: str 
     for keywords, read in _READERS:
         if not known.keys().isdisjoint(keywords) and (fields := read(known)):
             return Generator(**fields)
-    for fields in (_read_declaration(known, make, model), _match_program(software), _read_credit(known), _read_maker(known, make, model)):
+    for fields in (
+        _read_declaration(known, make, model),
+        _match_program(software),
+        _read_credit(known),
+        _read_maker(known, make, model),
+    ):
         if fields:
             return Generator(**fields)
     return None
 
 
 def _read_declaration(texts: Texts, make: str, model: str) -> dict[str, Any]:
-    """Read `AI generated;txt2img;flux` in Software, with the maker of the model in place of a camera's."""
+    """Read `AI generated;txt2img;flux` in Software, with the maker of the model in place of a
+    camera's.
+    """
     declaration = _AI_GENERATED.match(texts["software"])
     if declaration is None:
         return {}
@@ -115,9 +147,15 @@ def is_generator(make: str, model: str) -> bool:
 
 @lru_cache(256)
 def _is_maker(make: str, model: str) -> bool:
-    """Return whether Make is a maker of generators. Other names count only together with the name of a generator."""
+    """Return whether Make is a maker of generators. Other names count only together with the name
+    of a generator.
+    """
     name, known = _normalise(make), _load_known()
-    if (name in known.makers and name not in _OTHER_MAKERS) or _FIRST_MAKERS.match(make) or _match_program(make):
+    if (
+        (name in known.makers and name not in _OTHER_MAKERS)
+        or _FIRST_MAKERS.match(make)
+        or _match_program(make)
+    ):
         return True
     return (name in known.makers or name in known.names) and _is_known(model)
 
@@ -127,7 +165,9 @@ def _is_known(model: str) -> bool:
 
 
 class _KnownGenerators(NamedTuple):
-    """All names in configs/generators.yaml, as `_normalise` gives them: of generators and families, and of their makers."""
+    """All names in configs/generators.yaml, as `_normalise` gives them: of generators and families,
+    and of their makers.
+    """
 
     names: frozenset[str]
     makers: frozenset[str]
@@ -137,30 +177,46 @@ class _KnownGenerators(NamedTuple):
 def _load_known() -> _KnownGenerators:
     listed = read_mapping(config_root() / "generators.yaml")
     families, entries = listed["families"].values(), listed["generators"].items()
-    names = {name for key, entry in entries for name in (key, entry["title"], *entry.get("aliases", ()))}
+    names = {
+        name for key, entry in entries for name in (key, entry["title"], *entry.get("aliases", ()))
+    }
     names |= {family["title"] for family in families}
     makers = {maker for family in families for maker in family.get("maker", "").split(",")}
-    return _KnownGenerators(frozenset(map(_normalise, names)), frozenset(map(_normalise, makers - {""})))
+    return _KnownGenerators(
+        frozenset(map(_normalise, names)), frozenset(map(_normalise, makers - {""}))
+    )
 
 
 def _normalise(name: str) -> str:
-    """Remove what makes no difference between two names: case, blanks, dots, dashes and underscores."""
+    """Remove what makes no difference between two names: case, blanks, dots, dashes and
+    underscores.
+    """
     return _SEPARATORS.sub("", name.casefold())
 
 
 def _read_webui(texts: Texts) -> dict[str, Any]:
-    """Read the text of Stable Diffusion web UI and its kin, which may name themselves as the program that wrote the file."""
+    """Read the text of Stable Diffusion web UI and its kin, which may name themselves as the
+    program that wrote the file.
+    """
     for keyword in ("parameters", "comment", "description"):
         if fields := read_parameters(texts.get(keyword, ""), is_remark=keyword == "description"):
             named = _match_program(texts["software"]).get("tool", "")
-            is_kin = fields["tool"] == WEB_UI and named and not named.startswith(("Stable Diffusion", "AUTOMATIC1111"))
+            is_kin = (
+                fields["tool"] == WEB_UI
+                and named
+                and not named.startswith(("Stable Diffusion", "AUTOMATIC1111"))
+            )
             return fields | ({"tool": named} if is_kin else {})
     return {}
 
 
 def _read_comfyui(texts: Texts) -> dict[str, Any]:
-    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some nodes also write."""
-    graph = read_prompt(json_object(texts.get("prompt"))) or read_workflow(json_object(texts.get("workflow")))
+    """Read ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that
+    some nodes also write.
+    """
+    graph = read_prompt(json_object(texts.get("prompt"))) or read_workflow(
+        json_object(texts.get("workflow"))
+    )
     line = _read_webui(texts)
     return {**graph, **line, "tool": "ComfyUI"} if graph else {}
 
@@ -191,16 +247,27 @@ def _read_invokeai(texts: Texts) -> dict[str, Any]:
     image = given.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
-        prompt = prompt[0].get("prompt") if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) else prompt
+        prompt = (
+            prompt[0].get("prompt")
+            if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict)
+            else prompt
+        )
         return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
                 "model_hash": given.get("model_hash"), **_pick(image, ("steps", "sampler", "seed"))}  # fmt: skip
     if dream := _DREAM.match(texts.get("dream", "")):
-        return {"tool": "InvokeAI", "prompt": dream["prompt"], "steps": int(dream["steps"]), "seed": int(dream["seed"])}
+        return {
+            "tool": "InvokeAI",
+            "prompt": dream["prompt"],
+            "steps": int(dream["steps"]),
+            "seed": int(dream["seed"]),
+        }
     return {}
 
 
 def _read_json(texts: Texts) -> dict[str, Any]:
-    """Read JSON that programs write where the web UI writes its text: in PNG's `parameters`, or in a UserComment."""
+    """Read JSON that programs write where the web UI writes its text: in PNG's `parameters`, or in
+    a UserComment.
+    """
     record = json_object(texts.get("parameters"))
     for read in _RECORD_READERS if record else ():
         if fields := read(record, texts):
@@ -224,9 +291,15 @@ def _read_mflux(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
 
 
 def _read_fooocus(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """Read the record of Fooocus, which names itself in `version`; forks name themselves in `software`."""
+    """Read the record of Fooocus, which names itself in `version`; forks name themselves in
+    `software`.
+    """
     version, software = str(record.get("version")), str(record.get("software") or texts["software"])
-    if "fooocus" not in f"{version} {software}".casefold() and "fooocus_scheme" not in texts and "metadata_scheme" not in record:
+    if (
+        "fooocus" not in f"{version} {software}".casefold()
+        and "fooocus_scheme" not in texts
+        and "metadata_scheme" not in record
+    ):
         return {}
     named = _match_program(software) or {"tool": "Fooocus"}
     return {**named, "model": record.get("base_model") or record.get("base_model_name"), "model_hash": record.get("base_model_hash"),
@@ -238,7 +311,14 @@ def _read_easy_diffusion(record: Mapping[str, Any], _: Texts) -> dict[str, Any]:
     """Read the record of Easy Diffusion, under the names of its keys or of its page."""
     values = {name.casefold(): value for name, value in record.items()}
     names = next((names for names in _EASY_DIFFUSION if names["model"] in values), None)
-    return {} if names is None else {"tool": "Easy Diffusion", **{field: values.get(name) for field, name in names.items()}}
+    return (
+        {}
+        if names is None
+        else {
+            "tool": "Easy Diffusion",
+            **{field: values.get(name) for field, name in names.items()},
+        }
+    )
 
 
 def _read_draw_things(record: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
@@ -278,7 +358,11 @@ def _read_ai_system(texts: Texts) -> dict[str, Any]:
     tool = texts["aisystemused"]
     if tool.strip().casefold() in _NOTHING:
         return {}
-    return {"tool": tool, "version": texts.get("aisystemversionused"), "prompt": texts.get("aipromptinformation")}
+    return {
+        "tool": tool,
+        "version": texts.get("aisystemversionused"),
+        "prompt": texts.get("aipromptinformation"),
+    }
 
 
 def _pick(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

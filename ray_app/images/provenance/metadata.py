@@ -1,7 +1,9 @@
-"""Parsers of EXIF (`read_exif`), XMP (`read_xmp`) and IPTC-IIM (`resource`, `program`), for what they state about origin alone.
+"""Parsers of EXIF (`read_exif`), XMP (`read_xmp`) and IPTC-IIM (`resource`, `program`), for what
+they state about origin alone.
 
-Camera, software, source types, and texts in which generators write their parameters: never names, never places. XMP is parsed without
-entities, up to a limit; of IPTC-IIM only the program that made the file is read.
+Camera, software, source types, and texts in which generators write their parameters: never names,
+never places. XMP is parsed without entities, up to a limit; of IPTC-IIM only the program that made
+the file is read.
 """
 
 import re
@@ -19,7 +21,8 @@ _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
 _ASCII = 2
 _LINE_BYTES = 2000  # of a tag that is one line
 _LINES = (_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE)
-# ComfyUI and its nodes write JSON behind a name into any text tag, from Model downwards: `prompt:{…}`, `Workflow: {…}`.
+# ComfyUI and its nodes write JSON behind a name into any text tag, from Model downwards:
+# `prompt:{…}`, `Workflow: {…}`.
 _LABEL = re.compile(r"\s*([A-Za-z_][\w .-]{0,60}?)\s*:\s*(?={|\[\s*[\[{\"])")
 _LABEL_BYTES = 80
 
@@ -34,19 +37,27 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC = 0x0404
 _PROGRAM, _VERSION = (2, 65), (2, 70)
 
-# “<” and “=”: parsing 1 million elements and attributes takes a second. The longest histories of Photoshop have 100,000 elements, each
-# with five attributes.
+# “<” and “=”: parsing 1 million elements and attributes takes a second. The longest histories of
+# Photoshop have 100,000 elements, each with five attributes.
 MAX_XMP_MARKS = 1_000_000
 _MAX_ADDRESS_BYTES = 300  # Expat copies the address of a namespace into each name of it.
 _MAX_ATTRIBUTES = 10_000  # Of a long element: nothing can stop expat within an element.
 _PIECE_BYTES = 1 << 20  # An exception of a handler stops expat at the end of a piece.
-_LONG_VALUE = re.compile(rb"=\s*(?=\"[^\"]{%d}|'[^']{%d})" % (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES))
-_UTF_16 = {"utf-16-le": re.compile(rb"\xff\xfe|<\0[^\0]\0"), "utf-16-be": re.compile(rb"\xfe\xff|\0<\0[^\0]")}
+_LONG_VALUE = re.compile(
+    rb"=\s*(?=\"[^\"]{%d}|'[^']{%d})" % (_MAX_ADDRESS_BYTES, _MAX_ADDRESS_BYTES)
+)
+_UTF_16 = {
+    "utf-16-le": re.compile(rb"\xff\xfe|<\0[^\0]\0"),
+    "utf-16-be": re.compile(rb"\xfe\xff|\0<\0[^\0]"),
+}
 _MARKUP = "<='\""
-_DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
+# x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other
+# files
+_DEPTH = 3
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
 _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
-_SOURCE_TYPES = (_IPTC_EXTENSION + "DigitalSourceType", _IPTC_EXTENSION + "DigitalSourceFileType")  # the second until 2012
+# the second until 2012
+_SOURCE_TYPES = (_IPTC_EXTENSION + "DigitalSourceType", _IPTC_EXTENSION + "DigitalSourceFileType")
 _TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
 _MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
 # Properties in which generators write, by the names under which PNG has them.
@@ -68,7 +79,9 @@ _Start = Callable[[str, Mapping[str, str]], None]
 
 @dataclass(slots=True)
 class ExifStatements:
-    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else. `is_whole`: no text was cut."""
+    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing
+    else. `is_whole`: no text was cut.
+    """
 
     make: str = ""
     model: str = ""
@@ -80,7 +93,9 @@ class ExifStatements:
 
 
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
-    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before. `max_bytes`: of all texts together."""
+    """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before.
+    `max_bytes`: of all texts together.
+    """
     statements = ExifStatements(left_bytes=max_bytes)
     try:
         tiff = Tiff(block)
@@ -121,11 +136,15 @@ def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
     if _TAKEN in inner:
         statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        _note_comment(statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT])))
+        _note_comment(
+            statements, _decode_comment(_read_octets(statements, tiff, inner[_USER_COMMENT]))
+        )
 
 
 def _read_octets(statements: ExifStatements, tiff: Tiff, entry: TiffEntry) -> bytes:
-    """Read a text up to the bytes that are left for all texts: many tags may refer to the same bytes."""
+    """Read a text up to the bytes that are left for all texts: many tags may refer to the same
+    bytes.
+    """
     octets = tiff.octets(entry, statements.left_bytes + 1)
     statements.is_whole &= len(octets) <= statements.left_bytes
     octets = octets[: statements.left_bytes]
@@ -142,7 +161,9 @@ def _note_comment(statements: ExifStatements, comment: str) -> None:
 
 
 def _decode_comment(octets: bytes) -> str:
-    """Decode a UserComment; its first eight bytes are dropped only if they are the code of a character set."""
+    """Decode a UserComment; its first eight bytes are dropped only if they are the code of a
+    character set.
+    """
     code = octets[:_CODE_BYTES].rstrip(b"\0 ").upper()
     encoding, text = (_CODES[code], octets[_CODE_BYTES:]) if code in _CODES else ("utf-8", octets)
     start = text[:_GUESS_BYTES].rstrip(b"\0")
@@ -150,11 +171,14 @@ def _decode_comment(octets: bytes) -> str:
         encoding = "utf-16"  # whatever its code says
     elif encoding == "utf-16" and _is_utf_8(text):
         encoding = "utf-8"
-    return text.decode(_guess_byte_order(start) if encoding == "utf-16" else encoding, "replace").strip("\0\ufeff")
+    return text.decode(
+        _guess_byte_order(start) if encoding == "utf-16" else encoding, "replace"
+    ).strip("\0\ufeff")
 
 
 def _guess_byte_order(start: bytes) -> str:
-    # The standard leaves the byte order open: in the right one, Latin letters have a zero before or after them.
+    # The standard leaves the byte order open: in the right one, Latin letters have a zero before or
+    # after them.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     return "utf-16-be" if start[::2].count(0) >= start[1::2].count(0) else "utf-16-le"
@@ -200,7 +224,9 @@ def program(records: bytes) -> str:
         if kind in (_PROGRAM, _VERSION):
             statements.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
         at += 5 + size
-    return f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
+    return (
+        f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
+    )
 
 
 @dataclass(slots=True)
@@ -225,14 +251,19 @@ def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
         encoding = next((name for name, start in _UTF_16.items() if start.match(packet)), None)
         text = packet.decode(encoding, "replace").encode() if encoding else packet
         if text.isascii() and not any(word in text for word in _WORDS):
-            continue  # A map of depths may have megabytes, and parsing takes longer than looking for a few words.
-        with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an unknown encoding
+            # A map of depths may have megabytes, and parsing takes longer than looking for a few
+            # words.
+            continue
+        # the last two: an unknown encoding
+        with suppress(expat.ExpatError, _Enough, ValueError, LookupError):
             _Properties(statements).parse(text, "utf-8" if encoding else None)
     return statements
 
 
 def _has_long_address(packet: bytes) -> bool:
-    """Return whether a namespace has an address over the limit, or may have one, since its prefix is as long."""
+    """Return whether a namespace has an address over the limit, or may have one, since its prefix
+    is as long.
+    """
     for value in _LONG_VALUE.finditer(packet):
         name = packet[max(value.start() - _MAX_ADDRESS_BYTES, 0) : value.start()].split()[-1:]
         if not name or name[0].startswith(b"xmlns") or len(name[0]) == _MAX_ADDRESS_BYTES:
@@ -241,7 +272,9 @@ def _has_long_address(packet: bytes) -> bool:
 
 
 def _split_packet(packet: bytes) -> Iterator[bytes]:
-    """Split a packet at starts of elements, so that expat does not read the start of an element twice."""
+    """Split a packet at starts of elements, so that expat does not read the start of an element
+    twice.
+    """
     at = 0
     while at < len(packet):
         end = packet.find(b"<", at + _PIECE_BYTES)
@@ -250,9 +283,11 @@ def _split_packet(packet: bytes) -> Iterator[bytes]:
 
 
 class _Properties:
-    """The properties of rdf:Description elements, as attributes and as elements; all others are passed over quickly.
+    """The properties of rdf:Description elements, as attributes and as elements; all others are
+    passed over quickly.
 
-    The handlers change on the way: outside of descriptions, in a description, and in a property, which is read or passed over.
+    The handlers change on the way: outside of descriptions, in a description, and in a property,
+    which is read or passed over.
     """
 
     def __init__(self, statements: XmpStatements) -> None:
@@ -279,17 +314,28 @@ class _Properties:
                 self._parser.Parse(piece, False)
             self._parser.Parse(b"", True)
         finally:
-            del self._parser  # It refers to this object, so both would wait for a garbage collection.
+            # It refers to this object, so both would wait for a garbage collection.
+            del self._parser
 
     def _refuse(self, *_: object) -> None:
         raise _Enough  # no XMP has a DTD, and entities are what bombs are made of
 
     def _check_encoding(self, _: str, encoding: str | None, __: int) -> None:
-        if encoding and not encoding.casefold().startswith("utf") and _MARKUP.encode(encoding) != _MARKUP.encode():
+        if (
+            encoding
+            and not encoding.casefold().startswith("utf")
+            and _MARKUP.encode(encoding) != _MARKUP.encode()
+        ):
             raise _Enough  # The limits are checked in bytes of ASCII.
 
-    def _handle(self, start: _Start, end: Callable[[str], None], write: Callable[[str], None] | None = None) -> None:
-        self._parser.StartElementHandler, self._parser.EndElementHandler, self._parser.CharacterDataHandler = start, end, write
+    def _handle(
+        self, start: _Start, end: Callable[[str], None], write: Callable[[str], None] | None = None
+    ) -> None:
+        (
+            self._parser.StartElementHandler,
+            self._parser.EndElementHandler,
+            self._parser.CharacterDataHandler,
+        ) = start, end, write
 
     def _stop(self) -> None:
         self._statements.is_whole = False
@@ -297,7 +343,11 @@ class _Properties:
 
     def _start_outside(self, name: str, attributes: Mapping[str, str]) -> None:
         self._path.append(name)
-        if name == _DESCRIPTION_ELEMENT and 2 <= len(self._path) <= _DEPTH and self._path[-2] == _ROOT_ELEMENT:
+        if (
+            name == _DESCRIPTION_ELEMENT
+            and 2 <= len(self._path) <= _DEPTH
+            and self._path[-2] == _ROOT_ELEMENT
+        ):
             for key, value in attributes.items():
                 self._note(key, value)
             self._handle(self._start_property, self._end_description)

@@ -1,4 +1,5 @@
-"""C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for NAME.jpg (C2PA 2.1, §11.4).
+"""C2PA manifests in a file of their own next to a local image (`attach_sidecar`): NAME.c2pa for
+NAME.jpg (C2PA 2.1, §11.4).
 
 Only for local files: on object storage, the search for a sidecar would cost a request per image.
 """
@@ -27,12 +28,15 @@ class FileWithSidecar(bytes):
 
 
 def attach_sidecar(data: bytes, path: str) -> bytes:
-    """Return the bytes of the image at a local path with those of its sidecar, or as they are if it has none that can be read."""
+    """Return the bytes of the image at a local path with those of its sidecar, or as they are if it
+    has none that can be read.
+    """
     name = os.path.splitext(path)[0] + SUFFIX
     if name == path:
         return data
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # A pipe of that name must not block.
+        # A pipe of that name must not block.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             sidecar = _read_regular_file(descriptor)
         finally:

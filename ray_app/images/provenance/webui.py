@@ -1,4 +1,6 @@
-"""The text in which Stable Diffusion web UI and its kin write their parameters (`read_parameters`): on lines of its own, or on one line."""
+"""The text in which Stable Diffusion web UI and its kin write their parameters (`read_parameters`):
+on lines of its own, or on one line.
+"""
 
 import re
 from collections.abc import Iterator
@@ -12,8 +14,8 @@ _STEPS = re.compile(r"Steps: \d+, [A-Z]")
 _SETTING = re.compile(r'(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
 _NEGATIVE = "Negative prompt:"
 _FIELDS = {"Sampler": "sampler", "Model": "model", "Model hash": "model_hash", "Version": "version"}
-# A remark may have a number of steps and one of these names, but not two. Only generators have the names in _OWN: a fitness tracker counts
-# steps, and has a model and a size, too.
+# A remark may have a number of steps and one of these names, but not two. Only generators have the
+# names in _OWN: a fitness tracker counts steps, and has a model and a size, too.
 _OWN = {"Sampler", "CFG scale", "Seed"}
 _TYPICAL = _OWN | {"Size", "Model", "Model hash", "Guidance Scale"}
 _MIN_TYPICAL = 2
@@ -26,7 +28,9 @@ _OTHER_VERSIONS = (
 
 
 def read_parameters(text: str, *, is_remark: bool = False) -> dict[str, Any]:
-    """The fields of a Generator; empty where the text has no such settings. `is_remark`: a person may have written it."""
+    """The fields of a Generator; empty where the text has no such settings. `is_remark`: a person
+    may have written it.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     start, is_own_line = _find_settings(lines)
     if start < 0:
@@ -36,8 +40,18 @@ def read_parameters(text: str, *, is_remark: bool = False) -> dict[str, Any]:
         return {}
     prompt, negative = _prompts(lines[:start], is_own_line=is_own_line)
     fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
-    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
-    return {"tool": _tool(settings), "prompt": prompt, "negative_prompt": negative, **fields, **numbers}
+    numbers = {
+        name.lower(): int(settings[name][:20])
+        for name in ("Steps", "Seed")
+        if settings.get(name, "")[:20].isdecimal()
+    }
+    return {
+        "tool": _tool(settings),
+        "prompt": prompt,
+        "negative_prompt": negative,
+        **fields,
+        **numbers,
+    }
 
 
 def _find_settings(text: str) -> tuple[int, bool]:

@@ -43,7 +43,9 @@ class RunFacts(Section):
 
 
 class LabelFacts(Section):
-    """Where the truth came from, and how many of its rows found an image; `other_split`: rows left out for being of another split."""
+    """Where the truth came from, and how many of its rows found an image; `other_split`: rows left
+    out for being of another split.
+    """
 
     name: str = ""
     joined: int = 0
@@ -57,7 +59,9 @@ class LabelFacts(Section):
 
 
 class ProtocolFacts(Section):
-    """The rules that were followed. `strict`: fake where the score is above the threshold; else also where it is at it."""
+    """The rules that were followed. `strict`: fake where the score is above the threshold; else
+    also where it is at it.
+    """
 
     name: str = ""
     title: str = ""
@@ -71,7 +75,9 @@ class ProtocolFacts(Section):
 
 
 class ShortcutFacts(Section):
-    """Whether facts of the files alone separate the classes. `class_ratio`: fakes to one real image."""
+    """Whether facts of the files alone separate the classes. `class_ratio`: fakes to one real
+    image.
+    """
 
     auc: FigureFacts = NOT_MEASURED
     confounded: bool = False
@@ -87,7 +93,9 @@ class ShortcutFacts(Section):
 
 
 class DataFacts(Section):
-    """The images; `formats` and `sizes` by class ("real", "fake"); `faults`: documented ones, and those that were found, in sentences."""
+    """The images; `formats` and `sizes` by class ("real", "fake"); `faults`: documented ones, and
+    those that were found, in sentences.
+    """
 
     n: int = 0
     n_real: int = 0
@@ -103,21 +111,30 @@ class DataFacts(Section):
 
     @staticmethod
     def most_frequent(counts: Mapping[str, Counts]) -> list[str]:
-        """Formats or bands of sizes of both classes, the most frequent first; bands keep their order."""
+        """Formats or bands of sizes of both classes, the most frequent first; bands keep their
+        order.
+        """
         totals = sum((Counter(by_name) for by_name in counts.values()), Counter[str]())
-        return sorted(totals, key=lambda name: (BANDS.index(name) if name in BANDS else len(BANDS), -totals[name]))
+        return sorted(
+            totals,
+            key=lambda name: (BANDS.index(name) if name in BANDS else len(BANDS), -totals[name]),
+        )
 
 
 class ReferenceFacts(Section):
-    """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same of single cells. `verified`: whether
-    somebody ran the weights of `system` on the real data and compared the figures.
+    """A published column beside ours. `mark`: why it is wrong or not comparable; `marks`: the same
+    of single cells. `verified`: whether somebody ran the weights of `system` on the real data and
+    compared the figures.
     """
 
     column: str = ""
     source: str = ""
     rows: Annotated[Mapping[str, float], BeforeValidator(numbers)] = {}
     mark: str | None = None
-    marks: Annotated[Mapping[str, str], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})] = {}
+    marks: Annotated[
+        Mapping[str, str],
+        BeforeValidator(lambda value: value if isinstance(value, Mapping) else {}),
+    ] = {}
     system: str | None = None
     verified: bool = False
 
@@ -180,7 +197,8 @@ class ClassFacts(Section):
 
 
 class NamedFigures(Section):
-    """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth, prediction and count of confusions.
+    """Figures that stand beside other things: all that are any, in `figures`. `pairs`: truth,
+    prediction and count of confusions.
 
     `inner`: further such sections by name. `remarks`: notes on how to read them.
     """
@@ -195,7 +213,10 @@ class NamedFigures(Section):
     def confusions(self) -> list[tuple[str, str, int]]:
         """Generators taken for others, the most frequent first; no more than 30."""
         sound = [pair for pair in self.pairs if len(pair) == 3 and isinstance(pair[2], int)]
-        named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+        named = [
+            (str(truth), "no name" if predicted is None else str(predicted), number)
+            for truth, predicted, number in sound
+        ]
         return sorted(named, key=lambda pair: -pair[2])[:30]
 
     @model_validator(mode="before")
@@ -204,14 +225,25 @@ class NamedFigures(Section):
         if not isinstance(data, Mapping):
             return data
         inner = data.get("figures") if isinstance(data.get("figures"), Mapping) else {}
-        texts = [text for key in ("notes", "flaws") for text in rows(data.get(key)) if isinstance(text, str)]
-        parts = {key: data[key] for key in ("families", "plain", "by_index", "detection") if isinstance(data.get(key), Mapping)}
+        texts = [
+            text
+            for key in ("notes", "flaws")
+            for text in rows(data.get(key))
+            if isinstance(text, str)
+        ]
+        parts = {
+            key: data[key]
+            for key in ("families", "plain", "by_index", "detection")
+            if isinstance(data.get(key), Mapping)
+        }
         return {"figures": {**figures_among(data), **figures_among(inner)}, "pairs": rows(data.get("pairs")), "remarks": texts,
                 "classes": [one for one in rows(data.get("classes")) if isinstance(one, Mapping)], "inner": parts}  # fmt: skip
 
 
 class GroupRow(Section):
-    """Fakes of some generators; `distribution` is `in` or `out` of that of training, `total` what stands for several groups."""
+    """Fakes of some generators; `distribution` is `in` or `out` of that of training, `total` what
+    stands for several groups.
+    """
 
     name: str = ""
     distribution: str = ""
@@ -267,7 +299,9 @@ class ImdlBencoFacts(Section):
 
 
 class LocalizationSystem(Section):
-    """Masks of one detector at one resolution; `opensdi` and `imdlbenco`: the same by others' rules."""
+    """Masks of one detector at one resolution; `opensdi` and `imdlbenco`: the same by others'
+    rules.
+    """
 
     name: str = ""
     resolution: str = ""
@@ -321,7 +355,9 @@ class MistakeFacts(Section):
 
 
 class OverlayFacts(Section):
-    """One altered image with its mask and what was marked; `picture`: base64 of a JPEG, None where there is none, and `why`."""
+    """One altered image with its mask and what was marked; `picture`: base64 of a JPEG, None where
+    there is none, and `why`.
+    """
 
     image_id: Any = None
     uri: str = ""
@@ -360,17 +396,28 @@ class EvaluationDocument(Section):
     @property
     def identification(self) -> NamedFigures | None:
         """Generators named; None in a run that names none."""
-        return None if self.identification_section is None else NamedFigures.model_validate(self.identification_section)
+        return (
+            None
+            if self.identification_section is None
+            else NamedFigures.model_validate(self.identification_section)
+        )
 
     @property
     def prompts(self) -> NamedFigures | None:
         """Prompts predicted; None in a run that predicts none."""
-        return None if self.prompts_section is None else NamedFigures.model_validate(self.prompts_section)
+        return (
+            None
+            if self.prompts_section is None
+            else NamedFigures.model_validate(self.prompts_section)
+        )
 
     @property
     def leading(self) -> SystemFacts | None:
         """The system that the page is about: the ensemble, or the best one."""
-        return next((one for one in self.systems if one.kind == "ensemble"), max(self.systems, key=_merit, default=None))
+        return next(
+            (one for one in self.systems if one.kind == "ensemble"),
+            max(self.systems, key=_merit, default=None),
+        )
 
     @property
     def others(self) -> list[SystemFacts]:

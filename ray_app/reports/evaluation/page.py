@@ -1,5 +1,6 @@
-"""An evaluation's document → one HTML page that loads nothing and runs nothing (`render_evaluation`), and a few lines
-(`evaluation_lines`). Every text in the document is taken for hostile.
+"""An evaluation's document → one HTML page that loads nothing and runs nothing
+(`render_evaluation`), and a few lines (`evaluation_lines`). Every text in the document is taken for
+hostile.
 """
 
 import math
@@ -14,9 +15,22 @@ from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures
 from ray_app.reports.evaluation.protocol_table import MOST_ROWS, protocol_table, sources
-from ray_app.reports.evaluation.sentences import answers, headline, interval_in_words, short, warnings
+from ray_app.reports.evaluation.sentences import (
+    answers,
+    headline,
+    interval_in_words,
+    short,
+    warnings,
+)
 from ray_app.reports.evaluation.system_model import GeneratorFacts, Points, SystemFacts
-from ray_app.reports.format import in_words, named, rounded_share, three_digit_ends, three_digits, written
+from ray_app.reports.format import (
+    in_words,
+    named,
+    rounded_share,
+    three_digit_ends,
+    three_digits,
+    written,
+)
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import table
 
@@ -24,9 +38,14 @@ _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
-_FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
+# less of it is harsher
+_FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)
 
-SEEN_SIGNS = {"in-training": ("●", "in training"), "unseen": ("○", "not in training"), "unknown": ("?", "not known whether in training")}
+SEEN_SIGNS = {
+    "in-training": ("●", "in training"),
+    "unseen": ("○", "not in training"),
+    "unknown": ("?", "not known whether in training"),
+}
 HEADS = ("fakes found", "real images flagged", "ROC AUC")
 _MOST_ROWS = 8
 _WIDTH = 120
@@ -37,7 +56,9 @@ _CALLED = {"accuracy": "named correctly"}
 
 
 class OpeningBars(NamedTuple):
-    """The chart of the first screen, from `start` to 1. `bars`: name, value in words, figure and style class of each."""
+    """The chart of the first screen, from `start` to 1. `bars`: name, value in words, figure and
+    style class of each.
+    """
 
     title: str
     axis: str
@@ -46,7 +67,9 @@ class OpeningBars(NamedTuple):
 
 
 class GroupTable(NamedTuple):
-    """Groups of generators by figures, one cell for each of `keys`; those of detection are of `system`."""
+    """Groups of generators by figures, one cell for each of `keys`; those of detection are of
+    `system`.
+    """
 
     system: str
     keys: list[str]
@@ -55,10 +78,11 @@ class GroupTable(NamedTuple):
 
 
 def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
-    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its sections may be absent or null.
+    """Write an evaluation's document (`metrics.json`) as one self-contained HTML page; any of its
+    sections may be absent or null.
 
-    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not shown.
-    Raises pydantic's ValidationError for a value of another type.
+    Pictures are base64 of JPEGs, already re-encoded and free of metadata; what is no JPEG is not
+    shown. Raises pydantic's ValidationError for a value of another type.
     """
     facts = EvaluationDocument.model_validate(document)
     systems = [facts.leading, *facts.others] if facts.leading else []
@@ -96,25 +120,45 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
 
 
 def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
-    """An evaluation in words for the terminal: one sentence, key figures, what to beware of, then the protocol's table and names."""
+    """An evaluation in words for the terminal: one sentence, key figures, what to beware of, then
+    the protocol's table and names.
+    """
     facts = EvaluationDocument.model_validate(document)
     lines, systems = [headline(facts)], opening_systems(facts)
     if systems:
         rows = [
-            [wording.shortened(short(one.called), 44), *(f"{value} ({ends})" if ends else value for value, ends in opening_cells(one))]
+            [
+                wording.shortened(short(one.called), 44),
+                *(f"{value} ({ends})" if ends else value for value, ends in opening_cells(one)),
+            ]
             for one in systems[:_MOST_ROWS]
         ]
         lines += ["", *table(["", *HEADS], rows, _WIDTH, right=range(1, 4))]
-        lines += [f"and {wording.counted(len(systems) - _MOST_ROWS, 'more system')}"] if len(systems) > _MOST_ROWS else []
+        lines += (
+            [f"and {wording.counted(len(systems) - _MOST_ROWS, 'more system')}"]
+            if len(systems) > _MOST_ROWS
+            else []
+        )
     beware = warnings(facts)
     lines += [""] if beware else []
-    lines += [f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}" for one in beware]
+    lines += [
+        f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}"
+        for one in beware
+    ]
     parts, notes = protocol_table(facts)
     if parts:
-        lines += ["", "By source and generator, with 95 % intervals for further images of the same ones", *parts[0].lines()]
+        lines += [
+            "",
+            "By source and generator, with 95 % intervals for further images of the same ones",
+            *parts[0].lines(),
+        ]
         lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
         lines += [f"published: {line}" for line in sources(facts)]
-        lines += [f"on the page only: {', '.join(part.summary for part in parts[1:])}"] if parts[1:] else []
+        lines += (
+            [f"on the page only: {', '.join(part.summary for part in parts[1:])}"]
+            if parts[1:]
+            else []
+        )
     families = facts.identification.inner.get("families") if facts.identification else None
     named = [*_figures_line("Generators named", facts.identification, _KEYS), *_figures_line("Prompts predicted", facts.prompts, _PROMPTS),
              *_figures_line("Families named", families, _KEYS)]  # fmt: skip
@@ -124,48 +168,88 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
              *(wording.written(key, cell.number) for key, cell in zip(groups.keys, cells, strict=True))]
             for row, cells in groups.lines
         ]  # fmt: skip
-        named += ["", *table(["fakes", "distribution", "n", *groups.heads], rows, _WIDTH, right=range(2, 3 + len(groups.heads)))]
+        named += [
+            "",
+            *table(
+                ["fakes", "distribution", "n", *groups.heads],
+                rows,
+                _WIDTH,
+                right=range(2, 3 + len(groups.heads)),
+            ),
+        ]
     return [*lines, "", *named] if named else lines
 
 
 def opening_systems(facts: EvaluationDocument) -> list[SystemFacts]:
     """The leading system first, the others by their AUC."""
-    return sorted(facts.systems, key=lambda one: (one is not facts.leading, -(one.figure("auc").number or 0.0)))
+    return sorted(
+        facts.systems,
+        key=lambda one: (one is not facts.leading, -(one.figure("auc").number or 0.0)),
+    )
 
 
 def opening_cells(system: SystemFacts) -> list[tuple[str, str]]:
     """For each of HEADS a rounded value, and its 95 % interval or ""."""
-    shares = [(rounded_share(one.number), interval_in_words(one)) for one in (system.figure("tpr"), system.flagged)]
+    shares = [
+        (rounded_share(one.number), interval_in_words(one))
+        for one in (system.figure("tpr"), system.flagged)
+    ]
     auc = system.figure("auc")
-    return [*shares, (three_digits(auc.number), " to ".join(three_digit_ends(auc.ends)) if auc.ends else "")]
+    return [
+        *shares,
+        (three_digits(auc.number), " to ".join(three_digit_ends(auc.ends)) if auc.ends else ""),
+    ]
 
 
 def opening_bars(facts: EvaluationDocument, systems: Sequence[SystemFacts]) -> OpeningBars | None:
-    """AUCs where there are several to compare; else what one system makes of each generator; else its one AUC."""
+    """AUCs where there are several to compare; else what one system makes of each generator; else
+    its one AUC.
+    """
     ranked = [(one, one.figure("auc")) for one in systems if one.figure("auc").number is not None]
     leading = facts.leading
-    makers = [one for label in ("fake", "real") for one in (leading.hardest(label) if leading else ()) if one.rate.number is not None]
+    makers = [
+        one
+        for label in ("fake", "real")
+        for one in (leading.hardest(label) if leading else ())
+        if one.rate.number is not None
+    ]
     if len(ranked) < 2 and len(makers) > 1:
         return _bars_by_generator(makers)
     if not ranked:
         return None
     start = charts.axis_start([figure.least or 0.0 for _, figure in ranked])
-    bars = [(_brief(one.called), three_digits(figure.number), figure, "strong" if one is leading else "plain") for one, figure in ranked]
+    bars = [
+        (
+            _brief(one.called),
+            three_digits(figure.number),
+            figure,
+            "strong" if one is leading else "plain",
+        )
+        for one, figure in ranked
+    ]
     return OpeningBars("How well each system ranks fakes above real images", "ROC AUC", start, bars)
 
 
 def _bars_by_generator(makers: Sequence[GeneratorFacts]) -> OpeningBars:
-    """The hardest generators and sources of real images, with at least two of either where there are two; fakes first."""
-    fakes, reals = ([one for one in makers if (one.label == "fake") is is_fake] for is_fake in (True, False))
+    """The hardest generators and sources of real images, with at least two of either where there
+    are two; fakes first.
+    """
+    fakes, reals = (
+        [one for one in makers if (one.label == "fake") is is_fake] for is_fake in (True, False)
+    )
     kept = fakes[: max(_MOST_ROWS - len(reals), _MOST_ROWS - 2)]
     kept += reals[: _MOST_ROWS - len(kept)]
     bars = []
     for one in kept:
         kind = one.label if one.label in ("fake", "real") else "plain"
-        name = f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
+        name = (
+            f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}"
+        )
         bars.append((name, f"{rounded_share(one.rate.number)} of {one.n:,}", one.rate, kind))
     hardest = f"; the {len(kept)} hardest" if len(kept) < len(makers) else ""
-    return OpeningBars(f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars)
+    return OpeningBars(
+        f"Images judged correctly, by who made them{hardest}", "share judged correctly", 0.0, bars
+    )
 
 
 def group_table(facts: EvaluationDocument) -> GroupTable | None:
@@ -174,10 +258,23 @@ def group_table(facts: EvaluationDocument) -> GroupTable | None:
         return None
     leading, rows = facts.leading, facts.groups.groups
     detection = [row.detection.get(leading.name if leading else "", {}) for row in rows]
-    figures = [{**found, **(row.identification or {}), **(row.prompts or {})} for row, found in zip(rows, detection, strict=True)]
-    keys = [key for key in _COLUMNS if any(one[key].number is not None for one in figures if key in one)]
-    lines = [(row, [one.get(key, NOT_MEASURED) for key in keys]) for row, one in zip(rows, figures, strict=True)]
-    return GroupTable(leading.called if leading else "", keys, [_CALLED.get(key) or wording.named(key) for key in keys], lines)
+    figures = [
+        {**found, **(row.identification or {}), **(row.prompts or {})}
+        for row, found in zip(rows, detection, strict=True)
+    ]
+    keys = [
+        key for key in _COLUMNS if any(one[key].number is not None for one in figures if key in one)
+    ]
+    lines = [
+        (row, [one.get(key, NOT_MEASURED) for key in keys])
+        for row, one in zip(rows, figures, strict=True)
+    ]
+    return GroupTable(
+        leading.called if leading else "",
+        keys,
+        [_CALLED.get(key) or wording.named(key) for key in keys],
+        lines,
+    )
 
 
 def _brief(name: str) -> str:
@@ -187,7 +284,9 @@ def _brief(name: str) -> str:
 
 def _view_start(system: SystemFacts) -> float:
     """Where the scale of a system's AUCs under perturbation begins."""
-    found = [view.figures["auc"] for view in system.views if "auc" in view.figures] + [system.figure("auc")]
+    found = [view.figures["auc"] for view in system.views if "auc" in view.figures] + [
+        system.figure("auc")
+    ]
     return charts.axis_start([one.least for one in found if one.least is not None])
 
 
@@ -198,7 +297,10 @@ def _named_tables(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
     plain = found.inner.get("plain")
     parts = [("Generators named, by DFLIP-3K’s own rules" if plain else "Generators named", found)]
     if plain:
-        theirs = (("by_index", "The same by any spelling"), ("detection", "Real or fake, by their rules"))
+        theirs = (
+            ("by_index", "The same by any spelling"),
+            ("detection", "Real or fake, by their rules"),
+        )
         parts += [(caption, found.inner[key]) for key, caption in theirs if key in found.inner]
         parts.append(("Generators named, by ours", plain))
     families = (plain or found).inner.get("families")
@@ -208,24 +310,35 @@ def _named_tables(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:
 def _figures_line(caption: str, found: NamedFigures | None, keys: Sequence[str]) -> list[str]:
     if found is None:
         return []
-    known = [(key, found.figures[key]) for key in keys if key in found.figures and found.figures[key].number is not None]
-    parts = [f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figure)}" for key, figure in known]
+    known = [
+        (key, found.figures[key])
+        for key in keys
+        if key in found.figures and found.figures[key].number is not None
+    ]
+    parts = [
+        f"{_CALLED.get(key) or wording.named(key)} {in_words(key, figure)}" for key, figure in known
+    ]
     return [f"{caption}: {', '.join(parts) or 'no figure is defined'}."]
 
 
 def _left_out(facts: EvaluationDocument) -> list[str]:
     """What the page has on a screen and not on paper, so that a print stays short."""
     rest = {
-        "what the tables and curves have of more generators and systems": len(facts.systems) > 1 or len(facts.table.rows) > MOST_ROWS,
+        "what the tables and curves have of more generators and systems": len(facts.systems) > 1
+        or len(facts.table.rows) > MOST_ROWS,
         "figures with abstentions": bool(facts.leading and facts.leading.decided),
         "risk over coverage": any(one.risk_coverage.points for one in facts.systems),
         "figures under perturbation": any(one.views for one in facts.systems),
         "figures within one format and size": bool(facts.leading and facts.leading.strata),
         "masks": facts.localization is not None,
-        "generators named and prompts predicted": bool(facts.identification or facts.prompts or facts.groups),
+        "generators named and prompts predicted": bool(
+            facts.identification or facts.prompts or facts.groups
+        ),
         "formats and sizes of the data": bool(facts.data.n),
         "all figures with their intervals": bool(facts.systems),
-        "how labels and rows were joined, and the settings of the run": bool(facts.labels.rows or facts.run.identity),
+        "how labels and rows were joined, and the settings of the run": bool(
+            facts.labels.rows or facts.run.identity
+        ),
         "the glossary": True,
     }
     return [words for words, is_there in rest.items() if is_there]
@@ -233,14 +346,26 @@ def _left_out(facts: EvaluationDocument) -> list[str]:
 
 def _glossary(facts: EvaluationDocument) -> list[tuple[str, str]]:
     """What each figure of this document means."""
-    sections: list[Mapping[str, object]] = [part.figures for _, part in _named_tables(facts.identification)]
-    sections += [part for system in facts.systems for part in (system.figures, system.decided or {}, system.averages)]
+    sections: list[Mapping[str, object]] = [
+        part.figures for _, part in _named_tables(facts.identification)
+    ]
+    sections += [
+        part
+        for system in facts.systems
+        for part in (system.figures, system.decided or {}, system.averages)
+    ]
     sections += [facts.prompts.figures] if facts.prompts else []
     sections += [row.identification or {} for row in (facts.groups.groups if facts.groups else ())]
-    sections += [masks.figures for masks in (facts.localization.systems if facts.localization else ())]
+    sections += [
+        masks.figures for masks in (facts.localization.systems if facts.localization else ())
+    ]
     there = {key for part in sections for key in part}
     there |= {"aurc"} if any(system.risk_coverage.points for system in facts.systems) else set()
-    return [(meaning.words[0].upper() + meaning.words[1:], meaning.sentence) for key, meaning in wording.MEANINGS.items() if key in there]
+    return [
+        (meaning.words[0].upper() + meaning.words[1:], meaning.sentence)
+        for key, meaning in wording.MEANINGS.items()
+        if key in there
+    ]
 
 
 class Chart(NamedTuple):
@@ -251,7 +376,9 @@ class Chart(NamedTuple):
 
 
 class ChartGroup(NamedTuple):
-    """Drawings of the same few systems; `names`: of their lines, in order, for the legend that they share."""
+    """Drawings of the same few systems; `names`: of their lines, in order, for the legend that they
+    share.
+    """
 
     names: list[str]
     charts: list[Chart]
@@ -266,62 +393,109 @@ class Series(NamedTuple):
 
 
 def system_charts(system: SystemFacts, ident: str) -> list[Chart]:
-    """Scores of both classes, and the share that is fake over the probability that was stated, in bins of equal count; what there is."""
+    """Scores of both classes, and the share that is fake over the probability that was stated, in
+    bins of equal count; what there is.
+    """
     found, name = [], short(system.called)
     scores = system.histogram
     if scores.drawable:
         drawn = charts.class_histogram(
-            scores.edges, scores.fake, scores.real, system.threshold, ident=f"scores-{ident}", title=f"Scores of {name}"
+            scores.edges,
+            scores.fake,
+            scores.real,
+            system.threshold,
+            ident=f"scores-{ident}",
+            title=f"Scores of {name}",
         )
         found.append(Chart("Scores of fakes and of real images, as shares of each", drawn))
     bins = [(one, one.probability, one.fake_share) for one in system.reliability if one.n]
     spots = [
-        charts.Spot((stated, share), f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}", one.ends)
+        charts.Spot(
+            (stated, share),
+            f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}",
+            one.ends,
+        )
         for one, stated, share in bins
         if stated is not None and share is not None
     ]
     if spots:
         trace = charts.Trace(0, [spot.at for spot in spots], spots)
-        axes = charts.number_axis("probability stated", 0, 1), charts.share_axis("share that is fake")
+        axes = (
+            charts.number_axis("probability stated", 0, 1),
+            charts.share_axis("share that is fake"),
+        )
         words = "; ".join(spot.words for spot in spots)
-        texts: Any = {"ident": f"reliability-{ident}", "title": f"Reliability of {name}", "description": words}
+        texts: Any = {
+            "ident": f"reliability-{ident}",
+            "title": f"Reliability of {name}",
+            "description": words,
+        }
         least, most = min(one.n for one, *_ in bins), max(one.n for one, *_ in bins)
-        each = f"{wording.counted(most, 'image')} each" if least == most else f"{least:,} to {most:,} images"
+        each = (
+            f"{wording.counted(most, 'image')} each"
+            if least == most
+            else f"{least:,} to {most:,} images"
+        )
         caption = f"Stated probability against what is true, {wording.counted(len(bins), 'bin')} of {each}"
         found.append(Chart(caption, charts.plane([trace], *axes, **texts, guide=[(0, 0), (1, 1)])))
     return found
 
 
 def series_of(views: Sequence[str]) -> list[Series]:
-    """Views whose names differ by a number only, three or more of a kind, the mildest first: low qualities and small scales are harsh."""
+    """Views whose names differ by a number only, three or more of a kind, the mildest first: low
+    qualities and small scales are harsh.
+    """
     families: dict[str, list[tuple[float, str, str]]] = {}
     for view in views:
         if found := _AMOUNT.fullmatch(view):
-            families.setdefault(found["family"], []).append((float(found["amount"]), found["amount"], view))
+            families.setdefault(found["family"], []).append(
+                (float(found["amount"]), found["amount"], view)
+            )
     kept = []
     for family, named_views in families.items():
         ordered = sorted(named_views, reverse=bool(_FALLING.search(family)))
         if len({amount for amount, *_ in ordered}) >= _FEWEST_IN_SERIES:
-            kept.append(Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered]))
+            kept.append(
+                Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered])
+            )
     return kept
 
 
-def _groups(systems: Sequence[SystemFacts], draw: Callable[[Sequence[SystemFacts], str], list[Chart]]) -> list[ChartGroup]:
+def _groups(
+    systems: Sequence[SystemFacts], draw: Callable[[Sequence[SystemFacts], str], list[Chart]]
+) -> list[ChartGroup]:
     """Charts of as many systems at a time as there are styles of lines."""
-    some = (systems[start : start + charts.STYLES] for start in range(0, len(systems), charts.STYLES))
-    drawn = [ChartGroup([short(one.called) for one in group], draw(group, str(place))) for place, group in enumerate(some)]
+    some = (
+        systems[start : start + charts.STYLES] for start in range(0, len(systems), charts.STYLES)
+    )
+    drawn = [
+        ChartGroup([short(one.called) for one in group], draw(group, str(place)))
+        for place, group in enumerate(some)
+    ]
     return [group for group in drawn if group.charts]
 
 
 def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     """ROC, ROC on a logarithmic axis, DET and precision–recall."""
-    roc = [charts.Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
-    described = "; ".join(f"{short(system.called)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
+    roc = [
+        charts.Trace(style, _pairs(system.roc), _operating(system))
+        for style, system in enumerate(systems)
+    ]
+    described = "; ".join(
+        f"{short(system.called)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems
+    )
     finds = charts.share_axis(_FINDS)
     linear = charts.plane(
-        roc, charts.share_axis(_FLAGS), finds, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)]
+        roc,
+        charts.share_axis(_FLAGS),
+        finds,
+        ident=f"roc-{ident}",
+        title="ROC",
+        description=described,
+        guide=[(0, 0), (1, 1)],
     )
-    # From where one real image in a thousand is flagged, or fewer; shaded where that would be less than one image.
+    # From where one real image in a thousand is flagged, or fewer; shaded where that would be less
+    # than one image.
     n_real = max([1, *(system.n_real for system in systems)])
     low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
     title = "ROC where few real images are flagged"
@@ -330,18 +504,38 @@ def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
         guide=[(low, low), (1, 1)], shade=(low, 1 / n_real),
     )  # fmt: skip
     missed = [
-        charts.Trace(one.style, [(x, 1 - y) for x, y in one.points], [spot._replace(at=(spot.at[0], 1 - spot.at[1])) for spot in one.spots])
+        charts.Trace(
+            one.style,
+            [(x, 1 - y) for x, y in one.points],
+            [spot._replace(at=(spot.at[0], 1 - spot.at[1])) for spot in one.spots],
+        )
         for one in roc
     ]
     axes = charts.probit_axis(f"{_FLAGS}, probit"), charts.probit_axis("fakes missed, probit")
     equal = [(axes[0].low, axes[0].low), (axes[0].high, axes[0].high)]
-    errors = charts.plane(missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal)
+    errors = charts.plane(
+        missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal
+    )
     found = [Chart("ROC", linear), Chart(title, few), Chart("DET", errors)]
-    traces = [charts.Trace(style, points) for style, one in enumerate(systems) if len(points := _pairs(one.precision_recall)) > 1]
+    traces = [
+        charts.Trace(style, points)
+        for style, one in enumerate(systems)
+        if len(points := _pairs(one.precision_recall)) > 1
+    ]
     if traces:
-        axes = charts.share_axis("fakes found (recall)"), charts.share_axis("flags that are right (precision)")
+        axes = (
+            charts.share_axis("fakes found (recall)"),
+            charts.share_axis("flags that are right (precision)"),
+        )
         title = "Precision over recall"
-        found.append(Chart(title, charts.plane(traces, *axes, ident=f"precision-{ident}", title=title, description=described)))
+        found.append(
+            Chart(
+                title,
+                charts.plane(
+                    traces, *axes, ident=f"precision-{ident}", title=title, description=described
+                ),
+            )
+        )
     return found
 
 
@@ -356,12 +550,28 @@ def _operating(system: SystemFacts) -> list[charts.Spot]:
 
 def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     """Risk over coverage."""
-    traces = [charts.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
+    traces = [
+        charts.Trace(style, sorted(_pairs(system.risk_coverage.points)))
+        for style, system in enumerate(systems)
+    ]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
-    described = "; ".join(f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.number)}" for one in systems)
-    axes = charts.share_axis("images that get a verdict"), charts.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top))
+    described = "; ".join(
+        f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.number)}"
+        for one in systems
+    )
+    axes = (
+        charts.share_axis("images that get a verdict"),
+        charts.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top)),
+    )
     title = "Risk over coverage"
-    return [Chart(title, charts.plane(traces, *axes, ident=f"risk-{ident}", title=title, description=described, flat=True))]
+    return [
+        Chart(
+            title,
+            charts.plane(
+                traces, *axes, ident=f"risk-{ident}", title=title, description=described, flat=True
+            ),
+        )
+    ]
 
 
 def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
@@ -375,28 +585,57 @@ def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, ident: str) -> Chart | None:
+def _over_amounts(
+    systems: Sequence[SystemFacts], series: Series, key: str, ident: str
+) -> Chart | None:
     traces = []
     for style, system in enumerate(systems):
         views = {view.name: view.figures for view in system.views}
-        placed = [("clean", system.figure(key)), *((name, views.get(name, {}).get(key, FigureFacts())) for name in series.views)]
+        placed = [
+            ("clean", system.figure(key)),
+            *((name, views.get(name, {}).get(key, FigureFacts())) for name in series.views),
+        ]
         spots = [
-            charts.Spot((place, found.number), f"{short(system.called)}, {short(name)}: {in_words(key, found)}", found.ends)
+            charts.Spot(
+                (place, found.number),
+                f"{short(system.called)}, {short(name)}: {in_words(key, found)}",
+                found.ends,
+            )
             for place, (name, found) in enumerate(placed)
             if found.number is not None
         ]
         if len(spots) > 1:
-            traces.append(charts.Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if not spots[0].at[0] else None))
+            traces.append(
+                charts.Trace(
+                    style,
+                    [spot.at for spot in spots],
+                    spots,
+                    level=spots[0].at[1] if not spots[0].at[0] else None,
+                )
+            )
     if not traces:
         return None
-    low = charts.axis_start([min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots])
-    y = charts.number_axis(named(key), low, 1.0) if key == "auc" else charts.share_axis(named(key), low, 1.0)
+    low = charts.axis_start(
+        [min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots]
+    )
+    y = (
+        charts.number_axis(named(key), low, 1.0)
+        if key == "auc"
+        else charts.share_axis(named(key), low, 1.0)
+    )
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
     x = charts.order_axis(short(series.family), ["clean", *series.amounts])
     title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
-    return Chart(title, charts.plane(traces, x, y, ident=ident, title=title, description=described, flat=True))
+    return Chart(
+        title,
+        charts.plane(traces, x, y, ident=ident, title=title, description=described, flat=True),
+    )
 
 
 def _pairs(points: Points) -> list[charts.Point]:
     """The first two numbers of each point; points without are left out."""
-    return [(float(point[0]), float(point[1])) for point in points if len(point) > 1 and point[0] is not None and point[1] is not None]
+    return [
+        (float(point[0]), float(point[1]))
+        for point in points
+        if len(point) > 1 and point[0] is not None and point[1] is not None
+    ]

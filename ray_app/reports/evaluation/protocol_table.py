@@ -1,4 +1,6 @@
-"""The protocol's table of an evaluation: our cells, published ones and how far they differ, few columns and rows at a time."""
+"""The protocol's table of an evaluation: our cells, published ones and how far they differ, few
+columns and rows at a time.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +18,9 @@ _LONGEST_NAME, _WIDTH = 28, 120
 
 
 class Column(NamedTuple):
-    """What stands in a column: figures of `system`, of `published`, or ours less those. `system` is "" where none of ours is meant."""
+    """What stands in a column: figures of `system`, of `published`, or ours less those. `system` is
+    "" where none of ours is meant.
+    """
 
     system: str
     published: ReferenceFacts | None = None
@@ -32,7 +36,9 @@ class TableHead(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """One value as text, the ends of its interval, signs of notes, whether its images were in training, and of how many it is."""
+    """One value as text, the ends of its interval, signs of notes, whether its images were in
+    training, and of how many it is.
+    """
 
     value: str
     ends: tuple[str, str] | None = None
@@ -51,7 +57,9 @@ class TableLine(NamedTuple):
 
 
 class TablePart(NamedTuple):
-    """Some of the table's columns with some of its rows; `summary`: its content in a line, where it is not shown at once."""
+    """Some of the table's columns with some of its rows; `summary`: its content in a line, where it
+    is not shown at once.
+    """
 
     heads: list[TableHead]
     rows: list[TableLine]
@@ -64,13 +72,19 @@ class TablePart(NamedTuple):
         names = [wording.shortened(row.name, _LONGEST_NAME) for row in rows]
         columns = [["n", *(f"{row.n:,}" if row.n else wording.NONE for row in rows)]]
         columns += [
-            [f"{wording.shortened(head.name, _LONGEST_NAME)} {head.notes}".rstrip(), *(_in_line(row.cells[place]) for row in rows)]
+            [
+                f"{wording.shortened(head.name, _LONGEST_NAME)} {head.notes}".rstrip(),
+                *(_in_line(row.cells[place]) for row in rows),
+            ]
             for place, head in enumerate(self.heads)
         ]
         lines: list[str] = []
         while columns:
             room, fitting = _WIDTH - max(map(wording.columns, names), default=0), 0
-            while fitting < len(columns) and (room := room - len(GAP) - max(map(wording.columns, columns[fitting]))) >= 0:
+            while (
+                fitting < len(columns)
+                and (room := room - len(GAP) - max(map(wording.columns, columns[fitting]))) >= 0
+            ):
                 fitting += 1
             piece, columns = columns[: max(1, fitting)], columns[max(1, fitting) :]
             heads, *cells = zip(["", *names], *piece, strict=True)
@@ -79,7 +93,9 @@ class TablePart(NamedTuple):
 
 
 class Notes(dict[str, str]):
-    """Signs by the text of their note, in order of first use: daggers for what was published, letters for what is not defined."""
+    """Signs by the text of their note, in order of first use: daggers for what was published,
+    letters for what is not defined.
+    """
 
     def sign(self, text: str, *, published: bool = False) -> str:
         """The sign of a note; "" of no text."""
@@ -87,29 +103,53 @@ class Notes(dict[str, str]):
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
             letters = len(self) - daggers
             letter = chr(ord("a") + letters) if letters < 26 else f"a{letters}"
-            self[text] = _DAGGERS[daggers % len(_DAGGERS)] * (1 + daggers // len(_DAGGERS)) if published else letter
+            self[text] = (
+                _DAGGERS[daggers % len(_DAGGERS)] * (1 + daggers // len(_DAGGERS))
+                if published
+                else letter
+            )
         return self[text] if text else ""
 
 
 def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
-    """The table in parts, what is shown at once first, and the notes under it. Rows of reals, published ones and the hardest come first."""
+    """The table in parts, what is shown at once first, and the notes under it. Rows of reals,
+    published ones and the hardest come first.
+    """
     notes, parts = Notes(), []
     columns = _columns(facts)
     if not columns or not (facts.table.rows or facts.table.footers):
         return [], notes
     cut = min(MOST_COLUMNS, len(columns))
-    while 1 < cut < len(columns) and columns[cut].system and columns[cut].published:  # a system stays with its published columns
+    # a system stays with its published columns
+    while 1 < cut < len(columns) and columns[cut].system and columns[cut].published:
         cut -= 1
     kept, others = _hardest_first(facts)
-    for some, more in ((columns[:cut], ""), (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}")):
+    for some, more in (
+        (columns[:cut], ""),
+        (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}"),
+    ):
         if some:
             parts.append(_part(facts, some, kept, notes, more or f"{len(kept)} rows"))
-            parts += [_part(facts, some, others, notes, f"{len(others)} easier rows{', ' * bool(more)}{more}")] if others else []
+            parts += (
+                [
+                    _part(
+                        facts,
+                        some,
+                        others,
+                        notes,
+                        f"{len(others)} easier rows{', ' * bool(more)}{more}",
+                    )
+                ]
+                if others
+                else []
+            )
     return parts, notes
 
 
 def sources(facts: EvaluationDocument) -> list[str]:
-    """Where published columns are from, whether somebody compared our weights on the real data with them, and what this run has."""
+    """Where published columns are from, whether somebody compared our weights on the real data with
+    them, and what this run has.
+    """
     systems, columns = {system.name: system for system in facts.systems}, dict[str, list[str]]()
     for one in facts.reference:
         system = systems.get(one.system or "")
@@ -120,13 +160,19 @@ def sources(facts: EvaluationDocument) -> list[str]:
 
 
 def _columns(facts: EvaluationDocument) -> list[Column]:
-    """Each system of ours with what was published of it, and the difference; at the end what was published of others."""
-    names = list(facts.table.columns) or [system.name for system in facts.systems if system.name in facts.table.cells]
+    """Each system of ours with what was published of it, and the difference; at the end what was
+    published of others.
+    """
+    names = list(facts.table.columns) or [
+        system.name for system in facts.systems if system.name in facts.table.cells
+    ]
     columns: list[Column] = []
     for name in names:
         columns.append(Column(name))
         for one in facts.reference:
-            columns += [Column(name, one), Column(name, one, differs=True)] if one.system == name else []
+            columns += (
+                [Column(name, one), Column(name, one, differs=True)] if one.system == name else []
+            )
     return columns + [Column("", one) for one in facts.reference if one.system not in names]
 
 
@@ -142,38 +188,70 @@ def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[Tabl
         return row.label != "real" and row.name not in published, 2.0 if number is None else number
 
     hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
-    return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
+    return [row for row in rows if row.name in hardest], [
+        row for row in rows if row.name not in hardest
+    ]
 
 
-def _part(facts: EvaluationDocument, columns: Sequence[Column], rows: Sequence[TableRow], notes: Notes, summary: str) -> TablePart:
+def _part(
+    facts: EvaluationDocument,
+    columns: Sequence[Column],
+    rows: Sequence[TableRow],
+    notes: Notes,
+    summary: str,
+) -> TablePart:
     lines = []
     for row in rows:
         figures = {name: cells.get(row.name) for name, cells in facts.table.cells.items()}
-        lines.append(TableLine(row.name, row.label, row.n, _cells(row.name, figures, columns, notes, row.seen)))
+        lines.append(
+            TableLine(
+                row.name, row.label, row.n, _cells(row.name, figures, columns, notes, row.seen)
+            )
+        )
     footers = []
     for footer in facts.table.footers:
         n = max((figure.n for figure in footer.cells.values()), default=0)
-        footers.append(TableLine(footer.name, "", n, _cells(footer.name, footer.cells, columns, notes)))
+        footers.append(
+            TableLine(footer.name, "", n, _cells(footer.name, footer.cells, columns, notes))
+        )
     return TablePart([_head(column, notes) for column in columns], lines, footers, summary)
 
 
 def _head(column: Column, notes: Notes) -> TableHead:
     if column.published is None or column.differs:
         return TableHead("difference" if column.differs else column.system)
-    return TableHead(column.published.column, notes.sign(column.published.mark or "", published=True), is_ours=False)
+    return TableHead(
+        column.published.column,
+        notes.sign(column.published.mark or "", published=True),
+        is_ours=False,
+    )
 
 
 def _cells(
-    row: str, figures: Mapping[str, FigureFacts | None], columns: Sequence[Column], notes: Notes, seen: Mapping[str, str] | None = None
+    row: str,
+    figures: Mapping[str, FigureFacts | None],
+    columns: Sequence[Column],
+    notes: Notes,
+    seen: Mapping[str, str] | None = None,
 ) -> list[TableCell]:
-    """The cells of one row, whose `figures` are by system; those of ours say whether they were `seen`, where that is known of rows."""
-    ours = {name: _ours(figures.get(name), notes) for name, published, _ in columns if published is None}
+    """The cells of one row, whose `figures` are by system; those of ours say whether they were
+    `seen`, where that is known of rows.
+    """
+    ours = {
+        name: _ours(figures.get(name), notes) for name, published, _ in columns if published is None
+    }
     cells = []
     for name, published, differs in columns:
         if published is None:
-            cells.append(ours[name] if seen is None else ours[name]._replace(seen=seen.get(name, "unknown")))
+            cells.append(
+                ours[name] if seen is None else ours[name]._replace(seen=seen.get(name, "unknown"))
+            )
         else:
-            cells.append(_difference(figures.get(name), published.rows.get(row)) if differs else _published(row, published, notes))
+            cells.append(
+                _difference(figures.get(name), published.rows.get(row))
+                if differs
+                else _published(row, published, notes)
+            )
     return cells
 
 
@@ -188,12 +266,17 @@ def _ours(figure: FigureFacts | None, notes: Notes) -> TableCell:
         return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
     method = f", {figure.method}" if figure.method else ""
     ends = three_digit_ends(figure.ends) if figure.ends else None
-    return TableCell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
+    return TableCell(
+        three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else ""
+    )
 
 
 def _published(row: str, reference: ReferenceFacts, notes: Notes) -> TableCell:
     value = reference.rows.get(row)
-    return TableCell(three_digits(value), notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True))
+    return TableCell(
+        three_digits(value),
+        notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True),
+    )
 
 
 def _in_line(cell: TableCell) -> str:

@@ -17,9 +17,11 @@ NO_COUNTS: Mapping[str, int] = {}
 
 
 class IntervalFacts(Section):
-    """What 95 % intervals are of: further generators of `fakes`, and sources of `reals`, or further images of the same ones.
+    """What 95 % intervals are of: further generators of `fakes`, and sources of `reals`, or further
+    images of the same ones.
 
-    `generators`, `sources`: how many labels name; 0 where intervals are of images by choice. Empty: the document does not say.
+    `generators`, `sources`: how many labels name; 0 where intervals are of images by choice. Empty:
+    the document does not say.
     """
 
     fakes: str = ""
@@ -29,7 +31,9 @@ class IntervalFacts(Section):
 
     @classmethod
     def of_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalFacts":
-        """Whose the fakes are, and the real images, one name an image: intervals are of further ones where enough are named."""
+        """Whose the fakes are, and the real images, one name an image: intervals are of further
+        ones where enough are named.
+        """
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
         fakes, reals = (word if n >= FEWEST_CLUSTERS else "images" for word, n in counts.items())
         return cls(fakes=fakes, reals=reals, **counts)
@@ -46,9 +50,17 @@ class IntervalFacts(Section):
             return ""
         if self.of_images:
             return f"95 % intervals are for further images of the same generators and sources.{self._few}"
-        fakes = f"generators like these {self.generators:,}" if self.fakes == "generators" else "fakes of the same generators"
+        fakes = (
+            f"generators like these {self.generators:,}"
+            if self.fakes == "generators"
+            else "fakes of the same generators"
+        )
         same = "the same sources" if self.sources > 1 else "the same source"
-        reals = f"sources of real images like these {self.sources:,}" if self.reals == "sources" else f"real images of {same}"
+        reals = (
+            f"sources of real images like these {self.sources:,}"
+            if self.reals == "sources"
+            else f"real images of {same}"
+        )
         return f"95 % intervals are for further {fakes} and further {reals}.{self._few}"
 
     @property
@@ -60,8 +72,8 @@ class IntervalFacts(Section):
 
 
 class GeneratorFacts(Section):
-    """One generator's images, or one source of real ones. `rate`: the share of them classified correctly. `seen`: by the detector, in
-    training.
+    """One generator's images, or one source of real ones. `rate`: the share of them classified
+    correctly. `seen`: by the detector, in training.
     """
 
     name: str = ""
@@ -80,11 +92,15 @@ class GeneratorFacts(Section):
     @property
     def figures(self) -> dict[str, FigureFacts]:
         """All its figures, by name."""
-        return {name: value for name, value in self.given().items() if isinstance(value, FigureFacts)}
+        return {
+            name: value for name, value in self.given().items() if isinstance(value, FigureFacts)
+        }
 
 
 class ReliabilityBin(Section):
-    """Images whose probability lies from `low` to `high`: the mean of what was stated, and the share that is fake."""
+    """Images whose probability lies from `low` to `high`: the mean of what was stated, and the
+    share that is fake.
+    """
 
     low: float = 0.0
     high: float = 0.0
@@ -110,7 +126,9 @@ class ClassHistogram(Section):
     def drawable(self) -> bool:
         """Whether there is anything to draw, and it fits together."""
         bins = len(self.edges) - 1
-        sound = bins > 0 and self.edges[-1] > self.edges[0] and len(self.real) == len(self.fake) == bins
+        sound = (
+            bins > 0 and self.edges[-1] > self.edges[0] and len(self.real) == len(self.fake) == bins
+        )
         return sound and any(self.real + self.fake)
 
 
@@ -144,7 +162,11 @@ def figures_among(value: Any) -> Any:
     """By name what is a figure; the rest is left out."""
     if not isinstance(value, Mapping):
         return {}
-    return {key: item for key, item in value.items() if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)}
+    return {
+        key: item
+        for key, item in value.items()
+        if isinstance(item, FigureFacts) or (isinstance(item, Mapping) and "value" in item)
+    }
 
 
 # Of a mapping, what is a figure: so that a section may hold other things beside its figures.
@@ -153,8 +175,8 @@ NO_FIGURES: Mapping[str, FigureFacts] = {}
 
 
 class ViewFacts(Section):
-    """The same images, perturbed. `kind`: `degradation`, `chain` (several, one after another), or `attack` (made to mislead). `why`: it was
-    asked for and is not there, for this reason.
+    """The same images, perturbed. `kind`: `degradation`, `chain` (several, one after another), or
+    `attack` (made to mislead). `why`: it was asked for and is not there, for this reason.
     """
 
     name: str = ""
@@ -165,11 +187,14 @@ class ViewFacts(Section):
     figures: Figures = NO_FIGURES
 
 
-OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
+OptionalFigures = Annotated[
+    Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))
+]
 
 
 class SystemFacts(Section):
-    """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
+    """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions;
+    `kinds`: whole fakes and local edits apart.
 
     `late`: in a cascade it scores only the images that go on, and its figures are of these.
     """
@@ -222,7 +247,11 @@ class SystemFacts(Section):
     @property
     def kinds_apart(self) -> list[tuple[str, Mapping[str, FigureFacts]]]:
         """Figures of whole fakes and of local edits, where there are local edits."""
-        known = [(kind, found) for kind, found in self.kinds.items() if any(figure.number is not None for figure in found.values())]
+        known = [
+            (kind, found)
+            for kind, found in self.kinds.items()
+            if any(figure.number is not None for figure in found.values())
+        ]
         return known if any(kind == "local" for kind, _ in known) else []
 
     @property
@@ -231,14 +260,23 @@ class SystemFacts(Section):
         return sorted(self.strata, key=lambda one: -(one.n_real + one.n_fake))
 
     def hardest(self, label: str = "fake") -> list[GeneratorFacts]:
-        """Generators of one label, the least share classified correctly first; those without a share last."""
+        """Generators of one label, the least share classified correctly first; those without a
+        share last.
+        """
         mine = [generator for generator in self.generators if generator.label == label]
-        return sorted(mine, key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name))
+        return sorted(
+            mine,
+            key=lambda one: (math.inf if one.rate.number is None else one.rate.number, one.name),
+        )
 
 
 def numbers(value: Any) -> Any:
     """By name what is a number; the rest is left out."""
-    return {key: item for key, item in value.items() if isinstance(item, int | float)} if isinstance(value, Mapping) else {}
+    return (
+        {key: item for key, item in value.items() if isinstance(item, int | float)}
+        if isinstance(value, Mapping)
+        else {}
+    )
 
 
 Counts = Annotated[Mapping[str, int], BeforeValidator(numbers)]

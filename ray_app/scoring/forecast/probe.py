@@ -1,4 +1,6 @@
-"""A short probe of this machine: `probe_members` reads, decodes and scores a few members on one core as a worker would. Writes nothing."""
+"""A short probe of this machine: `probe_members` reads, decodes and scores a few members on one
+core as a worker would. Writes nothing.
+"""
 
 import math
 import time
@@ -10,7 +12,15 @@ from typing import TypeVar
 
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
-from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock, decision
+from ray_app.inference import (
+    Batch,
+    BatchDecoder,
+    DetectorOutputs,
+    ResourceEstimate,
+    ScoringSpec,
+    StageClock,
+    decision,
+)
 from ray_app.inference.decision import EMBEDDINGS, rows_to_describe
 from ray_app.inference.scorer import describer_inputs
 from ray_app.inference.spec import counted_once
@@ -31,12 +41,15 @@ LOOKS = 16  # images of a probe that a cascade's later detectors, or a describer
 
 @dataclass
 class Probe:
-    """What became of the probed members, and the seconds that one image of the archive takes (`pace`).
+    """What became of the probed members, and the seconds that one image of the archive takes
+    (`pace`).
 
-    `scored` of them went through the detectors, `examples` holds refused ones by status. Of a cascade: the `share` of images that goes on,
-    by its card or else of those that were probed, and the seconds per image of the archive that detectors take for either look.
-    `share_described`: of a profile that describes, the share of images that it is expected to describe. By detector, in seconds per image:
-    `alone_s`, and `spent_s` beside the others, where the first that has a shared backbone pays for it; None where it is not known.
+    `scored` of them went through the detectors, `examples` holds refused ones by status. Of a
+    cascade: the `share` of images that goes on, by its card or else of those that were probed, and
+    the seconds per image of the archive that detectors take for either look. `share_described`: of
+    a profile that describes, the share of images that it is expected to describe. By detector, in
+    seconds per image: `alone_s`, and `spent_s` beside the others, where the first that has a shared
+    backbone pays for it; None where it is not known.
     """
 
     members: int = 0
@@ -69,22 +82,34 @@ class Probe:
 
 
 def probe_members(
-    spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, sample: Sequence[ListedMember | ManifestMember], *, write_s: float
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    fetcher: Fetcher,
+    sample: Sequence[ListedMember | ManifestMember],
+    *,
+    write_s: float,
 ) -> Probe:
-    """Fetch, decode and prepare the sample and score it, for a second or, if that is few images, a minute; GPUs that are not here are
-    reckoned from the cards.
+    """Fetch, decode and prepare the sample and score it, for a second or, if that is few images, a
+    minute; GPUs that are not here are reckoned from the cards.
 
     `write_s`: what committing takes per image, in seconds, which is not measured.
     """
     estimate = ResourceEstimate.of(spec)
-    probe = Probe(share=estimate.second_stage_share, share_described=estimate.share_described if spec.describer else None)
+    probe = Probe(
+        share=estimate.second_stage_share,
+        share_described=estimate.share_described if spec.describer else None,
+    )
     with _on_one_core(spec) as is_here:
         scoring = _Scoring(spec, probe) if is_here else None
         for batch in _batches(spec, layout, fetcher, sample, probe):
             if scoring is not None:
                 scoring.score(batch)
-    fetch_s, decode_s, prepare_s = (probe.clock.seconds[stage] / probe.members for stage in ("fetch", "decode", "prepare"))
-    score, identify_s, describe_s = scoring.finished() if scoring is not None else _estimated(spec, probe, decode_s)
+    fetch_s, decode_s, prepare_s = (
+        probe.clock.seconds[stage] / probe.members for stage in ("fetch", "decode", "prepare")
+    )
+    score, identify_s, describe_s = (
+        scoring.finished() if scoring is not None else _estimated(spec, probe, decode_s)
+    )
     apart = spec.describes_apart
     probe.pace = ImagePace(
         fetch=fetch_s,
@@ -115,13 +140,20 @@ def _on_one_core(spec: ScoringSpec) -> Iterator[bool]:
 
 
 def _batches(
-    spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, sample: Iterable[ListedMember | ManifestMember], probe: Probe
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    fetcher: Fetcher,
+    sample: Iterable[ListedMember | ManifestMember],
+    probe: Probe,
 ) -> Iterator[Batch]:
     """The sample decoded; times and statuses go into the probe."""
-    # In the order of their containers, so that one that can only be read from its beginning is read once.
+    # In the order of their containers, so that one that can only be read from its beginning is read
+    # once.
     ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
     members = [_member(item, slot) for slot, item in enumerate(ordered)]
-    decoder = BatchDecoder(spec.early, probe.clock, hand_over=layout.kind == "split", keeps_files=spec.looks_again)
+    decoder = BatchDecoder(
+        spec.early, probe.clock, hand_over=layout.kind == "split", keeps_files=spec.looks_again
+    )
     reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
     for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
         for part in _cut(_fetched(reader, fetcher, group, probe), spec.slots):
@@ -137,7 +169,8 @@ def _fetched(
     began, busy, before = time.perf_counter(), time.process_time(), fetcher.bytes_read
     fetched = list(reader.read(group))
     wanted = sum(len(data) for _, data in fetched if isinstance(data, bytes))
-    # Members drawn here and there from a container bring their neighbours along, which a run would have wanted too.
+    # Members drawn here and there from a container bring their neighbours along, which a run would
+    # have wanted too.
     useful = min(wanted / max(fetcher.bytes_read - before, 1), 1.0)
     probe.clock.add({"fetch": (time.perf_counter() - began) * useful})
     probe.fetch_cpu_s += (time.process_time() - busy) * useful
@@ -153,15 +186,26 @@ def _member(item: ListedMember | ManifestMember, slot: int) -> ManifestMember:
     if isinstance(item, ManifestMember):
         return item
     return ManifestMember(
-        slot, item.uri, item.member, item.occurrence, item.version, item.size_bytes, 0, slot, item.input, item.place, item.refused
+        slot,
+        item.uri,
+        item.member,
+        item.occurrence,
+        item.version,
+        item.size_bytes,
+        0,
+        slot,
+        item.input,
+        item.place,
+        item.refused,
     )
 
 
 class _Scoring:
-    """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up.
+    """All pools of detectors, each timed by itself; the first batch goes through twice, since the
+    first time warms up.
 
-    Those of a cascade that look again do so at a few images, whether these go on or not. In a cascade, what a profile describes is not
-    counted: it is known only once all have scored.
+    Those of a cascade that look again do so at a few images, whether these go on or not. In a
+    cascade, what a profile describes is not counted: it is known only once all have scored.
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
@@ -170,15 +214,25 @@ class _Scoring:
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
-        self._scorers = scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
+        self._scorers = scorers = [
+            EnsembleScorer(spec, clock, pool)
+            for clock, pool in zip(self._clocks, spec.pools, strict=True)
+        ]
         self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
-        self._first = [scorer.for_spec(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
+        self._first = [
+            scorer.for_spec(spec.early, clock)
+            for scorer, clock in zip(scorers, self._clocks, strict=True)
+        ]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
-        self._again = [SecondPass(spec.limited_to(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
+        self._again = [
+            SecondPass(spec.limited_to(names), scorer, self._decoder)
+            for names, scorer in zip(late, scorers, strict=True)
+        ]
         self._again_clocks = [StageClock() for _ in spec.pools]
         self._words_clock = StageClock()
         self._describing = Describing(spec, self._words_clock) if spec.describer else None
-        self._images = Counter[str]()  # that went on, were looked at again, to be described, described
+        # that went on, were looked at again, to be described, described
+        self._images = Counter[str]()
         self._warm = self._counts()
 
     def _counts(self) -> Counter[str]:
@@ -189,7 +243,9 @@ class _Scoring:
 
     def score(self, batch: Batch) -> None:
         """Score one batch, unless the time is up."""
-        if sum(map(_total, self._all_clocks())) > (SCORING_S if self._probe.scored < ENOUGH_IMAGES else ENOUGH_S):
+        if sum(map(_total, self._all_clocks())) > (
+            SCORING_S if self._probe.scored < ENOUGH_IMAGES else ENOUGH_S
+        ):
             return
         if not self._probe.scored:
             self._once(batch)
@@ -209,64 +265,108 @@ class _Scoring:
         with self._words_clock("identify"):
             decision.identified(spec, outputs.of(EMBEDDINGS))
         if self._describing is not None:
-            images["to describe"] += 0 if spec.late else len(rows_to_describe(spec, batch.outcomes, outputs))
-            rows = [row for row, size in enumerate(batch.sizes) if size is not None][: max(LOOKS - images["described"], 0)]
+            images["to describe"] += (
+                0 if spec.late else len(rows_to_describe(spec, batch.outcomes, outputs))
+            )
+            rows = [row for row, size in enumerate(batch.sizes) if size is not None][
+                : max(LOOKS - images["described"], 0)
+            ]
             seen = describer_inputs(spec, batch)
             with self._words_clock("describe"):
                 images["described"] += len(self._describing.words(rows, outputs, seen))
         if spec.late:
             images["went on"] += len(decision.second_stage_rows(spec, batch.outcomes, outputs))
-            files = [file for file in files_of(batch) if file is not None][: max(LOOKS - images["looked at"], 0)]
+            files = [file for file in files_of(batch) if file is not None][
+                : max(LOOKS - images["looked at"], 0)
+            ]
             for look, clock in zip(self._again if files else (), self._again_clocks, strict=False):
                 look.at(files)
                 clock.add(look.take_seconds())
             images["looked at"] += len(files)
 
     def finished(self) -> tuple[tuple[float | None, ...], float, float]:
-        """Seconds per image of the archive: for each pool, for naming the generator, and for describing the share that will be. The probe
-        is given the shares of images, and what each detector took.
+        """Seconds per image of the archive: for each pool, for naming the generator, and for
+        describing the share that will be. The probe is given the shares of images, and what each
+        detector took.
         """
-        probe, spec, images, scored = self._probe, self._spec, self._images, max(self._probe.scored, 1)
+        probe, spec, images, scored = (
+            self._probe,
+            self._spec,
+            self._images,
+            max(self._probe.scored, 1),
+        )
         if spec.ensemble.cascade is not None and spec.ensemble.cascade.expected_share is None:
             probe.share = images["went on"] / scored
         if self._describing is not None and not spec.late:
             probe.share_described = images["to describe"] / scored
         first = [clock.seconds["score"] / scored for clock in self._clocks]
-        second = [probe.share * _total(clock) / max(images["looked at"], 1) for clock in self._again_clocks]
+        second = [
+            probe.share * _total(clock) / max(images["looked at"], 1)
+            for clock in self._again_clocks
+        ]
         probe.first_s, probe.second_s = sum(first), sum(second)
         words = self._words_clock.seconds
         times = detector_times(self._counts() - self._warm)
         for name in spec.cards:
             time_of = times.get(name)
             repeated = probe.share if name in spec.late else spec.passes
-            probe.alone_s[name] = time_of.ms_per_image / 1000 if time_of and time_of.ms_per_image is not None else None
-            probe.spent_s[name] = time_of.seconds / time_of.images * repeated if time_of and time_of.images else None
-        describe_s = (probe.share_described or 0.0) * words["describe"] / max(images["described"], 1)
-        return tuple(a + b for a, b in zip(first, second, strict=True)), words["identify"] / scored, describe_s
+            probe.alone_s[name] = (
+                time_of.ms_per_image / 1000
+                if time_of and time_of.ms_per_image is not None
+                else None
+            )
+            probe.spent_s[name] = (
+                time_of.seconds / time_of.images * repeated if time_of and time_of.images else None
+            )
+        describe_s = (
+            (probe.share_described or 0.0) * words["describe"] / max(images["described"], 1)
+        )
+        return (
+            tuple(a + b for a, b in zip(first, second, strict=True)),
+            words["identify"] / scored,
+            describe_s,
+        )
 
 
 def _total(clock: StageClock) -> float:
     return sum(clock.seconds.values())
 
 
-def _estimated(spec: ScoringSpec, probe: Probe, decode_s: float) -> tuple[tuple[float | None, ...], float, float]:
-    """The same as `_Scoring.finished`, from the multiply-adds on the cards, a shared backbone once; None where a card states none.
+def _estimated(
+    spec: ScoringSpec, probe: Probe, decode_s: float
+) -> tuple[tuple[float | None, ...], float, float]:
+    """The same as `_Scoring.finished`, from the multiply-adds on the cards, a shared backbone once;
+    None where a card states none.
 
-    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on in a cascade.
+    A scorer decodes again, in `decode_s`, for each preprocessing that keeps sizes, and what goes on
+    in a cascade.
     """
     seconds: list[float | None] = []
     for pool in spec.pools:
         share = {name: probe.share if name in spec.late else 1.0 for name in pool}
         cards = [spec.cards[name] for name in pool]
-        native = {card.preprocessing for card in cards if card.preprocessing.shape is None and card.name in spec.first}
+        native = {
+            card.preprocessing
+            for card in cards
+            if card.preprocessing.shape is None and card.name in spec.first
+        }
         again = probe.share if set(pool) & set(spec.late) else 0.0
         runs = {
-            (card.backbone.name if card.backbone else card.name, card.preprocessing, spec.precision[card.name], share[name]): card.size
+            (
+                card.backbone.name if card.backbone else card.name,
+                card.preprocessing,
+                spec.precision[card.name],
+                share[name],
+            ): card.size
             for name, card in zip(pool, cards, strict=True)
         }
-        known = [size.gmac * looked_at for (*_, looked_at), size in runs.items() if size is not None]
+        known = [
+            size.gmac * looked_at for (*_, looked_at), size in runs.items() if size is not None
+        ]
         scoring_s = spec.passes * sum(known) / GMAC_PER_S["gpu"]
-        seconds.append(scoring_s + decode_s * (len(native) + again) if len(known) == len(runs) else None)
+        seconds.append(
+            scoring_s + decode_s * (len(native) + again) if len(known) == len(runs) else None
+        )
     sizes = {name: card.size.gmac for name, card in spec.cards.items() if card.size}
     once = counted_once(sizes, spec, lambda card: (card.preprocessing, card.own_pool))
     for name in spec.cards:

@@ -1,8 +1,11 @@
-"""How fast the stages of a layout go and which one is the bottleneck, from seconds per image: `forecast_rates`.
+"""How fast the stages of a layout go and which one is the bottleneck, from seconds per image:
+`forecast_rates`.
 
-Fused, every process does one stage after another. Split, the stages run side by side and the slowest sets the pace.
+Fused, every process does one stage after another. Split, the stages run side by side and the
+slowest sets the pace.
 
-A cluster on paper, for `touchstone plan`: machines, their number and price. `load_cluster` reads one, `planned_for` applies it.
+A cluster on paper, for `touchstone plan`: machines, their number and price. `load_cluster` reads
+one, `planned_for` applies it.
 """
 
 import math
@@ -26,7 +29,9 @@ class Nodes(Frozen):
 
     name: str = ""
     count: int = Field(default=1, ge=1)
-    cpus: int = Field(ge=0, description="cores that work is scheduled on: 0 for a head node that does none")
+    cpus: int = Field(
+        ge=0, description="cores that work is scheduled on: 0 for a head node that does none"
+    )
     gpus: int = Field(default=0, ge=0)
     gpu: str | None = Field(default=None, description="the GPU's name, for people")
     memory_gb: float | None = Field(default=None, gt=0)
@@ -34,7 +39,9 @@ class Nodes(Frozen):
 
 
 class ClusterDescription(Frozen):
-    """A cluster in configs/clusters, or in a file of the user's. `prices`: null = as the run's config says."""
+    """A cluster in configs/clusters, or in a file of the user's. `prices`: null = as the run's
+    config says.
+    """
 
     name: str = ""
     nodes: tuple[Nodes, ...] = Field(min_length=1)
@@ -86,16 +93,24 @@ def load_cluster(name_or_path: str | Path) -> ClusterDescription:
     return load_yaml(find_config("clusters", name_or_path), ClusterDescription)
 
 
-def planned_for(config: ScoreConfig, described: ClusterDescription | None, price_per_hour: float | None) -> ScoreConfig:
-    """The config as it would run on the described cluster: its cores, GPUs and prices take the place of the config's.
+def planned_for(
+    config: ScoreConfig, described: ClusterDescription | None, price_per_hour: float | None
+) -> ScoreConfig:
+    """The config as it would run on the described cluster: its cores, GPUs and prices take the
+    place of the config's.
 
     `price_per_hour` of all machines together, where given, takes the place of both.
     """
     changed: dict[str, Any] = {}
     prices = config.prices.model_dump()
     if described is not None:
-        changed["cluster"] = config.cluster.model_copy(update={"cpus": described.cpus, "gpus": described.gpus})
-        prices |= {"per_hour": described.price_per_hour, **(described.prices.model_dump() if described.prices else {})}
+        changed["cluster"] = config.cluster.model_copy(
+            update={"cpus": described.cpus, "gpus": described.gpus}
+        )
+        prices |= {
+            "per_hour": described.price_per_hour,
+            **(described.prices.model_dump() if described.prices else {}),
+        }
     if price_per_hour is not None:
         prices["per_hour"] = price_per_hour
     return config.model_copy(update={**changed, "prices": Prices(**prices)})
@@ -118,11 +133,13 @@ _FUSED_ADVICE = {
 
 @dataclass(frozen=True)
 class ImagePace:
-    """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where it is not known.
+    """Seconds that one process spends on one image. `score` has one number per pool of detectors,
+    None where it is not known.
 
-    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work. `identify` and `describe` are of a
-    profile; None: it has no such thing. `describe` is spread over all images, described or not, 0 where its time is not known.
-    A describer that `describes_apart`, in processes of its own, is the last number of `score` instead.
+    `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other
+    work. `identify` and `describe` are of a profile; None: it has no such thing. `describe` is
+    spread over all images, described or not, 0 where its time is not known. A describer that
+    `describes_apart`, in processes of its own, is the last number of `score` instead.
     """
 
     fetch: float = 0.0
@@ -150,7 +167,9 @@ class ImagePace:
 
 
 class Forecast(NamedTuple):
-    """`images_per_s` is that of the whole; `bottleneck`: the stage that sets it, what would raise it, how long the scorers work."""
+    """`images_per_s` is that of the whole; `bottleneck`: the stage that sets it, what would raise
+    it, how long the scorers work.
+    """
 
     stages: Sequence[PlannedStage]
     images_per_s: float
@@ -158,18 +177,41 @@ class Forecast(NamedTuple):
 
 
 def forecast_rates(
-    layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], *, cpus: int, gpus: int, gmac: float
+    layout: ScoringLayout,
+    pace: ImagePace,
+    pools: tuple[tuple[str, ...], ...],
+    *,
+    cpus: int,
+    gpus: int,
+    gmac: float,
 ) -> Forecast:
-    """The stages, the rate of the whole and what would raise it. `gmac`: billions of multiply-adds per image, 0 where not known."""
+    """The stages, the rate of the whole and what would raise it. `gmac`: billions of multiply-adds
+    per image, 0 where not known.
+    """
     if layout.kind == "fused":
         return _fused(layout, pace, pools, cpus, gmac)
     return _split(layout, pace, pools, cpus, gpus)
 
 
-def _fused(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gmac: float) -> Forecast:
+def _fused(
+    layout: ScoringLayout,
+    pace: ImagePace,
+    pools: tuple[tuple[str, ...], ...],
+    cpus: int,
+    gmac: float,
+) -> Forecast:
     at_once = min(layout.workers, cpus)  # more processes than cores share them
-    spent = {"fetch": pace.fetch, "decode": pace.decode, "prepare": pace.prepare, "score": sum(seconds or 0.0 for seconds in pace.score)}
-    spent |= {name: seconds for name, seconds in (("identify", pace.identify), ("describe", pace.describe)) if seconds is not None}
+    spent = {
+        "fetch": pace.fetch,
+        "decode": pace.decode,
+        "prepare": pace.prepare,
+        "score": sum(seconds or 0.0 for seconds in pace.score),
+    }
+    spent |= {
+        name: seconds
+        for name, seconds in (("identify", pace.identify), ("describe", pace.describe))
+        if seconds is not None
+    }
     spent["write"] = pace.write
     bases = {
         "score": UNKNOWN if None in pace.score else pace.scored_by,
@@ -177,69 +219,126 @@ def _fused(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
         "write": ESTIMATED,
     }
     stages = [
-        _stage(name, seconds, at_once, layout.workers, bases.get(name, MEASURED), sum(pools, ()) if name == "score" else ())
+        _stage(
+            name,
+            seconds,
+            at_once,
+            layout.workers,
+            bases.get(name, MEASURED),
+            sum(pools, ()) if name == "score" else (),
+        )
         for name, seconds in spent.items()
     ]
     busy_s = pace.fetch_cpu + sum(spent.values()) - pace.fetch
     rate = at_once / max(pace.fetch, busy_s, 1e-9)
     # Reading runs ahead of the rest: it is in the way only where it is slower than all of it.
-    slowest = "fetch" if pace.fetch >= busy_s else max((name for name in spent if name != "fetch"), key=lambda name: spent[name])
+    slowest = (
+        "fetch"
+        if pace.fetch >= busy_s
+        else max((name for name in spent if name != "fetch"), key=lambda name: spent[name])
+    )
     advice = _FUSED_ADVICE[slowest].format(cpus=cpus, twice=2 * cpus, each=measured(rate / at_once))
-    with_gpu = min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.on_core, 1e-9)) if gmac else 0.0
+    with_gpu = (
+        min(GMAC_PER_S["gpu"] / gmac, max(cpus - 1, 1) / max(pace.on_core, 1e-9)) if gmac else 0.0
+    )
     if slowest == "score" and with_gpu > 1.5 * rate:
         advice += f"; one GPU beside {cpus} cores: about {with_gpu:,.0f} images/s (estimated)"
-    return Forecast(stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=None))
+    return Forecast(
+        stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=None)
+    )
 
 
-def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gpus: int) -> Forecast:
+def _split(
+    layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...], cpus: int, gpus: int
+) -> Forecast:
     decoders, committers = layout.decoders, layout.committers
     if not layout.scorer_gpus and layout.workers > cpus:
         pace = pace.slowed(layout.workers / cpus)
     decoding = [
         _stage(name, seconds, decoders, decoders, MEASURED)
-        for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
+        for name, seconds in (
+            ("fetch", pace.fetch),
+            ("decode", pace.decode),
+            ("prepare", pace.prepare),
+        )
     ]
     scoring, scored = _scoring(layout, pace, pools)
-    naming = [] if pace.identify is None else [_stage("identify", pace.identify, committers, committers, MEASURED)]
-    stages = [*decoding, *scoring, *naming, _stage("write", pace.write, committers, committers, ESTIMATED)]
+    naming = (
+        []
+        if pace.identify is None
+        else [_stage("identify", pace.identify, committers, committers, MEASURED)]
+    )
+    stages = [
+        *decoding,
+        *scoring,
+        *naming,
+        _stage("write", pace.write, committers, committers, ESTIMATED),
+    ]
     decoded = decoders / max(pace.fetch, pace.on_core, 1e-9)
-    named, written = committers / max(pace.identify or 0.0, 1e-9), committers / max(pace.write, 1e-9)
+    named, written = (
+        committers / max(pace.identify or 0.0, 1e-9),
+        committers / max(pace.write, 1e-9),
+    )
     rate = min(decoded, scored, named, written)
     few = f"the {committers} committers, one for each scorer, are too few" if committers > 1 else (
         "the one committer, beside one scorer, is too few")  # fmt: skip
     if rate == named:
         slowest, advice = "identify", f"{few} to name generators: more scorers bring more"
     elif rate == written:
-        slowest, advice = "write", f"{few} to write: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}"
+        slowest, advice = (
+            "write",
+            f"{few} to write: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}",
+        )
     elif rate == scored:
-        slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s).stage
-        advice = f"{_FEWER_WORDS}; or " * (slowest == "describe") + _scoring_advice(layout, scored, decoded, gpus)
+        slowest = min(
+            scoring,
+            key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s,
+        ).stage
+        advice = f"{_FEWER_WORDS}; or " * (slowest == "describe") + _scoring_advice(
+            layout, scored, decoded, gpus
+        )
     elif pace.fetch >= pace.on_core:
-        slowest, advice = "fetch", "run nearer to the bucket, or give more cores: each reads ahead for itself"
+        slowest, advice = (
+            "fetch",
+            "run nearer to the bucket, or give more cores: each reads ahead for itself",
+        )
     else:
         slowest = "decode" if pace.decode >= pace.prepare else "prepare"
         advice = _decoding_advice(layout, slowest, scored, decoded, cpus, gpus)
     busy = None if math.isinf(scored) else rate / scored
-    return Forecast(stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=busy))
+    return Forecast(
+        stages, rate, PlannedBottleneck(stage=slowest, advice=advice, scorers_busy=busy)
+    )
 
 
-def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[PlannedStage], float]:
-    """The stage of each pool, after them that of a describer, and the images per second that all of them together let through."""
+def _scoring(
+    layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]
+) -> tuple[list[PlannedStage], float]:
+    """The stage of each pool, after them that of a describer, and the images per second that all of
+    them together let through.
+    """
     shares = [count * (layout.scorer_gpus or 1.0) for count in layout.scorers]
     names = ["score"] * (len(pools) - pace.describes_apart) + ["describe"] * pace.describes_apart
     stages = [
         _stage(name, seconds, share, count, pace.scored_by if seconds else UNKNOWN, pool)
-        for name, seconds, share, count, pool in zip(names, pace.score, shares, layout.scorers, pools, strict=True)
+        for name, seconds, share, count, pool in zip(
+            names, pace.score, shares, layout.scorers, pools, strict=True
+        )
     ]
     spent = [seconds or 0.0 for seconds in pace.score]
     if pace.describe is not None:
         basis = pace.scored_by if pace.describe else UNKNOWN
         stages.append(_stage("describe", pace.describe, shares[-1], layout.scorers[-1], basis))
         spent[-1] += pace.describe  # the last pool does it too
-    return stages, min((share / seconds for share, seconds in zip(shares, spent, strict=True) if seconds), default=math.inf)
+    return stages, min(
+        (share / seconds for share, seconds in zip(shares, spent, strict=True) if seconds),
+        default=math.inf,
+    )
 
 
-def _decoding_advice(layout: ScoringLayout, stage: str, scored: float, decoded: float, cpus: int, gpus: int) -> str:
+def _decoding_advice(
+    layout: ScoringLayout, stage: str, scored: float, decoded: float, cpus: int, gpus: int
+) -> str:
     faster = f", {_RESIZES}" if stage == "prepare" else ""
     if math.isinf(scored):
         return f"add cores, each adds {measured(decoded / layout.decoders)} images/s{faster}"
@@ -261,7 +360,23 @@ def _scoring_advice(layout: ScoringLayout, scored: float, decoded: float, gpus: 
     return f"add GPUs: the cores could feed {fed:,} instead of {gpus}; or take a lighter ensemble"
 
 
-def _stage(name: str, seconds: float | None, at_once: float, processes: int, basis: str, detectors: tuple[str, ...] = ()) -> PlannedStage:
-    """What a stage does at most on its processes: alone if they share it with others. None where its pace is not known."""
+def _stage(
+    name: str,
+    seconds: float | None,
+    at_once: float,
+    processes: int,
+    basis: str,
+    detectors: tuple[str, ...] = (),
+) -> PlannedStage:
+    """What a stage does at most on its processes: alone if they share it with others. None where
+    its pace is not known.
+    """
     rate = None if not seconds else at_once / seconds
-    return PlannedStage(stage=name, seconds_per_image=seconds, images_per_s=rate, processes=processes, basis=basis, detectors=detectors)
+    return PlannedStage(
+        stage=name,
+        seconds_per_image=seconds,
+        images_per_s=rate,
+        processes=processes,
+        basis=basis,
+        detectors=detectors,
+    )

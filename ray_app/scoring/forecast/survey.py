@@ -1,6 +1,8 @@
-"""What a run would score: `survey` counts members, bytes and the requests that reading them takes; `standing` what a run has left to do.
+"""What a run would score: `survey` counts members, bytes and the requests that reading them takes;
+`standing` what a run has left to do.
 
-Reads only listings and a run's own files, in memory that does not grow with the members. Only requests over a network are billed.
+Reads only listings and a run's own files, in memory that does not grow with the members. Only
+requests over a network are billed.
 """
 
 import math
@@ -12,7 +14,15 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ray_app.archives import ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
+from ray_app.archives import (
+    ListedMember,
+    ManifestMember,
+    MemberLocation,
+    image_id,
+    member_rows,
+    read_block,
+    read_ids,
+)
 from ray_app.archives.containers import COMPRESSED, base
 from ray_app.archives.members import Ids, is_unreadable_folder
 from ray_app.inference import ScoringSpec
@@ -33,11 +43,12 @@ _BATCH = 8192
 
 @dataclass
 class Survey:
-    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those where it is not. `gets`: GET requests
-    for all of them. `kinds`: counts of `PlannedKind` for files of their own, and for containers of each format.
+    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those
+    where it is not. `gets`: GET requests for all of them. `kinds`: counts of `PlannedKind` for
+    files of their own, and for containers of each format.
 
-    `refused`: members that the listing itself says will not be read, by status, and folders that it could not list, which are no members
-    here. `sample`: members drawn evenly.
+    `refused`: members that the listing itself says will not be read, by status, and folders that it
+    could not list, which are no members here. `sample`: members drawn evenly.
     """
 
     members: int = 0
@@ -65,8 +76,15 @@ class Survey:
         return self.size_bytes + round(self.unsized * mean)
 
 
-def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Callable[[int], object] | None = None) -> Survey:
-    """Count all of `items` and draw `sample` of them (reservoir sampling, seeded). Larger than `max_bytes` is refused unread.
+def survey(
+    items: Iterable[Item],
+    *,
+    sample: int,
+    max_bytes: int,
+    progress: Callable[[int], object] | None = None,
+) -> Survey:
+    """Count all of `items` and draw `sample` of them (reservoir sampling, seeded). Larger than
+    `max_bytes` is refused unread.
 
     `progress` is called now and then with the number so far.
     """
@@ -83,7 +101,10 @@ def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Call
             found.sample.append(item)
         elif sample and (place := draw.randrange(found.members)) < sample:
             found.sample[place] = item
-        kept = found.kinds.setdefault(FILES if item.place is None else item.place.kind, Counter(members=0, size_bytes=0, containers=0))
+        kept = found.kinds.setdefault(
+            FILES if item.place is None else item.place.kind,
+            Counter(members=0, size_bytes=0, containers=0),
+        )
         is_another = cursor.move_to(item)
         found.billed += is_another and cursor.billed
         kept.update(members=1, containers=int(is_another and item.place is not None))
@@ -98,7 +119,9 @@ def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Call
 
 
 class _Cursor:
-    """Where the reading stands when members are read in their order: what the next one asks for beyond what was read before it."""
+    """Where the reading stands when members are read in their order: what the next one asks for
+    beyond what was read before it.
+    """
 
     def __init__(self) -> None:
         self._object = ("", "")
@@ -106,7 +129,9 @@ class _Cursor:
         self.billed = False
 
     def move_to(self, item: Item) -> bool:
-        """Whether this member begins another file or container; `billed` says whether requests to it are."""
+        """Whether this member begins another file or container; `billed` says whether requests to
+        it are.
+        """
         is_another = item.place is None or (item.uri, item.version) != self._object
         if is_another:
             self._object, self.billed = (item.uri, item.version), session.is_billed(item.uri)
@@ -124,7 +149,11 @@ class _Cursor:
         if place.kind in COMPRESSED:
             before, self._end = max(self._end, 0), max(self._end, end)
             return math.ceil(self._end / STREAM_BYTES) - math.ceil(before / STREAM_BYTES)
-        if self._end >= 0 and self._start <= place.offset <= self._end + base.GAP_BYTES and end - self._start <= base.WINDOW_BYTES:
+        if (
+            self._end >= 0
+            and self._start <= place.offset <= self._end + base.GAP_BYTES
+            and end - self._start <= base.WINDOW_BYTES
+        ):
             self._end = max(self._end, end)
             return 0
         self._start, self._end = place.offset, end
@@ -132,10 +161,11 @@ class _Cursor:
 
 
 def standing(resolved: identity.Resolved, spec: ScoringSpec) -> Listing | None:
-    """All blocks of the run that a command goes on with, and those that have no rows; None where none was begun.
+    """All blocks of the run that a command goes on with, and those that have no rows; None where
+    none was begun.
 
-    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing never ended, lists its source. Raises
-    IdentityError when another command made it.
+    A run with pending blocks goes on from its manifest; a finished one, or one whose first listing
+    never ended, lists its source. Raises IdentityError when another command made it.
     """
     if resolved.begun is None:
         return None
@@ -144,7 +174,9 @@ def standing(resolved: identity.Resolved, spec: ScoringSpec) -> Listing | None:
     return work_of(run, whole=True)
 
 
-def progress_of(run: RunDirectory, before: Listing, blocks_left: int, members_left: int) -> PlannedRun:
+def progress_of(
+    run: RunDirectory, before: Listing, blocks_left: int, members_left: int
+) -> PlannedRun:
     """How far that run is, for a plan."""
     return PlannedRun(
         url=run.store.url,
@@ -156,8 +188,11 @@ def progress_of(run: RunDirectory, before: Listing, blocks_left: int, members_le
     )
 
 
-def members_to_score(resolved: identity.Resolved, before: Listing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
-    """The members that the same command would score: all, those of pending blocks, or what is new or changed since the run ended.
+def members_to_score(
+    resolved: identity.Resolved, before: Listing | None, fetcher: Fetcher
+) -> Iterable[ListedMember | ManifestMember]:
+    """The members that the same command would score: all, those of pending blocks, or what is new
+    or changed since the run ended.
 
     Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
     """

@@ -1,7 +1,9 @@
-"""The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers and metering together.
+"""The whole HTTP side in one FastAPI application: `create_app` puts routes, page, guards, headers
+and metering together.
 
-Guards come in one order (`install`): what is cheap to check is checked first. Around the guards are two layers that keep the rules of HTTP
-for all answers, also for those of the guards: `semantics.LingeringClose` and `semantics.HeadAsGet`.
+Guards come in one order (`install`): what is cheap to check is checked first. Around the guards are
+two layers that keep the rules of HTTP for all answers, also for those of the guards:
+`semantics.LingeringClose` and `semantics.HeadAsGet`.
 """
 
 import hashlib
@@ -56,10 +58,17 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
+# the reports' own sheet, so that page and reports cannot come to look different
+_HOUSE_STYLE = "house.css"
 
 
-def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metrics.Meter, *, echo_request_id: bool = True) -> FastAPI:
+def create_app(
+    config: ServeConfig,
+    scorer: engine.EndpointScorer,
+    meter: metrics.Meter,
+    *,
+    echo_request_id: bool = True,
+) -> FastAPI:
     """The application. `echo_request_id` as for `install`."""
 
     @asynccontextmanager
@@ -75,7 +84,8 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
-        redirect_slashes=False,  # The Location would be absolute, and `http` behind a proxy that ends TLS.
+        # The Location would be absolute, and `http` behind a proxy that ends TLS.
+        redirect_slashes=False,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     tokens = install(app, config, meter, echo_request_id=echo_request_id)
@@ -86,10 +96,18 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
     return app
 
 
-def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = None, *, echo_request_id: bool = True) -> auth.BearerTokens:
-    """Guards an application, from the outermost layer to the innermost; returns its tokens, which know whether one is needed.
+def install(
+    app: FastAPI,
+    config: ServeConfig,
+    meter: metrics.Meter | None = None,
+    *,
+    echo_request_id: bool = True,
+) -> auth.BearerTokens:
+    """Guards an application, from the outermost layer to the innermost; returns its tokens, which
+    know whether one is needed.
 
-    `meter` counts requests and refusals; `echo_request_id`: see `Envelope`. Raises ConfigError if a token is too short.
+    `meter` counts requests and refusals; `echo_request_id`: see `Envelope`. Raises ConfigError if a
+    token is too short.
     """
     limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
     tokens = auth.BearerTokens(config.access)
@@ -113,7 +131,8 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
     lingering_close = Middleware(
         LingeringClose,
         deadline_s=limits.deadline_s,
-        max_bytes=2 * limits.max_body_bytes,  # A body of twice the limit is sent to its end, and its client reads the 413.
+        # A body of twice the limit is sent to its end, and its client reads the 413.
+        max_bytes=2 * limits.max_body_bytes,
         max_lingering=2 * limits.max_requests,  # As many as `Admission` lets send their bodies.
     )
     layers = [
@@ -123,7 +142,11 @@ def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = Non
         *([cross_origin] if origins else []),
         Middleware(errors.FaultMiddleware),
         Middleware(auth.AccessGuard, tokens, auth.Paths(OPEN)),
-        *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
+        *(
+            [Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)]
+            if limits.requests_per_minute
+            else []
+        ),
         admission,
         Middleware(Deadline, limits.deadline_s),
     ]
@@ -139,15 +162,19 @@ def is_request_id(given: str) -> bool:
 
 
 class Envelope(errors.Layer):
-    """Give a request its id, and its answer the headers that all answers have. Count both, also what guards refuse.
+    """Give a request its id, and its answer the headers that all answers have. Count both, also
+    what guards refuse.
 
-    The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
-    answer. Ray Serve's proxy adds the header to every answer by itself, after handing the same id in: there `echo` has to be off, or it
-    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page
-    uses its own files only.
+    The id is the client's own if `is_request_id`, else 16 hex digits; it stands in
+    `scope["state"]["request_id"]` and, with `echo`, on the answer. Ray Serve's proxy adds the
+    header to every answer by itself, after handing the same id in: there `echo` has to be off, or
+    it comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing
+    of `/v1` is kept; the page uses its own files only.
     """
 
-    def __init__(self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool
+    ) -> None:
         super().__init__(app)
         self.page, self.meter, self.echo = page, meter, echo
 
@@ -156,7 +183,9 @@ class Envelope(errors.Layer):
         given, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
         request_id = given if is_request_id(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        headers = _ALWAYS | {"Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY}
+        headers = _ALWAYS | {
+            "Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY
+        }
         headers |= {"X-Request-Id": request_id} if self.echo else {}
         headers |= {"Cache-Control": "no-store"} if path.startswith("/v1") else {}
         started, status = time.perf_counter(), ABANDONED
@@ -173,7 +202,11 @@ class Envelope(errors.Layer):
         finally:
             if self.meter is not None:
                 # A template, never a path: every value of a label is a series for ever.
-                self.meter.request(getattr(scope.get("route"), "path", "other"), status, time.perf_counter() - started)
+                self.meter.request(
+                    getattr(scope.get("route"), "path", "other"),
+                    status,
+                    time.perf_counter() - started,
+                )
                 if refused := scope["state"].get("refused"):
                     self.meter.refused(refused)
 
@@ -185,17 +218,27 @@ class _Asset(NamedTuple):
 
 
 def page_router() -> APIRouter:
-    """Answer GET of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal not_found.
+    """Answer GET of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal
+    not_found.
 
-    The files are read once, here: a name is only ever looked up in that list, never made into a path.
+    The files are read once, here: a name is only ever looked up in that list, never made into a
+    path.
     """
     package = files("ray_app")
     listed: dict[str, Traversable] = {_HOUSE_STYLE: package / "reports" / "templates" / "page.css"}
-    listed |= {file.name: file for file in (package / "serving" / "page").iterdir() if PurePosixPath(file.name).suffix in _TYPES}
+    listed |= {
+        file.name: file
+        for file in (package / "serving" / "page").iterdir()
+        if PurePosixPath(file.name).suffix in _TYPES
+    }
     assets = {}
     for name, file in listed.items():
         content = file.read_bytes()
-        assets[name] = _Asset(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
+        assets[name] = _Asset(
+            content,
+            _TYPES[PurePosixPath(name).suffix],
+            f'"{hashlib.sha256(content).hexdigest()[:20]}"',
+        )
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -214,7 +257,10 @@ def page_router() -> APIRouter:
 def _answer(request: Request, asset: _Asset) -> Response:
     """The file, to be revalidated every time: after an update no old script meets a new endpoint."""
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
+    known = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("If-None-Match", "").split(",")
+    ]
     if asset.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(asset.content, media_type=asset.media_type, headers=headers)

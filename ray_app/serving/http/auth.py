@@ -1,4 +1,6 @@
-"""Who may use the endpoint: bearer tokens (`BearerTokens`); without them this machine only, and no page of another site (`AccessGuard`)."""
+"""Who may use the endpoint: bearer tokens (`BearerTokens`); without them this machine only, and no
+page of another site (`AccessGuard`).
+"""
 
 import hashlib
 import hmac
@@ -38,17 +40,22 @@ class Paths:
 
 
 class BearerTokens:
-    """The bearer tokens of an endpoint, from digests and an environment variable (once) and a file (read anew when it changes).
+    """The bearer tokens of an endpoint, from digests and an environment variable (once) and a file
+    (read anew when it changes).
 
-    A file that cannot be read, or has no token, lets nobody in. Its lines are tokens; empty ones and those that begin with # are not.
+    A file that cannot be read, or has no token, lets nobody in. Its lines are tokens; empty ones
+    and those that begin with # are not.
 
-    Raises ConfigError at the start if a token is shorter than 16 characters; one that appears later is left out and logged.
+    Raises ConfigError at the start if a token is shorter than 16 characters; one that appears later
+    is left out and logged.
     """
 
     def __init__(self, access: Access) -> None:
         self.access = access
         self._file = Path(access.tokens_file) if access.tokens_file else None
-        self._fixed = [bytes.fromhex(digest) for digest in access.tokens_sha256] + _from_environment(access)
+        self._fixed = [
+            bytes.fromhex(digest) for digest in access.tokens_sha256
+        ] + _from_environment(access)
         self._from_file: list[bytes] = []
         self._seen: object = None
         self._refresh(strict=True)
@@ -59,7 +66,9 @@ class BearerTokens:
         return bool(self._fixed) or self._file is not None
 
     def check(self, authorization: str | None) -> str | None:
-        """The name of the token in an Authorization header, 12 hex digits of its SHA-256; None if it is none of ours."""
+        """The name of the token in an Authorization header, 12 hex digits of its SHA-256; None if
+        it is none of ours.
+        """
         scheme, _, token = (authorization or "").partition(" ")
         self._refresh()
         # Headers are read as Latin-1: this gives back the bytes that came.
@@ -78,18 +87,28 @@ class BearerTokens:
             if seen == self._seen:
                 return
             lines = self._file.read_text().splitlines()
-            self._from_file = _digests([line for line in lines if not line.lstrip().startswith("#")], "the tokens file", strict=strict)
+            self._from_file = _digests(
+                [line for line in lines if not line.lstrip().startswith("#")],
+                "the tokens file",
+                strict=strict,
+            )
             problem = None if self._from_file else "has no token"
         except (OSError, ValueError) as error:
             seen, problem = type(error).__name__, f"cannot be read ({type(error).__name__})"
             self._from_file = []
         if problem and seen != self._seen:
-            _log.error("the tokens file %s %s: it lets nobody in. Hint: write one token per line into it", self._file, problem)
+            _log.error(
+                "the tokens file %s %s: it lets nobody in. Hint: write one token per line into it",
+                self._file,
+                problem,
+            )
         self._seen = seen
 
 
 def by_digests(access: Access) -> Access:
-    """The same for processes that do not inherit the environment variable: with digests of its tokens. Raises ConfigError as Tokens."""
+    """The same for processes that do not inherit the environment variable: with digests of its
+    tokens. Raises ConfigError as Tokens.
+    """
     digests = (digest.hex() for digest in _from_environment(access))
     return access.model_copy(update={"tokens_sha256": (*access.tokens_sha256, *digests)})
 
@@ -106,21 +125,28 @@ def _digests(listed: Iterable[str], where: str, *, strict: bool) -> list[bytes]:
         hint = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         raise ConfigError(f"{where} has a token of fewer than {_SHORTEST} characters", hint=hint)
     if short:
-        _log.error("%s has %d token(s) of fewer than %d characters: they let nobody in", where, short, _SHORTEST)
+        _log.error(
+            "%s has %d token(s) of fewer than %d characters: they let nobody in",
+            where,
+            short,
+            _SHORTEST,
+        )
     return [hashlib.sha256(token.encode()).digest() for token in tokens if len(token) >= _SHORTEST]
 
 
 class AccessGuard:
-    """Lets a request through to all but the open addresses only with a token, or from this machine if there are none.
+    """Lets a request through to all but the open addresses only with a token, or from this machine
+    if there are none.
 
-    401 without; 403 for a web page of another site, which acts with its reader's address and not with the reader's will.
-    `scope["state"]["owner"]` is then the token's name, or `anonymous`.
+    401 without; 403 for a web page of another site, which acts with its reader's address and not
+    with the reader's will. `scope["state"]["owner"]` is then the token's name, or `anonymous`.
     """
 
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:
         self.app, self.tokens, self.open_paths = app, tokens, open_paths
         self.access = tokens.access
-        # Every request comes from the address of HAProxy, so a loopback address proves nothing about the client.
+        # Every request comes from the address of HAProxy, so a loopback address proves nothing
+        # about the client.
         self.behind_haproxy = os.environ.get(HAPROXY_ENABLED) == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,21 +171,31 @@ class AccessGuard:
             if owner is None:
                 raise Refusal("unauthorized", headers={"WWW-Authenticate": "Bearer"})
             return owner
-        if self.access.anonymous or (not self.behind_haproxy and _from_this_machine(scope, headers)):
+        if self.access.anonymous or (
+            not self.behind_haproxy and _from_this_machine(scope, headers)
+        ):
             return "anonymous"
         ways = f"set {self.access.tokens_variable} or access.tokens_file, or allow everybody with access.anonymous"
         raise Refusal(
-            "unauthorized", f"without tokens only the endpoint's own machine is answered: {ways}", headers={"WWW-Authenticate": "Bearer"}
+            "unauthorized",
+            f"without tokens only the endpoint's own machine is answered: {ways}",
+            headers={"WWW-Authenticate": "Bearer"},
         )
 
     def _own_site(self, headers: Headers) -> bool:
-        """Whether no browser says that another site's page is asking. Pages cannot forge these headers."""
+        """Whether no browser says that another site's page is asking. Pages cannot forge these
+        headers.
+        """
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site in ("same-origin", "none") or (origin is not None and {origin, "*"} & set(self.access.cors_origins)):
+        if site in ("same-origin", "none") or (
+            origin is not None and {origin, "*"} & set(self.access.cors_origins)
+        ):
             return True
         if site == "cross-site":
             return False
-        return origin is None or _authority(origin.partition("://")[2]) == _authority(headers.get("host", ""))
+        return origin is None or _authority(origin.partition("://")[2]) == _authority(
+            headers.get("host", "")
+        )
 
 
 def _authority(host: str) -> str:
@@ -167,15 +203,23 @@ def _authority(host: str) -> str:
 
 
 def _from_this_machine(scope: Scope, headers: Headers) -> bool:
-    """Both ends are loopback and nothing says that a proxy stands between: a name that resolves here (DNS rebinding) is refused."""
+    """Both ends are loopback and nothing says that a proxy stands between: a name that resolves
+    here (DNS rebinding) is refused.
+    """
     address = (scope.get("client") or ("",))[0]
     host = headers.get("host", "").lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return is_loopback(address) and (name == "localhost" or is_loopback(name)) and not any(key in headers for key in _FORWARDED)
+    return (
+        is_loopback(address)
+        and (name == "localhost" or is_loopback(name))
+        and not any(key in headers for key in _FORWARDED)
+    )
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address, also an IPv4 one written as IPv6, is this machine's own; False for what is none."""
+    """Whether an IP address, also an IPv4 one written as IPv6, is this machine's own; False for
+    what is none.
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,6 @@
-"""Refusals as HTTP: `Refusal` has one JSON shape, a closed list of codes and a status for each; `install_handlers` is for all errors."""
+"""Refusals as HTTP: `Refusal` has one JSON shape, a closed list of codes and a status for each;
+`install_handlers` is for all errors.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -36,7 +38,8 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "deadline_exceeded": (504, "the request took longer than allowed"),
 }
 _log = logging.getLogger(__name__)
-_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of each status
+# the first code of each status
+_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _RETRY_AFTER_S = 2  # of a 503 that names no time
 _HEADERS = {
@@ -48,10 +51,11 @@ _HEADERS = {
 
 
 class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
-    """Ends a request with a status and `{code, message, limit, observed}`. `code` is one of MESSAGES or an image status.
+    """Ends a request with a status and `{code, message, limit, observed}`. `code` is one of
+    MESSAGES or an image status.
 
-    `limit` and `observed` are numbers where the refusal is about one, else None. `headers` go along, for example Retry-After. A 503 always
-    has a Retry-After.
+    `limit` and `observed` are numbers where the refusal is about one, else None. `headers` go
+    along, for example Retry-After. A 503 always has a Retry-After.
     """
 
     def __init__(
@@ -73,7 +77,9 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
     @classmethod
     def of(cls, refused: InputError) -> "Refusal":
         """The refusal of one image: 415 where its bytes are no image that is let in, else 422."""
-        return cls(str(refused.status), refused.detail, limit=refused.limit, observed=refused.observed)
+        return cls(
+            str(refused.status), refused.detail, limit=refused.limit, observed=refused.observed
+        )
 
     @property
     def is_about_one_image(self) -> bool:
@@ -82,7 +88,13 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
 
     def body(self, request_id: str) -> dict[str, object]:
         """The JSON that a client gets: nothing of this machine in it."""
-        return {"code": self.code, "message": self.message, "limit": self.limit, "observed": self.observed, "request_id": request_id}
+        return {
+            "code": self.code,
+            "message": self.message,
+            "limit": self.limit,
+            "observed": self.observed,
+            "request_id": request_id,
+        }
 
 
 def _documented(status: int) -> dict[str, Any]:
@@ -93,12 +105,19 @@ def _documented(status: int) -> dict[str, Any]:
     return {
         "model": Error,
         "description": "; ".join(f"`{code}`: {text}" for code, text in codes.items()),
-        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+        "headers": {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()
+        },
     }
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: _documented(status) for status in sorted({*_CODES, 422})}
-"""Every status that is not a success, for `responses=` of FastAPI: with 422 among them it does not document its own shape."""
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _documented(status) for status in sorted({*_CODES, 422})
+}
+"""Every status that is not a success, for `responses=` of FastAPI: with 422 among them it does not
+document its own shape.
+"""
 
 
 def respond(refusal: Refusal, request_id: str) -> Response:
@@ -133,7 +152,9 @@ class Layer:
 
 
 class FaultMiddleware(Layer):
-    """Answers 500 to whatever nobody caught, logs it with the request's id, and says nothing of it to the client."""
+    """Answers 500 to whatever nobody caught, logs it with the request's id, and says nothing of it
+    to the client.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and see how that ends."""
@@ -158,7 +179,9 @@ class FaultMiddleware(Layer):
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Makes a FastAPI application answer refusals, refused images, unreadable requests and unknown addresses in the one shape."""
+    """Makes a FastAPI application answer refusals, refused images, unreadable requests and unknown
+    addresses in the one shape.
+    """
 
     async def handle(request: Request, error: Exception) -> Response:
         refusal = as_refusal(error)
@@ -172,16 +195,24 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _find_methods(app: FastAPI, scope: Scope) -> list[str]:
-    """Find the methods of an address. Each method may be a route of its own, and `HeadAsGet` answers HEAD wherever GET is answered."""
+    """Find the methods of an address. Each method may be a route of its own, and `HeadAsGet`
+    answers HEAD wherever GET is answered.
+    """
     scopes = [{**scope, "method": method} for method in _METHODS]
-    known = [candidate["method"] for candidate in scopes if any(route.matches(candidate)[0] is Match.FULL for route in app.router.routes)]
+    known = [
+        candidate["method"]
+        for candidate in scopes
+        if any(route.matches(candidate)[0] is Match.FULL for route in app.router.routes)
+    ]
     if "GET" in known:
         known.insert(known.index("GET") + 1, "HEAD")
     return known
 
 
 def as_refusal(error: Exception) -> Refusal:
-    """The refusal that an exception stands for; `internal_error`, and not a word more, for one that nobody foresaw."""
+    """The refusal that an exception stands for; `internal_error`, and not a word more, for one that
+    nobody foresaw.
+    """
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):
@@ -189,14 +220,20 @@ def as_refusal(error: Exception) -> Refusal:
     if isinstance(error, RequestValidationError):
         return Refusal("malformed_request", _problems(error))
     if isinstance(error, HTTPException):
-        code = _CODES.get(error.status_code, "malformed_request" if error.status_code < 500 else "internal_error")
+        code = _CODES.get(
+            error.status_code, "malformed_request" if error.status_code < 500 else "internal_error"
+        )
         return Refusal(code, headers=error.headers)
     return Refusal("internal_error")
 
 
 def _problems(error: RequestValidationError) -> str:
-    """The first field that is wrong, and how. Names of fields can be the client's own words, so they are cut."""
+    """The first field that is wrong, and how. Names of fields can be the client's own words, so
+    they are cut.
+    """
     problem, *others = error.errors()
     where = ".".join(str(part) for part in problem["loc"])[:60]
     more = f" (and {len(others)} more)" if others else ""
-    return "".join(letter for letter in f"{where}: {problem['msg'][:100]}{more}" if letter.isprintable())
+    return "".join(
+        letter for letter in f"{where}: {problem['msg'][:100]}{more}" if letter.isprintable()
+    )

@@ -1,5 +1,6 @@
-"""What a request may cost before a route sees it: a place and bytes (`Admission`), seconds (`Deadline`), and how many a minute one owner
-may make (`RateLimit`). Each ingress replica counts for itself.
+"""What a request may cost before a route sees it: a place and bytes (`Admission`), seconds
+(`Deadline`), and how many a minute one owner may make (`RateLimit`). Each ingress replica counts
+for itself.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ _BUDGET_RETRY_S = 5
 
 
 class Deadline(Layer):
-    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client gets 504.
+    """Cuts a request, body included, after so many seconds: its handler is cancelled and the client
+    gets 504.
 
     Once an answer has begun it may take its time. A client that leaves cancels its handler too.
     """
@@ -43,12 +45,16 @@ class Deadline(Layer):
         finally:
             exchange.close()
         if limit.expired() and not exchange.client_left and not exchange.begun:
-            refusal = Refusal("deadline_exceeded", limit=self.seconds, observed=round(time.monotonic() - began, 3))
+            refusal = Refusal(
+                "deadline_exceeded", limit=self.seconds, observed=round(time.monotonic() - began, 3)
+            )
             await refuse(refusal, scope, receive, send)
 
 
 class _Exchange:
-    """One request under a deadline: notes how far body and answer are, and whether the client is still there."""
+    """One request under a deadline: notes how far body and answer are, and whether the client is
+    still there.
+    """
 
     def __init__(self, limit: asyncio.Timeout, receive: Receive, send: Send) -> None:
         self.limit, self._receive, self._send = limit, receive, send
@@ -62,7 +68,8 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.client_left = True
         elif not message.get("more_body", False):
-            # Nothing but the client's leaving can come now, and only a pending receive() hears of it.
+            # Nothing but the client's leaving can come now, and only a pending receive() hears of
+            # it.
             self._watch = asyncio.create_task(self._wait_for_leaving())
         return message
 
@@ -73,7 +80,8 @@ class _Exchange:
             self.begun = True
             self.limit.reschedule(None)
         elif not message.get("more_body", False):
-            # Servers report the end of an exchange as a disconnect; what a route does after its answer is not cut.
+            # Servers report the end of an exchange as a disconnect; what a route does after its
+            # answer is not cut.
             self.done = True
         await self._send(message)
 
@@ -90,8 +98,9 @@ class _Exchange:
 
 
 class RateLimit(Layer):
-    """429 to an owner (a token; without tokens everybody together) with more than `per_minute` requests in the last 60 seconds, with the
-    seconds after which the next one is let in. Refused requests do not count.
+    """429 to an owner (a token; without tokens everybody together) with more than `per_minute`
+    requests in the last 60 seconds, with the seconds after which the next one is let in. Refused
+    requests do not count.
     """
 
     def __init__(self, app: ASGIApp, per_minute: int, *, uncounted: Paths) -> None:
@@ -101,7 +110,10 @@ class RateLimit(Layer):
 
         super().__init__(app)
         self.per_minute, self.uncounted = per_minute, uncounted
-        self.item, self.limiter = RateLimitItemPerMinute(per_minute), MovingWindowRateLimiter(MemoryStorage())
+        self.item, self.limiter = (
+            RateLimitItemPerMinute(per_minute),
+            MovingWindowRateLimiter(MemoryStorage()),
+        )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -110,8 +122,11 @@ class RateLimit(Layer):
             await self.app(scope, receive, send)
             return
         opens = (await self.limiter.get_window_stats(self.item, owner)).reset_time
-        wait_s = max(1, math.floor(opens - time.time()) + 1)  # at the very second it is still refused
-        refusal = Refusal("too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait_s)})
+        # at the very second it is still refused
+        wait_s = max(1, math.floor(opens - time.time()) + 1)
+        refusal = Refusal(
+            "too_many_requests", limit=self.per_minute, headers={"Retry-After": str(wait_s)}
+        )
         await refuse(refusal, scope, receive, send)
 
 
@@ -121,13 +136,16 @@ _MOST_RETRY_S = 30
 
 
 class ServicePace:
-    """Seconds of work that an answer costs, measured only while there is work: an idle server is not a slow one.
+    """Seconds of work that an answer costs, measured only while there is work: an idle server is
+    not a slow one.
 
-    Time with several at work counts once, so parallel work and batches show as a faster pace. It is that of about the last `memory_s`
-    seconds of work.
+    Time with several at work counts once, so parallel work and batches show as a faster pace. It is
+    that of about the last `memory_s` seconds of work.
     """
 
-    def __init__(self, memory_s: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, memory_s: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.at_work = 0
         self._memory_s, self._clock = memory_s, clock
         self._since = 0.0  # the last answer, or the beginning of work after a rest
@@ -141,7 +159,9 @@ class ServicePace:
         self.at_work += 1
 
     def end(self, answers: int | None) -> None:
-        """One less is at work: 1 answer came of it, or 0 in the time that it had; None where nobody waited to see."""
+        """One less is at work: 1 answer came of it, or 0 in the time that it had; None where nobody
+        waited to see.
+        """
         self.at_work -= 1
         if answers is not None:
             self._busy_s, self._answers = self._with(answers)
@@ -164,15 +184,18 @@ class ServicePace:
 
 
 class Admission(Layer):
-    """Bounds the requests at work, the bytes of one body and of all bodies together. Who is refused is answered without reading further.
+    """Bounds the requests at work, the bytes of one body and of all bodies together. Who is refused
+    is answered without reading further.
 
-    At work is a request whose body has come: at most `max_requests` (503). One that still sends takes no place, but no more than twice as
-    many may be sending. On `queued` paths, where one waits for another, none is let in that would wait over `longest_wait_s` by the pace of
-    those before it. Retry-After is the time in which those at work are likely to be done, 1 to 30 seconds. Requests to `uncounted` paths
-    take no place.
+    At work is a request whose body has come: at most `max_requests` (503). One that still sends
+    takes no place, but no more than twice as many may be sending. On `queued` paths, where one
+    waits for another, none is let in that would wait over `longest_wait_s` by the pace of those
+    before it. Retry-After is the time in which those at work are likely to be done, 1 to 30
+    seconds. Requests to `uncounted` paths take no place.
 
-    `max_body_bytes`: bytes of one body (413); `max_in_flight`: bytes of all bodies (503). An announced length is judged before a byte is
-    read, every byte is counted as it comes, and compressed bodies are not taken (415).
+    `max_body_bytes`: bytes of one body (413); `max_in_flight`: bytes of all bodies (503). An
+    announced length is judged before a byte is read, every byte is counted as it comes, and
+    compressed bodies are not taken (415).
     """
 
     def __init__(
@@ -214,18 +237,30 @@ class Admission(Layer):
         if self.at_work >= self.max_requests:
             return self._overloaded("every place is taken", self.max_requests, self.at_work)
         if sends and self.sending >= most_sending:
-            return self._overloaded("too many requests are being received at once", most_sending, self.sending)
+            return self._overloaded(
+                "too many requests are being received at once", most_sending, self.sending
+            )
         if queued and wait_s > self.longest_wait_s:
-            return self._overloaded("the requests before it take too long", self.longest_wait_s, round(wait_s, 1))
+            return self._overloaded(
+                "the requests before it take too long", self.longest_wait_s, round(wait_s, 1)
+            )
         return None
 
     def _overloaded(self, message: str, limit: float, observed: float) -> Refusal:
         retry_s = min(_MOST_RETRY_S, max(1, math.ceil(self.pace.wait_s())))
-        return Refusal("overloaded", message, limit=limit, observed=observed, headers={"Retry-After": str(retry_s)})
+        return Refusal(
+            "overloaded",
+            message,
+            limit=limit,
+            observed=observed,
+            headers={"Retry-After": str(retry_s)},
+        )
 
 
 class _Visit:
-    """One request: it arrives, sends its body, is at work, and leaves. Once refused, whatever the route answers instead is dropped."""
+    """One request: it arrives, sends its body, is at work, and leaves. Once refused, whatever the
+    route answers instead is dropped.
+    """
 
     def __init__(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -274,7 +309,9 @@ class _Visit:
         if self.at_work:
             self.admission.at_work -= 1
             if self.queued:
-                self.admission.pace.end(1 if 200 <= self.status < 300 else 0 if self.status == 504 else None)
+                self.admission.pace.end(
+                    1 if 200 <= self.status < 300 else 0 if self.status == 504 else None
+                )
 
     def _begin(self) -> None:
         if self.is_counted:
@@ -288,7 +325,9 @@ class _Visit:
         self.sending = False
 
     def _judge_place(self, *, sends: bool = False) -> None:
-        refusal = self.admission.refusal(queued=self.queued, sends=sends) if self.is_counted else None
+        refusal = (
+            self.admission.refusal(queued=self.queued, sends=sends) if self.is_counted else None
+        )
         if refusal is not None:
             self._refuse(refusal)
 
@@ -300,16 +339,26 @@ class _Visit:
         if not (length.isascii() and length.isdigit()):
             self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
         if "content-length" in headers and "transfer-encoding" in headers:
-            # Two servers in a row may disagree on which one holds, and so on where the next request begins.
-            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding cannot be given together"))
+            # Two servers in a row may disagree on which one holds, and so on where the next request
+            # begins.
+            self._refuse(
+                Refusal(
+                    "malformed_request",
+                    "Content-Length and Transfer-Encoding cannot be given together",
+                )
+            )
         self._judge_size(int(length))
 
     def _judge_size(self, size: int) -> None:
         if size > self.admission.max_body_bytes:
-            self._refuse(Refusal("body_too_large", limit=self.admission.max_body_bytes, observed=size))
+            self._refuse(
+                Refusal("body_too_large", limit=self.admission.max_body_bytes, observed=size)
+            )
         if self.admission.bytes_in_flight + size - self.size > self.admission.max_in_flight:
             message = "running requests fill the memory that is set aside for them"
-            self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))
+            self._refuse(
+                Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)})
+            )
 
     def _refuse(self, refusal: Refusal) -> NoReturn:
         self.refusal = refusal

@@ -1,4 +1,6 @@
-"""Outputs → the API's answers: `scored_answer` for an image with a verdict, `refused_answer` for one without, `ensemble_infos`."""
+"""Outputs → the API's answers: `scored_answer` for an image with a verdict, `refused_answer` for
+one without, `ensemble_infos`.
+"""
 
 import base64
 from collections.abc import Collection, Sequence
@@ -15,7 +17,14 @@ from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on
-from ray_app.inference.decision import MASKS, REPLIES, facts_of, finite, rows_to_describe, second_stage_rows
+from ray_app.inference.decision import (
+    MASKS,
+    REPLIES,
+    facts_of,
+    finite,
+    rows_to_describe,
+    second_stage_rows,
+)
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving import attribution, release, replica
@@ -43,19 +52,28 @@ def scored_answer(
     request_id: str,
     profiled: attribution.ProfileResponse | None = None,
 ) -> schemas.ImageAnswer:
-    """The ensemble's decision and what each detector gave; those that the ensemble does not have are beside it.
+    """The ensemble's decision and what each detector gave; those that the ensemble does not have
+    are beside it.
 
-    Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it should have.
+    Raises InputError DETECTOR_FAILED where no detector of the ensemble gave a score although it
+    should have.
     """
     spec = generation.ensembles[ensemble]
     said = None if provenance is None else provenance.row()
-    judged = judge(spec, [DecodeResult(Status.OK, None, facts, provenance=said)], _whole(spec, outputs), names=False)
+    judged = judge(
+        spec,
+        [DecodeResult(Status.OK, None, facts, provenance=said)],
+        _whole(spec, outputs),
+        names=False,
+    )
     outcome, decisions = judged.outcomes[0], judged.decisions
     if outcome.status is not Status.OK:
         raise InputError(outcome.status, outcome.detail or "")
     [(finding, grounds)] = judged.findings
     named = [key for key in generation.spec.cards if key in outputs.scores or key in spec.cards]
-    detectors = {key: _detector_answer(generation, ensemble, key, outputs, facts, masks) for key in named}
+    detectors = {
+        key: _detector_answer(generation, ensemble, key, outputs, facts, masks) for key in named
+    }
     return schemas.ImageAnswer(
         name=name,
         status=str(outcome.status),
@@ -64,14 +82,18 @@ def scored_answer(
         verdict=cast(schemas.Verdict, decisions.verdict[0]),
         verdict_reason=decisions.reason[0],
         verdict_detail=decisions.detail[0],
-        second_look=cast(schemas.SecondLook, decisions.second_look[0]) if decisions.second_look else None,
+        second_look=cast(schemas.SecondLook, decisions.second_look[0])
+        if decisions.second_look
+        else None,
         error_rates=error_rates(spec.ensemble.name, spec.ensemble.thresholds),
         probability=finite(decisions.probability[0]),
         calibrated=decisions.calibrated,
         score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
-        profile=_profile(profiled or attribution.ProfileResponse()) if attribution.profile_cards(spec) else None,
+        profile=_profile(profiled or attribution.ProfileResponse())
+        if attribution.profile_cards(spec)
+        else None,
         sha256=facts.sha256,
         image=facts_answer(facts, size_bytes, provenance),
         ensemble=ensemble_name(generation, ensemble),
@@ -81,11 +103,17 @@ def scored_answer(
 
 
 def refused_answer(
-    refused: InputError | errors.Refusal, name: str | None, data: bytes | None, ensemble: schemas.EnsembleName, request_id: str
+    refused: InputError | errors.Refusal,
+    name: str | None,
+    data: bytes | None,
+    ensemble: schemas.EnsembleName,
+    request_id: str,
 ) -> schemas.ImageAnswer:
-    """The answer for an image that has no verdict: `status` is the refusal's code, `error` its usual JSON.
+    """The answer for an image that has no verdict: `status` is the refusal's code, `error` its
+    usual JSON.
 
-    `data` None: its bytes were never had (a URL that was not fetched); then `sha256` is empty and `image` null.
+    `data` None: its bytes were never had (a URL that was not fetched); then `sha256` is empty and
+    `image` null.
     """
     refusal = refused if isinstance(refused, errors.Refusal) else errors.Refusal.of(refused)
     facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data or b"")
@@ -108,7 +136,9 @@ def refused_answer(
     )
 
 
-def facts_answer(facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None) -> schemas.ImageFacts:
+def facts_answer(
+    facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
+) -> schemas.ImageFacts:
     """The file's facts as the API words them; what was not reached is null."""
     read = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
     return schemas.ImageFacts(
@@ -150,7 +180,10 @@ def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
     card, promise = spec.ensemble, spec.ensemble.guarantee
     if promise is None:
         return None
-    scored, unknown = departures(card.settings, spec.precision, spec.resize), other_decoders(card.settings, decoders_here(card))
+    scored, unknown = (
+        departures(card.settings, spec.precision, spec.resize),
+        other_decoders(card.settings, decoders_here(card)),
+    )
     why = "; ".join(guarantee_departures(scored, unknown))
     return schemas.GuaranteeInfo(
         **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
@@ -171,61 +204,106 @@ def detector_infos(generation: release.Release) -> list[schemas.DetectorInfo]:
     ]  # fmt: skip
 
 
-def stage_detectors(generation: release.Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The detectors that a request needs at once, and those that it needs only for images that go on, both in the generation's order.
+def stage_detectors(
+    generation: release.Release, ensemble: str, beside: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The detectors that a request needs at once, and those that it needs only for images that go
+    on, both in the generation's order.
 
-    The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
+    The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it
+    is asked at once.
     """
     spec = generation.ensembles[ensemble]
     at_once, every = {*spec.first, *beside}, generation.spec.cards
-    return tuple(name for name in every if name in at_once), tuple(name for name in every if name in spec.late and name not in at_once)
+    return tuple(name for name in every if name in at_once), tuple(
+        name for name in every if name in spec.late and name not in at_once
+    )
 
 
-def needs_second_stage(spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts) -> bool:
-    """Whether an image goes on to a cascade's second stage, by the first's outputs and by its bytes."""
-    return bool(second_stage_rows(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
+def needs_second_stage(
+    spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts
+) -> bool:
+    """Whether an image goes on to a cascade's second stage, by the first's outputs and by its
+    bytes.
+    """
+    return bool(
+        second_stage_rows(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies))
+    )
 
 
-def is_described(spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts) -> bool:
+def is_described(
+    spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts
+) -> bool:
     """Whether an ensemble's profile wants words for an image with these outputs."""
-    return bool(rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
+    return bool(
+        rows_to_describe(
+            spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))
+        )
+    )
 
 
 def _profile(profiled: attribution.ProfileResponse) -> schemas.Profile:
-    """The profile as the API words it; a name of nobody's where the image is like no known generator."""
+    """The profile as the API words it; a name of nobody's where the image is like no known
+    generator.
+    """
     found, words = profiled.identified, profiled.described
     if found is None or not np.isfinite(found.confidence[0]):
         generator = None
     else:
-        code, ranking = int(found.codes[0]), [found.classes[one] for one in found.ranking[0].tolist()]
+        code, ranking = (
+            int(found.codes[0]),
+            [found.classes[one] for one in found.ranking[0].tolist()],
+        )
         name, family = (found.classes[code], found.families[code]) if code >= 0 else (None, None)
         generator = schemas.ProfileGenerator(
             name=name, title=title_of(name) if name else None, family=family, family_title=family_title(family) if family else None,
             probability=float(found.probability[0]), confidence=float(found.confidence[0]), known=code >= 0,
             ranking=ranking, nearest=title_of(ranking[0]),
         )  # fmt: skip
-    prompt = None if words is None else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
+    prompt = (
+        None
+        if words is None
+        else schemas.ProfilePrompt(text=words.text, likelihood=words.likelihood)
+    )
     return schemas.Profile(generator=generator, prompt=prompt)
 
 
 def _whole(spec: ScoringSpec, outputs: DetectorOutputs) -> DetectorOutputs:
     """What an ensemble's members say, in its order; nothing (NaN) of those that did not run."""
     nothing = np.array([np.nan], np.float32)
-    return DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(outputs.among(spec.cards))
+    return DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, nothing)).joined(
+        outputs.among(spec.cards)
+    )
 
 
 def _detector_answer(
-    generation: release.Release, ensemble: str, name: str, outputs: DetectorOutputs, facts: ImageFileFacts, masks: bool
+    generation: release.Release,
+    ensemble: str,
+    name: str,
+    outputs: DetectorOutputs,
+    facts: ImageFileFacts,
+    masks: bool,
 ) -> schemas.DetectorAnswer:
-    """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card does."""
+    """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card
+    does.
+    """
     spec = generation.ensembles[ensemble]
     calibration = {**generation.spec.calibrations, **spec.calibrations}[name]
     if name not in outputs.scores:
-        return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_REQUESTED)
+        return schemas.DetectorAnswer(
+            score=None,
+            probability=None,
+            calibrated=calibration is not None,
+            abstained=NOT_REQUESTED,
+        )
     column = outputs.scores[name].astype(np.float64)
     score = finite(column[0])
     bounded = facts_of(generation.spec, [facts])
-    outside = generation.spec.doubt(name, facts.width, facts.height, bounded) if facts.width and facts.height else None
+    outside = (
+        generation.spec.doubt(name, facts.width, facts.height, bounded)
+        if facts.width and facts.height
+        else None
+    )
     mask = outputs.of(MASKS).get(name, [None])[0] if masks else None
     why = doubt(score is not None, outside, remarks_on(outputs.of(REPLIES)).get(name, [None])[0])
     return schemas.DetectorAnswer(
@@ -242,4 +320,6 @@ def _detector_answer(
 def _mask(mask: batch.Pixels) -> schemas.Mask:
     height, width = mask.shape
     png = base64.b64encode(mask_png(mask)).decode()
-    return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)
+    return schemas.Mask(
+        png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255
+    )

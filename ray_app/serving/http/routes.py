@@ -31,7 +31,8 @@ _MAX_MESSAGE_NAME = 60
 _MAX_PADDING_BYTES = 1024
 _PAUSE_BYTES = 2**18
 
-Images = list[tuple[str | None, bytes]]  # with the names that they were sent with, in the order sent
+# with the names that they were sent with, in the order sent
+Images = list[tuple[str | None, bytes]]
 
 READY_TIMEOUT_S = 5.0
 
@@ -50,7 +51,12 @@ _BODY: dict[str, Any] = {
                     "required": ["file"],
                     "additionalProperties": False,
                     "properties": {
-                        "file": {"type": "array", "minItems": 1, "maxItems": 16, "items": {"type": "string", "format": "binary"}}
+                        "file": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 16,
+                            "items": {"type": "string", "format": "binary"},
+                        }
                     },
                 }
             },
@@ -60,16 +66,31 @@ _BODY: dict[str, Any] = {
     }
 }
 
-Ensemble = Annotated[str | None, Query(max_length=200, description="which ensemble decides; the first one served if not given")]
-Detectors = Annotated[Sequence[str], Query(alias="detector", max_length=16, description="optional detectors to ask besides; repeatable")]
+Ensemble = Annotated[
+    str | None,
+    Query(max_length=200, description="which ensemble decides; the first one served if not given"),
+]
+Detectors = Annotated[
+    Sequence[str],
+    Query(
+        alias="detector", max_length=16, description="optional detectors to ask besides; repeatable"
+    ),
+]
 Masks = Annotated[bool, Query(description="with masks, from the detectors that localize")]
 
 
-def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool) -> APIRouter:
+def scoring_router(
+    scorer: engine.EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool
+) -> APIRouter:
     """`/v1/score`, `/v1/ensembles`, `/v1/detectors`."""
     router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
 
-    @router.post("/score", openapi_extra=_BODY, response_model=schemas.ImageAnswer | schemas.ImageAnswers, operation_id="score")
+    @router.post(
+        "/score",
+        openapi_extra=_BODY,
+        response_model=schemas.ImageAnswer | schemas.ImageAnswers,
+        operation_id="score",
+    )
     async def score(
         request: Request,
         ensemble: Ensemble = None,
@@ -78,15 +99,27 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
     ) -> schemas.ImageAnswer | schemas.ImageAnswers:
         """Score one image, or up to 16 in order.
 
-        One image gives one object, and a refused one an error status. Several give `results`, each with a status of its own.
+        One image gives one object, and a refused one an error status. Several give `results`, each
+        with a status of its own.
         """
-        images = await read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
+        images = await read_images(
+            request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes
+        )
         request_id = request.state.request_id
-        options: dict[str, Any] = {"ensemble": ensemble, "beside": detectors, "masks": masks, "request_id": request_id}
+        options: dict[str, Any] = {
+            "ensemble": ensemble,
+            "beside": detectors,
+            "masks": masks,
+            "request_id": request_id,
+        }
         if len(images) == 1:
             name, data = images[0]
             return await scorer.score(data, name=name, **options)
-        return schemas.ImageAnswers(results=await engine.gather_or_cancel(_one(name, data, options) for name, data in images))
+        return schemas.ImageAnswers(
+            results=await engine.gather_or_cancel(
+                _one(name, data, options) for name, data in images
+            )
+        )
 
     async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
         try:
@@ -96,7 +129,13 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
             if not refusal.is_about_one_image:
                 raise
             meter.refused(refusal.code)
-            return responses.refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
+            return responses.refused_answer(
+                refused,
+                name,
+                data,
+                await scorer.ensemble(options["ensemble"]),
+                options["request_id"],
+            )
 
     @router.get("/ensembles", operation_id="ensembles")
     async def ensembles() -> schemas.Ensembles:
@@ -110,7 +149,9 @@ def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Me
             deadline_s=config.limits.deadline_s,
             formats=list(config.limits.formats),
         )
-        return schemas.Ensembles(ensembles=served, optional_detectors=optional, limits=limits, token_needed=token_needed)
+        return schemas.Ensembles(
+            ensembles=served, optional_detectors=optional, limits=limits, token_needed=token_needed
+        )
 
     @router.get("/detectors", operation_id="detectors")
     async def all_detectors() -> schemas.Detectors:
@@ -147,9 +188,11 @@ def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
 
 
 async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
-    """Read a raw body (any content type) as one image without a name, or the parts of a `multipart/form-data` body.
+    """Read a raw body (any content type) as one image without a name, or the parts of a
+    `multipart/form-data` body.
 
-    Nothing is written to disk. All parts of a form must be named `file`. Text before the first boundary and after the last one is ignored.
+    Nothing is written to disk. All parts of a form must be named `file`. Text before the first
+    boundary and after the last one is ignored.
 
     Args:
         request: The request. Its body must be unread.
@@ -157,12 +200,15 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
         max_file_bytes: Size of one image.
 
     Raises:
-        Refusal: `too_many_files` or `file_too_large` before the body has ended, or `malformed_request`.
+        Refusal: `too_many_files` or `file_too_large` before the body has ended, or
+            `malformed_request`.
         InputError: A raw body is empty.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
-        return await _Form(options.get(b"boundary", b""), max_files, max_file_bytes).read(request.stream())
+        return await _Form(options.get(b"boundary", b""), max_files, max_file_bytes).read(
+            request.stream()
+        )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_file_bytes:
         raise _too_large(max_file_bytes, int(announced))
@@ -177,9 +223,15 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
 
 
 def label(name: str) -> str | None:
-    """A file's name as a client gave it, made harmless: the last part of a path, NFC, nothing invisible, at most 255 characters."""
+    """A file's name as a client gave it, made harmless: the last part of a path, NFC, nothing
+    invisible, at most 255 characters.
+    """
     last = name.replace("\\", "/").rpartition("/")[2]
-    visible = "".join(letter for letter in unicodedata.normalize("NFC", last) if unicodedata.category(letter)[0] != "C")
+    visible = "".join(
+        letter
+        for letter in unicodedata.normalize("NFC", last)
+        if unicodedata.category(letter)[0] != "C"
+    )
     clean = " ".join(visible.split())[:_MAX_NAME]
     return clean if clean.strip(". ") else None
 
@@ -206,7 +258,8 @@ class _Form:
             async for chunk in chunks:
                 if not self.ended:  # The rest is the epilogue.
                     self._parse(parser, chunk)
-                # Chunks that are there already come without a pause: others get their turn between them, in every quarter of a MiB.
+                # Chunks that are there already come without a pause: others get their turn between
+                # them, in every quarter of a MiB.
                 unpaused += len(chunk)
                 if unpaused > _PAUSE_BYTES:
                     unpaused = 0
@@ -234,14 +287,16 @@ class _Form:
             },
             max_header_size=_MAX_HEADER_BYTES,
         )
-        # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the data of a first part, which is dropped.
+        # The parser knows no preamble (RFC 2046, section 5.1.1). These bytes make the preamble the
+        # data of a first part, which is dropped.
         parser.write(b"--%b\r\n\r\n\r\n" % self.boundary)
         return parser
 
     def _parse(self, parser: MultipartParser, chunk: bytes) -> None:
         """Parse a chunk, unless the form has too many delimiters or too much padding.
 
-        The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB of them would take 20 s of one core.
+        The parser reads a false end of a part, and the padding of a boundary, byte by byte: 64 MB
+        of them would take 20 s of one core.
         """
         delimiter = b"\r\n--" + self.boundary
         last = chunk.find(delimiter + b"--")
@@ -279,13 +334,18 @@ class _Form:
         field = _text(options[b"name"])
         if field != _FILE_FIELD:
             name = "".join(letter for letter in field if letter.isprintable())[:_MAX_MESSAGE_NAME]
-            raise Refusal("malformed_request", f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}")
+            raise Refusal(
+                "malformed_request",
+                f"unknown form field `{name}`: the only field is `{_FILE_FIELD}`; {_QUERY_HINT}",
+            )
         self._name = label(_text(options.get(b"filename", b"")))
         if len(self.images) == self.max_files:
             raise self._too_many()
 
     def _too_many(self) -> Refusal:
-        """Return the refusal at the first file over the limit; how many more have arrived by then depends on the network."""
+        """Return the refusal at the first file over the limit; how many more have arrived by then
+        depends on the network.
+        """
         return Refusal("too_many_files", limit=self.max_files, observed=self.max_files + 1)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

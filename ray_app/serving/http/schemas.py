@@ -9,7 +9,8 @@ from ray_app.ensembles.finding import Ground
 from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 
-# Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
+# Of the interface under /v1, whatever version of Touchstone answers: what may change under which
+# number says docs/versioning.md.
 API_VERSION = "1.5.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
@@ -24,9 +25,16 @@ class ApiModel(BaseModel):
 class Error(ApiModel):
     """Why a request, or one of its images, was refused."""
 
-    code: str = Field(description="one word of a closed list; image statuses are the batch job's own", examples=["image_too_large"])
+    code: str = Field(
+        description="one word of a closed list; image statuses are the batch job's own",
+        examples=["image_too_large"],
+    )
     message: str = Field(examples=["12000 × 12000 pixels: 144.0 MP is over max_pixels (50 MP)"])
-    limit: float | None = Field(default=None, description="the number that was crossed, if it was about one", examples=[50_000_000])
+    limit: float | None = Field(
+        default=None,
+        description="the number that was crossed, if it was about one",
+        examples=[50_000_000],
+    )
     observed: float | None = Field(default=None, examples=[144_000_000])
     request_id: str = Field(examples=["5f0c6d0e8b7a4a0f"])
 
@@ -48,26 +56,42 @@ class DetectorAnswer(ApiModel):
 
     score: float | None = Field(description="log-odds of fake; null = none", examples=[4.21])
     probability: float | None = Field(
-        description="P(fake): calibrated where the card has a calibration, else the plain sigmoid", examples=[0.985]
+        description="P(fake): calibrated where the card has a calibration, else the plain sigmoid",
+        examples=[0.985],
     )
     calibrated: bool
-    abstained: str | None = Field(description="why it gave no score, or why its score does not count", examples=[None])
-    beside: bool = Field(default=False, description="an optional detector: it has no part in the verdict")
-    reply: str | None = Field(default=None, description="the words of a detector that answers in words")
+    abstained: str | None = Field(
+        description="why it gave no score, or why its score does not count", examples=[None]
+    )
+    beside: bool = Field(
+        default=False, description="an optional detector: it has no part in the verdict"
+    )
+    reply: str | None = Field(
+        default=None, description="the words of a detector that answers in words"
+    )
     mask: Mask | None = None
 
 
 class ProfileGenerator(ApiModel):
-    """Which generator the image is nearest to. A name is no proof of where an image came from, and says nothing of a real one."""
+    """Which generator the image is nearest to. A name is no proof of where an image came from, and
+    says nothing of a real one.
+    """
 
-    name: str | None = Field(description="null: it is like none of the generators that the identifier knows", examples=["sdxl"])
+    name: str | None = Field(
+        description="null: it is like none of the generators that the identifier knows",
+        examples=["sdxl"],
+    )
     title: str | None = Field(examples=["Stable Diffusion XL 1.0"])
     family: str | None = Field(examples=["sdxl_1.0"])
     family_title: str | None = Field(examples=["Stable Diffusion XL"])
     probability: float = Field(description="of the first of `ranking`, among the known ones")
-    confidence: float = Field(description="that it is a known one at all; higher is surer, the scale is the identifier's own")
+    confidence: float = Field(
+        description="that it is a known one at all; higher is surer, the scale is the identifier's own"
+    )
     known: bool
-    ranking: list[str] = Field(description="the nearest known ones, best first, whether one was named or not")
+    ranking: list[str] = Field(
+        description="the nearest known ones, best first, whether one was named or not"
+    )
     nearest: str = Field(description="title of the first of `ranking`")
 
 
@@ -84,7 +108,9 @@ class Profile(ApiModel):
     """What the ensemble's profile says. It changes no score and no verdict."""
 
     generator: ProfileGenerator | None = Field(description="null where it is not known")
-    prompt: ProfilePrompt | None = Field(description="null where none was predicted: by default of images that are not flagged")
+    prompt: ProfilePrompt | None = Field(
+        description="null where none was predicted: by default of images that are not flagged"
+    )
 
 
 class ImageFacts(ApiModel):
@@ -97,11 +123,17 @@ class ImageFacts(ApiModel):
     frames: int | None
     orientation: int | None
     icc: bool | None
-    flags: list[str] = Field(description="what is odd but did not keep it from being scored", examples=[["animated"]])
+    flags: list[str] = Field(
+        description="what is odd but did not keep it from being scored", examples=[["animated"]]
+    )
     decoder: str | None
     size_bytes: int
-    provenance: Provenance | None = Field(description="what the file says of its own origin; it changes no score and no verdict")
-    metadata: dict[str, str] = Field(description="the same in flat lines, for programs that want no structure")
+    provenance: Provenance | None = Field(
+        description="what the file says of its own origin; it changes no score and no verdict"
+    )
+    metadata: dict[str, str] = Field(
+        description="the same in flat lines, for programs that want no structure"
+    )
 
 
 class EnsembleName(ApiModel):
@@ -129,14 +161,20 @@ class ImageAnswer(ApiModel):
     status: str = Field(examples=["ok"])
     error: Error | None = None
     finding: str | None = Field(
-        default=None, description="in words, what the file says of itself and the detectors see: that of the strongest of `grounds`"
+        default=None,
+        description="in words, what the file says of itself and the detectors see: that of the strongest of `grounds`",
     )
     grounds: list[Ground] = Field(
-        default=[], description="the strongest first; one that contradicts the finding begins with `against this`"
+        default=[],
+        description="the strongest first; one that contradicts the finding begins with `against this`",
     )
     verdict: Verdict | None = Field(description="`real` means: no evidence found")
-    verdict_reason: Reason | None = Field(description="why the verdict is `abstain`; null for any other verdict")
-    verdict_detail: str | None = Field(default=None, description="what varies in the reason: detectors, figures")
+    verdict_reason: Reason | None = Field(
+        description="why the verdict is `abstain`; null for any other verdict"
+    )
+    verdict_detail: str | None = Field(
+        default=None, description="what varies in the reason: detectors, figures"
+    )
     second_look: SecondLook | None = Field(
         default=None,
         description="of a cascade: why all its detectors looked, `band` (the first were not sure) or `audit` (drawn by its bytes); "
@@ -146,10 +184,14 @@ class ImageAnswer(ApiModel):
         default=None,
         description="of the ensemble, in a sentence to be shown beside the verdict: what it flags of real and of generated pictures",
     )
-    probability: float | None = Field(description="P(fake); the plain sigmoid of the score unless `calibrated`")
+    probability: float | None = Field(
+        description="P(fake); the plain sigmoid of the score unless `calibrated`"
+    )
     calibrated: bool
     score: float | None = Field(description="log-odds of fake, by the ensemble's rule")
-    scores: dict[str, float | None] = Field(description="log-odds of fake per detector", examples=[{"touchstone-tiny": 4.21}])
+    scores: dict[str, float | None] = Field(
+        description="log-odds of fake per detector", examples=[{"touchstone-tiny": 4.21}]
+    )
     detectors: dict[str, DetectorAnswer]
     profile: Profile | None = Field(default=None, description="where the ensemble has one")
     sha256: str
@@ -179,14 +221,18 @@ class DetectorInfo(ApiModel):
 
 
 class GuaranteeInfo(ApiModel):
-    """What an ensemble's card promises of its false positives, for images like those that it was calibrated on."""
+    """What an ensemble's card promises of its false positives, for images like those that it was
+    calibrated on.
+    """
 
     target_fpr: float = Field(description="of real images, no larger a share is called fake")
     confidence: float
     upper_bound: float = Field(description="of that share, by an exact binomial interval")
     n_real: int = Field(description="real images that it was measured on")
     population: str | None = Field(description="the images that it holds for")
-    holds: bool = Field(description="whether scores are made here as they were calibrated; whether the images are similar is not checked")
+    holds: bool = Field(
+        description="whether scores are made here as they were calibrated; whether the images are similar is not checked"
+    )
     why: str | None = Field(description="why it does not hold")
 
 
@@ -202,9 +248,16 @@ class EnsembleInfo(ApiModel):
     calibrated: bool
     fake_above: float = Field(description="log-odds")
     real_below: float = Field(description="log-odds; between the two it abstains")
-    demonstration: bool = Field(description="shows that the machinery works; not for decisions about any image")
-    blind_to: list[str] = Field(default=[], description="what its detectors cannot see, in sentences to be shown beside a verdict")
-    guarantee: GuaranteeInfo | None = Field(default=None, description="null where nothing is promised")
+    demonstration: bool = Field(
+        description="shows that the machinery works; not for decisions about any image"
+    )
+    blind_to: list[str] = Field(
+        default=[],
+        description="what its detectors cannot see, in sentences to be shown beside a verdict",
+    )
+    guarantee: GuaranteeInfo | None = Field(
+        default=None, description="null where nothing is promised"
+    )
 
 
 class EndpointLimits(ApiModel):
@@ -226,8 +279,13 @@ class Ensembles(ApiModel):
     optional_detectors: list[str]
     limits: EndpointLimits
     token_needed: bool = Field(description="whether requests need a bearer token")
-    api_version: str = Field(default=API_VERSION, description="of this interface: MAJOR.MINOR.PATCH, and MAJOR stands in the paths as /v1")
-    touchstone: str = Field(default=__version__, description="the version of Touchstone that answers")
+    api_version: str = Field(
+        default=API_VERSION,
+        description="of this interface: MAJOR.MINOR.PATCH, and MAJOR stands in the paths as /v1",
+    )
+    touchstone: str = Field(
+        default=__version__, description="the version of Touchstone that answers"
+    )
 
 
 class Detectors(ApiModel):

@@ -1,4 +1,6 @@
-"""Keep rules of HTTP: a refused client can read its answer (`LingeringClose`), and HEAD is GET without a body (`HeadAsGet`)."""
+"""Keep rules of HTTP: a refused client can read its answer (`LingeringClose`), and HEAD is GET
+without a body (`HeadAsGet`).
+"""
 
 import asyncio
 from contextlib import suppress
@@ -12,27 +14,34 @@ LINGER_IDLE_S = 2.0  # Apache closes after the same time without a byte (SECONDS
 
 
 class LingeringClose(Layer):
-    """Let a client that is still sending read an answer that did not wait for its body (RFC 9112, section 9.6).
+    """Let a client that is still sending read an answer that did not wait for its body (RFC 9112,
+    section 9.6).
 
-    If a server closes a connection with unread bytes, TCP resets the connection, and the reset can delete the answer before the client
-    reads it. This layer therefore sends such an answer at once, with `Connection: close`, but keeps its last message back. Meanwhile it
-    reads and drops the rest of the body. The last message, and with it the close, follows when the body ends, when the client leaves, or
-    at a limit.
+    If a server closes a connection with unread bytes, TCP resets the connection, and the reset can
+    delete the answer before the client reads it. This layer therefore sends such an answer at once,
+    with `Connection: close`, but keeps its last message back. Meanwhile it reads and drops the rest
+    of the body. The last message, and with it the close, follows when the body ends, when the
+    client leaves, or at a limit.
 
     Args:
         app: The application inside this layer.
         deadline_s: Seconds from the start of a request until its body must have ended.
         max_bytes: Bytes of one body that are dropped. A larger rest ends with a reset.
-        max_lingering: Clients that may still send after their answer, at the same time. The connection of a further client closes at once.
+        max_lingering: Clients that may still send after their answer, at the same time. The
+            connection of a further client closes at once.
     """
 
-    def __init__(self, app: ASGIApp, *, deadline_s: float, max_bytes: int, max_lingering: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, deadline_s: float, max_bytes: int, max_lingering: int
+    ) -> None:
         super().__init__(app)
         self.deadline_s, self.max_bytes, self.max_lingering = deadline_s, max_bytes, max_lingering
         self.lingering = 0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. If the answer came before the end of the body, drop the rest of the body."""
+        """Pass the request on. If the answer came before the end of the body, drop the rest of the
+        body.
+        """
         if not has_body(scope):
             await self.app(scope, receive, send)
             return
@@ -41,7 +50,10 @@ class LingeringClose(Layer):
         exchange = _EarlyAnswer(receive, send)
         await self.app(scope, exchange.receive, exchange.send)
         if exchange.is_held:
-            is_waiting = not exchange.has_read and any(name == b"expect" for name, _ in scope["headers"])  # It sends nothing uninvited.
+            # It sends nothing uninvited.
+            is_waiting = not exchange.has_read and any(
+                name == b"expect" for name, _ in scope["headers"]
+            )
             if self.lingering < self.max_lingering and not is_waiting:
                 self.lingering += 1
                 try:
@@ -59,16 +71,20 @@ class LingeringClose(Layer):
                 while dropped_bytes < self.max_bytes:
                     try:
                         message = await receive()
-                    except Exception:  # Ray Serve raises its TaskCancelledError if the client has left.
+                    # Ray Serve raises its TaskCancelledError if the client has left.
+                    except Exception:
                         return
-                    if not message.get("more_body", False):  # The body has ended, or the client has left.
+                    # The body has ended, or the client has left.
+                    if not message.get("more_body", False):
                         return
                     dropped_bytes += len(message.get("body", b""))
                     limit.reschedule(min(deadline, clock() + LINGER_IDLE_S))
 
 
 class _EarlyAnswer:
-    """Watch one request with a body. If its answer comes before the end of the body, announce the close and keep the last message back."""
+    """Watch one request with a body. If its answer comes before the end of the body, announce the
+    close and keep the last message back.
+    """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -92,7 +108,9 @@ class _EarlyAnswer:
 
 
 class HeadAsGet(Layer):
-    """Answer HEAD wherever GET is answered: the same status and headers, without the body (RFC 9110, sections 9.1 and 9.3.2)."""
+    """Answer HEAD wherever GET is answered: the same status and headers, without the body (RFC
+    9110, sections 9.1 and 9.3.2).
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass HEAD on as GET, and drop the body of the answer."""
@@ -110,4 +128,7 @@ class HeadAsGet(Layer):
 
 def has_body(scope: Scope) -> bool:
     """Return whether the client announced a body."""
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )

@@ -1,4 +1,6 @@
-"""Archives that intake must read, or refuse member by member, each made in code; and the two ways to look at one."""
+"""Archives that intake must read, or refuse member by member, each made in code; and the two ways
+to look at one.
+"""
 
 import bz2
 import gzip
@@ -13,22 +15,44 @@ from pathlib import Path
 
 from backports import zstd
 
-from ray_app.archives import Container, ContainerLimits, ListedMember, ManifestMember, MemberReader, TableColumns
+from ray_app.archives import (
+    Container,
+    ContainerLimits,
+    ListedMember,
+    ManifestMember,
+    MemberReader,
+    TableColumns,
+)
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import InputError
 from ray_app.storage import Fetcher, list_objects
 from tests.storage.faulty_server import LOOPBACK
 
-FILES = {"a/1.jpg": b"first" * 99, "a/2.jpg": b"second" * 200, "empty.jpg": b"", "b.png": bytes(range(256)) * 9}
+FILES = {
+    "a/1.jpg": b"first" * 99,
+    "a/2.jpg": b"second" * 200,
+    "empty.jpg": b"",
+    "b.png": bytes(range(256)) * 9,
+}
 
 
 def container_at(place: str | Path, kind: str, **limits) -> Container:
     """A file as a container."""
     [info] = list_objects(str(place))
-    return Container(info.uri, info.version, info.size_bytes, kind, "a", TableColumns(), ContainerLimits(**limits))
+    return Container(
+        info.uri,
+        info.version,
+        info.size_bytes,
+        kind,
+        "a",
+        TableColumns(),
+        ContainerLimits(**limits),
+    )
 
 
-def opened(place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits) -> list[ListedMember]:
+def opened(
+    place: str | Path | Container, kind: str, *, fetcher: Fetcher | None = None, **limits
+) -> list[ListedMember]:
     """What a container lists."""
     container = place if isinstance(place, Container) else container_at(place, kind, **limits)
     return list(CONTAINERS[kind].index(container, fetcher or Fetcher(guard=LOOPBACK)))
@@ -44,14 +68,30 @@ def written(folder: Path, data: bytes, kind: str, **limits) -> list[ListedMember
 def members(listed: list[ListedMember]) -> list[ManifestMember]:
     """Rows of a manifest for them."""
     return [
-        ManifestMember(slot, m.uri, m.member, m.occurrence, m.version, m.size_bytes, 0, slot, m.input, m.place, m.refused)
+        ManifestMember(
+            slot,
+            m.uri,
+            m.member,
+            m.occurrence,
+            m.version,
+            m.size_bytes,
+            0,
+            slot,
+            m.input,
+            m.place,
+            m.refused,
+        )
         for slot, m in enumerate(listed)
     ]
 
 
-def contents(listed: list[ListedMember], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20) -> list[bytes | str]:
+def contents(
+    listed: list[ListedMember], *, fetcher: Fetcher | None = None, max_bytes: int = 2**20
+) -> list[bytes | str]:
     """Bytes, or the status, of each."""
-    reading = MemberReader(fetcher or Fetcher(guard=LOOPBACK), max_bytes=max_bytes).read(members(listed))
+    reading = MemberReader(fetcher or Fetcher(guard=LOOPBACK), max_bytes=max_bytes).read(
+        members(listed)
+    )
     return [str(data.status) if isinstance(data, InputError) else data for _, data in reading]
 
 
@@ -87,15 +127,30 @@ def member(name: str, type_: bytes = tarfile.REGTYPE, size: int = 0, **fields) -
 
 def header(name: bytes, size: bytes = b"%011o\0" % 0, type_: bytes = b"0") -> bytes:
     """One ustar header whose fields no library would write."""
-    block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"%011o\0" % 0 + b" " * 8 + type_ + bytes(100)
+    block = (
+        name.ljust(100, b"\0")
+        + b"0000644\0"
+        + b"0000000\0" * 2
+        + size
+        + b"%011o\0" % 0
+        + b" " * 8
+        + type_
+        + bytes(100)
+    )
     block = (block + b"ustar\x0000").ljust(512, b"\0")
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
 def gnu_header(name: bytes, *, size: int = 0, type_: bytes = b"0", prefix: bytes = b"") -> bytes:
-    """One header of GNU's own format; `prefix` is where POSIX has the prefix of a name and GNU two times."""
+    """One header of GNU's own format; `prefix` is where POSIX has the prefix of a name and GNU two
+    times.
+    """
     written = bytearray(header(name, b"%011o\0" % size, type_))
-    written[257:265], written[345 : 345 + len(prefix)], written[148:156] = b"ustar  \0", prefix, b" " * 8
+    written[257:265], written[345 : 345 + len(prefix)], written[148:156] = (
+        b"ustar  \0",
+        prefix,
+        b" " * 8,
+    )
     written[148:156] = b"%06o\0 " % sum(written)
     return bytes(written)
 
@@ -158,23 +213,61 @@ def streamed_zip(method: int) -> bytes:
     return out.getvalue()
 
 
-def directory_entry(name: bytes, packed: int, size: int, offset: int, crc: int = 0, method: int = 8) -> bytes:
-    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, method, 0, 0, crc, packed, size, len(name), 0, 0, 0, 0, 0, offset) + name
+def directory_entry(
+    name: bytes, packed: int, size: int, offset: int, crc: int = 0, method: int = 8
+) -> bytes:
+    return (
+        struct.pack(
+            "<4s6H3L5H2L",
+            b"PK\1\2",
+            20,
+            20,
+            0,
+            method,
+            0,
+            0,
+            crc,
+            packed,
+            size,
+            len(name),
+            0,
+            0,
+            0,
+            0,
+            0,
+            offset,
+        )
+        + name
+    )
 
 
 def ended(data: bytes, entries: list[bytes]) -> bytes:
     """Local data, then a directory, then its end record."""
     directory = b"".join(entries)
-    return data + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), len(data), 0)
+    return (
+        data
+        + directory
+        + struct.pack(
+            "<4s4H2LH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), len(data), 0
+        )
+    )
 
 
 def overlapping_zip() -> bytes:
-    """One kernel of packed zeros that many names share (https://www.bamsoftware.com/hacks/zipbomb/)."""
+    """One kernel of packed zeros that many names share
+    (https://www.bamsoftware.com/hacks/zipbomb/).
+    """
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(bytes(50_000)) + packer.flush()
     crc = zlib.crc32(bytes(50_000))
-    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 8, 0, 0, crc, len(packed), 50_000, 5, 0) + b"0.jpg" + packed
-    return ended(local, [directory_entry(b"%d.jpg" % n, len(packed), 50_000, 0, crc) for n in range(9)])
+    local = (
+        struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 8, 0, 0, crc, len(packed), 50_000, 5, 0)
+        + b"0.jpg"
+        + packed
+    )
+    return ended(
+        local, [directory_entry(b"%d.jpg" % n, len(packed), 50_000, 0, crc) for n in range(9)]
+    )
 
 
 def zip64_forced() -> bytes:
@@ -190,7 +283,10 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     "tar.gz": lambda data: gzip.compress(data, 1),
     "tar.bz2": lambda data: bz2.compress(data, 1),
     "tar.xz": lambda data: lzma.compress(data, preset=0),
-    "tar.zst": lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1}),  # as the command does
+    # as the command does
+    "tar.zst": lambda data: zstd.compress(
+        data, options={zstd.CompressionParameter.checksum_flag: 1}
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Parquet footers written by hand (Thrift's compact protocol), so that they can claim what no writer would."""
+"""Parquet footers written by hand (Thrift's compact protocol), so that they can claim what no
+writer would.
+"""
 
 import struct
 
@@ -53,13 +55,25 @@ def column(name: str, kind: int, rows: int) -> bytes:
 
 
 def lying(rows: int, *, columns: dict[str, int] | None = None, claimed_groups: int = 1) -> bytes:
-    """A file of hardly more than a footer, which claims so many `rows` in its row group. `columns`: name → physical type."""
+    """A file of hardly more than a footer, which claims so many `rows` in its row group. `columns`:
+    name → physical type.
+    """
     columns = {"image": BYTE_ARRAY} if columns is None else columns
-    types = [(name, (1, I32, integer(kind)), (3, I32, integer(OPTIONAL))) for name, kind in columns.items()]
-    leaves = [fields(type=kind, repetition=repetition, name=(4, TEXT, text(name))) for name, kind, repetition in types]
+    types = [
+        (name, (1, I32, integer(kind)), (3, I32, integer(OPTIONAL)))
+        for name, kind in columns.items()
+    ]
+    leaves = [
+        fields(type=kind, repetition=repetition, name=(4, TEXT, text(name)))
+        for name, kind, repetition in types
+    ]
     root = fields(name=(4, TEXT, text("schema")), children=(5, I32, integer(len(columns))))
     chunks = [column(name, kind, rows) for name, kind in columns.items()]
-    group = fields(columns=(1, LIST, items(STRUCT, chunks)), size=(2, I64, integer(0)), rows=(3, I64, integer(rows)))
+    group = fields(
+        columns=(1, LIST, items(STRUCT, chunks)),
+        size=(2, I64, integer(0)),
+        rows=(3, I64, integer(rows)),
+    )
     footer = fields(
         version=(1, I32, integer(1)),
         schema=(2, LIST, items(STRUCT, [root, *leaves])),

@@ -10,11 +10,30 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.archives import image_id
-from tests.archives.containers.hazards import FILES, PACK, directory_entry, ended, streamed_zip, tar, written, zip64_forced, zipped
+from tests.archives.containers.hazards import (
+    FILES,
+    PACK,
+    directory_entry,
+    ended,
+    streamed_zip,
+    tar,
+    written,
+    zip64_forced,
+    zipped,
+)
 
-NAMES = FILES | {"ä/é 日本.jpg": b"composed", "cafe\u0301.jpg": b"decomposed", "folder/" * 14 + "long.jpg": b"long"}
+NAMES = FILES | {
+    "ä/é 日本.jpg": b"composed",
+    "cafe\u0301.jpg": b"decomposed",
+    "folder/" * 14 + "long.jpg": b"long",
+}
 CELLS = [{"bytes": b"%d" % number, "path": f"{number}.png"} for number in range(5)]
-HUB = pa.table({"image": pa.array(CELLS, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), "label": range(5)})
+HUB = pa.table(
+    {
+        "image": pa.array(CELLS, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": range(5),
+    }
+)
 DOS_NAME = "Größe.jpg".encode("cp437")
 DOS = ended(b"PK\3\4" + bytes(26) + DOS_NAME, [directory_entry(DOS_NAME, 0, 0, 0, method=0)])
 FIVE, SEVEN, FOUR = "e0d4a130bc38436a", "27f58308916d60dd", "f2974d316d916e76"
@@ -22,7 +41,11 @@ FIVE, SEVEN, FOUR = "e0d4a130bc38436a", "27f58308916d60dd", "f2974d316d916e76"
 ARCHIVES = {
     "gnu tar": ("tar", tar(NAMES, tar_format=tarfile.GNU_FORMAT), SEVEN),
     "pax tar": ("tar", tar(NAMES), SEVEN),
-    "ustar tar": ("tar", tar(FILES | {"folder/" * 20 + "x.jpg": b"prefix"}, tar_format=tarfile.USTAR_FORMAT), FIVE),
+    "ustar tar": (
+        "tar",
+        tar(FILES | {"folder/" * 20 + "x.jpg": b"prefix"}, tar_format=tarfile.USTAR_FORMAT),
+        FIVE,
+    ),
     **{kind: (kind, pack(tar(NAMES)), SEVEN) for kind, pack in PACK.items()},
     "stored zip": ("zip", zipped(NAMES, zipfile.ZIP_STORED), SEVEN),
     "streamed zip": ("zip", streamed_zip(zipfile.ZIP_DEFLATED), FOUR),
@@ -39,5 +62,8 @@ def test_ids_of_ordinary_archives_stay(tmp_path, name):
     if data is None:
         pq.write_table(HUB, tmp_path / "a.parquet")
         data = (tmp_path / "a.parquet").read_bytes()
-    ids = [image_id(replace(item, uri="s3://bucket/archive", version="etag")) for item in written(tmp_path, data, kind)]
+    ids = [
+        image_id(replace(item, uri="s3://bucket/archive", version="etag"))
+        for item in written(tmp_path, data, kind)
+    ]
     assert hashlib.sha256(repr(ids).encode()).hexdigest()[:16] == expected, ids

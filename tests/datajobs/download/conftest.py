@@ -41,7 +41,9 @@ class Web:
 def wild(tmp_path_factory):
     """One server for all tests of this process."""
     port_file = tmp_path_factory.mktemp("wild") / "port"
-    process = subprocess.Popen([sys.executable, "-m", "tests.datajobs.download.wild_server", str(port_file)], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.datajobs.download.wild_server", str(port_file)], cwd=ROOT
+    )
     try:
         wait_until(port_file.exists, 120)
         yield Web(int(port_file.read_text()))
@@ -51,7 +53,9 @@ def wild(tmp_path_factory):
 
 
 class LentDecoders:
-    """Decoders of the whole session of tests in place of a session's own, since a process takes half a second to start."""
+    """Decoders of the whole session of tests in place of a session's own, since a process takes
+    half a second to start.
+    """
 
     def __init__(self, decoders):
         self.decode = decoders.decode
@@ -62,15 +66,21 @@ class LentDecoders:
 
 @pytest.fixture(scope="session")
 def decoders():
-    with closing(IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=20, memory_limit_bytes=None)) as shared:
+    with closing(
+        IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=20, memory_limit_bytes=None)
+    ) as shared:
         yield shared
 
 
 @pytest.fixture
 def web(wild, decoders, monkeypatch):
-    """The server, with nothing asked of it yet; what comes from it is decoded by decoders that are up already."""
+    """The server, with nothing asked of it yet; what comes from it is decoded by decoders that are
+    up already.
+    """
     wild.forget()
-    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders))
+    monkeypatch.setattr(
+        "ray_app.datajobs.download.fetch.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders)
+    )
     return wild
 
 

@@ -60,7 +60,23 @@ def test_silence_counts_only_in_a_row():
 def test_harmful_ids_are_marked_and_others_keep_their_names():
     for name in ("0012345", "a.b.c", "x-1_2", "ünïcode", "a=b,c@d+e"):
         assert safe_name(name) == name
-    for name in ("COM¹", "", ".", "..", "../x", "/etc/passwd", "a\\b", "a\0b", "C:x", ".x", "x.", "NUL", "com1.png", "é" * 200, "a\nb"):
+    for name in (
+        "COM¹",
+        "",
+        ".",
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a\\b",
+        "a\0b",
+        "C:x",
+        ".x",
+        "x.",
+        "NUL",
+        "com1.png",
+        "é" * 200,
+        "a\nb",
+    ):
         safe = safe_name(name)
         assert safe != name
         assert not {"/", "\\", "\0", ":", "\n"} & set(safe)
@@ -75,7 +91,9 @@ def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():
     assert (chosen[0], chosen[2], cases) == ("A", "b", 2)
 
 
-@pytest.mark.parametrize("url", ["http://ａ.test/x", "http://A.test:80/x", "https://a.test./y", "http://a.test:8080/"])
+@pytest.mark.parametrize(
+    "url", ["http://ａ.test/x", "http://A.test:80/x", "https://a.test./y", "http://a.test:8080/"]
+)
 def test_one_host_is_counted_once_however_it_is_spelt(url):
     assert host_of(url) == "a.test"
 
@@ -87,5 +105,7 @@ def test_one_host_is_counted_once_however_it_is_spelt(url):
         ("application/octet-stream", "JPEG", "jpeg"), ("IMAGE/WEBP", "WEBP", "webp"), ("image/../../x", "PNG", "png"),
     ],
 )  # fmt: skip
-def test_the_ending_is_the_content_types_where_the_bytes_agree(content_type, image_format, expected):
+def test_the_ending_is_the_content_types_where_the_bytes_agree(
+    content_type, image_format, expected
+):
     assert ending(content_type, image_format) == expected

@@ -1,4 +1,6 @@
-"""Two thousand urls of a web that misbehaves, collected by a process that is killed twice: every good file once, every bad one with why."""
+"""Two thousand urls of a web that misbehaves, collected by a process that is killed twice: every
+good file once, every bad one with why.
+"""
 
 import json
 import os
@@ -31,16 +33,41 @@ def rows_of_the_mix(web):
 
 def start(meta, out, folder, workers):
     """The command as a user types it, in a process group of its own."""
-    settings = config(meta, out, politeness={"per_host": PER_HOST, "contact": "me@example.org"}, cluster={"workers": workers})
+    settings = config(
+        meta,
+        out,
+        politeness={"per_host": PER_HOST, "contact": "me@example.org"},
+        cluster={"workers": workers},
+    )
     file = folder / "collect.yaml"
     file.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
-    command = [sys.executable, "-m", "ray_app.cli", "data", "collect", "--config", str(file), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "ray_app.cli",
+        "data",
+        "collect",
+        "--config",
+        str(file),
+        "--json",
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
 
 
 def files(out):
     folder = out / "images"
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".touchstone-")} if folder.exists() else set()
+    return (
+        {path.name for path in folder.iterdir() if not path.name.startswith(".touchstone-")}
+        if folder.exists()
+        else set()
+    )
 
 
 def killed_at(process, out, count):
@@ -58,7 +85,9 @@ def finished(process):
 
 
 def asked_again(web, there):
-    """Whether something that lay there was asked for since the last question, or a host more often at once than it likes."""
+    """Whether something that lay there was asked for since the last question, or a host more often
+    at once than it likes.
+    """
     seen = web.told()
     web.forget()
     assert max(seen["most"].values()) <= PER_HOST
@@ -74,15 +103,27 @@ def killed_twice(web, folder, workers):
         assert not asked_again(web, there)
         there = now
     last = start(meta, out, folder, workers)
-    if workers > 1:  # and one of its processes, whose units are fetched again as far as the directory lacks them
-        wait_until(lambda: len(files(out)) >= len(there) + len(rows) // 20 or last.poll() is not None, 240)
-        os.kill(next(pid for pid in family_of(last.pid) if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    # and one of its processes, whose units are fetched again as far as the directory lacks them
+    if workers > 1:
+        wait_until(
+            lambda: len(files(out)) >= len(there) + len(rows) // 20 or last.poll() is not None, 240
+        )
+        os.kill(
+            next(
+                pid
+                for pid in family_of(last.pid)
+                if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ),
+            signal.SIGKILL,
+        )
     summary = finished(last)
     assert not asked_again(web, there)
     check(rows, out, EXPECTED)
     assert finished(start(meta, out, folder, workers))["session"]["urls"] == 0
     assert web.told()["asked"] == {}
-    print(f"\n{len(rows):,} urls, workers {workers}: {summary['ok']:,} images, statuses {summary['statuses']}")
+    print(
+        f"\n{len(rows):,} urls, workers {workers}: {summary['ok']:,} images, statuses {summary['statuses']}"
+    )
     return summary
 
 

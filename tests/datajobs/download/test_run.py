@@ -1,4 +1,6 @@
-"""Collecting from a real server that misbehaves in every way, in one process: what comes, what does not, and what a second run asks."""
+"""Collecting from a real server that misbehaves in every way, in one process: what comes, what does
+not, and what a second run asks.
+"""
 
 import hashlib
 import pickle
@@ -39,7 +41,13 @@ EXPECTED = dict.fromkeys(GOOD, "ok") | {
 def rows_for(web, kinds, times=1):
     rows = []
     for number, kind in enumerate(kind for _ in range(times) for kind in kinds):
-        rows.append({"id": f"{number:05d}.{kind}", "url": web.url(f"h{number % 7}", f"{kind}/{number}.x"), "Prompt": f"a {kind} thing"})
+        rows.append(
+            {
+                "id": f"{number:05d}.{kind}",
+                "url": web.url(f"h{number % 7}", f"{kind}/{number}.x"),
+                "Prompt": f"a {kind} thing",
+            }
+        )
     return rows
 
 
@@ -53,7 +61,9 @@ def outcomes(out):
 def check(rows, out, statuses):
     """Every row has its outcome; every good file is there once, and nothing else."""
     collected, failed = outcomes(out)
-    names = {path.name for path in (out / "images").iterdir() if not path.name.startswith(".touchstone-")}
+    names = {
+        path.name for path in (out / "images").iterdir() if not path.name.startswith(".touchstone-")
+    }
     expected_names = set()
     for row in rows:
         kind, number = row["id"].partition(".")[2], int(row["id"][:5])
@@ -65,14 +75,21 @@ def check(rows, out, statuses):
             assert (out / "images" / name).read_bytes() == data
             told = collected[row["id"]]
             assert told["uri"] == f"images/{name}"
-            assert (told["sha256"], told["prompt"], told["label"]) == (hashlib.sha256(data).hexdigest(), row["Prompt"], "fake")
+            assert (told["sha256"], told["prompt"], told["label"]) == (
+                hashlib.sha256(data).hexdigest(),
+                row["Prompt"],
+                "fake",
+            )
             expected_names.add(name)
     assert names == expected_names
     assert len(collected) + len(failed) == len(rows)
 
 
-def test_every_way_of_misbehaving_has_its_status_and_a_second_run_asks_nothing(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", IsolatedDecoders)  # of its own, as outside of tests
+def test_every_way_of_misbehaving_has_its_status_and_a_second_run_asks_nothing(
+    web, tmp_path, monkeypatch
+):
+    # of its own, as outside of tests
+    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", IsolatedDecoders)
     rows = rows_for(web, EXPECTED, times=2)
     settings = config(write_list(tmp_path, rows), tmp_path / "out")
     summary = collect(settings)
@@ -85,11 +102,23 @@ def test_every_way_of_misbehaving_has_its_status_and_a_second_run_asks_nothing(w
     assert summary["ok"] == 18
     asked = {path.split("/")[1]: count for path, count in seen["asked"].items()}
     # the same torn bytes twice are what the host has
-    often = {"gone": 1, "denied": 1, "html": 1, "reset": 3, "flaky": 2, "cut": 2, "empty": 2, "huge": 1}
+    often = {
+        "gone": 1,
+        "denied": 1,
+        "html": 1,
+        "reset": 3,
+        "flaky": 2,
+        "cut": 2,
+        "empty": 2,
+        "huge": 1,
+    }
     assert {kind: asked[kind] for kind in often} == often
     _, failed = outcomes(tmp_path / "out")
     assert next(row["requests"] for name, row in failed.items() if name.endswith("reset")) == 3
-    assert {row["http_status"] for name, row in failed.items() if name.endswith("gone")} <= {404, 410}
+    assert {row["http_status"] for name, row in failed.items() if name.endswith("gone")} <= {
+        404,
+        410,
+    }
     web.forget()
     assert collect(settings)["session"]["urls"] == 0
     assert web.told()["asked"] == {}
@@ -100,7 +129,9 @@ def test_a_host_that_asks_to_wait_for_an_hour_is_asked_once_and_later_by_retry(w
     rows += [{"id": f"g{number}", "url": web.url("h1", f"good/{number}")} for number in range(5)]
     settings = config(write_list(tmp_path, rows), tmp_path / "out")
     assert collect(settings)["statuses"] == {"source_throttled": 40, "ok": 5}
-    assert sum(count for path, count in web.told()["asked"].items() if path.startswith("tired")) <= 2
+    assert (
+        sum(count for path, count in web.told()["asked"].items() if path.startswith("tired")) <= 2
+    )
     web.forget()
     summary = collect(settings, retry=["source_throttled"])
     assert summary["session"]["urls"] == 40
@@ -118,7 +149,9 @@ def test_shards_hold_images_with_their_words(web, tmp_path, form):
     assert len(shards) > 1
     assert {f"data/{path.name}" for path in (tmp_path / "out" / "data").iterdir()} == shards
     if form == "parquet":
-        found = [row for path in shards for row in pq.read_table(tmp_path / "out" / path).to_pylist()]
+        found = [
+            row for path in shards for row in pq.read_table(tmp_path / "out" / path).to_pylist()
+        ]
         assert sorted(row["id"] for row in found) == sorted(collected)
         for row in found:
             assert row["image"]["bytes"] == picture(int(row["id"][:5]))[0]
@@ -180,7 +213,9 @@ def test_private_addresses_are_not_asked_unless_said(web, tmp_path):
 
 def test_names_never_leave_the_folder(web, tmp_path):
     ids = ["../up", "/etc/x", "a/b", ".hidden", "A", "a", "con", "x" * 400, "ü b", "..", "1.2.3"]
-    rows = [{"id": name, "url": web.url("h1", f"good/{number * 3}")} for number, name in enumerate(ids)]
+    rows = [
+        {"id": name, "url": web.url("h1", f"good/{number * 3}")} for number, name in enumerate(ids)
+    ]
     summary = collect(config(write_list(tmp_path, rows), tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
     assert len(names) == len(ids) == summary["ok"]
@@ -229,9 +264,17 @@ def interrupted(settings, web, asked):
 
 @pytest.mark.parametrize("form", ["files", "parquet"])
 def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_path, form):
-    rows = [{"id": f"{number:05d}.slow", "url": web.url("one", f"slow/{number}.x"), "Prompt": "a slow thing"} for number in range(10)]
+    rows = [
+        {
+            "id": f"{number:05d}.slow",
+            "url": web.url("one", f"slow/{number}.x"),
+            "Prompt": "a slow thing",
+        }
+        for number in range(10)
+    ]
     meta, out = write_list(tmp_path, rows), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt) as caught:  # one by one, so that at the fifth some have ended
+    # one by one, so that at the fifth some have ended
+    with pytest.raises(KeyboardInterrupt) as caught:
         interrupted(config(meta, out, form=form, politeness={"per_host": 1}, commit_s=300), web, 5)
     assert RESUMABLE in caught.value.__notes__
     settings = config(meta, out, form=form, politeness={"per_host": 8})
@@ -245,7 +288,9 @@ def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_p
 
 
 @pytest.mark.parametrize("form", ["files", "parquet"])
-def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_else(web, tmp_path, form, monkeypatch):
+def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_else(
+    web, tmp_path, form, monkeypatch
+):
     """A unit of which a part is committed and the rest lost, as with a node; then the rest."""
     rows = rows_for(web, ["good", "moved", "gone", "slow"], times=6)
     settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form)
@@ -260,16 +305,25 @@ def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_e
 
     monkeypatch.setattr(Downloader, "__call__", dies_once)
     summary = collect(settings)
-    assert (summary["statuses"], summary["session"]["statuses"]) == ({"ok": 18, "source_missing": 6}, {"ok": 18, "source_missing": 6})
+    assert (summary["statuses"], summary["session"]["statuses"]) == (
+        {"ok": 18, "source_missing": 6},
+        {"ok": 18, "source_missing": 6},
+    )
     assert [len(unit.tasks) for unit in units] == [24, 14]
     assert max(web.told()["asked"].values()) == 1
     if form == "parquet":
-        found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+        found = [
+            row["id"]
+            for path in (tmp_path / "out" / "data").iterdir()
+            for row in pq.read_table(path).to_pylist()
+        ]
         assert len(found) == len(set(found)) == 18
 
 
 def test_a_store_that_fails_is_no_worker_s_death(web, tmp_path, monkeypatch):
-    """A part is committed, so that a death would be forgiven; the same urls would meet the same disk."""
+    """A part is committed, so that a death would be forgiven; the same urls would meet the same
+    disk.
+    """
     settings = config(write_list(tmp_path, rows_for(web, ["good"], times=24)), tmp_path / "out")
     real, units = Downloader.__call__, []
 
@@ -301,8 +355,19 @@ def test_deaths_that_each_leave_most_of_the_work_done_end_nothing(web, tmp_path,
 
 
 def test_what_a_unit_has_no_time_for_is_handed_back_and_no_request_is_made_twice(web, tmp_path):
-    rows = [{"id": str(number), "url": web.url("one", f"{'flaky' if number % 4 == 0 else 'good'}/{number}")} for number in range(12)]
-    settings = config(write_list(tmp_path, rows), tmp_path / "out", politeness={"per_host": 1, "pause_s": 0.1}, retry={"attempts": 2})
+    rows = [
+        {
+            "id": str(number),
+            "url": web.url("one", f"{'flaky' if number % 4 == 0 else 'good'}/{number}"),
+        }
+        for number in range(12)
+    ]
+    settings = config(
+        write_list(tmp_path, rows),
+        tmp_path / "out",
+        politeness={"per_host": 1, "pause_s": 0.1},
+        retry={"attempts": 2},
+    )
     tasks = [Task(row["id"], row["url"], row["url"], row["id"]) for row in rows]
     units, ended = 0, []
     with closing(Downloader(settings, Records(settings).url, [], limit_s=0.4)) as fetch:
@@ -314,23 +379,32 @@ def test_what_a_unit_has_no_time_for_is_handed_back_and_no_request_is_made_twice
     assert units > 2
     assert ended.count("source_timeout") + ended.count("ok") == 12
     asked = web.told()["asked"]
-    assert {path for path, count in asked.items() if count > 1} <= {path for path in asked if "flaky" in path}
+    assert {path for path, count in asked.items() if count > 1} <= {
+        path for path in asked if "flaky" in path
+    }
     assert max(asked.values()) <= 2
     assert len(Records(settings).read().rows) == 12
 
 
-def test_what_is_to_be_asked_again_is_asked_although_it_has_a_row_until_it_has_another(web, tmp_path):
+def test_what_is_to_be_asked_again_is_asked_although_it_has_a_row_until_it_has_another(
+    web, tmp_path
+):
     rows = rows_for(web, ["flaky"] * 12)
     settings = config(write_list(tmp_path, rows), tmp_path / "out", retry={"attempts": 1})
     assert collect(settings)["statuses"] == {"source_timeout": 12}
     state = Records(settings).read()
-    tasks = [Task(row["id"], row["url"], row["url"], row["id"], before=row["ended_at"]) for row in state.rows.to_pylist()]
+    tasks = [
+        Task(row["id"], row["url"], row["url"], row["id"], before=row["ended_at"])
+        for row in state.rows.to_pylist()
+    ]
     assert unfinished([*tasks, replace(tasks[0], before=None)], state) == tasks
     assert collect(settings, retry=["source_timeout"])["statuses"] == {"ok": 12}
     assert unfinished(tasks, Records(settings).read()) == []
 
 
-def test_processes_that_die_without_having_committed_anything_end_the_session(web, tmp_path, monkeypatch):
+def test_processes_that_die_without_having_committed_anything_end_the_session(
+    web, tmp_path, monkeypatch
+):
     def dies(self, unit):
         raise ClusterError("out of memory")
 
@@ -341,18 +415,24 @@ def test_processes_that_die_without_having_committed_anything_end_the_session(we
 
 
 def test_a_part_of_the_hosts_is_with_one_process_at_a_time_and_what_comes_back_of_it_goes_out_again():
-    tasks = [Task(str(number), "", f"http://h{number % 5}.test/{number}", "") for number in range(20)]
+    tasks = [
+        Task(str(number), "", f"http://h{number % 5}.test/{number}", "") for number in range(20)
+    ]
     schedule, asked = HostSchedule(tasks, 3), []
     units = schedule.units()
     under_way = [next(units), next(units)]
     assert len({unit.part for unit in under_way}) == 2
-    assert not {task.host for task in under_way[0].tasks} & {task.host for task in under_way[1].tasks}
+    assert not {task.host for task in under_way[0].tasks} & {
+        task.host for task in under_way[1].tasks
+    }
     moved = replace(under_way[0].tasks[0], url=under_way[1].tasks[0].url, hops=1)
     schedule.ended(Fetched(under_way[0].part, [], [moved], {"h0.test": None}))
     for unit in under_way:
         asked += unit.tasks
     waiting = threading.Thread(
-        target=lambda: asked.extend(task for unit in units for task in unit.tasks if not schedule.ended(given_back(unit)))
+        target=lambda: asked.extend(
+            task for unit in units for task in unit.tasks if not schedule.ended(given_back(unit))
+        )
     )
     waiting.start()
     schedule.ended(given_back(under_way[1]))

@@ -19,7 +19,9 @@ def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path
 
     def add(name, number):
         data, _ = picture(number)
-        task = Task(name, f"https://a.test/{name}", f"https://a.test/{name}", name, (), {"id": name})
+        task = Task(
+            name, f"https://a.test/{name}", f"https://a.test/{name}", name, (), {"id": name}
+        )
         keeper.add(row_of(task, "ok", size_bytes=len(data), sha256="0", format="PNG"), data, task)
 
     with pytest.raises(StorageError):

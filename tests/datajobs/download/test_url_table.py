@@ -1,4 +1,6 @@
-"""Lists of urls in every form: ids, labels, generators and words, and what is refused before anything is asked."""
+"""Lists of urls in every form: ids, labels, generators and words, and what is refused before
+anything is asked.
+"""
 
 import json
 import re
@@ -28,7 +30,11 @@ def written(path, content):
 
 
 def test_personalised_diffusions_name_their_own_models(tmp_path):
-    records = {"0012345": RECORD, "1.2": {"url": "https://host.test/y.png", "Model hash": "ff00"}, "3": {"url": "https://host.test/z"}}
+    records = {
+        "0012345": RECORD,
+        "1.2": {"url": "https://host.test/y.png", "Model hash": "ff00"},
+        "3": {"url": "https://host.test/z"},
+    }
     rows = read(written(tmp_path / "pd.json", records)).rows.to_pylist()
     assert rows[0] == {
         "id": "0012345", "url": "https://host.test/x.png", "label": "fake", "generator": "someMix_v2",
@@ -41,32 +47,81 @@ def test_personalised_diffusions_name_their_own_models(tmp_path):
     assert [row["id"] for row in rows] == ["0012345", "1.2", "3"]
 
 
-@pytest.mark.parametrize(("name", "generator"), [("dalle.json", "dalle-2"), ("mj.json", "midjourney")])
+@pytest.mark.parametrize(
+    ("name", "generator"), [("dalle.json", "dalle-2"), ("mj.json", "midjourney")]
+)
 def test_the_other_families_are_named_by_their_files(tmp_path, name, generator):
-    rows = read(written(tmp_path / name, {"7": {"url": "https://host.test/x", "Prompt": "a cat --ar 3:2"}})).rows.to_pylist()
-    assert rows == [{"id": "7", "url": "https://host.test/x", "label": "fake", "generator": generator, "prompt": "a cat --ar 3:2"}]
+    rows = read(
+        written(tmp_path / name, {"7": {"url": "https://host.test/x", "Prompt": "a cat --ar 3:2"}})
+    ).rows.to_pylist()
+    assert rows == [
+        {
+            "id": "7",
+            "url": "https://host.test/x",
+            "label": "fake",
+            "generator": generator,
+            "prompt": "a cat --ar 3:2",
+        }
+    ]
 
 
 def test_csv_keeps_texts_as_they_are_and_columns_called_as_ours(tmp_path):
     text = 'image_id,URL,Label,seed,"Prompt"\n007,https://a.test/x,0,1e5,"a, ""b""\nc"\n8,https://a.test/y,fake,NA,\n'
     rows = read(written(tmp_path / "list.csv", text), generator="sd").rows.to_pylist()
-    assert rows[0] == {"id": "007", "url": "https://a.test/x", "label": "real", "generator": "real", "seed": "1e5", "prompt": 'a, "b"\nc'}
-    assert rows[1] == {"id": "8", "url": "https://a.test/y", "label": "fake", "generator": "sd", "seed": "NA", "prompt": None}
-    [row] = read(written(tmp_path / "list.csv", "id,name,url\n7,a,https://a.test/x\n"), id="name").rows.to_pylist()
+    assert rows[0] == {
+        "id": "007",
+        "url": "https://a.test/x",
+        "label": "real",
+        "generator": "real",
+        "seed": "1e5",
+        "prompt": 'a, "b"\nc',
+    }
+    assert rows[1] == {
+        "id": "8",
+        "url": "https://a.test/y",
+        "label": "fake",
+        "generator": "sd",
+        "seed": "NA",
+        "prompt": None,
+    }
+    [row] = read(
+        written(tmp_path / "list.csv", "id,name,url\n7,a,https://a.test/x\n"), id="name"
+    ).rows.to_pylist()
     assert (row["id"], row["meta_id"]) == ("a", "7")
 
 
 def test_parquet_with_numbers_and_names_of_its_own(tmp_path):
     urls = ["https://a.test/x", "https://a.test/y"]
-    table = pa.table({"name": [1, 2], "link": urls, "uri": ["u", "v"], "size": [[1, 2], [3, 4]], "thumb": [b"1", b"2"]})
+    table = pa.table(
+        {
+            "name": [1, 2],
+            "link": urls,
+            "uri": ["u", "v"],
+            "size": [[1, 2], [3, 4]],
+            "thumb": [b"1", b"2"],
+        }
+    )
     pq.write_table(table, tmp_path / "list.parquet")
     rows = read(tmp_path / "list.parquet", id="name", url="link").rows.to_pylist()
-    assert rows[1] == {"id": "2", "url": urls[1], "label": "fake", "generator": None, "meta_uri": "v", "size": "[3, 4]"}
+    assert rows[1] == {
+        "id": "2",
+        "url": urls[1],
+        "label": "fake",
+        "generator": None,
+        "meta_uri": "v",
+        "size": "[3, 4]",
+    }
 
 
 def test_lines_of_json_end_where_lines_end_and_urls_without_ids_are_named_by_their_hash(tmp_path):
-    rows = [{"url": "https://a.test/x", "prompt": "one\u2028two\x85three"}, {"url": "https://a.test/x"}, {"url": "https://a.test/y"}]
-    (tmp_path / "list.jsonl").write_bytes("\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    rows = [
+        {"url": "https://a.test/x", "prompt": "one\u2028two\x85three"},
+        {"url": "https://a.test/x"},
+        {"url": "https://a.test/y"},
+    ]
+    (tmp_path / "list.jsonl").write_bytes(
+        "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+    )
     listed = read(tmp_path / "list.jsonl")
     assert listed.rows["prompt"].to_pylist() == ["one\u2028two\x85three", None]
     assert [len(name) for name in listed.rows["id"].to_pylist()] == [16, 16]
@@ -79,12 +134,16 @@ def test_one_id_twice_and_the_generator_of_the_list_before_that_of_the_option(tm
     listed = read(written(tmp_path / "list.csv", rows), generator="sd")
     assert listed.rows["generator"].to_pylist() == ["flux", "sd"]
     assert (len(listed.rows), listed.repeated, listed.without_url) == (2, 1, 1)
-    with pytest.raises(ConfigError, match=r"the id '1' is given to https://a\.test/x and https://c\.test/x"):
+    with pytest.raises(
+        ConfigError, match=r"the id '1' is given to https://a\.test/x and https://c\.test/x"
+    ):
         read(written(tmp_path / "other.csv", rows + "1,https://c.test/x,\n"))
 
 
 def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path):
-    (tmp_path / "list.csv").write_text("URL;Label;Generator\r\nhttps://a.test/x;1.0;Müller\r\n", encoding="utf-16")
+    (tmp_path / "list.csv").write_text(
+        "URL;Label;Generator\r\nhttps://a.test/x;1.0;Müller\r\n", encoding="utf-16"
+    )
     [row] = read(tmp_path / "list.csv").rows.to_pylist()
     assert (row["url"], row["label"], row["generator"]) == ("https://a.test/x", "fake", "Müller")
 
@@ -96,8 +155,16 @@ def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path):
         ("list.csv", "id,url\n1,\n", "no row has a url"),
         ("list.json", '{"1": 2}', "neither"),
         ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is not a label"),
-        ("mj.json", '{"7": {"url": "https://a.test/x"}, "7": {"url": "https://b.test/x"}}', "'7' is there twice"),
-        ("sd.json", {"abc.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k_lms"}}, "no urls(?s:.*)DiffusionDB"),
+        (
+            "mj.json",
+            '{"7": {"url": "https://a.test/x"}, "7": {"url": "https://b.test/x"}}',
+            "'7' is there twice",
+        ),
+        (
+            "sd.json",
+            {"abc.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k_lms"}},
+            "no urls(?s:.*)DiffusionDB",
+        ),
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path, name, content, words):

@@ -1,7 +1,8 @@
-"""A web as it is, in a process of its own on loopback: what a host does is in the path. It counts requests at once per host.
+"""A web as it is, in a process of its own on loopback: what a host does is in the path. It counts
+requests at once per host.
 
-`python -m tests.datajobs.download.wild_server PORT_FILE`. /_told answers {"most": {host: n}, "asked": {host/path: n}};
-/_forget begins anew.
+`python -m tests.datajobs.download.wild_server PORT_FILE`. /_told answers {"most": {host: n},
+"asked": {host/path: n}}; /_forget begins anew.
 """
 
 import asyncio
@@ -25,7 +26,9 @@ TWO_GB = 2 * 10**9
 def picture(number):
     """(bytes, subtype): no two are equal."""
     rng = np.random.default_rng(number)
-    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48), Image.Resampling.BICUBIC)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (64, 48), Image.Resampling.BICUBIC
+    )
     file = io.BytesIO()
     image.save(file, FORMATS[number % 3])
     return file.getvalue(), FORMATS[number % 3].lower()
@@ -52,9 +55,15 @@ class Wild:
         """Whether the connection stays open."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         path = lines[0].split(" ")[1]
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])
+        }
         if path in ("/_told", "/_forget"):
-            told = {"most": dict(self.most), "asked": dict(self.asked), "agents": sorted(self.agents)}
+            told = {
+                "most": dict(self.most),
+                "asked": dict(self.asked),
+                "agents": sorted(self.agents),
+            }
             if path == "/_forget":
                 self.forget()
             return await self.answer(writer, json.dumps(told).encode(), "application/json")
@@ -62,7 +71,11 @@ class Wild:
         self.asked[host + path] += 1
         self.agents.add(headers.get("user-agent"))
         running = (host, reader, writer)
-        self.running = {one for one in getattr(self, "running", set()) if not one[2].is_closing() and not one[1].at_eof()} | {running}
+        self.running = {
+            one
+            for one in getattr(self, "running", set())
+            if not one[2].is_closing() and not one[1].at_eof()
+        } | {running}
         self.most[host] = max(self.most[host], sum(one[0] == host for one in self.running))
         try:
             return await self.behave(path, self.asked[host + path], headers["host"], writer)
@@ -74,7 +87,8 @@ class Wild:
         number = int(name.partition(".")[0])
         data, subtype = picture(number)
         kind = f"image/{subtype}; charset=binary"
-        elsewhere = f"Location: http://h{number % 5}.test:{host.partition(':')[2]}"  # mostly a host that another worker owns
+        # mostly a host that another worker owns
+        elsewhere = f"Location: http://h{number % 5}.test:{host.partition(':')[2]}"
         plain = {
             "moved": (b"", None, 302, f"{elsewhere}/good/{name}"),
             "inside": (b"", None, 301, f"{elsewhere}/html/{name}"),
@@ -102,12 +116,20 @@ class Wild:
             return await self.answer(writer, data[: len(data) // 2], kind, announced=len(data))
         if what == "slow":
             await asyncio.sleep(0.2)
-        return await self.answer(writer, *(first.get(what) if time == 1 and what in first else plain.get(what, (data, kind))))
+        return await self.answer(
+            writer,
+            *(first.get(what) if time == 1 and what in first else plain.get(what, (data, kind))),
+        )
 
     async def answer(self, writer, body, kind, status=200, *headers, announced=None):
         size = len(body) if announced is None else announced
         kinds = [f"Content-Type: {kind}"] if kind else []
-        writer.write("\r\n".join([f"HTTP/1.1 {status} X", f"Content-Length: {size}", *kinds, *headers, "", ""]).encode() + body)
+        writer.write(
+            "\r\n".join(
+                [f"HTTP/1.1 {status} X", f"Content-Length: {size}", *kinds, *headers, "", ""]
+            ).encode()
+            + body
+        )
         await writer.drain()
         return size == len(body)
 

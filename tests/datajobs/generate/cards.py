@@ -36,7 +36,11 @@ def write_card(folder: Path, name: str, diffusers_class: str, model: Path, **mor
 
 def write_prompts(path: Path, number: int) -> Path:
     """A text file of so many different prompts."""
-    path.write_text("".join(f"a {WORDS[n % 8]} beside a {WORDS[n // 8 % 8]}, number {n}\n" for n in range(number)))
+    path.write_text(
+        "".join(
+            f"a {WORDS[n % 8]} beside a {WORDS[n // 8 % 8]}, number {n}\n" for n in range(number)
+        )
+    )
     return path
 
 
@@ -44,7 +48,15 @@ def job(card: Path, prompts: Path, out: Path, **more) -> GenerateConfig:
     """A job in this process."""
     cluster = {"workers": 1} | more.pop("cluster", {})
     return GenerateConfig.model_validate(
-        {"pipeline": str(card), "prompts": str(prompts), "out": str(out), "device": "cpu", "cluster": cluster, "block_images": 4, **more}
+        {
+            "pipeline": str(card),
+            "prompts": str(prompts),
+            "out": str(out),
+            "device": "cpu",
+            "cluster": cluster,
+            "block_images": 4,
+            **more,
+        }
     )
 
 

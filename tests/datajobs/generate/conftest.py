@@ -14,7 +14,13 @@ def made(tmp_path_factory):
         from tests.datajobs.generate import pipelines  # which imports diffusers
 
         folder = tmp_path_factory.mktemp(name)
-        return write_card(folder, f"tiny-{name}", diffusers_class, getattr(pipelines, maker)(folder / "model", **options), **card)
+        return write_card(
+            folder,
+            f"tiny-{name}",
+            diffusers_class,
+            getattr(pipelines, maker)(folder / "model", **options),
+            **card,
+        )
 
     return make
 
@@ -41,12 +47,24 @@ def xl(made):
 
 @pytest.fixture(scope="session")
 def sd3_inpainting(made):
-    return made("sd3-edit", "StableDiffusion3InpaintPipeline", "tiny_sd3", INPAINTING | {"strength": 0.6}, edits=True)
+    return made(
+        "sd3-edit",
+        "StableDiffusion3InpaintPipeline",
+        "tiny_sd3",
+        INPAINTING | {"strength": 0.6},
+        edits=True,
+    )
 
 
 @pytest.fixture(scope="session")
 def flux_inpainting(made):
-    return made("flux-edit", "FluxInpaintPipeline", "tiny_flux", INPAINTING | {"strength": 0.6, "negative": False}, edits=True)
+    return made(
+        "flux-edit",
+        "FluxInpaintPipeline",
+        "tiny_flux",
+        INPAINTING | {"strength": 0.6, "negative": False},
+        edits=True,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,28 +75,41 @@ def inpainting(made):
 @pytest.fixture(scope="session")
 def checked(made):
     """An inpainting pipeline whose safety checker blanks everything."""
-    return made("checked", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING, checker=True)
+    return made(
+        "checked", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING, checker=True
+    )
 
 
 @pytest.fixture(scope="session")
 def xl_inpainting(made):
-    return made("xl", "StableDiffusionXLInpaintPipeline", "tiny_xl_inpainting", INPAINTING | {"strength": 0.99})
+    return made(
+        "xl",
+        "StableDiffusionXLInpaintPipeline",
+        "tiny_xl_inpainting",
+        INPAINTING | {"strength": 0.99},
+    )
 
 
 @pytest.fixture
 def reals(tmp_path):
-    """A CSV of six real pictures with prompts, of different formats; the first three have a mask of their left half."""
+    """A CSV of six real pictures with prompts, of different formats; the first three have a mask of
+    their left half.
+    """
     folder = tmp_path / "reals"
     folder.mkdir()
     lines = ["file_name,prompt,mask_uri,group"]
     for number in range(6):
         name = f"{number}.{'jpg' if number % 3 else 'png'}"
         picture = Image.effect_noise((64, 48), 60).convert("RGB")
-        picture.save(folder / name, **({"quality": 71 + number, "subsampling": 0} if number % 3 else {}))
+        picture.save(
+            folder / name, **({"quality": 71 + number, "subsampling": 0} if number % 3 else {})
+        )
         mask = Image.new("L", (64, 48), 0)
         mask.paste(255, (0, 0, 32, 48))
         mask.save(folder / f"{number}-mask.png")
-        lines.append(f"{name},a {WORDS[number]},{f'{number}-mask.png' if number < 3 else ''},scene-{number}")
+        lines.append(
+            f"{name},a {WORDS[number]},{f'{number}-mask.png' if number < 3 else ''},scene-{number}"
+        )
     table = folder / "reals.csv"
     table.write_text("\n".join(lines) + "\n")
     return table

@@ -1,4 +1,6 @@
-"""Tiny pipelines of the real classes, with random seeded components, saved as diffusers saves them. They make noise, and all code runs."""
+"""Tiny pipelines of the real classes, with random seeded components, saved as diffusers saves them.
+They make noise, and all code runs.
+"""
 
 import string
 from pathlib import Path
@@ -39,7 +41,9 @@ _LETTERS = list(string.printable.strip())
 
 
 def tiny_sd3(folder: Path, *, edits: bool = False) -> Path:
-    """StableDiffusion3Pipeline, or the one that `edits`; latents of 16 channels at a half of the image's size."""
+    """StableDiffusion3Pipeline, or the one that `edits`; latents of 16 channels at a half of the
+    image's size.
+    """
     torch.manual_seed(1)
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
@@ -145,21 +149,44 @@ def _clip(projected: bool):
 
 
 def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    tokens = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(letter + "</w>" for letter in _LETTERS)]
-    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=77)
+    tokens = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *_LETTERS,
+        *(letter + "</w>" for letter in _LETTERS),
+    ]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=77
+    )
 
 
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=len(_LETTERS) + 3, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=len(_LETTERS) + 3,
+            d_model=32,
+            d_kv=8,
+            d_ff=37,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
     ).eval()
 
 
 def _t5_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", *_LETTERS])}
+    vocabulary = {
+        token: number for number, token in enumerate(["<pad>", "</s>", "<unk>", *_LETTERS])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
 
 
 def _always_unsafe() -> StableDiffusionSafetyChecker:

@@ -27,7 +27,12 @@ def picture():
 
 @pytest.mark.parametrize("style", LOOKS, ids=str)
 def test_every_format_is_marked_and_looks_as_asked_and_the_mark_changes_no_pixel(picture, style):
-    picture.info = {"parameters": "a cat", "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0", "dpi": (72, 72)}  # as a pipeline attaches
+    # as a pipeline attaches
+    picture.info = {
+        "parameters": "a cat",
+        "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0",
+        "dpi": (72, 72),
+    }
     reader, bare = ProvenanceReader(ProvenancePolicy()), encode(picture, style, None)
     assert reader.read(bare, style.format) is None
     with Image.open(io.BytesIO(bare)) as image:

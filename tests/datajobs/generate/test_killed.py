@@ -1,4 +1,6 @@
-"""Sixty-four images, killed with SIGKILL in the middle of a block and of a file, and run again: in one process, and by a pool on Ray."""
+"""Sixty-four images, killed with SIGKILL in the middle of a block and of a file, and run again: in
+one process, and by a pool on Ray.
+"""
 
 import hashlib
 import json
@@ -29,14 +31,32 @@ NEVER_NULL = (
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("card", ["sd3", "flux"])
 def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
-    config = job(request.getfixturevalue(card), write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out", steps=1, block_images=8)
+    config = job(
+        request.getfixturevalue(card),
+        write_prompts(tmp_path / "prompts.txt", 64),
+        tmp_path / "out",
+        steps=1,
+        block_images=8,
+    )
     victim = _a_file_in_the_middle(config)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.datajobs.generate.test_killed", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
+        [
+            sys.executable,
+            "-m",
+            "tests.datajobs.generate.test_killed",
+            config.model_dump_json(),
+            victim,
+        ],
+        cwd=ROOT,
+        capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     out = tmp_path / "out"
-    committed = {row["uri"] for part in sorted((out / "parts").iterdir()) for row in pq.read_table(part).to_pylist()}
+    committed = {
+        row["uri"]
+        for part in sorted((out / "parts").iterdir())
+        for row in pq.read_table(part).to_pylist()
+    }
     before = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     assert 8 <= len(committed) < 64
     assert len(before) > len(committed)  # some of the block that was under way
@@ -46,28 +66,51 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     assert sorted(row["index"] for row in rows) == list(range(64))
     assert len({row["latents_sha256"] for row in rows}) == len({row["seed"] for row in rows}) == 64
     assert summary["noises"] == summary["made"] == 64
-    assert {path.relative_to(out).as_posix() for path in (out / "images").iterdir()} == {row["uri"] for row in rows}
-    assert all(before[out / uri] == (out / uri).stat().st_mtime_ns for uri in committed), "a committed image was made again"
-    assert all(hashlib.sha256((out / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
+    assert {path.relative_to(out).as_posix() for path in (out / "images").iterdir()} == {
+        row["uri"] for row in rows
+    }
+    assert all(before[out / uri] == (out / uri).stat().st_mtime_ns for uri in committed), (
+        "a committed image was made again"
+    )
+    assert all(
+        hashlib.sha256((out / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows
+    )
     assert not [name for name in NEVER_NULL if any(row[name] is None for row in rows)]
     again = config.model_copy(update={"out": str(tmp_path / "whole"), "batch": 3})
     generate_images(again)
-    whole = {row["index"]: row for row in pq.read_table(tmp_path / "whole/generated.parquet").to_pylist()}
+    whole = {
+        row["index"]: row for row in pq.read_table(tmp_path / "whole/generated.parquet").to_pylist()
+    }
     assert all(whole[row["index"]]["latents_sha256"] == row["latents_sha256"] for row in rows)
 
 
 def _a_file_in_the_middle(config):
     """The third image of the fourth block."""
     prompts = read_prompts(config, images=False)
-    orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, encoding=config.encode)
+    orders = make_requests(
+        prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, encoding=config.encode
+    )
     return cut_blocks(orders, config.block_images)[3].requests[2].image_path
 
 
 def _on_ray(card, prompts, out):
     command = [sys.executable, ROOT / "jobs/generate.py", card, "--prompts", prompts, "--out", out]
-    for setting in ("device=cpu", "cluster.workers=2", "cluster.cpus=2", "block_images=4", "steps=1"):
+    for setting in (
+        "device=cpu",
+        "cluster.workers=2",
+        "cluster.cpus=2",
+        "block_images=4",
+        "steps=1",
+    ):
         command += ["--set", setting]
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.slow
@@ -76,14 +119,29 @@ def _on_ray(card, prompts, out):
 def test_a_pool_that_is_killed_and_then_one_of_its_processes_make_every_image_once(sd3, tmp_path):
     prompts, out = write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out"
     first, parts = _on_ray(sd3, prompts, out), out / "parts"
-    wait_until(lambda: (parts.is_dir() and len(list(parts.glob("*.parquet"))) > 1) or first.poll() is not None, 600)
+    wait_until(
+        lambda: (
+            (parts.is_dir() and len(list(parts.glob("*.parquet"))) > 1) or first.poll() is not None
+        ),
+        600,
+    )
     assert first.poll() is None, first.stderr.read()
     kill_family(first)
     committed = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert 1 < len(committed) < 16
     second = _on_ray(sd3, prompts, out)
-    wait_until(lambda: len(list(parts.glob("*.parquet"))) > len(committed) or second.poll() is not None, 600)
-    os.kill(next(pid for pid in family_of(second.pid) if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    wait_until(
+        lambda: len(list(parts.glob("*.parquet"))) > len(committed) or second.poll() is not None,
+        600,
+    )
+    os.kill(
+        next(
+            pid
+            for pid in family_of(second.pid)
+            if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ),
+        signal.SIGKILL,
+    )
     said, errors = second.communicate(timeout=900)
     assert second.returncode == 0, errors
     assert "64 of 64 images" in said

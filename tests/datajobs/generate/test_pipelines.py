@@ -1,4 +1,6 @@
-"""Each image from its own noise, whatever it is batched with. Shipped cards: beside it, since both import diffusers."""
+"""Each image from its own noise, whatever it is batched with. Shipped cards: beside it, since both
+import diffusers.
+"""
 
 import hashlib
 
@@ -15,7 +17,10 @@ from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
 from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_requests
 from tests.datajobs.generate.cards import loaded, write_card
 
-PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a dog", "a red ship", "two trees"))]
+PROMPTS = [
+    Prompt(str(number), text)
+    for number, text in enumerate(("a cat", "a dog", "a red ship", "two trees"))
+]
 
 
 def orders(size=(32, 32), prompts=PROMPTS) -> list[ImageRequest]:
@@ -30,7 +35,9 @@ def pixels(made) -> np.ndarray:
 def test_the_same_image_whatever_it_is_batched_with(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     together = pipeline.make(orders((48, 32)), steps=2, guidance=3.5)
-    alone = [pipeline.make([order], steps=2, guidance=3.5)[0] for order in reversed(orders((48, 32)))][::-1]
+    alone = [
+        pipeline.make([order], steps=2, guidance=3.5)[0] for order in reversed(orders((48, 32)))
+    ][::-1]
     assert [one.latents_sha256 for one in alone] == [one.latents_sha256 for one in together]
     assert len({one.latents_sha256 for one in together}) == 4
     assert np.abs(pixels(alone) - pixels(together)).max() <= 2
@@ -49,14 +56,20 @@ def test_a_prompt_of_its_own_stays_with_its_image_and_so_does_what_it_shall_not_
     pipeline = loaded(sd3)
     plain, unlike, swapped = (
         pipeline.make(orders(prompts=prompts), steps=2, guidance=5.0)
-        for prompts in (PROMPTS[:2], [Prompt("0", "a cat", negative="ugly, blurred"), PROMPTS[1]], [PROMPTS[1], PROMPTS[0]])
+        for prompts in (
+            PROMPTS[:2],
+            [Prompt("0", "a cat", negative="ugly, blurred"), PROMPTS[1]],
+            [PROMPTS[1], PROMPTS[0]],
+        )
     )
     assert (pixels(unlike) != pixels(plain)).reshape(2, -1).any(axis=1).tolist() == [True, False]
     assert [one.latents_sha256 for one in plain] == [one.latents_sha256 for one in swapped]
     assert (pixels(plain) != pixels(swapped)).any()
 
 
-@pytest.mark.parametrize("card", ["inpainting", "xl_inpainting", "sd3_inpainting", "flux_inpainting"])
+@pytest.mark.parametrize(
+    "card", ["inpainting", "xl_inpainting", "sd3_inpainting", "flux_inpainting"]
+)
 def test_inpainting_hashes_the_noise_and_takes_each_its_own_picture(card, request):
     pipeline = loaded(request.getfixturevalue(card))
     mask = Image.new("L", (32, 32), 0)
@@ -78,12 +91,22 @@ def test_a_lora_is_fused_at_its_scale(flux, tmp_path):
 
     plain = loaded(flux)._pipeline
     before = plain.transformer.transformer_blocks[0].attn.to_q.weight.detach().clone()
-    plain.transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
+    plain.transformer.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)
+    )
     layer = plain.transformer.transformer_blocks[0].attn.to_q
     change = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
-    plain.save_lora_weights(tmp_path / "lora", transformer_lora_layers=get_peft_model_state_dict(plain.transformer))
-    lora = {"model": str(tmp_path / "lora"), "weight_name": "pytorch_lora_weights.safetensors", "scale": 0.8}
-    card = write_card(tmp_path, "tuned", "FluxPipeline", flux.parent / "model", negative=False, lora=lora)
+    plain.save_lora_weights(
+        tmp_path / "lora", transformer_lora_layers=get_peft_model_state_dict(plain.transformer)
+    )
+    lora = {
+        "model": str(tmp_path / "lora"),
+        "weight_name": "pytorch_lora_weights.safetensors",
+        "scale": 0.8,
+    }
+    card = write_card(
+        tmp_path, "tuned", "FluxPipeline", flux.parent / "model", negative=False, lora=lora
+    )
     fused = loaded(card)._pipeline.transformer.transformer_blocks[0].attn.to_q.weight
     torch.testing.assert_close(fused, before + 0.8 * change)
     assert change.abs().max() > 1e-3
@@ -94,7 +117,9 @@ def test_a_lora_is_fused_at_its_scale(flux, tmp_path):
     [("sd15", "sd-1.5", "sd-1.5-inpainting"), ("sd2", "sd-2.1", "sd-2-inpainting"), ("sdxl", "sdxl", "sdxl-inpainting"),
      ("sd3", "sd-3", "sd-3-inpainting"), ("flux", "flux.1-dev", "flux.1-dev-inpainting")],
 )  # fmt: skip
-def test_each_generator_of_opensdi_has_a_card_for_whole_images_and_one_for_parts(split, whole, part):
+def test_each_generator_of_opensdi_has_a_card_for_whole_images_and_one_for_parts(
+    split, whole, part
+):
     """The split's name is that of the generator of whole images, and both are of one family."""
     cards = [load_pipeline_card(name) for name in (whole, part)]
     assert [card.task for card in cards] == ["text", "inpainting"]

@@ -28,7 +28,10 @@ from tests.runs.small_run import begun
 from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
-ROWS = [{"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"}, {"id": "b", "prompt": "a, dog", "negative_prompt": None}]
+ROWS = [
+    {"id": "a.1", "prompt": "a cat", "negative_prompt": "ugly"},
+    {"id": "b", "prompt": "a, dog", "negative_prompt": None},
+]
 
 
 class Moved(BaseHTTPRequestHandler):
@@ -51,35 +54,58 @@ def config(prompts, **more):
 
 
 def read(prompts, **more):
-    return [(one.id, one.text, one.negative) for one in read_prompts(config(prompts, **more), images=False)]
+    return [
+        (one.id, one.text, one.negative)
+        for one in read_prompts(config(prompts, **more), images=False)
+    ]
 
 
 def test_lines_of_a_text_are_numbered_and_words_stay_as_they_stand_there(tmp_path):
-    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\u2028on a mat\r\n\n  \nein Hund, größer\n".encode())
-    assert read(tmp_path / "prompts.txt") == [("0", "a cat\u2028on a mat", None), ("1", "ein Hund, größer", None)]
+    (tmp_path / "prompts.txt").write_bytes(
+        "\ufeffa cat\u2028on a mat\r\n\n  \nein Hund, größer\n".encode()
+    )
+    assert read(tmp_path / "prompts.txt") == [
+        ("0", "a cat\u2028on a mat", None),
+        ("1", "ein Hund, größer", None),
+    ]
     (tmp_path / "prompts.csv").write_text("id,prompt\n007,NA\n8,null\n")
     assert read(tmp_path / "prompts.csv") == [("007", "NA", None), ("8", "null", None)]
 
 
 def test_tables_bring_ids_and_negative_prompts(tmp_path):
-    (tmp_path / "prompts.csv").write_text('id,prompt,negative_prompt\na.1,a cat,ugly\nb,"a, dog",\n')
+    (tmp_path / "prompts.csv").write_text(
+        'id,prompt,negative_prompt\na.1,a cat,ugly\nb,"a, dog",\n'
+    )
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "prompts.parquet")
     for path in tmp_path.iterdir():
-        assert read(path, negative_prompt="blurred") == [("a.1", "a cat", "ugly"), ("b", "a, dog", "blurred")]
+        assert read(path, negative_prompt="blurred") == [
+            ("a.1", "a cat", "ugly"),
+            ("b", "a, dog", "blurred"),
+        ]
 
 
 def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(reals, tmp_path):
-    source = DatasetSource.model_validate({"at": [str(reals)], "layout": "columns", "arguments": {"label": "kind"}})
+    source = DatasetSource.model_validate(
+        {"at": [str(reals)], "layout": "columns", "arguments": {"label": "kind"}}
+    )
     text = reals.read_text().splitlines()
     kinds = ["kind", "real", "real", "fake", "real", "real", "real"]
-    reals.write_text("\n".join(f"{line.replace('mask_uri', 'seen')},{kind}" for line, kind in zip(text, kinds, strict=True)) + "\n")
+    reals.write_text(
+        "\n".join(
+            f"{line.replace('mask_uri', 'seen')},{kind}"
+            for line, kind in zip(text, kinds, strict=True)
+        )
+        + "\n"
+    )
     build_index(source, Store.open(str(tmp_path / "index")))
     assert len(read(tmp_path / "index")) == 6
     found = read_prompts(config(tmp_path / "index"), images=True)
     assert len(found) == 5
     assert {one.group for one in found} == {f"scene-{number}" for number in (0, 1, 3, 4, 5)}
-    assert all(one.image is not None and one.image.uri.startswith(str(reals.parent)) for one in found)
+    assert all(
+        one.image is not None and one.image.uri.startswith(str(reals.parent)) for one in found
+    )
 
 
 def test_a_run_without_predictions_says_where_they_come_from(tmp_path):
@@ -102,7 +128,9 @@ def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
 @pytest.mark.parametrize("kind", ["", "list::"])
 def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
     with FaultyServer() as server:
-        server.objects["/p.csv"] = f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
+        server.objects["/p.csv"] = (
+            f"uri,prompt,mask_uri\n{server.url}/a.png,a cat,/etc/passwd\n".encode()
+        )
         with pytest.raises(ConfigError, match="may not say that a mask lies at /etc/passwd"):
             read_prompts(config(f"{kind}{server.url}/p.csv"), images=True)
     (tmp_path / "p.csv").write_text("uri,prompt,mask_uri\na.png,a cat,m.png\n")
@@ -116,8 +144,13 @@ def test_a_table_from_elsewhere_names_no_local_mask(tmp_path, kind):
         ("prompts.csv", "id,prompt\n1,a\n1,b\n", "stands twice"),
         ("prompts.csv", "id,words\n1,a\n", "no column 'prompt'"),
         ("prompts.csv", "id,prompt\n1,\n", "no prompt"),
-        # The parser would end this process; tests/archives/test_uri_lists.py shows it in one of its own.
-        ("prompts.jsonl", '{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "64 nested brackets"),
+        # The parser would end this process; tests/archives/test_uri_lists.py shows it in one of its
+        # own.
+        (
+            "prompts.jsonl",
+            '{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
+            "64 nested brackets",
+        ),
     ],
     ids=("twice", "no column", "no prompt", "nested"),
 )
@@ -135,36 +168,59 @@ def test_seeds_are_these_for_ever():
 def test_orders_follow_from_their_numbers_alone(tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
     prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
-    drawn = {"sizes": [(32, 32), (48, 32)], "encoding": FileEncoding(format=("PNG", "JPEG"), quality=(70, 95))}
+    drawn = {
+        "sizes": [(32, 32), (48, 32)],
+        "encoding": FileEncoding(format=("PNG", "JPEG"), quality=(70, 95)),
+    }
     whole = make_requests(prompts, per_prompt=2, base_seed=5, **drawn)
     assert make_requests(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
     assert len({order.seed for order in whole}) == 80
     assert {order.size for order in whole} == {(32, 32), (48, 32)}
     assert {order.style.format for order in whole} == {"PNG", "JPEG"}
-    assert digest_of_requests(whole) != digest_of_requests(make_requests(prompts, per_prompt=2, base_seed=6, **drawn))
+    assert digest_of_requests(whole) != digest_of_requests(
+        make_requests(prompts, per_prompt=2, base_seed=6, **drawn)
+    )
     blocks = cut_blocks(whole, 8)
     assert sorted(order.index for block in blocks for order in block.requests) == list(range(80))
-    assert all(len({order.size for order in block.requests}) == 1 and len(block.requests) <= 8 for block in blocks)
+    assert all(
+        len({order.size for order in block.requests}) == 1 and len(block.requests) <= 8
+        for block in blocks
+    )
 
 
 def test_format_and_quality_are_drawn_from_ranges():
     prompts = [Prompt(str(number), "a cat") for number in range(400)]
-    encoding = FileEncoding.model_validate({"format": ["JPEG", "JPEG", "WEBP", "PNG"], "quality": [70, 95], "subsampling": "4:4:4"})
-    styles = [request.style for request in make_requests(prompts, per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=encoding)]
+    encoding = FileEncoding.model_validate(
+        {"format": ["JPEG", "JPEG", "WEBP", "PNG"], "quality": [70, 95], "subsampling": "4:4:4"}
+    )
+    styles = [
+        request.style
+        for request in make_requests(
+            prompts, per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=encoding
+        )
+    ]
     assert {style.quality for style in styles if style.format != "PNG"} == set(range(70, 96))
-    assert {(style.quality, style.subsampling) for style in styles if style.format == "PNG"} == {(None, None)}
+    assert {(style.quality, style.subsampling) for style in styles if style.format == "PNG"} == {
+        (None, None)
+    }
     assert {style.subsampling for style in styles if style.format == "JPEG"} == {"4:4:4"}
     counts = Counter(style.format for style in styles)
     assert 160 < counts["JPEG"] < 240
     assert min(counts.values()) > 60
 
 
-@pytest.mark.parametrize("encode", [{"format": []}, {"quality": [95, 70]}, {"quality": 101}, {"format": "GIF"}], ids=str)
+@pytest.mark.parametrize(
+    "encode", [{"format": []}, {"quality": [95, 70]}, {"quality": 101}, {"format": "GIF"}], ids=str
+)
 def test_encoding_rejects_what_cannot_be_drawn(encode):
     with pytest.raises(ValidationError):
         FileEncoding.model_validate(encode)
 
 
 def test_retired_key_like_names_its_replacement():
-    with pytest.raises(ConfigError, match=r"like: retired: set encode\.format to a list of formats"):
-        validate({"pipeline": "sd-3.5", "like": {"source": "photos"}}, GenerateConfig, where="job.yaml")
+    with pytest.raises(
+        ConfigError, match=r"like: retired: set encode\.format to a list of formats"
+    ):
+        validate(
+            {"pipeline": "sd-3.5", "like": {"source": "photos"}}, GenerateConfig, where="job.yaml"
+        )

@@ -35,7 +35,14 @@ def source_types(data, kind):
 
 def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.txt", 5)
-    config = job(sd3, prompts, tmp_path / "out", per_prompt=2, encode={"format": "JPEG", "quality": [70, 73]}, steps=1)
+    config = job(
+        sd3,
+        prompts,
+        tmp_path / "out",
+        per_prompt=2,
+        encode={"format": "JPEG", "quality": [70, 73]},
+        steps=1,
+    )
     done = generate_images(config)
     assert (done["made"], done["noises"]) == (10, 10)
     made = rows(tmp_path / "out")
@@ -46,9 +53,23 @@ def test_words_become_files_and_rows_that_others_take(sd3, tmp_path):
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert source_types(data, "JPEG") == ("trainedAlgorithmicMedia",)
         with Image.open(tmp_path / "out" / row["uri"]) as image:
-            assert image.size == (row["width"], row["height"]) == (row["generated_width"], row["generated_height"])
-        assert (row["format"], row["quality"] in range(70, 74), row["generator"], row["label"]) == ("JPEG", True, "tiny-sd3", "fake")
-        assert (row["steps"], row["guidance"], row["diffusers"], row["precision"]) == (1, 3.5, version("diffusers"), "fp32")
+            assert (
+                image.size
+                == (row["width"], row["height"])
+                == (row["generated_width"], row["generated_height"])
+            )
+        assert (row["format"], row["quality"] in range(70, 74), row["generator"], row["label"]) == (
+            "JPEG",
+            True,
+            "tiny-sd3",
+            "fake",
+        )
+        assert (row["steps"], row["guidance"], row["diffusers"], row["precision"]) == (
+            1,
+            3.5,
+            version("diffusers"),
+            "fp32",
+        )
         assert row["revision"].startswith("sha256:")
         assert row["prompt"] == prompts.read_text().splitlines()[row["index"] // 2]
     listed = list(open_source([str(tmp_path / "out/generated.parquet")]))
@@ -93,10 +114,15 @@ def test_local_edits_have_masks_and_keep_the_pixels_outside(inpainting, reals, t
         assert row["group"] == f"scene-{row['index']}"
         if row["index"] < 3:
             assert row["mask_share"] == pytest.approx(0.5, abs=0.05)
-    told = {"at": [str(tmp_path / "out/generated.parquet")], "arguments": {"root": str(tmp_path / "out")}}
+    told = {
+        "at": [str(tmp_path / "out/generated.parquet")],
+        "arguments": {"root": str(tmp_path / "out")},
+    }
     build_index(DatasetSource.model_validate(told), Store.open(str(tmp_path / "index")))
     inputs = read_index(str(tmp_path / "index"))["input"].to_pylist()
-    assert {one["mask_uri"] for one in inputs} == {str(tmp_path / "out" / row["mask"]) for row in made}
+    assert {one["mask_uri"] for one in inputs} == {
+        str(tmp_path / "out" / row["mask"]) for row in made
+    }
 
 
 def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path, capsys):
@@ -113,7 +139,13 @@ def test_what_is_blanked_is_a_row_and_no_file(checked, reals, tmp_path, capsys):
 
 
 def test_what_the_pipeline_refuses_is_a_row_and_retried_when_asked(sd3, tmp_path):
-    card = write_card(tmp_path, "wrong", "StableDiffusion3Pipeline", sd3.parent / "model", arguments={"max_sequence_length": 4096})
+    card = write_card(
+        tmp_path,
+        "wrong",
+        "StableDiffusion3Pipeline",
+        sd3.parent / "model",
+        arguments={"max_sequence_length": 4096},
+    )
     config = job(card, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out")
     assert generate_images(config)["statuses"] == {"pipeline_failed": 2}
     assert "max_sequence_length" in rows(tmp_path / "out", "failed")[0]["detail"]
@@ -140,11 +172,19 @@ def maker(card, prompts, out, most, batch):
     made = GenerationWorker(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32")
     made.load()
     made._pipeline = _Small(made._pipeline, most)
-    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], encoding=FileEncoding())
+    orders = make_requests(
+        read_prompts(config, images=False),
+        per_prompt=1,
+        base_seed=0,
+        sizes=[(32, 32)],
+        encoding=FileEncoding(),
+    )
     return made, cut_blocks(orders, 8)
 
 
-def test_short_memory_halves_the_batch_for_good_and_where_not_one_image_fits_it_ends_the_job(sd3, tmp_path):
+def test_short_memory_halves_the_batch_for_good_and_where_not_one_image_fits_it_ends_the_job(
+    sd3, tmp_path
+):
     prompts = write_prompts(tmp_path / "prompts.txt", 6)
     made, blocks = maker(sd3, prompts, tmp_path / "out", most=1, batch=4)
     assert [made(block) for block in blocks] == [{"images": 6, "bad": 0}]
@@ -163,7 +203,16 @@ def test_a_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
     with pytest.raises(DetectorError, match="not accepted") as refused:
         generate_images(job(card, prompts, tmp_path / "out"))
     assert "--accept-licence held" in refused.value.hint
-    command = ["generate", str(card), "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--set", "device=cpu"]
+    command = [
+        "generate",
+        str(card),
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "device=cpu",
+    ]
     assert main(command) == 4
     assert main([*command, "--accept-licence", str(card), "--json"]) == 0
     said = capsys.readouterr()
@@ -171,13 +220,31 @@ def test_a_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
     assert json.loads(said.out)["made"] == 1
     assert main(command) == 0
     assert "1 of 1 image by held" in (told := capsys.readouterr().out)
-    assert f"touchstone data index {tmp_path}/out/generated.parquet --layout columns --out INDEX" in told
+    assert (
+        f"touchstone data index {tmp_path}/out/generated.parquet --layout columns --out INDEX"
+        in told
+    )
 
 
 def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
-    (tmp_path / "job.yaml").write_text(f"pipeline: {sd3}\nsteps: 1\ndevice: cpu\nencode: {{format: WEBP, quality: 75}}\n")
+    (tmp_path / "job.yaml").write_text(
+        f"pipeline: {sd3}\nsteps: 1\ndevice: cpu\nencode: {{format: WEBP, quality: 75}}\n"
+    )
     prompts = str(write_prompts(tmp_path / "prompts.txt", 1))
-    assert main(["data", "generate", str(tmp_path / "job.yaml"), "--prompts", prompts, "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "generate",
+                str(tmp_path / "job.yaml"),
+                "--prompts",
+                prompts,
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     [row] = rows(tmp_path / "out")
     assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
     command = [
@@ -193,7 +260,20 @@ def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
         "--per-prompt",
         "4",
     ]
-    assert main([*command, "--out", str(tmp_path / "drawn"), "--set", "encode.format=[JPEG,PNG]", "--set", "encode.quality=[70,95]"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--out",
+                str(tmp_path / "drawn"),
+                "--set",
+                "encode.format=[JPEG,PNG]",
+                "--set",
+                "encode.quality=[70,95]",
+            ]
+        )
+        == 0
+    )
     qualities = {row["format"]: row["quality"] for row in rows(tmp_path / "drawn")}
     assert qualities["PNG"] is None
     assert 70 <= qualities["JPEG"] <= 95
@@ -203,7 +283,10 @@ def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "model").mkdir(parents=True)
     (tmp_path / "owner" / "model" / "model_index.json").write_text("{}")
-    named = {name: card_of(job(sd3, tmp_path / "prompts.txt", tmp_path / "out", model=name)) for name in ("owner/model", "./owner/model")}
+    named = {
+        name: card_of(job(sd3, tmp_path / "prompts.txt", tmp_path / "out", model=name))
+        for name in ("owner/model", "./owner/model")
+    }
     assert named["./owner/model"].local_folder == tmp_path / "owner" / "model"
     with pytest.raises(DetectorError, match="a name on the hub"):
         find_model(named["owner/model"])
@@ -212,7 +295,13 @@ def test_a_model_of_the_hub_is_never_a_folder_of_the_current_folder(sd3, tmp_pat
 def test_what_is_missing_is_said(sd3, tmp_path):
     prompts = write_prompts(tmp_path / "prompts.txt", 1)
     with pytest.raises(DetectorError, match=r"no model_index\.json"):
-        generate_images(job(write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere"), prompts, tmp_path / "out"))
+        generate_images(
+            job(
+                write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere"),
+                prompts,
+                tmp_path / "out",
+            )
+        )
     (tmp_path / "other").mkdir()
     (tmp_path / "other/run.json").write_text("{}")
     with pytest.raises(ConfigError, match="scored run"):

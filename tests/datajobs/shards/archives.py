@@ -1,4 +1,6 @@
-"""Small archives of one content in every form that a source can have, written with plain libraries, and readers of what we write."""
+"""Small archives of one content in every form that a source can have, written with plain libraries,
+and readers of what we write.
+"""
 
 import hashlib
 import io
@@ -11,7 +13,15 @@ import pyarrow.parquet as pq
 
 from tests.images import factory
 
-HOSTILE = ("=cmd|' !A1.jpg", 'a"><script>alert(1)<', "new\nline.png", "пример.jpg", "photo.tar.jpg", " .jpg", "-rf.png")
+HOSTILE = (
+    "=cmd|' !A1.jpg",
+    'a"><script>alert(1)<',
+    "new\nline.png",
+    "пример.jpg",
+    "photo.tar.jpg",
+    " .jpg",
+    "-rf.png",
+)
 
 
 def files(count=9):
@@ -20,7 +30,9 @@ def files(count=9):
     made = {}
     for index in range(count - 2):
         ending, kind = kinds[index % len(kinds)]
-        made[f"album/{index:03}.{ending}"] = factory.encoded(factory.photo(48, 32, seed=index), kind)
+        made[f"album/{index:03}.{ending}"] = factory.encoded(
+            factory.photo(48, 32, seed=index), kind
+        )
     return made | {"album/notes.txt": b"not an image", "empty.jpg": b""}
 
 
@@ -49,14 +61,20 @@ def as_zip(folder, content):
 
 
 def as_parquet(folder, content):
-    rows = [{"image": {"bytes": data, "path": name}, "label": index % 2} for index, (name, data) in enumerate(content.items())]
+    rows = [
+        {"image": {"bytes": data, "path": name}, "label": index % 2}
+        for index, (name, data) in enumerate(content.items())
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "photos.parquet")
     return folder / "photos.parquet"
 
 
 def as_list(folder, content):
     photos = as_prefix(folder, content)
-    lines = [json.dumps({"uri": str(photos / name), "label": index % 2}) for index, name in enumerate(content)]
+    lines = [
+        json.dumps({"uri": str(photos / name), "label": index % 2})
+        for index, name in enumerate(content)
+    ]
     (folder / "photos.jsonl").write_text("\n".join(lines))
     return folder / "photos.jsonl"
 
@@ -73,20 +91,31 @@ def hashes(content):
 
 
 def samples(out):
-    """What lies in the shards of a directory: {bytes, name in the shard, source, columns beside}, in order, by plain libraries."""
+    """What lies in the shards of a directory: {bytes, name in the shard, source, columns beside},
+    in order, by plain libraries.
+    """
     found = []
     for path in sorted((out / "data").iterdir()):
         if path.suffix == ".parquet":
             for row in pq.read_table(path).to_pylist():
                 image, source = row.pop("image"), row.pop("source")
-                found.append({"data": image["bytes"], "name": image["path"], "source": source, "beside": row})
+                found.append(
+                    {"data": image["bytes"], "name": image["path"], "source": source, "beside": row}
+                )
             continue
         with tarfile.open(path) as tar:
             members = tar.getmembers()
             for image, sidecar in zip(members[::2], members[1::2], strict=True):
                 said = json.load(tar.extractfile(sidecar))
                 assert sidecar.name.partition(".")[0] == image.name.partition(".")[0]
-                found.append({"data": tar.extractfile(image).read(), "name": image.name, "source": said.pop("source"), "beside": said})
+                found.append(
+                    {
+                        "data": tar.extractfile(image).read(),
+                        "name": image.name,
+                        "source": said.pop("source"),
+                        "beside": said,
+                    }
+                )
     return found
 
 

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.slow  # the imports take seconds
 
 @pytest.fixture
 def content():
-    return {name: data for name, data in archives.files(12).items() if not name.endswith((".txt", "empty.jpg"))}
+    return {
+        name: data
+        for name, data in archives.files(12).items()
+        if not name.endswith((".txt", "empty.jpg"))
+    }
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
@@ -29,7 +33,9 @@ def test_datasets(tmp_path, content, form):
         assert isinstance(found.features["image"], ImageFeature)
         assert [row["image"].size for row in found] == [(48, 32)] * len(content)
         raw = found.cast_column("image", ImageFeature(decode=False))
-        assert sorted(archives.sha256(row["image"]["bytes"]) for row in raw) == archives.hashes(content)
+        assert sorted(archives.sha256(row["image"]["bytes"]) for row in raw) == archives.hashes(
+            content
+        )
         assert set(found["label"]) == {0, 1}
     else:
         assert {row["json"]["source"]["sha256"] for row in found} == set(archives.hashes(content))
@@ -41,8 +47,15 @@ def test_webdataset(tmp_path, content):
     pack(archives.as_list(tmp_path, content), tmp_path / "out", form="webdataset")
     path = str(tmp_path / "out/data/train-00000-of-00001.tar")
     found = list(webdataset.WebDataset(path, shardshuffle=False))
-    images = [next(value for key, value in sample.items() if key in ("jpg", "png", "gif", "webp")) for sample in found]
+    images = [
+        next(value for key, value in sample.items() if key in ("jpg", "png", "gif", "webp"))
+        for sample in found
+    ]
     assert sorted(map(archives.sha256, images)) == archives.hashes(content)
     assert all(Image.open(io.BytesIO(image)).size == (48, 32) for image in images)
-    decoded = webdataset.WebDataset(path, shardshuffle=False).decode("pil").to_tuple("jpg;png;gif;webp", "json")
+    decoded = (
+        webdataset.WebDataset(path, shardshuffle=False)
+        .decode("pil")
+        .to_tuple("jpg;png;gif;webp", "json")
+    )
     assert {said["label"] for _, said in decoded} == {0, 1}

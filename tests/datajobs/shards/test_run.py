@@ -28,9 +28,20 @@ def test_every_source_keeps_its_bytes_in_every_form(tmp_path, given, form):
     summary = pack(archives.FORMS[given](tmp_path, content), tmp_path / "out", form=form)
     found = samples(tmp_path / "out")
     assert sorted(archives.sha256(sample["data"]) for sample in found) == hashes(content)
-    assert [sample["source"]["sha256"] for sample in found] == [archives.sha256(sample["data"]) for sample in found]
-    assert (summary["members"], summary["packed"], summary["unpacked"], summary["shards"]) == (9, 9, 0, 1)
-    assert summary["formats"]["none"] == [sample["source"]["format"] for sample in found].count(None) == 2
+    assert [sample["source"]["sha256"] for sample in found] == [
+        archives.sha256(sample["data"]) for sample in found
+    ]
+    assert (summary["members"], summary["packed"], summary["unpacked"], summary["shards"]) == (
+        9,
+        9,
+        0,
+        1,
+    )
+    assert (
+        summary["formats"]["none"]
+        == [sample["source"]["format"] for sample in found].count(None)
+        == 2
+    )
     if given in ("parquet", "list"):
         assert sorted(sample["beside"]["label"] for sample in found) == [0] * 5 + [1] * 4
 
@@ -48,7 +59,8 @@ def test_interrupted_and_run_again_gives_the_same_files(many, tmp_path, form, mo
     assert whole["shards"] == 3
 
     def stops(function, items):
-        function, [first, *_] = pickle.loads(pickle.dumps((function, list(items))))  # what a task of a cluster is given
+        # what a task of a cluster is given
+        function, [first, *_] = pickle.loads(pickle.dumps((function, list(items))))
         yield function(first)
         raise KeyboardInterrupt
 
@@ -88,7 +100,9 @@ def test_shards_are_archives_like_any_other(tmp_path):
 
 def test_names_never_become_paths(tmp_path):
     content = {name.replace("/", "_"): archives.factory.jpeg() for name in archives.HOSTILE}
-    tarred = archives.as_tar(tmp_path, content | {"../../escape.jpg": b"x", "/etc/absolute.jpg": b"y"})
+    tarred = archives.as_tar(
+        tmp_path, content | {"../../escape.jpg": b"x", "/etc/absolute.jpg": b"y"}
+    )
     summary = pack(tarred, tmp_path / "out", form="webdataset")
     with tarfile.open(tmp_path / "out/data/train-00000-of-00001.tar") as tar:
         names = tar.getnames()
@@ -117,7 +131,10 @@ def test_what_cannot_be_read_is_listed_and_can_be_tried_again(tmp_path, monkeypa
     assert {row["uri"]: row["status"] for row in unpacked(tmp_path / "out")} == {
         str(changed): "source_changed", str(gone): "source_missing", str(photos / "large"): "image_too_large"}  # fmt: skip
     assert all(row["detail"] for row in unpacked(tmp_path / "out"))
-    assert (summary["packed"], summary["statuses"]) == (7, {"image_too_large": 1, "source_changed": 1, "source_missing": 1})
+    assert (summary["packed"], summary["statuses"]) == (
+        7,
+        {"image_too_large": 1, "source_changed": 1, "source_missing": 1},
+    )
     monkeypatch.undo()
     assert pack(photos, tmp_path / "out")["packed"] == 7
     gone.write_bytes(kept)
@@ -132,24 +149,34 @@ def test_a_directory_belongs_to_one_command_which_later_ones_need_not_repeat(tmp
     begun = pack(photos, photos / "out", form="webdataset", container_limits={"max_ratio": 50.0})
     assert begun["members"] == 3  # without what lies in the output
     again = pack(photos, photos / "out")
-    assert (again["form"], again["packed"], again["session"]["shards"]) == ("webdataset", begun["packed"], 0)
+    assert (again["form"], again["packed"], again["session"]["shards"]) == (
+        "webdataset",
+        begun["packed"],
+        0,
+    )
     for settings in ({"form": "parquet"}, {"shard_mb": 1.0}, {"exclude": ("*.txt",)}):
         with pytest.raises(IdentityError, match=next(iter(settings))):
             pack(photos, photos / "out", **settings)
-    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"):
+    with pytest.raises(
+        IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"
+    ):
         pack(photos, photos / "out", container_limits={"max_ratio": 60.0})
     with pytest.raises(IdentityError, match="source"):
         pack(photos / "album", photos / "out")
-    claim = photos / "out/pack.json"  # of 0.17, whose shards would be written again, perhaps from what is gone by now
+    # of 0.17, whose shards would be written again, perhaps from what is gone by now
+    claim = photos / "out/pack.json"
     claim.write_text(json.dumps(json.loads(claim.read_text()) | {"format": 1}))
     with pytest.raises(IdentityError, match="format: this command 2, the directory 1"):
         pack(photos, photos / "out")
 
 
 def test_a_full_disk_stops_with_a_hint_and_the_same_command_goes_on(tmp_path):
-    photos = archives.as_prefix(tmp_path, {f"{index:03}": bytes([index]) * 8000 for index in range(100)})
+    photos = archives.as_prefix(
+        tmp_path, {f"{index:03}": bytes([index]) * 8000 for index in range(100)}
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # the kernel refuses as on a full disk
+    # the kernel refuses as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
     try:
         with pytest.raises(StorageError, match="too large") as stopped:
             pack(photos, tmp_path / "out")
@@ -168,14 +195,28 @@ def test_packs_from_and_to_a_bucket(tmp_path, s3):
     summary = pack(f"{bucket}/photos", f"{bucket}/out")
     assert (summary["packed"], summary["unpacked"]) == (9, 0)
     (tmp_path / "data").mkdir()
-    client.download_file("packing", "out/data/train-00000-of-00001.parquet", str(tmp_path / "data/one.parquet"))
-    assert sorted(archives.sha256(sample["data"]) for sample in samples(tmp_path)) == hashes(content)
+    client.download_file(
+        "packing", "out/data/train-00000-of-00001.parquet", str(tmp_path / "data/one.parquet")
+    )
+    assert sorted(archives.sha256(sample["data"]) for sample in samples(tmp_path)) == hashes(
+        content
+    )
 
 
 def test_row_groups_are_small_and_indexed(many, tmp_path):
     pack(many, tmp_path / "out")
     metadata = pq.ParquetFile(tmp_path / "out/data/train-00000-of-00001.parquet").metadata
-    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [100, 100, 100]
+    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [
+        100,
+        100,
+        100,
+    ]
     image = metadata.row_group(0).column(0)
-    assert (image.path_in_schema, image.compression, image.has_offset_index) == ("image.bytes", "UNCOMPRESSED", True)
-    assert json.loads(pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"])
+    assert (image.path_in_schema, image.compression, image.has_offset_index) == (
+        "image.bytes",
+        "UNCOMPRESSED",
+        True,
+    )
+    assert json.loads(
+        pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"]
+    )

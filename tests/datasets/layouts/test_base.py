@@ -23,19 +23,32 @@ def test_columns_of_a_list(tmp_path):
 
 
 def test_columns_by_other_names_with_masks_below_a_root(tmp_path):
-    layout = make_layout("columns", {"label": "kind", "mask": "where", "root": str(tmp_path / "masks")})
+    layout = make_layout(
+        "columns", {"label": "kind", "mask": "where", "root": str(tmp_path / "masks")}
+    )
     assert layout.labels(row(kind="fake", where="x/1.png")).mask_uri == f"{tmp_path}/masks/x/1.png"
     assert layout.labels(row(kind="fake", where="s3://b/1.png")).mask_uri == "s3://b/1.png"
     assert "relative" in refused(make_layout("columns", {}), row(label="fake", mask="x/1.png"))
 
 
 def test_columns_follow_the_names_that_a_table_gives_its_numbers(tmp_path):
-    write_parquet(tmp_path / "x.parquet", {"image": [picture(0), picture(1)], "label": [0, 1]}, labels=["fake", "real"])
-    assert [labels.label for labels, _ in told(make_layout("columns", {}), tmp_path).values()] == ["fake", "real"]
+    write_parquet(
+        tmp_path / "x.parquet",
+        {"image": [picture(0), picture(1)], "label": [0, 1]},
+        labels=["fake", "real"],
+    )
+    assert [labels.label for labels, _ in told(make_layout("columns", {}), tmp_path).values()] == [
+        "fake",
+        "real",
+    ]
 
 
 def test_columns_of_a_webdataset_are_the_fields_of_its_sidecars(tmp_path):
-    write_shard(tmp_path / "00000.tar", a={"label": 1, "generator": "sdxl", "prompt": "A cat"}, b={"label": 0})
+    write_shard(
+        tmp_path / "00000.tar",
+        a={"label": 1, "generator": "sdxl", "prompt": "A cat"},
+        b={"label": 0},
+    )
     found = told(make_layout("columns", {}), tmp_path)
     expected = {"a.png": ("fake", "sdxl", prompt_group("a cat")), "b.png": ("real", "real", None)}
     assert fields(found, "label", "generator", "group") == expected
@@ -43,11 +56,15 @@ def test_columns_of_a_webdataset_are_the_fields_of_its_sidecars(tmp_path):
 
 @pytest.mark.parametrize("sidecar", ["[1, 2]", "label: real"])
 def test_a_sidecar_without_fields_is_refused(tmp_path, sidecar):
-    with pytest.raises(ConfigError, match=r"00000\.tar/a\.png: the \.json beside it is no JSON object"):
+    with pytest.raises(
+        ConfigError, match=r"00000\.tar/a\.png: the \.json beside it is no JSON object"
+    ):
         told(make_layout("columns", {}), write_shard(tmp_path / "00000.tar", a=sidecar))
 
 
-@pytest.mark.parametrize("mask", ["https://host/m.png?X-Amz-Signature=a1b2", "https://me:a1b2@host/m.png"])
+@pytest.mark.parametrize(
+    "mask", ["https://host/m.png?X-Amz-Signature=a1b2", "https://me:a1b2@host/m.png"]
+)
 def test_keys_of_masks_are_not_kept(mask):
     message = refused(make_layout("columns", {}), row(label="fake", mask=mask))
     assert "its mask https://host/m.png is named with a key" in message
@@ -75,9 +92,13 @@ def test_columns_refuse_what_is_not_said():
 def test_an_archive_does_not_say_where_masks_lie(place, tmp_path):
     layout = make_layout("columns", {})
     for column in ("mask", "mask_uri"):
-        assert f"may not say that its mask lies at {place}" in refused(layout, row(label="fake", **{column: place}))
+        assert f"may not say that its mask lies at {place}" in refused(
+            layout, row(label="fake", **{column: place})
+        )
     if scheme_of(place) in ("file", "local"):
-        assert "may not say" in refused(make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place))
+        assert "may not say" in refused(
+            make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place)
+        )
         remote = ListedMember("s3://b/a.png", None, 0, "", -1, {"label": "fake", "mask": place})
         assert "may not say" in refused(layout, remote)
     own = row(label="fake")
@@ -86,7 +107,14 @@ def test_an_archive_does_not_say_where_masks_lie(place, tmp_path):
 
 
 def test_folders(tmp_path):
-    write_files(tmp_path, "train/real/a.jpg", "train/fake/sdxl/b.png", "train/1_fake/c.png", "train/fake/notes.txt", "train/real/.DS_Store")
+    write_files(
+        tmp_path,
+        "train/real/a.jpg",
+        "train/fake/sdxl/b.png",
+        "train/1_fake/c.png",
+        "train/fake/notes.txt",
+        "train/real/.DS_Store",
+    )
     write_zip(tmp_path / "more.zip", "val/0_real/d.jpg")
     found = told(make_layout("folders", {"split_folder": -1}), tmp_path)
     assert fields(found, "label", "generator", "split") == {

@@ -13,14 +13,22 @@ def test_community_forensics(tmp_path):
         },
     )  # fmt: skip
     found = list(told(make_layout("community-forensics", {}), shard).values())
-    assert [(one.label, one.generator, one.split, one.group, one.architecture, subset) for one, subset in found] == [
+    assert [
+        (one.label, one.generator, one.split, one.group, one.architecture, subset)
+        for one, subset in found
+    ] == [
         ("fake", "dalle2", "CompEval", prompt_group("A cat"), "Commercial", "CompEval"),
         ("real", "real:RAISE", "CompEval", None, None, "CompEval"),
     ]
-    assert "model_name is None" in refused(make_layout("community-forensics", {}), row(label=1, model_name=None))
+    assert "model_name is None" in refused(
+        make_layout("community-forensics", {}), row(label=1, model_name=None)
+    )
 
 
 def test_folders_of_community_forensics(tmp_path):
     write_files(tmp_path, "SDXL-lora-7/fake/a.png", "LAION/real/b.png", "index.csv")
     found = told(make_layout("community-forensics-folders", {}), tmp_path, include=["**/*"])
-    assert fields(found, "label", "generator") == {"a.png": ("fake", "SDXL-lora-7"), "b.png": ("real", "real:LAION")}
+    assert fields(found, "label", "generator") == {
+        "a.png": ("fake", "SDXL-lora-7"),
+        "b.png": ("real", "real:LAION"),
+    }

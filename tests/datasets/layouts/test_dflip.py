@@ -26,7 +26,9 @@ def test_dflip_version_1(tmp_path):
 
 
 def test_dflip_version_1_without_urls(tmp_path):
-    file = write_json(tmp_path / "sd.json", {"ab-1.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k"}})
+    file = write_json(
+        tmp_path / "sd.json", {"ab-1.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k"}}
+    )
     layout = make_layout("dflip", {"file": str(file)})
     found = told(layout, write_files(tmp_path / "images", "ab-1.png"))
     assert fields(found, "generator", "prompt") == {"ab-1.png": ("stable-diffusion", "a cat")}
@@ -35,13 +37,27 @@ def test_dflip_version_1_without_urls(tmp_path):
 
 def test_dflip_version_2(tmp_path):
     records = [
-        {"image_path": "train/fake/sd/1.jpg", "is_fake": 1, "family_id": 18, "version_id": 3, "split": "train"},
-        {"image_path": "test/real/2.jpg", "is_fake": 0, "family_id": None, "version_id": None, "split": "test"},
+        {
+            "image_path": "train/fake/sd/1.jpg",
+            "is_fake": 1,
+            "family_id": 18,
+            "version_id": 3,
+            "split": "train",
+        },
+        {
+            "image_path": "test/real/2.jpg",
+            "is_fake": 0,
+            "family_id": None,
+            "version_id": None,
+            "split": "test",
+        },
     ]
     file = write_json(tmp_path / "metadata.json", records)
     write_files(tmp_path, "train/fake/sd/1.jpg", "test/real/2.jpg", "unlisted.jpg")
     found = told(make_layout("dflip", {"file": str(file)}), tmp_path)
-    assert {name: (one.label, one.generator, one.split, subset) for name, (one, subset) in found.items()} == {
+    assert {
+        name: (one.label, one.generator, one.split, subset) for name, (one, subset) in found.items()
+    } == {
         "1.jpg": ("fake", "qwen", "train", "fake"),
         "2.jpg": ("real", "real", "test", "real"),
     }
@@ -52,7 +68,10 @@ def test_dflip_version_2_in_shards(tmp_path):
     write_shard(tmp_path / "test/real/00000.tar", b={"source": "x"})
     layout = make_layout("dflip", {})
     found = told(layout, tmp_path)
-    assert {name: (one.label, one.generator, one.split, one.group, subset) for name, (one, subset) in found.items()} == {
+    assert {
+        name: (one.label, one.generator, one.split, one.group, subset)
+        for name, (one, subset) in found.items()
+    } == {
         "a.png": ("fake", "sd_1.5", "train", prompt_group("a lighthouse"), "fake"),
         "b.png": ("real", "real", "test", None, "real"),
     }
@@ -67,8 +86,16 @@ def test_dflip_version_2_in_shards(tmp_path):
         ("pd.json", {"1.a": {}, "1.b": {}}, "two ids are '1'"),
         ("pd.json", {"1": "url"}, "no record but 'url'"),
         ("other.json", {"1": {}}, "which generator"),
-        ("x.json", [{"image_path": "1.jpg", "is_fake": 1, "family_id": None}], "reals, and reals alone|family_id None"),
-        ("x.json", [{"image_path": "1.jpg", "is_fake": 1, "family_id": 27}], "no family has the id 27"),
+        (
+            "x.json",
+            [{"image_path": "1.jpg", "is_fake": 1, "family_id": None}],
+            "reals, and reals alone|family_id None",
+        ),
+        (
+            "x.json",
+            [{"image_path": "1.jpg", "is_fake": 1, "family_id": 27}],
+            "no family has the id 27",
+        ),
         ("x.json", [{"is_fake": 0}], "record 0 has no image_path"),
         ("x.json", 7, "neither id"),
     ],

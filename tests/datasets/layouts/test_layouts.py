@@ -14,7 +14,9 @@ def test_arguments_are_checked(name):
 def test_a_missing_argument_is_told_how_to_give():
     with pytest.raises(ConfigError, match="file: missing") as raised:
         make_layout("imdlbenco-json", {})
-    assert raised.value.hint == "its arguments: root, file, generator; as in --set arguments.KEY=VALUE"
+    assert (
+        raised.value.hint == "its arguments: root, file, generator; as in --set arguments.KEY=VALUE"
+    )
 
 
 def test_a_layout_that_there_is_not():
@@ -26,7 +28,11 @@ def test_a_layout_that_there_is_not():
     ("uri", "split", "config"),
     [
         ("/m/core/test-00012-of-00100-0a1b2c.parquet", "test", "core"),
-        ("hf://datasets/x/y@refs%2Fconvert%2Fparquet/reddit/partial-test/0003.parquet", "test", "reddit"),
+        (
+            "hf://datasets/x/y@refs%2Fconvert%2Fparquet/reddit/partial-test/0003.parquet",
+            "test",
+            "reddit",
+        ),
         ("/m/data/Systematic+Manual-00000-of-00010.parquet", "Systematic+Manual", "default"),
         ("/m/table.parquet", None, None),
     ],

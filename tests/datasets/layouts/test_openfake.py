@@ -9,7 +9,11 @@ from tests.datasets.published import picture, write_files, write_parquet, write_
 
 def test_openfake_on_the_hub(tmp_path):
     common = {"image": [picture(number) for number in range(3)]}
-    common |= {"prompt": ["A dog", "a dog", None], "label": ["fake", "real", "fake"], "model": ["flux.1-dev", "real", "sd-3.5"]}
+    common |= {
+        "prompt": ["A dog", "a dog", None],
+        "label": ["fake", "real", "fake"],
+        "model": ["flux.1-dev", "real", "sd-3.5"],
+    }
     v1 = write_parquet(tmp_path / "data/test-00000-of-00002.parquet", common)
     v2 = write_parquet(
         tmp_path / "core/validation-00001-of-00009.parquet",
@@ -23,7 +27,9 @@ def test_openfake_on_the_hub(tmp_path):
     ]
     assert first[0][0].group == first[1][0].group is not None
     assert first[2][0].group is None
-    assert [subset for _, subset in told(make_layout("openfake", {"version": "v2"}), v2).values()] == ["core/validation"] * 3
+    assert [
+        subset for _, subset in told(make_layout("openfake", {"version": "v2"}), v2).values()
+    ] == ["core/validation"] * 3
 
 
 def test_openfake_in_the_wild_names_no_models():
@@ -39,8 +45,13 @@ def test_openfake_in_the_wild_names_no_models():
 
 def test_openfake_labels_of_either_version_and_no_unknown_one():
     layout = make_layout("openfake", {})
-    assert [layout.labels(row(label=value, model="m")).label for value in ("full_synthetic", "Tampered", 1)] == ["fake"] * 3
-    assert [layout.labels(row(label=value, model="real")).label for value in (0, "REAL")] == ["real"] * 2
+    assert [
+        layout.labels(row(label=value, model="m")).label
+        for value in ("full_synthetic", "Tampered", 1)
+    ] == ["fake"] * 3
+    assert [layout.labels(row(label=value, model="real")).label for value in (0, "REAL")] == [
+        "real"
+    ] * 2
     assert "'unsure' is not a label" in refused(layout, row(label="unsure", model="m"))
     assert "its model is 'real'" in refused(layout, row(label="fake", model="real"))
 
@@ -51,8 +62,16 @@ def test_openfake_label_file_of_version_1(tmp_path):
     csv.write_text("filename,typ\na.jpg,real\na.jpg,flux\ngone.jpg,flux\n")
     layout = make_layout("openfake-csv", {"file": str(csv)})
     found = {item.uri: layout.labels(item) for item in Archive([str(tmp_path / "images")])}
-    generators = {uri.removeprefix(f"{tmp_path}/images/"): labels and labels.generator for uri, labels in found.items()}
-    assert generators == {"flux/a.jpg": "flux", "flux/unlisted.jpg": None, "labels.csv": None, "real/a.jpg": "real"}
+    generators = {
+        uri.removeprefix(f"{tmp_path}/images/"): labels and labels.generator
+        for uri, labels in found.items()
+    }
+    assert generators == {
+        "flux/a.jpg": "flux",
+        "flux/unlisted.jpg": None,
+        "labels.csv": None,
+        "real/a.jpg": "real",
+    }
     assert layout.published == {"all": 3}
 
 
@@ -64,7 +83,11 @@ def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
     )
     found = told(make_layout("openfake-csv", {"split": "test"}), tmp_path / "test.csv")
     # The number of a row of version 1 falls among those that the rule takes for pexels.
-    assert fields(found, "generator") == {"001999999.jpg": ("real",), "pexels-7.jpg": ("real:pexels",), "b.png": ("veo-3",)}
+    assert fields(found, "generator") == {
+        "001999999.jpg": ("real",),
+        "pexels-7.jpg": ("real:pexels",),
+        "b.png": ("veo-3",),
+    }
     assert {subset for _, subset in found.values()} == {"test"}
 
 

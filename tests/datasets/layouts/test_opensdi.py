@@ -7,7 +7,12 @@ from tests.datasets.published import picture, write_parquet
 
 
 def opensdi(path, keys, labels, masks):
-    columns = {"key": keys, "image": [picture(number) for number in range(len(keys))], "mask": masks, "label": labels}
+    columns = {
+        "key": keys,
+        "image": [picture(number) for number in range(len(keys))],
+        "mask": masks,
+        "label": labels,
+    }
     return write_parquet(path, columns, images=("image", "mask"), labels=["real", "fake"])
 
 
@@ -15,17 +20,27 @@ def test_opensdi(tmp_path):
     mask = picture(9, "L")
     shard = opensdi(
         tmp_path / "OpenSDI_test/data/sd2-00000-of-00007.parquet",
-        ["partial/sd2/fake/000000007.jpg", "entire/sd2/fake/000000008.jpg", "partial/sd2/real/000000007.jpg"],
+        [
+            "partial/sd2/fake/000000007.jpg",
+            "entire/sd2/fake/000000008.jpg",
+            "partial/sd2/real/000000007.jpg",
+        ],
         [1, 1, 0],
         [mask, None, mask],
     )
     found = list(told(make_layout("opensdi", {}), shard).values())
-    assert [(one.label, one.generator, one.mask_uri, one.split, one.group, subset) for one, subset in found] == [
+    assert [
+        (one.label, one.generator, one.mask_uri, one.split, one.group, subset)
+        for one, subset in found
+    ] == [
         ("fake", "sd2", f"{shard}#row=0&column=mask", "test", "key:000000007", "test/sd2"),
         ("fake", "sd2", None, "test", "key:000000008", "test/sd2"),
         ("real", "real", None, "test", "key:000000007", "test/sd2"),
     ]
-    assert make_layout("opensdi", {"part": "plus"}).labels(next(iter(Archive([str(shard)])))).split == "train"
+    assert (
+        make_layout("opensdi", {"part": "plus"}).labels(next(iter(Archive([str(shard)])))).split
+        == "train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,6 +53,8 @@ def test_opensdi(tmp_path):
     ],
 )
 def test_opensdi_refuses_contradictions(tmp_path, key, label, mask, message):
-    shard = opensdi(tmp_path / "sd2-00000-of-00001.parquet", [key], [label], [picture(9, "L") if mask else None])
+    shard = opensdi(
+        tmp_path / "sd2-00000-of-00001.parquet", [key], [label], [picture(9, "L") if mask else None]
+    )
     [item] = Archive([str(shard)])
     assert message in refused(make_layout("opensdi", {}), item)

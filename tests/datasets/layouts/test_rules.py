@@ -1,4 +1,6 @@
-"""Layouts that are data: what each shipped one says of a tree of its data set's shape, and what none of its rules fits."""
+"""Layouts that are data: what each shipped one says of a tree of its data set's shape, and what
+none of its rules fits.
+"""
 
 import pytest
 
@@ -20,7 +22,10 @@ TREES = {
         "DRCT-2M/stable-diffusion-v1-4/val2017/2.png": ("fake", "stable-diffusion-v1-4", "val2017"),
         "DR/DRCT-2M/sdxl/train2017/3.png": ("fake", "sdxl", "train2017"),
     },
-    "chameleon": {"test/0_real/1.jpg": ("real", "real:chameleon", None), "test/1_fake/2.jpg": ("fake", "chameleon", None)},
+    "chameleon": {
+        "test/0_real/1.jpg": ("real", "real:chameleon", None),
+        "test/1_fake/2.jpg": ("fake", "chameleon", None),
+    },
     "aigcdetect": {
         "progan/airplane/0_real/1.png": ("real", "real:progan", None),
         "cyclegan/horse/1_fake/2.png": ("fake", "cyclegan", None),
@@ -75,17 +80,33 @@ def test_a_table_beside_images_labels_them(tmp_path, name):
     content, files, labels = TABLES[name]
     write_files(tmp_path, *files)
     (tmp_path / "labels.csv").write_text(content)
-    found = told(make_layout(name, {"file": str(tmp_path / "labels.csv")}), tmp_path / files[0].split("/")[0])
+    found = told(
+        make_layout(name, {"file": str(tmp_path / "labels.csv")}), tmp_path / files[0].split("/")[0]
+    )
     assert fields(found, "label", "generator", "split") == labels
 
 
 def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path):
-    write_files(tmp_path, "own/train/real/a.png", "own/train/real/unlisted.png", "GenImage/ADM/b.png")
-    listed = [{"path": "train/real/a.png", "label": 0}, {"path": f"{tmp_path}/GenImage/ADM/b.png", "label": 1}]
+    write_files(
+        tmp_path, "own/train/real/a.png", "own/train/real/unlisted.png", "GenImage/ADM/b.png"
+    )
+    listed = [
+        {"path": "train/real/a.png", "label": 0},
+        {"path": f"{tmp_path}/GenImage/ADM/b.png", "label": 1},
+    ]
     file = write_json(tmp_path / "own" / "train.json", listed)
-    found = fields(told(make_layout("forensichub", {"file": str(file), "generators": "adm"}), tmp_path), "label", "generator", "split")
+    found = fields(
+        told(make_layout("forensichub", {"file": str(file), "generators": "adm"}), tmp_path),
+        "label",
+        "generator",
+        "split",
+    )
     assert found == {"a.png": ("real", "real", None), "b.png": ("fake", "adm", None)}
-    for content, said in (({"path": "a.png"}, "not a list of objects"), ([{"path": "a.png"}], "no column 'label'"), (["a"], "objects")):
+    for content, said in (
+        ({"path": "a.png"}, "not a list of objects"),
+        ([{"path": "a.png"}], "no column 'label'"),
+        (["a"], "objects"),
+    ):
         write_json(file, content)
         with pytest.raises(ConfigError, match=said):
             make_layout("forensichub", {"file": str(file)})
@@ -94,7 +115,11 @@ def test_a_list_of_forensichubs_labels_what_lies_below_it_or_elsewhere(tmp_path)
 def test_a_table_of_ai_genbench_is_read_as_its_builder_writes_it(tmp_path):
     from datasets import ClassLabel, Dataset, Features, Image, LargeList, Value
 
-    kinds = {"image": Image(), "label": ClassLabel(names=["real", "fake"]), "paired_real_images": LargeList(Value("large_string"))}
+    kinds = {
+        "image": Image(),
+        "label": ClassLabel(names=["real", "fake"]),
+        "paired_real_images": LargeList(Value("large_string")),
+    }
     features = Features(kinds | {name: Value(kind) for name, kind in AI_GENBENCH.items()})
     same = {
         "height": 16,
@@ -106,8 +131,22 @@ def test_a_table_of_ai_genbench_is_read_as_its_builder_writes_it(tmp_path):
         "origin_dataset": "DDMD",
     }
     rows = [
-        {"image": picture(0), "label": 0, "generator": "", "positive_prompt": "", "paired_real_images": [], **same},
-        {"image": picture(1), "label": 1, "generator": "FLUX 1 Dev", "positive_prompt": "a cat", "paired_real_images": ["RAISE/1"], **same},
+        {
+            "image": picture(0),
+            "label": 0,
+            "generator": "",
+            "positive_prompt": "",
+            "paired_real_images": [],
+            **same,
+        },
+        {
+            "image": picture(1),
+            "label": 1,
+            "generator": "FLUX 1 Dev",
+            "positive_prompt": "a cat",
+            "paired_real_images": ["RAISE/1"],
+            **same,
+        },
     ]
     Dataset.from_list(rows, features=features).to_parquet(tmp_path / "validation.parquet")
     found = fields(told(make_layout("ai-genbench", {}), tmp_path), "label", "generator", "prompt")
@@ -127,7 +166,9 @@ def test_words_of_a_column_are_labels():
 
 
 def test_every_published_layout_is_tested_and_names_its_source():
-    shipped = {name: load_yaml(path, PublishedLayout) for name, path in named_configs("layouts").items()}
+    shipped = {
+        name: load_yaml(path, PublishedLayout) for name, path in named_configs("layouts").items()
+    }
     assert set(shipped) == {*TREES, *TABLES, "so-fake", "forensichub", "ai-genbench"}
     assert all(layout.name == name for name, layout in shipped.items())
 

@@ -1,7 +1,9 @@
-"""AEROBLADE: distances as the authors' LPIPS measures them on diffusers' autoencoder; files in the published formats.
+"""AEROBLADE: distances as the authors' LPIPS measures them on diffusers' autoencoder; files in the
+published formats.
 
-Golden values: jonasricker/aeroblade at 50fc2b2, `_PatchedLPIPS(net="vgg", spatial=True)` with lpips 0.1.4 and its 8-bit reconstructions, on
-diffusers 0.42.1's AutoencoderKL (latent's mode), unedited; VGG, autoencoder and here the linear layers are filled by formula.
+Golden values: jonasricker/aeroblade at 50fc2b2, `_PatchedLPIPS(net="vgg", spatial=True)` with lpips
+0.1.4 and its 8-bit reconstructions, on diffusers 0.42.1's AutoencoderKL (latent's mode), unedited;
+VGG, autoencoder and here the linear layers are filled by formula.
 """
 
 import pytest
@@ -23,8 +25,13 @@ def small_card():
 
 
 def vgg():
-    shapes = {f"features.{place}.weight": (width, before, 3, 3) for place, (before, width) in aeroblade.CONVOLUTIONS.items()}
-    shapes |= {f"features.{place}.bias": (width,) for place, (_, width) in aeroblade.CONVOLUTIONS.items()}
+    shapes = {
+        f"features.{place}.weight": (width, before, 3, 3)
+        for place, (before, width) in aeroblade.CONVOLUTIONS.items()
+    }
+    shapes |= {
+        f"features.{place}.bias": (width,) for place, (_, width) in aeroblade.CONVOLUTIONS.items()
+    }
     return fill({name: torch.empty(shape) for name, shape in shapes.items()})
 
 
@@ -66,12 +73,18 @@ def test_the_autoencoder_has_the_published_names_old_and_new():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
         renamed[key] = tensor
     assert renamed.keys() != modern.keys()
-    assert aeroblade.modern_names(renamed).keys() == aeroblade.modern_names(modern).keys() == modern.keys()
+    assert (
+        aeroblade.modern_names(renamed).keys()
+        == aeroblade.modern_names(modern).keys()
+        == modern.keys()
+    )
 
 
 def test_files_in_the_published_formats_are_loaded_and_score(tmp_path):
     card = small_card()
-    card = card.model_copy(update={"preprocessing": card.preprocessing.model_copy(update={"center_crop": 64})})
+    card = card.model_copy(
+        update={"preprocessing": card.preprocessing.model_copy(update={"center_crop": 64})}
+    )
     card = seeded_card(card, tmp_path)
     with pytest.raises(DetectorError, match="VGG-16"):
         load_detector(card)

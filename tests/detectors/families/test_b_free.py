@@ -10,24 +10,37 @@ from tests.detectors.fill import fill, source, with_arguments
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
 
-# By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89, unedited) on timm 1.0.31's network as narrow
-# as above, filled by formula under the file's names; the head's weight doubled.
-LOGITS = {"224x224": -4.421257, "640x480": -3.8731065, "515x700": -3.5334458, "1030x533": -3.1983089}
+# By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89,
+# unedited) on timm 1.0.31's network as narrow as above, filled by formula under the file's names;
+# the head's weight doubled.
+LOGITS = {
+    "224x224": -4.421257,
+    "640x480": -3.8731065,
+    "515x700": -3.5334458,
+    "1030x533": -3.1983089,
+}
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     card = with_arguments(load_card("b-free"), NARROW)
-    published = {key.removeprefix("network."): tensor for key, tensor in build_network(card).state_dict().items()}
+    published = {
+        key.removeprefix("network."): tensor
+        for key, tensor in build_network(card).state_dict().items()
+    }
     state = fill(published)
     state["head.weight"] *= 2
-    path = write_weights(tmp_path_factory.mktemp("b-free") / "model_epoch_best.pth", state, wrapper="model")
+    path = write_weights(
+        tmp_path_factory.mktemp("b-free") / "model_epoch_best.pth", state, wrapper="model"
+    )
     return load_detector(card_with_weights(card, path), precision="fp32", slots=1)
 
 
 @pytest.mark.parametrize("image", LOGITS)
 def test_the_score_is_the_authors(detector, image):
-    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(LOGITS[image], abs=1e-4)
+    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
+        LOGITS[image], abs=1e-4
+    )
 
 
 def test_images_of_one_size_score_as_each_alone(detector):

@@ -1,4 +1,6 @@
-"""CLIP's towers: golden scores of the full one, and torch's own transformer layers as a second opinion."""
+"""CLIP's towers: golden scores of the full one, and torch's own transformer layers as a second
+opinion.
+"""
 
 import copy
 
@@ -25,7 +27,12 @@ from tests.detectors.small_clip import small_card, small_clip
 def test_preprocessed_tensor_is_the_authors(name):
     preprocessing = load_card(name).preprocessing
     for image, golden in PREPARED[name].items():
-        check(Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(source(image))[None]))[0], golden)
+        check(
+            Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(source(image))[None]))[
+                0
+            ],
+            golden,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,10 @@ def filled_tower():
     """The filled tower's state dict, 1.2 GB."""
     with torch.device("meta"):
         names = VisionTower(quick_gelu=True).state_dict()
-    return {key.removeprefix("visual."): tensor for key, tensor in fill({f"visual.{key}": tensor for key, tensor in names.items()}).items()}
+    return {
+        key.removeprefix("visual."): tensor
+        for key, tensor in fill({f"visual.{key}": tensor for key, tensor in names.items()}).items()
+    }
 
 
 def filled(name, tower_state, head=None):
@@ -46,18 +56,39 @@ def filled(name, tower_state, head=None):
     card = load_card(name)
     with torch.device("meta"):
         network = build(card).eval().requires_grad_(False)
-    head = own_keys(card, head, network) if head else fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
+    head = (
+        own_keys(card, head, network)
+        if head
+        else fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
+    )
     tower_state = tower_state | fill_places(network.backbone.positional_embedding)
-    network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True)
-    return Detector(card, network, fake=0, device="cpu", precision="fp32", resize="exact", slots=1, weights_sha256="0" * 64)
+    network.load_state_dict(
+        {f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True
+    )
+    return Detector(
+        card,
+        network,
+        fake=0,
+        device="cpu",
+        precision="fp32",
+        resize="exact",
+        slots=1,
+        weights_sha256="0" * 64,
+    )
 
 
 def fill_places(places):
     """The one tensor in which towers for larger images differ."""
-    return {"positional_embedding": fill({"visual.positional_embedding": places})["visual.positional_embedding"]}
+    return {
+        "positional_embedding": fill({"visual.positional_embedding": places})[
+            "visual.positional_embedding"
+        ]
+    }
 
 
-@pytest.mark.parametrize("name", ["clip-d-10k-plus", "unifd", pytest.param("clip-cues", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["clip-d-10k-plus", "unifd", pytest.param("clip-cues", marks=pytest.mark.slow)]
+)
 def test_logit_is_the_authors(name, tower_state):
     detector = filled(name, tower_state)
     score = detector.score(detector.prepare(source("97x61"))[None])[0]
@@ -69,8 +100,16 @@ def test_logit_is_the_authors(name, tower_state):
 
 def torchs_layer(block, width, heads, gelu):
     """torch's pre-norm encoder layer with a block's weights."""
-    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0, activation=gelu, norm_first=True, batch_first=True).eval()
-    names = {"attn": "self_attn", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0, activation=gelu, norm_first=True, batch_first=True
+    ).eval()
+    names = {
+        "attn": "self_attn",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "mlp.c_fc": "linear1",
+        "mlp.c_proj": "linear2",
+    }
     state = {}
     for key, tensor in block.state_dict().items():
         ours = next(name for name in names if key.startswith(name))
@@ -88,13 +127,22 @@ def test_vision_tower_is_torchs_transformer(quick):
     tower = small_clip(quick_gelu=quick).visual
     assert {module.eps for module in tower.modules() if isinstance(module, nn.LayerNorm)} == {1e-5}
     tower.taps = (1, 0)
-    pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    patches = functional.unfold(pixels, 14, stride=14).transpose(1, 2) @ tower.conv1.weight.flatten(1).T
-    tokens = torch.cat([tower.class_embedding.expand(3, 1, -1), patches], dim=1) + tower.positional_embedding
+    pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0)).to(
+        memory_format=torch.channels_last
+    )
+    patches = (
+        functional.unfold(pixels, 14, stride=14).transpose(1, 2) @ tower.conv1.weight.flatten(1).T
+    )
+    tokens = (
+        torch.cat([tower.class_embedding.expand(3, 1, -1), patches], dim=1)
+        + tower.positional_embedding
+    )
     tokens, taps = tower.ln_pre(tokens), []
     for block in tower.transformer.resblocks:
         layer = torchs_layer(block, 64, 4, quick_gelu if quick else functional.gelu)
-        hooked = layer.norm2.register_forward_hook(lambda module, inputs, output: taps.append(output))
+        hooked = layer.norm2.register_forward_hook(
+            lambda module, inputs, output: taps.append(output)
+        )
         tokens = layer(tokens)
         hooked.remove()
     seen = tower(pixels)
@@ -102,9 +150,14 @@ def test_vision_tower_is_torchs_transformer(quick):
     assert torch.allclose(seen.class_token, class_token, atol=1e-5)
     assert torch.allclose(seen.projected, class_token @ tower.proj, atol=1e-5)
     assert len(seen.taps) == 2
-    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(seen.taps, reversed(taps), strict=True))
+    assert all(
+        torch.allclose(ours, theirs, atol=1e-5)
+        for ours, theirs in zip(seen.taps, reversed(taps), strict=True)
+    )
     assert seen.taps[0].shape == (3, 5, 64)
-    assert torch.allclose(seen.class_tokens, torch.stack([tap[:, 0] for tap in taps], dim=1), atol=1e-5)
+    assert torch.allclose(
+        seen.class_tokens, torch.stack([tap[:, 0] for tap in taps], dim=1), atol=1e-5
+    )
 
 
 def test_text_tower_is_torchs_transformer_under_a_causal_mask():
@@ -113,19 +166,29 @@ def test_text_tower_is_torchs_transformer_under_a_causal_mask():
     end = torch.tensor([8, 3, 5])
     hidden = clip.token_embedding(tokens) + clip.positional_embedding
     for block in clip.transformer.resblocks:
-        hidden = torchs_layer(block, 48, 4, quick_gelu)(hidden, src_mask=nn.Transformer.generate_square_subsequent_mask(9))
+        hidden = torchs_layer(block, 48, 4, quick_gelu)(
+            hidden, src_mask=nn.Transformer.generate_square_subsequent_mask(9)
+        )
     expected = torch.stack([hidden[0, 8], hidden[1, 3], hidden[2, 5]])
     expected = clip.ln_final(expected) @ clip.text_projection
     assert torch.allclose(clip(clip.token_embedding(tokens), end), expected, atol=1e-5)
 
 
 def test_bf16_lowers_every_product_and_no_norm():
-    network = FrozenLinear(small_clip().visual, feature="class-token", width=64, normalise=True).eval().requires_grad_(False)
+    network = (
+        FrozenLinear(small_clip().visual, feature="class-token", width=64, normalise=True)
+        .eval()
+        .requires_grad_(False)
+    )
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     exact = network(pixels)
     lowered = lower_to_bf16(copy.deepcopy(network), "cpu")
     kinds = {key: parameter.dtype for key, parameter in lowered.named_parameters()}
-    products = [key for key in kinds if "in_proj" in key or "out_proj" in key or "mlp" in key or "conv1" in key]
+    products = [
+        key
+        for key in kinds
+        if "in_proj" in key or "out_proj" in key or "mlp" in key or "conv1" in key
+    ]
     assert len(products) == 2 * 8 + 1
     assert {kinds[key] for key in products} == {torch.bfloat16}
     assert {kind for key, kind in kinds.items() if key not in products} == {torch.float32}
@@ -141,7 +204,9 @@ def test_bf16_lowers_every_product_and_no_norm():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"feature": "pooled", "normalise": True}])
-def test_arguments_that_are_not_understood_and_a_card_without_a_backbone_are_refused(tmp_path, arguments):
+def test_arguments_that_are_not_understood_and_a_card_without_a_backbone_are_refused(
+    tmp_path, arguments
+):
     card, _ = small_card(tmp_path)
     with pytest.raises(DetectorError, match="feature"):
         build(with_arguments(card, arguments))
@@ -154,15 +219,25 @@ def test_two_layers_with_nothing_between_them_are_one_head(tmp_path):
     inner, outer = nn.Linear(64, 8), nn.Linear(8, 1)
     state = {}
     for name, layer in (("layers.0", inner), ("to_logits", outer)):
-        layer.load_state_dict({key: torch.randn(tensor.shape, generator=generator) for key, tensor in layer.state_dict().items()})
-        state |= {f"model.classification_head.{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
+        layer.load_state_dict(
+            {
+                key: torch.randn(tensor.shape, generator=generator)
+                for key, tensor in layer.state_dict().items()
+            }
+        )
+        state |= {
+            f"model.classification_head.{name}.{key}": tensor
+            for key, tensor in layer.state_dict().items()
+        }
     torch.save({"state_dict": state, "model_type": "clip"}, tmp_path / "orthogonal.ckpt")
     card, _ = small_card(tmp_path, feature="class-token", normalise=False)
     prefixes = load_card("clip-cues").weights.strip_prefixes
     weights = local_weights(card.weights, tmp_path / "orthogonal.ckpt").model_copy(
         update={"unwrap": ("state_dict",), "strip_prefixes": prefixes, "prefix": ""}
     )
-    detector = load_detector(card.model_copy(update={"weights": weights}), precision="fp32", slots=1)
+    detector = load_detector(
+        card.model_copy(update={"weights": weights}), precision="fp32", slots=1
+    )
     pixels = detector.prepare(source("97x61"))[None]
     feature = small_clip().visual(detector.normalise(torch.from_numpy(pixels))).class_token
     assert detector.score(pixels)[0] == pytest.approx(outer(inner(feature)).item(), abs=1e-5)

@@ -1,4 +1,6 @@
-"""C2P-CLIP and Effort: the authors' own logits on files in their published format, and files that are not quite that."""
+"""C2P-CLIP and Effort: the authors' own logits on files in their published format, and files that
+are not quite that.
+"""
 
 import pytest
 import torch
@@ -14,12 +16,23 @@ NARROW = {
     "c2p-clip": {"width": 64, "layers": 2, "heads": 4},
     "effort": {"layers": 1},  # its authors' head is 1,024 wide
 }
-# c2p-clip: `C2P_CLIP` of inference.py behind the transform of data.py (chuangchuangtan/C2P-CLIP-DeepfakeDetection at 27b5232). effort:
-# `EffortDetector` behind `preprocess_face` of demo.py (YZY-stack/Effort-AIGI-Detection at 96f5dea), fake minus real. Both unedited, with
-# transformers 4.53.2, CLIP as small as above, filled by formula, then `LOUDER`.
+# c2p-clip: `C2P_CLIP` of inference.py behind the transform of data.py
+# (chuangchuangtan/C2P-CLIP-DeepfakeDetection at 27b5232). effort: `EffortDetector` behind
+# `preprocess_face` of demo.py (YZY-stack/Effort-AIGI-Detection at 96f5dea), fake minus real. Both
+# unedited, with transformers 4.53.2, CLIP as small as above, filled by formula, then `LOUDER`.
 LOGITS = {
-    "c2p-clip": {"224x224": -0.1683632, "301x227": -0.8985848, "640x480": -0.4681724, "97x131": -0.4758126},
-    "effort": {"224x224": -3.4020441, "301x227": -3.3955743, "640x480": 3.17081, "97x131": 3.1357415},
+    "c2p-clip": {
+        "224x224": -0.1683632,
+        "301x227": -0.8985848,
+        "640x480": -0.4681724,
+        "97x131": -0.4758126,
+    },
+    "effort": {
+        "224x224": -3.4020441,
+        "301x227": -3.3955743,
+        "640x480": 3.17081,
+        "97x131": 3.1357415,
+    },
 }
 LOUDER = {"model.fc.weight": 30, "head.weight": 2}
 
@@ -30,20 +43,47 @@ def published_shapes(name, width, layers, projection=768):
     norm = {"weight": (width,), "bias": (width,)}
     linear = {
         "c2p-clip": square,
-        "effort": {"weight_main": (width, width), "bias": (width,), "S_residual": (1,), "U_residual": (width, 1), "V_residual": (1, width)},
+        "effort": {
+            "weight_main": (width, width),
+            "bias": (width,),
+            "S_residual": (1,),
+            "U_residual": (width, 1),
+            "V_residual": (1, width),
+        },
     }
     block = {f"self_attn.{part}_proj": linear[name] for part in ("k", "v", "q", "out")}
-    block |= {"layer_norm1": norm, "layer_norm2": norm, "mlp.fc1": {"weight": (4 * width, width), "bias": (4 * width,)}}
+    block |= {
+        "layer_norm1": norm,
+        "layer_norm2": norm,
+        "mlp.fc1": {"weight": (4 * width, width), "bias": (4 * width,)},
+    }
     block |= {"mlp.fc2": {"weight": (width, 4 * width), "bias": (width,)}}
-    tower = {"embeddings.class_embedding": (width,), "embeddings.patch_embedding.weight": (width, 3, 14, 14)}
+    tower = {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+    }
     tower |= {"embeddings.position_embedding.weight": (257, width)}
     parts = {"pre_layrnorm": norm, "post_layernorm": norm}
-    parts |= {f"encoder.layers.{layer}.{part}": shapes for layer in range(layers) for part, shapes in block.items()}
-    tower |= {f"{part}.{last}": shape for part, shapes in parts.items() for last, shape in shapes.items()}
-    root, head, read = {"c2p-clip": ("model.vision_model.", "model.fc.", projection), "effort": ("backbone.", "head.", width)}[name]
+    parts |= {
+        f"encoder.layers.{layer}.{part}": shapes
+        for layer in range(layers)
+        for part, shapes in block.items()
+    }
+    tower |= {
+        f"{part}.{last}": shape for part, shapes in parts.items() for last, shape in shapes.items()
+    }
+    root, head, read = {
+        "c2p-clip": ("model.vision_model.", "model.fc.", projection),
+        "effort": ("backbone.", "head.", width),
+    }[name]
     outputs = {"c2p-clip": 1, "effort": 2}[name]
-    shapes = {root + key: shape for key, shape in tower.items()} | {f"{head}weight": (outputs, read), f"{head}bias": (outputs,)}
-    return shapes | ({"model.visual_projection.weight": (projection, width)} if name == "c2p-clip" else {})
+    shapes = {root + key: shape for key, shape in tower.items()} | {
+        f"{head}weight": (outputs, read),
+        f"{head}bias": (outputs,),
+    }
+    return shapes | (
+        {"model.visual_projection.weight": (projection, width)} if name == "c2p-clip" else {}
+    )
 
 
 def published(name):
@@ -51,7 +91,10 @@ def published(name):
     tower = {"width": 1024, **NARROW[name]}
     shapes = published_shapes(name, tower["width"], tower["layers"])
     state = fill({key: torch.empty(shape) for key, shape in shapes.items()})
-    state = {key: torch.full((1,), 3.0) if key.endswith("S_residual") else tensor for key, tensor in state.items()}
+    state = {
+        key: torch.full((1,), 3.0) if key.endswith("S_residual") else tensor
+        for key, tensor in state.items()
+    }
     return {key: tensor * LOUDER.get(key, 1) for key, tensor in state.items()}
 
 
@@ -64,12 +107,18 @@ def narrowed(name, **tower):
 @pytest.mark.parametrize("name", LOGITS)
 def test_the_scores_are_the_authors(name, tmp_path):
     path = write_weights(tmp_path / "published.pth", published(name))
-    detector = load_detector(card_with_weights(narrowed(name, **NARROW[name]), path), precision="fp32", slots=1)
+    detector = load_detector(
+        card_with_weights(narrowed(name, **NARROW[name]), path), precision="fp32", slots=1
+    )
     for image, expected in LOGITS[name].items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(expected, abs=1e-4), image
+        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
+            expected, abs=1e-4
+        ), image
 
 
-@pytest.mark.parametrize(("name", "tensors", "numbers"), [("c2p-clip", 394, 303_966_977), ("effort", 681, 303_378_530)])
+@pytest.mark.parametrize(
+    ("name", "tensors", "numbers"), [("c2p-clip", 394, 303_966_977), ("effort", 681, 303_378_530)]
+)
 def test_a_file_of_the_published_size_has_a_place_for_every_tensor(name, tensors, numbers):
     """681 tensors of 303,378,530 numbers are what a third party counted in Effort's file."""
     with torch.device("meta"):
@@ -77,7 +126,9 @@ def test_a_file_of_the_published_size_has_a_place_for_every_tensor(name, tensors
         network = clip_tuned.build(load_card(name))
     assert (len(state), sum(tensor.numel() for tensor in state.values())) == (tensors, numbers)
     named = clip_tuned.published_keys(state, network)
-    assert {key: tensor.shape for key, tensor in named.items()} == {key: tensor.shape for key, tensor in network.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in named.items()} == {
+        key: tensor.shape for key, tensor in network.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,10 +136,16 @@ def test_a_file_of_the_published_size_has_a_place_for_every_tensor(name, tensors
     [
         (
             "effort",
-            lambda state: state.update({"backbone.encoder.layers.0.self_attn.q_proj.S_residual": torch.ones(2)}),
+            lambda state: state.update(
+                {"backbone.encoder.layers.0.self_attn.q_proj.S_residual": torch.ones(2)}
+            ),
             r"make no \(1024, 1024\)",
         ),
-        ("c2p-clip", lambda state: state.update({"model.text_model.final_layer_norm.bias": torch.ones(2)}), "text_model"),
+        (
+            "c2p-clip",
+            lambda state: state.update({"model.text_model.final_layer_norm.bias": torch.ones(2)}),
+            "text_model",
+        ),
     ],
 )
 def test_another_file_is_told_by_name(name, change, said):

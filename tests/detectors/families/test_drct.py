@@ -1,4 +1,6 @@
-"""DRCT's two networks against the authors' own code, thin, and the ConvNeXt at full size: every value a number in `golden_forensics.py`."""
+"""DRCT's two networks against the authors' own code, thin, and the ConvNeXt at full size: every
+value a number in `golden_forensics.py`.
+"""
 
 import pytest
 import torch
@@ -18,18 +20,36 @@ CLIP, CONVNEXT = "drct-clip-vit-l14", "drct-convnext-b"
 def thin(name):
     """The card with the narrow network of the golden values."""
     card, arguments = load_card(name), golden.THIN[name]
-    return with_arguments(card, arguments) if card.backbone is None else with_tower(card, **arguments)
+    return (
+        with_arguments(card, arguments) if card.backbone is None else with_tower(card, **arguments)
+    )
 
 
 def published(card):
-    """The filled state dict under the names of the authors' file: all of the network, of CLIP the text tower, too."""
+    """The filled state dict under the names of the authors' file: all of the network, of CLIP the
+    text tower, too.
+    """
     network = build_network(card)
     if card.backbone is None:
         return fill(network.state_dict())
-    shapes = {"model.fc.weight": (1024, 768), "model.fc.bias": (1024,), "fc.weight": (2, 1024), "fc.bias": (2,)}
+    shapes = {
+        "model.fc.weight": (1024, 768),
+        "model.fc.bias": (1024,),
+        "fc.weight": (2, 1024),
+        "fc.bias": (2,),
+    }
     heads = {name: torch.empty(shape) for name, shape in shapes.items()}
-    clip = {f"model.model.visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()}
-    return fill({**heads, **clip, "model.model.logit_scale": torch.tensor(0.0), "model.model.text_projection": torch.empty(64, 768)})
+    clip = {
+        f"model.model.visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()
+    }
+    return fill(
+        {
+            **heads,
+            **clip,
+            "model.model.logit_scale": torch.tensor(0.0),
+            "model.model.text_projection": torch.empty(64, 768),
+        }
+    )
 
 
 def detector(name, folder, left_out=None):
@@ -40,8 +60,15 @@ def detector(name, folder, left_out=None):
     if card.backbone is None:
         return load_detector(card.model_copy(update={"weights": weights}), precision="fp32")
     visual = {key: state[f"model.model.{key}"] for key in seeded_backbone(card)}
-    shared = local_weights(card.backbone.weights, write_weights(folder / "clip.safetensors", visual))
-    card = card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})})
+    shared = local_weights(
+        card.backbone.weights, write_weights(folder / "clip.safetensors", visual)
+    )
+    card = card.model_copy(
+        update={
+            "weights": weights,
+            "backbone": card.backbone.model_copy(update={"weights": shared}),
+        }
+    )
     return load_detector(card, precision="fp32")
 
 
@@ -71,9 +98,15 @@ def test_prepared_tensors_are_the_authors(name):
 
 
 def test_the_crop_rounds_down_where_the_card_says_so():
-    image = source("230x227")  # of 227, three are cut: torchvision begins at the third column, albumentations at the second
-    even, down = (Preprocessing(center_crop=224, crop_rounding=rounding).prepare(image) for rounding in ("even", "down"))
+    # of 227, three are cut: torchvision begins at the third column, albumentations at the second
+    image = source("230x227")
+    even, down = (
+        Preprocessing(center_crop=224, crop_rounding=rounding).prepare(image)
+        for rounding in ("even", "down")
+    )
     pixels = torch.from_numpy(Preprocessing().prepare(image))
     assert torch.equal(torch.from_numpy(even), pixels[3:227, 2:226])
     assert torch.equal(torch.from_numpy(down), pixels[3:227, 1:225])
-    assert "crop_rounding" not in Preprocessing(center_crop=224).model_dump(mode="json"), "or runs of before had another identity"
+    assert "crop_rounding" not in Preprocessing(center_crop=224).model_dump(mode="json"), (
+        "or runs of before had another identity"
+    )

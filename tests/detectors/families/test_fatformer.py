@@ -1,4 +1,6 @@
-"""FatFormer: the authors' own logits on narrow towers, the published file's doubles, and the wavelet."""
+"""FatFormer: the authors' own logits on narrow towers, the published file's doubles, and the
+wavelet.
+"""
 
 import pytest
 import torch
@@ -18,8 +20,9 @@ NARROW = {
     "text": {"width": 48, "layers": 1, "heads": 4, "embed_dim": 48},
 }
 
-# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer at febc24c, unedited, on pytorch_wavelets
-# 1.3.0 and Pillow 12.3), as narrow as above, filled by formula, then `louder`; fake minus real.
+# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer
+# at febc24c, unedited, on pytorch_wavelets 1.3.0 and Pillow 12.3), as narrow as above, filled by
+# formula, then `louder`; fake minus real.
 LOGITS = {"224x224": -1.4719152, "301x227": -1.1994123, "640x480": 0.6066778, "97x131": 0.0558963}
 
 
@@ -36,8 +39,13 @@ def narrow():
 
 @pytest.fixture(scope="module")
 def published():
-    """The file's tensors: those of the network, the doubles, the filters, and the words that nothing reads."""
-    own = {key: louder(key, tensor) for key, tensor in fill(build_network(narrow()).state_dict()).items()}
+    """The file's tensors: those of the network, the doubles, the filters, and the words that
+    nothing reads.
+    """
+    own = {
+        key: louder(key, tensor)
+        for key, tensor in fill(build_network(narrow()).state_dict()).items()
+    }
     state = dict(own)
     for key, tensor in own.items():
         inner = key.removeprefix("clip_model.")
@@ -47,20 +55,34 @@ def published():
             state[f"text_encoder.{inner}"] = tensor
         if key.endswith("freq_scale"):
             for again in (key, f"image_encoder.{inner.removeprefix('visual.')}"):
-                for name, place in (("dwt_transform.h", (1, 1, 2, 1)), ("idwt_transform.g", (1, 1, 2, 1))):
+                for name, place in (
+                    ("dwt_transform.h", (1, 1, 2, 1)),
+                    ("idwt_transform.g", (1, 1, 2, 1)),
+                ):
                     for number, sign in (("0", 1), ("1", -1)):
                         values = 0.5**0.5 * torch.tensor([1.0, sign])
-                        state[again.replace("freq_scale", f"{name}{number}_col")] = values.view(place)
-                        state[again.replace("freq_scale", f"{name}{number}_row")] = values.view(1, 1, 1, 2)
-    return state | {"logit_scale": own["clip_model.logit_scale"], "clip_model.token_embedding.weight": torch.ones(9, 48)}
+                        state[again.replace("freq_scale", f"{name}{number}_col")] = values.view(
+                            place
+                        )
+                        state[again.replace("freq_scale", f"{name}{number}_row")] = values.view(
+                            1, 1, 1, 2
+                        )
+    return state | {
+        "logit_scale": own["clip_model.logit_scale"],
+        "clip_model.token_embedding.weight": torch.ones(9, 48),
+    }
 
 
 def test_the_scores_are_the_authors(published, tmp_path):
     assert len(published) == 258  # as many as the authors' own state dict of this size has
-    card = card_with_weights(narrow(), write_weights(tmp_path / "published.pth", published, wrapper="model"))
+    card = card_with_weights(
+        narrow(), write_weights(tmp_path / "published.pth", published, wrapper="model")
+    )
     detector = load_detector(card, precision="fp32", slots=1)
     for image, expected in LOGITS.items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(expected, abs=1e-4), image
+        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
+            expected, abs=1e-4
+        ), image
 
 
 @pytest.mark.parametrize(
@@ -68,7 +90,10 @@ def test_the_scores_are_the_authors(published, tmp_path):
     [
         ("image_encoder.ln_post.bias", lambda tensor: tensor + 1),
         ("logit_scale", lambda tensor: tensor + 1),
-        ("clip_model.visual.transformer.resblocks.0.forgery_aware_adapter.dwt_transform.h1_col", lambda tensor: -tensor),
+        (
+            "clip_model.visual.transformer.resblocks.0.forgery_aware_adapter.dwt_transform.h1_col",
+            lambda tensor: -tensor,
+        ),
     ],
 )
 def test_a_second_copy_that_differs_is_told(published, key, change):
@@ -84,5 +109,7 @@ def test_the_bands_are_a_haar_transform_and_make_the_image_again():
     low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([1.0, -1.0]) / 2**0.5
     for band, (down, across) in enumerate([(low, low), (high, low), (low, high), (high, high)]):
         kernel = (down[:, None] * across).expand(3, 1, 2, 2)
-        torch.testing.assert_close(bands[:, :, band], torch.nn.functional.conv2d(image, kernel, stride=2, groups=3))
+        torch.testing.assert_close(
+            bands[:, :, band], torch.nn.functional.conv2d(image, kernel, stride=2, groups=3)
+        )
     torch.testing.assert_close(fatformer.haar_image(bands), image)

@@ -1,4 +1,6 @@
-"""FerretNet's residual against the authors' and against NumPy's median, its smallest image, its precision; logits: `test_convnets`."""
+"""FerretNet's residual against the authors' and against NumPy's median, its smallest image, its
+precision; logits: `test_convnets`.
+"""
 
 import torch
 

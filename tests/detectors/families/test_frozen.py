@@ -1,4 +1,6 @@
-"""Linear heads on foundation models: published keys and shapes, features as the libraries give them, other sizes, shared work."""
+"""Linear heads on foundation models: published keys and shapes, features as the libraries give
+them, other sizes, shared work.
+"""
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ def library_network(card):
     arguments = dict(card.backbone.architecture.arguments)
     if library == "timm":
         return timm.create_model(name, pretrained=False, **arguments).eval()
-    return transformers.MetaClip2VisionModelWithProjection(transformers.MetaClip2VisionConfig(**arguments)).eval()
+    return transformers.MetaClip2VisionModelWithProjection(
+        transformers.MetaClip2VisionConfig(**arguments)
+    ).eval()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "vfm-metaclip2-h14"])
@@ -33,8 +37,15 @@ def test_the_preprocessing_is_timm_s(name):
     entry = timm.get_pretrained_cfg(card.backbone.architecture.name.partition("/")[2])
     assert (card.preprocessing.mean, card.preprocessing.std) == (entry.mean, entry.std)
     assert card.preprocessing.shape == entry.input_size[1:]
-    assert (card.preprocessing.filter, card.preprocessing.resize.size) == (entry.interpolation, int(entry.input_size[1] / entry.crop_pct))
-    assert {"apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 License"}[entry.license] == card.licence == card.backbone.licence
+    assert (card.preprocessing.filter, card.preprocessing.resize.size) == (
+        entry.interpolation,
+        int(entry.input_size[1] / entry.crop_pct),
+    )
+    assert (
+        {"apache-2.0": "Apache-2.0", "dinov3-license": "DINOv3 License"}[entry.license]
+        == card.licence
+        == card.backbone.licence
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,10 +65,14 @@ def test_the_score_is_the_head_on_the_library_s_feature(name, tmp_path):
             feature = network.forward_head(network.forward_features(given), pre_logits=True)
         expected = functional.normalize(feature, dim=-1) @ head["fc.weight"][0] + head["fc.bias"]
     assert detector.score(pixels)[0] == pytest.approx(expected.item(), abs=1e-5)
-    assert load_detector(card, precision="bf16").score(pixels)[0] == pytest.approx(expected.item(), abs=0.05)
+    assert load_detector(card, precision="bf16").score(pixels)[0] == pytest.approx(
+        expected.item(), abs=0.05
+    )
 
 
-@pytest.mark.parametrize("name", [f"{name}:{size}" for name in NAMES for size in load_card(name).variants])
+@pytest.mark.parametrize(
+    "name", [f"{name}:{size}" for name in NAMES for size in load_card(name).variants]
+)
 def test_another_size_takes_the_same_file(name, tmp_path):
     """The positions are resampled as the library does it when it loads a network of that size."""
     base, size = name.split(":")
@@ -70,15 +85,26 @@ def test_another_size_takes_the_same_file(name, tmp_path):
     if base in ("vfm-pe-l14", "vfm-siglip2-so400m"):
         from timm.models import eva, vision_transformer
 
-        arguments = dict(card.backbone.architecture.arguments) | {"img_size": int(size), "dynamic_img_size": False}
-        loaded = timm.create_model(card.backbone.architecture.name.partition("/")[2], **arguments).eval()
+        arguments = dict(card.backbone.architecture.arguments) | {
+            "img_size": int(size),
+            "dynamic_img_size": False,
+        }
+        loaded = timm.create_model(
+            card.backbone.architecture.name.partition("/")[2], **arguments
+        ).eval()
         module = eva if base == "vfm-pe-l14" else vision_transformer
-        loaded.load_state_dict(module.checkpoint_filter_fn(load_file(card.backbone.weights.uri), loaded))
+        loaded.load_state_dict(
+            module.checkpoint_filter_fn(load_file(card.backbone.weights.uri), loaded)
+        )
         head = torch.load(card.weights.uri, weights_only=True)["model"]
         with torch.inference_mode():
             given = detector.normalise(torch.from_numpy(pixels))
-            feature = functional.normalize(loaded.forward_head(loaded.forward_features(given), pre_logits=True), dim=-1)
-        assert score == pytest.approx((feature @ head["fc.weight"][0] + head["fc.bias"]).item(), abs=1e-5)
+            feature = functional.normalize(
+                loaded.forward_head(loaded.forward_features(given), pre_logits=True), dim=-1
+            )
+        assert score == pytest.approx(
+            (feature @ head["fc.weight"][0] + head["fc.bias"]).item(), abs=1e-5
+        )
 
 
 def test_a_file_with_the_text_tower_is_read_by_its_image_part(tmp_path):
@@ -91,7 +117,9 @@ def test_a_file_with_the_text_tower_is_read_by_its_image_part(tmp_path):
     expected = load_detector(card, precision="fp32").score(pixels)
     save_file(whole, card.backbone.weights.uri)
     weights = card.backbone.weights.model_copy(update={"sha256": None, "unverified": "changed"})
-    card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"weights": weights})})
+    card = card.model_copy(
+        update={"backbone": card.backbone.model_copy(update={"weights": weights})}
+    )
     assert load_detector(card, precision="fp32").score(pixels) == pytest.approx(expected)
 
 
@@ -100,12 +128,17 @@ def test_a_file_with_the_text_tower_is_read_by_its_image_part(tmp_path):
     [
         ({"name": "open_clip/ViT-L-14"}, "is not timm"),
         ({"name": "timm/no_such"}, "timm cannot build no_such"),
-        ({"name": "transformers/CLIPVisionModelWithProjection", "arguments": {"hiden_size": 3}}, "unknown keys .*hiden_size"),
+        (
+            {"name": "transformers/CLIPVisionModelWithProjection", "arguments": {"hiden_size": 3}},
+            "unknown keys .*hiden_size",
+        ),
     ],
 )
 def test_a_backbone_that_cannot_be_built_is_told(architecture, said):
     card = small_frozen(load_card("vfm-pe-l14"))
     built = card.backbone.architecture.model_copy(update={"arguments": {}} | architecture)
-    card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": built})})
+    card = card.model_copy(
+        update={"backbone": card.backbone.model_copy(update={"architecture": built})}
+    )
     with pytest.raises(DetectorError, match=said):
         build_network(card)

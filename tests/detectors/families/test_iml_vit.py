@@ -1,4 +1,6 @@
-"""IML-ViT: the authors' masks on formula-filled weights, filling that is neither drawn nor scored, attention a head at a time."""
+"""IML-ViT: the authors' masks on formula-filled weights, filling that is neither drawn nor scored,
+attention a head at a time.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,10 @@ from tests.images.factory import encoded
 
 def small_card():
     card = load_card("iml-vit")
-    pixels = card.preprocessing.model_dump() | {"center_crop": 256, "resize": {"mode": "thumbnail", "size": 256}}
+    pixels = card.preprocessing.model_dump() | {
+        "center_crop": 256,
+        "resize": {"mode": "thumbnail", "size": 256},
+    }
     preprocessing = type(card.preprocessing).model_validate(pixels)
     return with_arguments(card.model_copy(update={"preprocessing": preprocessing}), IML_VIT_SMALL)
 
@@ -30,7 +35,9 @@ def read(network, card, image):
     prepared = card.preprocessing.prepare(Image.fromarray(image))
     with torch.inference_mode():
         found = network(Normalise(card.preprocessing)(torch.from_numpy(prepared)[None]))
-    return found.logits.item(), found.masks[0][card.preprocessing.image_area(image.shape[1], image.shape[0])]
+    return found.logits.item(), found.masks[0][
+        card.preprocessing.image_area(image.shape[1], image.shape[0])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,9 @@ def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
     images = [pattern_image(120, 90), pattern_image(400, 200)]
     ensemble = ensemble_of([str(write_card(card, tmp_path / "card.yaml"))])
     spec = make_spec(ensemble, limits=ImageLimits(), precision="fp32")
-    batch = BatchDecoder(spec, StageClock()).decode([(0, encoded(Image.fromarray(image), "PNG")) for image in images])
+    batch = BatchDecoder(spec, StageClock()).decode(
+        [(0, encoded(Image.fromarray(image), "PNG")) for image in images]
+    )
     outputs = EnsembleScorer(spec, StageClock()).score([batch])
     masks = outputs.of("masks")["iml-vit"]
     assert [mask.shape for mask in masks] == [(120, 90), (256, 128)]
@@ -79,7 +88,9 @@ def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
     scores = detector.score(prepared)
     assert outputs.scores["iml-vit"].tolist() == pytest.approx(scores.tolist(), abs=1e-5)
     # Of a pixel's 256 steps the mask's peak is the score's sigmoid.
-    assert [mask.max() / 255 for mask in masks] == pytest.approx((1 / (1 + np.exp(-scores))).tolist(), abs=0.003)
+    assert [mask.max() / 255 for mask in masks] == pytest.approx(
+        (1 / (1 + np.exp(-scores))).tolist(), abs=0.003
+    )
 
 
 def test_many_tokens_attend_a_head_at_a_time_with_the_same_result(monkeypatch):

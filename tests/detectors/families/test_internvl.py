@@ -35,19 +35,29 @@ def pixels(folder):
     images = [Image.fromarray(pattern_image(*size)) for size in sizes]
     noise = np.random.default_rng(0).integers(0, 256, (12, 7, 7, 3), dtype=np.uint8)
     images += [Image.fromarray(image // (1 + i % 3)) for i, image in enumerate(noise)]
-    return Normalise(preprocessing)(torch.as_tensor(np.stack([preprocessing.prepare(image) for image in images])))
+    return Normalise(preprocessing)(
+        torch.as_tensor(np.stack([preprocessing.prepare(image) for image in images]))
+    )
 
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    """transformers' own way from the folder to a network, with its own renaming of the published keys."""
-    return transformers.InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    """transformers' own way from the folder to a network, with its own renaming of the published
+    keys.
+    """
+    return transformers.InternVLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
 
 
 def _network(folder, **changes):
     card = load_card(folder / "card.yaml")
     network = build_network(with_arguments(card, dict(card.architecture.arguments) | changes))
-    load_strictly(network, published_keys(read_state_dict(folder / card.weights.uri, card.weights), network), "tiny")
+    load_strictly(
+        network,
+        published_keys(read_state_dict(folder / card.weights.uri, card.weights), network),
+        "tiny",
+    )
     network.attach(folder)
     return network
 
@@ -82,7 +92,9 @@ def test_replies_are_read_in_the_published_order(reply, answer):
     assert math.isnan(score) if answer == "unknown" else score == {"real": -1, "fake": 1}[answer]
 
 
-def test_reply_mode_says_what_transformers_generates_for_each_image_alone(folder, pixels, reference):
+def test_reply_mode_says_what_transformers_generates_for_each_image_alone(
+    folder, pixels, reference
+):
     network = _network(folder)
     prediction = _ask(network, pixels)
     tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
@@ -90,28 +102,53 @@ def test_reply_mode_says_what_transformers_generates_for_each_image_alone(folder
     expected = []
     for image in pixels:
         spoken = reference.generate(
-            input_ids=ids, pixel_values=image[None], max_new_tokens=10, do_sample=False, eos_token_id=end, pad_token_id=end
+            input_ids=ids,
+            pixel_values=image[None],
+            max_new_tokens=10,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
         )
-        expected.append(tokenizer.decode(spoken[0, ids.shape[1] :], skip_special_tokens=True).strip())
+        expected.append(
+            tokenizer.decode(spoken[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        )
     assert prediction.replies == tuple(expected)
     assert prediction.logits.shape == (len(pixels), 1)
-    torch.testing.assert_close(prediction.logits[:, 0], torch.tensor([score_of(reply) for reply in expected]), equal_nan=True)
+    torch.testing.assert_close(
+        prediction.logits[:, 0],
+        torch.tensor([score_of(reply) for reply in expected]),
+        equal_nan=True,
+    )
     assert set(Counter(answer_of(reply) for reply in expected)) == {"real", "fake", "unknown"}
 
 
-def test_first_token_mode_is_the_difference_of_the_two_answers_at_the_first_place(folder, pixels, reference):
+def test_first_token_mode_is_the_difference_of_the_two_answers_at_the_first_place(
+    folder, pixels, reference
+):
     network = _network(folder, mode="first-token")
     prediction = _ask(network, pixels)
     tokenizer, ids = _prompt_ids(folder, network.dialogue.question)
     with torch.inference_mode():
-        logits = reference(input_ids=ids.expand(len(pixels), -1), pixel_values=pixels).logits[:, -1].double()
+        logits = (
+            reference(input_ids=ids.expand(len(pixels), -1), pixel_values=pixels)
+            .logits[:, -1]
+            .double()
+        )
     vocabulary = tokenizer.get_vocab()
     of_fake, of_real = (
-        sum(logits[:, vocabulary[piece]].exp() for piece in (word, f"Ġ{word}") if piece in vocabulary) for word in ("AI", "Real")
+        sum(
+            logits[:, vocabulary[piece]].exp()
+            for piece in (word, f"Ġ{word}")
+            if piece in vocabulary
+        )
+        for word in ("AI", "Real")
     )
     assert {"AI", "ĠAI", "Real", "ĠReal"} <= set(vocabulary)
-    assert not {"ai", "real"} & set(vocabulary)  # on the card too, but more than one token here: they count for nothing
-    torch.testing.assert_close(prediction.logits[:, 0].double(), (of_fake / of_real).log(), rtol=0, atol=1e-5)
+    # on the card too, but more than one token here: they count for nothing
+    assert not {"ai", "real"} & set(vocabulary)
+    torch.testing.assert_close(
+        prediction.logits[:, 0].double(), (of_fake / of_real).log(), rtol=0, atol=1e-5
+    )
     assert prediction.replies is None
     assert prediction.logits.std() > 0.1
 
@@ -129,7 +166,9 @@ def test_a_batch_is_split_by_tokens_and_the_scores_do_not_depend_on_it(folder, p
     assert max(seen) == 5
     assert sum(seen) == len(pixels)
     assert prediction.replies == expected.replies
-    torch.testing.assert_close(prediction.logits, expected.logits, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(
+        prediction.logits, expected.logits, rtol=0, atol=1e-5, equal_nan=True
+    )
 
 
 def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder, reference):
@@ -137,14 +176,18 @@ def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder,
     expected = reference.state_dict()
     assert set(loaded) == set(expected)
     assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
-    assert not torch.equal(loaded["lm_head.weight"], loaded["model.language_model.embed_tokens.weight"])
+    assert not torch.equal(
+        loaded["lm_head.weight"], loaded["model.language_model.embed_tokens.weight"]
+    )
 
 
 def test_bf16_leaves_residual_stream_and_head_in_fp32(folder, pixels):
     seen = []
     for precision in ("fp32", "bf16"):
         network = _network(folder, mode="first-token")
-        network.chat.model.language_model.norm.register_forward_hook(lambda module, given, made: seen.append((given[0], made[:, -1])))
+        network.chat.model.language_model.norm.register_forward_hook(
+            lambda module, given, made: seen.append((given[0], made[:, -1]))
+        )
         lowered = lower_to_bf16(network, "cpu") if precision == "bf16" else network
         with autocast("cpu", precision):
             assert _ask(lowered, pixels).logits.dtype == seen[-1][0].dtype == torch.float32
@@ -182,6 +225,8 @@ def test_a_card_that_cannot_work_says_why(folder, changes, told):
 
 def test_transformers_without_no_init_weights_names_a_version_that_fits(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.initialization", None)
-    with pytest.raises(DetectorError, match="cannot build a network without initial values") as refused:
+    with pytest.raises(
+        DetectorError, match="cannot build a network without initial values"
+    ) as refused:
         _network(folder)
     assert refused.value.hint == "pip install transformers==5.23.0"

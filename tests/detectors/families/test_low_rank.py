@@ -1,4 +1,6 @@
-"""DDA and GAPL: the authors' own logits on files in their published format, and files that are not quite that."""
+"""DDA and GAPL: the authors' own logits on files in their published format, and files that are not
+quite that.
+"""
 
 import pytest
 import torch
@@ -10,16 +12,29 @@ from ray_app.detectors.families.low_rank import merged
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, filled_tensor, source, with_arguments
 
-# dda: `DINOv2ModelWithLoRA` behind the transform of inference.py (roy-ch/Dual-Data-Alignment at 21f1e39) on facebookresearch/dinov2 at
-# b8931f7. gapl: `GAPLModel` behind that of inference_image.py (UltraCapture/GAPL at ea32aeb) on transformers 5.23.0 with peft 0.21.2. All
+# dda: `DINOv2ModelWithLoRA` behind the transform of inference.py (roy-ch/Dual-Data-Alignment at
+# 21f1e39) on facebookresearch/dinov2 at b8931f7. gapl: `GAPLModel` behind that of
+# inference_image.py (UltraCapture/GAPL at ea32aeb) on transformers 5.23.0 with peft 0.21.2. All
 # unedited, as narrow as `NARROW`, filled by formula, then `LOUDER`.
 LOGITS = {
-    "dda": {"224x224": 4.0901132, "301x227": 2.3642383, "640x480": -2.6080329, "515x700": -4.2324495},
-    "gapl": {"224x224": -3.9401414, "301x227": -4.1361761, "640x480": -4.8783331, "515x700": -5.5685029},
+    "dda": {
+        "224x224": 4.0901132,
+        "301x227": 2.3642383,
+        "640x480": -2.6080329,
+        "515x700": -4.2324495,
+    },
+    "gapl": {
+        "224x224": -3.9401414,
+        "301x227": -4.1361761,
+        "640x480": -4.8783331,
+        "515x700": -5.5685029,
+    },
 }
 LOUDER = {"base_model.fc.weight": 4, "fc.weight": 30, "cross_attention.in_proj_weight": 8}
 WIDTH, LAYERS = {"dda": 48, "gapl": 64}, 2
-BARE = {  # what each file's additions stand beside: the linear layers of a block, as (outputs, inputs) of the width
+# what each file's additions stand beside: the linear layers of a block, as (outputs, inputs) of the
+# width
+BARE = {
     "dda": {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)},
     "gapl": {f"self_attn.{part}_proj": (1, 1) for part in "kvq"},
 }
@@ -37,13 +52,22 @@ def published_shapes(name, width, layers):
         block[layer] = {f"{own}.weight": (out * width, into * width), f"{own}.bias": (out * width,)}
         block[layer] |= {down: (rank, into * width), up: (out * width, rank)}
     if name == "dda":
-        block |= {"norm1": norm, "norm2": norm, "ls1": {"gamma": (width,)}, "ls2": {"gamma": (width,)}}
+        block |= {
+            "norm1": norm,
+            "norm2": norm,
+            "ls1": {"gamma": (width,)},
+            "ls2": {"gamma": (width,)},
+        }
         parts, head = (
             {"norm": norm, "patch_embed.proj": {"weight": (width, 3, 14, 14), "bias": (width,)}},
             {"weight": (1, width), "bias": (1,)},
         )
         root, blocks, beside = "base_model.model.", "blocks", {"base_model.fc": head}
-        tower = {"cls_token": (1, 1, width), "pos_embed": (1, 37**2 + 1, width), "mask_token": (1, width)}
+        tower = {
+            "cls_token": (1, 1, width),
+            "pos_embed": (1, 37**2 + 1, width),
+            "mask_token": (1, width),
+        }
     else:
         linear = {"weight": (width, width), "bias": (width,)}
         block |= {"self_attn.out_proj": linear, "layer_norm1": norm, "layer_norm2": norm}
@@ -51,13 +75,32 @@ def published_shapes(name, width, layers):
             "mlp.fc1": {"weight": (4 * width, width), "bias": (4 * width,)},
             "mlp.fc2": {"weight": (width, 4 * width), "bias": (width,)},
         }
-        parts, root, blocks = {"pre_layrnorm": norm, "post_layernorm": norm}, "feature_extractor.", "encoder.layers"
-        beside = {"cross_attention": {"in_proj_weight": (384, 128), "in_proj_bias": (384,)}, "foren_proj": {"weight": (128, width)}}
-        beside |= {"cross_attention.out_proj": {"weight": (128, 128), "bias": (128,)}, "fc": {"weight": (1, 128)}}
-        tower = {"embeddings.class_embedding": (width,), "embeddings.patch_embedding.weight": (width, 3, 14, 14)}
+        parts, root, blocks = (
+            {"pre_layrnorm": norm, "post_layernorm": norm},
+            "feature_extractor.",
+            "encoder.layers",
+        )
+        beside = {
+            "cross_attention": {"in_proj_weight": (384, 128), "in_proj_bias": (384,)},
+            "foren_proj": {"weight": (128, width)},
+        }
+        beside |= {
+            "cross_attention.out_proj": {"weight": (128, 128), "bias": (128,)},
+            "fc": {"weight": (1, 128)},
+        }
+        tower = {
+            "embeddings.class_embedding": (width,),
+            "embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        }
         tower |= {"embeddings.position_embedding.weight": (257, width)}
-    parts |= {f"{blocks}.{layer}.{part}": shapes for layer in range(layers) for part, shapes in block.items()}
-    tower |= {f"{part}.{last}": shape for part, shapes in parts.items() for last, shape in shapes.items()}
+    parts |= {
+        f"{blocks}.{layer}.{part}": shapes
+        for layer in range(layers)
+        for part, shapes in block.items()
+    }
+    tower |= {
+        f"{part}.{last}": shape for part, shapes in parts.items() for last, shape in shapes.items()
+    }
     return {root + key: shape for key, shape in tower.items()} | {
         f"{part}.{last}": one for part in beside for last, one in beside[part].items()
     }
@@ -66,24 +109,51 @@ def published_shapes(name, width, layers):
 def narrow(name):
     arguments = load_card(name).architecture.arguments
     if name == "dda":
-        return with_arguments(load_card(name), {**arguments, "embed_dim": WIDTH[name], "depth": LAYERS, "num_heads": 4})
+        return with_arguments(
+            load_card(name),
+            {**arguments, "embed_dim": WIDTH[name], "depth": LAYERS, "num_heads": 4},
+        )
     return with_arguments(
-        load_card(name), {**arguments, "tower": {**arguments["tower"], "width": WIDTH[name], "layers": LAYERS, "heads": 4}}
+        load_card(name),
+        {
+            **arguments,
+            "tower": {**arguments["tower"], "width": WIDTH[name], "layers": LAYERS, "heads": 4},
+        },
     )
 
 
 def write_published(name, path, **beside):
-    state = fill({key: torch.empty(shape) for key, shape in published_shapes(name, WIDTH[name], LAYERS).items()})
-    torch.save({"model": {key: tensor * LOUDER.get(key, 1) for key, tensor in state.items()}, "epoch": 3, **beside}, path)
+    state = fill(
+        {
+            key: torch.empty(shape)
+            for key, shape in published_shapes(name, WIDTH[name], LAYERS).items()
+        }
+    )
+    torch.save(
+        {
+            "model": {key: tensor * LOUDER.get(key, 1) for key, tensor in state.items()},
+            "epoch": 3,
+            **beside,
+        },
+        path,
+    )
     return card_with_weights(narrow(name), path)
 
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_the_scores_are_the_authors(name, tmp_path):
-    beside = {"prototype": filled_tensor("prototype", torch.empty(64, 128))} if name == "gapl" else {"optimizer": {"state": {}}}
-    detector = load_detector(write_published(name, tmp_path / "published.pth", **beside), precision="fp32", slots=1)
+    beside = (
+        {"prototype": filled_tensor("prototype", torch.empty(64, 128))}
+        if name == "gapl"
+        else {"optimizer": {"state": {}}}
+    )
+    detector = load_detector(
+        write_published(name, tmp_path / "published.pth", **beside), precision="fp32", slots=1
+    )
     for image, expected in LOGITS[name].items():
-        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(expected, abs=1e-4), image
+        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
+            expected, abs=1e-4
+        ), image
 
 
 def test_a_file_without_its_prototypes_is_refused(tmp_path):
@@ -93,19 +163,29 @@ def test_a_file_without_its_prototypes_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("name", "numbers"), [("dda", 307_515_393), ("gapl", 305_736_320)])
 def test_a_file_of_the_published_size_has_a_place_for_every_tensor(name, numbers):
-    """305,736,320 numbers are what a third party counted in GAPL's file, beside the prototypes. DDA's 1,255,621,296 bytes are as many as
-    its numbers and, twice over, those of additions and head need: the optimiser's state lies beside them.
+    """305,736,320 numbers are what a third party counted in GAPL's file, beside the prototypes.
+    DDA's 1,255,621,296 bytes are as many as its numbers and, twice over, those of additions and
+    head need: the optimiser's state lies beside them.
     """
     shapes = published_shapes(name, 1024, 24)
     with torch.device("meta"):
-        state, network = {key: torch.empty(shape) for key, shape in shapes.items()}, build_network(load_card(name))
+        state, network = (
+            {key: torch.empty(shape) for key, shape in shapes.items()},
+            build_network(load_card(name)),
+        )
         assert sum(tensor.numel() for tensor in state.values()) == numbers
         named = own_keys(load_card(name), state, network)
     if name == "gapl":
         named["prototype"] = torch.empty(64, 128)
-    assert {key: tensor.shape for key, tensor in named.items()} == {key: tensor.shape for key, tensor in network.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in named.items()} == {
+        key: tensor.shape for key, tensor in network.state_dict().items()
+    }
     if name == "dda":
-        trained = sum(torch.Size(shape).numel() for key, shape in shapes.items() if "lora" in key or ".fc." in key)
+        trained = sum(
+            torch.Size(shape).numel()
+            for key, shape in shapes.items()
+            if "lora" in key or ".fc." in key
+        )
         assert 0 < 1_255_621_296 - 4 * (numbers + 2 * trained) < 500_000
 
 

@@ -1,4 +1,6 @@
-"""The MAE encoder on its own: attention in bf16 and dropped branches. Its numbers are checked with MaskCLIP's."""
+"""The MAE encoder on its own: attention in bf16 and dropped branches. Its numbers are checked with
+MaskCLIP's.
+"""
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ def drawn(dtype=torch.bfloat16, heads=2):
 
 
 def fused(query, key, value):
-    return torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float()).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float()
+    ).transpose(1, 2)
 
 
-@pytest.mark.parametrize("learning", [None, 0, 2], ids=["scoring", "the query learns", "the value learns"])
+@pytest.mark.parametrize(
+    "learning", [None, 0, 2], ids=["scoring", "the query learns", "the value learns"]
+)
 def test_in_bf16_it_is_the_fused_kernel_s_attention_also_where_something_learns(learning):
     given = drawn()
     if learning is not None:

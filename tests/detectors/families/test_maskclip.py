@@ -1,4 +1,6 @@
-"""MaskCLIP's outputs, losses and gradients against the reference's; its weights: a checkpoint, MAE and CLIP to begin from, another size."""
+"""MaskCLIP's outputs, losses and gradients against the reference's; its weights: a checkpoint, MAE
+and CLIP to begin from, another size.
+"""
 
 import math
 
@@ -6,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ray_app.detectors.families.maskclip import ChannelNorm, MaskClip, initialise, losses, trainable_parameters
+from ray_app.detectors.families.maskclip import (
+    ChannelNorm,
+    MaskClip,
+    initialise,
+    losses,
+    trainable_parameters,
+)
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
@@ -23,7 +31,15 @@ from tests.detectors.golden_maskclip import (
     PARTS,
     REAL_LOSSES,
 )
-from tests.detectors.small_maskclip import TOLERANCE, assert_pixels, case_image, filled, filled_weights, normalised, targets
+from tests.detectors.small_maskclip import (
+    TOLERANCE,
+    assert_pixels,
+    case_image,
+    filled,
+    filled_weights,
+    normalised,
+    targets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +60,18 @@ def test_every_part_is_as_large_as_the_reference_s_and_all_but_clip_learns():
 
     assert len(learning) == 332
     assert sum(parameter.numel() for parameter in learning.values()) == 119_212_225
-    assert {name.split(".")[0] for name in learning} == {"aggregator", "cls_aggregator", "prompt_learner"}
+    assert {name.split(".")[0] for name in learning} == {
+        "aggregator",
+        "cls_aggregator",
+        "prompt_learner",
+    }
     assert not any(parameter.requires_grad for parameter in network.clip.parameters())
 
 
-@pytest.mark.parametrize(("size", "case"), [("tiny256", "B"), pytest.param("full", "A", marks=pytest.mark.slow)])  # full: gigabytes
+# full: gigabytes
+@pytest.mark.parametrize(
+    ("size", "case"), [("tiny256", "B"), pytest.param("full", "A", marks=pytest.mark.slow)]
+)
 def test_outputs_are_the_reference_s(size, case):
     golden = GOLDEN[size, case]
     side = 256 if size == "tiny256" else 512
@@ -68,7 +91,9 @@ def test_outputs_are_the_reference_s(size, case):
 def test_each_norm_has_the_epsilon_it_was_trained_with(tiny):
     """The goldens cannot see it: their features are large."""
     given = torch.tensor([0, 0.001, 0.002, 0.003])[None, :, None, None]
-    assert ChannelNorm(4)(given).flatten().tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1], abs=1e-3)
+    assert ChannelNorm(4)(given).flatten().tolist() == pytest.approx(
+        [-1, -1 / 3, 1 / 3, 1], abs=1e-3
+    )
     for name, norm in tiny.named_modules():
         if isinstance(norm, nn.LayerNorm):
             wider = name.startswith(("clip.", "cls_aggregator.")) or name.endswith("output_proj.1")
@@ -94,11 +119,15 @@ def test_bf16_keeps_the_score_and_the_mask(tiny):
 def test_a_batch_of_two_and_its_losses_are_the_reference_s():
     upright = pattern_image(512, 512)
     with torch.inference_mode():
-        logits, mask_logits = filled("tiny512").logits(torch.cat([normalised(upright), normalised(upright[::-1].copy())]))
+        logits, mask_logits = filled("tiny512").logits(
+            torch.cat([normalised(upright), normalised(upright[::-1].copy())])
+        )
     label, mask, edge = targets(512, "A")
     none = torch.zeros_like(mask)
 
-    assert logits.flatten().tolist() == pytest.approx([*PAIR_LOGITS[0], *PAIR_LOGITS[1]], abs=TOLERANCE)
+    assert logits.flatten().tolist() == pytest.approx(
+        [*PAIR_LOGITS[0], *PAIR_LOGITS[1]], abs=TOLERANCE
+    )
     masks = mask_logits.sigmoid()
     assert masks.mean((1, 2)).tolist() == pytest.approx(PAIR_MEANS, abs=TOLERANCE)
     assert_pixels(masks[1], PAIR_PIXELS)
@@ -117,7 +146,9 @@ def test_gradients_are_the_reference_s():
     network = filled("tiny256")
     learning = trainable_parameters(network)
 
-    losses(*network.logits(normalised(pattern_image(256, 256))), *targets(256, "A")).total.backward()
+    losses(
+        *network.logits(normalised(pattern_image(256, 256))), *targets(256, "A")
+    ).total.backward()
 
     norms = {name: parameter.grad.norm().item() for name, parameter in learning.items()}
     norms["all"] = math.hypot(*norms.values())
@@ -129,9 +160,19 @@ def published_beginnings():
     """The MAE file's and CLIP's tensors in the layout in which they are published, at small sizes."""
     state = filled_weights("tiny256")
     vit, clip = "aggregator.vit_model.", "clip."
-    mae = {key.removeprefix(vit): tensor for key, tensor in state.items() if key.startswith(vit) and ".rel_pos_" not in key}
-    mae |= {"cls_token": torch.zeros(1, 1, 96), "norm.weight": torch.ones(96), "norm.bias": torch.zeros(96)}
-    return mae, {key.removeprefix(clip): tensor for key, tensor in state.items() if key.startswith(clip)}
+    mae = {
+        key.removeprefix(vit): tensor
+        for key, tensor in state.items()
+        if key.startswith(vit) and ".rel_pos_" not in key
+    }
+    mae |= {
+        "cls_token": torch.zeros(1, 1, 96),
+        "norm.weight": torch.ones(96),
+        "norm.bias": torch.zeros(96),
+    }
+    return mae, {
+        key.removeprefix(clip): tensor for key, tensor in state.items() if key.startswith(clip)
+    }
 
 
 def test_training_begins_from_mae_and_clip():

@@ -18,7 +18,9 @@ def test_residual_is_the_authors(card, image):
     check(upsampling_residual(prepared(card, image))[0] * (2 / 3), RESIDUALS[card, image])
 
 
-@pytest.mark.parametrize(("size", "tile"), [((2, 2), 64), ((163, 161), 64), ((43, 51), 8), ((163, 161), 45)])
+@pytest.mark.parametrize(
+    ("size", "tile"), [((2, 2), 64), ((163, 161), 64), ((43, 51), 8), ((163, 161), 45)]
+)
 @torch.inference_mode()
 def test_tiles_do_not_change_the_logit(size, tile):
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -12,13 +12,16 @@ from tests.detectors.small_zoo import small
 
 NARROW = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 64}
 
-# By the authors' `src.models.Model` (mever-team/rine at 9b7fd58, unedited) behind their `get_transforms()[1]`, with OpenAI's CLIP as narrow
-# as above, two projections of 48; all filled by formula, then `louder`. CLIP was given its fp32 weights again after its loader's fp16.
+# By the authors' `src.models.Model` (mever-team/rine at 9b7fd58, unedited) behind their
+# `get_transforms()[1]`, with OpenAI's CLIP as narrow as above, two projections of 48; all filled by
+# formula, then `louder`. CLIP was given its fp32 weights again after its loader's fp16.
 LOGITS = {"224x224": 2.5828173, "301x227": 4.0508513, "640x480": 4.558249, "97x131": 5.9170523}
 
 
 def louder(key, tensor):
-    """What lets every part of the head count: layers weighed unequally, and no signal that dies away."""
+    """What lets every part of the head count: layers weighed unequally, and no signal that dies
+    away.
+    """
     return tensor * (40 if key == "alpha" else 1.8 if tensor.dim() > 1 else 1)
 
 
@@ -28,20 +31,35 @@ def detector(tmp_path_factory):
     card = with_arguments(with_tower(load_card("rine"), **NARROW), {"projections": 2, "width": 48})
     network = build_network(card)
     tower = fill({f"visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()})
-    own = fill({key: tensor for key, tensor in network.state_dict().items() if not key.startswith("backbone.")})
+    own = fill(
+        {
+            key: tensor
+            for key, tensor in network.state_dict().items()
+            if not key.startswith("backbone.")
+        }
+    )
     weights = local_weights(card.backbone.weights, write_weights(folder / "tower.pth", tower))
-    head = write_weights(folder / "head.pth", {key: louder(key, tensor) for key, tensor in own.items()})
-    card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"weights": weights})})
+    head = write_weights(
+        folder / "head.pth", {key: louder(key, tensor) for key, tensor in own.items()}
+    )
+    card = card.model_copy(
+        update={"backbone": card.backbone.model_copy(update={"weights": weights})}
+    )
     return load_detector(card_with_weights(card, head), precision="fp32", slots=1)
 
 
 @pytest.mark.parametrize("image", LOGITS)
 def test_the_score_is_the_authors(detector, image):
-    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(LOGITS[image], abs=1e-4)
+    assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(
+        LOGITS[image], abs=1e-4
+    )
 
 
 def test_clip_runs_once_for_all_that_read_it(tmp_path):
-    cards = [seeded_card(small(name), tmp_path / name.replace(":", "-")) for name in ("unifd", "rine", "rine:1class")]
+    cards = [
+        seeded_card(small(name), tmp_path / name.replace(":", "-"))
+        for name in ("unifd", "rine", "rine:1class")
+    ]
     detectors = [load_detector(card, precision="fp32", slots=2) for card in cards]
     pixels = torch.from_numpy(detectors[0].prepare(source("301x227"))[None].repeat(2, axis=0))
     alone = [detector.score(pixels) for detector in detectors]

@@ -1,4 +1,6 @@
-"""Statistics of an EfficientNet-Lite's stages against those of timm's own network with its batch norms, and whose files are taken."""
+"""Statistics of an EfficientNet-Lite's stages against those of timm's own network with its batch
+norms, and whose files are taken.
+"""
 
 import functools
 
@@ -39,13 +41,20 @@ def given(count=2, height=96, width=64):
 
 
 def plain_statistics(network, pixels):
-    """By NumPy in double precision, of what leaves the stages and the last activation of an unfolded network."""
+    """By NumPy in double precision, of what leaves the stages and the last activation of an
+    unfolded network.
+    """
     seen = []
-    hooks = [module.register_forward_hook(lambda *told: seen.append(told[2].double().numpy())) for module in (*network.blocks, network.bn2)]
+    hooks = [
+        module.register_forward_hook(lambda *told: seen.append(told[2].double().numpy()))
+        for module in (*network.blocks, network.bn2)
+    ]
     network(pixels)
     for hook in hooks:
         hook.remove()
-    return np.concatenate([part for maps in seen for part in (maps.mean((2, 3)), maps.std((2, 3)))], axis=1)
+    return np.concatenate(
+        [part for maps in seen for part in (maps.mean((2, 3)), maps.std((2, 3)))], axis=1
+    )
 
 
 @pytest.mark.parametrize("size", [(96, 64), (32, 32)])
@@ -72,22 +81,36 @@ def test_a_level_picture_has_a_gradient():
 
 def test_a_file_with_other_names_in_the_same_order_is_the_same_file():
     backbone = StageBackbone(LITE)
-    renamed = {f"_blocks.{place}.{key.rsplit('.', 1)[-1]}": tensor for place, (key, tensor) in enumerate(classifier().state_dict().items())}
-    found, expected = published_keys(renamed, backbone), published_keys(classifier().state_dict(), backbone)
+    renamed = {
+        f"_blocks.{place}.{key.rsplit('.', 1)[-1]}": tensor
+        for place, (key, tensor) in enumerate(classifier().state_dict().items())
+    }
+    found, expected = (
+        published_keys(renamed, backbone),
+        published_keys(classifier().state_dict(), backbone),
+    )
     assert found.keys() == expected.keys() == backbone.state_dict().keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
     own = {key.removeprefix("network."): tensor for key, tensor in expected.items()}
-    assert all(torch.equal(tensor, own[key.removeprefix("network.")]) for key, tensor in published_keys(own, backbone).items()), "folded"
+    assert all(
+        torch.equal(tensor, own[key.removeprefix("network.")])
+        for key, tensor in published_keys(own, backbone).items()
+    ), "folded"
 
 
 @pytest.mark.parametrize("change", ["another size", "one tensor less", "another order"])
 def test_another_network_s_file_is_refused(change):
-    state = dict(classifier("tf_efficientnet_lite1" if change == "another size" else LITE).state_dict())
+    state = dict(
+        classifier("tf_efficientnet_lite1" if change == "another size" else LITE).state_dict()
+    )
     if change == "one tensor less":
         del state["classifier.bias"]
     if change == "another order":
         state = {"classifier.bias": state.pop("classifier.bias"), **state}
-    with pytest.raises(DetectorError, match="tf_efficientnet_lite0: the file's tensors are not those of this network, in its order"):
+    with pytest.raises(
+        DetectorError,
+        match="tf_efficientnet_lite0: the file's tensors are not those of this network, in its order",
+    ):
         published_keys(state, StageBackbone(LITE))
 
 

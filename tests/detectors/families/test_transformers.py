@@ -1,4 +1,6 @@
-"""A published transformers ViT by YAML alone: its file has the names of an older transformers, and its scores are golden ones."""
+"""A published transformers ViT by YAML alone: its file has the names of an older transformers, and
+its scores are golden ones.
+"""
 
 import re
 
@@ -35,9 +37,16 @@ citation: none
 source: this test
 training_data: {name: none, licence: none}
 """
-# Of timm's filled weights in the port's file the logit of 300x400: fp32, CPU, batch 1, transformers 5.23.
+# Of timm's filled weights in the port's file the logit of 300x400: fp32, CPU, batch 1, transformers
+# 5.23.
 GOLDEN = -2.23134685
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+}
 
 # timm's names → those of the port's file; `qkv` is one tensor here and three there.
 PUBLISHED = [
@@ -63,7 +72,10 @@ def ported(state):
             key = re.sub(timms, ports, key)
         if ".attn.qkv." in key:
             parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            published |= {key.replace("attn.qkv", f"attention.attention.{name}"): part.contiguous() for name, part in parts}
+            published |= {
+                key.replace("attn.qkv", f"attention.attention.{name}"): part.contiguous()
+                for name, part in parts
+            }
         else:
             published[key] = tensor
     return published
@@ -77,17 +89,28 @@ def card_in(folder, arguments=None, **changes):
 
 
 def test_the_score_of_a_file_in_published_names_is_the_authors(tmp_path):
-    write_weights(tmp_path / "model.safetensors", ported(filled_state("community-forensics-vits384")))
+    write_weights(
+        tmp_path / "model.safetensors", ported(filled_state("community-forensics-vits384"))
+    )
     with Undrawn():
         detector = load_detector(card_in(tmp_path), precision="fp32", slots=1)
-    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(GOLDEN, abs=1e-4 * abs(GOLDEN))
+    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(
+        GOLDEN, abs=1e-4 * abs(GOLDEN)
+    )
 
 
 @pytest.fixture
 def small(tmp_path):
     """A small ViT's card and its state dict in today's and in published names."""
     card = card_in(tmp_path, SMALL, preprocessing={"resize": {"mode": "squash", "size": 32}})
-    sizes = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "num_classes": 1}
+    sizes = {
+        "img_size": 32,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "num_classes": 1,
+    }
     timms = timm.create_model("vit_small_patch16_224", **sizes).state_dict()
     published = ported({f"vit.{key}": tensor for key, tensor in timms.items()})
     write_weights(tmp_path / "model.safetensors", published)
@@ -106,10 +129,14 @@ def test_either_set_of_names_gives_the_same_network(small, tmp_path):
 def test_the_shipped_port_scores_as_transformers_does(tmp_path):
     """Its processor's steps, as users state them, before transformers' own network."""
     state = ported(filled_state("community-forensics-vits384"))
-    card = card_with_weights(load_card("community-forensics-port"), write_weights(tmp_path / "model.safetensors", state))
+    card = card_with_weights(
+        load_card("community-forensics-port"), write_weights(tmp_path / "model.safetensors", state)
+    )
     with Undrawn():
         detector = load_detector(card, precision="fp32", slots=1)
-    processor = CLIPImageProcessor(size={"shortest_edge": 440}, crop_size={"height": 384, "width": 384}, resample=3)
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 440}, crop_size={"height": 384, "width": 384}, resample=3
+    )
     picture = source("300x400")
     pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""TruFor: the authors' masks, scores, confidence and fingerprints on formula-filled weights; from card to score."""
+"""TruFor: the authors' masks, scores, confidence and fingerprints on formula-filled weights; from
+card to score.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,14 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families import trufor
 from tests.detectors.fill import filled, pattern_image, with_arguments
-from tests.detectors.golden_masks import TRUFOR, TRUFOR_BESIDE, TRUFOR_FULL, TRUFOR_SMALL, assert_mask, places_of
+from tests.detectors.golden_masks import (
+    TRUFOR,
+    TRUFOR_BESIDE,
+    TRUFOR_FULL,
+    TRUFOR_SMALL,
+    assert_mask,
+    places_of,
+)
 
 
 def card_of(**arguments):
@@ -60,7 +69,9 @@ def test_a_fingerprint_does_not_depend_on_its_bands(small, band, monkeypatch):
     with torch.inference_mode():
         whole = small.noiseprint(normalised((131, 97)))
         monkeypatch.setattr(trufor, "BAND", band)
-        torch.testing.assert_close(small.noiseprint(normalised((131, 97))), whole, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            small.noiseprint(normalised((131, 97))), whole, atol=1e-6, rtol=0
+        )
 
 
 def test_a_seeded_file_in_the_published_format_is_loaded_and_scores(tmp_path):

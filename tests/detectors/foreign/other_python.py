@@ -1,4 +1,6 @@
-"""A Python of its own for a package that is none of our dependencies; torch and what else lies here comes by a path file."""
+"""A Python of its own for a package that is none of our dependencies; torch and what else lies here
+comes by a path file.
+"""
 
 import shutil
 import site
@@ -10,15 +12,26 @@ import pytest
 
 
 def other_python(folder, *needed):
-    """The path of a Python in `folder` that has these packages from PyPI; skips where PyPI is out of reach."""
+    """The path of a Python in `folder` that has these packages from PyPI; skips where PyPI is out
+    of reach.
+    """
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     if not Path(uv).is_file():
         pytest.skip("uv is not here, which makes the environment")
     python = folder / "venv" / "bin" / "python"
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder / "venv")], check=True)
-    own = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True)
+    own = subprocess.run(
+        [python, "-c", "import site; print(site.getsitepackages()[0])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (Path(own.stdout.strip()) / "zz_shared.pth").write_text(f"{site.getsitepackages()[0]}\n")
-    installed = subprocess.run([uv, "pip", "install", "-q", "--python", python, "--no-deps", *needed], capture_output=True, text=True)
+    installed = subprocess.run(
+        [uv, "pip", "install", "-q", "--python", python, "--no-deps", *needed],
+        capture_output=True,
+        text=True,
+    )
     if installed.returncode:
         pytest.skip(f"PyPI is out of reach: {installed.stderr.strip().splitlines()[-1]}")
     return python

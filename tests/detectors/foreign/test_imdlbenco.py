@@ -1,4 +1,6 @@
-"""examples/imdlbenco_adapter.py and IMDLBenCo's own test script draw equal masks. Builds an environment; needs PyPI."""
+"""examples/imdlbenco_adapter.py and IMDLBenCo's own test script draw equal masks. Builds an
+environment; needs PyPI.
+"""
 
 import json
 import re
@@ -19,7 +21,8 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NEEDED = ("imdlbenco==0.1.45", "albumentations==1.3.0", "qudida", "opencv-python-headless", "fvcore", "iopath", "yacs", "termcolor",
           "grad-cam", "ttach", "appdirs")  # fmt: skip
-# Seeded weights as its training script keeps them, its normalisations fitted to noise; the work is the published network's own.
+# Seeded weights as its training script keeps them, its normalisations fitted to noise; the work is
+# the published network's own.
 SEED = """
 import argparse, sys, torch
 from IMDLBenCo import MODELS
@@ -34,7 +37,8 @@ with torch.no_grad():
         parameter += parameter.std(unbiased=False) * 0.2 * torch.randn_like(parameter)
 torch.save({"model": model.state_dict(), "epoch": 0, "args": argparse.Namespace(model=name)}, f"{name}.pth")
 """
-# What its script to save masks does: files by its dataset, through its loop; beside the pictures that this writes, masks as they are.
+# What its script to save masks does: files by its dataset, through its loop; beside the pictures
+# that this writes, masks as they are.
 SAVE = """
 import json, sys, types, numpy, torch
 from IMDLBenCo import MODELS
@@ -50,7 +54,8 @@ wanted = types.SimpleNamespace(no_model_eval=False, if_padding=pads, if_resizing
 inference_and_save_one_epoch(model, torch.utils.data.DataLoader(data, batch_size=1), torch.device("cpu"), args=wanted)
 numpy.savez("raw.npz", *raw)
 """
-# Which need no other download: the sides of their squares, and their own arguments. PSCC_Net labels images; Mesorch does not.
+# Which need no other download: the sides of their squares, and their own arguments. PSCC_Net labels
+# images; Mesorch does not.
 MODELS = {"Mesorch": (512, {}), "PSCC_Net": (256, {"pretrain_path": ""})}
 
 
@@ -66,26 +71,47 @@ def adapter_with(constants):
     """Return the example with other constants, as a user edits a copy."""
     text = (EXAMPLES / "imdlbenco_adapter.py").read_text(encoding="utf-8")
     for name, value in constants.items():
-        text, count = re.subn(rf"^({name}(: [^=]+)?) = .*$", lambda found, to=value: f"{found[1]} = {to!r}", text, flags=re.MULTILINE)
+        text, count = re.subn(
+            rf"^({name}(: [^=]+)?) = .*$",
+            lambda found, to=value: f"{found[1]} = {to!r}",
+            text,
+            flags=re.MULTILINE,
+        )
         assert count == 1
     return text
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("name", "pads"), [("Mesorch", False), ("Mesorch", True), ("PSCC_Net", False)])
+@pytest.mark.parametrize(
+    ("name", "pads"), [("Mesorch", False), ("Mesorch", True), ("PSCC_Net", False)]
+)
 def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, name, pads):
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # in both, or the last bits differ
     (side, options), python, paths = MODELS[name], str(benco / "venv" / "bin" / "python"), []
     for number, (width, height) in enumerate([(301, 227), (512, 384)] + [(700, 640)] * (not pads)):
-        pixels = formula_image(width, height) // 2 + np.random.default_rng(number).integers(0, 128, (height, width, 3), np.uint8)
+        pixels = formula_image(width, height) // 2 + np.random.default_rng(number).integers(
+            0, 128, (height, width, 3), np.uint8
+        )
         paths.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(pixels).save(paths[-1])
-    for words in ([SEED, name, str(side), repr(options)], [SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths]):
-        done = subprocess.run([python, "-W", "ignore", "-c", *words], cwd=benco, capture_output=True, text=True)
+    for words in (
+        [SEED, name, str(side), repr(options)],
+        [SAVE, name, str(side), "pad" if pads else "resize", repr(options), *paths],
+    ):
+        done = subprocess.run(
+            [python, "-W", "ignore", "-c", *words], cwd=benco, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-2000:]
-    constants = {"NAME": name, "CHECKPOINT": f"{name}.pth", "ARGUMENTS": options, "IMAGE_SIZE": side, "PADS": pads, "EDGE_MASK_WIDTH": 7}
+    constants = {
+        "NAME": name,
+        "CHECKPOINT": f"{name}.pth",
+        "ARGUMENTS": options,
+        "IMAGE_SIZE": side,
+        "PADS": pads,
+        "EDGE_MASK_WIDTH": 7,
+    }
     module = f"{name.lower()}_{'pads' if pads else 'resizes'}"
     (benco / f"{module}.py").write_text(adapter_with(constants), encoding="utf-8")
     wanted = CallableAddition(
@@ -94,11 +120,23 @@ def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, 
     )  # fmt: skip
     added = add_callable(wanted)
     rows, raw = list(load_detector(added.path).score(paths)), np.load(benco / "raw.npz")
-    labels = json.loads((benco / "saved" / "pred_label_combined.json").read_text()) if name == "PSCC_Net" else {}
+    labels = (
+        json.loads((benco / "saved" / "pred_label_combined.json").read_text())
+        if name == "PSCC_Net"
+        else {}
+    )
     for path, row, theirs in zip(paths, rows, raw.values(), strict=True):
         (ours,), picture = row.masks.values(), Image.open(path)
         theirs = theirs[: picture.height, : picture.width] if pads else theirs
-        print(name, picture.size, "largest difference of", theirs.size, "pixels:", np.abs(ours - np.rint(255 * theirs)).max(), "of 255")
+        print(
+            name,
+            picture.size,
+            "largest difference of",
+            theirs.size,
+            "pixels:",
+            np.abs(ours - np.rint(255 * theirs)).max(),
+            "of 255",
+        )
         assert np.array_equal(ours, np.rint(255 * theirs))
         assert np.ptp(ours) > 3, "masks that are flat would prove nothing"
         saved = np.asarray(Image.open(benco / "saved" / "pred" / path.rpartition("/")[2]), np.int16)
@@ -106,5 +144,7 @@ def test_masks_equal_those_of_its_own_test_script(benco, tmp_path, monkeypatch, 
             stretched = Image.fromarray(ours).resize(picture.size, Image.Resampling.BILINEAR)
             assert np.abs(saved - np.asarray(stretched)).max() <= 2
         score = labels.get(path.rpartition("/")[2], float(theirs.max()))
-        assert next(iter(row.scores.values())) == pytest.approx(torch.logit(torch.tensor(score)).item(), abs=1e-4)
+        assert next(iter(row.scores.values())) == pytest.approx(
+            torch.logit(torch.tensor(score)).item(), abs=1e-4
+        )
     assert added.opened.identity["files"].keys() == {f"{name}.pth"}

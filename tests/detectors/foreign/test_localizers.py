@@ -45,7 +45,9 @@ def own_place(tmp_path, monkeypatch):
 
 
 def added(folder, function, **given):
-    return add_callable(CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)).card
+    return add_callable(
+        CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)
+    ).card
 
 
 def of_width(*widths):
@@ -56,7 +58,9 @@ def test_each_failure_costs_its_own_mask(own_place):
     card = added(own_place, "both")
     assert card.masks
     with process.ForeignProcess(card, None) as opened:
-        good, *bad, unscored, alone, last = opened.score(of_width(50, 101, 102, 103, 104, 105, 106, 108, 109, 60))
+        good, *bad, unscored, alone, last = opened.score(
+            of_width(50, 101, 102, 103, 104, 105, 106, 108, 109, 60)
+        )
         assert bad == [
             "its process died of SIGKILL",
             "its mask is 102 × 20, its image 20 × 102 (height × width)",
@@ -68,21 +72,33 @@ def test_each_failure_costs_its_own_mask(own_place):
         assert unscored == "its score is nan"
         assert np.array_equal(good.mask, np.rint(np.linspace(0, 255, 1000)).reshape(20, 50))
         assert (good.score, last.score, last.mask.shape) == (0.5, 0.6, (20, 60))
-        assert alone.score == pytest.approx(math.log(3)), "the largest value of a mask alone is a probability, whatever scores are"
+        assert alone.score == pytest.approx(math.log(3)), (
+            "the largest value of a mask alone is a probability, whatever scores are"
+        )
 
 
 def test_a_row_has_its_mask_or_why_there_is_none(own_place):
-    detector = load_detector(own_place / "config" / "detectors" / f"{added(own_place, 'both').name}.yaml")
+    detector = load_detector(
+        own_place / "config" / "detectors" / f"{added(own_place, 'both').name}.yaml"
+    )
     for width in (50, 60, 103, 107):
         Image.new("RGB", (width, 20), (9, 9, 9)).save(own_place / f"{width}.png")
     found = list(detector.score([own_place / f"{width}.png" for width in (50, 103, 107, 60)]))
     assert [one.status for one in found] == ["ok", "detector_failed", "detector_failed", "ok"]
-    assert [[mask.shape for mask in one.masks.values()] for one in found] == [[(20, 50)], [], [], [(20, 60)]]
+    assert [[mask.shape for mask in one.masks.values()] for one in found] == [
+        [(20, 50)],
+        [],
+        [],
+        [(20, 60)],
+    ]
     assert "its mask has values from 0 to 255" in found[1].detail
     assert "it gives a mask of some images, and of others none" in found[2].detail
 
 
-@pytest.mark.parametrize(("function", "said"), [("turned", "its mask is 1024 × 1024"), ("bright", "its mask has values from 200 to 200")])
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("turned", "its mask is 1024 × 1024"), ("bright", "its mask has values from 200 to 200")],
+)
 def test_what_is_no_mask_is_said_when_it_is_added(own_place, function, said):
     with pytest.raises(DetectorError) as told:
         added(own_place, function)
@@ -109,5 +125,7 @@ def test_no_more_is_read_of_masks_than_they_may_have(shape):
     most = child.ANSWER.pack(2, 16 + child.MOST_SQUARE**2 + 1)
     with pytest.raises(ValueError, match="no answer"):
         process._believed(io.BytesIO(most), [(5, 4)])
-    _, (found,) = process._believed(io.BytesIO(answer({}, struct.pack("<dII", 1.0, 4, 5) + bytes(20))), [(5, 4)])
+    _, (found,) = process._believed(
+        io.BytesIO(answer({}, struct.pack("<dII", 1.0, 4, 5) + bytes(20))), [(5, 4)]
+    )
     assert (found.score, found.mask.shape) == (1.0, (4, 5))

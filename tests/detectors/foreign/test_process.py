@@ -1,4 +1,6 @@
-"""Callables: a crash, a hang, an exception or a wrong answer costs the images that it met, and nothing else."""
+"""Callables: a crash, a hang, an exception or a wrong answer costs the images that it met, and
+nothing else.
+"""
 
 import hashlib
 import json
@@ -76,7 +78,9 @@ def own_place(tmp_path, monkeypatch):
 
 
 def added(folder, function, **given):
-    return add_callable(CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)).card
+    return add_callable(
+        CallableAddition(f"strange:{function}", folder=folder, licence="own", **given)
+    ).card
 
 
 def opened(card):
@@ -105,25 +109,33 @@ def test_each_failure_costs_the_image_that_it_met(own_place):
         before = process.pid
         assert scores(process, of_width(80)) == [0.8]
         assert process.pid == before is not None
-    with opened(card.model_copy(update={"process": card.process.model_copy(update={"limit_s": 0.5})})) as hasty:
+    with opened(
+        card.model_copy(update={"process": card.process.model_copy(update={"limit_s": 0.5})})
+    ) as hasty:
         assert scores(hasty, of_width(102)) == ["its process took longer than 0.5 s"]
 
 
 def test_probabilities_become_log_odds_that_end_somewhere(own_place):
     card = added(own_place, "brightness", scores="probability", images="pil")
     with opened(card) as process:
-        dark, grey, white = scores(process, [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)])
+        dark, grey, white = scores(
+            process, [np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)]
+        )
     assert grey == pytest.approx(math.log(0.2 / 0.8), abs=1e-6)
     assert (dark, white) == (pytest.approx(-36.74, abs=0.01), pytest.approx(36.74, abs=0.01))
     with opened(added(own_place, "nearly", scores="probability", name="wrong")) as process:
-        assert scores(process, of_width(9)) == ["its score is 2, and its card says that it is a probability"]
+        assert scores(process, of_width(9)) == [
+            "its score is 2, and its card says that it is a probability"
+        ]
     with pytest.raises(DetectorError, match="its score is 2, and its card says") as told:
         added(own_place, "two", scores="probability", name="wronger")
     assert "--scores log-odds" in told.value.hint
 
 
 def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
-    detector = load_detector(own_place / "config" / "detectors" / f"{added(own_place, 'Loaded').name}.yaml")
+    detector = load_detector(
+        own_place / "config" / "detectors" / f"{added(own_place, 'Loaded').name}.yaml"
+    )
     picture = Image.fromarray(np.full((31, 17, 3), 201, np.uint8))
     assert next(iter(detector.score(picture).scores.values())) == 201.5
 
@@ -131,7 +143,10 @@ def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
 def test_a_changed_source_is_another_detector(own_place):
     card = added(own_place, "two")
     (own_place / "strange.py").write_text(MODULE + "\n# changed\n")
-    with opened(card) as process, pytest.raises(DetectorError, match="another detector by now: source was") as told:
+    with (
+        opened(card) as process,
+        pytest.raises(DetectorError, match="another detector by now: source was") as told,
+    ):
         process.open()
     assert "touchstone detectors add callable:strange:two" in told.value.hint
 
@@ -146,7 +161,9 @@ def test_what_cannot_start_is_said_before_any_image(own_place):
         ({}, "has no module strange"),
     ):
         with pytest.raises(DetectorError, match=said) as told:
-            require_startable(card.model_copy(update={"process": card.process.model_copy(update=change)}))
+            require_startable(
+                card.model_copy(update={"process": card.process.model_copy(update=change)})
+            )
         assert told.value.hint
 
 
@@ -157,7 +174,9 @@ def test_offline_no_host_is_spoken_to(own_place, monkeypatch):
 
 
 def test_another_interpreter_and_weight_files_are_part_of_the_identity(own_place):
-    """The interpreter has a path of modules of its own; a card is refused once the content of its weight files changes."""
+    """The interpreter has a path of modules of its own; a card is refused once the content of its
+    weight files changes.
+    """
     (own_place / "weights.pth").write_bytes(b"seeded")
     elsewhere = own_place / "packages"
     elsewhere.mkdir()
@@ -167,11 +186,16 @@ def test_another_interpreter_and_weight_files_are_part_of_the_identity(own_place
     python.chmod(0o755)
     card = added(own_place, "Weighted", python=str(python))
     assert card.valid_range.max_side_px is None
-    assert read_identity(card, card.folder)["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
+    assert read_identity(card, card.folder)["files"] == {
+        "weights.pth": hashlib.sha256(b"seeded").hexdigest()
+    }
     with opened(card) as process:
         assert scores(process, of_width(9)) == [7.25]
     (own_place / "weights.pth").write_bytes(b"others")
-    with opened(card) as process, pytest.raises(DetectorError, match="another detector by now: files was"):
+    with (
+        opened(card) as process,
+        pytest.raises(DetectorError, match="another detector by now: files was"),
+    ):
         process.open()
 
 
@@ -182,7 +206,9 @@ def test_callable_with_a_largest_side_is_added_within_it(own_place):
 
 
 def test_a_child_dies_with_its_parent(own_place):
-    """SIGKILL leaves the parent no chance to say so; the child sees that nobody holds the other end."""
+    """SIGKILL leaves the parent no chance to say so; the child sees that nobody holds the other
+    end.
+    """
     added(own_place, "two", name="left")
     code = f"""
 import signal
@@ -225,7 +251,21 @@ def test_a_module_of_the_folder_never_replaces_an_installed_one(own_place):
 
 def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monkeypatch, capsys):
     monkeypatch.chdir(own_place)
-    assert main(["detectors", "add", "callable:strange:by_width", "--licence", "own", "--as", "strange", "--json"]) == 0
+    assert (
+        main(
+            [
+                "detectors",
+                "add",
+                "callable:strange:by_width",
+                "--licence",
+                "own",
+                "--as",
+                "strange",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["score"] == 6.4
     assert main(["detectors", "verify", "strange"]) == 0
     assert "golden      ok" in capsys.readouterr().out
@@ -235,7 +275,9 @@ def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monke
     Image.new("RGB", (103, 80), (9, 9, 9)).save("bad.png")
     Image.effect_noise((90, 80), 60).convert("RGB").save("good.png")
     main(["check", "bad.png", "good.png", "--detector", "strange", "--json"])
-    rows = {Path(one["uri"]).name: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    rows = {
+        Path(one["uri"]).name: one for one in map(json.loads, capsys.readouterr().out.splitlines())
+    }
     assert rows["bad.png"]["status"] == "detector_failed"
     assert "strange: ValueError: no such width" in rows["bad.png"]["detail"]
     assert rows["good.png"]["scores"]["strange"] == pytest.approx(0.9)

@@ -1,4 +1,6 @@
-"""A run with a detector of another package: fused and split, with rows that it failed on, and resumed."""
+"""A run with a detector of another package: fused and split, with rows that it failed on, and
+resumed.
+"""
 
 import csv
 import io
@@ -32,11 +34,25 @@ def test_a_run_goes_on_where_the_detector_dies(tmp_path, monkeypatch, capsys, sp
     photos.mkdir()
     for width in range(90, 114):
         Image.effect_noise((width, 80), 60).convert("RGB").save(photos / f"{width}.png")
-    assert main(["detectors", "add", "callable:strange:by_width", "--licence", "own", "--as", "strange"]) == 0
+    assert (
+        main(
+            ["detectors", "add", "callable:strange:by_width", "--licence", "own", "--as", "strange"]
+        )
+        == 0
+    )
     card = tmp_path / "config" / "detectors" / "strange.yaml"
     if split:
         card.write_text(card.read_text() + "own_pool: true\n")
-    command = ["score", "photos", "--detector", "strange", "--out", "run", "--set", "cluster.workers=2"]
+    command = [
+        "score",
+        "photos",
+        "--detector",
+        "strange",
+        "--out",
+        "run",
+        "--set",
+        "cluster.workers=2",
+    ]
     assert main([*command, "--limit", "24"]) == 0
     assert main([*command, "--limit", "24"]) == 0
     capsys.readouterr()
@@ -65,7 +81,9 @@ def find(images):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("split", [False, True])
 def test_masks_of_a_run_are_kept_and_measured(tmp_path, monkeypatch, capsys, split):
-    """Alone by their largest value; at the image's size and as a square; a failed image has none; a second command leaves all as it is."""
+    """Alone by their largest value; at the image's size and as a square; a failed image has none; a
+    second command leaves all as it is.
+    """
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "strange.py").write_text(LOCALIZER)
@@ -80,7 +98,11 @@ def test_masks_of_a_run_are_kept_and_measured(tmp_path, monkeypatch, capsys, spl
             truth.save(f"truths/{width}.png")
         picture.save(f"photos/{width}.png")
         rows.append(
-            {"uri": f"photos/{width}.png", "label": ("real", "fake")[width % 2], "mask_uri": f"truths/{width}.png" if width % 2 else ""}
+            {
+                "uri": f"photos/{width}.png",
+                "label": ("real", "fake")[width % 2],
+                "mask_uri": f"truths/{width}.png" if width % 2 else "",
+            }
         )
     Image.new("RGB", (50, 60)).save("photos/small.png")
     rows.append({"uri": "photos/small.png", "label": "real", "mask_uri": ""})
@@ -88,16 +110,31 @@ def test_masks_of_a_run_are_kept_and_measured(tmp_path, monkeypatch, capsys, spl
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert main(["detectors", "add", "callable:strange:find", "--licence", "own", "--as", "strange"]) == 0
+    assert (
+        main(["detectors", "add", "callable:strange:find", "--licence", "own", "--as", "strange"])
+        == 0
+    )
     card = tmp_path / "config" / "detectors" / "strange.yaml"
     if split:
         card.write_text(card.read_text() + "own_pool: true\n")
-    command = ["score", "photos", "--detector", "strange", "--out", "run", "--set", "cluster.workers=2"]
+    command = [
+        "score",
+        "photos",
+        "--detector",
+        "strange",
+        "--out",
+        "run",
+        "--set",
+        "cluster.workers=2",
+    ]
     assert main(command) == 0
     assert main(command) == 0
     capsys.readouterr()
     assert main(["results", "run", "--json"]) == 0
-    found = {row["uri"].rpartition("/")[2]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    found = {
+        row["uri"].rpartition("/")[2]: row
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+    }
     assert found["93.png"]["status"] == "detector_failed"
     assert "ValueError: not this one" in found["93.png"]["detail"]
     assert found["91.png"]["mask_peak"] == {"strange": 1.0}
@@ -106,13 +143,19 @@ def test_masks_of_a_run_are_kept_and_measured(tmp_path, monkeypatch, capsys, spl
     assert found["90.png"]["scores"]["strange"] == pytest.approx(-36.74, abs=0.01)
     masks = pq.read_table("run/masks").to_pylist()
     assert len(masks) == 12, "one of each image but the failed one"
-    sizes = {(one["width"], one["height"]): Image.open(io.BytesIO(one["png"])).size for one in masks}
+    sizes = {
+        (one["width"], one["height"]): Image.open(io.BytesIO(one["png"])).size for one in masks
+    }
     assert (sizes[91, 80], sizes[50, 60]) == ((91, 80), (64, 64))
     assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "evaluated"]) == 0
-    systems = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())["localization"]["systems"]
+    systems = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())["localization"][
+        "systems"
+    ]
     assert {one["resolution"] for one in systems} >= {"network", "original"}
     for system in systems:
         figures = {name: one["value"] for name, one in system["figures"].items()}
         assert system["counts"]["images"] == 5, "local edits that were scored"
-        assert figures["pixel_f1"] == pytest.approx((4 + 2 / 3) / 5), "of one, half of what was altered was found"
+        assert figures["pixel_f1"] == pytest.approx((4 + 2 / 3) / 5), (
+            "of one, half of what was altered was found"
+        )
         assert figures["pixel_iou"] == pytest.approx((4 + 1 / 2) / 5)

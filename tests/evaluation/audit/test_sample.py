@@ -17,7 +17,9 @@ from tests.evaluation.audit.made import archive, run_of
 
 def columns_in(columns, order):
     return {
-        name: column.take(pa.array(order)) if isinstance(column, pa.Array) else np.asarray(column, dtype=object)[order].tolist()
+        name: column.take(pa.array(order))
+        if isinstance(column, pa.Array)
+        else np.asarray(column, dtype=object)[order].tolist()
         for name, column in columns.items()
     }
 
@@ -40,9 +42,14 @@ def test_the_sample_is_the_same_whatever_order_rows_lie_in(made, tmp_path):
     order = np.random.default_rng(1).permutation(len(columns["image_id"]))
     other = run_of(tmp_path / "other", columns_in(columns, order), places=(4000,))
     assert len(RunVerdicts.of(other).ids) == len(verdicts.ids)
-    first, second = drawn(run, verdicts, 250, seed=4), drawn(other, RunVerdicts.of(other), 250, seed=4)
+    first, second = (
+        drawn(run, verdicts, 250, seed=4),
+        drawn(other, RunVerdicts.of(other), 250, seed=4),
+    )
     assert first == second
-    assert [row["image_id"] for row in first[1]] != [row["image_id"] for row in drawn(run, verdicts, 250, seed=5)[1]]
+    assert [row["image_id"] for row in first[1]] != [
+        row["image_id"] for row in drawn(run, verdicts, 250, seed=5)[1]
+    ]
 
 
 def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(made):
@@ -51,7 +58,12 @@ def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(mad
     counts = np.bincount([row["stratum"] for row in images], minlength=len(strata))
     assert counts.tolist() == [one.drawn for one in strata]
     assert len({row["image_id"] for row in images}) == 250
-    named = {row: (uri, member) for row, uri, member in zip(columns["image_id"].tolist(), columns["uri"], columns["member"], strict=True)}
+    named = {
+        row: (uri, member)
+        for row, uri, member in zip(
+            columns["image_id"].tolist(), columns["uri"], columns["member"], strict=True
+        )
+    }
     assert all(named[row["image_id"]] == (row["uri"], row["member"]) for row in images)
     assert len(drawn(run, verdicts, 10**6)[1]) == len(verdicts.ids)
 
@@ -59,13 +71,18 @@ def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(mad
 def test_the_order_tells_nothing_of_the_stratum(made):
     planned, images = drawn(made[1], made[2], 300)
     strata, places = np.array([row["stratum"] for row in images]), np.arange(300)
-    ranks = [places[strata == one].mean() for one in range(len(planned)) if (strata == one).sum() >= 15]
+    ranks = [
+        places[strata == one].mean() for one in range(len(planned)) if (strata == one).sum() >= 15
+    ]
     assert all(abs(rank - 149.5) < 4 * 87 / np.sqrt(15) for rank in ranks)
     assert len(np.unique(strata[:30])) >= 5
 
 
 def test_within_a_stratum_every_image_is_as_likely_as_any():
-    ids, codes = np.arange(200, dtype=np.int64) * 977 - 90_000, (np.arange(200) % 2).astype(np.int32)
+    ids, codes = (
+        np.arange(200, dtype=np.int64) * 977 - 90_000,
+        (np.arange(200) % 2).astype(np.int32),
+    )
     times = np.zeros(200)
     for seed in range(1000):
         times[lowest_per_stratum(codes, seeded(ids, seed), np.array([10, 30]))] += 1
@@ -84,14 +101,21 @@ def test_every_image_with_a_verdict_is_in_one_stratum(made):
     has_verdict = np.array([one is not None for one in columns["verdict"]])
     assert verdicts.ids.tolist() == columns["image_id"][has_verdict].tolist()
     assert verdicts.unscored == {"corrupt_image": int((~has_verdict).sum())}
-    assert [one.verdict for one in strata] == ["fake"] * 2 + ["abstain"] * 2 + ["real"] * 4 + ["abstain"]
+    assert [one.verdict for one in strata] == ["fake"] * 2 + ["abstain"] * 2 + ["real"] * 4 + [
+        "abstain"
+    ]
     assert not strata[-1].scored
     known = columns["score"].filter(pa.array(has_verdict)).to_pylist()
-    for code, verdict, score in zip(codes.tolist(), (one for one in columns["verdict"] if one), known, strict=True):
+    for code, verdict, score in zip(
+        codes.tolist(), (one for one in columns["verdict"] if one), known, strict=True
+    ):
         stratum = strata[code]
         assert verdict == stratum.verdict
         assert (score is not None) == stratum.scored
-        assert score is None or ((stratum.low is None or stratum.low <= score) and (stratum.high is None or score < stratum.high))
+        assert score is None or (
+            (stratum.low is None or stratum.low <= score)
+            and (stratum.high is None or score < stratum.high)
+        )
 
 
 def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():

@@ -1,4 +1,6 @@
-"""Labelled images for tests: scores drawn from normal distributions, files named by hashes, whatever columns a test gives."""
+"""Labelled images for tests: scores drawn from normal distributions, files named by hashes,
+whatever columns a test gives.
+"""
 
 import hashlib
 
@@ -8,7 +10,8 @@ from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.evaluation.calibrate.division import Division, groups_of
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 
-# Two detectors, of which the second is the better one and the first is too sure of itself: mean of reals, mean of fakes, deviation.
+# Two detectors, of which the second is the better one and the first is too sure of itself: mean of
+# reals, mean of fakes, deviation.
 DETECTORS = {"coarse": (-4.0, 3.0, 6.0), "fine": (-2.0, 1.0, 1.0)}
 
 

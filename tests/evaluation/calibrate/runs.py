@@ -1,4 +1,6 @@
-"""Runs of drawn images and the labels of them: what the tests of reading and of the whole command start from."""
+"""Runs of drawn images and the labels of them: what the tests of reading and of the whole command
+start from.
+"""
 
 import csv
 
@@ -22,7 +24,9 @@ def rows_of(labelled, **changed):
         "width": labelled.width.astype(np.int32),
         "height": labelled.height.astype(np.int32),
         "decoder": ["a decoder"] * n,
-        "quality": pa.array(np.nan_to_num(labelled.quality).astype(np.int8), mask=np.isnan(labelled.quality)),
+        "quality": pa.array(
+            np.nan_to_num(labelled.quality).astype(np.int8), mask=np.isnan(labelled.quality)
+        ),
         "scores": struct_of(labelled.scores),
         "score": mean,
         "verdict": np.where(mean >= 0, "fake", "real").tolist(),
@@ -33,7 +37,9 @@ def rows_of(labelled, **changed):
 def run_of(folder, labelled, ensemble=None, **changed):
     """A finished run of them at a folder; returns its URL."""
     fields = {"input": changed["input"].type} if "input" in changed else {}
-    return write_run(folder, [rows_of(labelled, **changed)], list(labelled.scores), ensemble, **fields).store.url
+    return write_run(
+        folder, [rows_of(labelled, **changed)], list(labelled.scores), ensemble, **fields
+    ).store.url
 
 
 def labels_of(path, labelled, **more):
@@ -42,6 +48,15 @@ def labels_of(path, labelled, **more):
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
-        for number, (image_id, fake, generator) in enumerate(zip(labelled.image_id, labelled.fake, labelled.generator, strict=True)):
-            writer.writerow([image_id, "fake" if fake else "real", generator, *(column[number] for column in more.values())])
+        for number, (image_id, fake, generator) in enumerate(
+            zip(labelled.image_id, labelled.fake, labelled.generator, strict=True)
+        ):
+            writer.writerow(
+                [
+                    image_id,
+                    "fake" if fake else "real",
+                    generator,
+                    *(column[number] for column in more.values()),
+                ]
+            )
     return str(path)

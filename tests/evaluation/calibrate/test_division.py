@@ -19,12 +19,17 @@ from ray_app.evaluation.calibrate.division import (
 )
 from tests.evaluation.calibrate.drawn import drawn, labelled_of, sha256_of
 
-LOOKS = ["00000000ffffffff", "000000000fffffff", "0000000000ffffff"]  # 4 bits apart, one after the other
+# 4 bits apart, one after the other
+LOOKS = ["00000000ffffffff", "000000000fffffff", "0000000000ffffff"]
 
 
 def together(groups):
     """The places of each group of more than one image."""
-    return [np.flatnonzero(groups == group).tolist() for group in np.unique(groups) if (groups == group).sum() > 1]
+    return [
+        np.flatnonzero(groups == group).tolist()
+        for group in np.unique(groups)
+        if (groups == group).sum() > 1
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,11 +37,41 @@ def together(groups):
     [
         ({}, [[3, 4, 5]]),  # fakes whose generator is not told
         ({"generator": ["G", "G", None, "G", "G", "H"]}, [[3, 4]]),
-        ({"generator": [None, None, None, "G", "H", "I"], "source": ["a", None, "a", "a", None, None]}, [[0, 2, 3]]),
-        ({"generator": [None, None, None, "G", "H", "I"], "sha256": [sha256_of(k) for k in (0, 1, 0, 3, 4, 4)]}, [[0, 2], [4, 5]]),
-        ({"generator": [None, None, None, "G", "H", "I"], "phash": [LOOKS[0], None, LOOKS[2], LOOKS[1], None, None]}, [[0, 2, 3]]),
-        ({"generator": [None, None, None, "G", "H", "I"], "phash": [LOOKS[0], None, LOOKS[2], None, None, None]}, []),
-        ({"generator": [None, None, None, "G", "H", "G"], "source": ["a", "a", None, None, "b", "b"]}, [[0, 1], [3, 4, 5]]),
+        (
+            {
+                "generator": [None, None, None, "G", "H", "I"],
+                "source": ["a", None, "a", "a", None, None],
+            },
+            [[0, 2, 3]],
+        ),
+        (
+            {
+                "generator": [None, None, None, "G", "H", "I"],
+                "sha256": [sha256_of(k) for k in (0, 1, 0, 3, 4, 4)],
+            },
+            [[0, 2], [4, 5]],
+        ),
+        (
+            {
+                "generator": [None, None, None, "G", "H", "I"],
+                "phash": [LOOKS[0], None, LOOKS[2], LOOKS[1], None, None],
+            },
+            [[0, 2, 3]],
+        ),
+        (
+            {
+                "generator": [None, None, None, "G", "H", "I"],
+                "phash": [LOOKS[0], None, LOOKS[2], None, None, None],
+            },
+            [],
+        ),
+        (
+            {
+                "generator": [None, None, None, "G", "H", "G"],
+                "source": ["a", "a", None, None, "b", "b"],
+            },
+            [[0, 1], [3, 4, 5]],
+        ),
     ],
 )
 def test_images_hang_together_by_source_bytes_looks_and_generator(columns, groups):
@@ -47,7 +82,12 @@ def test_images_hang_together_by_source_bytes_looks_and_generator(columns, group
 
 def test_one_picture_stands_for_its_copies():
     hashes = [sha256_of(place) for place in (5, 2, 5, 9)]
-    images = labelled_of([False] * 4, sha256=hashes, phash=[LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"], source=["a"] * 4)
+    images = labelled_of(
+        [False] * 4,
+        sha256=hashes,
+        phash=[LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"],
+        source=["a"] * 4,
+    )
     first = min(hashes[:3])
     assert repeated(images).sum() == 2
     assert not repeated(images)[3]
@@ -56,19 +96,28 @@ def test_one_picture_stands_for_its_copies():
 
 def test_a_real_is_no_copy_of_the_fake_that_was_made_of_it():
     for fake in ([False, True], [True, False]):
-        images = labelled_of(fake, generator=["G" if one else None for one in fake], phash=LOOKS[:2])
+        images = labelled_of(
+            fake, generator=["G" if one else None for one in fake], phash=LOOKS[:2]
+        )
         assert len(set(groups_of(images).tolist())) == 1
         assert not repeated(images).any()
 
 
-NOBODY_NEAR = [f"{number:016x}" for number in np.random.default_rng(1).integers(0, 2**63, 20).tolist()]
+NOBODY_NEAR = [
+    f"{number:016x}" for number in np.random.default_rng(1).integers(0, 2**63, 20).tolist()
+]
 
 
 def with_sources(seed=0, reals=3000, fakes=1200):
-    """Reals of 400 sources of all sizes, fakes of nine generators, a tenth of them beside reals of three sources of one generator."""
+    """Reals of 400 sources of all sizes, fakes of nine generators, a tenth of them beside reals of
+    three sources of one generator.
+    """
     rng = np.random.default_rng(seed)
     images = drawn(reals, fakes, seed, generators=9)
-    source = [None if rng.random() < 0.3 else f"source {min(rng.geometric(0.01), 400)}" for _ in range(reals)] + [None] * fakes
+    source = [
+        None if rng.random() < 0.3 else f"source {min(rng.geometric(0.01), 400)}"
+        for _ in range(reals)
+    ] + [None] * fakes
     for place in range(reals, reals + fakes):
         if images.generator[place] == "generator 3" and rng.random() < 0.3:
             source[place] = f"source {rng.integers(1, 4)}"
@@ -81,7 +130,8 @@ def test_parts_hold_whole_groups_and_come_near_their_shares(seed):
     groups = groups_of(images)
     parts = split(images, groups, seed=seed)
     assert all(len(set(parts[groups == group])) == 1 for group in np.unique(groups))
-    for fake, slack in ((False, 0.04), (True, 0.15)):  # nine generators do not divide as they should
+    # nine generators do not divide as they should
+    for fake, slack in ((False, 0.04), (True, 0.15)):
         shares = np.bincount(parts[images.fake == fake], minlength=3) / (images.fake == fake).sum()
         assert shares == pytest.approx(SHARES, abs=slack)
 
@@ -100,11 +150,15 @@ def test_parts_follow_from_bytes_and_seed_alone():
 @pytest.mark.parametrize("copies", [1, 2])
 def test_each_part_has_both_classes_however_few_the_groups_are(fakes, copies):
     names = [f"G{number}" for number in range(fakes)] * copies
-    images = labelled_of([False] * fakes * copies + [True] * fakes * copies, generator=[None] * fakes * copies + names, source=names * 2)
+    images = labelled_of(
+        [False] * fakes * copies + [True] * fakes * copies,
+        generator=[None] * fakes * copies + names,
+        source=names * 2,
+    )
     parts = split(images, groups_of(images))
-    assert {(part, fake) for part, fake in zip(parts.tolist(), images.fake.tolist(), strict=True)} == {
-        (part, fake) for part in (FIT, CALIBRATE, CHOOSE) for fake in (False, True)
-    }
+    assert {
+        (part, fake) for part, fake in zip(parts.tolist(), images.fake.tolist(), strict=True)
+    } == {(part, fake) for part in (FIT, CALIBRATE, CHOOSE) for fake in (False, True)}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +182,9 @@ def test_too_few_groups_are_refused(columns, share, words, hint):
 def divided_by_user(**columns):
     """Nine reals and nine fakes of nine generators, three of each in every part."""
     generator = [None] * 9 + [f"G{number}" for number in range(9)]
-    return labelled_of([False] * 9 + [True] * 9, **{"generator": generator, "part": list(PARTS) * 6} | columns)
+    return labelled_of(
+        [False] * 9 + [True] * 9, **{"generator": generator, "part": list(PARTS) * 6} | columns
+    )
 
 
 def test_a_users_own_parts_are_kept():
@@ -147,7 +203,11 @@ def near(place):
 CROSSINGS = [
     ({"source": ["a", *[None] * 15, "a", None]}, (0, 16), "share the source 'a'"),
     ({"sha256": [sha256_of(place) for place in [*range(17), 3]]}, (3, 17), "are the same file"),
-    ({"generator": [None] * 9 + ["G"] * 2 + [f"G{number}" for number in range(7)]}, (9, 10), "are both by G"),
+    (
+        {"generator": [None] * 9 + ["G"] * 2 + [f"G{number}" for number in range(7)]},
+        (9, 10),
+        "are both by G",
+    ),
     ({"phash": near(7)}, (0, 7), "look alike, or hang together by others that do"),
 ]
 
@@ -155,7 +215,10 @@ CROSSINGS = [
 @pytest.mark.parametrize(("columns", "places", "words"), CROSSINGS)
 def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, places, words):
     images = divided_by_user(**columns)
-    first, second = (f"image {place} (sha256 {images.sha256[place][:12]}…, part {images.part[place]})" for place in places)
+    first, second = (
+        f"image {place} (sha256 {images.sha256[place][:12]}…, part {images.part[place]})"
+        for place in places
+    )
     with pytest.raises(ConfigError) as refused:
         divided(images, groups_of(images))
     assert refused.value.message == f"labels: {first} and {second} {words}"
@@ -165,8 +228,14 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"part": [None, *list(PARTS) * 5, "fit", "choose"]}, "1 of 18 images have the part 'None'"),
-        ({"part": ["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"]}, "the part calibrate has no fake image"),
+        (
+            {"part": [None, *list(PARTS) * 5, "fit", "choose"]},
+            "1 of 18 images have the part 'None'",
+        ),
+        (
+            {"part": ["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"]},
+            "the part calibrate has no fake image",
+        ),
         ({"phash": ["sunset", *[None] * 17]}, "the phash 'sunset' is no hash of 64 bits"),
     ],
 )

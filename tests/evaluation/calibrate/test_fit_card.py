@@ -6,14 +6,28 @@ from ray_app.ensembles.decision import is_audited
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, groups_of, split
 from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, systems_before_and_after
+from ray_app.evaluation.calibrate.run import (
+    by_quality,
+    generators_left_out,
+    systems_before_and_after,
+)
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.calibration import debiased_ece, log_loss
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
-RULES = ["stacked", "weighted", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "cascade"]
+RULES = [
+    "stacked",
+    "weighted",
+    "mean-logit",
+    "mean-probability",
+    "soft-or",
+    "max",
+    "median",
+    "log-sum-exp",
+    "cascade",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +46,9 @@ def parts(images):
 def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, rule):
     config = asked(rule=rule)
     choosing = images.take(parts == CHOOSE)
-    made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
+    made = with_thresholds(
+        fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config
+    )
     decided = decide(made.card, choosing.scores, calibrations=made.fitted.calibrations,
                      audited=[is_audited(made.card, sha256) for sha256 in choosing.sha256])  # fmt: skip
     said_fake = np.array([verdict == "fake" for verdict in decided.verdict])
@@ -40,7 +56,9 @@ def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, ru
     assert decided.calibrated
     assert np.array_equal(decided.score, made.fitted.scores(choosing))
     assert int(said_fake[~choosing.fake].sum()) == made.chosen.false_positives
-    assert made.chosen.fake_above >= choose_threshold(decided.score[~choosing.fake], 0.01).fake_above
+    assert (
+        made.chosen.fake_above >= choose_threshold(decided.score[~choosing.fake], 0.01).fake_above
+    )
     assert max(made.chosen.upper_bound, made.overall.upper_bound) <= 0.01
     assert np.array_equal(made.reals, np.sort(made.fitted.scores(images)[~images.fake]))
     assert said_fake[choosing.fake].mean() == made.card.thresholds.true_positive_rate > 0.25
@@ -51,50 +69,79 @@ def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, ru
 
 def test_nothing_is_fitted_on_the_images_that_thresholds_are_chosen_on(images, parts):
     for rule in ("stacked", "cascade"):
-        scores = {name: np.where(parts == CHOOSE, -column, column) for name, column in images.scores.items()}
+        scores = {
+            name: np.where(parts == CHOOSE, -column, column)
+            for name, column in images.scores.items()
+        }
         turned = type(images)(**{**vars(images), "scores": scores})
-        one, other = (fit_card(divided(some, parts), MEMBERS, asked(rule=rule)) for some in (images, turned))
+        one, other = (
+            fit_card(divided(some, parts), MEMBERS, asked(rule=rule)) for some in (images, turned)
+        )
         assert one == other
 
 
 def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts):
-    usual, rare = (fit_card(divided(images, parts), MEMBERS, asked(prevalence=one)) for one in (None, 0.001))
+    usual, rare = (
+        fit_card(divided(images, parts), MEMBERS, asked(prevalence=one)) for one in (None, 0.001)
+    )
     own = images.fake.mean()
     assert (usual.prevalence, rare.prevalence) == (own, 0.001)
     assert rare.scores(images) == pytest.approx(usual.scores(images) + logit(0.001) - logit(own))
-    first, second = (with_thresholds(one, divided(images, parts), asked()).card.thresholds for one in (usual, rare))
+    first, second = (
+        with_thresholds(one, divided(images, parts), asked()).card.thresholds
+        for one in (usual, rare)
+    )
     assert first.true_positive_rate == second.true_positive_rate
     assert second.fake_above == pytest.approx(first.fake_above + logit(0.001) - logit(own))
 
 
 def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts):
     config = asked(rule="cascade", share=0.3, audit=0.02)
-    made = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
+    made = with_thresholds(
+        fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config
+    )
     fresh = drawn(30_000, 30_000, seed=9)
     looks = np.array([look or "" for look in made.fitted.looks(fresh)])
     prevalence = images.fake.mean()
-    share = sum(weight * (looks[fresh.fake == kind] != "").mean() for kind, weight in ((True, prevalence), (False, 1 - prevalence)))
+    share = sum(
+        weight * (looks[fresh.fake == kind] != "").mean()
+        for kind, weight in ((True, prevalence), (False, 1 - prevalence))
+    )
     assert 0.2 < share <= 0.3
     assert (looks == "audit").mean() == pytest.approx(0.02 * (looks != "band").mean(), abs=0.003)
     only = images.take(parts == CHOOSE)
     coarse = choose_threshold(only.scores["coarse"][~only.fake], 0.01).fake_above
-    assert made.card.thresholds.true_positive_rate > (only.scores["coarse"][only.fake] >= coarse).mean() + 0.1
+    assert (
+        made.card.thresholds.true_positive_rate
+        > (only.scores["coarse"][only.fake] >= coarse).mean() + 0.1
+    )
 
 
 def test_a_late_stage_counts_only_where_it_looked(images, parts):
     fitted = fit_card(divided(images, parts), MEMBERS, asked(rule="cascade"))
     looks = np.array([look or "" for look in fitted.looks(images)])
-    blind = type(images)(**{**vars(images), "scores": images.scores | {"fine": np.where(looks == "", np.nan, images.scores["fine"])}})
+    blind = type(images)(
+        **{
+            **vars(images),
+            "scores": images.scores
+            | {"fine": np.where(looks == "", np.nan, images.scores["fine"])},
+        }
+    )
     assert np.array_equal(fitted.scores(blind), fitted.scores(images))
 
 
 def test_copies_of_a_real_count_once(images, parts):
     config, division = asked(), divided(images, parts)
-    again = np.concatenate([np.arange(len(images)), np.flatnonzero((parts == CHOOSE) & ~images.fake)])
+    again = np.concatenate(
+        [np.arange(len(images)), np.flatnonzero((parts == CHOOSE) & ~images.fake)]
+    )
     twice = divided(images.take(again), parts[again])
     fitted = fit_card(division, MEMBERS, config)
     assert len(twice.choosing) > len(division.choosing)
-    assert with_thresholds(fitted, twice, config).chosen == with_thresholds(fitted, division, config).chosen
+    assert (
+        with_thresholds(fitted, twice, config).chosen
+        == with_thresholds(fitted, division, config).chosen
+    )
 
 
 def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
@@ -102,11 +149,17 @@ def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
     card = fit_card(divided(alone, parts), MEMBERS[1:], asked()).card
     assert (card.rule, card.stacking, len(card.members)) == ("mean-logit", None, 1)
     both = images.take(parts != CHOOSE)
-    usual, rare = (fit_card(divided(alone, parts), MEMBERS[1:], asked(prevalence=one)) for one in (None, 0.01))
+    usual, rare = (
+        fit_card(divided(alone, parts), MEMBERS[1:], asked(prevalence=one)) for one in (None, 0.01)
+    )
     once = fit(both.scores["fine"], both.fake)
-    assert [usual.card.members[0].calibration, usual.prevalence] == [once, images.fake.mean()], "one fit, on both parts"
+    assert [usual.card.members[0].calibration, usual.prevalence] == [once, images.fake.mean()], (
+        "one fit, on both parts"
+    )
     expected = once(alone.scores["fine"].astype(float))
-    assert usual.scores(alone) == pytest.approx(expected + logit(images.fake.mean()) - logit(both.fake.mean()))
+    assert usual.scores(alone) == pytest.approx(
+        expected + logit(images.fake.mean()) - logit(both.fake.mean())
+    )
     assert rare.scores(alone) == pytest.approx(expected + logit(0.01) - logit(both.fake.mean()))
     with pytest.raises(ConfigError, match="the run has one detector"):
         fit_card(divided(alone, parts), MEMBERS[1:], asked(rule="cascade"))
@@ -117,7 +170,9 @@ def test_one_detector_keeps_its_own_score_and_is_no_cascade(images, parts):
 
 
 def test_a_detector_that_knows_nothing_is_named(images, parts):
-    turned = type(images)(**{**vars(images), "scores": images.scores | {"coarse": -images.scores["coarse"]}})
+    turned = type(images)(
+        **{**vars(images), "scores": images.scores | {"coarse": -images.scores["coarse"]}}
+    )
     with pytest.raises(ConfigError, match="coarse"):
         fit_card(divided(turned, parts), MEMBERS, asked())
 
@@ -139,24 +194,36 @@ def chances_of(scores, fake):
 
 def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     choosing = images.take(parts == CHOOSE)
-    rows = written(systems_before_and_after(made.fitted, choosing, ensemble_of(["coarse", "fine"]), {"coarse": None, "fine": None}))
+    rows = written(
+        systems_before_and_after(
+            made.fitted, choosing, ensemble_of(["coarse", "fine"]), {"coarse": None, "fine": None}
+        )
+    )
     assert [row["name"] for row in rows] == ["ensemble", "coarse", "fine"]
     for row in rows[:2]:
         assert row["after"]["log_loss"]["value"] < 0.6 * row["before"]["log_loss"]["value"]
         assert row["after"]["ece"]["value"] < 0.4 * row["before"]["ece"]["value"]
     mean = np.mean([column.astype(float) for column in choosing.scores.values()], axis=0)
     before = rows[0]["before"]
-    assert (before["log_loss"]["value"], before["ece"]["value"]) == pytest.approx(chances_of(mean, choosing.fake))
+    assert (before["log_loss"]["value"], before["ece"]["value"]) == pytest.approx(
+        chances_of(mean, choosing.fake)
+    )
     shares = [images.fake[parts == part].mean() for part in (CHOOSE, FIT)]
-    fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
+    fine = (
+        calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
+    )
     after = rows[2]["after"]
-    assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
+    assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(
+        chances_of(fine, choosing.fake)
+    )
 
 
 def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
     rows = written(generators_left_out(divided(images, parts), MEMBERS, asked(), made))
     names = np.array([name or "" for name in images.generator])
-    assert {row["generator"]: row["n"] for row in rows} == {name: int((names == name).sum()) for name in set(names) - {""}}
+    assert {row["generator"]: row["n"] for row in rows} == {
+        name: int((names == name).sum()) for name in set(names) - {""}
+    }
     assert [row["n"] for row in rows] == sorted((row["n"] for row in rows), reverse=True)
     for row in rows:
         its = names == row["generator"]
@@ -166,7 +233,11 @@ def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, ma
         if len(set(places[rest.fake].tolist())) < 3:
             places = split(rest, groups_of(rest))
         other = divided(rest, places)
-        one = made if part == CHOOSE else with_thresholds(fit_card(other, MEMBERS, asked()), other, asked())
+        one = (
+            made
+            if part == CHOOSE
+            else with_thresholds(fit_card(other, MEMBERS, asked()), other, asked())
+        )
         scores = one.fitted.scores(images.take(its))
         assert row["found"]["value"] == (scores >= one.card.thresholds.fake_above).mean()
         assert row["found"]["n"] == row["n"]
@@ -181,7 +252,13 @@ def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
     assert sum(row["n_real"] for row in rows) == int((~choosing.fake).sum())
     scores = made.fitted.scores(choosing)
     among = choosing.quality == 72
-    assert rows[2]["found"]["value"] == (scores[among & choosing.fake] >= made.card.thresholds.fake_above).mean()
-    assert rows[2]["false_positives"]["value"] == (scores[among & ~choosing.fake] >= made.card.thresholds.fake_above).mean()
+    assert (
+        rows[2]["found"]["value"]
+        == (scores[among & choosing.fake] >= made.card.thresholds.fake_above).mean()
+    )
+    assert (
+        rows[2]["false_positives"]["value"]
+        == (scores[among & ~choosing.fake] >= made.card.thresholds.fake_above).mean()
+    )
     weighed = sum(row["false_positives"]["value"] * row["n_real"] for row in rows)
     assert weighed == pytest.approx(made.chosen.false_positives)

@@ -1,4 +1,6 @@
-"""Reals that hang together: no division favours their threshold, and too few sources, or one that dominates, are refused."""
+"""Reals that hang together: no division favours their threshold, and too few sources, or one that
+dominates, are refused.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ MEMBERS = (EnsembleMember(detector="a"),)
 
 def assembled(images, **options):
     config = CalibrateConfig(run="", out="", **options)
-    groups = groups_of(images, share_generators=config.share_generators, share_sources=config.share_sources)
+    groups = groups_of(
+        images, share_generators=config.share_generators, share_sources=config.share_sources
+    )
     division = Division.of(images, groups, divided(images, groups)[0])
     return with_thresholds(fit_card(division, MEMBERS, config), division, config)
 
@@ -25,7 +29,9 @@ def test_each_group_is_as_likely_chosen_on_however_large_it_is():
     images = images_of(rng, clustered(rng, sources=40, sizes=[400] + [10] * 39))
     groups = groups_of(images)
     large = groups[0]
-    chosen = np.array([split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(200)])
+    chosen = np.array(
+        [split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(200)]
+    )
     assert 0.38 < chosen.mean() < 0.62
 
 

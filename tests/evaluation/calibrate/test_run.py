@@ -38,7 +38,18 @@ def place(images, tmp_path_factory):
 
 
 def calibrate(place, out, *options):
-    return main(["detectors", "calibrate", str(place / "run"), "--labels", str(place / "labels.csv"), "--out", str(out), *options])
+    return main(
+        [
+            "detectors",
+            "calibrate",
+            str(place / "run"),
+            "--labels",
+            str(place / "labels.csv"),
+            "--out",
+            str(out),
+            *options,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,9 @@ def card(place):
 
 
 def test_the_card_decides_as_its_guarantee_says(images, place, card):
-    calibrations = dict(zip(images.detectors, (member.calibration for member in card.members), strict=True))
+    calibrations = dict(
+        zip(images.detectors, (member.calibration for member in card.members), strict=True)
+    )
     decided = decide(card, images.scores, calibrations=calibrations)
     assert decided.calibrated
     promise = card.guarantee
@@ -62,8 +75,12 @@ def test_the_card_decides_as_its_guarantee_says(images, place, card):
     assert (np.diff(scores) >= 0).all()
     assert promise.n_real == card.thresholds.n_real == 800
     assert (len(scores), promise.groups, promise.effective) == (1_600, 1_600, 1_600)
-    assert scores.tolist() == sorted(decided.score[~images.fake]), "the very numbers that a run with the card gives"
-    assert promise.false_positives <= int((scores >= card.thresholds.fake_above).sum()) <= 0.01 * 1_600
+    assert scores.tolist() == sorted(decided.score[~images.fake]), (
+        "the very numbers that a run with the card gives"
+    )
+    assert (
+        promise.false_positives <= int((scores >= card.thresholds.fake_above).sum()) <= 0.01 * 1_600
+    )
 
 
 def test_the_card_says_of_what_it_speaks(images, card):
@@ -73,9 +90,15 @@ def test_the_card_says_of_what_it_speaks(images, card):
     assert sum(part.n_fake for part in population.parts) == 800
     assert population.prevalence == 800 / 2_400
     assert population.generators == tuple(f"generator {number}" for number in range(6))
-    assert [feature.name for feature in population.features][:3] == ["score", "score:coarse", "score:fine"]
+    assert [feature.name for feature in population.features][:3] == [
+        "score",
+        "score:coarse",
+        "score:fine",
+    ]
     [score] = [feature for feature in population.features if feature.name == "score"]
-    assert (sum(score.real), sum(score.fake)) == (1_600, 800), "a part has but some of the generators"
+    assert (sum(score.real), sum(score.fake)) == (1_600, 800), (
+        "a part has but some of the generators"
+    )
     assert population.seen.formats == ("JPEG",)
     assert dict(card.settings.precision) == {"coarse": "fp32", "fine": "bf16"}
     assert (card.settings.resize, card.settings.decoders) == ("fast", ("a decoder",))
@@ -83,23 +106,42 @@ def test_the_card_says_of_what_it_speaks(images, card):
     assert "Near-duplicates are not known" in card.notes
 
 
-def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prints(place, card, capsys):
+def test_the_same_command_writes_the_same_files_and_its_report_is_what_json_prints(
+    place, card, capsys
+):
     assert calibrate(place, place / "again" / "mine.yaml", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     for name in ("mine.yaml", "mine.reals.parquet"):
         assert (place / "again" / name).read_bytes() == (place / name).read_bytes()
     assert calibrate(place, place / "other" / "mine.yaml", "--seed", "1") == 0
-    assert load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
+    assert (
+        load_ensemble_card(place / "other" / "mine.yaml").population.parts != card.population.parts
+    )
     kept = json.loads((place / "again" / "mine.report.json").read_text())
     assert printed == kept | {"report": str(place / "again" / "mine.report.json")}
     jsonschema.validate(kept, json.loads(schemas.files()["schemas/calibration.json"]))
     assert kept["images"] == {"used": 2_400, "labelled": 2_400, "left_out": {}}
-    assert kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
+    assert (
+        kept["systems"][0]["after"]["ece"]["value"] < kept["systems"][0]["before"]["ece"]["value"]
+    )
     assert len(kept["generators_left_out"]) == 6
 
 
 def test_what_is_said_on_the_terminal(place, capsys):
-    options = ["--rule", "cascade", "--share", "0.4", "--fpr", "0.02", "--prevalence", "0.01", "--detector", "coarse", "--detector", "fine"]
+    options = [
+        "--rule",
+        "cascade",
+        "--share",
+        "0.4",
+        "--fpr",
+        "0.02",
+        "--prevalence",
+        "0.01",
+        "--detector",
+        "coarse",
+        "--detector",
+        "fine",
+    ]
     assert calibrate(place, place / "said.yaml", *options) == 0
     said = capsys.readouterr()
     for words in ("images: 2,400 of 2,400 labelled", "under 2 % of reals, at 95 % confidence", "chances where 1 % of the images are fake",
@@ -109,8 +151,14 @@ def test_what_is_said_on_the_terminal(place, capsys):
     written = yaml.safe_load((place / "said.yaml").read_text())
     assert written["rule"] == "cascade"
     assert written["cascade"]["early"]["rule"] == "stacked"
-    scores = [feature for feature in load_ensemble_card(place / "said.yaml").population.features if feature.name.startswith("score:")]
-    assert sum(scores[0].real) > sum(scores[1].real) > 0, "later detectors are known only of what they look at"
+    scores = [
+        feature
+        for feature in load_ensemble_card(place / "said.yaml").population.features
+        if feature.name.startswith("score:")
+    ]
+    assert sum(scores[0].real) > sum(scores[1].real) > 0, (
+        "later detectors are known only of what they look at"
+    )
 
 
 def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path):
@@ -120,7 +168,10 @@ def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path
     ensemble = {"name": "one", "title": "one", "members": [{"detector": str(detector)}]}
     run_of(tmp_path / "run", images, ensemble)
     labels_of(tmp_path / "labels.csv", images)
-    for out, named in ((tmp_path / "mine.yaml", "cards/tiny-ladeda.yaml"), (tmp_path / "below" / "mine.yaml", str(detector))):
+    for out, named in (
+        (tmp_path / "mine.yaml", "cards/tiny-ladeda.yaml"),
+        (tmp_path / "below" / "mine.yaml", str(detector)),
+    ):
         assert calibrate(tmp_path, out) == 0
         assert yaml.safe_load(out.read_text())["members"][0]["detector"] == named
         assert load_ensemble_card(out).members[0].detector == str(detector)
@@ -142,8 +193,15 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words,
 
 
 def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path, capsys):
-    parts = np.random.default_rng(0).choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5]).tolist()
-    phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
+    parts = (
+        np.random.default_rng(0)
+        .choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5])
+        .tolist()
+    )
+    phash = [
+        f"{number:016x}"
+        for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()
+    ]
     first, second = parts.index("fit"), parts.index("choose")
     phash[second] = f"{int(phash[first], 16) ^ 0b101:016x}"
     run_of(tmp_path / "run", images)

@@ -30,7 +30,9 @@ def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
     band = choose_band(early, late, fake, share=share, prevalence=prevalence, target=0.01)
     inside = (early >= band.low) & (early <= band.high)
     counts = [int(inside[fake == kind].sum()) for kind in (False, True)]
-    assert band.share == pytest.approx((1 - prevalence) * counts[0] / 2_000 + prevalence * counts[1] / 2_000)
+    assert band.share == pytest.approx(
+        (1 - prevalence) * counts[0] / 2_000 + prevalence * counts[1] / 2_000
+    )
     assert band.share == pytest.approx(share_at(inside, fake, prevalence))
     bounds = [beta.ppf(0.975, count + 1, 2_000 - count) for count in counts]
     assert band.upper_bound == pytest.approx((1 - prevalence) * bounds[0] + prevalence * bounds[1])
@@ -45,10 +47,15 @@ def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(fakes
         return np.random.default_rng(seed).normal(np.where(fake, 1.5, -1.5), 1.5) + 12, fake
 
     (scores, fake), found = images(0, 30_000), fit(*images(1, 3_000))
-    assert debiased_ece(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]), found).value < 0.02
+    assert (
+        debiased_ece(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]), found).value
+        < 0.02
+    )
 
 
-@pytest.mark.parametrize(("target", "confidence", "reals"), [(0.01, 0.95, 299), (0.001, 0.95, 2_995), (0.01, 0.99, 459)])
+@pytest.mark.parametrize(
+    ("target", "confidence", "reals"), [(0.01, 0.95, 299), (0.001, 0.95, 2_995), (0.01, 0.99, 459)]
+)
 def test_how_many_reals_are_needed(target, confidence, reals):
     assert reals_needed(target, confidence) == reals
     assert false_positives_allowed(reals, target, confidence) == 0

@@ -23,12 +23,21 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 @cache
 def spec_of(detectors=(TINY, OTHER), thresholds=(-1.0, 1.0)):
     cut = Thresholds(real_below=thresholds[0], fake_above=thresholds[1])
-    card = EnsembleCard(name="both", title="Both", members=tuple(EnsembleMember(detector=name) for name in detectors), thresholds=cut)
+    card = EnsembleCard(
+        name="both",
+        title="Both",
+        members=tuple(EnsembleMember(detector=name) for name in detectors),
+        thresholds=cut,
+    )
     return make_spec(card, limits=ImageLimits(), precision="fp32")
 
 
-def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, settings=None, list_in=None):
-    """A run of files with these names. `scores`: detector → log-odds (n,); `labels`: (label, generator) of each; `fails`: name → status."""
+def make_run(
+    folder, names, scores, *, spec=None, labels=None, fails=None, settings=None, list_in=None
+):
+    """A run of files with these names. `scores`: detector → log-odds (n,); `labels`: (label,
+    generator) of each; `fails`: name → status.
+    """
     spec = spec or spec_of(tuple(scores))
     folder, where = Path(folder), Path(list_in or folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,9 +45,16 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, setti
     with open(folder / "list.csv", "w", newline="", encoding="utf-8") as file:
         written = csv.writer(file)
         written.writerow(["uri", *(["label", "generator"] if labels else [])])
-        written.writerows([f"{where}/{name}", *(labels[place] if labels else [])] for place, name in enumerate(names))
+        written.writerows(
+            [f"{where}/{name}", *(labels[place] if labels else [])]
+            for place, name in enumerate(names)
+        )
     run = RunDirectory.open(str(folder / "run"))
-    identity = {"detectors": {name: {"weights": "1"} for name in spec.cards}, "decision": decision_facts(spec.ensemble), **(settings or {})}
+    identity = {
+        "detectors": {name: {"weights": "1"} for name in spec.cards},
+        "decision": decision_facts(spec.ensemble),
+        **(settings or {}),
+    }
     run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([f"list::{folder}/list.csv"]), PLAN)
     place_of = {f"{where}/{name}": place for place, name in enumerate(names)}
@@ -47,8 +63,16 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, setti
         places = [place_of[uri] for uri in members["uri"].to_pylist()]
         outcomes = [_outcome(names[place], fails or {}) for place in places]
         there = np.array([outcome.status is Status.OK for outcome in outcomes])
-        values = {name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32) for name, column in scores.items()}
-        rows = result_rows(members, judge(spec, outcomes, DetectorOutputs.clean(scores=values)), attempt=1, scored_at=NOW)
+        values = {
+            name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32)
+            for name, column in scores.items()
+        }
+        rows = result_rows(
+            members,
+            judge(spec, outcomes, DetectorOutputs.clean(scores=values)),
+            attempt=1,
+            scored_at=NOW,
+        )
         run.write_part(0, ref.block, rows)
     run.publish(0)
     run.write_json("summary.json", {})
@@ -58,7 +82,9 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, setti
 def _outcome(name, fails):
     if name in fails:
         return DecodeResult(fails[name], "no", None)
-    return DecodeResult(Status.OK, None, ImageFileFacts(hashlib.sha256(name.encode()).hexdigest(), "JPEG", 300, 200))
+    return DecodeResult(
+        Status.OK, None, ImageFileFacts(hashlib.sha256(name.encode()).hexdigest(), "JPEG", 300, 200)
+    )
 
 
 def names_of(n, prefix="photo"):

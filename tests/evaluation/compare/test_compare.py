@@ -15,7 +15,9 @@ from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, n
 N = 600
 NAMES = names_of(N)
 FAKE = np.arange(N) % 3 == 0
-LABELS = [("fake", f"maker-{place % 4}") if one else ("real", "camera") for place, one in enumerate(FAKE)]
+LABELS = [
+    ("fake", f"maker-{place % 4}") if one else ("real", "camera") for place, one in enumerate(FAKE)
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def first(tmp_path_factory, photos, scores):
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory, photos):
     def make(scores, names=NAMES, labels=LABELS, **how):
-        return make_run(tmp_path_factory.mktemp("other"), names, scores, labels=labels, list_in=photos, **how)
+        return make_run(
+            tmp_path_factory.mktemp("other"), names, scores, labels=labels, list_in=photos, **how
+        )
 
     return make
 
@@ -54,7 +58,10 @@ def test_equal_runs_differ_in_nothing(first, other_run, scores):
     document = compare(first, other_run(scores))
     assert document["examples"] == document["identity"] == []
     assert document["equal"]
-    assert comparison_lines(document)[0] == "no difference: statuses, scores, and verdicts are equal for 600 images in both runs"
+    assert (
+        comparison_lines(document)[0]
+        == "no difference: statuses, scores, and verdicts are equal for 600 images in both runs"
+    )
     assert {one["p"] for one in document["labelled"]["generators"]} == {1.0}
     # A verdict is right only if it is no abstention.
     rows = list(current_rows(RunDirectory.open(first)))
@@ -70,15 +77,24 @@ def test_a_shift_of_one_detector_is_found_with_its_size(shifted):
     assert (tiny["equal"], tiny["n"], tiny["moved"]["value"]) == (0, N, 1.0)
     assert (other["equal"], other["mean"]["value"]) == (N, 0.0)
     assert tiny["p"] < 1e-12
-    [line] = [line for line in comparison_lines(shifted) if line.startswith(TINY) and "log-odds" not in line and "AUC" not in line][:1]
+    [line] = [
+        line
+        for line in comparison_lines(shifted)
+        if line.startswith(TINY) and "log-odds" not in line and "AUC" not in line
+    ][:1]
     assert line.split()[1] == "+0.300"
     json.dumps(shifted, allow_nan=False)
 
 
 def test_a_twentieth_of_verdicts_flipped_is_found(first, other_run, scores):
     changed = {name: column.copy() for name, column in scores.items()}
-    rows = {row["uri"].rpartition("/")[2]: row["verdict"] for row in current_rows(RunDirectory.open(first))}
-    turned = [place for place, name in enumerate(NAMES) if rows[name] in ("real", "fake")][: N // 20]
+    rows = {
+        row["uri"].rpartition("/")[2]: row["verdict"]
+        for row in current_rows(RunDirectory.open(first))
+    }
+    turned = [place for place, name in enumerate(NAMES) if rows[name] in ("real", "fake")][
+        : N // 20
+    ]
     for place in turned:
         for name in (TINY, OTHER):
             changed[name][place] = -3.0 if rows[NAMES[place]] == "fake" else 3.0
@@ -86,26 +102,50 @@ def test_a_twentieth_of_verdicts_flipped_is_found(first, other_run, scores):
     verdicts = document["verdicts"]
     assert verdicts["flips"] == len(turned)
     assert verdicts["matrix"]["real"]["fake"] + verdicts["matrix"]["fake"]["real"] == len(turned)
-    assert any(line.startswith(f"verdicts: {len(turned)} of {N} changed; flagged ") for line in comparison_lines(document))
+    assert any(
+        line.startswith(f"verdicts: {len(turned)} of {N} changed; flagged ")
+        for line in comparison_lines(document)
+    )
     moved = [abs(one["score_b"] - one["score_a"]) for one in document["examples"]]
     assert len(moved) == 12
     assert moved == sorted(moved, reverse=True)
-    assert all({one["verdict_a"], one["verdict_b"]} == {"real", "fake"} for one in document["examples"])
-    assert {one["uri"].rpartition("/")[2] for one in document["examples"]} <= {NAMES[place] for place in turned}
+    assert all(
+        {one["verdict_a"], one["verdict_b"]} == {"real", "fake"} for one in document["examples"]
+    )
+    assert {one["uri"].rpartition("/")[2] for one in document["examples"]} <= {
+        NAMES[place] for place in turned
+    }
 
 
 def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
-    runs = [make_run(tmp_path / str(half), names_of(N // 2, f"half{half}"), {TINY: log_odds(half + 20, N // 2)}) for half in (0, 1)]
+    runs = [
+        make_run(
+            tmp_path / str(half),
+            names_of(N // 2, f"half{half}"),
+            {TINY: log_odds(half + 20, N // 2)},
+        )
+        for half in (0, 1)
+    ]
     document = compare(*runs)
     assert document["rows"]["both"] == 0
     assert document["rows"]["why"] == "the runs share neither an image_id nor the bytes of an image"
-    assert comparison_lines(document)[0] == "no image is in both runs: only the distributions of their scores can be compared"
+    assert (
+        comparison_lines(document)[0]
+        == "no image is in both runs: only the distributions of their scores can be compared"
+    )
     assert document["systems"][0]["distribution"]["drift"]["ks_p"] > 0.01
 
 
 def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
     n = 800
-    runs = [make_run(tmp_path / str(night), names_of(n, f"night{night}"), {TINY: log_odds(night, n) + 0.4 * night}) for night in (0, 1)]
+    runs = [
+        make_run(
+            tmp_path / str(night),
+            names_of(n, f"night{night}"),
+            {TINY: log_odds(night, n) + 0.4 * night},
+        )
+        for night in (0, 1)
+    ]
     document = compare(*runs)
     drift = document["systems"][0]["distribution"]["drift"]
     assert drift["ks"] > 0.05
@@ -119,8 +159,15 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
 def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
     moved = make_run(tmp_path / "moved", NAMES, scores, list_in=tmp_path / "elsewhere")
     document = compare(first, moved)
-    assert (document["rows"]["by"], document["rows"]["both"], document["equal"]) == ("sha256", N, True)
-    assert document["rows"]["why"] == "the runs share no image_id, so images are matched by their bytes"
+    assert (document["rows"]["by"], document["rows"]["both"], document["equal"]) == (
+        "sha256",
+        N,
+        True,
+    )
+    assert (
+        document["rows"]["why"]
+        == "the runs share no image_id, so images are matched by their bytes"
+    )
     assert compare(first, moved, by="image_id")["rows"]["both"] == 0
 
 
@@ -139,7 +186,14 @@ def test_statuses_that_changed(first, other_run, scores):
 
 def test_settings_detectors_and_ensembles_that_differ(tmp_path, first, scores, photos):
     spec = spec_of((TINY,), thresholds=(0.0, 2.0))
-    other = make_run(tmp_path, NAMES, {TINY: scores[TINY]}, spec=spec, list_in=photos, settings={"resize": "fast"})
+    other = make_run(
+        tmp_path,
+        NAMES,
+        {TINY: scores[TINY]},
+        spec=spec,
+        list_in=photos,
+        settings={"resize": "fast"},
+    )
     document = compare(first, other)
     keys = {one["key"]: (one["a"], one["b"]) for one in document["identity"]}
     assert keys["resize"] == ("has none", '"fast"')
@@ -156,17 +210,28 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     auc, right = (labelled["systems"][1][key] for key in ("auc", "right"))
     assert auc["a"]["value"] == pytest.approx(roc_auc_score(FAKE, scores[TINY]), abs=1e-9)
     assert auc["b"]["value"] == pytest.approx(roc_auc_score(FAKE, worse), abs=1e-9)
-    assert auc["difference"]["value"] == pytest.approx(auc["b"]["value"] - auc["a"]["value"], abs=1e-9)
+    assert auc["difference"]["value"] == pytest.approx(
+        auc["b"]["value"] - auc["a"]["value"], abs=1e-9
+    )
     assert auc["test"] == "clustered delong"
     assert auc["p"] < 0.02, "four generators can say no more of further ones"
-    assert labelled["intervals"] == {"fakes": "generators", "reals": "images", "generators": 4, "sources": 1}
+    assert labelled["intervals"] == {
+        "fakes": "generators",
+        "reals": "images",
+        "generators": 4,
+        "sources": 1,
+    }
     same = compare(first, other_run({**scores, TINY: worse}), intervals="images")["labelled"]
     assert same["systems"][1]["auc"]["test"] == "delong"
     assert same["systems"][1]["auc"]["p"] < 1e-9
     assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
-    assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
+    assert right["difference"]["value"] == pytest.approx(
+        ((worse > 0) == FAKE).mean() - right["a"]["value"]
+    )
     tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}
-    assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 50 for maker in range(4)} | {"real:camera": 400}
+    assert {name: one["n"] for name, one in tiny.items()} == {
+        f"maker-{maker}": 50 for maker in range(4)
+    } | {"real:camera": 400}
     assert all(one["p"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
     assert tiny["real:camera"]["p"] == 1
 
@@ -174,7 +239,14 @@ def test_labels_tell_which_is_better(first, other_run, scores):
 def test_no_run_and_a_run_that_grows_meanwhile_are_refused(tmp_path, photos, scores, first):
     with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
         compare(first, str(tmp_path))
-    run = ComparedRun.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos, labels=LABELS[:20]))
+    run = ComparedRun.open(
+        make_run(
+            tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos, labels=LABELS[:20]
+        )
+    )
     run.run.write_part(0, 1_000, next(run.run.tables(0)).slice(0, 3))
-    with own_labels(run.run.store.url) as labels, pytest.raises(ConfigError, match="changed while it was read"):
+    with (
+        own_labels(run.run.store.url) as labels,
+        pytest.raises(ConfigError, match="changed while it was read"),
+    ):
         truth_of(run, labels, np.arange(20))

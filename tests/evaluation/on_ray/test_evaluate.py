@@ -25,8 +25,22 @@ from tests.simulation.archive import build_sample_archive
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     archive = build_sample_archive(folder / "archive", files=12)
-    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out")]
-    words += ["--ensemble", "tiny", "--perturb", "jpeg:50", "--fragility", str(folder / "fragility.yaml")]
+    words = [
+        "evaluate",
+        str(archive.folder),
+        "--labels",
+        str(archive.labels),
+        "--out",
+        str(folder / "out"),
+    ]
+    words += [
+        "--ensemble",
+        "tiny",
+        "--perturb",
+        "jpeg:50",
+        "--fragility",
+        str(folder / "fragility.yaml"),
+    ]
     with without_ray(), contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(words) == 0
     assert "ROC AUC" in printed.getvalue()
@@ -37,11 +51,17 @@ def test_a_source_is_scored_and_evaluated(done):
     archive, out, _ = done
     document = json.loads((out / "metrics.json").read_text())
     truths = {row["sha256"]: row["label"] for row in csv.DictReader(archive.labels.open())}
-    rows = [row for row in current_rows(RunDirectory.open(str(out / "run"))) if row["sha256"] in truths and row["score"] is not None]
+    rows = [
+        row
+        for row in current_rows(RunDirectory.open(str(out / "run")))
+        if row["sha256"] in truths and row["score"] is not None
+    ]
     system = document["systems"][0]
     fakes = [truths[row["sha256"]] == "fake" for row in rows]
     assert (system["n_fake"], system["n_real"]) == (sum(fakes), len(fakes) - sum(fakes))
-    assert system["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, [row["score"] for row in rows]), abs=1e-9)
+    assert system["figures"]["auc"]["value"] == pytest.approx(
+        roc_auc_score(fakes, [row["score"] for row in rows]), abs=1e-9
+    )
     [view] = system["views"]
     shown = [next(iter(row["views"][view["name"]].values())) for row in rows]
     assert view["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, shown), abs=1e-9)
@@ -57,7 +77,11 @@ def test_what_perturbations_leave_is_a_section_of_the_card(done, tmp_path):
     shipped = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(shipped | written["touchstone-tiny"]))
     as_is, seen = load_card(tmp_path / "card.yaml").fragility.measured
-    assert (as_is.perturbation, seen.perturbation, seen.steps) == (None, "jpeg:50", "jpeg quality 50")
+    assert (as_is.perturbation, seen.perturbation, seen.steps) == (
+        None,
+        "jpeg:50",
+        "jpeg quality 50",
+    )
     for row, part in ((as_is, system), (seen, system["views"][0])):
         assert (row.n_real, row.n_fake, row.threshold) == (part["n_real"], part["n_fake"], 0.53)
         assert row.auc == pytest.approx(part["figures"]["auc"]["value"], abs=1e-4)
@@ -73,7 +97,9 @@ def test_the_same_command_changes_nothing(done, capsys):
     with without_ray():
         assert main([*words, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert {key: again[key] for key in before if key != "made_at"} == {key: before[key] for key in before if key != "made_at"}
+    assert {key: again[key] for key in before if key != "made_at"} == {
+        key: before[key] for key in before if key != "made_at"
+    }
 
 
 def test_a_layout_labels_the_source(done, off_ray, tmp_path):
@@ -81,13 +107,23 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     listed = tmp_path / "listed.csv"
     rows = list(csv.DictReader(archive.labels.open()))
     listed.write_text(
-        "path,label,generator\n" + "".join(f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows)
+        "path,label,generator\n"
+        + "".join(
+            f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows
+        )
     )
-    config = EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"ensemble": "tiny"})
+    config = EvaluateConfig(
+        at=(f"list::{listed}",),
+        layout="columns",
+        out=str(tmp_path / "out"),
+        score={"ensemble": "tiny"},
+    )
     document = evaluate(config).document.written()
     assert document["labels"]["key"] == "image_id"
     assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
-    expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]
+    expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"][
+        "value"
+    ]
     assert document["systems"][0]["figures"]["auc"]["value"] == pytest.approx(expected, abs=1e-9)
     own = measured(tmp_path / "out", bootstrap=None)
     assert own["labels"]["key"] == "input"

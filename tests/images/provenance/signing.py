@@ -1,4 +1,6 @@
-"""Signs pictures with C2PA manifests, by an authority made for the day; nothing is asked of any network."""
+"""Signs pictures with C2PA manifests, by an authority made for the day; nothing is asked of any
+network.
+"""
 
 import datetime
 import io
@@ -14,25 +16,42 @@ from tests.images import factory
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MIME = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF")}
-OTHERS = {"HEIC": "image/heic", "BMP": "image/bmp", "JPEG2000": "image/jp2", "PNM": "image/x-portable-anymap"}
+OTHERS = {
+    "HEIC": "image/heic",
+    "BMP": "image/bmp",
+    "JPEG2000": "image/jp2",
+    "PNM": "image/x-portable-anymap",
+}
 
 
 class Authority:
-    """A root, and a signer that it vouches for, for three days that began `age_days` and one ago. PEM text: `root` is a trust list, `leaf`
-    the signer's certificate.
+    """A root, and a signer that it vouches for, for three days that began `age_days` and one ago.
+    PEM text: `root` is a trust list, `leaf` the signer's certificate.
     """
 
     def __init__(self, organisation="Throwaway", age_days=0):
-        root_key, self._key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        root_key, self._key = (
+            ec.generate_private_key(ec.SECP256R1()),
+            ec.generate_private_key(ec.SECP256R1()),
+        )
         identifier = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
-        root = _certificate(organisation, "Root", root_key.public_key(), age_days, is_root=True).add_extension(identifier, False)
-        leaf = _certificate(organisation, "Signer", self._key.public_key(), age_days, is_root=False).add_extension(
+        root = _certificate(
+            organisation, "Root", root_key.public_key(), age_days, is_root=True
+        ).add_extension(identifier, False)
+        leaf = _certificate(
+            organisation, "Signer", self._key.public_key(), age_days, is_root=False
+        ).add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False
         )
-        self._chain = [one.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) for one in (leaf, root)]
+        self._chain = [
+            one.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+            for one in (leaf, root)
+        ]
         self.leaf, self.root = (one.decode() for one in self._chain)
 
-    def sign(self, data, form="JPEG", manifest=None, ingredient=None, remote=None, embed=True, **options):
+    def sign(
+        self, data, form="JPEG", manifest=None, ingredient=None, remote=None, embed=True, **options
+    ):
         """The file with a manifest; `options` are the builder's settings."""
         return self._signed(data, form, manifest, ingredient, remote, embed, options)[0]
 
@@ -41,13 +60,28 @@ class Authority:
         return self._signed(data, form, manifest, None, None, False, {})[1]
 
     def _signed(self, data, form, manifest, ingredient, remote, embed, options):
-        key = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None))
-        settings = {"verify": {"verify_after_sign": False}, "builder": {"thumbnail": {"enabled": False}, **options}}
-        builder = c2pa.Builder(manifest or created("trainedAlgorithmicMedia"), context=c2pa.Context.from_dict(settings))
+        key = self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        signer = c2pa.Signer.from_info(
+            c2pa.C2paSignerInfo(c2pa.C2paSigningAlg.ES256, b"".join(self._chain), key, None)
+        )
+        settings = {
+            "verify": {"verify_after_sign": False},
+            "builder": {"thumbnail": {"enabled": False}, **options},
+        }
+        builder = c2pa.Builder(
+            manifest or created("trainedAlgorithmicMedia"), context=c2pa.Context.from_dict(settings)
+        )
         if ingredient is not None:
             relationship, other, *fields = ingredient
-            builder.add_ingredient({"relationship": relationship, **dict(*fields)}, (MIME | OTHERS)[form], io.BytesIO(other))
+            builder.add_ingredient(
+                {"relationship": relationship, **dict(*fields)},
+                (MIME | OTHERS)[form],
+                io.BytesIO(other),
+            )
         if remote is not None:
             builder.set_remote_url(remote)
         if not embed:
@@ -60,19 +94,45 @@ class Authority:
 def _certificate(organisation, name, key, age_days, *, is_root):
     now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days)
     who = x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)
-    subject, issuer = (x509.Name([who, x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "Root"))
+    subject, issuer = (
+        x509.Name([who, x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (name, "Root")
+    )
     usage = x509.KeyUsage(not is_root, False, False, False, False, is_root, is_root, False, False)
-    made = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key).serial_number(x509.random_serial_number())
-    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=2))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+    )
+    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        now + datetime.timedelta(days=2)
+    )
     made = made.add_extension(x509.BasicConstraints(is_root, None), True).add_extension(usage, True)
-    return made if is_root else made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
+    return (
+        made
+        if is_root
+        else made.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False
+        )
+    )
 
 
 def created(*codes, action="c2pa.created"):
     """A manifest that says how a picture was made."""
-    actions = [{"action": action, "digitalSourceType": SOURCE_TYPE + code, "softwareAgent": {"name": "A model"}} for code in codes]
+    actions = [
+        {
+            "action": action,
+            "digitalSourceType": SOURCE_TYPE + code,
+            "softwareAgent": {"name": "A model"},
+        }
+        for code in codes
+    ]
     made_with = [{"name": "Throwaway", "version": "1"}]
-    return {"claim_generator_info": made_with, "assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}]}
+    return {
+        "claim_generator_info": made_with,
+        "assertions": [{"label": "c2pa.actions", "data": {"actions": actions}}],
+    }
 
 
 @cache

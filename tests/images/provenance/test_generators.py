@@ -29,7 +29,13 @@ GRAPH = {
 }  # fmt: skip
 RAN = {"tool": "ComfyUI", "prompt": "a cat", "negative_prompt": "ugly", "steps": 30, "sampler": "euler", "seed": 5,
        "models": ["sd_xl_base_1.0.safetensors"], "nodes": ["KSampler", "CheckpointLoaderSimple", "CLIPTextEncode"]}  # fmt: skip
-DRAWN = {"nodes": [{"type": "UNETLoader", "widgets_values": ["flux1-dev.safetensors"]}, {"type": "KSampler"}], "links": []}
+DRAWN = {
+    "nodes": [
+        {"type": "UNETLoader", "widgets_values": ["flux1-dev.safetensors"]},
+        {"type": "KSampler"},
+    ],
+    "links": [],
+}
 
 
 def generator(data):
@@ -53,15 +59,35 @@ def in_comment(text: bytes, code: bytes = b"") -> bytes:
 def in_exif(form: str = "JPEG", **tags: str) -> bytes:
     block = Image.Exif()
     for name, text in tags.items():
-        block[{"make": 271, "model": 272, "software": 305, "description": 270, "document": 269, "scanner": 28672}[name]] = text
+        block[
+            {
+                "make": 271,
+                "model": 272,
+                "software": 305,
+                "description": 270,
+                "document": 269,
+                "scanner": 28672,
+            }[name]
+        ] = text
     return factory.encoded(factory.photo(), form, exif=block.tobytes())
 
 
 def test_stable_diffusion_web_ui():
     assert generator(png_with(parameters=WEBUI)) == READ
-    for code, encoding in ((b"UNICODE\0", "utf-16-be"), (b"UNICODE\0", "utf-16-le"), (b"ASCII\0\0\0", "utf-8")):
+    for code, encoding in (
+        (b"UNICODE\0", "utf-16-be"),
+        (b"UNICODE\0", "utf-16-le"),
+        (b"ASCII\0\0\0", "utf-8"),
+    ):
         for form in ("JPEG", "WEBP", "AVIF"):
-            assert generator(factory.encoded(factory.photo(), form, exif=user_comment(code, WEBUI.encode(encoding)))) == READ
+            assert (
+                generator(
+                    factory.encoded(
+                        factory.photo(), form, exif=user_comment(code, WEBUI.encode(encoding))
+                    )
+                )
+                == READ
+            )
     assert generator(factory.encoded(factory.photo(), "GIF", comment=WEBUI.encode())) == READ
 
 
@@ -69,8 +95,16 @@ def test_comfyui_ran_and_drawn():
     assert generator(png_with(prompt=json.dumps(GRAPH), workflow=json.dumps(DRAWN))) == RAN
     assert generator(graph_in_exif("WEBP", 272, "prompt", GRAPH)) == RAN
     both = generator(png_with(prompt=json.dumps({"4": GRAPH["4"]}), parameters=WEBUI))
-    assert both == READ | {"tool": "ComfyUI", "models": RAN["models"], "nodes": ["CheckpointLoaderSimple"]}
-    drawn = {"tool": "ComfyUI", "models": ["flux1-dev.safetensors"], "nodes": ["UNETLoader", "KSampler"]}
+    assert both == READ | {
+        "tool": "ComfyUI",
+        "models": RAN["models"],
+        "nodes": ["CheckpointLoaderSimple"],
+    }
+    drawn = {
+        "tool": "ComfyUI",
+        "models": ["flux1-dev.safetensors"],
+        "nodes": ["UNETLoader", "KSampler"],
+    }
     assert generator(png_with(workflow=json.dumps(DRAWN))) == drawn
     assert said(graph_in_exif("WEBP", 271, "workflow", DRAWN)).camera is None
 
@@ -81,14 +115,27 @@ def test_graph_labels_have_any_case_and_blanks():
         for form in ("JPEG", "WEBP", "PNG", "AVIF"):
             found = said(in_exif(form, make=prompt, description=f"Workflow:{drawn}"))
             assert (json.loads(found.row())["generator"], found.camera) == (RAN, None)
-    found = said(in_exif("WEBP", model=f"prompt:{graph}", make='other_extension:{"a": 1}', document=f"workflow:{drawn}"))
+    found = said(
+        in_exif(
+            "WEBP",
+            model=f"prompt:{graph}",
+            make='other_extension:{"a": 1}',
+            document=f"workflow:{drawn}",
+        )
+    )
     assert (json.loads(found.row())["generator"], found.camera) == (RAN, None)
     assert generator(in_exif("WEBP", document=f"workflow:{drawn}"))["tool"] == "ComfyUI"
     assert generator(png_with(Prompt=graph)) == RAN
 
 
 def test_graph_without_a_label_is_found():
-    for record in (GRAPH, {"prompt": GRAPH, "workflow": DRAWN}, {"prompt": json.dumps(GRAPH)}, DRAWN, {"workflow": DRAWN}):
+    for record in (
+        GRAPH,
+        {"prompt": GRAPH, "workflow": DRAWN},
+        {"prompt": json.dumps(GRAPH)},
+        DRAWN,
+        {"workflow": DRAWN},
+    ):
         text = json.dumps(record)
         for data in (in_comment(text.encode()), in_exif(make=text), png_with(parameters=text)):
             found = said(data)
@@ -97,7 +144,10 @@ def test_graph_without_a_label_is_found():
 
 @pytest.mark.parametrize("size", [400_000, 3_000_000])
 def test_large_graph_is_read(size):
-    notes = {str(n): {"class_type": "Note", "inputs": {"text": "w" * 200}} for n in range(100, 100 + size // 250)}
+    notes = {
+        str(n): {"class_type": "Note", "inputs": {"text": "w" * 200}}
+        for n in range(100, 100 + size // 250)
+    }
     graph = json.dumps(notes | GRAPH)
     assert len(graph) > size
     for data in (png_with(prompt=graph), png_with(parameters=graph)):
@@ -110,10 +160,37 @@ INVOKEAI = {"app_version": "4.2", "positive_prompt": "a cat", "steps": 30, "sche
             "model": {"name": "sdxl", "hash": "blake3:1"}}  # fmt: skip
 INVOKEAI_2 = {"app_version": "2.3", "model_weights": "sd-1.5",
               "image": {"prompt": [{"prompt": "a cat"}], "steps": 50, "sampler": "k_lms", "seed": 3}}  # fmt: skip
-SWARM = {"sui_image_params": {"prompt": "a cat", "model": "flux", "steps": 8, "seed": 1, "swarm_version": "0.9"}}
-FOOOCUS = {"base_model": "juggernaut", "prompt": "a cat", "steps": 30, "seed": "77", "version": "Fooocus v2.3"}
-MFLUX = {"mflux_version": "0.11.0", "model": "schnell", "base_model": None, "seed": 5, "steps": 4, "prompt": "a cat"}
-RUINED = {"Prompt": "a cat", "Negative": "dog", "steps": 30, "base_model_name": "jugger", "software": "RuinedFooocus"}
+SWARM = {
+    "sui_image_params": {
+        "prompt": "a cat",
+        "model": "flux",
+        "steps": 8,
+        "seed": 1,
+        "swarm_version": "0.9",
+    }
+}
+FOOOCUS = {
+    "base_model": "juggernaut",
+    "prompt": "a cat",
+    "steps": 30,
+    "seed": "77",
+    "version": "Fooocus v2.3",
+}
+MFLUX = {
+    "mflux_version": "0.11.0",
+    "model": "schnell",
+    "base_model": None,
+    "seed": 5,
+    "steps": 4,
+    "prompt": "a cat",
+}
+RUINED = {
+    "Prompt": "a cat",
+    "Negative": "dog",
+    "steps": 30,
+    "base_model_name": "jugger",
+    "software": "RuinedFooocus",
+}
 EASY = {"prompt": "a cat", "negative_prompt": "", "seed": 9, "num_inference_steps": 25, "sampler_name": "euler_a",
         "use_stable_diffusion_model": "sd-v1-4"}  # fmt: skip
 CAT = {"prompt": "a cat"}
@@ -151,7 +228,12 @@ CAT = {"prompt": "a cat"}
     ],
 )  # fmt: skip
 def test_others(texts, told):
-    assert json.loads(read_generator(texts, texts.get("Software", "")).model_dump_json(exclude_defaults=True)) == told
+    assert (
+        json.loads(
+            read_generator(texts, texts.get("Software", "")).model_dump_json(exclude_defaults=True)
+        )
+        == told
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +271,11 @@ ONE_LINE = {"tool": "Stable Diffusion web UI", "prompt": "a red bicycle", "negat
     ],
 )
 def test_web_ui_parameters_need_no_lines_of_their_own(text):
-    for data in (in_comment(text.encode()), png_with(parameters=text), factory.jpeg(comment=text.encode())):
+    for data in (
+        in_comment(text.encode()),
+        png_with(parameters=text),
+        factory.jpeg(comment=text.encode()),
+    ):
         found = generator(data)
         assert {**found, "model": found["model"][:3]} == ONE_LINE
 
@@ -215,8 +301,14 @@ def test_web_ui_parameters_are_attributed_to_who_wrote_them(setting, tool):
 
 
 def test_web_ui_parameters_name_the_program_of_the_file():
-    assert generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Fooocus v2.5"))["tool"] == "Fooocus"
-    assert generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Adobe Photoshop"))["tool"] == "Stable Diffusion web UI"
+    assert (
+        generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Fooocus v2.5"))["tool"]
+        == "Fooocus"
+    )
+    assert (
+        generator(png_with(parameters=f"a cat\n{SETTINGS}", Software="Adobe Photoshop"))["tool"]
+        == "Stable Diffusion web UI"
+    )
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "AVIF"])
@@ -237,18 +329,35 @@ def test_user_comment_is_read_in_every_encoding(form):
     ):
         found = generator(factory.encoded(factory.photo(), form, exif=user_comment(code, octets)))
         assert found["prompt"] == "ein rotes Fahrrad, 自行车", (code, octets[:20])
-    without_code = generator(factory.encoded(factory.photo(), form, exif=user_comment(b"", json.dumps(MFLUX).encode())))
+    without_code = generator(
+        factory.encoded(factory.photo(), form, exif=user_comment(b"", json.dumps(MFLUX).encode()))
+    )
     assert without_code["tool"] == "mflux"
 
 
 @pytest.mark.parametrize(
     ("software", "make", "model", "told"),
     [
-        ("AI generated;txt2img;flux", "Black Forest Labs", "flux-schnell", {"tool": "FLUX (Black Forest Labs)", "model": "flux-schnell"}),
-        ("ai  generated; img2img; FLUX", "Black Forest Labs", "x", {"tool": "FLUX (Black Forest Labs)", "model": "x"}),
+        (
+            "AI generated;txt2img;flux",
+            "Black Forest Labs",
+            "flux-schnell",
+            {"tool": "FLUX (Black Forest Labs)", "model": "flux-schnell"},
+        ),
+        (
+            "ai  generated; img2img; FLUX",
+            "Black Forest Labs",
+            "x",
+            {"tool": "FLUX (Black Forest Labs)", "model": "x"},
+        ),
         ("AI generated;t2i;qwen", "Qwen", "qwen-image", {"tool": "Qwen", "model": "qwen-image"}),
         ("AI generated", "", "", {"tool": "AI"}),
-        ("", "Black Forest Labs & others", "flux-dev", {"tool": "FLUX (Black Forest Labs)", "model": "flux-dev"}),
+        (
+            "",
+            "Black Forest Labs & others",
+            "flux-dev",
+            {"tool": "FLUX (Black Forest Labs)", "model": "flux-dev"},
+        ),
         ("", "Stability AI", "", {"tool": "Stability AI"}),
         ("", "Midjourney", "7", {"tool": "Midjourney", "model": "7"}),
         ("", "Google", "Imagen 3", {"tool": "Google", "model": "Imagen 3"}),
@@ -256,14 +365,26 @@ def test_user_comment_is_read_in_every_encoding(form):
     ],
 )
 def test_makers_of_generators_are_no_cameras(software, make, model, told):
-    tags = {name: text for name, text in {"software": software, "make": make, "model": model}.items() if text}
+    tags = {
+        name: text
+        for name, text in {"software": software, "make": make, "model": model}.items()
+        if text
+    }
     found = said(in_exif(**tags))
-    assert (json.loads(found.row())["generator"], found.camera, found.ai_declared) == (told, None, True)
+    assert (json.loads(found.row())["generator"], found.camera, found.ai_declared) == (
+        told,
+        None,
+        True,
+    )
 
 
 def test_every_known_generator_is_no_camera():
     index = generator_index()
-    names = {name for key, entry in index.generators.items() for name in (key, entry.title, *entry.aliases)}
+    names = {
+        name
+        for key, entry in index.generators.items()
+        for name in (key, entry.title, *entry.aliases)
+    }
     names = {name for name in names if len(spelling_key(name)) > 4 and name.isascii()}
     assert len(names) > 100
     for name in names:
@@ -281,7 +402,20 @@ def test_every_known_generator_is_no_camera():
         ("HUAWEI", "P30"),
         ("Camera: one", "two: {three"),
         ("[none]", "{"),
-        *((make, "X1") for make in ("Adobe", "Tencent", "Alibaba", "ByteDance", "Kuaishou", "Runway", "Playground", "fal", "Firefly")),
+        *(
+            (make, "X1")
+            for make in (
+                "Adobe",
+                "Tencent",
+                "Alibaba",
+                "ByteDance",
+                "Kuaishou",
+                "Runway",
+                "Playground",
+                "fal",
+                "Firefly",
+            )
+        ),
         ("Qwenda", "Q1"),
         ("OpenAir", "O1"),
         ("Ideogramma", "I1"),
@@ -346,28 +480,63 @@ def test_xmp_has_texts_of_generators():
 
 def test_huge_numbers_are_left_out():
     for digits in ("9" * 5000, "٩" * 5000):
-        found = generator(png_with(**{"prompt": "a cat", "Seed": digits, "Steps": digits, "Stable Diffusion model": "sd"}))
+        found = generator(
+            png_with(
+                **{
+                    "prompt": "a cat",
+                    "Seed": digits,
+                    "Steps": digits,
+                    "Stable Diffusion model": "sd",
+                }
+            )
+        )
         assert found == {"tool": "Easy Diffusion", **CAT, "model": "sd"}
     text = json.dumps({"use_stable_diffusion_model": "sd", "seed": 0}).replace("0", "9" * 3000)
     assert generator(png_with(parameters=text)) == {"tool": "Easy Diffusion", "model": "sd"}
 
 
-WORDS = ["a", "Steps: 20, S", "\n", "Negative prompt:", "{", '"', ":", ",", "\\", "nodes", "links", "class_type", "[", "]", "}"]
+WORDS = [
+    "a",
+    "Steps: 20, S",
+    "\n",
+    "Negative prompt:",
+    "{",
+    '"',
+    ":",
+    ",",
+    "\\",
+    "nodes",
+    "links",
+    "class_type",
+    "[",
+    "]",
+    "}",
+]
 NAMES = ["mflux_version", "Software", "Comment", "use_stable_diffusion_model", "Stable Diffusion model", "c", "version",
          "nodes", "links", "class_type", "inputs", "image", "prompt", "model", "base_model", "type", "steps", "sampler_name",
          "positive", "text", "widgets_values", "sui_image_params", "positive_prompt", "3"]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(max_size=5) | st.floats(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-TEXTS = st.text(max_size=80) | st.lists(st.sampled_from(WORDS), max_size=40).map("".join) | VALUES.map(json.dumps)
+TEXTS = (
+    st.text(max_size=80)
+    | st.lists(st.sampled_from(WORDS), max_size=40).map("".join)
+    | VALUES.map(json.dumps)
+)
 KEYWORDS = st.sampled_from(["parameters", "prompt", "workflow", "Comment", "Description", "sd-metadata", "invokeai_metadata", "dream",
                             "use_stable_diffusion_model", "aisystemused", "credit"])  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(KEYWORDS, TEXTS), st.sampled_from(["", "NovelAI", "Draw Things", "AI generated;"]), TEXTS)
+@given(
+    st.dictionaries(KEYWORDS, TEXTS),
+    st.sampled_from(["", "NovelAI", "Draw Things", "AI generated;"]),
+    TEXTS,
+)
 def test_any_texts_give_a_generator_or_none(texts, software, name):
     told = read_generator(texts, software, name, name)
     if told is not None:

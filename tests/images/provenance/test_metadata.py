@@ -12,22 +12,39 @@ from tests.images.provenance.files import IPTC, jpeg_with, said, segment, with_x
 
 AI = "trainedAlgorithmicMedia"
 AS_ATTRIBUTES = xmp(f'xmp:CreatorTool="Firefly &amp; Co" e:DigitalSourceType="{IPTC}{AI}"')
-AS_ELEMENTS = xmp("", f"<xmp:CreatorTool>Firefly &amp; Co</xmp:CreatorTool><e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>")
-AS_RESOURCES = xmp('xmp:CreatorTool="Firefly &amp; Co"', f'<e:DigitalSourceType rdf:resource="{IPTC}{AI}"/>')
-OTHER_PREFIX = AS_ELEMENTS.replace(b"e:Digital", b"Iptc4xmpExt:Digital").replace(b"xmlns:e=", b"xmlns:Iptc4xmpExt=")
+AS_ELEMENTS = xmp(
+    "",
+    f"<xmp:CreatorTool>Firefly &amp; Co</xmp:CreatorTool><e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>",
+)
+AS_RESOURCES = xmp(
+    'xmp:CreatorTool="Firefly &amp; Co"', f'<e:DigitalSourceType rdf:resource="{IPTC}{AI}"/>'
+)
+OTHER_PREFIX = AS_ELEMENTS.replace(b"e:Digital", b"Iptc4xmpExt:Digital").replace(
+    b"xmlns:e=", b"xmlns:Iptc4xmpExt="
+)
 
 
 @pytest.mark.parametrize("packet", [AS_ATTRIBUTES, AS_ELEMENTS, AS_RESOURCES, OTHER_PREFIX])
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "GIF", "TIFF", "AVIF"])
 def test_source_type_and_tool_in_every_format_and_spelling(packet, form):
     told = said(with_xmp(packet, form))
-    assert (told.software, told.digital_source_type, told.ai_declared) == ("Firefly & Co", (AI,), True)
+    assert (told.software, told.digital_source_type, told.ai_declared) == (
+        "Firefly & Co",
+        (AI,),
+        True,
+    )
 
 
 def test_extended_xmp_is_put_together():
     head, digest = b"http://ns.adobe.com/xmp/extension/\0", b"0" * 32
     pieces = [(0, AS_ELEMENTS[:100]), (100, AS_ELEMENTS[100:])]
-    parts = [segment(0xE1, head + digest + len(AS_ELEMENTS).to_bytes(4, "big") + at.to_bytes(4, "big") + piece) for at, piece in pieces]
+    parts = [
+        segment(
+            0xE1,
+            head + digest + len(AS_ELEMENTS).to_bytes(4, "big") + at.to_bytes(4, "big") + piece,
+        )
+        for at, piece in pieces
+    ]
     assert said(jpeg_with(*parts)).digital_source_type == (AI,)
     assert said(jpeg_with(parts[1])) is None
 
@@ -47,7 +64,8 @@ def test_which_codes_declare_a_model(code, declared):
     [
         b"<a>" + f'DigitalSourceType="{IPTC}{AI}"'.encode() + b"</a>",  # only the letters
         xmp(f'xmp:DigitalSourceType="{IPTC}{AI}"'),  # another vocabulary's property
-        xmp("", f'<xmp:Pantry><rdf:Description e:DigitalSourceType="{IPTC}{AI}"/></xmp:Pantry>'),  # of another file
+        # of another file
+        xmp("", f'<xmp:Pantry><rdf:Description e:DigitalSourceType="{IPTC}{AI}"/></xmp:Pantry>'),
         xmp(f'e:DigitalSourceType="https://example.org/{AI}"'),
         b'<!DOCTYPE a [<!ENTITY t "x">]>' + AS_ATTRIBUTES,
         xmp("", f"<e:Pantry><e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType></e:Pantry>"),
@@ -75,9 +93,14 @@ def test_what_is_not_the_property_is_not_read(packet):
 def test_source_type_is_read_in_every_form(value):
     assert source_type(value) == AI
     assert read_xmp([xmp(f'e:DigitalSourceType="{value}"')]).source_types == [AI]
-    assert read_xmp([xmp("", f"<e:DigitalSourceType><rdf:Bag><rdf:li>{value}</rdf:li></rdf:Bag></e:DigitalSourceType>")]).source_types == [
-        AI
-    ]
+    assert read_xmp(
+        [
+            xmp(
+                "",
+                f"<e:DigitalSourceType><rdf:Bag><rdf:li>{value}</rdf:li></rdf:Bag></e:DigitalSourceType>",
+            )
+        ]
+    ).source_types == [AI]
 
 
 def test_source_types_in_a_bag_are_all_read():
@@ -95,9 +118,18 @@ def test_xmp_with_a_long_history_is_read(form, is_last):
     packet = xmp("", history + stated if is_last else stated + history)
     assert len(packet) > 500_000
     if form == "JPEG":
-        head, digest, size = b"http://ns.adobe.com/xmp/extension/\0", b"0" * 32, len(packet).to_bytes(4, "big")
+        head, digest, size = (
+            b"http://ns.adobe.com/xmp/extension/\0",
+            b"0" * 32,
+            len(packet).to_bytes(4, "big"),
+        )
         pieces = [(at, packet[at : at + 60_000]) for at in range(0, len(packet), 60_000)]
-        data = jpeg_with(*(segment(0xE1, head + digest + size + at.to_bytes(4, "big") + piece) for at, piece in pieces))
+        data = jpeg_with(
+            *(
+                segment(0xE1, head + digest + size + at.to_bytes(4, "big") + piece)
+                for at, piece in pieces
+            )
+        )
     else:
         data = with_xmp(packet, form)
     found = said(data)
@@ -112,7 +144,10 @@ def test_xmp_over_the_limit_is_read_up_to_there():
         for packet, codes in ((xmp("", stated + filler), (AI,)), (xmp("", filler + stated), ())):
             data = with_xmp(packet, form)
             found = reader.read(data, sniff_format(data))
-            assert (found.digital_source_type, found.unread) == (codes, ("XMP: over max_text_bytes (4000)",)), form
+            assert (found.digital_source_type, found.unread) == (
+                codes,
+                ("XMP: over max_text_bytes (4000)",),
+            ), form
 
 
 XMP_LIMIT = "XMP: too many elements and attributes, or too long names"
@@ -122,14 +157,17 @@ COSTLY = {
     "attributes": xmp("", '<e:a xmp:b="" xmp:c=""/>' * 400),
     "attributes-of-one-element": xmp(ATTRIBUTES),
     "long-namespace": xmp(f'xmlns:z="{"u" * 2_000_000}"', "<z:b/>" * 200),
-    "long-namespace-in-apostrophes": xmp(f"a='=\"' xmlns:z = '{'u' * 2_000_000}'", '<z:b z:c=""/>' * 50),
+    "long-namespace-in-apostrophes": xmp(
+        f"a='=\"' xmlns:z = '{'u' * 2_000_000}'", '<z:b z:c=""/>' * 50
+    ),
 }
 
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_xmp_that_is_costly_to_parse_is_reported_unread(name, monkeypatch):
     packet = COSTLY[name].replace(
-        b"</rdf:Description>", f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType></rdf:Description>".encode()
+        b"</rdf:Description>",
+        f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType></rdf:Description>".encode(),
     )
     if not name.startswith("long-namespace"):
         assert read_xmp([packet]).source_types == [AI]
@@ -142,7 +180,9 @@ def test_xmp_that_is_costly_to_parse_is_reported_unread(name, monkeypatch):
 
 
 def test_xmp_attribute_of_megabytes_is_read():
-    packet = xmp(f'xmlns:d="http://ns.google.com/photos/1.0/depthmap/" d:Data="{"A" * 3_000_000}" e:DigitalSourceType="{IPTC}{AI}"')
+    packet = xmp(
+        f'xmlns:d="http://ns.google.com/photos/1.0/depthmap/" d:Data="{"A" * 3_000_000}" e:DigitalSourceType="{IPTC}{AI}"'
+    )
     assert (read_xmp([packet]).source_types, read_xmp([packet]).is_whole) == ([AI], True)
 
 
@@ -155,7 +195,9 @@ def test_xmp_in_utf_16_is_read(encoding, declaration):
 
 
 def test_xmp_in_an_encoding_unlike_ascii_is_not_read():
-    packet = b'<?xml version="1.0" encoding="cp037"?>' + xmp(f'e:DigitalSourceType="{IPTC}{AI}"').decode().encode("cp037")
+    packet = b'<?xml version="1.0" encoding="cp037"?>' + xmp(
+        f'e:DigitalSourceType="{IPTC}{AI}"'
+    ).decode().encode("cp037")
     assert read_xmp([packet]).source_types == []
 
 

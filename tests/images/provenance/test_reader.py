@@ -1,4 +1,6 @@
-"""What files say of their origin: statements by format, nothing private, nothing from what is malformed, nothing slow."""
+"""What files say of their origin: statements by format, nothing private, nothing from what is
+malformed, nothing slow.
+"""
 
 import json
 import multiprocessing
@@ -19,13 +21,30 @@ from ray_app.ensembles.finding import find
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.formats import sniff_format
-from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy, ProvenanceReader, generators, has_manifest
+from ray_app.images.provenance import (
+    Provenance,
+    ProvenanceConfig,
+    ProvenancePolicy,
+    ProvenanceReader,
+    generators,
+    has_manifest,
+)
 from ray_app.images.provenance.containers import locate
 from ray_app.images.provenance.metadata import read_exif
 from ray_app.images.provenance.trust_lists import own_list
 from tests.images import factory
 from tests.images.flips import SWEEPS
-from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment, xmp
+from tests.images.provenance.files import (
+    READER,
+    box,
+    camera_exif,
+    jpeg_with,
+    png_with,
+    said,
+    segment,
+    user_comment,
+    xmp,
+)
 from tests.images.provenance.signing import authority, signed
 from tests.images.provenance.test_generators import WEBUI
 
@@ -34,10 +53,19 @@ def test_a_trust_list_is_a_file_or_its_text_and_holds_certificates(tmp_path):
     path = tmp_path / "list.pem"
     path.write_text(authority().root)
     wanted = ProvenancePolicy(trust_lists=(own_list(authority().root),))
-    assert ProvenanceConfig(trust_list=str(path)).policy() == ProvenanceConfig(trust_list=authority().root).policy() == wanted
+    assert (
+        ProvenanceConfig(trust_list=str(path)).policy()
+        == ProvenanceConfig(trust_list=authority().root).policy()
+        == wanted
+    )
     assert ProvenanceConfig().policy() == ProvenancePolicy()
     assert ProvenanceConfig(read=False, trust_list="nowhere").policy() is None
-    for content in (b"", b"no certificates", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+    for content in (
+        b"",
+        b"no certificates",
+        b"\xff\xfe",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"provenance\.trust_list"):
             ProvenanceConfig(trust_list=str(path)).policy()
@@ -62,14 +90,24 @@ def test_camera_software_and_time_are_told_and_neither_names_nor_places(form):
 
 
 def test_a_person_s_remark_is_nobody_s_business():
-    assert said(png_with(Author="Jane Doe", Description="my aunt Mary", Comment="in Delft", Title="x")) is None
+    assert (
+        said(png_with(Author="Jane Doe", Description="my aunt Mary", Comment="in Delft", Title="x"))
+        is None
+    )
     assert said(factory.jpeg(exif=user_comment(b"ASCII\0\0\0", b"my aunt Mary"))) is None
     assert said(factory.jpeg(comment=b"my aunt Mary")) is None
 
 
 def test_old_press_software_is_told_by_iptc():
-    records = b"\x1c\x02\x50\x00\x04Jane" + b"\x1c\x02\x41\x00\x0bPhoto Mecha" + b"\x1c\x02\x46\x00\x016"
-    resources = b"8BIM\x04\x0c\x03abc\0\0\0\x02xx" + b"8BIM\x04\x04\0\0" + len(records).to_bytes(4, "big") + records
+    records = (
+        b"\x1c\x02\x50\x00\x04Jane" + b"\x1c\x02\x41\x00\x0bPhoto Mecha" + b"\x1c\x02\x46\x00\x016"
+    )
+    resources = (
+        b"8BIM\x04\x0c\x03abc\0\0\0\x02xx"
+        + b"8BIM\x04\x04\0\0"
+        + len(records).to_bytes(4, "big")
+        + records
+    )
     told = said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources))).row()
     assert json.loads(told) == {"software": "Photo Mecha 6", "ai_declared": False}
 
@@ -78,7 +116,12 @@ def test_values_are_one_short_printable_line():
     told = said(png_with(Software="\x1b[31mred\u202e\r\n\x00  " + "a" * 5000))
     assert told.software == "[31mred " + "a" * 292
     assert said(png_with(Software="\x01\x02")) is None
-    assert len(Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)]).digital_source_type) == 16
+    assert (
+        len(
+            Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)]).digital_source_type
+        )
+        == 16
+    )
 
 
 def test_odd_files_say_nothing_or_little_and_raise_nothing():
@@ -89,11 +132,16 @@ def test_odd_files_say_nothing_or_little_and_raise_nothing():
 
 @pytest.mark.parametrize("examples", SWEEPS)
 def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_none(examples):
-    files = {"JPEG": factory.jpeg(exif=camera_exif()), **{form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")}}
+    files = {
+        "JPEG": factory.jpeg(exif=camera_exif()),
+        **{form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")},
+    }
 
     @settings(max_examples=examples, deadline=None)
     @given(
-        st.sampled_from(sorted(STARTS)), st.binary(max_size=400), st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=8)
+        st.sampled_from(sorted(STARTS)),
+        st.binary(max_size=400),
+        st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=8),
     )
     def check(form, tail, damage):
         data = bytearray(files.get(form, b"\0"))
@@ -101,14 +149,19 @@ def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_non
             data[at % len(data)] = value
         for anything in (STARTS[form] + tail, tail, bytes(data)):
             told = READER.read(anything, form, native=False)
-            assert told is None or (told == Provenance.model_validate_json(told.row()) and len(told.row()) < 40_000)
+            assert told is None or (
+                told == Provenance.model_validate_json(told.row()) and len(told.row()) < 40_000
+            )
 
     check()
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
 def test_text_over_the_limit_is_said_to_be_unread(form):
-    text, reader = "x" * 9000 + "\nSteps: 20, Sampler: Euler a, Seed: 1", ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
+    text, reader = (
+        "x" * 9000 + "\nSteps: 20, Sampler: Euler a, Seed: 1",
+        ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000),
+    )
     block = Image.Exif()
     block[270] = text
     data = {
@@ -120,9 +173,15 @@ def test_text_over_the_limit_is_said_to_be_unread(form):
     }[form]()
     what = {"PNG": "text “parameters”", "GIF": "text “comment”"}.get(form, "EXIF")
     found = reader.read(data, form)
-    assert (found.generator, found.ai_declared, found.unread) == (None, False, (f"{what}: over max_text_bytes (8000)",))
+    assert (found.generator, found.ai_declared, found.unread) == (
+        None,
+        False,
+        (f"{what}: over max_text_bytes (8000)",),
+    )
     finding = find(found.row(), "real", Thresholds())
-    assert f"not all of its metadata was read: {what}: over max_text_bytes (8000)" in [ground.says for ground in finding.grounds]
+    assert f"not all of its metadata was read: {what}: over max_text_bytes (8000)" in [
+        ground.says for ground in finding.grounds
+    ]
     assert finding.finding == "no evidence found"
 
 
@@ -145,15 +204,23 @@ def test_packed_text_within_the_limit_is_read(kind):
 def test_metadata_is_limited_as_a_whole():
     reader = ProvenanceReader(ProvenancePolicy(), max_text_bytes=8000)
     found = reader.read(png_with(first="x" * 5000, parameters=WEBUI + " " * 5000), "PNG")
-    assert (found.generator, found.unread) == (None, ("text “parameters”: over max_text_bytes (8000)",))
+    assert (found.generator, found.unread) == (
+        None,
+        ("text “parameters”: over max_text_bytes (8000)",),
+    )
     assert reader.read(png_with(parameters=WEBUI, second="x" * 9000), "PNG").generator is not None
 
 
 def exif_tags(texts: bytes, offsets: list[int]) -> bytes:
     """EXIF whose text tags all end at the end of the same text, and start at offsets in it."""
     start = 8 + 2 + 12 * len(offsets) + 4
-    entries = [struct.pack("<HHII", 40_000 + number, 2, len(texts) - at, start + at) for number, at in enumerate(offsets)]
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(offsets)) + b"".join(entries) + bytes(4) + texts
+    entries = [
+        struct.pack("<HHII", 40_000 + number, 2, len(texts) - at, start + at)
+        for number, at in enumerate(offsets)
+    ]
+    return (
+        b"II*\0\x08\0\0\0" + struct.pack("<H", len(offsets)) + b"".join(entries) + bytes(4) + texts
+    )
 
 
 def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
@@ -163,7 +230,11 @@ def test_exif_tags_that_share_a_text_are_limited_as_a_whole():
     assert (len(statements.texts), statements.is_whole) == (2, False)
     assert sum(map(len, statements.texts.values())) <= 2**21
     statements = read_exif(exif_tags(b"{" + b"a" * 2**20, [0] * 1000), 2**21)
-    assert (len(statements.texts), statements.left_bytes, statements.is_whole) == (1, 2**20 - 1, True)
+    assert (len(statements.texts), statements.left_bytes, statements.is_whole) == (
+        1,
+        2**20 - 1,
+        True,
+    )
 
 
 BOMB = zlib.compress(bytes(2**20), 9)
@@ -174,9 +245,16 @@ BOMBS = {
         *(factory.chunk(b"tEXt", b"a%d\0x" % n) for n in range(1000)),
         factory.chunk(b"zTXt", b"k\0\0" + BOMB) * 500,
     ],
-    "xmp-after-the-maximum": [ONE_XMP, ONE_XMP, factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB) * 500],
+    "xmp-after-the-maximum": [
+        ONE_XMP,
+        ONE_XMP,
+        factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB) * 500,
+    ],
     "broken-texts": [factory.chunk(b"zTXt", b"k%d\0\0" % n + BROKEN_BOMB) for n in range(500)],
-    "broken-xmp": [ONE_XMP, factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BROKEN_BOMB) * 500],
+    "broken-xmp": [
+        ONE_XMP,
+        factory.chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BROKEN_BOMB) * 500,
+    ],
 }
 
 
@@ -233,14 +311,24 @@ SLOW = {
 
 
 WHOLE = 16 * 2**20 - 100  # just under the limit
-PROMPT, PARAMETERS, XMP = (b"tEXt", b"prompt\0"), (b"tEXt", b"parameters\0"), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0")
+PROMPT, PARAMETERS, XMP = (
+    (b"tEXt", b"prompt\0"),
+    (b"tEXt", b"parameters\0"),
+    (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0"),
+)
 ENDLESS = {
     "graph": lambda: png_of(*PROMPT, b'{"3":' + b'{"a":1},"4":' * (WHOLE // 12 - 1) + b"{}}"),
     "lists": lambda: png_of(*PROMPT, b'{"3":[' + b"[]," * (WHOLE // 3 - 10) + b"[]]}"),
     "strings": lambda: png_of(*PROMPT, b'{"3":[' + b'"ab",' * 1_990_000 + b'""]}'),
     "objects": lambda: png_of(*PROMPT, b'{"3":[' + b"{}," * 990_000 + b"{}]}"),
-    "a large text": lambda: png_of(*PROMPT, b'{"3": {"class_type": "a", "inputs": {"b": "' + b"c" * (WHOLE - 99) + b'"}}}'),
-    "packed objects": lambda: png_of(b"zTXt", b"workflow\0\0", zlib.compress(b'{"nodes":[' + b"{}," * (WHOLE // 3 - 10) + b"{}]}")),
+    "a large text": lambda: png_of(
+        *PROMPT, b'{"3": {"class_type": "a", "inputs": {"b": "' + b"c" * (WHOLE - 99) + b'"}}}'
+    ),
+    "packed objects": lambda: png_of(
+        b"zTXt",
+        b"workflow\0\0",
+        zlib.compress(b'{"nodes":[' + b"{}," * (WHOLE // 3 - 10) + b"{}]}"),
+    ),
     "steps": lambda: png_of(*PARAMETERS, b"Steps: 1, A" * (WHOLE // 11)),
     "lines of steps": lambda: png_of(*PARAMETERS, b"Steps: 1, A\n" * (WHOLE // 12)),
     "digits of steps": lambda: png_of(*PARAMETERS, b"Steps: " + b"1" * (WHOLE - 9)),
@@ -248,8 +336,20 @@ ENDLESS = {
     "emoji": lambda: png_of(b"iTXt", b"prompt\0\0\0\0\0", "😀".encode() * (WHOLE // 4)),
     "history": lambda: png_of(*XMP, xmp("", "<e:x><e:b/></e:x>" * (WHOLE // 18))),
     "elements": lambda: png_of(*XMP, b"<a>" + b"<b/>" * (WHOLE // 4 - 1)),
-    "items": lambda: png_of(*XMP, xmp("", "<e:DigitalSourceType>" + "<rdf:li>a</rdf:li>" * (WHOLE // 19) + "</e:DigitalSourceType>")),
-    "comment": lambda: factory.encoded(factory.photo(), "WEBP", exif=user_comment(b"UNICODE\0", b"\0{" + b"\0a" * (WHOLE // 2 - 300))),
+    "items": lambda: png_of(
+        *XMP,
+        xmp(
+            "",
+            "<e:DigitalSourceType>"
+            + "<rdf:li>a</rdf:li>" * (WHOLE // 19)
+            + "</e:DigitalSourceType>",
+        ),
+    ),
+    "comment": lambda: factory.encoded(
+        factory.photo(),
+        "WEBP",
+        exif=user_comment(b"UNICODE\0", b"\0{" + b"\0a" * (WHOLE // 2 - 300)),
+    ),
 }
 
 
@@ -267,7 +367,9 @@ def read_measured(data: bytes, form: str) -> tuple[float, int]:
 
 
 def memory(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -305,4 +407,11 @@ def test_a_store_is_one_by_its_type_and_not_by_its_letters():
     assert said(png_with(Comment="c2pa jumb caBX")) is None
     assert said(factory.jpeg() + store) is None  # behind the end
     assert said(jpeg_with(segment(0xFE, store))) is None  # in a comment
-    assert said(jpeg_with(segment(0xEB, b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11")))) is None
+    assert (
+        said(
+            jpeg_with(
+                segment(0xEB, b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11"))
+            )
+        )
+        is None
+    )

@@ -1,4 +1,6 @@
-"""Trust lists in the user's cache: fetched over HTTP, kept where a fetch fails, used where no config names another."""
+"""Trust lists in the user's cache: fetched over HTTP, kept where a fetch fails, used where no
+config names another.
+"""
 
 import json
 from hashlib import sha256
@@ -8,12 +10,18 @@ import pytest
 
 from ray_app.errors import ConfigError
 from ray_app.images.provenance import ProvenanceConfig, ProvenancePolicy, ProvenanceReader
-from ray_app.images.provenance.trust_lists import ADDRESSES, cached_files, cached_lists, update_cache
+from ray_app.images.provenance.trust_lists import (
+    ADDRESSES,
+    cached_files,
+    cached_lists,
+    update_cache,
+)
 from tests.images.provenance.signing import Authority, authority, signed
 from tests.storage.faulty_server import FaultyServer
 
 OTHER = Authority("Other")
-# As the lists are published: remarks between the blocks, letters that are not ASCII, and no line end after the last.
+# As the lists are published: remarks between the blocks, letters that are not ASCII, and no line
+# end after the last.
 FILES = {
     "official": f"Subject\tCN=Bücher\n{OTHER.root.strip()}",
     "time-stamps": OTHER.root,
@@ -52,18 +60,35 @@ def test_lists_are_fetched_whole_and_used_in_their_order(served, own_cache):
         assert (index[name]["sha256"], index[name]["certificates"]) == (digest, text.count("BEGIN"))
         assert (own_cache / f"{name}-{digest[:16]}.pem").read_bytes() == text.encode()
     official, interim = cached_lists()
-    date, digests = index["official"]["fetched_at"][:10], [index[name]["sha256"][:12] for name in FILES]
+    date, digests = (
+        index["official"]["fetched_at"][:10],
+        [index[name]["sha256"][:12] for name in FILES],
+    )
     assert official.told == f"C2PA trust list of {date} (sha256 {digests[0]})"
     assert interim.told == f"interim trust list of {date} (sha256 {digests[2]}+{digests[3]})"
     reader = ProvenanceReader(ProvenanceConfig().policy())
-    told = {name: reader.read(data, "JPEG").c2pa for name, data in {"official": OTHER.sign(signed()), "interim": signed()}.items()}
-    assert [(one.state, one.trust_lists) for one in told.values()] == [("trusted", (official.told,)), ("trusted", (interim.told,))]
+    told = {
+        name: reader.read(data, "JPEG").c2pa
+        for name, data in {"official": OTHER.sign(signed()), "interim": signed()}.items()
+    }
+    assert [(one.state, one.trust_lists) for one in told.values()] == [
+        ("trusted", (official.told,)),
+        ("trusted", (interim.told,)),
+    ]
     assert ProvenanceConfig(trust_list="none").policy() == ProvenancePolicy()
-    assert [one.told[:10] for one in ProvenanceConfig(trust_list=OTHER.root).policy().trust_lists] == ["configured"]
+    assert [
+        one.told[:10] for one in ProvenanceConfig(trust_list=OTHER.root).policy().trust_lists
+    ] == ["configured"]
 
 
 @pytest.mark.parametrize(
-    "bad", [b"<html>moved</html>", b"", FILES["official"].replace("MII", "AAA").encode(), b"\xff-----BEGIN CERTIFICATE-----"]
+    "bad",
+    [
+        b"<html>moved</html>",
+        b"",
+        FILES["official"].replace("MII", "AAA").encode(),
+        b"\xff-----BEGIN CERTIFICATE-----",
+    ],
 )
 def test_what_is_no_list_leaves_the_earlier_one_in_use(served, bad):
     server, addresses = served
@@ -91,7 +116,9 @@ def test_a_host_that_refuses_or_is_not_there_fails_one_list_alone(served):
 def test_offline_only_files_of_this_machine_are_read(served, tmp_path):
     server, addresses = served
     (tmp_path / "list.pem").write_text(FILES["official"])
-    done = outcome({"official": str(tmp_path / "list.pem"), "interim": addresses["interim"]}, offline=True)
+    done = outcome(
+        {"official": str(tmp_path / "list.pem"), "interim": addresses["interim"]}, offline=True
+    )
     assert done["official"].failure is None
     assert "offline" in done["interim"].failure
     assert not server.requests

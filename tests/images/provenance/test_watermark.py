@@ -12,8 +12,8 @@ from ray_app.images.provenance.watermark import MOST_CHANCE, read_watermark
 from tests.images.factory import photo
 from tests.images.provenance.marking import FLUX, INVOKE, SD1, SD2, SDXL, marked, waves
 
-# 264 × 256 pixels of pale waves, marked with SDXL's message by invisible-watermark 0.2.0, OpenCV 5.0.0 and PyWavelets 1.9.0 as
-# generative-models marks: floats, in the order of OpenCV.
+# 264 × 256 pixels of pale waves, marked with SDXL's message by invisible-watermark 0.2.0, OpenCV
+# 5.0.0 and PyWavelets 1.9.0 as generative-models marks: floats, in the order of OpenCV.
 GOLDEN = Path(__file__).parent / "marked.webp"
 
 
@@ -25,19 +25,34 @@ def saved(picture: Image.Image, format_name: str = "JPEG", **options) -> Image.I
 
 def test_what_the_package_wrote_is_read():
     mark = read_watermark(Image.open(GOLDEN).convert("RGB"))
-    assert (mark.of, mark.bits, mark.length) == ("Stable Diffusion XL (reference code, diffusers)", 48, 48)
+    assert (mark.of, mark.bits, mark.length) == (
+        "Stable Diffusion XL (reference code, diffusers)",
+        48,
+        48,
+    )
     assert 0 < mark.chance < 1e-9
 
 
 @pytest.mark.parametrize(
     ("message", "how"),
-    [(SD1, {}), (SD2, {}), (INVOKE, {}), (SDXL, {"floats": True}), (SDXL, {"floats": True, "swapped": True}), (FLUX, {"floats": True})],
+    [
+        (SD1, {}),
+        (SD2, {}),
+        (INVOKE, {}),
+        (SDXL, {"floats": True}),
+        (SDXL, {"floats": True, "swapped": True}),
+        (FLUX, {"floats": True}),
+    ],
 )
 def test_each_message_is_read_as_its_code_writes_it(message, how):
     clean = waves()
     picture = marked(clean, message.bits, **how)
     assert read_watermark(clean) is None
-    for seen in (picture, saved(picture, quality=95, subsampling=0), picture.resize((410, 410), Image.Resampling.LANCZOS)):
+    for seen in (
+        picture,
+        saved(picture, quality=95, subsampling=0),
+        picture.resize((410, 410), Image.Resampling.LANCZOS),
+    ):
         mark = read_watermark(seen)
         assert (mark.of, mark.length) == (message.of, len(message.bits))
         assert mark.bits >= 0.9 * mark.length
@@ -48,7 +63,8 @@ def test_a_crop_is_read_wherever_it_starts():
     picture = marked(waves(), FLUX.bits, floats=True)
     for left, top in ((64, 40), (13, 7), (101, 66)):
         assert read_watermark(picture.crop((left, top, left + 390, top + 400))).of == FLUX.of
-    assert read_watermark(marked(waves(), SD2.bits).crop((64, 40, 400, 400))) is None  # 32 bits are too few to be sure of any place
+    # 32 bits are too few to be sure of any place
+    assert read_watermark(marked(waves(), SD2.bits).crop((64, 40, 400, 400))) is None
 
 
 def test_other_and_damaged_messages_are_not_named():
@@ -56,12 +72,15 @@ def test_other_and_damaged_messages_are_not_named():
     assert read_watermark(marked(waves(), other, floats=True)) is None
     wrong = SDXL.bits ^ (np.arange(48) % 5 == 0)
     assert read_watermark(marked(waves(), wrong, floats=True)) is None
-    letters = np.resize(np.unpackbits(np.frombuffer(b"e", np.uint8)), 136)  # a pattern of 64 pixels: three quarters of SD 1's bits are its
+    # a pattern of 64 pixels: three quarters of SD 1's bits are its
+    letters = np.resize(np.unpackbits(np.frombuffer(b"e", np.uint8)), 136)
     assert (letters == SD1.bits).mean() > 0.7
     assert read_watermark(marked(waves(), letters)) is None
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 9), (1, 65_536), (65_536, 1), (16, 4096), (255, 257), (3000, 2000)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (7, 9), (1, 65_536), (65_536, 1), (16, 4096), (255, 257), (3000, 2000)]
+)
 def test_any_size_is_looked_at(size):
     assert read_watermark(Image.new("RGB", size, (200, 30, 90))) is None
     assert read_watermark(photo(*size)) is None
@@ -74,7 +93,9 @@ def test_a_large_picture_is_read_in_its_middle():
 
 def test_it_is_a_statement_of_the_file_and_can_be_left_out():
     pixels = Image.open(GOLDEN).convert("RGB")
-    said = ProvenanceReader(ProvenanceConfig(watermarks=True).policy()).read(GOLDEN.read_bytes(), "WEBP", pixels=pixels)
+    said = ProvenanceReader(ProvenanceConfig(watermarks=True).policy()).read(
+        GOLDEN.read_bytes(), "WEBP", pixels=pixels
+    )
     assert said.watermark == read_watermark(pixels)
     off = ProvenanceReader(ProvenanceConfig().policy())
     assert off.read(GOLDEN.read_bytes(), "WEBP", pixels=pixels) is None

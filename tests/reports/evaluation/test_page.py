@@ -28,8 +28,12 @@ def figure(key):
 def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
     found, cleared = (round(100 * figure(key)["value"]) for key in ("tpr", "tnr"))
     said = f"Stacked ensemble of four finds {found} % of the fakes and wrongly flags {100 - cleared} % of the real images"
-    assert f"{said}, but the form of the files alone (format, height) gives many fakes away." in words
-    assert words.index("Confounded. Without looking at a pixel, file facts (format, height, width)") < words.index("How good")
+    assert (
+        f"{said}, but the form of the files alone (format, height) gives many fakes away." in words
+    )
+    assert words.index(
+        "Confounded. Without looking at a pixel, file facts (format, height, width)"
+    ) < words.index("How good")
 
 
 def test_the_four_answers_have_their_numbers(words):
@@ -55,7 +59,9 @@ def test_what_was_published_stands_beside_ours_with_its_marks(words):
     assert "‖ It cannot come from soft-OR at threshold 0" in words
 
 
-def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it_was_verified(words):
+def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it_was_verified(
+    words,
+):
     """On the page and on the terminal; a column of a system that is not ours has no difference."""
     document = example_document()
     [mine] = [one for one in document["reference"] if one["system"] == "openfake-swinv2-small"]
@@ -63,35 +69,55 @@ def test_a_published_column_of_ours_has_the_difference_the_source_and_whether_it
     ours = document["table"]["cells"]["openfake-swinv2-small"]["GPT Image 1"]["value"]
     [line] = [one for one in evaluation_lines(document) if one.startswith("GPT Image 1 ")][:1]
     assert line.split()[3] == str(row["n"])
-    assert line.endswith(f"{mine['rows']['GPT Image 1']:.3f}      −{mine['rows']['GPT Image 1'] - ours:.3f}")
+    assert line.endswith(
+        f"{mine['rows']['GPT Image 1']:.3f}      −{mine['rows']['GPT Image 1'] - ours:.3f}"
+    )
     said = f"{mine['column']} from {mine['source']}; verified: no; this run: 3,320 images"
     assert f"published: {said}" in evaluation_lines(document)
     assert said in words
-    assert "published: CLIP-D-10k+, Corvi2023, Fusion, InternVL from OpenFake's README; verified: no" in "\n".join(
-        evaluation_lines(document)
+    assert (
+        "published: CLIP-D-10k+, Corvi2023, Fusion, InternVL from OpenFake's README; verified: no"
+        in "\n".join(evaluation_lines(document))
     )
     mine["verified"] = True
-    assert f"published: {said.replace('verified: no', 'verified: yes')}" in evaluation_lines(document)
+    assert f"published: {said.replace('verified: no', 'verified: yes')}" in evaluation_lines(
+        document
+    )
     assert PageReader(render_evaluation(document)).text.count(" difference ") == 1
 
 
 def test_what_was_published_of_a_system_is_never_on_another_part_of_the_table():
-    """Nine columns are shown at once, here ours, its own published one, the difference and six published of others."""
+    """Nine columns are shown at once, here ours, its own published one, the difference and six
+    published of others.
+    """
     others = [{"column": f"other {place}", "rows": {"a": 0.5}} for place in range(12)]
     cells = {"d": {"a": {"value": 0.25, "n": 4}}, "e": {"a": {"value": 0.5, "n": 4}}}
     mine = [{"column": "published d", "system": "d", "rows": {"a": 0.5}}]
     table = {"rows": [{"name": "a", "label": "fake", "n": 4}], "columns": ["d"], "cells": cells}
-    first, rest = protocol_table(EvaluationDocument.model_validate({"reference": [*others, *mine], "table": table}))[0]
-    assert [head.name for head in first.heads] == ["d", "published d", "difference", *(f"other {place}" for place in range(6))]
+    first, rest = protocol_table(
+        EvaluationDocument.model_validate({"reference": [*others, *mine], "table": table})
+    )[0]
+    assert [head.name for head in first.heads] == [
+        "d",
+        "published d",
+        "difference",
+        *(f"other {place}" for place in range(6)),
+    ]
     assert [cell.value for cell in first.rows[0].cells[:3]] == ["0.250", "0.500", "−0.250"]
     assert [head.name for head in rest.heads] == [f"other {place}" for place in range(6, 12)]
     # So are rows: an easy published one stands before harder ones.
-    table["rows"] = [{"name": f"hard {place}", "label": "fake"} for place in range(30)] + table["rows"]
-    kept, _ = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
+    table["rows"] = [{"name": f"hard {place}", "label": "fake"} for place in range(30)] + table[
+        "rows"
+    ]
+    kept, _ = protocol_table(
+        EvaluationDocument.model_validate({"reference": mine, "table": table})
+    )[0]
     assert "a" in [row.name for row in kept.rows]
     assert len(kept.rows) == 24
     table["columns"] = [*"cfghijkd"]  # the ninth column would be d's published one
-    _, _, rest, _ = protocol_table(EvaluationDocument.model_validate({"reference": mine, "table": table}))[0]
+    _, _, rest, _ = protocol_table(
+        EvaluationDocument.model_validate({"reference": mine, "table": table})
+    )[0]
     assert [head.name for head in rest.heads] == ["d", "published d", "difference"]
 
 
@@ -110,7 +136,9 @@ def test_every_cell_says_whether_its_images_were_in_training():
     [row] = [row for row in rows if ">generator-09<" in row]
     assert row.count('<span class="unseen"> in training</span>') == 5  # detectors 3 to 7
     assert row.count('<span class="unseen"> not in training</span>') == 4
-    assert "● in training ○ not in training ? not known whether in training" in PageReader(page).text.replace("\xa0", " ")
+    assert "● in training ○ not in training ? not known whether in training" in PageReader(
+        page
+    ).text.replace("\xa0", " ")
 
 
 def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
@@ -122,7 +150,14 @@ def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
         {"name": "jpeg-ai", "kind": "attack", "why": "its networks are not available"},
     ]
     said = text_of(document | {"systems": [document["systems"][0] | {"views": views}]})
-    tables = [said.index(caption) for caption in ("Every perturbation,", "Chains of changes, as on platforms,", "Attacks, done so that")]
+    tables = [
+        said.index(caption)
+        for caption in (
+            "Every perturbation,",
+            "Chains of changes, as on platforms,",
+            "Attacks, done so that",
+        )
+    ]
     assert tables == sorted(tables)
     assert said.index("print-scan") > tables[2]
     assert "jpeg-ai not there: its networks are not available" in said
@@ -133,7 +168,9 @@ def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
 def test_all_sections_stand_with_their_figures_and_counts(words):
     document, auc = example_document(), figure("auc")
     jpeg = document["data"]["formats"]
-    social = next(one for one in document["systems"][0]["views"] if one["name"] == "social")["figures"]["auc"]["value"]
+    social = next(one for one in document["systems"][0]["views"] if one["name"] == "social")[
+        "figures"
+    ]["auc"]["value"]
     for said in (
         f"ROC AUC {auc['value']:.4f} {auc['interval'][0]:.4f} to {auc['interval'][1]:.4f} 3,320 DeLong",
         f"flags that are right if 0.1 % are fake {100 * figure('precision_at_prior_01')['value']:.1f} %",
@@ -164,13 +201,17 @@ def test_pictures_are_jpegs_and_nothing_else():
 def test_nulls_and_absent_keys_read_the_same_and_so_does_json():
     assert render_evaluation(NO_SECTIONS) == render_evaluation({})
     document = small_document()
-    assert render_evaluation(json.loads(json.dumps(document, allow_nan=False))) == render_evaluation(document)
+    assert render_evaluation(
+        json.loads(json.dumps(document, allow_nan=False))
+    ) == render_evaluation(document)
 
 
 def test_lines_for_the_terminal():
     lines = evaluation_lines(example_document())
     assert lines[0].startswith("Stacked ensemble of four finds 91 % of the fakes and")
     assert any(line.startswith("warning: Confounded.") for line in lines)
-    assert max(len(line) for line in lines if "[" in line) <= 120, "the table of many columns goes on below"
+    assert max(len(line) for line in lines if "[" in line) <= 120, (
+        "the table of many columns goes on below"
+    )
     assert evaluation_lines({}) == ["Nothing was evaluated: the document names no system."]
     assert any("no real image" in line for line in evaluation_lines(one_class("fake")))

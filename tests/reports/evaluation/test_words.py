@@ -8,16 +8,32 @@ from ray_app.reports.evaluation.sentences import answers, headline
 
 
 def figure(value, low=None, high=None, n=200):
-    known = {"interval": None, "method": None} if low is None else {"interval": [low, high], "method": "delong"}
+    known = (
+        {"interval": None, "method": None}
+        if low is None
+        else {"interval": [low, high], "method": "delong"}
+    )
     return {"value": value, "n": n, "why": None, **known}
 
 
 def generator(name, *, label="fake", n=100):
-    return {"name": name, "label": label, "kind": label, "seen": "unknown", "n": n, "unscored": 0, "rate": figure(0.5, 0.4, 0.6)}
+    return {
+        "name": name,
+        "label": label,
+        "kind": label,
+        "seen": "unknown",
+        "n": n,
+        "unscored": 0,
+        "rate": figure(0.5, 0.4, 0.6),
+    }
 
 
 def system(name, *, generators):
-    figures = {"auc": figure(0.9, 0.85, 0.93), "balanced_accuracy": figure(0.8, 0.75, 0.85), "ece": figure(0.05)}
+    figures = {
+        "auc": figure(0.9, 0.85, 0.93),
+        "balanced_accuracy": figure(0.8, 0.75, 0.85),
+        "ece": figure(0.05),
+    }
     return {"name": name, "kind": "detector", "title": name, "output": "continuous", "calibrated": True, "n_real": 100, "n_fake": 200,
             "unscored": 0, "figures": figures, "generators": generators, "views": []}  # fmt: skip
 
@@ -25,16 +41,29 @@ def system(name, *, generators):
 def evaluation(one):
     shortcut = {"auc": figure(0.81, 0.8, 0.82), "confounded": False}
     data = {"n": 300, "n_real": 100, "n_fake": 200, "shortcut": shortcut}
-    return {"title": "t", "labels": {"name": "labels.csv"}, "protocol": None, "systems": [one], "data": data}
+    return {
+        "title": "t",
+        "labels": {"name": "labels.csv"},
+        "protocol": None,
+        "systems": [one],
+        "data": data,
+    }
 
 
 def document_of(*sources, **figures):
-    """An evaluation of one system; `sources`: of real images, each with how many of how many are judged correctly."""
+    """An evaluation of one system; `sources`: of real images, each with how many of how many are
+    judged correctly.
+    """
     reals = []
     for place, (right, n) in enumerate(sources):
-        reals.append(generator(f"camera {place}", label="real", n=n) | {"rate": figure(right / n, *proportion_interval(right, n), n=n)})
+        reals.append(
+            generator(f"camera {place}", label="real", n=n)
+            | {"rate": figure(right / n, *proportion_interval(right, n), n=n)}
+        )
     one = system("npr", generators=[*reals, generator("a")])
-    return EvaluationDocument.model_validate(evaluation(one | {"figures": one["figures"] | figures}))
+    return EvaluationDocument.model_validate(
+        evaluation(one | {"figures": one["figures"] | figures})
+    )
 
 
 def sentences(document):
@@ -54,9 +83,15 @@ def test_a_source_is_flagged_most_only_where_its_interval_lies_apart(sources, is
 
 def test_a_headline_of_too_wide_an_interval_says_so_in_words():
     wide = headline(document_of(auc=figure(0.7, 0.06, 1.0)))
-    assert wide == "300 images are too few to say how good npr is: its AUC could be anything from 0.06 to 1.00."
+    assert (
+        wide
+        == "300 images are too few to say how good npr is: its AUC could be anything from 0.06 to 1.00."
+    )
     few = headline(document_of(auc=figure(0.9, 0.6, 1.0), tpr=figure(0.5, 0.1, 0.9)))
-    assert few == "300 images are too few to say how good npr is: its share of fakes found could be anything from 10 % to 90 %."
+    assert (
+        few
+        == "300 images are too few to say how good npr is: its share of fakes found could be anything from 10 % to 90 %."
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +110,11 @@ def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"), [(0.499, 0.743, "too few images to say whether there is a shortcut"), (0.45, 0.56, "no shortcut was found")]
+    ("low", "high", "words"),
+    [
+        (0.499, 0.743, "too few images to say whether there is a shortcut"),
+        (0.45, 0.56, "no shortcut was found"),
+    ],
 )
 def test_no_shortcut_is_said_only_where_one_is_ruled_out(low, high, words):
     document = document_of().model_dump()

@@ -15,7 +15,9 @@ from ray_app.scoring.stages import BlockReport, BlockWork
 
 
 def test_every_line_of_the_bill_is_amount_times_price():
-    bill = spent(Prices(per_hour=4.0, egress_per_gb=0.09), 2.5, {"requests": 1_000_000, "bytes_read": 500e9})
+    bill = spent(
+        Prices(per_hour=4.0, egress_per_gb=0.09), 2.5, {"requests": 1_000_000, "bytes_read": 500e9}
+    )
     assert bill.compute == pytest.approx(10.0)
     assert bill.egress == pytest.approx(45.0)
     assert bill.total == pytest.approx(55.0)
@@ -44,7 +46,10 @@ def test_a_session_says_what_it_cost_so_far(tmp_path):
 
 
 POOL = ClusterDescription(
-    nodes=(Nodes(count=1, cpus=0, price_per_hour=0.2), Nodes(count=4, cpus=16, gpus=1, memory_gb=64, price_per_hour=0.6)),
+    nodes=(
+        Nodes(count=1, cpus=0, price_per_hour=0.2),
+        Nodes(count=4, cpus=16, gpus=1, memory_gb=64, price_per_hour=0.6),
+    ),
 )
 
 

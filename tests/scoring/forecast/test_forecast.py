@@ -1,4 +1,6 @@
-"""What `touchstone plan` says before a run, against the archive and the run directory that are there."""
+"""What `touchstone plan` says before a run, against the archive and the run directory that are
+there.
+"""
 
 import json
 import tarfile
@@ -24,27 +26,39 @@ from tests.scoring.conftest import files_below
 
 @pytest.fixture(scope="module")
 def plan_of_eight(sample_archive, eight):
-    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}), probe=0).written()
+    return forecast(
+        ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}),
+        probe=0,
+    ).written()
 
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0).written()
+    return forecast(
+        ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0
+    ).written()
 
 
 @pytest.fixture(scope="module")
 def on_gpus(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), cluster=load_cluster("gpu-spot-pool")).written()
+    return forecast(
+        ScoreConfig(source=(str(sample_archive),), ensemble="tiny"),
+        cluster=load_cluster("gpu-spot-pool"),
+    ).written()
 
 
-def test_members_are_those_of_the_archive_and_what_is_shared_is_named(plan_of_eight, sample_archive):
+def test_members_are_those_of_the_archive_and_what_is_shared_is_named(
+    plan_of_eight, sample_archive
+):
     plan, files = plan_of_eight, [path for path in sample_archive.rglob("*") if path.is_file()]
     assert plan["members"] == plan["kinds"]["files"]["members"] == len(files)
     assert plan["size_bytes"] == sum(path.stat().st_size for path in files)
     users = [tensor["detectors"] for tensor in plan["tensors"]]
     assert ["unifd", "own-head"] in users
     assert len(users) == 7
-    assert {"name": "openai-clip-vit-l14", "runs_once_for": [["unifd", "own-head"]]} in plan["backbones"]
+    assert {"name": "openai-clip-vit-l14", "runs_once_for": [["unifd", "own-head"]]} in plan[
+        "backbones"
+    ]
     printed = "\n".join(plan_lines(plan))
     assert "openai-clip-vit-l14 runs once for unifd and own-head" in printed
     assert "4 workers, each decodes and scores" in printed
@@ -52,7 +66,9 @@ def test_members_are_those_of_the_archive_and_what_is_shared_is_named(plan_of_ei
     assert "no probe was made" in printed
 
 
-def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_at_the_price(measured):
+def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_at_the_price(
+    measured,
+):
     told, cost = measured["forecast"], measured["cost"]
     seconds = STARTING_S + told["listing_s"] + measured["members"] / told["images_per_s"]
     assert told["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
@@ -81,7 +97,9 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
 def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
-    probe = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")).written()["probe"]
+    probe = forecast(
+        ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")
+    ).written()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
     assert probe["examples"]["empty_file"][0]["uri"].endswith("/empty.jpg")
     assert 0 < probe["refused_share"]["low"] < 0.5 < probe["refused_share"]["high"] < 1
@@ -89,11 +107,16 @@ def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_
 
 def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
     images = sorted(sample_archive.rglob("*.png"))[:2]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
+    with (
+        tarfile.open(tmp_path / "a.tar", "w") as tar,
+        zipfile.ZipFile(tmp_path / "b.zip", "w") as packed,
+    ):
         for number, image in enumerate(images):
             tar.add(image, f"{number}.png")
             packed.write(image, f"{number}.png")
-    pq.write_table(pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet")
+    pq.write_table(
+        pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet"
+    )
     plan = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
     kept = {kind: (one["members"], one["containers"]) for kind, one in plan["kinds"].items()}
     assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
@@ -107,7 +130,11 @@ def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
         store.write(f"photos/{image.name}", image.read_bytes())
     config = ScoreConfig(source=(f"{store.url}/photos",), ensemble="tiny", out=f"{store.url}/run")
     plan = forecast(config, probe=0, price_per_hour=1.0).written()
-    assert plan["requests"] == {"list": 1, "get": 5 + 3 * plan["blocks"], "put": plan["blocks"] + 1 + 12}
+    assert plan["requests"] == {
+        "list": 1,
+        "get": 5 + 3 * plan["blocks"],
+        "put": plan["blocks"] + 1 + 12,
+    }
     assert plan["cost"]["compute"] is None
 
 
@@ -123,14 +150,19 @@ def begun(config, done):
 
 
 def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"), block_members=4)
+    config = ScoreConfig(
+        source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"), block_members=4
+    )
     info = begun(config, done=2)
     before = files_below(tmp_path)
     plan = forecast(config, probe=2).written()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
     assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 8)
-    assert (plan["run"]["blocks_left"], plan["run"]["members_left"]) == (info.blocks - 2, info.members - 8)
+    assert (plan["run"]["blocks_left"], plan["run"]["members_left"]) == (
+        info.blocks - 2,
+        info.members - 8,
+    )
     assert plan["members"] == info.members - 8
     with pytest.raises(IdentityError, match="another command"):
         forecast(config.model_copy(update={"resize": "fast"}))
@@ -145,7 +177,9 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
     begun(config, done=1000)
     assert forecast(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
-    assert main(["plan", str(archive), "--out", str(tmp_path / "run"), "--probe", "1", "--json"]) == 0
+    assert (
+        main(["plan", str(archive), "--out", str(tmp_path / "run"), "--probe", "1", "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["run"]["state"] == "finished"
     assert told["members"] == told["run"]["members_left"] == told["probe"]["members"] == 1

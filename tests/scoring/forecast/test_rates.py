@@ -10,7 +10,14 @@ SPLIT = ScoringLayout("split", (1,), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
 
 
 def pace(**changes):
-    known = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "score": (0.1,), "write": 0.02}
+    known = {
+        "fetch": 0.001,
+        "fetch_cpu": 0.0,
+        "decode": 0.06,
+        "prepare": 0.02,
+        "score": (0.1,),
+        "write": 0.02,
+    }
     return ImagePace(**known | changes)
 
 
@@ -27,7 +34,9 @@ def test_a_fused_worker_does_one_stage_after_another_and_reads_ahead():
     assert found.images_per_s == pytest.approx(4 / 0.2)
     assert found.bottleneck.stage == "score"
     assert by_name(found)["decode"].images_per_s == pytest.approx(4 / 0.06)
-    assert rates(FUSED, pace(), cpus=2).images_per_s == pytest.approx(2 / 0.2), "processes beyond the cores bring nothing"
+    assert rates(FUSED, pace(), cpus=2).images_per_s == pytest.approx(2 / 0.2), (
+        "processes beyond the cores bring nothing"
+    )
     assert rates(FUSED, pace(fetch=0.19)).images_per_s == pytest.approx(4 / 0.2)
     slow = rates(FUSED, pace(fetch=0.4))
     assert slow.images_per_s == pytest.approx(4 / 0.4)
@@ -44,7 +53,13 @@ def test_a_gpu_that_waits_for_decoding_is_told_how_many_cores_it_wants():
 
 def test_the_slowest_pool_sets_the_pace():
     layout = ScoringLayout("split", (1, 1), 4, 256, scorer_cpus=0.1, scorer_gpus=0.5)
-    found = rates(layout, pace(write=0.002, score=(0.01, 0.1)), cpus=6, gpus=1, pools=(("small",), ("large", "other")))
+    found = rates(
+        layout,
+        pace(write=0.002, score=(0.01, 0.1)),
+        cpus=6,
+        gpus=1,
+        pools=(("small",), ("large", "other")),
+    )
     assert found.images_per_s == pytest.approx(0.5 / 0.1)
     slowest = min(found.stages, key=lambda stage: stage.images_per_s)
     assert (slowest.stage, slowest.detectors) == (found.bottleneck.stage, ("large", "other"))

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import ListedMember, ManifestMember, MemberLocation, MemberReader, RefusedMember, open_source
+from ray_app.archives import (
+    ListedMember,
+    ManifestMember,
+    MemberLocation,
+    MemberReader,
+    RefusedMember,
+    open_source,
+)
 from ray_app.errors import Status
 from ray_app.scoring.forecast.survey import survey
 from ray_app.storage import Fetcher, Store
@@ -21,7 +28,14 @@ def file(name, size=1000):
 
 
 def inside(container, kind, offset, size=1000, group=0):
-    return ListedMember(f"s3://bucket/{container}", str(offset), 0, "v", size, place=MemberLocation(kind, offset, size, group))
+    return ListedMember(
+        f"s3://bucket/{container}",
+        str(offset),
+        0,
+        "v",
+        size,
+        place=MemberLocation(kind, offset, size, group),
+    )
 
 
 def counted(items, **options):
@@ -34,14 +48,22 @@ def test_a_file_is_one_request():
 
 
 def test_each_container_is_read_for_itself():
-    found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
+    found = counted(
+        [inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)]
+    )
     assert (found.gets, found.billed) == (2, 2)
     assert found.kinds["zip"] == {"members": 3, "size_bytes": 3000, "containers": 2}
 
 
 def test_what_is_refused_costs_no_request():
     locked = ListedMember(
-        "s3://bucket/a.zip", "x", 0, "v", 10, place=MemberLocation("zip", 0, 10), refused=RefusedMember(Status.ENCRYPTED_MEMBER, "locked")
+        "s3://bucket/a.zip",
+        "x",
+        0,
+        "v",
+        10,
+        place=MemberLocation("zip", 0, 10),
+        refused=RefusedMember(Status.ENCRYPTED_MEMBER, "locked"),
     )
     found = counted([locked, file("large.tif", 200 * MIB), file("b.jpg")])
     assert (found.members, found.gets, found.size_bytes) == (3, 1, 1000)
@@ -73,7 +95,18 @@ def test_the_requests_it_counts_are_those_that_reading_makes(kind, s3, tmp_path)
     listed = list(open_source([store.url]))
     fetcher = Fetcher()
     members = [
-        ManifestMember(slot, item.uri, item.member, 0, item.version, item.size_bytes, 0, slot, item.input, item.place)
+        ManifestMember(
+            slot,
+            item.uri,
+            item.member,
+            0,
+            item.version,
+            item.size_bytes,
+            0,
+            slot,
+            item.input,
+            item.place,
+        )
         for slot, item in enumerate(listed)
     ]
     assert [data for _, data in MemberReader(fetcher, max_bytes=100 * MIB).read(members)] == blobs

@@ -1,8 +1,10 @@
-"""Runs that an older version of Touchstone left behind, and the pictures they are of: the same bytes, and so the same ETags, anywhere.
+"""Runs that an older version of Touchstone left behind, and the pictures they are of: the same
+bytes, and so the same ETags, anywhere.
 
-runs-0.20.0.tar.gz contains the objects of two runs that the code of 0.20.0 (commit 2a4cb3ec) wrote to the S3 server of the tests, with
---ensemble tiny, block_members=4, and thumbnails=false: s3://older/half, which SIGTERM stopped after 3 of 8 blocks, and s3://older/finished
-(without its report). 0.20 to 0.23 write rows of the same schema, 7.
+runs-0.20.0.tar.gz contains the objects of two runs that the code of 0.20.0 (commit 2a4cb3ec) wrote
+to the S3 server of the tests, with --ensemble tiny, block_members=4, and thumbnails=false:
+s3://older/half, which SIGTERM stopped after 3 of 8 blocks, and s3://older/finished (without its
+report). 0.20 to 0.23 write rows of the same schema, 7.
 """
 
 import hashlib
@@ -31,7 +33,9 @@ def picture(number: int) -> bytes:
     noise = np.frombuffer(rng.randbytes(WIDTH * HEIGHT * 3), np.uint8).reshape(HEIGHT, WIDTH, 3)
     y, x = np.mgrid[:HEIGHT, :WIDTH][:, :, :, None]
     weights = (WIDTH - x) * (HEIGHT - y), x * (HEIGHT - y), (WIDTH - x) * y, x * y
-    value = sum(weight * corner for weight, corner in zip(weights, corners.T, strict=True)) // (WIDTH * HEIGHT)
+    value = sum(weight * corner for weight, corner in zip(weights, corners.T, strict=True)) // (
+        WIDTH * HEIGHT
+    )
     rows = np.clip(value + noise % 17 - 8, 0, 255).astype(np.uint8).tobytes()
     sizes = (54 + len(rows), 0, 0, 54, 40, WIDTH, HEIGHT, 1, 24, 0, len(rows), 2835, 2835, 0, 0)
     return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", *sizes) + rows
@@ -45,7 +49,10 @@ def put_pictures(client) -> None:
 def put_run(client, name: str) -> dict[str, bytes]:
     """Put one of the runs back as it was; its objects by key."""
     objects = objects_of(name)
-    there = {found["Key"]: found["ETag"] for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", [])}
+    there = {
+        found["Key"]: found["ETag"]
+        for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", [])
+    }
     for key in there.keys() - objects.keys():
         client.delete_object(Bucket=BUCKET, Key=key)
     for key, body in objects.items():
@@ -57,7 +64,9 @@ def put_run(client, name: str) -> dict[str, bytes]:
 @cache
 def kept_objects() -> dict[str, bytes]:
     with tarfile.open(RUNS) as archive:
-        return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        return {
+            member.name: archive.extractfile(member).read() for member in archive if member.isfile()
+        }
 
 
 def objects_of(name: str) -> dict[str, bytes]:
@@ -74,7 +83,10 @@ def unpack(name: str, folder: Path) -> Path:
 
 def age(run: Path) -> Path:
     """Let a run look as one that 0.19.0 began; the run."""
-    for name, change in (("run.json", {"schema": 6}), ("sessions/00001.json", {"version": "0.19.0"})):
+    for name, change in (
+        ("run.json", {"schema": 6}),
+        ("sessions/00001.json", {"version": "0.19.0"}),
+    ):
         content = json.loads((run / name).read_text())
         (run / name).write_text(json.dumps(content | change))
     return run
@@ -85,7 +97,11 @@ def copied_configs(folder: Path, monkeypatch) -> Path:
     shutil.copytree(
         config_root(),
         folder,
-        ignore=lambda _, names: [name for name in names if name.startswith("touchstone-photo") and name.endswith(".safetensors")],
+        ignore=lambda _, names: [
+            name
+            for name in names
+            if name.startswith("touchstone-photo") and name.endswith(".safetensors")
+        ],
     )
     for module in ("ray_app.config", "ray_app.detectors.weights"):
         monkeypatch.setattr(f"{module}.config_root", lambda: folder)

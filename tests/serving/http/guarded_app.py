@@ -18,7 +18,9 @@ def make_app(config: ServeConfig, **how) -> FastAPI:
     @app.post("/v1/score")
     async def score(request: Request, size: int = 0, masks: bool = False) -> dict:
         limits = config.limits
-        images = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
+        images = await read_images(
+            request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes
+        )
         return {"sizes": [len(data) for _, data in images], "names": [name for name, _ in images]}
 
     @app.get("/v1/slow", operation_id="slow_get")

@@ -19,12 +19,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 @contextmanager
 def serving(app, **options) -> Iterator[int]:
-    """Yields the port; `options` are uvicorn's. Afterwards the server ends by itself, in a tenth of a second that nobody waits for, but for
-    one whose `lifespan` is "on".
+    """Yields the port; `options` are uvicorn's. Afterwards the server ends by itself, in a tenth of
+    a second that nobody waits for, but for one whose `lifespan` is "on".
     """
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, **{"lifespan": "off", "log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1} | options
+        app,
+        **{
+            "lifespan": "off",
+            "log_config": None,
+            "log_level": "critical",
+            "timeout_graceful_shutdown": 1,
+        }
+        | options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -39,7 +46,9 @@ def serving(app, **options) -> Iterator[int]:
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """The bytes of a request; the headers as `Name: value`, Host included unless given. A surrogate (`\\udcff`) is a byte by itself."""
+    """The bytes of a request; the headers as `Name: value`, Host included unless given. A surrogate
+    (`\\udcff`) is a byte by itself.
+    """
     lines = [f"{method} {path} HTTP/1.1", *headers]
     if not any(line.lower().startswith("host:") for line in headers):
         lines.append("Host: 127.0.0.1")
@@ -47,7 +56,9 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 class Reply:
-    """Status, headers and body of one answer read from a socket, and whether the server then closed the connection."""
+    """Status, headers and body of one answer read from a socket, and whether the server then closed
+    the connection.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         # Unbuffered: what follows this answer stays for the next one.
@@ -89,10 +100,18 @@ def ask(port: int, data: bytes, timeout_s: float = 10.0) -> Reply:
 
 def multipart(*parts: tuple[str, bytes], boundary: str = "frontier") -> tuple[str, bytes]:
     """Content type and body; each part is (headers without the final empty line, content)."""
-    body = b"".join(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary.encode(), headers.encode(), content) for headers, content in parts)
+    body = b"".join(
+        b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary.encode(), headers.encode(), content)
+        for headers, content in parts
+    )
     return f"multipart/form-data; boundary={boundary}", body + b"--%b--\r\n" % boundary.encode()
 
 
-def file_part(content: bytes, filename: str | None = "a.png", name: str = "file") -> tuple[str, bytes]:
+def file_part(
+    content: bytes, filename: str | None = "a.png", name: str = "file"
+) -> tuple[str, bytes]:
     suffix = "" if filename is None else f'; filename="{filename}"'
-    return f'Content-Disposition: form-data; name="{name}"{suffix}\r\nContent-Type: image/png', content
+    return (
+        f'Content-Disposition: form-data; name="{name}"{suffix}\r\nContent-Type: image/png',
+        content,
+    )

@@ -1,4 +1,6 @@
-"""Who is let in: the pace of a server from its answers, by a clock of the test; places and queues, asked of a real server."""
+"""Who is let in: the pace of a server from its answers, by a clock of the test; places and queues,
+asked of a real server.
+"""
 
 import asyncio
 import heapq
@@ -30,7 +32,9 @@ def admission(app, max_requests, longest_wait_s, clock):
 
 
 class Simulated:
-    """A first-come, first-served server of `lanes` that take `service_s` each, before it an Admission; time is the test's."""
+    """A first-come, first-served server of `lanes` that take `service_s` each, before it an
+    Admission; time is the test's.
+    """
 
     def __init__(self, service_s, lanes=1):
         self.clock, self.service_s = Clock(), service_s
@@ -64,7 +68,9 @@ gaps = st.lists(st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 60)), max_
 
 
 @given(service_s=st.floats(0.001, DEADLINE_S / 2), gaps=gaps)
-def test_none_that_is_let_in_misses_its_deadline_and_none_is_refused_that_would_be_in_time(service_s, gaps):
+def test_none_that_is_let_in_misses_its_deadline_and_none_is_refused_that_would_be_in_time(
+    service_s, gaps
+):
     server = Simulated(service_s)
     list(server.visit([DEADLINE_S] * 5))
     for let_in, wait_s in server.visit(gaps):
@@ -78,7 +84,9 @@ def test_a_quiet_endpoint_takes_a_burst_and_nothing_is_assumed_before_it_was_see
 
 @pytest.mark.parametrize(("lanes", "service_s"), [(1, 0.05), (64, 1.0)])
 def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes, service_s):
-    """Singles show the pace of one lane. Under load that of all is learnt: nobody is late, and hardly a lane is idle."""
+    """Singles show the pace of one lane. Under load that of all is learnt: nobody is late, and
+    hardly a lane is idle.
+    """
     server = Simulated(service_s, lanes)
     list(server.visit(SINGLES))
     rate = 3 * lanes / service_s
@@ -141,7 +149,9 @@ def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
         replies = [one.result() for one in asked]
         assert 3 <= sum(reply.status == 200 for reply in replies) <= 6
         refused = [reply for reply in replies if reply.status != 200]
-        assert {(reply.status, reply.json["code"], reply.headers["retry-after"]) for reply in refused} == {(503, "overloaded", "1")}
+        assert {
+            (reply.status, reply.json["code"], reply.headers["retry-after"]) for reply in refused
+        } == {(503, "overloaded", "1")}
         # What waits for nobody is not asked to wait for them.
         assert ask(port, request("GET", "/v1/nothing")).status == 404
 
@@ -156,11 +166,20 @@ def test_one_too_many_is_told_to_come_back_and_probes_are_answered():
         with connected(port) as connection:
             connection.sendall(request("POST", "/v1/score", "Content-Length: 100000"))
             reply = Reply(connection)
-            assert (reply.status, reply.json["code"], reply.headers["connection"]) == (503, "overloaded", "close")
+            assert (reply.status, reply.json["code"], reply.headers["connection"]) == (
+                503,
+                "overloaded",
+                "close",
+            )
             assert 1 <= int(reply.headers["retry-after"]) <= 30
         assert ask(port, request("GET", "/healthz")).status == 200
         at_work[0].close()
-        wait_for(lambda: ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status == 200)
+        wait_for(
+            lambda: (
+                ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status
+                == 200
+            )
+        )
         at_work[1].close()
 
 
@@ -172,7 +191,9 @@ def test_bodies_that_drip_take_no_place_and_are_bounded_too():
         wait_for(lambda: ask(port, POST).status == 200)
         dripping[3].sendall(request("POST", "/v1/score", "Content-Length: 100", body=b"x"))
         wait_for(lambda: ask(port, POST).status == 503)
-        assert ask(port, request("GET", "/v1/fault/image")).status == 422, "what sends nothing has its place"
+        assert ask(port, request("GET", "/v1/fault/image")).status == 422, (
+            "what sends nothing has its place"
+        )
         for connection in dripping:
             connection.close()
         wait_for(lambda: ask(port, POST).status == 200)

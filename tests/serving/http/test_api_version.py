@@ -1,6 +1,8 @@
-"""What docs/versioning.md promises of /v1: what a program may rely on stays, and whatever is added has a new number.
+"""What docs/versioning.md promises of /v1: what a program may rely on stays, and whatever is added
+has a new number.
 
-`python -m tests.serving.http.test_api_version` writes down today's, after API_VERSION was counted up.
+`python -m tests.serving.http.test_api_version` writes down today's, after API_VERSION was counted
+up.
 """
 
 import json
@@ -14,10 +16,15 @@ KEPT = Path(__file__).with_name("api_v1.json")
 
 
 def outline():
-    """The OpenAPI document as lines of what a program relies on: operations, parameters, answers, and fields with their types."""
+    """The OpenAPI document as lines of what a program relies on: operations, parameters, answers,
+    and fields with their types.
+    """
     document = create_app(ServeConfig(), None, None).openapi()
     assert document["info"]["version"] == schemas.API_VERSION
-    return {"version": schemas.API_VERSION, "lines": sorted({*_operations(document), *_fields(document)})}
+    return {
+        "version": schemas.API_VERSION,
+        "lines": sorted({*_operations(document), *_fields(document)}),
+    }
 
 
 def _operations(document):
@@ -65,17 +72,25 @@ def test_nothing_that_a_program_relies_on_went():
 def test_what_was_added_has_a_new_number():
     kept, today = json.loads(KEPT.read_text()), outline()
     added = sorted(set(today["lines"]) - set(kept["lines"]))
-    assert added == [], f"count API_VERSION up from {kept['version']}, then: python -m tests.serving.http.test_api_version"
+    assert added == [], (
+        f"count API_VERSION up from {kept['version']}, then: python -m tests.serving.http.test_api_version"
+    )
     assert today["version"] == kept["version"]
 
 
 def test_the_paths_have_the_major_number():
-    paths = [path for path in create_app(ServeConfig(), None, None).openapi()["paths"] if path.count("/") > 1]
+    paths = [
+        path
+        for path in create_app(ServeConfig(), None, None).openapi()["paths"]
+        if path.count("/") > 1
+    ]
     assert paths
     assert {path.split("/")[1] for path in paths} == {f"v{schemas.API_VERSION.split('.')[0]}"}
 
 
 if __name__ == "__main__":
     if KEPT.exists() and not is_later(schemas.API_VERSION, json.loads(KEPT.read_text())["version"]):
-        raise SystemExit(f"count API_VERSION up first: it is {schemas.API_VERSION}, and so is what is written down")
+        raise SystemExit(
+            f"count API_VERSION up first: it is {schemas.API_VERSION}, and so is what is written down"
+        )
     KEPT.write_text(json.dumps(outline(), indent=1, ensure_ascii=False) + "\n")

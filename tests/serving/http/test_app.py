@@ -1,4 +1,5 @@
-"""The whole API over real HTTP, without Ray: what is promised in the OpenAPI document holds, for good files and hostile ones.
+"""The whole API over real HTTP, without Ray: what is promised in the OpenAPI document holds, for
+good files and hostile ones.
 
 All guards together: their order, and what web pages of other origins are told.
 """
@@ -25,9 +26,16 @@ from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import ask, request, serving
 from tests.serving.in_process import client, local_endpoint
 
-# How wrong data may be refused: schemathesis' own list lacks 413, which too many files get, and has what we never say.
+# How wrong data may be refused: schemathesis' own list lacks 413, which too many files get, and has
+# what we never say.
 REFUSALS = schemathesis.Config.from_dict(
-    {"checks": {"negative_data_rejection": {"expected-statuses": ["400", "403", "404", "405", "413", "415", "422"]}}}
+    {
+        "checks": {
+            "negative_data_rejection": {
+                "expected-statuses": ["400", "403", "404", "405", "413", "415", "422"]
+            }
+        }
+    }
 )
 # "Any binary string" is a valid body by the document, but it is no image.
 NOT_ASKED = [positive_data_acceptance]
@@ -55,25 +63,48 @@ def test_raw_and_multipart_give_what_the_library_gives(asking, file):
     ):
         assert answer.status_code == 200
         body = answer.json()
-        assert (body["status"], body["verdict"], body["sha256"]) == ("ok", expected.verdict, expected.facts.sha256)
-        assert (body["score"], body["probability"]) == pytest.approx((expected.score, expected.probability), abs=1e-5)
+        assert (body["status"], body["verdict"], body["sha256"]) == (
+            "ok",
+            expected.verdict,
+            expected.facts.sha256,
+        )
+        assert (body["score"], body["probability"]) == pytest.approx(
+            (expected.score, expected.probability), abs=1e-5
+        )
         assert body["scores"] == pytest.approx(expected.scores, abs=1e-5)
         assert body["request_id"] == answer.headers["X-Request-Id"]
         assert body["timings"]["total"] > 0
-        assert body["error_rates"].startswith("The ensemble tiny flags about 2.5 % of real pictures and finds about 84 % of generated ones")
+        assert body["error_rates"].startswith(
+            "The ensemble tiny flags about 2.5 % of real pictures and finds about 84 % of generated ones"
+        )
 
 
 def test_several_files_keep_their_order_and_their_own_status(asking, file):
     files = {"a.jpg": file, "b.txt": b"hello", "c.jpg": file[: len(file) // 2], "d.jpg": file}
-    results = asking.post("/v1/score", files=[("file", named) for named in files.items()]).json()["results"]
+    results = asking.post("/v1/score", files=[("file", named) for named in files.items()]).json()[
+        "results"
+    ]
     assert [result["name"] for result in results] == [*files]
-    assert [result["status"] for result in results] == ["ok", "unsupported_format", "truncated_image", "ok"]
-    assert [result["error"] and result["error"]["code"] for result in results] == [None, "unsupported_format", "truncated_image", None]
-    assert results[0]["score"] == pytest.approx(results[3]["score"], abs=1e-5), "they may have been in other batches"
+    assert [result["status"] for result in results] == [
+        "ok",
+        "unsupported_format",
+        "truncated_image",
+        "ok",
+    ]
+    assert [result["error"] and result["error"]["code"] for result in results] == [
+        None,
+        "unsupported_format",
+        "truncated_image",
+        None,
+    ]
+    assert results[0]["score"] == pytest.approx(results[3]["score"], abs=1e-5), (
+        "they may have been in other batches"
+    )
     assert results[1]["verdict"] is results[1]["score"] is results[1]["error_rates"] is None
 
 
-ONE_OF_EACH = dict(factory.REFUSED.values())  # status → what makes such a file; tests/images has them all
+# status → what makes such a file; tests/images has them all
+ONE_OF_EACH = dict(factory.REFUSED.values())
 
 
 @pytest.mark.parametrize("status", sorted(ONE_OF_EACH))
@@ -97,15 +128,25 @@ def test_what_is_asked_for_wrongly_or_not_offered_is_refused_with_its_reason(ask
     answer = asking.post("/v1/score-url", json={"url": "https://example.org/a.jpg"})
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     bomb = asking.post("/v1/score", content=factory.bomb_png(12_000)).json()
-    assert (bomb["code"], bomb["limit"], bomb["observed"]) == ("image_too_large", 50_000_000, 144_000_000)
+    assert (bomb["code"], bomb["limit"], bomb["observed"]) == (
+        "image_too_large",
+        50_000_000,
+        144_000_000,
+    )
 
 
 def test_what_is_served_and_which_interface_and_touchstone_answer_is_told(asking):
     served = asking.get("/v1/ensembles").json()
-    assert (served["api_version"], served["touchstone"], served["token_needed"]) == (schemas.API_VERSION, __version__, False)
+    assert (served["api_version"], served["touchstone"], served["token_needed"]) == (
+        schemas.API_VERSION,
+        __version__,
+        False,
+    )
     (ensemble,) = served["ensembles"]
     assert (ensemble["name"], ensemble["demonstration"]) == ("tiny", True)
-    assert [one["name"] for one in asking.get("/v1/detectors").json()["detectors"]] == ["touchstone-tiny"]
+    assert [one["name"] for one in asking.get("/v1/detectors").json()["detectors"]] == [
+        "touchstone-tiny"
+    ]
     assert asking.get("/readyz").json()["ensembles"][0]["fingerprint"] == ensemble["fingerprint"]
 
 
@@ -115,15 +156,28 @@ def test_what_files_say_of_their_origin_stands_beside_the_same_score(asking):
 
     plain = answered(factory.jpeg())
     assert (plain["image"]["provenance"], plain["image"]["metadata"]) == (None, {})
-    for data, state, declared in ((signed(), "intact", True), (tampered(signed()), "invalid", False)):
+    for data, state, declared in (
+        (signed(), "intact", True),
+        (tampered(signed()), "invalid", False),
+    ):
         said = answered(data)["image"]["provenance"]
         assert (said["c2pa"]["state"], said["ai_declared"]) == (state, declared)
     answer = answered(signed())
-    assert [answer[key] for key in ("score", "verdict", "probability")] == [plain[key] for key in ("score", "verdict", "probability")]
-    told = {"c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia", "signed_by": f"Throwaway ({NO_TRUST_LIST})"}
+    assert [answer[key] for key in ("score", "verdict", "probability")] == [
+        plain[key] for key in ("score", "verdict", "probability")
+    ]
+    told = {
+        "c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia",
+        "signed_by": f"Throwaway ({NO_TRUST_LIST})",
+    }
     assert answer["image"]["metadata"] == told
-    said = answered(png_with(parameters="a cat\nSteps: 20, Sampler: Euler", Software="web ui"))["image"]
-    assert (said["provenance"]["generator"]["sampler"], said["metadata"]["prompt"]) == ("Euler", "a cat")
+    said = answered(png_with(parameters="a cat\nSteps: 20, Sampler: Euler", Software="web ui"))[
+        "image"
+    ]
+    assert (said["provenance"]["generator"]["sampler"], said["metadata"]["prompt"]) == (
+        "Euler",
+        "a cat",
+    )
 
 
 def test_requests_are_counted_by_route_status_and_reason(asking, file):
@@ -132,22 +186,49 @@ def test_requests_are_counted_by_route_status_and_reason(asking, file):
     asking.get("/nowhere/else")
     page = asking.get("/metrics").text
     for series in (
-        *('requests_total{route="/v1/score",status="200"}', 'requests_total{route="/v1/score",status="415"}'),
-        *('requests_total{route="other",status="404"}', 'refusals_total{code="unsupported_format"}', 'refusals_total{code="not_found"}'),
-        *('verdicts_total{ensemble="tiny"', 'batch_images_bucket{group="detectors",le="1.0"}', "images_in_flight 0.0"),
+        *(
+            'requests_total{route="/v1/score",status="200"}',
+            'requests_total{route="/v1/score",status="415"}',
+        ),
+        *(
+            'requests_total{route="other",status="404"}',
+            'refusals_total{code="unsupported_format"}',
+            'refusals_total{code="not_found"}',
+        ),
+        *(
+            'verdicts_total{ensemble="tiny"',
+            'batch_images_bucket{group="detectors",le="1.0"}',
+            "images_in_flight 0.0",
+        ),
     ):
         assert f"ray_touchstone_{series}" in page, series
 
 
 def test_tokens_stand_before_everything_but_the_page(monkeypatch, file):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", TOKEN)
-    with local_endpoint(ServeConfig(ensembles=("tiny",), limits={"requests_per_minute": 1})) as (url, _), client(url) as asking:
-        assert asking.post("/v1/score", content=file, headers={"Authorization": "Bearer wrong-token-of-letters"}).status_code == 401
+    with (
+        local_endpoint(ServeConfig(ensembles=("tiny",), limits={"requests_per_minute": 1})) as (
+            url,
+            _,
+        ),
+        client(url) as asking,
+    ):
+        assert (
+            asking.post(
+                "/v1/score",
+                content=file,
+                headers={"Authorization": "Bearer wrong-token-of-letters"},
+            ).status_code
+            == 401
+        )
         for path in ("/metrics", "/v1/ensembles", "/v1/detectors"):
             assert asking.get(path).status_code == 401
         for path in ("/", "/healthz", "/readyz", "/openapi.json"):
             assert asking.get(path).status_code == 200
-        answers = [asking.post("/v1/score", content=file, headers={"Authorization": f"Bearer {TOKEN}"}) for _ in range(2)]
+        answers = [
+            asking.post("/v1/score", content=file, headers={"Authorization": f"Bearer {TOKEN}"})
+            for _ in range(2)
+        ]
         assert [answer.status_code for answer in answers] == [200, 429]
         assert (answers[1].json()["code"], answers[1].json()["limit"]) == ("too_many_requests", 1)
         assert 1 <= int(answers[1].headers["Retry-After"]) <= 61
@@ -181,7 +262,9 @@ def keep_asking(operation, mode, examples, found):
     try:
         keeps_its_word()
     except Unsatisfiable:
-        assert mode is schemathesis.GenerationMode.NEGATIVE, "an operation without a parameter cannot be asked wrongly"
+        assert mode is schemathesis.GenerationMode.NEGATIVE, (
+            "an operation without a parameter cannot be asked wrongly"
+        )
 
 
 def config(**settings) -> ServeConfig:
@@ -189,42 +272,79 @@ def config(**settings) -> ServeConfig:
 
 
 def test_the_cheapest_refusal_comes_first(monkeypatch):
-    """One request that deserves every refusal gets them one after the other, as each reason falls away."""
+    """One request that deserves every refusal gets them one after the other, as each reason falls
+    away.
+    """
     monkeypatch.setenv("TOUCHSTONE_TOKENS", TOKEN)
     app = make_app(config(limits={"requests_per_minute": 1, "max_body_bytes": 10}))
     huge = ("Content-Length: 1000000", "Content-Encoding: gzip")
     with serving(app) as port:
         assert ask(port, request("POST", "/v1/nothing", *huge)).status == 401
-        assert ask(port, request("POST", "/v1/nothing", *huge, f"Authorization: Bearer {TOKEN}")).status == 415
-        assert ask(port, request("POST", "/v1/nothing", *huge, f"Authorization: Bearer {TOKEN}")).status == 429
+        assert (
+            ask(
+                port, request("POST", "/v1/nothing", *huge, f"Authorization: Bearer {TOKEN}")
+            ).status
+            == 415
+        )
+        assert (
+            ask(
+                port, request("POST", "/v1/nothing", *huge, f"Authorization: Bearer {TOKEN}")
+            ).status
+            == 429
+        )
         assert ask(port, request("POST", "/v1/nothing", *huge)).status == 401
 
 
 def test_without_origins_there_is_no_cors():
-    with serving(make_app(config())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with (
+        serving(make_app(config())) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
         answer = client.get("/healthz", headers={"Origin": PAGE})
         assert not [name for name in answer.headers if name.startswith("access-control")]
-        asked = client.options("/v1/score", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
+        asked = client.options(
+            "/v1/score", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+        )
         assert asked.status_code == 403
 
 
 def test_a_listed_origin_may_ask_and_can_read_why_it_was_refused(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", TOKEN)
-    with serving(make_app(config(access={"cors_origins": [PAGE]}))) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    with (
+        serving(make_app(config(access={"cors_origins": [PAGE]}))) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        preflight = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
         asked = client.options("/v1/score", headers=preflight | {"Origin": PAGE})
         assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, PAGE)
         browser = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}
         refused = client.post("/v1/score", content=b"x", headers=browser)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
-        assert client.post("/v1/score", content=b"x", headers=browser | {"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-        other = client.post("/v1/score", content=b"x", headers={"Origin": "https://other.example", "Authorization": f"Bearer {TOKEN}"})
+        assert (
+            client.post(
+                "/v1/score", content=b"x", headers=browser | {"Authorization": f"Bearer {TOKEN}"}
+            ).status_code
+            == 200
+        )
+        other = client.post(
+            "/v1/score",
+            content=b"x",
+            headers={"Origin": "https://other.example", "Authorization": f"Bearer {TOKEN}"},
+        )
         assert other.status_code == 403
         assert "access-control-allow-origin" not in other.headers
 
 
 def test_a_refusal_with_a_body_on_its_way_reaches_an_ordinary_client():
-    """A client that sends while the server has refused already must not see a broken connection instead of the reason."""
+    """A client that sends while the server has refused already must not see a broken connection
+    instead of the reason.
+    """
     with serving(make_app(config(limits={"max_body_bytes": 1000}))) as port:
         for size in (2_000, 200_000, 3_000_000):
-            assert httpx.post(f"http://127.0.0.1:{port}/v1/score", content=bytes(size)).json()["code"] == "body_too_large"
+            assert (
+                httpx.post(f"http://127.0.0.1:{port}/v1/score", content=bytes(size)).json()["code"]
+                == "body_too_large"
+            )

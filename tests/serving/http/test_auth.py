@@ -1,4 +1,6 @@
-"""Tokens from environment and file, rotated while serving; without tokens this machine only; never a page of another site."""
+"""Tokens from environment and file, rotated while serving; without tokens this machine only; never
+a page of another site.
+"""
 
 import asyncio
 import hashlib
@@ -73,14 +75,21 @@ def test_a_refusal_says_how_to_ask(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", OLD)
     with serving(app_with(Access())) as port:
         refused = ask(port, request("POST", "/v1/score", "Content-Length: 100"))
-    assert (refused.status, refused.json["code"], refused.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
+    assert (refused.status, refused.json["code"], refused.headers["www-authenticate"]) == (
+        401,
+        "unauthorized",
+        "Bearer",
+    )
     assert OLD.encode() not in refused.body
 
 
 def test_the_owner_is_a_name_that_does_not_give_the_token_away(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", f"{OLD},{NEW}")
     with serving(app_with(Access())) as port:
-        owners = [ask(port, request("GET", "/v1/score", f"Authorization: Bearer {token}")).json for token in (OLD, NEW, OLD)]
+        owners = [
+            ask(port, request("GET", "/v1/score", f"Authorization: Bearer {token}")).json
+            for token in (OLD, NEW, OLD)
+        ]
     assert owners[0] == owners[2] != owners[1]
     assert all(len(owner) == 12 and set(owner) <= set("0123456789abcdef") for owner in owners)
 
@@ -88,10 +97,16 @@ def test_the_owner_is_a_name_that_does_not_give_the_token_away(monkeypatch):
 def test_tokens_are_rotated_without_a_restart(tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"# of the newsroom\n{OLD}\n\n")
-    with serving(app_with(Access(tokens_file=str(file)))) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with (
+        serving(app_with(Access(tokens_file=str(file)))) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
 
         def let_in() -> list[bool]:
-            return [client.get("/v1/score", headers=bearer(token)).status_code == 200 for token in (OLD, NEW)]
+            return [
+                client.get("/v1/score", headers=bearer(token)).status_code == 200
+                for token in (OLD, NEW)
+            ]
 
         assert let_in() == [True, False]
         file.write_text(f"{OLD}\n{NEW}\n")
@@ -146,10 +161,26 @@ def test_a_short_token_is_refused_at_the_start_and_left_out_later(tmp_path, monk
 
 def test_without_tokens_this_machine_only():
     app = app_with(Access())
-    mine = [{"Host": host} for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "127.8.8.8")]
-    other = [{"Host": host} for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "0.0.0.0")]
-    proxied = [{name: "203.0.113.7"} for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")]
-    assert statuses(app, *mine, *other, *proxied) == [200] * len(mine) + [401] * (len(other) + len(proxied))
+    mine = [
+        {"Host": host}
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "127.8.8.8")
+    ]
+    other = [
+        {"Host": host}
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+        )
+    ]
+    proxied = [
+        {name: "203.0.113.7"} for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+    ]
+    assert statuses(app, *mine, *other, *proxied) == [200] * len(mine) + [401] * (
+        len(other) + len(proxied)
+    )
     host = ("host", "localhost")
     assert from_elsewhere(app, ("127.0.0.1", 5000), host) == 200
     assert from_elsewhere(app, ["::ffff:127.0.0.1", 5000], host) == 200
@@ -174,7 +205,10 @@ def test_open_addresses_are_open_and_climbing_from_them_is_not(monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", OLD)
     app = app_with(Access())
     open_to_all = {"/healthz": 200, "/page/app.js": 200}
-    others = dict.fromkeys(("/v1/score", "//v1/score", "/page/%2e%2e/v1/score", "/healthz/", "/v1/nothing", "/page"), 401)
+    others = dict.fromkeys(
+        ("/v1/score", "//v1/score", "/page/%2e%2e/v1/score", "/healthz/", "/v1/nothing", "/page"),
+        401,
+    )
     with serving(app) as port:
         for path, status in (open_to_all | others).items():
             assert ask(port, request("GET", path)).status == status, path
@@ -182,13 +216,27 @@ def test_open_addresses_are_open_and_climbing_from_them_is_not(monkeypatch):
 
 def test_pages_of_other_sites_are_refused_even_with_a_token(monkeypatch):
     page, tool = "https://page.example", "https://tool.example"
-    cross, same_site, own = ({"Sec-Fetch-Site": site} for site in ("cross-site", "same-site", "same-origin"))
-    refused = [cross, cross | {"Origin": page}, {"Origin": page}, {"Origin": "null"}, same_site | {"Origin": "http://127.0.0.1:3000"}]
-    allowed = [own | {"Origin": page}, {"Origin": "http://touchstone.example", "Host": "touchstone.example:80"}, {"Sec-Fetch-Site": "none"}]
+    cross, same_site, own = (
+        {"Sec-Fetch-Site": site} for site in ("cross-site", "same-site", "same-origin")
+    )
+    refused = [
+        cross,
+        cross | {"Origin": page},
+        {"Origin": page},
+        {"Origin": "null"},
+        same_site | {"Origin": "http://127.0.0.1:3000"},
+    ]
+    allowed = [
+        own | {"Origin": page},
+        {"Origin": "http://touchstone.example", "Host": "touchstone.example:80"},
+        {"Sec-Fetch-Site": "none"},
+    ]
     monkeypatch.setenv("TOUCHSTONE_TOKENS", OLD)
     headers = [bearer(OLD) | more for more in refused + allowed]
     for origin, expected in ((tool, [403] * 5), (page, [403, 200, 200, 403, 403])):
-        assert statuses(app_with(Access(cors_origins=(origin,))), *headers) == expected + [200] * len(allowed)
+        assert statuses(app_with(Access(cors_origins=(origin,))), *headers) == expected + [
+            200
+        ] * len(allowed)
     assert statuses(app_with(Access()), cross, path="/page/app.js") == [200]
 
 
@@ -198,7 +246,11 @@ def test_a_websocket_is_not_a_way_around():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(app_with(Access(anonymous=True))({"type": "websocket", "path": "/v1/score", "headers": []}, None, send))
+    asyncio.run(
+        app_with(Access(anonymous=True))(
+            {"type": "websocket", "path": "/v1/score", "headers": []}, None, send
+        )
+    )
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 

@@ -1,4 +1,6 @@
-"""What a connection may cost before there is a request, asked of a real uvicorn over raw sockets, while another client goes on."""
+"""What a connection may cost before there is a request, asked of a real uvicorn over raw sockets,
+while another client goes on.
+"""
 
 import importlib
 import select
@@ -12,7 +14,13 @@ import uvicorn
 from starlette.responses import JSONResponse, Response
 
 from ray_app.errors import ConfigError
-from ray_app.serving.http.connections import INSTALL, VARIABLE, ConnectionLimits, LimitedProtocol, connection_limits
+from ray_app.serving.http.connections import (
+    INSTALL,
+    VARIABLE,
+    ConnectionLimits,
+    LimitedProtocol,
+    connection_limits,
+)
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 from tests.serving.http.test_limits import chunk, chunked, config
@@ -77,7 +85,11 @@ def test_headers_may_be_as_large_as_the_limit(port):
     assert ask(port, header_of(8 * KB)).status == 200
     assert refusal(port, header_of(8 * KB + 1)) == (431, "headers_too_large", 8 * KB)
     assert refusal(port, request("GET", "/" + "x" * 9000)) == (431, "headers_too_large", 8 * KB)
-    assert refusal(port, chunked("/v1/score") + chunk(b"x") + b"0\r\nX: " + b"x" * 20_000) == (431, "headers_too_large", 8 * KB)
+    assert refusal(port, chunked("/v1/score") + chunk(b"x") + b"0\r\nX: " + b"x" * 20_000) == (
+        431,
+        "headers_too_large",
+        8 * KB,
+    )
 
 
 def test_the_limit_is_of_a_head_and_not_of_what_follows(port):
@@ -86,7 +98,9 @@ def test_the_limit_is_of_a_head_and_not_of_what_follows(port):
         assert [Reply(connection).status for _ in range(300)] == [200] * 300
         body = bytes(100 * KB)
         for _ in range(2):
-            connection.sendall(request("POST", "/v1/score", f"Content-Length: {len(body)}", body=body))
+            connection.sendall(
+                request("POST", "/v1/score", f"Content-Length: {len(body)}", body=body)
+            )
             assert Reply(connection).json["sizes"] == [len(body)]
         for byte in header_of(8 * KB)[:200]:
             connection.sendall(bytes([byte]))
@@ -108,13 +122,21 @@ def test_300_mb_of_headers_are_refused_at_once_and_stall_nobody(port):
 
 def test_many_headers_are_refused(port):
     assert ask(port, request("GET", "/healthz", *["X: 1"] * 19)).status == 200
-    assert refusal(port, request("GET", "/healthz", *["X: 1"] * 20)) == (431, "headers_too_large", 20)
+    assert refusal(port, request("GET", "/healthz", *["X: 1"] * 20)) == (
+        431,
+        "headers_too_large",
+        20,
+    )
 
 
 def test_chunks_of_any_size_and_a_trailer_are_taken(port):
     large, trailer = chunk(bytes(3 * MB)), b"0\r\nX-Checksum: 1\r\n\r\n"
     with connected(port) as connection:
-        for body, size in ((large, 3 * MB), (chunk(b"x") * 50_000, 50_000), (large + chunk(b"x"), 3 * MB + 1)):
+        for body, size in (
+            (large, 3 * MB),
+            (chunk(b"x") * 50_000, 50_000),
+            (large + chunk(b"x"), 3 * MB + 1),
+        ):
             connection.sendall(chunked("/v1/score") + body + trailer + WELL)
             assert Reply(connection).json["sizes"] == [size]
             assert Reply(connection).status == 200
@@ -152,13 +174,21 @@ def test_a_head_that_drips_is_ended(port, first):
             while not select.select([connection], [], [], 0.02)[0]:
                 connection.sendall(bytes([next(drip)]))
         reply = Reply(connection)
-        assert (reply.status, reply.json["code"], reply.json["limit"]) == (408, "header_timeout", 0.4)
+        assert (reply.status, reply.json["code"], reply.json["limit"]) == (
+            408,
+            "header_timeout",
+            0.4,
+        )
         assert reply.closed
         assert 0.35 < time.monotonic() - began < 10, "all of it would drip for three minutes"
 
 
 def test_a_connection_that_rests_is_kept_and_one_that_never_said_a_byte_closed():
-    with limited(header_timeout_s=0.2) as port, connected(port) as connection, connected(port) as silent:
+    with (
+        limited(header_timeout_s=0.2) as port,
+        connected(port) as connection,
+        connected(port) as silent,
+    ):
         for _ in range(2):
             connection.sendall(WELL)
             assert Reply(connection).status == 200
@@ -212,7 +242,11 @@ def test_an_answer_that_nobody_reads_is_dropped():
             await send({"type": "http.response.body", "body": bytes(MB), "more_body": True})
         left.set()
 
-    with limited(large, send_timeout_s=0.5, header_timeout_s=0.4) as port, others_are_answered(port), connected(port) as connection:
+    with (
+        limited(large, send_timeout_s=0.5, header_timeout_s=0.4) as port,
+        others_are_answered(port),
+        connected(port) as connection,
+    ):
         connection.sendall(request("GET", "/much"))
         assert left.wait(10)
         with suppress(ConnectionError):
@@ -228,9 +262,24 @@ def test_an_answer_that_nobody_reads_is_dropped():
         request("GET", "/healthz", "Bad Name: x"),
         b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n",
         request("POST", "/v1/score", "Content-Length: 3", "Content-Length: 5", body=b"abcde"),
-        request("POST", "/v1/score", "Content-Length: 3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
-        request("POST", "/v1/score", "Transfer-Encoding: chunked", "Transfer-Encoding: identity", body=b"0\r\n\r\n"),
-        *(chunked("/v1/score") + body for body in (b"zz\r\n", b"1\r\nxx\r\n", b"0\r\nBad Name: x\r\n\r\n")),
+        request(
+            "POST",
+            "/v1/score",
+            "Content-Length: 3",
+            "Transfer-Encoding: chunked",
+            body=b"0\r\n\r\n",
+        ),
+        request(
+            "POST",
+            "/v1/score",
+            "Transfer-Encoding: chunked",
+            "Transfer-Encoding: identity",
+            body=b"0\r\n\r\n",
+        ),
+        *(
+            chunked("/v1/score") + body
+            for body in (b"zz\r\n", b"1\r\nxx\r\n", b"0\r\nBad Name: x\r\n\r\n")
+        ),
         request("POST", "/v1/score", "Content-Length: " + "9" * 30),
         request("POST", "/v1/score", "Content-Length: -1"),
         request("GET", "/\xff"),
@@ -261,11 +310,19 @@ def test_what_would_steer_the_proxy_is_not_passed_on():
         "serve_multiplexed_model_id: a", "Serve-Multiplexed-Model-Id: a", "X-Request-Id: \udcff", "X-Request-Id: short",
     ]  # fmt: skip
 
-    trailers = "\r\n".join(["0", *steering, *["X: 1"] * 5000, "", ""]).encode(errors="surrogateescape")
+    trailers = "\r\n".join(["0", *steering, *["X: 1"] * 5000, "", ""]).encode(
+        errors="surrogateescape"
+    )
     with limited(heard) as port:
         assert ask(port, chunked("/", "Host: a") + trailers).json == ["transfer-encoding", "host"]
-        assert ask(port, request("GET", "/", *steering, "X-Other: \udcff")).json == ["x-other", "host"]
-        assert ask(port, request("GET", "/", "X-Request-Id: my-request-1")).json == ["x-request-id", "host"]
+        assert ask(port, request("GET", "/", *steering, "X-Other: \udcff")).json == [
+            "x-other",
+            "host",
+        ]
+        assert ask(port, request("GET", "/", "X-Request-Id: my-request-1")).json == [
+            "x-request-id",
+            "host",
+        ]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -288,7 +345,9 @@ def test_a_client_that_leaves_is_noticed_also_by_the_first_of_its_requests(loop)
         wait_for(lambda: left == ["http.disconnect"])
 
 
-def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_the_environment(monkeypatch):
+def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_the_environment(
+    monkeypatch,
+):
     monkeypatch.setattr(LimitedProtocol, "limits", LimitedProtocol.limits)
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     for wrong in ("max_connections=7", '{"max_connection": 7}', "[]"):
@@ -300,14 +359,20 @@ def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_t
     assert getattr(importlib.import_module(module), function)() == []
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)
     config.load()
-    assert (config.http_protocol_class, LimitedProtocol.limits) == (LimitedProtocol, ConnectionLimits(max_headers=33))
+    assert (config.http_protocol_class, LimitedProtocol.limits) == (
+        LimitedProtocol,
+        ConnectionLimits(max_headers=33),
+    )
 
 
 def test_one_that_reads_slowly_gets_all_of_it():
     async def large(scope, receive, send):
         await Response(bytes(8 * MB))(scope, receive, send)
 
-    with limited(large, send_timeout_s=0.5, header_timeout_s=0.2) as port, connected(port) as connection:
+    with (
+        limited(large, send_timeout_s=0.5, header_timeout_s=0.2) as port,
+        connected(port) as connection,
+    ):
         connection.sendall(request("GET", "/"))
         read = 0
         while read < 8 * MB:

@@ -1,4 +1,6 @@
-"""Whatever goes wrong has one shape, a documented status, and nothing of the machine or much of the input in it."""
+"""Whatever goes wrong has one shape, a documented status, and nothing of the machine or much of the
+input in it.
+"""
 
 import logging
 from difflib import SequenceMatcher
@@ -61,5 +63,8 @@ def test_little_of_the_input_comes_back(client):
         client.get(f"/v1/{long}"),
     ):
         assert answer.status_code in (400, 404)
-        assert SequenceMatcher(None, answer.text, long, autojunk=False).find_longest_match().size <= 100
+        assert (
+            SequenceMatcher(None, answer.text, long, autojunk=False).find_longest_match().size
+            <= 100
+        )
         assert len(answer.text) < 500

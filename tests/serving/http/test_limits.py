@@ -1,6 +1,8 @@
-"""What a request may cost, asked of a real server: bytes, memory, time and places; and that refusals come without reading on.
+"""What a request may cost, asked of a real server: bytes, memory, time and places; and that
+refusals come without reading on.
 
-A client that waits as long as it is told is let in; one that does not, is not; owners do not share, and do not fill memory.
+A client that waits as long as it is told is let in; one that does not, is not; owners do not share,
+and do not fill memory.
 """
 
 import asyncio
@@ -30,7 +32,9 @@ def config(**limits) -> ServeConfig:
 @pytest.fixture(scope="module")
 def small():
     """A server that takes bodies of 1 MB, 4 MB together."""
-    with serving(make_app(config(max_body_bytes=MB, max_bytes_in_flight=4 * MB, deadline_s=20))) as port:
+    with serving(
+        make_app(config(max_body_bytes=MB, max_bytes_in_flight=4 * MB, deadline_s=20))
+    ) as port:
         yield port
 
 
@@ -57,16 +61,26 @@ def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_sent(sma
     with connected(small) as connection:
         connection.sendall(request("POST", "/v1/score", f"Content-Length: {10**10}", *more))
         reply = Reply(connection)
-        assert (reply.status, reply.json["code"], reply.headers["connection"]) == (413, "body_too_large", "close")
+        assert (reply.status, reply.json["code"], reply.headers["connection"]) == (
+            413,
+            "body_too_large",
+            "close",
+        )
         assert (reply.json["limit"], reply.json["observed"]) == (MB, 10**10)
         assert reply.closed
 
 
 def test_the_limit_is_inclusive(small):
-    assert ask(small, request("POST", "/v1/score", f"Content-Length: {MB}", body=bytes(MB))).status == 200
-    # Nobody reads these bodies: they are announced only, or the server may close while they are being sent.
+    assert (
+        ask(small, request("POST", "/v1/score", f"Content-Length: {MB}", body=bytes(MB))).status
+        == 200
+    )
+    # Nobody reads these bodies: they are announced only, or the server may close while they are
+    # being sent.
     for length, status in ((MB, 404), (MB + 1, 413)):
-        assert ask(small, request("POST", "/v1/nothing", f"Content-Length: {length}")).status == status
+        assert (
+            ask(small, request("POST", "/v1/nothing", f"Content-Length: {length}")).status == status
+        )
 
 
 def test_a_chunked_body_is_counted_while_it_streams(small):
@@ -93,7 +107,19 @@ def test_a_false_length_is_the_end_of_the_body_and_the_rest_no_request(small):
 
 def test_a_compressed_body_is_refused(small):
     for encoding, status in (("gzip", 415), ("deflate, gzip", 415), ("identity", 200)):
-        assert ask(small, request("POST", "/v1/score", "Content-Length: 1", f"Content-Encoding: {encoding}", body=b"a")).status == status
+        assert (
+            ask(
+                small,
+                request(
+                    "POST",
+                    "/v1/score",
+                    "Content-Length: 1",
+                    f"Content-Encoding: {encoding}",
+                    body=b"a",
+                ),
+            ).status
+            == status
+        )
 
 
 def test_a_refused_route_does_not_read_its_body_either(small):
@@ -108,7 +134,9 @@ def test_bodies_at_work_share_a_budget_and_give_it_back(small):
     """Four uploads hang with 0.95 MB each: there is no room for half a megabyte until they leave."""
     hanging = [socket.create_connection(("127.0.0.1", small)) for _ in range(4)]
     for connection in hanging:
-        connection.sendall(request("POST", "/v1/score", f"Content-Length: {950 * KB + 1}", body=bytes(950 * KB)))
+        connection.sendall(
+            request("POST", "/v1/score", f"Content-Length: {950 * KB + 1}", body=bytes(950 * KB))
+        )
     wait_for(lambda: _status_before_body(small) == 503)
     with connected(small) as connection:
         connection.sendall(request("POST", "/v1/score", f"Content-Length: {500 * KB}"))
@@ -123,7 +151,9 @@ def test_bodies_at_work_share_a_budget_and_give_it_back(small):
 def _status_before_body(port: int) -> int:
     """The status that comes without the body being sent; 100 if the server wants it."""
     with connected(port) as connection:
-        connection.sendall(request("POST", "/v1/score", f"Content-Length: {500 * KB}", "Expect: 100-continue"))
+        connection.sendall(
+            request("POST", "/v1/score", f"Content-Length: {500 * KB}", "Expect: 100-continue")
+        )
         return int(connection.makefile("rb").readline().split()[1])
 
 
@@ -149,7 +179,11 @@ def test_a_dripping_body_is_cut_at_the_deadline():
         while not select.select([connection], [], [], 0.05)[0]:
             connection.sendall(b"x")
         reply, took = Reply(connection), time.monotonic() - began
-    assert (reply.status, reply.json["code"], reply.headers["connection"]) == (504, "deadline_exceeded", "close")
+    assert (reply.status, reply.json["code"], reply.headers["connection"]) == (
+        504,
+        "deadline_exceeded",
+        "close",
+    )
     assert reply.json["limit"] == 0.5
     assert 0.5 <= took < 10, "all of it would drip for fifty seconds"
 
@@ -175,7 +209,12 @@ def test_work_for_a_client_that_left_is_cancelled_and_its_place_given_back():
             wait_for(lambda times=times: app.state.cancelled == times, 3)
         with connected(port) as connection:
             connection.sendall(request("POST", "/v1/score", "Content-Length: 200", body=b"half"))
-        wait_for(lambda: ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status == 200)
+        wait_for(
+            lambda: (
+                ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status
+                == 200
+            )
+        )
 
 
 def test_an_answer_that_has_begun_may_take_its_time_and_what_a_route_does_after_it_too():
@@ -203,7 +242,9 @@ class Clock:
         return self.now
 
 
-def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough_and_owners_do_not_share(monkeypatch):
+def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough_and_owners_do_not_share(
+    monkeypatch,
+):
     clock, told = Clock(), []
     monkeypatch.setattr(time, "time", clock)
 
@@ -212,9 +253,15 @@ def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough_and_owner
 
     async def ask_as(owner):
         async def send(message):
-            told.extend(int(value) for name, value in message.get("headers", ()) if name == b"retry-after")
+            told.extend(
+                int(value) for name, value in message.get("headers", ()) if name == b"retry-after"
+            )
 
-        await limited({"type": "http", "path": "/v1/score", "headers": [], "state": {"owner": owner}}, None, send)
+        await limited(
+            {"type": "http", "path": "/v1/score", "headers": [], "state": {"owner": owner}},
+            None,
+            send,
+        )
         return told[-1]
 
     async def play():

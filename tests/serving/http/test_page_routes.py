@@ -9,12 +9,19 @@ from ray_app.serving.http.errors import MESSAGES
 from tests.serving.http.live import serving
 from tests.serving.page_app import Mood, make_app
 
-TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
 @pytest.fixture(scope="module")
 def client():
-    with serving(make_app(Mood())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with (
+        serving(make_app(Mood())) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
         yield client
 
 
@@ -26,16 +33,26 @@ def test_every_file_that_the_page_names_is_there_with_its_type(client):
     assert {"page/page.css", "page/house.css", "page/mark.svg", "page/page.js"} <= named
     for name in named:
         answer = client.get(name)
-        assert (answer.status_code, answer.headers["content-type"]) == (200, TYPES[name.rpartition(".")[2]]), name
-    imported = {f"page/{name}" for script in scripts for name in re.findall(r'from "\./([^"]+)"', client.get(script).text)}
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            200,
+            TYPES[name.rpartition(".")[2]],
+        ), name
+    imported = {
+        f"page/{name}"
+        for script in scripts
+        for name in re.findall(r'from "\./([^"]+)"', client.get(script).text)
+    }
     assert imported <= scripts  # all are preloaded: no chain of requests
 
 
 def test_markup_has_no_inline_script_or_style_and_names_no_other_origin(client):
     index = client.get("/").text
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", index)
-    assert set(re.findall(r"https?://[^/\"\s]+", index)) == {"http://localhost:8000"}  # in the line for those without JavaScript
-    assert "script-src 'self'; style-src 'self'" in client.get("/").headers["content-security-policy"]
+    # in the line for those without JavaScript
+    assert set(re.findall(r"https?://[^/\"\s]+", index)) == {"http://localhost:8000"}
+    assert (
+        "script-src 'self'; style-src 'self'" in client.get("/").headers["content-security-policy"]
+    )
 
 
 def test_every_code_flag_and_reason_of_the_endpoint_has_words(client):

@@ -1,4 +1,6 @@
-"""What HTTP requires of every server, asked of a real uvicorn: a client that still sends can read its refusal, and HEAD works like GET."""
+"""What HTTP requires of every server, asked of a real uvicorn: a client that still sends can read
+its refusal, and HEAD works like GET.
+"""
 
 import http.client
 import json
@@ -25,7 +27,8 @@ from tests.serving.in_process import client
 KB, MB = 2**10, 2**20
 TOKEN = "a-token-0123456789"
 KNOWN, UNKNOWN = (f"Authorization: Bearer {token}" for token in (TOKEN, "a-token-of-no-client"))
-SENT = 8 * MB  # more than the socket buffers hold, so that the client still sends when the answer comes
+# more than the socket buffers hold, so that the client still sends when the answer comes
+SENT = 8 * MB
 
 NODE = """
 const [url, size] = process.argv.slice(1);
@@ -67,11 +70,16 @@ def announced(headers=(), size=SENT):
     ids=["401", "413", "429", "503"],
 )
 def test_refusal_reaches_client_that_is_still_sending(status, header, limits, is_chunked):
-    data = chunked("/v1/score", header) + chunk(bytes(SENT)) + b"0\r\n\r\n" if is_chunked else announced([header])
+    data = (
+        chunked("/v1/score", header) + chunk(bytes(SENT)) + b"0\r\n\r\n"
+        if is_chunked
+        else announced([header])
+    )
     with one_at_work(**limits) as port:
         for _ in range(3):
             with connected(port) as connection:
-                connection.sendall(data)  # to its end, as http.client does: it reads the answer only then
+                # to its end, as http.client does: it reads the answer only then
+                connection.sendall(data)
                 reply = Reply(connection)
                 assert reply.status == status
                 assert reply.headers["connection"] == "close"
@@ -82,12 +90,20 @@ def test_refusal_reaches_client_that_is_still_sending(status, header, limits, is
 @pytest.mark.usefixtures("token")
 def test_route_that_reads_no_body_answers_a_sending_client():
     with serving(make_app(config())) as port:
-        assert ask(port, request("POST", "/v1/nothing", KNOWN, f"Content-Length: {SENT}", body=bytes(SENT))).status == 404
+        assert (
+            ask(
+                port,
+                request("POST", "/v1/nothing", KNOWN, f"Content-Length: {SENT}", body=bytes(SENT)),
+            ).status
+            == 404
+        )
 
 
 def ask_with_urllib(url):
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, data=bytes(SENT)), timeout=20).status
+        return urllib.request.urlopen(
+            urllib.request.Request(url, data=bytes(SENT)), timeout=20
+        ).status
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
@@ -111,7 +127,18 @@ def ask_with_httpx(url):
 def ask_with_curl(url, *options):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    command = ["curl", "-sS", "--noproxy", "*", "-w", " %{http_code}", *options, "--data-binary", "@-", url]
+    command = [
+        "curl",
+        "-sS",
+        "--noproxy",
+        "*",
+        "-w",
+        " %{http_code}",
+        *options,
+        "--data-binary",
+        "@-",
+        url,
+    ]
     done = subprocess.run(command, input=bytes(SENT), capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     text, _, status = done.stdout.decode().rpartition(" ")
@@ -131,11 +158,25 @@ def ask_with_node(url):
 @pytest.mark.parametrize(
     "ask_with",
     [
-        *(ask_with_urllib, ask_twice_with_http_client, ask_with_httpx, ask_with_node, ask_with_curl),
+        *(
+            ask_with_urllib,
+            ask_twice_with_http_client,
+            ask_with_httpx,
+            ask_with_node,
+            ask_with_curl,
+        ),
         lambda url: ask_with_curl(url, "-H", "Expect:"),
         lambda url: ask_with_curl(url, "--http1.0"),
     ],
-    ids=["urllib", "http.client", "httpx", "node", "curl", "curl without Expect", "curl with HTTP 1.0"],
+    ids=[
+        "urllib",
+        "http.client",
+        "httpx",
+        "node",
+        "curl",
+        "curl without Expect",
+        "curl with HTTP 1.0",
+    ],
 )
 def test_client_library_reads_refusal_of_large_body(ask_with):
     with serving(make_app(config())) as port:
@@ -148,7 +189,9 @@ def test_client_library_reads_refusal_of_large_body(ask_with):
 def test_expecting_client_is_refused_before_its_body():
     with serving(make_app(config())) as port, connected(port) as connection:
         began = time.monotonic()
-        connection.sendall(request("POST", "/v1/score", f"Content-Length: {SENT}", "Expect: 100-continue"))
+        connection.sendall(
+            request("POST", "/v1/score", f"Content-Length: {SENT}", "Expect: 100-continue")
+        )
         reply = Reply(connection)
         assert (reply.status, reply.headers["connection"]) == (401, "close")
         assert reply.closed
@@ -168,7 +211,10 @@ def test_refused_body_that_never_ends_is_cut_after_bytes():
 
 @pytest.mark.usefixtures("token")
 def test_refused_body_that_drips_is_cut_at_the_deadline():
-    with serving(make_app(config(deadline_s=LINGER_IDLE_S + 1))) as port, connected(port) as connection:
+    with (
+        serving(make_app(config(deadline_s=LINGER_IDLE_S + 1))) as port,
+        connected(port) as connection,
+    ):
         began = time.monotonic()
         connection.sendall(request("POST", "/v1/score", UNKNOWN, "Content-Length: 1000000"))
         assert Reply(connection).status == 401
@@ -181,7 +227,10 @@ def test_refused_body_that_drips_is_cut_at_the_deadline():
 
 @pytest.mark.usefixtures("token")
 def test_refused_client_that_sends_nothing_is_closed():
-    with serving(make_app(config(deadline_s=60))) as port, connected(port, timeout_s=20) as connection:
+    with (
+        serving(make_app(config(deadline_s=60))) as port,
+        connected(port, timeout_s=20) as connection,
+    ):
         began = time.monotonic()
         connection.sendall(request("POST", "/v1/score", UNKNOWN, "Content-Length: 1000000"))
         reply = Reply(connection)
@@ -235,7 +284,13 @@ def test_connection_is_kept_if_the_refused_body_was_read():
     with serving(make_app(config())) as port, connected(port) as connection:
         for _ in range(2):
             connection.sendall(
-                request("POST", "/v1/score", "Content-Length: 3", "Content-Type: multipart/form-data; boundary=x", body=b"abc")
+                request(
+                    "POST",
+                    "/v1/score",
+                    "Content-Length: 3",
+                    "Content-Type: multipart/form-data; boundary=x",
+                    body=b"abc",
+                )
             )
             reply = Reply(connection)
             assert (reply.status, reply.headers.get("connection")) == (400, None)
@@ -243,9 +298,12 @@ def test_connection_is_kept_if_the_refused_body_was_read():
 
 def test_head_is_answered_wherever_get_is(local):
     url, app = local
-    documented = [path for path, operations in app.openapi()["paths"].items() if "get" in operations]
+    documented = [
+        path for path, operations in app.openapi()["paths"].items() if "get" in operations
+    ]
     assert {"/healthz", "/readyz", "/metrics", "/v1/ensembles", "/v1/detectors"} <= {*documented}
-    with client(url) as asking:  # one connection: a body after HEAD would be read as the next answer
+    # one connection: a body after HEAD would be read as the next answer
+    with client(url) as asking:
         for path in (*documented, "/", "/page/page.js", "/openapi.json", "/v1/nothing"):
             got, head = asking.get(path), asking.head(path)
             assert (head.status_code, head.content) == (got.status_code, b""), path
@@ -272,18 +330,26 @@ def test_head_needs_a_token_where_get_does():
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/score/"), ("GET", "/healthz/"), ("GET", "/v1/ensembles/"), ("HEAD", "/readyz/")]
+    ("method", "path"),
+    [("POST", "/v1/score/"), ("GET", "/healthz/"), ("GET", "/v1/ensembles/"), ("HEAD", "/readyz/")],
 )
 @pytest.mark.usefixtures("token")
 def test_slash_at_the_end_is_not_redirected(method, path):
-    """A redirect would name `http` behind a proxy that ends TLS, and the client would send its image and token in clear."""
+    """A redirect would name `http` behind a proxy that ends TLS, and the client would send its
+    image and token in clear.
+    """
     proxied = {
         "Host": "photos.example.org",
         "X-Forwarded-Proto": "https",
         "X-Forwarded-For": "192.0.2.1",
         "Authorization": f"Bearer {TOKEN}",
     }
-    with serving(create_app(config(), None, None)) as port, client(f"http://127.0.0.1:{port}") as asking:
-        answer = asking.request(method, path, headers=proxied, content=b"x" if method == "POST" else None)
+    with (
+        serving(create_app(config(), None, None)) as port,
+        client(f"http://127.0.0.1:{port}") as asking,
+    ):
+        answer = asking.request(
+            method, path, headers=proxied, content=b"x" if method == "POST" else None
+        )
     assert answer.status_code == 404
     assert "location" not in answer.headers

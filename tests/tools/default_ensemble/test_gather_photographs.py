@@ -1,4 +1,6 @@
-"""The script that gathered the default's pictures: those of the list's commit, byte for byte, without what no training may use."""
+"""The script that gathered the default's pictures: those of the list's commit, byte for byte,
+without what no training may use.
+"""
 
 import csv
 import json
@@ -19,7 +21,9 @@ from tools.default_ensemble.gather_photographs import read_rules
 def picture(seed, size=(256, 256), **settings):
     """A JPEG of soft blobs of colour, other ones for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
-    return encoded(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC), "JPEG", **settings)
+    return encoded(
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC), "JPEG", **settings
+    )
 
 
 FILES = {
@@ -36,14 +40,23 @@ FILES = {
 
 def git(folder, *words):
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    return subprocess.run(["git", "-C", folder, *identity, *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", folder, *identity, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def listed(path, *rows):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("repo", "commit", "path_rule", "label", "source", "generator_or_camera"), restval="")
+        writer = csv.DictWriter(
+            file,
+            ("repo", "commit", "path_rule", "label", "source", "generator_or_camera"),
+            restval="",
+        )
         writer.writeheader()
-        writer.writerows({"repo": "owner/name", "commit": "12" * 20, "label": "real", "source": "photos"} | row for row in rows)
+        writer.writerows(
+            {"repo": "owner/name", "commit": "12" * 20, "label": "real", "source": "photos"} | row
+            for row in rows
+        )
     return str(path)
 
 
@@ -58,38 +71,61 @@ def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_re
     commit = git(work, "rev-parse", "HEAD")
     (work / "photos/a.jpg").write_bytes(b"another one")
     git(work, "commit", "--quiet", "--all", "--message=another a")
-    git(tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "mirrors/owner+name/repo"))
+    git(
+        tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "mirrors/owner+name/repo")
+    )
     (tmp_path / "refused.sha256").write_text(sha256(FILES["photos/refused.jpg"]).hexdigest())
     rules = listed(
         tmp_path / "sources.csv",
         {"commit": commit, "path_rule": r"^photos/ NOT thumbs"},
-        {"commit": commit, "path_rule": "^made/", "label": "grid2x2", "source": "made", "generator_or_camera": "Painter 2"},
+        {
+            "commit": commit,
+            "path_rule": "^made/",
+            "label": "grid2x2",
+            "source": "made",
+            "generator_or_camera": "Painter 2",
+        },
     )
     command = [sys.executable, "-m", "tools.default_ensemble.gather_photographs", rules]
     command += ["--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
-    done = subprocess.run([*command, "--refuse", str(tmp_path / "refused.sha256")], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--refuse", str(tmp_path / "refused.sha256")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(out / "index.parquet").to_pylist()
     assert [(row["path"], row["label"], row["generator"], row["quarter"]) for row in rows] == [
         ("photos/a.jpg", "real", "real:photos", None), *(("made/x.jpg", "fake", "Painter 2", quarter) for quarter in range(4)),
     ]  # fmt: skip
-    assert {path.name for path in out.glob("images/*/*")} == {row["uri"].rpartition("/")[2] for row in rows}
+    assert {path.name for path in out.glob("images/*/*")} == {
+        row["uri"].rpartition("/")[2] for row in rows
+    }
     assert all(sha256((out / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
-    assert {row["path"]: row["reason"] for row in pq.read_table(out / "dropped.parquet").to_pylist()} == {
+    assert {
+        row["path"]: row["reason"] for row in pq.read_table(out / "dropped.parquet").to_pylist()
+    } == {
         "photos/d-again.jpg": "duplicate",
         "photos/e-nearly.jpg": "near_duplicate",
         "photos/refused.jpg": "refused",
         "photos/small.jpg": "too_small",
         "photos/text.jpg": "unsupported_format",
     }
-    names = [sha256(FILES["photos/a.jpg"]).hexdigest(), *(f"{sha256(FILES['made/x.jpg']).hexdigest()}:{quarter}" for quarter in range(4))]
+    names = [
+        sha256(FILES["photos/a.jpg"]).hexdigest(),
+        *(f"{sha256(FILES['made/x.jpg']).hexdigest()}:{quarter}" for quarter in range(4)),
+    ]
     facts = ["real\tphotos\treal:photos", *["fake\tmade\tPainter 2"] * 4]
-    lines = sorted(f"{name}\t{labels}\towner\tnone stated\n" for name, labels in zip(names, facts, strict=True))
+    lines = sorted(
+        f"{name}\t{labels}\towner\tnone stated\n" for name, labels in zip(names, facts, strict=True)
+    )
     assert json.loads(done.stdout)["index_sha256"] == sha256("".join(lines).encode()).hexdigest()
 
 
 def test_what_is_no_rule_is_refused(tmp_path):
-    for row in ({"path_rule": "("}, {"path_rule": "a", "repo": "--upload-pack=x/y"}, {"path_rule": "a", "source": "../x"}):
+    for row in (
+        {"path_rule": "("},
+        {"path_rule": "a", "repo": "--upload-pack=x/y"},
+        {"path_rule": "a", "source": "../x"},
+    ):
         with pytest.raises(ConfigError, match="line 2"):
             read_rules(listed(tmp_path / "sources.csv", row))
 

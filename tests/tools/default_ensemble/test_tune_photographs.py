@@ -1,4 +1,6 @@
-"""The script that tuned the default's backbone: a file that the backbone reads, other weights than before, and pictures decoded once."""
+"""The script that tuned the default's backbone: a file that the backbone reads, other weights than
+before, and pictures decoded once.
+"""
 
 import hashlib
 import sys
@@ -22,13 +24,25 @@ SHIPPED = config_root() / "backbones" / "efficientnet-lite0-stages.safetensors"
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two sources of two pictures each, one of them generated, and one of another split that must not be read."""
+    """Two sources of two pictures each, one of them generated, and one of another split that must
+    not be read.
+    """
     rows = []
-    for number, (source, label, split) in enumerate([("a", "real", "train")] * 2 + [("b", "fake", "train")] * 2 + [("c", "fake", "test")]):
+    for number, (source, label, split) in enumerate(
+        [("a", "real", "train")] * 2 + [("b", "fake", "train")] * 2 + [("c", "fake", "test")]
+    ):
         data = encoded(photo(320, 280, number), "JPEG")
         (tmp_path / f"{number}.jpg").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
-        rows.append({"uri": f"{number}.jpg", "sha256": digest, "source": source, "label": label, "split": split})
+        rows.append(
+            {
+                "uri": f"{number}.jpg",
+                "sha256": digest,
+                "source": source,
+                "label": label,
+                "split": split,
+            }
+        )
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "index.parquet")
     return tmp_path
 
@@ -51,7 +65,21 @@ def test_it_writes_a_backbone_that_was_tuned_and_heads_for_it(photos, taesd, mon
     monkeypatch.setattr(tune_photographs, "HALF_BATCH", 2)
     out = photos / "out"
     monkeypatch.setattr(
-        sys, "argv", ["tune", str(photos), str(SHIPPED), "--taesd", str(taesd), "--steps", "1", "1", "1", "--out", str(out)]
+        sys,
+        "argv",
+        [
+            "tune",
+            str(photos),
+            str(SHIPPED),
+            "--taesd",
+            str(taesd),
+            "--steps",
+            "1",
+            "1",
+            "1",
+            "--out",
+            str(out),
+        ],
     )
     tune_photographs.main()
     before, after = load_file(SHIPPED), load_file(out / "backbone.safetensors")

@@ -30,14 +30,18 @@ def test_the_order_is_random():
     assert all(share_near(first[name], first.total(), 1 / 11) for name in OPERATIONS)
     # A repeat is not next to its twin as a rule: they would be, if the bag were not shuffled.
     twins = [names for names in drawn if names.count("jpeg") == 2 and len(names) > 8]
-    neighbours = sum(abs(np.subtract(*np.flatnonzero(np.array(names) == "jpeg"))) == 1 for names in twins)
+    neighbours = sum(
+        abs(np.subtract(*np.flatnonzero(np.array(names) == "jpeg"))) == 1 for names in twins
+    )
     assert 0 < neighbours < len(twins) / 3
 
 
 @pytest.mark.parametrize(("crop", "short"), [(384, 440), (224, 256)])
 def test_without_operations_it_is_the_authors_resize_and_a_crop_of_it(crop, short):
     image = textured(600, 500).image
-    result = CommunityForensicsPolicy(crop=crop, repeats=(0, 0))(ImageSample(image, None, 1), rng(0)).image
+    result = CommunityForensicsPolicy(crop=crop, repeats=(0, 0))(
+        ImageSample(image, None, 1), rng(0)
+    ).image
     whole = np.asarray(image.resize((int(short * 600 / 500), short), Image.Resampling.BILINEAR))
     windows = np.lib.stride_tricks.sliding_window_view(whole, (crop, crop, 3))[:, :, 0]
     assert (windows[:, :, 0, 0] == np.asarray(result)[0, 0]).all(-1).any()
@@ -65,7 +69,9 @@ def test_rotation_reaches_15_degrees_and_no_more():
     stream = rng(4)
     angles = []
     for _ in range(150):
-        turned = np.asarray(OPERATIONS["rotate"](ImageSample(ruler.convert("RGB"), ruler, 1), 384, stream).mask)
+        turned = np.asarray(
+            OPERATIONS["rotate"](ImageSample(ruler.convert("RGB"), ruler, 1), 384, stream).mask
+        )
         angles.append(np.degrees(np.arctan2(100 - np.flatnonzero(turned[:, 190]).mean(), 90)))
     assert -15.5 < min(angles) < -13.5
     assert 13.5 < max(angles) < 15.5
@@ -77,7 +83,9 @@ def dot_after(name, stream, size=(200, 100)):
     mask = Image.new("L", size)
     middle = size[0] // 2, size[1] // 2
     mask.putpixel(middle, 255)
-    y, x = np.argwhere(np.asarray(OPERATIONS[name](ImageSample(mask.convert("RGB"), mask, 1), 384, stream).mask))[0]
+    y, x = np.argwhere(
+        np.asarray(OPERATIONS[name](ImageSample(mask.convert("RGB"), mask, 1), 384, stream).mask)
+    )[0]
     return int(x) - middle[0], int(y) - middle[1]
 
 
@@ -93,7 +101,9 @@ def test_shear_leaves_the_middle_and_slants_both_axes():
     cross.paste(255, (0, 99, 201, 102))
     slants = []
     for _ in range(100):
-        mask = np.asarray(OPERATIONS["shear"](ImageSample(cross.convert("RGB"), cross, 1), 384, stream).mask)
+        mask = np.asarray(
+            OPERATIONS["shear"](ImageSample(cross.convert("RGB"), cross, 1), 384, stream).mask
+        )
         assert mask[100, 100] == 255
         slants.append(np.degrees(np.arctan2(np.flatnonzero(mask[:, 180]).mean() - 100, 80)))
     assert 11 < max(slants) < 16.5
@@ -101,7 +111,9 @@ def test_shear_leaves_the_middle_and_slants_both_axes():
 
 
 def test_padding_keeps_the_size_and_frames_in_grey_up_to_a_twentieth():
-    sample = ImageSample(Image.new("RGB", (200, 200), (255, 0, 0)), Image.new("L", (200, 200), 255), 1)
+    sample = ImageSample(
+        Image.new("RGB", (200, 200), (255, 0, 0)), Image.new("L", (200, 200), 255), 1
+    )
     stream = rng(7)
     widths = []
     for _ in range(200):
@@ -112,13 +124,17 @@ def test_padding_keeps_the_size_and_frames_in_grey_up_to_a_twentieth():
 
 
 def test_cut_out_covers_two_to_six_hundredths_in_half_of_the_images_and_clears_the_mask():
-    sample = ImageSample(Image.new("RGB", (200, 160), (255, 0, 0)), Image.new("L", (200, 160), 255), 1)
+    sample = ImageSample(
+        Image.new("RGB", (200, 160), (255, 0, 0)), Image.new("L", (200, 160), 255), 1
+    )
     stream = rng(8)
     shares, greys = [], set()
     for _ in range(600):
         result = OPERATIONS["cut-out"](sample, 384, stream)
         covered = np.asarray(result.mask) == 0
-        assert np.array_equal(covered, np.asarray(result.image)[..., 1] == np.asarray(result.image)[..., 0])
+        assert np.array_equal(
+            covered, np.asarray(result.image)[..., 1] == np.asarray(result.image)[..., 0]
+        )
         shares.append(covered.mean())
         greys |= set(np.asarray(result.image)[covered][:, 0].tolist())
     taken = [share for share in shares if share]
@@ -131,7 +147,10 @@ def test_cut_out_covers_two_to_six_hundredths_in_half_of_the_images_and_clears_t
 @pytest.mark.parametrize("name", ["mirror", "upend"])
 def test_flips_take_half_of_the_images(name):
     sample, stream = textured(), rng(9)
-    changed = sum(OPERATIONS[name](sample, 384, stream).image.tobytes() != sample.image.tobytes() for _ in range(600))
+    changed = sum(
+        OPERATIONS[name](sample, 384, stream).image.tobytes() != sample.image.tobytes()
+        for _ in range(600)
+    )
     assert share_near(changed, 600, 0.5)
 
 

@@ -1,4 +1,6 @@
-"""in-the-wild: one picture per seed, of one size whatever came, its mask by the same geometry, and each change as often as it says."""
+"""in-the-wild: one picture per seed, of one size whatever came, its mask by the same geometry, and
+each change as often as it says.
+"""
 
 import numpy as np
 import pytest
@@ -37,15 +39,25 @@ def test_a_picture_of_any_size_becomes_the_crop_or_stays_whole(size):
     sample = ImageSample(textured(*size).image, Image.new("L", size, 255), 1)
     for seed in range(12):
         found = policy(sample, rng(seed))
-        assert (found.image.size, found.image.mode, found.mask.size, found.mask.mode) == ((64, 64), "RGB", (64, 64), "L")
+        assert (found.image.size, found.image.mode, found.mask.size, found.mask.mode) == (
+            (64, 64),
+            "RGB",
+            (64, 64),
+            "L",
+        )
         assert found.finished
 
 
 def test_a_resized_picture_keeps_a_part_of_its_scale(no_changes):
-    """Of a ramp from left to right the crop shows more, the more it was shrunk: from 0.45 to 1.15 of its size."""
+    """Of a ramp from left to right the crop shows more, the more it was shrunk: from 0.45 to 1.15
+    of its size.
+    """
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
     policy = InTheWild(crop=64, **{**NEVER, "resized": 1})
-    shown = [np.ptp(np.asarray(policy(ImageSample(ramp, None, 0), rng(seed)).image)[..., 0].astype(int)) for seed in range(100)]
+    shown = [
+        np.ptp(np.asarray(policy(ImageSample(ramp, None, 0), rng(seed)).image)[..., 0].astype(int))
+        for seed in range(100)
+    ]
     assert 64 / 1.15 - 6 < min(shown) < 64 / 0.9
     assert 64 / 0.55 < max(shown) < 64 / 0.45 + 6
 
@@ -65,7 +77,9 @@ def test_the_mask_goes_where_the_picture_goes(shares):
 
 def test_a_screen_s_bars_were_not_altered(no_changes):
     policy = InTheWild(crop=100, **{**NEVER, "screens": 1})
-    sample = ImageSample(Image.new("RGB", (100, 100), (90, 200, 60)), Image.new("L", (100, 100), 255), 1)
+    sample = ImageSample(
+        Image.new("RGB", (100, 100), (90, 200, 60)), Image.new("L", (100, 100), 255), 1
+    )
     for seed in range(20):
         found = policy(sample, rng(seed))
         pixels, mask = np.asarray(found.image), np.asarray(found.mask) > 0
@@ -92,7 +106,10 @@ def test_with_no_share_at_all_only_crop_and_mirror_are_left(no_changes):
 def test_shares_of_one_happen_every_time(no_changes):
     policy = InTheWild(crop=64, quality=(80, 80), **{**NEVER, "saved": 1})
     once, codecs = textured(64, 64), {"jpeg": 0, "webp": 0}
-    known = {jpeg(once.image, 80).tobytes(): "jpeg", in_the_wild.ops.webp(once.image, 80, method=2).tobytes(): "webp"}
+    known = {
+        jpeg(once.image, 80).tobytes(): "jpeg",
+        in_the_wild.ops.webp(once.image, 80, method=2).tobytes(): "webp",
+    }
     known |= {Image.frombytes("RGB", (64, 64), pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): name
               for pixels, name in list(known.items())}  # fmt: skip
     for seed in range(300):
@@ -103,7 +120,15 @@ def test_shares_of_one_happen_every_time(no_changes):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"crop": 4}, {"resized": 1.1}, {"longest_short_side": 0}, {"strength": 1}, {"scale": [0.9, 0.5]}, {"quality": [0, 101]}]
+    "arguments",
+    [
+        {"crop": 4},
+        {"resized": 1.1},
+        {"longest_short_side": 0},
+        {"strength": 1},
+        {"scale": [0.9, 0.5]},
+        {"quality": [0, 101]},
+    ],
 )
 def test_what_makes_no_sense_is_refused(arguments):
     with pytest.raises(ConfigError, match="in-the-wild"):

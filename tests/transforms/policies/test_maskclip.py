@@ -28,7 +28,9 @@ def test_both_sides_scale_by_the_same_four_fifths_to_six_fifths(results):
 
 def test_a_quarter_lie_on_their_side_and_none_is_final(results):
     assert share_near(sum(r.image.height > r.image.width for r in results), 600, 0.5 * 0.5)
-    assert {(r.finished, r.label) for r in results} == {(False, 1)}, "the label is the loader's to recompute"
+    assert {(r.finished, r.label) for r in results} == {(False, 1)}, (
+        "the label is the loader's to recompute"
+    )
 
 
 def test_light_and_contrast_within_a_tenth(results):
@@ -39,23 +41,39 @@ def test_light_and_contrast_within_a_tenth(results):
     assert np.ptp(ground[:, 0]) > 45
     levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0).T[None].copy())
     expected = [int(min(max(level * np.float32(1.05) - 10.2, 0), 255)) for level in range(256)]
-    assert np.abs(np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)).max() == 0
+    assert (
+        np.abs(
+            np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0] - np.array(expected)
+        ).max()
+        == 0
+    )
 
 
 @pytest.fixture(scope="module")
 def grain():
-    """Of noise in three independent colours, the contrast between neighbours after the policy: (400, 3) red, blue and light."""
-    noise = ImageSample(Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1)
+    """Of noise in three independent colours, the contrast between neighbours after the policy:
+    (400, 3) red, blue and light.
+    """
+    noise = ImageSample(
+        Image.fromarray(rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)), None, 1
+    )
     contrasts = []
     for seed in range(400):
         pixels = np.asarray(POLICY(noise, rng(1, seed)).image).astype(float)
-        planes = pixels[..., 0], pixels[..., 2], pixels[..., 0] - pixels[..., 2], pixels @ (0.299, 0.587, 0.114)
+        planes = (
+            pixels[..., 0],
+            pixels[..., 2],
+            pixels[..., 0] - pixels[..., 2],
+            pixels @ (0.299, 0.587, 0.114),
+        )
         contrasts.append([np.diff(plane, axis=1).std() for plane in planes])
     return np.array(contrasts).T
 
 
 def test_jpeg_in_a_fifth_of_the_images_takes_red_for_blue(grain):
-    """JPEG halves the resolution of colour and keeps that of light; of the channels it keeps least of the one it takes for blue."""
+    """JPEG halves the resolution of colour and keeps that of light; of the channels it keeps least
+    of the one it takes for blue.
+    """
     red, blue, colour, light = grain
     compressed = colour / light < 1.4
     assert share_near(int(compressed.sum()), 400, 0.2)
@@ -84,5 +102,6 @@ def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
         slope = np.abs(np.diff(green[..., 1], axis=1))[2:-2, 2:-2]
         steep = slope > max(20, slope.max() / 2)
         assert steep.any()
-        # Not all of it: the band is a cross wide, so it has no diagonal at the corners, where a blur is steep too.
+        # Not all of it: the band is a cross wide, so it has no diagonal at the corners, where a
+        # blur is steep too.
         assert edge[2:-2, 2:-3][steep].mean() > 0.9

@@ -1,4 +1,6 @@
-"""v1 touches fakes alone, a fifth of them by each step; v2 ends in one of five ways through a codec."""
+"""v1 touches fakes alone, a fifth of them by each step; v2 ends in one of five ways through a
+codec.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ DRAWS = 800
 
 
 def matching(areas, sharpness, **arguments):
-    return RealMatching(statistics=RealStatistics(np.array(areas), np.array(sharpness)), **arguments)
+    return RealMatching(
+        statistics=RealStatistics(np.array(areas), np.array(sharpness)), **arguments
+    )
 
 
 def test_v1_leaves_real_images_as_they_are():
@@ -36,10 +40,14 @@ def test_v1_gives_a_fifth_of_the_fakes_the_area_of_a_real_image_and_keeps_their_
 
 
 def test_v1_noise_and_jpeg_have_their_shares_strength_and_qualities():
-    """Areas equal the image's own and every real image is far sharper, so only noise and JPEG remain."""
+    """Areas equal the image's own and every real image is far sharper, so only noise and JPEG
+    remain.
+    """
     sample = textured()
     policy = matching([sample.image.width * sample.image.height], [1e12])
-    known = by_pixels(lambda image, quality: jpeg(image, quality, swapped=True), sample.image, range(50, 101))
+    known = by_pixels(
+        lambda image, quality: jpeg(image, quality, swapped=True), sample.image, range(50, 101)
+    )
     original, qualities, noise = np.asarray(sample.image).astype(int), [], []
     for seed in range(DRAWS):
         pixels = np.asarray(policy(sample, rng(seed)).image).astype(int)
@@ -62,8 +70,12 @@ def test_v1_blurs_a_fifth_of_those_that_are_sharper_than_a_real_image():
     def blurred(sharpness):
         policy = matching([area], [sharpness])
         original = np.asarray(sample.image).astype(int)
-        differences = [np.asarray(policy(sample, rng(seed)).image).astype(int) - original for seed in range(DRAWS)]
-        # A blur of σ 0.3 moves values by a grey level or two; noise moves red alone, and JPEG all of them by more.
+        differences = [
+            np.asarray(policy(sample, rng(seed)).image).astype(int) - original
+            for seed in range(DRAWS)
+        ]
+        # A blur of σ 0.3 moves values by a grey level or two; noise moves red alone, and JPEG all
+        # of them by more.
         return [d for d in differences if d[..., 1].any() and np.abs(d).max() <= 4]
 
     assert share_near(len(blurred(0.0)), DRAWS, 0.2 * 0.8 * 0.8)
@@ -77,7 +89,9 @@ def ways():
     known = {
         "none": {image.tobytes(): 0},
         "jpeg": by_pixels(jpeg, image, range(40, 101)),
-        "webp": by_pixels(lambda image, quality: webp(image, quality, method=0), image, range(50, 101)),
+        "webp": by_pixels(
+            lambda image, quality: webp(image, quality, method=0), image, range(50, 101)
+        ),
         "webp instead": by_pixels(webp, image, range(50, 101)),
         "avif": by_pixels(avif, image, range(30, 96)) if has_avif() else {},
     }
@@ -97,7 +111,13 @@ def ways():
 @pytest.mark.skipif(not has_avif(), reason="this Pillow has no AVIF")
 def test_v2_compresses_by_the_published_shares_and_qualities(ways):
     found = ways(True)
-    shares = {"none": 0.15 + 0.2 * 0.05, "jpeg": 0.45 * 0.7 + 0.10, "webp": 0.2 * 0.95, "avif": 0.10, "twice": 0.45 * 0.3}
+    shares = {
+        "none": 0.15 + 0.2 * 0.05,
+        "jpeg": 0.45 * 0.7 + 0.10,
+        "webp": 0.2 * 0.95,
+        "avif": 0.10,
+        "twice": 0.45 * 0.3,
+    }
     for name, share in shares.items():
         assert share_near(len(found[name]), DRAWS, share), (name, len(found[name]))
     assert (min(found["jpeg"]), max(found["jpeg"])) == (55, 95)
@@ -121,7 +141,8 @@ def test_v2_refuses_avif_only_where_there_is_none(monkeypatch):
     assert SocialMedia(crop=64)(textured(), rng(0)).image.size == (64, 64)
 
 
-# The draws do not depend on the pixels: samples of one size get the same changes from the same seed.
+# The draws do not depend on the pixels: samples of one size get the same changes from the same
+# seed.
 V2 = SocialMedia(crop=64, avif=False)
 
 
@@ -166,7 +187,8 @@ def test_v2_mirrors_a_tenth():
     right = masked(np.arange(240)[None] > 120)
     masks = [np.asarray(V2(right, rng(seed)).mask) for seed in range(800)]
     mirrored = sum(mask[:, :32].mean() > mask[:, 32:].mean() for mask in masks)
-    # Some crops lie on one side of the middle alone; they show no side or the other one by their corners.
+    # Some crops lie on one side of the middle alone; they show no side or the other one by their
+    # corners.
     assert 0.06 < mirrored / 800 < 0.15
 
 
@@ -185,4 +207,6 @@ def test_v2_shrinks_what_is_larger_than_2048_first():
     # Of a marker 32 pixels across nothing finer than two pixels is left.
     assert len(np.unique(np.asarray(small.image).reshape(-1, 3), axis=0)) > 10
     image = textured(1100, 300).image
-    assert {compressed(image, rng(seed), with_avif=False).size for seed in range(25)} == {(1100, 300)}, "what a codec shrank grows back"
+    assert {compressed(image, rng(seed), with_avif=False).size for seed in range(25)} == {
+        (1100, 300)
+    }, "what a codec shrank grows back"

@@ -1,4 +1,6 @@
-"""The eight ways in which a square can lie, and nothing else; CNNDetection: blur and JPEG, each in half of the images, then a crop."""
+"""The eight ways in which a square can lie, and nothing else; CNNDetection: blur and JPEG, each in
+half of the images, then a crop.
+"""
 
 from collections import Counter
 
@@ -13,7 +15,11 @@ from tests.transforms.given import by_pixels, rng, share_near, textured
 
 SMALL = textured(32, 32)
 PIXELS = np.asarray(SMALL.image)
-EIGHT = {np.rot90(p, k).tobytes(): (k, m) for m, p in enumerate((PIXELS, PIXELS[:, ::-1])) for k in range(4)}
+EIGHT = {
+    np.rot90(p, k).tobytes(): (k, m)
+    for m, p in enumerate((PIXELS, PIXELS[:, ::-1]))
+    for k in range(4)
+}
 
 
 def drawn(policy, n=1600):
@@ -56,7 +62,9 @@ def test_jpeg_in_half_of_the_images_with_quality_30_to_100():
     known = by_pixels(jpeg, SQUARE.image, range(20, 101))
     results = [STILL(SQUARE, rng(seed)).image for seed in range(DRAWS)]
     as_it_was = sum(SQUARE.image.tobytes() in unmirrored(image) for image in results)
-    qualities = [known[pixels] for image in results for pixels in unmirrored(image) if pixels in known]
+    qualities = [
+        known[pixels] for image in results for pixels in unmirrored(image) if pixels in known
+    ]
     assert share_near(as_it_was, DRAWS, 0.5)
     assert as_it_was + len(qualities) == DRAWS
     assert (min(qualities), max(qualities)) == (30, 100)
@@ -65,18 +73,35 @@ def test_jpeg_in_half_of_the_images_with_quality_30_to_100():
 
 def test_mirrored_in_half_of_the_images():
     policy = CnnDetection(crop=64, short_side=64, probability=0)
-    same = sum(policy(SQUARE, rng(seed)).image.tobytes() == SQUARE.image.tobytes() for seed in range(DRAWS))
+    same = sum(
+        policy(SQUARE, rng(seed)).image.tobytes() == SQUARE.image.tobytes() for seed in range(DRAWS)
+    )
     assert share_near(same, DRAWS, 0.5)
 
 
 def test_the_blur_is_scipy_s_with_sigma_up_to_3():
-    image = ImageSample(Image.fromarray(np.pad(np.full((1, 1, 3), 255, np.uint8), ((32, 31), (32, 31), (0, 0)))), None, 1)
-    peaks = [np.asarray(CnnDetection(crop=64, short_side=64, quality=(100, 100))(image, rng(seed)).image).max() for seed in range(300)]
-    assert share_near(sum(peak >= 240 for peak in peaks), 300, 0.5 + 0.5 * 0.09)  # σ < 0.27 leaves the dot as it is
+    image = ImageSample(
+        Image.fromarray(np.pad(np.full((1, 1, 3), 255, np.uint8), ((32, 31), (32, 31), (0, 0)))),
+        None,
+        1,
+    )
+    peaks = [
+        np.asarray(
+            CnnDetection(crop=64, short_side=64, quality=(100, 100))(image, rng(seed)).image
+        ).max()
+        for seed in range(300)
+    ]
+    # σ < 0.27 leaves the dot as it is
+    assert share_near(sum(peak >= 240 for peak in peaks), 300, 0.5 + 0.5 * 0.09)
     assert min(peaks) < 255 / (2 * np.pi * 2.5**2)
     fixed = CnnDetection(crop=64, short_side=64, sigma=(1.5, 1.5))
-    expected = np.stack([gaussian_filter(np.asarray(SQUARE.image)[..., c], 1.5) for c in range(3)], axis=-1)
-    assert any(Image.fromarray(expected).tobytes() in unmirrored(fixed(SQUARE, rng(seed)).image) for seed in range(12))
+    expected = np.stack(
+        [gaussian_filter(np.asarray(SQUARE.image)[..., c], 1.5) for c in range(3)], axis=-1
+    )
+    assert any(
+        Image.fromarray(expected).tobytes() in unmirrored(fixed(SQUARE, rng(seed)).image)
+        for seed in range(12)
+    )
 
 
 @pytest.mark.parametrize(("crop", "short"), [(224, 256), (112, 128)])
@@ -85,5 +110,13 @@ def test_the_short_side_goes_with_the_crop(crop, short):
     mask = Image.new("L", (short * 2, short))
     mask.paste(255, (0, 0, short * 2, short // 2))
     policy = CnnDetection(crop=crop, probability=0)
-    above = [int((np.asarray(policy(ImageSample(mask.convert("RGB"), mask, 1), rng(seed)).mask)[:, 0] > 0).sum()) for seed in range(200)]
+    above = [
+        int(
+            (
+                np.asarray(policy(ImageSample(mask.convert("RGB"), mask, 1), rng(seed)).mask)[:, 0]
+                > 0
+            ).sum()
+        )
+        for seed in range(200)
+    ]
     assert (max(above), min(above)) == (short // 2, crop - short // 2)
