@@ -413,13 +413,13 @@ def pages(
     while True:
         token = after
         answer = call(
-            lambda left: page(
+            lambda left, token=token: page(
                 bucket,
                 prefix,
                 timeout_s=left,
                 delimiter=delimiter,
                 after=token,
-                above=above,  # noqa: B023 - called at once
+                above=above,
             )
         )
         yield answer
