@@ -413,12 +413,12 @@ def pages(
     while True:
         token = after
         answer = call(
-            lambda left, token=token: page(
+            lambda left: page(
                 bucket,
                 prefix,
                 timeout_s=left,
                 delimiter=delimiter,
-                after=token,
+                after=token,  # noqa: B023 - called at once
                 above=above,
             )
         )
