@@ -70,7 +70,10 @@ def free_ports(count):
 def outer_address():
     """The address of this machine that other machines reach, as Ray finds it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("8.8.8.8", 80))  # Nothing is sent.
+        try:
+            probe.connect(("8.8.8.8", 80))  # Nothing is sent.
+        except OSError:  # There is no route.
+            return socket.gethostbyname(socket.gethostname())
         return probe.getsockname()[0]
 
 
