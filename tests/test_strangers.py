@@ -195,7 +195,7 @@ def running(words, folder, **variables):
 
 
 def is_working(process):
-    """Whether a worker has been given something to do, and both agents listen, where there are any."""
+    """Whether a worker has been given something to do, and both agents listen."""
     assert process.poll() is None
     titles = [title_of(pid) for pid in family_of(process.pid)]
     if not any(
@@ -203,8 +203,6 @@ def is_working(process):
         for title in titles
     ):
         return False
-    if any("cluster/services.py" in title for title in titles):
-        return True
     listening = {one.title.split()[0] for one in stranger.listeners(process.pid)}
     return listening.issuperset(AGENTS)
 

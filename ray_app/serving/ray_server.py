@@ -6,6 +6,7 @@ For clusters there is `serve deploy`; without Ray there is `serving.server`.
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,14 +70,14 @@ def endpoint(
     for name, value in SERVE_VARIABLES.items():
         os.environ.setdefault(name, value)
     os.environ.update(_PYTHON_PROXY)
-    from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
-
-    logging_config = validate(logs, LoggingConfig, where="logging_config")
     with cluster(at_cluster, hidden=(config.access.tokens_variable,)):
+        # Serve reads its variables when it is imported, and Ray those that `cluster` sets.
         from ray import serve
+        from ray.serve.schema import LoggingConfig
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, build
 
+        logging_config = validate(logs, LoggingConfig, where="logging_config")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         bound = build(config)
         serve.start(
@@ -162,9 +163,8 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
     """What this process starts it also ends: it must not be what `serve deploy` made. Raises
     ConfigError.
     """
-    import ray
-
-    if named_cluster(at_cluster.address) or ray.is_initialized():
+    is_connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if named_cluster(at_cluster.address) or is_connected:
         raise ConfigError(
             "this command starts a Ray of its own, but RAY_ADDRESS names a cluster",
             hint="on the cluster: serve deploy configs/serve/ensemble.yaml; for a Ray of its own, unset RAY_ADDRESS",

@@ -125,3 +125,23 @@ def test_a_ray_that_is_there_already_is_left_as_it_is(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with cluster(ClusterConfig()):
         assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+SERVING = """
+import sys
+from ray_app.cluster.config import ClusterConfig
+from ray_app.serving import ray_server
+from ray_app.serving.config import ServeConfig
+
+def start(*_, **__):
+    sys.exit("Ray is imported" if "ray" in sys.modules else 0)
+
+ray_server.cluster = start
+with ray_server.endpoint(ServeConfig(ensembles=("tiny",)), "127.0.0.1", 0, ClusterConfig()):
+    sys.exit("Ray was not started")
+"""
+
+
+def test_endpoint_imports_ray_only_when_it_starts_ray():
+    done = subprocess.run([sys.executable, "-c", SERVING], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
