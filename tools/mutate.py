@@ -12,8 +12,8 @@ text, so that it survives a move within the file.
 
 `run` changes the file in place, runs the covering tests that are nearest to the module first, stops
 at the first failure or after 60 seconds, and restores the file. A mutation is `caught` if a test
-fails, `survived` if none does in that time, and `gone` if its function or its text no longer
-exists.
+fails, `survived` if none does in that time, `gone` if its function or its text no longer exists,
+and `error` if pytest itself failed. Start it from a commit whose default tests pass.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = 300
@@ -279,14 +281,28 @@ def run_mutation(mutation: Mutation, coverage: Coverage, root: Path = ROOT) -> R
     )
 
 
+def require_passing_tests(mutation: Mutation, coverage: Coverage, root: Path = ROOT) -> None:
+    """Exit if the tests of a mutation fail without it, since then every mutation seems caught."""
+    status, test = _run_tests(coverage.tests_of(mutation.file, mutation.line)[:MAX_TESTS], root)
+    if status != "survived":
+        sys.exit(f"the tests fail without a mutation: {test}")
+
+
 def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist",
-               f"--timeout={TEST_TIMEOUT_S}", *tests]  # fmt: skip
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    """Return the status of a mutation and the test that caught it, or why there is none."""
+    options = [
+        "-x",
+        "-q",
+        "--tb=no",
+        "-rfE",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={TEST_TIMEOUT_S}",
+    ]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "pytest", *options, *tests],
         cwd=root,
-        env=environment,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -303,7 +319,9 @@ def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
     named = [
         line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))
     ]
-    return "caught", named[0] if named else f"pytest exited with {process.returncode}"
+    if process.returncode in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED) and named:
+        return "caught", named[0]
+    return "error", f"pytest exited with {process.returncode}: {output[-300:]}"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -364,7 +382,9 @@ def main(arguments: Sequence[str]) -> int:
         return int(bool(lost))
     coverage, results = Coverage(given.coverage), list[Result]()
     first, step = map(int, given.part.split("/"))
-    for row in read_rows(given.mutations)[first - 1 :: step]:
+    rows = read_rows(given.mutations)[first - 1 :: step]
+    require_passing_tests(_mutation_from_row(rows[0]), coverage)
+    for row in rows:
         results.append(run_mutation(_mutation_from_row(row), coverage))
         write_rows(given.out, Result, results)
         print(
