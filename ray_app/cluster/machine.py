@@ -78,7 +78,7 @@ def _cpu() -> tuple[str, str]:
 
 def _memory() -> tuple[str, str]:
     if (seen := memory_seen_by_ray()) is None:
-        return f"{_gb(node_memory())}", ""
+        return _gb(node_memory()), ""
     free, shared = seen
     found = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
     if free < LEAST_MEMORY:
@@ -159,10 +159,9 @@ def _cluster() -> tuple[str, str]:
         return "none named (RAY_ADDRESS): each command starts a Ray of its own", ""
     ray_cluster.require_head(address)
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
-    return (
-        f"{address} {'takes our token' if has_token else 'obeys anybody'}",
-        "" if has_token else "docs/security.md: RAY_AUTH_MODE=token",
-    )
+    access = "" if has_token else ", and commands send it no token"
+    hint = "" if has_token else "set RAY_AUTH_MODE=token (docs/security.md)"
+    return f"{address} accepts connections{access}", hint
 
 
 def _chromium() -> tuple[str, str]:

@@ -37,7 +37,7 @@ def memory_seen_by_ray() -> tuple[int, int] | None:
     None if Ray does not say.
 
     Reason: only Ray's own functions know which limits of a container it takes into account;
-    `doctor` prints them. Fallback: `doctor` leaves the line out.
+    `doctor` prints them. Fallback: `doctor` prints the memory of the node alone.
     """
     try:
         from ray._private import utils

@@ -6,12 +6,9 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.runs.artifacts import (
-        block_features,
         feature_rows,
-        kept_features,
         mask_image,
         mask_rows,
-        vectors_of,
         write_features,
     )
     from ray_app.runs.directory import RunDirectory, differences, fingerprint

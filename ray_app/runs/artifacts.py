@@ -1,5 +1,5 @@
 """Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet
-(`write_features`, `kept_features`).
+(`write_features`).
 
 features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings
 stands in the file's metadata
@@ -7,18 +7,15 @@ stands in the file's metadata
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_app.archives import Ids, manifests
-from ray_app.errors import ConfigError
+from ray_app.archives import Ids
 from ray_app.inference import BlockResult, batch, decision
 from ray_app.runs import directory, schema
 
@@ -124,17 +121,6 @@ def feature_rows(
     return rows.replace_schema_metadata({FACTS: json.dumps({"detector": detector, **facts})})
 
 
-def vectors_of(rows: pa.Table, image_ids: Ids, width: int) -> Vectors:
-    """(n, width) float32 of members by their ids, in that order; NaN where the rows have none."""
-    vectors = np.full((len(image_ids), width), np.nan, np.float32)
-    places = pc.fill_null(
-        pc.index_in(pa.array(image_ids), value_set=rows["image_id"]), -1
-    ).to_numpy()
-    kept = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
-    vectors[places >= 0] = kept[places[places >= 0]]
-    return vectors
-
-
 def write_features(
     run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table
 ) -> None:
@@ -142,41 +128,3 @@ def write_features(
     done has its own.
     """
     run.write_beside(folder_of(detector), manifest, block, rows)
-
-
-def block_features(
-    run: directory.RunDirectory, manifest: int, block: int, detector: str
-) -> pa.Table:
-    """The embeddings of one block. Raises ConfigError where it has no such file."""
-    rows = run.beside(folder_of(detector), manifest, block)
-    if rows is None:
-        raise ConfigError(
-            f"{run.store.url}: the embeddings of {detector} are missing for block {block} of listing {manifest}",
-            hint="if `features/` was removed, the images have to be scored again",
-        )
-    return rows
-
-
-def kept_features(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """What a run keeps embeddings of: per detector what decides them (see `feature_rows`), read off
-    one file of each.
-    """
-    found = (
-        next(_files(run, f"features/{folder}"), None) for folder in run.store.folders("features")
-    )
-    facts = [_facts(run, path) for path in found if path is not None]
-    return {str(one.pop("detector")): one for one in facts}
-
-
-def _files(run: directory.RunDirectory, folder: str) -> Iterator[str]:
-    for manifest in manifests(run.store):
-        yield from (
-            f"{folder}/{manifest:05d}/{name}"
-            for name in run.store.names(f"{folder}/{manifest:05d}")
-        )
-
-
-def _facts(run: directory.RunDirectory, path: str) -> dict[str, Any]:
-    with run.store.open_file(path) as handle:
-        facts: dict[str, Any] = json.loads(pq.read_schema(handle).metadata[FACTS])
-    return facts

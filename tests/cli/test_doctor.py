@@ -63,7 +63,7 @@ def test_a_torch_that_was_never_tested_is_refused_with_the_line_that_mends_it(as
     )
     code, found = asked("packages")
     assert (code, found["state"]) == (ExitCode.DETECTOR, "FAIL")
-    assert found["found"].startswith("torch 2.13.0, and touchstone-forensics is made for >=2.")
+    assert found["found"].startswith("torch 2.13.0, and touchstone-forensics is made for <3,>=2.")
     assert found["todo"].endswith("pip install --upgrade torch")
 
 

@@ -1,20 +1,22 @@
 """Embeddings beside a run's rows: written per block, merged by a retry, read back by id."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
 from ray_app.runs import (
     begin_retry,
-    block_features,
     feature_rows,
-    kept_features,
     merge_retry,
-    vectors_of,
     write_features,
 )
+from ray_app.runs.artifacts import FACTS as FACTS_KEY
 from tests.runs.small_run import PLAN, begun, score_blocks
 
 NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
@@ -50,16 +52,31 @@ def run(tmp_path):
     return run, np.array(late)
 
 
+def feature_files(run):
+    return sorted((Path(run.store.url) / "features").rglob("*.parquet"))
+
+
+def kept_facts(run):
+    """What the metadata of every file say about the detector."""
+    (facts,) = {pq.read_schema(file).metadata[FACTS_KEY] for file in feature_files(run)}
+    return json.loads(facts)
+
+
 def read_back(run):
+    """The ids of each block with their vectors; NaN for an id without a vector."""
+    tables = [pq.read_table(file) for file in feature_files(run)]
+    rows = [row for table in tables for row in table.to_pylist()]
+    vectors = {row["image_id"]: row["vector"] for row in rows}
     for ref in read_blocks(run.store, 0):
         ids = read_block(run.store, ref)["image_id"].to_numpy()
-        yield ids, vectors_of(block_features(run, 0, ref.block, NAME), ids, 3)
+        missing = [np.nan] * 3
+        yield ids, np.array([vectors.get(image_id, missing) for image_id in ids], np.float32)
 
 
 def test_vectors_come_back_by_id_with_what_made_them_and_what_has_none_is_nan(run):
     run, late = run
-    assert kept_features(run) == {NAME: FACTS}
-    assert block_features(run, 0, 0, NAME).schema.field("vector").type == pa.list_(pa.float32(), 3)
+    assert kept_facts(run) == {"detector": NAME, **FACTS}
+    assert pq.read_schema(feature_files(run)[0]).field("vector").type == pa.list_(pa.float32(), 3)
     for ids, vectors in read_back(run):
         is_late = np.isin(ids, late)
         assert np.isnan(vectors[is_late]).all()
@@ -72,7 +89,7 @@ def test_a_retry_brings_the_embeddings_of_its_members(run):
     score_blocks(retry.directory, 0, attempt=2)
     keep(retry.directory, [], attempt=2)
     merge_retry(run, retry)
-    assert kept_features(run) == {NAME: FACTS}
+    assert kept_facts(run) == {"detector": NAME, **FACTS}
     for ids, vectors in read_back(run):
         expected = np.where(np.isin(ids, late)[:, None], vectors_for(ids, 2), vectors_for(ids, 1))
         np.testing.assert_array_equal(vectors, expected)

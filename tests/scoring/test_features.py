@@ -13,7 +13,7 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs import RunDirectory, kept_features
+from ray_app.runs.artifacts import FACTS
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of, score_here
@@ -102,7 +102,7 @@ def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kep
         image_id for file in files for image_id in pq.read_table(file)["image_id"].to_pylist()
     } == good
     assert len(files) > 1, "one per block"
-    (facts,) = kept_features(RunDirectory.open(str(kept))).values()
+    facts = json.loads(pq.read_schema(files[0]).metadata[FACTS])
     assert (facts["backbone"], facts["precision"], facts["resize"], facts["width"]) == (
         "openai-clip-vit-l14",
         "fp32",
