@@ -18,6 +18,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -74,6 +75,8 @@ MAX_RESTART_BYTES = 64 * 2**20
 # damage can shift a scan, takes 10 to 60 bytes.
 MAX_STRAY_BYTES = 8
 DECODER = f"simplejpeg {simplejpeg.__version__}"
+# Pillow 12 crashes the process when it exports an image whose memory belongs to NumPy.
+_EXPORTS_FOREIGN_MEMORY = int(PIL.__version__.partition(".")[0]) >= 13
 
 # The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
 _LUMINANCE = (
@@ -287,9 +290,13 @@ def _by_simplejpeg(image: JpegImageFile, data: bytes, *, strict: bool = True) ->
     pixels = simplejpeg.decode_jpeg(data, colours, buffer=room, strict=strict)
     if pixels.shape != room.shape:
         raise ValueError("frame headers of different sizes")
-    if image.mode == "RGB":  # the same memory: Pillow's RGB has four bytes per pixel too
-        return Image.fromarrow(
-            Image.frombuffer("RGBX", image.size, room, "raw", "RGBX", 0, 1), "RGB", image.size
+    if image.mode == "RGB":
+        padded = Image.frombuffer("RGBX", image.size, room, "raw", "RGBX", 0, 1)
+        # Pillow's RGB has four bytes per pixel too, so that the image needs no copy.
+        return (
+            Image.fromarrow(padded, "RGB", image.size)
+            if _EXPORTS_FOREIGN_MEMORY
+            else padded.convert("RGB")
         )
     if image.mode == "CMYK":  # inverted, as Adobe and all others write them
         np.subtract(255, room, out=room)

@@ -274,3 +274,12 @@ def test_tiff_with_a_damaged_jpeg_strip_is_refused(rows):
         strips[-1] = overwrite_scan(strips[-1], donor[start : start + LENGTH], rng)
         refused += status_of(make_tiff(strips, 640, 480, 3)) in MISSING
     assert refused >= 8
+
+
+def test_rgb_jpeg_decodes_without_export_of_foreign_memory(monkeypatch):
+    data = factory.encoded(factory.photo(), "JPEG")
+    expected = pixels(data)
+    # Pillow 12 crashes the process in `Image.fromarrow`.
+    monkeypatch.delattr(Image, "fromarrow", raising=False)
+    monkeypatch.setattr(jpeg, "_EXPORTS_FOREIGN_MEMORY", False)
+    np.testing.assert_array_equal(pixels(data), expected)
