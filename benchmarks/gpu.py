@@ -4,9 +4,10 @@ minutes.
     python -m benchmarks.gpu --json FILE [--device cuda] [--parts detectors run train compile]
 
 `detectors`: each card's scores against the authors' (../shared/golden, where it is) or a CPU's, in
-fp32 and bf16; images per second by batch, the smallest batch that pays, memory. `run`: a split run
-over photographs, and its rate ÷ that of its detector alone. `train`: a step of every recipe whose
-network learns. `compile`: what torch.compile gives, and whether scores stay.
+fp32 and bf16; images per second by batch, the smallest batch that pays, memory. `run`: whole runs
+of `touchstone score` over photographs, each ÷ its network alone and ÷ its decoders alone, with the
+GPU's utilisation. `train`: a step of every recipe whose network learns. `compile`: what
+torch.compile gives, and whether scores stay.
 
 What is over the budget is left out, and named. Networks have seeded weights where theirs are not
 here. Where there is no GPU it says so and ends with 0.
@@ -16,14 +17,18 @@ import argparse
 import copy
 import importlib.util
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +36,11 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.contenders.touchstone import read
-from benchmarks.machine import machine, versions
-from benchmarks.measuring import ContenderError, steady_rate
+from benchmarks.machine import Steal, machine, versions
+from benchmarks.measuring import WINDOW, ContenderError, cumulative, steady_rate
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import PUBLISHED_PREFIX, seeded_card, write_card
+from benchmarks.work import cores
 from ray_app.config import find_config, load_yaml, named_configs
 from ray_app.detectors import DetectorCard, list_cards, load_card, load_detector
 from ray_app.detectors.card_sections import FormulaScore, formula_image
@@ -48,12 +54,15 @@ from ray_app.detectors.precision import (
 )
 from ray_app.detectors.weights import resolved
 from ray_app.errors import DetectorError, describe_error
+from ray_app.inference import BatchDecoder, ScoringSpec, StageClock
 from ray_app.inference.device_batches import (
     DeviceMeter,
     batch_sizes,
     measured_batches,
     paying_batch,
 )
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.identity import resolve
 from ray_app.training.config import Initial, TrainConfig
 from ray_app.training.detector import DetectorLearner
 from ray_app.training.networks import training_card
@@ -71,7 +80,20 @@ SHARES = {"detectors": 0.5, "run": 0.7, "train": 0.9, "compile": 1.0}
 # images at once; height and width where a detector keeps sizes
 SLOTS, MOST_BATCH, NATIVE = 64, 1024, (512, 512)
 LARGEST = 2_000_000_000  # parameters: to draw more would take minutes
-RUN_DETECTOR, RUN_IMAGES = "community-forensics-vits384", 6000
+RUN_DETECTOR, RUN_IMAGES, RUN_TIMEOUT_S = "community-forensics-vits384", 6000, 240.0
+# Images that one process writes at once; a process first renders its scenes, for seconds.
+PHOTOGRAPHS_TOGETHER = 200
+GPU_QUERY = (
+    "nvidia-smi",
+    "--query-gpu=utilization.gpu,memory.used",
+    "--format=csv,noheader,nounits",
+    "--id=0",
+)
+MAX_DECODED = 4096  # images of the decoders alone
+SAMPLE_EVERY_S = 0.5
+SESSION_FACTS = (
+    "layout", "workers", "wall_s", "first_result_s", "images_per_s", "peak_worker_bytes", "detectors", "seconds",
+)  # fmt: skip
 COMPILED = ("community-forensics-vits384", "openfake-swinv2-small")
 # The authors' logits of formula-filled networks (golden/detectors.md): card, and its name there.
 AUTHORS = {
@@ -198,15 +220,7 @@ def batch_figures(detector: Detector, device: str, most: int = MOST_BATCH) -> di
     card = detector.card
     height, width = card.preprocessing.shape or NATIVE
     slots = min(card.batch or SLOTS, SLOTS if card.preprocessing.shape else 8, most)
-    meter = DeviceMeter(device)
-
-    def run(count: int) -> object:
-        return detector.read(
-            detector.normalise(
-                torch.zeros(count, height, width, 3, dtype=torch.uint8, device=device)
-            )
-        )
-
+    run, meter = _forward(detector, height, width, device), DeviceMeter(device)
     measured = measured_batches(batch_sizes(slots, slots if card.batch else most), run, meter)
     return {
         "rates": {str(one.size): round(one.rate, 2) for one in measured},
@@ -216,46 +230,294 @@ def batch_figures(detector: Detector, device: str, most: int = MOST_BATCH) -> di
 
 
 def run_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
-    """One run of the command on photographs, as a user starts it."""
-    yield RUN_DETECTOR, lambda: run_figures(folder, options.device, options.images)
+    """Runs of the command on photographs, as a user starts them."""
+    photographs = options.photographs or folder / "photographs"
+    for name in options.runs:
+        score = partial(
+            run_figures,
+            folder,
+            options.device,
+            options.images,
+            name,
+            photographs=photographs,
+            settings=options.settings,
+            logs=options.json.parent,
+        )
+        yield name, score
+        # A piece of its own: if time runs out, the results of the run are already written.
+        yield (
+            f"{name}: decoders",
+            lambda name=name: decoder_figures(  # type: ignore[misc]
+                folder, options.device, photographs, name, options.settings
+            ),
+        )
 
 
 def run_figures(
-    folder: Path, device: str, images: int, detector: str = RUN_DETECTOR
+    folder: Path,
+    device: str,
+    images: int,
+    detector: str = RUN_DETECTOR,
+    *,
+    photographs: Path | None = None,
+    settings: Sequence[str] = (),
+    logs: Path | None = None,
 ) -> dict[str, Any]:
-    """Images per second of `touchstone score` between 15 % and 90 % of the images, and of its
-    detector alone. Raises ContenderError.
+    """Measure `touchstone score` and its network alone.
+
+    The rate of the run is that between 15 % and 90 % of the images.
+
+    Args:
+        folder: Folder for everything that the benchmark writes.
+        device: Device of the run, such as "cuda".
+        images: Number of photographs.
+        detector: Name of a shipped card, which gets seeded weights.
+        photographs: Folder of photographs, to which missing ones are added.
+        settings: Further settings of the run, each as KEY=VALUE.
+        logs: Folder that keeps the run's output if the run fails.
+
+    Raises:
+        ContenderError: The run failed or was too short.
     """
-    write_photographs(folder / "photographs", images)
+    photographs = photographs or folder / "photographs"
+    photographs_at(photographs, images)
     card = seeded_card(detector, folder / "seeded")
-    path, out = write_card(card, folder / "card.yaml"), folder / "out"
-    command = [
-        sys.executable,
-        "-c",
-        "from ray_app.cli.main import main; main()",
-        "score",
-        str(folder / "photographs"),
-        "--out",
-        str(out),
-    ]
-    command += ["--detector", str(path), "--set", f"device={torch.device(device).type}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=BUDGET_S, check=False
+    name = card.name.replace(":", "-")
+    path, out = write_card(card, folder / f"{name}.yaml"), folder / f"out-{name}"
+    words = ["--detector", str(path), "--limit", str(images)]
+    for setting in (f"device={torch.device(device).type}", *settings):
+        words += ["--set", setting]
+    sampler = LoadSampler()
+    try:
+        stdout = _scored([str(photographs), "--out", str(out), *words], logs or folder, name)
+    finally:
+        sampler.stop()
+    record = read(stdout, out)
+    count, described = len(record.scores), json.loads((out / "run.json").read_text())
+    if not count:
+        raise ContenderError(f"no image has a score: {stdout.strip()[-1000:]}")
+    precision = described["identity"]["precision"][card.name]
+    rate = steady_rate(record.finished, count)
+    steady = [at for at, done in record.finished if WINDOW[0] * count <= done <= WINDOW[1] * count]
+    blocks = [done - before for (_, before), (_, done) in pairwise([(0.0, 0), *record.finished])]
+    session = json.loads(sorted((out / "sessions").glob("*.json"))[-1].read_text())
+    slots = _spec(path, device, settings).slots
+    alone = network_figures(
+        load_detector(card, device=device, precision=precision), device, slots, max(blocks)
     )
-    if done.returncode:
-        _say(done.stderr[-4000:])
-        raise ContenderError(done.stderr.strip().splitlines()[-1])
-    record = read(done.stdout, out)
-    rate = steady_rate(record.finished, len(record.scores))
-    alone = batch_figures(load_detector(card, device=device), device, SLOTS)
-    best = max(alone["rates"].values())
     return {
-        "images": len(record.scores),
+        "images": count,
+        "precision": precision,
         "rate": rate,
-        "device_only": best,
-        "share": rate / best,
+        "network": alone,
+        "of_network": rate / alone["rate"],
+        "load": sampler.figures(steady[0], steady[-1]),
+        "blocks": {"count": len(blocks), "largest": max(blocks)},
         "stages": record.detail,
+        "session": {key: session.get(key) for key in SESSION_FACTS},
+        "said": [
+            line for line in stdout.splitlines() if line.startswith(("speed:", "bottleneck:"))
+        ],
     }
+
+
+def decoder_figures(
+    folder: Path, device: str, photographs: Path, detector: str, settings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure all cores that decode the first photographs of a run for its detector, without Ray.
+
+    Args:
+        folder: The folder of `run_figures`, which has the detector's card.
+        device: Device of the run.
+        photographs: Folder of photographs.
+        detector: Name of a shipped card.
+        settings: Further settings of the run, each as KEY=VALUE.
+    """
+    paths = sorted(photographs.glob("photo-*.jpg"))[:MAX_DECODED]
+    card = folder / f"{detector.replace(':', '-')}.yaml"
+    return {
+        "rate": decode_rate(_spec(card, device, settings), paths),
+        "images": len(paths),
+        "processes": cores(),
+    }
+
+
+def _scored(arguments: Sequence[str], logs: Path, name: str) -> str:
+    """Run `touchstone score` and return its standard output; a run that fails leaves its output in
+    `logs`.
+    """
+    program = "import sys; from ray_app.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "score", *arguments]
+    output, errors = logs / f"run-{name}.out", logs / f"run-{name}.err"
+    with output.open("w") as standard, errors.open("w") as error:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=standard, stderr=error, timeout=RUN_TIMEOUT_S, check=False
+        )
+    stdout, stderr = output.read_text(), errors.read_text(errors="replace")
+    if done.returncode:
+        _say(stderr[-4000:])
+        last = (stderr.strip().splitlines() or ["no message"])[-1]
+        raise ContenderError(f"exit code {done.returncode}: {last}")
+    output.unlink()
+    errors.unlink()
+    return stdout
+
+
+def _spec(card: Path, device: str, settings: Sequence[str]) -> ScoringSpec:
+    """The spec of a run of one card with these settings."""
+    chosen = dict(setting.split("=", 1) for setting in settings)
+    known = {key: value for key, value in chosen.items() if key in ("precision", "resize")}
+    if "batch_slots" in chosen:
+        known["batch_slots"] = int(chosen["batch_slots"])  # type: ignore[assignment]
+    config = ScoreConfig.model_validate(
+        {"detectors": [str(card)], "device": torch.device(device).type, **known}
+    )
+    return resolve(config).spec(float(config.device == "cuda"))
+
+
+def network_figures(detector: Detector, device: str, slots: int, together: int) -> dict[str, Any]:
+    """Measure a network in the batch that a run chooses for blocks of `together` images.
+
+    A network that keeps the sizes of images is measured with images of NATIVE.
+    """
+    card = detector.card
+    height, width = card.preprocessing.shape or NATIVE
+    run, meter = _forward(detector, height, width, device), DeviceMeter(device)
+    slots = min(card.batch or slots, slots if card.preprocessing.shape else 8)
+    most = slots if card.batch or not card.preprocessing.shape else max(slots, together)
+    measured = measured_batches(batch_sizes(slots, most), run, meter)
+    batch = paying_batch(measured, (together,))
+    return {
+        "rate": next(one.rate for one in measured if one.size == batch),
+        "batch": batch,
+        "rates": {str(one.size): round(one.rate, 2) for one in measured},
+    }
+
+
+def _forward(detector: Detector, height: int, width: int, device: str) -> Callable[[int], object]:
+    """A function that lets a detector read a batch of that many random images: a GPU multiplies
+    constant images faster.
+    """
+    largest = torch.zeros(0, height, width, 3, dtype=torch.uint8, device=device)
+
+    def run(count: int) -> object:
+        nonlocal largest
+        if len(largest) < count:
+            shape = (count, height, width, 3)
+            largest = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        return detector.read(detector.normalise(largest[:count]))
+
+    return run
+
+
+def photographs_at(folder: Path, count: int) -> list[Path]:
+    """Return the first `count` photographs of a folder; all cores write the missing ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = len(list(folder.glob("photo-*.jpg")))
+    starts = range(there, count, PHOTOGRAPHS_TOGETHER)
+    if starts:
+        # A forked process of a multithreaded parent may hang.
+        with ProcessPoolExecutor(
+            min(cores(), len(starts)), multiprocessing.get_context("spawn")
+        ) as processes:
+            for written in [
+                processes.submit(
+                    write_photographs,
+                    folder,
+                    min(PHOTOGRAPHS_TOGETHER, count - start),
+                    start=start,
+                )
+                for start in starts
+            ]:
+                written.result()
+    return [folder / f"photo-{index:06d}.jpg" for index in range(count)]
+
+
+_decoder: BatchDecoder
+
+
+def decode_rate(spec: ScoringSpec, paths: Sequence[Path]) -> float:
+    """Images per second that a process per core reads, decodes, and prepares, without Ray."""
+    batches = [paths[start : start + spec.slots] for start in range(0, len(paths), spec.slots)]
+    with ProcessPoolExecutor(
+        cores(), multiprocessing.get_context("spawn"), initializer=_load_decoder, initargs=(spec,)
+    ) as processes:
+        # All processes are loaded before the first batch.
+        list(processes.map(time.sleep, [1.0] * cores()))
+        return steady_rate(cumulative(list(processes.map(_decoded, batches))), len(paths))
+
+
+def _load_decoder(spec: ScoringSpec) -> None:
+    global _decoder
+    torch.set_num_threads(1)
+    _decoder = BatchDecoder(spec, StageClock(), hand_over=True)
+
+
+def _decoded(paths: Sequence[Path]) -> tuple[float, int]:
+    """When a batch was decoded, and how many images it had."""
+    _decoder.decode((index, path.read_bytes()) for index, path in enumerate(paths))
+    return time.time(), len(paths)
+
+
+class LoadSample(NamedTuple):
+    """A reading of the machine.
+
+    Attributes:
+        at: Seconds since the epoch.
+        busy_s: CPU seconds that the machine has worked since sampling began.
+        utilisation: Percentage of the time in which the GPU computed; None without a GPU.
+        memory_mib: GPU memory in use; None without a GPU.
+    """
+
+    at: float
+    busy_s: float
+    utilisation: float | None = None
+    memory_mib: float | None = None
+
+
+class LoadSampler:
+    """Read the load of the GPU and of the cores twice a second until stopped."""
+
+    def __init__(self) -> None:
+        self.samples: list[LoadSample] = []
+        self._steal, self._stopped = Steal(), threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def figures(self, start: float, end: float) -> dict[str, Any]:
+        """Mean load between two times; GPU memory is the maximum of the whole run."""
+        steady = [sample for sample in self.samples if start <= sample.at <= end]
+        gpu = [sample.utilisation for sample in steady if sample.utilisation is not None]
+        memory = [sample.memory_mib for sample in self.samples if sample.memory_mib is not None]
+        figures: dict[str, Any] = {"samples": len(steady), "seconds": end - start}
+        if len(steady) > 1:
+            first, last = steady[0], steady[-1]
+            figures["cores_busy"] = (last.busy_s - first.busy_s) / (last.at - first.at)
+        if gpu:
+            figures["gpu_percent"] = float(np.mean(gpu))
+            figures["gpu_percents"] = gpu
+        if memory:
+            figures["gpu_memory_mib"] = max(memory)
+        return figures
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(SAMPLE_EVERY_S):
+            self.samples.append(LoadSample(time.time(), self._steal.busy_s(), *_gpu_load()))
+
+
+def _gpu_load() -> tuple[float, ...]:
+    """Utilisation in percent and used MiB of the first GPU; nothing without nvidia-smi."""
+    try:
+        done = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=5, check=True)
+        utilisation, memory = done.stdout.split(",")
+        return float(utilisation), float(memory)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return ()
 
 
 def train_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
@@ -309,10 +571,10 @@ def compile_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
     for name in options.compiled:
         yield (
             name,
-            lambda name=name: compile_figures(
+            lambda name=name: compile_figures(  # type: ignore[misc]
                 load_card(name), options.device, min(SLOTS, options.most)
             ),
-        )  # type: ignore[misc]
+        )
 
 
 def compile_figures(
@@ -453,6 +715,8 @@ def _in_words(figures: dict[str, Any]) -> str:
             words.append(
                 f"{name} {best:.0f}/s, {value['pays']} pay, off {value['from_cpu']:.1g}{' BEYOND' if value['beyond'] else ''}"
             )
+        elif isinstance(value, dict) and name in ("network", "load", "blocks"):
+            words += [f"{name} {_in_words(value)}"]
         elif isinstance(value, float):
             words.append(f"{name} {value:.4g}")
         elif isinstance(value, str | int):
@@ -483,6 +747,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images", type=int, default=RUN_IMAGES, help="photographs of the run  [6000]"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", default=[RUN_DETECTOR], help="the detectors of the runs"
+    )
+    parser.add_argument(
+        "--photographs", type=Path, metavar="FOLDER", help="keep the photographs of the runs here"
+    )
+    parser.add_argument(
+        "--settings", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the runs"
     )
     parser.add_argument("--micro-batch", type=int, default=16, help="images of a step  [16]")
     return parser.parse_args(arguments)
