@@ -19,8 +19,8 @@ from ray_app.errors import ClusterError
 # The secrets of an endpoint and its clients. Workers never need them, and any task could read them
 # there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
-# Ray scores in a thread; with a heap of its own the thread would ignore what
-# ray_app.detectors.precision sets.
+# Ray scores in a thread. With a heap of its own the thread would ignore what
+# ray_app.detectors.private_api sets.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 # Ray's switch for operating systems whose firewall would ask. With 0, all processes of a local Ray

@@ -30,11 +30,11 @@ from ray_app.detectors.precision import (
     ResolvedPrecision,
     Tap,
     forbid_tf32,
-    keep_freed_memory,
     lower_to_bf16,
     resolve_precision,
 )
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
+from ray_app.detectors.private_api import keep_freed_memory
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import DetectorError
 

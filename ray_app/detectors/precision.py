@@ -1,13 +1,9 @@
 """bf16 where it is safe (`lower_to_bf16`, `autocast`): matrix products in bf16; norms, head and
 every other parameter in fp32.
 
-`Tap` records the embedding that a network's head is given; `keep_freed_memory` is a setting of
-glibc that CPU detectors want.
+`Tap` records the embedding that a network's head is given.
 """
 
-import ctypes
-import functools
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,11 +25,6 @@ ResolvedPrecision = Literal["bf16", "fp32"]
 TOLERANCE: Mapping[ResolvedPrecision, float] = {"fp32": 1e-4, "bf16": 0.02}
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-
-# mallopt's parameters (malloc.h). 512 MiB of freed memory is kept; blocks up to 32 MiB, glibc's own
-# maximum, come from the heap.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
 
 
 def resolve_precision(
@@ -189,18 +180,3 @@ def no_embedding(name: str) -> DetectorError:
         f"{name}: its logits are not what one linear layer makes of one vector per image, so there is no embedding to keep",
         hint="leave it out of --features; linear heads on a backbone and common classifiers have one",
     )
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that a batch's activations leave, for the next batch.
-
-    By default glibc hands it back to the system after every batch, and each page is faulted in and
-    cleared again: a quarter of the time of ViT-S/384 and of touchstone-tiny on one core. Does
-    nothing where the C library is another one.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            for parameter, value in _SETTINGS.items():
-                libc.mallopt(parameter, value)
