@@ -12,8 +12,9 @@ text, so that it survives a move within the file.
 
 `run` changes the file in place, runs the covering tests that are nearest to the module first, stops
 at the first failure or after 60 seconds, and restores the file. A mutation is `caught` if a test
-fails, `survived` if none does in that time, `gone` if its function or its text no longer exists,
-and `error` if pytest itself failed. Start it from a commit whose default tests pass.
+fails or cannot be collected, `survived` if none does in that time, `gone` if its function or its
+text no longer exists, and `error` if pytest itself failed. Start it from a commit whose default
+tests pass.
 """
 
 import argparse
@@ -218,7 +219,9 @@ class Coverage:
         """
         if file not in self._lines:
             self._lines[file] = self._data.contexts_by_lineno(str(self._root / file))
-        tests = {context.split("|")[0] for context in self._lines[file].get(line, ()) if context}
+        tests = {
+            context.rpartition("|")[0] for context in self._lines[file].get(line, ()) if context
+        }
         return sorted(tests, key=lambda test: (*_distance(file, test), test))
 
 
@@ -276,6 +279,8 @@ def run_mutation(mutation: Mutation, coverage: Coverage, root: Path = ROOT) -> R
         status, test = _run_tests(tests, root)
     finally:
         path.write_bytes(data)
+    if status == "error" and _run_tests(tests, root, "--collect-only")[0] == "survived":
+        status, test = "caught", "a module of tests cannot be imported"
     return Result(
         **asdict(mutation), status=status, test=test, seconds=f"{time.monotonic() - begun:.0f}"
     )
@@ -288,9 +293,10 @@ def require_passing_tests(mutation: Mutation, coverage: Coverage, root: Path = R
         sys.exit(f"the tests fail without a mutation: {test}")
 
 
-def _run_tests(tests: Sequence[str], root: Path) -> tuple[str, str]:
+def _run_tests(tests: Sequence[str], root: Path, *more_options: str) -> tuple[str, str]:
     """Return the status of a mutation and the test that caught it, or why there is none."""
     options = [
+        *more_options,
         "-x",
         "-q",
         "--tb=no",
