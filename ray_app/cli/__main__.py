@@ -24,7 +24,7 @@ def script(
     but before Python takes its interpreter apart. A thread of Arrow that is still dropping the last
     buffer of a Parquet file asks for the interpreter's lock in a C++ destructor. Python ends
     threads that come then by unwinding them, which C++ answers with abort() ("terminate called
-    without an active exception").
+    without an active exception", https://github.com/apache/arrow/issues/34314).
     """
     remove_current_folder()
     from ray_app.cli.main import main
