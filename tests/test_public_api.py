@@ -16,12 +16,11 @@ from ray_app.inference.private_api import pillow_blocks
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-PENDING = {"ray_app/serving/http/connections.py"}  # Its limits become options of the HTTP server.
 MODULES = sorted(
     path
     for folder in ("ray_app", "jobs")
     for path in (ROOT / folder).rglob("*.py")
-    if path.name != "private_api.py" and str(path.relative_to(ROOT)) not in PENDING
+    if path.name != "private_api.py"
 )
 INTERNAL = ("ray.core.generated", "ray.train.v2")
 SETTINGS = ("torch.backends.",)  # Torch documents that these are assigned.

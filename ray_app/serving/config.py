@@ -36,6 +36,21 @@ class RequestLimits(Frozen):
     decode_limit_s: float = Field(
         default=5.0, gt=0, description="decoding one image; beyond: 422 decode_timeout"
     )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        description="open connections of one worker of `touchstone serve`; further clients wait until one closes",
+    )
+    max_header_bytes: int = Field(
+        default=32 * 2**10,
+        ge=8192,
+        description="request line and headers, at `touchstone serve` without --ray; beyond: 431",
+    )
+    header_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="from a connection or an answer to the end of the next headers, at `touchstone serve` without --ray; beyond: closed",
+    )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,

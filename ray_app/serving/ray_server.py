@@ -20,19 +20,17 @@ from ray_app.detectors.card import split_variant
 from ray_app.errors import ClusterError, ConfigError, describe_error
 from ray_app.serving import address, release
 from ray_app.serving.config import QUIET, ServeConfig
-from ray_app.serving.http import auth, connections
+from ray_app.serving.http import auth
 
 _log = logging.getLogger(__name__)
 
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process
-# starts. The first gives a third more requests per second, measured on two cores; the second writes
-# a log line when it is said; the third limits connections. The last is how long one of three waits
-# for a new proxy is: after 5 s each Serve ends it, and a slow machine's proxy imports longer than
-# that.
+# starts. The first gives a third more requests per second, measured on two cores. The second writes
+# each log line at once. The third is a third of the seconds that Serve waits for a new proxy: the
+# imports of a proxy on a slow machine take longer than the default of 5 s.
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    connections.CALLBACK: connections.INSTALL,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 # HAProxy would listen on every address for its statistics, and outlive a killed command. With
@@ -63,7 +61,6 @@ def endpoint(
     for card in release.plan_release(config)[0].cards.values():
         # fetched here and once; what is missing is an error before Ray starts
         resolve_weights(card)
-    connections.connection_limits()
     config = _with_absolute_paths(
         config.model_copy(update={"access": auth.by_digests(config.access)})
     )

@@ -1,42 +1,48 @@
-"""One machine's endpoint without Ray (`touchstone serve`): uvicorn with our limits, the
-application, the detectors in the same process.
+"""Serve an endpoint on one machine without Ray (`touchstone serve`): Granian with worker processes,
+each with the application and all detectors.
 
-With several workers each is such a process on the same port; one that dies is started anew. What
-only Ray can do: docs/serving.md.
+A worker that dies is started again. `docs/serving.md` says what only Ray can do.
 """
 
 import json
 import logging
+import math
+import multiprocessing
 import os
+import resource
 import signal
-import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 from typing import Any, Literal
 
-import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
 
 from ray_app.config import Frozen, validate
 from ray_app.detectors import resolve_weights
-from ray_app.errors import DetectorError, TouchstoneError
+from ray_app.errors import ConfigError, DetectorError, TouchstoneError
 from ray_app.serving import address, engine, metrics, release
 from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http.app import create_app
-from ray_app.serving.http.connections import LimitedProtocol, connection_limits
 from ray_app.serving.replica import DetectorGroup
 from ray_app.storage.node_budget import usable_cores
 
-SHUTDOWN_MARGIN_S = 10  # requests at work when it ends have `deadline_s` and this
-KEEP_ALIVE_S = 90  # longer than a front proxy keeps idle connections, so that the proxy closes them
-# a worker that answers nothing for so long is replaced; importing takes seconds in which it cannot
-HUNG_S = 60
+# Requests at work have `deadline_s` and this many seconds when the server ends.
+SHUTDOWN_MARGIN_S = 10
 THREADS = "OMP_NUM_THREADS"
+RETIRED_VARIABLE = "TOUCHSTONE_CONNECTIONS"
+# Files of a worker that are not connections of clients.
+_SPARE_FILES = 256
 _log = logging.getLogger(__name__)
 
 
@@ -57,56 +63,70 @@ def serve(
     workers: int = 1,
     logs: Any = QUIET,
 ) -> None:
-    """Answer until SIGINT or SIGTERM, then finish the requests at work. `announce(url)` is called
-    once images are scored.
+    """Answer until SIGINT or SIGTERM, then finish the requests at work.
 
-    Raises ConfigError for a host, port or `logs` that it must not take, DetectorError for licences
-    and weights.
+    Args:
+        config: The endpoint.
+        host: Address to listen on.
+        port: Port to listen on.
+        announce: Called with the URL of the endpoint once it scores images.
+        workers: Processes that share the port.
+        logs: A `logging_config` of Ray Serve.
+
+    Raises:
+        ConfigError: The host, the port, `logs`, or the environment is not allowed.
+        DetectorError: Licences or weights are missing, or a worker could not start.
     """
     address.refuse_open_host(config, host)
     settings = validate(logs, LogSettings, where="logging_config")
-    LimitedProtocol.limits = connection_limits()
+    if os.environ.get(RETIRED_VARIABLE):
+        raise ConfigError(
+            f"{RETIRED_VARIABLE} is retired",
+            hint="use --set limits.max_connections=N, limits.header_timeout_s=S, or limits.max_header_bytes=N",
+        )
+    # Workers share the port, so they would also share it with another endpoint.
+    address.listening(host, port).close()
+    # Weights are fetched once, and missing ones are an error here.
+    for card in release.plan_release(config)[0].cards.values():
+        resolve_weights(card)
+    # More threads than cores would be in each other's way. One core decodes.
+    os.environ.setdefault(THREADS, str(max(1, usable_cores() // workers - 1)))
+    _raise_file_limit(config.limits.max_connections + _SPARE_FILES)
+    # Granian would fork this process, which has threads.
+    multiprocessing.set_start_method("spawn", force=True)
     with ExitStack() as ending:
-        listener = ending.enter_context(address.listening(host, port))
-        url = address.url_of(host, port)
-        for card in release.plan_release(config)[0].cards.values():
-            resolve_weights(card)  # fetched here and once; what is missing is an error here
-        # Networks of one worker after another's: more threads than cores would only be in each
-        # other's way. One core decodes.
-        os.environ.setdefault(THREADS, str(max(1, usable_cores() // workers - 1)))
-        _log_to_stderr(settings)
-        options: dict[str, Any] = {
-            "http": LimitedProtocol, "ws": "none", "lifespan": "on", "log_config": None, "access_log": settings.enable_access_log,
-            "proxy_headers": False, "server_header": False, "timeout_keep_alive": KEEP_ALIVE_S,
-            "timeout_graceful_shutdown": int(config.limits.deadline_s) + SHUTDOWN_MARGIN_S,
-        }  # fmt: skip
-        if workers == 1:
-            server = _Server(uvicorn.Config(application(config), **options), partial(announce, url))
-            # uvicorn ends by these and raises them once more for the handlers before: none
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: None)
-            server.run([listener])
-            return
-        os.environ[metrics.SHARED] = ending.enter_context(
-            tempfile.TemporaryDirectory(prefix="ts-metrics-")
-        )
-        several = uvicorn.Config(
-            partial(_of_worker, config, settings),
-            factory=True,
-            workers=workers,
-            timeout_worker_healthcheck=HUNG_S,
-            **options,
-        )
-        _Workers(several, [listener], partial(announce, url)).run()
+        if workers > 1:
+            os.environ[metrics.SHARED] = ending.enter_context(
+                tempfile.TemporaryDirectory(prefix="ts-metrics-")
+            )
+        server = _make_server(config, host, port, workers, settings)
+        loaded = multiprocessing.Semaphore(0)
+
+        def announce_when_ready() -> None:
+            for _ in range(workers):
+                loaded.acquire()
+            url = address.url_of(host, port)
+            address.await_ready(url)
+            # A worker that fails before this ends the command, after its own message.
+            server.respawn_failed_workers = True
+            announce(url)
+
+        threading.Thread(target=announce_when_ready, daemon=True).start()
+        try:
+            server.serve(target_loader=partial(_load_worker, config, loaded), wrap_loader=False)
+        except SystemExit:
+            raise DetectorError(
+                "a worker could not start", hint="see its own message above"
+            ) from None
 
 
 def application(config: ServeConfig) -> FastAPI:
-    """The whole application with its detectors loaded and its decoders up. Raises ConfigError,
-    DetectorError and TouchstoneError.
+    """Return the application with its detectors loaded and its decoders started. Raises
+    ConfigError, DetectorError, TouchstoneError.
     """
     meter = metrics.Meter()
     with ThreadPoolExecutor(1) as beside:
-        # their imports run beside torch's
+        # The imports of the decoders run beside torch's.
         starting = beside.submit(engine.started_decoders, config)
         groups = {
             name: DetectorGroup(name, meter)
@@ -122,69 +142,82 @@ def application(config: ServeConfig) -> FastAPI:
     return create_app(config, scorer, meter)
 
 
-class _Server(uvicorn.Server):
-    """Says when it accepts requests."""
-
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], object]) -> None:
-        super().__init__(config)
-        self._announce = announce
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._announce()
-
-
-class _Workers(Multiprocess):
-    """Says when all workers accept requests, and forgets what one that died was counting just then."""
-
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], announce: Callable[[], object]
-    ) -> None:
-        super().__init__(config, sockets)
-        self._announce: Callable[[], object] | None = announce
-
-    def run(self) -> None:
-        """Raises DetectorError where a worker could not load what it should serve; it has said why."""
-        super().run()
-        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
-            raise DetectorError("a worker could not start", hint="see its own message above")
-
-    def keep_subprocess_alive(self) -> None:
-        before = {process.pid for process in self.processes}
-        for process in self.processes:
-            # the worker has its own: with ours open, one that ends while it is pinged is waited
-            # for, HUNG_S
-            process.child_conn.close()
-        super().keep_subprocess_alive()
-        for gone in before - {process.pid for process in self.processes}:
-            from prometheus_client.multiprocess import mark_process_dead
-
-            mark_process_dead(gone)  # type: ignore[no-untyped-call]
-        if (
-            self._announce is not None
-            and not self.should_exit.is_set()
-            and all(process.is_ready(HUNG_S) for process in self.processes)
-        ):
-            self._announce()
-            self._announce = None
+def _make_server(
+    config: ServeConfig, host: str, port: int, workers: int, settings: LogSettings
+) -> Any:
+    limits = config.limits
+    return Granian(
+        "touchstone",
+        address="127.0.0.1" if host == "localhost" else host,
+        port=port,
+        interface=Interfaces.ASGI,
+        workers=workers,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=limits.max_connections,
+        backpressure=limits.max_connections,  # of each worker
+        http1_settings=HTTP1Settings(
+            header_read_timeout=math.ceil(limits.header_timeout_s * 1000),
+            max_buffer_size=limits.max_header_bytes,
+        ),
+        workers_kill_timeout=int(limits.deadline_s) + SHUTDOWN_MARGIN_S,
+        log_level=LogLevels(settings.log_level.lower()),
+        log_dictconfig=_logging_config(settings),
+        log_access=settings.enable_access_log,
+    )
 
 
-def _of_worker(config: ServeConfig, settings: LogSettings) -> FastAPI:
-    """The application of one worker; uvicorn gives up where the exit code says that it could not
-    start.
+def _load_worker(config: ServeConfig, loaded: Semaphore) -> FastAPI:
+    """Return the application of one worker process and release `loaded`, or end the process with
+    the reason in its log.
     """
-    _log_to_stderr(settings)
-    LimitedProtocol.limits = connection_limits()
+    # Ctrl-C goes to the parent too, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if metrics.SHARED in os.environ:
+        _forget_dead_workers(Path(os.environ[metrics.SHARED]))
     try:
-        return application(config)
+        app = application(config)
     except TouchstoneError as error:
         _log.error("%s%s", error.message, f"; {error.hint}" if error.hint else "")
-        raise SystemExit(STARTUP_FAILURE) from None
+        sys.exit(1)
+    loaded.release()
+    return app
 
 
-class _JsonLines(logging.Formatter):
+def _end_with_parent() -> None:
+    """End this worker if its parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Remove the images in flight of workers that have died."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _raise_file_limit(files: int) -> None:
+    """Let this process and its workers open that many files, or as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class JsonLines(logging.Formatter):
+    """Format a log record as one line of JSON."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
         line = {
             "asctime": self.formatTime(record),
             "levelname": record.levelname,
@@ -196,12 +229,25 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _log_to_stderr(settings: LogSettings) -> None:
-    handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonLines() if settings.encoding == "JSON" else text)
-    for name in ("ray_app", "uvicorn", "uvicorn.error", "uvicorn.access"):
-        one = logging.getLogger(name)
-        one.setLevel(settings.log_level)
-        one.propagate = "." in name
-        one.handlers = [] if one.propagate else [handler]
+def _logging_config(settings: LogSettings) -> dict[str, Any]:
+    """Return the `logging.config` dictionary that Granian applies in every process: lines on
+    stderr.
+    """
+    text = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    json_lines = {"()": f"{__name__}.{JsonLines.__name__}"}
+    logger = {"handlers": ["stderr"], "level": settings.log_level, "propagate": False}
+    return {
+        "formatters": {"line": json_lines if settings.encoding == "JSON" else text},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stderr",
+                "formatter": "line",
+            }
+        },
+        "loggers": {
+            "ray_app": logger,
+            "_granian": dict(logger),
+            "granian.access": {**logger, "level": "INFO"},
+        },
+    }

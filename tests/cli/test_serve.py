@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.serving.http.connections import CALLBACK
 from tests.ray_head import free_ports
 
 
@@ -65,16 +64,23 @@ def test_what_is_misspelt_is_told(capsys, arguments, word):
     assert word in said
 
 
+def test_retired_variable_names_its_replacement(capsys, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CONNECTIONS", '{"max_connections": 5}')
+    code, said = told(capsys, "--port", "18431")
+    assert code == 2
+    assert "limits.max_connections" in said
+
+
 @pytest.mark.slow
 def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
     """Serve's own wait is 15 s."""
     (tmp_path / "slow_imports.py").write_text(
-        "import time\n\nfrom ray_app.serving.http.connections import install  # noqa: F401\n\ntime.sleep(18)\n"
+        "import time\n\ntime.sleep(18)\n\n\ndef install():\n    return []\n"
     )
     (port,) = free_ports(1)
     environment = os.environ | {
         "PYTHONPATH": f"{os.getcwd()}:{tmp_path}",
-        CALLBACK: "slow_imports.install",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "slow_imports.install",
     }
     command = [sys.executable, "-m", "ray_app.cli", "serve", "--ray", "--port", str(port)]
     with (tmp_path / "log").open("w") as errors:

@@ -73,9 +73,9 @@ def words_of(process):
 
 
 @contextmanager
-def served(*options, **variables):
+def served(*options, exit_code=0, **variables):
     """`touchstone serve --ensemble tiny` with more options, and more in its environment, from its
-    address on stdout to its end.
+    address on stdout to its end with this exit code.
     """
     port = free_ports(1)[0]
     with tempfile.TemporaryDirectory(prefix="tp", dir="/tmp") as name:
@@ -103,5 +103,5 @@ def served(*options, **variables):
             yield Served(port, folder, process)
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(90) == 0
+            assert process.wait(90) == exit_code
             process.stdout.close()

@@ -4,28 +4,56 @@ answered, and no log calls it an error.
 
 import resource
 import socket
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from tests.serving.http.live import Reply, ask, connected, file_part, multipart, request, wait_for
 from tests.serving.http.test_app import keep_document
-from tests.serving.http.test_connections import others_are_answered
 from tests.serving.served import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCORE = "/v1/score"
-SERVERS = {"server": [], "ray": ["--ray"]}
 DEADLINE_S = 10
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def endpoint(request):
+WELL = request("GET", "/healthz")
+FLOOD = 2000
+MB = 2**20
+
+
+@contextmanager
+def others_are_answered(port, within_s=5.0):
+    """Another client asks all the while, a new connection each time."""
+    done, waits = threading.Event(), []
+
+    def go_on():
+        while not done.is_set():
+            began = time.monotonic()
+            assert ask(port, WELL).status == 200
+            waits.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+    assert 0 < max(waits) < within_s
+
+
+def memory_of(endpoint):
+    """Bytes that all processes of an endpoint hold."""
+    return sum(one.memory_info().rss for one in endpoint.family())
+
+
+@pytest.fixture(scope="module")
+def endpoint():
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))
-    with served(*SERVERS[request.param], "--set", f"limits.deadline_s={DEADLINE_S}") as running:
+    with served("--set", f"limits.deadline_s={DEADLINE_S}") as running:
         yield running
 
 
@@ -44,26 +72,49 @@ def no_log_calls_it_an_error(endpoint):
         assert not any(word in text for word in unwanted), f"{name}: {text}"
 
 
-def test_1500_half_open_connections_keep_nobody_out_and_are_closed(endpoint):
+@pytest.mark.parametrize("sent", [b"", WELL[:-4] + b"\r\nX: "], ids=["idle", "slow heads"])
+def test_2000_connections_keep_nobody_out_and_are_closed(endpoint, sent):
+    before = memory_of(endpoint)
     with ExitStack() as opened:
-        flood = []
+        flood = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=20))
+            for _ in range(FLOOD)
+        ]
         with others_are_answered(endpoint.port):
-            for _ in range(1500):
-                connection = opened.enter_context(
-                    socket.create_connection(("127.0.0.1", endpoint.port), timeout=20)
-                )
-                connection.sendall(request("GET", "/healthz", "X: ")[:-4])
-                flood.append(connection)
+            for connection in flood:
+                connection.sendall(sent)
             assert endpoint.score() == 200
-        wait_for(lambda: sum(not is_closed(one) for one in flood) <= 1001, 10)
-        with others_are_answered(endpoint.port):
-            wait_for(lambda: all(map(is_closed, flood)), 30)
+            assert memory_of(endpoint) < before + 200 * MB
+            wait_for(lambda: drip(flood, sent) and all(map(is_closed, flood)), 30)
+
+
+def drip(flood, sent):
+    """A further byte of each head, of those that have begun."""
+    for connection in flood:
+        with suppress(OSError):
+            connection.send(b"x" if sent else b"")
+    return True
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x" * MB, b"X: 1\r\n" * 100_000], ids=["one header", "many headers"]
+)
+def test_endless_headers_are_refused_and_cost_no_memory(endpoint, piece):
+    before, sent = memory_of(endpoint), 0
+    with others_are_answered(endpoint.port), connected(endpoint.port) as connection:
+        connection.sendall(WELL[:-4] + b"\r\nX: ")
+        with suppress(ConnectionError):
+            while sent < 300 * MB:
+                connection.sendall(piece)
+                sent += len(piece)
+    assert sent < 20 * MB
+    assert memory_of(endpoint) < before + 50 * MB
 
 
 def is_closed(connection):
     connection.setblocking(False)
     try:
-        return connection.recv(1000, socket.MSG_PEEK) is not None  # its end, or 408 before that
+        return connection.recv(1000, socket.MSG_PEEK) is not None
     except BlockingIOError:
         return False
     except ConnectionError:
@@ -113,9 +164,10 @@ def test_clients_that_leave_in_the_middle_of_a_body_are_no_errors(endpoint):
 FORM, BODY = multipart(file_part(b"no image"))
 HOSTILE = {
     "no http": (b"nonsense\r\n\r\n", 400),
-    "chunks and length": (request("POST", SCORE, "Transfer-Encoding: chunked", "Content-Length: 3", body=b"0\r\n\r\n"), 400),
+    "chunks and length": (request("POST", SCORE, "Transfer-Encoding: chunked", "Content-Length: 3", body=b"0\r\n\r\n"), 422),
     "chunks hidden": (request("POST", SCORE, "Transfer-Encoding: xchunked", body=b"0\r\n\r\n"), 400),
-    "a large trailer": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"0\r\nX: " + b"x" * 400_000), 431),
+    "a large trailer": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"0\r\nX: " + b"x" * 400_000), 400),
+    "a malformed chunk": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"zz\r\nnonsense"), 400),
     "a steering trailer": (request("POST", SCORE, "Transfer-Encoding: chunked", body=b"0\r\nX-Request-Timeout-Seconds: 0\r\n\r\n"), 422),
     "a space before the colon": (request("POST", SCORE, "Content-Length : 3", body=b"abc"), 400),
     "climbing": (request("GET", "/page/..%2f..%2fetc/passwd"), 404),
@@ -124,9 +176,6 @@ HOSTILE = {
                             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), 200),
     "many headers": (request("GET", "/healthz", *["X: 1"] * 5000), 431),
     "a long address": (request("GET", "/" + "x" * 100_000), 431),
-    # Serve's own proxy would be steered by the first four.
-    **{name: (request("GET", "/healthz", f"{name}: \udcff\udcfe"), 200) for name in (
-        "X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "serve_multiplexed_model_id", "X-Session-Id", "X-Request-Id")},
 }  # fmt: skip
 
 
@@ -135,7 +184,7 @@ def test_hostile_requests_are_refused_in_their_place(endpoint, kind):
     data, status = HOSTILE[kind]
     reply = ask(endpoint.port, data)
     assert reply.status == status, reply.body
-    if status >= 400:
+    if status in (404, 422):  # Granian answers the others, without a body of the endpoint's shape.
         assert set(reply.json) == {"code", "message", "limit", "observed", "request_id"}
     assert ask(endpoint.port, request("GET", "/healthz")).status == 200
 

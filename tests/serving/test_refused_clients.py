@@ -29,7 +29,7 @@ SERVERS = {
     "one worker": [],
     "two workers": ["--workers", "2"],
     "Serve's proxy": ["--ray"],
-    "nginx": [],
+    "nginx": ["--ray"],
 }
 
 
@@ -115,6 +115,21 @@ def test_refused_body_that_never_ends_is_cut(endpoint):
     with connected(endpoint.port) as connection:
         connection.sendall(chunked("/v1/score"))
         assert pour(connection, bytes(MB), 400 * MB) < 100 * MB
+
+
+def test_slow_head_is_closed(endpoint):
+    if endpoint.name == "Serve's proxy":
+        pytest.skip("Ray Serve has no limit; the shipped nginx configuration has")
+    with connected(endpoint.port, timeout_s=40) as connection:
+        connection.sendall(request("GET", "/healthz", "X: ")[:-4])
+        with suppress(ConnectionResetError):  # nginx resets it
+            assert b" 200 " not in connection.recv(1000)
+
+
+def test_large_head_is_refused(endpoint):
+    if endpoint.name == "Serve's proxy":
+        pytest.skip("Ray Serve has no limit; the shipped nginx configuration has")
+    assert ask(endpoint.port, request("GET", "/healthz", "X: " + "x" * 100_000)).status == 431
 
 
 def test_head_is_answered_by_every_server(endpoint):

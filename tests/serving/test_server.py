@@ -42,7 +42,7 @@ def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
     assert told["score"] == pytest.approx(expected.score, abs=1e-5)
     assert told["verdict"] == expected.verdict
     assert not any("ray" in one.name() or "gcs_server" in one.name() for one in endpoint.family())
-    assert len(endpoint.family()) == 2, "itself and its decoder"
+    assert (len(endpoint.workers()), len(endpoint.decoders())) == (1, 1)
 
 
 def test_a_decoder_that_hangs_costs_one_image(endpoint):
@@ -82,6 +82,15 @@ def test_two_workers_share_a_port_count_together_and_replace_each_other():
         wait_for(lambda: len(running.workers()) == 2 and workers[0] not in running.workers(), 120)
         with ThreadPoolExecutor(8) as threads:
             assert set(threads.map(lambda _: running.score(), range(40))) == {200}
+
+
+@pytest.mark.slow
+def test_worker_ends_if_its_parent_is_killed():
+    with served(exit_code=-signal.SIGKILL) as running:
+        family = running.family()
+        running.process.kill()
+        running.process.wait()
+        wait_for(lambda: not any(process.is_running() for process in family), 60)
 
 
 @pytest.mark.slow

@@ -199,6 +199,10 @@ class Envelope(errors.Layer):
 
         try:
             await self.app(scope, receive, watched)
+            if status == ABANDONED:
+                # Granian reports a body with malformed chunks as a client that has left.
+                refusal = errors.Refusal("malformed_request", "the body cannot be read")
+                await errors.respond(refusal, request_id)(scope, receive, send)
         finally:
             if self.meter is not None:
                 # A template, never a path: every value of a label is a series for ever.

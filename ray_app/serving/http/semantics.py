@@ -19,9 +19,10 @@ class LingeringClose(Layer):
 
     If a server closes a connection with unread bytes, TCP resets the connection, and the reset can
     delete the answer before the client reads it. This layer therefore sends such an answer at once,
-    with `Connection: close`, but keeps its last message back. Meanwhile it reads and drops the rest
-    of the body. The last message, and with it the close, follows when the body ends, when the
-    client leaves, or at a limit.
+    with `Connection: close`, but keeps its end back. Meanwhile it reads and drops the rest of the
+    body. The end, and with it the close, follows when the body ends, when the client leaves, or at
+    a limit. The answer has no Content-Length: a server may close as soon as it has sent that many
+    bytes.
 
     Args:
         app: The application inside this layer.
@@ -100,7 +101,9 @@ class _EarlyAnswer:
     async def send(self, message: Message) -> None:
         if not self._body_ended:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
+                headers = MutableHeaders(scope=message)
+                headers["Connection"] = "close"
+                del headers["Content-Length"]
             elif not message.get("more_body", False):
                 self.is_held = True
                 message = {**message, "more_body": True}

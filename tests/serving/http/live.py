@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
+LAST_CHUNK = b"0\r\n\r\n"
+
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
@@ -56,8 +58,8 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 class Reply:
-    """Status, headers and body of one answer read from a socket, and whether the server then closed
-    the connection.
+    """Status, headers, and body (its first chunk if it has chunks) of one answer read from a socket,
+    and whether the server then closed the connection.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -69,8 +71,12 @@ class Reply:
             name, _, value = line.decode("latin-1").partition(":")
             self.headers[name.lower()] = value.strip()
         self.body = b""
-        while missing := int(self.headers.get("content-length", 0)) - len(self.body):
+        is_chunked = self.headers.get("transfer-encoding") == "chunked"
+        size = int(reader.readline(), 16) if is_chunked else self.headers.get("content-length", 0)
+        while missing := int(size) - len(self.body):
             self.body += reader.read(missing)
+        if is_chunked:
+            reader.readline()
         self.connection = connection
 
     @property
@@ -80,9 +86,11 @@ class Reply:
     @property
     def closed(self) -> bool:
         try:
-            return self.connection.recv(1) == b""
+            while rest := self.connection.recv(100):
+                assert rest in LAST_CHUNK
         except ConnectionResetError:
-            return True
+            pass
+        return True
 
 
 @contextmanager

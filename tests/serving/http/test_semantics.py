@@ -20,7 +20,7 @@ from starlette.responses import Response
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.semantics import LINGER_IDLE_S, LingeringClose
 from tests.serving.http.guarded_app import make_app
-from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
+from tests.serving.http.live import LAST_CHUNK, Reply, ask, connected, request, serving, wait_for
 from tests.serving.http.test_limits import chunk, chunked, config, pour
 from tests.serving.in_process import client
 
@@ -240,7 +240,7 @@ def test_refused_client_that_sends_nothing_is_closed():
 
 def is_ended(connection):
     try:
-        return connection.recv(1) == b""
+        return connection.recv(100) in LAST_CHUNK
     except TimeoutError:
         return False
     except ConnectionError:
