@@ -42,7 +42,9 @@ class ClusterConfig(Frozen):
         description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone",
     )
     object_store_bytes: int | None = Field(
-        default=None, ge=80 * 2**20, description="object store of a local cluster; null = 512 MiB"
+        default=None,
+        ge=80 * 2**20,
+        description="object store of a local cluster; null = 512 MiB, or with a GPU 30 % of the memory or 90 % of /dev/shm, whichever is less",
     )
     stall_timeout_s: float | None = Field(
         default=None,

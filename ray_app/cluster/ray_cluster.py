@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_app.cluster import private_api, versions
+from ray_app.cluster import gpu_check, private_api, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.cluster.local_ray import (
     WORKER_ENVIRONMENT,
@@ -70,7 +71,11 @@ def _module_folder(folder: Path) -> Iterator[None]:
 
 PROBE_S = 5.0
 _MESSAGE_LETTERS = 400  # Of Ray's own message.
+# A local Ray without a GPU: only files and results pass through the object store.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+# With a GPU all prepared images pass through it. The first fraction is Ray's own default.
+_FRACTION_OF_MEMORY, _FRACTION_OF_SHARED_MEMORY = 0.3, 0.9
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 (its size is read, nothing is written)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,6 +121,23 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
         yield
 
 
+def local_store_bytes(config: ClusterConfig) -> int:
+    """Return the bytes of the object store of a local Ray."""
+    if config.object_store_bytes is not None:
+        return config.object_store_bytes
+    has_gpu = gpu_check.DEVICE.exists() if config.gpus is None else config.gpus > 0
+    if not has_gpu:
+        return LOCAL_OBJECT_STORE_BYTES
+    try:
+        shared_bytes = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        shared_bytes = 0
+    store_bytes = min(
+        _FRACTION_OF_MEMORY * node_memory(), _FRACTION_OF_SHARED_MEMORY * shared_bytes
+    )
+    return max(int(store_bytes), LOCAL_OBJECT_STORE_BYTES)
+
+
 def _join(address: str, ending: ExitStack) -> None:
     """Connect to a named cluster until `ending` closes."""
     require_head(address)
@@ -153,7 +175,7 @@ def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> N
                 include_dashboard=False,
                 num_cpus=config.cpus or usable_cores(),
                 num_gpus=config.gpus,
-                object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES,
+                object_store_memory=local_store_bytes(config),
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 _temp_dir=str(folder),

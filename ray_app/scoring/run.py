@@ -609,8 +609,8 @@ def layout_for(
     nothing fits.
     """
     is_local = ray_cluster.named_cluster(config.cluster.address) is None
-    store_bytes = config.cluster.object_store_bytes or (
-        ray_cluster.LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes
+    store_bytes = (
+        ray_cluster.local_store_bytes(config.cluster) if is_local else STORE_SHARE * memory_bytes
     )
     layout = plan_layout(
         ResourceEstimate.of(spec),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -10,9 +11,16 @@ import time
 import pytest
 
 from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
-from ray_app.cluster.ray_cluster import beside_others, on_ray
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import (
+    LOCAL_OBJECT_STORE_BYTES,
+    beside_others,
+    local_store_bytes,
+    on_ray,
+)
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
+from ray_app.storage.node_budget import node_memory
 from tests.archives.given import files_below
 from tests.ray_head import BIN, ray_head
 from tests.scoring.conftest import ROOT
@@ -88,6 +96,25 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gpus": 0}, LOCAL_OBJECT_STORE_BYTES),
+        ({"object_store_bytes": 2**28, "gpus": 1}, 2**28),
+    ],
+)
+def test_object_store_of_a_local_ray(settings, expected):
+    assert local_store_bytes(ClusterConfig(**settings)) == expected
+
+
+def test_object_store_with_a_gpu_holds_the_prepared_images_of_many_decoders():
+    shared_bytes = shutil.disk_usage("/dev/shm").free
+    if min(shared_bytes, node_memory()) < 4 * 2**30:
+        pytest.skip("this machine has less than 4 GiB of memory or of free shared memory")
+    store_bytes = local_store_bytes(ClusterConfig(gpus=1))
+    assert 2 * LOCAL_OBJECT_STORE_BYTES < store_bytes <= shared_bytes
 
 
 PAYING = """
