@@ -316,7 +316,11 @@ LFS_POINTER = (
         ),
         ("l.csv.gz", LFS_POINTER, "run `git lfs pull`"),
         ("l.parquet", LFS_POINTER, "run `git lfs pull`"),
-        ("l.csv", gzip.compress(b"uri\na.jpg\n"), r"does not end in \.gz; add \.gz to the name"),
+        (
+            "l.csv",
+            gzip.compress(b"uri\na.jpg\n", mtime=0),
+            r"does not end in \.gz; add \.gz to the name",
+        ),
         ("l.jsonl", b"<!DOCTYPE html><html>", "an HTML page, perhaps an error page"),
         ("l.csv", b"PK\x03\x04" + b"\0" * 60, "not a list but a ZIP file"),
         ("l.csv", "path\nbl\xe4.jpg\n".encode("latin-1"), "save it as UTF-8"),

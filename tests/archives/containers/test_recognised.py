@@ -19,7 +19,7 @@ GIT_LFS = "a Git LFS pointer, not the file itself: run `git lfs pull` in its rep
     [
         (
             "a.tar",
-            gzip.compress(TAR),
+            gzip.compress(TAR, mtime=0),
             "not a tar file but a gzip file: name it .tar.gz, or give tar.gz::{} as a source",
         ),
         (
@@ -39,7 +39,7 @@ GIT_LFS = "a Git LFS pointer, not the file itself: run `git lfs pull` in its rep
         ),
         (
             "a.parquet",
-            gzip.compress(TAR),
+            gzip.compress(TAR, mtime=0),
             "not a parquet file but a gzip file: name it .tar.gz, or give tar.gz::{} as a source",
         ),
         *(
@@ -78,7 +78,10 @@ def test_container_that_ends_early_keeps_its_reason(tmp_path):
     ("data", "detail"),
     [
         (LFS_POINTER, GIT_LFS),
-        (gzip.compress(b"x"), "a gzip file: unpack it, or if it is a tar, name it .tar.gz"),
+        (
+            gzip.compress(b"x", mtime=0),
+            "a gzip file: unpack it, or if it is a tar, name it .tar.gz",
+        ),
     ],
 )
 def test_file_in_place_of_an_image_says_what_it_is(data, detail):
