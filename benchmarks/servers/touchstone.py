@@ -50,7 +50,7 @@ def _serve(*options: str) -> Callable[[Work, int], list[str]]:
 
 def _serve_before(work: Work, port: int) -> list[str]:
     its_own = os.environ.get(ITS_TINY, "tiny") if work.ensemble == "tiny" else work.ensemble
-    return _command("ray_app.cli.main", replace(work, ensemble=its_own), port)
+    return _command("ray_app.cli", replace(work, ensemble=its_own), port)
 
 
 def _ours(name: str, says: str, cores: int, *options: str) -> Server:

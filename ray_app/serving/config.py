@@ -42,9 +42,9 @@ class RequestLimits(Frozen):
         description="open connections of one worker of `touchstone serve`; further clients wait until one closes",
     )
     max_header_bytes: int = Field(
-        default=32 * 2**10,
+        default=128 * 2**10,
         ge=8192,
-        description="request line and headers, at `touchstone serve` without --ray; beyond: 431",
+        description="request line and headers, and the read buffer of a connection, at `touchstone serve` without --ray; beyond: 431",
     )
     header_timeout_s: float = Field(
         default=10.0,

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from granian import Granian
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, RuntimeModes
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
@@ -154,6 +154,8 @@ def _make_server(
         workers=workers,
         http=HTTPModes.http1,
         websockets=False,
+        # Each worker has one thread for connections. A pool of threads takes more time per request.
+        runtime_mode=RuntimeModes.st,
         backlog=limits.max_connections,
         backpressure=limits.max_connections,  # of each worker
         http1_settings=HTTP1Settings(

@@ -175,7 +175,7 @@ HOSTILE = {
     "a websocket": (request("GET", "/healthz", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
                             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), 200),
     "many headers": (request("GET", "/healthz", *["X: 1"] * 5000), 431),
-    "a long address": (request("GET", "/" + "x" * 100_000), 431),
+    "a long address": (request("GET", "/" + "x" * 100_000), 414),
 }  # fmt: skip
 
 
