@@ -21,6 +21,7 @@ import argparse
 import ast
 import csv
 import fnmatch
+import functools
 import os
 import random
 import signal
@@ -99,8 +100,20 @@ class Mutation:
 
     @property
     def key(self) -> tuple[str, str, str, str, str, int]:
-        """What identifies the mutation if lines move."""
-        return self.file, self.function, self.kind, self.before, self.after, self.occurrence
+        """What identifies the mutation if lines move or a formatter breaks them elsewhere."""
+        texts = _without_layout(self.before), _without_layout(self.after)
+        return self.file, self.function, self.kind, *texts, self.occurrence
+
+
+@functools.cache
+def _without_layout(text: str) -> str:
+    """Return an expression, a statement, or arguments as `ast.unparse` writes them."""
+    for source in (f"({text}\n)", text, f"arguments({text}\n)"):
+        try:
+            return ast.unparse(ast.parse(source))
+        except SyntaxError:
+            continue
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -135,9 +148,10 @@ def find_changes(path: Path, root: Path = ROOT) -> list[_Change]:
         before = data[start:end].decode()
         if before == after:
             continue
-        key = (function, kind, before, after)
-        line = data.count(b"\n", 0, start) + 1
-        mutation = Mutation(path.relative_to(root).as_posix(), *key, seen[key], line)
+        key = (function, kind, _without_layout(before), _without_layout(after))
+        number = data.count(b"\n", 0, start) + 1
+        file = path.relative_to(root).as_posix()
+        mutation = Mutation(file, function, kind, before, after, seen[key], number)
         seen[key] += 1
         changes.append(_Change(mutation, start, end))
     return changes

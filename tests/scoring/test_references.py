@@ -65,6 +65,8 @@ def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_o
     assert len(references_of(decidable)) == 500
     decide_run(url, "tiny")
     assert not decidable.store.exists(REFERENCES)
+    with pytest.raises(ConfigError, match="no scores of known reals to compare with"):
+        references_of(decidable)
 
 
 def test_a_run_keeps_the_references_of_its_card(score, archive, tmp_path):

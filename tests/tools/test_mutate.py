@@ -55,3 +55,15 @@ def test_comparison_names_new_survivors_only():
     before, moved = row("caught", 3), row("survived", 9)
     assert compare([before], [moved]) == [moved]
     assert compare([row("survived", 3)], [moved]) == []
+
+
+def test_formatter_does_not_change_what_identifies_a_mutation(tmp_path, changes):
+    path = tmp_path / "module.py"
+    path.write_text(
+        MODULE.replace("ValueError(value)", "ValueError(\n            value,\n        )").replace(
+            "value > limit", "(\n        value\n        > limit\n    )"
+        )
+    )
+    assert {one.mutation.key for one in find_changes(path, tmp_path)} == {
+        one.mutation.key for one in changes
+    }
