@@ -102,10 +102,12 @@ def serve(
 
     On a cluster: `serve deploy configs/serve/ensemble.yaml`. Metrics, updates: docs/serving.md; tokens, limits: docs/endpoint-limits.md.
     """
+    from ray_app.cli.retired import refuse_retired_variables
     from ray_app.config import validate
     from ray_app.serving import ServeConfig
     from ray_app.serving.config import read_file
 
+    refuse_retired_variables(os.environ)
     args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
     args |= {key: list(value) for key, value in given.items() if value}

@@ -1,8 +1,8 @@
 """Names of the command line that 1.0 retires, each with its replacement. Version 1.1 removes this
 file.
 
-`COMMANDS` and `OPTIONS` are the only list of such names. A retired name ends the command with exit
-code 2 and one line that names the replacement.
+`COMMANDS`, `OPTIONS`, and `VARIABLES` are the only list of such names. A retired name ends the
+command with exit code 2 and one line that names the replacement.
 """
 
 from collections.abc import Mapping
@@ -72,6 +72,13 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 """Command path without `touchstone` → option → what to use."""
 
+VARIABLES: dict[str, str] = {
+    "TOUCHSTONE_CONNECTIONS": "use --set limits.max_connections=N, limits.header_timeout_s=S, or limits.max_header_bytes=N; "
+    "with --ray, use configs/proxy/nginx.conf",
+    "TOUCHSTONE_HAPROXY_ON_LOOPBACK": "set tokens, or access.anonymous: true",
+}
+"""Environment variable of `touchstone serve` → what to use."""
+
 
 def explain_retired_name(
     error: click.ClickException, short_names: Mapping[str, str]
@@ -101,3 +108,10 @@ def refuse_retired_command(path: str) -> None:
     """
     if replacement := COMMANDS.get(path):
         raise click.ClickException(f"'{path}' is retired: {replacement}")
+
+
+def refuse_retired_variables(environment: Mapping[str, str]) -> None:
+    """Raise ClickException with the replacement if a retired variable of `touchstone serve` is set."""
+    for name, replacement in VARIABLES.items():
+        if environment.get(name):
+            raise click.ClickException(f"{name} is retired: {replacement}")

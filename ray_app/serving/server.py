@@ -30,7 +30,7 @@ from granian.log import LogLevels
 
 from ray_app.config import Frozen, validate
 from ray_app.detectors import resolve_weights
-from ray_app.errors import ConfigError, DetectorError, TouchstoneError
+from ray_app.errors import DetectorError, TouchstoneError
 from ray_app.serving import address, engine, metrics, release
 from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http.app import create_app
@@ -40,7 +40,6 @@ from ray_app.storage.node_budget import usable_cores
 # Requests at work have `deadline_s` and this many seconds when the server ends.
 SHUTDOWN_MARGIN_S = 10
 THREADS = "OMP_NUM_THREADS"
-RETIRED_VARIABLE = "TOUCHSTONE_CONNECTIONS"
 # Files of a worker that are not connections of clients.
 _SPARE_FILES = 256
 _log = logging.getLogger(__name__)
@@ -74,16 +73,11 @@ def serve(
         logs: A `logging_config` of Ray Serve.
 
     Raises:
-        ConfigError: The host, the port, `logs`, or the environment is not allowed.
+        ConfigError: The host, the port, or `logs` is not allowed.
         DetectorError: Licences or weights are missing, or a worker could not start.
     """
     address.refuse_open_host(config, host)
     settings = validate(logs, LogSettings, where="logging_config")
-    if os.environ.get(RETIRED_VARIABLE):
-        raise ConfigError(
-            f"{RETIRED_VARIABLE} is retired",
-            hint="use --set limits.max_connections=N, limits.header_timeout_s=S, or limits.max_header_bytes=N",
-        )
     # Workers share the port, so they would also share it with another endpoint.
     address.listening(host, port).close()
     # Weights are fetched once, and missing ones are an error here.

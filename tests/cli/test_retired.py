@@ -3,7 +3,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from ray_app.cli.main import main, touchstone
-from ray_app.cli.retired import COMMANDS, OPTIONS
+from ray_app.cli.retired import COMMANDS, OPTIONS, VARIABLES
 from ray_app.errors import ExitCode
 
 RETIRED_OPTIONS = [(path, option) for path, options in OPTIONS.items() for option in options]
@@ -23,6 +23,16 @@ def test_retired_option_exits_2_with_one_line(path, option, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == f"Error: '{path} {option}' is retired: {OPTIONS[path][option]}\n"
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("options", [[], ["--ray"]], ids=["server", "ray"])
+def test_retired_variable_exits_2_with_one_line(name, options, capsys, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    assert main(["serve", *options]) == ExitCode.USAGE
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"Error: {name} is retired: {VARIABLES[name]}\n"
 
 
 def test_short_name_of_command_explains_retired_option(capsys):

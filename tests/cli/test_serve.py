@@ -64,13 +64,6 @@ def test_what_is_misspelt_is_told(capsys, arguments, word):
     assert word in said
 
 
-def test_retired_variable_names_its_replacement(capsys, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CONNECTIONS", '{"max_connections": 5}')
-    code, said = told(capsys, "--port", "18431")
-    assert code == 2
-    assert "limits.max_connections" in said
-
-
 @pytest.mark.slow
 def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
     """Serve's own wait is 15 s."""

@@ -177,6 +177,10 @@ HOSTILE = {
     "many headers": (request("GET", "/healthz", *["X: 1"] * 5000), 431),
     "a long address": (request("GET", "/" + "x" * 100_000), 414),
 }  # fmt: skip
+# Without a body of the endpoint's shape.
+REFUSED_BY_GRANIAN = {
+    "no http", "chunks hidden", "a space before the colon", "many headers", "a long address",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -184,7 +188,7 @@ def test_hostile_requests_are_refused_in_their_place(endpoint, kind):
     data, status = HOSTILE[kind]
     reply = ask(endpoint.port, data)
     assert reply.status == status, reply.body
-    if status in (404, 422):  # Granian answers the others, without a body of the endpoint's shape.
+    if status >= 400 and kind not in REFUSED_BY_GRANIAN:
         assert set(reply.json) == {"code", "message", "limit", "observed", "request_id"}
     assert ask(endpoint.port, request("GET", "/healthz")).status == 200
 

@@ -243,9 +243,13 @@ def keep_document(url, *, examples):
     """Ask for every operation of the document in so many ways, as it has it and otherwise."""
     found = []
     document = schemathesis.openapi.from_url(f"{url}/openapi.json", config=REFUSALS)
-    for operation in document.get_all_operations():
+    operations = list(document.get_all_operations())
+    assert len(operations) > 4
+    for operation in operations:
+        asked_before = len(found)
         for mode in schemathesis.GenerationMode:
             keep_asking(operation.ok(), mode, examples, found)
+        assert len(found) > asked_before
     assert len(found) > 2 * examples
     assert max(found) < 500
 
