@@ -23,7 +23,7 @@ import sys
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster
 with cluster(ClusterConfig(address=sys.argv[1])):
-    print("joined")
+    print("joined", file=sys.__stdout__)
 """
 
 

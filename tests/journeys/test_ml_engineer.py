@@ -106,4 +106,4 @@ def test_a_recipe_a_head_and_a_card_become_detectors_with_a_bounded_rate(with_sa
         False,
     )  # larger pictures: not promised
     listed = engineer.types(TRUST, "touchstone results archive-run --verdict fake")
-    assert "that does not hold here: images differ in" in listed.stdout + listed.stderr
+    assert "does not hold for this archive: images differ in" in listed.stdout + listed.stderr
