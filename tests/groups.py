@@ -57,6 +57,7 @@ GROUPS = {
         "training/test_describing_e2e.py", "training/test_identifying_e2e.py", "training/test_learner.py", "training/test_notice.py",
         "training/test_published.py",
     )),
+    "exits": Group("200 runs on Parquet that end with exit code 0", ("cli/test_exits.py",)),
     "data": Group("what makes, fetches and packs images; commands; from simulated pictures to a card, from prompts to names", (
         "datajobs", "cli", "training", "test_profile_walk.py",
     )),

@@ -20,7 +20,7 @@ RUNS = 200
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_200_runs_on_parquet_end_with_exit_code_0(tmp_path):
     image = {"bytes": golden_image(), "path": "a.png"}
     pq.write_table(pa.table({"image": [image] * 4}), tmp_path / "archive.parquet")
