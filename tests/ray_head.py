@@ -36,6 +36,11 @@ class Head:
         return [pid for pid in family_of(self.process.pid) if title_of(pid).startswith(title)]
 
 
+def without_ray_start(errors):
+    """The lines of a command's stderr but Ray's own, which says that it has read a variable."""
+    return [line for line in errors.splitlines() if "RAY_BACKEND_LOG_LEVEL" not in line]
+
+
 def title_of(pid):
     try:
         return (

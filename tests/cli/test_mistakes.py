@@ -20,7 +20,7 @@ from ray_app.cli.main import main
 from ray_app.serving.client import EndpointClient
 from ray_app.storage import RetryPolicy
 from tests.http_server import HttpServer
-from tests.ray_head import free_ports
+from tests.ray_head import free_ports, without_ray_start
 from tests.runs.real_run import photos, plain_run  # noqa: F401
 from tests.serving.scripted import ScriptedEndpoint
 
@@ -429,12 +429,11 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
     process = subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    first = process.stderr.readline()
     while not list((tmp_path / "run" / "parts").rglob("*.parquet")):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=120)
-    lines = [first.strip(), *rest.strip().splitlines()]
+    lines = without_ray_start(rest.strip())
     assert process.returncode == 130, lines
     assert lines[0].startswith("400 files in ")
     assert lines[-1].startswith("resume: ")
@@ -452,7 +451,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
     assert re.match(r"400 files: ", again.stdout)
     assert [
         line
-        for line in again.stderr.strip().splitlines()
+        for line in without_ray_start(again.stderr.strip())
         if not re.match(r"400 files in|score  ", line)
     ] == []
     assert not Path(tmp_path / "run" / "lease.json").exists()
