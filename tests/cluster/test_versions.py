@@ -20,10 +20,29 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN = NodeVersions(ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", __version__)
 JOINING = """
 import sys
+from ray_app.cluster import versions
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster
+
+versions.ANSWER_S = 60.0  # A busy machine starts the process that answers late.
 with cluster(ClusterConfig(address=sys.argv[1])):
     print("joined", file=sys.__stdout__)
+"""
+
+# Run by each Python process of the late node, which does not see the folder that the driver imports
+# from, as another machine would not.
+SITECUSTOMIZE = """
+import sys
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+class OwnTouchstone:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "ray_app":
+            return spec_from_file_location(name, Path(__file__).parent / "ray_app/__init__.py")
+
+sys.meta_path.insert(0, OwnTouchstone)
 """
 
 
@@ -98,6 +117,7 @@ def test_three_nodes_are_asked_and_a_late_one_with_another_version_is_named(tmp_
         assert (code, said) == (0, ["joined"]), errors
         (tmp_path / "old/ray_app").mkdir(parents=True)
         (tmp_path / "old/ray_app/__init__.py").write_text('__version__ = "0.11.0"\n')
+        (tmp_path / "old/sitecustomize.py").write_text(SITECUSTOMIZE)
         nodes.tell("add", tmp_path / "old")
         code, said, errors = joined(nodes.address, tmp_path)
     finally:
