@@ -45,7 +45,7 @@ def training(labelled, tmp_path):
     started = []
 
     def begin(out, **settings):
-        started.append(start(labelled, tmp_path, out, **SETTINGS, **settings))
+        started.append(start(labelled, tmp_path, out, **(SETTINGS | settings)))
         return started[-1]
 
     yield begin
@@ -181,7 +181,7 @@ def test_training_resumes_whatever_became_of_rays_list(training, tmp_path):
     out, saved = tmp_path / "out", 0
     for spoil in (lose, rename, tear, rename_keys, None):
         before = writing_times(out, saved) if saved else {}
-        process = training(out)
+        process = training(out, loop={"epochs": 50 * EPOCHS})  # None of them reaches the end.
         wait_until(lambda: committed(out) > saved)  # noqa: B023 - it returns in this round
         process.send_signal(signal.SIGTERM)
         code, told = finish(process)
