@@ -106,7 +106,6 @@ def _endpoint(browser, demo):
             "picture": 0,
             "paper": paper_pages(page),
         }
-        keep(page, DOCS / "page.png")
         keep(page, DOCS / "pages" / "endpoint.png")
         page.goto(f"http://127.0.0.1:{port}")
         page.wait_for_selector("#drop-note:not(:empty)")
