@@ -20,7 +20,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ray_app.storage import Store
 from ray_app.streams.pool import messages
-from ray_app.training import ray_data
+from ray_app.training import loader, ray_data
 from ray_app.training.job import plan_workers
 from ray_app.training.loader import training_loader
 from ray_app.training.networks import training_card
@@ -79,19 +79,21 @@ def of(job, *, workers, loaders):
 
 
 def alone(job):
-    loader, order = training_loader(job), job.order()
-    return [images(loader.load_steps(order, [step])) for step in range(job.total_steps)]
+    batches, order = training_loader(job), job.order()
+    return [images(batches.load_steps(order, [step])) for step in range(job.total_steps)]
 
 
 def trained(given):
     """In each trainer's process."""
+    decoded = []
+    decode = loader.decode_image
+    loader.decode_image = lambda *words, **options: decoded.append(1) or decode(*words, **options)
     steps = [images(batch) for batch in ray_data.batches(0)]
-    decodes = "ray_app.training.loader" in sys.modules
     node = ray.get_runtime_context().get_node_id()
     note(
         Path(given["folder"]) / f"{ray.train.get_context().get_world_rank()}.json",
         steps=steps,
-        decodes=decodes,
+        decoded=len(decoded),
         node=node,
     )
 
