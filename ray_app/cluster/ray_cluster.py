@@ -100,6 +100,8 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
             other addresses than loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Without this, Ray prints an error about each pool of actors (ray-project/ray#53727). With it,
+    # Ray prints one line, which says that it has read the variable.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = named_cluster(config.address)
     if address is None:
