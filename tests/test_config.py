@@ -49,7 +49,7 @@ def test_reads_and_overrides(tmp_path):
         ("name: [1]\n", "some.yaml: name: [1] does not fit: it should be a valid string"),
         ("- 1\n", "expected keys and values, found list"),
         ("a: [\n", "some.yaml, line 2, column 1: not YAML: "),
-        pytest.param("a: " + "[" * 4000 + "]" * 4000, "inner", id="deep"),
+        pytest.param("a: " + "[" * 500 + "]" * 500, "inner", id="deep"),
         pytest.param("a: " + "[" * 300_000 + "]" * 300_000, "nested too deep", id="too deep"),
     ],
 )
