@@ -69,7 +69,8 @@ from ray_app.cluster.ray_cluster import cluster
 from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
 from tests.scoring.conftest import score_into
 
-with cluster(ClusterConfig(cpus=2), variables=lambda folder: {CPU_PRECISION_VARIABLE: "fp32"}):
+os.environ[CPU_PRECISION_VARIABLE] = "fp32"  # Workers inherit it.
+with cluster(ClusterConfig(cpus=2)):
     os.environ[CPU_PRECISION_VARIABLE] = "bf16"
     score_into(Path(sys.argv[1]), Path(sys.argv[2]))
 """
