@@ -432,8 +432,8 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
     while not list((tmp_path / "run" / "parts").rglob("*.parquet")):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
-    lines = without_ray_start(rest.strip())
+    _, errors = process.communicate(timeout=120)
+    lines = without_ray_start(errors.strip())
     assert process.returncode == 130, lines
     assert lines[0].startswith("400 files in ")
     assert lines[-1].startswith("resume: ")
