@@ -65,22 +65,6 @@ def test_clean_sets_are_not_called_confounded(simulated):
     simulated(CLEAN, words, 0.025, fired)
 
 
-def test_generators_and_sources_that_are_kept_together_are_no_shortcut_by_themselves(simulated):
-    """Every group has files of a kind of its own, drawn alike for reals and fakes."""
-    fired = []
-    for seed in range(300):
-        rng, n, per_class = np.random.default_rng(seed), SIZES[seed % 3], (6, 15, 30)[seed // 3 % 3]
-        fake = np.arange(n) < n // 2
-        groups = rng.integers(0, per_class, n) + per_class * fake
-        fired.append(confounded(shortcut_auc(files(rng, groups, 2 * per_class), fake, groups)))
-    simulated(
-        CLEAN,
-        "100, 300 and 1,000 files of 6, 15 and 30 generators, as many sources, each its own kind (groups)",
-        0.025,
-        fired,
-    )
-
-
 def test_a_real_shortcut_is_found(simulated):
     missed = []
     for seed in range(150):
