@@ -37,7 +37,9 @@ class Head:
 
 
 def without_ray_start(errors):
-    """The lines of a command's stderr but Ray's own, which says that it has read a variable."""
+    """Return the lines of a command's stderr without the one in which Ray says that it has read
+    RAY_BACKEND_LOG_LEVEL.
+    """
     return [line for line in errors.splitlines() if "RAY_BACKEND_LOG_LEVEL" not in line]
 
 

@@ -44,8 +44,8 @@ class RequestLimits(Frozen):
     max_header_bytes: int = Field(
         default=128 * 2**10,
         ge=8192,
-        description="request line and headers, and the read buffer of a connection, at `touchstone serve` without --ray; beyond: 431, "
-        "at the latest at twice as many bytes if they arrive at once",
+        description="request line and headers, and the read buffer of a connection, at `touchstone serve` without --ray; a larger "
+        "head: 431. Up to twice as many bytes pass if they arrive at once",
     )
     header_timeout_s: float = Field(
         default=10.0,

@@ -53,8 +53,8 @@ def hub():
 
 
 def train_apart(recipe, out):
-    """Train in a process of its own, whose Ray inherits the address of the hub: the Ray of another
-    test has begun without it.
+    """Train in a process of its own. Its Ray inherits the address of the hub; the Ray that another
+    test started does not have it.
     """
     command = [sys.executable, "-m", "ray_app.cli", "train", str(recipe), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
