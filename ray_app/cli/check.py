@@ -256,9 +256,9 @@ def _write_page(
 ) -> None:
     from ray_app.reports.check import CheckFacts, render_check
     from ray_app.runs import fingerprint
-    from ray_app.scoring.identity import scoring_identity
+    from ray_app.scoring.identity import scoring_facts
 
-    facts = CheckFacts.of(spec, fingerprint(scoring_identity(spec)))
+    facts = CheckFacts.of(spec, fingerprint(scoring_facts(spec)))
     half = page.with_name(f".{page.name}.{os.getpid()}")
     try:
         with half.open("w", encoding="utf-8") as stream:

@@ -8,11 +8,11 @@ from ray_app import on_first_use
 
 if TYPE_CHECKING:
     from ray_app.ensembles.card import (
+        CalibrationSettings,
         CascadeStage,
         EnsembleCard,
         EnsembleMember,
         Guarantee,
-        Settings,
         Thresholds,
         decision_facts,
         ensemble_of,

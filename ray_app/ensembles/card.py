@@ -146,7 +146,7 @@ class Guarantee(Frozen):
     references_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
-class Settings(Frozen):
+class CalibrationSettings(Frozen):
     """Under what the calibrated scores were made: another precision or resize mode gives other
     scores, another decoder other pixels.
     """
@@ -202,7 +202,7 @@ class EnsembleCard(Frozen):
     thresholds: Thresholds = Thresholds()
     cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
     guarantee: Guarantee | None = None
-    settings: Settings | None = None
+    settings: CalibrationSettings | None = None
     population: Population | None = None
     profile: EnsembleProfile | None = None
     notes: str = ""

@@ -18,7 +18,7 @@ from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.card import Platt, default_slots
 from ray_app.detectors.card_sections import MEASURED, FactName, Facts
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.ensembles import EnsembleCard, Settings
+from ray_app.ensembles import CalibrationSettings, EnsembleCard
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decoder_name
 from ray_app.images.provenance import ProvenancePolicy
@@ -62,7 +62,9 @@ def under_settings(
     return chosen, mode
 
 
-def departures(settings: Settings | None, precision: Precisions, resize: str) -> list[str]:
+def departures(
+    settings: CalibrationSettings | None, precision: Precisions, resize: str
+) -> list[str]:
     """How scores are made otherwise than those of a calibration, in words; none where they are made
     alike, or where nobody noted how.
     """
@@ -88,7 +90,7 @@ def decoders_here(card: EnsembleCard) -> set[str]:
     return {decoder_name(format) for format in seen.formats} if seen else set()
 
 
-def other_decoders(settings: Settings | None, decoders: Collection[str]) -> list[str]:
+def other_decoders(settings: CalibrationSettings | None, decoders: Collection[str]) -> list[str]:
     """Those that a calibration did not have; none where nobody noted its own."""
     return (
         sorted(set(decoders) - set(settings.decoders))

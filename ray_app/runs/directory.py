@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app.config import overlaid
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.parts import PartTable
 from ray_app.runs.schema import MASK_SCHEMA, OLDEST_SCHEMA, SCHEMA_VERSION
@@ -30,6 +31,25 @@ if TYPE_CHECKING:
     from ray_app.images import ImageLimits
 
 Identity = Mapping[str, Any]
+
+
+# Versions before 0.25 stored these settings only if they had other values.
+LEFT_OUT: Identity = {
+    "limits": {"max_whole_pixels": None},
+    "columns": {"image": None, "uri": None},
+    "container_limits": {"max_members": 10_000_000, "max_ratio": 200.0},
+    "perturb": {},
+    "perturb_kinds": {},
+    "perturb_absent": {},
+    "features": [],
+    "waive_guarantee": False,
+    "profile": None,
+}
+
+
+def completed(identity: Identity) -> dict[str, Any]:
+    """Return stored settings with those that versions before 0.25 left out."""
+    return overlaid(LEFT_OUT, identity)
 
 
 def fingerprint(identity: Identity) -> str:
@@ -269,6 +289,10 @@ class RunDirectory(PartTable):
             )
             return
         self.check_settled(by_score=True)
+        self.require_same(identity)
+
+    def require_same(self, identity: Identity) -> None:
+        """Raise IdentityError with the differences if the run has other settings."""
         if differing := self.differing(identity):
             raise self.mismatch(differing)
 
@@ -298,7 +322,7 @@ class RunDirectory(PartTable):
         """How the identity of a command differs from the run's, in lines; none where it is the
         run's own.
         """
-        return differences(identity, self.describe()["identity"])
+        return differences(identity, completed(self.describe()["identity"]))
 
     # -- what stands beside rows
     # -------------------------------------------------------------------------

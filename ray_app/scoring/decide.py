@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_app.archives import manifests
-from ray_app.ensembles import EnsembleCard, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, decision_facts, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec
@@ -14,7 +14,7 @@ from ray_app.inference.spec import departures
 from ray_app.runs import RunDirectory, directory, document, schema, settled_state
 from ray_app.runs.retry import begun_retry
 from ray_app.scoring import guarantee, report
-from ray_app.scoring.identity import decision_identity, promises
+from ray_app.scoring.identity import has_guarantee
 from ray_app.storage import Lease
 
 
@@ -105,11 +105,10 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
 
 def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
     kept = {key: value for key, value in identity.items() if key != guarantee.WAIVED}
-    return (
-        kept
-        | ({guarantee.WAIVED: True} if waived and promises(spec.ensemble) else {})
-        | decision_identity(spec)
-    )
+    return kept | {
+        guarantee.WAIVED: waived and has_guarantee(spec.ensemble),
+        "decision": decision_facts(spec.ensemble),
+    }
 
 
 def _summary(

@@ -7,6 +7,7 @@ Every step can be interrupted anywhere; the same command resumes from the facts 
 import contextlib
 import itertools
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -28,8 +29,9 @@ from ray_app.archives import (
 from ray_app.cluster import gpu_check, ray_cluster
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
+from ray_app.config import config_root
 from ray_app.datasets.labelling import ProgressLog
-from ray_app.detectors import licences, resolve_weights, weights
+from ray_app.detectors import licences, publish_weights, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
@@ -106,34 +108,34 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):
-        resolved = identity.resolve(config, directory)
-        check_resolved(resolved, directory)
+        settings = identity.resolve(config, directory)
+        check_settings(settings, directory)
         with Lease(directory.store, unguarded=config.unguarded) as lease:
             with resumable(ClusterError):
-                finished = _unchanged(resolved, directory, lease, start)
+                finished = _unchanged(settings, directory, lease, start)
             if finished is not None:
                 return finished
             with ray_cluster.cluster(config.cluster):
                 cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
-                spec = resolved.spec(gpus)
-                nodes, node_bytes = ray_cluster.planned_nodes(resolved.config.cluster.labels, cpus)
+                spec = settings.spec(gpus)
+                nodes, node_bytes = ray_cluster.planned_nodes(settings.config.cluster.labels, cpus)
                 plan = plan_passes(
-                    resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes
+                    settings.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes
                 )
                 layout = widest_layout(
                     [
-                        layout_for(resolved.config, one, cpus, gpus, memory_bytes)
+                        layout_for(settings.config, one, cpus, gpus, memory_bytes)
                         for one in plan.specs()
                     ]
                 )
                 directory.claim(
-                    resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
+                    settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
                 )
-                guarantee.keep_references(directory, resolved.references())
+                guarantee.keep_references(directory, settings.references())
                 with resumable(ClusterError):
                     # before this session is begun
                     was_complete = not config.rescore and is_complete(directory)
-                    return ScoringRun(resolved, directory, lease, spec, start).finished(
+                    return ScoringRun(settings, directory, lease, spec, start).finished(
                         layout, plan, was_complete=was_complete
                     )
 
@@ -144,15 +146,15 @@ def check_scoring(config: ScoreConfig) -> None:
     that does; fetches weights.
     """
     directory = RunDirectory.open(config.out or "")
-    check_resolved(identity.resolve(config, directory), directory)
+    check_settings(identity.resolve(config, directory), directory)
 
 
-def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None:
+def check_settings(settings: identity.Settings, directory: RunDirectory) -> None:
     """What can be refused before anything is written or a cluster started: a directory of another
     command, an unknown card, a licence, missing weights, a trust list, a source that is not there
     or empty, settings that an ensemble was not calibrated under.
     """
-    config = resolved.config
+    config = settings.config
     directory.check_free()
     if directory.exists():
         directory.check_known()
@@ -161,21 +163,21 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
             f"there is no run in {directory.store.url} to retry",
             hint="the same command without --retry makes one",
         )
-    check_detectors(resolved)
-    resolved.spec(gpus=0)
-    resolved.references()
-    resolved.require_own()
+    check_detectors(settings)
+    settings.spec(gpus=0)
+    settings.references()
+    settings.require_same(directory)
     if not manifests(directory.store):
         archive_of(config).check()
 
 
 def _unchanged(
-    resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float
+    settings: identity.Settings, directory: RunDirectory, lease: Lease, start: float
 ) -> ScoringResult | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None
     where there may be something to do.
     """
-    config = resolved.config
+    config = settings.config
     if (
         config.rescore
         or config.follow is not None
@@ -188,26 +190,26 @@ def _unchanged(
     if not is_as_listed(directory.store, archive_of(config), config.limit):
         return None
     listing_s = time.monotonic() - began
-    run = ScoringRun(resolved, directory, lease, resolved.spec(gpus=0), start)
+    run = ScoringRun(settings, directory, lease, settings.spec(gpus=0), start)
     run.session.listed(listing_s)
     return run.renewed()
 
 
 class ScoringRun:
     """A session on a run directory that is this command's. `spec` is what everything is scored
-    with; it is resolved once, by the caller.
+    with; it is settings once, by the caller.
     """
 
     def __init__(
         self,
-        resolved: identity.Resolved,
+        settings: identity.Settings,
         directory: RunDirectory,
         lease: Lease,
         spec: ScoringSpec,
         start: float,
     ) -> None:
-        self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
-        kept = resolved.kept(spec)
+        self.config, self.directory, self.lease, self.spec = settings.config, directory, lease, spec
+        kept = settings.changed_default()
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
             print(
@@ -473,11 +475,7 @@ class ScoringRun:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-        mirror = (
-            identity.share_weights(self.spec, self.directory)
-            if ray_cluster.has_other_nodes()
-            else None
-        )
+        mirror = share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
@@ -602,6 +600,30 @@ def retry_members(
     finish_retry(run, session, score)
 
 
+def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
+    """Return where the workers of a cluster find weights, and copy them there if need be.
+
+    The driver alone fetches, since a hub would refuse a thousand workers at once.
+
+    Returns:
+        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, else a copy in the run directory; None if all
+        weights are shipped.
+    """
+    if weights.MIRROR_VARIABLE in os.environ:
+        return os.environ[weights.MIRROR_VARIABLE]
+    shipped = config_root() / "detectors"
+    fetched = [card for card in spec.cards.values() if resolve_weights(card).parent != shipped]
+    profile = [card for card in (spec.identifier, spec.describer) if card is not None]
+    if not fetched and not profile:
+        return None
+    mirror = f"{run.store.url}/weights"
+    for card in fetched:
+        publish_weights(card, mirror)
+    for part in (part for card in profile for part in card.parts):
+        weights.publish_part(part, mirror)
+    return mirror
+
+
 def layout_for(
     config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float
 ) -> ScoringLayout:
@@ -660,19 +682,19 @@ def memory_of(
     )
 
 
-def check_detectors(resolved: identity.Resolved) -> None:
+def check_detectors(settings: identity.Settings) -> None:
     """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and
     DetectorError for licence or weights.
     """
-    cards = {card.name: card for card in resolved.cards}
+    cards = {card.name: card for card in settings.cards}
     for card in cards.values():
-        licences.require_accepted(card, resolved.config.accept_licences)
+        licences.require_accepted(card, settings.config.accept_licences)
         resolve_weights(card)
         if card.process is not None:
             require_startable(card)
     for part in (
         part
-        for profiling in profile_cards(resolved.ensemble, cards)
+        for profiling in profile_cards(settings.ensemble, cards)
         if profiling is not None
         for part in profiling.parts
     ):

@@ -12,7 +12,7 @@ from ray_app.errors import ConfigError
 from ray_app.inference import ScoringSpec
 from ray_app.inference.spec import Precision, make_spec
 from ray_app.runs import fingerprint
-from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.identity import scoring_facts
 from ray_app.serving.attribution import group_of_card, profile_cards, without_profile
 from ray_app.serving.config import ServeConfig
 
@@ -91,8 +91,8 @@ def load_release(config: ServeConfig) -> Release:
     DetectorError.
     """
     together, ensembles, optional = plan_release(config)
-    fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
-    identity = scoring_identity(together)
+    fingerprints = {name: fingerprint(scoring_facts(spec)) for name, spec in ensembles.items()}
+    identity = scoring_facts(together)
     groups = {
         name: fingerprint({**{key: identity[key] for key in ("resize", "batch_slots")},
                            "detectors": {one: [identity["detectors"][one], identity["precision"][one]] for one in pool},

@@ -17,7 +17,7 @@ from ray_app.inference.device_batches import (
     paying_batch,
 )
 from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _BlockReadings
-from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.identity import scoring_facts
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
 from tests.inference.batches import batches, noise
@@ -149,7 +149,7 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
     before = EnsembleScorer(spec, StageClock()).score(given).scores["slow"]
     scorer = EnsembleScorer(spec, StageClock())
     [detector], seen = scorer._detectors.values(), []
-    known, fingerprint = scoring_identity(spec), detector.fingerprint
+    known, fingerprint = scoring_facts(spec), detector.fingerprint
     assert scorer.fit_batches(pieces, LARGER_IS_FASTER) == {"slow": step}
     detector.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     after = scorer.score(given).scores["slow"]
@@ -160,7 +160,7 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
     np.testing.assert_allclose(after, before, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(scorer.score(given[3:]).scores["slow"], after[12:])
     # runs are known by the same as ever
-    assert (scoring_identity(spec), detector.fingerprint) == (known, fingerprint)
+    assert (scoring_facts(spec), detector.fingerprint) == (known, fingerprint)
 
 
 def test_the_split_stages_stay_on_the_gpu(monkeypatch):

@@ -23,7 +23,7 @@ from ray_app.inference import (
     make_spec,
 )
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.scoring.identity import kept_embeddings_of
+from ray_app.scoring.embeddings import select_embeddings
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.inference.batches import batches, noise
@@ -51,7 +51,7 @@ def spec(eight):
 def keeping():
     """One that keeps embeddings."""
     tiny = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
-    return replace(tiny, features=kept_embeddings_of(tiny, ["touchstone-tiny"]))
+    return replace(tiny, features=select_embeddings(tiny, ["touchstone-tiny"]))
 
 
 @pytest.fixture(scope="module")

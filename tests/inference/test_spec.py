@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.ensembles import Settings, load_ensemble_card
+from ray_app.ensembles import CalibrationSettings, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
@@ -10,7 +10,7 @@ from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.spec import departures
 
 TINY = "touchstone-tiny"
-FAST = Settings(precision={TINY: "bf16"}, resize="fast")
+FAST = CalibrationSettings(precision={TINY: "bf16"}, resize="fast")
 
 
 def spec(settings, **asked):
@@ -28,7 +28,7 @@ def test_auto_is_what_the_card_was_calibrated_under():
     assert (asked.resize, asked.precision[TINY]) == ("fast", "fp32")
     assert (
         departures(None, {TINY: "bf16"}, "fast")
-        == departures(Settings(precision={}), {TINY: "bf16"}, "exact")
+        == departures(CalibrationSettings(precision={}), {TINY: "bf16"}, "exact")
         == []
     )
 
@@ -54,7 +54,7 @@ def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarante
 
 def test_the_library_follows_the_card_too():
     card = load_ensemble_card("tiny").model_copy(
-        update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")}
+        update={"settings": CalibrationSettings(precision={TINY: "fp32"}, resize="fast")}
     )
     loaded = Ensemble(card)
     assert (loaded.spec.precision[TINY], loaded.spec.resize) == ("fp32", "fast")

@@ -22,7 +22,7 @@ from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
 from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.identity import identity_of
+from ray_app.scoring.identity import Settings
 from ray_app.storage import Fetcher
 from tests.images.factory import encoded, photo
 
@@ -62,8 +62,8 @@ def score_here(card, photos, out, *, provenance=None):
         provenance=provenance or ProvenancePolicy(),
     )
     run = RunDirectory.open(str(out))
-    identity = identity_of(ScoreConfig(source=(str(photos),)), spec)
-    run.claim(identity, list(spec.cards), card.model_dump(mode="json"))
+    settings = Settings(ScoreConfig(source=(str(photos),)), card, (), (), {})
+    run.claim(settings.facts(spec), list(spec.cards), card.model_dump(mode="json"))
     list_members(
         run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8)
     )

@@ -13,7 +13,7 @@ from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
 from ray_app.inference.scorer import Describing
 from ray_app.runs import RunDirectory, feature_rows, result_rows, write_features
-from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.identity import scoring_facts
 from tests.runs.small_run import relist, write_files
 
 
@@ -39,9 +39,7 @@ def kept_run(folder, spec, detector, files, broken=()):
         "limits": spec.limits.model_dump(mode="json"),
         "features": [detector],
     }
-    run.claim(
-        about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
-    )
+    run.claim(about | scoring_facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     # ids are of a file's time too
     write_files(archive, [name for name in files if not (archive / name).exists()])
     relist(run, archive)

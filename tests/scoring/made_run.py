@@ -9,13 +9,12 @@ from glob import glob
 import numpy as np
 
 from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
-from ray_app.ensembles import properties_of
+from ray_app.ensembles import decision_facts, properties_of
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
 from ray_app.runs.summary import COLUMNS
-from ray_app.scoring.identity import decision_identity
 from tests.runs.small_run import NAME
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
@@ -60,7 +59,9 @@ def made_run(folder, card, seed, count, *, identity=None, finished=False, **opti
     facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision), "resize": "exact",
              "limits": spec.limits.model_dump(mode="json")}  # fmt: skip
     run.claim(
-        facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json")
+        facts | {"decision": decision_facts(spec.ensemble)} | (identity or {}),
+        names,
+        card.model_dump(mode="json"),
     )
     more_rows(run, card, seed, count, **options)
     if finished:

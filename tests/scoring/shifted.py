@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from ray_app.ensembles import (
+    CalibrationSettings,
     EnsembleCard,
     Guarantee,
     LabelledPart,
-    Settings,
     Thresholds,
     ensemble_of,
     population_of,
@@ -94,6 +94,6 @@ def calibrated_card(
         guarantee=Guarantee(
             target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04
         ),
-        settings=Settings(precision={detector: precision}, resize=resize),
+        settings=CalibrationSettings(precision={detector: precision}, resize=resize),
         population=population,
     )

@@ -7,7 +7,7 @@ from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
-from ray_app.scoring.identity import kept_embeddings_of
+from ray_app.scoring.embeddings import select_embeddings
 from tests.scoring.conftest import write_ensemble
 from tests.scoring.eight import small_cards
 
@@ -29,11 +29,11 @@ def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
         ensemble_of([cards["unifd"], cards["maskclip"]]), limits=ImageLimits(), precision="fp32"
     )
     with pytest.raises(DetectorError, match="no embedding"):
-        kept_embeddings_of(both, ["maskclip"])
+        select_embeddings(both, ["maskclip"])
     cascade = {"rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]}}
     two = write_ensemble(tmp_path / "two.yaml", ("touchstone-tiny", cards["unifd"]), **cascade)
     spec = make_spec(load_ensemble_card(two), limits=ImageLimits(), precision="fp32")
-    assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    assert list(select_embeddings(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
     for name in ("unifd", "openai-clip-vit-l14"):
         with pytest.raises(ConfigError, match="sees only images that go on"):
-            kept_embeddings_of(spec, [name])
+            select_embeddings(spec, [name])

@@ -63,27 +63,24 @@ def resolved(out="half", **given):
     return resolve(config, RunDirectory.open(config.out))
 
 
+def run_at(name):
+    return RunDirectory.open(f"s3://{BUCKET}/{name}")
+
+
 def kept(found):
-    """What the run keeps, by key; without the precision, whose default is bf16 only if the CPU has
-    units for it.
-    """
-    spec = found.spec(0)
-    return {
-        one["key"]: (one["run"], one["today"])
-        for one in found.kept(spec)
-        if not one["key"].startswith("precision.")
-    }
+    """What the run keeps of its own, by key, with today's value."""
+    return {one["key"]: (one["run"], one["today"]) for one in found.changed_default()}
 
 
 def test_limits_that_the_user_wrote_have_to_match(half):
     found = resolved()
-    found.require_own()
+    found.require_same(run_at("half"))
     assert kept(found) == {}
     for limits in ({"max_pixels": 50_000_000}, ImageLimits(max_pixels=50_000_000)):
         with pytest.raises(
             IdentityError, match=r"limits\.max_pixels: this command 50000000, the run 250000000"
         ) as caught:
-            resolved(limits=limits).require_own()
+            resolved(limits=limits).require_same(run_at("half"))
         assert "--out" in caught.value.hint
 
 
@@ -101,7 +98,7 @@ def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(
 ):
     change(other_configs / file, **changes)
     found = resolved()
-    found.require_own()
+    found.require_same(run_at("half"))
     spec = found.spec(0)
     assert spec.ensemble.thresholds.fake_above == 0.53
     assert [card.valid_range.min_side_px for card in spec.cards.values()] == [64]
@@ -121,7 +118,7 @@ def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused
     with pytest.raises(
         IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command"
     ) as caught:
-        resolved().require_own()
+        resolved().require_same(run_at("half"))
     assert "Touchstone that made the run" in caught.value.hint
     digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"][
         "weights"
@@ -130,7 +127,7 @@ def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused
         Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old
     )
     found = resolved()
-    found.require_own()
+    found.require_same(run_at("half"))
     assert set(kept(found)) == {"detectors.touchstone-tiny.weights"}
 
 
@@ -246,15 +243,12 @@ def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
     run = RunDirectory.open(str(tmp_path / "run"))
     begun = resolve(ScoreConfig.model_validate({"source": ["/photos"]} | EVERY))
     spec = begun.spec(0)
-    run.claim(begun.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    run.claim(begun.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     found = resolve(ScoreConfig(source=("/photos",), out=str(tmp_path / "run")), run)
-    found.require_own()
+    found.require_same(run)
     again = found.spec(0)
     assert again == spec
-    assert found.identity(again) == run.describe()["identity"]
-    named = {one["key"].partition(".")[0] for one in found.kept(again)}
-    assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "batch_slots", "resize",
-                     "ensemble"}  # fmt: skip
+    assert found.facts(again) == run.describe()["identity"]
 
 
 READERS = {

@@ -13,7 +13,7 @@ from ray_app.runs import current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.identity import resolve, scoring_identity
+from ray_app.scoring.identity import resolve, scoring_facts
 from tests.scoring.kept_run import kept_run
 from tests.scoring.profiled import PROMPTS, write_profile
 
@@ -44,7 +44,7 @@ def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards
 def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
     def identity(**changes):
         ensemble = write_profile(cards / "identity", localizer=False, **changes)
-        return scoring_identity(
+        return scoring_facts(
             resolve(ScoreConfig(ensemble=str(ensemble), precision="fp32")).spec(gpus=0)
         )["profile"]
 

@@ -18,7 +18,7 @@ from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.identity import identity_of, resolve
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import absent_views, load_perturbations
 from tests.scoring.conftest import comparable, score_here
@@ -125,9 +125,7 @@ def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path)
         score(photos, tmp_path / "plain", detectors=tiny, perturb=("standard",))
 
 
-def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only_where_there_are_some(
-    photos,
-):
+def test_settings_name_perturbations_their_kinds_and_unavailable_ones(photos):
     given = ScoreConfig(
         source=(str(photos),),
         detectors=("touchstone-tiny",),
@@ -135,15 +133,16 @@ def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only
     )
     plain = given.model_copy(update={"perturb": ()})
     with_views, without = (
-        identity_of(config, resolve(config).spec(gpus=0)) for config in (given, plain)
+        settings.facts(settings.spec(gpus=0)) for settings in (resolve(given), resolve(plain))
     )
     assert with_views["perturb"]["jpeg:75"] == [{"op": "jpeg", "quality": 75}]
     assert {view.name for view in load_perturbations(["sidbench"])} < set(with_views["perturb"])
-    kinds, absent = with_views.pop("perturb_kinds"), with_views.pop("perturb_absent")
+    kinds, absent = with_views["perturb_kinds"], with_views["perturb_absent"]
     assert (kinds["print-scan"], kinds.get("jpeg:75")) == ("attack", None)
     assert absent.keys() == {view.name for view in absent_views(["ntire-2026"])}
     assert (absent["jpeg-ai"]["kind"], "jpeg-ai" in with_views["perturb"]) == ("degradation", False)
-    assert without == {key: value for key, value in with_views.items() if key != "perturb"}
+    nothing = {"perturb": {}, "perturb_kinds": {}, "perturb_absent": {}}
+    assert without == with_views | nothing
 
 
 def test_what_cannot_be_perturbed_is_refused_before_anything_starts(photos, tmp_path):
@@ -184,8 +183,12 @@ def test_run_that_somebody_else_wrote_calls_no_code(photos, tmp_path):
     )
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
     run = RunDirectory.open(str(tmp_path / "run"))
-    identity = identity_of(config, resolve(config).spec(gpus=0))
-    run.claim(identity, ["touchstone-tiny"], resolve(config).ensemble.model_dump(mode="json"))
+    settings = resolve(config)
+    run.claim(
+        settings.facts(settings.spec(gpus=0)),
+        ["touchstone-tiny"],
+        resolve(config).ensemble.model_dump(mode="json"),
+    )
     with pytest.raises(ConfigError, match="the view listed calls a function of yours") as refused:
         resolve(again, run)
     assert refused.value.hint == "give the same --perturb again"

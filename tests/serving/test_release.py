@@ -9,7 +9,7 @@ from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
-from ray_app.scoring.identity import scoring_identity
+from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
 from ray_app.serving.http.responses import ensemble_infos
 from ray_app.serving.release import groups_of, load_release, plan_release
@@ -31,7 +31,7 @@ def stricter(folder, name="stricter", **changes):
 def test_the_fingerprint_is_that_of_a_batch_run():
     generation = load_release(ServeConfig(ensembles=("tiny",)))
     spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits())
-    assert generation.fingerprints == {"tiny": fingerprint(scoring_identity(spec))}
+    assert generation.fingerprints == {"tiny": fingerprint(scoring_facts(spec))}
 
 
 def test_a_generation_changes_with_a_threshold_and_comes_back(tmp_path):

@@ -23,12 +23,12 @@ import numpy as np
 from ray_app import __version__
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import (
+    CalibrationSettings,
     EnsembleCard,
     EnsembleMember,
     Guarantee,
     LabelledPart,
     Population,
-    Settings,
     Thresholds,
     calibrate,
     combine,
@@ -390,13 +390,13 @@ def self_check(
     return found
 
 
-def _settings(reading: data.LabelledRun) -> Settings | None:
+def _settings(reading: data.LabelledRun) -> CalibrationSettings | None:
     """Under what the run made its scores; None where it is not recorded."""
     precision = reading.identity.get("precision")
     if precision is None:
         return None
     kept = {name: precision[name] for name in reading.names if name in precision}
-    return Settings(
+    return CalibrationSettings(
         precision=kept,
         resize=reading.identity.get("resize", "exact"),
         decoders=tuple(sorted(reading.decoders)),

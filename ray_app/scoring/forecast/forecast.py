@@ -79,19 +79,19 @@ def forecast(
         raise ConfigError("nothing to plan: SOURCE is missing", hint="touchstone plan SOURCE")
     config = planned_for(config, cluster, price_per_hour)
     session.require_prices(config)
-    resolved = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
-    check_detectors(resolved)
-    config = resolved.config
+    settings = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
+    check_detectors(settings)
+    config = settings.config
     cpus, gpus = config.cluster.cpus or node_budget.usable_cores(), config.cluster.gpus or 0
     nodes, node_bytes, memory_bytes = _memory_there(cluster, cpus)
-    spec = resolved.spec(gpus)
+    spec = settings.spec(gpus)
     groups = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
     passes = [(one, layout_for(config, one, cpus, gpus, memory_bytes)) for one in groups.specs()]
     layout = widest_layout([one for _, one in passes])
     memory = memory_of(config, groups, layout, nodes, node_bytes)
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
-    before, began = standing(resolved, spec), time.monotonic()
-    members = members_to_score(resolved, before, fetcher)
+    before, began = standing(settings, spec), time.monotonic()
+    members = members_to_score(settings, before, fetcher)
     found = survey(
         members,
         sample=probe,
@@ -150,8 +150,8 @@ def forecast(
         unknown_sizes=found.unsized,
         kinds={kind: plan_model.PlannedKind(**counts) for kind, counts in found.kinds.items()},
         refused_in_listing=dict(found.refused),
-        run=progress_of(resolved.begun.run, before, blocks, found.members)
-        if resolved.begun and before
+        run=progress_of(RunDirectory.open(config.out), before, blocks, found.members)
+        if config.out and before
         else None,
         cluster=_cluster(config, cluster, cpus, gpus),
         kind=layout.kind,

@@ -160,17 +160,16 @@ class _Cursor:
         return 1
 
 
-def standing(resolved: identity.Resolved, spec: ScoringSpec) -> Listing | None:
-    """All blocks of the run that a command goes on with, and those that have no rows; None where
-    none was begun.
+def standing(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
+    """Return all blocks of the run that a command continues, and those without rows; None for a new run.
 
     A run with pending blocks goes on from its manifest; a finished one, or one whose first listing
     never ended, lists its source. Raises IdentityError when another command made it.
     """
-    if resolved.begun is None:
+    if settings.stored is None or settings.config.out is None:
         return None
-    run = resolved.begun.run
-    run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    run = RunDirectory.open(settings.config.out)
+    run.require_same(settings.facts(spec))
     return work_of(run, whole=True)
 
 
@@ -189,19 +188,19 @@ def progress_of(
 
 
 def members_to_score(
-    resolved: identity.Resolved, before: Listing | None, fetcher: Fetcher
+    settings: identity.Settings, before: Listing | None, fetcher: Fetcher
 ) -> Iterable[ListedMember | ManifestMember]:
     """The members that the same command would score: all, those of pending blocks, or what is new
     or changed since the run ended.
 
     Iterating raises ConfigError for an empty source, StorageError when it is out of reach.
     """
-    config = resolved.config
+    config = settings.config
     archive = archive_of(config, fetcher)
     listed = iter(archive) if config.limit is None else islice(archive.beginning(), config.limit)
-    if before is None or resolved.begun is None or before.state == "begun":
+    if before is None or config.out is None or before.state == "begun":
         return listed
-    store = resolved.begun.run.store
+    store = RunDirectory.open(config.out).store
     if before.state == "unfinished":
         return chain.from_iterable(member_rows(read_block(store, ref)) for ref in before.pending)
     return _unknown(listed, np.sort(np.concatenate(list(read_ids(store, before.blocks)))))

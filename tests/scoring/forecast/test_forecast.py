@@ -18,7 +18,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import STARTING_S, forecast
 from ray_app.scoring.forecast.rates import load_cluster
-from ray_app.scoring.identity import identity_of, resolve
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.run import layout_for
 from ray_app.storage import Store
 from tests.scoring.conftest import files_below
@@ -140,8 +140,9 @@ def test_plan_of_a_bucket_counts_its_requests(s3, sample_archive):
 
 def begun(config, done):
     """A run directory as a session leaves it when only the first `done` blocks were committed."""
-    run, spec = RunDirectory.open(config.out), resolve(config).spec(gpus=0)
-    run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+    run, settings = RunDirectory.open(config.out), resolve(config)
+    spec = settings.spec(gpus=0)
+    run.claim(settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     plan = layout_for(config, spec, 2, 0, 2**40).block_plan(spec.slots)
     info = list_members(run.store, open_source(config.source, skip=[run.store.url]), plan)
     for block in range(min(done, info.blocks)):

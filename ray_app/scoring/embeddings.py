@@ -1,0 +1,60 @@
+"""Which embeddings a run keeps (`--features`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray_app.errors import ConfigError
+from ray_app.inference import ScoringSpec
+
+
+def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the detectors whose embeddings are kept, each with what decides the embedding.
+
+    Of detectors that share a backbone and have equal embeddings, only the first is kept.
+
+    Args:
+        spec: The ensemble of the run.
+        requested: Names of detectors, or of backbones that detectors share.
+
+    Raises:
+        ConfigError: A name is unknown, or its detector does not see every image.
+        DetectorError: A detector has no embedding, or weights are missing.
+    """
+    if not requested:
+        return {}
+    # torch is imported only if embeddings are kept.
+    from ray_app.detectors.linear_head import embedding_facts
+
+    detectors_by_name = {name: _detectors_named(spec, name) for name in requested}
+    kept: dict[str, dict[str, Any]] = {}
+    for detector, card in spec.cards.items():
+        names = [name for name, some in detectors_by_name.items() if detector in some]
+        if names:
+            facts = embedding_facts(card, precision=spec.precision[detector], resize=spec.resize)
+            if detector in names or facts not in kept.values():
+                kept[detector] = facts
+    return kept
+
+
+def _detectors_named(spec: ScoringSpec, name: str) -> list[str]:
+    """Return the detectors that have this name or this backbone."""
+    detectors = [
+        detector
+        for detector, card in spec.cards.items()
+        if name in (detector, card.backbone and card.backbone.name)
+    ]
+    if not detectors:
+        backbones = dict.fromkeys(
+            card.backbone.name for card in spec.cards.values() if card.backbone
+        )
+        raise ConfigError(
+            f"--features {name}: not a detector of this run",
+            hint=f"one of {', '.join([*spec.cards, *backbones])}",
+        )
+    late = [detector for detector in detectors if detector in spec.late]
+    if late == detectors:
+        raise ConfigError(
+            f"--features {name}: {', '.join(late)} sees only images that go on in the cascade, so others would have no embedding",
+            hint=f"one of {', '.join(spec.first)}",
+        )
+    return [detector for detector in detectors if detector not in late]
