@@ -61,7 +61,8 @@ def write_run(folder: Path, tables: Iterable[dict[str, Any]], detectors: Sequenc
         members += count
     info = ManifestInfo(0, members, 0, 0, 4, members, 0, 0.0)
     write_listed(run.store, info, BLOCK_COLUMNS.empty_table(), np.empty(0, np.int64))
-    run.write_json("summary.json", {})
+    for path in ("summaries/00000.json", "summary.json"):
+        run.write_json(path, {"listing": 0})
     return run
 
 

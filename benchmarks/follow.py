@@ -36,8 +36,7 @@ from PIL import Image
 
 from ray_app.archives import ListedMember, image_id, manifests
 from ray_app.errors import ExitCode
-from ray_app.runs import RunDirectory, check_conservation, current_tables
-from ray_app.runs.settled_state import read_settled
+from ray_app.runs import RunDirectory, current_tables, verify_run
 from tests.s3_server import S3Server
 from tests.scoring.conftest import ROOT, kill_family, wait_until
 from tests.scoring.nodes import Nodes
@@ -200,7 +199,7 @@ class Following:
 
 def rows_of(url: str, *, vanished: bool = False) -> dict[int, dict[str, Any]]:
     """By id the rows of a run, whatever it is doing."""
-    tables = current_tables(RunDirectory.open(url), COLUMNS, vanished=vanished)
+    tables = current_tables(RunDirectory.open(url), COLUMNS, vanished=vanished, unfinished=True)
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -240,16 +239,14 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         code = following.stop()
         every, rows = rows_of(OUT, vanished=True), rows_of(OUT)
         numbers = manifests(run.store)
-        settled = read_settled(run, numbers)
         summary = run.read_json("summary.json")
         found = {
             "mode": f"listed every {day.every_s:g} s",
             "objects": day.objects + 1,
             "days": summary["days"],
             "exit_code": code,
-            "proved": check_conservation(run) == len(rows) == summary["members"]
-            and settled is not None
-            and settled.manifest == numbers[-1],
+            "proved": verify_run(run).current == len(rows) == summary["members"]
+            and run.last_finished() == numbers[-1],
             "manifests": len(numbers),
             "commands": following.given,
             "vanished": len(every) - len(rows),

@@ -3,8 +3,8 @@ requests that its run directory gets.
 
     python -m benchmarks.nights --nights 365 --json nights.json
 
-All of a night is done as ever (checks, listing, manifest, publishing, merging, the check that
-nothing is lost, summary and report), against a real S3 server, but for the scoring itself: no Ray
+All of a night is done as ever (checks, listing, manifest, publishing, the check that nothing is
+lost, summary and report), against a real S3 server, but for the scoring itself: no Ray
 is started, no picture decoded, and rows are made up. Sources lie on this disk, so that every
 request is one to the run directory; those of the lease, whose number is a matter of seconds, are
 left out.

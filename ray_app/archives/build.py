@@ -12,8 +12,8 @@ interrupted before is listed anew.
 `Each` runs the steps, here or in tasks. Memory: a few numbers per section, block and container, a
 bit per member, and 8 bytes per vanished one; beside the join's own.
 
-`write_selected`: a manifest made of members of other manifests, under their own ids: what is to be
-scored again.
+`write_selected`: a manifest made of members of other manifests, under their own ids;
+`write_retry`: one whose members are scored once more.
 """
 
 import time
@@ -62,14 +62,25 @@ def write_selected(
     plan: BlockPlan,
     wanted: pa.StructType | None,
     guard: Guard = Guard(),  # noqa: B008 - frozen
+    *,
+    base: manifest.ManifestInfo | None = None,
+    vanished: Ids | None = None,
 ) -> manifest.ManifestInfo:
-    """Write manifest 0 of `store` from manifest rows, in their order, cut anew. `guard`: that of
-    their own listing.
+    """Write a manifest from rows of other manifests, in their order, cut again.
 
-    Memory: a few blocks.
+    Args:
+        store: The run directory.
+        rows: Rows of manifests, a bounded table at a time. A few blocks are in memory.
+        plan: How blocks are cut.
+        wanted: The type of the source's own columns; None if it has none.
+        guard: Which web servers may be requested for the members.
+        base: The facts of the new manifest, without its counts. None: manifest 0 of a new listing.
+        vanished: Sorted ids that the manifest lists as vanished.
     """
+    number = base.manifest if base else 0
+    store.clear(manifest.folder_of(number))
     writer = cut_blocks.PartWriter(
-        store, f"{manifest.folder_of(0)}/part-00000", manifest.manifest_schema(wanted)
+        store, f"{manifest.folder_of(number)}/part-00000", manifest.manifest_schema(wanted)
     )
     arriving = cut_blocks.TableStream(manifest.with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
@@ -79,10 +90,40 @@ def write_selected(
         writer.add(table, number)
     blocks = writer.finish()
     members, size_bytes = (int(blocks[name].to_numpy().sum()) for name in ("members", "size_bytes"))
-    info = manifest.ManifestInfo(0, members, size_bytes, len(blocks), plan.batch_slots, members, 0, 0.0,
-                        servers=sorted(guard.named), allow_private=guard.allow_private)  # fmt: skip
-    manifest.write_listed(store, info, blocks, np.empty(0, np.int64))
+    if base is None:
+        base = manifest.ManifestInfo(0, 0, 0, 0, 0, listed=members, vanished=0, listing_s=0.0,
+                                     servers=sorted(guard.named), allow_private=guard.allow_private)  # fmt: skip
+    gone = np.empty(0, np.int64) if vanished is None else vanished
+    info = replace(base, members=members, size_bytes=size_bytes, blocks=len(blocks),
+                   batch_slots=plan.batch_slots, vanished=len(gone))  # fmt: skip
+    manifest.write_listed(store, info, blocks, gone)
     return info
+
+
+def write_retry(
+    store: Store, rows: Iterable[pa.Table], plan: BlockPlan, statuses: Sequence[str]
+) -> manifest.ManifestInfo:
+    """Write the next manifest of a run from rows of its earlier ones, to be scored once more.
+
+    Args:
+        store: The run directory, which has a complete manifest.
+        rows: Rows of manifests, in their order.
+        plan: How blocks are cut.
+        statuses: The statuses for which the members are scored again.
+    """
+    last = manifest.last_listing(store)
+    assert last is not None, "a retry follows a listing"
+    number = last.manifest + 1
+    base = replace(
+        last,
+        manifest=number,
+        listing_s=0.0,
+        earlier=last.known,
+        retried=tuple(statuses),
+        retries=(*last.retries, number),
+    )
+    vanished = manifest.read_vanished(store, last.manifest)
+    return write_selected(store, rows, plan, input_type_of(store), base=base, vanished=vanished)
 
 
 _FEW_NAMED = 100_000  # files and containers that one process lists in some seconds
@@ -284,6 +325,7 @@ class _Listing:
             listing_s=round(self.clock() - self._began, 3),
             goes_on=goes_on,
             earlier=known,
+            retries=last.retries if last else (),
             **noted | ({"digest": ""} if goes_on else {}),
         )
         store.clear(self._scratch)

@@ -120,6 +120,25 @@ def _own(store: Store, number: int) -> tuple[int, Iterator[pa.Table]]:
     return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
 
 
+def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.Ids) -> None:
+    """Write the ids of manifests as those of manifest 0 of another run.
+
+    Args:
+        store: The run directory with the manifests.
+        numbers: The numbers of the manifests.
+        target: The run directory to write to.
+        kept: Sorted ids; others are left out.
+    """
+    tables = (table for number in numbers for table in _own(store, number)[1])
+    for file, table in enumerate(tables):
+        ids = table["image_id"].to_numpy()
+        at = np.minimum(np.searchsorted(kept, ids), max(len(kept) - 1, 0))
+        rows = table.filter(pa.array(kept[at] == ids)) if len(kept) else table.slice(0, 0)
+        if len(rows):
+            path = f"{manifest.folder_of(0)}/{FOLDER}/0-{file:05}.parquet"
+            target.write(path, manifest.parquet_bytes(rows))
+
+
 def ids_in(
     store: Store, earlier: Sequence[int], ids: members.Ids, places: Collection[ClosedPlace]
 ) -> members.Ids:

@@ -74,7 +74,8 @@ class ManifestInfo:
     listed, and `closed_example`; each is a member. `earlier`: how many members the manifests before
     have. `servers`, `allow_private`: the guard of the listing, to be used when members are read;
     with `earlier`, joined with those before. `goes_on`: it is a portion of a listing that goes on
-    in the next manifest; `listed` and `named` count all portions so far.
+    in the next manifest; `listed` and `named` count all portions so far. `retried`: of a retry, the
+    statuses of the members that it lists again; `retries`: the numbers of all retries so far.
     """
 
     manifest: int
@@ -95,7 +96,24 @@ class ManifestInfo:
     allow_private: bool = False
     earlier: int = 0
     goes_on: bool = False
+    retried: Sequence[str] = ()
+    retries: Sequence[int] = ()
     format: int = _FORMAT
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether it lists members of earlier manifests again, to be scored once more."""
+        return bool(self.retried)
+
+    @property
+    def known(self) -> int:
+        """Number of members that the manifests up to this one list, each counted once."""
+        return self.earlier if self.is_retry else self.earlier + self.members
+
+    @property
+    def current(self) -> int:
+        """Number of members that the last listing found."""
+        return self.known - self.vanished
 
 
 @dataclass(frozen=True)
@@ -237,7 +255,7 @@ def listed_so_far(store: Store) -> tuple[int, Guard]:
     last = last_listing(store)
     if last is None:
         return 0, Guard()
-    return last.earlier + last.members, Guard(frozenset(last.servers), last.allow_private)
+    return last.known, Guard(frozenset(last.servers), last.allow_private)
 
 
 def write_complete(store: Store, info: ManifestInfo) -> None:

@@ -68,6 +68,9 @@ _SHOWN = 50  # rows in a table, where no limit is given
 )
 @click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
 @click.option(
+    "--unfinished", is_flag=True, help="Also files of a listing that is still being scored."
+)
+@click.option(
     "--image",
     metavar="URI",
     help="Only the row of this file, by uri, path or image_id; with --json, also digests and versions.",
@@ -103,7 +106,7 @@ def results(
     if member is not None and image is None:
         raise click.UsageError("--member belongs to --image")
     if image is not None:
-        vanished = given.pop("vanished")
+        vanished, _ = given.pop("vanished"), given.pop("unfinished")
         if out or limit or any(given.values()):
             raise click.UsageError(
                 "--image shows one row: leave out filters, --sort, --limit, and --out"
@@ -116,8 +119,9 @@ def results(
     opened = RunDirectory.open(run)
     in_table = not (as_json or out)
     most = (limit or _SHOWN) + 1 if in_table else limit  # one more tells that there are more
-    order, vanished = given.pop("order"), given.pop("vanished")
-    tables = selected_tables(opened, RowFilter(**given), order=order, limit=most, vanished=vanished)
+    order = given.pop("order")
+    which = {name: given.pop(name) for name in ("vanished", "unfinished")}
+    tables = selected_tables(opened, RowFilter(**given), order=order, limit=most, **which)
     if out:
         return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
@@ -169,7 +173,8 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
     ending.
     """
     from ray_app.reports.format import counted
-    from ray_app.runs import current_tables
+    from ray_app.runs import CurrentRows
+    from ray_app.runs.row_shape import RowShape
     from ray_app.runs.table_files import write_tables
     from ray_app.storage import Store, strip_secrets
 
@@ -181,15 +186,20 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
             f"--out {strip_secrets(out)}: the name ends with neither .csv nor .parquet",
             hint="for example --out verdicts.csv",
         )
-    schema = next(current_tables(run)).schema
+    files = CurrentRows.at_end(run).files()
+    if not files:
+        raise ConfigError(
+            f"{run.store.url} has no rows yet",
+            hint="run the touchstone score command that began it again",
+        )
+    shape = RowShape.of_files(run, files)
+    schema, tables = shape.schema, map(shape.apply, tables)
     if ending == "csv":
-        # a column per detector, and per column of the source
+        # A column per detector, and per column of the source.
         schema = schema.empty_table().flatten().schema
         tables = (table.flatten() for table in tables)
     store = Store.open(folder or slash or ".")
-    rows = write_tables(
-        store, stem, schema, (table.cast(schema) for table in tables), forms=(forms[ending],)
-    )
+    rows = write_tables(store, stem, schema, tables, forms=(forms[ending],))
     click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
     return 0
 
@@ -299,11 +309,11 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     touchstone runs masks run --out masks --min-area 0.05
     """
     from ray_app.reports.format import counted
-    from ray_app.runs import RunDirectory, current_masks, mask_image
+    from ray_app.runs import CurrentRows, RunDirectory, mask_image
 
     folder = options.local_folder(out)
     written = 0
-    for row in current_masks(RunDirectory.open(run), vanished=vanished):
+    for row in CurrentRows.read(RunDirectory.open(run)).masks(vanished=vanished):
         image, area = mask_image(row, stretched=not native)
         if area >= min_area:
             image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")

@@ -1,4 +1,4 @@
-"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`."""
+"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`, `compact`, `verify`."""
 
 import tempfile
 from pathlib import Path
@@ -240,27 +240,71 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     help="The ensemble card with the new rule or thresholds.",
 )
 @click.option(
+    "--out", required=True, metavar="NEW", help="The directory of the new run; any fsspec URL."
+)
+@click.option(
     "--waive-guarantee",
     is_flag=True,
     help="Keep verdicts that the card's guarantee does not cover.",
 )
 @options.unguarded_option
-def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> int:
+def decide(run: str, ensemble: str, out: str, waive_guarantee: bool, unguarded: bool) -> int:
     """Apply other rules or thresholds to the stored scores.
 
-    RUN gets the verdicts of another ensemble card over the same detectors. Nothing is fetched or scored.
+    NEW gets the current rows of RUN, with the verdicts of another ensemble card over the same detectors. Nothing is fetched or scored,
+    and RUN stays as it is.
 
     \b
-    touchstone runs decide run --ensemble stricter.yaml
+    touchstone runs decide run --ensemble stricter.yaml --out stricter-run
     """
     from ray_app.reports import summary_lines
     from ray_app.scoring.decide import decide_run
 
-    click.echo(
-        "\n".join(
-            summary_lines(
-                decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded)
-            )
-        )
-    )
+    summary = decide_run(run, ensemble, out, waive_guarantee=waive_guarantee, unguarded=unguarded)
+    click.echo("\n".join(summary_lines(summary)))
+    return 0
+
+
+@click.command()
+@click.argument("run", metavar="OLD")
+@click.argument("out", metavar="NEW")
+@options.unguarded_option
+def compact(run: str, out: str, unguarded: bool) -> int:
+    """Write the current rows of a finished run as a new run with few files.
+
+    OLD may be a run of Touchstone 0.20 or later, and stays as it is. `touchstone score` with the same source and --out NEW continues,
+    and scores no file again.
+
+    \b
+    touchstone runs compact run compacted
+    """
+    from ray_app.reports import summary_lines
+    from ray_app.scoring.compact import compact_run
+
+    click.echo("\n".join(summary_lines(compact_run(run, out, unguarded=unguarded))))
+    return 0
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@options.as_json
+def verify(run: str, as_json: bool) -> int:
+    """Recount a finished run from its rows.
+
+    Every file of every finished listing must have exactly one row, and the summary must count what the rows say.
+
+    \b
+    touchstone runs verify run
+    """
+    from dataclasses import asdict
+
+    from ray_app.reports.format import counted
+    from ray_app.runs import RunDirectory, verify_run
+
+    verified = verify_run(RunDirectory.open(run))
+    lines = [
+        f"{counted(verified.members, 'row')} of {counted(verified.manifests, 'listing')}, {verified.current:,} current: "
+        "every file has one row, and the summary agrees"
+    ]
+    options.echo_document(asdict(verified), lines, as_json)
     return 0

@@ -28,7 +28,7 @@ from ray_app.inference.small_pictures import SIDE_PX, thumbnail
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import members_of
+from ray_app.runs.current import members_of
 from ray_app.storage import Fetcher
 
 MOST = 100_000

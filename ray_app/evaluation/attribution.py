@@ -21,7 +21,7 @@ from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.evaluation.prompts import Prompts
 from ray_app.metrics import arrays, attribution, intervals
 from ray_app.reports.evaluation import model, system_model
-from ray_app.runs.reader import numbers
+from ray_app.runs.current import numbers
 
 COLUMNS = (
     "label",

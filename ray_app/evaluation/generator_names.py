@@ -75,7 +75,7 @@ class Names:
 
 def names_of(described: Mapping[str, Any]) -> Names:
     """Those of a run by its `run.json`, with the classes of its identifier where it had one."""
-    card = described["identity"].get("profile", {}).get("identifier") or {}
+    card = (described["identity"].get("profile") or {}).get("identifier") or {}
     return Names(card.get("classes", ()), card.get("families"))
 
 

@@ -23,8 +23,7 @@ from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, StorageError
 from ray_app.evaluation.labels import TEXTS, GroupCoder, LabelTables
 from ray_app.evaluation.systems import Systems
-from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_files, tables_in
+from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.storage import Guard
 
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
@@ -212,8 +211,8 @@ class LabelledRows:
         wanted = dict.fromkeys(
             ["image_id", "uri", "member", *columns, *_key_columns(self.key), *of_scores]
         )
-        reader = _Reader(run, tuple(wanted), systems)
-        files = current_files(run)
+        rows = CurrentRows.read(run)
+        reader, files = _Reader(rows, tuple(wanted), systems), rows.files()
         pieces = (
             reader.tables(files)
             if each is None
@@ -430,7 +429,7 @@ _EMPTY = pa.table(
 class _Reader:
     """Reads files of a run. Picklable, as tasks need it."""
 
-    run: RunDirectory
+    rows: CurrentRows
     columns: tuple[str, ...]
     systems: Systems | None
 
@@ -441,7 +440,7 @@ class _Reader:
         """Their current rows, with a column for each score instead of the structs of scores where
         systems are asked for.
         """
-        for table in tables_in(self.run, files, list(self.columns)):
+        for table in self.rows.tables(self.columns, files=files):
             scores = self.systems.score_columns(table) if self.systems else {}
             kept = [
                 name

@@ -42,7 +42,7 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.metrics import arrays, localization
 from ray_app.metrics.arrays import FigureFacts
 from ray_app.reports.evaluation import model
-from ray_app.runs import RunDirectory, mask_image
+from ray_app.runs import CurrentRows, RunDirectory, mask_image
 from ray_app.storage import Fetcher, Guard
 
 COLUMNS = ("image_id", "label", "generator", "kind", "mask_uri")
@@ -215,12 +215,16 @@ def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage
 
     Only current rows are labelled, so masks of members that vanished are among those without.
     """
-    for manifest in manifests(run.store):
+    rows = CurrentRows.read(run)
+    for manifest in (number for number in manifests(run.store) if number <= rows.last):
         with_masks = {
             int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")
         }
         for ref in read_blocks(run.store, manifest):
-            if ref.block in with_masks and len(masks := run.block_masks(manifest, ref.block)):
+            masks = run.block_masks(manifest, ref.block) if ref.block in with_masks else None
+            if masks is not None and len(masks):
+                is_last = rows.select(masks, manifest, vanished=True)
+                masks = masks.filter(pa.array(is_last))
                 members = {
                     member.image_id: member for member in member_rows(read_block(run.store, ref))
                 }

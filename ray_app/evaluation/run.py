@@ -28,7 +28,7 @@ from ray_app.evaluation.labels import LabelsOfIndex, LabelTables, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.format import counted
-from ray_app.runs import RunDirectory, reader
+from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, strip_secrets, urls, with_s3_settings
 
@@ -309,7 +309,9 @@ def _scoring(config: EvaluateConfig, out: Store) -> ScoreConfig:
 
 def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]) -> Any:
     """The work, with tasks where they are requested or the run has many files."""
-    if not (len(reader.current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
+    if not (
+        len(CurrentRows.read(run).files()) >= MANY_FILES if config.tasks is None else config.tasks
+    ):
         return work(None)
     from ray_app.cluster.ray_cluster import cluster, on_ray
 

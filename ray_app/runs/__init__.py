@@ -11,11 +11,18 @@ if TYPE_CHECKING:
         mask_rows,
         write_features,
     )
+    from ray_app.runs.current import (
+        ChangedRows,
+        CurrentRows,
+        current_rows,
+        current_tables,
+        mark_unlike,
+    )
     from ray_app.runs.directory import RunDirectory, differences, fingerprint
-    from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
-    from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
+    from ray_app.runs.retry import begin_retry
     from ray_app.runs.rows import BlockTables, block_tables, result_rows
     from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, VIEWED_MASK_SCHEMA, row_schema
     from ray_app.runs.summary import bottleneck, summarise
+    from ray_app.runs.verify import check_conservation, verify_run
 else:
     __getattr__ = on_first_use(__name__)

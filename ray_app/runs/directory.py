@@ -153,9 +153,7 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
     return True
 
 
-SETTLED = "settled.json"  # see `runs.settled_state`; a change of published rows removes it first
-# which command writes verdicts anew, as `run.json` notes it; others note True
-SCORE_DECIDES = "score"
+LAYOUT = 2  # versions 0.20 to 0.24 wrote layout 1 and did not say so
 
 
 @dataclass(frozen=True)
@@ -208,10 +206,7 @@ class RunDirectory(PartTable):
         """
         described = self.read_json("run.json")
         if described["schema"] < OLDEST_SCHEMA:
-            sessions = self.store.names("sessions")
-            version = (
-                self.read_json(f"sessions/{sessions[-1]}")["version"] if sessions else "of its time"
-            )
+            version = self._version()
             raise ConfigError(
                 f"{self.store.url}: Touchstone {version} wrote this run, and this version reads runs that 0.20 or later began",
                 hint=f"finish or read it with Touchstone {version}, or score the source again with another --out",
@@ -224,23 +219,41 @@ class RunDirectory(PartTable):
 
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
-    def check_settled(self, *, by_score: bool = False) -> None:
-        """Raises ConfigError while verdicts were being written anew, by `touchstone runs decide` or
-        at the end of `touchstone score`, and that was interrupted: different ones then stand side
-        by side. `by_score`: to a `score` command that finishes its own work.
+    def check_readable(self, described: Mapping[str, Any]) -> None:
+        """Check that no command of an older version is halfway through rewriting the rows.
+
+        Raises:
+            ConfigError: It is.
         """
-        deciding = self.describe().get("deciding")
-        if deciding and not (by_score and deciding == SCORE_DECIDES):
-            command = SCORE_DECIDES if deciding == SCORE_DECIDES else "decide"
+        if described.get("layout", 1) >= LAYOUT:
+            return
+        is_changing = described.get("deciding") or any(self.store.folders("retries"))
+        if is_changing or not self.store.exists("summary.json"):
             raise ConfigError(
-                f"{self.store.url}: a `touchstone {command}` was interrupted here, and left old and new verdicts side by side",
-                hint=f"run the same `touchstone {command}` again",
+                f"{self.store.url}: a command of Touchstone {self._version()} did not finish this run",
+                hint=f"finish it with Touchstone {self._version()}, or score the source again with another --out",
+            )
+
+    def check_writable(self) -> None:
+        """Check that this version can continue the run.
+
+        Raises:
+            ConfigError: Another version wrote the run, or it has rows that this one cannot write.
+        """
+        self.check_known()
+        described = self.describe()
+        self.check_readable(described)
+        if described.get("layout", 1) < LAYOUT:
+            raise ConfigError(
+                f"{self.store.url}: Touchstone {self._version()} wrote this run, and this version only reads it",
+                hint=f"run touchstone runs compact {self.store.url} NEW, and continue with --out NEW; no file is scored again",
             )
 
     def check_known(self) -> None:
-        """Raises ConfigError where rows are of a later schema than this Touchstone writes. To read
-        them is well, to write beside them is not: what is new in them would be lost. So too for a
-        run with `--stability`, whose verdicts this Touchstone cannot decide.
+        """Check that this version can write rows like those of the run.
+
+        Raises:
+            ConfigError: A later version wrote rows, or verdicts depend on `--stability`.
         """
         described = self.describe()
         if "stability" in described["identity"]:
@@ -256,6 +269,15 @@ class RunDirectory(PartTable):
                 f"{self.store.url}: its rows have schema {newest}, and this Touchstone writes schema {SCHEMA_VERSION}",
                 hint="continue it with the Touchstone that wrote it, or a later one; this one can read it",
             )
+
+    def _version(self) -> str:
+        """The version of the last command that worked on the run."""
+        sessions = self.store.names("sessions")
+        return (
+            str(self.read_json(f"sessions/{sessions[-1]}")["version"])
+            if sessions
+            else "of its time"
+        )
 
     def describe_finished(self) -> dict[str, Any]:
         """The same of a run that has ended. Raises ConfigError where there is none, or where blocks
@@ -281,6 +303,7 @@ class RunDirectory(PartTable):
                 "run.json",
                 {
                     "schema": SCHEMA_VERSION,
+                    "layout": LAYOUT,
                     "created_at": now,
                     "detectors": detectors,
                     "ensemble": ensemble,
@@ -288,7 +311,6 @@ class RunDirectory(PartTable):
                 },
             )
             return
-        self.check_settled(by_score=True)
         self.require_same(identity)
 
     def require_same(self, identity: Identity) -> None:

@@ -181,11 +181,11 @@ class KeptSetting(Section):
 
 
 class RetrySummary(Section):
-    """A retry that the last command worked on: of the members with these statuses. `begun_by`: the
-    number of the command that began it.
+    """A retry that the last command worked on: of the members with these statuses. `listing`: the
+    number of its manifest.
     """
 
-    begun_by: int
+    listing: int
     statuses: list[str]
     members: int
 
@@ -326,6 +326,21 @@ class UnseenShift(Section):
     flagged: int = 0
 
 
+class ArchiveCounts(Section):
+    """What was counted of the current rows, for a comparison with the calibration images.
+
+    `card`: the digest of the ensemble card and its late detectors; `counts`: per property, images
+    per bin; `decoders`: images per decoder, of formats that the calibration saw; `images`: those
+    with a score; `flagged`: those at or above the threshold.
+    """
+
+    card: str = ""
+    counts: Mapping[str, list[int]] = {}
+    decoders: Mapping[str, int] = {}
+    images: int = 0
+    flagged: int = 0
+
+
 class GuaranteeSummary(Section):
     """What the ensemble's card guarantees of its false positives, and what contradicts it in this
     archive.
@@ -346,6 +361,7 @@ class GuaranteeSummary(Section):
     unseen: UnseenShift | None = None
     decoders: Sequence[str] = ()
     settings: Sequence[str] = ()
+    counted: OptionalKey[ArchiveCounts] = None
 
     @property
     def stated(self) -> bool:

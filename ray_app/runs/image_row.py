@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError
-from ray_app.runs import reader
+from ray_app.runs.current import CurrentRows
 from ray_app.runs.directory import RunDirectory, fingerprint
 from ray_app.storage import canonical, strip_secrets
 
@@ -32,8 +32,9 @@ def find_image_row(
         ConfigError: The run is missing, or not exactly one row matches.
     """
     matches: list[tuple[str, dict[str, Any]]] = []
-    for path in reader.current_files(run):
-        for table in reader.tables_in(run, [path], _KEYS, vanished=vanished):
+    rows = CurrentRows.read(run)
+    for path in rows.files():
+        for table in rows.tables(_KEYS, files=[path], vanished=vanished):
             matches += [
                 (path, keys) for keys in table.filter(_matches(table, image, member)).to_pylist()
             ]
@@ -49,7 +50,7 @@ def find_image_row(
     path, keys = matches[0]
     tables = (
         table.filter(pc.equal(table["image_id"], keys["image_id"]))
-        for table in reader.tables_in(run, [path], vanished=vanished)
+        for table in rows.tables(files=[path], vanished=vanished)
     )
     return next(row for table in tables for row in table.to_pylist())
 

@@ -10,7 +10,7 @@ wherever that ends, published files and remaining parts together hold every row 
 
 import io
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -172,19 +172,13 @@ class PartTable:
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
     def published(self) -> list[Published]:
-        """The files that people read, in the order of their blocks; small ones in whose place a
-        merged one stands are passed over.
-        """
-        return split_off(self.all_published())[0]
+        """Return the files that people read, in the order of their blocks."""
+        return split_off(named(self.store.names("scores")))[0]
 
-    def all_published(self) -> list[Published]:
-        """The same with those that are passed over: an interrupted merge leaves them."""
-        return named(self.store.names("scores"))
-
-    def remove_replaced(self) -> None:
-        """Finish interrupted merges: files in whose place a merged one stands go."""
-        replaced = split_off(self.all_published())[1]
-        self.store.delete_all([file.path for file in replaced])
+    def last_finished(self) -> int:
+        """Return the last finished manifest, whose summary exists; -1 if there is none."""
+        names = self.store.names("summaries")
+        return max((int(name.removesuffix(".json")) for name in names), default=-1)
 
     def done_blocks(self, manifest: int) -> set[int]:
         """Every block that needs no more work."""
@@ -224,33 +218,6 @@ class PartTable:
                 placed += [((number, block), self.part_path(number, block)) for block in own]
         return [path for _, path in sorted(placed)]
 
-    def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a manifest in block order, a bounded table at a time; a part that a published
-        file covers is passed over.
-        """
-        files = {file.path: file for file in self.published()}
-        for path in self.row_files([manifest]):
-            if path not in files or len(files[path].manifests()) == 1:
-                yield from self.rows_in(path, columns)
-            else:
-                yield from self._rows_of(files[path], manifest, columns)
-
-    def _rows_of(
-        self, file: Published, manifest: int, columns: list[str] | None
-    ) -> Iterator[pa.Table]:
-        """The rows that a merged file has of one manifest."""
-        first = sum(self._members_in(file, number) for number in range(file.manifest, manifest))
-        end, at = first + self._members_in(file, manifest), 0
-        for table in self.rows_in(file.path, columns):
-            start, at = at, at + len(table)
-            if start < end and at > first:
-                yield table.slice(max(first - start, 0), min(end, at) - max(first, start))
-
-    def _members_in(self, file: Published, manifest: int) -> int:
-        blocks = read_blocks(self.store, manifest)
-        some = file.blocks_of(manifest, len(blocks))
-        return blocks[some.start : some.stop].members
-
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of one file of the run, a bounded table at a time."""
         with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
@@ -283,23 +250,10 @@ class PartTable:
         return paths
 
     def publish_all(self, *, each: Each = in_turn) -> list[str]:
-        """Publish whatever manifest has parts, and finish merges that were interrupted."""
-        self.remove_replaced()
+        """Publish whatever manifest has parts."""
         return [
             path for manifest in self.part_folders() for path in self.publish(manifest, each=each)
         ]
-
-    def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace all published rows by `change` of them, file by file, each at once."""
-        for file in self.published():
-            self.rewrite_file(file, change)
-
-    def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace the rows of one published file by `change` of them, at once."""
-        merger = Merger()
-        for table in self.rows_in(file.path):
-            merger.add(change(table))
-        self.store.write(file.path, merger.finish())
 
 
 @dataclass(frozen=True)

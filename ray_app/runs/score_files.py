@@ -1,11 +1,10 @@
-"""The files of `scores/` by their names (`Published`): which blocks of which manifests each holds,
-and which stand in for others.
+"""The files of `scores/` by their names (`Published`): which blocks of which manifests each holds.
 
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
-    scores/00003-00000000--00027-00000001.parquet    all from block 0 of manifest 3 up to block 1 of manifest 27, merged from smaller files
+    scores/00003-00000000--00027-00000001.parquet    block 0 of manifest 3 up to block 1 of manifest 27
 
-A merged file is written before the files that it was merged from go. Where both are there, the
-merged one is read.
+Only versions 0.20 to 0.24 wrote files of the second form, merged from smaller ones. A merged file is
+read in place of those that it was merged from, if an interrupted merge left both.
 """
 
 import re
@@ -74,9 +73,10 @@ class Published:
         return range(self.manifest, self.end[0] + 1)
 
 
-def merged(files: Sequence[Published]) -> Published:
-    """The file that stands for these, which follow one another."""
-    return Published(files[0].manifest, files[0].first, files[-1].last, files[-1].end[0])
+def manifest_of(path: str) -> int:
+    """Return the manifest whose rows begin a file, from its path in `scores/` or `parts/`."""
+    folder, _, name = path.rpartition("/")
+    return int(name.split("-")[0] if folder == "scores" else folder.rpartition("/")[2])
 
 
 def named(names: Iterable[str]) -> list[Published]:

@@ -14,7 +14,8 @@ from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.errors import VERDICT_WORDS, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import result_html
-from ray_app.runs import directory, reader, selection
+from ray_app.runs import directory, selection
+from ray_app.runs.current import CurrentRows
 from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:
@@ -47,29 +48,45 @@ class ScoredRun:
         return tuple(self._described["detectors"])
 
     def tables(
-        self, columns: Sequence[str] | None = None, *, vanished: bool = False
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        vanished: bool = False,
+        unfinished: bool = False,
     ) -> Iterator[pa.Table]:
-        """The rows, a bounded table at a time; all columns of `runs.schema.row_schema`, or some.
+        """Yield the current rows, a bounded table at a time.
 
-        `vanished`: also of files that were changed or removed since. Raises ConfigError that names
-        the columns for one that there is not.
+        Args:
+            columns: Some columns of `runs.schema.row_schema`. None reads all.
+            vanished: Also yield rows of files that were changed or removed since.
+            unfinished: Also yield rows of listings that are still being scored.
+
+        Raises:
+            ConfigError: There is no such column; the message names the columns.
         """
         wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
-        for table in reader.current_tables(self._run, wanted, vanished=vanished):
+        rows = CurrentRows.at_end(self._run) if unfinished else CurrentRows.read(self._run)
+        for table in rows.tables(wanted, vanished=vanished):
             if missing := [name for name in columns or () if name not in table.column_names]:
-                known = ", ".join(next(reader.current_tables(self._run)).column_names)
+                known = ", ".join(next(rows.tables()).column_names)
                 raise ConfigError(
                     f"{self.url}: no column {', '.join(missing)} here; the columns are: {known}"
                 )
             yield table if columns is None else table.select(list(columns))
 
-    def table(self, columns: Sequence[str] | None = None, *, vanished: bool = False) -> pa.Table:
-        """The same as one table, all of it in memory."""
-        tables = list(self.tables(columns, vanished=vanished))
+    def table(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        vanished: bool = False,
+        unfinished: bool = False,
+    ) -> pa.Table:
+        """Return the rows of `tables` as one table, all of it in memory."""
+        tables = list(self.tables(columns, vanished=vanished, unfinished=unfinished))
         if not tables:
             raise ConfigError(
                 f"{self.url}: this run has no rows yet",
-                hint="the `touchstone score` command that made it goes on with it",
+                hint="run the touchstone score command that began it again",
             )
         return pa.concat_tables(tables, promote_options="permissive")
 
@@ -114,12 +131,11 @@ class ScoredRun:
         if chosen.generator is not None:
             selection.require_known_generator(self._run, chosen.generator)
         self._run.describe_finished()
-        self._run.check_settled()
         return self._images(chosen)
 
     def _images(self, chosen: selection.RowFilter) -> Iterator["RunImage"]:
         limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
-        for table, members in reader.current_members(self._run):
+        for table, members in CurrentRows.read(self._run).members():
             for row in chosen.of(table).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
 

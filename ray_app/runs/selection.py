@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from ray_app.attribution import generators
 from ray_app.config import did_you_mean
 from ray_app.errors import ConfigError
-from ray_app.runs import directory, reader
+from ray_app.runs import directory
+from ray_app.runs.current import current_tables
 from ray_app.runs.schema import FINDING
 
 # what is asked for where the identifier names none of the generators that it knows
@@ -67,6 +68,7 @@ def selected_tables(
     order: str | None = None,
     limit: int | None = None,
     vanished: bool = False,
+    unfinished: bool = False,
 ) -> Iterator[pa.Table]:
     """The current rows that fulfil conditions, a bounded table at a time, at most `limit` of them.
 
@@ -74,12 +76,13 @@ def selected_tables(
     come last, equal ones stay in the order of the archive. What is ordered is in memory together:
     the first `limit` rows, or all that fulfil them. Raises ConfigError for a column that has no
     order, for a generator that neither the index of generators nor this run knows, and where there
-    is no run.
+    is no run. `unfinished`: also rows of listings that are still being scored.
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)
     found: Iterator[pa.Table] = (
-        conditions.of(table) for table in reader.current_tables(run, vanished=vanished)
+        conditions.of(table)
+        for table in current_tables(run, vanished=vanished, unfinished=unfinished)
     )
     if order is not None:
         found = _ordered(found, order.removeprefix("-"), order.startswith("-"), limit)
@@ -168,7 +171,7 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
         return
     columns = ["image_id", "generator_confidence", "predicted_generator", "generator_family"]
     named: set[str] = set()
-    for table in reader.current_tables(run, columns):
+    for table in current_tables(run, columns):
         if len(of_generator(table, name)):
             return
         named.update(

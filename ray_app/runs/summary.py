@@ -1,8 +1,7 @@
-"""What a run found (`summarise`), counted in one streaming pass over its current rows: the content
-of `summary.json`.
+"""What a run found: the counts in `summary.json`.
 
-Each table is counted by itself, and counts of consecutive rows are added (`joined`). `bottleneck`
-names the stage that limits a run.
+`summarise` counts rows in one pass, and `count_changes` adds the rows of the last manifests to the
+counts before. `bottleneck` names the stage that limits a run.
 """
 
 import json
@@ -21,6 +20,7 @@ from ray_app.images import NAMED_LIMIT
 from ray_app.images.provenance.statement import standing
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs import document, schema
+from ray_app.runs.current import ChangedRows
 
 S = TypeVar("S", bound=Section)
 
@@ -149,6 +149,79 @@ def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.R
             )
         }
     )
+
+
+def count_changes(
+    before: document.RunCounts, changed: ChangedRows, detectors: list[str]
+) -> document.RunCounts | None:
+    """Return the counts of a run, by the counts before and the rows that changed since.
+
+    Args:
+        before: The counts of the rows before.
+        changed: The rows that were added and removed since.
+        detectors: The detectors of the run.
+
+    Returns:
+        The counts; None if a removed row is among the examples or the highest scores, so that only
+        all rows together tell which row takes its position.
+    """
+    removed = summarise((), detectors)
+    for table in changed.removed(COLUMNS):
+        if _has_shown(table, before):
+            return None
+        removed = joined(removed, _counts(table, detectors))
+    added = summarise(changed.added(COLUMNS), detectors)
+    return joined(_less(before, removed), added)
+
+
+def _has_shown(table: pa.Table, counts: document.RunCounts) -> bool:
+    """Return whether counts name one of these rows."""
+    told = counts.profile.told if counts.profile else ()
+    ids = pa.array(
+        [row.image_id for row in counts.top] + [row.image_id for row in told], pa.int64()
+    )
+    uris = pa.array([one.uri for some in counts.examples.values() for one in some], pa.string())
+    is_shown = pc.or_(
+        pc.is_in(table["image_id"], ids), pc.is_in(table["uri"].cast(pa.string()), uris)
+    )
+    return bool(pc.any(is_shown).as_py())
+
+
+def _less(whole: S, part: S) -> S:
+    """Return counts of rows without those of some of them, which no list names."""
+    return type(whole)(
+        **{
+            name: _difference(name, getattr(whole, name), getattr(part, name))
+            for name in type(whole).model_fields
+        }
+    )
+
+
+def _difference(name: str, whole: Any, part: Any) -> Any:
+    if whole is None or part is None or isinstance(whole, bool):
+        return whole
+    if isinstance(whole, Section):
+        return _less(whole, part)
+    if name == "counts":  # of a histogram
+        return {
+            detector: [count - less for count, less in zip(counts, part[detector], strict=True)]
+            if detector in part
+            else counts
+            for detector, counts in whole.items()
+        }
+    if name == "days":
+        days = {day: _difference("day", counts, part.get(day, {})) for day, counts in whole.items()}
+        return {day: counts for day, counts in days.items() if counts}
+    if name == "generators":
+        flagged = Counter({(one.family, one.generator): one.flagged for one in whole})
+        flagged.subtract({(one.family, one.generator): one.flagged for one in part})
+        return _generators(+flagged)
+    if name in ("examples", *_MOST) or not isinstance(whole, Mapping | int):
+        return whole
+    if isinstance(whole, int):
+        return whole - part
+    left = {key: count - part.get(key, 0) for key, count in whole.items()}
+    return {key: count for key, count in left.items() if count or name == "verdicts"}
 
 
 def _added_sections(one: S, other: S) -> S:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ray_app import __version__, archives
+from ray_app import archives
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import beside_others, on_ray
 from ray_app.errors import TouchstoneError
 from ray_app.reports.folders import describe_closed_folders
 from ray_app.reports.format import linked_folders_in_words
-from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
+from ray_app.runs import RunDirectory, fingerprint
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.report import closed_folders, linked_folders
 from ray_app.scoring.run_metrics import RunMeter
@@ -65,19 +65,21 @@ class ListingTasks:
 
 @dataclass(frozen=True)
 class Listing:
-    """Blocks of every manifest that is not settled, and those among them that have no rows yet; of
-    settled ones their numbers.
+    """The work of a run: the blocks of its unfinished manifests, and those without rows.
 
-    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing
-    that goes on; None: none yet; `tasks`: who does it.
+    Attributes:
+        manifests: The numbers of the manifests.
+        blocks: Their blocks.
+        pending: The blocks that have no rows yet.
+        is_new: Whether the last manifest was written by this command.
+        portions: Further manifests of a listing that goes on; None if there is none.
+        tasks: What runs the listing.
     """
 
     manifests: list[int]
     blocks: archives.BlockList
     pending: archives.BlockList
     is_new: bool = False
-    settled_blocks: int = 0
-    settled_members: int = 0
     portions: Iterator[archives.ManifestInfo | None] | None = None
     tasks: ListingTasks = field(default_factory=ListingTasks)
 
@@ -88,8 +90,8 @@ class Listing:
 
     @property
     def members(self) -> int:
-        """How many members all manifests have together."""
-        return self.settled_members + self.blocks.members
+        """How many members these manifests list."""
+        return self.blocks.members
 
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
@@ -145,11 +147,8 @@ def arriving_blocks(
         meter.grow(0, goes_on=False)
 
 
-def end_listing(run: RunDirectory) -> None:
-    """Publish the ids that vanished, and report folders that the listing did not follow or could
-    not list on stderr.
-    """
-    reader.publish_vanished(run)
+def report_folders(run: RunDirectory) -> None:
+    """Report folders that the listing did not follow or could not list, on stderr."""
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(
@@ -166,57 +165,29 @@ def end_listing(run: RunDirectory) -> None:
 
 
 def is_complete(run: RunDirectory) -> bool:
-    """Whether the last session finished the run, and nothing was done to it since: rows, files and
-    summary are as they should be.
-    """
+    """Return whether the last command finished the run, and nothing was listed since."""
     sessions = run.store.names("sessions")
-    if (
-        not sessions
-        or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished"
-        or not run.store.exists("summary.json")
-    ):
+    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished":
         return False
-    summary, described, numbers = (
-        run.read_json("summary.json"),
-        run.describe(),
-        archives.manifests(run.store),
-    )
-    noted = (
-        summary.get("version"),
-        summary["listing"],
-        summary["fingerprint"],
-        described.get("deciding"),
-    )
-    if (
-        noted != (__version__, numbers[-1], fingerprint(described["identity"]), None)
-        or begun_retry(run) is not None
-    ):
+    if not run.store.exists("summary.json"):
         return False
-    done = settled_state.read_settled(run, numbers)
-    return (
-        done is not None
-        and done.manifest == numbers[-1]
-        and not any(run.parts(number) for number in run.part_folders())
-    )
+    summary, numbers = run.read_json("summary.json"), archives.manifests(run.store)
+    facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
+    is_same = (run.last_finished(), summary["listing"], summary["fingerprint"]) == facts
+    return is_same and not any(run.parts(number) for number in run.part_folders())
 
 
 def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
-    """The blocks of a run, as its files have them; `whole`: settled ones, too."""
-    numbers = archives.manifests(run.store)
-    done = None if whole else settled_state.read_settled(run, numbers)
-    lists = {
-        number: archives.read_blocks(run.store, number)
-        for number in numbers
-        if done is None or number > done.manifest
-    }
-    blocks, pending = (
-        archives.BlockList.joined(some)
-        for some in (list(lists.values()), run.without_rows(lists) if lists else [])
-    )
+    """Return the work that the files of a run show.
+
+    Args:
+        run: The run directory.
+        whole: Include finished manifests.
+    """
+    finished = -1 if whole else run.last_finished()
+    numbers = [number for number in archives.manifests(run.store) if number > finished]
+    lists = {number: archives.read_blocks(run.store, number) for number in numbers}
+    pending = run.without_rows(lists) if lists else []
     return Listing(
-        numbers,
-        blocks,
-        pending,
-        settled_blocks=done.blocks if done else 0,
-        settled_members=done.members if done else 0,
+        numbers, archives.BlockList.joined(list(lists.values())), archives.BlockList.joined(pending)
     )

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 
 from ray_app.archives import BlockPlan, ManifestInfo, last_listing, list_members
 from ray_app.errors import ConfigError, StorageError
-from ray_app.runs import RunDirectory, reader
+from ray_app.runs import RunDirectory
 from ray_app.scoring.backlog import ListingTasks, archive_of
 from ray_app.scoring.config import ScoreConfig
 
@@ -60,8 +60,6 @@ class Arrivals:
                 for _ in range(_PATIENCE):
                     tasks.wait(LOOK_EVERY_S)
                 continue
-            if info is not None:
-                reader.publish_vanished(self._run)
             yield info
             if info is not None and not self._at_once:
                 return

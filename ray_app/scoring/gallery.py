@@ -26,7 +26,15 @@ from ray_app.cluster.progress import Progress
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
-from ray_app.runs import RunDirectory, current_tables, document, reader, schema, selection, summary
+from ray_app.runs import (
+    CurrentRows,
+    RunDirectory,
+    current_tables,
+    document,
+    schema,
+    selection,
+    summary,
+)
 from ray_app.scoring import pictures
 from ray_app.storage import Fetcher, Store
 
@@ -90,7 +98,6 @@ def make_gallery(
 
     run, store = RunDirectory.open(url), Store.open(out)
     run.describe_finished()
-    run.check_settled()
     if chosen.generator is not None:
         selection.require_known_generator(run, chosen.generator)
     names = store.names("")
@@ -175,7 +182,7 @@ def _tiles(
     pictured: SmallPictures,
 ) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
-    for table, listed in reader.current_members(run, _SHOWN):
+    for table, listed in CurrentRows.read(run).members(_SHOWN):
         rows = chosen.of(table)
         if highest is not None:
             rows = rows.filter(pc.is_in(rows["image_id"], pa.array(highest)))

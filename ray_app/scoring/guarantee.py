@@ -1,11 +1,11 @@
 """Whether a card's guarantee covers an archive: its rows against the images that the card was
-calibrated on. `settle_guarantee`, `compare`.
+calibrated on. `count_archive`, `compare`.
 
 The scores of known reals that it rests on lie beside the card (`references_beside`) and with its
 runs (`references_of`).
 
-Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become
-`abstain`.
+Differences are reported. Beyond a limit the card knows nothing of such images, and every reader
+gives `abstain` (`runs.current.mark_unlike`).
 
 What such a comparison would not have noticed (`unseen_shift`): a population's fakes may be any
 share of an archive, so reals of a new kind that score as fakes do look like more fakes, however
@@ -14,8 +14,8 @@ enough for the archive.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import Each, in_turn
 from ray_app.config import find_config
 from ray_app.ensembles import (
     EnsembleCard,
     PopulationTally,
-    Thresholds,
     decide,
     drawn_by_audit,
     properties_of,
 )
-from ray_app.errors import ConfigError, Reason
+from ray_app.errors import ConfigError
 from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.drift import Shift, most_fakes, shift_of
 from ray_app.metrics.significance import holm
-from ray_app.runs import (
-    RunDirectory,
-    directory,
-    document,
-    fingerprint,
-    reader,
-    score_files,
-    settled_state,
-)
+from ray_app.runs import ChangedRows, CurrentRows, RunDirectory, current, document, fingerprint
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, with_findings
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, UNLIKE
 
@@ -63,7 +53,6 @@ COLUMNS = [
     SECOND_LOOK,
 ]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
-_TALLY = "guarantee"  # the tally of what a comparison counts
 REFERENCES, REFERENCES_COLUMN = "references.parquet", "score"
 _MOST_NAMED = 3
 _STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many steps are tried
@@ -71,59 +60,114 @@ _STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many 
 _DRAWS, _SURE = 40, 38
 
 
-def settle_guarantee(
-    run: RunDirectory,
+class ArchiveTally:
+    """What is counted of an archive's rows, to compare them with a calibration.
+
+    Attributes:
+        population: Images per bin of each property.
+        decoders: Images per decoder, of formats that the calibration saw.
+        images: Number of images with a score.
+        flagged: Number of images at or above the threshold.
+    """
+
+    def __init__(self, spec: ScoringSpec) -> None:
+        self._spec = spec
+        population = spec.ensemble.population
+        self.population = PopulationTally(population.features if population else ())
+        self._formats = population.seen.formats if population and population.seen else ()
+        self.decoders, self.images, self.flagged = Counter[str](), 0, 0
+
+    def add(self, table: pa.Table) -> None:
+        """Count rows that have `COLUMNS`; verdicts play no part."""
+        rows = table.filter(pc.is_valid(table["score"]))
+        self.images += len(rows)
+        threshold = self._spec.ensemble.thresholds.fake_above
+        self.flagged += int((current.numbers(rows["score"]) >= threshold).sum())
+        detectors = [
+            name.removeprefix("score:")
+            for name in self.population.counts
+            if name.startswith("score:")
+        ]
+        self.population.add(_properties(rows, detectors, self._spec.late))
+        if self._formats:
+            is_known = pc.is_in(rows["format"].cast(pa.string()), pa.array(self._formats))
+            rows = rows.filter(is_known)
+        self.decoders.update(pc.drop_null(rows["decoder"].cast(pa.string())).to_pylist())
+
+    def update(self, counts: document.ArchiveCounts, *, sign: int = 1) -> None:
+        """Add counts, or subtract them if `sign` is -1."""
+        for name, column in counts.counts.items():
+            self.population.counts[name] += sign * np.array(column, np.int64)
+        for name, count in counts.decoders.items():
+            self.decoders[name] += sign * count
+        self.images += sign * counts.images
+        self.flagged += sign * counts.flagged
+
+    def facts(self) -> document.ArchiveCounts:
+        """Return the counts as a summary stores them."""
+        return document.ArchiveCounts(
+            card=_card_digest(self._spec),
+            counts={name: column.tolist() for name, column in self.population.counts.items()},
+            decoders={name: count for name, count in sorted(self.decoders.items()) if count},
+            images=self.images,
+            flagged=self.flagged,
+        )
+
+
+def count_archive(
     spec: ScoringSpec,
-    rows: settled_state.NewRows | None = None,
-    *,
-    each: Each = in_turn,
-) -> document.GuaranteeSummary | None:
-    """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts
-    abstain where that is to be.
+    rows: CurrentRows,
+    changed: ChangedRows | None = None,
+    before: document.ArchiveCounts | None = None,
+) -> ArchiveTally:
+    """Count the current rows of a run.
 
-    Returns the `guarantee` of a summary, None where the card promises nothing. Interrupted, the
-    same `score` command goes on; until then the run says that its verdicts are mixed. Where a run
-    was beyond the limit and is no longer, its verdicts come back: `decided` gives rows those of the
-    card alone. `rows`: those that were not compared yet, and what others gave; None: all.
+    Args:
+        spec: The ensemble that is compared.
+        rows: The rows.
+        changed: The rows that changed since `before`.
+        before: The counts of the last summary. If they are of another card, all rows are counted.
     """
-    described = run.describe()
-    rows = rows or settled_state.NewRows.all_of(run)
-    facts = compare(run, spec, rows)
-    unlike = facts.unlike if facts else None
-    if unlike or described.get("unlike") or described.get("deciding"):
-        run.store.delete(directory.SETTLED)
-        rows.count_anew()
-        run.write_json("run.json", described | {"deciding": directory.SCORE_DECIDES})
-        for _ in each(partial(_rewrite, run, spec, unlike), run.published()):
-            pass
-        run.write_json("run.json", noted(described, unlike))
-    return facts
+    tally = ArchiveTally(spec)
+    if before is None or changed is None or before.card != _card_digest(spec):
+        for table in rows.tables(COLUMNS):
+            tally.add(table)
+        return tally
+    removed = ArchiveTally(spec)
+    for table in changed.removed(COLUMNS):
+        removed.add(table)
+    tally.update(before)
+    tally.update(removed.facts(), sign=-1)
+    for table in changed.added(COLUMNS):
+        tally.add(table)
+    return tally
 
 
-def noted(described: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
-    """The description of a run whose verdicts are settled, with the reason why they all abstain, if
-    they do.
-    """
-    kept = {key: value for key, value in described.items() if key not in ("deciding", "unlike")}
-    return kept | ({"unlike": unlike} if unlike else {})
+def _card_digest(spec: ScoringSpec) -> str:
+    return fingerprint({"card": spec.ensemble.model_dump(mode="json"), "late": list(spec.late)})
 
 
-def compare(
-    run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None
-) -> document.GuaranteeSummary | None:
-    """Stream the current rows of a run and compare them with its card's population; settings and
-    decoders too. None where the card promises nothing and has no population; its `unlike`: why all
-    verdicts are to abstain. Changes nothing.
+def has_comparison(card: EnsembleCard) -> bool:
+    """Return whether the card has a guarantee or a population to compare an archive with."""
+    return card.guarantee is not None or card.population is not None
 
-    `rows`: as in `settle_guarantee`.
+
+def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> document.GuaranteeSummary:
+    """Compare an archive with the images of its card's calibration; settings and decoders, too.
+
+    Args:
+        run: The run directory.
+        spec: The ensemble, which has a comparison.
+        tally: The counts of the current rows.
+
+    Returns:
+        The section of the summary. Its `unlike` is the reason why every verdict is to abstain.
     """
     card, identity = spec.ensemble, run.describe()["identity"]
-    if card.guarantee is None and card.population is None:
-        return None
-    tally, decoders, images, flagged = _counted(rows or settled_state.NewRows.all_of(run), spec)
     scored = departures(card.settings, identity["precision"], identity["resize"])
+    decoders = {name for name, count in tally.decoders.items() if count}
     unknown = other_decoders(card.settings, decoders)
-    shifts = shifts_of(card, tally)
+    shifts = shifts_of(card, tally.population)
     waived = bool(identity.get(WAIVED))
     beyond = sorted(
         (shift for shift in shifts if shift.beyond), key=lambda shift: -(shift.psi or 0.0)
@@ -141,19 +185,20 @@ def compare(
     is_enough = any(shift.tells for shift in shifts)
     return document.GuaranteeSummary(
         holds=False if why else True if is_enough else None,
-        why="; ".join(why) if why else None if is_enough else _why_unknown(card, images),
+        why="; ".join(why) if why else None if is_enough else _why_unknown(card, tally.images),
         unlike=unlike,
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
         confidence=card.guarantee.confidence if card.guarantee else None,
         population=card.population.what if card.population else None,
-        images=images,
+        images=tally.images,
         shifts=shifts,
-        unseen=unseen_shift(card, references_of(run), tally.counts, flagged)
+        unseen=unseen_shift(card, references_of(run), tally.population.counts, tally.flagged)
         if is_enough and run.store.exists(REFERENCES)
         else None,
         decoders=unknown,
         settings=scored,
+        counted=tally.facts(),
     )
 
 
@@ -248,26 +293,6 @@ def unseen_shift(
     )
 
 
-def unlike_rows(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table:
-    """Result rows whose verdicts, real or fake, abstain since the whole archive is unlike the
-    calibration's images (`unlike`, see `GuaranteeSummary`); others keep theirs. `thresholds`: what
-    decided.
-    """
-    verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
-    before = pc.fill_null(pc.equal(reasons, Reason.UNLIKE_ARCHIVE.value), False)
-    turned = pc.or_(pc.fill_null(pc.is_in(verdicts, pa.array(["real", "fake"])), False), before)
-    changed = {
-        "verdict": pc.if_else(turned, "abstain", verdicts),
-        "verdict_reason": pc.if_else(turned, Reason.UNLIKE_ARCHIVE.value, reasons),
-        DETAIL: pc.if_else(turned, unlike.removeprefix(f"{UNLIKE}: "), rows[DETAIL]),
-    }
-    for name, values in changed.items():
-        index = rows.schema.get_field_index(name)
-        column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))
-        rows = rows.set_column(index, rows.schema.field(index), column)
-    return with_findings(rows, thresholds)
-
-
 def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     """Result rows with what the spec's ensemble makes of their detector scores, in place of what
     stands there.
@@ -300,21 +325,6 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     return with_findings(rows, spec.ensemble.thresholds)
 
 
-def _rewrite(
-    run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: score_files.Published
-) -> None:
-    """One published file with verdicts as they are to be; it may hold any mixture of settled and
-    unsettled ones.
-    """
-    thresholds = spec.ensemble.thresholds
-    run.rewrite_file(
-        file,
-        lambda rows: (
-            decided(rows, spec) if unlike is None else unlike_rows(rows, unlike, thresholds)
-        ),
-    )
-
-
 def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     """The rows with a column for what goes on in a cascade, or without it: another rule knows none."""
     has = SECOND_LOOK in rows.column_names
@@ -326,77 +336,25 @@ def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
-def _counted(
-    new: settled_state.NewRows, spec: ScoringSpec
-) -> tuple[PopulationTally, set[str], int, int]:
-    """The archive's counts, the decoders of its images in formats that the calibration saw, how
-    many images have a score, and how many reach the threshold.
-    """
-    population = spec.ensemble.population
-    tally, decoders, images, flagged = (
-        PopulationTally(population.features if population else ()),
-        set[str](),
-        0,
-        0,
-    )
-    formats = population.seen.formats if population and population.seen else ()
-    card = fingerprint({"card": spec.ensemble.model_dump(mode="json"), "late": list(spec.late)})
-    earlier = new.earlier.get(_TALLY)
-    if earlier is not None and earlier["card"] == card:
-        tally.counts = {
-            name: np.array(counts, np.int64) for name, counts in earlier["counts"].items()
-        }
-        decoders, images, flagged = set(earlier["decoders"]), earlier["images"], earlier["flagged"]
-    else:
-        earlier = None
-    # the current rows, whether the run's verdicts are settled or not
-    for table in new.tables(earlier, COLUMNS):
-        rows = table.filter(pc.is_valid(table["score"]))
-        images += len(rows)
-        flagged += int((reader.numbers(rows["score"]) >= spec.ensemble.thresholds.fake_above).sum())
-        tally.add(
-            _properties(
-                rows,
-                [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")],
-                spec.late,
-            )
-        )
-        known = (
-            rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats)))
-            if formats
-            else rows
-        )
-        decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
-    counts = {name: column.tolist() for name, column in tally.counts.items()}
-    new.found[_TALLY] = {
-        "card": card,
-        "counts": counts,
-        "decoders": sorted(decoders),
-        "images": images,
-        "flagged": flagged,
-    }
-    return tally, decoders, images, flagged
-
-
 def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Mapping[str, Any]:
     """Of rows, as the card's population has them: a cascade's `late` members count where they were
     to look, and rows that `decide` has found may hold what they say of everything.
     """
     scores = rows["scores"].combine_chunks()
     content = {
-        name: reader.numbers(pc.struct_field(scores, name))
+        name: current.numbers(pc.struct_field(scores, name))
         for name in detectors
         if scores.type.get_field_index(name) >= 0
     }
     for name in set(late) & content.keys() if SECOND_LOOK in rows.column_names else ():
         content[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), content[name], np.nan)
     return properties_of(
-        score=reader.numbers(rows["score"]),
+        score=current.numbers(rows["score"]),
         scores=content,
         formats=rows["format"].cast(pa.string()).to_pylist(),
-        width=reader.numbers(rows["width"]),
-        height=reader.numbers(rows["height"]),
-        quality=reader.numbers(rows["quality"]) if "quality" in rows.column_names else None,
+        width=current.numbers(rows["width"]),
+        height=current.numbers(rows["height"]),
+        quality=current.numbers(rows["quality"]) if "quality" in rows.column_names else None,
     )
 
 

@@ -16,7 +16,7 @@ from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.errors import InputError, describe_error
 from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.reports.format import meaning
-from ray_app.runs import RunDirectory, reader
+from ray_app.runs import RunDirectory, current
 from ray_app.storage import Fetcher, RetryPolicy
 
 SMALL = PictureSize(side_px=240, most_bytes=10_000)
@@ -43,7 +43,7 @@ def pictures_of(
     # The digest of a plain file shows whether it is still the one that was scored: its entry in the
     # listings is not needed.
     sought = {row["image_id"] for row in rows if row["member"] is not None or not row.get("sha256")}
-    listed = reader.members_of(run, sought, seconds=seconds / 3) if sought else {}
+    listed = current.members_of(run, sought, seconds=seconds / 3) if sought else {}
     fetcher, limits = Fetcher(_PATIENCE, guard=guard_of(run.store)), run.limits()
     found: dict[int, bytes | str] = {row["image_id"]: _LATE for row in rows}
     digests = {row["image_id"]: row.get("sha256") for row in rows}

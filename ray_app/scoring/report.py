@@ -5,7 +5,7 @@ Its pictures are made anew, so that no metadata of the originals survives.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,56 +15,107 @@ from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import Status
 from ray_app.inference import ScoringSpec
-from ray_app.runs import RunDirectory, document, fingerprint, schema, settled_state, summary
-from ray_app.scoring import pictures
+from ray_app.runs import (
+    ChangedRows,
+    CurrentRows,
+    RunDirectory,
+    document,
+    fingerprint,
+    schema,
+    summary,
+)
+from ray_app.scoring import guarantee, pictures
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import NotedFolders
 
-_COUNTS = "counts"  # the tally of a run's rows that is the counted part of its summary
-
 
 def write_summary(
-    run: RunDirectory,
-    spec: ScoringSpec,
-    session: ScoringSession,
-    guarantee: document.GuaranteeSummary | None,
-    rows: settled_state.NewRows | None = None,
-    *,
-    thumbnails: bool = True,
+    run: RunDirectory, spec: ScoringSpec, session: ScoringSession, *, thumbnails: bool = True
 ) -> dict[str, Any]:
-    """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card
-    that promises something.
+    """Count the current rows and write the summary, which finishes every manifest listed so far.
 
-    `rows`: those that are not counted yet, and the counts of the others; None: all are counted.
-    `thumbnails`: reports show pictures.
+    Args:
+        run: The run, in which every block of every manifest has its rows.
+        spec: The ensemble that decided the rows.
+        session: The session that ends.
+        thumbnails: Whether reports show small images.
+
+    Returns:
+        The content of `summary.json`.
     """
+    rows = CurrentRows.at_end(run)
     content = document.RunSummary(
         schema=document.SUMMARY_SCHEMA,
         row_schema=schema.SCHEMA_VERSION,
         run=run.store.url,
-        listing=max(manifests(run.store)),
+        listing=rows.last,
         version=__version__,
         complete=True,
         thumbnails=thumbnails,
         linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
-        **counted(run, spec, guarantee, rows),
+        **count_current(run, spec, rows),
         **_of_session(session),
         **_of_all_sessions(run, session),
-    )
-    return _write(run, content)
+    ).written()
+    run.write_json(f"summaries/{rows.last:05d}.json", content)
+    run.write_json("summary.json", content)
+    return content
 
 
 def renew_summary(
     run: RunDirectory, session: ScoringSession, *, thumbnails: bool = True
 ) -> dict[str, Any]:
-    """The summary once more, for a session that found nothing to do: no row is counted again."""
-    before = run.read_json("summary.json")
-    return _write(
-        run,
-        document.RunSummary.model_validate(
-            before | _of_session(session) | {"thumbnails": thumbnails}
-        ),
+    """Write `summary.json` for a session that scored nothing; no row is counted again."""
+    before = run.read_json(f"summaries/{run.last_finished():05d}.json")
+    changed = _of_session(session) | {"thumbnails": thumbnails}
+    content = document.RunSummary.model_validate(before | changed).written()
+    run.write_json("summary.json", content)
+    return content
+
+
+def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
+    """Return by key what a summary says of rows: counts, guarantee, ensemble, identity.
+
+    If the last summary has the same settings and version, only rows that changed since are read.
+    """
+    described = run.describe()
+    identity = fingerprint(described["identity"])
+    before = _last_summary(run)
+    is_usable = before is not None and (before.version, before.fingerprint) == (
+        __version__,
+        identity,
     )
+    changed = ChangedRows(CurrentRows.read(run), rows) if is_usable else None
+    compared = None
+    if guarantee.has_comparison(spec.ensemble):
+        counted = before.guarantee.counted if before and before.guarantee else None
+        compared = guarantee.compare(
+            run, spec, guarantee.count_archive(spec, rows, changed, counted)
+        )
+    rows = replace(rows, unlike=compared.unlike if compared else None)
+    counts = None
+    if before is not None and changed is not None and changed.before.unlike == rows.unlike:
+        counts = summary.count_changes(
+            document.RunCounts.model_validate(before.written()),
+            replace(changed, now=rows),
+            described["detectors"],
+        )
+    if counts is None:
+        counts = summary.summarise(rows.tables(summary.COLUMNS), described["detectors"])
+    return {
+        **counts.given(),
+        "guarantee": compared,
+        "ensemble": ensemble_facts(spec),
+        "fingerprint": identity,
+        "identity": described["identity"],
+    }
+
+
+def _last_summary(run: RunDirectory) -> document.RunSummary | None:
+    finished = run.last_finished()
+    if finished < 0:
+        return None
+    return document.RunSummary.model_validate(run.read_json(f"summaries/{finished:05d}.json"))
 
 
 def _of_session(session: ScoringSession) -> dict[str, Any]:
@@ -116,46 +167,6 @@ def _together(
             ms_per_image=round(spent_ms / images, 4) if images else None,
         )
     return found
-
-
-def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:
-    content = found.written()
-    run.write_json(f"summaries/{found.listing:05d}.json", content)
-    run.write_json("summary.json", content)
-    return content
-
-
-def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document.RunCounts:
-    """The counted part of a summary (statuses, verdicts, histograms, highest scores), of all rows
-    by those that are new.
-    """
-    earlier = rows.earlier.get(_COUNTS)
-    counts = summary.summarise(rows.tables(earlier, summary.COLUMNS), detectors)
-    if earlier is not None:
-        counts = summary.joined(document.RunCounts.model_validate(earlier), counts)
-    rows.found[_COUNTS] = counts.written()
-    return counts
-
-
-def counted(
-    run: RunDirectory,
-    spec: ScoringSpec,
-    guarantee: document.GuaranteeSummary | None,
-    rows: settled_state.NewRows | None = None,
-) -> dict[str, Any]:
-    """By key what a summary says of a run's rows as the ensemble decides them: counts, guarantee,
-    ensemble, identity.
-    """
-    described = run.describe()
-    run.check_settled()
-    rows = rows or settled_state.NewRows.all_of(run)
-    return {
-        **_counted_rows(rows, described["detectors"]).given(),
-        "guarantee": guarantee,
-        "ensemble": ensemble_facts(spec),
-        "fingerprint": fingerprint(described["identity"]),
-        "identity": described["identity"],
-    }
 
 
 def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:

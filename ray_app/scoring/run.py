@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,15 +37,14 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, re
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, headline, shortened
-from ray_app.runs import RunDirectory, check_conservation, document, settled_state, small_files
-from ray_app.runs.retry import begin_retry, begun_retry, merge_retry
+from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import guarantee, identity, stages
 from ray_app.scoring.backlog import (
     Listing,
     archive_of,
     arriving_blocks,
-    end_listing,
     is_complete,
+    report_folders,
     work_of,
 )
 from ray_app.scoring.config import ScoreConfig
@@ -157,7 +156,7 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
     config = settings.config
     directory.check_free()
     if directory.exists():
-        directory.check_known()
+        directory.check_writable()
     elif config.rescore:
         raise ConfigError(
             f"there is no run in {directory.store.url} to retry",
@@ -238,9 +237,8 @@ class ScoringRun:
             ),
         )
         plan = layout.block_plan(self.spec.slots)
-        finish_retry(self.directory, self.session, self.score)
         if self.config.rescore:
-            retry_members(self.config, self.directory, self.session, plan, self.score)
+            self.retry(plan)
         elif self.config.follow is not None:
             self.follow(plan)
         else:
@@ -249,7 +247,45 @@ class ScoringRun:
                 self.score(self.directory, listing)
             elif was_complete and not listing.is_new:
                 return self.renewed()
-        return self.settled()
+        return self.finish_manifests()
+
+    def retry(self, plan: BlockPlan) -> None:
+        """Score the current members whose row has one of `config.rescore` again; nothing is listed.
+
+        A retry that an earlier command began is continued instead.
+
+        Raises:
+            ConfigError: Not all files of the last listing have been scored.
+        """
+        run, statuses = self.directory, [status.value for status in self.config.rescore]
+        work, last = work_of(run), last_listing(run.store)
+        if last is None or last.goes_on or (work.pending and not last.is_retry):
+            raise ConfigError(
+                f"{run.store.url}: not all files have been scored once",
+                hint="run the same command without --retry first",
+            )
+        if not work.pending:
+            if work.manifests:
+                self.finish_manifests()
+            begun = begin_retry(CurrentRows.read(run), statuses, plan)
+            if begun.refused:
+                print(
+                    f"not retried: {begun.refused:,} that were refused when the archive was listed; "
+                    "the same command without --retry lists it again",
+                    file=sys.stderr,
+                )
+            elif begun.info is None:
+                print(
+                    f"no file has the status {' or '.join(statuses)}: nothing to retry",
+                    file=sys.stderr,
+                )
+            if begun.info is None:
+                return
+            work, last = work_of(run), begun.info
+        named = " or ".join(last.retried)
+        print(f"retrying {counted(last.members, 'file')} with the status {named}", file=sys.stderr)
+        self.session.retrying(last.manifest, last.retried, last.members)
+        self.score(run, work)
 
     def follow(self, plan: BlockPlan) -> NoReturn:
         """Score what the source has and gets, and settle as a night does at the end of each day,
@@ -275,14 +311,22 @@ class ScoringRun:
                 self.session = self.session.following()
 
     def _settle_day(self) -> None:
-        summary = document.RunSummary.model_validate(self.settled().summary)
+        summary = document.RunSummary.model_validate(self.finish_manifests().summary)
         print(f"settled: {headline(summary)}", file=sys.stderr, flush=True)
 
-    def settled(self) -> ScoringResult:
-        """The end of a night: publish the rows, prove that every member has one, count, and report."""
+    def finish_manifests(self) -> ScoringResult:
+        """Publish the rows of the unfinished manifests, prove that every member has one, count, and
+        report.
+        """
+        unfinished = work_of(self.directory).manifests
         self.publish()
-        promised = self.verify()
-        return self.summarize(promised)
+        check_conservation(self.directory, unfinished, each=ray_cluster.on_ray)
+        if not unfinished:
+            return self.renewed()
+        summary = write_summary(
+            self.directory, self.spec, self.session, thumbnails=self.config.thumbnails
+        )
+        return self._reported(summary)
 
     def list(self, plan: BlockPlan) -> Listing:
         """The work there is: an unfinished run's blocks, else those of its source, listed anew; a
@@ -320,7 +364,7 @@ class ScoringRun:
                 )
             work = replace(work, portions=portions if goes_on else None)
         if not goes_on:
-            end_listing(directory)
+            report_folders(directory)
         if self.arrivals is not None:
             work = replace(work, portions=self.arrivals.portions(work.tasks, work.portions or ()))
         self.session.listed(time.monotonic() - start)
@@ -368,7 +412,7 @@ class ScoringRun:
             name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported
         )
         progress = Progress(work.members, done=done, note=meter.bound)
-        listed = f"{counted(work.members, 'file')} in {counted(work.settled_blocks + len(work.blocks), 'block')}"
+        listed = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
@@ -400,7 +444,7 @@ class ScoringRun:
                     self.session.committed(report)
                     progress.advance(report.ref.members, report.bad)
                 if work.portions is not None:
-                    end_listing(directory)
+                    report_folders(directory)
                 if not one.is_last and stopper.reason is not None:
                     raise KeyboardInterrupt(stopper.reason)
         except BaseException:
@@ -414,52 +458,20 @@ class ScoringRun:
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
-        settled_state.finish_merge(self.directory)
         self.directory.publish_all(each=ray_cluster.on_ray)
         self.directory.store.clear(PARTIALS)
-
-    def verify(self) -> document.GuaranteeSummary | None:
-        """Check that no member is lost or doubled, and that verdicts are covered by what the
-        ensemble promises; that part of a summary.
-
-        What earlier sessions settled is not looked at again, where it is as it was.
-        """
-        settled = settled_state.read_settled(self.directory, manifests(self.directory.store))
-        check_conservation(
-            self.directory, each=ray_cluster.on_ray, after=settled.manifest if settled else -1
-        )
-        self.rows = settled_state.NewRows.since(self.directory, settled)
-        return guarantee.settle_guarantee(
-            self.directory, self.spec, self.rows, each=ray_cluster.on_ray
-        )
-
-    def summarize(self, promised: document.GuaranteeSummary | None) -> ScoringResult:
-        """Count the rows, note what is settled by that, merge small files, and report."""
-        summary = write_summary(
-            self.directory,
-            self.spec,
-            self.session,
-            promised,
-            self.rows,
-            thumbnails=self.config.thumbnails,
-        )
-        settled_state.settle(self.directory, self.rows.found)
-        small_files.merge_small(
-            self.directory,
-            lambda: settled_state.settle(self.directory, self.rows.found),
-            each=ray_cluster.on_ray,
-        )
-        return self._reported(summary)
 
     def renewed(self) -> ScoringResult:
         """The end of a session that found nothing to do: no row is counted again, and a report that
         is there stays (its pictures would be fetched anew), unless another prior is wanted.
         """
-        summary = renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails)
-        return self._reported(
-            summary,
-            reports=self.config.prior is not None or not self.directory.store.exists("report.html"),
+        run, finished = self.directory, self.directory.last_finished()
+        has_report = run.store.exists("report.html") and (
+            run.store.exists("summary.json")
+            and run.read_json("summary.json")["listing"] == finished
         )
+        summary = renew_summary(run, self.session, thumbnails=self.config.thumbnails)
+        return self._reported(summary, reports=self.config.prior is not None or not has_report)
 
     def _reported(self, summary: dict[str, Any], *, reports: bool = True) -> ScoringResult:
         config = self.config
@@ -537,67 +549,6 @@ class ScoringRun:
                     "this machine will be taken away",
                     max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
                 )
-
-
-ScoreBlocks = Callable[[RunDirectory, Listing], None]
-
-
-def finish_retry(run: RunDirectory, session: ScoringSession, score: ScoreBlocks) -> None:
-    """Score and merge the retry that was begun, just now or by an earlier session, if there is one."""
-    retry = begun_retry(run)
-    if retry is None:
-        return
-    print(
-        f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}",
-        file=sys.stderr,
-    )
-    session.retrying(retry.number, retry.statuses, retry.members)
-    pending = retry.pending()
-    if pending:
-        score(retry.directory, Listing([0], retry.blocks(), pending))
-    merge_retry(run, retry)
-
-
-def retry_members(
-    config: ScoreConfig,
-    run: RunDirectory,
-    session: ScoringSession,
-    plan: BlockPlan,
-    score: ScoreBlocks,
-) -> None:
-    """Score the current members whose row has one of `config.rescore` again; nothing is listed.
-
-    Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError
-    while blocks of the run are still to be scored for the first time.
-    """
-    last = last_listing(run.store)
-    if last is None or last.goes_on or work_of(run).pending:
-        raise ConfigError(
-            f"{run.store.url}: not all files have been scored once",
-            hint="run the same command without --retry first",
-        )
-    settled_state.finish_merge(run)
-    run.publish_all(each=ray_cluster.on_ray)
-    passed_over = list[int]()
-    retry = begin_retry(
-        run,
-        session.number,
-        [status.value for status in config.rescore],
-        plan,
-        passed_over=passed_over.append,
-    )
-    if sum(passed_over):
-        refused = f"{sum(passed_over):,} that were refused when the archive was listed"
-        print(
-            f"not retried: {refused}; the same command without --retry lists it again",
-            file=sys.stderr,
-        )
-    elif retry is None:
-        print(
-            f"no file has the status {' or '.join(config.rescore)}: nothing to retry",
-            file=sys.stderr,
-        )
-    finish_retry(run, session, score)
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:

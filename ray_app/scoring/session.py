@@ -178,10 +178,10 @@ class ScoringSession:
         self._passes.append((begun, Tally()))
         return self._passes[-1][1]
 
-    def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
-        """Note a retry that this session works on; `number` is that of the session which began it."""
+    def retrying(self, manifest: int, statuses: Sequence[str], members: int) -> None:
+        """Note a retry that this session works on."""
         self._retries.append(
-            document.RetrySummary(begun_by=number, statuses=list(statuses), members=members)
+            document.RetrySummary(listing=manifest, statuses=list(statuses), members=members)
         )
         self.log("started")
 

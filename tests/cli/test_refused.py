@@ -145,9 +145,7 @@ def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch
     run, resolved = RunDirectory.open(config.out), resolve(config)
     spec = resolved.spec(0)
     with Lease(run.store) as lease:
-        run.claim(
-            resolved.identity(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json")
-        )
+        run.claim(resolved.facts(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json"))
         begun = scoring.ScoringRun(resolved, run, lease, spec, 0.0)
         with pytest.raises(ConfigError, match=r"broken\.csv"):
             begun.list(BlockPlan(batch_slots=4, max_block_members=8))

@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from ray_app import __version__
 from ray_app.cli.main import main
 from ray_app.ensembles import load_ensemble_card
 from ray_app.runs import RunDirectory, current_rows, fingerprint
@@ -137,8 +138,8 @@ def test_image_prints_its_row_with_digests_and_versions(plain_run, rows, capsys)
         "ensemble": sha256_of(described["ensemble"]),
         "detectors": {"touchstone-tiny": {"card": sha256_of(facts), "weights": weights}},
     }
-    # this run has no sessions
-    assert document["versions"] == {"touchstone": [], "row_schema": described["schema"]}
+    versions = {"touchstone": [__version__], "row_schema": described["schema"]}
+    assert document["versions"] == versions
 
 
 def test_image_versions_name_each_version_once(plain_run, tmp_path, capsys):  # noqa: F811

@@ -208,5 +208,5 @@ def test_a_typo_is_found():
     assert problems_of("touchstone runs decide RUN --ensembel CARD", exact=False)
     assert problems_of("touchstone score 'photos")
     assert not problems_of("TOKEN=x touchstone score s3://bucket/photos --out run > log 2> errors")
-    assert not problems_of("touchstone runs decide RUN --ensemble CARD", exact=False)
+    assert not problems_of("touchstone runs decide RUN --ensemble CARD --out NEW", exact=False)
     assert isinstance(touchstone, click.Group)

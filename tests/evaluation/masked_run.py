@@ -15,10 +15,9 @@ from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
 from ray_app.runs import MASK_SCHEMA, current_tables, result_rows
-from ray_app.runs.reader import publish_vanished
 from ray_app.runs.schema import VIEWED_MASK_SCHEMA
 from tests.images.factory import photo
-from tests.runs.small_run import NAME, SPEC, new_run, relist
+from tests.runs.small_run import NAME, SPEC, finish, new_run, relist
 
 
 @dataclass
@@ -62,7 +61,6 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
     name_of = name_of or (lambda row: row["uri"].rpartition("/")[2])
     run = new_run(folder / "run")
     relist(run, source or folder / "archive")
-    publish_vanished(run)
     for ref in read_blocks(run.store, 0):
         members = read_block(run.store, ref)
         mine = [pictures[name_of(row)] for row in members.to_pylist()]
@@ -99,6 +97,7 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
             ref.block,
             result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
         )
+    finish(run)
     return run
 
 

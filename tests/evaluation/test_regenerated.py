@@ -18,7 +18,7 @@ from ray_app.runs import current_rows
 from tests.evaluation.made import measured
 from tests.evaluation.small_clip import write_clip
 from tests.images.factory import photo
-from tests.runs.small_run import new_run, relist, score_blocks
+from tests.runs.small_run import finish, new_run, relist, score_blocks
 
 SIDE = 28  # of the small CLIP; the authors' has 224
 MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -50,6 +50,7 @@ def run(tmp_path_factory):
         pq.write_table(
             rows.set_column(place, "predicted_prompt", pa.array(words, pa.string())), part
         )
+    finish(found)
     return found
 
 

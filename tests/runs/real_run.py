@@ -2,6 +2,7 @@
 identity and summary.
 """
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -19,10 +20,11 @@ from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
-from ray_app.runs.summary import COLUMNS
+from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import Settings
+from ray_app.scoring.report import write_summary
+from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Fetcher
 from tests.images.factory import encoded, photo
 
@@ -79,11 +81,9 @@ def score_here(card, photos, out, *, provenance=None):
         )
     reader.close()
     run.publish(0)
-    counted = summarise(current_tables(run, COLUMNS), list(spec.cards)).written()
-    run.write_json(
-        "summary.json",
-        {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted},
-    )
+    session = ScoringSession(run, {}, time.monotonic())
+    write_summary(run, spec, session)
+    session.log("finished")
     return run.store.url
 
 

@@ -17,14 +17,16 @@ from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.inference.decision import MASKS, SCORES, OutputKey
 from ray_app.runs import (
+    CurrentRows,
     RunDirectory,
     begin_retry,
     current_rows,
     mask_rows,
-    merge_retry,
     parts,
     result_rows,
 )
+from ray_app.scoring.report import write_summary
+from ray_app.scoring.session import ScoringSession
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
@@ -55,14 +57,18 @@ def begun(folder, names, **options):
     return run
 
 
+def finish(run):
+    """Publish all rows and write the summary, which finishes all manifests; returns the summary."""
+    run.publish_all()
+    return write_summary(run, SPEC, ScoringSession(run, {}, 0.0))
+
+
 def retried(run, attempt, *statuses, **options):
-    """The members with these statuses are scored once more, and their rows merged. Returns how many
-    there were.
-    """
-    retry = begin_retry(run, attempt, [str(status) for status in statuses], PLAN)
-    score_blocks(retry.directory, 0, attempt=attempt, **options)
-    merge_retry(run, retry)
-    return retry.members
+    """Score the members with these statuses once more, to the end. Returns how many there were."""
+    begun = begin_retry(CurrentRows.read(run), [str(status) for status in statuses], PLAN)
+    score_blocks(run, begun.info.manifest, attempt=attempt, **options)
+    finish(run)
+    return begun.info.members
 
 
 def rows_of(run):

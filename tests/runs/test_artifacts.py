@@ -1,4 +1,4 @@
-"""Embeddings beside a run's rows: written per block, merged by a retry, read back by id."""
+"""Embeddings beside a run's rows: written per block, brought by a retry, read back by id."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,9 @@ import pytest
 
 from ray_app.archives import read_block, read_blocks
 from ray_app.errors import Status
-from ray_app.runs import (
-    begin_retry,
-    feature_rows,
-    merge_retry,
-    write_features,
-)
+from ray_app.runs import CurrentRows, begin_retry, feature_rows, write_features
 from ray_app.runs.artifacts import FACTS as FACTS_KEY
-from tests.runs.small_run import PLAN, begun, score_blocks
+from tests.runs.small_run import PLAN, begun, finish, score_blocks
 
 NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
 NAMES = [f"{number:02}.jpg" for number in range(20)]
@@ -29,12 +24,12 @@ def vectors_for(ids, attempt):
     return np.stack([ids % 1000, ids % 777, np.full(len(ids), attempt)], axis=1).astype(np.float32)
 
 
-def keep(run, ids_of_late, attempt):
-    for ref in read_blocks(run.store, 0):
+def keep(run, ids_of_late, attempt, manifest=0):
+    for ref in read_blocks(run.store, manifest):
         ids = read_block(run.store, ref)["image_id"].to_numpy()
         vectors = vectors_for(ids, attempt)
         vectors[np.isin(ids, ids_of_late)] = np.nan
-        write_features(run, 0, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS))
+        write_features(run, manifest, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS))
 
 
 @pytest.fixture
@@ -48,7 +43,7 @@ def run(tmp_path):
         if row["uri"].endswith(LATE)
     ]
     keep(run, late, attempt=1)
-    run.publish(0)
+    finish(run)
     return run, np.array(late)
 
 
@@ -85,10 +80,10 @@ def test_vectors_come_back_by_id_with_what_made_them_and_what_has_none_is_nan(ru
 
 def test_a_retry_brings_the_embeddings_of_its_members(run):
     run, late = run
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    keep(retry.directory, [], attempt=2)
-    merge_retry(run, retry)
+    begin_retry(CurrentRows.read(run), ["source_timeout"], PLAN)
+    score_blocks(run, 1, attempt=2)
+    keep(run, [], attempt=2, manifest=1)
+    finish(run)
     assert kept_facts(run) == {"detector": NAME, **FACTS}
     for ids, vectors in read_back(run):
         expected = np.where(np.isin(ids, late)[:, None], vectors_for(ids, 2), vectors_for(ids, 1))

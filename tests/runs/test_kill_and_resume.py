@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import manifests, read_blocks
-from ray_app.runs import RunDirectory, check_conservation
+from ray_app.runs import RunDirectory, check_conservation, current_tables
 from ray_app.storage import Store
 from tests.archives.given import SWEEPS, Dying
 from tests.runs.small_run import new_run, relist, score_blocks, write_files
@@ -38,7 +38,7 @@ def rows(folder):
     run = RunDirectory.open(str(folder))
     kept = [
         row
-        for table in run.tables(0)
+        for table in current_tables(run, unfinished=True)
         for row in table.drop_columns(["attempt", "scored_at"]).to_pylist()
     ]
     assert run.parts(0) == []

@@ -45,7 +45,7 @@ def small_files(monkeypatch):
 def ids_of(run):
     return [
         number
-        for table in current_tables(run, ["image_id"])
+        for table in current_tables(run, ["image_id"], unfinished=True)
         for number in table["image_id"].to_pylist()
     ]
 

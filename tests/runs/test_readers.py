@@ -1,71 +1,53 @@
-"""What people's own tools see in a run directory: exactly the current row of each member, whatever
-the run went through.
-
-The queries are those of docs/runs.md. The short ones are for a run at rest, the long one also for a
-run in the middle of anything.
+"""Readers of a run agree whatever the run went through: Python, the statement of docs/runs.md, and
+the recount of `runs verify`.
 """
 
+import re
 import shutil
+from pathlib import Path
 
 import duckdb
-import pandas as pd
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 
-from ray_app.errors import Status
-from ray_app.runs import begin_retry, check_conservation, current_rows, merge_retry
-from ray_app.runs.reader import publish_vanished
-from tests.runs.small_run import PLAN, begun, in_small_files, relist, score_blocks, write_files
+import ray_app
+from ray_app.errors import ConfigError, Status
+from ray_app.runs import CurrentRows, begin_retry, check_conservation, current_rows, verify_run
+from tests.runs.small_run import (
+    PLAN,
+    begun,
+    finish,
+    in_small_files,
+    relist,
+    score_blocks,
+    write_files,
+)
 
-DUCKDB = "SELECT * FROM read_parquet('RUN/scores/*.parquet', union_by_name = true) ANTI JOIN 'RUN/vanished.parquet' USING (image_id)"
-DUCKDB_ANYTIME = """
-    SELECT * FROM read_parquet('RUN/[sp]*/**/*.parquet', union_by_name = true) ANTI JOIN 'RUN/vanished.parquet' USING (image_id)
-    QUALIFY row_number() OVER (PARTITION BY uri, member, occurrence ORDER BY scored_at DESC, attempt DESC) = 1
-"""
-
-
-def by_duckdb(run, query=DUCKDB):
-    return duckdb.sql(query.replace("RUN", run)).to_arrow_table().to_pylist()
-
-
-def by_pyarrow(run):
-    gone = pq.read_table(f"{run}/vanished.parquet")["image_id"].combine_chunks()
-    return ds.dataset(f"{run}/scores").to_table(filter=~pc.field("image_id").isin(gone)).to_pylist()
-
-
-def by_pandas(run):
-    rows = pd.read_parquet(f"{run}/scores").query(
-        "image_id not in @gone",
-        local_dict={"gone": pd.read_parquet(f"{run}/vanished.parquet").image_id},
-    )
-    return rows.to_dict("records")
-
-
-def seen(rows):
-    facts = [
-        (row["uri"], row["image_id"], row["status"], row["attempt"], row["sha256"]) for row in rows
-    ]
-    assert len({uri for uri, *_ in facts}) == len(facts), "a member has two rows"
-    return sorted(tuple(None if value != value else value for value in fact) for fact in facts)
-
-
-def assert_all_agree(run, *, at_rest=True):
-    folder = run.store.url
-    expected = seen(current_rows(run))
-    assert seen(by_duckdb(folder, DUCKDB_ANYTIME)) == expected
-    if at_rest:
-        assert (
-            seen(by_duckdb(folder))
-            == seen(by_pyarrow(folder))
-            == seen(by_pandas(folder))
-            == expected
-        )
-    return expected
-
-
+DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
 NAMES = [f"{number:02}.jpg" for number in range(30)]
+
+
+def read_by_sql(run):
+    [statement] = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    return duckdb.sql(statement.replace("'run/", f"'{run.store.url}/")).to_arrow_table().to_pylist()
+
+
+def facts_of(rows):
+    facts = [
+        (row["uri"], row["image_id"], row["status"], row["attempt"], row["sha256"], row["verdict"])
+        for row in rows
+    ]
+    assert len({uri for uri, *_ in facts}) == len(facts), "a file has two rows"
+    return sorted(facts, key=str)
+
+
+def agreed_rows(run):
+    """Return the facts of the current rows, on which all readers agree."""
+    expected = facts_of(current_rows(run))
+    assert facts_of(read_by_sql(run)) == expected
+    tables = ray_app.load_run(run.store.url).tables()
+    assert facts_of(row for table in tables for row in table.to_pylist()) == expected
+    assert verify_run(run).current == len(expected)
+    return {uri.rpartition("/")[2]: (status, attempt) for uri, _, status, attempt, _, _ in expected}
 
 
 def fails(name):
@@ -73,81 +55,111 @@ def fails(name):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    in_small_files(monkeypatch)
-    run = begun(tmp_path, NAMES, fails=fails)
-    publish_vanished(run)
-    run.publish(0)
-    assert len(assert_all_agree(run)) == len(NAMES)
-    return run
-
-
-@pytest.fixture
-def archive(run, tmp_path):
+def archive(tmp_path):
     return tmp_path / "archive"
 
 
-def test_through_a_relisting_with_changed_new_and_removed_files(run, archive, tmp_path):
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    in_small_files(monkeypatch)
+    run = begun(tmp_path, NAMES, fails=fails)
+    finish(run)
+    assert len(agreed_rows(run)) == len(NAMES)
+    return run
+
+
+def test_readers_agree_over_five_manifests(run, archive, tmp_path):
+    """Files vanish, return, change, and are retried; a listing only counts once it is finished."""
     shutil.copytree(archive, tmp_path / "first", copy_function=shutil.copy2)
     write_files(archive, ["03.jpg", "04.jpg", "new.jpg"], content="changed")
     (archive / "29.jpg").unlink()
+    before = agreed_rows(run)
     relist(run, archive)
-    publish_vanished(run)
-    assert_all_agree(run, at_rest=False)
-    score_blocks(run, 1, attempt=2)
-    assert_all_agree(run, at_rest=False)
-    shutil.copytree(tmp_path / "run" / "parts", tmp_path / "parts")
+    score_blocks(run, 1, attempt=2, fails=fails)
     run.publish(1)
-    after = assert_all_agree(run)
-    assert len(after) == len(NAMES)
-    shutil.copytree(tmp_path / "parts", tmp_path / "run" / "parts", dirs_exist_ok=True)
-    assert assert_all_agree(run, at_rest=False) == after, (
-        "published, but interrupted before the parts went"
+    assert agreed_rows(run) == before, "the second listing is not finished"
+    finish(run)
+    second = agreed_rows(run)
+    assert (second.keys() - before.keys(), before.keys() - second.keys()) == (
+        {"new.jpg"},
+        {"29.jpg"},
     )
+    assert second["04.jpg"] == ("ok", 2)
 
-    run.publish(1)
+    begun = begin_retry(CurrentRows.read(run), ["source_throttled"], PLAN)
+    assert (begun.info.manifest, begun.info.members) == (2, 4)
+    score_blocks(run, 2, attempt=3)
+    run.publish(2)
+    assert agreed_rows(run) == second, "the retry is not finished"
+    finish(run)
+    third = agreed_rows(run)
+    retried = {name for name, (status, _) in second.items() if status != "ok"}
+    assert {name: third[name] for name in retried} == dict.fromkeys(retried, ("ok", 3))
+    assert {name: third[name] for name in third.keys() - retried} == {
+        name: second[name] for name in second.keys() - retried
+    }
+
     shutil.copy2(tmp_path / "first" / "03.jpg", archive / "03.jpg")
+    shutil.copy2(tmp_path / "first" / "29.jpg", archive / "29.jpg")
+    (archive / "06.jpg").unlink()
     relist(run, archive)
-    publish_vanished(run)
-    back = {uri.rpartition("/")[2]: attempt for uri, _, _, attempt, _ in assert_all_agree(run)}
-    assert (back["03.jpg"], back["04.jpg"]) == (1, 2), (
-        "put back to its first version, a file has its first row again"
-    )
+    finish(run)
+    fourth = agreed_rows(run)
+    assert "06.jpg" not in fourth
+    assert fourth["29.jpg"] == ("ok", 1), "a file that returns has its old row again"
+    assert fourth["03.jpg"] == ("source_throttled", 1), "its first version was never retried"
+
+    begin_retry(CurrentRows.read(run), ["source_throttled"], PLAN)
+    score_blocks(run, 4, attempt=5)
+    finish(run)
+    fifth = agreed_rows(run)
+    assert fifth["03.jpg"] == ("ok", 5)
+    assert {status for status, _ in fifth.values()} == {"ok"}
+    names = {path.name for path in archive.iterdir()}
+    assert fifth.keys() == names
+    everything = list(current_rows(run, vanished=True))
+    assert len(everything) == len({row["image_id"] for row in everything}) > len(names)
 
 
-def test_through_a_retry(run):
-    before = assert_all_agree(run)
-    retry = begin_retry(run, 2, ["source_throttled"], PLAN)
-    assert assert_all_agree(run) == before
-    score_blocks(retry.directory, 0, attempt=2)
-    assert assert_all_agree(run) == before
-    rewrites = []
+def test_published_files_are_never_rewritten(run, archive):
+    folder = Path(run.store.url)
+    seen = {}
+    for attempt in range(2, 5):
+        published = [
+            *folder.glob("scores/*"),
+            *folder.glob("summaries/*"),
+            *folder.glob("manifest/*/*.parquet"),
+        ]
+        before = {path: path.read_bytes() for path in published}
+        assert {path: data for path, data in before.items() if path in seen} == seen
+        seen = before
+        write_files(archive, [f"more-{attempt}.jpg", f"1{attempt}.jpg"], content=str(attempt))
+        relist(run, archive)
+        score_blocks(run, 2 * attempt - 3, attempt=attempt)
+        finish(run)
+        begin_retry(CurrentRows.read(run), ["source_throttled"], PLAN)
+        score_blocks(run, 2 * attempt - 2, attempt=attempt, fails=fails)
+        finish(run)
+    agreed_rows(run)
 
-    class Watching(type(run)):
-        def rewrite_file(self, file, change):
-            super().rewrite_file(file, change)
-            rewrites.append(assert_all_agree(run))
 
-    merge_retry(Watching(run.store), retry)
-    assert len(rewrites) > 1
-    after = assert_all_agree(run)
-    assert {status for _, _, status, _, _ in after} == {"ok"}
-    assert sum(attempt == 2 for *_, attempt, _ in after) == 4
+def test_unfinished_rows_are_read_if_requested(tmp_path, archive):
+    run = begun(tmp_path, NAMES[:5])
+    loaded = ray_app.load_run(run.store.url)
+    with pytest.raises(ConfigError, match="no listing of this run is finished"):
+        loaded.table(["uri"])
+    assert len(loaded.table(["uri"], unfinished=True)) == 5
+    finish(run)
+    assert len(loaded.table(["uri"])) == 5
 
 
-def test_a_column_that_a_later_session_asked_for_stops_no_reader(run, archive):
-    """Of one manifest, too: parts with perceptual hashes and parts without are published in files
-    of their own.
-    """
+def test_an_extra_column_of_later_rows_stops_no_reader(run, archive):
     write_files(archive, [f"more-{number:02}.jpg" for number in range(20)])
     relist(run, archive)
-    publish_vanished(run)
     score_blocks(run, 1, attempt=2, blocks={0})
     score_blocks(run, 1, attempt=3, blocks={1, 2}, hashed=True)
-    run.publish(1)
-    assert check_conservation(run) == len(assert_all_agree(run))
-    assert (
-        [row["phash"] for row in by_duckdb(run.store.url)].count("f" * 16)
-        == sum(row["attempt"] == 3 for row in current_rows(run))
-        > 0
-    )
+    finish(run)
+    rows = agreed_rows(run)
+    assert check_conservation(run) == len(rows) == 50
+    hashes = [row["phash"] for row in read_by_sql(run)]
+    assert hashes.count("f" * 16) == sum(attempt == 3 for _, attempt in rows.values()) > 0

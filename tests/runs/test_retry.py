@@ -1,4 +1,4 @@
-"""Retries as files: begun, interrupted anywhere, merged; every member keeps exactly one row."""
+"""Retries as files: a manifest of the members with a status, whose rows count once it is finished."""
 
 import shutil
 
@@ -6,17 +6,18 @@ import pytest
 
 from ray_app.errors import Status
 from ray_app.runs import (
+    CurrentRows,
     RunDirectory,
     begin_retry,
-    begun_retry,
     check_conservation,
-    current_masks,
-    merge_retry,
+    current_rows,
+    verify_run,
 )
 from tests.archives.given import Dying
 from tests.runs.small_run import (
     PLAN,
     begun,
+    finish,
     in_small_files,
     new_run,
     relist,
@@ -44,11 +45,11 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         in_small_files(patch)
         run = begun(folder, NAMES[:28], fails=fails, masks=True)
-        run.publish(0)
+        finish(run)
         write_files(folder / "archive", NAMES[28:])
         relist(run, folder / "archive")
         score_blocks(run, 1, fails=fails, masks=True)
-        run.publish(1)
+        finish(run)
     assert len(run.published()) > 4
     return folder
 
@@ -60,22 +61,22 @@ def run(finished, tmp_path, monkeypatch):
     return RunDirectory.open(str(shutil.copytree(finished / "run", tmp_path / "run")))
 
 
-def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_are(run):
+def test_a_retry_replaces_only_rows_with_the_status(run):
     before = rows_of(run)
-    retry = begin_retry(run, 2, [TIMEOUT.value], PLAN)
-    assert retry.members == len(LATE) == sum(ref.members for ref in retry.pending())
+    begun = begin_retry(CurrentRows.read(run), [TIMEOUT.value], PLAN)
+    assert (begun.info.manifest, begun.info.members, begun.refused) == (2, len(LATE), 0)
     assert rows_of(run) == before
     score_blocks(
-        retry.directory,
-        0,
+        run,
+        2,
         attempt=2,
         masks=True,
         fails=lambda name: Status.SOURCE_DENIED if name == "003.jpg" else None,
     )
-    assert not retry.pending()
-    merge_retry(run, retry)
+    assert rows_of(run) == before
+    finish(run)
     after = rows_of(run)
-    assert list(after) == list(before)
+    assert sorted(after) == sorted(before)
     for name, row in after.items():
         if name not in LATE:
             assert row == before[name]
@@ -83,34 +84,24 @@ def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_ar
         assert (row["image_id"], row["attempt"]) == (before[name]["image_id"], 2)
         assert row["status"] == ("source_denied" if name == "003.jpg" else "ok")
         assert (row["score"] is None) == (name == "003.jpg")
-    assert check_conservation(run) == len(NAMES)
-    masks = [mask["image_id"] for mask in current_masks(run)]
+    assert verify_run(run).current == len(NAMES)
+    masks = [mask["image_id"] for mask in CurrentRows.read(run).masks()]
     assert sorted(masks) == sorted(
         row["image_id"] for row in after.values() if row["status"] == "ok"
     )
-    assert begun_retry(run) is None
-    assert run.store.folders("retries") == []
 
 
-def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
+def test_a_retry_killed_at_any_write_is_finished_by_the_next_command(run):
     """Every prefix of the retry's writes, each continued to the next interruption, then to its end."""
     before = rows_of(run)
     store = Dying(run.store.url, 0)
     dying = RunDirectory(store)
 
     def command(attempt):
-        retry = begun_retry(dying) or begin_retry(
-            dying, attempt, [TIMEOUT.value, MISSING.value], PLAN
-        )
-        if retry is not None:
-            score_blocks(
-                retry.directory,
-                0,
-                attempt=attempt,
-                masks=True,
-                blocks={ref.block for ref in retry.pending()},
-            )
-            merge_retry(dying, retry)
+        if dying.last_finished() == 1 and len(dying.store.folders("manifest")) < 3:
+            begin_retry(CurrentRows.read(dying), [TIMEOUT.value, MISSING.value], PLAN)
+        score_blocks(dying, 2, attempt=attempt, masks=True)
+        finish(dying)
 
     interruptions = 0
     for attempt in range(2, 200):
@@ -120,26 +111,40 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
         except KeyboardInterrupt:
             interruptions += 1
             now = rows_of(run)
-            assert list(now) == list(before)
+            assert sorted(now) == sorted(before)
             assert all(row == before[name] or row["attempt"] > 1 for name, row in now.items())
+            if not run.store.exists("manifest/2/_complete"):
+                shutil.rmtree(run.store.local_path("manifest/2"), ignore_errors=True)
             continue
         break
     assert interruptions > 4
     after = rows_of(run)
     assert {row["status"] for row in after.values()} == {"ok"}
     assert {name for name, row in after.items() if row["attempt"] > 1} == {*LATE, *GONE}
-    assert check_conservation(run) == len(list(current_masks(run))) == len(NAMES)
-    assert begun_retry(run) is None
+    assert len(list(CurrentRows.read(run).masks())) == verify_run(run).current == len(NAMES)
 
 
 def test_vanished_members_are_not_retried(run, finished):
     relist(run, finished / "archive", exclude=[LATE[0]])
-    assert begin_retry(run, 2, [TIMEOUT.value], PLAN).members == len(LATE) - 1
+    finish(run)
+    begun = begin_retry(CurrentRows.read(run), [TIMEOUT.value], PLAN)
+    assert begun.info.members == len(LATE) - 1
 
 
-def test_nothing_to_retry_leaves_nothing(run):
-    assert begin_retry(run, 2, ["decode_timeout"], PLAN) is None
-    assert begun_retry(run) is None
+def test_nothing_to_retry_writes_nothing(run):
+    begun = begin_retry(CurrentRows.read(run), ["decode_timeout"], PLAN)
+    assert (begun.info, begun.refused) == (None, 0)
+    assert sorted(run.store.folders("manifest")) == ["0", "1"]
+
+
+def test_a_listing_after_a_retry_finds_only_what_is_new(run, finished, tmp_path):
+    archive = shutil.copytree(
+        finished / "archive", tmp_path / "archive", copy_function=shutil.copy2
+    )
+    retried(run, 2, TIMEOUT)
+    relist(run, finished / "archive")
+    assert run.store.folders("manifest") == ["0", "1", "2"], "the archive is as it was"
+    shutil.rmtree(archive)
 
 
 def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path):
@@ -151,11 +156,11 @@ def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path)
         (tmp_path / "list.csv").write_text("\n".join([f"uri,{columns}", *lines]))
         relist(run, tmp_path / "list.csv")
         score_blocks(run, number, fails=lambda name: TIMEOUT)
-        run.publish(number)
+        finish(run)
     retried(run, 2, TIMEOUT)
-    rows = rows_of(run).values()
+    rows = list(current_rows(run))
     assert [row["input"] for row in rows] == [{"label": "fake", "camera": None}] * 6 + [
         {"label": "fake", "camera": "phone"}
     ] * 6
     assert {row["status"] for row in rows} == {"ok"}
-    assert check_conservation(run) == 12
+    assert check_conservation(run) == 24

@@ -16,7 +16,7 @@ import pytest
 from ray_app.errors import ConfigError, Status
 from ray_app.runs import current_rows, schema
 from ray_app.scoring.decide import decide_run
-from tests.runs.small_run import begun, retried, rows_of
+from tests.runs.small_run import begun, finish, retried, rows_of
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")
@@ -63,10 +63,11 @@ def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
         ["0.jpg", "1.jpg"],
         fails=lambda name: Status.SOURCE_TIMEOUT if name == "1.jpg" else None,
     )
-    run.publish(0)
-    run.rewrite_all(lambda rows: rows.append_column("reused", pa.array([True] * len(rows))))
+    finish(run)
+    [path] = run.row_files([0])
+    add_column(run, path, "reused", pa.array([True, True]))
     assert retried(run, 2, Status.SOURCE_TIMEOUT) == 1
-    assert {name: row["reused"] for name, row in rows_of(run).items()} == {
+    assert {name: row.get("reused") for name, row in rows_of(run).items()} == {
         "0.jpg": True,
         "1.jpg": None,
     }
@@ -75,9 +76,16 @@ def test_rows_of_older_files_keep_columns_of_retired_features(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     run = begun(tmp_path, ["0.jpg", "1.jpg"])
-    run.publish(0)
-    run.write_json("summary.json", {"schema": 1, "listing": 0, "row_schema": schema.SCHEMA_VERSION})
+    finish(run)
     return run
+
+
+def add_column(run, path, name, values):
+    """Give the rows of a published file one more column."""
+    [rows] = run.rows_in(path)
+    buffer = io.BytesIO()
+    pq.write_table(rows.append_column(name, values), buffer)
+    run.store.write(path, buffer.getvalue())
 
 
 def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run):
@@ -85,10 +93,7 @@ def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run)
     run.check_known()
     before = [row["score"] for row in current_rows(run)]
     [path] = run.row_files([0])
-    [rows] = run.rows_in(path)
-    buffer = io.BytesIO()
-    pq.write_table(rows.append_column("of_tomorrow", pa.nulls(len(rows), pa.string())), buffer)
-    run.store.write(path, buffer.getvalue())
+    add_column(run, path, "of_tomorrow", pa.nulls(2, pa.string()))
     run.write_json(
         "summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1}
     )
@@ -101,7 +106,7 @@ def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run)
         run.check_known()
     assert "this one can read it" in caught.value.hint
     with pytest.raises(ConfigError, match="this Touchstone writes schema"):
-        decide_run(run.store.url, "tiny")
+        decide_run(run.store.url, "tiny", f"{run.store.url}-decided")
 
 
 def test_a_run_with_stability_is_read_and_not_written_to(run):
@@ -114,7 +119,7 @@ def test_a_run_with_stability_is_read_and_not_written_to(run):
     )
     assert list(current_rows(run)) == before
     with pytest.raises(ConfigError, match="made with --stability"):
-        decide_run(run.store.url, "tiny")
+        decide_run(run.store.url, "tiny", f"{run.store.url}-decided")
 
 
 if __name__ == "__main__":

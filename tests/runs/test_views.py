@@ -10,11 +10,11 @@ from ray_app.errors import Status
 from ray_app.runs import (
     MASK_SCHEMA,
     VIEWED_MASK_SCHEMA,
-    current_masks,
+    CurrentRows,
     current_rows,
     current_tables,
 )
-from tests.runs.small_run import NAME, begun, retried
+from tests.runs.small_run import NAME, begun, finish, retried
 
 NAMES = [f"{number:02}.jpg" for number in range(20)]
 VIEWS = ("jpeg-75", "crop:0.5")
@@ -27,7 +27,9 @@ def fails(name):
 
 @pytest.fixture
 def run(tmp_path):
-    return begun(tmp_path, NAMES, fails=fails, masks=True, views=VIEWS)
+    run = begun(tmp_path, NAMES, fails=fails, masks=True, views=VIEWS)
+    finish(run)
+    return run
 
 
 def assert_views_follow_scores(run, *, without=()):
@@ -41,15 +43,12 @@ def assert_views_follow_scores(run, *, without=()):
         assert row["views"] == {"jpeg-75": {NAME: clean + 1}, "crop:0.5": {NAME: clean + 2}}
 
 
-def test_views_and_masks_are_kept_when_parts_are_merged_and_a_retry_brings_its_own(run):
+def test_retry_brings_its_own_views_and_masks(run):
     assert_views_follow_scores(run, without=LATE)
     good = [row["image_id"] for row in current_rows(run) if row["status"] == "ok"]
-    assert [mask["image_id"] for mask in current_masks(run)] == good
-    assert all(list(mask) == MASK_SCHEMA.names for mask in current_masks(run))
+    assert [mask["image_id"] for mask in CurrentRows.read(run).masks()] == good
+    assert all(list(mask) == MASK_SCHEMA.names for mask in CurrentRows.read(run).masks())
     assert all(table.schema.equals(VIEWED_MASK_SCHEMA) for table in run.masks(0))
-    run.publish(0)
-    assert run.published()
-    assert_views_follow_scores(run, without=LATE)
     (table,) = current_tables(run, ["image_id", "views"])
     assert table.schema.field("views").type == pa.struct(
         [(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS]
@@ -57,10 +56,9 @@ def test_views_and_masks_are_kept_when_parts_are_merged_and_a_retry_brings_its_o
     retried(run, 2, Status.SOURCE_TIMEOUT, masks=True, views=VIEWS)
     assert_views_follow_scores(run)
     ids = sorted(row["image_id"] for row in current_rows(run))
-    assert sorted(mask["image_id"] for mask in current_masks(run)) == ids
-    seen = [
-        (mask["view"], mask["image_id"]) for table in run.masks(0) for mask in table.to_pylist()
-    ]
+    assert sorted(mask["image_id"] for mask in CurrentRows.read(run).masks()) == ids
+    tables = [*run.masks(0), *run.masks(1)]
+    seen = [(mask["view"], mask["image_id"]) for table in tables for mask in table.to_pylist()]
     assert sorted(seen, key=str) == sorted(
         ((view, name) for view in (None, "jpeg-75") for name in ids), key=str
     )

@@ -14,6 +14,8 @@ from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
 from ray_app.inference.scorer import Describing
 from ray_app.runs import RunDirectory, feature_rows, result_rows, write_features
 from ray_app.scoring.identity import scoring_facts
+from ray_app.scoring.report import write_summary
+from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import relist, write_files
 
 
@@ -74,5 +76,5 @@ def kept_run(folder, spec, detector, files, broken=()):
             result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)),
         )
     run.publish(number)
-    run.write_json("summary.json", {"listing": number})
+    write_summary(run, spec, ScoringSession(run, {}, 0.0))
     return run

@@ -13,8 +13,9 @@ from ray_app.ensembles import decision_facts, properties_of
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
-from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
-from ray_app.runs.summary import COLUMNS
+from ray_app.runs import RunDirectory, result_rows
+from ray_app.scoring.report import write_summary
+from ray_app.scoring.session import ScoringSession
 from tests.runs.small_run import NAME
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
@@ -49,10 +50,8 @@ def properties_made(seed, count, **options):
     )
 
 
-def made_run(folder, card, seed, count, *, identity=None, finished=False, **options):
-    """A run of such images, on whose scores all detectors of its card agree, decided and published;
-    `finished`: with a summary.
-    """
+def made_run(folder, card, seed, count, *, identity=None, **options):
+    """A run of such images, on whose scores all detectors of its card agree, decided and published."""
     run = RunDirectory.open(str(folder))
     spec = make_spec(card, limits=ImageLimits(), precision="fp32")
     names = list(spec.cards)
@@ -64,13 +63,13 @@ def made_run(folder, card, seed, count, *, identity=None, finished=False, **opti
         card.model_dump(mode="json"),
     )
     more_rows(run, card, seed, count, **options)
-    if finished:
-        run.write_json(
-            "summary.json",
-            {"listing": 0, "complete": True}
-            | summarise(current_tables(run, COLUMNS), names).written(),
-        )
     return run
+
+
+def summary_of(run, card):
+    """Finish the manifests of a run that were made since the last call, and return its summary."""
+    spec = make_spec(card, limits=ImageLimits(), precision="fp32")
+    return write_summary(run, spec, ScoringSession(run, {}, 0.0))
 
 
 def more_rows(run, card, seed, count, *, decoder=DECODER, drops=(), **options):

@@ -6,7 +6,6 @@ Where an archive is unlike what it was calibrated on, its verdicts are taken bac
 
 import asyncio
 import csv
-import shutil
 
 import numpy as np
 import pytest
@@ -107,8 +106,9 @@ def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
     expected = expit(card.calibration.slope * stacked + card.calibration.intercept)
     assert np.ptp(expected) > 0.5
 
-    again = shutil.copytree(run, tmp_path / "again")
-    assert main(["runs", "decide", str(again), "--ensemble", str(path)]) == 0
+    again = tmp_path / "again"
+    decide = ["runs", "decide", str(run), "--ensemble", str(path), "--out", str(again)]
+    assert main(decide) == 0
     decided = {row["uri"]: row for row in current_rows(RunDirectory.open(str(again)))}
     assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(
         expected, abs=1e-12

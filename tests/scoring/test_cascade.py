@@ -155,8 +155,8 @@ def test_other_rules_on_stored_scores_bring_the_column_and_take_it(
     both_on_all, fused, ensemble, cards, sample_archive, tmp_path
 ):
     out, before = both_on_all
-    summary = decide_run(str(out), str(ensemble))
-    again, _, expected = rows_of(out), *fused[1:]
+    summary = decide_run(str(out), str(ensemble), str(tmp_path / "decided"))
+    again, _, expected = rows_of(tmp_path / "decided"), *fused[1:]
     for uri, row in again.items():
         assert (row["second_look"], row["verdict"]) == (
             expected[uri]["second_look"],
@@ -167,11 +167,11 @@ def test_other_rules_on_stored_scores_bring_the_column_and_take_it(
         )
     assert summary["second_look"] == fused[1].summary["second_look"]
     plain = write_ensemble(tmp_path / "plain.yaml", cards)
-    summary = decide_run(str(out), str(plain))
+    summary = decide_run(str(tmp_path / "decided"), str(plain), str(tmp_path / "plain"))
     assert "second_look" not in summary
     assert all(
         "second_look" not in row and row["score"] == before[uri]["score"]
-        for uri, row in rows_of(out).items()
+        for uri, row in rows_of(tmp_path / "plain").items()
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ray_app.archives import BlockRef
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
-from ray_app.runs import RunDirectory
+from ray_app.runs import RunDirectory, current_tables
 from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
 from ray_app.streams.stage import MOST_DEATHS, Attempts
@@ -46,7 +46,7 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
     assert RESUMABLE in caught.value.__notes__
     run = RunDirectory.open(str(tmp_path / "run"))
     assert not run.store.exists("lease.json")
-    committed = sum(table.num_rows for table in run.tables(0))
+    committed = sum(table.num_rows for table in current_tables(run, unfinished=True))
     parts_on_a_disk_of_their_own("rw,size=20m")
     finished, rows = score(archive, **SMALL)
     assert len(rows) == len(files_below(archive))

@@ -110,13 +110,14 @@ def test_verdicts_abstain_there_and_scores_stay(place, fragile, plain):
         score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
 
 
-def test_deciding_anew_knows_them(place, fragile):
-    decide_run(str(place / "run"), str(place / "ensemble-fragile-high.yaml"))
-    for name, row in named(rows_of(place / "run")).items():
+def test_deciding_anew_knows_them(place, fragile, tmp_path):
+    high, again = str(tmp_path / "high"), str(tmp_path / "again")
+    decide_run(str(place / "run"), str(place / "ensemble-fragile-high.yaml"), high)
+    for name, row in named(rows_of(high)).items():
         check(name, row["verdict"], row["verdict_reason"], row["verdict_detail"])
         assert row["verdict"] in ("real", "abstain")
-    decide_run(str(place / "run"), str(place / "ensemble-fragile.yaml"))
-    assert rows_of(place / "run") == fragile[1]
+    decide_run(high, str(place / "ensemble-fragile.yaml"), again)
+    assert rows_of(again) == fragile[1]
 
 
 def test_python_and_the_endpoint_say_the_same(place):

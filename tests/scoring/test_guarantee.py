@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.archives import manifests
 from ray_app.cluster.config import ClusterConfig
 from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.ensembles.card import Cascade
-from ray_app.errors import ConfigError, IdentityError
+from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs import RunDirectory, current_rows, parts, settled_state
+from ray_app.runs import CurrentRows, RunDirectory, current_rows, document, verify_run
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.decide import decide_run
-from ray_app.scoring.guarantee import compare, settle_guarantee
+from ray_app.scoring.guarantee import compare, count_archive
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME
-from tests.scoring.made_run import made_run, more_rows, properties_made
+from tests.scoring.made_run import made_run, more_rows, properties_made, summary_of
 from tests.scoring.shifted import calibrated_card
 
 N = 240
@@ -39,12 +38,6 @@ def card():
     return found.model_copy(
         update={"settings": found.settings.model_copy(update={"decoders": (DECODER,)})}
     )
-
-
-@pytest.fixture
-def small_files(monkeypatch):
-    monkeypatch.setattr(parts, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(parts, "ROW_GROUP", 16)
 
 
 def spec_of(card, **options):
@@ -64,10 +57,16 @@ def verdicts(run):
     return {row["verdict"] for row in rows_of(run)}
 
 
+def guarantee_of(run, card):
+    """Finish the manifests of a run; returns what its summary says of the guarantee."""
+    section = summary_of(run, card).get("guarantee")
+    return section and document.GuaranteeSummary.model_validate(section)
+
+
 def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path, card):
     for seed, fakes in ((2, 0.5), (3, 0.02), (4, 0.95)):
         run = made_run(tmp_path / f"run-{seed}", card, seed, N, fakes=fakes)
-        found = settle_guarantee(run, spec_of(card))
+        found = guarantee_of(run, card)
         assert (found.holds, found.why, found.unlike) == (True, None, None), fakes
         assert [shift.feature for shift in found.shifts] == [
             one.name for one in card.population.features
@@ -76,25 +75,26 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
         assert verdicts(run) == {"real", "fake"}
 
 
-def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(tmp_path, card):
+def test_a_later_listing_is_compared_by_its_own_rows_and_the_counts_before(
+    tmp_path, card, monkeypatch
+):
     run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
-    rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
-    assert compare(run, spec, rows).images == N
-    settled_state.settle(run, rows.found)
+    assert guarantee_of(run, card).images == N
     more_rows(run, card, 3, 30, decoder="another")
-    rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
-    assert sum(table.num_rows for table in rows.tables({}, ["image_id"])) == 30
-    assert compare(run, spec, rows) == compare(run, spec)
-    other = card.model_copy(
-        update={
-            "population": card.population.model_copy(
-                update={"features": card.population.features[:1]}
-            )
-        }
+    [_, newer] = run.published()
+    read = []
+    rows_in = RunDirectory.rows_in
+    monkeypatch.setattr(
+        RunDirectory,
+        "rows_in",
+        lambda run, path, *more: read.append(path) or rows_in(run, path, *more),
     )
-    assert compare(run, spec_of(other), rows) == compare(run, spec_of(other)), (
-        "counted for another card"
-    )
+    found = guarantee_of(run, card)
+    assert set(read) == {newer.path}
+    everything = count_archive(spec, CurrentRows.read(run))
+    assert found == compare(run, spec, everything)
+    assert found.counted.decoders == {DECODER: found.counted.decoders[DECODER], "another": 30}
+    assert verify_run(run).current == N + 30
 
 
 OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_detail")
@@ -102,13 +102,11 @@ OF_THE_VERDICT = ("finding", "grounds", "verdict", "verdict_reason", "verdict_de
 
 def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):
     run = made_run(tmp_path / "run", card, 5, N, quality=(20, 30))
-    before = {row["image_id"]: row for row in rows_of(run)}
-    found = settle_guarantee(run, spec_of(card))
+    before = {row["image_id"]: row for row in current_rows(run, unfinished=True)}
+    found = guarantee_of(run, card)
     assert found.holds is False
     assert [shift.feature for shift in found.shifts if shift.beyond] == ["jpeg_quality"]
     assert found.unlike.startswith(f"{UNLIKE}: jpeg_quality (PSI ")
-    assert "deciding" not in run.describe()
-    assert run.describe()["unlike"] == found.unlike
     for row in rows_of(run):
         assert (row["finding"], row["verdict"], row["verdict_reason"]) == (
             "left open",
@@ -120,65 +118,43 @@ def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, 
         assert kept == {name: before[row["image_id"]][name] for name in kept}, (
             "scores and probabilities stay"
         )
+    files = [
+        row
+        for path in run.row_files([0])
+        for table in run.rows_in(path)
+        for row in table.to_pylist()
+    ]
+    assert {row["image_id"]: row for row in files} == before, "files keep the ensemble's verdicts"
+    summary = run.read_json("summary.json")
+    assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
+    assert summary["findings"] == {"left open": N}
+    verify_run(run)
 
 
 def test_verdicts_come_back_when_the_archive_has_become_like_the_calibration(tmp_path, card):
     run = made_run(tmp_path / "run", card, 7, 24, quality=(20, 30))
-    assert settle_guarantee(run, spec_of(card)).unlike
+    assert guarantee_of(run, card).unlike
     more_rows(run, card, 8, 1200)
-    assert verdicts(run) == {"abstain", "real", "fake"}
-    found = settle_guarantee(run, spec_of(card))
-    assert found.unlike is None
-    assert verdicts(run) == {"real", "fake"}
-    assert "unlike" not in run.describe()
-
-
-def test_interrupted_while_verdicts_turn_the_same_command_finishes_and_nobody_reads_a_mixture(
-    tmp_path, card, small_files, monkeypatch
-):
-    run = made_run(tmp_path / "run", card, 9, N, quality=(20, 30))
-    files = run.published()
-    assert len(files) > 3
-    rewrite, left = RunDirectory.rewrite_file, iter([True, True])
-
-    def dying(self, file, change):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        rewrite(self, file, change)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunDirectory, "rewrite_file", dying)
-        with pytest.raises(KeyboardInterrupt):
-            settle_guarantee(run, spec_of(card))
-    with pytest.raises(ConfigError, match="`touchstone score` was interrupted here") as told:
-        rows_of(run)
-    assert told.value.hint == "run the same `touchstone score` again"
-    described = run.describe()
-    run.claim(described["identity"], described["detectors"], described["ensemble"])
-    with pytest.raises(IdentityError):
-        run.claim(
-            described["identity"] | {"resize": "fast"},
-            described["detectors"],
-            described["ensemble"],
-        )
-    settle_guarantee(run, spec_of(card))
     assert verdicts(run) == {"abstain"}
+    assert guarantee_of(run, card).unlike is None
+    assert verdicts(run) == {"real", "fake"}
+    verify_run(run)
 
 
 def test_few_images_are_not_compared_but_said_and_a_card_that_promises_nothing_is_not(
     tmp_path, card
 ):
-    found = settle_guarantee(made_run(tmp_path / "run", card, 11, 30), spec_of(card))
+    found = guarantee_of(made_run(tmp_path / "run", card, 11, 30), card)
     assert (found.holds, found.why) == (None, "30 images with a score are too few to compare")
     plain = plain_card(card)
-    assert settle_guarantee(made_run(tmp_path / "plain", plain, 13, 8), spec_of(plain)) is None
+    assert guarantee_of(made_run(tmp_path / "plain", plain, 13, 8), plain) is None
 
 
 def test_another_decoder_or_resize_mode_ends_the_guarantee(tmp_path, card):
     run = made_run(
         tmp_path / "run", card, 12, N, decoder="pillow of tomorrow", identity={"resize": "fast"}
     )
-    found = settle_guarantee(run, spec_of(card))
+    found = guarantee_of(run, card)
     assert found.holds is False
     assert (
         found.why
@@ -195,11 +171,14 @@ def written(folder, card):
 
 def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp_path, card):
     plain = plain_card(card)
-    run = made_run(tmp_path / "run", plain, 14, N, quality=(20, 30), finished=True)
-    assert verdicts(run) == {"real", "fake"}
-    summary = decide_run(run.store.url, written(tmp_path, card))
+    run = made_run(tmp_path / "run", plain, 14, N, quality=(20, 30))
+    summary_of(run, plain)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    summary = decide_run(run.store.url, written(tmp_path, card), str(tmp_path / "decided"))
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": N}
-    assert summary["guarantee"]["unlike"] == run.describe()["unlike"]
+    assert verdicts(RunDirectory.open(str(tmp_path / "decided"))) == {"abstain"}
+    assert verdicts(run) == {"real", "fake"}, "the run that was read stays as it was"
+    assert {path: path.read_bytes() for path in files} == files
     page, lines = render_run_report(summary), "\n".join(summary_lines(summary))
     assert "The guarantee does not hold." in page
     assert "JPEG quality" in page
@@ -208,8 +187,9 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
         "guarantee: of real images like those of “simulated photographs” at most 5 % are called fake"
         in lines
     )
-    waived = decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)
-    assert verdicts(run) == {"real", "fake"}
+    out = str(tmp_path / "waived")
+    waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
+    assert verdicts(RunDirectory.open(out)) == {"real", "fake"}
     assert (
         waived["guarantee"]["holds"],
         waived["guarantee"]["waived"],
@@ -217,9 +197,12 @@ def test_decide_compares_the_archive_too_and_waiving_gives_the_verdicts_back(tmp
     ) == (False, True, None)
     assert waived["identity"]["waive_guarantee"] is True
     assert any("it was waived" in line for line in summary_lines(waived))
-    again = decide_run(run.store.url, written(tmp_path, plain))
+    again = decide_run(out, written(tmp_path, plain), str(tmp_path / "again"))
     assert "guarantee" not in again
-    assert "waive_guarantee" not in again["identity"]
+    assert again["identity"]["waive_guarantee"] is False
+    assert rows_of(RunDirectory.open(str(tmp_path / "again"))) == rows_of(run)
+    with pytest.raises(ConfigError, match="waived holds a run"):
+        decide_run(run.store.url, written(tmp_path, plain), out)
 
 
 def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_everything(tmp_path):
@@ -242,8 +225,10 @@ def test_a_cascade_is_compared_where_its_later_members_look_also_on_scores_of_ev
         "settings": None,
     }
     plain = EnsembleCard(name="plain", title="Plain", members=members)
-    run = made_run(tmp_path / "run", plain, 16, N, finished=True)
-    summary = decide_run(run.store.url, written(tmp_path, found.model_copy(update=cascade)))
+    run, out = made_run(tmp_path / "run", plain, 16, N), str(tmp_path / "decided")
+    summary_of(run, plain)
+    summary = decide_run(run.store.url, written(tmp_path, found.model_copy(update=cascade)), out)
+    run = RunDirectory.open(out)
     assert (summary["guarantee"]["holds"], summary["guarantee"]["why"]) == (True, None)
     assert "score:slow" in {shift["feature"] for shift in summary["guarantee"]["shifts"]}
     assert verdicts(run) == {"real", "fake"}
@@ -259,17 +244,15 @@ def test_other_settings_than_a_card_s_are_refused_by_score_and_by_decide_unless_
         score_archive(config)  # before a cluster is looked for
     assert not RunDirectory.open(str(tmp_path / "new")).exists()
     plain = plain_card(card)
-    run = made_run(tmp_path / "run", plain, 15, N, identity={"resize": "fast"}, finished=True)
+    run = made_run(tmp_path / "run", plain, 15, N, identity={"resize": "fast"})
+    summary_of(run, plain)
     before = hashlib.sha256(run.store.read("run.json")).hexdigest()
     with pytest.raises(
         ConfigError, match="does not hold for scores made with resize fast"
     ) as refused:
-        decide_run(run.store.url, written(tmp_path, card))
+        decide_run(run.store.url, written(tmp_path, card), str(tmp_path / "decided"))
     assert "--waive-guarantee" in refused.value.hint
     assert hashlib.sha256(run.store.read("run.json")).hexdigest() == before
-    assert (
-        decide_run(run.store.url, written(tmp_path, card), waive_guarantee=True)["guarantee"][
-            "holds"
-        ]
-        is False
-    )
+    out = str(tmp_path / "decided")
+    waived = decide_run(run.store.url, written(tmp_path, card), out, waive_guarantee=True)
+    assert waived["guarantee"]["holds"] is False

@@ -1,11 +1,10 @@
-"""Runs of 0.20.0 are read and continued under other defaults, which what the user wrote has to
-match; older runs are refused.
+"""Runs of 0.20.0 are read, and continued as compacted runs under other defaults, which what the
+user wrote has to match; older runs are refused.
 """
 
 import hashlib
 import json
 import shutil
-from collections import Counter
 
 import pytest
 
@@ -14,7 +13,7 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError, ExitCode, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
-from ray_app.runs import RunDirectory, check_conservation
+from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.identity import resolve
@@ -151,78 +150,58 @@ def another_default(other_configs):
     )
 
 
-def test_half_done_run_continues_with_its_own_ensemble(half, another_default, s3, capsys):
-    url = f"s3://{BUCKET}/half"
-    parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
-    assert len(parts) == 3
-    s3.clear_log()
-    finished = scored(url)
-    summary = finished.summary
-    assert finished.exit_code is ExitCode.DONE
-    assert not [
-        request
-        for request in s3.requests()
-        if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts
-    ]
-    run = RunDirectory.open(url)
-    assert check_conservation(run) == PICTURES
-    rows = rows_of(url)
-    assert Counter(row["attempt"] for row in rows.values()) == {1: 12, 2: 20}
-    put_run(s3.client(), "finished")
-    whole = rows_of(f"s3://{BUCKET}/finished")
-    assert {uri: row["verdict"] for uri, row in rows.items()} == {
-        uri: row["verdict"] for uri, row in whole.items()
-    }
-    for uri, row in rows.items():
-        assert list(row["scores"]) == ["touchstone-tiny"]
-        assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-2), (
-            "another CPU may have scored it in bf16"
-        )
-    assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
-    [told] = summary["session"]["kept"]
-    assert told == {"key": "ensemble", "run": "tiny", "today": "default"}
+def test_half_done_run_of_another_version_is_refused(half, capsys):
+    before = dict(half)
+    assert main(["score", SOURCE, "--out", f"s3://{BUCKET}/half"]) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert "a command of Touchstone 0.20.0 did not finish this run" in error
+    assert "finish it with Touchstone 0.20.0" in error
+    assert half == before
+
+
+def test_finished_run_continues_as_a_compacted_one(photographs, s3, another_default, capsys):
+    """Nothing is scored again under another default ensemble, and then only one new image is."""
+    client = s3.client()
+    put_run(client, "finished")
+    old, new = f"s3://{BUCKET}/finished", f"s3://{BUCKET}/compacted"
+    with pytest.raises(ConfigError, match=r"Touchstone 0\.20\.0 wrote this run") as refused:
+        scored(old)
+    assert f"touchstone runs compact {old} NEW" in refused.value.hint
+    assert main(["runs", "compact", old, new]) == ExitCode.DONE
+    assert rows_of(new) == rows_of(old)
+    assert verify_run(run_at("compacted")).current == PICTURES
+    summary = scored(new).summary
+    assert (summary["session"]["rows"], summary["listing"]) == (0, 0)
+    [kept_ensemble] = summary["session"]["kept"]
+    assert kept_ensemble == {"key": "ensemble", "run": "tiny", "today": "default"}
     assert "settings stay as the run was begun: ensemble tiny" in capsys.readouterr().err
     lines = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
     assert "ensemble tiny (today default)" in lines[0]
     assert "new --out" in lines[1]
-    assert scored(url, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
-
-
-def test_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
-    client = s3.client()
-    before = json.loads(put_run(client, "finished")["finished/summary.json"])
-    summary = scored(f"s3://{BUCKET}/finished").summary
-    assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (
-        0,
-        0,
-        before["fingerprint"],
-    )
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
-    summary = scored(f"s3://{BUCKET}/finished").summary
+    summary = scored(new).summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (
         1,
         1,
         PICTURES + 1,
     )
+    verify_run(run_at("compacted"))
 
 
-def test_finished_run_is_decided_by_a_card_that_stays(photographs, s3, tmp_path):
+def test_finished_run_is_decided_into_a_new_run(photographs, s3, tmp_path):
     put_run(s3.client(), "finished")
     finished = f"s3://{BUCKET}/finished"
     before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
-    decide_run(finished, "tiny")
-    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
-    decide_run(
-        finished,
-        str(
-            write_ensemble(tmp_path / "mine.yaml", thresholds={"real_below": -99, "fake_above": 99})
-        ),
-    )
-    assert {row["verdict"] for row in rows_of(finished).values()} == {"abstain"}
-    assert {"key": "ensemble", "run": "mine", "today": "tiny"} in scored(finished).summary[
-        "session"
-    ]["kept"]
+    same, mine = (f"s3://{BUCKET}/decided-{name}" for name in ("same", "mine"))
+    decide_run(finished, "tiny", same)
+    assert {uri: row["verdict"] for uri, row in rows_of(same).items()} == before
+    thresholds = {"real_below": -99, "fake_above": 99}
+    decide_run(finished, str(write_ensemble(tmp_path / "mine.yaml", thresholds=thresholds)), mine)
+    assert {row["verdict"] for row in rows_of(mine).values()} == {"abstain"}
+    assert {"key": "ensemble", "run": "mine", "today": "tiny"} in scored(mine).summary["session"][
+        "kept"
+    ]
 
 
 EVERY = {
@@ -271,7 +250,9 @@ READERS = {
         "{}-card.yaml",
     ),
     "compare": ("compare", "{}", "{}"),
-    "decide": ("runs", "decide", "{}", "--ensemble", "tiny"),
+    "decide": ("runs", "decide", "{}", "--ensemble", "tiny", "--out", "{}-decided"),
+    "compact": ("runs", "compact", "{}", "{}-compacted"),
+    "verify": ("runs", "verify", "{}"),
     "masks": ("runs", "masks", "{}", "--out", "{}-masks"),
     "score": ("score", "s3://older/photos", "--out", "{}"),
     "plan": ("plan", "s3://older/photos", "--out", "{}"),
@@ -302,6 +283,8 @@ def test_run_of_0_19_is_refused_with_its_version(words, photographs, tmp_path, c
         "audit",
         "compare",
         "decide",
+        "compact",
+        "verify",
     ],
 )
 def test_run_of_0_20_is_read(name, photographs, tmp_path, capsys):

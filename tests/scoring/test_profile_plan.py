@@ -9,7 +9,7 @@ from benchmarks.photographs import write_photographs
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines
-from ray_app.runs import current_rows
+from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
 from ray_app.scoring.forecast.forecast import forecast
@@ -103,13 +103,14 @@ def test_new_thresholds_leave_names_and_words(run, tmp_path):
     for name, profile in (("same", told["profile"]), ("none", None)):
         path = ensemble.with_name(f"{name}.yaml")
         path.write_text(yaml.safe_dump(told | {"profile": profile}))
-        summary = decide_run(run.store.url, str(path))
-        assert words_of(run) == before
+        out = RunDirectory.open(f"{run.store.url}-{name}")
+        summary = decide_run(run.store.url, str(path), out.store.url)
+        assert words_of(out) == before
         assert (summary["profile"]["flagged"], summary["profile"]["described"]) == (12, described)
-        assert run.describe()["ensemble"]["profile"]["describe"] == "flagged"
+        assert out.describe()["ensemble"]["profile"]["describe"] == "flagged"
     other = ensemble.with_name("other.yaml")
     other.write_text(
         yaml.safe_dump(told | {"profile": {"identifier": told["profile"]["identifier"]}})
     )
     with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
-        decide_run(run.store.url, str(other))
+        decide_run(run.store.url, str(other), f"{run.store.url}-other")

@@ -12,7 +12,7 @@ from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.decide import decide_run
-from ray_app.scoring.guarantee import REFERENCES, references_of
+from ray_app.scoring.guarantee import references_of
 from ray_app.scoring.run import score_archive
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
 from tests.scoring.conftest import write_ensemble
@@ -42,31 +42,26 @@ def decidable(tmp_path):
         "resize": "exact",
     }
     url = make_run(tmp_path / "made", names_of(40), {TINY: log_odds(0, 40)}, settings=settings)
-    run = RunDirectory.open(url)
-    run.write_json("summary.json", {"listing": 0, "session": {}})
-    return run
+    return RunDirectory.open(url)
 
 
-def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_old(
-    decidable, tmp_path
-):
+def test_deciding_brings_the_references_of_the_new_card(decidable, tmp_path):
     first, second = (
         write_card(tmp_path / "first", np.arange(400.0)),
         write_card(tmp_path / "second", np.arange(500.0), threshold=2.0),
     )
-    url = decidable.store.url
-    decide_run(url, first)
-    assert references_of(decidable).tolist() == np.arange(400.0).tolist()
-    decide_run(url, second)
-    assert len(references_of(decidable)) == 500
+    url, outs = decidable.store.url, [str(tmp_path / f"decided-{number}") for number in range(4)]
+    decide_run(url, first, outs[0])
+    assert references_of(RunDirectory.open(outs[0])).tolist() == np.arange(400.0).tolist()
+    decide_run(outs[0], second, outs[1])
+    assert len(references_of(RunDirectory.open(outs[1]))) == 500
     (tmp_path / "first" / "card.reals.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match="not the references that the card was written with"):
-        decide_run(url, first)
-    assert len(references_of(decidable)) == 500
-    decide_run(url, "tiny")
-    assert not decidable.store.exists(REFERENCES)
+        decide_run(url, first, outs[2])
+    assert not RunDirectory.open(outs[2]).exists()
+    decide_run(outs[1], "tiny", outs[3])
     with pytest.raises(ConfigError, match="no scores of known reals to compare with"):
-        references_of(decidable)
+        references_of(RunDirectory.open(outs[3]))
 
 
 def test_a_run_keeps_the_references_of_its_card(score, archive, tmp_path):

@@ -3,78 +3,84 @@ was.
 """
 
 import os
-import time
 
 import pytest
 
 from ray_app.errors import ConfigError, ExitCode, Status
-from ray_app.runs import begin_retry, begun_retry
+from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.decide import decide_run
-from ray_app.scoring.run import finish_retry, retry_members, score_archive
-from ray_app.scoring.session import ScoringSession
-from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from ray_app.scoring.run import ScoringRun, score_archive
+from tests.runs.small_run import score_blocks, write_files
+from tests.scoring.stages import without_ray
 from tests.scoring.test_run_more import save_photo
 
 BAD = ("corrupt_image", "truncated_image")
 
 
 @pytest.fixture
-def late(tmp_path):
-    """A finished run without a cluster, in which every fourth member timed out."""
+def command(tmp_path, monkeypatch):
+    """Run `score` on made-up rows, without Ray: `command(fails, stops_after, **config)`."""
     write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(20)])
-    run = new_run(tmp_path / "run")
-    relist(run, tmp_path / "archive")
-    score_blocks(
-        run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None
-    )
+
+    def run(fails=lambda name: None, *, dies=False, **config):
+        def score(scoring, directory, work):
+            for number in {ref.manifest for ref in work.pending}:
+                blocks = {ref.block for ref in work.pending if ref.manifest == number}
+                blocks = set(list(blocks)[:1]) if dies else blocks
+                attempt = scoring.session.number
+                score_blocks(directory, number, fails=fails, attempt=attempt, blocks=blocks)
+            if dies:
+                raise KeyboardInterrupt
+
+        out = str(tmp_path / "run")
+        monkeypatch.setattr(ScoringRun, "score", score)
+        settings = {"ensemble": "tiny", "thumbnails": False, "block_members": 4}
+        with without_ray():
+            return score_archive(
+                ScoreConfig(source=(str(tmp_path / "archive"),), out=out, **settings, **config)
+            ).summary
+
     return run
 
 
-def scorer(attempt):
-    """In place of a pass on Ray: commits the pending blocks."""
-    return lambda run, work: score_blocks(
-        run, 0, attempt=attempt, blocks={ref.block for ref in work.pending}
-    )
+def is_late(name):
+    return Status.SOURCE_TIMEOUT if int(name[:2]) % 4 == 0 else None
 
 
-def rows_of(run):
-    return {row["uri"]: row for table in run.tables(0) for row in table.to_pylist()}
-
-
-def test_a_retry_that_was_begun_is_finished_by_the_next_command_and_is_a_line_of_its_session(late):
-    late.publish(0)
-    begin_retry(late, 1, ["source_timeout"], PLAN)
-    late.write_json("summary.json", {"listing": 0})
-    with pytest.raises(ConfigError, match="a retry is not finished"):
-        decide_run(late.store.url, "tiny")
-    before, session = rows_of(late), ScoringSession(late, {}, time.monotonic())
-    finish_retry(late, session, scorer(2))
-    assert begun_retry(late) is None
-    assert late.store.folders("retries") == []
-    after = rows_of(late)
-    assert [uri for uri in after if after[uri] != before[uri]] == [
+def test_an_interrupted_retry_is_finished_by_the_same_command(command, tmp_path):
+    command(is_late)
+    run = RunDirectory.open(str(tmp_path / "run"))
+    before = {row["uri"]: row for row in current_rows(run)}
+    with pytest.raises(KeyboardInterrupt):
+        command(dies=True, rescore=("source_timeout",))
+    assert {row["uri"]: row for row in current_rows(run)} == before
+    summary = command(rescore=("source_timeout",))
+    after = {row["uri"]: row for row in current_rows(run)}
+    assert [uri for uri in before if after[uri] != before[uri]] == [
         uri for uri in before if before[uri]["status"] != "ok"
     ]
     assert {row["status"] for row in after.values()} == {"ok"}
-    assert session.facts().written()["retries"] == [
-        {"begun_by": 1, "statuses": ["source_timeout"], "members": 5}
-    ]
+    retry = {"listing": 1, "statuses": ["source_timeout"], "members": 5}
+    assert summary["session"]["retries"] == [retry]
+    assert verify_run(run).current == 20
 
 
-def test_nothing_to_retry_is_said_and_an_unfinished_run_is_finished_first(late, tmp_path, capsys):
-    session = ScoringSession(late, {}, time.monotonic())
-    retry_members(
-        ScoreConfig(rescore=("decode_timeout", "source_denied")), late, session, PLAN, scorer(2)
-    )
+def test_nothing_to_retry_is_reported_and_a_run_is_finished_first(command, tmp_path, capsys):
+    command(is_late)
+    summary = command(rescore=("decode_timeout", "source_denied"))
     assert (
         "no file has the status decode_timeout or source_denied: nothing to retry"
         in capsys.readouterr().err
     )
-    write_files(tmp_path / "archive", ["new.jpg"])
-    relist(late, tmp_path / "archive")
+    assert summary["listing"] == 0
+    write_files(tmp_path / "archive", ["20.jpg", "21.jpg"])
+    with pytest.raises(KeyboardInterrupt):
+        command(is_late, dies=True)
+    folder = tmp_path / "run" / "parts" / "00001"
+    for part in folder.iterdir():
+        part.unlink()
     with pytest.raises(ConfigError, match="not all files have been scored once"):
-        retry_members(ScoreConfig(rescore=("source_timeout",)), late, session, PLAN, scorer(2))
+        command(rescore=("source_timeout",))
 
 
 def test_what_cannot_be_retried_is_said_before_a_cluster_starts(tmp_path):
@@ -116,8 +122,9 @@ def test_a_retry_scores_nothing_but_what_is_asked_for(score, tmp_path):
     assert finished.exit_code is ExitCode.DONE
     session = finished.summary["session"]
     assert (session["rows"], session["decoded"], session["seconds"]["list"]) == (2, 2, 0)
-    assert finished.summary["listing"] == 0
-    assert list(after) == list(before), "nothing is listed"
+    assert finished.summary["listing"] == 1
+    assert sorted(after) == sorted(before), "the source is not listed"
+    assert session["retries"] == [{"listing": 1, "statuses": list(BAD), "members": 2}]
     changed = {"11.jpg": ("ok", 2), "10.jpg": (before[str(photos / "10.jpg")]["status"], 2)}
     for uri, row in after.items():
         name = os.path.basename(uri)

@@ -157,10 +157,12 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
             tmp_path / "strict.yaml", thresholds={"real_below": -1000, "fake_above": 1000}
         )
     )
-    summary = decide_run(str(copied), strict)
-    after = rows_of(copied)
+    decided = tmp_path / "decided"
+    summary = decide_run(str(copied), strict, str(decided))
+    after = rows_of(decided)
+    assert rows_of(copied) == before
     assert summary["verdicts"] == {"real": 0, "fake": 0, "abstain": summary["statuses"]["ok"]}
-    assert summary["run"] == str(copied), "where the run is now, not where it was scored"
+    assert summary["run"] == str(decided)
     unchanged = ("scores", "score", "probability", "scored_at", "attempt", "sha256", "status")
     for uri, row in after.items():
         assert {name: row[name] for name in unchanged} == {
@@ -168,9 +170,9 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
         }
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
-        score(sample_archive, out=copied, ensemble="tiny")
+        score(sample_archive, out=decided, ensemble="tiny")
     for named in (strict, None):
-        finished, _ = score(sample_archive, out=copied, ensemble=named)
+        finished, _ = score(sample_archive, out=decided, ensemble=named)
         assert finished.summary["session"]["rows"] == 0
         assert finished.summary["ensemble"]["name"] == "strict"
     assert finished.summary["session"]["kept"] == [

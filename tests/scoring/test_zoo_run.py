@@ -83,8 +83,9 @@ def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, photos, t
     decide_run(
         str(tmp_path / "run"),
         str(write_ensemble(tmp_path / "other.yaml", (card, "touchstone-tiny"), rule="max")),
+        str(tmp_path / "decided"),
     )
-    for uri, row in rows_of(tmp_path / "run").items():
+    for uri, row in rows_of(tmp_path / "decided").items():
         assert (
             row["verdict_detail"] == rows[uri]["verdict_detail"]
             or row["scores"]["tiny-internvl"] is not None

@@ -93,11 +93,11 @@ def kept(folder, rng, draw, options):
     }
     fakes = rng.choice(list(means.values()), 300) + rng.standard_normal(300)
     archive = run_of(folder / "archive", np.concatenate([reals.more(rng, 2_700), fakes]))
-    RunDirectory.open(archive).write_json("summary.json", {"listing": 0, "session": {}})
-    assert main(["runs", "decide", archive, "--ensemble", card]) == 0
+    decided = f"{archive}-decided"
+    assert main(["runs", "decide", archive, "--ensemble", card, "--out", decided]) == 0
     found = load_ensemble_card(card)
     low, high = found.calibration(found.members[0].calibration(np.array([0.0, 1.0])))
-    summary = RunDirectory.open(archive).read_json("summary.json")["guarantee"]
+    summary = RunDirectory.open(decided).read_json("summary.json")["guarantee"]
     rate = reals.share_above((found.thresholds.fake_above - low) / (high - low))
     return rate, summary["holds"] is not True
 

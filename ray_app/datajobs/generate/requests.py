@@ -299,10 +299,12 @@ def _predicted(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
     `evaluate` takes those.
     """
     tables = current_tables(RunDirectory.open(place), ["image_id", "predicted_prompt"])
-    predicted = pa.concat_tables(
+    tables_with_prompts = [
         table.filter(pc.field("predicted_prompt").is_valid()) for table in tables
-    ).sort_by("image_id")
-    for batch in predicted.to_batches():
+    ]
+    if not tables_with_prompts:
+        return
+    for batch in pa.concat_tables(tables_with_prompts).sort_by("image_id").to_batches():
         yield from (
             ({columns.prompt: row["predicted_prompt"], columns.id: row["image_id"]}, None)
             for row in batch.to_pylist()

@@ -27,7 +27,7 @@ from ray_app.ensembles import sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import hashed, mixed, pictures_of
 from ray_app.reports.audit import render_audit
-from ray_app.runs import RunDirectory, current_tables, fingerprint, reader
+from ray_app.runs import RunDirectory, current, current_tables, fingerprint
 from ray_app.scoring.guarantee import WAIVED
 
 Counts = npt.NDArray[np.int64]
@@ -120,7 +120,7 @@ class RunVerdicts:
                 )
             )
         rows = pa.concat_tables(pieces)
-        scores = reader.numbers(rows["score"])
+        scores = current.numbers(rows["score"])
         scores = np.where(np.isfinite(scores), scores, np.nan)
         return cls(
             rows["image_id"].to_numpy(),

@@ -27,7 +27,7 @@ from ray_app.evaluation.systems import Systems, readable_card, systems_of
 from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import numbers
+from ray_app.runs.current import numbers
 from ray_app.runs.rows import bounded_facts
 
 Places = NDArray[np.int64]

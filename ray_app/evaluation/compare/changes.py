@@ -20,7 +20,7 @@ from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics import arrays, clusters, detection_intervals, drift, intervals, significance
 from ray_app.reports.evaluation.system_model import IntervalFacts
-from ray_app.runs import RunDirectory, reader, summary
+from ray_app.runs import RunDirectory, current_tables, summary
 
 By = Literal["image_id", "sha256"]
 Places = npt.NDArray[np.int64]
@@ -57,8 +57,7 @@ class ComparedRun(NamedTuple):
             raise run.missing()
         described = run.describe()
         pieces = [
-            _compact(table, described["detectors"])
-            for table in reader.current_tables(run, _COLUMNS)
+            _compact(table, described["detectors"]) for table in current_tables(run, _COLUMNS)
         ]
         return cls(
             run,
@@ -81,7 +80,7 @@ class ComparedRun(NamedTuple):
         """
         if by == "image_id":
             return self.rows["image_id"]
-        tables = reader.current_tables(self.run, ["image_id", "sha256"])
+        tables = current_tables(self.run, ["image_id", "sha256"])
         keys = pa.chunked_array([_first_words(table["sha256"]) for table in tables], pa.int64())
         self.require_rows(len(keys))
         return keys
@@ -269,7 +268,7 @@ def examples_of(
     candidates = np.flatnonzero(flipped if flipped.any() else moved > 0)
     chosen = candidates[np.argsort(-moved[candidates], kind="stable")[:EXAMPLES]]
     wanted = pa.array(ids[chosen])
-    tables = reader.current_tables(a.run, ["image_id", "uri", "member"]) if len(chosen) else ()
+    tables = current_tables(a.run, ["image_id", "uri", "member"]) if len(chosen) else ()
     rows = {
         row["image_id"]: row
         for table in tables

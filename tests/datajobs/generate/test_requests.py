@@ -24,7 +24,7 @@ from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from tests.http_server import HttpServer
-from tests.runs.small_run import begun
+from tests.runs.small_run import begun, finish
 from tests.storage.faulty_server import FaultyServer
 
 SEEDS = [5139938044916651094, 8333433344501418808, 6363984814392141082]
@@ -110,6 +110,9 @@ def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(r
 
 def test_a_run_without_predictions_says_where_they_come_from(tmp_path):
     run = begun(tmp_path, ["a.png"])
+    with pytest.raises(ConfigError, match="no listing of this run is finished yet"):
+        read(run.store.url)
+    finish(run)
     with pytest.raises(ConfigError, match="no prompt in it") as raised:
         read(run.store.url)
     assert "describer" in raised.value.hint

@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -244,7 +246,9 @@ def test_no_run_and_a_run_that_grows_meanwhile_are_refused(tmp_path, photos, sco
             tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos, labels=LABELS[:20]
         )
     )
-    run.run.write_part(0, 1_000, next(run.run.tables(0)).slice(0, 3))
+    [path] = run.run.row_files([0])
+    table = next(run.run.rows_in(path))
+    pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), run.run.store.local_path(path))
     with (
         own_labels(run.run.store.url) as labels,
         pytest.raises(ConfigError, match="changed while it was read"),

@@ -1,0 +1,360 @@
+"""Which rows of a run are current, and how they are read (`CurrentRows`), in bounded memory.
+
+A row is current if it is in the last finished manifest that holds its id, and the vanished list of
+the last finished manifest does not name the id. A manifest is finished once `summaries/<n>.json` of
+it or of a later one exists.
+
+If the whole archive is unlike the images of the ensemble's calibration, readers give `abstain` in
+place of `real` and `fake` (`mark_unlike`). Files keep the verdicts of the ensemble.
+"""
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_app import archives
+from ray_app.ensembles import Thresholds
+from ray_app.errors import ClusterError, ConfigError, Reason
+from ray_app.runs import directory, score_files
+from ray_app.runs.rows import as_array, with_findings
+from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, UNLIKE
+
+_MARKED = ["verdict", "verdict_reason", DETAIL, FINDING, GROUNDS]
+# `with_findings` needs these to describe an abstention.
+_FOR_FINDINGS = [*_MARKED, "score", "provenance"]
+
+
+@dataclass(frozen=True)
+class CurrentRows:
+    """The current rows of a run. Picklable, so tasks can read some of the files.
+
+    Attributes:
+        run: The run directory.
+        last: The manifest whose end these rows show; -1 if no manifest is finished.
+        vanished: Sorted ids of files that the listing `last` no longer found.
+        retried: By number of a retry manifest, the sorted ids that it scored again.
+        unlike: Why every verdict abstains; None if verdicts stand.
+        thresholds: The thresholds of the run's ensemble, which describe an abstention.
+    """
+
+    run: directory.RunDirectory
+    last: int
+    vanished: archives.Ids
+    retried: Mapping[int, archives.Ids] = field(default_factory=dict)
+    unlike: str | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @classmethod
+    def read(cls, run: directory.RunDirectory) -> "CurrentRows":
+        """Return the rows at the end of the last finished manifest.
+
+        Raises:
+            ConfigError: There is no run, or no manifest is finished.
+        """
+        rows = cls._up_to(run, run.last_finished())
+        if rows.last < 0:
+            raise ConfigError(
+                f"{run.store.url}: no listing of this run is finished yet",
+                hint="run the touchstone score command that began it again; touchstone results --unfinished shows the rows so far",
+            )
+        return rows
+
+    @classmethod
+    def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
+        """Return the rows as they are once the manifests that are listed by now finish.
+
+        Raises:
+            ConfigError: There is no run.
+        """
+        return cls._up_to(run, max(archives.manifests(run.store), default=-1))
+
+    @classmethod
+    def _up_to(cls, run: directory.RunDirectory, last: int) -> "CurrentRows":
+        if not run.exists():
+            raise run.missing()
+        described = run.describe()
+        run.check_readable(described)
+        info = archives.read_complete(run.store, last) if last >= 0 else None
+        if info is None:
+            return cls(run, -1, np.empty(0, np.int64))
+        retried = {}
+        for number in info.retries:
+            blocks = archives.read_blocks(run.store, number)
+            retried[number] = np.sort(np.concatenate(list(archives.read_ids(run.store, blocks))))
+        ensemble = described.get("ensemble") or {}
+        return cls(
+            run,
+            last,
+            archives.read_vanished(run.store, last),
+            retried,
+            _unlike(run, described),
+            Thresholds(**ensemble.get("thresholds", {})),
+        )
+
+    def files(self) -> list[str]:
+        """Return the paths of the files with these rows, in the order of their blocks."""
+        return self.run.row_files(range(self.last + 1)) if self.last >= 0 else []
+
+    def tables(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        files: Sequence[str] | None = None,
+        vanished: bool = False,
+    ) -> Iterator[pa.Table]:
+        """Yield the rows in the order of the archive, a bounded table at a time.
+
+        Args:
+            columns: Columns to read, with `image_id` among them. None reads all.
+            files: Some of `files()`. None reads all.
+            vanished: Also yield rows of files that the last listing no longer found.
+        """
+        for path in self.files() if files is None else files:
+            for table in self._tables_in(path, columns):
+                is_current = self.select(table, score_files.manifest_of(path), vanished=vanished)
+                yield table if is_current.all() else table.filter(pa.array(is_current))
+
+    def _tables_in(self, path: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        if self.unlike is None or (columns is not None and not set(columns) & set(_MARKED)):
+            yield from self.run.rows_in(path, None if columns is None else list(columns))
+            return
+        read = None if columns is None else list(dict.fromkeys([*columns, *_FOR_FINDINGS]))
+        for table in self.run.rows_in(path, read):
+            marked = mark_unlike(table, self.unlike, self.thresholds)
+            known = marked.column_names
+            yield (
+                marked
+                if columns is None
+                else marked.select([name for name in columns if name in known])
+            )
+
+    def select(
+        self, table: pa.Table, manifest: int, *, vanished: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Return for each row (n,) of a file of this manifest whether it is current."""
+        is_current = np.ones(len(table), bool)
+        for number, ids in self.retried.items():
+            if number > manifest:
+                is_current &= ~are_among(table, ids)
+        if not vanished:
+            is_current &= ~are_among(table, self.vanished)
+        return is_current
+
+    def rows(
+        self, *, status: str | None = None, vanished: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows as dictionaries, optionally those of one status."""
+        for table in self.tables(vanished=vanished):
+            if status is not None:
+                table = table.filter(pc.equal(table["status"].cast(pa.string()), status))
+            yield from table.to_pylist()
+
+    def masks(self, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the masks of these members, of images without a perturbation (`MASK_SCHEMA`)."""
+        folders = sorted(int(name) for name in self.run.store.folders("masks"))
+        for manifest in (number for number in folders if number <= self.last):
+            for table in self.run.masks(manifest):
+                if "view" in table.column_names:
+                    table = table.filter(pc.is_null(table["view"])).drop_columns(["view"])
+                is_current = self.select(table, manifest, vanished=vanished)
+                yield from table.filter(pa.array(is_current)).to_pylist()
+
+    def members(
+        self, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
+        """Yield the rows, each table with the members that read its files again, by id.
+
+        Raises:
+            ClusterError: The rows of a file are not those of its manifest.
+        """
+        for file in self.published():
+            listed = members_in(self.run, file)
+            for table in self._tables_in(file.path, columns):
+                by_id = {member.image_id: member for member in islice(listed, len(table))}
+                if len(by_id) != len(table):
+                    raise ClusterError(
+                        f"{self.run.store.url}: {file.path} does not match its manifest",
+                        hint="please report this: it is a bug",
+                    )
+                yield table.filter(pa.array(self.select(table, file.manifest))), by_id
+
+    def published(self) -> list[score_files.Published]:
+        """Return the published files with these rows, in the order of their blocks."""
+        return [file for file in self.run.published() if file.manifest <= self.last]
+
+
+def _unlike(run: directory.RunDirectory, described: Mapping[str, Any]) -> str | None:
+    """Return why verdicts of a run abstain; older versions wrote that into the rows."""
+    finished = run.last_finished()
+    if described.get("layout", 1) < directory.LAYOUT or finished < 0:
+        return None
+    guarantee = run.read_json(f"summaries/{finished:05d}.json").get("guarantee") or {}
+    unlike: str | None = guarantee.get("unlike")
+    return unlike
+
+
+def mark_unlike(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table:
+    """Return rows with `abstain` in place of `real` and `fake`, and with the reason.
+
+    Args:
+        rows: Result rows with the columns that `CurrentRows` reads for it.
+        unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.
+        thresholds: The thresholds of the ensemble.
+    """
+    verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
+    is_decided = pc.fill_null(pc.is_in(verdicts, pa.array(["real", "fake"])), False)
+    changed = {
+        "verdict": pc.if_else(is_decided, "abstain", verdicts),
+        "verdict_reason": pc.if_else(is_decided, Reason.UNLIKE_ARCHIVE.value, reasons),
+        DETAIL: pc.if_else(is_decided, unlike.removeprefix(f"{UNLIKE}: "), rows[DETAIL]),
+    }
+    for name, values in changed.items():
+        index = rows.schema.get_field_index(name)
+        column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))
+        rows = rows.set_column(index, rows.schema.field(index), column)
+    return with_findings(rows, thresholds)
+
+
+@dataclass(frozen=True)
+class ChangedRows:
+    """What differs between the current rows of two moments of a run.
+
+    Attributes:
+        before: The rows of the earlier moment.
+        now: The rows of the later moment.
+    """
+
+    before: CurrentRows
+    now: CurrentRows
+
+    def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield rows that are current now and were not before, a bounded table at a time."""
+        yield from self._of_older_files(columns, is_added=True)
+        known = set(self.before.files())
+        newer = [path for path in self.now.files() if path not in known]
+        yield from self.now.tables(columns, files=newer)
+
+    def removed(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield rows that were current before and are not now, as they were read before."""
+        yield from self._of_older_files(columns, is_added=False)
+
+    def _of_older_files(self, columns: Sequence[str], *, is_added: bool) -> Iterator[pa.Table]:
+        if not self._touches_older_rows():
+            return
+        for path in self.before.files():
+            manifest, tables = (
+                score_files.manifest_of(path),
+                self.now.run.rows_in(path, ["image_id"]),
+            )
+            if any(self._changed(table, manifest, is_added=is_added).any() for table in tables):
+                rows = self.now if is_added else self.before
+                for table in rows._tables_in(path, columns):
+                    changed = self._changed(table, manifest, is_added=is_added)
+                    if changed.any():
+                        yield table.filter(pa.array(changed))
+
+    def _touches_older_rows(self) -> bool:
+        is_same = np.array_equal(self.before.vanished, self.now.vanished)
+        return not is_same or self.before.retried.keys() != self.now.retried.keys()
+
+    def _changed(self, table: pa.Table, manifest: int, *, is_added: bool) -> npt.NDArray[np.bool_]:
+        before, now = self.before.select(table, manifest), self.now.select(table, manifest)
+        changed: npt.NDArray[np.bool_] = (now & ~before) if is_added else (before & ~now)
+        return changed
+
+
+def current_tables(
+    run: directory.RunDirectory,
+    columns: Sequence[str] | None = None,
+    *,
+    vanished: bool = False,
+    unfinished: bool = False,
+) -> Iterator[pa.Table]:
+    """Yield the current rows of a run, a bounded table at a time.
+
+    Args:
+        run: The run directory.
+        columns: Columns to read, with `image_id` among them. None reads all.
+        vanished: Also yield rows of files that the last listing no longer found.
+        unfinished: Also yield rows of listings that are still being scored.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
+    yield from rows.tables(columns, vanished=vanished)
+
+
+def current_rows(
+    run: directory.RunDirectory,
+    *,
+    status: str | None = None,
+    vanished: bool = False,
+    unfinished: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield the current rows as dictionaries, optionally those of one status, as `current_tables`."""
+    rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
+    yield from rows.rows(status=status, vanished=vanished)
+
+
+def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
+    """Return a column of numbers (n,) as float64, NaN for null."""
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
+
+
+def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
+    """Return for each row (n,) whether its id is one of these sorted ids."""
+    here = table["image_id"].to_numpy()
+    if not len(ids):
+        return np.zeros(len(here), bool)
+    found: npt.NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, here), len(ids) - 1)] == here
+    return found
+
+
+def members_in(
+    run: directory.RunDirectory, file: score_files.Published
+) -> Iterator[archives.ManifestMember]:
+    """Yield the members whose rows a published file has, in its order; one block is in memory."""
+    for ref in blocks_in(run, file):
+        yield from archives.member_rows(archives.read_block(run.store, ref))
+
+
+def blocks_in(
+    run: directory.RunDirectory, file: score_files.Published
+) -> Iterator[archives.BlockRef]:
+    """Yield the blocks whose rows a published file has, in its order."""
+    for number in file.manifests():
+        blocks = archives.read_blocks(run.store, number)
+        covered = file.blocks_of(number, len(blocks))
+        yield from blocks[covered.start : covered.stop]
+
+
+def members_of(
+    run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf
+) -> dict[int, archives.ManifestMember]:
+    """Return the members of these ids that the run's manifests hold, by id.
+
+    Args:
+        run: The run directory.
+        image_ids: The ids to look up. Blocks without any of them are not read.
+        seconds: Stop the search after this time.
+    """
+    wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
+    found: dict[int, archives.ManifestMember] = {}
+    for number in archives.manifests(run.store):
+        blocks = archives.read_blocks(run.store, number)
+        for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
+            if np.isin(ids, wanted).any():
+                members = archives.member_rows(archives.read_block(run.store, ref))
+                found |= {one.image_id: one for one in members if one.image_id in image_ids}
+            if len(found) == len(wanted) or time.monotonic() > ends:
+                return found
+    return found

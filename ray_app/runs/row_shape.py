@@ -1,0 +1,52 @@
+"""One schema for the rows of several sessions (`RowShape`), whose columns may differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.archives.manifest import input_type, joined_inputs, with_input
+from ray_app.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """The schema that holds the rows of several sessions, whose columns differ.
+
+    A column that some rows lack is null there. A column of the source has the type that holds all
+    of its values, else text.
+    """
+
+    schema: pa.Schema
+    input_type: pa.StructType | None
+
+    @classmethod
+    def of_files(cls, run: RunDirectory, paths: Sequence[str]) -> "RowShape":
+        """Return the shape for the rows of these files; columns are in the order of the longest."""
+        schemas = []
+        for path in paths:
+            with run.store.open_file(path) as handle:
+                schemas.append(pq.read_schema(handle))
+        empty = [schema.empty_table() for schema in dict.fromkeys(schemas)]
+        if not empty:
+            return cls(pa.schema([]), None)
+        joined = joined_inputs(map(input_type, empty), as_text=True)
+        found = [with_input(table, joined).schema for table in empty]
+        fields = {
+            field.name: field for field in pa.unify_schemas(found, promote_options="permissive")
+        }
+        longest = max(found, key=lambda schema: len(schema.names)).names
+        names = [*longest, *(name for name in fields if name not in longest)]
+        return cls(pa.schema([fields[name] for name in names], metadata=found[-1].metadata), joined)
+
+    def apply(self, rows: pa.Table) -> pa.Table:
+        """Return rows in this shape."""
+        rows = with_input(rows, self.input_type)
+        columns = [
+            rows[field.name].cast(field.type)
+            if field.name in rows.column_names
+            else pa.nulls(len(rows), field.type)
+            for field in self.schema
+        ]
+        return pa.Table.from_arrays(columns, schema=self.schema)
