@@ -80,14 +80,15 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
 
-    def requests(self) -> list[Request]:
-        """All requests since the start or the last `clear_log`, in the order in which they were
-        answered.
+    def requests(self, without: str = "\n") -> list[Request]:
+        """Return all requests since the start or the last `clear_log`, in the order of their
+        answers, except those whose path or query contains `without`.
         """
         lines = self.log.read_text().splitlines()
         return [
             Request(method, unquote(urlsplit(target).path))
             for method, _, target in (line.partition(" ") for line in lines)
+            if without not in target
         ]
 
     def clear_log(self) -> None:

@@ -533,7 +533,7 @@ class ScoringRun:
             url = self.directory.store.url
             raise StorageError(
                 f"{url}: another run took this directory over",
-                hint="only one run may write there at a time; lease.json there names it",
+                hint="only one run may write there at a time; the last file in lease/ there names it",
             )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and time.monotonic() - self.start > hours * 3600:

@@ -1,17 +1,20 @@
-"""`Lease`: one run per directory, by a small file that names its `Holder` (host and process) and is
-renewed by a heartbeat.
+"""Keep a second writer out of a directory, by numbered files in its folder `lease`.
 
-A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since
-only its heartbeat shows whether it lives. No clock of another machine is ever compared with ours.
-Of many that find the same dead holder, one gets its place: they race for the exclusive creation of
-a file named after that holder's token. A store that does not create exclusively is detected by
-trying to create the lease once more.
+`lease/00042.json` names the `Holder` (host and process) that claimed the directory as the 42nd. The
+store creates each file exclusively, so one of several processes gets the next number. The highest
+number wins: a holder that sees a higher number has lost the directory. A heartbeat renews the
+holder's own file.
+
+A holder that died on this machine is replaced at once. A holder elsewhere is watched for `ttl_s`,
+since only its heartbeat shows whether it is alive. The clocks of two machines are never compared. A
+store that does not create exclusively is detected by creating the same file once more.
 """
 
 import json
 import logging
 import os
 import platform
+import re
 import secrets
 import threading
 import time
@@ -28,15 +31,17 @@ from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
 
 UNGUARDED = "write into a directory whose store has no conditional writes: then nothing stops two commands from writing there at once"
-_SAYS, _UNTRIED = "it ignores or refuses If-None-Match", "a kind that was never tried"
-_PATH = "lease.json"
+_IGNORED, _UNTRIED = "it ignores or refuses If-None-Match", "a kind that was never tried"
+_FOLDER, _NAME = "lease", re.compile(r"(\d+)\.json")
+_MAX_FILES = 3  # The newest file carries the number, the files before it show who wrote before.
+_OLD_PATH = "lease.json"  # of Touchstone up to 0.24
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease: a process (pid and when it started) of a machine, and a token that no
-    other acquisition shares.
+    """The process that holds a lease: its machine, its pid and start, and a token that no other
+    claim has. `beat` counts heartbeats.
     """
 
     host: str
@@ -45,30 +50,40 @@ class Holder:
     started: str
     token: str
     beat: int = 0
+    released: bool = False
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """This process, with a new token."""
+        """Describe this process, with a new token."""
         pid, started = own_process()
         return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
-        """Whether it is known for sure to be gone: only a process of this very machine can be."""
+        """Return whether the process is known to be dead, which only its own machine can know."""
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 
     def encode(self) -> bytes:
-        """The lease file's content."""
+        """Return the content of a lease file."""
         return json.dumps(asdict(self)).encode()
 
 
 class Lease:
-    """`with Lease(store) as lease:` — nobody else has this store meanwhile; `lease.check()` before
-    what must not be done by two.
+    """Hold a directory as its only writer, as in `with Lease(store) as lease:`.
 
-    Raises IdentityError on entering when another living run holds it, naming its host and process,
-    and StorageError where the store would let two of them in (it ignores or refuses
-    `If-None-Match`, or is of a kind that was never tried), unless `unguarded`; `is_guarded` then
-    says whether it would.
+    `number` is the number of this claim: 1 for the first one in a directory, then higher for each
+    later one. `lost` is set once another process has claimed the directory. `is_guarded` is False
+    if the store would let two writers in.
+
+    Args:
+        store: The directory.
+        ttl_s: How long a holder on another machine is watched for a heartbeat before it counts as
+            dead.
+        beat_s: The time between two heartbeats.
+        poll_s: The time between two looks at a holder that is watched.
+        clock: The clock of all of these.
+        sleep: How to wait.
+        holder: The process to name. Defaults to this process.
+        unguarded: Accept a store without conditional writes.
     """
 
     def __init__(
@@ -83,13 +98,14 @@ class Lease:
         holder: Holder | None = None,
         unguarded: bool = False,
     ) -> None:
+        self.number = 0
         self.is_guarded = True
         self._unguarded = unguarded
         self.lost = threading.Event()
         self.holder = holder or Holder.this_process()
         self._store, self._ttl_s, self._beat_s, self._poll_s = store, ttl_s, beat_s, poll_s
         self._clock, self._sleep = clock, sleep
-        self._released = threading.Event()
+        self._stopped = threading.Event()
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> "Lease":
@@ -105,56 +121,74 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease and keep it warm. Raises IdentityError while another living run has it,
-        and StorageError as the class says.
+        """Claim the directory and keep the claim alive.
+
+        Raises:
+            IdentityError: Another process holds the directory and is alive.
+            StorageError: The store would let two writers in, and `unguarded` is not set.
         """
-        while not self._taken():
+        self._remove_old_lease()
+        while not self._claim_next_number():
             pass
-        self.is_guarded = self._store.is_exclusive and not self._created(
-            _PATH, replace(self.holder, beat=-1)
-        )  # that would be over the one that is there
+        # On a store with conditional writes the file is already there, so this creation fails.
+        probe = replace(self.holder, beat=-1)
+        self.is_guarded = self._store.is_exclusive and not self._create(self._path, probe)
+        if not self.is_guarded and not self._unguarded:
+            self._store.delete(self._path)
+            raise self._no_conditional_writes()
         if not self.is_guarded:
-            self._go_without_guard()
-        self._heart = threading.Thread(target=self._keep_warm, name="lease", daemon=True)
+            _log.warning(
+                "lease_unguarded url=%s lost=%r",
+                self._store.url,
+                "nothing stops two commands from writing into this directory at once",
+            )
+        self._remove_old_files()
+        self._heart = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self._heart.start()
 
     def release(self) -> None:
-        """Stop the heartbeat and leave the place free, if it is still ours."""
-        self._released.set()
+        """Stop the heartbeat and give the directory back, if it is still held."""
+        self._stopped.set()
         if self._heart is not None:
             self._heart.join()
         try:
-            now = self._read(_PATH)
-            if now is not None and now.token == self.holder.token:
-                self._store.delete(_PATH)
+            if self._is_newest():
+                self._give_back()
         except TouchstoneError as error:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """For a summary: nothing, unless another writer would not have been noticed."""
+        """Return what a summary shows: nothing, unless a second writer would not be noticed."""
         return {} if self.is_guarded else {"unguarded": True}
 
     def check(self) -> None:
-        """Raises IdentityError once another run has taken over."""
+        """Raise IdentityError if another process has claimed the directory."""
         if self.lost.is_set():
             raise IdentityError(
                 f"{self._store.url}: another run has taken this directory over",
                 hint="this process could not renew its claim in time; let the other one finish, then run the same command again",
             )
 
-    def _taken(self) -> bool:
-        """Take an empty place, or a dead holder's. It is read first: not every store refuses to
-        write over a living one's.
-        """
-        other = self._read(_PATH)
-        if other is None:
-            return self._created(_PATH, self.holder)
-        return self._is_dead(other) and self._take_over(other)
+    @property
+    def _path(self) -> str:
+        return f"{_FOLDER}/{self.number:05}.json"
 
-    def _created(self, path: str, holder: Holder) -> bool:
-        """Write unless something is there; where the store refuses that condition, write in any
-        case.
-        """
+    def _claim_next_number(self) -> bool:
+        """Create the file after the newest one; False if another process was faster."""
+        newest = self._read_newest()
+        if newest is not None and not self._is_over(*newest):
+            return False
+        number = 1 if newest is None else _number_in(newest[0]) + 1
+        path = f"{_FOLDER}/{number:05}.json"
+        if not self._create(path, self.holder):
+            return False
+        if newest is not None and not newest[1].released:
+            _log.info("lease_taken_over host=%s pid=%d", newest[1].host, newest[1].pid)
+        self.number = number
+        return True
+
+    def _create(self, path: str, holder: Holder) -> bool:
+        """Write a file unless it exists. A store that refuses this condition gets a plain write."""
         try:
             return self._store.create(path, holder.encode())
         except StorageError as error:
@@ -163,20 +197,24 @@ class Lease:
             self._store.write(path, holder.encode())
             return True
 
-    def _go_without_guard(self) -> None:
-        url = self._store.url
-        if not self._unguarded:
-            self.release()
-            raise StorageError(
-                f"{url}: this store has no conditional writes ({_SAYS if self._store.is_exclusive else _UNTRIED}): two commands that write "
-                "into one directory would not notice each other",
-                hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
-                "directory at the same time, say so by the key `unguarded` (docs/continuing.md)",
-            )
-        _log.warning(
-            "lease_unguarded url=%s lost=%r",
-            url,
-            "nothing stops two commands from writing into this directory at once",
+    def _list_files(self) -> list[str]:
+        """List the paths of all lease files by number, the lowest first."""
+        names = filter(_NAME.fullmatch, self._store.names(_FOLDER))
+        return sorted((f"{_FOLDER}/{name}" for name in names), key=_number_in)
+
+    def _read_newest(self) -> tuple[str, Holder] | None:
+        """Return the path and the holder of the highest number; None without any lease file."""
+        while paths := self._list_files():
+            # A file that was removed after the listing has a successor, or left a free directory.
+            if (holder := self._read(paths[-1])) is not None:
+                return paths[-1], holder
+        return None
+
+    def _is_newest(self) -> bool:
+        newest = self._read_newest()
+        return newest is not None and (newest[0], newest[1].token) == (
+            self._path,
+            self.holder.token,
         )
 
     def _read(self, path: str) -> Holder | None:
@@ -190,11 +228,13 @@ class Lease:
                 hint="delete it if no run is using the directory",
             ) from None
 
-    def _is_dead(self, other: Holder) -> bool:
-        """False when the place changed hands while we looked. Raises IdentityError when the holder
-        lives.
+    def _is_over(self, path: str, other: Holder) -> bool:
+        """Return whether a holder released its claim or is dead; False if its file changed hands.
+
+        Raises:
+            IdentityError: The holder is alive.
         """
-        if other.died_here():
+        if other.released or other.died_here():
             return True
         if other.machine == host_identity():
             raise self._in_use(other)
@@ -202,8 +242,8 @@ class Lease:
         until = self._clock() + self._ttl_s
         while self._clock() < until:
             self._sleep(self._poll_s)
-            now = self._read(_PATH)
-            if now is None or now.token != other.token:
+            now = self._read(path)
+            if now is None or now.released or now.token != other.token:
                 return False
             if now.beat != other.beat:
                 raise self._in_use(other)
@@ -215,51 +255,54 @@ class Lease:
             hint="wait for it, stop it, or give another --out",
         )
 
-    def _take_over(self, other: Holder) -> bool:
-        """Take a dead holder's place; False when another process did."""
-        claim = f"lease.{other.token}.json"
-        if not self._created(claim, self.holder):
-            self._await_claimant(claim)
-            return False
-        try:
-            now = self._read(_PATH)
-            if now is None or (now.token, now.beat) != (other.token, other.beat):
-                return False
-            self._store.write(_PATH, self.holder.encode())
-            _log.info("lease_taken_over host=%s pid=%d", other.host, other.pid)
-            return True
-        finally:
-            self._store.delete(claim)
+    def _no_conditional_writes(self) -> StorageError:
+        reason = _IGNORED if self._store.is_exclusive else _UNTRIED
+        return StorageError(
+            f"{self._store.url}: this store has no conditional writes ({reason}): two commands that write "
+            "into one directory would not notice each other",
+            hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
+            "directory at the same time, say so by the key `unguarded` (docs/continuing.md)",
+        )
 
-    def _await_claimant(self, claim: str) -> None:
-        """A claim lasts for moments; one that stays was left by a process that died with it in
-        hand.
+    def _remove_old_lease(self) -> None:
+        """Remove the lease of an older version whose holder is dead.
+
+        Raises:
+            IdentityError: The holder is alive.
         """
-        until = self._clock() + self._ttl_s
-        while self._clock() < until:
-            claimant = self._read(claim)
-            if claimant is None:
-                return
-            if claimant.died_here():
-                break
-            self._sleep(self._poll_s)
-        self._store.delete(claim)
+        while (other := self._read(_OLD_PATH)) is not None:
+            if self._is_over(_OLD_PATH, other):
+                self._store.delete(_OLD_PATH)
 
-    def _keep_warm(self) -> None:
-        warm_at = self._clock()
-        while not self._released.wait(self._beat_s):
+    def _remove_old_files(self) -> None:
+        try:
+            self._store.delete_all(self._list_files()[:-_MAX_FILES])
+        except StorageError as error:
+            _log.warning("lease_files_left_behind reason=%r", error.message)
+
+    def _give_back(self) -> None:
+        store = self._store
+        if self.number == 1 and not store.names("") and store.folders("") == [_FOLDER]:
+            # The command wrote nothing, so nothing refers to the number.
+            store.delete(self._path)
+            store.drop_folder(_FOLDER)
+        else:
+            store.write(self._path, replace(self.holder, released=True).encode())
+
+    def _keep_alive(self) -> None:
+        renewed_at = self._clock()
+        while not self._stopped.wait(self._beat_s):
             try:
-                now = self._read(_PATH)
-                if now is None or now.token != self.holder.token:
+                if not self._is_newest():
                     break
                 self.holder = replace(self.holder, beat=self.holder.beat + 1)
-                self._store.write(_PATH, self.holder.encode())
-                warm_at = self._clock()
+                self._store.write(self._path, self.holder.encode())
+                renewed_at = self._clock()
             except IdentityError:
                 break
             except StorageError as error:
                 _log.warning("lease_heartbeat_failed reason=%r", error.message)
-                if self._clock() - warm_at > self._ttl_s:
+                if self._clock() - renewed_at > self._ttl_s:
                     break
         else:
             return
@@ -267,12 +310,16 @@ class Lease:
         _log.error("lease_lost url=%s", self._store.url)
 
 
+def _number_in(path: str) -> int:
+    return int(path.removeprefix(f"{_FOLDER}/").removesuffix(".json"))
+
+
 @cache
 def host_identity() -> str:
-    """What two processes share exactly when one can see whether the other runs: name, boot and
-    process namespace.
+    """Return what two processes share exactly if one can see whether the other runs: name, boot,
+    and process namespace.
 
-    Containers of one machine share its boot, not its process numbers: hence the namespace.
+    Containers of one machine share its boot, but not its process numbers.
     """
     boot = _or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     return f"{platform.node()} {boot} {_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"

@@ -11,18 +11,18 @@ import sys
 import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ray_app.cli.main import main
 from ray_app.serving.client import EndpointClient
-from ray_app.storage import RetryPolicy
+from ray_app.storage import RetryPolicy, Store
 from tests.http_server import HttpServer
 from tests.ray_head import free_ports, without_ray_start
 from tests.runs.real_run import photos, plain_run  # noqa: F401
 from tests.serving.scripted import ScriptedEndpoint
+from tests.storage.leases import is_released
 
 COMMAND = [sys.executable, "-m", "ray_app.cli"]
 NOT_UTF8 = b"caf\xe9.png"
@@ -454,4 +454,4 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
         for line in without_ray_start(again.stderr.strip())
         if not re.match(r"400 files in|score  ", line)
     ] == []
-    assert not Path(tmp_path / "run" / "lease.json").exists()
+    assert is_released(Store.open(str(tmp_path / "run")))

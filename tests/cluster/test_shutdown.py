@@ -15,6 +15,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring.run import ScoringRun
 from ray_app.scoring.session import ScoringSession
 from tests.scoring.conftest import files_below
+from tests.storage.leases import is_released
 
 
 class Clock:
@@ -150,7 +151,7 @@ def test_limits_stop_intake_and_the_same_call_resumes(
         assert f"stopping: --{next(iter(limit)).replace('_', '-')}" in capsys.readouterr().err
         session = run.read_json(f"sessions/{number:05d}.json")
         assert session["state"] == "interrupted"
-        assert not run.store.exists("lease.json")
+        assert is_released(run.store)
         done += session["rows"]
     monkeypatch.undo()
     finished, rows = score(archive, **small)

@@ -16,6 +16,7 @@ from ray_app.scoring import engine
 from ray_app.scoring.stages import BlockScorer
 from ray_app.streams.stage import MOST_DEATHS, Attempts
 from tests.scoring.conftest import files_below
+from tests.storage.leases import is_released
 
 SMALL = {"block_members": 2, "batch_slots": 2}
 DEADLY_BLOCK = 1
@@ -45,7 +46,7 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
     run = RunDirectory.open(str(tmp_path / "run"))
-    assert not run.store.exists("lease.json")
+    assert is_released(run.store)
     committed = sum(table.num_rows for table in current_tables(run, unfinished=True))
     parts_on_a_disk_of_their_own("rw,size=20m")
     finished, rows = score(archive, **SMALL)

@@ -26,6 +26,7 @@ from tests.scoring.conftest import (
     write_many,
 )
 from tests.scoring.nodes import Nodes
+from tests.storage.leases import is_released
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 IMAGES, BLOCK = 480, 16
@@ -116,7 +117,7 @@ class Disturbed:
         self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=120)
         assert self.process.returncode == 130, errors
-        assert not self.run.store.exists("lease.json")
+        assert is_released(self.run.store)
         assert self.run.read_json(f"sessions/{self.sessions:05d}.json")["state"] == "interrupted"
         last = errors.strip().splitlines()[-1]
         assert last.startswith("resume: touchstone score "), errors

@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 
+from ray_app.storage import Store
 from tests.ray_head import BIN, ray_head
 from tests.scoring.conftest import ROOT, wait_until, write_many
+from tests.storage.leases import is_released
 
 DRAIN_S = 20
 
@@ -48,6 +50,6 @@ def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_
         said = log.read_text()
         head.process.wait(DRAIN_S + 15)
     assert "stopping: this machine will be taken away; running work has 8 s" in said
-    assert not (run / "lease.json").exists()
+    assert is_released(Store.open(str(run)))
     assert json.loads((run / "sessions/00001.json").read_text())["state"] == "interrupted"
     assert not (run / "summary.json").exists(), "it was not finished"

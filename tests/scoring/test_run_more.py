@@ -18,6 +18,7 @@ from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.decide import decide_run
 from ray_app.storage import Lease, Store
 from tests.scoring.conftest import comparable, files_below, rows_of, score_here, write_ensemble
+from tests.storage.leases import is_released
 
 
 def save_photo(path, seed, size=(320, 240)):
@@ -202,7 +203,7 @@ def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score_on_ray,
         )
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
-    assert not (tmp_path / "run" / "lease.json").exists()
+    assert is_released(Store.open(str(tmp_path / "run")))
     finished, rows = score_on_ray(archive, batch_slots=4, precision="fp32")
     assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
 

@@ -16,7 +16,8 @@ from tests.runs.small_run import NAME, relist, score_blocks, write_files
 from tests.scoring.conftest import score_here
 from tests.storage import clouds
 from tests.storage.faulty_server import FaultyServer
-from tests.storage.test_lease import of_six_that_acquire_one_does
+from tests.storage.leases import read_lease
+from tests.storage.test_lease import check_one_of_six_acquires
 from tests.storage.test_store import of_eight_creators_one_succeeds
 
 GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
@@ -85,7 +86,7 @@ def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_t
     store = Store.open(f"{ignoring}/refused")
     with pytest.raises(StorageError, match="has no conditional writes"):
         Lease(store).acquire()
-    assert store.names("") == []
+    assert store.names("lease") == []
     with Lease(store, unguarded=True) as lease:
         assert lease.facts() == {"unguarded": True}
     check_store(Store.open(f"{ignoring}/store"))
@@ -106,9 +107,9 @@ def test_of_many_that_create_a_file_or_find_a_dead_holder_one_does(guarded):
         assert lease.is_guarded
         with pytest.raises(IdentityError, match="is in use"):
             Lease(store).acquire()
-        left = json.loads(store.read("lease.json"))
-    store.write("lease.json", json.dumps(left | {"started": "long ago"}).encode())
-    of_six_that_acquire_one_does(store)
+        left = read_lease(store)
+    store.write("lease/00001.json", json.dumps(left | {"started": "long ago"}).encode())
+    check_one_of_six_acquires(store)
 
 
 @every_guarded_place

@@ -13,6 +13,7 @@ from ray_app.child_process import is_running, own_process, start_of
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
 from ray_app.storage.lease import Holder
+from tests.storage.leases import is_released, read_lease
 
 HOLD = """
 import sys
@@ -54,24 +55,37 @@ def elsewhere(**changes) -> Holder:
     )
 
 
-def written(store) -> dict:
-    return json.loads(store.read("lease.json"))
+@EITHER_STORE
+def test_one_command_at_a_time_holds_a_directory(store):
+    store.write("run.json", b"{}")
+    for number in (1, 2):
+        with Lease(store) as lease:
+            assert lease.number == number
+            assert read_lease(store)["token"] == lease.holder.token
+            with pytest.raises(IdentityError, match=f"process {os.getpid()}") as caught:
+                Lease(store).acquire()
+            assert caught.value.exit_code == 2
+        assert is_released(store)
 
 
 @EITHER_STORE
-def test_one_at_a_time_and_free_afterwards(store):
-    with Lease(store) as lease:
-        assert written(store)["token"] == lease.holder.token
-        with pytest.raises(IdentityError, match=f"process {os.getpid()}") as caught:
-            Lease(store).acquire()
-        assert caught.value.exit_code == 2
-    assert not store.exists("lease.json")
-    with Lease(store):
-        pass
-    assert store.names("") == []
+def test_command_that_writes_nothing_leaves_no_file(store):
+    for _ in range(2):
+        with Lease(store) as lease:
+            assert lease.number == 1
+    assert store.names("lease") == store.folders("") == []
 
 
-def test_a_process_of_this_machine_keeps_it_while_it_lives_and_is_replaced_at_once(store):
+def test_directory_that_is_used_often_keeps_three_leases(store):
+    store.write("run.json", b"{}")
+    for number in range(1, 8):
+        with Lease(store) as lease:
+            assert lease.number == number
+    assert store.names("lease") == ["00005.json", "00006.json", "00007.json"]
+
+
+def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
+    store.write("run.json", b"{}")
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, store.url],
         stdin=subprocess.PIPE,
@@ -79,8 +93,8 @@ def test_a_process_of_this_machine_keeps_it_while_it_lives_and_is_replaced_at_on
         text=True,
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        first = written(store)["beat"]
-        wait_until(lambda: written(store)["beat"] > first + 1)
+        first = read_lease(store)["beat"]
+        wait_until(lambda: read_lease(store)["beat"] > first + 1)
         with pytest.raises(IdentityError, match=f"process {holder.pid}"):
             Lease(store, sleep=pytest.fail).acquire()
         started = start_of(holder.pid)
@@ -89,44 +103,85 @@ def test_a_process_of_this_machine_keeps_it_while_it_lives_and_is_replaced_at_on
         # a zombie, which nobody has waited for, does not run
         wait_until(lambda: not is_running(holder.pid, started))
         with Lease(store, sleep=pytest.fail) as lease:
-            assert written(store)["token"] == lease.holder.token
-    assert store.names("") == []
+            assert lease.number == 2
+            assert read_lease(store)["token"] == lease.holder.token
+    assert is_released(store)
     assert is_running(*own_process())
 
 
-@pytest.mark.parametrize("claim_left", [False, True])
-def test_a_silent_holder_elsewhere_is_replaced_after_its_time(claim_left, store):
-    """As is a claim that somebody made who died with the lease."""
-    store.write("lease.json", elsewhere().encode())
-    if claim_left:
-        dead = replace(Holder.this_process(), started="long ago")
-        store.write("lease.json", dead.encode())
-        store.write(f"lease.{dead.token}.json", elsewhere().encode())
+# The second path is of Touchstone up to 0.24.
+EITHER_PATH = pytest.mark.parametrize("path", ["lease/00041.json", "lease.json"])
+
+
+@EITHER_PATH
+def test_silent_holder_elsewhere_is_replaced_after_ttl(path, store):
+    store.write(path, elsewhere().encode())
     time = Watched()
     with Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0) as lease:
         assert time.now == 30.0
-        assert written(store)["token"] == lease.holder.token
-    assert store.names("") == []
+        assert lease.number == (42 if path == "lease/00041.json" else 1)
+        assert read_lease(store)["token"] == lease.holder.token
+    assert not store.exists("lease.json")
 
 
-def test_a_holder_elsewhere_that_beats_keeps_it(store):
+@EITHER_PATH
+def test_holder_elsewhere_that_beats_keeps_a_directory(path, store):
     other = elsewhere()
-    store.write("lease.json", other.encode())
+    store.write(path, other.encode())
     time = Watched(
-        during=lambda: time.now < 9 or store.write("lease.json", replace(other, beat=1).encode())
+        during=lambda: time.now < 9 or store.write(path, replace(other, beat=1).encode())
     )
     with pytest.raises(IdentityError, match="host far-away, process 4242"):
         Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0).acquire()
     assert time.now == 9.0
 
 
+@EITHER_PATH
+def test_holder_elsewhere_that_gives_back_is_followed_at_once(path, store):
+    other = elsewhere()
+    store.write(path, other.encode())
+
+    def give_back():
+        if path == "lease.json":
+            store.delete(path)
+        else:
+            store.write(path, replace(other, released=True).encode())
+
+    time = Watched(during=give_back)
+    with Lease(store, clock=time.clock, sleep=time.sleep, poll_s=3.0):
+        assert time.now == 3.0
+
+
+def test_lease_of_an_older_version_is_respected(store):
+    """0.24 knows neither `released` nor the folder."""
+    fields = json.loads(Holder.this_process().encode())
+    del fields["released"]
+    store.write("lease.json", json.dumps(fields).encode())
+    with pytest.raises(IdentityError, match=f"in use by another run .* process {os.getpid()}"):
+        Lease(store).acquire()
+    assert (store.exists("lease.json"), store.folders("")) == (True, [])
+    store.write("lease.json", json.dumps(fields | {"started": "long ago"}).encode())
+    with Lease(store, sleep=pytest.fail):
+        assert store.names("") == []
+
+
+@pytest.mark.parametrize("path", ["lease/00002.json", "lease.json"])
+def test_file_that_is_not_a_lease_is_named(path, store):
+    store.write(path, b'{"made": "by a later version"}')
+    with pytest.raises(IdentityError, match=f"{path} is not a lease of this version") as caught:
+        Lease(store).acquire()
+    assert caught.value.hint == "delete it if no run is using the directory"
+
+
 @EITHER_STORE
-def test_of_many_that_find_a_dead_holder_one_gets_its_place(store):
-    store.write("lease.json", replace(Holder.this_process(), started="long ago").encode())
-    of_six_that_acquire_one_does(store)
+def test_one_of_many_replaces_a_dead_holder(store):
+    dead = replace(Holder.this_process(), started="long ago")
+    store.write("lease/00007.json", dead.encode())
+    check_one_of_six_acquires(store)
 
 
-def of_six_that_acquire_one_does(store):
+def check_one_of_six_acquires(store):
+    number = int(store.names("lease")[-1].removesuffix(".json"))
     leases = [Lease(store, beat_s=0.05, poll_s=0.01) for _ in range(6)]
     start = threading.Barrier(len(leases))
 
@@ -141,22 +196,22 @@ def of_six_that_acquire_one_does(store):
         won = list(pool.map(acquire, leases))
     assert won.count(True) == 1
     winner = leases[won.index(True)]
-    assert written(store)["token"] == winner.holder.token
+    assert winner.number == number + 1
+    assert read_lease(store)["token"] == winner.holder.token
     winner.release()
-    assert store.names("") == []
+    assert is_released(store)
 
 
-def test_a_lost_lease_says_so_and_is_not_released(store):
+def test_holder_that_sees_a_higher_number_stops(store):
     with Lease(store, beat_s=0.02) as lease:
         lease.check()
         thief = elsewhere()
-        store.write("lease.json", thief.encode())
-        # A heartbeat already past its check may write once more; the thief's own beat would find
-        # that, here we insist.
-        wait_until(lambda: lease.lost.is_set() or store.write("lease.json", thief.encode()))
+        store.write("lease/00002.json", thief.encode())
+        wait_until(lease.lost.is_set)
         with pytest.raises(IdentityError, match="taken this directory over"):
             lease.check()
-    assert written(store)["token"] == thief.token
+    assert read_lease(store)["token"] == thief.token
+    assert not read_lease(store)["released"]
 
 
 def wait_until(condition) -> None:

@@ -76,10 +76,10 @@ def test_clearing_takes_what_is_below_and_nothing_beside(store, folder, left):
 
 
 def test_create_never_overwrites(store):
-    assert store.create("lease.json", b"first")
-    assert not store.create("lease.json", b"second")
-    assert store.read("lease.json") == b"first"
-    assert store.create("lease.json", b"first") == ("://" in store.url), (
+    assert store.create("lease/1", b"first")
+    assert not store.create("lease/1", b"second")
+    assert store.read("lease/1") == b"first"
+    assert store.create("lease/1", b"first") == ("://" in store.url), (
         "over a network, whose answer got lost recognises its own"
     )
 

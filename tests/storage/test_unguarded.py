@@ -8,6 +8,7 @@ from PIL import Image
 from ray_app.cli.main import main
 from ray_app.errors import ExitCode, IdentityError, StorageError
 from ray_app.storage import Lease, Store
+from tests.storage.leases import is_released, read_lease
 from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
 
 
@@ -25,7 +26,7 @@ def test_a_store_that_lets_two_in_is_refused_in_plain_words(unconditional):
         Lease(unconditional).acquire()
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert "unguarded" in caught.value.hint
-    assert unconditional.names("") == []
+    assert unconditional.names("lease") == unconditional.names("") == []
 
 
 def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unconditional, caplog):
@@ -36,9 +37,9 @@ def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unco
         for second in (Lease(unconditional), Lease(unconditional, unguarded=True)):
             with pytest.raises(IdentityError, match="in use"):
                 second.acquire()
-        assert json.loads(unconditional.read("lease.json"))["token"] == first.holder.token
+        assert read_lease(unconditional)["token"] == first.holder.token
         first.check()
-    assert unconditional.names("") == []
+    assert is_released(unconditional)
 
 
 @pytest.mark.parametrize("unconditional", [None], indirect=True, ids=["ignored"])

@@ -36,7 +36,7 @@ from ray_app.datajobs.download.hosts import Host
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, write_part
 from ray_app.errors import ClusterError, StorageError, resumable
 from ray_app.reports import format as wording
-from ray_app.runs.directory import claim_directory
+from ray_app.runs.directory import claim_directory, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, canonical, strip_secrets, with_s3_settings
 from ray_app.streams.feed import in_pool
@@ -44,6 +44,7 @@ from ray_app.streams.feed import in_pool
 _MANY_PARTS = 8
 _ROWS = 10_000
 _FACTS = ("sha256", "format", "width", "height", "size_bytes")
+_SAME = "form and folder"
 _REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
@@ -66,12 +67,21 @@ class Records:
         self.url = out if config.form != "files" or config.folder else f"{out}/_collected"
         self.images, self.store = Store.open(config.out), Store.open(self.url)
 
-    def claim(self) -> None:
-        """Make the directory this command's, or check that it is. Raises IdentityError where files
-        and shards would be mixed.
+    def check(self) -> None:
+        """Check that the directory is free, or of this command, and write nothing.
+
+        Raises:
+            ConfigError: Another command wrote the directory.
+            IdentityError: The directory has files and this command writes shards, or the reverse.
         """
-        identity = {"format": 1, "form": self.config.form, "folder": self.config.folder}
-        claim_directory(self.store, "collect.json", identity, same="form and folder")
+        is_claimed(self.store, "collect.json", self._identity(), same=_SAME)
+
+    def claim(self) -> None:
+        """Make the directory this command's. Raises as `check`."""
+        claim_directory(self.store, "collect.json", self._identity(), same=_SAME)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"format": 1, "form": self.config.form, "folder": self.config.folder}
 
     def read(self) -> State:
         """The rows that count, and the files that none of all rows names."""
@@ -197,6 +207,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     # workers have other current folders
     config = config.model_copy(update={"out": canonical(config.out)})
     listed, records = url_table.read_list(config), Records(config)
+    records.check()
     with Lease(records.store, unguarded=config.unguarded) as lease:
         records.claim()
         stems, cases = sink.file_stems(listed.rows["id"].to_pylist())

@@ -33,7 +33,7 @@ from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, Generation
 from ray_app.datajobs.parts import OK, labelled, part_names, read_parts, remove_part, work_through
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
-from ray_app.runs.directory import claim_directory, claimed_by
+from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
 from ray_app.streams.feed import in_pool
@@ -41,6 +41,7 @@ from ray_app.streams.feed import in_pool
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
 _RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
+_SAME = "pipeline, prompts, seed and settings"
 _MEANING = {
     BLANKED: "the pipeline's safety checker put black in its place; no file was kept",
     FAILED: "the pipeline raised on it",
@@ -75,16 +76,13 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
         encoding=config.encode,
     )
     model = _model(card, store)
+    identity = _identity(config, card, model, wanted)
+    is_claimed(store, "generate.json", identity, same=_SAME)  # Raises before the lease is written.
     with (
         Lease(store, unguarded=config.unguarded) as lease,
         resumable(KeyboardInterrupt, ClusterError),
     ):
-        claim_directory(
-            store,
-            "generate.json",
-            _identity(config, card, model, wanted),
-            same="pipeline, prompts, seed and settings",
-        )
+        claim_directory(store, "generate.json", identity, same=_SAME)
         if retry:
             for name, rows in read_parts(store):
                 # what a safety checker blanked would be blanked again
