@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
+    from ray_app.storage.fetch import Fetcher
     from ray_app.storage.http import Guard
     from ray_app.storage.key_ranges import (
         KeyRange,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         noting_linked_folders,
         split_source,
     )
+    from ray_app.storage.retry import Gate, Retrier, RetryPolicy
     from ray_app.storage.s3 import S3Config, with_s3_settings
     from ray_app.storage.store import Store
     from ray_app.storage.urls import (

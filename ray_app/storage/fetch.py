@@ -1,5 +1,5 @@
 """Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with
-retries (`Retrier`) and adaptive concurrency (`Gate`).
+retries and adaptive concurrency.
 
 `read`, `read_range` and `size` are single requests of one version ("" = whichever), without
 retries: they raise what the libraries raise. `guard`: which web servers may be requested, for
@@ -7,25 +7,19 @@ places that are no local ones; `left`: the seconds that a request may take.
 """
 
 import os
-import random
 import stat
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-from pydantic import Field
-
-from ray_app.config import Frozen
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
 from ray_app.storage import errors, http, object_store, ranged, s3
 from ray_app.storage.http import WEB, Guard
+from ray_app.storage.retry import Attempt, CancelledError, Gate, Retrier, RetryPolicy
 from ray_app.storage.urls import (
     bucket_and_key,
     canonical,
@@ -46,118 +40,6 @@ _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Large enough that a fast network is busy with one request after the other, small enough to be held
 # by every reader.
 WINDOW_BYTES = 4 * 2**20
-
-
-class RetryPolicy(Frozen):
-    """How patient one request is: exponential backoff with full jitter, so that a thousand workers
-    do not come back together.
-
-    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds.
-    `deadline_s`: for one file, all its attempts and pauses.
-
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full
-    jitter").
-    """
-
-    attempts: int = Field(default=6, ge=1)
-    base_s: float = Field(default=0.25, gt=0)
-    cap_s: float = Field(default=20.0, gt=0)
-    deadline_s: float = Field(default=120.0, gt=0)
-
-    def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
-        """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
-        for attempt in range(self.attempts - 1):
-            yield chance() * min(self.cap_s, self.base_s * 2.0**attempt)
-
-
-class CancelledError(Exception):
-    """The result of this request is not wanted any more."""
-
-
-@dataclass
-class Retrier:
-    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to
-    share between threads.
-    """
-
-    policy: RetryPolicy
-    _: KW_ONLY
-    sleep: Callable[[float], object] = time.sleep
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
-    throttled: int = 0
-    retried: int = 0
-    _counting: threading.Lock = field(default_factory=threading.Lock)
-
-    def call(
-        self,
-        ask: Callable[[float], T],
-        cancelled: threading.Event | None = None,
-        gate: AbstractContextManager[None] | None = None,
-    ) -> T:
-        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as
-        it is, or CancelledError.
-        """
-        deadline = self.clock() + self.policy.deadline_s
-        pauses: Iterator[float] | None = None
-        while True:
-            try:
-                with gate or nullcontext():
-                    return ask(deadline - self.clock())
-            except Exception as error:
-                pauses = pauses or self.policy.pauses(self.chance)
-                pause = self._pause_after(error, pauses)
-                if pause is None or self.clock() + pause >= deadline:
-                    raise
-                with self._counting:
-                    self.retried += 1
-            self._wait(pause, cancelled)
-
-    def _pause_after(self, error: Exception, pauses: Iterator[float]) -> float | None:
-        if errors.is_throttle(error):
-            with self._counting:
-                self.throttled += 1
-        return next(pauses, None) if errors.is_transient(error) else None
-
-    def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
-        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected
-        # clock sleeps otherwise.
-        if cancelled is not None and self.sleep is time.sleep:
-            cancelled.wait(pause)
-        else:
-            self.sleep(pause)
-        if cancelled is not None and cancelled.is_set():
-            raise CancelledError
-
-
-class Gate:
-    """How many requests run at once: half as many after a throttle, one more after a full round of
-    answers, never more than `width`.
-
-    `entered` counts the requests, those made again among them.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.entered = 0
-        self._open = float(width)
-        self._inside = 0
-        self._changed = threading.Condition()
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._inside < int(self._open))
-            self._inside += 1
-            self.entered += 1
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            if error is None:
-                self._open = min(self.width, self._open + 1 / self._open)
-            elif errors.is_throttle(error):
-                self._open = max(1.0, self._open / 2)
-            self._changed.notify_all()
 
 
 def read_ahead(
@@ -285,7 +167,9 @@ class Fetcher:
         Raises: SourceError (missing, denied, throttled, timeout, changed), InputError
         (image_too_large, before the body is read).
         """
-        data = self._ask(uri, cancelled, read, version, max_bytes)
+        for attempt, url, guard in self._attempts(uri, cancelled):
+            with attempt as left:
+                data = read(url, guard, version, max_bytes, left)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -318,7 +202,11 @@ class Fetcher:
 
         Raises SourceError (missing, denied, throttled, timeout, changed).
         """
-        data = self._ask(uri, cancelled, read_range, version, start, length) if length else b""
+        if not length:
+            return b""
+        for attempt, url, guard in self._attempts(uri, cancelled):
+            with attempt as left:
+                data = read_range(url, guard, version, start, length, left)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -337,7 +225,10 @@ class Fetcher:
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        return self._ask(uri, None, size, version)
+        for attempt, url, guard in self._attempts(uri):
+            with attempt as left:
+                size_bytes = size(url, guard, version, left)
+        return size_bytes
 
     def open(
         self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES
@@ -362,43 +253,39 @@ class Fetcher:
             self.fetch, member.uri, member.version, max_bytes
         )
 
-    def _ask(
-        self,
-        uri: str,
-        cancelled: threading.Event | None,
-        request: Callable[..., T],
-        *arguments: str | int,
-    ) -> T:
-        """The answer of a request such as `read`, retried where that may help. Raises InputError
-        alone.
+    def _attempts(
+        self, uri: str, cancelled: threading.Event | None = None
+    ) -> Iterator[tuple[Attempt, str, Guard]]:
+        """Yield attempts at a request for one member, each with its URL and the servers that may be
+        requested.
+
+        Raises:
+            InputError: The reason of the last attempt, or that the request was cancelled.
         """
-        place = self._signed.get(uri, uri)
-        is_local = "://" not in place or scheme_of(place) == "file"
+        url = self._signed.get(uri, uri)
+        is_local = "://" not in url or scheme_of(url) == "file"
         guard = _NO_SERVERS if is_local else self.guard
         try:
-            return self._retrier.call(
-                partial(request, place, guard, *arguments),
-                cancelled,
-                None if is_local else self._gate,
-            )
+            for attempt in self._retrier.attempts(cancelled, None if is_local else self._gate):
+                yield attempt, url, guard
         except CancelledError:
             raise SourceError(
                 Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed"
             ) from None
         except InputError:
             raise
-        except ConfigError as error:  # a scheme that is not read here
+        except ConfigError as error:  # The scheme is unknown.
             raise SourceError(
                 Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))
             ) from error
-        except ValueError as error:  # what a list names need not be a place at all
-            if isinstance(error, OSError):  # a certificate that is not accepted is both
-                raise errors.translate(error, place) from error
+        except ValueError as error:  # A list may name something that is not a URL.
+            if isinstance(error, OSError):  # A refused certificate is both.
+                raise errors.translate(error, url) from error
             raise SourceError(
-                Status.SOURCE_MISSING, f"{strip_secrets(place)}: {describe_error(error)}"
+                Status.SOURCE_MISSING, f"{strip_secrets(url)}: {describe_error(error)}"
             ) from error
         except Exception as error:
-            raise errors.translate(error, place) from error
+            raise errors.translate(error, url) from error
 
 
 def _threads(uri: str) -> int:

@@ -16,16 +16,17 @@ from itertools import pairwise
 from typing import Any
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import errors, fetch, s3, urls
+from ray_app.storage import errors, s3, urls
+from ray_app.storage.retry import Gate, Retrier, RetryPolicy
 
-PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
+PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Enough ranges for any cluster to share, few enough to be planned by one process; and what looking
 # for them may cost.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
 _LETTERS = 64  # that are distinguished at one position of the keys, unless more pieces are wanted
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
 # Pages that one process requests at once; fewer after a throttle, then slowly more again.
-_gate = fetch.Gate(64)
+_gate = Gate(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _object_at(place: str) -> ObjectInfo | None:
     """
     bucket, key = urls.bucket_and_key(place)
     try:
-        found = _patient()(lambda left: s3.found(bucket, key, timeout_s=left))
+        found = _head(bucket, key, Retrier(PATIENCE))
     except Exception as error:
         raise errors.unreachable(error, place, "look at") from error
     return (
@@ -93,9 +94,9 @@ def list_divisions(source: str) -> list[KeyRange]:
     if urls.scheme_of(place) != "s3":
         return []
     try:
-        call = _patient()
-        whole = _whole(place, call)
-        return [] if whole is None else _cut(whole, _folders(whole, call))
+        retrier = Retrier(PATIENCE)
+        whole = _whole(place, retrier)
+        return [] if whole is None else _cut(whole, _folders(whole, retrier))
     except (ConfigError, StorageError):
         raise
     except Exception as error:
@@ -133,7 +134,9 @@ class RangeReader:
         keys = self._keys
         matches = None if keys.pattern is None else urls.full_matcher(keys.pattern)
         place, last = len(f"s3://{keys.bucket}/"), keys.after or ""
-        for page in s3.pages(keys.bucket, keys.prefix, _patient(), above=keys.after):
+        for page in s3.pages(
+            keys.bucket, keys.prefix, Retrier(PATIENCE), gate=_gate, above=keys.after
+        ):
             contents = page.get("Contents")
             last = contents[-1]["Key"] if contents else last
             is_end = not page.get("IsTruncated") or (keys.until is not None and last >= keys.until)
@@ -186,18 +189,14 @@ class _Probe:
     """Asks for single keys of a range, `most` times; after that there seem to be none."""
 
     def __init__(self, keys: KeyRange, most: int) -> None:
-        self._keys, self._left, self._call = keys, most, _patient()
+        self._keys, self._left, self._retrier = keys, most, Retrier(PATIENCE)
 
     def behind(self, text: str) -> str | None:
         """The first key after `text`, as far as the range goes."""
         if self._left <= 0:
             return None
         self._left -= 1
-        page = self._call(
-            lambda left: s3.page(
-                self._keys.bucket, self._keys.prefix, timeout_s=left, above=text, limit=1
-            )
-        )
+        page = _page(self._keys, self._retrier, above=text, limit=1)
         found = [item["Key"] for item in page.get("Contents", ())]
         return (
             found[0]
@@ -266,24 +265,31 @@ def _successor(stem: str) -> str:
     return stem[:-1] + chr(_SURROGATES.stop if point in _SURROGATES else point) if stem else ""
 
 
-def _patient() -> s3.Call:
-    retrier = fetch.Retrier(PATIENCE)
-    return lambda ask: retrier.call(ask, gate=_gate)
+def _page(
+    keys: KeyRange, retrier: Retrier, *, above: str | None = None, limit: int = 1000
+) -> dict[str, Any]:
+    for attempt in retrier.attempts(gate=_gate):
+        with attempt as left:
+            page = s3.page(keys.bucket, keys.prefix, timeout_s=left, above=above, limit=limit)
+    return page
 
 
-def _whole(place: str, call: s3.Call) -> KeyRange | None:
+def _head(bucket: str, key: str, retrier: Retrier) -> dict[str, Any] | None:
+    for attempt in retrier.attempts(gate=_gate):
+        with attempt as left:
+            found = s3.found(bucket, key, timeout_s=left)
+    return found
+
+
+def _whole(place: str, retrier: Retrier) -> KeyRange | None:
     """All keys of a source; None where they fit one page."""
     bucket, key = urls.bucket_and_key(place)
     keys = _below(bucket, key)
-    first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if (
-        not first.get("Contents")
-        and urls.has_magic(place)
-        and call(lambda left: s3.found(bucket, key, timeout_s=left)) is None
-    ):
+    first = _page(keys, retrier)
+    if not first.get("Contents") and urls.has_magic(place) and _head(bucket, key, retrier) is None:
         base, pattern = urls.split_at_magic(place)
         keys = replace(_below(*urls.bucket_and_key(base)), pattern=pattern)
-        first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
+        first = _page(keys, retrier)
     return keys if first.get("IsTruncated") else None
 
 
@@ -291,7 +297,7 @@ def _below(bucket: str, key: str) -> KeyRange:
     return KeyRange(bucket, f"{key}/" if key else "")
 
 
-def _folders(keys: KeyRange, call: s3.Call) -> list[str]:
+def _folders(keys: KeyRange, retrier: Retrier) -> list[str]:
     """Folders of a prefix, level by level until there are enough of them, or finding more costs too
     much; sorted.
 
@@ -303,7 +309,7 @@ def _folders(keys: KeyRange, call: s3.Call) -> list[str]:
     while level and len(found) < _ENOUGH_FOLDERS and requests > 0:
         below: list[str] = []
         for folder in level:
-            for page in s3.pages(keys.bucket, folder, call, delimiter="/"):
+            for page in s3.pages(keys.bucket, folder, retrier, gate=_gate, delimiter="/"):
                 requests -= 1
                 below += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
                 if requests <= 0 or not page.get("CommonPrefixes"):

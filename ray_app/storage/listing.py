@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -23,6 +22,7 @@ from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import errors, fetch, http, key_ranges, object_store, urls
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.key_ranges import ObjectInfo
+from ray_app.storage.retry import Retrier
 
 # Called with the uri of a folder: whether anything in the folder may count.
 Enters = Callable[[str], bool]
@@ -322,9 +322,9 @@ def _names_in(folder: str) -> tuple[list[str], OSError | None]:
 
 def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = fetch.Retrier(key_ranges.PATIENCE).call(
-            lambda left: http.head(url, guard, timeout_s=left)
-        )
+        for attempt in Retrier(key_ranges.PATIENCE).attempts():
+            with attempt as left:
+                info = http.head(url, guard, timeout_s=left)
     except Exception as error:
         if errors.is_missing(error):
             return
@@ -333,17 +333,19 @@ def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
 
 
 def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
-    call = fetch.Retrier(key_ranges.PATIENCE).call
+    retrier = Retrier(key_ranges.PATIENCE)
     try:
-        fs, path = call(lambda _: object_store.reading_place(place))
-        info = call(lambda _: fs.info(path))
+        for attempt in retrier.attempts():
+            with attempt:
+                fs, path = object_store.reading_place(place)
+                info = fs.info(path)
     except FileNotFoundError:
         return
     if info["type"] == "file":
         yield _object_info(place, info)
         return
     skipped = len(path.rstrip("/"))
-    waiting = [iter(call(partial(_entries_in, fs, path)))]
+    waiting = [iter(_entries_in(fs, path, retrier))]
     while waiting:
         for entry in waiting[-1]:
             uri = place + entry["name"][skipped:]
@@ -351,7 +353,7 @@ def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
                 yield _object_info(uri, entry)
             elif enters(uri.rstrip("/")):
                 try:
-                    waiting.append(iter(call(partial(_entries_in, fs, entry["name"]))))
+                    waiting.append(iter(_entries_in(fs, entry["name"], retrier)))
                 except Exception as error:
                     reason = errors.closed_folder(error)
                     if reason.status not in (Status.SOURCE_DENIED, Status.SOURCE_MISSING):
@@ -365,12 +367,11 @@ def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
             waiting.pop()
 
 
-def _entries_in(fs: Any, folder: str, _: float) -> list[Mapping[str, Any]]:
-    entries = [
-        entry
-        for entry in fs.ls(folder, detail=True)
-        if entry["name"].rstrip("/") != folder.rstrip("/")
-    ]
+def _entries_in(fs: Any, folder: str, retrier: Retrier) -> list[Mapping[str, Any]]:
+    for attempt in retrier.attempts():
+        with attempt:
+            found = fs.ls(folder, detail=True)
+    entries = [entry for entry in found if entry["name"].rstrip("/") != folder.rstrip("/")]
     return sorted(
         entries,
         key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""),

@@ -24,9 +24,7 @@ from pydantic import Field
 from ray_app.config import Frozen
 from ray_app.errors import ConfigError
 from ray_app.storage import errors, ranged
-
-# `storage.fetch.Retrier.call`: asks with the seconds left, and again
-Call = Callable[[Callable[[float], Any]], Any]
+from ray_app.storage.retry import Gate, Retrier
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -404,24 +402,24 @@ def page(
 
 
 def pages(
-    bucket: str, prefix: str, call: Call, delimiter: str = "", above: str | None = None
+    bucket: str,
+    prefix: str,
+    retrier: Retrier,
+    *,
+    gate: Gate | None = None,
+    delimiter: str = "",
+    above: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """All pages; each goes through `call` (a retrier) on its own, so that a late failure does not
-    list anew.
+    """Yield all pages of a listing. Each page has attempts of its own, so that a late failure does
+    not start the listing again.
     """
     after: str | None = None
     while True:
-        token = after
-        answer = call(
-            lambda left: page(
-                bucket,
-                prefix,
-                timeout_s=left,
-                delimiter=delimiter,
-                after=token,  # noqa: B023 - called at once
-                above=above,
-            )
-        )
+        for attempt in retrier.attempts(gate=gate):
+            with attempt as left:
+                answer = page(
+                    bucket, prefix, timeout_s=left, delimiter=delimiter, after=after, above=above
+                )
         yield answer
         if not answer.get("IsTruncated"):
             return

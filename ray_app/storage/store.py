@@ -11,22 +11,20 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 
 from ray_app.storage import errors, fetch, object_store, ranged, s3, urls
 from ray_app.storage.http import Guard
-
-T = TypeVar("T")
+from ray_app.storage.retry import Attempt, Retrier, RetryPolicy
 
 # A run directory is read a few times a minute; a wrong endpoint must be reported within seconds,
 # not minutes.
-_PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
+_PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _TRANSFER_S = 3600.0
 _REQUESTS = 16  # files that are removed at once
 PART_BYTES, _PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
@@ -68,10 +66,11 @@ class Store:
     Picklable: the copy opens the same URL with the environment of the process it lands in.
     """
 
-    def __init__(self, url: str, retrier: fetch.Retrier | None = None) -> None:
+    def __init__(self, url: str, retrier: Retrier | None = None) -> None:
         self._root = urls.canonical(url)
+        self._guard = Guard.of([self._root])
         self._backend = _files_of(self._root)
-        self._retrier = retrier or fetch.Retrier(_PATIENCE)
+        self._retrier = retrier or Retrier(_PATIENCE)
         self._one_by_one = False  # whether this place was seen to refuse requests that remove many
         self.url = urls.strip_secrets(self._root)
 
@@ -93,39 +92,38 @@ class Store:
         return f"Store({self.url!r})"
 
     def read(self, path: str) -> bytes:
-        """The bytes at `path`. Raises FileNotFoundError when there is nothing."""
-        found = self._ask("read", path, self._backend.read)
-        if found is None:
-            raise FileNotFoundError(f"{self.url}/{path}")
-        return found
+        """Return the bytes at `path`. Raises FileNotFoundError if no file is there."""
+        place = self._full(path)
+        for attempt in self._attempts("read", place, is_optional=True):
+            with attempt as left:
+                return self._backend.read(place, left)
+        raise FileNotFoundError(f"{self.url}/{path}")
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises
-        StorageError also when there is nothing.
+        """Return the bytes at `path` from `start` to `end`, fewer only if the file ends there.
+
+        Raises:
+            StorageError: No file is there, or the store fails.
         """
-
-        def request(place: str, left: float) -> bytes:
-            return fetch.read_range(place, Guard.of([self._root]), "", start, end - start, left)
-
-        found = self._ask("read", path, request, needed=True)
-        assert found is not None, "raised where nothing was there"
-        return found
+        place = self._full(path)
+        for attempt in self._attempts("read", place):
+            with attempt as left:
+                data = fetch.read_range(place, self._guard, "", start, end - start, left)
+        return data
 
     def open_file(self, path: str) -> io.BufferedReader | ranged.RangedFile:
-        """Open the file at `path` for a reader that seeks (pyarrow). Each range of it is requested
-        with the store's patience.
+        """Open the file at `path` for a reader that seeks (pyarrow). Each range of the file is
+        requested with the store's patience. For one thread.
 
-        It and its reads raise StorageError, also when there is nothing. For one thread.
+        Raises:
+            StorageError: No file is there, or the store fails; also raised by reads of the file.
         """
-        if self.local_path(path):
-            found = self._ask("read", path, lambda place, left: open(place, "rb"), needed=True)  # noqa: SIM115 - the caller closes it
-            assert found is not None, "raised where nothing was there"
-            return found
-        guard = Guard.of([self._root])
-        size = self._ask(
-            "read", path, lambda place, left: fetch.size(place, guard, "", left), needed=True
-        )
-        assert size is not None, "raised where nothing was there"
+        place = self._full(path)
+        for attempt in self._attempts("read", place):
+            with attempt as left:
+                if self.local_path(path):
+                    return open(place, "rb")
+                size = fetch.size(place, self._guard, "", left)
         return ranged.RangedFile(
             lambda start, length: self.read_range(path, start, start + length),
             size,
@@ -133,34 +131,45 @@ class Store:
         )
 
     def copy_to(self, path: str, target: Path) -> None:
-        """Copy the file at `path` to one of this machine; it may be larger than memory and may take
-        an hour.
+        """Copy the file at `path` to a file of this machine. The file may be larger than memory and
+        the copy may take an hour.
 
-        Raises StorageError, also when there is nothing.
+        Raises:
+            StorageError: No file is there, or the store fails.
         """
-        self._transfer("read", path, lambda place, left: self._backend.copy_to(place, target, left))
+        place = self._full(path)
+        for attempt in self._attempts("read", place, deadline_s=_TRANSFER_S):
+            with attempt as left:
+                self._backend.copy_to(place, target, left)
 
     def write(self, path: str, data: bytes) -> None:
-        """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a
-        part.
+        """Write `data` to `path` and replace what is there. A reader sees the old or the new file,
+        never a part.
         """
-        self._ask("write", path, self._backend.write, data, needed=True)
+        place = self._full(path)
+        for attempt in self._attempts("write", place):
+            with attempt as left:
+                self._backend.write(place, data, left)
 
     def write_file(self, path: str, source: Path) -> None:
-        """The same with the content of a file of this machine, which may be larger than memory and
-        may take an hour.
+        """Write the content of a file of this machine to `path`. The file may be larger than memory
+        and the copy may take an hour.
         """
-        self._transfer(
-            "write", path, lambda place, left: self._backend.write_file(place, source, left)
-        )
+        place = self._full(path)
+        for attempt in self._attempts("write", place, deadline_s=_TRANSFER_S):
+            with attempt as left:
+                self._backend.write_file(place, source, left)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put `data` at `path` only if nothing is there, False if something is. Of many that try at
-        once, one succeeds.
+        """Write `data` to `path` only if nothing is there. Of several writers, one gets True.
 
-        `data` should differ from writer to writer: an answer that got lost is recognised by it.
+        `data` should differ from writer to writer: a store recognises it if an answer was lost.
         """
-        return bool(self._ask("write", path, self._backend.create, data, needed=True))
+        place = self._full(path)
+        for attempt in self._attempts("write", place):
+            with attempt as left:
+                is_new = self._backend.create(place, data, left)
+        return is_new
 
     @property
     def is_exclusive(self) -> bool:
@@ -170,8 +179,12 @@ class Store:
         return urls.scheme_of(self._root) in _EXCLUSIVE
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file at `path`."""
-        return bool(self._ask("read", path, self._backend.exists))
+        """Return whether there is a file at `path`."""
+        place = self._full(path)
+        for attempt in self._attempts("read", place, is_optional=True):
+            with attempt as left:
+                return self._backend.exists(place, left)
+        return False
 
     def names(self, folder: str) -> list[str]:
         """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
@@ -198,8 +211,11 @@ class Store:
         return sorted(entry.name for entry in self._entries(folder) if entry.size is None)
 
     def delete(self, path: str) -> None:
-        """Remove the file at `path`; nothing happens when there is none."""
-        self._ask("write", path, self._backend.delete)
+        """Remove the file at `path`; nothing happens if there is none."""
+        place = self._full(path)
+        for attempt in self._attempts("write", place, is_optional=True):
+            with attempt as left:
+                self._backend.delete(place, left)
 
     def delete_all(self, paths: Iterable[str]) -> None:
         """Remove files, many with one request where the place can; nothing happens for those that
@@ -221,11 +237,11 @@ class Store:
         request.
         """
         for start in range(0, len(paths), self._backend.at_once):
-            places = [
-                join(self._root, path) for path in paths[start : start + self._backend.at_once]
-            ]
+            places = [self._full(path) for path in paths[start : start + self._backend.at_once]]
             try:
-                self._retrier.call(partial(self._backend.delete_some, places))
+                for attempt in self._retrier.attempts():
+                    with attempt as left:
+                        self._backend.delete_some(places, left)
             except Exception as error:
                 if not errors.refuses_batches(error):
                     raise errors.unreachable(error, places[0], "write") from error
@@ -247,11 +263,11 @@ class Store:
 
     def drop_folder(self, folder: str) -> None:
         """Remove a folder that is empty; nothing happens where there is none, or anything is in it."""
-        self._backend.drop_folder(join(self._root, folder))
+        self._backend.drop_folder(self._full(folder))
 
     def local_path(self, path: str) -> Path | None:
         """Return where `path` is on this machine; None if the store is elsewhere."""
-        place = join(self._root, path)
+        place = self._full(path)
         return Path(place) if urls.scheme_of(place) == "file" else None
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -260,31 +276,40 @@ class Store:
 
         Its client repeats requests; those of the other methods are repeated here.
         """
-        return object_store.retrying_fsspec_for(join(self._root, path))
+        return object_store.retrying_fsspec_for(self._full(path))
 
     def _entries(self, folder: str) -> list[Entry]:
-        return self._ask("list", folder, self._backend.entries) or []
+        place = self._full(folder)
+        for attempt in self._attempts("list", place, is_optional=True):
+            with attempt as left:
+                return self._backend.entries(place, left)
+        return []
 
-    def _transfer(self, doing: str, path: str, request: Callable[[str, float], None]) -> None:
-        """Move a file of any size, with an hour for all attempts together."""
-        place = join(self._root, path)
-        retrier = fetch.Retrier(self._retrier.policy.model_copy(update={"deadline_s": _TRANSFER_S}))
-        try:
-            retrier.call(partial(request, place))
-        except Exception as error:
-            raise errors.unreachable(error, place, doing) from error
+    def _full(self, path: str) -> str:
+        return join(self._root, path)
 
-    def _ask(
-        self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False
-    ) -> T | None:
-        """The answer, or None when there is nothing at `path`, unless it is `needed`."""
-        place = join(self._root, path)
+    def _attempts(
+        self, doing: str, place: str, *, is_optional: bool = False, deadline_s: float | None = None
+    ) -> Iterator[Attempt]:
+        """Yield attempts at a request until one succeeds.
+
+        Args:
+            doing: What the request does, for the error.
+            place: The full path, for the error.
+            is_optional: If nothing is at `place`, the attempts end, and no error is raised.
+            deadline_s: For all attempts together, if not as in the policy.
+
+        Raises:
+            StorageError: The last attempt failed.
+        """
+        retrier = self._retrier
+        if deadline_s is not None:
+            retrier = Retrier(retrier.policy.model_copy(update={"deadline_s": deadline_s}))
         try:
-            return self._retrier.call(partial(request, place, *given))
+            yield from retrier.attempts()
         except Exception as error:
-            if errors.is_missing(error) and not needed:
-                return None
-            raise errors.unreachable(error, place, doing) from error
+            if not (is_optional and errors.is_missing(error)):
+                raise errors.unreachable(error, place, doing) from error
 
 
 class Files:
@@ -482,7 +507,15 @@ class _S3Objects(Files):
         bucket, key = urls.bucket_and_key(folder)
         prefix = f"{key}/" if key else ""
         found: list[Entry] = []
-        for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
+        answer: dict[str, Any] = {"IsTruncated": True}
+        while answer.get("IsTruncated"):
+            answer = s3.page(
+                bucket,
+                prefix,
+                timeout_s=left,
+                delimiter="/",
+                after=answer.get("NextContinuationToken"),
+            )
             found += [
                 Entry(item["Prefix"][len(prefix) : -1], None)
                 for item in answer.get("CommonPrefixes", ())

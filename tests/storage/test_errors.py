@@ -13,7 +13,6 @@ from google.auth.exceptions import RefreshError
 from requests.exceptions import ProxyError
 
 from ray_app.errors import SourceError, Status
-from ray_app.storage import Gate
 from ray_app.storage.errors import is_transient, too_large, translate
 
 
@@ -80,15 +79,3 @@ def test_they_cross_processes():
     error = pickle.loads(pickle.dumps(translate(s3_error("SlowDown", 503), "s3://b/a")))
     assert isinstance(error, SourceError)
     assert error.status is Status.SOURCE_THROTTLED
-
-
-def test_a_gate_halves_recovers_and_never_closes():
-    gate = Gate(8)
-    for expected in (4, 2, 1, 1):
-        with pytest.raises(ClientError), gate:
-            raise s3_error("SlowDown", 503)
-        assert int(gate._open) == expected
-    for _ in range(100):
-        with gate:
-            pass
-    assert int(gate._open) == 8

@@ -186,7 +186,8 @@ def _base64_sha256(certificate: str) -> str:
 
 
 def _fetched(address: str, offline: bool) -> bytes:
-    from ray_app.storage.fetch import Fetcher, RetryPolicy
+    from ray_app.storage.fetch import Fetcher
+    from ray_app.storage.retry import RetryPolicy
     from ray_app.storage.urls import canonical, local_uri, scheme_of
 
     is_local = scheme_of(address) == "file"
