@@ -196,7 +196,7 @@ def _unchanged(
 
 class ScoringRun:
     """A session on a run directory that is this command's. `spec` is what everything is scored
-    with; it is settings once, by the caller.
+    with; the caller resolves it once.
     """
 
     def __init__(
