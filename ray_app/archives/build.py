@@ -119,8 +119,8 @@ def write_retry(
         manifest=number,
         listing_s=0.0,
         earlier=last.known,
-        retried=tuple(statuses),
-        retries=(*last.retries, number),
+        retried=list(statuses),
+        retries=[*last.retries, number],
     )
     vanished = manifest.read_vanished(store, last.manifest)
     return write_selected(store, rows, plan, input_type_of(store), base=base, vanished=vanished)
@@ -325,7 +325,7 @@ class _Listing:
             listing_s=round(self.clock() - self._began, 3),
             goes_on=goes_on,
             earlier=known,
-            retries=last.retries if last else (),
+            retries=last.retries if last else [],
             **noted | ({"digest": ""} if goes_on else {}),
         )
         store.clear(self._scratch)

@@ -13,7 +13,7 @@ written last: without it the folder does not count
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -96,8 +96,8 @@ class ManifestInfo:
     allow_private: bool = False
     earlier: int = 0
     goes_on: bool = False
-    retried: Sequence[str] = ()
-    retries: Sequence[int] = ()
+    retried: Sequence[str] = field(default_factory=list)
+    retries: Sequence[int] = field(default_factory=list)
     format: int = _FORMAT
 
     @property
@@ -406,12 +406,12 @@ def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa
     """
     joined: dict[str, pa.DataType] = {}
     for one in types:
-        for field in one or ():
-            before = joined.get(field.name, field.type)
-            joined[field.name] = (
+        for column in one or ():
+            before = joined.get(column.name, column.type)
+            joined[column.name] = (
                 before
-                if before == field.type
-                else _wider(field.name, before, field.type, as_text=as_text)
+                if before == column.type
+                else _wider(column.name, before, column.type, as_text=as_text)
             )
     return pa.struct(list(joined.items())) if joined else None
 

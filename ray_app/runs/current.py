@@ -21,10 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
-from ray_app.ensembles import Thresholds
 from ray_app.errors import ClusterError, ConfigError, Reason
 from ray_app.runs import directory, score_files
-from ray_app.runs.rows import as_array, with_findings
 from ray_app.runs.schema import DETAIL, FINDING, GROUNDS, UNLIKE
 
 _MARKED = ["verdict", "verdict_reason", DETAIL, FINDING, GROUNDS]
@@ -42,7 +40,8 @@ class CurrentRows:
         vanished: Sorted ids of files that the listing `last` no longer found.
         retried: By number of a retry manifest, the sorted ids that it scored again.
         unlike: Why every verdict abstains; None if verdicts stand.
-        thresholds: The thresholds of the run's ensemble, which describe an abstention.
+        thresholds: The thresholds of the run's ensemble, as `run.json` has them, which describe an
+            abstention.
     """
 
     run: directory.RunDirectory
@@ -50,7 +49,7 @@ class CurrentRows:
     vanished: archives.Ids
     retried: Mapping[int, archives.Ids] = field(default_factory=dict)
     unlike: str | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: directory.RunDirectory) -> "CurrentRows":
@@ -96,7 +95,7 @@ class CurrentRows:
             archives.read_vanished(run.store, last),
             retried,
             _unlike(run, described),
-            Thresholds(**ensemble.get("thresholds", {})),
+            ensemble.get("thresholds", {}),
         )
 
     def files(self) -> list[str]:
@@ -201,14 +200,18 @@ def _unlike(run: directory.RunDirectory, described: Mapping[str, Any]) -> str | 
     return unlike
 
 
-def mark_unlike(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table:
+def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> pa.Table:
     """Return rows with `abstain` in place of `real` and `fake`, and with the reason.
 
     Args:
         rows: Result rows with the columns that `CurrentRows` reads for it.
         unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.
-        thresholds: The thresholds of the ensemble.
+        thresholds: The thresholds of the ensemble, as `run.json` has them.
     """
+    # Most readers need no mark, and start without what makes rows.
+    from ray_app.ensembles import Thresholds
+    from ray_app.runs.rows import as_array, with_findings
+
     verdicts, reasons = rows["verdict"].cast(pa.string()), rows["verdict_reason"]
     is_decided = pc.fill_null(pc.is_in(verdicts, pa.array(["real", "fake"])), False)
     changed = {
@@ -220,7 +223,7 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Thresholds) -> pa.Table
         index = rows.schema.get_field_index(name)
         column = as_array(values.combine_chunks().to_pylist(), rows.schema.field(index), len(rows))
         rows = rows.set_column(index, rows.schema.field(index), column)
-    return with_findings(rows, thresholds)
+    return with_findings(rows, Thresholds(**thresholds))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import fsspec
 import pytest
 
 from ray_app.errors import IdentityError, SourceError, Status, StorageError
-from ray_app.runs import RunDirectory, check_conservation, current_rows
+from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.storage import Fetcher, Lease, RetryPolicy, Store
 from tests.images.factory import photo
-from tests.runs.small_run import NAME, relist, score_blocks, write_files
+from tests.runs.small_run import NAME, finish, relist, score_blocks, write_files
 from tests.scoring.conftest import score_here
 from tests.storage import clouds
 from tests.storage.faulty_server import FaultyServer
@@ -72,9 +72,9 @@ def check_run(url, folder):
         write_files(folder, some)
         assert relist(run, folder) is not None
         score_blocks(run, number)
-        run.publish(number)
+        finish(run)
     again = RunDirectory.open(url)
-    assert check_conservation(again) == 20
+    assert verify_run(again).current == 20
     rows = {row["uri"].rpartition("/")[2]: row["status"] for row in current_rows(again)}
     assert rows == dict.fromkeys(names, "ok")
     assert (again.parts(0), again.parts(1)) == ([], [])
