@@ -8,7 +8,8 @@ from typing import Any
 
 from ray_app.archives.members import ListedMember, RefusedMember, VersionlessFile
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import canonical, errors, fetch, local_path, strip_secrets, urls
+from ray_app.storage import canonical, errors, local_path, strip_secrets, urls
+from ray_app.storage.local import local_version
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
@@ -141,4 +142,4 @@ def _local_facts(place: str) -> tuple[int, str, bool]:
         return -1, "", not errors.is_missing(error)
     except ValueError:
         return -1, "", False
-    return found.st_size, fetch.local_version(found), False
+    return found.st_size, local_version(found), False

@@ -324,7 +324,7 @@ def _below(folder: str, closed: dict[str, SourceError]) -> Iterator[str]:
     added to `closed`.
     """
     from ray_app.storage.errors import closed_folder
-    from ray_app.storage.listing import walk_folder
+    from ray_app.storage.local import walk_folder
 
     try:
         for path, error in walk_folder(folder):

@@ -274,7 +274,7 @@ def _below(folder: str) -> "Iterator[Source]":
     listed. Raises StorageError.
     """
     from ray_app.storage.errors import closed_folder, unreachable
-    from ray_app.storage.listing import walk_folder
+    from ray_app.storage.local import walk_folder
 
     try:
         for path, error in walk_folder(folder):

@@ -11,22 +11,19 @@ if TYPE_CHECKING:
     from ray_app.storage.http import Guard
     from ray_app.storage.key_ranges import (
         KeyRange,
-        ObjectInfo,
         RangeReader,
         list_divisions,
         split_range,
     )
     from ray_app.storage.lease import UNGUARDED, Lease
     from ray_app.storage.listing import (
-        ClosedFile,
-        ClosedFolder,
-        NotedFolders,
         base_of,
         is_pattern,
         list_objects,
-        noting_linked_folders,
         split_source,
     )
+    from ray_app.storage.local import NotedFolders, noting_linked_folders
+    from ray_app.storage.place import ClosedFile, ClosedFolder, ObjectInfo
     from ray_app.storage.retry import Gate, Retrier, RetryPolicy
     from ray_app.storage.s3 import S3Config, with_s3_settings
     from ray_app.storage.store import Store

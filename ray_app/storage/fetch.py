@@ -1,33 +1,23 @@
 """Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with
 retries and adaptive concurrency.
-
-`read`, `read_range` and `size` are single requests of one version ("" = whichever), without
-retries: they raise what the libraries raise. `guard`: which web servers may be requested, for
-places that are no local ones; `left`: the seconds that a request may take.
 """
 
-import os
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
-from ray_app.storage import errors, http, object_store, ranged, s3
-from ray_app.storage.http import WEB, Guard
+from ray_app.storage import errors, ranged
+from ray_app.storage.http import Guard
+from ray_app.storage.local import Local
+from ray_app.storage.place import Place
+from ray_app.storage.places import place_for
 from ray_app.storage.retry import Attempt, CancelledError, Gate, Retrier, RetryPolicy
-from ray_app.storage.urls import (
-    bucket_and_key,
-    canonical,
-    local_path,
-    scheme_of,
-    strip_secrets,
-    version_of,
-)
+from ray_app.storage.urls import canonical, strip_secrets
 
 T = TypeVar("T")
 
@@ -35,11 +25,7 @@ T = TypeVar("T")
 # thread keep it busy.
 _AHEAD_PER_THREAD = 16
 
-_NO_SERVERS = Guard()
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
-# Large enough that a fast network is busy with one request after the other, small enough to be held
-# by every reader.
-WINDOW_BYTES = 4 * 2**20
 
 
 def read_ahead(
@@ -167,9 +153,10 @@ class Fetcher:
         Raises: SourceError (missing, denied, throttled, timeout, changed), InputError
         (image_too_large, before the body is read).
         """
-        for attempt, url, guard in self._attempts(uri, cancelled):
-            with attempt as left:
-                data = read(url, guard, version, max_bytes, left)
+        place, url = self._find(uri)
+        for attempt in self._attempts(place, url, cancelled):
+            with attempt as timeout_s:
+                data = place.read(url, version=version, max_bytes=max_bytes, timeout_s=timeout_s)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -187,7 +174,8 @@ class Fetcher:
         first = next(arriving, None)
         if first is not None:
             jobs = map(partial(self._job, max_bytes), chain([first], arriving))
-            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(first.uri))
+            threads = self._count_threads(first.uri)
+            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads)
 
     def fetch_range(
         self,
@@ -204,9 +192,10 @@ class Fetcher:
         """
         if not length:
             return b""
-        for attempt, url, guard in self._attempts(uri, cancelled):
-            with attempt as left:
-                data = read_range(url, guard, version, start, length, left)
+        place, url = self._find(uri)
+        for attempt in self._attempts(place, url, cancelled):
+            with attempt as timeout_s:
+                data = place.read(url, start, length, version=version, timeout_s=timeout_s)
         with self._counting:
             self.bytes_read += len(data)
         return data
@@ -221,17 +210,18 @@ class Fetcher:
             (length, partial(self.fetch_range, uri, version, start, length))
             for start, length in ranges
         )
-        return read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri))
+        return read_ahead(jobs, depth_bytes=depth_bytes, threads=self._count_threads(uri))
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        for attempt, url, guard in self._attempts(uri):
-            with attempt as left:
-                size_bytes = size(url, guard, version, left)
+        place, url = self._find(uri)
+        for attempt in self._attempts(place, url):
+            with attempt as timeout_s:
+                size_bytes = place.size(url, version=version, timeout_s=timeout_s)
         return size_bytes
 
     def open(
-        self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES
+        self, uri: str, version: str, size_bytes: int = -1, *, window: int = ranged.WINDOW_BYTES
     ) -> ranged.RangedFile:
         """The object as a seekable file that holds one window of it at a time; any read raises what
         `fetch_range` does.
@@ -253,21 +243,25 @@ class Fetcher:
             self.fetch, member.uri, member.version, max_bytes
         )
 
+    def _count_threads(self, uri: str) -> int:
+        return _LOCAL_THREADS if isinstance(self._find(uri)[0], Local) else _REMOTE_THREADS
+
+    def _find(self, uri: str) -> tuple[Place, str]:
+        """Return the place of a member, and the URL by which the place is asked for it."""
+        url = self._signed.get(uri, uri)
+        return place_for(url, self.guard, pins_commits=True), url
+
     def _attempts(
-        self, uri: str, cancelled: threading.Event | None = None
-    ) -> Iterator[tuple[Attempt, str, Guard]]:
-        """Yield attempts at a request for one member, each with its URL and the servers that may be
-        requested.
+        self, place: Place, url: str, cancelled: threading.Event | None = None
+    ) -> Iterator[Attempt]:
+        """Yield attempts at a request for one member until one succeeds.
 
         Raises:
             InputError: The reason of the last attempt, or that the request was cancelled.
         """
-        url = self._signed.get(uri, uri)
-        is_local = "://" not in url or scheme_of(url) == "file"
-        guard = _NO_SERVERS if is_local else self.guard
+        gate = None if isinstance(place, Local) else self._gate
         try:
-            for attempt in self._retrier.attempts(cancelled, None if is_local else self._gate):
-                yield attempt, url, guard
+            yield from self._retrier.attempts(cancelled, gate)
         except CancelledError:
             raise SourceError(
                 Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed"
@@ -288,121 +282,5 @@ class Fetcher:
             raise errors.translate(error, url) from error
 
 
-def _threads(uri: str) -> int:
-    return _LOCAL_THREADS if "://" not in uri or scheme_of(uri) == "file" else _REMOTE_THREADS
-
-
 def _refuse(reason: InputError, cancelled: threading.Event) -> bytes:
     raise reason
-
-
-def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
-    """The whole object. Raises InputError when it is over `max_bytes`."""
-    if "://" not in place:  # a plain path, as most are
-        return _read_local(place, version, 0, max_bytes, max_bytes)
-    scheme = scheme_of(place)
-    if scheme == "file":
-        return _read_local(local_path(place), version, 0, max_bytes, max_bytes)
-    if scheme == "s3":
-        bucket, key = bucket_and_key(place)
-        return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
-    if scheme in WEB:
-        return http.get(place, guard, version=version, max_bytes=max_bytes, timeout_s=left)
-    return _read_other(place, version, None, 0, max_bytes)
-
-
-def read_range(
-    place: str, guard: Guard, version: str, start: int, length: int, left: float
-) -> bytes:
-    """The `length` bytes from `start`, fewer only where the object ends."""
-    scheme = scheme_of(place)
-    if scheme == "file":
-        return _read_local(local_path(place), version, start, length)
-    if scheme == "s3":
-        bucket, key = bucket_and_key(place)
-        return s3.get_range(bucket, key, start, length, timeout_s=left, etag=version)
-    if scheme in WEB:
-        return http.get_range(place, guard, start, length, version=version, timeout_s=left)
-    return _read_other(place, version, start, length)
-
-
-def size(place: str, guard: Guard, version: str, left: float) -> int:
-    """How many bytes the object has. Raises SourceError where the store does not say."""
-    scheme = scheme_of(place)
-    if scheme == "file":
-        found = os.stat(local_path(place))
-        errors.require_version(version, local_version(found))
-        if not stat.S_ISREG(found.st_mode):
-            raise errors.ObjectChangedError("it is no longer a file")
-        return found.st_size
-    if scheme == "s3":
-        bucket, key = bucket_and_key(place)
-        answer = s3.head(bucket, key, timeout_s=left)
-        info = {"size": answer["ContentLength"], "ETag": answer["ETag"]}
-    elif scheme in WEB:
-        info = http.head(place, guard, timeout_s=left)
-    else:
-        fs, path = object_store.reading_place(place)
-        info = fs.info(path)
-    errors.require_version(version, version_of(info))
-    if info.get("size") is None:
-        raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
-    return int(info["size"])
-
-
-def local_version(found: os.stat_result) -> str:
-    """The version of a local file: size and mtime in ns."""
-    return f"{found.st_size}-{found.st_mtime_ns}"
-
-
-def _read_local(
-    path: str, version: str, start: int, length: int, max_bytes: int | None = None
-) -> bytes:
-    """Bytes of a regular file that is of `version`, and is the same when they are there."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        before = os.fstat(descriptor)
-        errors.require_version(version, local_version(before))
-        if not stat.S_ISREG(before.st_mode):
-            raise errors.ObjectChangedError("it is no longer a file")
-        if max_bytes is not None and before.st_size > max_bytes:
-            raise errors.too_large(before.st_size, max_bytes)
-        wanted = max(0, min(length, before.st_size - start))
-        data = os.pread(descriptor, wanted, start)
-        while len(data) < wanted and (
-            more := os.pread(descriptor, wanted - len(data), start + len(data))
-        ):
-            data += more
-        after = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (
-        before.st_size,
-        before.st_mtime_ns,
-    ):
-        raise errors.ObjectChangedError("it changed while it was read")
-    return data
-
-
-def _read_other(
-    place: str, version: str, start: int | None, length: int, max_bytes: int | None = None
-) -> bytes:
-    """Through fsspec: the `length` bytes from `start`, fewer where the object ends; all of it where
-    `start` is None.
-    """
-    fs, path = object_store.reading_place(place)
-    info: dict[str, Any] = fs.info(path)
-    errors.require_version(version, version_of(info))
-    known = info.get("size")
-    if max_bytes is not None and known is not None and known > max_bytes:
-        raise errors.too_large(known, max_bytes)
-    if start is None:
-        data: bytes = fs.cat_file(path)
-        errors.require_length(len(data), known)
-        return data
-    wanted = length if known is None else max(0, min(length, int(known) - start))
-    # The hub's files would read megabytes ahead of each range.
-    options = {"cache_type": "none"} if scheme_of(place) == "hf" else {}
-    data = fs.cat_file(path, start=start, end=start + wanted, **options) if wanted else b""
-    errors.require_length(len(data), None if known is None else wanted)
-    return data

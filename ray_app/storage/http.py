@@ -72,7 +72,7 @@ def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
     return _ask(request, timeout_s)
 
 
-def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: float) -> bytes:
+def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_s: float) -> bytes:
     """The whole file if it is still of `version`. Raises InputError as soon as more than
     `max_bytes` have come.
     """
@@ -85,7 +85,7 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: floa
             data = bytearray()
             async for piece in answer.content.iter_any():
                 data += piece
-                if len(data) > max_bytes:
+                if max_bytes is not None and len(data) > max_bytes:
                     raise errors.too_large(facts["size"] or len(data), max_bytes)
             errors.require_length(len(data), facts["size"])
             return bytes(data)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, s3, urls
+from ray_app.storage.place import ObjectInfo
 from ray_app.storage.retry import Gate, Retrier, RetryPolicy
 
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
@@ -25,19 +26,8 @@ PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
 _LETTERS = 64  # that are distinguished at one position of the keys, unless more pieces are wanted
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
-# Pages that one process requests at once; fewer after a throttle, then slowly more again.
+# Several threads of a process list ranges side by side: fewer after a throttle, then slowly more.
 _gate = Gate(64)
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in
-    ns, else "".
-    """
-
-    uri: str
-    size_bytes: int
-    version: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""List sources: `list_objects` streams names, sizes, and versions in the order of uris;
-`walk_folder` streams the paths in a local folder.
+"""List sources: `list_objects` streams names, sizes, and versions in the order of uris.
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https
 URL. Pattern letters only count if nothing has that literal name. Symbolic links to files are
@@ -8,70 +7,15 @@ cannot be listed is reported (`ClosedFolder`), and everything else is listed.
 """
 
 import difflib
-import errno
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
-from ray_app.errors import ConfigError, SourceError, Status, StorageError
-from ray_app.storage import errors, fetch, http, key_ranges, object_store, urls
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import errors, urls
 from ray_app.storage.http import WEB, Guard
-from ray_app.storage.key_ranges import ObjectInfo
-from ray_app.storage.retry import Retrier
-
-# Called with the uri of a folder: whether anything in the folder may count.
-Enters = Callable[[str], bool]
-
-# of this process or machine, not of one folder
-_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedFolder(ObjectInfo):
-    """A folder whose files could not be listed, or not all of them, and why."""
-
-    error: SourceError
-
-
-class ClosedFile(ObjectInfo):
-    """A file whose size and version could not be read, although its name is in its folder."""
-
-    __slots__ = ()
-
-
-@dataclass
-class NotedFolders:
-    """The number of folders of one kind in a listing, such as links to folders, and the path of the
-    first.
-    """
-
-    count: int = 0
-    example: str = ""
-
-    def add(self, other: "NotedFolders") -> None:
-        """Count the folders of another listing too."""
-        self.count, self.example = self.count + other.count, self.example or other.example
-
-
-_passed_by: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=None)
-
-
-@contextmanager
-def noting_linked_folders() -> Iterator[NotedFolders]:
-    """Counts, in this thread and inside the block, what listings do not follow: it is no member,
-    and yet should be reported.
-    """
-    noted = NotedFolders()
-    token = _passed_by.set(noted)
-    try:
-        yield noted
-    finally:
-        _passed_by.reset(token)
+from ray_app.storage.place import ClosedFolder, Enters, ObjectInfo
+from ray_app.storage.places import place_for
 
 
 def list_objects(
@@ -106,7 +50,7 @@ def list_objects(
     try:
         base, pattern = split_source(place)
         found = (
-            _list(place, guard, enters_noted)
+            _walk(place, guard, enters_noted)
             if pattern is None
             else _matching(base, pattern, guard, enters_noted)
         )
@@ -150,20 +94,15 @@ def _is_there(place: str) -> bool:
     if urls.scheme_of(place) == "file":
         return os.path.lexists(place)
     try:
-        return next(_list(place, Guard.of([place]), lambda _: True), None) is not None
+        return next(_walk(place, Guard.of([place]), lambda _: True), None) is not None
     except (ConfigError, StorageError):
         raise
     except Exception as error:
         raise errors.unreachable(error, place, "list") from error
 
 
-def _list(place: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
-    scheme = urls.scheme_of(place)
-    if scheme == "file":
-        return _list_local(place, enters)
-    if scheme == "s3":
-        return key_ranges.list_prefix(place)
-    return _list_web(place, guard) if scheme in WEB else _list_other(place, enters)
+def _walk(place: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
+    return place_for(place, guard, pins_commits=True).walk(place, enters)
 
 
 def _matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
@@ -173,7 +112,7 @@ def _matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator
     def enters_matching(folder: str) -> bool:
         return may_match_below(urls.local_path(folder)[skipped:]) and enters(folder)
 
-    for info in _list(base or "/", guard, enters_matching):
+    for info in _walk(base or "/", guard, enters_matching):
         if isinstance(info, ClosedFolder) or matches(urls.local_path(info.uri)[skipped:]):
             yield info
 
@@ -227,157 +166,3 @@ def _nothing_at(place: str) -> ConfigError:
         "hf": "check the spelling and the revision; private and gated repositories need HF_TOKEN, or `hf auth login`",
     }.get(scheme, "check the spelling")
     return ConfigError(f"{shown}: no such file or folder, or it has no files in it", hint=hint)
-
-
-def _list_local(path: str, enters: Enters) -> Iterator[ObjectInfo]:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(found.st_mode):
-        yield from _list_folder(path, enters)
-    elif stat.S_ISREG(found.st_mode):
-        yield ObjectInfo(urls.local_uri(path), found.st_size, fetch.local_version(found))
-
-
-def _list_folder(folder: str, enters: Enters) -> Iterator[ObjectInfo]:
-    for path, error in walk_folder(folder, enters):
-        if error is not None:
-            yield ClosedFolder(urls.local_uri(path), -1, "", errors.closed_folder(error))
-            continue
-        try:
-            found = os.stat(path)
-        # The reader of the file meets the same error, and the row of the file shows it.
-        except OSError as error_of_file:
-            kind = ObjectInfo if errors.is_missing(error_of_file) else ClosedFile
-            yield kind(urls.local_uri(path), -1, "")
-            continue
-        if stat.S_ISREG(found.st_mode):
-            yield ObjectInfo(urls.local_uri(path), found.st_size, fetch.local_version(found))
-        elif stat.S_ISDIR(found.st_mode) and (noted := _passed_by.get()) is not None:
-            noted.add(NotedFolders(1, path))
-
-
-def walk_folder(
-    folder: str, enters: Enters = lambda _: True
-) -> Iterator[tuple[str, OSError | None]]:
-    """Walk a local folder in the order of uris, without following links to folders.
-
-    Args:
-        folder: The path of the folder.
-        enters: Called with the uri of each folder below; False leaves the folder out.
-
-    Yields:
-        The path of everything that is not a folder, with None; and the path of each folder below that cannot be listed, with the reason.
-
-    Raises:
-        OSError: The folder itself cannot be listed or entered, or this process has no resources
-            left.
-    """
-    prefix = folder.rstrip("/") + "/"
-    # A folder that can be listed but not entered: every file in it would be denied.
-    os.stat(prefix + ".")
-    names, error = _names_in(prefix)
-    if error is not None:
-        raise error
-    # A stack and no recursion: folders may be nested more deeply than Python's calls.
-    waiting = [(prefix, iter(names))]
-    while waiting:
-        prefix, rest = waiting[-1]
-        for name in rest:
-            path = prefix + name
-            if not name.endswith("/"):
-                yield path, None
-            elif enters(urls.local_uri(path[:-1])):
-                names, error = _names_in(path)
-                if error is not None:
-                    yield path[:-1], error
-                waiting.append((path, iter(names)))
-                break
-        else:
-            waiting.pop()
-
-
-def _names_in(folder: str) -> tuple[list[str], OSError | None]:
-    """Return the sorted names in a folder, those of folders with a slash, as far as they can be
-    read, and what ended them early.
-    """
-    # Sorting folders with their slash is the order of whole uris, the one that S3 lists in.
-    # Only names are kept: a flat folder may be huge.
-    names: list[str] = []
-    error: OSError | None = None
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.append(
-                    entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
-                )
-    except OSError as ended:
-        if ended.errno in _NO_RESOURCES:
-            raise
-        error = ended
-    names.sort()
-    return names, error
-
-
-def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
-    try:
-        for attempt in Retrier(key_ranges.PATIENCE).attempts():
-            with attempt as left:
-                info = http.head(url, guard, timeout_s=left)
-    except Exception as error:
-        if errors.is_missing(error):
-            return
-        raise
-    yield _object_info(urls.strip_secrets(url), info)
-
-
-def _list_other(place: str, enters: Enters) -> Iterator[ObjectInfo]:
-    retrier = Retrier(key_ranges.PATIENCE)
-    try:
-        for attempt in retrier.attempts():
-            with attempt:
-                fs, path = object_store.reading_place(place)
-                info = fs.info(path)
-    except FileNotFoundError:
-        return
-    if info["type"] == "file":
-        yield _object_info(place, info)
-        return
-    skipped = len(path.rstrip("/"))
-    waiting = [iter(_entries_in(fs, path, retrier))]
-    while waiting:
-        for entry in waiting[-1]:
-            uri = place + entry["name"][skipped:]
-            if entry["type"] != "directory":
-                yield _object_info(uri, entry)
-            elif enters(uri.rstrip("/")):
-                try:
-                    waiting.append(iter(_entries_in(fs, entry["name"], retrier)))
-                except Exception as error:
-                    reason = errors.closed_folder(error)
-                    if reason.status not in (Status.SOURCE_DENIED, Status.SOURCE_MISSING):
-                        # The store gave no answer, after many attempts: nothing else of it will be
-                        # listed either.
-                        raise
-                    yield ClosedFolder(uri.rstrip("/"), -1, "", reason)
-                    continue
-                break
-        else:
-            waiting.pop()
-
-
-def _entries_in(fs: Any, folder: str, retrier: Retrier) -> list[Mapping[str, Any]]:
-    for attempt in retrier.attempts():
-        with attempt:
-            found = fs.ls(folder, detail=True)
-    entries = [entry for entry in found if entry["name"].rstrip("/") != folder.rstrip("/")]
-    return sorted(
-        entries,
-        key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""),
-    )
-
-
-def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
-    size = info.get("size")
-    return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))

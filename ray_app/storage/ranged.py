@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage.errors import ShortReadError
 
+# Large enough that a fast network is busy with one request after the other, small enough to be held
+# by every reader.
+WINDOW_BYTES = 4 * 2**20
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 # A server that knows no ranges sends everything: passing over a little costs less than giving up,
 # over much it costs everyone.

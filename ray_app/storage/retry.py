@@ -87,6 +87,8 @@ class Attempt:
     another attempt or raises the exception.
     """
 
+    __slots__ = ("_clock", "_deadline", "_gate", "error")
+
     def __init__(self, deadline: float, clock: Callable[[], float], gate: Gate | None) -> None:
         self.error: Exception | None = None
         self._deadline, self._clock, self._gate = deadline, clock, gate
@@ -99,9 +101,10 @@ class Attempt:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if self._gate is not None:
             self._gate.__exit__(kind, error, trace)
-        if isinstance(error, Exception):
-            self.error = error
-        return self.error is not None
+        if not isinstance(error, Exception):
+            return False
+        self.error = error
+        return True
 
 
 @dataclass
@@ -133,7 +136,7 @@ class Retrier:
             CancelledError: `cancelled` was set during a pause.
         """
         deadline = self.clock() + self.policy.deadline_s
-        pauses = self.policy.pauses(self.chance)
+        pauses: Iterator[float] | None = None
         while True:
             attempt = Attempt(deadline, self.clock, gate)
             yield attempt
@@ -141,6 +144,7 @@ class Retrier:
             error, attempt.error = attempt.error, None
             if error is None:
                 return
+            pauses = pauses or self.policy.pauses(self.chance)
             pause = self._pause_after(error, pauses)
             if pause is None or self.clock() + pause >= deadline:
                 raise error

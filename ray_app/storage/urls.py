@@ -45,7 +45,7 @@ _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "
 
 def scheme_of(url: str) -> str:
     """The lower-case scheme; `file` for a plain path."""
-    match = _SCHEME.match(url)
+    match = _SCHEME.match(url) if "://" in url else None
     return match.group(1).lower() if match else "file"
 
 

@@ -12,7 +12,7 @@ from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.run import score_archive
-from ray_app.storage import store as stores
+from ray_app.storage.local import Local
 
 
 def night(folder, out, new=NEW):
@@ -66,17 +66,17 @@ def mortal(monkeypatch):
     state = {"changes": 0, "dies_at": 0}
 
     def dying(change):
-        def call(self, path, *given):
+        def call(self, path, *given, **options):
             if "lease" not in str(path):
                 state["changes"] += 1
                 if 0 < state["dies_at"] <= state["changes"]:
                     raise Dies
-            return change(self, path, *given)
+            return change(self, path, *given, **options)
 
         return call
 
     for name in ("write", "create", "delete"):
-        monkeypatch.setattr(stores._LocalFiles, name, dying(getattr(stores._LocalFiles, name)))
+        monkeypatch.setattr(Local, name, dying(getattr(Local, name)))
     return state
 
 

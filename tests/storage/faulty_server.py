@@ -43,12 +43,13 @@ def part_of(data: bytes, asked: str) -> tuple[int, bytes, str]:
 
 class FaultyServer(HttpServer):
     """`server.faults[path]` is what the next requests for that path meet: names of FAULTS, `short`,
-    `drip` (never ends) or `other_etag`.
+    `drip` (never ends) or `other_etag`. `server.redirects[path]` is the URL that a path leads to.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = defaultdict(list)
+        self.redirects: dict[str, str] = {}
         self.requests: list[str] = []
         self.ranges = True  # False: every answer is the whole object
         self.released = threading.Event()
@@ -76,6 +77,11 @@ class Handler(BaseHTTPRequestHandler):
         fault = self._outer._next_fault(self.path)
         if fault in FAULTS:
             self._send(*FAULTS[fault])
+        elif self.path in self._outer.redirects:
+            self.send_response(302)
+            self.send_header("Location", self._outer.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.path not in self._outer.objects:
             self._send(404, error_body("NoSuchKey", "The specified key does not exist."))
         else:

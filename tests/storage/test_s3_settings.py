@@ -14,8 +14,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError, SourceError, StorageError
-from ray_app.storage import Fetcher, S3Config, Store, list_objects, with_s3_settings
-from ray_app.storage import store as store_module
+from ray_app.storage import Fetcher, S3Config, Store, list_objects, places, with_s3_settings
 from ray_app.storage.object_store import retrying_fsspec_for
 from ray_app.storage.s3 import filesystem, fsspec_options
 from tests.archives.given import files_below
@@ -110,7 +109,7 @@ def strict(s3, bucket, monkeypatch):
 
 def use_every_request(bucket: str, tmp_path: Path, monkeypatch) -> None:
     """List, look, read, read a range, write, create, write in parts, delete one and delete many."""
-    monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)  # the minimum of S3
+    monkeypatch.setattr(places, "PART_BYTES", 5 * 2**20)  # the minimum of S3
     (tmp_path / "large").write_bytes(bytes(11 * 2**20))
     store = Store.open(f"{bucket}/out")
     store.write("a", b"a")

@@ -11,7 +11,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import RetryPolicy, Store
+from ray_app.storage import RetryPolicy, Store, places
 from ray_app.storage import store as store_module
 from ray_app.storage.s3 import filesystem
 from tests.scoring import faulty_proxy
@@ -112,7 +112,7 @@ def test_the_file_system_of_s3_is_that_of_its_endpoint_and_crosses_processes_wit
 
 @pytest.fixture
 def large(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)  # the least that S3 takes
+    monkeypatch.setattr(places, "PART_BYTES", 5 * 2**20)  # the least that S3 takes
     path = tmp_path / "large"
     path.write_bytes(bytes(range(256)) * (11 * 2**12))  # 11 MiB: two full parts and a rest
     return path

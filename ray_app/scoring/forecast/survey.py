@@ -31,7 +31,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import Listing, archive_of, work_of
 from ray_app.storage import Fetcher, NotedFolders
-from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
+from ray_app.storage.ranged import WINDOW_BYTES as STREAM_BYTES
 
 FOOTER_READS = 2  # before the first row group of a Parquet file
 KEYS_PER_LIST = 1000  # that one LIST request answers with

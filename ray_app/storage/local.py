@@ -1,0 +1,292 @@
+"""`Local`: files of this machine as a place, and `walk_folder`, which lists a folder of any size."""
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from typing_extensions import override
+
+from ray_app.storage import errors, urls
+from ray_app.storage.place import ClosedFile, ClosedFolder, Enters, Entry, ObjectInfo, Place
+
+# Process-wide or machine-wide limits, which have nothing to do with one folder.
+_NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+# File systems without hard links raise one of these.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_UNFINISHED = ".touchstone-"  # A killed writer leaves such a file; it is never listed as a name.
+
+
+@dataclass
+class NotedFolders:
+    """The number of folders of one kind in a listing, such as links to folders, and the path of the
+    first.
+    """
+
+    count: int = 0
+    example: str = ""
+
+    def add(self, other: "NotedFolders") -> None:
+        """Count the folders of another listing too."""
+        self.count, self.example = self.count + other.count, self.example or other.example
+
+
+_linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=None)
+
+
+@contextlib.contextmanager
+def noting_linked_folders() -> Iterator[NotedFolders]:
+    """Count the links to folders that listings of this thread meet inside the block. A listing does
+    not follow them, and a report shows their number.
+    """
+    noted = NotedFolders()
+    token = _linked.set(noted)
+    try:
+        yield noted
+    finally:
+        _linked.reset(token)
+
+
+class Local(Place):
+    """Files of this machine. A new file appears whole: it is written next to its path and then
+    renamed, or linked if it must be new.
+    """
+
+    is_exclusive = True
+    max_deletes = 1
+
+    @override
+    def read(
+        self,
+        path: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        version: str = "",
+        max_bytes: int | None = None,
+        timeout_s: float,
+    ) -> bytes:
+        path = urls.local_path(path)
+        if not version and length is None and max_bytes is None:
+            with open(path, "rb") as file:  # It may be a pipe, which has no size.
+                return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            before = os.fstat(descriptor)
+            _require_file(before, version)
+            if max_bytes is not None and before.st_size > max_bytes:
+                raise errors.too_large(before.st_size, max_bytes)
+            rest = max(0, before.st_size - start)
+            wanted = rest if length is None else min(length, rest)
+            data = os.pread(descriptor, wanted, start)
+            while len(data) < wanted and (
+                more := os.pread(descriptor, wanted - len(data), start + len(data))
+            ):
+                data += more
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (
+            before.st_size,
+            before.st_mtime_ns,
+        ):
+            raise errors.ObjectChangedError("it changed while it was read")
+        return data
+
+    @override
+    def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
+        found = os.stat(urls.local_path(path))
+        _require_file(found, version)
+        return found.st_size
+
+    @override
+    def exists(self, path: str, *, timeout_s: float) -> bool:
+        return os.path.isfile(path)
+
+    @override
+    def copy_to(self, path: str, target: Path, *, timeout_s: float) -> None:
+        shutil.copyfile(path, target)
+
+    @override
+    def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
+        with _written_aside(path, io.BytesIO(data)) as aside:
+            os.replace(aside, path)
+
+    @override
+    def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
+        with open(source, "rb") as data, _written_aside(path, data) as aside:
+            os.replace(aside, path)
+
+    @override
+    def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
+        with _written_aside(path, io.BytesIO(data)) as aside:
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create_in_place(path, data)
+        return True
+
+    @override
+    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+        listed: list[Entry] = []
+        with os.scandir(folder) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # It was deleted since.
+                    if entry.name.startswith(_UNFINISHED):
+                        continue
+                    if entry.is_dir():
+                        listed.append(Entry(entry.name, None))
+                    else:
+                        facts = entry.stat()
+                        listed.append(
+                            Entry(entry.name, facts.st_size, f"{facts.st_mtime_ns} {facts.st_ino}")
+                        )
+        return listed
+
+    @override
+    def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
+        try:
+            found = os.stat(source)
+        except FileNotFoundError:
+            return
+        if stat.S_ISREG(found.st_mode):
+            yield ObjectInfo(urls.local_uri(source), found.st_size, local_version(found))
+        if not stat.S_ISDIR(found.st_mode):
+            return
+        for path, error in walk_folder(source, enters):
+            if error is not None:
+                yield ClosedFolder(urls.local_uri(path), -1, "", errors.closed_folder(error))
+                continue
+            try:
+                found = os.stat(path)
+            # The reader of the file meets the same error, and the row of the file shows it.
+            except OSError as error_of_file:
+                kind = ObjectInfo if errors.is_missing(error_of_file) else ClosedFile
+                yield kind(urls.local_uri(path), -1, "")
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield ObjectInfo(urls.local_uri(path), found.st_size, local_version(found))
+            elif stat.S_ISDIR(found.st_mode) and (noted := _linked.get()) is not None:
+                noted.add(NotedFolders(1, path))
+
+    @override
+    def delete(self, path: str, *, timeout_s: float) -> None:
+        os.unlink(path)
+
+    @override
+    def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
+        for path in paths:
+            self.delete(path, timeout_s=timeout_s)
+
+    @override
+    def drop_folder(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # It is missing or not empty.
+            os.rmdir(folder)
+
+
+def local_version(found: os.stat_result) -> str:
+    """Return the version of a local file: size and mtime in ns."""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _require_file(found: os.stat_result, version: str) -> None:
+    errors.require_version(version, local_version(found))
+    if not stat.S_ISREG(found.st_mode):
+        raise errors.ObjectChangedError("it is no longer a file")
+
+
+def _create_in_place(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    aside = os.path.join(folder, f"{_UNFINISHED}{secrets.token_hex(6)}")
+    try:
+        with open(aside, "xb") as file:
+            shutil.copyfileobj(data, file, 2**20)
+        yield aside
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
+def walk_folder(
+    folder: str, enters: Enters = lambda _: True
+) -> Iterator[tuple[str, OSError | None]]:
+    """Walk a local folder in the order of uris, without following links to folders.
+
+    Args:
+        folder: The path of the folder.
+        enters: Called with the uri of each folder below; False leaves the folder out.
+
+    Yields:
+        The path of everything that is not a folder, with None; and the path of each folder below that cannot be listed, with the reason.
+
+    Raises:
+        OSError: The folder itself cannot be listed or entered, or this process has no resources
+            left.
+    """
+    prefix = folder.rstrip("/") + "/"
+    # A folder that can be listed but not entered: every file in it would be denied.
+    os.stat(prefix + ".")
+    names, error = _names_in(prefix)
+    if error is not None:
+        raise error
+    # A stack and no recursion: folders may be nested more deeply than Python's calls.
+    waiting = [(prefix, iter(names))]
+    while waiting:
+        prefix, rest = waiting[-1]
+        for name in rest:
+            path = prefix + name
+            if not name.endswith("/"):
+                yield path, None
+            elif enters(urls.local_uri(path[:-1])):
+                names, error = _names_in(path)
+                if error is not None:
+                    yield path[:-1], error
+                waiting.append((path, iter(names)))
+                break
+        else:
+            waiting.pop()
+
+
+def _names_in(folder: str) -> tuple[list[str], OSError | None]:
+    """Return the sorted names in a folder, those of folders with a slash, as far as they can be
+    read, and what ended them early.
+    """
+    # Sorting folders with their slash is the order of whole uris, the one that S3 lists in.
+    # Only names are kept: a flat folder may be huge.
+    names: list[str] = []
+    error: OSError | None = None
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(
+                    entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
+                )
+    except OSError as ended:
+        if ended.errno in _NO_RESOURCES:
+            raise
+        error = ended
+    names.sort()
+    return names, error

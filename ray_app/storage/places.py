@@ -1,0 +1,421 @@
+"""`place_for` a URL: `S3`, `Web`, `Fsspec` for all other stores, or `storage.local.Local`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fsspec
+from typing_extensions import override
+
+from ray_app.errors import ConfigError, SourceError, Status
+from ray_app.storage import errors, http, key_ranges, object_store, s3, urls
+from ray_app.storage.http import WEB, Guard
+from ray_app.storage.local import Local
+from ray_app.storage.place import ClosedFolder, Enters, Entry, ObjectInfo, Place
+from ray_app.storage.retry import Retrier
+
+PART_BYTES, _MAX_PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
+
+_LOCAL = Local()
+# Stores whose exclusive creation was tested. Others may only look first, and then two writers may
+# both find nothing.
+_EXCLUSIVE = frozenset({"memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
+# Stores that have no folders to be made.
+_FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
+# The names of a file's version in listings of fsspec and S3, the most reliable first.
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "content_md5",
+    "blob_id",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
+
+
+def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
+    """Return the place of a URL, by its scheme. No other function tells the places apart.
+
+    Args:
+        url: A path or URL.
+        guard: The web servers that may be requested.
+        pins_commits: Read each repository of the Hugging Face Hub at the commit that this process
+            saw first, for a place that is only read.
+
+    Raises:
+        ConfigError: The scheme is unknown, or its package is missing. With `pins_commits` the first
+            request raises this error.
+    """
+    scheme = urls.scheme_of(url)
+    if scheme == "file":
+        return _LOCAL
+    if scheme == "s3":
+        return S3()
+    if scheme in WEB:
+        return Web(guard)
+    if not pins_commits:
+        object_store.fsspec_for(url)
+    return Fsspec(scheme, pins_commits=pins_commits)
+
+
+class Fsspec(Place):
+    """A store that fsspec opens, such as memory, Google, Azure, or the Hugging Face Hub. Writes are
+    as atomic as they are there.
+    """
+
+    max_deletes = 1
+
+    def __init__(self, scheme: str, *, pins_commits: bool = False) -> None:
+        self.is_exclusive = scheme in _EXCLUSIVE
+        self._has_folders = scheme not in _FLAT
+        # The files of the hub would read megabytes ahead of each range.
+        self._range_options = {"cache_type": "none"} if scheme == "hf" else {}
+        self._pins_commits = pins_commits
+
+    @override
+    def read(
+        self,
+        path: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        version: str = "",
+        max_bytes: int | None = None,
+        timeout_s: float,
+    ) -> bytes:
+        fs, inside = self._find(path)
+        size = None
+        if version or max_bytes is not None or length is not None:
+            info = _request(fs, "info", timeout_s, inside)
+            errors.require_version(version, urls.version_of(info))
+            size = info.get("size")
+        if max_bytes is not None and size is not None and size > max_bytes:
+            raise errors.too_large(size, max_bytes)
+        if length is None:
+            data: bytes = _request(fs, "cat_file", timeout_s, inside)
+            errors.require_length(len(data), size)
+            return data
+        end = start + length if size is None else min(start + length, size)
+        if end <= start:
+            return b""
+        data = _request(
+            fs, "cat_file", timeout_s, inside, start=start, end=end, **self._range_options
+        )
+        errors.require_length(len(data), None if size is None else end - start)
+        return data
+
+    @override
+    def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
+        fs, inside = self._find(path)
+        return _size_in(_request(fs, "info", timeout_s, inside), version)
+
+    @override
+    def exists(self, path: str, *, timeout_s: float) -> bool:
+        fs, inside = self._find(path)
+        try:
+            return bool(_request(fs, "info", timeout_s, inside)["type"] == "file")
+        except FileNotFoundError as error:
+            if not errors.is_missing(error):
+                raise
+            return False
+
+    @override
+    def copy_to(self, path: str, target: Path, *, timeout_s: float) -> None:
+        fs, inside = self._find(path)
+        _request(fs, "get_file", timeout_s, inside, str(target))
+
+    @override
+    def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
+        fs, inside = self._find_to_write(path)
+        _request(fs, "pipe_file", timeout_s, inside, data)
+
+    @override
+    def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
+        fs, inside = self._find_to_write(path)
+        _request(fs, "put_file", timeout_s, str(source), inside)
+
+    @override
+    def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
+        fs, inside = self._find_to_write(path)
+        try:
+            _request(fs, "pipe_file", timeout_s, inside, data, mode="create")
+        except Exception as error:
+            if not errors.is_conflict(error):
+                raise
+            try:
+                # The answer to an earlier attempt may have been lost: see `Store.create`.
+                return self.read(path, timeout_s=timeout_s) == data
+            except Exception as lost:
+                if errors.is_missing(lost):  # Another process created the file, and deleted it.
+                    return False
+                raise
+        return True
+
+    @override
+    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+        fs, inside = self._find(folder)
+        found = _request(fs, "ls", timeout_s, inside, detail=True)
+        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
+        return [
+            Entry(name, None)
+            if item["type"] == "directory"
+            else Entry(name, int(item.get("size") or 0), _listed_version(item))
+            for name, item in zip(names, found, strict=True)
+        ]
+
+    @override
+    def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
+        retrier = Retrier(key_ranges.PATIENCE)
+        try:
+            for attempt in retrier.attempts():
+                with attempt as timeout_s:
+                    fs, path = self._find(source)
+                    info = _request(fs, "info", timeout_s, path)
+        except FileNotFoundError:
+            return
+        if info["type"] == "file":
+            yield _object_info(source, info)
+            return
+        skipped = len(path.rstrip("/"))
+        waiting = [iter(_list_sorted(fs, path, retrier))]
+        while waiting:
+            for entry in waiting[-1]:
+                uri = source + entry["name"][skipped:]
+                if entry["type"] != "directory":
+                    yield _object_info(uri, entry)
+                elif enters(uri.rstrip("/")):
+                    try:
+                        waiting.append(iter(_list_sorted(fs, entry["name"], retrier)))
+                    except Exception as error:
+                        reason = errors.closed_folder(error)
+                        if reason.status not in (Status.SOURCE_DENIED, Status.SOURCE_MISSING):
+                            # The store gave no answer, after many attempts: nothing else in it will
+                            # be listed either.
+                            raise
+                        yield ClosedFolder(uri.rstrip("/"), -1, "", reason)
+                        continue
+                    break
+            else:
+                waiting.pop()
+
+    @override
+    def delete(self, path: str, *, timeout_s: float) -> None:
+        fs, inside = self._find(path)
+        _request(fs, "rm_file", timeout_s, inside)
+
+    @override
+    def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
+        for path in paths:
+            self.delete(path, timeout_s=timeout_s)
+
+    @override
+    def drop_folder(self, folder: str) -> None:
+        pass  # Most such stores have no folders.
+
+    def _find(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        return (object_store.reading_place if self._pins_commits else object_store.fsspec_for)(path)
+
+    def _find_to_write(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Find a file that is about to be written, and make its folder."""
+        fs, inside = self._find(path)
+        if self._has_folders:
+            fs.makedirs(inside.rpartition("/")[0] or fs.root_marker, exist_ok=True)
+        return fs, inside
+
+
+class S3(Fsspec):
+    """S3, with what s3fs does not do as a run needs it: one request to read a file or to see that
+    it exists, reads of one version, and deletes that name each file which stayed.
+    """
+
+    max_deletes = s3.MOST_DELETED
+
+    def __init__(self) -> None:
+        super().__init__("s3")
+
+    @override
+    def read(
+        self,
+        path: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        version: str = "",
+        max_bytes: int | None = None,
+        timeout_s: float,
+    ) -> bytes:
+        bucket, key = urls.bucket_and_key(path)
+        if length is None:
+            return s3.get(bucket, key, timeout_s=timeout_s, etag=version, max_bytes=max_bytes)
+        return s3.get_range(bucket, key, start, length, timeout_s=timeout_s, etag=version)
+
+    @override
+    def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
+        found = s3.head(*urls.bucket_and_key(path), timeout_s=timeout_s)
+        return _size_in({"size": found["ContentLength"], "ETag": found["ETag"]}, version)
+
+    @override
+    def exists(self, path: str, *, timeout_s: float) -> bool:
+        return s3.found(*urls.bucket_and_key(path), timeout_s=timeout_s) is not None
+
+    @override
+    def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
+        fs, inside = self._find(path)
+        parts = {"chunksize": PART_BYTES, "max_concurrency": _MAX_PARTS_AT_ONCE}
+        _request(fs, "put_file", timeout_s, str(source), inside, **parts)
+
+    @override
+    def list(self, folder: str, *, timeout_s: float) -> list[Entry]:
+        bucket, key = urls.bucket_and_key(folder)
+        prefix = f"{key}/" if key else ""
+        entries: list[Entry] = []
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            after = page.get("NextContinuationToken")
+            page = s3.page(bucket, prefix, timeout_s=timeout_s, delimiter="/", after=after)
+            entries += [
+                Entry(item["Prefix"][len(prefix) : -1], None)
+                for item in page.get("CommonPrefixes", ())
+            ]
+            entries += [
+                Entry(item["Key"][len(prefix) :], item["Size"], _listed_version(item))
+                for item in page.get("Contents", ())
+                if item["Key"] != prefix
+            ]
+        return entries
+
+    @override
+    def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
+        return key_ranges.list_prefix(source)
+
+    @override
+    def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
+        places = [urls.bucket_and_key(path) for path in paths]
+        s3.delete_some(places[0][0], [key for _, key in places], timeout_s=timeout_s)
+
+
+class Web(Fsspec):
+    """Plain web servers, which are only read.
+
+    Servers that `guard` does not trust are requested through the SSRF guard, also those behind a
+    redirect. Only a trusted server is listed or copied from, since fsspec does that by itself.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__("https")
+        self._guard = guard
+
+    @override
+    def read(
+        self,
+        path: str,
+        start: int = 0,
+        length: int | None = None,
+        *,
+        version: str = "",
+        max_bytes: int | None = None,
+        timeout_s: float,
+    ) -> bytes:
+        if length is None:
+            return http.get(
+                path, self._guard, version=version, max_bytes=max_bytes, timeout_s=timeout_s
+            )
+        return http.get_range(
+            path, self._guard, start, length, version=version, timeout_s=timeout_s
+        )
+
+    @override
+    def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
+        return _size_in(http.head(path, self._guard, timeout_s=timeout_s), version)
+
+    @override
+    def exists(self, path: str, *, timeout_s: float) -> bool:
+        try:
+            http.head(path, self._guard, timeout_s=timeout_s)
+        except Exception as error:
+            if errors.is_missing(error):
+                return False
+            raise
+        return True
+
+    @override
+    def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
+        try:
+            for attempt in Retrier(key_ranges.PATIENCE).attempts():
+                with attempt as timeout_s:
+                    info = http.head(source, self._guard, timeout_s=timeout_s)
+        except Exception as error:
+            if errors.is_missing(error):
+                return
+            raise
+        yield _object_info(urls.strip_secrets(source), info)
+
+    @override
+    def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
+        _refuse_to_write(path)
+
+    @override
+    def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
+        _refuse_to_write(path)
+
+    @override
+    def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
+        _refuse_to_write(path)
+
+    @override
+    def delete(self, path: str, *, timeout_s: float) -> None:
+        _refuse_to_write(path)
+
+    def _find(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        if not self._guard.trusts(path):
+            raise SourceError(Status.SOURCE_DENIED, "only a server that you named is listed")
+        return object_store.fsspec_for(path)
+
+
+def _refuse_to_write(path: str) -> NoReturn:
+    raise ConfigError(
+        f"{urls.strip_secrets(path)}: a web server is only read",
+        hint="write to a path, s3://, gs://, or az://",
+    )
+
+
+def _request(fs: Any, name: str, timeout_s: float, *given: Any, **options: Any) -> Any:
+    """Call a method of a file system, within `timeout_s` seconds if it can be interrupted at all.
+    Raises FSTimeoutError.
+    """
+    if not fs.async_impl:
+        return getattr(fs, name)(*given, **options)
+    return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{name}"), *given, timeout=timeout_s, **options)
+
+
+def _list_sorted(fs: Any, folder: str, retrier: Retrier) -> list[Mapping[str, Any]]:
+    """List a folder in the order of whole uris, in which a folder has its slash."""
+    for attempt in retrier.attempts():
+        with attempt as timeout_s:
+            found = _request(fs, "ls", timeout_s, folder, detail=True)
+    entries = [entry for entry in found if entry["name"].rstrip("/") != folder.rstrip("/")]
+    return sorted(
+        entries,
+        key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""),
+    )
+
+
+def _size_in(info: Mapping[str, Any], version: str) -> int:
+    errors.require_version(version, urls.version_of(info))
+    if info.get("size") is None:
+        raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
+    return int(info["size"])
+
+
+def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
+    size = info.get("size")
+    return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
+
+
+def _listed_version(item: Mapping[str, Any]) -> str:
+    """Return the version of a listed file, "" if its listing shows nothing except the size."""
+    return next((str(item[name]) for name in _VERSIONS if item.get(name) is not None), "")
