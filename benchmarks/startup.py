@@ -48,8 +48,8 @@ from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import PreparedImage
 
 ensemble, images, cores = ray_app.load_ensemble("default", device="cpu"), int(sys.argv[1]), os.cpu_count()
-early, slots = ensemble.spec.early, ensemble.spec.slots
-shapes = DecodeRequest(preprocessings=early.preprocessings, resize=early.resize).shapes
+spec, slots = ensemble.spec, ensemble.spec.slots
+shapes = DecodeRequest(preprocessings=spec.stages[0].preprocessings, resize=spec.resize).shapes
 image = PreparedImage(inspect_bytes(b""), tuple(np.zeros(shape, np.uint8) for shape in shapes), None, 0.0)
 batches = [[image] * min(slots, images - first) for first in range(0, images, slots)]
 twins = [ensemble.twin() for _ in range(min(cores, len(batches)))]

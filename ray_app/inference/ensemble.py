@@ -132,9 +132,9 @@ class Ensemble:
         """
         self.spec = wanted
         self._decoder = decoder.BatchDecoder(
-            wanted.early,
+            wanted.for_stage(wanted.stages[0]),
             clock,
-            keeps_files=wanted.looks_again,
+            keeps_files=wanted.is_cascade,
             hand_over=self._is_late,
             careful=self._careful,
         )
@@ -197,9 +197,11 @@ class Ensemble:
         return result.Results(stream, tuple(self.spec.cards), given.total)
 
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
-        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early`
-        in a child process (`PreparedImage`), and why there is nothing of it (InputError). One
-        result each, in order.
+        """Score images that were read, all of them before it returns: one result each, in order.
+
+        Args:
+            images: Bytes, PIL images, images that a child process prepared for the first stage of
+                `spec` (`PreparedImage`), and reasons for missing images (InputError).
         """
         return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
 

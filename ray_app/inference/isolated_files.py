@@ -59,15 +59,15 @@ class IsolatedFiles:
         provenance: ProvenancePolicy | None = None,
         picture_px: int = 0,
     ) -> None:
-        early = spec.early
+        stage = spec.stages[0]
         self._read, self._spec = read, spec
         shown = [square(picture_px)] if picture_px else []
         self._extra = len(shown)
         self._wanted = DecodeRequest(
-            preprocessings=(*early.preprocessings, *shown),
-            resize=early.resize,
+            preprocessings=(*stage.preprocessings, *shown),
+            resize=spec.resize,
             provenance=provenance,
-            measured=bool(early.measured),
+            measured=bool(spec.for_stage(stage).measured),
         )
         processes = min(max(usable_cores() - 1, 1), _MOST_PROCESSES)
         self.children = IsolatedDecoders(
@@ -101,7 +101,7 @@ class IsolatedFiles:
 
     @property
     def _keeps_files(self) -> bool:
-        return self._spec.looks_again or self._spec.keeps_sizes
+        return self._spec.is_cascade or self._spec.keeps_sizes
 
     @property
     def _most(self) -> int:

@@ -125,13 +125,13 @@ class Describing:
 
 
 def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
-    """Per member of a batch that was prepared for `spec.early`, what the describer would see of it:
-    (height, width, 3) uint8.
+    """Return what the describer would see of each member of a batch: (height, width, 3) uint8.
+
+    The batch must be prepared for the first stage of `spec`.
     """
-    early = spec.early
-    if early.words_seen is None or not batch.pixels:
+    if spec.words_seen is None or not batch.pixels:
         return [None] * len(batch.outcomes)
-    tensor = batch.pixels[early.preprocessings.index(early.words_seen)]
+    tensor = batch.pixels[spec.stages[0].preprocessings.index(spec.words_seen)]
     return [None if size is None else tensor[slot] for slot, size in enumerate(batch.sizes)]
 
 

@@ -91,7 +91,7 @@ class CascadeScorer:
         self._describing = describing
         late = [name for name in spec.late if name in scorer.names]
         self._scorer = scorer
-        self._first = scorer.for_spec(spec.early, clock)
+        self._first = scorer.for_spec(spec.for_stage(spec.stages[0]), clock)
         self._late = SecondPass(spec.limited_to(late), scorer, decoder) if late else None
 
     @property

@@ -112,6 +112,23 @@ LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0
 
 
 @dataclass(frozen=True)
+class StageSpec:
+    """Detectors of an ensemble that score the same images.
+
+    Attributes:
+        detectors: Names, in the ensemble's order.
+        pools: The detectors that share a process.
+        scored: The distinct preprocessings that the detectors read, in order of first use.
+        preprocessings: `scored`, and in the first stage last the describer's preprocessing.
+    """
+
+    detectors: tuple[str, ...]
+    pools: tuple[tuple[str, ...], ...]
+    scored: tuple[Preprocessing, ...]
+    preprocessings: tuple[Preprocessing, ...]
+
+
+@dataclass(frozen=True)
 class ScoringSpec:
     """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational
     stands here, and what scoring costs is `ResourceEstimate`.
@@ -121,7 +138,7 @@ class ScoringSpec:
     adds a column and changes no score. `views`: every image is also scored as these perturbations
     show it; `absent`: by the name of a view that was asked for and is not there its kind and why.
     `features`: what decides the embeddings of the detectors that keep them. `identifier` and
-    `describer` are of the ensemble's profile.
+    `describer` are of the ensemble's profile. `stages`: one, or two for a cascade.
     """
 
     ensemble: EnsembleCard
@@ -137,38 +154,47 @@ class ScoringSpec:
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     identifier: IdentifierCard | None = None
     describer: DescriberCard | None = None
+    stages: tuple[StageSpec, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", _build_stages(self))
 
     @property
     def passes(self) -> int:
         """How often detectors look at one image: clean, and in every view."""
         return 1 + len(self.views)
 
-    @cached_property
+    @property
+    def is_cascade(self) -> bool:
+        """Whether undecided images are decoded a second time, for detectors of a second stage."""
+        return len(self.stages) > 1
+
+    @property
     def first(self) -> tuple[str, ...]:
-        """The detectors that look at every image: all, but for a cascade."""
-        return tuple(self.cards)[: self.ensemble.first]
+        """The detectors of the first stage, which score every image."""
+        return self.stages[0].detectors
 
-    @cached_property
+    @property
     def late(self) -> tuple[str, ...]:
-        """The detectors of a cascade that look only at what goes on."""
-        return tuple(self.cards)[self.ensemble.first :]
+        """The detectors of a cascade's second stage, which score undecided images."""
+        return self.stages[1].detectors if self.is_cascade else ()
 
-    @cached_property
-    def early(self) -> "ScoringSpec":
-        """What is made of every image: this spec, asking none but the first detectors, and the
-        describer.
+    def for_stage(self, stage: StageSpec) -> "ScoringSpec":
+        """Return the spec by which images of one of the stages are decoded and scored.
+
+        Only the whole spec decides on verdicts.
         """
-        return (
-            replace(self.limited_to(self.first, self.views), describer=self.describer)
-            if self.late
-            else self
-        )
+        if not self.is_cascade:
+            return self
+        describer = self.describer if stage is self.stages[0] else None
+        return replace(self.limited_to(stage.detectors, self.views), describer=describer)
 
     def limited_to(
         self, names: Collection[str], views: tuple[Perturbation, ...] = ()
     ) -> "ScoringSpec":
-        """Some of the detectors, in other views, no describer: how images are prepared and read. To
-        decide, the whole spec is needed.
+        """Return the spec for some of the detectors, in other views, without a describer.
+
+        Its detectors form one stage. Only the whole spec decides on verdicts.
         """
         return replace(
             self,
@@ -176,13 +202,6 @@ class ScoringSpec:
             views=views,
             describer=None,
         )
-
-    @property
-    def looks_again(self) -> bool:
-        """Whether some members are decoded a second time, for which their files have to be kept
-        until it is known of which.
-        """
-        return bool(self.late)
 
     @cached_property
     def embedded(self) -> dict[str, int]:
@@ -198,19 +217,15 @@ class ScoringSpec:
 
     @cached_property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The distinct preprocessings, in order of first use: one tensor each, however many
-        detectors share it. Last the describer's, unless it is one of theirs.
+        """The distinct preprocessings of all stages, in order of first use: one tensor each,
+        whatever number of detectors reads it. The describer's is last, unless detectors share it.
         """
-        return tuple(
-            dict.fromkeys(
-                [*self.scored_preprocessings, *([self.words_seen] if self.words_seen else [])]
-            )
-        )
+        return _distinct([*self.scored_preprocessings, self.words_seen])
 
     @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
-        """Those of them that detectors read; perturbed views are prepared in no other."""
-        return tuple(dict.fromkeys(card.preprocessing for card in self.cards.values()))
+        """The preprocessings that detectors read; perturbed views are prepared in no other."""
+        return _distinct(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
 
     @cached_property
     def words_seen(self) -> Preprocessing | None:
@@ -235,13 +250,14 @@ class ScoringSpec:
 
     @cached_property
     def pools(self) -> tuple[tuple[str, ...], ...]:
-        """Which detectors share a process: all but those too large for it, which have a pool each.
-        In the ensemble's order; no detector of a cascade that looks again stands in a pool before
-        one that looks at everything.
+        """The detectors that share a process: all except those with a pool of their own.
+
+        The order is that of the ensemble. No detector of a second stage is in a pool before one of
+        the first stage.
         """
         if any(self.cards[name].own_pool for name in self.first):
-            return (*self._pools_of(self.first), *self._pools_of(self.late))
-        return self._pools_of(tuple(self.cards))
+            return tuple(pool for stage in self.stages for pool in stage.pools)
+        return _pools_among(self.cards)
 
     @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
@@ -253,11 +269,6 @@ class ScoringSpec:
             if self.describer and self.describes_apart
             else self.pools
         )
-
-    def _pools_of(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-        together = tuple(name for name in names if not self.cards[name].own_pool)
-        alone = tuple((name,) for name in names if self.cards[name].own_pool)
-        return (together, *alone) if together else alone
 
     @cached_property
     def keeps_sizes(self) -> bool:
@@ -309,6 +320,32 @@ class ScoringSpec:
         """
         members = zip(self.ensemble.members, self.cards.items(), strict=True)
         return {name: member.calibration or card.calibration for member, (name, card) in members}
+
+
+def _build_stages(spec: ScoringSpec) -> tuple[StageSpec, ...]:
+    """Return the stages of a spec; the detectors of a spec that has only some form one stage."""
+    names, count = tuple(spec.cards), spec.ensemble.first
+    is_cascade = count < len(names) == len(spec.ensemble.members)
+    stages = []
+    for number, detectors in enumerate((names[:count], names[count:]) if is_cascade else (names,)):
+        cards = {name: spec.cards[name] for name in detectors}
+        scored = _distinct(card.preprocessing for card in cards.values())
+        described = spec.words_seen if number == 0 else None
+        stages.append(
+            StageSpec(detectors, _pools_among(cards), scored, _distinct([*scored, described]))
+        )
+    return tuple(stages)
+
+
+def _distinct(preprocessings: Iterable[Preprocessing | None]) -> tuple[Preprocessing, ...]:
+    return tuple(dict.fromkeys(item for item in preprocessings if item is not None))
+
+
+def _pools_among(cards: Mapping[str, DetectorCard]) -> tuple[tuple[str, ...], ...]:
+    """Return the pools of some detectors: the shared one first, if there is one."""
+    together = tuple(name for name, card in cards.items() if not card.own_pool)
+    alone = tuple((name,) for name, card in cards.items() if card.own_pool)
+    return (together, *alone) if together else alone
 
 
 def make_spec(
@@ -502,13 +539,11 @@ def counted_once(
 
 
 def _tensor_bytes(spec: ScoringSpec) -> int:
-    early = spec.early
-    native = sum(preprocessing.shape is None for preprocessing in early.preprocessings)
-    files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * spec.looks_again
-    words = early.preprocessings[len(early.scored_preprocessings) :]
-    return (
-        files + spec.passes * _prepared_bytes(early.scored_preprocessings) + _prepared_bytes(words)
-    )
+    stage = spec.stages[0]
+    native = sum(preprocessing.shape is None for preprocessing in stage.preprocessings)
+    files = native * ENCODED_BYTES or KEPT_ENCODED_BYTES * spec.is_cascade
+    described = stage.preprocessings[len(stage.scored) :]
+    return files + spec.passes * _prepared_bytes(stage.scored) + _prepared_bytes(described)
 
 
 def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:

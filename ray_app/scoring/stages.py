@@ -233,12 +233,12 @@ class BlockStage(Stage):
         """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
         return BlockReader(
-            job.spec.early,
+            job.spec.for_stage(job.spec.stages[0]),
             self._clock,
             fetcher=job.fetcher,
             crumbs=job.crumbs,
             hand_over=hand_over,
-            keeps_files=job.spec.looks_again,
+            keeps_files=job.spec.is_cascade,
             wall_limit_s=job.decode_limit_s,
             decode_bytes=job.decode_bytes,
         )
@@ -338,7 +338,7 @@ class TensorScorer(BlockStage):
         self._describing = Describing(spec, self._clock) if here else None
         budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
         self._decoding = BatchDecoder(
-            spec.early, self._clock, keeps_files=spec.looks_again, budget=budget
+            spec.for_stage(spec.stages[0]), self._clock, keeps_files=spec.is_cascade, budget=budget
         )
         self._scoring = self._looking(self._decoding, holds_block=True)
         self._counting = (
@@ -378,7 +378,7 @@ class TensorScorer(BlockStage):
                 else ()
             )
             return replace(scored, batches=(), files=(), seen=seen)
-        if block.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
+        if block.batches and spec.is_cascade and scored.outputs.scores.keys() >= set(spec.first):
             files = (file for batch in block.batches for file in files_of(batch))
             return replace(
                 scored,

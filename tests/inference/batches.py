@@ -41,7 +41,7 @@ def read(spec, members, **options):
     clock, outcomes = StageClock(), []
     scorer, decoder = (
         EnsembleScorer(spec, clock),
-        BatchDecoder(spec.early, clock, keeps_files=spec.looks_again),
+        BatchDecoder(spec.for_stage(spec.stages[0]), clock, keeps_files=spec.is_cascade),
     )
     describing = Describing(spec, clock) if spec.describer else None
     looking = CascadeScorer(spec, scorer, decoder, clock, describing=describing, **options)

@@ -100,9 +100,11 @@ def test_the_audit_draws_by_bytes_beyond_the_band(cards):
 def test_two_pools_say_together_what_one_process_says(spec):
     """The second pool gets nothing but the files of what goes on."""
     outcomes, whole, _ = read(spec, MEMBERS)
-    reading = BatchDecoder(spec.early, StageClock(), hand_over=True, keeps_files=True)
+    reading = BatchDecoder(
+        spec.for_stage(spec.stages[0]), StageClock(), hand_over=True, keeps_files=True
+    )
     handed = pickle.loads(pickle.dumps(list(batches(spec, DATA, reading))))
-    decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
+    decoder = BatchDecoder(spec.for_stage(spec.stages[0]), StageClock(), keeps_files=True)
     cheap, slow = (
         CascadeScorer(
             spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9

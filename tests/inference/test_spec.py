@@ -1,13 +1,23 @@
 """Precision and resize mode follow the card; another one is refused, or the guarantee waived."""
 
+import pickle
+from dataclasses import replace
+
 import pytest
 
-from ray_app.ensembles import CalibrationSettings, load_ensemble_card
+from ray_app.ensembles import (
+    CalibrationSettings,
+    EnsembleCard,
+    EnsembleMember,
+    load_ensemble_card,
+)
+from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.spec import departures
+from tests.inference.two_detectors import write_two
 
 TINY = "touchstone-tiny"
 FAST = CalibrationSettings(precision={TINY: "bf16"}, resize="fast")
@@ -61,3 +71,27 @@ def test_the_library_follows_the_card_too():
     with pytest.raises(ConfigError):
         Ensemble(card, resize="exact")
     assert Ensemble(card, resize="exact", waive_guarantee=True).spec.resize == "exact"
+
+
+@pytest.mark.parametrize("own_pool", [False, True])
+def test_spec_of_cascade_has_two_stages_and_limited_spec_one(tmp_path, own_pool):
+    members = tuple(
+        EnsembleMember(detector=path) for path in write_two(tmp_path, own_pool=own_pool)
+    )
+    cascade = Cascade(first=1, band=(-1, 1))
+    card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
+    whole = make_spec(card, limits=ImageLimits())
+    cheap, slow = (item.preprocessing for item in whole.cards.values())
+    assert [stage.detectors for stage in whole.stages] == [("cheap",), ("slow",)]
+    assert [stage.preprocessings for stage in whole.stages] == [(cheap,), (slow,)]
+    assert (whole.first, whole.late, whole.preprocessings) == (("cheap",), ("slow",), (cheap, slow))
+    assert whole.pools == ((("cheap",), ("slow",)) if own_pool else (("cheap", "slow"),))
+    for spec, names in [
+        (whole.for_stage(whole.stages[1]), ("slow",)),
+        (whole.limited_to(["cheap"]), ("cheap",)),
+    ]:
+        assert not spec.is_cascade
+        assert (spec.first, spec.late) == (names, ())
+        assert spec.for_stage(spec.stages[0]) is spec
+    assert replace(whole, slots=1).stages == whole.stages
+    assert pickle.loads(pickle.dumps(whole)) == whole

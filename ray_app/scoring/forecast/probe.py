@@ -152,7 +152,10 @@ def _batches(
     ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
     members = [_member(item, slot) for slot, item in enumerate(ordered)]
     decoder = BatchDecoder(
-        spec.early, probe.clock, hand_over=layout.kind == "split", keeps_files=spec.looks_again
+        spec.for_stage(spec.stages[0]),
+        probe.clock,
+        hand_over=layout.kind == "split",
+        keeps_files=spec.is_cascade,
     )
     reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
     for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
@@ -218,9 +221,10 @@ class _Scoring:
             EnsembleScorer(spec, clock, pool)
             for clock, pool in zip(self._clocks, spec.pools, strict=True)
         ]
-        self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
+        early = spec.for_stage(spec.stages[0])
+        self._decoder = BatchDecoder(early, StageClock(), keeps_files=spec.is_cascade)
         self._first = [
-            scorer.for_spec(spec.early, clock)
+            scorer.for_spec(early, clock)
             for scorer, clock in zip(scorers, self._clocks, strict=True)
         ]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
