@@ -1,30 +1,34 @@
 """What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also
-of perturbed views.
-
-`LazyImages` and `LateDecoder` make or decode large images only when a detector reads them.
+of perturbed views. Images that keep their size may stay encoded (`EncodedImages`).
 """
 
 import logging
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, describe_error, is_of_one_image, one_line
 from ray_app.images import DecodedImage, Demand, ImageFileFacts
 from ray_app.transforms.perturbations import Perturbation, seed_of
 
+_log = logging.getLogger(__name__)
+
 Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
+# The images of a batch in one preprocessing.
+BatchTensor: TypeAlias = "Pixels | Ragged | EncodedImages"
 Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
+MemberFile = tuple[int, File]  # with its image id; 0 if the ids of the batch are not known
 # counts, each followed by the backbone's name
 RUNS, REQUESTED = "runs of backbone ", "asked of backbone "
 # Counts, each followed by a detector's name: images that it looked at, in every view; microseconds
@@ -69,21 +73,22 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class PerturbedBatch:
-    """A batch as one perturbation shows it. `pixels` as in `Batch`; where sizes are kept, an image
-    is made when it is asked for.
+    """A batch as one perturbation shows it.
 
-    `sizes`: per member the (width, height) of the perturbed image before it was prepared; None
-    where there is none.
+    Attributes:
+        pixels: As in `Batch`; images that keep their size are always encoded.
+        sizes: Per member the (width, height) of the perturbed image before it was prepared, or
+            None.
     """
 
-    pixels: tuple[Pixels | Ragged, ...]
+    pixels: tuple[BatchTensor, ...]
     sizes: tuple[Size | None, ...]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros
-    in unusable slots; or, where sizes are kept, one array or None per slot.
+    in unusable slots; or, if sizes are kept, one array or None per slot, or `EncodedImages`.
 
     `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end
     of a block. `sizes`: per member the (width, height) of the image where it has pixels, else None.
@@ -94,11 +99,21 @@ class Batch:
     """
 
     outcomes: tuple[DecodeResult, ...]
-    pixels: tuple[Pixels | Ragged, ...]
+    pixels: tuple[BatchTensor, ...]
     sizes: tuple[Size | None, ...]
     encoded: tuple[File | None, ...] = ()
     views: tuple[PerturbedBatch, ...] = ()
     ids: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> list[MemberFile | None]:
+        """The files of the members that are decoded again, None for the others."""
+        ids = self.ids or (0,) * len(self.outcomes)
+        files = self.encoded or (None,) * len(self.outcomes)
+        return [
+            None if file is None else (image_id, file)
+            for image_id, file in zip(ids, files, strict=True)
+        ]
 
 
 def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
@@ -137,20 +152,9 @@ def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
     ]
 
 
-_log = logging.getLogger(__name__)
-
-# an image that is there, or in memory, as long as the block lasts
-Opening = Callable[[], AbstractContextManager[DecodedImage]]
-ImageOf = Callable[[int], AbstractContextManager[DecodedImage | None]]
-Prepare = Callable[[Image.Image], Pixels | None]
-
 # What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before
 # what we have just encoded ourselves.
 CODEC_ERRORS = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
-
-# Decoded images that are kept while their views are read: all that go through a network together,
-# or the one that is larger.
-KEPT_PIXELS = 2**23
 
 
 @dataclass(frozen=True)
@@ -174,35 +178,120 @@ def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
         return None
 
 
-class LazyImages(Sequence[Pixels | None]):
-    """The images of a batch in one preprocessing and one view (None = clean), each made when it is
-    asked for, since it may be large.
+class DetectorInput(NamedTuple):
+    """A preprocessing and the detectors that read its images.
+
+    Attributes:
+        preprocessing: How images are prepared.
+        shape: (height, width), or None if images keep their size.
+        detectors: Names of the detectors.
+        is_described: Whether the describer sees the images, whatever their size.
+    """
+
+    preprocessing: Preprocessing
+    shape: tuple[int, int] | None
+    detectors: tuple[str, ...]
+    is_described: bool
+
+
+class ImageDecoder(Protocol):
+    """Opens encoded images, and prepares them for detectors (`BatchDecoder`)."""
+
+    def open_file(self, image_id: int, data: File) -> AbstractContextManager[DecodedImage]:
+        """Decode one image. The block raises InputError if it is refused."""
+
+    def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
+        """Prepare an image for detectors, or return None if none of them scores it."""
+
+
+# Pixels of decoded images that are kept while their views are read: as many as go through a network
+# together, or one larger image.
+KEPT_PIXELS = 2**23
+
+
+class BatchImages:
+    """Images of a batch that are decoded from their files, once for all their views.
+
+    A large image is decoded for each view, since its turn on the node ends with the block that
+    reads it.
+
+    Args:
+        decoder: Decodes the files, and counts them.
+        files: (image_id, file) per slot, None if there is no file.
+        max_kept_pixels: Pixels of decoded images that are kept. One image may exceed the limit.
     """
 
     def __init__(
-        self, count: int, image_of: ImageOf, prepare: Prepare, view: Perturbation | None = None
+        self,
+        decoder: ImageDecoder,
+        files: Sequence[MemberFile | None],
+        *,
+        max_kept_pixels: float,
     ) -> None:
-        self._count, self._image_of, self._prepare, self._view = count, image_of, prepare, view
+        self._decoder, self._files, self._max_kept_pixels = decoder, files, max_kept_pixels
+        self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
 
-    def __len__(self) -> int:
-        return self._count
+    def keep(self, slot: int, image: DecodedImage) -> None:
+        """Keep a decoded image, unless it is large, as the last one to be dropped."""
+        if is_large(image) or not self._max_kept_pixels:
+            return
+        self._kept[slot] = image
+        self._kept.move_to_end(slot)
+        while len(self._kept) > 1 and self._kept_pixels > self._max_kept_pixels:
+            self._kept.popitem(last=False)
 
-    def __getitem__(self, slot: Any) -> Any:
-        if slot >= self._count:
-            # the end of an iteration, which must not pass for an image's fault
-            raise IndexError(slot)
+    @contextmanager
+    def open(self, slot: int) -> Iterator[DecodedImage | None]:
+        """Yield the image in a slot, None if there is no file. Raises InputError."""
+        kept, file = self._kept.get(slot), self._files[slot]
+        if kept is not None or file is None:
+            if kept is not None:
+                self.keep(slot, kept)
+            yield kept
+            return
+        with self._decoder.open_file(*file) as image:
+            self.keep(slot, image)
+            yield image
+
+    @property
+    def _kept_pixels(self) -> int:
+        return sum(image.pixels.width * image.pixels.height for image in self._kept.values())
+
+
+class EncodedImages:
+    """The images of a batch as one preprocessing and one view (None = clean) show them."""
+
+    def __init__(
+        self,
+        decoder: ImageDecoder,
+        images: BatchImages,
+        target: DetectorInput,
+        view: Perturbation | None = None,
+    ) -> None:
+        self._decoder, self._images, self._target, self._view = decoder, images, target, view
+
+    def complete(self, slots: Sequence[int]) -> dict[int, Pixels]:
+        """Decode and prepare the images in some slots, one at a time.
+
+        Returns:
+            Arrays by slot, without images that no detector scores or that cannot be prepared.
+        """
+        prepared = {}
+        for slot in slots:
+            pixels = self._prepare(slot)
+            if pixels is not None:
+                prepared[slot] = pixels
+        return prepared
+
+    def _prepare(self, slot: int) -> Pixels | None:
         try:
-            with self._image_of(slot) as image:
-                seen = (
-                    None
-                    if image is None
-                    else image.pixels
-                    if self._view is None
-                    else perturbed(self._view, image)
-                )
-                return None if seen is None else self._prepare(seen)
+            with self._images.open(slot) as image:
+                if image is None:
+                    return None
+                shown = image.pixels if self._view is None else perturbed(self._view, image)
+                return None if shown is None else self._decoder.prepare(self._target, shown)
         except InputError:
-            return None  # it decoded once; what is refused now, the detector has no score for
+            return None  # It decoded before. What is refused now has no score of this detector.
         except Exception as error:
             if not is_of_one_image(error):
                 raise
@@ -212,46 +301,13 @@ class LazyImages(Sequence[Pixels | None]):
             return None
 
 
-class LateDecoder:
-    """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that
-    all views of an image cost one decode; but for large ones, whose turn on their node ends with
-    the block that asked.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[File | None],
-        decode: Callable[[File], AbstractContextManager[DecodedImage]],
-        *,
-        keeps: bool,
-    ) -> None:
-        self._files, self._decode, self._keeps = files, decode, keeps
-        self._kept: OrderedDict[int, DecodedImage] = OrderedDict()
-
-    @contextmanager
-    def __call__(self, slot: int) -> Iterator[DecodedImage | None]:
-        """The image in a slot; None where there is no file. Raises InputError."""
-        data, kept = self._files[slot], self._kept.pop(slot, None)
-        if data is None:
-            yield None
-            return
-        with nullcontext(kept) if kept is not None else self._decode(data) as image:
-            if self._keeps and not is_large(image):
-                self._keep(slot, image)
-            yield image
-
-    def _keep(self, slot: int, image: DecodedImage) -> None:
-        self._kept[slot] = image
-        while (
-            len(self._kept) > 1
-            and sum(kept.pixels.width * kept.pixels.height for kept in self._kept.values())
-            > KEPT_PIXELS
-        ):
-            self._kept.popitem(last=False)
+def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> dict[int, Pixels]:
+    """Return the images in some slots of a batch that keeps sizes, without those that are missing."""
+    if isinstance(images, EncodedImages):
+        return images.complete(slots)
+    return {slot: image for slot in slots if (image := images[slot]) is not None}
 
 
 def is_large(image: DecodedImage) -> bool:
-    """Whether an image that is decoded has its turn on its node by its size alone, and is not kept
-    beyond it.
-    """
+    """Return whether a decoded image has a turn on its node by its size alone."""
     return Demand(image.pixels.width * image.pixels.height, 0).is_large

@@ -5,18 +5,17 @@ this process or in a child. `StageClock` counts the seconds of each stage, from 
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
@@ -24,17 +23,17 @@ from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, wi
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference import private_api
 from ray_app.inference.batch import (
+    KEPT_PIXELS,
     Batch,
+    BatchImages,
+    BatchTensor,
     DecodeResult,
+    DetectorInput,
+    EncodedImages,
     File,
-    ImageOf,
-    LateDecoder,
-    LazyImages,
-    Opening,
     PerturbedBatch,
     Pixels,
     PreparedViews,
-    Ragged,
     Size,
     is_large,
     perturbed,
@@ -246,8 +245,8 @@ class BatchDecoder:
             else ProvenanceReader(spec.provenance, spec.limits.max_text_bytes)
         )
         self._bytes_per_pixel = _bytes_per_pixel(spec)
-        self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
-        self._scored = self._wanted[: len(spec.scored_preprocessings)]
+        self._inputs = _detector_inputs(spec)
+        self._scored = self._inputs[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb
@@ -260,112 +259,111 @@ class BatchDecoder:
         self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
-        """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each
-        as it comes: unless files go along, its bytes are let go before the next is asked for. A
-        `PreparedImage` is taken as it is, where the spec has no views.
-        """
-        ids, outcomes, kept = [], [], []
-        sizes: list[Size | None] = []
-        encoded: list[File | None] = []
-        file: File | None
-        prepared: list[PreparedViews | None] = []
-        for image_id, data in fetched:
-            if isinstance(data, PreparedImage):
-                (outcome, tensors, image), file = _prepared_elsewhere(data), data.data
-            else:
-                (outcome, tensors, image), file = (
-                    self._one(image_id, data),
-                    None if isinstance(data, InputError) else data,
-                )
-            ids.append(image_id)
-            outcomes.append(outcome)
-            prepared.append(tensors)
-            sizes.append(
-                None
-                if tensors is None or outcome.facts is None
-                else (outcome.facts.width or 0, outcome.facts.height or 0)
-            )
-            goes_along = (
-                (self._keeps_files or self._hand_over)
-                and tensors is not None
-                and self._goes_along(outcome)
-            )
-            encoded.append(file if goes_along else None)
-            kept.append(image)
-            del data, file
-        with self._clock("prepare"):
-            pixels: tuple[Pixels | Ragged, ...] = (
-                self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
-            )
-            views = []
-            for place, view in enumerate(self._spec.views if pixels else ()):
-                views.append(self._batch_view(prepared, kept, place, view))
-            files = tuple(encoded) if self._hand_over or self._keeps_files else ()
-            return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
+        """Decode up to `slots` members, each as it comes.
 
-    def _goes_along(self, outcome: DecodeResult) -> bool:
-        """Whether the file is decoded again: for a second look, or by detectors in another process
-        that look at images of this size.
+        The bytes of a member are released before the next member is requested, unless its file
+        goes along.
+
+        Args:
+            fetched: Image ids with bytes, a PIL image, or the reason why there are none. A
+                `PreparedImage` is taken as it is; the spec must have no views.
         """
+        ids, members, encoded = list[int](), list[_Member](), list[File | None]()
+        for image_id, data in fetched:
+            file: File | None
+            if isinstance(data, PreparedImage):
+                member, file = _member_of(data), data.data
+            else:
+                member = self._decode_member(image_id, data)
+                file = None if isinstance(data, InputError) else data
+            ids.append(image_id)
+            members.append(member)
+            encoded.append(file if self._goes_along(member) else None)
+            del data, file
+        outcomes = tuple(member.outcome for member in members)
+        prepared = [member.prepared for member in members]
+        sizes = [
+            None
+            if member.prepared is None or member.outcome.facts is None
+            else (member.outcome.facts.width or 0, member.outcome.facts.height or 0)
+            for member in members
+        ]
+        with self._clock("prepare"):
+            pixels: tuple[BatchTensor, ...] = ()
+            views = []
+            if prepared.count(None) < len(prepared):
+                pixels = self._stack(prepared, None)
+                images = self._images_of(members, ids)
+                for place, view in enumerate(self._spec.views):
+                    views.append(self._batch_view(prepared, images, place, view))
+            files = tuple(encoded) if self._hand_over or self._keeps_files else ()
+            return Batch(outcomes, pixels, tuple(sizes), files, tuple(views), tuple(ids))
+
+    def _goes_along(self, member: "_Member") -> bool:
+        """Return whether the file is decoded again: for the second stage, or by detectors in
+        another process that score images of this size.
+        """
+        if member.prepared is None or not (self._keeps_files or self._hand_over):
+            return False
         if self._keeps_files or self._spec.views:
             return True
-        width, height = (
-            (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)
-        )
+        facts = member.outcome.facts
+        width, height = (facts.width or 0, facts.height or 0) if facts else (0, 0)
         native = (
             name for name, card in self._spec.cards.items() if card.preprocessing.shape is None
         )
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Images that were handed over encoded are decoded when they are looked at, one by one,
-        since they may be large.
+        """Return a batch whose images that were handed over encoded can be read.
+
+        They may be large: `EncodedImages.complete` decodes some of them when a detector reads these.
         """
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = (
-            LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)),
-            len(batch.encoded),
-        )
-        views = (
-            replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
+        kept_pixels = KEPT_PIXELS if batch.views else 0
+        images = BatchImages(self, batch.files, max_kept_pixels=kept_pixels)
+        views = tuple(
+            replace(view, pixels=self._completed(images, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
         )
         files = batch.encoded if self._keeps_files else ()
-        return replace(
-            batch,
-            pixels=self._completed(images, count, batch.pixels, None),
-            encoded=files,
-            views=tuple(views),
-        )
+        pixels = self._completed(images, batch.pixels, None)
+        return replace(batch, pixels=pixels, encoded=files, views=views)
 
     def _completed(
         self,
-        images: ImageOf,
-        count: int,
-        pixels: tuple[Pixels | Ragged, ...],
+        images: BatchImages,
+        pixels: tuple[BatchTensor, ...],
         view: Perturbation | None,
-    ) -> tuple[Pixels | Ragged, ...]:
+    ) -> tuple[BatchTensor, ...]:
         return tuple(
-            LazyImages(count, images, partial(self._prepared, wanted), view)
-            if wanted.shape is None
-            else tensor
-            # views have none of the describer's
-            for wanted, tensor in zip(self._wanted, pixels, strict=False)
+            EncodedImages(self, images, target, view) if target.shape is None else tensor
+            # Views have no tensor for the describer.
+            for target, tensor in zip(self._inputs, pixels, strict=False)
         )
 
-    def _one(
-        self, image_id: int, data: File | InputError
-    ) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
-        """What became of one member, its tensors, and how its pixels are had again, where they are
-        wanted again.
-
-        A bug of ours costs the image that met it, and no other.
+    def _images_of(self, members: Sequence["_Member"], ids: Sequence[int]) -> BatchImages | None:
+        """Return the images whose views are made here, when a detector reads them; images that are
+        decoded stay so.
         """
+        if self._hand_over or not self._spec.views:
+            return None
+        files = [
+            None if member.file is None else (image_id, member.file)
+            for image_id, member in zip(ids, members, strict=True)
+        ]
+        images = BatchImages(self, files, max_kept_pixels=math.inf)
+        for slot, member in enumerate(members):
+            if member.image is not None:
+                images.keep(slot, member.image)
+        return images
+
+    def _decode_member(self, image_id: int, data: File | InputError) -> "_Member":
+        """Decode and prepare one member. A bug of Touchstone costs only the image that met it."""
         facts = provenance = None
         try:
-            self.counts["decoded"] += not isinstance(data, InputError)
-            with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
+            with self.open_file(image_id, data) as image:
                 if self._spec.measured:
                     with self._clock("prepare"):
                         image = with_texture(image)
@@ -374,38 +372,27 @@ class BatchDecoder:
                     provenance = self._provenance(image_id, data, facts, image.pixels)
                 with self._clock("prepare"):
                     prepared = PreparedViews([], [])
-                    for wanted in self._wanted:
-                        is_late = self._hand_over and wanted.shape is None
+                    for target in self._inputs:
+                        is_late = self._hand_over and target.shape is None
                         prepared.tensors.append(
-                            None if is_late else self._prepared(wanted, image.pixels)
+                            None if is_late else self.prepare(target, image.pixels)
                         )
                     for view in self._spec.views:
                         prepared.views.append(self._view(view, image))
         except InputError as refused:
             facts = refused.facts if isinstance(refused, ImageRefused) else facts
-            return (
-                DecodeResult(refused.status, refused.detail, facts, provenance=provenance),
-                None,
-                None,
-            )
+            return _Member(DecodeResult(refused.status, refused.detail, facts, provenance))
         except Exception as error:
             if not is_of_one_image(error):
                 raise
-            return (
-                DecodeResult.of_failure(
-                    error, inspect_bytes(data) if isinstance(data, bytes) else None
-                ),
-                None,
-                None,
-            )
-        again: Opening | None = None
-        if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
-            again = (
-                partial(self._opened, image_id, data)
-                if is_large(image)
-                else lambda: nullcontext(image)
-            )
-        return DecodeResult(Status.OK, None, facts, provenance=provenance), prepared, again
+            known = inspect_bytes(data) if isinstance(data, bytes) else None
+            return _Member(DecodeResult.of_failure(error, known))
+        outcome = DecodeResult(Status.OK, None, facts, provenance)
+        if not (self._spec.views and self._spec.keeps_sizes) or self._hand_over:
+            return _Member(outcome, prepared)
+        if is_large(image) and not isinstance(data, InputError):
+            return _Member(outcome, prepared, file=data)
+        return _Member(outcome, prepared, image=image)
 
     def _view(
         self, view: Perturbation, image: DecodedImage
@@ -418,26 +405,27 @@ class BatchDecoder:
             return None
         try:
             return seen.size, [
-                None if one.shape is None else self._prepared(one, seen) for one in self._scored
+                None if target.shape is None else self.prepare(target, seen)
+                for target in self._scored
             ]
         except InputError:
             return None
 
-    def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
-        """None where no detector would score an image of this size, and it is not what the
-        describer sees.
+    def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
+        """Prepare an image for detectors. Returns None if none of them scores images of its size,
+        unless the describer sees it.
         """
-        is_sure = wanted.is_described or wanted.shape is not None
+        is_sure = target.is_described or target.shape is not None
         if not is_sure and not any(
-            self._spec.is_scored(name, *image.size) for name in wanted.detectors
+            self._spec.is_scored(name, *image.size) for name in target.detectors
         ):
             return None
-        return wanted.preprocessing.prepare(image, self._spec.resize)
+        return target.preprocessing.prepare(image, self._spec.resize)
 
-    def _opened(
+    def open_file(
         self, image_id: int, data: File | InputError
     ) -> AbstractContextManager[DecodedImage]:
-        """As `CarefulDecoder.opened`, counted."""
+        """Decode one image, which is counted (see `CarefulDecoder.opened`)."""
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
@@ -457,12 +445,12 @@ class BatchDecoder:
 
     def _stack(
         self, prepared: Sequence[PreparedViews | None], view: int | None
-    ) -> tuple[Pixels | Ragged, ...]:
+    ) -> tuple[BatchTensor, ...]:
         """Of each preprocessing, what the members have in one view (None = clean); nothing where no
         member has anything.
         """
-        stacked: list[Pixels | Ragged] = []
-        for place, wanted in enumerate(self._wanted if view is None else self._scored):
+        stacked: list[BatchTensor] = []
+        for place, target in enumerate(self._inputs if view is None else self._scored):
             images: list[Pixels | None] = []
             for one in prepared:
                 tensors = (
@@ -473,7 +461,7 @@ class BatchDecoder:
                     else (one.views[view] or (None, None))[1]
                 )
                 images.append(None if tensors is None else tensors[place])
-            shape = wanted.shape
+            shape = target.shape
             if shape is None:
                 stacked.append(images)
                 continue
@@ -487,17 +475,15 @@ class BatchDecoder:
     def _batch_view(
         self,
         prepared: Sequence[PreparedViews | None],
-        kept: Sequence[Opening | None],
+        images: BatchImages | None,
         place: int,
         view: Perturbation,
     ) -> PerturbedBatch:
         pixels = self._stack(prepared, place)
-        if not self._hand_over:
-            pixels = self._completed(
-                lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view
-            )
-        seen = [None if one is None else one.views[place] for one in prepared]
-        return PerturbedBatch(pixels, tuple(None if one is None else one[0] for one in seen))
+        if images is not None:
+            pixels = self._completed(images, pixels, view)
+        shown = [None if item is None else item.views[place] for item in prepared]
+        return PerturbedBatch(pixels, tuple(None if item is None else item[0] for item in shown))
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
@@ -507,22 +493,40 @@ def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
     return max(decode_bytes // 4, limits.max_bytes)
 
 
-class _Wanted(NamedTuple):
-    """A preprocessing, its (height, width) or None where it keeps sizes, the detectors that score
-    what is prepared so, and whether the describer sees it, whatever its size.
+def _detector_inputs(spec: ScoringSpec) -> list[DetectorInput]:
+    return [
+        DetectorInput(
+            preprocessing,
+            preprocessing.shape,
+            tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing),
+            preprocessing == spec.words_seen,
+        )
+        for preprocessing in spec.preprocessings
+    ]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What decoding found of one member.
+
+    Attributes:
+        outcome: Its status and facts.
+        prepared: Its tensors, if it was decoded.
+        image: The image, if views of it are made later.
+        file: The file, if views of it are made later and the image is too large to keep.
     """
 
-    preprocessing: Preprocessing
-    shape: tuple[int, int] | None
-    detectors: tuple[str, ...]
-    is_described: bool
+    outcome: DecodeResult
+    prepared: PreparedViews | None = None
+    image: DecodedImage | None = None
+    file: File | None = None
 
-    @classmethod
-    def of(cls, spec: ScoringSpec, preprocessing: Preprocessing) -> "_Wanted":
-        users = tuple(
-            name for name, card in spec.cards.items() if card.preprocessing == preprocessing
-        )
-        return cls(preprocessing, preprocessing.shape, users, preprocessing == spec.words_seen)
+
+def _member_of(image: PreparedImage) -> _Member:
+    """Return what a child process decoded as `BatchDecoder` would have done."""
+    provenance = None if image.provenance is None else image.provenance.row()
+    outcome = DecodeResult(Status.OK, None, image.facts, provenance)
+    return _Member(outcome, PreparedViews(list(image.pixels), []))
 
 
 def _bytes_per_pixel(spec: ScoringSpec) -> int:
@@ -531,18 +535,6 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
         one.resampler != "pillow" or one.shape is None for one in spec.preprocessings
     )
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
-
-
-def _prepared_elsewhere(
-    image: PreparedImage,
-) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
-    """As `BatchDecoder._one`."""
-    provenance = None if image.provenance is None else image.provenance.row()
-    return (
-        DecodeResult(Status.OK, None, image.facts, provenance=provenance),
-        PreparedViews(list(image.pixels), []),
-        None,
-    )
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -26,13 +26,13 @@ from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.images.provenance import ProvenanceConfig, attach_sidecar
 from ray_app.inference import (
+    cascade,
     decision,
     decoder,
     device_batches,
     image_inputs,
     result,
     scorer,
-    second_pass,
     spec,
 )
 from ray_app.inference.batch import Batch, DecodeResult, File
@@ -139,9 +139,9 @@ class Ensemble:
             careful=self._careful,
         )
         detectors = scorer.EnsembleScorer(wanted, clock, loaded=self._loaded)
-        self._scorer = second_pass.CascadeScorer(
+        self._scorer = cascade.CascadeScorer(
             wanted, detectors, self._decoder, clock, describing=self._describing
-        ).simplest
+        )
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from ray_app.inference.batch import (
     PerturbedBatch,
     Pixels,
     Size,
+    images_at,
     joined,
 )
 from ray_app.inference.decision import (
@@ -132,7 +133,8 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
     if spec.words_seen is None or not batch.pixels:
         return [None] * len(batch.outcomes)
     tensor = batch.pixels[spec.stages[0].preprocessings.index(spec.words_seen)]
-    return [None if size is None else tensor[slot] for slot, size in enumerate(batch.sizes)]
+    images = images_at(tensor, [slot for slot, size in enumerate(batch.sizes) if size is not None])
+    return [images.get(slot) for slot in range(len(batch.sizes))]
 
 
 @dataclass(eq=False)
@@ -343,33 +345,24 @@ class EnsembleScorer:
             for name, detector in self._detectors.items()
         }
 
-    def score(
-        self, batches: Iterable[Batch], only: Collection[str] | None = None
-    ) -> DetectorOutputs:
-        """Score batch after batch, in order, by all detectors or `only` some; nothing where a
-        member has no pixels. The same of every view.
-
-        Every batch runs at its full static shape, so that a score never depends on what it was
-        batched with; but on a GPU, images that keep their size run with those of the same size,
-        however many of them could be read. A GPU is waited for once, at the end: while it computes,
-        the next batch is decoded and moved.
-        """
+    def start(self, only: Collection[str] | None = None) -> "BlockReadings":
+        """Start the scores of a block, by all detectors or `only` some of them."""
         users, columns = self._users, self._columns
         if only is not None:
             users = _by_preprocessing(
                 detector for name, detector in self._detectors.items() if name in only
             )
             columns = {key: None for key in columns if key.detector in only}
-        block = _BlockReadings(users, columns, self._views, self._spec.embedded)
-        for batch in self._joined(batches) if self._loaded.steps else batches:
-            without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
-            views = [batch, *(batch.views or [without_pixels] * len(self._spec.views))]
-            with self._clock("score"):
-                self._read(views, block)
-        with self._clock("score"):
-            outputs = block.gathered()
-            self._loaded.times.settle()
-            return outputs
+        return BlockReadings(self, _Columns(users, columns, self._views, self._spec.embedded))
+
+    def score(
+        self, batches: Iterable[Batch], only: Collection[str] | None = None
+    ) -> DetectorOutputs:
+        """Score batch after batch, in order, by all detectors or `only` some; see `BlockReadings`."""
+        readings = self.start(only)
+        for batch in batches:
+            readings.add(batch)
+        return readings.finish()
 
     def _step_of(self, detector: Detector) -> int:
         """How many images one of the detectors sees at once."""
@@ -377,20 +370,28 @@ class EnsembleScorer:
             (self._spec.slots, detector.card.preprocessing), self._spec.slots
         )
 
-    def _joined(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """As many together as the largest step takes."""
+    @property
+    def _together(self) -> int:
+        """How many decoded batches the largest step takes."""
         slots = self._spec.slots
-        together = (
-            max(
-                (step for (size, _), step in self._loaded.steps.items() if size == slots), default=0
-            )
-            // slots
-        )
-        arriving = iter(batches)
-        while some := list(islice(arriving, max(together, 1))):
-            yield from joined(some, slots)
+        steps = [step for (size, _), step in self._loaded.steps.items() if size == slots]
+        return max([step // slots for step in steps], default=1) or 1
 
-    def _read(self, views: Sequence[Batch | PerturbedBatch], block: "_BlockReadings") -> None:
+    def _read_joined(self, batches: Sequence[Batch], block: "_Columns") -> None:
+        """Let every detector read some batches, joined if their images go through it together."""
+        for batch in joined(batches, self._spec.slots) if batches else ():
+            without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
+            views = [batch, *(batch.views or [without_pixels] * len(self._spec.views))]
+            with self._clock("score"):
+                self._read(views, block)
+
+    def _gather(self, block: "_Columns") -> DetectorOutputs:
+        with self._clock("score"):
+            outputs = block.gathered()
+            self._loaded.times.settle()
+            return outputs
+
+    def _read(self, views: Sequence[Batch | PerturbedBatch], block: "_Columns") -> None:
         """Let every detector read a batch in all its views."""
         for place, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
             users = block.users.get(preprocessing, ())
@@ -420,7 +421,9 @@ class EnsembleScorer:
                 sizes = view.sizes[first : first + step]
                 images = len(sizes) - sizes.count(None)
                 if images:
-                    pixels = np.asarray(view.pixels[place][first : first + step])
+                    tensor = view.pixels[place]
+                    assert isinstance(tensor, np.ndarray)
+                    pixels = tensor[first : first + step]
                     if slots < step != len(pixels):
                         pixels = np.concatenate(
                             [pixels, np.zeros((step - len(pixels), *pixels.shape[1:]), np.uint8)]
@@ -456,19 +459,37 @@ class EnsembleScorer:
                 continue
             step = users[0].together(*size)
             for first in range(0, len(same), step):
-                read = [
-                    (slot, image)
-                    for slot in same[first : first + step]
-                    if (image := view.pixels[place][slot]) is not None
-                ]
+                read = images_at(view.pixels[place], same[first : first + step])
                 if read:
-                    yield _Group(
-                        number,
-                        size,
-                        [slot for slot, _ in read],
-                        np.stack([image for _, image in read]),
-                        len(read),
-                    )
+                    yield _Group(number, size, list(read), np.stack(list(read.values())), len(read))
+
+
+class BlockReadings:
+    """The scores of one block, batch after batch; members without pixels have none.
+
+    Every batch runs at its full static shape, so that a score never depends on the images that
+    share its batch. On a GPU, images that keep their size run with others of that size. A GPU is
+    waited for once, in `finish`: while it computes, the next batch is decoded and moved.
+    """
+
+    def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:
+        self._scorer, self._columns = scorer, columns
+        self._waiting: list[Batch] = []
+
+    def add(self, batch: Batch) -> None:
+        """Let the detectors read a batch, at once or together with the next ones."""
+        self._waiting.append(batch)
+        if len(self._waiting) >= self._scorer._together:
+            self._read_waiting()
+
+    def finish(self) -> DetectorOutputs:
+        """Return the outputs for all batches, in order."""
+        self._read_waiting()
+        return self._scorer._gather(self._columns)
+
+    def _read_waiting(self) -> None:
+        batches, self._waiting = self._waiting, []
+        self._scorer._read_joined(batches, self._columns)
 
 
 class _Group(NamedTuple):
@@ -519,7 +540,7 @@ def _columns_of(spec: ScoringSpec, detectors: Collection[Detector]) -> Iterator[
 
 
 @dataclass
-class _BlockReadings:
+class _Columns:
     """The detectors' readings of a block, left on the device until the end. `users`: by
     preprocessing, the detectors that read it; `columns`: what is kept of them; `views`: their
     names; `widths`: of embeddings, by detector. `usable`: per view, which members of the batches

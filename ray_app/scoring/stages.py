@@ -47,9 +47,9 @@ from ray_app.streams.feed import FeedLog
 from ray_app.streams.stage import Attempts, Ended, Stage
 
 if TYPE_CHECKING:
-    from ray_app.inference.batch import File
+    from ray_app.inference.batch import MemberFile
+    from ray_app.inference.cascade import CascadeScorer
     from ray_app.inference.scorer import DescriberInputs, Describing
-    from ray_app.inference.second_pass import CascadeScorer
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class OpenBlock:
     batches: Sequence[Batch] = ()
     outcomes: Sequence[DecodeResult] = ()
     outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
-    files: "Sequence[tuple[int, File] | None]" = ()
+    files: "Sequence[MemberFile | None]" = ()
     seen: "DescriberInputs" = ()
 
     def after(
@@ -250,9 +250,9 @@ class BlockStage(Stage):
         describing: "Describing | None" = None,
         holds_block: bool = False,
     ) -> "CascadeScorer":
+        from ray_app.inference.cascade import KEPT_BYTES, CascadeScorer
         from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer
 
         spec = self._job.spec
         scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
@@ -283,7 +283,7 @@ class BlockScorer(BlockStage):
 
         self._reading = self._reader()
         describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
-        self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
+        self._scoring = self._looking(self._reading.decoder, describing=describing)
         self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
 
     def work(self, ref: BlockRef) -> BlockReport | HandedBack:
@@ -353,7 +353,6 @@ class TensorScorer(BlockStage):
         further, and what the describer may look at.
         """
         from ray_app.inference.scorer import describer_inputs
-        from ray_app.inference.second_pass import files_of
 
         spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
@@ -366,7 +365,7 @@ class TensorScorer(BlockStage):
                 )
                 outputs = self._scoring.score(map(self._decoding.complete, block.batches))
             else:
-                outputs = self._scoring.again(outcomes, block.files, block.outputs)
+                outputs = self._scoring.rescore(outcomes, block.files, block.outputs)
             if self._describing is not None:
                 outputs = self._describing.after(outcomes, block.outputs.joined(outputs), seen)
         scored = block.after(self._work(), outcomes, outputs)
@@ -379,7 +378,7 @@ class TensorScorer(BlockStage):
             )
             return replace(scored, batches=(), files=(), seen=seen)
         if block.batches and spec.is_cascade and scored.outputs.scores.keys() >= set(spec.first):
-            files = (file for batch in block.batches for file in files_of(batch))
+            files = (file for batch in block.batches for file in batch.files)
             return replace(
                 scored,
                 batches=(),

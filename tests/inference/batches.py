@@ -9,8 +9,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_app.inference import BatchDecoder, StageClock
+from ray_app.inference.cascade import CascadeScorer
 from ray_app.inference.scorer import Describing, EnsembleScorer
-from ray_app.inference.second_pass import CascadeScorer
 from ray_app.runs import result_rows
 from tests.images.factory import encoded
 

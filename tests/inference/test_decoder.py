@@ -2,21 +2,20 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_app.ensembles import load_ensemble_card
+from ray_app.detectors import Preprocessing
+from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import SourceError, Status, TouchstoneError
 from ray_app.images import ImageLimits, decode_image, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.batch import LazyImages
-from tests.images.factory import jpeg
+from tests.images.factory import encoded, jpeg, photo
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -113,17 +112,41 @@ def test_what_is_no_single_images_fault_stays_an_exception(monkeypatch, error):
     def failing(*_):
         raise error
 
-    monkeypatch.setattr(BatchDecoder, "_prepared", failing)
+    monkeypatch.setattr(Preprocessing, "prepare", failing)
     with pytest.raises(type(error)):
         BatchDecoder(SPEC, StageClock()).decode([(0, jpeg())])
 
 
-def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplog):
-    def prepare(image):
+@pytest.fixture(scope="module")
+def handed():
+    """A batch of two images that keep their size, and of one file that is not an image."""
+    spec = make_spec(ensemble_of(["corvi2023"]), limits=ImageLimits(), precision="fp32")
+    files = [
+        (1, encoded(photo(400, 300), "JPEG")),
+        (2, b"no image"),
+        (3, encoded(photo(300, 400), "JPEG")),
+    ]
+    return spec, BatchDecoder(spec, StageClock(), hand_over=True).decode(files)
+
+
+def test_complete_decodes_the_named_images_alone(handed):
+    spec, batch = handed
+    decoder = BatchDecoder(spec, StageClock())
+    [images] = decoder.complete(batch).pixels
+    assert decoder.counts["decoded"] == 0
+    pixels = images.complete([1, 2])
+    assert {slot: image.shape for slot, image in pixels.items()} == {2: (400, 300, 3)}
+    assert decoder.counts["decoded"] == 1
+    image = decode_image(batch.encoded[2], spec.limits).pixels
+    np.testing.assert_array_equal(pixels[2], spec.preprocessings[0].prepare(image, "exact"))
+
+
+def test_complete_leaves_out_what_cannot_be_prepared(handed, monkeypatch, caplog):
+    def fail(*_):
         raise TypeError("a bug")
 
-    images = LazyImages(
-        2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare
-    )
-    assert list(images) == [None, None]
+    spec, batch = handed
+    monkeypatch.setattr(Preprocessing, "prepare", fail)
+    [images] = BatchDecoder(spec, StageClock()).complete(batch).pixels
+    assert images.complete([0, 1, 2]) == {}
     assert "a bug" in caplog.text

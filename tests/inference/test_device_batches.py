@@ -16,7 +16,7 @@ from ray_app.inference.device_batches import (
     measured_batches,
     paying_batch,
 )
-from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _BlockReadings
+from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _Columns
 from ray_app.scoring.identity import scoring_facts
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
@@ -194,7 +194,7 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     # a GPU's clock needs the GPU
     monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))
     monkeypatch.setattr(
-        _BlockReadings,
+        _Columns,
         "gathered",
         lambda block: devices.extend(
             part.device.type for parts in block.parts.values() for part in parts

@@ -103,7 +103,7 @@ def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
         for index, preprocessing in enumerate(spec.preprocessings)
         if preprocessing.shape is None
     )
-    assert completed[0].pixels[place][1].shape == (120, 200, 3)
+    assert completed[0].pixels[place].complete([1])[1].shape == (120, 200, 3)
     assert decoder.counts["decoded"] == 1
     broken = [
         replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded))

@@ -14,9 +14,9 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
+from ray_app.inference.cascade import CascadeScorer
 from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.inference.second_pass import CascadeScorer
 from tests.images.factory import encoded, photo
 from tests.inference.batches import batches, read
 from tests.inference.two_detectors import write_two
@@ -114,7 +114,7 @@ def test_two_pools_say_together_what_one_process_says(spec):
     first = cheap.score(decoder.complete(batch) for batch in handed)
     assert list(first.scores) == ["cheap"]
     going = second_stage_rows(spec, outcomes, first)
-    outputs = slow.again(
+    outputs = slow.rescore(
         outcomes, [(0, file) if row in going else None for row, file in enumerate(DATA)], first
     )
     for name in spec.cards:

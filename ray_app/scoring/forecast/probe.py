@@ -212,8 +212,8 @@ class _Scoring:
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
+        from ray_app.inference.cascade import SecondStage
         from ray_app.inference.scorer import Describing, EnsembleScorer
-        from ray_app.inference.second_pass import SecondPass
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
@@ -229,7 +229,7 @@ class _Scoring:
         ]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
         self._again = [
-            SecondPass(spec.limited_to(names), scorer, self._decoder)
+            SecondStage(spec.limited_to(names), scorer, self._decoder)
             for names, scorer in zip(late, scorers, strict=True)
         ]
         self._again_clocks = [StageClock() for _ in spec.pools]
@@ -261,8 +261,6 @@ class _Scoring:
         self._probe.scored += len(batch.outcomes)
 
     def _once(self, batch: Batch) -> None:
-        from ray_app.inference.second_pass import files_of
-
         outputs, spec, images = DetectorOutputs(), self._spec, self._images
         for scorer in self._first:
             outputs = outputs.joined(scorer.score([self._decoder.complete(batch)]))
@@ -280,12 +278,12 @@ class _Scoring:
                 images["described"] += len(self._describing.words(rows, outputs, seen))
         if spec.late:
             images["went on"] += len(decision.second_stage_rows(spec, batch.outcomes, outputs))
-            files = [file for file in files_of(batch) if file is not None][
+            files = [file for file in batch.files if file is not None][
                 : max(LOOKS - images["looked at"], 0)
             ]
-            for look, clock in zip(self._again if files else (), self._again_clocks, strict=False):
-                look.at(files)
-                clock.add(look.take_seconds())
+            for stage, clock in zip(self._again if files else (), self._again_clocks, strict=False):
+                stage.score(files)
+                clock.add(stage.take_seconds())
             images["looked at"] += len(files)
 
     def finished(self) -> tuple[tuple[float | None, ...], float, float]:

@@ -1,0 +1,187 @@
+"""A cascade in one process: the detectors of the first stage score every batch, and undecided
+images are decoded again for the detectors of the second stage (`CascadeScorer`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ray_app.inference import decision
+from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, MemberFile, Pixels
+from ray_app.inference.decision import DetectorOutputs
+from ray_app.inference.decoder import BatchDecoder, StageClock
+from ray_app.inference.scorer import EnsembleScorer, describer_inputs
+from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.inference.scorer import Describing
+
+
+# Images of a block that go through the networks of the second stage together. Few images of a block
+# are undecided, and empty slots cost as much as full ones.
+SLOTS = 16
+# Files that a process keeps until it knows which images are undecided.
+KEPT_BYTES = 64 * 2**20
+
+
+class SecondStage:
+    """Decodes members again from their files, in dense batches, and scores them.
+
+    Args:
+        spec: The detectors and views of the stage (see `ScoringSpec.for_stage`).
+        scorer: Holds the detectors.
+        decoder: Its crash marker and its child process are used.
+    """
+
+    def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
+        plain = replace(spec, slots=min(spec.slots, SLOTS), provenance=None)
+        self._clock, self._slots, self._scored = StageClock(), plain.slots, 0
+        self._scorer = scorer.for_spec(plain, self._clock)
+        self._decoder = decoder.for_spec(plain, self._clock)
+        self._spent_ms = 0.0
+
+    def score(self, files: Sequence[MemberFile]) -> DetectorOutputs:
+        """Return the outputs of the detectors, in the order of the files."""
+        readings = self._scorer.start()
+        for start in range(0, len(files), self._slots):
+            readings.add(self._decoder.decode(files[start : start + self._slots]))
+        self._scored += len(files)
+        return readings.finish()
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return the seconds per stage since the last call."""
+        seconds = self._clock.take()
+        self._spent_ms += 1000 * sum(seconds.values())
+        return seconds
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Members that were scored and milliseconds that they took, since the start; seconds count
+        once they are taken.
+        """
+        return {
+            LOOKED: self._scored,
+            LOOKED_MS: round(self._spent_ms),
+            "decoded": self._decoder.counts["decoded"],
+        }
+
+
+class CascadeScorer:
+    """Scores the batches of a block with all detectors of one process, and describes images last.
+
+    Batches of a cascade must carry their files (`BatchDecoder` with `keeps_files`).
+
+    Args:
+        spec: The whole spec. Its first stage scores every batch.
+        scorer: Holds the detectors, of both stages or of one pool.
+        decoder: Its crash marker and its child process are used to decode undecided images again.
+        clock: Counts the seconds of all stages.
+        kept_bytes: Files, and images for the describer, that are kept before images of the batches
+            so far are scored again. One batch may exceed the limit.
+        describing: Describes images after all detectors.
+    """
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        scorer: EnsembleScorer,
+        decoder: BatchDecoder,
+        clock: StageClock,
+        *,
+        kept_bytes: float = KEPT_BYTES,
+        describing: "Describing | None" = None,
+    ) -> None:
+        self._spec, self._clock, self._kept_bytes = spec, clock, kept_bytes
+        self._scorer, self._describing = scorer, describing
+        self._first = scorer.for_spec(spec.for_stage(spec.stages[0]), clock)
+        late = [name for name in spec.late if name in scorer.names]
+        self._late = SecondStage(spec.limited_to(late), scorer, decoder) if late else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts of shared backbones, of the second stage, and of captions, since the start."""
+        counts = Counter(self._scorer.counts)
+        for counter in (self._late, self._describing):
+            counts.update(counter.counts if counter else {})
+        return counts
+
+    def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
+        """Return the outputs of the detectors for all members of the batches, in order."""
+        arriving, outputs = iter(batches), list[DetectorOutputs]()
+        while True:
+            part = self._score_part(arriving)
+            if part.outcomes or not outputs:
+                scored = self.rescore(part.outcomes, part.files, part.outputs)
+                if self._describing is not None:
+                    scored = self._describing.after(part.outcomes, scored, part.seen)
+                outputs.append(scored)
+            if not part.outcomes:
+                return DetectorOutputs.chained(outputs)
+
+    def rescore(
+        self,
+        outcomes: Sequence[DecodeResult],
+        files: Sequence[MemberFile | None],
+        first: DetectorOutputs,
+    ) -> DetectorOutputs:
+        """Return `first` with the outputs of this process's second stage for undecided members.
+
+        Args:
+            outcomes: What decoding found, per member.
+            files: Files of the members, at least of those that may be undecided.
+            first: Outputs of the first stage.
+        """
+        if self._late is None:
+            return first
+        undecided = {
+            row: file
+            for row in decision.second_stage_rows(self._spec, outcomes, first)
+            if (file := files[row]) is not None
+        }
+        late = self._late.score(list(undecided.values()))
+        self._clock.add(self._late.take_seconds())
+        return first.joined(late.spread(list(undecided), len(outcomes)))
+
+    def _score_part(self, arriving: Iterator[Batch]) -> "_Part":
+        """Score batches with the first stage until their files reach the limit, or none is left."""
+        readings, kept_bytes = self._first.start(), 0
+        outcomes, files, seen = (
+            list[DecodeResult](),
+            list[MemberFile | None](),
+            list[Pixels | None](),
+        )
+        for batch in arriving:
+            readings.add(batch)
+            outcomes += batch.outcomes
+            if self._late is not None:
+                files += batch.files
+                kept_bytes += sum(_size_bytes(item[1]) for item in batch.files if item is not None)
+            if self._describing is not None:
+                images = describer_inputs(self._spec, batch)
+                seen += images
+                kept_bytes += sum(image.nbytes for image in images if image is not None)
+            if kept_bytes > self._kept_bytes:
+                break
+        return _Part(outcomes, files, seen, readings.finish())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some batches of a block after the first stage.
+
+    Attributes:
+        outcomes: What decoding found, per member.
+        files: Files of the members, if this process has a second stage.
+        seen: What the describer may see of them, if there is one.
+        outputs: Outputs of the first stage.
+    """
+
+    outcomes: Sequence[DecodeResult]
+    files: Sequence[MemberFile | None]
+    seen: Sequence[Pixels | None]
+    outputs: DetectorOutputs
+
+
+def _size_bytes(file: File) -> int:
+    return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
