@@ -13,13 +13,11 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
-
-T = TypeVar("T")
+from typing import IO, Self
 
 # between the end of a child's answers and the end of the child; one that lingers is killed
 LAST_WORDS_S = 1.0
@@ -97,28 +95,20 @@ class ChildProcess:
         with ChildDeadline(child, limit_s):
             return child.stdout.read(len(ready)) == ready
 
-    def _ask(
-        self,
-        parts: Iterable[bytes | memoryview],
-        limit_s: float,
-        read: "Callable[[io.BufferedReader, ChildDeadline], T]",
-    ) -> "tuple[T | None, ChildDeadline]":
-        """Send a request; what `read` makes of the answer, None where the child ended first, and
-        the deadline that both had.
+    @contextmanager
+    def _exchange(self, limit_s: float) -> "Iterator[tuple[io.BufferedReader, ChildDeadline]]":
+        """Yield the stream of answers and the deadline of a request and its answer.
 
-        `read` raises ValueError for what is no answer: the child is closed, as it is where anything
-        interrupts the exchange.
+        The block ends early, without an exception, if the child ends (BrokenPipeError, or
+        struct.error of a short read), and with a ValueError, for an answer that does not match the
+        request: then the child is closed, as it is if anything else interrupts the exchange.
         """
-        child, answer = self._child, None
+        child = self._child
         assert child is not None
-        assert child.stdin is not None
         assert isinstance(child.stdout, io.BufferedReader)
         with ChildDeadline(child, limit_s) as deadline:
             try:
-                for part in parts:
-                    child.stdin.write(part)
-                child.stdin.flush()
-                answer = read(child.stdout, deadline)
+                yield child.stdout, deadline
             except (BrokenPipeError, struct.error):
                 pass
             except ValueError:
@@ -127,7 +117,14 @@ class ChildProcess:
                 # in the middle of an exchange: the next answer would be this one's rest
                 self.close()
                 raise
-        return answer, deadline
+
+    def _send(self, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a request, or more of it. Raises BrokenPipeError if the child ended."""
+        assert self._child is not None
+        assert self._child.stdin is not None
+        for part in parts:
+            self._child.stdin.write(part)
+        self._child.stdin.flush()
 
     def _epitaph(self, child: subprocess.Popen[bytes] | None) -> str:
         """How a child ended whose answers did, in words; it is closed."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.images.decode import decode_image, decoder_name
+    from ray_app.images.decode import PeekedImage, decode_image, decoder_name, peek_image
     from ray_app.images.facts import (
         FLAG_MEANING,
         DecodedImage,
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ray_app.images.formats import sniff_format
     from ray_app.images.limits import (
         NAMED_LIMIT,
-        Admit,
         BatchLimits,
         Breadcrumb,
         Demand,

@@ -1,5 +1,5 @@
-"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller;
-`decoder_name` says by which library.
+"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller, in two
+steps for callers that reserve memory (`peek_image`). `decoder_name`: by which library.
 
 Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called
 directly: no other plugin ever sees the bytes, a multi-picture JPEG (MPO) is read as the JPEG that
@@ -34,7 +34,7 @@ from ray_app.errors import InputError, Status
 from ray_app.images import boxes, colour, formats, further_formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
 from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused
-from ray_app.images.limits import Admit, ImageLimits, admit_all, demand_of, webp_demand
+from ray_app.images.limits import Demand, ImageLimits, demand_of, webp_demand
 
 # What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what
 # our fuzzing added to it.
@@ -198,103 +198,172 @@ class _Findings:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         self.width, self.height = width, height
 
+    def facts(self) -> ImageFileFacts:
+        """Return the facts so far."""
+        return ImageFileFacts(
+            self.sha256, self.format, self.width, self.height, self.mode, self.frames,
+            self.orientation, self.icc, tuple(sorted(self.flags)), self.decoder, self.quality,
+        )  # fmt: skip
+
+
+class PeekedImage:
+    """An image whose header was read and whose limits were checked, and that is not decoded yet.
+
+    Attributes:
+        demand: What decoding takes.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        limits: ImageLimits,
+        findings: _Findings,
+        format_name: str,
+        header: "_Header | Demand",
+    ) -> None:
+        self._data, self._limits, self._findings = data, limits, findings
+        self._format_name = format_name
+        # A WebP is not open yet: its decoder allocates memory for all pixels when it opens a file.
+        self._header = None if isinstance(header, Demand) else header
+        self.demand = header if isinstance(header, Demand) else header.demand
+
+    @property
+    def facts(self) -> ImageFileFacts:
+        """What the header shows."""
+        return self._findings.facts()
+
+    def decode(self, *, convert: Converter | None = None) -> DecodedImage:
+        """Decode every pixel, once; a file that ends early is refused, never padded.
+
+        Args:
+            convert: Makes the pixels instead of `colour.to_rgb`, from an image in the mode in which
+                it is stored, for files that do not hold photographs.
+
+        Raises:
+            ImageRefused: With the facts that are known by then. Nothing else, whatever the bytes.
+        """
+        try:
+            pixels = self._decode(convert)
+            if convert is None and not has_content(pixels):
+                self._findings.flags.add("no_content")
+        except InputError as error:
+            raise ImageRefused.because(error, self.facts) from error.__cause__
+        return DecodedImage(pixels, self.facts)
+
+    def close(self) -> None:
+        """Release what decoding needs."""
+        self._header, self._data = None, b""
+
+    def _decode(self, convert: Converter | None) -> Image.Image:
+        data, limits, findings, format_name = (
+            self._data,
+            self._limits,
+            self._findings,
+            self._format_name,
+        )
+        header = self._header or _open(data, limits, findings, format_name)
+        self.close()  # A caller that keeps this object does not keep the stored pixels.
+        form, image = FORMATS[format_name], header.image
+        with _translated(data, format_name, image):
+            loaded = form.load(image, data, findings.flags)
+            if form.check is not None:
+                form.check(loaded, data)
+            is_plain = (
+                convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
+            )
+            pixels = (
+                loaded
+                if is_plain
+                else (convert or colour.to_rgb)(loaded, findings.flags, header.sample_bits)
+            )
+        findings.mode = image.mode
+        # libheif may find another size than it stated.
+        if pixels.size != (findings.width, findings.height):
+            findings.take_size(*pixels.size)
+            limits.check_size(*pixels.size, len(data), format_name)
+        if isinstance(loaded, JpegImageFile):  # of rare sampling factors
+            findings.decoder = _pillow_name(format_name)
+        end = formats.declared_end(data, format_name) if format_name in formats.SURE_ENDS else None
+        if end is not None and end < len(data):
+            findings.flags.add("trailing_bytes")
+        pixels.info = {}
+        return pixels
+
+
+class _Header(NamedTuple):
+    """An image file that is open, and what its pixels will take."""
+
+    image: ImageFile
+    sample_bits: int
+    demand: Demand
+
 
 def decode_image(
-    data: bytes, limits: ImageLimits, admit: Admit = admit_all, *, convert: Converter | None = None
+    data: bytes, limits: ImageLimits, *, convert: Converter | None = None
 ) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or
     refuse it.
 
     EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are
-    checked before pixels are decoded; then `admit` gets what decoding will take, and may wait until
-    that is there, or refuse with an InputError. `convert` makes the pixels instead of
-    `colour.to_rgb`, from an image in whatever mode it is stored, for files that hold no photograph.
-    Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused
-    with the facts known by then, and nothing else, whatever the bytes.
+    checked before pixels are decoded (`peek_image`). `convert`: see `PeekedImage.decode`. Raises
+    ImageRefused with the facts known by then, and nothing else, whatever the bytes.
+    """
+    return peek_image(data, limits).decode(convert=convert)
+
+
+def peek_image(data: bytes, limits: ImageLimits) -> PeekedImage:
+    """Read the header of an encoded image and check all limits.
+
+    Memory that decoding takes can be reserved before `PeekedImage.decode` is called.
+
+    Raises:
+        ImageRefused: With the facts that are known by then. Nothing else, whatever the bytes.
     """
     _quieten_pillow()
-    found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
-    refusal = None
+    findings = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
     try:
-        pixels = _decode(data, limits, found, admit, convert)
-        if convert is None and not has_content(pixels):
-            found.flags.add("no_content")
+        return _peek(data, limits, findings)
     except InputError as error:
-        refusal = error
-    facts = ImageFileFacts(found.sha256, found.format, found.width, found.height, found.mode, found.frames, found.orientation, found.icc,
-                           tuple(sorted(found.flags)), found.decoder, found.quality)  # fmt: skip
-    if refusal is None:
-        return DecodedImage(pixels, facts)
-    try:
-        raise ImageRefused.because(refusal, facts) from refusal.__cause__
-    finally:
-        # its traceback holds this frame, and so the file, which would stay until a garbage
-        # collection
-        del refusal
+        raise ImageRefused.because(error, findings.facts()) from error.__cause__
 
 
-def _decode(
-    data: bytes, limits: ImageLimits, found: _Findings, admit: Admit, convert: Converter | None
-) -> Image.Image:
-    format_name = found.format
+def _peek(data: bytes, limits: ImageLimits, findings: _Findings) -> PeekedImage:
+    format_name = findings.format
     limits.check_bytes(len(data))
     if format_name is None:
         unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
         raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
-    found.decoder = decoder_name(format_name)
+    findings.decoder = decoder_name(format_name)
     if format_name in formats.CODED and formats.are_line_ends_converted(data):
         raise InputError(
             Status.CORRUPT_IMAGE,
             "its line ends were converted, as by FTP in ASCII mode: fetch it again",
         )
     if format_name in formats.EARLY_SIZES:
-        _check_early(data, limits, found, format_name, admit)
+        size = formats.header_size(data, format_name)
+        if size is not None:
+            findings.take_size(*size)
+            limits.check_size(*size, len(data), format_name)
+        if format_name == "WEBP":
+            demand = webp_demand(*(size or (0, 0)))
+            return PeekedImage(data, limits, findings, format_name, demand)
     if format_name == "RAW":
         data, format_name = further_formats.camera_preview(data), "JPEG"
-        found.flags.add("preview")
+        findings.flags.add("preview")
+    header = _open(data, limits, findings, format_name)
+    return PeekedImage(data, limits, findings, format_name, header)
+
+
+def _open(data: bytes, limits: ImageLimits, findings: _Findings, format_name: str) -> _Header:
+    """Open an image file and note what its header says. Raises InputError."""
     form = FORMATS[format_name]
     with _translated(data, format_name):
-        image = form.open(data, found.flags, limits.max_text_bytes)
-    sample_bits = _read_header(image, data, form, found, limits.max_text_bytes)
+        image = form.open(data, findings.flags, limits.max_text_bytes)
+    sample_bits = _read_header(image, data, form, findings, limits.max_text_bytes)
     limits.check_size(*image.size, len(data), format_name)
-    if format_name != "WEBP":
-        with _translated(data, format_name, image):
-            demand = demand_of(image, data, format_name)
-        admit(demand)
     with _translated(data, format_name, image):
-        loaded = form.load(image, data, found.flags)
-        if form.check is not None:
-            form.check(loaded, data)
-        is_plain = convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
-        pixels = (
-            loaded if is_plain else (convert or colour.to_rgb)(loaded, found.flags, sample_bits)
-        )
-    found.mode = image.mode
-    if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
-        found.take_size(*pixels.size)
-        limits.check_size(*pixels.size, len(data), format_name)
-    if isinstance(loaded, JpegImageFile):  # of rare sampling factors
-        found.decoder = _pillow_name(format_name)
-    end = formats.declared_end(data, format_name) if format_name in formats.SURE_ENDS else None
-    if end is not None and end < len(data):
-        found.flags.add("trailing_bytes")
-    pixels.info = {}
-    return pixels
-
-
-def _check_early(
-    data: bytes, limits: ImageLimits, found: _Findings, format_name: str, admit: Admit
-) -> None:
-    """Refuse by a size that stands at a fixed place. libwebp allocates its canvas at opening: what
-    that takes is admitted here.
-    """
-    size = formats.header_size(data, format_name)
-    if size is None:
-        return
-    found.take_size(*size)
-    limits.check_size(*size, len(data), format_name)
-    if format_name == "WEBP" and all(size):
-        admit(webp_demand(*size))
+        demand = demand_of(image, data, format_name)
+    return _Header(image, sample_bits, demand)
 
 
 def _read_header(

@@ -11,7 +11,6 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -232,13 +231,6 @@ class Demand(NamedTuple):
         return max(1.0, self.pixels / LIMIT_PIXELS)
 
 
-Admit = Callable[[Demand], None]  # waits until that is there, or raises InputError
-
-
-def admit_all(_: Demand) -> None:
-    """For a process that decodes one image at a time."""
-
-
 def worst_bytes(limits: ImageLimits) -> int:
     """What no image within these limits goes beyond."""
     whole = min(limits.max_whole_pixels or limits.max_pixels, limits.max_pixels)
@@ -306,11 +298,6 @@ class Breadcrumb:
         self.patience = patience
         self.count += 1
         self._fields[1] = self.count
-
-    @property
-    def is_noted(self) -> bool:
-        """Whether a decode is under way."""
-        return self.count % 2 == 1
 
     def clear(self) -> None:
         """The decode is over, however it ended."""

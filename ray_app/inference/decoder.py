@@ -8,17 +8,24 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
-from ray_app.images.decode import decode_image, has_content
+from ray_app.images import (
+    Breadcrumb,
+    DecodedImage,
+    ImageLimits,
+    PeekedImage,
+    Watchdog,
+    colour,
+    peek_image,
+)
+from ray_app.images.decode import has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, with_texture
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference import private_api
@@ -38,7 +45,7 @@ from ray_app.inference.batch import (
     is_large,
     perturbed,
 )
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
+from ray_app.inference.decoder_pool import IsolatedDecoders, PeekedFile, PreparedImage
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
@@ -146,12 +153,14 @@ class CarefulDecoder:
         )
 
     @contextmanager
-    def noted(self, image_id: int) -> Iterator[None]:
-        """Leave a note for the next worker, should this process not survive the block."""
+    def noted(self, image_id: int, patience: float = 1.0) -> Iterator[None]:
+        """Leave a note for the next worker, should this process not survive the block, which may
+        take `patience` × the wall limit.
+        """
         if self._crumb is None:
             yield
             return
-        self._crumb.note(image_id)
+        self._crumb.note(image_id, patience)
         try:
             yield
         finally:
@@ -168,50 +177,56 @@ class CarefulDecoder:
         """
         if isinstance(data, InputError):
             raise data
-        with ExitStack() as turn:
+        if isinstance(data, Image.Image):
             with clock("decode"):
-                admit = partial(self._admit, turn, image_id, clock, bytes_per_pixel)
-                if isinstance(data, Image.Image):
-                    image = _of_pil(data)
-                elif self._pool is not None and self.is_suspect(image_id):
-                    image = self._pool.decode(data, admit)
-                elif self._crumb is None:
-                    image = decode_image(data, self._limits, admit)
-                else:
-                    with self.noted(image_id):
-                        image = decode_image(data, self._limits, admit)
+                image = _of_pil(data)
+            yield image
+            return
+        with clock("decode"):
+            peeked = self._peek(image_id, data)
+        turn: AbstractContextManager[None] = nullcontext()
+        if self._budget is not None and peeked.demand.is_large:
+            turn = _turn(peeked, self._budget, clock, bytes_per_pixel)
+        with closing(peeked), turn:
+            with clock("decode"):
+                image = self._decode(image_id, peeked)
             yield image
 
-    def _admit(
-        self,
-        turn: ExitStack,
-        image_id: int,
-        clock: StageClock,
-        bytes_per_pixel: int,
-        demand: Demand,
-    ) -> None:
-        """Wait until this node has what a large image will take; it is given back with `turn`.
-        Raises InputError where it never will.
-        """
-        if not demand.is_large:
-            return
-        with ExitStack() as noted:
-            # to wait is not to hang; and a large image may take longer
-            if self._crumb is not None and self._crumb.is_noted:
-                self._crumb.clear()
-                noted.callback(self._crumb.note, image_id, demand.patience)
-            if self._budget is None:
-                return
-            needed, most = (
-                max(demand.peak_bytes, demand.pixels * bytes_per_pixel),
-                self._budget.total_bytes,
-            )
-            if needed > most:
-                reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({most / 1e9:.1f} GB) of this node"
-                raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=most, observed=needed)
-            with clock("wait"):
-                turn.enter_context(self._budget.turn(needed))
-            turn.enter_context(private_api.pillow_blocks(_BLOCK_BYTES))
+    def _peek(self, image_id: int, data: bytes) -> PeekedImage | PeekedFile:
+        """Read the header of a file, in a child if it is a suspect. Raises ImageRefused."""
+        if self._pool is not None and self.is_suspect(image_id):
+            return self._pool.peek(data)
+        with self.noted(image_id):
+            return peek_image(data, self._limits)
+
+    def _decode(self, image_id: int, peeked: PeekedImage | PeekedFile) -> DecodedImage:
+        if isinstance(peeked, PeekedFile):
+            return peeked.decode()
+        with self.noted(image_id, peeked.demand.patience):
+            return peeked.decode()
+
+
+@contextmanager
+def _turn(
+    peeked: PeekedImage | PeekedFile, budget: NodeBudget, clock: StageClock, bytes_per_pixel: int
+) -> Iterator[None]:
+    """Wait until this node has the memory for a large image, and reserve it for the block.
+
+    Raises:
+        ImageRefused: The node never has that memory.
+    """
+    demand, limit = peeked.demand, budget.total_bytes
+    needed = max(demand.peak_bytes, demand.pixels * bytes_per_pixel)
+    if needed > limit:
+        reason = f"decoding it takes about {needed / 1e9:.1f} GB, over decode_bytes ({limit / 1e9:.1f} GB) of this node"
+        raise ImageRefused(
+            Status.IMAGE_TOO_LARGE, reason, peeked.facts, limit=limit, observed=needed
+        )
+    with ExitStack() as turn:
+        with clock("wait"):
+            turn.enter_context(budget.turn(needed))
+        turn.enter_context(private_api.pillow_blocks(_BLOCK_BYTES))
+        yield
 
 
 class BatchDecoder:

@@ -41,9 +41,9 @@ from ray_app.config import Frozen
 from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
-from ray_app.images.decode import decode_image
+from ray_app.images.decode import PeekedImage, peek_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused, with_texture
-from ray_app.images.limits import Admit, Demand, ImageLimits
+from ray_app.images.limits import ImageLimits
 from ray_app.images.provenance import (
     FileWithSidecar,
     Provenance,
@@ -135,16 +135,6 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         # SIGALRM does, hung C code or not.
         signal.setitimer(signal.ITIMER_REAL, times and 2 * wall_limit_s * times + 1)
 
-    def admit(demand: Demand) -> None:
-        if not demand.is_large:
-            return
-        patience(0)  # others may decode before us
-        answers.write(ANSWER.pack(0, DEMAND.size) + DEMAND.pack(*demand))
-        answers.flush()
-        if requests.read(len(READY)) != READY:
-            sys.exit()
-        patience(demand.patience)
-
     while header := requests.read(REQUEST.size):
         text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
         data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
@@ -152,7 +142,20 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         wanted = _wanted(text)
         if wanted.sidecar_bytes:
             data = FileWithSidecar(data[: -wanted.sidecar_bytes], data[-wanted.sidecar_bytes :])
-        report, blobs = _answer(data, wanted, limits, admit)
+        started = time.perf_counter()
+        try:
+            peeked = peek_image(data, limits)
+            if peeked.demand.is_large:
+                patience(0)  # Other processes may decode first.
+                answers.write(ANSWER.pack(0, DEMAND.size) + DEMAND.pack(*peeked.demand))
+                answers.flush()
+                if requests.read(len(READY)) != READY:
+                    sys.exit()
+                patience(peeked.demand.patience)
+            report, blobs = _answer(peeked, data, wanted, limits.max_text_bytes, started)
+        except ImageRefused as refusal:
+            refused = Refused.model_validate(refusal, from_attributes=True)
+            report, blobs = Report(facts=refusal.facts, refused=refused), ()
         patience(0)
         text = report.model_dump_json().encode()
         for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
@@ -160,25 +163,23 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         answers.flush()
 
 
-def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admit) -> Answer:
-    started, facts = time.perf_counter(), None
+def _answer(
+    peeked: PeekedImage, data: bytes, wanted: DecodeRequest, max_text_bytes: int, started: float
+) -> Answer:
+    """Decode and prepare an image. Raises ImageRefused."""
+    image = peeked.decode()
+    facts = with_texture(image).facts if wanted.measured else image.facts
     try:
-        image = decode_image(data, limits, admit)
-        facts = with_texture(image).facts if wanted.measured else image.facts
         tensors = [
             each.prepare(image.pixels, wanted.resize).data.cast("B")
             for each in wanted.preprocessings or ()
             if each.shape
         ]
-    except InputError as refusal:
-        facts = refusal.facts if isinstance(refusal, ImageRefused) else facts
-        assert facts is not None
-        return Report(
-            facts=facts, refused=Refused.model_validate(refusal, from_attributes=True)
-        ), ()
+    except InputError as error:
+        raise ImageRefused.because(error, facts) from error.__cause__
     provenance = None
     if wanted.provenance is not None:
-        provenance = _reader(wanted.provenance, limits.max_text_bytes).read(
+        provenance = _reader(wanted.provenance, max_text_bytes).read(
             data, facts.format, native=wanted.native, pixels=image.pixels
         )
     pixels = [image.pixels.tobytes()] if wanted.preprocessings is None else tensors

@@ -11,13 +11,14 @@ import contextlib
 import io
 import os
 import queue
+import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -29,7 +30,6 @@ from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import (
     FLAG_MEANING,
-    Admit,
     DecodedImage,
     Demand,
     ImageFileFacts,
@@ -39,7 +39,7 @@ from ray_app.images import (
     sniff_format,
 )
 from ray_app.images.formats import describe_unsupported
-from ray_app.images.limits import admit_all, worst_bytes
+from ray_app.images.limits import worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, get_sidecar, has_manifest
 from ray_app.import_path import PACKAGE, SEARCH_PATH, safe_variables
 from ray_app.inference import batch, decoder_child
@@ -68,6 +68,9 @@ _ENVIRONMENT = (
 # each would reserve address space
 _MODEST = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _PIXELS = DecodeRequest()
+_SMALL = Demand(0, 0)  # of an image that any process has memory for
+
+Answer = tuple[Report, bytearray]
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,33 @@ class DecoderProcess(ChildProcess):
         )
         self._has_torch = False
 
-    def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
+    def decode(self, data: bytes) -> DecodedImage:
         """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and
         DECODE_TIMEOUT. Raises ImageRefused.
         """
-        report, pixels = self._exchange(
-            data, _PIXELS, lambda demand: admit(_in_two_processes(demand, len(data)))
-        )
-        return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
+        with closing(self.peek(data)) as peeked:
+            return peeked.decode()
 
     def prepare(
-        self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all
+        self,
+        data: bytes,
+        wanted: DecodeRequest,
+        turn: AbstractContextManager[object] | None = None,
     ) -> PreparedImage:
-        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit. `admit`: as for
-        `decode`.
+        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
 
         A file with a C2PA manifest that kills the process or takes too long is tried once more
         without the native code that reads manifests: what stands beside a verdict must not cost
         one.
+
+        Args:
+            data: The file.
+            wanted: What to make of it.
+            turn: Entered while a large image is decoded. The wall limit does not count the wait
+                for it.
         """
         try:
-            report, pixels = self._exchange(data, wanted, admit)
+            report, pixels = self._answer_in_turn(data, wanted, turn)
         except ImageRefused as refusal:
             is_suspect = (
                 refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT)
@@ -135,12 +144,50 @@ class DecoderProcess(ChildProcess):
             )
             if not is_suspect or not has_manifest(data, refusal.facts.format):
                 raise
-            report, pixels = self._exchange(
-                data, wanted.model_copy(update={"native": False}), admit
-            )
+            without_native = wanted.model_copy(update={"native": False})
+            report, pixels = self._answer_in_turn(data, without_native, turn)
         return PreparedImage(
             report.facts, tuple(_tensors(pixels, wanted.shapes)), report.provenance, report.seconds
         )
+
+    def peek(self, data: bytes, wanted: DecodeRequest = _PIXELS) -> "PeekedFile":
+        """Send a file to the child, which decodes it at once unless it is large.
+
+        No other file may be sent before the result is finished or closed.
+
+        Raises:
+            ImageRefused: What the child refused, DECODER_CRASHED (how it died), DECODE_TIMEOUT.
+        """
+        self.start(wanted)
+        sidecar = get_sidecar(data) if wanted.provenance is not None else b""
+        text = _request_text(
+            wanted.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else wanted
+        )
+        size_bytes = WANTED_SIZE.size + len(text) + len(data) + len(sidecar)
+        request = (REQUEST.pack(size_bytes), WANTED_SIZE.pack(len(text)), text, data, sidecar)
+        child, answer = self._child, None
+        with self._exchange(self._wall_limit_s) as (answers, deadline):
+            self._send(request)
+            answer = self._read_first(data, wanted, answers)
+        if isinstance(answer, Demand):
+            if not deadline.has_passed:
+                demand = _in_two_processes(answer, len(data))
+                return PeekedFile(self, data, wanted, demand, None)
+            answer = None
+        return PeekedFile(self, data, wanted, _SMALL, self._accepted(answer, data, child, deadline))
+
+    def finish(self, data: bytes, wanted: DecodeRequest, patience: float) -> Answer:
+        """Let the child decode the large image that it has peeked at; `patience` × the wall limit.
+
+        Raises:
+            ImageRefused: As `peek`.
+        """
+        child, answer = self._child, None
+        with self._exchange(self._wall_limit_s * patience) as (answers, deadline):
+            self._send((READY,))
+            sizes = ANSWER.unpack(answers.read(ANSWER.size))
+            answer = self._read_answer(data, wanted, answers, *sizes)
+        return self._accepted(answer, data, child, deadline)
 
     def _command(self) -> list[str]:
         """Return the command of a decoder process. With `-P` a file `PIL.py` next to the program is
@@ -185,29 +232,23 @@ class DecoderProcess(ChildProcess):
                 hint=f"try {command}",
             )
 
-    def _exchange(
-        self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all
-    ) -> tuple[Report, bytearray]:
-        """Ask about one file; the report and the pixels of the answer, of which there are as many
-        as were wanted.
+    def _answer_in_turn(
+        self, data: bytes, wanted: DecodeRequest, turn: AbstractContextManager[object] | None
+    ) -> Answer:
+        with closing(self.peek(data, wanted)) as peeked:
+            if turn is None or not peeked.demand.is_large:
+                return peeked.finish()
+            with turn:
+                return peeked.finish()
 
-        `admit` is asked before a large one is decoded, and its time does not count; the wall limit
-        grows with the pixels. Raises ImageRefused: what the child or `admit` refused,
-        DECODER_CRASHED (how it died) and DECODE_TIMEOUT.
-        """
-        self.start(wanted)
-        child, sidecar = self._child, get_sidecar(data) if wanted.provenance is not None else b""
-        text = _request_text(
-            wanted.model_copy(update={"sidecar_bytes": len(sidecar)}) if sidecar else wanted
-        )
-        size_bytes = WANTED_SIZE.size + len(text) + len(data) + len(sidecar)
-        request = (REQUEST.pack(size_bytes), WANTED_SIZE.pack(len(text)), text, data, sidecar)
-        try:
-            answer, deadline = self._ask(
-                request, self._wall_limit_s, partial(self._answer, data, wanted, admit)
-            )
-        except _NotAdmitted as not_admitted:
-            raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
+    def _accepted(
+        self,
+        answer: Answer | None,
+        data: bytes,
+        child: "subprocess.Popen[bytes] | None",
+        deadline: ChildDeadline,
+    ) -> Answer:
+        """Return an answer with pixels. Raises ImageRefused if there is none."""
         if deadline.has_passed:
             self.close()
             reason = f"longer than {deadline.limit_s:g} s"
@@ -215,59 +256,45 @@ class DecoderProcess(ChildProcess):
                 Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=deadline.limit_s
             )
         if answer is None:
-            raise ImageRefused(
-                Status.DECODER_CRASHED,
-                f"the decoder process {self._epitaph(child)}",
-                inspect_bytes(data),
-            )
-        report, pixels = answer
+            reason = f"the decoder process {self._epitaph(child)}"
+            raise ImageRefused(Status.DECODER_CRASHED, reason, inspect_bytes(data))
+        report, _ = answer
         if report.refused is not None:
             raise ImageRefused(facts=report.facts, **dict(report.refused))
-        return report, pixels
+        return answer
 
-    def _admitted(self, admit: Admit, demand: Demand, deadline: ChildDeadline) -> None:
-        """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for
-        more than it may be.
-        """
-        assert self._child is not None
-        assert self._child.stdin is not None
+    def _read_first(
+        self, data: bytes, wanted: DecodeRequest, answers: io.BufferedReader
+    ) -> Demand | Answer | None:
+        """Read the demand of a large image, or the answer. Raises ValueError if it is neither."""
+        sizes = ANSWER.unpack(answers.read(ANSWER.size))
+        if sizes[0] > 0:
+            return self._read_answer(data, wanted, answers, *sizes)
+        demand = Demand(*DEMAND.unpack(answers.read(DEMAND.size)))
         if demand.pixels > self._limits.max_pixels:
-            raise ValueError("beyond the limits")
-        deadline.stop()
-        if deadline.has_passed:
-            return
-        try:
-            admit(demand)
-        except InputError as reason:
-            raise _NotAdmitted(reason) from None
-        deadline.start(self._wall_limit_s * demand.patience)
-        self._child.stdin.write(READY)
-        self._child.stdin.flush()
+            raise ValueError(f"{demand.pixels} pixels are over max_pixels")
+        return demand
 
-    def _answer(
+    def _read_answer(
         self,
         data: bytes,
         wanted: DecodeRequest,
-        admit: Admit,
         answers: io.BufferedReader,
-        deadline: ChildDeadline,
-    ) -> tuple[Report, bytearray] | None:
-        """The answer; None if the child died before it was complete. Raises ValueError if it is no
-        answer to this.
+        report_size: int,
+        pixels_size: int,
+    ) -> Answer | None:
+        """Read an answer of these sizes; None if the child died before it was complete. Raises
+        ValueError if it does not answer the request.
         """
-        report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
-        if report_size == 0:
-            self._admitted(admit, Demand(*DEMAND.unpack(answers.read(DEMAND.size))), deadline)
-            report_size, pixels_size = ANSWER.unpack(answers.read(ANSWER.size))
         if report_size > MOST_REPORT_BYTES:
-            raise ValueError("too many words")
+            raise ValueError(f"a report of {report_size} bytes, limit is {MOST_REPORT_BYTES}")
         text = answers.read(report_size)
         if len(text) < report_size:
             return None
         report = self._believed(text, data)
         expected = 0 if report.refused is not None else _pixel_bytes(wanted, report.facts)
         if pixels_size != expected:
-            raise ValueError("other pixels than the report's")
+            raise ValueError(f"{pixels_size} bytes of pixels, expected {expected}")
         pixels = bytearray(expected)
         return (report, pixels) if answers.readinto(pixels) == expected else None
 
@@ -288,6 +315,66 @@ class DecoderProcess(ChildProcess):
             except InputError as beyond:
                 raise ValueError(str(beyond)) from None
         return report
+
+
+class PeekedFile:
+    """A file that a child process has read the header of. `close()` it, unless it is finished.
+
+    Attributes:
+        demand: What decoding takes in both processes, if the image is large. The child decodes such
+            an image only in `decode` or `finish`.
+    """
+
+    def __init__(
+        self,
+        child: DecoderProcess,
+        data: bytes,
+        wanted: DecodeRequest,
+        demand: Demand,
+        answer: Answer | None,
+    ) -> None:
+        self.demand = demand
+        self._child, self._data, self._wanted, self._answer = child, data, wanted, answer
+        self._is_pending = answer is None
+        self._free: queue.SimpleQueue[DecoderProcess] | None = None
+
+    @property
+    def facts(self) -> ImageFileFacts:
+        """What the file shows without a decoder."""
+        return inspect_bytes(self._data)
+
+    def decode(self) -> DecodedImage:
+        """Return the pixels. Raises ImageRefused."""
+        report, pixels = self.finish()
+        return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
+
+    def finish(self) -> Answer:
+        """Return the answer of the child, once. Raises ImageRefused."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            return answer
+        self._is_pending = False
+        try:
+            return self._child.finish(self._data, self._wanted, self.demand.patience)
+        finally:
+            self._give_back()
+
+    def close(self) -> None:
+        """End the child if it waits to decode the image."""
+        if self._is_pending:
+            self._is_pending = False
+            self._child.close()
+            self._give_back()
+
+    def give_back_to(self, free: "queue.SimpleQueue[DecoderProcess]") -> None:
+        """Put the child into a queue, as soon as it has decoded the image."""
+        self._free = free
+        if not self._is_pending:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._free is not None:
+            self._free.put(self._child)
 
 
 class IsolatedDecoders:
@@ -321,8 +408,7 @@ class IsolatedDecoders:
         # A thread per child: a task that runs finds a free child, and what waits, waits in the
         # executor.
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-decoder")
-        # a child that dies over a manifest is asked again within its turn
-        self._large = threading.RLock()
+        self._large = threading.Lock()
         self._is_closed = False
 
     def start(
@@ -335,25 +421,31 @@ class IsolatedDecoders:
         for started in [self._threads.submit(self._start_one, wanted) for _ in self._children]:
             started.result()
 
-    def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
-        """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and
-        DECODE_TIMEOUT. Blocks; raises ImageRefused.
+    def decode(self, data: bytes) -> DecodedImage:
+        """As `DecoderProcess.decode`. Blocks; raises ImageRefused."""
+        with closing(self.peek(data)) as peeked:
+            return peeked.decode()
+
+    def peek(self, data: bytes) -> PeekedFile:
+        """As `DecoderProcess.peek`. Blocks; raises ImageRefused. Only a large image occupies a
+        child after that, until it is finished or closed.
         """
-        with self._child() as child:
-            return child.decode(data, admit)
+        child = self._free.get()
+        try:
+            peeked = child.peek(data)
+        except BaseException:
+            self._free.put(child)
+            raise
+        peeked.give_back_to(self._free)
+        return peeked
 
     def prepare_now(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        """As `prepare`, blocking. Of large images one is decoded at a time; the wait for its turn
-        does not count.
+        """As `prepare`, blocking. One large image is decoded at a time; the wait for its turn does
+        not count.
         """
         self._admit(data)
-        with ExitStack() as turn, self._child() as child:
-
-            def admit(demand: Demand) -> None:
-                if demand.is_large:
-                    turn.enter_context(self._large)
-
-            return child.prepare(data, wanted, admit)
+        with self._child() as child:
+            return child.prepare(data, wanted, self._large)
 
     async def prepare(
         self,
@@ -451,14 +543,6 @@ class IsolatedDecoders:
     def _start_one(self, wanted: DecodeRequest) -> None:
         with self._child() as child:
             child.start(wanted)
-
-
-class _NotAdmitted(Exception):  # noqa: N818 - no fault: it leaves an exchange that goes no further
-    """There is no memory for what the child wants to decode."""
-
-    def __init__(self, reason: InputError) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def _environment() -> dict[str, str]:

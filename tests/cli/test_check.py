@@ -35,12 +35,12 @@ import sys
 if any(word.endswith("decoder_child.py") for word in sys.orig_argv):
     import os, signal
     from ray_app.images import decode
-    proper = decode.decode_image
+    proper = decode.peek_image
     def dies(data, *rest):
         if {KILLS!r} in data:
             os.kill(os.getpid(), signal.SIGSEGV)
         return proper(data, *rest)
-    decode.decode_image = dies
+    decode.peek_image = dies
 """
 
 

@@ -17,7 +17,14 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image
+from ray_app.images import (
+    BatchLimits,
+    Demand,
+    ImageLimits,
+    ImageRefused,
+    decode_image,
+    peek_image,
+)
 from ray_app.images.limits import worst_bytes
 from tests.images import factory, layouts, tiff_writer
 
@@ -126,7 +133,6 @@ def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        told: list[Demand] = []
         try:
             with suppress(InputError):
                 decode_image(warming, limits)
@@ -135,8 +141,9 @@ def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[
             Path("/proc/self/clear_refs").write_text("5")
             before = status("VmRSS")
             with suppress(InputError):
-                decode_image(data, limits, told.append)
-            os.write(writing, struct.pack("qqq", status("VmHWM") - before, *told[0]))
+                peeked = peek_image(data, limits)
+                peeked.decode()
+            os.write(writing, struct.pack("qqq", status("VmHWM") - before, *peeked.demand))
         finally:
             os._exit(0)
     os.close(writing)
@@ -179,11 +186,11 @@ def test_a_demand_that_no_machine_could_meet_is_one():
         compression=tiff_writer.LZW,
         tile=16,
     )
-    told: list[Demand] = []
+    peeked = peek_image(_with_tags(data, {322: 2**32 - 1, 323: 2**32 - 1}), ImageLimits())
+    assert peeked.demand.peak_bytes == 2**63 - 1
     with pytest.raises(ImageRefused) as caught:
-        decode_image(_with_tags(data, {322: 2**32 - 1, 323: 2**32 - 1}), ImageLimits(), told.append)
+        peeked.decode()
     assert caught.value.status in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE)
-    assert told[0].peak_bytes == 2**63 - 1
 
 
 def _with_tags(data: bytes, values: dict[int, int]) -> bytes:
@@ -194,12 +201,19 @@ def _with_tags(data: bytes, values: dict[int, int]) -> bytes:
     return bytes(changed)
 
 
-def test_whoever_admits_may_refuse_and_is_asked_before_pixels_are_decoded():
-    def refuse(demand: Demand) -> None:
-        raise InputError(Status.IMAGE_TOO_LARGE, f"no room for {demand.pixels} pixels")
-
+def test_peek_returns_size_and_demand_of_every_format():
     for name, (_, make) in factory.SOUND.items():
-        data = make()
-        with pytest.raises(InputError, match="no room for 6144 pixels") as caught:
-            decode_image(data, ImageLimits(), refuse)
-        assert caught.value.facts.width == 96, name
+        peeked = peek_image(make(), ImageLimits())
+        assert (peeked.facts.width, peeked.demand.pixels) == (96, 6144), name
+        assert peeked.demand.peak_bytes > 6144, name
+
+
+def test_peek_decodes_no_pixels():
+    """A file that is cut after its header has a demand, and is refused when it is decoded."""
+    data = factory.jpeg(quality=95)
+    peeked = peek_image(data[: len(data) // 2], ImageLimits())
+    assert peeked.demand.pixels == 6144
+    with pytest.raises(ImageRefused) as caught:
+        peeked.decode()
+    assert caught.value.status is Status.TRUNCATED_IMAGE
+    assert caught.value.facts.width == 96

@@ -235,6 +235,8 @@ LIES = {
     "refused and well": "say({'facts': facts, 'refused': {'status': 'ok', 'detail': ''}}, b'')",
     "not a number": "say(None, text=json.dumps({'facts': facts, 'seconds': float('nan')}).encode())",
     "unknown statement": "say({'facts': facts, 'provenance': {'ai_declared': True, 'place': 'home'}})",
+    "a demand beyond the limits": "os.write(1, ANSWER.pack(0, 16) + struct.pack('<QQ', 2**62, 1))",
+    "a second demand": "os.write(1, 2 * (ANSWER.pack(0, 16) + struct.pack('<QQ', 40_000_000, 10**9)))",
     "no such state": "say({'facts': facts, 'provenance': {'ai_declared': True, 'c2pa': {'state': 'certain', 'ai_generated': False}}})",
 }
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ import pytest
 from PIL import Image
 
 from ray_app.ensembles import ensemble_of, load_ensemble_card
-from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, ImageRefused
+from ray_app.errors import Status
+from ray_app.images import BatchLimits
 from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.decoder_pool import DecoderProcess
+from ray_app.inference.decoder import CarefulDecoder
+from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
 from tests.images import factory
+from tests.inference.test_decoder_process import scripted
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
@@ -121,23 +124,43 @@ def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_child_that_decodes_a_large_image_asks_first():
-    def refuse(demand) -> None:
-        raise InputError(Status.IMAGE_TOO_LARGE, "no room")
-
-    data, asked = factory.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1), []
+def test_child_waits_before_it_decodes_large_image():
+    data = factory.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1)
     with DecoderProcess(BatchLimits(), wall_limit_s=20) as child:
-        image = child.decode(data, asked.append)
-        [demand] = asked
-        assert (demand.pixels, demand.patience) == (54_000_000, 1.08)
-        assert demand.peak_bytes >= 54_000_000 * 14 + len(data)
-        pid = child.pid
-        assert image.pixels.getpixel((5, 5)) == (77, 77, 77)
-        with pytest.raises(ImageRefused, match="no room") as caught:
-            child.decode(data, refuse)
-        assert caught.value.status is Status.IMAGE_TOO_LARGE
+        with closing(child.peek(data)) as peeked:
+            assert (peeked.demand.pixels, peeked.demand.patience) == (54_000_000, 1.08)
+            assert peeked.demand.peak_bytes >= 54_000_000 * 14 + len(data)
+            pid = child.pid
+            assert peeked.decode().pixels.getpixel((5, 5)) == (77, 77, 77)
+        with closing(child.peek(data)):
+            assert child.pid == pid
+        assert child.pid is None  # it waited for memory that nobody reserved
         assert child.decode(factory.jpeg()).pixels.size == (96, 64)
-        assert child.pid != pid
+
+
+# A child that finds every file large, and dies when it may decode.
+DIES_IN_TURN = """
+os.write(1, ANSWER.pack(0, 16) + struct.pack("<QQ", 40_000_000, 2**29))
+sys.stdin.buffer.read(1)
+os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "detail"),
+    [(16, Status.DECODER_CRASHED, "exit code 3"), (4, Status.IMAGE_TOO_LARGE, "decode_bytes")],
+)
+def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count, status, detail):
+    monkeypatch.setattr("ray_app.inference.decoder_pool.DecoderProcess", scripted(DIES_IN_TURN))
+    budget = NodeBudget("pixels", count * SEAT_BYTES, tmp_path / "seats")
+    with closing(IsolatedDecoders(SPEC.limits, processes=1, wall_limit_s=20)) as children:
+        careful = CarefulDecoder(SPEC.limits, None, 20, budget, children=children)
+        decoder = BatchDecoder(SPEC, StageClock(), careful=careful)
+        # The second file needs the only child, and the memory of the first.
+        outcomes = decoder.decode([(1, factory.jpeg()), (2, factory.png())]).outcomes
+    assert [outcome.status for outcome in outcomes] == [status, status]
+    assert all(detail in outcome.detail for outcome in outcomes)
+    assert is_free(budget)
 
 
 def test_a_file_is_let_go_before_the_next_is_asked_for():

@@ -435,7 +435,7 @@ def test_what_is_too_small_or_shows_nothing_abstains_with_its_score(ensemble):
 
 
 def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, folder, monkeypatch, caplog):
-    monkeypatch.setattr("ray_app.inference.decoder.decode_image", lambda *_: 1 / 0)
+    monkeypatch.setattr("ray_app.inference.decoder.peek_image", lambda *_: 1 / 0)
     [result] = ensemble.score([(folder / "a.png").read_bytes()])
     assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
     assert "image 0: this is a bug in Touchstone" in caplog.text

@@ -195,7 +195,10 @@ class ForeignProcess(ChildProcess):
         running, text = self._child, json.dumps({**wanted, "limit_s": limit_s}).encode()
         length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
         request = (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs)
-        answer, deadline = self._ask(request, limit_s, lambda answers, _: _believed(answers, sizes))
+        answer = None
+        with self._exchange(limit_s) as (answers, deadline):
+            self._send(request)
+            answer = _believed(answers, sizes)
         if deadline.has_passed:
             self.close()
             return f"took longer than {limit_s:g} s"
