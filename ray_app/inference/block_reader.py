@@ -4,7 +4,6 @@ decoder.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_app.errors import InputError, Status
@@ -13,7 +12,6 @@ from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.decoder import (
     AHEAD_BYTES,
     BUDGET,
-    WALL_LIMIT_S,
     BatchDecoder,
     StageClock,
     file_bytes,
@@ -28,7 +26,15 @@ if TYPE_CHECKING:
 
 
 class BlockReader:
-    """Fetches and decodes blocks of members on one core."""
+    """Fetches and decodes blocks of members on one core.
+
+    Args:
+        spec: Says how many members are in a batch, and whether sidecars are read.
+        clock: Counts the seconds of fetching.
+        fetcher: Reads bytes.
+        decoder: Decodes them. `close` closes it.
+        decode_bytes: Memory that large images may take together on this node. None is the default.
+    """
 
     def __init__(
         self,
@@ -36,10 +42,7 @@ class BlockReader:
         clock: StageClock,
         *,
         fetcher: Fetcher,
-        crumbs: Path | None = None,
-        hand_over: bool = False,
-        keeps_files: bool = False,
-        wall_limit_s: float = WALL_LIMIT_S,
+        decoder: BatchDecoder,
         decode_bytes: int | None = None,
     ) -> None:
         from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
@@ -47,20 +50,12 @@ class BlockReader:
         self._spec, self._clock = spec, clock
         self._looks_for_sidecars = spec.provenance is not None
         self.fetcher = fetcher
-        budget = NodeBudget(BUDGET, decode_bytes)
-        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        pixels = NodeBudget(BUDGET, decode_bytes)
+        files = NodeBudget("files", file_bytes(pixels.total_bytes, spec.limits))
         self._members = MemberReader(
             self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files
         )
-        self.decoder = BatchDecoder(
-            spec,
-            clock,
-            crumbs,
-            hand_over=hand_over,
-            keeps_files=keeps_files,
-            wall_limit_s=wall_limit_s,
-            budget=budget,
-        )
+        self.decoder = decoder
 
     def read(
         self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None

@@ -3,7 +3,7 @@ images are decoded again for the detectors of the second stage (`CascadeScorer`)
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,11 @@ class CascadeScorer:
         kept_bytes: Files, and images for the describer, that are kept before images of the batches
             so far are scored again. One batch may exceed the limit.
         describing: Describes images after all detectors.
+
+    Attributes:
+        detectors: All detectors of the process.
+        first: The detectors of the first stage.
+        late: The second stage, if the process has detectors of it.
     """
 
     def __init__(
@@ -93,24 +98,31 @@ class CascadeScorer:
         describing: "Describing | None" = None,
     ) -> None:
         self._spec, self._clock, self._kept_bytes = spec, clock, kept_bytes
-        self._scorer, self._describing = scorer, describing
-        self._first = scorer.for_spec(spec.for_stage(spec.stages[0]), clock)
+        self.detectors, self._describing = scorer, describing
+        self.first = scorer.for_spec(spec.for_stage(spec.stages[0]), clock)
         late = [name for name in spec.late if name in scorer.names]
-        self._late = SecondStage(spec.limited_to(late), scorer, decoder) if late else None
+        self.late = SecondStage(spec.limited_to(late), scorer, decoder) if late else None
 
     @property
     def counts(self) -> dict[str, int]:
         """Counts of shared backbones, of the second stage, and of captions, since the start."""
-        counts = Counter(self._scorer.counts)
-        for counter in (self._late, self._describing):
+        counts = Counter(self.detectors.counts)
+        for counter in (self.late, self._describing):
             counts.update(counter.counts if counter else {})
         return counts
 
-    def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
-        """Return the outputs of the detectors for all members of the batches, in order."""
+    def score(
+        self, batches: Iterable[Batch], only: Collection[str] | None = None
+    ) -> DetectorOutputs:
+        """Return the outputs of the detectors for all members of the batches, in order.
+
+        Args:
+            batches: Decoded images.
+            only: The detectors of the first stage that score them; None is all of them.
+        """
         arriving, outputs = iter(batches), list[DetectorOutputs]()
         while True:
-            part = self._score_part(arriving)
+            part = self._score_part(arriving, only)
             if part.outcomes or not outputs:
                 scored = self.rescore(part.outcomes, part.files, part.outputs)
                 if self._describing is not None:
@@ -132,20 +144,20 @@ class CascadeScorer:
             files: Files of the members, at least of those that may be undecided.
             first: Outputs of the first stage.
         """
-        if self._late is None:
+        if self.late is None:
             return first
         undecided = {
             row: file
             for row in decision.second_stage_rows(self._spec, outcomes, first)
             if (file := files[row]) is not None
         }
-        late = self._late.score(list(undecided.values()))
-        self._clock.add(self._late.take_seconds())
+        late = self.late.score(list(undecided.values()))
+        self._clock.add(self.late.take_seconds())
         return first.joined(late.spread(list(undecided), len(outcomes)))
 
-    def _score_part(self, arriving: Iterator[Batch]) -> "_Part":
+    def _score_part(self, arriving: Iterator[Batch], only: Collection[str] | None) -> "_Part":
         """Score batches with the first stage until their files reach the limit, or none is left."""
-        readings, kept_bytes = self._first.start(), 0
+        readings, kept_bytes = self.first.start(only), 0
         outcomes, files, seen = (
             list[DecodeResult](),
             list[MemberFile | None](),
@@ -154,7 +166,7 @@ class CascadeScorer:
         for batch in arriving:
             readings.add(batch)
             outcomes += batch.outcomes
-            if self._late is not None:
+            if self.late is not None:
                 files += batch.files
                 kept_bytes += sum(_size_bytes(item[1]) for item in batch.files if item is not None)
             if self._describing is not None:

@@ -26,7 +26,6 @@ from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.images.provenance import ProvenanceConfig, attach_sidecar
 from ray_app.inference import (
-    cascade,
     decision,
     decoder,
     device_batches,
@@ -34,6 +33,7 @@ from ray_app.inference import (
     result,
     scorer,
     spec,
+    worker,
 )
 from ray_app.inference.batch import Batch, DecodeResult, File
 from ray_app.inference.decoder import StageClock
@@ -131,16 +131,14 @@ class Ensemble:
         detectors were loaded by.
         """
         self.spec = wanted
-        self._decoder = decoder.BatchDecoder(
-            wanted.for_stage(wanted.stages[0]),
+        self._decoder, self._scorer = worker.open_scorer(
+            wanted,
+            wanted.device,
             clock,
-            keeps_files=wanted.is_cascade,
-            hand_over=self._is_late,
             careful=self._careful,
-        )
-        detectors = scorer.EnsembleScorer(wanted, clock, loaded=self._loaded)
-        self._scorer = cascade.CascadeScorer(
-            wanted, detectors, self._decoder, clock, describing=self._describing
+            hand_over=self._is_late,
+            loaded=self._loaded,
+            describing=self._describing,
         )
 
     @property

@@ -39,7 +39,8 @@ from ray_app.inference import (
     judge,
 )
 from ray_app.inference.batch import Batch
-from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
+from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CarefulDecoder
+from ray_app.inference.worker import open_decoder
 from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
@@ -48,8 +49,8 @@ from ray_app.streams.stage import Attempts, Ended, Stage
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import MemberFile
-    from ray_app.inference.cascade import CascadeScorer
-    from ray_app.inference.scorer import DescriberInputs, Describing
+    from ray_app.inference.scorer import DescriberInputs
+    from ray_app.inference.worker import OpenScorer
 
 
 @dataclass(frozen=True)
@@ -229,62 +230,63 @@ class BlockStage(Stage):
                 bad, failures = made.bad, list(made.failures)
         return BlockReport(ref, bad, self._work(), failures, is_partial=found is None)
 
-    def _reader(self, *, hand_over: bool = False) -> BlockReader:
-        """Of what every image is prepared for; which of them are looked at again is known later."""
+    def _open_careful(self, markers: Path | None) -> CarefulDecoder:
+        """Open the decoder of single images; with a folder for crash markers, a crash costs only
+        the image that caused it.
+        """
+        job = self._job
+        budget = node_budget.NodeBudget(BUDGET, job.decode_bytes)
+        return CarefulDecoder(job.spec.limits, markers, job.decode_limit_s, budget)
+
+    def _reader(self, decoder: BatchDecoder) -> BlockReader:
         job = self._job
         return BlockReader(
-            job.spec.for_stage(job.spec.stages[0]),
+            job.spec,
             self._clock,
             fetcher=job.fetcher,
-            crumbs=job.crumbs,
-            hand_over=hand_over,
-            keeps_files=job.spec.is_cascade,
-            wall_limit_s=job.decode_limit_s,
+            decoder=decoder,
             decode_bytes=job.decode_bytes,
         )
 
-    def _looking(
-        self,
-        decoder: BatchDecoder,
-        *,
-        describing: "Describing | None" = None,
-        holds_block: bool = False,
-    ) -> "CascadeScorer":
-        from ray_app.inference.cascade import KEPT_BYTES, CascadeScorer
+    def _open_scorer(
+        self, markers: Path | None = None, *, kept_bytes: float | None = None
+    ) -> "OpenScorer":
+        """Load the detectors of the pool, at the sizes of batches that pay on this device."""
         from ray_app.inference.device_batches import DeviceMeter
-        from ray_app.inference.scorer import EnsembleScorer
+        from ray_app.inference.worker import open_scorer
 
         spec = self._job.spec
-        scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
+        opened = open_scorer(
+            spec,
+            spec.device,
+            self._clock,
+            pool=self._pool,
+            careful=self._open_careful(markers),
+            kept_bytes=kept_bytes,
+        )
+        detectors = opened.scorer.detectors
         if (
             spec.device == "cpu"
             and cpu_precision() == "fp32"
-            and "bf16" in {spec.precision[name] for name in scorer.names}
+            and "bf16" in {spec.precision[name] for name in detectors.names}
         ):
             self._emulating = frozenset({platform.node()})
         if self._job.members and spec.device != "cpu" and spec.slots == default_slots(spec.device):
-            scorer.fit_batches((self._job.members,), DeviceMeter(spec.device))
+            detectors.fit_batches((self._job.members,), DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":
-            for name, why in scorer.compile().items():
+            for name, why in detectors.compile().items():
                 if why is not None:
                     print(f"{name}: {why}", file=sys.stderr, flush=True)
-        # where the files of a block have arrived together, they are all here anyway
-        kept_bytes = math.inf if holds_block else KEPT_BYTES
-        return CascadeScorer(
-            spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, describing=describing
-        )
+        return opened
 
 
 class BlockScorer(BlockStage):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
     def _load(self) -> None:
-        from ray_app.inference.scorer import Describing  # torch, as all that scores
-
-        self._reading = self._reader()
-        describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
-        self._scoring = self._looking(self._reading.decoder, describing=describing)
-        self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
+        decoder, self._scoring = self._open_scorer(self._job.crumbs)
+        self._reading = self._reader(decoder)
+        self._counting = (self._reading.fetcher, decoder, self._scoring)
 
     def work(self, ref: BlockRef) -> BlockReport | HandedBack:
         """A reference → the report of the committed part."""
@@ -303,7 +305,9 @@ class BlockDecoder(BlockStage):
     """
 
     def _load(self) -> None:
-        self._reading = self._reader(hand_over=True)
+        careful = self._open_careful(self._job.crumbs)
+        decoder = open_decoder(self._job.spec, self._clock, careful=careful, hand_over=True)
+        self._reading = self._reader(decoder)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
@@ -336,11 +340,8 @@ class TensorScorer(BlockStage):
             spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         )
         self._describing = Describing(spec, self._clock) if here else None
-        budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
-        self._decoding = BatchDecoder(
-            spec.for_stage(spec.stages[0]), self._clock, keeps_files=spec.is_cascade, budget=budget
-        )
-        self._scoring = self._looking(self._decoding, holds_block=True)
+        # The files of a block have arrived together: all of them are in memory anyway.
+        self._decoding, self._scoring = self._open_scorer(kept_bytes=math.inf)
         self._counting = (
             self._scoring,
             self._decoding,

@@ -42,7 +42,7 @@ from ray_app.serving.config import ServeConfig
 from ray_app.serving.metrics import Meter
 
 if TYPE_CHECKING:
-    from ray_app.inference.scorer import EnsembleScorer
+    from ray_app.inference.cascade import CascadeScorer
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -95,7 +95,7 @@ def group_preprocessings(spec: ScoringSpec, group: str) -> tuple[Preprocessing, 
 @dataclass(frozen=True)
 class _Loaded:
     generation: release.Release
-    scorer: "EnsembleScorer"
+    scorer: "CascadeScorer"
     decoder: BatchDecoder
     clock: StageClock
     looks: tuple[Preprocessing, ...]
@@ -138,12 +138,13 @@ class DetectorGroup:
         changed.
         """
         # torch: only where networks run, not where they are asked
-        from ray_app.inference.scorer import EnsembleScorer
+        from ray_app.inference.worker import open_scorer
 
         generation, clock = release.load_release(config), StageClock()
         pool = pool_of(generation.spec, self.name)
-        scorer = EnsembleScorer(generation.spec, clock, pool)
-        decoder = BatchDecoder(generation.spec, clock, hand_over=True)
+        decoder, scorer = open_scorer(
+            generation.spec, generation.spec.device, clock, pool=pool, hand_over=True
+        )
         profilers = attribution.Profilers(
             generation.ensembles, release.groups_of(generation.spec), self.name
         )

@@ -9,8 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_app.inference import BatchDecoder, StageClock
-from ray_app.inference.cascade import CascadeScorer
-from ray_app.inference.scorer import Describing, EnsembleScorer
+from ray_app.inference.worker import open_scorer
 from ray_app.runs import result_rows
 from tests.images.factory import encoded
 
@@ -39,12 +38,7 @@ def read(spec, members, **options):
     `counts["read"]`: files decoded before them.
     """
     clock, outcomes = StageClock(), []
-    scorer, decoder = (
-        EnsembleScorer(spec, clock),
-        BatchDecoder(spec.for_stage(spec.stages[0]), clock, keeps_files=spec.is_cascade),
-    )
-    describing = Describing(spec, clock) if spec.describer else None
-    looking = CascadeScorer(spec, scorer, decoder, clock, describing=describing, **options)
+    decoder, scorer = open_scorer(spec, spec.device, clock, **options)
 
     def arriving():
         for start in range(0, len(members), spec.slots):
@@ -52,11 +46,11 @@ def read(spec, members, **options):
             outcomes.extend(batch.outcomes)
             yield batch
 
-    outputs = looking.score(arriving())
+    outputs = scorer.score(arriving())
     return (
         outcomes,
         outputs,
-        looking.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds},
+        scorer.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds},
     )
 
 

@@ -12,11 +12,11 @@ from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
+from ray_app.inference import StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
-from ray_app.inference.cascade import CascadeScorer
 from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.worker import open_decoder, open_scorer
 from tests.images.factory import encoded, photo
 from tests.inference.batches import batches, read
 from tests.inference.two_detectors import write_two
@@ -100,15 +100,10 @@ def test_the_audit_draws_by_bytes_beyond_the_band(cards):
 def test_two_pools_say_together_what_one_process_says(spec):
     """The second pool gets nothing but the files of what goes on."""
     outcomes, whole, _ = read(spec, MEMBERS)
-    reading = BatchDecoder(
-        spec.for_stage(spec.stages[0]), StageClock(), hand_over=True, keeps_files=True
-    )
+    reading = open_decoder(spec, StageClock(), hand_over=True)
     handed = pickle.loads(pickle.dumps(list(batches(spec, DATA, reading))))
-    decoder = BatchDecoder(spec.for_stage(spec.stages[0]), StageClock(), keeps_files=True)
-    cheap, slow = (
-        CascadeScorer(
-            spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9
-        )
+    (decoder, cheap), (_, slow) = (
+        open_scorer(spec, "cpu", StageClock(), pool=(name,), kept_bytes=1e9)
         for name in ("cheap", "slow")
     )
     first = cheap.score(decoder.complete(batch) for batch in handed)

@@ -18,7 +18,7 @@ from ray_app.archives import (
 from ray_app.ensembles import load_ensemble_card
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BlockReader, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, BlockReader, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
@@ -70,7 +70,10 @@ def score_here(card, photos, out, *, provenance=None):
         run.store, open_source([str(photos)]), BlockPlan(batch_slots=4, max_block_members=8)
     )
     clock = StageClock()
-    reader, scorer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock)
+    reader, scorer = (
+        BlockReader(spec, clock, fetcher=Fetcher(), decoder=BatchDecoder(spec, clock)),
+        EnsembleScorer(spec, clock),
+    )
     for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
         readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))

@@ -14,7 +14,6 @@ from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
 from ray_app.inference import (
     Batch,
-    BatchDecoder,
     DetectorOutputs,
     ResourceEstimate,
     ScoringSpec,
@@ -24,6 +23,7 @@ from ray_app.inference import (
 from ray_app.inference.decision import EMBEDDINGS, rows_to_describe
 from ray_app.inference.scorer import describer_inputs
 from ray_app.inference.spec import counted_once
+from ray_app.inference.worker import open_decoder
 from ray_app.runs.document import Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
@@ -151,12 +151,7 @@ def _batches(
     # once.
     ordered = sorted(sample, key=lambda item: (item.uri, item.place.offset if item.place else 0))
     members = [_member(item, slot) for slot, item in enumerate(ordered)]
-    decoder = BatchDecoder(
-        spec.for_stage(spec.stages[0]),
-        probe.clock,
-        hand_over=layout.kind == "split",
-        keeps_files=spec.is_cascade,
-    )
+    decoder = open_decoder(spec, probe.clock, hand_over=layout.kind == "split")
     reader = MemberReader(fetcher, max_bytes=spec.limits.max_bytes)
     for group in _cut(members, spec.slots * math.ceil(READ_AHEAD / spec.slots)):
         for part in _cut(_fetched(reader, fetcher, group, probe), spec.slots):
@@ -212,25 +207,14 @@ class _Scoring:
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
-        from ray_app.inference.cascade import SecondStage
-        from ray_app.inference.scorer import Describing, EnsembleScorer
+        from ray_app.inference.scorer import Describing
+        from ray_app.inference.worker import open_scorer
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
-        self._scorers = scorers = [
-            EnsembleScorer(spec, clock, pool)
+        self._opened = [
+            open_scorer(spec, spec.device, clock, pool=pool)
             for clock, pool in zip(self._clocks, spec.pools, strict=True)
-        ]
-        early = spec.for_stage(spec.stages[0])
-        self._decoder = BatchDecoder(early, StageClock(), keeps_files=spec.is_cascade)
-        self._first = [
-            scorer.for_spec(early, clock)
-            for scorer, clock in zip(scorers, self._clocks, strict=True)
-        ]
-        late = [[name for name in pool if name in spec.late] for pool in spec.pools]
-        self._again = [
-            SecondStage(spec.limited_to(names), scorer, self._decoder)
-            for names, scorer in zip(late, scorers, strict=True)
         ]
         self._again_clocks = [StageClock() for _ in spec.pools]
         self._words_clock = StageClock()
@@ -240,7 +224,8 @@ class _Scoring:
         self._warm = self._counts()
 
     def _counts(self) -> Counter[str]:
-        return sum((Counter(scorer.counts) for scorer in self._scorers), Counter[str]())
+        counts = (Counter(opened.scorer.detectors.counts) for opened in self._opened)
+        return sum(counts, Counter[str]())
 
     def _all_clocks(self) -> list[StageClock]:
         return [*self._clocks, *self._again_clocks, self._words_clock]
@@ -262,8 +247,8 @@ class _Scoring:
 
     def _once(self, batch: Batch) -> None:
         outputs, spec, images = DetectorOutputs(), self._spec, self._images
-        for scorer in self._first:
-            outputs = outputs.joined(scorer.score([self._decoder.complete(batch)]))
+        for decoder, scorer in self._opened:
+            outputs = outputs.joined(scorer.first.score([decoder.complete(batch)]))
         with self._words_clock("identify"):
             decision.identified(spec, outputs.of(EMBEDDINGS))
         if self._describing is not None:
@@ -281,9 +266,10 @@ class _Scoring:
             files = [file for file in batch.files if file is not None][
                 : max(LOOKS - images["looked at"], 0)
             ]
-            for stage, clock in zip(self._again if files else (), self._again_clocks, strict=False):
-                stage.score(files)
-                clock.add(stage.take_seconds())
+            for opened, clock in zip(self._opened, self._again_clocks, strict=True):
+                if opened.scorer.late is not None and files:
+                    opened.scorer.late.score(files)
+                    clock.add(opened.scorer.late.take_seconds())
             images["looked at"] += len(files)
 
     def finished(self) -> tuple[tuple[float | None, ...], float, float]:

@@ -1,0 +1,98 @@
+"""The decoder and the scorer of a process (`open_scorer`): the same for the command line, the
+workers of a run, the plan, Python, and the endpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from ray_app.inference.decoder import BatchDecoder, CarefulDecoder, StageClock
+from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.inference.cascade import CascadeScorer
+    from ray_app.inference.scorer import Describing, LoadedDetectors
+
+
+class OpenScorer(NamedTuple):
+    """Attributes:
+    decoder: Encoded images → batches, for the detectors that score every image.
+    scorer: Batches → outputs of all detectors of the process, and captions.
+    """
+
+    decoder: BatchDecoder
+    scorer: "CascadeScorer"
+
+
+def open_decoder(
+    spec: ScoringSpec,
+    clock: StageClock,
+    *,
+    careful: CarefulDecoder | None = None,
+    hand_over: bool = False,
+) -> BatchDecoder:
+    """Open the decoder of a process that loads no detectors.
+
+    Args:
+        spec: The whole spec. Images are prepared for its first stage; files of a cascade go along.
+        clock: Counts the seconds of decoding.
+        careful: Decodes one image. Without it, images are decoded in this process, without a wall
+            limit and without waiting for memory of the node.
+        hand_over: Whether another process scores the batches, so that images that keep their size
+            travel encoded.
+    """
+    return BatchDecoder(
+        spec.for_stage(spec.stages[0]),
+        clock,
+        hand_over=hand_over,
+        keeps_files=spec.is_cascade,
+        careful=careful,
+    )
+
+
+def open_scorer(
+    spec: ScoringSpec,
+    device: str,
+    clock: StageClock,
+    *,
+    pool: Sequence[str] | None = None,
+    careful: CarefulDecoder | None = None,
+    hand_over: bool = False,
+    kept_bytes: float | None = None,
+    loaded: "LoadedDetectors | None" = None,
+    describing: "Describing | None" = None,
+) -> OpenScorer:
+    """Load detectors, and open the decoder for their images.
+
+    Args:
+        spec: The whole spec.
+        device: Where networks run, as PyTorch names it. Precision stays that of the spec.
+        clock: Counts the seconds of all stages.
+        pool: The detectors that this process holds. Without it, the process holds all of them and
+            the spec's describer.
+        careful: See `open_decoder`.
+        hand_over: See `open_decoder`.
+        kept_bytes: Files of a cascade that are kept until undecided images are scored again. None
+            is the default limit.
+        loaded: Detectors that are in memory already.
+        describing: A describer that is in memory already.
+
+    Raises:
+        DetectorError: Weights are missing.
+    """
+    from ray_app.inference.cascade import KEPT_BYTES, CascadeScorer
+    from ray_app.inference.scorer import Describing, EnsembleScorer
+
+    here = spec if device == spec.device else replace(spec, device=device)
+    if describing is None and pool is None and here.describer is not None:
+        describing = Describing(here, clock)
+    decoder = open_decoder(here, clock, careful=careful, hand_over=hand_over)
+    scorer = CascadeScorer(
+        here,
+        EnsembleScorer(here, clock, pool, loaded=loaded),
+        decoder,
+        clock,
+        kept_bytes=KEPT_BYTES if kept_bytes is None else kept_bytes,
+        describing=describing,
+    )
+    return OpenScorer(decoder, scorer)
