@@ -73,7 +73,7 @@ LEFT_OUT = (
     "ray_app/serving/http/connections.py",
     "ray_app/serving/url_fetch.py",
     "ray_app/storage/bucket_events.py",
-    "ray_app/streams/feed.py",
+    "ray_app/streams/worker_pool.py",
     "ray_app/transforms/edits.py",
     "ray_app/transforms/regeneration.py",
 )

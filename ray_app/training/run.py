@@ -39,7 +39,7 @@ from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path, with_s3_settings
 from ray_app.storage.node_budget import usable_cores
-from ray_app.streams.feed import in_pool
+from ray_app.streams.worker_pool import in_pool
 from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.export import METRICS, finish, push

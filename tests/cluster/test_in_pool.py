@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError
-from ray_app.streams.feed import Applier, FeedLog, in_pool, start_ledger
+from ray_app.streams.worker_pool import in_pool
 from tests.scoring.conftest import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -90,9 +90,7 @@ def test_an_item_whose_process_died_is_repeated_a_few_times(ray_cluster, tmp_pat
 
 
 def test_a_pool_that_finds_no_node_ends_when_the_patience_does(ray_cluster):
-    from ray_app.streams.pool import Pool, stream
-
-    pool = Pool(Applier, (_square, FeedLog(start_ledger()), 0), 1, labels={"workload": "nowhere"})
+    nowhere = in_pool(_square, range(3), labels={"workload": "nowhere"}, stall_s=3.0)
     with pytest.raises(ClusterError, match="no block ended in 3 s") as caught:
-        list(stream(partial(iter, range(3)), [pool], name="nowhere", stall_s=3.0))
+        list(nowhere)
     assert "cluster.stall_timeout_s" in caught.value.hint

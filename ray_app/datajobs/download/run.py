@@ -39,7 +39,7 @@ from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, canonical, strip_secrets, with_s3_settings
-from ray_app.streams.feed import in_pool
+from ray_app.streams.worker_pool import in_pool
 
 _MANY_PARTS = 8
 _ROWS = 10_000

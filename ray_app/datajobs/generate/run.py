@@ -36,7 +36,7 @@ from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
-from ray_app.streams.feed import in_pool
+from ray_app.streams.worker_pool import in_pool
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5

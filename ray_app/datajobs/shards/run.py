@@ -34,7 +34,7 @@ from ray_app.reports.folders import describe_closed_folders
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store, with_s3_settings
-from ray_app.streams.feed import in_pool
+from ray_app.streams.worker_pool import in_pool
 
 # Less than this is written before a local cluster would be up.
 _SMALL_BYTES = 10**9

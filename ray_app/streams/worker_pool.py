@@ -1,0 +1,336 @@
+"""Apply a function to items in a pool of processes, on Ray's actors (`in_pool`).
+
+Ray Data carries the scoring pipeline (`streams.pool`). This is for functions whose items come as
+others finish, such as downloads.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any, Generic, TypeVar
+
+from ray_app.cluster.ray_cluster import MOST_AT_ONCE, TASK_CPUS, at_once
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
+from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, translated
+
+T = TypeVar("T")
+R = TypeVar("R")
+_RETRIES = 3  # of an item whose process died
+_WAIT_S = 0.1
+_RESIZE_S = 1.0
+_JOIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Task(Generic[T]):
+    """An item at its position, and how many processes died while working on it."""
+
+    number: int
+    item: T
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What the function raised."""
+
+    error: TouchstoneError
+
+
+class _Death:
+    """The process that worked on an item died."""
+
+
+class _Worker:
+    """The process. Runs as an actor."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def start(self) -> None:
+        """Return once the process has started."""
+
+    def apply(self, item: Any) -> Any:
+        """Return what the function returns for an item, or what it raises."""
+        try:
+            return self._function(item)
+        except Exception as error:
+            return _Failure(translated(error, type(self._function).__name__))
+
+
+class _Items(Generic[T]):
+    """Iterates over items in a thread, one at a time as they are requested."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._requests = threading.Semaphore(0)
+        self._arrived: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._is_closed = False
+        self.is_over = False
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(iter(items),), daemon=True)
+        self._thread.start()
+
+    def request(self) -> None:
+        """Let one more item be made."""
+        self._requests.release()
+
+    def take(self) -> Iterator[T]:
+        """Yield the items that have arrived."""
+        while True:
+            try:
+                yield self._arrived.get_nowait()
+            except queue.Empty:
+                return
+
+    def close(self) -> bool:
+        """Request no further item; returns whether the items had ended by themselves."""
+        had_ended, self._is_closed = self.is_over, True
+        self._requests.release()
+        return had_ended
+
+    def join(self) -> None:
+        """Wait until no item is being made, for a limited time."""
+        self._thread.join(_JOIN_S)
+
+    def _run(self, items: Iterator[T]) -> None:
+        try:
+            while True:
+                self._requests.acquire()
+                if self._is_closed:
+                    return
+                self._arrived.put(next(items))
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.is_over = True
+
+
+class _Pool(Generic[T, R]):
+    """The processes, and which of them works on what. `width`: how many the pool is to have."""
+
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        *,
+        size: int | None,
+        cpus: float,
+        gpus: float,
+        labels: Mapping[str, str],
+    ) -> None:
+        import ray
+
+        self._size, self._cpus = size, cpus
+        actor = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, label_selector=dict(labels)
+        )(_Worker)
+        self._actor: Any = actor
+        self._function = ray.put(function)
+        self._tasks: dict[Any, tuple[Any, _Task[T] | None]] = {}
+        self._idle: list[Any] = []
+        self._resized_at = 0.0
+        self.width = size or at_once(cpus)
+
+    @property
+    def working(self) -> int:
+        """How many items are being worked on."""
+        return sum(task is not None for _, task in self._tasks.values())
+
+    def resize(self, needed: int) -> None:
+        """Start processes, at most as many as the pool is to have, for so many items."""
+        there = len(self._idle) + len(self._tasks)
+        if there and time.monotonic() - self._resized_at < _RESIZE_S:
+            return
+        self._resized_at = time.monotonic()
+        self.width = self._size or at_once(self._cpus)
+        for _ in range(min(self.width, needed, MOST_AT_ONCE) - there):
+            actor = self._actor.remote(self._function)
+            self._tasks[actor.start.remote()] = actor, None
+
+    def submit(self, task: _Task[T]) -> bool:
+        """Give an item to an idle process; False if there is none."""
+        if not self._idle:
+            return False
+        actor = self._idle.pop()
+        self._tasks[actor.apply.remote(task.item)] = actor, task
+        return True
+
+    def finished(self) -> Iterator[tuple[_Task[T], R | _Failure | _Death]]:
+        """Wait a little, and yield what has finished.
+
+        Raises:
+            ClusterError: Ray gave up.
+        """
+        import ray
+        from ray.exceptions import (
+            ActorDiedError,
+            ActorUnavailableError,
+            OutOfMemoryError,
+            RayError,
+        )
+
+        if not self._tasks:
+            return
+        done, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_WAIT_S)
+        for reference in done:
+            actor, task = self._tasks.pop(reference)
+            try:
+                result = ray.get(reference)
+            except (ActorDiedError, ActorUnavailableError, OutOfMemoryError) as error:
+                if task is None:
+                    raise ClusterError(
+                        f"a worker did not start: {describe_error(error)}", hint=WORKER_LOGS_HINT
+                    ) from error
+                yield task, _Death()
+                continue
+            except RayError as error:
+                hint = OUT_OF_MEMORY_HINT if is_want_of_memory(error) else WORKER_LOGS_HINT
+                raise ClusterError(
+                    f"the pool failed: {describe_error(error)}", hint=hint
+                ) from error
+            self._idle.append(actor)
+            if task is not None:
+                yield task, result
+
+    def close(self) -> None:
+        """End all processes."""
+        import ray
+
+        for actor in [*self._idle, *(actor for actor, _ in self._tasks.values())]:
+            ray.kill(actor)
+
+
+def in_pool(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    /,
+    *,
+    size: int | None = None,
+    cpus: float = TASK_CPUS,
+    gpus: float = 0.0,
+    labels: Mapping[str, str] | None = None,
+    retries: int = _RETRIES,
+    ordered: bool = True,
+    stall_s: float | None = None,
+    leaves: Callable[[], None] = lambda: None,
+) -> Generator[R, None, None]:
+    """Yield the result of the function for every item, from a pool of processes.
+
+    Args:
+        function: Must tolerate that it is called again for an item whose process died.
+        items: Iterated in a thread of this process.
+        size: Number of processes; None starts as many as the cluster has room for, including nodes
+            that come later.
+        cpus: CPUs of each process.
+        gpus: GPUs of each process.
+        labels: Labels that the nodes of the processes must have.
+        retries: How often to repeat an item whose process died.
+        ordered: Whether results keep the order of the items.
+        stall_s: Fail after so many seconds without a result.
+        leaves: Called if the reader leaves before the items end, so that their source can stop
+            waiting.
+
+    Raises:
+        TouchstoneError: The function raised this error, or another exception, whose traceback is in
+            the message.
+        ClusterError: Ray gave up, or an item was repeated too often.
+    """
+    pool = _Pool[T, R](function, size=size, cpus=cpus, gpus=gpus, labels=labels or {})
+    # A list that is shorter than the pool is wide needs no more processes than items.
+    needed = length_hint(items, MOST_AT_ONCE) or 1
+    arriving = _Items(enumerate(items))
+    try:
+        yield from _results(pool, arriving, needed, retries, ordered, stall_s)
+    finally:
+        if not arriving.close():
+            leaves()
+        arriving.join()
+        pool.close()
+    if arriving.error is not None:
+        raise arriving.error
+
+
+def _results(
+    pool: _Pool[T, R],
+    arriving: "_Items[tuple[int, T]]",
+    needed: int,
+    retries: int,
+    ordered: bool,
+    stall_s: float | None,
+) -> Iterator[R]:
+    waiting: list[_Task[T]] = []
+    results: dict[int, R | _Failure] = {}
+    requested = received = following = 0
+    progressed_at = time.monotonic()
+    while True:
+        is_over = arriving.is_over
+        for number, item in arriving.take():
+            waiting.append(_Task(number, item))
+            received += 1
+        if is_over and received == following:
+            return
+        # As many items as processes, and one more for each that is about to finish.
+        while requested - following < 2 * pool.width and not is_over:
+            arriving.request()
+            requested += 1
+        is_idle = not waiting and not pool.working
+        _submit(pool, waiting, needed)
+        if is_idle:  # Only the source is at work.
+            time.sleep(_WAIT_S / 10)
+        if _take_results(pool, waiting, results, retries) or is_idle:
+            progressed_at = time.monotonic()
+        while results and (following in results or not ordered):
+            yield _unwrap(results.pop(following if ordered else next(iter(results))))
+            following += 1
+            progressed_at = time.monotonic()
+        if stall_s is not None and time.monotonic() - progressed_at > stall_s:
+            raise ClusterError(
+                f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
+                hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
+            )
+
+
+def _submit(pool: _Pool[T, R], waiting: list[_Task[T]], needed: int) -> None:
+    """Give waiting items to processes, which are started for them."""
+    if waiting:
+        pool.resize(needed)
+    while waiting and pool.submit(waiting[0]):
+        waiting.pop(0)
+
+
+def _take_results(
+    pool: _Pool[T, R], waiting: list[_Task[T]], results: dict[int, R | _Failure], retries: int
+) -> bool:
+    """Keep the results there are, and repeat items whose process died.
+
+    Returns:
+        Whether anything has finished.
+
+    Raises:
+        ClusterError: An item was repeated too often.
+    """
+    has_finished = False
+    for task, result in pool.finished():
+        has_finished = True
+        if not isinstance(result, _Death):
+            results[task.number] = result
+            continue
+        deaths = task.deaths + 1
+        if deaths > retries:
+            raise ClusterError(
+                f"item {task.number} was given up: {deaths} worker{'s' * (deaths > 1)} died while working on it, "
+                "most likely because memory ran out",
+                hint=OUT_OF_MEMORY_HINT,
+            )
+        waiting.insert(0, _Task(task.number, task.item, deaths))
+    return has_finished
+
+
+def _unwrap(result: R | _Failure) -> R:
+    if isinstance(result, _Failure):
+        raise result.error
+    return result
